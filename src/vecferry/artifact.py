@@ -1,0 +1,265 @@
+"""The converted model's folder as data: what lies where, its digests, its vector space.
+
+    models/bge-m3-onnx/
+    ├── model.onnx           the graph
+    ├── model.onnx.data      its weights
+    ├── tokenizer.json       as the reference tokenises, see tokens.py
+    ├── manifest.json        this module's `Manifest`
+    └── verification.json    the last report of verify.py (not among the digests: it is made anew)
+
+A folder appears whole or not at all: it is written under a temporary name beside its place, synced
+and renamed. If the process dies between setting the previous folder aside and putting the new one
+in its place, the next `open` or `write` puts the previous one back.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vecferry.embeddings import Outputs
+from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
+from vecferry.spec import EncoderSpec, Pooling
+
+MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
+MANIFEST, VERIFICATION = "manifest.json", "verification.json"
+FORMAT = 1
+
+Precision = Literal["fp32"]
+Head = Literal["dense", "sparse", "colbert"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VectorSpace(_Value):
+    """All that decides whether two vectors may be compared."""
+
+    weights: str
+    """SHA-256 over the architecture and every tensor that the model uses, as fp32 (graph.weights_digest)."""
+    tokenizer: str
+    """SHA-256 of tokenizer.json as written in the artifact."""
+    special_ids: tuple[int, ...]
+    """Token ids that carry no lexical weight: beginning, padding, end, unknown."""
+    dimension: int
+    pooling: Pooling
+    normalize: bool
+    max_tokens: int
+    query_prefix: str
+    passage_prefix: str
+    precision: Precision
+    heads: tuple[Head, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """The space's id: SHA-256 of the fields above as canonical JSON."""
+        return hashlib.sha256(canonical_json(self.model_dump())).hexdigest()
+
+    @property
+    def outputs(self) -> Outputs:
+        return Outputs.parse(",".join(self.heads))
+
+
+class SourceRecord(_Value):
+    """Where the checkpoint came from. files: name -> SHA-256 of each file that was read."""
+
+    kind: Literal["folder", "package", "hub"]
+    id: str
+    revision: str | None
+    files: dict[str, str]
+
+
+class FileRecord(_Value):
+    sha256: str
+    bytes: int
+
+
+class Manifest(_Value):
+    """manifest.json: everything about an artifact that is not a weight."""
+
+    format: int
+    source: SourceRecord
+    encoder: EncoderSpec
+    space: VectorSpace
+    fingerprint: str
+    opset: int
+    tools: dict[str, str]
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that holds what its manifest says, as far as sizes and small files tell.
+
+    `open` compares every file's size and the digests of all but the weights; `damaged_files` reads
+    the weights too.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact:
+        """Raises ArtifactNotFound and ArtifactDamaged. A path to the model.onnx inside is accepted."""
+        path = Path(path)
+        path = path.parent if path.name == MODEL else path
+        _put_back(path)
+        if not (path / MANIFEST).exists():
+            raise ArtifactNotFound(path)
+        artifact = cls(path, _read_manifest(path))
+        for problem in artifact._sizes():
+            raise ArtifactDamaged(path, problem)
+        for problem in artifact.damaged_files(only_below_bytes=64 << 20):
+            raise ArtifactDamaged(path, problem)
+        return artifact
+
+    def _sizes(self) -> Iterator[str]:
+        for name, record in self.manifest.files.items():
+            file = self.path / name
+            if not file.exists():
+                yield f"{name} is missing"
+            elif file.stat().st_size != record.bytes:
+                yield f"{name} has {file.stat().st_size} bytes, not {record.bytes}"
+
+    def damaged_files(self, only_below_bytes: int | None = None) -> Iterator[str]:
+        """A sentence for each file whose SHA-256 is not the manifest's; all files unless limited by size."""
+        for name, record in self.manifest.files.items():
+            if only_below_bytes is None or record.bytes < only_below_bytes:
+                found = sha256_of(self.path / name)
+                if found != record.sha256:
+                    yield f"{name} has SHA-256 {found[:12]}…, not {record.sha256[:12]}…"
+
+    def read_tokenizer(self) -> bytes:
+        return (self.path / TOKENIZER).read_bytes()
+
+    def write_verification(self, report: dict[str, Any]) -> None:
+        write_json(self.path / VERIFICATION, report)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise ArtifactDamaged(path, f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+    if manifest.format != FORMAT:
+        raise ArtifactDamaged(path, f"{MANIFEST} is of format {manifest.format}, this release reads {FORMAT}")
+    if manifest.space.fingerprint != manifest.fingerprint:
+        raise ArtifactDamaged(path, f"{MANIFEST}: the fingerprint does not belong to the space beside it")
+    for name in manifest.files:
+        if Path(name).name != name:
+            raise ArtifactDamaged(path, f"{MANIFEST} names a file outside the folder: {name!r}")
+    return manifest
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; on leaving without an error it takes the place of `path`.
+
+    Leaves nothing behind on an error, and what was at `path` as it was. Repeating is safe. Raises
+    ArtifactWriteFailed where the system refuses to write, and Locked if another process writes `path`.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise ArtifactWriteFailed(path, "there is a file of that name")
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise ArtifactWriteFailed(path, "the folder holds something else than a converted model")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f".{path.name}.lock", timeout=0):
+            _put_back(path)
+            _sweep(path)
+            temporary = path.parent / f".{path.name}.partial-{os.getpid()}"
+            temporary.mkdir()
+            try:
+                yield temporary
+                _sync(temporary)
+                _replace(path, temporary)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except Timeout as exc:
+        raise Locked(str(path), "another conversion") from exc
+    except OSError as exc:
+        reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        raise ArtifactWriteFailed(path, reason.get(exc.errno or 0, exc.strerror or str(exc))) from exc
+
+
+def _replace(path: Path, new: Path) -> None:
+    aside = _aside(path)
+    if path.exists():
+        path.rename(aside)
+    new.rename(path)
+    _sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.parent / f".{path.name}.previous"
+
+
+def _put_back(path: Path) -> None:
+    """Undo a replacement that died half-way: the previous folder lies aside and its place is empty."""
+    aside = _aside(path.absolute())
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers left; the lock says that none is at work."""
+    for stale in [*path.parent.glob(f".{path.name}.partial-*"), *([_aside(path)] if path.exists() else [])]:
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def file_record(path: Path) -> FileRecord:
+    return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: a temporary name, then a rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

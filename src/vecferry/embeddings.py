@@ -1,0 +1,309 @@
+"""The values that flow from text to vector, and the scores between them.
+
+`TokenBatch` goes into a runtime, `Embeddings` come out. Both are ragged in the CSR way: row `i`
+of a flat array is `flat[indptr[i]:indptr[i + 1]]`. Scores follow the BGE-M3 paper
+(arXiv 2402.03216, section 3.2): dense is the inner product, lexical the sum over shared token ids
+of the products of weights, ColBERT the mean over query tokens of the maximum over passage tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Flag
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecferry.errors import EmptyInput, HeadUnavailable, NotEncoded, SettingsError, SpaceMismatch
+
+T = TypeVar("T", bound=np.generic)
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+class Outputs(Flag):
+    """Which of the three vectors to compute."""
+
+    DENSE = 1
+    SPARSE = 2
+    COLBERT = 4
+    ALL = 7
+
+    @classmethod
+    def parse(cls, text: str) -> Outputs:
+        """'dense,sparse' -> Outputs.DENSE | Outputs.SPARSE. Raises SettingsError."""
+        chosen = cls(0)
+        for name in text.split(","):
+            try:
+                chosen |= cls[name.strip().upper()]
+            except KeyError:
+                raise SettingsError("outputs", text, "some of dense, sparse, colbert, joined by commas") from None
+        return chosen
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(flag.name.lower() for flag in self if flag.name)
+
+
+DENSE = Outputs.DENSE
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of N texts, special tokens included.
+
+    ids: int32 [sum of lengths]; indptr: int64 [N + 1]; truncated: bool [N], True where the text
+    was longer than the model's limit.
+    """
+
+    ids: Int32
+    indptr: Int64
+    truncated: Bool
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]], truncated: Sequence[bool] | None = None) -> TokenBatch:
+        flat = np.fromiter((i for row in rows for i in row), dtype=np.int32)
+        cut = np.zeros(len(rows), bool) if truncated is None else np.asarray(truncated, bool)
+        return cls(flat, indptr_of([len(row) for row in rows]), cut)
+
+    @property
+    def lengths(self) -> Int64:
+        return np.diff(self.indptr)
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def take(self, rows: NDArray[np.intp]) -> TokenBatch:
+        return TokenBatch(take_ragged(self.ids, self.indptr, rows), indptr_of(self.lengths[rows]), self.truncated[rows])
+
+    def padded(self, pad_id: int) -> tuple[Int64, Int64]:
+        """ids and mask, both int64 [N, longest], padded on the right."""
+        mask = np.arange(max(self.lengths, default=0)) < self.lengths[:, None]
+        ids = np.full(mask.shape, pad_id, np.int64)
+        ids[mask] = self.ids
+        return ids, mask.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Lexical weights of N texts as CSR, ids ascending within a row.
+
+    indptr: int64 [N + 1]; indices: int32 [nnz] token ids; weights: float32 [nnz], > 0.
+    """
+
+    indptr: Int64
+    indices: Int32
+    weights: Float32
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def row(self, i: int) -> dict[int, float]:
+        part = slice(self.indptr[i], self.indptr[i + 1])
+        return dict(zip(self.indices[part].tolist(), self.weights[part].tolist(), strict=True))
+
+    def take(self, rows: NDArray[np.intp]) -> Sparse:
+        return Sparse(
+            indptr_of(np.diff(self.indptr)[rows]),
+            take_ragged(self.indices, self.indptr, rows),
+            take_ragged(self.weights, self.indptr, rows),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[Sparse]) -> Sparse:
+        return cls(
+            concat_indptr([p.indptr for p in parts]),
+            np.concatenate([p.indices for p in parts]),
+            np.concatenate([p.weights for p in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class MultiVector:
+    """ColBERT vectors of N texts. indptr: int64 [N + 1]; vectors: float32 [sum of tokens, D], unit length."""
+
+    indptr: Int64
+    vectors: Float32
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __getitem__(self, i: int) -> Float32:
+        return self.vectors[self.indptr[i] : self.indptr[i + 1]]
+
+    def take(self, rows: NDArray[np.intp]) -> MultiVector:
+        return MultiVector(indptr_of(np.diff(self.indptr)[rows]), take_ragged(self.vectors, self.indptr, rows))
+
+    @classmethod
+    def concat(cls, parts: Sequence[MultiVector]) -> MultiVector:
+        return cls(concat_indptr([p.indptr for p in parts]), np.concatenate([p.vectors for p in parts]))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `encode` returns, whatever was asked for; N texts in the order given.
+
+    dense: float32 [N, D]. sparse: `Sparse`. colbert: `MultiVector`. Reading one that was not asked
+    for raises NotEncoded. num_tokens: int64 [N] tokens that the model saw, special tokens included.
+    truncated: bool [N]. fingerprint: the vector space; values of two spaces never mix.
+    """
+
+    fingerprint: str
+    num_tokens: Int64
+    truncated: Bool
+    dense_or_none: Float32 | None = None
+    sparse_or_none: Sparse | None = None
+    colbert_or_none: MultiVector | None = None
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    @property
+    def num_truncated(self) -> int:
+        return int(self.truncated.sum())
+
+    @property
+    def dense(self) -> Float32:
+        if self.dense_or_none is None:
+            raise NotEncoded("dense")
+        return self.dense_or_none
+
+    @property
+    def sparse(self) -> Sparse:
+        if self.sparse_or_none is None:
+            raise NotEncoded("sparse")
+        return self.sparse_or_none
+
+    @property
+    def colbert(self) -> MultiVector:
+        if self.colbert_or_none is None:
+            raise NotEncoded("colbert")
+        return self.colbert_or_none
+
+    def take(self, rows: NDArray[np.intp]) -> Embeddings:
+        """The given rows, in the given order."""
+        return Embeddings(
+            self.fingerprint,
+            self.num_tokens[rows],
+            self.truncated[rows],
+            None if self.dense_or_none is None else self.dense_or_none[rows],
+            None if self.sparse_or_none is None else self.sparse_or_none.take(rows),
+            None if self.colbert_or_none is None else self.colbert_or_none.take(rows),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[Embeddings]) -> Embeddings:
+        """Parts of one space, with the same outputs, one after the other. Raises SpaceMismatch, EmptyInput."""
+        if not parts:
+            raise EmptyInput
+        first = parts[0]
+        for part in parts[1:]:
+            if part.fingerprint != first.fingerprint:
+                raise SpaceMismatch(expected=first.fingerprint, found=part.fingerprint, where="a part to be joined")
+        return cls(
+            first.fingerprint,
+            np.concatenate([p.num_tokens for p in parts]),
+            np.concatenate([p.truncated for p in parts]),
+            None if first.dense_or_none is None else np.concatenate([p.dense for p in parts]),
+            None if first.sparse_or_none is None else Sparse.concat([p.sparse for p in parts]),
+            None if first.colbert_or_none is None else MultiVector.concat([p.colbert for p in parts]),
+        )
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def same_space(queries: Embeddings, passages: Embeddings) -> None:
+    if queries.fingerprint != passages.fingerprint:
+        raise SpaceMismatch(expected=passages.fingerprint, found=queries.fingerprint, where="the queries")
+
+
+def dense_scores(queries: Embeddings, passages: Embeddings) -> Float32:
+    """float32 [len(queries), len(passages)]; the cosine, since vectors have unit length."""
+    same_space(queries, passages)
+    return queries.dense @ passages.dense.T
+
+
+def lexical_scores(queries: Embeddings, passages: Embeddings) -> Float32:
+    """float32 [len(queries), len(passages)]; sum over shared token ids of the products of weights."""
+    same_space(queries, passages)
+    wanted, stored = queries.sparse, passages.sparse
+    if not len(wanted.indices) or not len(stored.indices):
+        return np.zeros((len(queries), len(passages)), np.float32)
+    row_of = np.repeat(np.arange(len(stored)), np.diff(stored.indptr))  # [nnz]
+    by_id = np.zeros(int(max(wanted.indices.max(), stored.indices.max())) + 1, np.float32)
+    scores = np.empty((len(queries), len(passages)), np.float32)
+    for i in range(len(wanted)):
+        part = slice(wanted.indptr[i], wanted.indptr[i + 1])
+        by_id[wanted.indices[part]] = wanted.weights[part]
+        products = by_id[stored.indices] * stored.weights  # [nnz]
+        scores[i] = np.bincount(row_of, weights=products, minlength=len(stored))
+        by_id[wanted.indices[part]] = 0
+    return scores
+
+
+def colbert_scores(queries: Embeddings, passages: Embeddings) -> Float32:
+    """float32 [len(queries), len(passages)]; mean over query tokens of the best passage token (MaxSim)."""
+    same_space(queries, passages)
+    stored = passages.colbert
+    filled = np.flatnonzero(np.diff(stored.indptr))  # rows that have a token
+    scores = np.zeros((len(queries), len(passages)), np.float32)
+    if not len(filled):
+        return scores
+    for i in range(len(queries)):
+        similar = queries.colbert[i] @ stored.vectors.T  # [query tokens, all passage tokens]
+        if len(similar):
+            scores[i, filled] = np.maximum.reduceat(similar, stored.indptr[:-1][filled], axis=1).mean(axis=0)
+    return scores
+
+
+@dataclass(frozen=True)
+class HybridWeights:
+    """How much each score counts; the defaults are those published with BGE-M3."""
+
+    dense: float = 0.4
+    sparse: float = 0.2
+    colbert: float = 0.4
+
+
+def hybrid_scores(queries: Embeddings, passages: Embeddings, weights: HybridWeights | None = None) -> Float32:
+    """float32 [len(queries), len(passages)]; weighted sum, divided by the sum of the weights."""
+    weights = weights or HybridWeights()
+    total = weights.dense + weights.sparse + weights.colbert
+    summed = (
+        weights.dense * dense_scores(queries, passages)
+        + weights.sparse * lexical_scores(queries, passages)
+        + weights.colbert * colbert_scores(queries, passages)
+    )
+    return (summed / total).astype(np.float32)
+
+
+def require_heads(wanted: Outputs, available: Outputs) -> None:
+    """Raises HeadUnavailable for the first output that the model does not have."""
+    for name in (wanted & ~available).names:
+        raise HeadUnavailable(name, available.names)
+
+
+# --- ragged arrays --------------------------------------------------------------------------------
+
+
+def indptr_of(lengths: Sequence[int] | Int64) -> Int64:
+    """[N] lengths -> int64 [N + 1] offsets."""
+    out = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=out[1:])
+    return out
+
+
+def concat_indptr(parts: Iterable[Int64]) -> Int64:
+    return indptr_of(np.concatenate([np.diff(part) for part in parts]))
+
+
+def take_ragged(flat: NDArray[T], indptr: Int64, rows: NDArray[np.intp]) -> NDArray[T]:
+    """The flat array of the given rows, in the given order."""
+    lengths = np.diff(indptr)[rows]
+    inner = np.arange(lengths.sum()) - np.repeat(indptr_of(lengths)[:-1], lengths)
+    return flat[np.repeat(indptr[:-1][rows], lengths) + inner]

@@ -1,0 +1,373 @@
+"""Every error that vecferry raises on purpose, as one tree.
+
+VecferryError                      exit  what happened
+├── InvalidInput                   2     the caller's texts or arguments
+│   ├── EmptyInput                       no texts at all
+│   ├── InvalidText                      one text, by its position
+│   ├── InvalidRecord                    one line of an input file
+│   ├── HeadUnavailable                  an output that this model does not have
+│   └── NotEncoded                       an output that was not asked for
+├── SettingsError                  2     an environment variable, a `.env` line, an option
+├── MissingExtra                   3     an optional dependency is not installed
+├── SourceError                    3     where a checkpoint comes from
+│   ├── SourceNotFound
+│   ├── DownloadFailed
+│   ├── ConfigMissing                    a fact that must be said, never guessed
+│   ├── UnsupportedModel                 architecture, activation, pooling, ...
+│   ├── UnsafePickle                     a pickle that asks for more than tensors
+│   └── CheckpointDamaged                unreadable, truncated, a tensor missing
+├── ArtifactError                  3     the converted model's folder
+│   ├── ArtifactNotFound
+│   ├── ArtifactDamaged
+│   └── ArtifactWriteFailed
+├── ModelRuntimeError              3     what runs the model
+│   ├── RuntimeUnavailable
+│   ├── RuntimeFailed
+│   └── OutOfMemory
+├── VerificationFailed             4     a check of the converted model failed
+├── SpaceMismatch                  4     two vector spaces would have met
+├── StoreError                     3     the database that holds the vectors
+│   ├── StoreUnreachable
+│   ├── StoreSchemaError                 table, column, key or type is not as needed
+│   └── StoreFailed
+└── MigrationError                 4     the state of a migration
+    ├── MigrationNotFound
+    ├── IllegalTransition
+    ├── MigrationConflict                the same name, another plan
+    ├── CutoverRefused
+    ├── FinalizeNotConfirmed
+    └── Locked                     5     somebody else is at work here
+
+An error has fields; `message` is made from them, and `hint` can be typed. Exit codes are the command
+line's: 0 is success, 1 a fault of our own, 130 an interrupt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+
+class VecferryError(Exception):
+    """Base of all. Subclasses are dataclasses; `template` and `advice` name their fields."""
+
+    exit_code: ClassVar[int] = 1
+    template: ClassVar[str] = "an error of vecferry"
+    advice: ClassVar[str] = ""
+
+    @property
+    def message(self) -> str:
+        """What was wrong, and with what value."""
+        return self.template.format(**self._shown())
+
+    @property
+    def hint(self) -> str:
+        """What to do, or to type, next."""
+        return self.advice.format(**self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        return {k: ", ".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in vars(self).items()}
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+# --- input and settings ---------------------------------------------------------------------------
+
+
+class InvalidInput(VecferryError):
+    exit_code = 2
+
+
+class EmptyInput(InvalidInput):
+    template = "no texts were given."
+    advice = "Pass at least one text."
+
+
+@dataclass(eq=False)
+class InvalidText(InvalidInput):
+    """One text cannot be encoded. row: its position in the input, from 0."""
+
+    template = "text {row} cannot be encoded: {reason}."
+    advice = "Repair or leave out that text; the others are not affected."
+    row: int
+    reason: str
+
+
+@dataclass(eq=False)
+class InvalidRecord(InvalidInput):
+    template = "{path}, line {line}: {reason}."
+    advice = 'Each line is {{"id": ..., "text": "..."}} or a plain text.'
+    path: str
+    line: int
+    reason: str
+
+
+@dataclass(eq=False)
+class HeadUnavailable(InvalidInput):
+    template = "the output {requested!r} is not among this model's: {available}."
+    advice = "Leave it out, or use a model that has it (BGE-M3 has dense, sparse and colbert)."
+    requested: str
+    available: Sequence[str]
+
+
+@dataclass(eq=False)
+class NotEncoded(InvalidInput, AttributeError):
+    """An output was read that had not been asked for."""
+
+    template = "{output} was not encoded."
+    advice = "encode(texts, outputs=Outputs.parse('dense,{output}'))"
+    output: str
+
+
+@dataclass(eq=False)
+class SettingsError(VecferryError):
+    exit_code = 2
+    template = "{name}={value} is not valid: expected {expected}."
+    advice = "Correct {name} where it was set: option, environment or .env (see .env.example)."
+    name: str
+    value: object
+    expected: str
+
+
+@dataclass(eq=False)
+class MissingExtra(VecferryError):
+    exit_code = 3
+    template = "the package {package!r} is not installed."
+    advice = "pip install 'vecferry[{extra}]'"
+    extra: str
+    package: str
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+class SourceError(VecferryError):
+    exit_code = 3
+
+
+@dataclass(eq=False)
+class SourceNotFound(SourceError):
+    template = "no checkpoint at {source!r}: {reason}."
+    advice = "Give a folder in Hugging Face layout, an installed package (package:NAME) or a hub id (BAAI/bge-m3)."
+    source: str
+    reason: str
+
+
+@dataclass(eq=False)
+class DownloadFailed(SourceError):
+    template = "downloading {source!r} failed: {reason}."
+    advice = "Run the same command again: what has arrived is kept and the rest is fetched."
+    source: str
+    reason: str
+
+
+@dataclass(eq=False)
+class ConfigMissing(SourceError):
+    """The checkpoint does not say something that must not be guessed."""
+
+    template = "the checkpoint does not say its {what} ({file} is missing or silent)."
+    advice = "Say it: {option}"
+    what: str
+    file: str
+    option: str
+
+
+@dataclass(eq=False)
+class UnsupportedModel(SourceError):
+    template = "{what} {value!r} is not supported."
+    advice = "Supported: {supported}."
+    what: str
+    value: object
+    supported: str
+
+
+@dataclass(eq=False)
+class UnsafePickle(SourceError):
+    template = "{path} was not read: it asks for {asks_for}, and only tensors are allowed."
+    advice = "Do not load it with other tools; get the checkpoint from its publisher, as safetensors if offered."
+    path: Path
+    asks_for: str
+
+
+@dataclass(eq=False)
+class CheckpointDamaged(SourceError):
+    template = "{path} cannot be used: {reason}."
+    advice = "Fetch the checkpoint again and compare its SHA-256 with the publisher's."
+    path: Path
+    reason: str
+
+
+# --- artifacts and runtimes -----------------------------------------------------------------------
+
+
+class ArtifactError(VecferryError):
+    exit_code = 3
+
+
+@dataclass(eq=False)
+class ArtifactNotFound(ArtifactError):
+    template = "no converted model at {path}."
+    advice = "Convert one: python convert_to_onnx.py --output {path}"
+    path: Path
+
+
+@dataclass(eq=False)
+class ArtifactDamaged(ArtifactError):
+    template = "{path} is damaged: {reason}."
+    advice = "Convert again: python convert_to_onnx.py --output {path}"
+    path: Path
+    reason: str
+
+
+@dataclass(eq=False)
+class ArtifactWriteFailed(ArtifactError):
+    template = "{path} was not written: {reason}. What was there before is untouched."
+    advice = "Free space or choose another --output, then run the same command again."
+    path: Path
+    reason: str
+
+
+class ModelRuntimeError(VecferryError):
+    exit_code = 3
+
+
+@dataclass(eq=False)
+class RuntimeUnavailable(ModelRuntimeError):
+    template = "the {runtime} runtime cannot be used: {reason}."
+    advice = "{remedy}"
+    runtime: str
+    reason: str
+    remedy: str
+
+
+@dataclass(eq=False)
+class RuntimeFailed(ModelRuntimeError):
+    template = "the {runtime} runtime failed on a batch of {rows} × {tokens} tokens: {reason}."
+    advice = "Check the model: vecferry verify ARTIFACT"
+    runtime: str
+    rows: int
+    tokens: int
+    reason: str
+
+
+@dataclass(eq=False)
+class OutOfMemory(ModelRuntimeError):
+    """rows and tokens are 0 while the model is being loaded."""
+
+    template = "out of memory in the {runtime} runtime on a batch of {rows} × {tokens} tokens."
+    advice = "Lower VECFERRY_MAX_BATCH_TOKENS (4096 by default), or give the process more memory."
+    runtime: str
+    rows: int
+    tokens: int
+
+
+@dataclass(eq=False)
+class VerificationFailed(VecferryError):
+    """Checks of the converted model failed; `failed` are their names with what was seen."""
+
+    exit_code = 4
+    template = "{path} failed verification: {failed}."
+    advice = "Do not use it. Convert again from a checkpoint whose digests are known to be right."
+    path: Path
+    failed: Sequence[str]
+
+
+@dataclass(eq=False)
+class SpaceMismatch(VecferryError):
+    """Vectors of two spaces would have met. Both are fingerprints."""
+
+    exit_code = 4
+    template = "{where}: vector space {found:.12}, expected {expected:.12}; their vectors cannot be compared."
+    advice = "Use the model that made the stored vectors, or migrate them: vecferry migrate --help"
+    expected: str
+    found: str
+    where: str
+
+
+# --- stores and migrations ------------------------------------------------------------------------
+
+
+class StoreError(VecferryError):
+    exit_code = 3
+
+
+@dataclass(eq=False)
+class StoreUnreachable(StoreError):
+    template = "the {store} store cannot be reached: {reason}."
+    advice = "Check --database or VECFERRY_DATABASE_URL, and that the server runs."
+    store: str
+    reason: str
+
+
+@dataclass(eq=False)
+class StoreSchemaError(StoreError):
+    template = "{what}."
+    advice = "{expected}"
+    what: str
+    expected: str
+
+
+@dataclass(eq=False)
+class StoreFailed(StoreError):
+    template = "the {store} store refused: {reason}."
+    advice = "Nothing half-done was kept. Remove the cause and run the same command again."
+    store: str
+    reason: str
+
+
+class MigrationError(VecferryError):
+    exit_code = 4
+
+
+@dataclass(eq=False)
+class MigrationNotFound(MigrationError):
+    template = "there is no migration of {name!r} in this database."
+    advice = "Begin one: vecferry migrate start --help"
+    name: str
+
+
+@dataclass(eq=False)
+class IllegalTransition(MigrationError):
+    template = "{verb} is not possible in state {state!r}."
+    advice = "Possible now: {allowed}."
+    verb: str
+    state: str
+    allowed: Sequence[str]
+
+
+@dataclass(eq=False)
+class MigrationConflict(MigrationError):
+    template = "the migration of {name!r} was begun with {field}={stored}, not {given}."
+    advice = "Go on with {field}={stored}, or finish that migration first."
+    name: str
+    field: str
+    stored: object
+    given: object
+
+
+@dataclass(eq=False)
+class CutoverRefused(MigrationError):
+    """keys: the rows concerned, as far as a person can read them."""
+
+    template = "not switched: {reason}. Rows: {keys}"
+    advice = "{remedy}"
+    reason: str
+    keys: Sequence[str]
+    remedy: str
+
+
+class FinalizeNotConfirmed(MigrationError):
+    template = "finalize drops the old vectors and cannot be undone; it was not confirmed."
+    advice = "vecferry migrate finalize ... --yes"
+
+
+@dataclass(eq=False)
+class Locked(MigrationError):
+    exit_code = 5
+    template = "{what} is being worked on by {holder}."
+    advice = "Wait for it to end, or stop it; a stopped run is resumed by the same command."
+    what: str
+    holder: str

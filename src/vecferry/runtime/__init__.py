@@ -1,0 +1,89 @@
+"""What runs a model: the protocol, and what every runtime does with the model's raw outputs.
+
+A runtime returns finished embeddings. Removing special tokens, taking the maximum weight per token
+id and dropping padding from ColBERT happen here, once.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vecferry.artifact import VectorSpace
+from vecferry.embeddings import Embeddings, Float32, MultiVector, Outputs, Sparse, TokenBatch, indptr_of
+
+
+class Runtime(Protocol):
+    """Runs batches of tokens. Thread-safe; not safe across a fork."""
+
+    @property
+    def name(self) -> str:
+        """onnx, torch or lightweight."""
+
+    @property
+    def space(self) -> VectorSpace:
+        """The vector space of what `run` returns."""
+
+    def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        """Embeddings of the batch, in its order; `outputs` are among the space's.
+
+        Raises RuntimeFailed and OutOfMemory, with the batch's shape.
+        """
+
+    def describe(self) -> dict[str, str]:
+        """Facts for people: provider, threads, versions."""
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """What a forward pass gives. dense [B, D]; token_weights [B, S]; colbert [B, S - 1, D], without the first token."""
+
+    dense: Float32
+    token_weights: Float32 | None = None
+    colbert: Float32 | None = None
+
+
+def finish(raw: RawOutputs, batch: TokenBatch, outputs: Outputs, space: VectorSpace) -> Embeddings:
+    """Raw outputs of a padded batch to embeddings of its texts."""
+    return Embeddings(
+        space.fingerprint,
+        batch.lengths,
+        batch.truncated,
+        raw.dense if Outputs.DENSE in outputs else None,
+        None if raw.token_weights is None else lexical_weights(raw.token_weights, batch, space.special_ids),
+        None if raw.colbert is None else without_padding(raw.colbert, batch),
+    )
+
+
+def lexical_weights(token_weights: Float32, batch: TokenBatch, special_ids: tuple[int, ...]) -> Sparse:
+    """[B, S] weights to CSR: per text and token id the maximum, special ids and zeros removed."""
+    there = np.arange(token_weights.shape[1]) < batch.lengths[:, None]  # [B, S]
+    return max_per_id(np.repeat(np.arange(len(batch)), batch.lengths), batch.ids, token_weights[there], len(batch), special_ids)
+
+
+def max_per_id(
+    rows: np.ndarray, ids: np.ndarray, weights: Float32, num_rows: int, excluded: tuple[int, ...] = ()
+) -> Sparse:
+    """Triples (row, id, weight) to CSR, keeping the largest weight of each (row, id), ids ascending."""
+    kept = (weights > 0) & ~np.isin(ids, excluded)
+    rows, ids, weights = rows[kept], ids[kept], weights[kept]
+    order = np.lexsort((ids, rows))
+    rows, ids, weights = rows[order], ids[order], weights[order]
+    first = np.flatnonzero(np.diff(rows, prepend=-1) | np.diff(ids, prepend=-1))
+    maxima = np.maximum.reduceat(weights, first) if len(first) else weights
+    return Sparse(indptr_of(np.bincount(rows[first], minlength=num_rows)), ids[first], maxima)
+
+
+def without_padding(colbert: Float32, batch: TokenBatch) -> MultiVector:
+    """[B, S - 1, D] to ragged: of each text its tokens but the first."""
+    kept = np.maximum(batch.lengths - 1, 0)
+    there = np.arange(colbert.shape[1]) < kept[:, None]  # [B, S - 1]
+    return MultiVector(indptr_of(kept), colbert[there])
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,128 @@
+"""Where a checkpoint comes from: a folder, an installed package, or the Hugging Face hub.
+
+The only file that imports `huggingface_hub`. Whatever the source, the result is a folder on disk in
+Hugging Face layout and a record of it; reading the files is spec.py's and weights.py's business.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vecferry.artifact import SourceRecord, sha256_of
+from vecferry.errors import CheckpointDamaged, DownloadFailed, SourceNotFound
+from vecferry.weights import weight_files
+
+BGE_M3 = "BAAI/bge-m3"
+PINNED_REVISIONS = {BGE_M3: "5617a9f61b028005a4858fdac845db406aefb181"}
+"""Revisions taken where the user names none: the one whose digests and published values are known."""
+
+JSON_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json",
+)  # fmt: skip
+HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in Hugging Face layout, and where it came from."""
+
+    folder: Path
+    kind: str
+    id: str
+    revision: str | None
+
+    def record(self) -> SourceRecord:
+        """With the SHA-256 of each file that a conversion reads (the weights are read whole for it)."""
+        read = [self.folder / name for name in JSON_FILES if (self.folder / name).exists()]
+        digests = {p.relative_to(self.folder).as_posix(): sha256_of(p) for p in read + weight_files(self.folder)}
+        return SourceRecord.model_validate(
+            {"kind": self.kind, "id": self.id, "revision": self.revision, "files": digests}
+        )
+
+
+def open_source(source: str, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
+    """`source`: a folder, `package:NAME`, or a hub id `owner/name`.
+
+    revision: a commit, tag or branch of a hub id; it is resolved to a commit, which is recorded.
+    offline: only what the hub's cache holds. Raises SourceNotFound, DownloadFailed, CheckpointDamaged.
+    """
+    if source.startswith("package:"):
+        return Checkpoint(_package_folder(source), "package", source.removeprefix("package:"), None)
+    folder = Path(source)
+    if folder.is_dir():
+        return Checkpoint(folder.resolve(), "folder", str(folder.resolve()), None)
+    if HUB_ID.fullmatch(source):
+        return _from_hub(source, revision or PINNED_REVISIONS.get(source, "main"), offline)
+    raise SourceNotFound(source, "there is no such folder and it is not a hub id")
+
+
+def reopen(record: SourceRecord) -> Checkpoint:
+    """The checkpoint that a manifest names, without going to the network. Raises SourceNotFound."""
+    spec = f"package:{record.id}" if record.kind == "package" else record.id
+    return open_source(spec, revision=record.revision, offline=True)
+
+
+def _package_folder(source: str) -> Path:
+    name = source.removeprefix("package:")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise SourceNotFound(source, f"no installed package {name!r} (pip install {name.replace('_', '-')})")
+    folders = {p.parent for root in found.submodule_search_locations for p in Path(root).rglob("config.json")}
+    models = sorted(folder for folder in folders if weight_files(folder))
+    if len(models) != 1:
+        raise SourceNotFound(source, f"the package holds {len(models)} checkpoints, expected 1")
+    return models[0]
+
+
+def _from_hub(repo: str, revision: str, offline: bool) -> Checkpoint:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        if offline:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            return Checkpoint(folder, "hub", repo, folder.name)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        published = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
+        wanted = files_to_fetch(list(published))
+        folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted))
+    except OfflineModeIsEnabled:
+        return _from_hub(repo, revision, offline=True)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as exc:
+        raise SourceNotFound(f"{repo}@{revision}", "the hub does not have it") from exc
+    except LocalEntryNotFoundError as exc:
+        if offline:
+            raise SourceNotFound(f"{repo}@{revision}", "it is not in the hub's cache, and offline was asked for") from exc
+        raise DownloadFailed(repo, str(exc).splitlines()[0]) from exc
+    except (HfHubHTTPError, OSError) as exc:
+        raise DownloadFailed(repo, (str(exc).splitlines() or [repr(exc)])[0]) from exc
+    _compare_digests(folder, {name: published[name] for name in wanted})
+    return Checkpoint(folder, "hub", repo, info.sha)
+
+
+def files_to_fetch(names: list[str]) -> list[str]:
+    """Of a repository's files, those that a conversion reads: one form of the weights, heads, JSON."""
+    chosen = [name for name in names if name in JSON_FILES or name in HEAD_FILES]
+    for pattern in (r"model\.safetensors", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
+                    r"pytorch_model\.bin", r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"):  # fmt: skip
+        weights = [name for name in names if re.fullmatch(pattern, name)]
+        if weights:
+            return chosen + weights
+    return chosen
+
+
+def _compare_digests(folder: Path, published: dict[str, str | None]) -> None:
+    for name, digest in published.items():
+        if digest is not None and sha256_of(folder / name) != digest:
+            raise CheckpointDamaged(folder / name, f"its SHA-256 is not the published {digest[:12]}…")

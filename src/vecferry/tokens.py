@@ -1,0 +1,88 @@
+"""Text to token ids. The only file that imports `tokenizers`.
+
+XLM-RoBERTa checkpoints carry a tokenizer.json whose pre-tokenizer differs from sentencepiece (and
+from transformers 5) on texts that end in white space or in a zero-width character: it adds a lone
+"▁" before the final </s>. `canonical_tokenizer` gives such a file the pre-tokenizer of the
+reference, WhitespaceSplit and Metaspace, once, at conversion; the artifact carries the result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from vecferry.artifact import canonical_json
+from vecferry.embeddings import TokenBatch, indptr_of
+from vecferry.errors import EmptyInput, InvalidText
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
+
+
+def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
+    """tokenizer.json as the reference tokenises: no truncation, no padding, XLM-R's pre-tokenizer.
+
+    The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer.
+    """
+    described: dict[str, Any] = json.loads(raw)
+    described["truncation"] = described["padding"] = None
+    if described["model"]["type"] == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
+        described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
+        described["decoder"] = METASPACE
+    return canonical_json(described)
+
+
+class Tokenizer:
+    """Thread-safe: nothing is set on the tokenizer after it is built."""
+
+    def __init__(self, canonical: bytes, max_tokens: int) -> None:
+        """canonical: from `canonical_tokenizer`. Raises ValueError if it is not a tokenizer."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(canonical.decode())
+        except Exception as exc:  # the library raises plain Exception
+            raise ValueError(f"not a tokenizer: {exc}") from exc
+        self._max_tokens = max_tokens
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the beginning, padding, end and unknown tokens, ascending: no lexical weight is theirs."""
+        ids = (self._tokenizer.token_to_id(token) for token in SPECIAL)
+        return tuple(sorted(i for i in ids if i is not None))
+
+    def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
+        """Token ids of each text, special tokens included; longer texts keep their beginning and the end token.
+
+        Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
+        """
+        if not len(texts):
+            raise EmptyInput
+        if isinstance(texts, str):
+            raise InvalidText(0, "a list of texts was expected, not one text")
+        for row, text in enumerate(texts):
+            check_text(text, row)
+        rows, cut = [], np.zeros(len(texts), bool)
+        for row, encoding in enumerate(self._tokenizer.encode_batch_fast([prefix + text for text in texts])):
+            ids = encoding.ids
+            if len(ids) > self._max_tokens:
+                ids, cut[row] = [*ids[: self._max_tokens - 1], ids[-1]], True
+            rows.append(np.asarray(ids, np.int32))
+        return TokenBatch(np.concatenate(rows), indptr_of([len(ids) for ids in rows]), cut)
+
+    def text_of(self, token_id: int) -> str:
+        """The piece of text that a token id stands for."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+
+def check_text(text: object, row: int) -> None:
+    """Raises InvalidText if `text` is not a string that has a UTF-8 form."""
+    if not isinstance(text, str):
+        raise InvalidText(row, f"it is {type(text).__name__}, not str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        reason = f"lone surrogate U+{ord(text[exc.start]):04X} at character {exc.start}"
+        raise InvalidText(row, reason) from exc

@@ -1,0 +1,287 @@
+"""Tensors of a checkpoint as a lazy mapping, from safetensors or from PyTorch's zip, without PyTorch.
+
+A PyTorch file is a zip: a pickle that describes tensors, and one stored entry per storage. The
+pickle runs in a reader that knows tensors and containers only; whatever else it asks for is refused
+by name. Tensors are views of the mapped file: nothing is read before it is used, and PyTorch can wrap
+them without a copy. (That is why safetensors' own library is not used here: it copies each tensor, and
+its NumPy side has no bfloat16 view.)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from vecferry.errors import CheckpointDamaged, UnsafePickle
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read when asked. `read` returns an array of `shape` and of the stored dtype."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], Array]
+
+    def as_fp32(self) -> NDArray[np.float32]:
+        return np.asarray(self.read(), dtype=np.float32)
+
+
+class Weights(Mapping[str, LazyTensor]):
+    """Name -> LazyTensor. A missing name raises CheckpointDamaged, since the caller needs it."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+        self.path = path
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointDamaged(self.path, f"it has no tensor {name!r}") from None
+
+    def damaged(self, reason: str) -> CheckpointDamaged:
+        return CheckpointDamaged(self.path, reason)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def open_weights(folder: Path) -> Weights:
+    """The encoder's weights: model.safetensors, sharded safetensors, or pytorch_model.bin (single or sharded).
+
+    Raises CheckpointDamaged, UnsafePickle.
+    """
+    for single, reader in (("model.safetensors", _safetensors), ("pytorch_model.bin", _torch_zip)):
+        if (folder / single).exists():
+            return Weights(folder / single, _without_prefix(reader(folder / single)))
+        index = folder / f"{single}.index.json"
+        if index.exists():
+            return Weights(index, _without_prefix(_shards(index, reader)))
+    raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
+
+
+def open_heads(folder: Path) -> Weights | None:
+    """BGE-M3's heads as {sparse,colbert}_linear.{weight,bias}; None where the checkpoint has neither file.
+
+    Raises CheckpointDamaged (one file without the other included), UnsafePickle.
+    """
+    files = {name: folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")}
+    there = [path for path in files.values() if path.exists()]
+    if not there:
+        return None
+    if len(there) == 1:
+        raise CheckpointDamaged(folder, f"it has {there[0].name} alone; BGE-M3 has sparse_linear.pt and colbert_linear.pt")
+    return Weights(folder, {f"{name}.{part}": t for name, path in files.items() for part, t in _torch_zip(path).items()})
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `open_weights` would read, heads included, in a fixed order."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).exists():
+            files = [folder / single]
+            break
+        index = folder / f"{single}.index.json"
+        if index.exists():
+            files = [index, *sorted({_inside(index, name) for name in _weight_map(index).values()})]
+            break
+    else:
+        files = []
+    return files + [path for name in ("sparse_linear.pt", "colbert_linear.pt") if (path := folder / name).exists()]
+
+
+def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """A model saved inside a task model has its tensors under "bert." or "roberta."."""
+    end = "embeddings.word_embeddings.weight"
+    prefixes = [name.removesuffix(end) for name in tensors if name.endswith(end)]
+    prefix = prefixes[0] if len(prefixes) == 1 else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _shards(index: Path, reader: Callable[[Path], dict[str, LazyTensor]]) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    for shard in sorted({_inside(index, name) for name in _weight_map(index).values()}):
+        if not shard.exists():
+            raise CheckpointDamaged(shard, f"{index.name} names it, but it is missing")
+        tensors.update(reader(shard))
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        named = json.loads(index.read_bytes())["weight_map"]
+        return {str(key): str(value) for key, value in named.items()}
+    except (ValueError, KeyError, AttributeError) as exc:
+        raise CheckpointDamaged(index, f"it is not a shard index ({exc!r})") from exc
+
+
+def _inside(index: Path, name: str) -> Path:
+    """A shard's path, which must stay in the checkpoint's folder."""
+    if Path(name).name != name:
+        raise CheckpointDamaged(index, f"it names a file outside the checkpoint: {name!r}")
+    return index.parent / name
+
+
+# --- safetensors ----------------------------------------------------------------------------------
+
+SAFETENSORS_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def _safetensors(path: Path) -> dict[str, LazyTensor]:
+    """Views of the mapped file. The format is eight bytes of header length, a JSON header, the data."""
+    data = _map(path)
+    try:
+        (header_bytes,) = struct.unpack("<Q", data[:8].tobytes())
+        header = json.loads(data[8 : 8 + header_bytes].tobytes())
+        header.pop("__metadata__", None)
+        body = data[8 + header_bytes :]
+        return {name: _safetensors_entry(body, entry) for name, entry in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointDamaged(path, f"it is not a whole safetensors file ({exc})") from exc
+
+
+def _safetensors_entry(body: NDArray[np.uint8], entry: dict[str, Any]) -> LazyTensor:
+    dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if not 0 <= start <= end <= len(body) or end - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise ValueError(f"offsets {start}..{end} do not hold {shape} of {dtype} in {len(body)} bytes")
+    return LazyTensor(shape, dtype, lambda: body[start:end].view(dtype).reshape(shape))
+
+
+# --- PyTorch's zip --------------------------------------------------------------------------------
+
+STORAGE_DTYPES = {
+    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
+    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _StorageType:
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: np.dtype[Any]
+    data: NDArray[np.uint8]
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Knows what `torch.save` writes for a dict of tensors, and nothing else."""
+
+    def __init__(self, file: IO[bytes], path: Path, storages: Callable[[str], NDArray[np.uint8]]) -> None:
+        super().__init__(file)
+        self._path = path
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _rebuild_parameter
+        if module == "torch" and name in STORAGE_DTYPES:
+            return _StorageType(np.dtype(STORAGE_DTYPES[name]))
+        raise UnsafePickle(self._path, f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", _StorageType(dtype=dtype), str(key), _, int()):
+                return _Storage(dtype, self._storages(key))
+        raise UnsafePickle(self._path, f"the persistent object {pid!r}")
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
+    """A strided view of a storage, proven to lie inside it."""
+    if not isinstance(storage, _Storage) or len(shape) != len(strides):
+        raise ValueError("a tensor is not described as one")
+    numbers = [int(offset), *map(int, shape), *map(int, strides)]
+    last = int(offset) + sum((int(n) - 1) * int(s) for n, s in zip(shape, strides, strict=True))
+    empty = 0 in shape
+    if min(numbers) < 0 or (not empty and (last + 1) * storage.dtype.itemsize > len(storage.data)):
+        raise ValueError(f"a tensor of shape {tuple(shape)} reaches past its storage of {len(storage.data)} bytes")
+
+    def read() -> Array:
+        if empty:
+            return np.zeros(tuple(shape), storage.dtype)
+        flat = storage.data[: len(storage.data) // storage.dtype.itemsize * storage.dtype.itemsize].view(storage.dtype)
+        byte_strides = [int(s) * storage.dtype.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(flat[int(offset) :], tuple(shape), byte_strides)
+
+    return LazyTensor(tuple(map(int, shape)), storage.dtype, read)
+
+
+def _rebuild_parameter(tensor: Any, *_: Any) -> LazyTensor:
+    if not isinstance(tensor, LazyTensor):
+        raise ValueError("a parameter does not wrap a tensor")
+    return tensor
+
+
+def _torch_zip(path: Path) -> dict[str, LazyTensor]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+            described = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+            if len(described) != 1:
+                raise CheckpointDamaged(path, "it holds no data.pkl of one saved object")
+            root = described[0].split("/")[0]
+            if f"{root}/byteorder" in entries and archive.read(f"{root}/byteorder") != b"little":
+                raise CheckpointDamaged(path, "it was written on a big-endian machine")
+            mapped = _map(path)
+
+            def storage(key: str) -> NDArray[np.uint8]:
+                return _stored(mapped, entries[f"{root}/data/{key}"])
+
+            with archive.open(described[0]) as file:
+                saved = _TensorUnpickler(file, path, storage).load()
+    except zipfile.BadZipFile as exc:
+        raise CheckpointDamaged(path, f"it is not a whole file of torch.save's zip format ({exc})") from exc
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as exc:
+        raise CheckpointDamaged(path, f"its description of tensors cannot be read ({exc})") from exc
+    if not isinstance(saved, dict):
+        raise UnsafePickle(path, f"a {type(saved).__name__} at the top")
+    return {str(name): tensor for name, tensor in saved.items() if isinstance(tensor, LazyTensor)}
+
+
+def _stored(mapped: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[np.uint8]:
+    """The bytes of an uncompressed zip entry, in place. The local header is 30 bytes, a name, an extra field."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed")
+    name_bytes, extra_bytes = struct.unpack("<HH", mapped[info.header_offset + 26 : info.header_offset + 30].tobytes())
+    start = info.header_offset + 30 + name_bytes + extra_bytes
+    if start + info.file_size > len(mapped):
+        raise ValueError(f"{info.filename} reaches past the end of the file")
+    return mapped[start : start + info.file_size]
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        # Copy-on-write, so that PyTorch may wrap the views without a copy and without touching the file.
+        return np.memmap(path, np.uint8, mode="c")
+    except (OSError, ValueError) as exc:  # ValueError: an empty file cannot be mapped
+        raise CheckpointDamaged(path, str(exc)) from exc
