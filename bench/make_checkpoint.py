@@ -108,7 +108,7 @@ def write_json_files(folder: Path, shape: Shape) -> None:
 
 def tokenizer_json(vocabulary: int) -> bytes:
     """XLM-R's tokenizer.json as BAAI/bge-m3 has it, or its first `vocabulary` - 1 pieces and `<mask>`."""
-    raw = lzma.decompress((files("vecferry.demo") / "tokenizer.json.xz").read_bytes())
+    raw = lzma.decompress((files("vecferry.demo") / "data/tokenizer.json.xz").read_bytes())
     if vocabulary >= 250_002:
         return raw
     described = json.loads(raw)
