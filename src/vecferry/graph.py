@@ -13,7 +13,6 @@ share the weights, which live in the outer graph, as external data.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,9 +23,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vecferry.artifact import DATA, MODEL, FileRecord, Head, canonical_json, file_record
+from vecferry.artifact import DATA, MODEL, FileRecord, file_record
 from vecferry.embeddings import Float32
 from vecferry.spec import EncoderSpec
+from vecferry.model import Model, in_pieces
 from vecferry.weights import Weights
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
@@ -97,11 +97,9 @@ class Graph:
     weights: tuple[Initializer, ...]
 
 
-def build_graph(spec: EncoderSpec, weights: Weights, heads: Weights | None) -> Graph:
-    """heads: tensors sparse_linear.{weight,bias} and colbert_linear.{weight,bias}, or None for dense only.
-
-    Nothing of `weights` is read yet. Raises CheckpointDamaged where a tensor is missing.
-    """
+def build_graph(model: Model) -> Graph:
+    """No weight is read yet. Raises CheckpointDamaged where a tensor is missing or of another shape."""
+    spec, weights, heads = model.spec, model.weights, model.heads
     b = _Builder()
     mask32 = b.op("Cast", "attention_mask", to=TensorProto.INT32)
     unpadded = b.op("Cast", b.op("ReduceMin", "attention_mask", keepdims=0), to=TensorProto.BOOL)
@@ -114,7 +112,7 @@ def build_graph(spec: EncoderSpec, weights: Weights, heads: Weights | None) -> G
     if heads is not None:
         outputs.append(("sparse", _sparse(b, spec, heads, hidden), ["sparse_batch", "sparse_tokens"]))
         outputs.append(("colbert", _colbert(b, spec, heads, hidden), ["colbert_batch", "colbert_tokens", spec.hidden]))
-    return Graph(_model(b, outputs, has_heads=heads is not None), tuple(b.weights))
+    return Graph(_model_proto(b, outputs, has_heads=heads is not None), tuple(b.weights))
 
 
 def _embeddings(b: _Builder, spec: EncoderSpec, weights: Weights) -> str:
@@ -124,15 +122,22 @@ def _embeddings(b: _Builder, spec: EncoderSpec, weights: Weights) -> str:
     def positions() -> Float32:
         return weights[at + "position_embeddings.weight"].as_fp32() + weights[at + "token_type_embeddings.weight"].as_fp32()[0]
 
-    # Position of a token = number of tokens up to and with it - 1, plus the family's first position.
-    count = b.op("CumSum", "attention_mask", b.constant(1))  # [B, S]
-    position_ids = b.op("Add", b.op("Mul", count, "attention_mask"), b.constant(spec.first_position - 1))
-    position_ids = b.op("Max", position_ids, b.constant(0))  # BERT's padding: -1 would read the last row
     word_table = weights[at + "word_embeddings.weight"]
     words = b.op("Gather", b.weight(at + "words", word_table.shape, word_table.as_fp32), "input_ids")  # [B, S, H]
-    places = b.op("Gather", b.weight(at + "positions", (spec.positions, spec.hidden), positions), position_ids)
+    places = b.op("Gather", b.weight(at + "positions", (spec.positions, spec.hidden), positions), _position_ids(b, spec))
     norm = [_vector(b, weights, at + f"LayerNorm.{part}", spec.hidden) for part in ("weight", "bias")]
     return str(b.op("SkipLayerNormalization", words, places, *norm, domain=MICROSOFT, epsilon=spec.layer_norm_eps))
+
+
+def _position_ids(b: _Builder, spec: EncoderSpec) -> str:
+    """BERT counts from 0: [S]. XLM-RoBERTa counts the tokens that are not padding, from pad_id + 1: [B, S]."""
+    if spec.family == "bert":
+        length = b.op("Squeeze", b.op("Shape", "input_ids", start=1, end=2))
+        return str(b.op("Range", b.constant(0), length, b.constant(1)))
+    same = b.op("Equal", "input_ids", b.constant(spec.pad_id))
+    counted = b.op("Cast", b.op("Not", same), to=TensorProto.INT64)
+    up_to_here = b.op("Mul", b.op("CumSum", counted, b.constant(1)), counted)
+    return str(b.op("Add", up_to_here, b.constant(spec.pad_id)))
 
 
 def _encoder_layer(
@@ -255,7 +260,7 @@ def _expect(weights: Weights, name: str, shape: tuple[int, ...]) -> None:
 # --- the model and its file -----------------------------------------------------------------------
 
 
-def _model(b: _Builder, outputs: list[tuple[str, str, list[Any]]], *, has_heads: bool) -> onnx.ModelProto:
+def _model_proto(b: _Builder, outputs: list[tuple[str, str, list[Any]]], *, has_heads: bool) -> onnx.ModelProto:
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
         for name in ("input_ids", "attention_mask")
@@ -285,7 +290,7 @@ def write_graph(graph: Graph, folder: Path) -> dict[str, FileRecord]:
         for weight in graph.weights:
             _align(data, weight)
             model.graph.initializer.append(_external(weight, data.tell()))
-            for part in _in_pieces(weight.read()):
+            for part in in_pieces(weight.read()):
                 data.write(part)
     onnx.save(model, folder / MODEL)
     return {name: file_record(folder / name) for name in (MODEL, DATA)}
@@ -307,34 +312,3 @@ def _external(weight: Initializer, offset: int) -> onnx.TensorProto:
 
 def _bytes(weight: Initializer) -> int:
     return int(np.prod(weight.shape)) * 4
-
-
-def _in_pieces(array: Float32, bytes_each: int = 1 << 24) -> Iterator[memoryview]:
-    """The array's bytes in little-endian order, without a copy of the whole."""
-    flat = np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8)
-    for start in range(0, len(flat), bytes_each):
-        yield memoryview(flat[start : start + bytes_each])
-
-
-def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -> str:
-    """SHA-256 over the architecture and every tensor that the graph uses, as the checkpoint has them, in fp32.
-
-    It is the same for every file format that holds the same numbers, and for every runtime.
-    """
-    digest = hashlib.sha256(canonical_json(spec.model_dump(exclude={"tokenizer_class", "max_tokens"})))
-    for source in (weights, heads):
-        for name in sorted(source or ()):
-            if _is_used(name) and source is not None:
-                digest.update(f"{name}{source[name].shape}".encode())
-                for part in _in_pieces(source[name].as_fp32()):
-                    digest.update(part)
-    return digest.hexdigest()
-
-
-def _is_used(name: str) -> bool:
-    parts = ("embeddings.", "encoder.", "sparse_linear.", "colbert_linear.")
-    return name.startswith(parts) and not name.endswith("position_ids")
-
-
-def head_names(heads: Weights | None) -> tuple[Head, ...]:
-    return ("dense",) if heads is None else ("dense", "sparse", "colbert")

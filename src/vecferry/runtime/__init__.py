@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Float32, MultiVector, Outputs, Sparse, TokenBatch, indptr_of
+
+
+Device = Literal["cpu", "cuda"]
 
 
 class Runtime(Protocol):

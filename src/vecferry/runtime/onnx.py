@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -12,9 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from vecferry.artifact import MODEL, Artifact, VectorSpace
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.errors import ArtifactDamaged, OutOfMemory, RuntimeFailed, RuntimeUnavailable
-from vecferry.runtime import RawOutputs, available_cpus, finish
-
-Device = Literal["cpu", "cuda"]
+from vecferry.runtime import Device, RawOutputs, available_cpus, finish
 
 ORT_ERRORS = (
     state.Fail, state.RuntimeException, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,

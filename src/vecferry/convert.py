@@ -1,0 +1,116 @@
+"""Checkpoint to graph to artifact to verification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from vecferry.artifact import FORMAT, MANIFEST, MODEL, TOKENIZER, Artifact, Manifest, file_record, write_json, writing
+from vecferry.errors import MissingExtra, SourceError
+from vecferry.graph import OPSET, build_graph, write_graph
+from vecferry.model import Model, read_model
+from vecferry.runtime import Runtime
+from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.sources import Checkpoint, reopen
+from vecferry.spec import EncoderSpec, Overrides
+from vecferry.verify import Reference, Report, verify
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion; report is None if verification was declined."""
+
+    artifact: Artifact
+    report: Report | None
+
+
+def convert(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    overrides: Overrides | None = None,
+    verified: bool = True,
+    progress: Progress = lambda _: None,
+) -> Conversion:
+    """Write the artifact of a checkpoint to `output`, verified before it takes that place.
+
+    Leaves `output` whole and new, or as it was. Repeating it is safe and gives the same bytes. Raises
+    SourceError (what is wrong with the checkpoint), ArtifactWriteFailed, Locked, VerificationFailed.
+    """
+    progress("reading the checkpoint")
+    model = read_model(checkpoint.folder, overrides)
+    report = None
+    with writing(output) as folder:
+        artifact = _write(checkpoint, model, folder, progress)
+        if verified:
+            report = verify(artifact, lambda: OnnxRuntime(artifact), torch_reference(model), progress)
+            report.gate(output)
+            artifact.write_verification(report.to_dict())
+    return Conversion(Artifact(output, artifact.manifest), report)
+
+
+def verify_artifact(artifact: Artifact, *, progress: Progress = lambda _: None) -> Report:
+    """Verify an artifact where it lies and renew its verification.json, whatever the outcome."""
+    report = verify(artifact, lambda: OnnxRuntime(artifact), _reference_of(artifact), progress)
+    artifact.write_verification(report.to_dict())
+    return report
+
+
+def _write(checkpoint: Checkpoint, model: Model, folder: Path, progress: Progress) -> Artifact:
+    progress("writing the graph and its weights")
+    graph = build_graph(model)
+    files = write_graph(graph, folder)
+    onnx.checker.check_model(str(folder / MODEL))
+    (folder / TOKENIZER).write_bytes(model.tokenizer)
+    files[TOKENIZER] = file_record(folder / TOKENIZER)
+    manifest = Manifest(
+        format=FORMAT,
+        source=checkpoint.record(),
+        encoder=model.spec,
+        space=model.space,
+        fingerprint=model.space.fingerprint,
+        opset=OPSET,
+        tools={package: version(package) for package in ("vecferry", "onnx", "numpy")},
+        files=files,
+    )
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return Artifact(folder, manifest)
+
+
+def torch_reference(model: Model) -> Reference:
+    """The PyTorch runtime over the same checkpoint, where the extra is installed."""
+    try:
+        from vecferry.runtime.torch import TorchRuntime
+    except MissingExtra as exc:
+        return Reference(None, f"PyTorch is not installed ({exc.hint})")
+
+    def open_runtime() -> Runtime:
+        return TorchRuntime(model)
+
+    return Reference(open_runtime)
+
+
+def _reference_of(artifact: Artifact) -> Reference:
+    """The checkpoint that the manifest names, if it is still at hand."""
+    try:
+        model = read_model(reopen(artifact.manifest.source).folder, overrides_of(artifact.manifest.encoder))
+    except SourceError as exc:
+        return Reference(None, f"the checkpoint is not at hand ({exc.message})")
+    return torch_reference(model)
+
+
+def overrides_of(spec: EncoderSpec) -> Overrides:
+    """Whatever the user said at conversion is said again, so that the checkpoint reads as it did then."""
+    return Overrides(
+        pooling=spec.pooling,
+        normalize=spec.normalize,
+        max_tokens=spec.max_tokens,
+        query_prefix=spec.query_prefix,
+        passage_prefix=spec.passage_prefix,
+    )

@@ -1,0 +1,91 @@
+"""A checkpoint, read: what a conversion writes and what the PyTorch runtime runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vecferry.artifact import TOKENIZER, Head, VectorSpace, canonical_json
+from vecferry.embeddings import Float32
+from vecferry.errors import CheckpointDamaged
+from vecferry.spec import EncoderSpec, Overrides, read_spec
+from vecferry.tokens import Tokenizer, canonical_tokenizer
+from vecferry.weights import Weights, open_heads, open_weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """Architecture, weights (not read yet), heads if it has them, tokenizer.json in canonical form, vector space."""
+
+    spec: EncoderSpec
+    weights: Weights
+    heads: Weights | None
+    tokenizer: bytes
+    space: VectorSpace
+
+
+def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
+    """Read a checkpoint folder; every weight is read once, for the digest.
+
+    Raises what spec.py and weights.py raise, and CheckpointDamaged for a tokenizer that is missing,
+    unreadable or larger than the model's vocabulary.
+    """
+    spec = read_spec(folder, overrides)
+    weights, heads = open_weights(folder), open_heads(folder)
+    canonical, tokenizer = _read_tokenizer(folder / TOKENIZER, spec)
+    names: tuple[Head, ...] = ("dense",) if heads is None else ("dense", "sparse", "colbert")
+    space = VectorSpace(
+        weights=weights_digest(spec, weights, heads),
+        tokenizer=hashlib.sha256(canonical).hexdigest(),
+        special_ids=tokenizer.special_ids,
+        dimension=spec.hidden,
+        pooling=spec.pooling,
+        normalize=spec.normalize,
+        max_tokens=spec.max_tokens,
+        query_prefix=spec.query_prefix,
+        passage_prefix=spec.passage_prefix,
+        precision="fp32",
+        heads=names,
+    )
+    return Model(spec, weights, heads, canonical, space)
+
+
+def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:
+    try:
+        canonical = canonical_tokenizer(path.read_bytes(), spec.tokenizer_class)
+        tokenizer = Tokenizer(canonical, spec.max_tokens)
+    except FileNotFoundError as exc:
+        raise CheckpointDamaged(path, "it is missing") from exc
+    except (ValueError, KeyError, TypeError) as exc:
+        raise CheckpointDamaged(path, f"it is not a tokenizer ({exc})") from exc
+    if tokenizer.vocabulary > spec.vocabulary:
+        raise CheckpointDamaged(path, f"it has {tokenizer.vocabulary} tokens, the model {spec.vocabulary}")
+    return canonical, tokenizer
+
+
+def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -> str:
+    """SHA-256 over the architecture and every tensor that the model uses, as the checkpoint has them, in fp32.
+
+    It is the same for every file format that holds the same numbers, and for every runtime.
+    """
+    not_weights = {"tokenizer_class", "pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix"}
+    digest = hashlib.sha256(canonical_json(spec.model_dump(exclude=not_weights)))
+    used = ("embeddings.", "encoder.", "sparse_linear.", "colbert_linear.")
+    for source in [weights] if heads is None else [weights, heads]:
+        for name in sorted(source):
+            if name.startswith(used) and not name.endswith("position_ids"):
+                digest.update(f"{name}{source[name].shape}".encode())
+                for part in in_pieces(source[name].as_fp32()):
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def in_pieces(array: Float32, bytes_each: int = 1 << 24) -> Iterator[memoryview]:
+    """The array's bytes, little-endian, in C order, without a second copy of the whole."""
+    flat = np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8)
+    for start in range(0, len(flat), bytes_each):
+        yield memoryview(flat[start : start + bytes_each])

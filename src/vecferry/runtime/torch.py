@@ -1,0 +1,123 @@
+"""The PyTorch runtime: transformers' encoder and BGE-M3's three heads, on the checkpoint itself.
+
+The only file that imports `torch` and `transformers`; both are the extra `torch`. It is the fallback
+where ONNX Runtime cannot run, and the reference that conversions are checked against. Why not
+FlagEmbedding: docs/decisions/0003-pytorch-runtime.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vecferry.artifact import VectorSpace
+from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.errors import MissingExtra, OutOfMemory, RuntimeFailed, RuntimeUnavailable
+from vecferry.model import Model
+from vecferry.runtime import Device, RawOutputs, available_cpus, finish
+from vecferry.weights import Weights
+
+try:
+    import torch
+    import transformers
+except ModuleNotFoundError as exc:
+    raise MissingExtra("torch", exc.name or "torch") from exc
+
+
+class TorchRuntime:
+    """Runs a checkpoint. Weights are views of the checkpoint's files, not copies."""
+
+    name = "torch"
+
+    def __init__(self, model: Model, *, threads: int | None = None, device: Device = "cpu") -> None:
+        """Raises RuntimeUnavailable (device) and CheckpointDamaged. `threads` is PyTorch's, so the whole process's."""
+        if device == "cuda" and not torch.cuda.is_available():
+            remedy = "install a CUDA build of PyTorch and its driver, or VECFERRY_DEVICE=cpu"
+            raise RuntimeUnavailable("torch", "CUDA was asked for, but torch.cuda.is_available() is False", remedy)
+        torch.set_num_threads(threads or available_cpus())
+        self._model = model
+        self._device = torch.device(device)
+        self._encoder = _encoder(model).to(self._device)
+        self._heads = {name: _tensor(model.heads, name).to(self._device) for name in model.heads or ()}
+
+    @property
+    def space(self) -> VectorSpace:
+        return self._model.space
+
+    def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        ids, mask = batch.padded(self._model.spec.pad_id)  # [B, S] each
+        try:
+            with torch.inference_mode():
+                raw = self._forward(torch.from_numpy(ids), torch.from_numpy(mask), outputs)
+        except (torch.OutOfMemoryError, MemoryError) as exc:
+            raise OutOfMemory(self.name, *ids.shape) from exc
+        except (RuntimeError, IndexError) as exc:
+            if "can't allocate memory" in str(exc):  # PyTorch's CPU allocator has no error of its own
+                raise OutOfMemory(self.name, *ids.shape) from exc
+            raise RuntimeFailed(self.name, *ids.shape, reason=str(exc).splitlines()[0]) from exc
+        return finish(raw, batch, outputs, self.space)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, outputs: Outputs) -> RawOutputs:
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        hidden = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, S, H]
+        return RawOutputs(
+            self._dense(hidden, mask).cpu().numpy(),
+            self._token_weights(hidden).cpu().numpy() if Outputs.SPARSE in outputs else None,
+            self._colbert(hidden).cpu().numpy() if Outputs.COLBERT in outputs else None,
+        )
+
+    def _dense(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.space.pooling == "cls":
+            pooled = hidden[:, 0]  # [B, H]
+        else:
+            kept = mask[..., None].to(hidden.dtype)
+            pooled = (hidden * kept).sum(1) / kept.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=-1) if self.space.normalize else pooled
+
+    def _token_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+        weights = torch.nn.functional.linear(hidden, self._heads["sparse_linear.weight"], self._heads["sparse_linear.bias"])
+        return torch.relu(weights)[..., 0]  # [B, S]
+
+    def _colbert(self, hidden: torch.Tensor) -> torch.Tensor:
+        heads = self._heads
+        vectors = torch.nn.functional.linear(hidden[:, 1:], heads["colbert_linear.weight"], heads["colbert_linear.bias"])
+        return torch.nn.functional.normalize(vectors, dim=-1)  # [B, S - 1, H]
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": str(self._device),
+            "threads": str(torch.get_num_threads()),
+        }
+
+
+def _encoder(model: Model) -> Any:
+    """transformers' model over the checkpoint's tensors, in fp32."""
+    spec = model.spec
+    kind = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}[spec.family]
+    config = kind.config_class(
+        vocab_size=spec.vocabulary,
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.attention_heads,
+        intermediate_size=spec.feed_forward,
+        max_position_embeddings=spec.positions,
+        type_vocab_size=spec.token_types,
+        layer_norm_eps=spec.layer_norm_eps,
+        pad_token_id=spec.pad_id,
+    )
+    with torch.device("meta"):
+        encoder = kind(config, add_pooling_layer=False)
+    wanted = set(encoder.state_dict())
+    encoder.load_state_dict({name: _tensor(model.weights, name) for name in wanted}, assign=True)
+    for name, buffer in encoder.embeddings.named_buffers():  # not saved in checkpoints, so made here
+        value = torch.arange(spec.positions)[None] if name == "position_ids" else torch.zeros(buffer.shape, dtype=torch.long)
+        encoder.embeddings.register_buffer(name, value, persistent=False)
+    return encoder.eval()
+
+
+def _tensor(weights: Weights | None, name: str) -> torch.Tensor:
+    assert weights is not None
+    return torch.from_numpy(np.ascontiguousarray(weights[name].as_fp32()))

@@ -1,0 +1,275 @@
+"""Is the converted model right? Checks, their tolerances, and a report that says what was not checked.
+
+Probes are texts of several scripts and random token ids at the lengths that break things. The model
+is compared with itself (alone, in a batch, padded, permuted), with PyTorch where that is installed
+and the checkpoint at hand, and with BGE-M3's published values where the checkpoint is the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vecferry.artifact import Artifact
+from vecferry.embeddings import Embeddings, Outputs, TokenBatch, colbert_scores, dense_scores, lexical_scores
+from vecferry.errors import VerificationFailed
+from vecferry.runtime import Runtime
+from vecferry.tokens import Tokenizer
+
+# Largest absolute difference allowed, and why.
+TOLERANCES = {
+    "reference": 1e-4,  # fp32 both: order of summation and fused kernels; 24 layers were seen to stay far below
+    "itself": 1e-4,  # the same, for kernels that differ with the shape of the batch
+    "unit_norm": 1e-4,
+    "published": 5e-3,  # published in fp16 and rounded to four digits
+}
+LENGTHS = (1, 2, 3, 8, 64, 512)  # and the model's maximum
+TEXTS = (
+    "",
+    "a",
+    "What is BGE M3?",
+    "Der schnelle braune Fuchs springt über den faulen Hund.",
+    "ما هي عاصمة فرنسا؟",
+    "如何把向量迁移到新的模型？",
+    "שלום עולם",
+    "👩‍👩‍👧‍👦 family 🚢",
+    "  spaces before and after  ",
+    "¿Dónde está la biblioteca? " * 12,
+)
+PUBLISHED_WEIGHTS = "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6aad38"
+"""SHA-256 of pytorch_model.bin of BAAI/bge-m3, the checkpoint that the published values belong to."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer. seen: the figure that was measured; limit: what it may be at most."""
+
+    name: str
+    status: Literal["passed", "failed", "skipped"]
+    seen: float | None = None
+    limit: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        figures = "" if self.seen is None else f" {self.seen:.2g} (at most {self.limit:.2g})"
+        return f"{self.name}{figures}{': ' + self.note if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """verification.json."""
+
+    fingerprint: str
+    machine: dict[str, str]
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> list[str]:
+        return [str(check) for check in self.checks if check.status == "failed"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"passed": not self.failed, **asdict(self)}
+
+    def gate(self, path: Path) -> None:
+        """Raises VerificationFailed if a check failed."""
+        if self.failed:
+            raise VerificationFailed(path, self.failed)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference runtime, opened when the converted model's own results are in (one model in memory at a time).
+
+    open: None where it cannot be had, and `missing` says why.
+    """
+
+    open: Callable[[], Runtime] | None
+    missing: str = ""
+
+
+Progress = Callable[[str], None]
+
+
+def verify(
+    artifact: Artifact, open_runtime: Callable[[], Runtime], reference: Reference, progress: Progress = lambda _: None
+) -> Report:
+    """Run every check that can be run; nothing is raised for one that fails (see `Report.gate`)."""
+    probes = _probes(artifact)
+    progress("digests")
+    checks = [_digests(artifact)]
+    runtime = open_runtime()
+    seen = {}
+    for name, batch in probes.items():
+        progress(f"running {name}")
+        seen[name] = runtime.run(batch, artifact.manifest.space.outputs)
+    checks += _well_formed(artifact, seen)
+    progress("comparing the model with itself")
+    checks += _agrees_with_itself(runtime, probes, seen)
+    checks += _published_values(artifact, runtime)
+    del runtime
+    checks += _agrees_with_reference(probes, seen, reference, progress)
+    return Report(artifact.fingerprint, machine(), tuple(checks))
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def _probes(artifact: Artifact) -> dict[str, TokenBatch]:
+    """Batches by name: the texts, then one text of random tokens per length."""
+    manifest = artifact.manifest
+    tokenizer = Tokenizer(artifact.read_tokenizer(), manifest.space.max_tokens)
+    texts = tokenizer(TEXTS)
+    random = np.random.default_rng(0)
+    beginning, end = texts.ids[0], texts.ids[texts.indptr[1] - 1]
+    probes = {"texts": texts}
+    for length in sorted({min(n, manifest.space.max_tokens) for n in (*LENGTHS, manifest.space.max_tokens)}):
+        inner = random.integers(5, manifest.encoder.vocabulary - 1, max(length - 2, 0))
+        probes[f"{length} tokens"] = TokenBatch.from_lists([[beginning, *inner, end][:length]])
+    return probes
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _digests(artifact: Artifact) -> Check:
+    damaged = list(artifact.damaged_files())
+    return Check("files have the manifest's SHA-256", "failed" if damaged else "passed", note="; ".join(damaged))
+
+
+def _at_most(name: str, seen: float, tolerance: str) -> Check:
+    limit = TOLERANCES[tolerance]
+    return Check(name, "passed" if seen <= limit else "failed", float(seen), limit)  # NaN fails
+
+
+def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[Check]:
+    space = artifact.manifest.space
+    arrays = [array for found in seen.values() for array in _arrays(found).values()]
+    finite = all(np.isfinite(array).all() for array in arrays)
+    yield Check("every number is finite", "passed" if finite else "failed")
+    shapes = {found.dense.shape[1] for found in seen.values()}
+    note = f"dimension {', '.join(map(str, sorted(shapes)))}"
+    yield Check("dense has the manifest's dimension", "passed" if shapes == {space.dimension} else "failed", note=note)
+    if space.normalize:
+        worst = max(float(np.abs(np.linalg.norm(found.dense, axis=1) - 1).max()) for found in seen.values())
+        yield _at_most("dense vectors have unit length", worst, "unit_norm")
+
+
+def _agrees_with_itself(
+    runtime: Runtime, probes: dict[str, TokenBatch], seen: dict[str, Embeddings]
+) -> Iterator[Check]:
+    """The texts were run as one padded batch; each alone, and the batch in another order, must give the same."""
+    outputs, texts, together = runtime.space.outputs, probes["texts"], seen["texts"]
+    alone = Embeddings.concat([runtime.run(texts.take(np.array([row])), outputs) for row in range(len(texts))])
+    yield _at_most("a text alone equals itself in a padded batch", difference(together, alone), "itself")
+    order = np.arange(len(texts))[::-1]
+    reordered = runtime.run(texts.take(order), outputs).take(order)
+    yield _at_most("a permuted batch gives permuted results", difference(together, reordered), "itself")
+    long = probes["512 tokens"] if "512 tokens" in probes else probes[list(probes)[-1]]
+    beside = TokenBatch.from_lists([probes["8 tokens"].ids.tolist(), long.ids.tolist()])
+    padded = runtime.run(beside, outputs).take(np.array([0]))
+    yield _at_most("8 tokens padded far equal themselves alone", difference(padded, seen["8 tokens"]), "itself")
+
+
+def _agrees_with_reference(
+    probes: dict[str, TokenBatch], seen: dict[str, Embeddings], reference: Reference, progress: Progress
+) -> Iterator[Check]:
+    if reference.open is None:
+        yield Check("agrees with PyTorch", "skipped", note=reference.missing)
+        return
+    runtime = reference.open()
+    fingerprints = {runtime.space.fingerprint, *(found.fingerprint for found in seen.values())}
+    if len(fingerprints) > 1:
+        yield Check("agrees with PyTorch", "failed", note="the checkpoint is not the one that was converted")
+        return
+    for name, batch in probes.items():
+        progress(f"PyTorch, {name}")
+        expected = runtime.run(batch, runtime.space.outputs)
+        for output, worst in differences(seen[name], expected).items():
+            yield _at_most(f"{output} agrees with PyTorch, {name}", worst, "reference")
+
+
+def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[Check]:
+    """BGE-M3's model card: scores of two queries and two passages, lexical weights of the first query."""
+    if artifact.manifest.source.files.get("pytorch_model.bin") != PUBLISHED_WEIGHTS:
+        yield Check("agrees with BGE-M3's published values", "skipped", note="these are not BGE-M3's weights")
+        return
+    tokenizer = Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
+    queries = runtime.run(tokenizer(["What is BGE M3?", "Defination of BM25"]), Outputs.ALL)
+    passages = runtime.run(
+        tokenizer([
+            "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector interaction.",
+            "BM25 is a bag-of-words retrieval function that ranks a set of documents based on the query terms "
+            "appearing in each document",
+        ]),
+        Outputs.ALL,
+    )  # fmt: skip
+    weights = {tokenizer.text_of(i).strip("▁"): w for i, w in queries.sparse.row(0).items()}
+    published = {"What": 0.08356, "is": 0.0814, "B": 0.1296, "GE": 0.252, "M": 0.1702, "3": 0.2695, "?": 0.04092}
+    found_and_expected = {
+        "dense scores": (dense_scores(queries, passages), [[0.6265, 0.3477], [0.3499, 0.6780]]),
+        "lexical score of the first pair": (lexical_scores(queries, passages)[0, 0], 0.1955),
+        "lexical score of the two queries": (lexical_scores(queries, queries)[0, 1], 0.0),
+        "ColBERT scores of the first query": (colbert_scores(queries, passages)[0], [0.7797, 0.4620]),
+        "lexical weights": ([weights.get(token, 0.0) for token in published], list(published.values())),
+    }
+    for name, (found, expected) in found_and_expected.items():
+        worst = float(np.abs(np.asarray(found) - np.asarray(expected)).max())
+        yield _at_most(f"BGE-M3's published {name}", worst, "published")
+
+
+# --- differences ----------------------------------------------------------------------------------
+
+
+def _arrays(found: Embeddings) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"dense": found.dense}
+    if found.sparse_or_none is not None:
+        arrays["sparse"] = found.sparse.weights
+    if found.colbert_or_none is not None:
+        arrays["colbert"] = found.colbert.vectors
+    return arrays
+
+
+def differences(a: Embeddings, b: Embeddings) -> dict[str, float]:
+    """Largest absolute difference by output; a lexical weight that one side lacks counts as 0 there."""
+    worst = {name: _largest(a_, b_) for (name, a_), b_ in zip(_arrays(a).items(), _arrays(b).values(), strict=True)}
+    if "sparse" in worst:
+        worst["sparse"] = max(_lexical_difference(a.sparse.row(i), b.sparse.row(i)) for i in range(len(a)))
+    return worst
+
+
+def difference(a: Embeddings, b: Embeddings) -> float:
+    """The largest of `differences`, NaN if there is one."""
+    return float(np.max(list(differences(a, b).values())))
+
+
+def _largest(a: Any, b: Any) -> float:
+    return float(np.abs(a - b).max(initial=0)) if a.shape == b.shape else float("inf")
+
+
+def _lexical_difference(a: dict[int, float], b: dict[int, float]) -> float:
+    return max((abs(a.get(i, 0.0) - b.get(i, 0.0)) for i in a.keys() | b.keys()), default=0.0)
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus": str(os.cpu_count()),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].strip() if names else platform.processor()
