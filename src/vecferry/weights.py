@@ -9,15 +9,18 @@ its NumPy side has no bfloat16 view.)
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,9 +30,22 @@ from vecferry.errors import CheckpointDamaged, UnsafePickle
 
 Array = NDArray[Any]
 
+UNREADABLE = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, EOFError, OSError,
+    struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What json, zipfile, pickle and numpy raise on bytes that are not what they should be."""
+
+
+class _Inert:
+    """What the unpickler holds: a pickle cannot set attributes on it, since BUILD calls `__setstate__`."""
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError(f"it sets attributes on a {type(self).__name__}")
+
 
 @dataclass(frozen=True)
-class LazyTensor:
+class LazyTensor(_Inert):
     """A tensor that is read when asked. `read` returns an array of `shape` and of the stored dtype."""
 
     shape: tuple[int, ...]
@@ -90,8 +106,9 @@ def open_heads(folder: Path) -> Weights | None:
     if not there:
         return None
     if len(there) == 1:
-        raise CheckpointDamaged(folder, f"it has {there[0].name} alone; BGE-M3 has sparse_linear.pt and colbert_linear.pt")
-    return Weights(folder, {f"{name}.{part}": t for name, path in files.items() for part, t in _torch_zip(path).items()})
+        raise CheckpointDamaged(folder, f"it has {there[0].name} alone, and BGE-M3 has two heads")
+    heads = {f"{name}.{part}": t for name, path in files.items() for part, t in _torch_zip(path).items()}
+    return Weights(folder, heads)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -130,13 +147,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         named = json.loads(index.read_bytes())["weight_map"]
         return {str(key): str(value) for key, value in named.items()}
-    except (ValueError, KeyError, AttributeError) as exc:
+    except UNREADABLE as exc:
         raise CheckpointDamaged(index, f"it is not a shard index ({exc!r})") from exc
 
 
 def _inside(index: Path, name: str) -> Path:
     """A shard's path, which must stay in the checkpoint's folder."""
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".."):
         raise CheckpointDamaged(index, f"it names a file outside the checkpoint: {name!r}")
     return index.parent / name
 
@@ -149,25 +166,45 @@ SAFETENSORS_DTYPES = {
 }  # fmt: skip
 
 
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
+
+
 def _safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Views of the mapped file. The format is eight bytes of header length, a JSON header, the data."""
+    """Views of the mapped file. The format is eight bytes of header length, a JSON header, the data without holes."""
     data = _map(path)
     try:
         (header_bytes,) = struct.unpack("<Q", data[:8].tobytes())
+        if header_bytes > min(len(data) - 8, MAX_HEADER_BYTES):
+            raise ValueError(f"a header of {header_bytes} bytes in a file of {len(data)}")
         header = json.loads(data[8 : 8 + header_bytes].tobytes())
         header.pop("__metadata__", None)
         body = data[8 + header_bytes :]
+        _check_spans(sorted(tuple(entry["data_offsets"]) for entry in header.values()), len(body))
         return {name: _safetensors_entry(body, entry) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except UNREADABLE as exc:
         raise CheckpointDamaged(path, f"it is not a whole safetensors file ({exc})") from exc
 
 
+def _check_spans(spans: list[tuple[int, int]], body_bytes: int) -> None:
+    """Each tensor's bytes begin where those of the one before end, and the last end with the file."""
+    at = 0
+    for start, end in spans:
+        if start != at or end < start:
+            raise ValueError(f"a tensor at {start}..{end}, where {at} was expected")
+        at = end
+    if at != body_bytes:
+        raise ValueError(f"tensors of {at} bytes in {body_bytes}")
+
+
 def _safetensors_entry(body: NDArray[np.uint8], entry: dict[str, Any]) -> LazyTensor:
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
+        raise ValueError(f"numbers of type {entry['dtype']!r} are not supported")
     dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-    if not 0 <= start <= end <= len(body) or end - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise ValueError(f"offsets {start}..{end} do not hold {shape} of {dtype} in {len(body)} bytes")
-    return LazyTensor(shape, dtype, lambda: body[start:end].view(dtype).reshape(shape))
+    if end - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{end - start} bytes are not {shape} of {dtype}")
+    array = body[start:end].view(dtype).reshape(shape)
+    return LazyTensor(array.shape, dtype, lambda: array)
 
 
 # --- PyTorch's zip --------------------------------------------------------------------------------
@@ -180,31 +217,39 @@ STORAGE_DTYPES = {
 
 
 @dataclass(frozen=True)
-class _StorageType:
+class _StorageType(_Inert):
     dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
-class _Storage:
+class _Storage(_Inert):
     dtype: np.dtype[Any]
     data: NDArray[np.uint8]
+
+
+class _StateDict(OrderedDict[Any, Any]):
+    """`Module.state_dict()` comes with version numbers as an attribute; they are left out."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 class _TensorUnpickler(pickle.Unpickler):
     """Knows what `torch.save` writes for a dict of tensors, and nothing else."""
 
-    def __init__(self, file: IO[bytes], path: Path, storages: Callable[[str], NDArray[np.uint8]]) -> None:
-        super().__init__(file)
+    def __init__(self, pickled: bytes, path: Path, storages: Callable[[str], NDArray[np.uint8]]) -> None:
+        _check_memo(pickled)
+        super().__init__(io.BytesIO(pickled))
         self._path = path
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return _StateDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
+            return _RebuildTensor()
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _rebuild_parameter
+            return _RebuildParameter()
         if module == "torch" and name in STORAGE_DTYPES:
             return _StorageType(np.dtype(STORAGE_DTYPES[name]))
         raise UnsafePickle(self._path, f"{module}.{name}")
@@ -212,56 +257,72 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
             case ("storage", _StorageType(dtype=dtype), str(key), _, int()):
-                return _Storage(dtype, self._storages(key))
-        raise UnsafePickle(self._path, f"the persistent object {pid!r}")
+                data = self._storages(key)
+                return _Storage(dtype, data[: len(data) // dtype.itemsize * dtype.itemsize])
+        raise UnsafePickle(self._path, f"the persistent object {pid!r:.80}")
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
-    """A strided view of a storage, proven to lie inside it."""
-    if not isinstance(storage, _Storage) or len(shape) != len(strides):
-        raise ValueError("a tensor is not described as one")
-    numbers = [int(offset), *map(int, shape), *map(int, strides)]
-    last = int(offset) + sum((int(n) - 1) * int(s) for n, s in zip(shape, strides, strict=True))
-    empty = 0 in shape
-    if min(numbers) < 0 or (not empty and (last + 1) * storage.dtype.itemsize > len(storage.data)):
-        raise ValueError(f"a tensor of shape {tuple(shape)} reaches past its storage of {len(storage.data)} bytes")
-
-    def read() -> Array:
-        if empty:
-            return np.zeros(tuple(shape), storage.dtype)
-        flat = storage.data[: len(storage.data) // storage.dtype.itemsize * storage.dtype.itemsize].view(storage.dtype)
-        byte_strides = [int(s) * storage.dtype.itemsize for s in strides]
-        return np.lib.stride_tricks.as_strided(flat[int(offset) :], tuple(shape), byte_strides)
-
-    return LazyTensor(tuple(map(int, shape)), storage.dtype, read)
+def _check_memo(pickled: bytes) -> None:
+    """An index into the unpickler's memory far beyond the pickle would make it allocate gigabytes."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(pickled):
+            raise ValueError(f"it puts an object at {argument} in a pickle of {len(pickled)} bytes")
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> LazyTensor:
-    if not isinstance(tensor, LazyTensor):
-        raise ValueError("a parameter does not wrap a tensor")
-    return tensor
+class _RebuildTensor(_Inert):
+    """torch._utils._rebuild_tensor_v2: a strided view of a storage, proven to lie inside it."""
+
+    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
+        if not isinstance(storage, _Storage) or not _is_layout(offset, shape, strides):
+            raise ValueError("a tensor is not described as one")
+        flat = storage.data.view(storage.dtype)
+        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        # Fewer numbers than the view has: an expanded tensor, which could be of any size.
+        if math.prod(shape) > len(flat) or (0 not in shape and last >= len(flat)):
+            raise ValueError(f"a tensor of shape {shape} reaches past its storage of {len(storage.data)} bytes")
+        if 0 in shape:
+            array = np.zeros(shape, storage.dtype)
+        else:
+            byte_strides = [s * storage.dtype.itemsize for s in strides]
+            array = np.lib.stride_tricks.as_strided(flat[offset:], shape, byte_strides)
+        return LazyTensor(shape, storage.dtype, lambda: array)
+
+
+def _is_layout(offset: Any, shape: Any, strides: Any) -> bool:
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)):
+        return False
+    return all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
+
+
+class _RebuildParameter(_Inert):
+    """torch._utils._rebuild_parameter: the tensor that it wraps."""
+
+    def __call__(self, tensor: Any, *_: Any) -> LazyTensor:
+        if not isinstance(tensor, LazyTensor):
+            raise TypeError("a parameter does not wrap a tensor")
+        return tensor
 
 
 def _torch_zip(path: Path) -> dict[str, LazyTensor]:
+    mapped = _map(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}
-            described = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-            if len(described) != 1:
-                raise CheckpointDamaged(path, "it holds no data.pkl of one saved object")
-            root = described[0].split("/")[0]
-            if f"{root}/byteorder" in entries and archive.read(f"{root}/byteorder") != b"little":
-                raise CheckpointDamaged(path, "it was written on a big-endian machine")
-            mapped = _map(path)
+        described = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(described) != 1:
+            raise CheckpointDamaged(path, "it holds no data.pkl of one saved object")
+        root = described[0].split("/")[0]
 
-            def storage(key: str) -> NDArray[np.uint8]:
-                return _stored(mapped, entries[f"{root}/data/{key}"])
+        def stored(name: str) -> NDArray[np.uint8]:
+            return _stored(mapped, entries[f"{root}/{name}"])
 
-            with archive.open(described[0]) as file:
-                saved = _TensorUnpickler(file, path, storage).load()
+        if f"{root}/byteorder" in entries and stored("byteorder").tobytes() != b"little":
+            raise CheckpointDamaged(path, "it was written on a big-endian machine")
+        pickled = stored("data.pkl").tobytes()
+        saved = _TensorUnpickler(pickled, path, lambda key: stored(f"data/{key}")).load()
     except zipfile.BadZipFile as exc:
-        raise CheckpointDamaged(path, f"it is not a whole file of torch.save's zip format ({exc})") from exc
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as exc:
+        raise CheckpointDamaged(path, f"it is not whole, or older than PyTorch 1.6 ({exc})") from exc
+    except UNREADABLE as exc:
         raise CheckpointDamaged(path, f"its description of tensors cannot be read ({exc})") from exc
     if not isinstance(saved, dict):
         raise UnsafePickle(path, f"a {type(saved).__name__} at the top")
@@ -274,7 +335,7 @@ def _stored(mapped: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[np.uint
         raise ValueError(f"{info.filename} is compressed")
     name_bytes, extra_bytes = struct.unpack("<HH", mapped[info.header_offset + 26 : info.header_offset + 30].tobytes())
     start = info.header_offset + 30 + name_bytes + extra_bytes
-    if start + info.file_size > len(mapped):
+    if info.header_offset < 0 or start + info.file_size > len(mapped):
         raise ValueError(f"{info.filename} reaches past the end of the file")
     return mapped[start : start + info.file_size]
 
