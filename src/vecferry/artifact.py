@@ -129,6 +129,15 @@ class Artifact:
             raise ArtifactDamaged(path, problem)
         return artifact
 
+    @staticmethod
+    def peek(path: Path) -> Manifest | None:
+        """The manifest alone, or None where there is none that can be read."""
+        path = Path(path)
+        try:
+            return _read_manifest(path.parent if path.name == MODEL else path)
+        except (ArtifactDamaged, OSError):
+            return None
+
     def _sizes(self) -> Iterator[str]:
         for name, record in self.manifest.files.items():
             file = self.path / name

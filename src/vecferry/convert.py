@@ -16,7 +16,7 @@ from vecferry.model import Model, read_model
 from vecferry.runtime import Runtime
 from vecferry.runtime.onnx import OnnxRuntime
 from vecferry.sources import Checkpoint, reopen
-from vecferry.spec import EncoderSpec, Overrides
+from vecferry.spec import Overrides
 from vecferry.verify import Reference, Report, verify
 
 Progress = Callable[[str], None]
@@ -99,18 +99,7 @@ def torch_reference(model: Model) -> Reference:
 def _reference_of(artifact: Artifact) -> Reference:
     """The checkpoint that the manifest names, if it is still at hand."""
     try:
-        model = read_model(reopen(artifact.manifest.source).folder, overrides_of(artifact.manifest.encoder))
+        model = read_model(reopen(artifact.manifest.source).folder, Overrides.of(artifact.manifest.encoder))
     except SourceError as exc:
         return Reference(None, f"the checkpoint is not at hand ({exc.message})")
     return torch_reference(model)
-
-
-def overrides_of(spec: EncoderSpec) -> Overrides:
-    """Whatever the user said at conversion is said again, so that the checkpoint reads as it did then."""
-    return Overrides(
-        pooling=spec.pooling,
-        normalize=spec.normalize,
-        max_tokens=spec.max_tokens,
-        query_prefix=spec.query_prefix,
-        passage_prefix=spec.passage_prefix,
-    )

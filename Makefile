@@ -1,0 +1,53 @@
+# make demo and make test need Python 3.11+ and make; each creates .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?=
+# PyTorch's CPU build, where the package index in use offers one as 2.13.0+cpu; elsewhere say
+# make test TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow check bench lock clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/vecferry demo $(if $(MODEL),--model "$(MODEL)")
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m bench.speed
+	$(BIN)/python -m bench.lightweight_quality
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml requirements.lock
+	$(PIP) -c requirements.lock -e ".[demo]"
+	@touch $@
+
+$(VENV)/dev.stamp: $(BIN)/python pyproject.toml requirements.lock
+	$(PIP) $(TORCH_INDEX) torch==2.13.0
+	$(PIP) -c requirements.lock -e ".[dev]"
+	@touch $@
+
+# Without the CUDA packages that the registry's Linux build of PyTorch names: nothing here installs them.
+lock: $(VENV)/dev.stamp
+	$(PIP) uv
+	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	    --upgrade --quiet --no-header --no-annotate -c - | grep -Ev '^(cuda|nvidia|triton)' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

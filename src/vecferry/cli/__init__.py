@@ -1,0 +1,77 @@
+"""The command line: commands only. Results go to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from vecferry import __version__
+from vecferry.cli import demo, migrate, model
+from vecferry.cli.output import errors
+from vecferry.errors import VecferryError
+
+EXIT_CODES = """
+Exit codes: 0 done · 1 a fault of ours · 2 wrong input or setting · 3 something is missing or broken
+(model, package, database) · 4 refused by a check · 5 somebody else is at work · 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="vecferry",
+    help="Move an application from all-MiniLM-L6-v2 to BGE-M3 on ONNX Runtime: model, code and stored vectors.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+model.register(app)
+app.add_typer(migrate.app, name="migrate")
+demo.register(app)
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Entry point. An error is one line and a hint, as JSON too under --json; a traceback only under --debug."""
+    run(app, sys.argv[1:] if argv is None else argv)
+
+
+def run(command: typer.Typer, argv: list[str]) -> NoReturn:
+    """Run a command and leave the process with its exit code."""
+    try:
+        command(args=argv, standalone_mode=True)
+    except VecferryError as exc:
+        if "--debug" in argv:
+            errors.print_exception()
+        report(exc, as_json="--json" in argv)
+        sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has gone
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+def report(exc: VecferryError, *, as_json: bool) -> None:
+    if as_json:
+        error = {"type": type(exc).__name__, "message": exc.message, "hint": exc.hint, "exit_code": exc.exit_code}
+        Console().out(json.dumps({"error": error}, ensure_ascii=False), highlight=False)
+    errors.print("[bold red]error:[/]", end=" ")
+    errors.out(exc.message, highlight=False)
+    if exc.hint:
+        errors.print("[bold]hint:[/]", end=" ")
+        errors.out(exc.hint, highlight=False)

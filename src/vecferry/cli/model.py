@@ -1,0 +1,281 @@
+"""Commands about a model: convert, verify, encode, doctor; and the two scripts that the guide names."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from vecferry.cli.output import Json, counting, output, plain, show, show_table, stages
+from vecferry.embeddings import Outputs
+from vecferry.encoder import Encoder, Role
+from vecferry.errors import SettingsError, VecferryError
+from vecferry.loading import Options, RuntimeName, chosen_runtime, load_encoder, load_runtime
+from vecferry.settings import DEFAULT_ARTIFACT, Settings, read_settings
+from vecferry.sources import BGE_M3, open_source
+from vecferry.spec import Overrides
+from vecferry.verify import Report, machine
+
+ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `vecferry convert` wrote.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Only what is on this machine; no download.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (convert, verify, encode, doctor):
+        app.command()(command)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder in Hugging Face layout, package:NAME, or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; what is there is replaced as a whole.")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    offline: Offline = False,
+    pooling: Annotated[str | None, typer.Option(help="cls or mean, where the checkpoint does not say.")] = None,
+    normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Likewise.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    query_prefix: Annotated[str | None, typer.Option(help='Put before each query, e.g. "query: " for E5.')] = None,
+    passage_prefix: Annotated[str | None, typer.Option(help="Put before each passage.")] = None,
+    skip_verification: Annotated[bool, typer.Option("--skip-verification", help="Not advised.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a checkpoint to ONNX and verify the result. No PyTorch is needed.
+
+    Verification compares with PyTorch too if it is installed (pip install 'vecferry[torch]').
+
+    Example: vecferry convert BAAI/bge-m3 models/bge-m3-onnx
+    """
+    from vecferry.convert import convert as run
+
+    if pooling not in (None, "cls", "mean"):
+        raise SettingsError("--pooling", pooling, "cls or mean")
+    overrides = Overrides(pooling, normalize, max_tokens, query_prefix, passage_prefix)  # type: ignore[arg-type]
+    with stages() as stage:
+        stage(f"opening {source}")
+        checkpoint = open_source(source, revision=revision, offline=offline)
+        done = run(checkpoint, out, overrides=overrides, verified=not skip_verification, progress=stage)
+    summary = {"artifact": str(out), **_facts(done.artifact.manifest.model_dump(mode="json"))}
+    summary["verification"] = None if done.report is None else done.report.to_dict()
+    show(summary, as_json=as_json, rows=[(k, plain(v)) for k, v in summary.items() if k != "verification"])
+    if done.report is not None and not as_json:
+        _show_report(done.report)
+
+
+def verify(artifact: ArtifactPath, as_json: Json = False) -> None:
+    """Check a converted model: digests, numbers, batches, lengths, and PyTorch where it is at hand.
+
+    The report is written to verification.json in the folder. Fails with exit code 4.
+    """
+    from vecferry.artifact import Artifact
+    from vecferry.convert import verify_artifact
+
+    with stages() as stage:
+        report = verify_artifact(Artifact.open(artifact), progress=stage)
+    if as_json:
+        show(report.to_dict(), as_json=True)
+    else:
+        _show_report(report)
+    report.gate(artifact)
+
+
+def encode(
+    artifact: ArtifactPath,
+    file: Annotated[str, typer.Argument(help='Lines {"id": ..., "text": ...} or plain texts; - for standard input.')] = "-",
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="OUT.npz, .jsonl or .parquet; else JSONL to standard output.")] = None,
+    outputs: Annotated[str, typer.Option(help="Some of dense,sparse,colbert.")] = "dense",
+    role: Annotated[str, typer.Option(help="passage or query: which of the model's prefixes to use.")] = "passage",
+    as_json: Json = False,
+) -> None:
+    """Encode a file of texts.
+
+    Example: vecferry encode models/bge-m3-onnx texts.jsonl --outputs dense,sparse,colbert -o vectors.npz
+    """
+    from vecferry import export
+
+    if role not in ("passage", "query"):
+        raise SettingsError("--role", role, "passage or query")
+    export.check_target(out)
+    chosen_role: Role = "query" if role == "query" else "passage"
+    wanted, started = Outputs.parse(outputs), time.perf_counter()
+    settings = read_settings()
+    loaded = load_encoder(_options(settings, artifact))
+    ids, texts = export.read_texts(file)
+    with counting("encoding") as progress:
+        chunks = _encoded(loaded.encoder, ids, texts, wanted, chosen_role, progress)
+        written = export.write(out, chunks)
+    if out is not None:
+        summary = {
+            "output": str(out),
+            "texts": written.texts,
+            "tokens": written.tokens,
+            "truncated": written.truncated,
+            "fingerprint": loaded.encoder.fingerprint,
+            "runtime": loaded.encoder.runtime.name,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        show(summary, as_json=as_json)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what would run here and why: settings, runtime, vector space, versions, extras.
+
+    Loads the model and encodes one text. Fails if none can be loaded.
+    """
+    settings = read_settings()
+    report: dict[str, Any] = {"machine": machine(), "settings": _shown(settings), "packages": _packages()}
+    failure: VecferryError | None = None
+    try:
+        loaded = load_encoder(settings.options())
+        encoder = loaded.encoder
+        norm = float(np.linalg.norm(encoder.encode(["probe"]).dense[0]))
+        report["active"] = {
+            "runtime": encoder.runtime.name,
+            "reason": loaded.reason,
+            "fingerprint": encoder.fingerprint,
+            "dimension": encoder.dimension,
+            "outputs": list(encoder.space.heads),
+            "max_tokens": encoder.space.max_tokens,
+            "probe_norm": norm,
+            **encoder.runtime.describe(),
+        }
+    except VecferryError as exc:
+        failure = exc
+        report["active"] = {"runtime": None, "reason": exc.message, "hint": exc.hint}
+    if as_json:
+        show(report, as_json=True)
+    else:
+        for title, part in report.items():
+            show(part, as_json=False, title=title)
+    if failure is not None:
+        raise typer.Exit(failure.exit_code)
+
+
+# --- the guide's scripts --------------------------------------------------------------------------
+
+
+def convert_to_onnx(
+    source: Annotated[str, typer.Option(help="A folder, package:NAME or hub id.")] = BGE_M3,
+    out: Annotated[Path, typer.Option("--output", help="The folder to write.")] = DEFAULT_ARTIFACT,
+    verify_only: Annotated[bool, typer.Option("--verify-only", help="Check the folder; convert nothing.")] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Convert BGE-M3 to ./models/bge-m3-onnx/ and verify it, or verify what is there."""
+    if verify_only:
+        verify(out, as_json=as_json)
+    else:
+        convert(source, out, offline=offline, as_json=as_json)
+
+
+def test_model(as_json: Json = False) -> None:
+    """Load each runtime that can be loaded, encode with it, and print what was seen.
+
+    Succeeds if the runtime that the settings choose is among them.
+    """
+    options = read_settings().options()
+    names: tuple[RuntimeName, ...] = ("onnx", "torch", "lightweight")
+    results = {name: _try(options, name) for name in names}
+    chosen = chosen_runtime(options)
+    if as_json:
+        show({"chosen": chosen, "runtimes": results}, as_json=True)
+    else:
+        header = ("runtime", "result", "dimension", "ms per text", "vector space", "why not")
+        keys = ("result", "dimension", "ms_per_text", "fingerprint", "why_not")
+        rows = [[f"{n} (chosen)" if n == chosen else n, *(_short(r.get(k)) for k in keys)] for n, r in results.items()]
+        show_table("", header, rows)
+    if results[chosen]["result"] != "works":
+        output.print(f"The runtime that the settings choose ({chosen}) does not work here.", highlight=False)
+        raise typer.Exit(3)
+
+
+def _try(options: Options, name: RuntimeName) -> dict[str, Any]:
+    texts = ["What is BGE M3?", "Wie spät ist es?", "你好，世界", ""]
+    try:
+        encoder = load_runtime(options, name)
+        encoder.encode(texts)
+        started = time.perf_counter()
+        found = encoder.encode(texts)
+        ms = (time.perf_counter() - started) * 1000 / len(texts)
+    except VecferryError as exc:
+        return {"result": "not available", "why_not": str(exc)}
+    unit = np.allclose(np.linalg.norm(found.dense, axis=1), 1, atol=1e-4) or not encoder.space.normalize
+    if not np.isfinite(found.dense).all() or not unit:
+        return {"result": "wrong numbers", "why_not": "vectors are not finite or not of unit length"}
+    return {
+        "result": "works",
+        "dimension": encoder.dimension,
+        "ms_per_text": round(ms, 2),
+        "fingerprint": encoder.fingerprint,
+        "why_not": None,
+    }
+
+
+# --- details --------------------------------------------------------------------------------------
+
+
+def _options(settings: Settings, artifact: Path) -> Options:
+    """The settings, for an artifact named on the command line: it and nothing else is meant."""
+    from dataclasses import replace
+
+    return replace(settings.options(), artifact=artifact, use_onnx=True, lightweight=False)
+
+
+def _encoded(encoder: Encoder, ids: list[str], texts: list[str], outputs: Outputs, role: Role, progress: Any) -> Any:
+    """(ids, embeddings), 1,024 texts at a time."""
+    done = 0
+    for found in encoder.encode_iter(texts, outputs=outputs, role=role):
+        yield ids[done : done + len(found)], found
+        done += len(found)
+        progress(done, len(texts))
+
+
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    space, source = manifest["space"], manifest["source"]
+    return {
+        "source": f"{source['kind']} {source['id']}" + (f" @ {source['revision']}" if source["revision"] else ""),
+        "family": manifest["encoder"]["family"],
+        "dimension": space["dimension"],
+        "outputs": space["heads"],
+        "max_tokens": space["max_tokens"],
+        "pooling": space["pooling"],
+        "precision": space["precision"],
+        "query_prefix": space["query_prefix"],
+        "passage_prefix": space["passage_prefix"],
+        "fingerprint": manifest["fingerprint"],
+    }
+
+
+def _show_report(report: Report) -> None:
+    signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
+    rows = [(signs[c.status], c.name, _short(c.seen), _short(c.limit), c.note) for c in report.checks]
+    show_table("verification", ("", "check", "seen", "at most", "note"), rows)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    text = plain(value)
+    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
+
+
+def _shown(settings: Settings) -> dict[str, str]:
+    """Every setting by its name; secrets stay hidden."""
+    return {str(field.alias): plain(getattr(settings, name)) for name, field in Settings.model_fields.items()}
+
+
+def _packages() -> dict[str, str]:
+    names = ("vecferry", "onnxruntime", "onnx", "tokenizers", "numpy", "torch", "transformers", "psycopg", "pgvector", "pyarrow")
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,68 @@
+"""How results look: a table for people, or one JSON object for programs; progress beside either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+output = Console()
+errors = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Rows = Sequence[Sequence[object]]
+
+
+def show(value: Mapping[str, Any], *, as_json: bool, title: str = "", rows: Rows | None = None) -> None:
+    """`value` as JSON, or as a table of its items; `rows` where the table is to say something else."""
+    if as_json:
+        output.out(json.dumps(value, ensure_ascii=False, indent=2), highlight=False)
+        return
+    show_table(title, ("", ""), [(k, plain(v)) for k, v in value.items()] if rows is None else rows)
+
+
+def show_table(title: str, header: Sequence[str], rows: Rows) -> None:
+    table = Table(title=title or None, title_justify="left", show_header=any(header), header_style="bold", box=None)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(plain(cell) for cell in row))
+    output.print(table, markup=False, highlight=False)
+
+
+def plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(v) for v in value)
+    return "" if value is None else str(value)
+
+
+@contextmanager
+def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with rate and time left; yields `(done, total) -> None`. Silent where nobody looks."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """A spinner with the name of what is being done; yields `(name) -> None`. Plain lines where nobody looks."""
+    if not errors.is_terminal:
+        yield lambda name: errors.out(f"· {name}", highlight=False)
+        return
+    with errors.status("starting") as status:
+        yield lambda name: status.update(name)

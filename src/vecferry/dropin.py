@@ -1,0 +1,47 @@
+"""The functions that applications already call, on the encoder that the settings choose.
+
+The encoder is loaded at the first call, once for all threads, anew in a forked child, and again after
+a load that failed. Settings are read at that moment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from vecferry.embeddings import Float32
+from vecferry.encoder import Role
+from vecferry.errors import InvalidText
+from vecferry.loading import LazyEncoder, Loaded, load_encoder, peek_dimension
+from vecferry.settings import read_settings
+
+_default = LazyEncoder(lambda: load_encoder(read_settings().options()))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_default.after_fork)
+
+
+def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32:
+    """A string gives float32 [dimension]; a list gives float32 [len(text), dimension], one vector per text.
+
+    The dimension is 1,024 for BGE-M3; vectors have unit length. Raises VecferryError.
+    """
+    if isinstance(text, str):
+        return encode_texts([text], role=role)[0]
+    return encode_texts(text, role=role)
+
+
+def encode_texts(texts: Sequence[str], *, role: Role = "passage") -> Float32:
+    """float32 [len(texts), dimension], in the order given. Raises VecferryError."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        raise InvalidText(0, f"a list of texts was expected, not {type(texts).__name__}")
+    return _default.get().encoder.encode(texts, role=role).dense
+
+
+def get_embedding_dimension() -> int:
+    """Numbers in a vector; read from the converted model's manifest where it is there, without loading the model."""
+    return peek_dimension(read_settings().options()) or _default.get().encoder.dimension
+
+
+def active() -> Loaded:
+    """The encoder in use and why it runs on what it runs on: `active().encoder.runtime.name`, `active().reason`."""
+    return _default.get()

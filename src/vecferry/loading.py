@@ -1,0 +1,190 @@
+"""Which runtime serves: ONNX first, PyTorch where ONNX cannot, lightweight only on request.
+
+A fallback is a change of engine, never of vector space: where the space is known (the artifact's
+manifest, or `Options.fingerprint`), a runtime of another space is refused with SpaceMismatch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vecferry.artifact import Artifact
+from vecferry.batching import Limits
+from vecferry.encoder import Encoder
+from vecferry.errors import (
+    ArtifactError,
+    ArtifactNotFound,
+    MissingExtra,
+    ModelRuntimeError,
+    RuntimeUnavailable,
+    SourceError,
+    SpaceMismatch,
+    VecferryError,
+)
+from vecferry.model import Model, read_model
+from vecferry.runtime import Device
+from vecferry.sources import BGE_M3, Checkpoint, open_source, reopen
+from vecferry.spec import Overrides
+from vecferry.tokens import Tokenizer
+
+RuntimeName = Literal["onnx", "torch", "lightweight"]
+log = logging.getLogger("vecferry")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to load.
+
+    use_onnx: False goes to PyTorch at once. lightweight: hashed features, another vector space.
+    source: the checkpoint for PyTorch; by default the one that the artifact was made from, else BGE-M3.
+    fingerprint: the only vector space that is accepted, if given.
+    """
+
+    artifact: Path
+    use_onnx: bool = True
+    lightweight: bool = False
+    source: str | None = None
+    offline: bool = False
+    threads: int | None = None
+    device: Device = "cpu"
+    limits: Limits = field(default_factory=Limits)
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder, and why it runs on what it runs on."""
+
+    encoder: Encoder
+    reason: str
+
+
+def load_encoder(options: Options) -> Loaded:
+    """Raises ArtifactError, SourceError, ModelRuntimeError, MissingExtra, SpaceMismatch: the first choice's, if
+    the fallback cannot be had either."""
+    loaded = _choose(options)
+    if options.fingerprint and loaded.encoder.fingerprint != options.fingerprint:
+        where = f"the {loaded.encoder.runtime.name} runtime"
+        raise SpaceMismatch(expected=options.fingerprint, found=loaded.encoder.fingerprint, where=where)
+    return loaded
+
+
+def load_runtime(options: Options, name: RuntimeName) -> Encoder:
+    """The encoder on one named runtime, without a fallback. Raises as `load_encoder` does."""
+    if name == "lightweight":
+        return _lightweight(options)
+    if name == "torch":
+        return _torch(options, _checkpoint(options))
+    return _onnx(options)
+
+
+def chosen_runtime(options: Options) -> RuntimeName:
+    """The first choice of these options."""
+    return "lightweight" if options.lightweight else "onnx" if options.use_onnx else "torch"
+
+
+def _choose(options: Options) -> Loaded:
+    name = chosen_runtime(options)
+    if name != "onnx":
+        return Loaded(load_runtime(options, name), "asked for by the settings")
+    try:
+        return Loaded(_onnx(options), "first choice")
+    except (ArtifactError, ModelRuntimeError) as cause:
+        return _fall_back(options, cause)
+
+
+def _fall_back(options: Options, cause: VecferryError) -> Loaded:
+    """PyTorch in the same space; nothing is downloaded for it. Otherwise the cause is what the caller meets."""
+    try:
+        expected = _expected_space(options, cause)
+        encoder = _torch(options, _checkpoint(options, offline=True))
+    except (SourceError, MissingExtra, ModelRuntimeError):
+        raise cause from None
+    if expected is not None and encoder.fingerprint != expected:
+        raise SpaceMismatch(expected=expected, found=encoder.fingerprint, where="the PyTorch fallback") from cause
+    log.warning("ONNX cannot be used, so PyTorch serves the same vector space: %s", cause)
+    return Loaded(encoder, f"fallback: {cause.message}")
+
+
+def _expected_space(options: Options, cause: VecferryError) -> str | None:
+    """The artifact's space. A folder that is there but does not say its space allows no fallback."""
+    if isinstance(cause, ArtifactNotFound):
+        return None
+    manifest = Artifact.peek(options.artifact)
+    if manifest is None:
+        raise cause
+    return manifest.fingerprint
+
+
+def _onnx(options: Options) -> Encoder:
+    artifact = Artifact.open(options.artifact)
+    try:
+        from vecferry.runtime.onnx import OnnxRuntime
+    except ImportError as exc:  # a broken or missing build of onnxruntime
+        raise RuntimeUnavailable("onnx", str(exc), "pip install --force-reinstall onnxruntime") from exc
+    runtime = OnnxRuntime(artifact, threads=options.threads, device=options.device)
+    tokenizer = Tokenizer(artifact.read_tokenizer(), runtime.space.max_tokens)
+    return Encoder(tokenizer, runtime, options.limits)
+
+
+def _torch(options: Options, model: Model) -> Encoder:
+    from vecferry.runtime.torch import TorchRuntime
+
+    runtime = TorchRuntime(model, threads=options.threads, device=options.device)
+    return Encoder(Tokenizer(model.tokenizer, model.space.max_tokens), runtime, options.limits)
+
+
+def _lightweight(options: Options) -> Encoder:
+    from vecferry.runtime.lightweight import LightweightRuntime, LightweightTokenizer
+
+    return Encoder(LightweightTokenizer(), LightweightRuntime(), options.limits)
+
+
+def _checkpoint(options: Options, *, offline: bool = False) -> Model:
+    """The checkpoint that PyTorch is to run, read as the artifact's was where there is one."""
+    manifest = Artifact.peek(options.artifact)
+    if options.source is None and manifest is not None:
+        return read_model(reopen(manifest.source).folder, Overrides.of(manifest.encoder))
+    found: Checkpoint = open_source(options.source or BGE_M3, offline=offline or options.offline)
+    return read_model(found.folder)
+
+
+def peek_dimension(options: Options) -> int | None:
+    """The dimension as far as it is known without loading a model."""
+    if options.lightweight:
+        from vecferry.runtime.lightweight import SPACE
+
+        return SPACE.dimension
+    manifest = Artifact.peek(options.artifact)
+    return None if manifest is None else manifest.space.dimension
+
+
+class LazyEncoder:
+    """Loads on first use, once, whatever the number of threads; again in a forked child, whose threads are gone.
+
+    A failed load is not remembered: the next call tries again.
+    """
+
+    def __init__(self, load: Callable[[], Loaded]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._loaded: tuple[int, Loaded] | None = None
+
+    def get(self) -> Loaded:
+        loaded = self._loaded
+        if loaded is not None and loaded[0] == os.getpid():
+            return loaded[1]
+        with self._lock:
+            if self._loaded is None or self._loaded[0] != os.getpid():
+                self._loaded = (os.getpid(), self._load())
+            return self._loaded[1]
+
+    def after_fork(self) -> None:
+        """In the child: a lock held by another of the parent's threads would never be released."""
+        self._lock = threading.Lock()

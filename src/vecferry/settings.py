@@ -1,0 +1,67 @@
+"""Settings from the environment and `.env`; with cli.py the only reader of either. See .env.example."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vecferry.batching import Limits
+from vecferry.errors import SettingsError
+from vecferry.loading import Options
+from vecferry.runtime import Device
+
+DEFAULT_ARTIFACT = Path("models/bge-m3-onnx")
+
+
+class Settings(BaseSettings):
+    """Each field's alias is its name in the environment; the environment wins over `.env`."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    use_onnx: bool = Field(True, alias="USE_ONNX", description="true or false")
+    onnx_model_path: Path = Field(DEFAULT_ARTIFACT, alias="ONNX_MODEL_PATH", description="a folder")
+    lightweight_embedding: bool = Field(False, alias="LIGHTWEIGHT_EMBEDDING", description="true or false")
+    source: str | None = Field(None, alias="VECFERRY_SOURCE", description="a folder, package:NAME or hub id")
+    offline: bool = Field(False, alias="VECFERRY_OFFLINE", description="true or false")
+    device: Device = Field("cpu", alias="VECFERRY_DEVICE", description="cpu or cuda")
+    threads: int | None = Field(None, alias="VECFERRY_THREADS", ge=1, description="a number from 1")
+    max_batch_tokens: int = Field(
+        Limits.max_batch_tokens, alias="VECFERRY_MAX_BATCH_TOKENS", ge=1, description="a number from 1"
+    )
+    fingerprint: str | None = Field(
+        None, alias="VECFERRY_FINGERPRINT", pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits"
+    )
+    database_url: SecretStr | None = Field(
+        None, alias="VECFERRY_DATABASE_URL", description="postgresql://user:password@host/database"
+    )
+
+    def options(self) -> Options:
+        """What to load."""
+        return Options(
+            artifact=self.onnx_model_path,
+            use_onnx=self.use_onnx,
+            lightweight=self.lightweight_embedding,
+            source=self.source,
+            offline=self.offline,
+            threads=self.threads,
+            device=self.device,
+            limits=Limits(max_batch_tokens=self.max_batch_tokens),
+            fingerprint=self.fingerprint,
+        )
+
+
+def read_settings() -> Settings:
+    """Raises SettingsError for the first bad value, by the name under which it was set."""
+    try:
+        return Settings()
+    except ValidationError as exc:
+        raise _translated(exc.errors()[0]) from exc
+
+
+def _translated(problem: Any) -> SettingsError:
+    name = str(problem["loc"][0])
+    field = next(field for field in Settings.model_fields.values() if field.alias == name)
+    return SettingsError(name, problem["input"], field.description or problem["msg"])
