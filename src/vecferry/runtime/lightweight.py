@@ -191,17 +191,14 @@ def features_of(batch: TokenBatch) -> Features:
     singles, pairs = np.flatnonzero(unspaced), np.flatnonzero(unspaced[:-1] & unspaced[1:])
     ngrams = [windows_of(batch.ids, unspaced, n) for n in NGRAMS]
     starts = np.concatenate([words, singles, pairs, *ngrams])  # [S] each
-    lengths = np.concatenate([word_lengths, *_constant((singles, 1), (pairs, 2), *zip(ngrams, NGRAMS, strict=True))])
+    fixed = [np.full(len(s), n) for s, n in zip([singles, pairs, *ngrams], [1, 2, *NGRAMS], strict=True)]
+    lengths = np.concatenate([word_lengths, *fixed])
     lexical = np.arange(len(starts)) < len(words) + len(singles) + len(pairs)
     weights = np.full_like(starts, WEIGHT)
     weights[: len(words)][word_lengths <= SHORT_WORD] = SHORT_WORD_WEIGHT
     kinds = np.where(lexical, 0, lengths)  # a word of four letters is not the 4-gram of those letters
     rows = np.repeat(np.arange(len(batch)), batch.lengths)  # [characters]
     return _counted(Features(rows[starts], span_hashes(batch.ids, starts, lengths, kinds), weights, lexical))
-
-
-def _constant(*parts: tuple[Int64, int]) -> list[Int64]:
-    return [np.full_like(starts, value) for starts, value in parts]
 
 
 def is_unspaced(characters: Int32) -> Bool:
@@ -269,11 +266,10 @@ def dense_vectors(features: Features, num_rows: int) -> Float32:
     places = (features.hashes % np.uint64(DIMENSION)).astype(np.int64)
     signs = np.where(features.hashes >> np.uint64(63), -1, 1)
     flat = np.bincount(features.rows * DIMENSION + places, features.weights * signs, num_rows * DIMENSION)
-    sums: NDArray[np.float64] = flat.reshape(num_rows, DIMENSION)  # whole numbers
+    sums = flat.astype(np.float64).reshape(num_rows, DIMENSION)  # whole numbers
     sums[~sums.any(axis=1), 0] = 1
     lengths = np.sqrt(np.sum(sums * sums, axis=1, keepdims=True, dtype=np.float64))
-    unit: NDArray[np.float64] = sums / lengths
-    return unit.astype(np.float32)
+    return np.asarray(sums / lengths, np.float32)
 
 
 def sparse_weights(features: Features, num_rows: int) -> Sparse:
