@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from vecferry.embeddings import Outputs, dense_scores, lexical_scores
 from vecferry.encoder import Encoder
 from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText
-from vecferry.runtime.lightweight import MAX_CHARACTERS, HashingTokenizer, LightweightRuntime, fold_table, span_hashes
+from vecferry.runtime.lightweight import (
+    MAX_CHARACTERS,
+    LightweightTokenizer,
+    LightweightRuntime,
+    fold_table,
+    span_hashes,
+)
 
 BOTH = Outputs.DENSE | Outputs.SPARSE
 SAMPLE = [
@@ -35,7 +41,7 @@ FOLD_SHA256 = "bd5fc8d60bd3860b11af422c259e641ec74b39cf2de2070ab4061041df47ebbd"
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return Encoder(HashingTokenizer(), LightweightRuntime())
+    return Encoder(LightweightTokenizer(), LightweightRuntime())
 
 
 def digest_of(encoder: Encoder) -> str:
@@ -82,7 +88,9 @@ def test_span_hashes_equal_the_plain_loop_wherever_the_span_lies(characters: lis
 
 @pytest.mark.parametrize("seed", ["0", "1", "4242"])
 def test_another_process_gives_the_same_bits_whatever_its_hash_seed(seed: str) -> None:
-    code = "from tests.test_lightweight import *; print(digest_of(Encoder(HashingTokenizer(), LightweightRuntime())))"
+    code = (
+        "from tests.test_lightweight import *; print(digest_of(Encoder(LightweightTokenizer(), LightweightRuntime())))"
+    )
     run = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True)
     assert run.stdout.strip() == SAMPLE_SHA256, run.stderr
 
@@ -117,7 +125,7 @@ def test_shared_words_are_nearer_than_none_in_every_script(encoder: Encoder, tex
 @given(st.lists(ANY_TEXT, min_size=1, max_size=8))
 @settings(max_examples=200, deadline=None)
 def test_any_texts_give_finite_unit_vectors_alone_as_in_a_batch(texts: list[str]) -> None:
-    encoder = Encoder(HashingTokenizer(), LightweightRuntime())
+    encoder = Encoder(LightweightTokenizer(), LightweightRuntime())
     together = encoder.encode(texts, outputs=BOTH)
     assert np.isfinite(together.dense).all()
     np.testing.assert_allclose(np.linalg.norm(together.dense.astype(np.float64), axis=1), 1, atol=1e-6)  # fp32 rounding
@@ -150,7 +158,7 @@ def test_only_what_was_asked_for_is_computed_and_colbert_is_refused(encoder: Enc
 
 
 def test_what_is_no_text_is_refused_by_its_position() -> None:
-    tokenizer = HashingTokenizer()
+    tokenizer = LightweightTokenizer()
     with pytest.raises(EmptyInput):
         tokenizer([])
     with pytest.raises(InvalidText, match="text 1 cannot be encoded: lone surrogate"):

@@ -59,7 +59,7 @@ UNSPACED = np.array([
 """Scripts that are taken by single characters and pairs of them: the first of each, and the first after it."""
 
 
-class HashingTokenizer:
+class LightweightTokenizer:
     """Text to folded characters: one token each, a space before, between and after the words.
 
     Thread-safe. Folded: compatibility forms (NFKC), case, accents; punctuation and symbols are spaces.
