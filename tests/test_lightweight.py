@@ -14,8 +14,8 @@ from vecferry.encoder import Encoder
 from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText
 from vecferry.runtime.lightweight import (
     MAX_CHARACTERS,
-    LightweightTokenizer,
     LightweightRuntime,
+    LightweightTokenizer,
     fold_table,
     span_hashes,
 )
