@@ -20,6 +20,7 @@ VecferryError                      exit  what happened
 │   ├── ArtifactNotFound
 │   ├── ArtifactDamaged
 │   └── ArtifactWriteFailed
+├── OutputWriteFailed              3     a file of results
 ├── ModelRuntimeError              3     what runs the model
 │   ├── RuntimeUnavailable
 │   ├── RuntimeFailed
@@ -224,6 +225,15 @@ class ArtifactDamaged(ArtifactError):
 
 @dataclass(eq=False)
 class ArtifactWriteFailed(ArtifactError):
+    template = "{path} was not written: {reason}. What was there before is untouched."
+    advice = "Free space or choose another --output, then run the same command again."
+    path: Path
+    reason: str
+
+
+@dataclass(eq=False)
+class OutputWriteFailed(VecferryError):
+    exit_code = 3
     template = "{path} was not written: {reason}. What was there before is untouched."
     advice = "Free space or choose another --output, then run the same command again."
     path: Path
