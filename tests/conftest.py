@@ -1,15 +1,37 @@
-"""Checkpoints that the tests share, made once a session: BGE-M3's layout, seeded random weights."""
+"""What the tests share, made once a session: checkpoints in BGE-M3's layout with seeded random weights."""
 
 from pathlib import Path
 
 import pytest
 
 from bench.make_checkpoint import Shape, make_checkpoint
+from vecferry.artifact import Artifact
+from vecferry.convert import convert
+from vecferry.sources import open_source
 
 TINY = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=4000)
+WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocabulary=4000, positions=514)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """BGE-M3's shape in small: 2 layers, 64 numbers, 4,000 pieces, 8,192 tokens. Not to be written to."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-bge-m3", TINY)
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BGE-M3's 1,024 numbers in one small layer, 512 tokens. Not to be written to."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "wide-bge-m3", WIDE)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """`tiny_checkpoint`, converted but not verified. Not to be written to."""
+    return convert(open_source(str(tiny_checkpoint)), tmp_path_factory.mktemp("artifact") / "tiny", verified=False).artifact
+
+
+@pytest.fixture(scope="session")
+def wide_artifact(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """`wide_checkpoint`, converted but not verified. Not to be written to."""
+    return convert(open_source(str(wide_checkpoint)), tmp_path_factory.mktemp("artifact") / "wide", verified=False).artifact

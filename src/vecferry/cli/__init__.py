@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -64,6 +65,13 @@ def run(command: typer.Typer, argv: list[str]) -> NoReturn:
         sys.stderr.close()
         sys.exit(0)
     sys.exit(0)
+
+
+def run_script(command: Callable[..., None]) -> NoReturn:
+    """One function as a script of its own."""
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    script.command(epilog=EXIT_CODES)(command)
+    run(script, sys.argv[1:])
 
 
 def report(exc: VecferryError, *, as_json: bool) -> None:

