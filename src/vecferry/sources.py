@@ -24,6 +24,7 @@ JSON_FILES = (
     "sentence_bert_config.json", "config_sentence_transformers.json",
 )  # fmt: skip
 HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
+ANSWER_TIMEOUT_S = 30.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -54,17 +55,18 @@ def open_source(source: str, *, revision: str | None = None, offline: bool = Fal
     if source.startswith("package:"):
         return Checkpoint(_package_folder(source), "package", source.removeprefix("package:"), None)
     folder = Path(source)
-    if folder.is_dir():
+    if source and folder.is_dir():
         return Checkpoint(folder.resolve(), "folder", str(folder.resolve()), None)
     if HUB_ID.fullmatch(source):
-        return _from_hub(source, revision or PINNED_REVISIONS.get(source, "main"), offline)
+        return _from_hub(source, revision or PINNED_REVISIONS.get(source, "main"), offline=offline)
     raise SourceNotFound(source, "there is no such folder and it is not a hub id")
 
 
 def reopen(record: SourceRecord) -> Checkpoint:
     """The checkpoint that a manifest names, without going to the network. Raises SourceNotFound."""
-    spec = f"package:{record.id}" if record.kind == "package" else record.id
-    return open_source(spec, revision=record.revision, offline=True)
+    if record.kind == "hub":
+        return _from_hub(record.id, record.revision or "main", offline=True)
+    return open_source(f"package:{record.id}" if record.kind == "package" else record.id)
 
 
 def _package_folder(source: str) -> Path:
@@ -79,10 +81,12 @@ def _package_folder(source: str) -> Path:
     return models[0]
 
 
-def _from_hub(repo: str, revision: str, offline: bool) -> Checkpoint:
+def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
+    """Leaves each file that arrived whole in the hub's cache; repeating is safe and fetches the others."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client that it is built on
+        HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -91,24 +95,43 @@ def _from_hub(repo: str, revision: str, offline: bool) -> Checkpoint:
 
     try:
         if offline:
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-            return Checkpoint(folder, "hub", repo, folder.name)
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+            expected = [*JSON_FILES, *HEAD_FILES]
+            cached = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=expected)
+            return _from_cache(Path(cached), repo, revision)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=ANSWER_TIMEOUT_S)
         published = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
         wanted = files_to_fetch(list(published))
         folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted))
     except OfflineModeIsEnabled:
         return _from_hub(repo, revision, offline=True)
     except (RepositoryNotFoundError, RevisionNotFoundError) as exc:
-        raise SourceNotFound(f"{repo}@{revision}", "the hub does not have it") from exc
+        raise SourceNotFound(f"{repo}@{revision}", "the hub does not have it, or not for you (hf auth login)") from exc
+    except HFValidationError as exc:
+        raise SourceNotFound(repo, "it is not a hub id") from exc
     except LocalEntryNotFoundError as exc:
         if offline:
-            raise SourceNotFound(f"{repo}@{revision}", "it is not in the hub's cache, and offline was asked for") from exc
-        raise DownloadFailed(repo, str(exc).splitlines()[0]) from exc
-    except (HfHubHTTPError, OSError) as exc:
-        raise DownloadFailed(repo, (str(exc).splitlines() or [repr(exc)])[0]) from exc
+            raise SourceNotFound(f"{repo}@{revision}", "offline, and the hub's cache does not hold it whole") from exc
+        raise DownloadFailed(repo, _reason(exc)) from exc
+    except (HTTPError, OSError) as exc:
+        raise DownloadFailed(repo, _reason(exc)) from exc
     _compare_digests(folder, {name: published[name] for name in wanted})
     return Checkpoint(folder, "hub", repo, info.sha)
+
+
+def _from_cache(folder: Path, repo: str, revision: str) -> Checkpoint:
+    """A cache that another program has filled may lack files that it did not need."""
+    heads = [name for name in HEAD_FILES if repo == BGE_M3 and not (folder / name).exists()]
+    weights = [path for path in weight_files(folder) if path.name not in HEAD_FILES]
+    missing = heads if weights else ["weights", *heads]
+    if missing:
+        raise SourceNotFound(f"{repo}@{revision}", f"the hub's cache holds it without {', '.join(missing)}")
+    return Checkpoint(folder, "hub", repo, folder.name)
+
+
+def _reason(exc: Exception) -> str:
+    """The first line of a foreign error, without what could be a token or a signed address."""
+    first = (str(exc).splitlines() or [""])[0].strip() or type(exc).__name__
+    return re.sub(r"Bearer \S+|hf_\w+|\?\S+", "…", first).rstrip(".")
 
 
 def files_to_fetch(names: list[str]) -> list[str]:
@@ -123,6 +146,10 @@ def files_to_fetch(names: list[str]) -> list[str]:
 
 
 def _compare_digests(folder: Path, published: dict[str, str | None]) -> None:
+    """A file that is not as published is removed from the cache, so that it is fetched anew."""
     for name, digest in published.items():
-        if digest is not None and sha256_of(folder / name) != digest:
-            raise CheckpointDamaged(folder / name, f"its SHA-256 is not the published {digest[:12]}…")
+        path = folder / name
+        if digest is not None and sha256_of(path) != digest:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise CheckpointDamaged(path, f"its SHA-256 was not the published {digest[:12]}…, so it was removed")
