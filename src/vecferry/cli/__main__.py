@@ -1,0 +1,5 @@
+"""python -m vecferry.cli"""
+
+from vecferry.cli import main
+
+main()
