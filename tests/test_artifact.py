@@ -1,0 +1,215 @@
+"""The folder appears whole or not at all, and damage is found."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from vecferry.artifact import Artifact, writing
+from vecferry.convert import convert
+from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
+from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.sources import open_source
+
+
+@pytest.fixture
+def copied(tiny_artifact: Artifact, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_artifact.path, tmp_path / "copied"))
+
+
+def test_what_was_written_is_opened_by_folder_or_by_model_file(tiny_artifact: Artifact) -> None:
+    assert Artifact.open(tiny_artifact.path) == tiny_artifact
+    assert Artifact.open(tiny_artifact.path / "model.onnx") == tiny_artifact
+
+
+def test_a_missing_artifact_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactNotFound) as caught:
+        Artifact.open(tmp_path / "none")
+    assert caught.value.hint == f"Convert one: python convert_to_onnx.py --output {tmp_path / 'none'}"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
+def test_a_missing_and_a_truncated_file_are_named(copied: Path, name: str) -> None:
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes(content[:-1])
+    with pytest.raises(ArtifactDamaged, match=rf"{name} has {len(content) - 1} bytes, not {len(content)}"):
+        Artifact.open(copied)
+    (copied / name).unlink()
+    with pytest.raises(ArtifactDamaged, match=f"{name} is missing"):
+        Artifact.open(copied)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_a_flipped_byte_of_a_small_file_is_found_at_opening(copied: Path, name: str) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(ArtifactDamaged, match=f"{name} has SHA-256"):
+        Artifact.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=99), "format 99"),
+        (lambda m: m["space"].update(pooling="mean"), "fingerprint does not belong"),
+        (lambda m: m["files"].update({"../outside": m["files"]["model.onnx"]}), "outside the folder"),
+        (lambda m: m.pop("opset"), "opset"),
+        (lambda m: m.update(surprise=1), "surprise"),
+    ],
+)
+def test_a_manifest_that_does_not_hold_together_is_refused(copied: Path, change: object, message: str) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    change(manifest)  # type: ignore[operator]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactDamaged, match=message):
+        Artifact.open(copied)
+
+
+def test_an_unreadable_manifest_is_refused(copied: Path) -> None:
+    (copied / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactDamaged, match=r"manifest\.json"):
+        Artifact.open(copied)
+
+
+def test_a_model_that_does_not_load_is_damaged_not_a_traceback(copied: Path) -> None:
+    artifact = Artifact.open(copied)
+    (copied / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(ArtifactDamaged, match="ONNX Runtime does not load it"):
+        OnnxRuntime(artifact)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_an_error_while_writing_leaves_the_old_artifact(copied: Path) -> None:
+    before = Artifact.open(copied)
+    with pytest.raises(ZeroDivisionError), writing(copied) as folder:
+        (folder / "model.onnx").write_bytes(b"half")
+        raise ZeroDivisionError
+    assert Artifact.open(copied) == before
+    assert leftovers(copied.parent) == ["copied"]
+
+
+def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactWriteFailed, match="something else"), writing(tmp_path / "documents"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactWriteFailed, match="a file of that name"), writing(tmp_path / "file"):
+        pass
+
+
+def test_two_writers_of_one_folder_are_kept_apart(tmp_path: Path) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with writing(tmp_path / "out") as folder:
+            (folder / "manifest.json").write_text("{}")
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(30)
+    with pytest.raises(Locked), writing(tmp_path / "out"):
+        pass
+    leave.set()
+    thread.join()
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_death_between_the_two_renames_is_undone_at_the_next_opening(copied: Path, tiny_artifact: Artifact) -> None:
+    copied.rename(copied.parent / ".copied.previous")
+    assert Artifact.open(copied).manifest == tiny_artifact.manifest
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(ArtifactWriteFailed, match="Permission denied"):
+        convert(open_source(str(tiny_checkpoint)), tmp_path / "locked" / "out", verified=False)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ArtifactWriteFailed, match="/proc/nowhere/out was not written"):
+        convert(open_source(str(tiny_checkpoint)), Path("/proc/nowhere/out"), verified=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of 2 MB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path, tiny_checkpoint: Path) -> None:
+    out = small_disk / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text("the old one")
+    with pytest.raises(ArtifactWriteFailed, match="the disk is full"):
+        convert(open_source(str(tiny_checkpoint)), out, verified=False)
+    assert (out / "manifest.json").read_text() == "the old one"
+    assert leftovers(small_disk) == ["out"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vecferry import convert as module, graph
+from vecferry.convert import convert
+from vecferry.sources import open_source
+written = 0
+original = graph._align
+def align(data, weight):
+    global written
+    written += 1
+    if written == 12:
+        print("half-way", flush=True)
+        signal.pause()
+    original(data, weight)
+graph._align = align
+convert(open_source(sys.argv[1]), Path(sys.argv[2]), verified=False)
+"""
+
+
+def test_kill_9_in_the_middle_of_a_conversion_leaves_the_old_artifact(tiny_checkpoint: Path, copied: Path) -> None:
+    before = Artifact.open(copied)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tiny_checkpoint, copied], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half-way\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert Artifact.open(copied) == before
+    assert len(leftovers(copied.parent)) == 2  # the half-written folder, under its temporary name
+    convert(open_source(str(tiny_checkpoint)), copied, verified=False)
+    assert leftovers(copied.parent) == ["copied"]
+    assert Artifact.open(copied).manifest == before.manifest
+
+
+def test_the_old_artifact_keeps_running_while_a_new_one_takes_its_place(copied: Path, tiny_checkpoint: Path) -> None:
+    import numpy as np
+
+    from vecferry.embeddings import Outputs, TokenBatch
+
+    runtime, batch = OnnxRuntime(Artifact.open(copied)), TokenBatch.from_lists([[0, 10, 2]])
+    before = runtime.run(batch, Outputs.ALL).dense
+    convert(open_source(str(tiny_checkpoint)), copied, verified=False)
+    np.testing.assert_array_equal(runtime.run(batch, Outputs.ALL).dense, before)

