@@ -28,9 +28,13 @@ def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
 
     The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer.
     """
-    described: dict[str, Any] = json.loads(raw)
+    try:
+        described: dict[str, Any] = json.loads(raw)
+        model = described["model"]["type"]
+    except (KeyError, TypeError, RecursionError) as exc:
+        raise ValueError(f"not a tokenizer: {exc!r}") from exc
     described["truncation"] = described["padding"] = None
-    if described["model"]["type"] == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
+    if model == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
         described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
         described["decoder"] = METASPACE
     return canonical_json(described)
@@ -71,6 +75,11 @@ class Tokenizer:
                 ids, cut[row] = [*ids[: self._max_tokens - 1], ids[-1]], True
             rows.append(np.asarray(ids, np.int32))
         return TokenBatch(np.concatenate(rows), indptr_of([len(ids) for ids in rows]), cut)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are, added tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def text_of(self, token_id: int) -> str:
         """The piece of text that a token id stands for."""

