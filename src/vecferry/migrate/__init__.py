@@ -1,0 +1,28 @@
+"""Move the vectors of a live table to another model: plan, start, status, verify, cutover, rollback, finalize."""
+
+from vecferry.migrate.embed import TextEncoder
+from vecferry.migrate.migration import Migration, Progress
+from vecferry.migrate.states import State
+from vecferry.migrate.values import (
+    Check,
+    CutoverReport,
+    MigrationOptions,
+    Plan,
+    RollbackReport,
+    Status,
+    VerifyReport,
+)
+
+__all__ = [
+    "Check",
+    "CutoverReport",
+    "Migration",
+    "MigrationOptions",
+    "Plan",
+    "Progress",
+    "RollbackReport",
+    "State",
+    "Status",
+    "TextEncoder",
+    "VerifyReport",
+]

@@ -1,0 +1,103 @@
+"""Rows to vectors, and to dead letters where a text cannot be embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vecferry.artifact import VectorSpace
+from vecferry.embeddings import Embeddings, Float32
+from vecferry.encoder import Role
+from vecferry.errors import (
+    HeadUnavailable,
+    InvalidInput,
+    InvalidText,
+    ModelRuntimeError,
+    RuntimeUnavailable,
+    SpaceMismatch,
+    VecferryError,
+)
+from vecferry.stores import NewVector, Row
+from vecferry.stores.ledger import DeadLetter
+
+
+class TextEncoder(Protocol):
+    """What a migration needs of an encoder; `encoder.Encoder` has it."""
+
+    @property
+    def space(self) -> VectorSpace: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    def encode(self, texts: Sequence[str], *, role: Role = "passage") -> Embeddings: ...
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Every row is in `vectors`, dead letters with None; each of these is in `letters` too."""
+
+    vectors: tuple[NewVector, ...]
+    letters: tuple[DeadLetter, ...]
+
+
+def embed(encoder: TextEncoder, rows: Sequence[Row]) -> Embedded:
+    """The rows' new vectors, in their order; equal texts are encoded once.
+
+    A text that cannot be encoded, and one whose vector is not fit to be kept, becomes a dead letter.
+    Raises ModelRuntimeError if the model fails on every one of several texts (then it is not the
+    texts' fault), and SpaceMismatch if the encoder answers in another space than its own.
+    """
+    texts = list(dict.fromkeys(row.text for row in rows if row.text is not None))
+    outcomes = dict(zip(texts, _outcomes(encoder, texts), strict=True))
+    failures = list(outcomes.values())
+    if len(failures) > 1 and all(isinstance(failure, ModelRuntimeError) for failure in failures):
+        raise next(f for f in failures if isinstance(f, ModelRuntimeError))
+    vectors, letters = [], []
+    for row in rows:
+        outcome = "the text is NULL" if row.text is None else outcomes[row.text]
+        if isinstance(outcome, np.ndarray):
+            vectors.append(NewVector(row.key, row.digest, outcome))
+        else:
+            vectors.append(NewVector(row.key, row.digest, None))
+            letters.append(DeadLetter(row.key, _reason(outcome), row.digest))
+    return Embedded(tuple(vectors), tuple(letters))
+
+
+Outcome = Float32 | VecferryError | str
+
+
+def _outcomes(encoder: TextEncoder, texts: list[str]) -> list[Outcome]:
+    """For each text its vector [D], or why it has none; a failing batch is halved down to the text."""
+    if not texts:
+        return []
+    try:
+        embeddings = encoder.encode(texts)
+    except (HeadUnavailable, RuntimeUnavailable):  # of no text in particular
+        raise
+    except (InvalidInput, ModelRuntimeError) as exc:
+        if len(texts) == 1:
+            return [exc]
+        middle = len(texts) // 2
+        return [*_outcomes(encoder, texts[:middle]), *_outcomes(encoder, texts[middle:])]
+    if embeddings.fingerprint != encoder.fingerprint:
+        raise SpaceMismatch(expected=encoder.fingerprint, found=embeddings.fingerprint, where="the encoder's answer")
+    return [_defect(vector, encoder.dimension) or vector for vector in embeddings.dense]
+
+
+def _reason(failure: VecferryError | str) -> str:
+    if isinstance(failure, InvalidText):
+        return failure.reason  # its message names a position in a batch, which says nothing here
+    return failure.message if isinstance(failure, VecferryError) else failure
+
+
+def _defect(vector: Float32, dimension: int) -> str:
+    """Why a vector may not be kept; empty if it may."""
+    if vector.shape != (dimension,):
+        return f"its vector has {len(vector)} numbers, not {dimension}"
+    if not np.isfinite(vector).all():
+        return "its vector has numbers that are not finite"
+    return "" if vector.any() else "its vector is zero"
