@@ -269,6 +269,31 @@ def test_lower_casing_beside_a_tokenizer_that_does_not_is_refused(tmp_path: Path
     assert read_spec(folder).max_tokens == 128
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "held"),
+    [
+        ({"do_lower_case": False}, {"lowercase": True}),
+        ({}, {"lowercase": False}),
+        ({"strip_accents": False}, {"strip_accents": None}),
+        ({}, {"handle_chinese_chars": False}),
+    ],
+)
+def test_a_bert_tokenizer_that_contradicts_its_config_is_refused(tmp_path: Path, tokenizer: object, held: Any) -> None:
+    """transformers 5.23 follows tokenizer_config.json there, so that the ids would not be the reference's."""
+    normalizer = {
+        "type": "BertNormalizer",
+        "lowercase": True,
+        "strip_accents": None,
+        "handle_chinese_chars": True,
+    } | held
+    folder = checkpoint(tmp_path, tokenizer=tokenizer)
+    (folder / "tokenizer.json").write_text(json.dumps({"normalizer": normalizer}))
+    with pytest.raises(UnsupportedModel, match=f"{next(iter(held))} in tokenizer.json"):
+        read_spec(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert read_spec(folder).tokenizer_class == "PreTrainedTokenizerFast"
+
+
 # --- damaged files --------------------------------------------------------------------------------
 
 

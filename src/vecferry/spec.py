@@ -70,7 +70,7 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
     """Read config.json and the sentence-transformers files beside it.
 
     Raises UnsupportedModel (family, activation, position type, pooling mode, module, prompt or case
-    handling), ConfigMissing (pooling, normalisation, maximum length) and CheckpointDamaged (unreadable
+    handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length) and CheckpointDamaged (unreadable
     JSON, impossible values).
     """
     overrides = overrides or Overrides()
@@ -134,7 +134,27 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
 
 def _tokenizer_class(folder: Path, config: dict[str, Any]) -> str:
     said = _tokenizer_config(folder).get("tokenizer_class") or config.get("tokenizer_class")
-    return str(said or {"bert": "BertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}[FAMILIES[config["model_type"]]])
+    of_family = {"bert": "BertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}[FAMILIES[config["model_type"]]]
+    tokenizer_class = str(said or of_family)
+    if tokenizer_class.startswith("BertTokenizer"):
+        _check_normalizer(folder)
+    return tokenizer_class
+
+
+def _check_normalizer(folder: Path) -> None:
+    """Transformers normalises for BERT as tokenizer_config.json says, whatever tokenizer.json holds."""
+    said = _tokenizer_config(folder)
+    by_config = {
+        "lowercase": said.get("do_lower_case", True),
+        "strip_accents": said.get("strip_accents"),
+        "handle_chinese_chars": said.get("tokenize_chinese_chars", True),
+    }
+    held = (_read_json(folder / "tokenizer.json", dict) or {}).get("normalizer")
+    for name, value in by_config.items():
+        if isinstance(held, dict) and held.get("type") == "BertNormalizer" and held.get(name) != value:
+            raise UnsupportedModel(
+                f"{name} in tokenizer.json =", held.get(name), f"{value}, as in tokenizer_config.json"
+            )
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
