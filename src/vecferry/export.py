@@ -1,0 +1,300 @@
+"""Files of texts in, files of embeddings out. The only file that imports `pyarrow`.
+
+In: one text per line, UTF-8, with or without a BOM, lines ended by LF or CRLF; blank lines are left out.
+Lines are records `{"id": ..., "text": "..."}` in a file named .jsonl, plain texts in one named .txt;
+elsewhere, standard input included, they are records if the first of them begins with "{". A record's
+id is a string or a whole number; the id of a plain text is the number of its line, from 1. Ids are
+strings from here on, and may repeat.
+
+Out: .npz, .jsonl or .parquet, by the name. Each holds the ids, `num_tokens`, `truncated`, the outputs
+that were asked for, and the fingerprint of their vector space:
+
+    .npz      ids [N], dense [N, D], sparse_indptr [N + 1] / sparse_indices / sparse_weights (CSR),
+              colbert_indptr [N + 1] / colbert [sum of tokens, D], num_tokens [N], truncated [N], fingerprint [].
+              No pickles. Held in memory until the end, since its arrays have one piece each.
+    .jsonl    one object per text: id, dense [D], sparse {token id: weight}, colbert [tokens][D], num_tokens,
+              truncated, fingerprint. ASCII; nine digits per number, so that each reads back as the same
+              float32. Streamed.
+    .parquet  one row per text: id, dense, sparse_indices, sparse_weights, colbert, num_tokens, truncated;
+              the fingerprint is in the file's metadata. Streamed. Needs the `parquet` extra.
+
+A file appears whole or not at all: it is written under a temporary name beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vecferry.embeddings import Embeddings, Float32, MultiVector, Sparse
+from vecferry.errors import EmptyInput, InvalidRecord, MissingExtra, OutputWriteFailed, SettingsError, SpaceMismatch
+
+Chunks = Iterable[tuple[list[str], Embeddings]]
+"""Ids (without NUL, which NumPy drops at a string's end) and their embeddings, of one space, with the same outputs."""
+
+STANDARD_INPUT = "-"
+PARQUET_ROWS = 128
+"""Rows written at once with ColBERT: 128 texts of 8,192 tokens of 1,024 numbers are 2**30, and offsets are int32."""
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_texts(file: str) -> tuple[list[str], list[str]]:
+    """Ids and texts of a file, or of standard input for "-".
+
+    Raises InvalidRecord with the line, EmptyInput, SettingsError where the file cannot be read.
+    """
+    if file == STANDARD_INPUT:
+        records = list(parse_lines(sys.stdin.buffer, "standard input"))
+    else:
+        try:
+            with Path(file).open("rb") as lines:
+                records = list(parse_lines(lines, file))
+        except OSError as exc:
+            raise SettingsError("FILE", file, f"a file that can be read, or - ({exc.strerror or exc})") from exc
+    if not records:
+        raise EmptyInput
+    return [record_id for record_id, _ in records], [text for _, text in records]
+
+
+def parse_lines(lines: Iterable[bytes], path: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of each line that is not blank. Raises InvalidRecord, naming `path`."""
+    are_records = {".jsonl": True, ".txt": False}.get(Path(path).suffix.lower())
+    for number, line in enumerate(lines, start=1):
+        text = _decoded(line, path, number).rstrip("\r\n")
+        if number == 1:
+            text = text.removeprefix("\ufeff")
+        if not text.strip():
+            continue
+        if are_records is None:
+            are_records = text.lstrip().startswith("{")
+        yield _record(text, path, number) if are_records else (str(number), text)
+
+
+def _decoded(line: bytes, path: str, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidRecord(path, number, f"it is not UTF-8 (byte {exc.start} of the line)") from exc
+
+
+def _record(line: str, path: str, number: int) -> tuple[str, str]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRecord(path, number, f"it is not JSON ({exc})") from exc
+    if not isinstance(record, dict):
+        raise InvalidRecord(path, number, "it is not a JSON object")
+    for key in ("id", "text"):
+        if key not in record:
+            raise InvalidRecord(path, number, f'it has no "{key}"')
+    record_id, text = record["id"], record["text"]
+    if not isinstance(record_id, str | int) or isinstance(record_id, bool):
+        raise InvalidRecord(path, number, 'its "id" is neither a string nor a whole number')
+    if not isinstance(text, str):
+        raise InvalidRecord(path, number, 'its "text" is not a string')
+    for key, value in (("id", str(record_id)), ("text", text)):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise InvalidRecord(path, number, f'its "{key}" holds a lone surrogate')
+    if "\0" in str(record_id):
+        raise InvalidRecord(path, number, 'its "id" holds a NUL character')
+    return str(record_id), text
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Written:
+    """What went through: texts, tokens, truncated texts, and their vector space."""
+
+    texts: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    fingerprint: str = ""
+
+    def counting(self, chunks: Chunks) -> Iterator[tuple[list[str], Embeddings]]:
+        """The same chunks, counted. Raises SpaceMismatch, and EmptyInput at the end if there were none."""
+        for ids, found in chunks:
+            assert len(ids) == len(found), f"{len(ids)} ids for {len(found)} texts"
+            self.fingerprint = self.fingerprint or found.fingerprint
+            if found.fingerprint != self.fingerprint:
+                raise SpaceMismatch(expected=self.fingerprint, found=found.fingerprint, where="a part to be written")
+            self.texts += len(found)
+            self.tokens += int(found.num_tokens.sum())
+            self.truncated += found.num_truncated
+            yield ids, found
+        if not self.texts:
+            raise EmptyInput
+
+
+def check_target(target: Path | None) -> None:
+    """What can be said before the first text is encoded. Raises SettingsError, MissingExtra, OutputWriteFailed."""
+    if target is None:
+        return
+    if target.suffix.lower() not in WRITERS:
+        raise SettingsError("--output", target, f"a name that ends in {', '.join(WRITERS)}")
+    if target.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise MissingExtra("parquet", "pyarrow")
+    if target.is_dir():
+        raise OutputWriteFailed(target, "there is a folder of that name")
+    if not target.absolute().parent.is_dir():
+        raise OutputWriteFailed(target, f"there is no folder {target.absolute().parent}")
+
+
+def write(target: Path | None, chunks: Chunks) -> Written:
+    """Write embeddings in the format that the target's name says, or as JSON lines to standard output for None.
+
+    Raises what `check_target` raises; SpaceMismatch, EmptyInput. After an error what was at `target` is
+    as it was.
+    """
+    written = Written()
+    if target is None:
+        for line in _json_lines(written.counting(chunks)):
+            sys.stdout.write(line)
+        return written
+    check_target(target)
+    with _replacing(target) as temporary:
+        WRITERS[target.suffix.lower()](temporary, written.counting(chunks))
+    return written
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`; what was written there takes its place on leaving without an error."""
+    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as exc:
+        reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        raise OutputWriteFailed(target, reason.get(exc.errno or 0, exc.strerror or str(exc))) from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_npz(path: Path, chunks: Chunks) -> None:
+    ids, parts = [], []
+    for some_ids, found in chunks:
+        ids.extend(some_ids)
+        parts.append(found)
+    whole = Embeddings.concat(parts)
+    arrays: dict[str, Any] = {"ids": np.array(ids), "num_tokens": whole.num_tokens, "truncated": whole.truncated}
+    if whole.dense_or_none is not None:
+        arrays |= {"dense": whole.dense}
+    if whole.sparse_or_none is not None:
+        sparse = whole.sparse
+        arrays |= {"sparse_indptr": sparse.indptr, "sparse_indices": sparse.indices, "sparse_weights": sparse.weights}
+    if whole.colbert_or_none is not None:
+        arrays |= {"colbert_indptr": whole.colbert.indptr, "colbert": whole.colbert.vectors}
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, fingerprint=np.array(whole.fingerprint), **arrays)
+
+
+def load_npz(path: Path) -> tuple[list[str], Embeddings]:
+    """Ids and embeddings of a file that `write` made. Raises OSError, and ValueError or KeyError for another file."""
+    with np.load(path, allow_pickle=False) as file:
+        sparse = [file[f"sparse_{part}"] for part in ("indptr", "indices", "weights") if "sparse_indptr" in file]
+        colbert = [file[name] for name in ("colbert_indptr", "colbert") if "colbert" in file]
+        return file["ids"].tolist(), Embeddings(
+            str(file["fingerprint"]),
+            file["num_tokens"],
+            file["truncated"],
+            file.get("dense"),
+            Sparse(*sparse) if sparse else None,
+            MultiVector(*colbert) if colbert else None,
+        )
+
+
+def _write_jsonl(path: Path, chunks: Chunks) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_json_lines(chunks))
+
+
+def _json_lines(chunks: Chunks) -> Iterator[str]:
+    for ids, found in chunks:
+        for row, text_id in enumerate(ids):
+            fields = {"id": json.dumps(text_id)}
+            if found.dense_or_none is not None:
+                fields["dense"] = _numbers(found.dense[row])
+            if found.sparse_or_none is not None:
+                pairs = found.sparse.row(row).items()
+                fields["sparse"] = "{" + ", ".join(f'"{token}": {weight:.9g}' for token, weight in pairs) + "}"
+            if found.colbert_or_none is not None:
+                fields["colbert"] = "[" + ", ".join(map(_numbers, found.colbert[row])) + "]"
+            fields["num_tokens"] = str(found.num_tokens[row])
+            fields["truncated"] = "true" if found.truncated[row] else "false"
+            fields["fingerprint"] = json.dumps(found.fingerprint)
+            yield "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}\n"
+
+
+def _numbers(vector: Float32) -> str:
+    return "[" + ", ".join(["%.9g"] * len(vector)) % tuple(vector.tolist()) + "]"
+
+
+def _write_parquet(path: Path, chunks: Chunks) -> None:
+    import pyarrow.parquet
+
+    writer = None
+    try:
+        for ids, found in chunks:
+            for table in _tables(ids, found):
+                if writer is None:
+                    writer = pyarrow.parquet.ParquetWriter(path, table.schema)
+                writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _tables(ids: list[str], found: Embeddings) -> Iterator[Any]:
+    step = len(found) if found.colbert_or_none is None else PARQUET_ROWS
+    for start in range(0, len(found), step):
+        rows = np.arange(start, min(start + step, len(found)))
+        yield _table(ids[start : start + step], found.take(rows))
+
+
+def _table(ids: list[str], found: Embeddings) -> Any:
+    import pyarrow as pa
+
+    columns = {"id": pa.array(ids, pa.string())}
+    if found.dense_or_none is not None:
+        columns["dense"] = _vectors(found.dense)
+    if found.sparse_or_none is not None:
+        offsets = pa.array(found.sparse.indptr, pa.int32())
+        columns["sparse_indices"] = pa.ListArray.from_arrays(offsets, pa.array(found.sparse.indices, pa.int32()))
+        columns["sparse_weights"] = pa.ListArray.from_arrays(offsets, pa.array(found.sparse.weights, pa.float32()))
+    if found.colbert_or_none is not None:
+        offsets = pa.array(found.colbert.indptr, pa.int32())
+        columns["colbert"] = pa.ListArray.from_arrays(offsets, _vectors(found.colbert.vectors))
+    columns["num_tokens"] = pa.array(found.num_tokens, pa.int64())
+    columns["truncated"] = pa.array(found.truncated, pa.bool_())
+    return pa.table(columns).replace_schema_metadata({"fingerprint": found.fingerprint})
+
+
+def _vectors(matrix: Float32) -> Any:
+    """[N, D] -> N lists of D numbers."""
+    import pyarrow as pa
+
+    offsets = pa.array(np.arange(len(matrix) + 1) * matrix.shape[1], pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(matrix.ravel(), pa.float32()))
+
+
+WRITERS: dict[str, Callable[[Path, Chunks], None]] = {
+    ".npz": _write_npz,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}
