@@ -9,7 +9,9 @@ Equal texts give equal bits in every process, on every platform and Python versi
 modulo 2**64, sums are of integers and so exact in any order, and square root and division are rounded
 as IEEE 754 says. Characters are folded by the tables of Unicode 3.2 (`unicodedata.ucd_3_2_0`), which
 every Python carries unchanged; later characters stand for themselves. The digest of the fold is part
-of the space: a Python whose tables differed would have another fingerprint, not other vectors.
+of the space: a Python whose tables differed would have another fingerprint, not other vectors. One
+thing follows the running Python: pairs that a later Unicode composes to one character (from Python
+3.14 on some of Todhri, Kirat Rai, Gurung Khema and Tulu-Tigalari), where they are written as pairs.
 """
 
 from __future__ import annotations
