@@ -133,11 +133,9 @@ def test_real_texts_have_the_references_ids(tokenizer: Tokenizer, reference: Ref
     assert differing(rows_of(tokenizer, TEXTS), reference(TEXTS), TEXTS) == []
 
 
-@pytest.mark.parametrize("end", [" ", "\n", "\u200b", "\u200d", "\u3000", "\x00"])
-def test_real_texts_with_an_invisible_end_have_the_references_ids(
-    tokenizer: Tokenizer, reference: Reference, end: str
-) -> None:
-    texts = [text + end for text in TEXTS]
+def test_real_texts_with_an_invisible_end_have_the_references_ids(tokenizer: Tokenizer, reference: Reference) -> None:
+    ends = [" ", "\n", "\u200b", "\u200d", "\u3000", "\x00"]
+    texts = [text + ends[n % len(ends)] for n, text in enumerate(TEXTS)]
     assert differing(rows_of(tokenizer, texts), reference(texts), texts) == []
 
 
@@ -183,9 +181,9 @@ def test_the_file_as_published_differs_where_a_text_ends_in_white_space() -> Non
 # --- truncation -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_tokens", [2, 3, 8, 33, 512])
+@pytest.mark.parametrize("max_tokens", [2, 3, 33])
 def test_truncation_is_the_references_and_counted(canonical: bytes, reference: Reference, max_tokens: int) -> None:
-    texts = [*TEXTS, *HARD.values()]
+    texts = [*TEXTS[::5], *HARD.values()]
     expected, whole = reference(texts, max_tokens), reference(texts)
     tokenizer = Tokenizer(canonical, max_tokens)
     assert differing(rows_of(tokenizer, texts), expected, texts) == []
@@ -279,5 +277,5 @@ def test_a_prefix_counts_towards_the_limit(canonical: bytes) -> None:
 def test_eight_threads_get_what_one_gets(tokenizer: Tokenizer) -> None:
     expected = rows_of(tokenizer, TEXTS)
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: rows_of(tokenizer, TEXTS), range(32)):
+        for found in pool.map(lambda _: rows_of(tokenizer, TEXTS), range(16)):
             assert found == expected

@@ -70,8 +70,8 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
     """Read config.json and the sentence-transformers files beside it.
 
     Raises UnsupportedModel (family, activation, position type, pooling mode, module, prompt or case
-    handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length) and CheckpointDamaged (unreadable
-    JSON, impossible values).
+    handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length) and
+    CheckpointDamaged (unreadable JSON, impossible values).
     """
     overrides = overrides or Overrides()
     config = _read_json(folder / "config.json", dict)
