@@ -82,6 +82,11 @@ def test_neither_a_folder_nor_a_hub_id_is_not_found(source: str) -> None:
         open_source(source)
 
 
+def test_an_id_that_the_hub_does_not_allow_is_not_found() -> None:
+    with pytest.raises(SourceNotFound, match="it is not a hub id"):
+        open_source("a..b/c--d", offline=True)
+
+
 def test_a_vanished_folder_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     record = SourceRecord(kind="folder", id=str(tmp_path / "gone"), revision=None, files={})
     with pytest.raises(SourceNotFound, match="gone"):
@@ -202,7 +207,6 @@ def test_an_unknown_repository_or_revision_is_not_found(hub: Hub, tmp_path: Path
     assert (unknown.error, "somebody/else@main" in unknown.text) == ("SourceNotFound", True)
     revision = open_in_a_process(REPO, tmp_path, "--revision", "v9", HF_ENDPOINT=hub.url)
     assert (revision.error, f"{REPO}@v9" in revision.text) == ("SourceNotFound", True)
-    assert open_in_a_process("a..b/c--d", tmp_path, HF_ENDPOINT=hub.url).error == "SourceNotFound"
 
 
 def test_a_hub_that_is_down_is_a_failed_download(tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ HARD = {
     "address": "https://example.org/a?b=c&d=e#f user@example.org C:\\path\\file",
     "code": "def f(x):\n\treturn {'a': [x**2 for _ in range(10)]}  # ok",
     "only punctuation": "?!.,;:…—–-\"'`´“”„«»",
-    "a very long word": "a" * 100_000,
+    "a very long word": "a" * 20_000,
     "a word of 101 letters": "x" * 101 + " y",
-    "repeated": "ha " * 5000,
+    "repeated": "ha " * 1000,
 }
 MEGABYTE = "The quick brown fox — über 1 000 000 Zeichen, 好。 " * 20_000
 
@@ -149,7 +149,7 @@ def test_a_megabyte_of_text_has_the_references_ids(tokenizer: Tokenizer, referen
     assert rows_of(tokenizer, [MEGABYTE]) == reference([MEGABYTE])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text("a \u2581\u200b\u200d\u0301<s>/mak\n好"))
 def test_any_text_has_the_references_ids(tokenizer: Tokenizer, reference: Reference, text: str) -> None:
     assert rows_of(tokenizer, [text]) == reference([text])
