@@ -33,6 +33,11 @@ Progress = Callable[[int, int], None]
 
 MIN_COSINE = 0.999
 VECTOR_OVERHEAD_BYTES = 8
+PAGE_BYTES = 8192
+PAGE_SLACK = 1.2
+"""Pages are not full, and vectors of more than 2 kB lie apart from their row, with an index of their own."""
+GRAPH_BYTES = 400
+"""An HNSW element's neighbours and headers, at m = 16."""
 EVENTS_SHOWN = LETTERS_SHOWN = 10
 
 
@@ -399,16 +404,19 @@ def vector_bytes_each(dimension: int) -> int:
 
 def disk_bytes(table: TableInfo, dimension: int) -> int:
     """What must be free: new vectors, every row written anew with its index entries, indexes on the new vectors."""
-    old_index_bytes = sum(index.bytes for index in table.vector_indexes)
-    new_index_bytes = sum(index.bytes for index in table.vector_indexes if index.recreated)
-    growth = dimension / (table.dimension or dimension)
-    return (
+    indexes = sum(index.recreated for index in table.vector_indexes)
+    filled = (
         table.rows * vector_bytes_each(dimension)
         + table.row_bytes
-        + table.index_bytes
-        + old_index_bytes  # rewriting a row enters it again in the index on its old vector
-        + int(new_index_bytes * growth)
+        + table.index_bytes  # a row that is written anew is entered again in every index
+        + table.rows * indexes * index_bytes_each(dimension)
     )
+    return int(filled * PAGE_SLACK)
+
+
+def index_bytes_each(dimension: int) -> int:
+    """A vector and its place in the graph, as its share of a page: pgvector splits none over two pages."""
+    return PAGE_BYTES // max(PAGE_BYTES // (vector_bytes_each(dimension) + GRAPH_BYTES), 1)
 
 
 def plan_warnings(table: TableInfo) -> tuple[str, ...]:

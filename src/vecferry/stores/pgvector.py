@@ -681,7 +681,7 @@ class PgVectorStore:
         """Those that fire for an UPDATE of any column."""
         rows = self._db.rows(
             "SELECT tgname::text FROM pg_trigger WHERE tgrelid = %s::oid AND NOT tgisinternal AND tgenabled <> 'D'"
-            " AND (tgtype & 16) <> 0 AND array_length(tgattr::int2[], 1) IS NULL ORDER BY 1",
+            " AND (tgtype & 16) <> 0 AND cardinality(tgattr::int2[]) = 0 ORDER BY 1",
             [self._table.oid],
         )
         return tuple(name for (name,) in rows)

