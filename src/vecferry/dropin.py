@@ -6,7 +6,6 @@ a load that failed. Settings are read at that moment.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from vecferry.embeddings import Float32
@@ -16,8 +15,6 @@ from vecferry.loading import LazyEncoder, Loaded, load_encoder, peek_dimension
 from vecferry.settings import read_settings
 
 _default = LazyEncoder(lambda: load_encoder(read_settings().options()))
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_default.after_fork)
 
 
 def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32:

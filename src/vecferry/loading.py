@@ -6,6 +6,7 @@ manifest, or `Options.fingerprint`), a runtime of another space is refused with 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import threading
@@ -158,15 +159,13 @@ def _checkpoint(options: Options, *, offline: bool = False) -> Model:
 def peek_dimension(options: Options) -> int | None:
     """The dimension as far as it is known without loading a model."""
     if options.lightweight:
-        from vecferry.runtime.lightweight import SPACE
-
-        return SPACE.dimension
+        return _lightweight(options).dimension
     manifest = Artifact.peek(options.artifact)
     return None if manifest is None else manifest.space.dimension
 
 
 class LazyEncoder:
-    """Loads on first use, once, whatever the number of threads; again in a forked child, whose threads are gone.
+    """Loads on first use, once, whatever the number of threads; again in a forked child. Made to last for the process.
 
     A failed load is not remembered: the next call tries again.
     """
@@ -174,17 +173,24 @@ class LazyEncoder:
     def __init__(self, load: Callable[[], Loaded]) -> None:
         self._load = load
         self._lock = threading.Lock()
-        self._loaded: tuple[int, Loaded] | None = None
+        self._loaded: Loaded | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.after_fork)
 
     def get(self) -> Loaded:
-        loaded = self._loaded
-        if loaded is not None and loaded[0] == os.getpid():
-            return loaded[1]
+        if (loaded := self._loaded) is not None:
+            return loaded
         with self._lock:
-            if self._loaded is None or self._loaded[0] != os.getpid():
-                self._loaded = (os.getpid(), self._load())
-            return self._loaded[1]
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
 
     def after_fork(self) -> None:
-        """In the child: a lock held by another of the parent's threads would never be released."""
-        self._lock = threading.Lock()
+        """In the child: forget the parent's encoder, without ever freeing it.
+
+        Its session waits for its threads when it is freed, and they did not come along: the child
+        would hang. The lock may have been held by one of them.
+        """
+        if self._loaded is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loaded))
+        self._loaded, self._lock = None, threading.Lock()

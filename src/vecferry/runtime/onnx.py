@@ -1,8 +1,16 @@
-"""The ONNX Runtime. The only file that imports `onnxruntime`."""
+"""The ONNX Runtime. The only file that imports `onnxruntime`.
+
+Since 1.29 it reports usage to its maker from a thread that starts with the import, which also hangs a
+forked child as it ends. It is switched off here, unless the application has chosen otherwise or has
+imported `onnxruntime` before us (docs/decisions/0004-onnxruntime-telemetry.md).
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime
