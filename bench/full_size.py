@@ -42,7 +42,10 @@ def main() -> None:
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     for label, flags in (("conversion alone", ["--skip-verification"]), ("conversion and verification", [])):
         run = measured("convert", str(checkpoint), str(artifact), *flags)
-        print(f"{label}: {run['seconds']} s, peak {run['peak_bytes'] / 1e9:.2f} GB = {run['peak_bytes'] / size:.2f} × the checkpoint")
+        print(
+            f"{label}: {run['seconds']} s,",
+            f"peak {run['peak_bytes'] / 1e9:.2f} GB = {run['peak_bytes'] / size:.2f} × the checkpoint",
+        )
     for check in run["result"]["verification"]["checks"]:
         seen = "" if check["seen"] is None else f"{check['seen']:.2g}"
         print(f"  {check['status']:8} {check['name']:60} {seen:>8} {check['note']}")

@@ -28,10 +28,14 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """`tiny_checkpoint`, converted but not verified. Not to be written to."""
-    return convert(open_source(str(tiny_checkpoint)), tmp_path_factory.mktemp("artifact") / "tiny", verified=False).artifact
+    return convert(
+        open_source(str(tiny_checkpoint)), tmp_path_factory.mktemp("artifact") / "tiny", verified=False
+    ).artifact
 
 
 @pytest.fixture(scope="session")
 def wide_artifact(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """`wide_checkpoint`, converted but not verified. Not to be written to."""
-    return convert(open_source(str(wide_checkpoint)), tmp_path_factory.mktemp("artifact") / "wide", verified=False).artifact
+    return convert(
+        open_source(str(wide_checkpoint)), tmp_path_factory.mktemp("artifact") / "wide", verified=False
+    ).artifact

@@ -94,9 +94,14 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_an_error_while_writing_leaves_the_old_artifact(copied: Path) -> None:
     before = Artifact.open(copied)
-    with pytest.raises(ZeroDivisionError), writing(copied) as folder:
-        (folder / "model.onnx").write_bytes(b"half")
-        raise ZeroDivisionError
+
+    def interrupted() -> None:
+        with writing(copied) as folder:
+            (folder / "model.onnx").write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert Artifact.open(copied) == before
     assert leftovers(copied.parent) == ["copied"]
 
@@ -152,7 +157,9 @@ def small_disk(tmp_path: Path) -> Path:
     """A file system of 2 MB, where this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     yield folder
@@ -172,26 +179,28 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path, tiny_c
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vecferry import convert as module, graph
+from vecferry import onnx_file
 from vecferry.convert import convert
 from vecferry.sources import open_source
 written = 0
-original = graph._align
-def align(data, weight):
+original = onnx_file._write_weight
+def write_weight(weight, data):
     global written
     written += 1
     if written == 12:
         print("half-way", flush=True)
         signal.pause()
-    original(data, weight)
-graph._align = align
+    return original(weight, data)
+onnx_file._write_weight = write_weight
 convert(open_source(sys.argv[1]), Path(sys.argv[2]), verified=False)
 """
 
 
 def test_kill_9_in_the_middle_of_a_conversion_leaves_the_old_artifact(tiny_checkpoint: Path, copied: Path) -> None:
     before = Artifact.open(copied)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, tiny_checkpoint, copied], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, tiny_checkpoint, copied], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "half-way\n"
     process.send_signal(signal.SIGKILL)

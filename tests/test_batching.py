@@ -11,7 +11,9 @@ from vecferry.batching import Limits, plan
     tokens=st.integers(1, 20_000),
     rows=st.integers(1, 100),
 )
-def test_every_row_is_in_one_batch_and_no_batch_of_several_is_over_the_limits(lengths: list[int], tokens: int, rows: int) -> None:
+def test_every_row_is_in_one_batch_and_no_batch_of_several_is_over_the_limits(
+    lengths: list[int], tokens: int, rows: int
+) -> None:
     array = np.array(lengths, np.int64)
     batches = list(plan(array, Limits(tokens, rows)))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))

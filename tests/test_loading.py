@@ -127,7 +127,9 @@ except OutOfMemory as exc:
 
 
 def test_too_little_memory_is_an_error_with_the_batch_and_what_to_lower(tiny_artifact: Artifact) -> None:
-    done = subprocess.run([sys.executable, "-c", STARVED, tiny_artifact.path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, tiny_artifact.path], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("40 8192 out of memory"), done
     assert "VECFERRY_MAX_BATCH_TOKENS" in done.stdout
 
@@ -189,7 +191,9 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_forked_child_gets_an_encoder_of_its_own(tiny_artifact: Artifact) -> None:
     environment = {"ONNX_MODEL_PATH": str(tiny_artifact.path), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout == "0\n"
 
 
@@ -213,7 +217,9 @@ def test_a_bad_setting_is_refused_by_name(name: str, value: str, monkeypatch: py
         read_settings()
 
 
-def test_settings_are_read_from_dotenv_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_dotenv_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / ".env").write_text("USE_ONNX=0\nONNX_MODEL_PATH=/from/file\nLIGHTWEIGHT_EMBEDDING=\nUNKNOWN=1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNX_MODEL_PATH", "/from/environment")

@@ -11,8 +11,9 @@ import onnx
 
 from vecferry.artifact import FORMAT, MANIFEST, MODEL, TOKENIZER, Artifact, Manifest, file_record, write_json, writing
 from vecferry.errors import MissingExtra, SourceError
-from vecferry.graph import OPSET, build_graph, write_graph
+from vecferry.graph import build_graph
 from vecferry.model import Model, read_model
+from vecferry.onnx_file import OPSET, write_graph
 from vecferry.runtime import Runtime
 from vecferry.runtime.onnx import OnnxRuntime
 from vecferry.sources import Checkpoint, reopen
@@ -48,6 +49,7 @@ def convert(
     report = None
     with writing(output) as folder:
         artifact = _write(checkpoint, model, folder, progress)
+        model.weights.release()  # the converted model is loaded next; both at once would be twice the memory
         if verified:
             report = verify(artifact, lambda: OnnxRuntime(artifact), torch_reference(model), progress)
             report.gate(output)

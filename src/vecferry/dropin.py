@@ -23,7 +23,8 @@ def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32
     The dimension is 1,024 for BGE-M3; vectors have unit length. Raises VecferryError.
     """
     if isinstance(text, str):
-        return encode_texts([text], role=role)[0]
+        vector: Float32 = encode_texts([text], role=role)[0]
+        return vector
     return encode_texts(text, role=role)
 
 

@@ -81,7 +81,7 @@ class TokenBatch:
         return TokenBatch(take_ragged(self.ids, self.indptr, rows), indptr_of(self.lengths[rows]), self.truncated[rows])
 
     def padded(self, pad_id: int) -> tuple[Int64, Int64]:
-        """ids and mask, both int64 [N, longest], padded on the right."""
+        """Ids and mask, both int64 [N, longest], padded on the right."""
         mask = np.arange(max(self.lengths, default=0)) < self.lengths[:, None]
         ids = np.full(mask.shape, pad_id, np.int64)
         ids[mask] = self.ids
@@ -225,7 +225,8 @@ def same_space(queries: Embeddings, passages: Embeddings) -> None:
 def dense_scores(queries: Embeddings, passages: Embeddings) -> Float32:
     """float32 [len(queries), len(passages)]; the cosine, since vectors have unit length."""
     same_space(queries, passages)
-    return queries.dense @ passages.dense.T
+    scores: Float32 = queries.dense @ passages.dense.T
+    return scores
 
 
 def lexical_scores(queries: Embeddings, passages: Embeddings) -> Float32:
@@ -274,12 +275,12 @@ def hybrid_scores(queries: Embeddings, passages: Embeddings, weights: HybridWeig
     """float32 [len(queries), len(passages)]; weighted sum, divided by the sum of the weights."""
     weights = weights or HybridWeights()
     total = weights.dense + weights.sparse + weights.colbert
-    summed = (
+    summed: Float32 = (
         weights.dense * dense_scores(queries, passages)
         + weights.sparse * lexical_scores(queries, passages)
         + weights.colbert * colbert_scores(queries, passages)
     )
-    return (summed / total).astype(np.float32)
+    return summed / np.float32(total)
 
 
 def require_heads(wanted: Outputs, available: Outputs) -> None:
@@ -306,4 +307,5 @@ def take_ragged(flat: NDArray[T], indptr: Int64, rows: NDArray[np.intp]) -> NDAr
     """The flat array of the given rows, in the given order."""
     lengths = np.diff(indptr)[rows]
     inner = np.arange(lengths.sum()) - np.repeat(indptr_of(lengths)[:-1], lengths)
-    return flat[np.repeat(indptr[:-1][rows], lengths) + inner]
+    taken: NDArray[T] = flat[np.repeat(indptr[:-1][rows], lengths) + inner]
+    return taken

@@ -68,7 +68,8 @@ class Loaded:
 
 def load_encoder(options: Options) -> Loaded:
     """Raises ArtifactError, SourceError, ModelRuntimeError, MissingExtra, SpaceMismatch: the first choice's, if
-    the fallback cannot be had either."""
+    the fallback cannot be had either.
+    """
     loaded = _choose(options)
     if options.fingerprint and loaded.encoder.fingerprint != options.fingerprint:
         where = f"the {loaded.encoder.runtime.name} runtime"

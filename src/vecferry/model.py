@@ -88,4 +88,4 @@ def in_pieces(array: Float32, bytes_each: int = 1 << 24) -> Iterator[memoryview]
     """The array's bytes, little-endian, in C order, without a second copy of the whole."""
     flat = np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8)
     for start in range(0, len(flat), bytes_each):
-        yield memoryview(flat[start : start + bytes_each])
+        yield flat[start : start + bytes_each].data

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import mmap
 import pickle
 import pickletools
 import struct
@@ -68,6 +69,12 @@ class Weights(Mapping[str, LazyTensor]):
             return self._tensors[name]
         except KeyError:
             raise CheckpointDamaged(self.path, f"it has no tensor {name!r}") from None
+
+    def release(self) -> None:
+        """Give the pages that were read back to the system; they are read again when they are needed."""
+        mappings = {id(found): found for tensor in self.values() if (found := _mapping(tensor)) is not None}
+        for mapping in mappings.values():
+            mapping.madvise(mmap.MADV_DONTNEED)
 
     def damaged(self, reason: str) -> CheckpointDamaged:
         return CheckpointDamaged(self.path, reason)
@@ -338,6 +345,14 @@ def _stored(mapped: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[np.uint
     if info.header_offset < 0 or start + info.file_size > len(mapped):
         raise ValueError(f"{info.filename} reaches past the end of the file")
     return mapped[start : start + info.file_size]
+
+
+def _mapping(tensor: LazyTensor) -> mmap.mmap | None:
+    """The mapped file under a tensor, on a system that can be told that its pages are not needed."""
+    found: Any = tensor.read()
+    while (below := getattr(found, "base", None)) is not None:
+        found = below
+    return found if isinstance(found, mmap.mmap) and hasattr(found, "madvise") else None
 
 
 def _map(path: Path) -> NDArray[np.uint8]:

@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    model: Annotated[str | None, typer.Option(help="The new model: a folder or hub id, e.g. BAAI/bge-m3. Default: a small stand-in.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The new model: a folder or hub id, e.g. BAAI/bge-m3. Default: a small stand-in.")
+    ] = None,
     out: Annotated[Path, typer.Option("--output", help="Where models, database and report go.")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
@@ -43,4 +45,8 @@ def _show(report: dict[str, Any]) -> None:
         for language, value in new["ndcg_at_10"].items()
     ]
     show_table("nDCG@10 by language of the question", ("", old["model"], new["model"], "difference"), rows)
-    show_table("", ("", ""), [("rows", report["rows"]), ("seconds", report["seconds"]), ("states", " → ".join(report["states"]))])
+    show_table(
+        "",
+        ("", ""),
+        [("rows", report["rows"]), ("seconds", report["seconds"]), ("states", " → ".join(report["states"]))],
+    )

@@ -24,12 +24,17 @@ app = typer.Typer(
     Each verb can be repeated; `start` is also how a stopped run is resumed.""",
 )
 
-Database = Annotated[str | None, typer.Option(help="postgresql://...; or VECFERRY_DATABASE_URL, which keeps the password out of the process list.")]
+Database = Annotated[
+    str | None,
+    typer.Option(help="postgresql://...; or VECFERRY_DATABASE_URL, which keeps the password out of the process list."),
+]
 Table = Annotated[str, typer.Option(help="The table, schema.table if need be.")]
 Text = Annotated[str, typer.Option("--text-column", help="The column with the texts.")]
 Vector = Annotated[str, typer.Option("--vector-column", help="The column with the old vectors.")]
 ArtifactPath = Annotated[Path | None, typer.Option("--artifact", help="The new model. Default: ONNX_MODEL_PATH.")]
 Sample = Annotated[int, typer.Option(help="Rows to encode for the check or the estimate.", min=1)]
+RowsEach = Annotated[int, typer.Option("--rows-per-range", help="Rows encoded and committed at a time.", min=1)]
+Accepted = Annotated[int, typer.Option(help="Switch though exactly this many rows have no new vector.", min=0)]
 
 
 @app.command()
@@ -47,7 +52,7 @@ def plan(
 def start(
     table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding",
     artifact: ArtifactPath = None,
-    rows_each: Annotated[int, typer.Option("--rows-per-range", help="Rows encoded and committed at a time.", min=1)] = MigrationOptions.rows_per_range,
+    rows_each: RowsEach = MigrationOptions.rows_per_range,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -81,7 +86,11 @@ def verify(
     if as_json:
         show(value, as_json=True)
     else:
-        show_table("verification", ("", "check", "seen"), [("✓" if c["passed"] else "✗", c["name"], c["seen"]) for c in value["checks"]])
+        show_table(
+            "verification",
+            ("", "check", "seen"),
+            [("✓" if c["passed"] else "✗", c["name"], c["seen"]) for c in value["checks"]],
+        )
     if not report.passed:
         raise typer.Exit(4)
 
@@ -89,7 +98,7 @@ def verify(
 @app.command()
 def cutover(
     table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding",
-    accept_dead_letters: Annotated[int, typer.Option(help="Switch although exactly this many rows have no new vector.", min=0)] = 0,
+    accept_dead_letters: Accepted = 0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Switch to the new vectors, in one transaction. The old ones stay until finalize."""
@@ -113,7 +122,9 @@ def finalize(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Drop the old vectors. This cannot be undone."""
-    if not yes and not (output.is_terminal and typer.confirm(f"Drop the old vectors of {table}? This cannot be undone.")):
+    if not yes and not (
+        output.is_terminal and typer.confirm(f"Drop the old vectors of {table}? This cannot be undone.")
+    ):
         raise FinalizeNotConfirmed
     with _migration(database, table, text, vector) as migration:
         show(migration.finalize(confirmed=True).to_dict(), as_json=as_json, title="finalized")

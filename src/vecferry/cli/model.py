@@ -86,8 +86,12 @@ def verify(artifact: ArtifactPath, as_json: Json = False) -> None:
 
 def encode(
     artifact: ArtifactPath,
-    file: Annotated[str, typer.Argument(help='Lines {"id": ..., "text": ...} or plain texts; - for standard input.')] = "-",
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="OUT.npz, .jsonl or .parquet; else JSONL to standard output.")] = None,
+    file: Annotated[
+        str, typer.Argument(help='Lines {"id": ..., "text": ...} or plain texts; - for standard input.')
+    ] = "-",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="OUT.npz, .jsonl or .parquet; else JSONL to standard output.")
+    ] = None,
     outputs: Annotated[str, typer.Option(help="Some of dense,sparse,colbert.")] = "dense",
     role: Annotated[str, typer.Option(help="passage or query: which of the model's prefixes to use.")] = "passage",
     as_json: Json = False,
@@ -270,7 +274,18 @@ def _shown(settings: Settings) -> dict[str, str]:
 
 
 def _packages() -> dict[str, str]:
-    names = ("vecferry", "onnxruntime", "onnx", "tokenizers", "numpy", "torch", "transformers", "psycopg", "pgvector", "pyarrow")
+    names = (
+        "vecferry",
+        "onnxruntime",
+        "onnx",
+        "tokenizers",
+        "numpy",
+        "torch",
+        "transformers",
+        "psycopg",
+        "pgvector",
+        "pyarrow",
+    )
     return {name: _version(name) for name in names}
 
 

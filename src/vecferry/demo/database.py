@@ -43,9 +43,11 @@ def load_table(url: str, demo: DemoSet, vectors: Float32) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("CREATE EXTENSION vector")
         register_vector(connection)
-        columns = f"id text PRIMARY KEY, lang text NOT NULL, text text NOT NULL, embedding vector({vectors.shape[1]}) NOT NULL"
-        connection.execute(f"CREATE TABLE passages ({columns})")
-        with connection.cursor().copy("COPY passages (id, lang, text, embedding) FROM STDIN WITH (FORMAT BINARY)") as copy:
+        texts = "id text PRIMARY KEY, lang text NOT NULL, text text NOT NULL"
+        connection.execute(f"CREATE TABLE passages ({texts}, embedding vector({vectors.shape[1]}) NOT NULL)")
+        with connection.cursor().copy(
+            "COPY passages (id, lang, text, embedding) FROM STDIN WITH (FORMAT BINARY)"
+        ) as copy:
             copy.set_types(["text", "text", "text", "vector"])
             for passage, vector in zip(demo.passages, vectors, strict=True):
                 copy.write_row([passage.id, passage.lang, passage.text, np.asarray(vector)])

@@ -15,7 +15,6 @@ import numpy as np
 from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Float32, MultiVector, Outputs, Sparse, TokenBatch, indptr_of
 
-
 Device = Literal["cpu", "cuda"]
 
 
@@ -64,7 +63,9 @@ def finish(raw: RawOutputs, batch: TokenBatch, outputs: Outputs, space: VectorSp
 def lexical_weights(token_weights: Float32, batch: TokenBatch, special_ids: tuple[int, ...]) -> Sparse:
     """[B, S] weights to CSR: per text and token id the maximum, special ids and zeros removed."""
     there = np.arange(token_weights.shape[1]) < batch.lengths[:, None]  # [B, S]
-    return max_per_id(np.repeat(np.arange(len(batch)), batch.lengths), batch.ids, token_weights[there], len(batch), special_ids)
+    return max_per_id(
+        np.repeat(np.arange(len(batch)), batch.lengths), batch.ids, token_weights[there], len(batch), special_ids
+    )
 
 
 def max_per_id(

@@ -58,8 +58,8 @@ class OnnxRuntime:
             results = dict(zip(self._output_names, self._session.run(None, feed), strict=True))
         except (*ORT_ERRORS, MemoryError) as exc:
             if _is_out_of_memory(exc):
-                raise OutOfMemory(self.name, *ids.shape) from exc
-            raise RuntimeFailed(self.name, *ids.shape, reason=_first_line(exc)) from exc
+                raise OutOfMemory(self.name, len(ids), ids.shape[1]) from exc
+            raise RuntimeFailed(self.name, len(ids), ids.shape[1], _first_line(exc)) from exc
         raw = RawOutputs(
             results["dense"],
             results["sparse"] if wanted["want_sparse"] else None,

@@ -51,11 +51,11 @@ class TorchRuntime:
             with torch.inference_mode():
                 raw = self._forward(torch.from_numpy(ids), torch.from_numpy(mask), outputs)
         except (torch.OutOfMemoryError, MemoryError) as exc:
-            raise OutOfMemory(self.name, *ids.shape) from exc
+            raise OutOfMemory(self.name, len(ids), ids.shape[1]) from exc
         except (RuntimeError, IndexError) as exc:
             if "can't allocate memory" in str(exc):  # PyTorch's CPU allocator has no error of its own
-                raise OutOfMemory(self.name, *ids.shape) from exc
-            raise RuntimeFailed(self.name, *ids.shape, reason=str(exc).splitlines()[0]) from exc
+                raise OutOfMemory(self.name, len(ids), ids.shape[1]) from exc
+            raise RuntimeFailed(self.name, len(ids), ids.shape[1], str(exc).splitlines()[0]) from exc
         return finish(raw, batch, outputs, self.space)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, outputs: Outputs) -> RawOutputs:
@@ -76,12 +76,16 @@ class TorchRuntime:
         return torch.nn.functional.normalize(pooled, dim=-1) if self.space.normalize else pooled
 
     def _token_weights(self, hidden: torch.Tensor) -> torch.Tensor:
-        weights = torch.nn.functional.linear(hidden, self._heads["sparse_linear.weight"], self._heads["sparse_linear.bias"])
+        weights = torch.nn.functional.linear(
+            hidden, self._heads["sparse_linear.weight"], self._heads["sparse_linear.bias"]
+        )
         return torch.relu(weights)[..., 0]  # [B, S]
 
     def _colbert(self, hidden: torch.Tensor) -> torch.Tensor:
         heads = self._heads
-        vectors = torch.nn.functional.linear(hidden[:, 1:], heads["colbert_linear.weight"], heads["colbert_linear.bias"])
+        vectors = torch.nn.functional.linear(
+            hidden[:, 1:], heads["colbert_linear.weight"], heads["colbert_linear.bias"]
+        )
         return torch.nn.functional.normalize(vectors, dim=-1)  # [B, S - 1, H]
 
     def describe(self) -> dict[str, str]:
@@ -94,9 +98,9 @@ class TorchRuntime:
 
 
 def _encoder(model: Model) -> Any:
-    """transformers' model over the checkpoint's tensors, in fp32."""
+    """Transformers' model over the checkpoint's tensors, in fp32."""
     spec = model.spec
-    kind = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}[spec.family]
+    kind: Any = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}[spec.family]
     config = kind.config_class(
         vocab_size=spec.vocabulary,
         hidden_size=spec.hidden,
@@ -113,7 +117,11 @@ def _encoder(model: Model) -> Any:
     wanted = set(encoder.state_dict())
     encoder.load_state_dict({name: _tensor(model.weights, name) for name in wanted}, assign=True)
     for name, buffer in encoder.embeddings.named_buffers():  # not saved in checkpoints, so made here
-        value = torch.arange(spec.positions)[None] if name == "position_ids" else torch.zeros(buffer.shape, dtype=torch.long)
+        value = (
+            torch.arange(spec.positions)[None]
+            if name == "position_ids"
+            else torch.zeros(buffer.shape, dtype=torch.long)
+        )
         encoder.embeddings.register_buffer(name, value, persistent=False)
     return encoder.eval()
 

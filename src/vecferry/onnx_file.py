@@ -1,0 +1,149 @@
+"""An ONNX model in the making, and its files: nodes, small constants, weights as external data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vecferry.artifact import DATA, MODEL, FileRecord, file_record
+from vecferry.embeddings import Float32
+from vecferry.model import in_pieces
+
+OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
+MAPPED_FROM_BYTES, PAGE, CACHE_LINE = 1 << 20, 65536, 64
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """A weight that is read when it is written. shape: of the float32 array that `read` returns."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Float32]
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape)) * 4
+
+    @property
+    def alignment(self) -> int:
+        """Large tensors start where any system can map them (64 KiB, Windows), small ones at a cache line."""
+        return PAGE if self.bytes >= MAPPED_FROM_BYTES else CACHE_LINE
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model without its weights, and the weights in the order in which the model uses them."""
+
+    model: onnx.ModelProto
+    weights: tuple[Initializer, ...]
+
+
+@dataclass
+class GraphBuilder:
+    """`op` adds a node and returns its output's name; weights and constants belong to the outermost graph."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    weights: list[Initializer] = field(default_factory=list)
+    scope: str = ""
+
+    def op(self, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        name = f"{self.scope}{op_type}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, inputs, [name], name, domain=domain, **attributes))
+        return name
+
+    def split(self, x: str, parts: int) -> list[str]:
+        """Equal parts of the last axis."""
+        name = f"{self.scope}Split_{len(self.nodes)}"
+        outputs = [f"{name}.{part}" for part in range(parts)]
+        self.nodes.append(helper.make_node("Split", [x], outputs, name, axis=-1, num_outputs=parts))
+        return outputs
+
+    def choose(
+        self, condition: str, then: Callable[[GraphBuilder], str], otherwise: Callable[[GraphBuilder], str]
+    ) -> str:
+        """An `If` of one float32 output; the branches see the outer graph's values and weights."""
+        name = f"{self.scope}If_{len(self.nodes)}"
+        branches = {
+            "then_branch": self._branch(f"{name}/then", then),
+            "else_branch": self._branch(f"{name}/else", otherwise),
+        }
+        self.nodes.append(helper.make_node("If", [condition], [name], name, **branches))
+        return name
+
+    def _branch(self, name: str, write: Callable[[GraphBuilder], str]) -> onnx.GraphProto:
+        inner = GraphBuilder(constants=self.constants, weights=self.weights, scope=f"{name}/")
+        result = write(inner)
+        return helper.make_graph(
+            inner.nodes, name, [], [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)]
+        )
+
+    def constant(self, value: int | Sequence[int]) -> str:
+        """An int64 scalar or vector."""
+        array = np.asarray(value, np.int64)
+        name = f"const_{'_'.join(map(str, array.ravel().tolist()))}_{array.ndim}d"
+        self.constants.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
+    def weight(self, name: str, shape: Sequence[int], read: Callable[[], Float32]) -> str:
+        self.weights.append(Initializer(name, tuple(shape), read))
+        return name
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Names of the nodes within begin with `name/`."""
+        outer, self.scope = self.scope, f"{self.scope}{name}/"
+        yield
+        self.scope = outer
+
+    def finish(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: dict[str, tuple[str, list[Any]]], switches: Sequence[str]
+    ) -> Graph:
+        """outputs: name -> (value, shape). switches: boolean inputs that are true where they are left out."""
+        for name, (value, _) in outputs.items():
+            self.nodes.append(helper.make_node("Identity", [value], [name], name))
+        for switch in switches:
+            self.constants[switch] = numpy_helper.from_array(np.ones((), bool), switch)
+        graph = helper.make_graph(
+            self.nodes,
+            "vecferry",
+            [*inputs, *(helper.make_tensor_value_info(switch, TensorProto.BOOL, []) for switch in switches)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, (_, shape) in outputs.items()],
+            list(self.constants.values()),
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vecferry")
+        return Graph(model, tuple(self.weights))
+
+
+def write_graph(graph: Graph, folder: Path) -> dict[str, FileRecord]:
+    """Write model.onnx and its data file, one tensor in memory at a time. Repeating it gives the same bytes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    with (folder / DATA).open("wb") as data:
+        for weight in graph.weights:
+            model.graph.initializer.append(_write_weight(weight, data))
+    onnx.save(model, folder / MODEL)
+    return {name: file_record(folder / name) for name in (MODEL, DATA)}
+
+
+def _write_weight(weight: Initializer, data: IO[bytes]) -> onnx.TensorProto:
+    """The tensor's entry in the model, which says where its bytes are."""
+    data.write(b"\0" * (-data.tell() % weight.alignment))
+    tensor = onnx.TensorProto(name=weight.name, dims=weight.shape, data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", DATA), ("offset", data.tell()), ("length", weight.bytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    array = weight.read()
+    assert array.shape == weight.shape, f"{weight.name}: {array.shape} is not {weight.shape}"
+    for piece in in_pieces(array):
+        data.write(piece)
+    return tensor
