@@ -1,8 +1,9 @@
-"""Commands about a model: convert, verify, encode, doctor; and the two scripts that the guide names."""
+"""Commands about a model: convert, verify, encode, doctor."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +11,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from vecferry.cli.output import Json, counting, output, plain, show, show_table, stages
+from vecferry.cli.output import Json, counting, plain, short, show, show_table, stages
 from vecferry.embeddings import Outputs
 from vecferry.encoder import Encoder, Role
 from vecferry.errors import SettingsError, VecferryError
-from vecferry.loading import Options, RuntimeName, chosen_runtime, load_encoder, load_runtime
-from vecferry.settings import DEFAULT_ARTIFACT, Settings, read_settings
-from vecferry.sources import BGE_M3, open_source
+from vecferry.loading import Options, load_encoder
+from vecferry.settings import Settings, read_settings
+from vecferry.sources import open_source
 from vecferry.spec import Overrides
 from vecferry.verify import Report, machine
 
@@ -160,73 +161,11 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(failure.exit_code)
 
 
-# --- the guide's scripts --------------------------------------------------------------------------
-
-
-def convert_to_onnx(
-    source: Annotated[str, typer.Option(help="A folder, package:NAME or hub id.")] = BGE_M3,
-    out: Annotated[Path, typer.Option("--output", help="The folder to write.")] = DEFAULT_ARTIFACT,
-    verify_only: Annotated[bool, typer.Option("--verify-only", help="Check the folder; convert nothing.")] = False,
-    offline: Offline = False,
-    as_json: Json = False,
-) -> None:
-    """Convert BGE-M3 to ./models/bge-m3-onnx/ and verify it, or verify what is there."""
-    if verify_only:
-        verify(out, as_json=as_json)
-    else:
-        convert(source, out, offline=offline, as_json=as_json)
-
-
-def test_model(as_json: Json = False) -> None:
-    """Load each runtime that can be loaded, encode with it, and print what was seen.
-
-    Succeeds if the runtime that the settings choose is among them.
-    """
-    options = read_settings().options()
-    names: tuple[RuntimeName, ...] = ("onnx", "torch", "lightweight")
-    results = {name: _try(options, name) for name in names}
-    chosen = chosen_runtime(options)
-    if as_json:
-        show({"chosen": chosen, "runtimes": results}, as_json=True)
-    else:
-        header = ("runtime", "result", "dimension", "ms per text", "vector space", "why not")
-        keys = ("result", "dimension", "ms_per_text", "fingerprint", "why_not")
-        rows = [[f"{n} (chosen)" if n == chosen else n, *(_short(r.get(k)) for k in keys)] for n, r in results.items()]
-        show_table("", header, rows)
-    if results[chosen]["result"] != "works":
-        output.print(f"The runtime that the settings choose ({chosen}) does not work here.", highlight=False)
-        raise typer.Exit(3)
-
-
-def _try(options: Options, name: RuntimeName) -> dict[str, Any]:
-    texts = ["What is BGE M3?", "Wie spät ist es?", "你好，世界", ""]
-    try:
-        encoder = load_runtime(options, name)
-        encoder.encode(texts)
-        started = time.perf_counter()
-        found = encoder.encode(texts)
-        ms = (time.perf_counter() - started) * 1000 / len(texts)
-    except VecferryError as exc:
-        return {"result": "not available", "why_not": str(exc)}
-    unit = np.allclose(np.linalg.norm(found.dense, axis=1), 1, atol=1e-4) or not encoder.space.normalize
-    if not np.isfinite(found.dense).all() or not unit:
-        return {"result": "wrong numbers", "why_not": "vectors are not finite or not of unit length"}
-    return {
-        "result": "works",
-        "dimension": encoder.dimension,
-        "ms_per_text": round(ms, 2),
-        "fingerprint": encoder.fingerprint,
-        "why_not": None,
-    }
-
-
 # --- details --------------------------------------------------------------------------------------
 
 
 def _options(settings: Settings, artifact: Path) -> Options:
     """The settings, for an artifact named on the command line: it and nothing else is meant."""
-    from dataclasses import replace
-
     return replace(settings.options(), artifact=artifact, use_onnx=True, lightweight=False)
 
 
@@ -257,15 +196,8 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _show_report(report: Report) -> None:
     signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
-    rows = [(signs[c.status], c.name, _short(c.seen), _short(c.limit), c.note) for c in report.checks]
+    rows = [(signs[c.status], c.name, short(c.seen), short(c.limit), c.note) for c in report.checks]
     show_table("verification", ("", "check", "seen", "at most", "note"), rows)
-
-
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.2g}"
-    text = plain(value)
-    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
 
 
 def _shown(settings: Settings) -> dict[str, str]:

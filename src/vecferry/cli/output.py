@@ -46,6 +46,14 @@ def plain(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def short(value: object) -> str:
+    """`plain`, with two digits of a number and the beginning of a fingerprint."""
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    text = plain(value)
+    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
+
+
 @contextmanager
 def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], None]]:
     """A progress bar with rate and time left; yields `(done, total) -> None`. Silent where nobody looks."""

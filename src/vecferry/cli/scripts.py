@@ -1,0 +1,83 @@
+"""The two scripts that the migration guide names, convert_to_onnx.py and test_model.py."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from vecferry.cli.model import Offline, convert, verify
+from vecferry.cli.output import Json, output, short, show, show_table
+from vecferry.errors import VecferryError
+from vecferry.loading import Options, RuntimeName, chosen_runtime, load_runtime
+from vecferry.settings import DEFAULT_ARTIFACT, read_settings
+from vecferry.sources import BGE_M3
+
+RUNTIMES: tuple[RuntimeName, ...] = ("onnx", "torch", "lightweight")
+TEXTS = ("What is BGE M3?", "Wie spät ist es?", "你好，世界", "")
+
+
+def convert_to_onnx(
+    source: Annotated[str, typer.Option(help="A folder, package:NAME or hub id.")] = BGE_M3,
+    out: Annotated[Path, typer.Option("--output", help="The folder to write.")] = DEFAULT_ARTIFACT,
+    verify_only: Annotated[bool, typer.Option("--verify-only", help="Check the folder; convert nothing.")] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Convert BGE-M3 to ./models/bge-m3-onnx/ and verify it, or verify what is there."""
+    if verify_only:
+        verify(out, as_json=as_json)
+    else:
+        convert(source, out, offline=offline, as_json=as_json)
+
+
+def test_model(as_json: Json = False) -> None:
+    """Load each runtime that can be loaded, encode with it, and print what was seen.
+
+    Succeeds if the runtime that the settings choose works. Nothing is downloaded.
+    """
+    options = replace(read_settings().options(), offline=True)
+    chosen = chosen_runtime(options)
+    results = {name: _tried(options, name) for name in RUNTIMES}
+    if as_json:
+        show({"chosen": chosen, "runtimes": results}, as_json=True)
+    else:
+        _show(chosen, results)
+    if results[chosen]["result"] != "works":
+        raise typer.Exit(3)
+
+
+def _tried(options: Options, name: RuntimeName) -> dict[str, Any]:
+    try:
+        encoder = load_runtime(options, name)
+        encoder.encode(TEXTS)
+        started = time.perf_counter()
+        found = encoder.encode(TEXTS)
+        ms = (time.perf_counter() - started) * 1000 / len(TEXTS)
+    except VecferryError as exc:
+        return {"result": "not available", "why_not": exc.message, "hint": exc.hint}
+    off_unit = not np.allclose(np.linalg.norm(found.dense, axis=1), 1, atol=1e-4)
+    if not np.isfinite(found.dense).all() or (off_unit and encoder.space.normalize):
+        return {"result": "wrong numbers", "why_not": "vectors are not finite, or not of unit length", "hint": ""}
+    return {
+        "result": "works",
+        "dimension": encoder.dimension,
+        "ms_per_text": round(ms, 2),
+        "fingerprint": encoder.fingerprint,
+    }
+
+
+def _show(chosen: RuntimeName, results: dict[RuntimeName, dict[str, Any]]) -> None:
+    keys = ("result", "dimension", "ms_per_text", "fingerprint")
+    rows = [
+        [f"{name} (chosen)" if name == chosen else name, *(short(found.get(key)) for key in keys)]
+        for name, found in results.items()
+    ]
+    show_table("", ("runtime", "result", "dimension", "ms per text", "vector space"), rows)
+    for name, found in results.items():
+        if "why_not" in found:
+            output.print(f"{name}: {found['why_not']} {found['hint']}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,89 @@
+"""Documentation is executed: Python blocks run, command lines parse, links lead somewhere."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from vecferry.artifact import Artifact
+from vecferry.cli import app, scripts
+from vecferry.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for found, body in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def test_python_blocks_of_readme_run(wide_artifact: Artifact, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "backend", tmp_path / "backend")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/bge-m3-onnx").symlink_to(wide_artifact.path)
+    found = blocks(ROOT / "README.md", "python")
+    assert len(found) == 2
+    for block in found:
+        command = [sys.executable, "-W", "error", "-c", block]
+        environment = {"PATH": os.environ["PATH"]}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Each command of ours in a shell block, with the page that has it; continued lines joined."""
+    lines = []
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = line.split("#")[0].strip()
+                if re.match(r"(vecferry|python (convert_to_onnx|test_model)\.py)\b", command):
+                    lines.append((page.name, command))
+    return lines
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_command_lines_of_the_pages_parse(page: str, line: str) -> None:
+    """Every command, option and argument is one that there is."""
+    words = shlex.split(line)
+    if words[0] == "python":
+        script = typer.Typer()
+        script.command()(getattr(scripts, words[1].removesuffix(".py")))
+        command, arguments = typer.main.get_command(script), words[2:]
+    else:
+        command, arguments = typer.main.get_command(app), words[1:]
+    while hasattr(command, "commands"):
+        options = [word for word in arguments if not word.startswith("-")]
+        command = command.commands[options[0]]
+        arguments = arguments[arguments.index(options[0]) + 1 :]
+    with contextlib.suppress(click.exceptions.Exit):  # --help and --version end here
+        command.make_context("vecferry", [*arguments])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_setting_is_in_the_example_file() -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    named = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
+    assert named == {field.alias for field in Settings.model_fields.values()}
+
+
+def test_every_make_target_that_the_pages_name_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        for target in re.findall(r"\bmake ([a-z-]+)", " ".join(blocks(page, "sh"))):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
