@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.demo.passages import DemoSet, Judged, Text, load_passages
+from vecferry.demo.passages import DemoSet, Text, load_passages
 from vecferry.embeddings import Float32, Outputs, dense_scores, lexical_scores
 from vecferry.encoder import Encoder
 from vecferry.evaluate import Hit, Judgement, mean_by_slice, ndcg_at_10
@@ -59,8 +59,8 @@ def quality(data: DemoSet, scores: Float32) -> dict[str, float]:
     slices = defaultdict(list)
     for question in data.questions:
         slices[question.lang].append(question.id)
-    judgements = [Judgement(j.question_id, j.passage_id, j.grade) for j in data.judgements]
-    return {name: round(value, 4) for name, value in mean_by_slice(ndcg_at_10(judgements, hits), slices).items()}
+    by_question = ndcg_at_10(data.judgements, hits)
+    return {name: round(value, 4) for name, value in mean_by_slice(by_question, slices).items()}
 
 
 def read_beir(folder: Path) -> DemoSet:
@@ -70,7 +70,7 @@ def read_beir(folder: Path) -> DemoSet:
 
     lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
     judged = ((question, passage, int(grade)) for question, passage, grade in (line.split("\t") for line in lines))
-    return DemoSet(texts("corpus.jsonl"), texts("queries.jsonl"), tuple(Judged(*row) for row in judged))
+    return DemoSet(texts("corpus.jsonl"), texts("queries.jsonl"), tuple(Judgement(*row) for row in judged))
 
 
 def language(text_id: str) -> str:

@@ -48,7 +48,7 @@ def test_each_question_has_its_passage_in_every_language_and_its_own_counts_doub
     passages = {p.id: p for p in demo.passages}
     grades: dict[str, dict[str, int]] = {q.id: {} for q in demo.questions}
     for judged in demo.judgements:
-        grades[judged.question_id][passages[judged.passage_id].lang] = judged.grade
+        grades[judged.query_id][passages[judged.passage_id].lang] = judged.relevance
     assert len(demo.judgements) == 4975
     for question in demo.questions:
         assert grades[question.id] == {lang: 2 if lang == question.lang else 1 for lang in LANGUAGES}

@@ -165,5 +165,5 @@ def test_what_is_no_text_is_refused_by_its_position() -> None:
         tokenizer(["fine", "\ud800"])
     with pytest.raises(InvalidText, match="it is NoneType"):
         tokenizer([None])  # type: ignore[list-item]
-    with pytest.raises(InvalidText, match="not one text"):
+    with pytest.raises(InvalidText, match="a list of texts was expected, not str"):
         tokenizer("ferry")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from vecferry.embeddings import Float32
 from vecferry.encoder import Role
-from vecferry.errors import InvalidText
 from vecferry.loading import LazyEncoder, Loaded, load_encoder, peek_dimension
 from vecferry.settings import read_settings
 
@@ -30,8 +29,6 @@ def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32
 
 def encode_texts(texts: Sequence[str], *, role: Role = "passage") -> Float32:
     """float32 [len(texts), dimension], in the order given. Raises VecferryError."""
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise InvalidText(0, f"a list of texts was expected, not {type(texts).__name__}")
     return _default.get().encoder.encode(texts, role=role).dense
 
 

@@ -79,10 +79,14 @@ class VecferryError(Exception):
 
 
 class InvalidInput(VecferryError):
+    """The caller's texts or arguments."""
+
     exit_code = 2
 
 
 class EmptyInput(InvalidInput):
+    """There was nothing to encode."""
+
     template = "no texts were given."
     advice = "Pass at least one text."
 
@@ -99,6 +103,8 @@ class InvalidText(InvalidInput):
 
 @dataclass(eq=False)
 class InvalidRecord(InvalidInput):
+    """One line of an input file; lines count from 1."""
+
     template = "{path}, line {line}: {reason}."
     advice = 'Each line is {{"id": ..., "text": "..."}} or a plain text.'
     path: str
@@ -108,6 +114,8 @@ class InvalidRecord(InvalidInput):
 
 @dataclass(eq=False)
 class HeadUnavailable(InvalidInput):
+    """The model does not have an output that was asked for."""
+
     template = "the output {requested!r} is not among this model's: {available}."
     advice = "Leave it out, or use a model that has it (BGE-M3 has dense, sparse and colbert)."
     requested: str
@@ -125,6 +133,8 @@ class NotEncoded(InvalidInput, AttributeError):
 
 @dataclass(eq=False)
 class SettingsError(VecferryError):
+    """A setting has a value that it cannot have."""
+
     exit_code = 2
     template = "{name}={value} is not valid: expected {expected}."
     advice = "Correct {name} where it was set: option, environment or .env (see .env.example)."
@@ -135,6 +145,8 @@ class SettingsError(VecferryError):
 
 @dataclass(eq=False)
 class MissingExtra(VecferryError):
+    """An optional dependency is not installed."""
+
     exit_code = 3
     template = "the package {package!r} is not installed."
     advice = "pip install 'vecferry[{extra}]'"
@@ -146,11 +158,15 @@ class MissingExtra(VecferryError):
 
 
 class SourceError(VecferryError):
+    """What is wrong with where a checkpoint comes from."""
+
     exit_code = 3
 
 
 @dataclass(eq=False)
 class SourceNotFound(SourceError):
+    """There is no checkpoint of that name."""
+
     template = "no checkpoint at {source!r}: {reason}."
     advice = "Give a folder in Hugging Face layout, an installed package (package:NAME) or a hub id (BAAI/bge-m3)."
     source: str
@@ -159,6 +175,8 @@ class SourceNotFound(SourceError):
 
 @dataclass(eq=False)
 class DownloadFailed(SourceError):
+    """The hub could not be reached, or broke off."""
+
     template = "downloading {source!r} failed: {reason}."
     advice = "Run the same command again: what has arrived is kept and the rest is fetched."
     source: str
@@ -178,6 +196,8 @@ class ConfigMissing(SourceError):
 
 @dataclass(eq=False)
 class UnsupportedModel(SourceError):
+    """The checkpoint asks for something that the graph cannot do."""
+
     template = "{what} {value!r} is not supported."
     advice = "Supported: {supported}."
     what: str
@@ -187,6 +207,8 @@ class UnsupportedModel(SourceError):
 
 @dataclass(eq=False)
 class UnsafePickle(SourceError):
+    """A pickle asks for more than tensors and containers; it was not run."""
+
     template = "{path} was not read: it asks for {asks_for}, and only tensors are allowed."
     advice = "Do not load it with other tools; get the checkpoint from its publisher, as safetensors if offered."
     path: Path
@@ -195,6 +217,8 @@ class UnsafePickle(SourceError):
 
 @dataclass(eq=False)
 class CheckpointDamaged(SourceError):
+    """A file of the checkpoint is missing, unreadable or contradicts itself."""
+
     template = "{path} cannot be used: {reason}."
     advice = "Fetch the checkpoint again and compare its SHA-256 with the publisher's."
     path: Path
@@ -205,11 +229,15 @@ class CheckpointDamaged(SourceError):
 
 
 class ArtifactError(VecferryError):
+    """What is wrong with a converted model's folder."""
+
     exit_code = 3
 
 
 @dataclass(eq=False)
 class ArtifactNotFound(ArtifactError):
+    """There is no converted model."""
+
     template = "no converted model at {path}."
     advice = "Convert one: python convert_to_onnx.py --output {path}"
     path: Path
@@ -217,6 +245,8 @@ class ArtifactNotFound(ArtifactError):
 
 @dataclass(eq=False)
 class ArtifactDamaged(ArtifactError):
+    """The folder does not hold what its manifest says."""
+
     template = "{path} is damaged: {reason}."
     advice = "Convert again: python convert_to_onnx.py --output {path}"
     path: Path
@@ -225,6 +255,8 @@ class ArtifactDamaged(ArtifactError):
 
 @dataclass(eq=False)
 class ArtifactWriteFailed(ArtifactError):
+    """The system refused to write; what was there before is untouched."""
+
     template = "{path} was not written: {reason}. What was there before is untouched."
     advice = "Free space or choose another --output, then run the same command again."
     path: Path
@@ -233,6 +265,8 @@ class ArtifactWriteFailed(ArtifactError):
 
 @dataclass(eq=False)
 class OutputWriteFailed(VecferryError):
+    """The system refused to write a file of embeddings; what was there before is untouched."""
+
     exit_code = 3
     template = "{path} was not written: {reason}. What was there before is untouched."
     advice = "Free space or choose another --output, then run the same command again."
@@ -241,11 +275,15 @@ class OutputWriteFailed(VecferryError):
 
 
 class ModelRuntimeError(VecferryError):
+    """What runs the model cannot be had, or failed."""
+
     exit_code = 3
 
 
 @dataclass(eq=False)
 class RuntimeUnavailable(ModelRuntimeError):
+    """A runtime cannot be used on this machine."""
+
     template = "the {runtime} runtime cannot be used: {reason}."
     advice = "{remedy}"
     runtime: str
@@ -255,6 +293,8 @@ class RuntimeUnavailable(ModelRuntimeError):
 
 @dataclass(eq=False)
 class RuntimeFailed(ModelRuntimeError):
+    """A runtime failed on a batch of that shape."""
+
     template = "the {runtime} runtime failed on a batch of {rows} × {tokens} tokens: {reason}."
     advice = "Check the model: vecferry verify ARTIFACT"
     runtime: str
@@ -301,11 +341,15 @@ class SpaceMismatch(VecferryError):
 
 
 class StoreError(VecferryError):
+    """The database that holds the vectors."""
+
     exit_code = 3
 
 
 @dataclass(eq=False)
 class StoreUnreachable(StoreError):
+    """The database did not answer, or went away."""
+
     template = "the {store} store cannot be reached: {reason}."
     advice = "Check --database or VECFERRY_DATABASE_URL, and that the server runs."
     store: str
@@ -314,6 +358,8 @@ class StoreUnreachable(StoreError):
 
 @dataclass(eq=False)
 class StoreSchemaError(StoreError):
+    """A table, column, key or type is not as a migration needs it."""
+
     template = "{what}."
     advice = "{expected}"
     what: str
@@ -322,6 +368,8 @@ class StoreSchemaError(StoreError):
 
 @dataclass(eq=False)
 class StoreFailed(StoreError):
+    """The database refused a statement."""
+
     template = "the {store} store refused: {reason}."
     advice = "Nothing half-done was kept. Remove the cause and run the same command again."
     store: str
@@ -329,11 +377,15 @@ class StoreFailed(StoreError):
 
 
 class MigrationError(VecferryError):
+    """The state of a migration does not allow what was asked for."""
+
     exit_code = 4
 
 
 @dataclass(eq=False)
 class MigrationNotFound(MigrationError):
+    """No migration was begun."""
+
     template = "there is no migration of {name!r} in this database."
     advice = "Begin one: vecferry migrate start --help"
     name: str
@@ -341,6 +393,8 @@ class MigrationNotFound(MigrationError):
 
 @dataclass(eq=False)
 class IllegalTransition(MigrationError):
+    """The verb is not possible in this state; `allowed` are those that are."""
+
     template = "{verb} is not possible in state {state!r}."
     advice = "Possible now: {allowed}."
     verb: str
@@ -350,6 +404,8 @@ class IllegalTransition(MigrationError):
 
 @dataclass(eq=False)
 class MigrationConflict(MigrationError):
+    """A migration goes on as it was begun."""
+
     template = "the migration of {name!r} was begun with {field}={stored}, not {given}."
     advice = "Go on with {field}={stored}, or finish that migration first."
     name: str
@@ -370,12 +426,16 @@ class CutoverRefused(MigrationError):
 
 
 class FinalizeNotConfirmed(MigrationError):
+    """Dropping the old vectors needs a word of its own."""
+
     template = "finalize drops the old vectors and cannot be undone; it was not confirmed."
     advice = "vecferry migrate finalize ... --yes"
 
 
 @dataclass(eq=False)
 class Locked(MigrationError):
+    """Somebody else is at work on `what`."""
+
     exit_code = 5
     template = "{what} is being worked on by {holder}."
     advice = "Wait for it to end, or stop it; a stopped run is resumed by the same command."

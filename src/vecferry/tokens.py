@@ -62,12 +62,7 @@ class Tokenizer:
 
         Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
         """
-        if not len(texts):
-            raise EmptyInput
-        if isinstance(texts, str):
-            raise InvalidText(0, "a list of texts was expected, not one text")
-        for row, text in enumerate(texts):
-            check_text(text, row)
+        check_texts(texts)
         rows, cut = [], np.zeros(len(texts), bool)
         for row, encoding in enumerate(self._tokenizer.encode_batch_fast([prefix + text for text in texts])):
             ids = encoding.ids
@@ -84,6 +79,16 @@ class Tokenizer:
     def text_of(self, token_id: int) -> str:
         """The piece of text that a token id stands for."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises EmptyInput, and InvalidText for what is not a list of strings that have a UTF-8 form."""
+    if isinstance(texts, str | bytes) or not hasattr(texts, "__len__"):
+        raise InvalidText(0, f"a list of texts was expected, not {type(texts).__name__}")
+    if not len(texts):
+        raise EmptyInput
+    for row, text in enumerate(texts):
+        check_text(text, row)
 
 
 def check_text(text: object, row: int) -> None:

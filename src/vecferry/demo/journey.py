@@ -16,7 +16,7 @@ from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encoder import Encoder, Progress
 from vecferry.errors import CutoverRefused
-from vecferry.evaluate import Hit, Judgement, mean_by_slice, ndcg_at_10
+from vecferry.evaluate import Hit, mean_by_slice, ndcg_at_10
 from vecferry.loading import Options, load_runtime
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.sources import open_source
@@ -120,8 +120,7 @@ class Journey:
         slices = defaultdict(list)
         for question in demo.questions:
             slices[question.lang].append(question.id)
-        judgements = [Judgement(j.question_id, j.passage_id, j.grade) for j in demo.judgements]
-        by_question = ndcg_at_10(judgements, hits)
+        by_question = ndcg_at_10(demo.judgements, hits)
         return {name: round(value, 4) for name, value in mean_by_slice(by_question, slices).items()}
 
 

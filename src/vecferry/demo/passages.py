@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
+from vecferry.evaluate import Judgement
+
 
 @dataclass(frozen=True)
 class Text:
@@ -19,21 +21,15 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """grade: 2 for the passage that holds the answer, 1 for its translation into another language."""
-
-    question_id: str
-    passage_id: str
-    grade: int
-
-
-@dataclass(frozen=True)
 class DemoSet:
-    """1,200 passages, 995 questions and 4,975 judgements: of each question one passage, in five languages."""
+    """1,200 passages, 995 questions and 4,975 judgements: of each question one passage, in five languages.
+
+    Relevance is 2 for the passage that holds the answer, 1 for its translation into another language.
+    """
 
     passages: tuple[Text, ...]
     questions: tuple[Text, ...]
-    judgements: tuple[Judged, ...]
+    judgements: tuple[Judgement, ...]
 
 
 def load_passages() -> DemoSet:
@@ -51,7 +47,7 @@ def _texts(name: str) -> Iterator[Text]:
         yield Text(record["_id"], record["lang"], record["text"])
 
 
-def _judgements() -> Iterator[Judged]:
+def _judgements() -> Iterator[Judgement]:
     for line in shipped("qrels.tsv.xz").decode().splitlines()[1:]:
         question_id, passage_id, grade = line.split("\t")
-        yield Judged(question_id, passage_id, int(grade))
+        yield Judgement(question_id, passage_id, int(grade))

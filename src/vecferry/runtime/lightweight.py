@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 
 from vecferry.artifact import VectorSpace, canonical_json
 from vecferry.embeddings import Bool, Embeddings, Float32, Int32, Int64, Outputs, Sparse, TokenBatch, indptr_of
-from vecferry.errors import EmptyInput, InvalidText
 from vecferry.runtime import max_per_id
-from vecferry.tokens import check_text
+from vecferry.tokens import check_texts
 
 UInt64 = NDArray[np.uint64]
 
@@ -75,12 +74,7 @@ class LightweightTokenizer:
 
         Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
         """
-        if not len(texts):
-            raise EmptyInput
-        if isinstance(texts, str):
-            raise InvalidText(0, "a list of texts was expected, not one text")
-        for row, text in enumerate(texts):
-            check_text(text, row)
+        check_texts(texts)
         rows = [self._characters(prefix + text) for text in texts]
         truncated = np.array([len(row) > MAX_CHARACTERS for row in rows])
         kept = [
