@@ -28,7 +28,10 @@ from vecferry.errors import (
 )
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores import Patience
-from vecferry.stores.pgvector import Database, PgVectorStore, split_name, suffixed, vector_literal
+from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.store import vector_literal
+from vecferry.stores.pgvector.table import split_name, suffixed
 
 OPTIONS = MigrationOptions(rows_per_range=7, patience=Patience(0.2, 2, 0.05))
 ROOT = Path(__file__).parents[2]

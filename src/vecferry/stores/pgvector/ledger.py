@@ -1,18 +1,16 @@
-"""The ledger of `stores/pgvector.py`: five tables in the schema `vecferry` of the database that is migrated."""
+"""The ledger: five tables in the schema `vecferry` of the database that is migrated."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vecferry.errors import MigrationConflict
 from vecferry.stores import Key, KeyRange
 from vecferry.stores.ledger import DeadLetter, Event, MigrationRecord, MigrationSpec, RangeRecord, Serving
-
-if TYPE_CHECKING:
-    from vecferry.stores.pgvector import Database
+from vecferry.stores.pgvector.connection import Database
 
 INSTALL = """
 SELECT pg_advisory_xact_lock(7521364290180);  -- two runners, of two tables, may come here at once

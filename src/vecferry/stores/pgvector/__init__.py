@@ -1,0 +1,22 @@
+"""A PostgreSQL table with a pgvector column. Only this package imports psycopg.
+
+Names of columns, for a vector column `embedding`:
+
+    before the switch   embedding (old), embedding_vecferry_new, embedding_vecferry_sha256
+    after it            embedding (new), embedding_vecferry_old, embedding_vecferry_sha256
+    finalized           embedding (new)
+
+so where the sides are is read from the catalogue and never remembered. The space of new vectors is
+in a comment on their column. Keys travel as text and are cast back to the type of their column.
+"""
+
+from vecferry.errors import MissingExtra
+
+try:
+    import psycopg  # noqa: F401  # before the modules below need it
+except ImportError as exc:  # the package, or the libpq that it needs
+    raise MissingExtra("pgvector", "psycopg") from exc
+
+from vecferry.stores.pgvector.store import PgVectorStore
+
+__all__ = ["PgVectorStore"]

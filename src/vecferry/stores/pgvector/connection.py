@@ -1,0 +1,139 @@
+"""The connection to PostgreSQL, and how statements are put together. All errors of psycopg end here."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+
+Fragment = sql.SQL | sql.Composed | sql.Identifier
+
+CONNECT_TIMEOUT_S = 10
+
+
+class LockTimedOut(StoreFailed):
+    """A lock was not had in time; caught in this file."""
+
+
+class Database:
+    """One connection, each statement kept at once unless in `transaction`. All errors of psycopg end here."""
+
+    def __init__(self, database_url: str) -> None:
+        """Raises StoreUnreachable; no message carries the password."""
+        try:
+            given = psycopg.conninfo.conninfo_to_dict(database_url)
+        except psycopg.ProgrammingError:
+            reason = "the database URL is not of the form postgresql://USER@HOST:PORT/DATABASE"
+            raise StoreUnreachable("pgvector", reason) from None  # psycopg's message repeats the URL
+        self._password = str(given.get("password") or "")
+        with self._translated():
+            self._connection = psycopg.connect(
+                database_url,
+                autocommit=True,
+                connect_timeout=int(given.get("connect_timeout") or CONNECT_TIMEOUT_S),
+                fallback_application_name=f"vecferry (pid {os.getpid()} on {socket.gethostname()})",
+            )
+            self._set_up()
+
+    def _set_up(self) -> None:
+        # keys are written as text in one session and read in another
+        self._connection.execute("SET DateStyle = ISO; SET IntervalStyle = postgres; SET bytea_output = hex")
+        self._connection.execute("SET client_encoding = 'UTF8'; SET extra_float_digits = 1")
+        # a policy must not hide rows from a migration of all rows
+        self._connection.execute("SET row_security = off")
+        if self._connection.info.server_version >= 140000:
+            # so that the server ends a long statement, and frees our lock, soon after we were killed
+            self._connection.execute("SET client_connection_check_interval = '1s'")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
+            raise LockTimedOut("pgvector", self._reason(exc)) from exc
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
+            raise StoreSchemaError(self._reason(exc), "The table was changed meanwhile; put it back.") from exc
+        except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+            if self._is_lost(exc):
+                raise StoreUnreachable("pgvector", self._reason(exc)) from exc
+            raise StoreFailed("pgvector", self._reason(exc)) from exc
+        except psycopg.Error as exc:
+            raise StoreFailed("pgvector", self._reason(exc)) from exc
+
+    def _is_lost(self, exc: psycopg.Error) -> bool:
+        """Whether the server went away or was never there: no state at all, connection errors (08), shutdown (57P)."""
+        state = exc.sqlstate or ""
+        return not hasattr(self, "_connection") or self._connection.closed or state.startswith(("08", "57P"))
+
+    def _reason(self, exc: psycopg.Error) -> str:
+        reason = " ".join((exc.diag.message_primary or str(exc)).split())
+        return reason.replace(self._password, "***") if self._password else reason
+
+    def rows(self, query: Fragment | str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._translated():
+            return self._connection.execute(as_query(query), params).fetchall()
+
+    def row(self, query: Fragment | str, params: Sequence[object] = ()) -> tuple[Any, ...]:
+        """The only row of an answer that always has one."""
+        (row,) = self.rows(query, params)
+        return row
+
+    def execute(self, query: Fragment | str, params: Sequence[object] = ()) -> int:
+        """The number of rows that were written."""
+        with self._translated():
+            return self._connection.execute(as_query(query), params).rowcount
+
+    def script(self, statements: str) -> None:
+        """Several statements without parameters, in one transaction."""
+        with self._translated(), self._connection.transaction():
+            self._connection.execute(sql.SQL(statements))
+
+    def execute_many(self, query: Fragment | str, params: Sequence[Sequence[object]]) -> None:
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.executemany(as_query(query), params)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._translated(), self._connection.transaction():
+            yield
+
+    @property
+    def is_open(self) -> bool:
+        return not self._connection.closed
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def as_query(query: Fragment | str) -> sql.SQL | sql.Composed:
+    if isinstance(query, str):
+        return sql.SQL(query)
+    return query if isinstance(query, sql.SQL | sql.Composed) else sql.Composed([query])
+
+
+class Name(sql.Identifier):
+    """A quoted name. Every statement here may have placeholders, so that a % in a name is doubled."""
+
+    def as_bytes(self, context: Any = None) -> bytes:
+        return super().as_bytes(context).replace(b"%", b"%%")
+
+
+def identifier(*parts: str) -> Name:
+    return Name(*parts)
+
+
+def verbatim(text: str) -> sql.SQL:
+    """SQL that the server itself has written: a type, a condition."""
+    return sql.SQL(text.replace("%", "%%"))
+
+
+def literal(value: str) -> sql.SQL:
+    """A constant where the server takes no parameter."""
+    return verbatim(sql.Literal(value).as_string())

@@ -1,0 +1,108 @@
+"""The table that is migrated, as PostgreSQL's catalogue describes it; names of columns on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from vecferry.errors import StoreSchemaError
+from vecferry.stores.pgvector.connection import Database
+
+NEW, OLD, DIGEST = "_vecferry_new", "_vecferry_old", "_vecferry_sha256"
+MAX_IDENTIFIER_BYTES = 63
+
+
+@dataclass(frozen=True)
+class Column:
+    """type: as PostgreSQL writes it, quoted where needed."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be migrated, as its catalogue entry says. extension: pgvector's schema."""
+
+    oid: int
+    schema: str
+    name: str
+    key: tuple[Column, ...]
+    text: str
+    vector: str
+    extension: str
+
+
+def find_table(database: Database, table: str, text_column: str, vector_column: str) -> Table:
+    """Raises StoreSchemaError for what is not there, and for a table that cannot be migrated."""
+    schema, name = split_name(table)
+    found = database.rows(
+        "SELECT c.oid, n.nspname::text, c.relkind::text, c.relhassubclass FROM pg_class c"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND"
+        " CASE WHEN %s::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = %s END",
+        [name, schema, schema],
+    )
+    if not found:
+        raise StoreSchemaError(f"there is no table {table}", "Check --table; names are spelled as in the database.")
+    oid, schema, kind, has_children = found[0]
+    if kind != "r" or has_children:
+        raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")
+    _require_column(database, oid, table, text_column, "a text type", "t.typcategory = 'S'")
+    _require_column(database, oid, table, vector_column, "pgvector's type vector", "t.typname = 'vector'")
+    ((extension, encoding),) = database.rows(
+        "SELECT n.nspname::text, current_setting('server_encoding') FROM pg_extension e"
+        " JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
+    )
+    if encoding == "SQL_ASCII":
+        raise StoreSchemaError("the database does not say how its texts are encoded (SQL_ASCII)", "Use UTF8.")
+    return Table(oid, schema, name, _key_columns(database, oid, table), text_column, vector_column, extension)
+
+
+def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> None:
+    found = database.rows(
+        f"SELECT {condition}, a.attgenerated <> '', format_type(t.oid, NULL) FROM pg_attribute a"  # noqa: S608  # ours
+        " JOIN pg_type t ON t.oid = a.atttypid"
+        " WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped",
+        [oid, column],
+    )
+    if not found:
+        raise StoreSchemaError(f"{table} has no column {column}", "Names are spelled as in the database.")
+    ((is_right, is_generated, kind),) = found
+    if not is_right:
+        raise StoreSchemaError(f"the column {column} of {table} is of type {kind}", f"Expected {expected}.")
+    if is_generated and "vector" in condition:
+        raise StoreSchemaError(f"the column {column} of {table} is generated", "Expected an ordinary column.")
+
+
+def _key_columns(database: Database, oid: int, table: str) -> tuple[Column, ...]:
+    rows = database.rows(
+        "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod)"
+        " FROM pg_index x CROSS JOIN unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)"
+        " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum"
+        " WHERE x.indrelid = %s::oid AND x.indisprimary AND k.place <= x.indnkeyatts ORDER BY k.place",
+        [oid],
+    )
+    if not rows:
+        raise StoreSchemaError(f"{table} has no primary key", "Add one, so that a row can be found again.")
+    return tuple(Column(*row) for row in rows)
+
+
+_NAME_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
+
+
+def split_name(table: str) -> tuple[str | None, str]:
+    """'docs' -> (None, 'docs'); 'a.docs' -> ('a', 'docs'); '"a.b".docs' -> ('a.b', 'docs'). Raises StoreSchemaError."""
+    parts = [quoted.replace('""', '"') or plain for quoted, plain in _NAME_PART.findall(table)]
+    if _NAME_PART.sub("", table) != "." * (len(parts) - 1) or len(parts) not in (1, 2):
+        raise StoreSchemaError(f"{table} is not the name of a table", 'Write NAME, SCHEMA.NAME or "quoted.NAME".')
+    return (parts[0], parts[1]) if len(parts) == 2 else (None, parts[0])
+
+
+def suffixed(name: str, suffix: str) -> str:
+    """The name with the suffix; one that PostgreSQL would cut at 63 bytes is shortened and given a digest."""
+    if len((name + suffix).encode()) <= MAX_IDENTIFIER_BYTES:
+        return name + suffix
+    mark = "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    room = MAX_IDENTIFIER_BYTES - len((mark + suffix).encode())
+    return name.encode()[:room].decode(errors="ignore") + mark + suffix
