@@ -21,6 +21,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import OLD_DIMENSION, old_vector
 from vecferry.errors import (
     Locked,
+    MigrationNotFound,
     SpaceMismatch,
     StoreFailed,
     StoreSchemaError,
@@ -429,6 +430,24 @@ def test_a_vector_that_was_tampered_with_fails_the_verification(
             assert failing in failed
         assert migration.status().verification is not None
         assert migration.start(encoder).rows_done == 2
+
+
+def test_a_migration_is_given_up_as_the_documentation_says(connection: psycopg.Connection, database_url: str) -> None:
+    page = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
+    statements = page.partition("```sql\n")[2].partition("```")[0]
+    make_docs(connection, ["a", "b"])
+    connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    columns, indexes = columns_of(connection), indexes_of(connection)
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        migration.start(TruthEncoder())
+        connection.execute(statements.replace("shop.products", "public.docs"))
+        assert (columns_of(connection), indexes_of(connection)) == (columns, indexes)
+        with pytest.raises(MigrationNotFound):
+            migration.status()
+        other = TruthEncoder("other", 12)
+        assert migration.start(other).rows_done == 2
+        assert migration.verify(other).passed
 
 
 # --- indexes --------------------------------------------------------------------------------------

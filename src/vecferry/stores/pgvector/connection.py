@@ -37,10 +37,14 @@ class Database:
             self._connection = psycopg.connect(
                 database_url,
                 autocommit=True,
-                connect_timeout=int(given.get("connect_timeout") or CONNECT_TIMEOUT_S),
+                connect_timeout=given.get("connect_timeout", CONNECT_TIMEOUT_S),
                 fallback_application_name=f"vecferry (pid {os.getpid()} on {socket.gethostname()})",
             )
-            self._set_up()
+            try:
+                self._set_up()
+            except psycopg.Error:
+                self._connection.close()
+                raise
 
     def _set_up(self) -> None:
         # keys are written as text in one session and read in another

@@ -82,7 +82,7 @@ class PgLedger:
             return None
         rows = self._db.rows(
             "SELECT id, spec, state, version, verification FROM vecferry.migrations"
-            " WHERE target = %s ORDER BY id DESC LIMIT 1",
+            " WHERE target = %s AND state <> 'aborted' ORDER BY id DESC LIMIT 1",
             [target],
         )
         return _record(rows[0]) if rows else None
