@@ -1,5 +1,6 @@
 """A conversion against the reference implementation: transformers in PyTorch, fp32."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,21 @@ def test_a_flipped_weight_fails_verification(tiny_checkpoint: Path, tmp_path: Pa
     assert any("SHA-256" in failure for failure in report.failed)
     with pytest.raises(VerificationFailed, match=r"model\.onnx\.data"):
         report.gate(artifact.path)
+
+
+def test_numbers_that_are_not_finite_fail_verification_and_the_report_is_json(tiny_artifact: Artifact) -> None:
+    runtime = OnnxRuntime(tiny_artifact)
+    whole = runtime.run
+
+    def broken(batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        found = whole(batch, outputs)
+        found.dense[0, 0] = np.nan
+        return found
+
+    runtime.run = broken  # type: ignore[method-assign]
+    report = verify(tiny_artifact, lambda: runtime, Reference(None))
+    assert "every number is finite" in report.failed
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 def test_another_model_than_the_reference_fails_verification(tiny_artifact: Artifact, tmp_path: Path) -> None:

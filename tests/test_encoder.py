@@ -50,6 +50,13 @@ def test_the_iterator_gives_the_same_in_parts(encoder: Encoder) -> None:
     assert_same(Embeddings.concat(parts), encoder.encode(TEXTS, outputs=Outputs.ALL))
 
 
+def test_the_iterator_counts_a_bad_text_from_the_first_of_all(encoder: Encoder) -> None:
+    parts = encoder.encode_iter(iter(["a", "b", "c", "\ud800"]), texts_each=3)
+    assert len(next(parts)) == 3
+    with pytest.raises(InvalidText, match="text 3 "):
+        next(parts)
+
+
 def test_eight_threads_get_what_one_gets(encoder: Encoder) -> None:
     expected = encoder.encode(TEXTS).dense
     with ThreadPoolExecutor(8) as pool:

@@ -156,7 +156,11 @@ class Artifact:
         return (self.path / TOKENIZER).read_bytes()
 
     def write_verification(self, report: dict[str, Any]) -> None:
-        write_json(self.path / VERIFICATION, report)
+        """Raises ArtifactWriteFailed where the folder cannot be written to."""
+        try:
+            write_json(self.path / VERIFICATION, report)
+        except OSError as exc:
+            raise _write_failed(self.path / VERIFICATION, exc) from exc
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -206,8 +210,12 @@ def writing(path: Path) -> Iterator[Path]:
     except Timeout as exc:
         raise Locked(str(path), "another conversion") from exc
     except OSError as exc:
-        reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-        raise ArtifactWriteFailed(path, reason.get(exc.errno or 0, exc.strerror or str(exc))) from exc
+        raise _write_failed(path, exc) from exc
+
+
+def _write_failed(path: Path, exc: OSError) -> ArtifactWriteFailed:
+    reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+    return ArtifactWriteFailed(path, reason.get(exc.errno or 0, exc.strerror or str(exc)))
 
 
 def _replace(path: Path, new: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from vecferry.artifact import VectorSpace
 from vecferry.batching import Limits, plan
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, require_heads
+from vecferry.errors import InvalidText
 from vecferry.runtime import Runtime
 
 Role = Literal["passage", "query"]
@@ -73,7 +74,14 @@ class Encoder:
     def encode_iter(
         self, texts: Iterable[str], *, outputs: Outputs = DENSE, role: Role = "passage", texts_each: int = 1024
     ) -> Iterator[Embeddings]:
-        """`encode` for a corpus that does not fit in memory: embeddings of `texts_each` texts at a time."""
-        remaining = iter(texts)
+        """`encode` for a corpus that does not fit in memory: embeddings of `texts_each` texts at a time.
+
+        Raises as `encode` does; InvalidText counts from the first text of all.
+        """
+        remaining, done = iter(texts), 0
         while chunk := list(islice(remaining, texts_each)):
-            yield self.encode(chunk, outputs=outputs, role=role)
+            try:
+                yield self.encode(chunk, outputs=outputs, role=role)
+            except InvalidText as exc:
+                raise InvalidText(done + exc.row, exc.reason) from exc
+            done += len(chunk)

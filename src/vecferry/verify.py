@@ -144,7 +144,9 @@ def _digests(artifact: Artifact) -> Check:
 
 def _at_most(name: str, seen: float, tolerance: str) -> Check:
     limit = TOLERANCES[tolerance]
-    return Check(name, "passed" if seen <= limit else "failed", float(seen), limit)  # NaN fails
+    if not np.isfinite(seen):  # JSON has no NaN
+        return Check(name, "failed", None, limit, "the difference is not a finite number")
+    return Check(name, "passed" if seen <= limit else "failed", float(seen), limit)
 
 
 def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[Check]:

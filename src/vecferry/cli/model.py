@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ from vecferry.loading import Options, load_encoder
 from vecferry.settings import Settings, read_settings
 from vecferry.sources import open_source
 from vecferry.spec import Overrides
-from vecferry.verify import Report, machine
+from vecferry.verify import Check, Report, machine
 
 ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `vecferry convert` wrote.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Only what is on this machine; no download.")]
@@ -195,9 +196,17 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show_report(report: Report) -> None:
+    """One row for a question that was asked of several batches, with the worst answer; failures each on their own."""
     signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
-    rows = [(signs[c.status], c.name, short(c.seen), short(c.limit), c.note) for c in report.checks]
-    show_table("verification", ("", "check", "seen", "at most", "note"), rows)
+    asked: dict[str, list[Check]] = defaultdict(list)
+    for check in report.checks:
+        asked[check.name if check.status == "failed" else check.name.split(", ")[0]].append(check)
+    rows = []
+    for name, checks in asked.items():
+        worst = max(checks, key=lambda check: check.seen or 0)
+        note = worst.note or ", ".join(check.name.split(", ")[-1] for check in checks if len(checks) > 1)
+        rows.append((signs[worst.status], name, short(worst.seen), short(worst.limit), note.replace(" tokens,", ",")))
+    show_table("verification", ("", "check", "seen", "at most", ""), rows)
 
 
 def _shown(settings: Settings) -> dict[str, str]:
