@@ -73,6 +73,26 @@ def test_every_verb_from_plan_to_finalize(
     assert dimension() == 64
 
 
+def test_people_are_told_what_comes_next(
+    documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact
+) -> None:
+    def migrate(verb: str, *options: str) -> str:
+        arguments = [argument for argument in command(verb, *options) if argument != "--json"]
+        settings = {**environment(database_url, tiny_artifact), "COLUMNS": "200"}
+        return subprocess.run(arguments, env=settings, capture_output=True, text=True, check=True).stdout
+
+    assert "601 (1 without a text, 0 with an empty one)" in migrate("plan")
+    started = migrate("start")
+    assert "600 of 601" in started
+    assert "0: the text is NULL" in started
+    assert "vecferry migrate verify" in started
+    assert "✓  recomputed sample" in migrate("verify")
+    assert "vecferry migrate cutover" in migrate("status")
+    assert "epoch 2, generation 2" in migrate("cutover", "--accept-dead-letters", "1")
+    documents.execute("UPDATE documents SET body = 'changed' WHERE id = 7")
+    assert "1 (7)" in migrate("rollback")
+
+
 def test_kill_9_of_start_is_resumed_by_the_same_command(
     documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact
 ) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from vecferry.cli.migrate_view import cutover_rows, plan_rows, rollback_rows, status_rows
 from vecferry.cli.output import Json, counting, output, show, show_table
 from vecferry.encoder import Encoder
 from vecferry.errors import FinalizeNotConfirmed, SettingsError
@@ -45,7 +46,8 @@ def plan(
     """Say what a migration would do, take and need. Writes nothing."""
     encoder = _encoder(artifact)
     with _migration(database, table, text, vector) as migration:
-        show(migration.plan(encoder, sample=sample).to_dict(), as_json=as_json, title="plan")
+        found = migration.plan(encoder, sample=sample)
+    show(found.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(found))
 
 
 @app.command()
@@ -60,8 +62,8 @@ def start(
     encoder = _encoder(artifact)
     options = MigrationOptions(rows_per_range=rows_each, old_fingerprint=old_fingerprint)
     with _migration(database, table, text, vector, options) as migration, counting("rows", "rows") as progress:
-        status = migration.start(encoder, progress=progress)
-    show(status.to_dict(), as_json=as_json, title="started")
+        found = migration.start(encoder, progress=progress)
+    show(found.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(found))
 
 
 @app.command()
@@ -70,7 +72,8 @@ def status(
 ) -> None:
     """Say how far it is; also while it runs, from another terminal."""
     with _migration(database, table, text, vector) as migration:
-        show(migration.status().to_dict(), as_json=as_json, title="status")
+        found = migration.status()
+    show(found.to_dict(), as_json=as_json, title="status", rows=status_rows(found))
 
 
 @app.command()
@@ -103,7 +106,8 @@ def cutover(
 ) -> None:  # fmt: skip
     """Switch to the new vectors, in one transaction. The old ones stay until finalize."""
     with _migration(database, table, text, vector) as migration:
-        show(migration.cutover(accept_dead_letters=accept_dead_letters).to_dict(), as_json=as_json, title="switched")
+        report = migration.cutover(accept_dead_letters=accept_dead_letters)
+    show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
 
 
 @app.command()
@@ -112,7 +116,8 @@ def rollback(
 ) -> None:
     """Switch back to the old vectors, in one transaction. Says which rows were written since the switch."""
     with _migration(database, table, text, vector) as migration:
-        show(migration.rollback().to_dict(), as_json=as_json, title="rolled back")
+        report = migration.rollback()
+    show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
 
 
 @app.command()
@@ -127,13 +132,14 @@ def finalize(
     ):
         raise FinalizeNotConfirmed
     with _migration(database, table, text, vector) as migration:
-        show(migration.finalize(confirmed=True).to_dict(), as_json=as_json, title="finalized")
+        found = migration.finalize(confirmed=True)
+    show(found.to_dict(), as_json=as_json, title="the old vectors are gone", rows=status_rows(found))
 
 
 @contextmanager
 def _migration(
     database: str | None, table: str, text: str, vector: str, options: MigrationOptions | None = None
-) -> Iterator[Any]:
+) -> Iterator[Migration]:
     from vecferry.stores.pgvector import PgVectorStore
 
     set_here = read_settings().database_url

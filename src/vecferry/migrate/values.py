@@ -39,7 +39,7 @@ class Plan(Value):
     seconds: for encoding every text, from `sample_rows` that were really encoded in `sample_seconds`.
     sample_failures: how many of these cannot be embedded. vector_bytes_after: of the new vectors alone.
     disk_bytes: what must be free: the new vectors, a rewrite of every row with its index entries, and
-    the new indexes. steps: what `start` creates; undo: how to take it away again.
+    the new indexes.
     """
 
     target: str

@@ -1,0 +1,85 @@
+"""What the verbs of a migration return, in rows for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from rich.filesize import decimal
+
+from vecferry.cli.output import Rows, short
+from vecferry.migrate import CutoverReport, Plan, RollbackReport, State, Status
+from vecferry.stores.ledger import Serving
+
+NEXT: Mapping[State, str] = {
+    State.PLANNED: "start",
+    State.PREPARED: "start",
+    State.BACKFILLING: "start",
+    State.INDEXING: "verify",
+    State.VERIFIED: "cutover",
+    State.SERVING_NEW: "finalize, or rollback",
+    State.SERVING_OLD: "cutover, or start after changes",
+    State.FINALIZED: "nothing; a new migration may begin",
+}
+
+
+def plan_rows(plan: Plan) -> Rows:
+    table = plan.table
+    return [
+        ("column", plan.target),
+        ("rows", f"{table.rows:,} ({table.null_texts:,} without a text, {table.empty_texts:,} with an empty one)"),
+        ("vectors", f"{plan.old_dimension} numbers → {plan.new_dimension}"),
+        ("vector space", f"{short(plan.old_fingerprint) or 'not known'} → {short(plan.new_fingerprint)}"),
+        ("size of the vectors", f"{decimal(table.vector_bytes)} → {decimal(plan.vector_bytes_after)}"),
+        ("disk that must be free", decimal(plan.disk_bytes)),
+        ("time to encode", f"{_duration(plan.seconds)}, from {plan.sample_rows} rows in {plan.sample_seconds:.1f} s"),
+        *(("index to make anew", f"{i.name}, {decimal(i.bytes)} now") for i in table.vector_indexes if i.recreated),
+        *(("mind", warning) for warning in plan.warnings),
+        ("next", "vecferry migrate start"),
+    ]
+
+
+def status_rows(status: Status) -> Rows:
+    verified = status.verification
+    return [
+        ("column", status.target),
+        ("state", status.state),
+        ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}"),
+        ("key ranges done", f"{status.ranges_done:,} of {status.ranges:,}"),
+        ("dead letters", f"{status.dead_letters:,}"),
+        *(("", f"{', '.join(letter.key)}: {letter.reason}") for letter in status.letters),
+        ("last verification", "none" if verified is None else "passed" if verified["passed"] else "failed"),
+        ("serving", _serving(status.serving)),
+        *(("event", f"{event.at[:19]} {event.what}") for event in status.events),
+        ("next", f"vecferry migrate {NEXT[status.state]}"),
+    ]
+
+
+def cutover_rows(report: CutoverReport) -> Rows:
+    return [
+        ("column", report.target),
+        ("serving", _serving(report.serving)),
+        ("rows without a vector", f"{report.dead_letters:,}, as accepted"),
+        ("next", "vecferry migrate finalize when you are sure; vecferry migrate rollback until then"),
+    ]
+
+
+def rollback_rows(report: RollbackReport) -> Rows:
+    stale = f"{report.stale_rows:,}"
+    return [
+        ("column", report.target),
+        ("serving", _serving(report.serving)),
+        ("rows written since the switch", f"{stale} ({', '.join(report.stale_keys)})" if report.stale_keys else stale),
+        ("next", "vecferry migrate cutover, or start after changes"),
+    ]
+
+
+def _serving(serving: Serving | None) -> str:
+    if serving is None:
+        return "not recorded"
+    space = short(serving.fingerprint) or "not known"
+    return f"epoch {serving.epoch}, generation {serving.generation}, vector space {space}"
+
+
+def _duration(seconds: float) -> str:
+    return "under a second" if seconds < 1 else str(timedelta(seconds=round(seconds)))
