@@ -12,6 +12,7 @@ from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
 from vecferry.artifact import Artifact
 from vecferry.convert import convert, verify_artifact
+from vecferry.demo.standin import make_standin
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.errors import CheckpointDamaged, UnsupportedModel, VerificationFailed
 from vecferry.model import read_model
@@ -52,7 +53,7 @@ def test_one_text_agrees_with_pytorch(pair: tuple[OnnxRuntime, TorchRuntime], le
 
 
 def test_a_padded_batch_agrees_with_pytorch_and_with_its_texts_alone(pair: tuple[OnnxRuntime, TorchRuntime]) -> None:
-    batch = random_batch([1, 700, 2, 33, 3, 512], TINY.vocabulary)
+    batch = random_batch([1, 2048, 2, 33, 3, 512], TINY.vocabulary)
     ours, reference = (runtime.run(batch, Outputs.ALL) for runtime in pair)
     assert_agrees(ours, reference)
     alone = [pair[0].run(batch.take(np.array([row])), Outputs.ALL) for row in range(len(batch))]
@@ -76,6 +77,17 @@ def test_the_old_model_agrees_with_pytorch(tmp_path: Path) -> None:
     assert done.artifact.manifest.space.dimension == 384
     assert done.artifact.manifest.space.heads == ("dense",)
     assert done.artifact.manifest.space.pooling == "mean"
+
+
+@pytest.mark.slow
+def test_the_stand_in_agrees_with_pytorch(tmp_path: Path) -> None:
+    """multilingual-e5-small: BERT on XLM-R's vocabulary, real weights in 4 bits, prefixes, 512 tokens."""
+    done = convert(open_source(str(make_standin(tmp_path / "checkpoint"))), tmp_path / "artifact")
+    assert done.report is not None
+    compared = [check for check in done.report.checks if "agrees with PyTorch" in check.name]
+    assert len(compared) == 7
+    assert all(check.status == "passed" for check in compared)
+    assert done.artifact.manifest.space.query_prefix == "query: "
 
 
 def test_the_graph_passes_the_checker_and_loads_at_default_options(tiny_artifact: Artifact) -> None:

@@ -178,7 +178,7 @@ class DownloadFailed(SourceError):
     """The hub could not be reached, or broke off."""
 
     template = "downloading {source!r} failed: {reason}."
-    advice = "Run the same command again: what has arrived is kept and the rest is fetched."
+    advice = "Run the same command again: what has arrived is kept. Without a network, give a folder as the source."
     source: str
     reason: str
 
