@@ -14,7 +14,6 @@ in its place, the next `open` or `write` puts the previous one back.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vecferry.embeddings import Outputs
-from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
+from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, reason_of
 from vecferry.spec import EncoderSpec, Pooling
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
@@ -82,6 +81,8 @@ class SourceRecord(_Value):
 
 
 class FileRecord(_Value):
+    """What a file must be to be the one that was written."""
+
     sha256: str
     bytes: int
 
@@ -160,7 +161,7 @@ class Artifact:
         try:
             write_json(self.path / VERIFICATION, report)
         except OSError as exc:
-            raise _write_failed(self.path / VERIFICATION, exc) from exc
+            raise ArtifactWriteFailed(self.path / VERIFICATION, reason_of(exc)) from exc
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -210,12 +211,7 @@ def writing(path: Path) -> Iterator[Path]:
     except Timeout as exc:
         raise Locked(str(path), "another conversion") from exc
     except OSError as exc:
-        raise _write_failed(path, exc) from exc
-
-
-def _write_failed(path: Path, exc: OSError) -> ArtifactWriteFailed:
-    reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-    return ArtifactWriteFailed(path, reason.get(exc.errno or 0, exc.strerror or str(exc)))
+        raise ArtifactWriteFailed(path, reason_of(exc)) from exc
 
 
 def _replace(path: Path, new: Path) -> None:
@@ -261,15 +257,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 def file_record(path: Path) -> FileRecord:
+    """Of a file as it is now; reads it whole."""
     return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def sha256_of(path: Path) -> str:
+    """In hexadecimal; reads the file whole."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
+    """The same bytes for equal values: keys sorted, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 

@@ -218,6 +218,7 @@ class Embeddings:
 
 
 def same_space(queries: Embeddings, passages: Embeddings) -> None:
+    """Raises SpaceMismatch unless the two can be compared."""
     if queries.fingerprint != passages.fingerprint:
         raise SpaceMismatch(expected=passages.fingerprint, found=queries.fingerprint, where="the queries")
 
@@ -300,6 +301,7 @@ def indptr_of(lengths: Sequence[int] | Int64) -> Int64:
 
 
 def concat_indptr(parts: Iterable[Int64]) -> Int64:
+    """Offsets of ragged arrays that are joined one after the other."""
     return indptr_of(np.concatenate([np.diff(part) for part in parts]))
 
 

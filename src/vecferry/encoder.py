@@ -19,6 +19,8 @@ Progress = Callable[[int, int], None]
 
 
 class TextTokenizer(Protocol):
+    """What comes before the runtime; `tokens.Tokenizer`, or the lightweight mode's."""
+
     def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
         """Raises EmptyInput and InvalidText."""
 

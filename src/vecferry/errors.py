@@ -45,6 +45,7 @@ line's: 0 is success, 1 a fault of our own, 130 an interrupt.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,12 @@ class VecferryError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+
+def reason_of(exc: OSError) -> str:
+    """Why the system refused, in words."""
+    reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+    return reasons.get(exc.errno or 0, exc.strerror or str(exc))
 
 
 # --- input and settings ---------------------------------------------------------------------------

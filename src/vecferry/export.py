@@ -23,7 +23,6 @@ A file appears whole or not at all: it is written under a temporary name beside 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -37,7 +36,15 @@ from typing import Any
 import numpy as np
 
 from vecferry.embeddings import Embeddings, Float32, MultiVector, Sparse
-from vecferry.errors import EmptyInput, InvalidRecord, MissingExtra, OutputWriteFailed, SettingsError, SpaceMismatch
+from vecferry.errors import (
+    EmptyInput,
+    InvalidRecord,
+    MissingExtra,
+    OutputWriteFailed,
+    SettingsError,
+    SpaceMismatch,
+    reason_of,
+)
 
 Chunks = Iterable[tuple[list[str], Embeddings]]
 """Ids (without NUL, which NumPy drops at a string's end) and their embeddings, of one space, with the same outputs."""
@@ -180,8 +187,7 @@ def _replacing(target: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as exc:
-        reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-        raise OutputWriteFailed(target, reason.get(exc.errno or 0, exc.strerror or str(exc))) from exc
+        raise OutputWriteFailed(target, reason_of(exc)) from exc
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -33,6 +33,7 @@ class DemoSet:
 
 
 def load_passages() -> DemoSet:
+    """The shipped set, unpacked in memory."""
     return DemoSet(tuple(_texts("corpus.jsonl.xz")), tuple(_texts("queries.jsonl.xz")), tuple(_judgements()))
 
 
