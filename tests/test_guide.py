@@ -127,3 +127,6 @@ def test_a_flipped_byte_fails_verify_only(application: Path, tmp_path: Path) -> 
     assert done.returncode == 4
     assert "error: " in done.stderr
     assert "SHA-256" in done.stderr
+    as_json = run(application, "convert_to_onnx.py", "--verify-only", "--output", str(damaged), "--json")
+    assert as_json.returncode == 4
+    assert not json.loads(as_json.stdout)["passed"]

@@ -15,7 +15,7 @@ import typer
 from vecferry.cli.output import Json, counting, plain, short, show, show_table, stages
 from vecferry.embeddings import Outputs
 from vecferry.encoder import Encoder, Role
-from vecferry.errors import SettingsError, VecferryError
+from vecferry.errors import SettingsError, VecferryError, VerificationFailed
 from vecferry.loading import Options, load_encoder
 from vecferry.settings import Settings, read_settings
 from vecferry.sources import open_source
@@ -79,11 +79,13 @@ def verify(artifact: ArtifactPath, as_json: Json = False) -> None:
 
     with stages() as stage:
         report = verify_artifact(Artifact.open(artifact), progress=stage)
-    if as_json:
-        show(report.to_dict(), as_json=True)
-    else:
+    if not as_json:
         _show_report(report)
-    report.gate(artifact)
+        report.gate(artifact)
+        return
+    show(report.to_dict(), as_json=True)
+    if report.failed:
+        raise typer.Exit(VerificationFailed.exit_code)
 
 
 def encode(
