@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vecferry.artifact import Artifact, writing
+from vecferry.artifact import Artifact, _sole_writer, writing
 from vecferry.convert import convert
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
 from vecferry.runtime.onnx import OnnxRuntime
@@ -138,6 +138,22 @@ def test_two_writers_of_one_folder_are_kept_apart(tmp_path: Path) -> None:
 def test_death_between_the_two_renames_is_undone_at_the_next_opening(copied: Path, tiny_artifact: Artifact) -> None:
     copied.rename(copied.parent / ".copied.previous")
     assert Artifact.open(copied).manifest == tiny_artifact.manifest
+
+
+def test_opening_waits_for_a_writer_between_its_two_renames(copied: Path, tiny_artifact: Artifact) -> None:
+    """It must not put the previous folder back under the writer's hands."""
+    aside, opened = copied.parent / ".copied.previous", []
+    with _sole_writer(copied, wait_s=0):
+        new = Path(shutil.copytree(copied, copied.parent / ".copied.partial-1"))
+        copied.rename(aside)
+        reader = threading.Thread(target=lambda: opened.append(Artifact.open(copied)))
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()
+        new.rename(copied)
+        shutil.rmtree(aside)
+    reader.join(30)
+    assert opened[0].manifest == tiny_artifact.manifest
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

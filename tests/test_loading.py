@@ -143,6 +143,8 @@ def test_the_dimension_is_known_without_loading(tiny_artifact: Artifact, tmp_pat
     assert peek_dimension(Options(artifact=tiny_artifact.path)) == 64
     assert peek_dimension(Options(artifact=tmp_path / "none", lightweight=True)) == 1024
     assert peek_dimension(Options(artifact=tmp_path / "none")) is None
+    assert peek_dimension(Options(artifact=tiny_artifact.path, use_onnx=False)) == 64
+    assert peek_dimension(Options(artifact=tiny_artifact.path, use_onnx=False, source="another")) is None
 
 
 # --- lazy loading ---------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ from vecferry.spec import EncoderSpec, Pooling
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 FORMAT = 1
+REPLACING_S = 10.0
+"""How long an opening waits for a writer that has set the previous folder aside and not yet put the new one there."""
 
 Precision = Literal["fp32"]
 Head = Literal["dense", "sparse", "colbert"]
@@ -117,10 +119,12 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path) -> Artifact:
-        """Raises ArtifactNotFound and ArtifactDamaged. A path to the model.onnx inside is accepted."""
+        """Raises ArtifactNotFound, ArtifactDamaged, Locked. A path to the model.onnx inside is accepted."""
         path = Path(path)
         path = path.parent if path.name == MODEL else path
-        _put_back(path)
+        if _is_half_replaced(path):
+            with _sole_writer(path, wait_s=REPLACING_S):  # a writer that lives is between its two renames
+                _put_back(path)
         if not (path / MANIFEST).exists():
             raise ArtifactNotFound(path)
         artifact = cls(path, _read_manifest(path))
@@ -197,7 +201,7 @@ def writing(path: Path) -> Iterator[Path]:
         raise ArtifactWriteFailed(path, "the folder holds something else than a converted model")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / f".{path.name}.lock", timeout=0):
+        with _sole_writer(path, wait_s=0):
             _put_back(path)
             _sweep(path)
             temporary = path.parent / f".{path.name}.partial-{os.getpid()}"
@@ -208,10 +212,23 @@ def writing(path: Path) -> Iterator[Path]:
                 _replace(path, temporary)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    except Timeout as exc:
-        raise Locked(str(path), "another conversion") from exc
     except OSError as exc:
         raise ArtifactWriteFailed(path, reason_of(exc)) from exc
+
+
+@contextmanager
+def _sole_writer(path: Path, wait_s: float) -> Iterator[None]:
+    """Raises Locked if another process goes on writing `path` for longer than `wait_s`."""
+    path = path.absolute()
+    lock = FileLock(path.parent / f".{path.name}.lock")
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout as exc:
+        raise Locked(str(path), "another conversion") from exc
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _replace(path: Path, new: Path) -> None:
@@ -227,11 +244,15 @@ def _aside(path: Path) -> Path:
     return path.parent / f".{path.name}.previous"
 
 
+def _is_half_replaced(path: Path) -> bool:
+    """The previous folder lies aside and its place is empty."""
+    return _aside(path.absolute()).exists() and not path.exists()
+
+
 def _put_back(path: Path) -> None:
-    """Undo a replacement that died half-way: the previous folder lies aside and its place is empty."""
-    aside = _aside(path.absolute())
-    if aside.exists() and not path.exists():
-        aside.rename(path)
+    """Undo a replacement that died half-way; the lock says that none is at work."""
+    if _is_half_replaced(path):
+        _aside(path.absolute()).rename(path)
 
 
 def _sweep(path: Path) -> None:

@@ -14,13 +14,10 @@ from vecferry.errors import MissingExtra, SourceError
 from vecferry.graph import build_graph
 from vecferry.model import Model, read_model
 from vecferry.onnx_file import OPSET, write_graph
-from vecferry.runtime import Runtime
 from vecferry.runtime.onnx import OnnxRuntime
 from vecferry.sources import Checkpoint, reopen
 from vecferry.spec import Overrides
-from vecferry.verify import Reference, Report, verify
-
-Progress = Callable[[str], None]
+from vecferry.verify import Progress, Reference, Report, verify
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def convert(
         artifact = _write(checkpoint, model, folder, progress)
         model.weights.release()  # the converted model is loaded next; both at once would be twice the memory
         if verified:
-            report = verify(artifact, lambda: OnnxRuntime(artifact), torch_reference(model), progress)
+            report = verify(artifact, lambda: OnnxRuntime(artifact), torch_reference(lambda: model), progress)
             report.gate(output)
             artifact.write_verification(report.to_dict())
     return Conversion(Artifact(output, artifact.manifest), report)
@@ -59,7 +56,12 @@ def convert(
 
 def verify_artifact(artifact: Artifact, *, progress: Progress = lambda _: None) -> Report:
     """Verify an artifact where it lies and renew its verification.json, whatever the outcome."""
-    report = verify(artifact, lambda: OnnxRuntime(artifact), _reference_of(artifact), progress)
+
+    def converted_from() -> Model:
+        folder = reopen(artifact.manifest.source).folder
+        return read_model(folder, Overrides.of(artifact.manifest.encoder))
+
+    report = verify(artifact, lambda: OnnxRuntime(artifact), torch_reference(converted_from), progress)
     artifact.write_verification(report.to_dict())
     return report
 
@@ -85,23 +87,14 @@ def _write(checkpoint: Checkpoint, model: Model, folder: Path, progress: Progres
     return Artifact(folder, manifest)
 
 
-def torch_reference(model: Model) -> Reference:
-    """The PyTorch runtime over the same checkpoint, where the extra is installed."""
+def torch_reference(checkpoint: Callable[[], Model]) -> Reference:
+    """The PyTorch runtime over the checkpoint, where the extra is installed (else it is not read) and it is at hand."""
     try:
         from vecferry.runtime.torch import TorchRuntime
+
+        model = checkpoint()
     except MissingExtra as exc:
         return Reference(None, f"PyTorch is not installed ({exc.hint})")
-
-    def open_runtime() -> Runtime:
-        return TorchRuntime(model)
-
-    return Reference(open_runtime)
-
-
-def _reference_of(artifact: Artifact) -> Reference:
-    """The checkpoint that the manifest names, if it is still at hand."""
-    try:
-        model = read_model(reopen(artifact.manifest.source).folder, Overrides.of(artifact.manifest.encoder))
     except SourceError as exc:
         return Reference(None, f"the checkpoint is not at hand ({exc.message})")
-    return torch_reference(model)
+    return Reference(lambda: TorchRuntime(model))

@@ -30,7 +30,7 @@ from vecferry.errors import (
 )
 from vecferry.model import Model, read_model
 from vecferry.runtime import Device
-from vecferry.sources import BGE_M3, Checkpoint, open_source, reopen
+from vecferry.sources import BGE_M3, open_source, reopen
 from vecferry.spec import Overrides
 from vecferry.tokens import Tokenizer
 
@@ -112,7 +112,7 @@ def _fall_back(options: Options, cause: VecferryError) -> Loaded:
         raise cause from None
     if expected is not None and encoder.fingerprint != expected:
         raise SpaceMismatch(expected=expected, found=encoder.fingerprint, where="the PyTorch fallback") from cause
-    log.warning("ONNX cannot be used, so PyTorch serves the same vector space: %s", cause)
+    log.warning("ONNX cannot be used, so PyTorch serves, in vector space %s: %s", encoder.fingerprint, cause)
     return Loaded(encoder, f"fallback: {cause.message}")
 
 
@@ -155,8 +155,7 @@ def _checkpoint(options: Options, *, offline: bool = False) -> Model:
     manifest = Artifact.peek(options.artifact)
     if options.source is None and manifest is not None:
         return read_model(reopen(manifest.source).folder, Overrides.of(manifest.encoder))
-    found: Checkpoint = open_source(options.source or BGE_M3, offline=offline or options.offline)
-    return read_model(found.folder)
+    return read_model(open_source(options.source or BGE_M3, offline=offline or options.offline).folder)
 
 
 def peek_dimension(options: Options) -> int | None:
@@ -164,7 +163,8 @@ def peek_dimension(options: Options) -> int | None:
     if options.lightweight:
         return _lightweight(options).dimension
     manifest = Artifact.peek(options.artifact)
-    return None if manifest is None else manifest.space.dimension
+    other_checkpoint = not options.use_onnx and options.source is not None
+    return None if manifest is None or other_checkpoint else manifest.space.dimension
 
 
 class LazyEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -128,19 +129,37 @@ def write_graph(graph: Graph, folder: Path) -> dict[str, FileRecord]:
     """Write model.onnx and its data file, one tensor in memory at a time. Repeating it gives the same bytes."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    with (folder / DATA).open("wb") as data:
+    with (folder / DATA).open("wb") as file:
+        data = _HashedFile(file)
         for weight in graph.weights:
             model.graph.initializer.append(_write_weight(weight, data))
     onnx.save(model, folder / MODEL)
-    return {name: file_record(folder / name) for name in (MODEL, DATA)}
+    return {MODEL: file_record(folder / MODEL), DATA: data.record()}
 
 
-def _write_weight(weight: Initializer, data: IO[bytes]) -> onnx.TensorProto:
+class _HashedFile:
+    """Writes and hashes at once, so that the record says what was meant, and a later reading can tell."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, piece: bytes | memoryview) -> None:
+        self._file.write(piece)
+        self._digest.update(piece)
+        self.num_bytes += len(piece)
+
+    def record(self) -> FileRecord:
+        return FileRecord(sha256=self._digest.hexdigest(), bytes=self.num_bytes)
+
+
+def _write_weight(weight: Initializer, data: _HashedFile) -> onnx.TensorProto:
     """The tensor's entry in the model, which says where its bytes are."""
-    data.write(b"\0" * (-data.tell() % weight.alignment))
+    data.write(b"\0" * (-data.num_bytes % weight.alignment))
     tensor = onnx.TensorProto(name=weight.name, dims=weight.shape, data_type=TensorProto.FLOAT)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", DATA), ("offset", data.tell()), ("length", weight.bytes)):
+    for key, value in (("location", DATA), ("offset", data.num_bytes), ("length", weight.bytes)):
         tensor.external_data.add(key=key, value=str(value))
     array = weight.read()
     assert array.shape == weight.shape, f"{weight.name}: {array.shape} is not {weight.shape}"

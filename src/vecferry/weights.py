@@ -94,13 +94,11 @@ def open_weights(folder: Path) -> Weights:
 
     Raises CheckpointDamaged, UnsafePickle.
     """
-    for single, reader in (("model.safetensors", _safetensors), ("pytorch_model.bin", _torch_zip)):
-        if (folder / single).exists():
-            return Weights(folder / single, _without_prefix(reader(folder / single)))
-        index = folder / f"{single}.index.json"
-        if index.exists():
-            return Weights(index, _without_prefix(_shards(index, reader)))
-    raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
+    path = _weights_at(folder)
+    if path is None:
+        raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
+    reader = _safetensors if path.name.startswith("model.safetensors") else _torch_zip
+    return Weights(path, _without_prefix(_shards(path, reader) if _is_index(path) else reader(path)))
 
 
 def open_heads(folder: Path) -> Weights | None:
@@ -120,17 +118,23 @@ def open_heads(folder: Path) -> Weights | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that `open_weights` would read, heads included, in a fixed order."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / single).exists():
-            files = [folder / single]
-            break
-        index = folder / f"{single}.index.json"
-        if index.exists():
-            files = [index, *sorted({_inside(index, name) for name in _weight_map(index).values()})]
-            break
-    else:
-        files = []
+    path = _weights_at(folder)
+    files = [] if path is None else [path, *(_shard_paths(path) if _is_index(path) else [])]
     return files + [path for name in ("sparse_linear.pt", "colbert_linear.pt") if (path := folder / name).exists()]
+
+
+def _weights_at(folder: Path) -> Path | None:
+    """The file with the weights, or the index of its shards; safetensors before PyTorch's own."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _is_index(path: Path) -> bool:
+    return path.suffix == ".json"
+
+
+def _shard_paths(index: Path) -> list[Path]:
+    return sorted({_inside(index, name) for name in _weight_map(index).values()})
 
 
 def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -143,7 +147,7 @@ def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 def _shards(index: Path, reader: Callable[[Path], dict[str, LazyTensor]]) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
-    for shard in sorted({_inside(index, name) for name in _weight_map(index).values()}):
+    for shard in _shard_paths(index):
         if not shard.exists():
             raise CheckpointDamaged(shard, f"{index.name} names it, but it is missing")
         tensors.update(reader(shard))

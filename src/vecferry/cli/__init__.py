@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from vecferry import __version__
 from vecferry.cli import demo, migrate, model
-from vecferry.cli.output import errors
+from vecferry.cli.output import errors, show
 from vecferry.errors import VecferryError
 
 EXIT_CODES = """
@@ -75,9 +73,10 @@ def run_script(command: Callable[..., None]) -> NoReturn:
 
 
 def report(exc: VecferryError, *, as_json: bool) -> None:
+    """The message and the hint on standard error; under --json one object on standard output too."""
     if as_json:
         error = {"type": type(exc).__name__, "message": exc.message, "hint": exc.hint, "exit_code": exc.exit_code}
-        Console().out(json.dumps({"error": error}, ensure_ascii=False), highlight=False)
+        show({"error": error}, as_json=True)
     errors.print("[bold red]error:[/]", end=" ")
     errors.out(exc.message, highlight=False)
     if exc.hint:

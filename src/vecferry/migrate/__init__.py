@@ -1,7 +1,8 @@
 """Move the vectors of a live table to another model: plan, start, status, verify, cutover, rollback, finalize."""
 
+from vecferry.encoder import Progress
 from vecferry.migrate.embed import TextEncoder
-from vecferry.migrate.migration import Migration, Progress
+from vecferry.migrate.migration import Migration
 from vecferry.migrate.states import State
 from vecferry.migrate.values import (
     Check,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 
+from vecferry.encoder import Progress
 from vecferry.errors import (
     CutoverRefused,
     FinalizeNotConfirmed,
@@ -27,9 +27,6 @@ from vecferry.migrate.values import (
 )
 from vecferry.stores import EVERYTHING, Examination, KeyRange, Row, Store, TableInfo, shown
 from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
-
-Progress = Callable[[int, int], None]
-"""Called with (rows done, rows in all)."""
 
 MIN_COSINE = 0.999
 VECTOR_OVERHEAD_BYTES = 8
