@@ -10,12 +10,18 @@ import sys
 from pathlib import Path
 
 import click
+import psycopg
 import pytest
 import typer
 
+from tests.postgres import connection, database_url, postgres_url
 from vecferry.artifact import Artifact
 from vecferry.cli import app, scripts
+from vecferry.migrate import states
+from vecferry.migrate.config import SECTIONS, MigrationConfig, read_config
 from vecferry.settings import Settings
+
+__all__ = ["connection", "database_url", "postgres_url"]
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
@@ -37,6 +43,54 @@ def test_python_blocks_of_readme_run(wide_artifact: Artifact, tmp_path: Path) ->
         environment = {"PATH": os.environ["PATH"]}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_python_of_the_migration_page_runs(
+    wide_artifact: Artifact, tiny_artifact: Artifact, connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    connection.execute("CREATE TABLE documents (id int PRIMARY KEY, body text, lang text, embedding vector(64))")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/bge-m3-onnx").symlink_to(wide_artifact.path)
+    (tmp_path / "models/all-MiniLM-L6-v2-onnx").symlink_to(tiny_artifact.path)
+    (block,) = blocks(ROOT / "docs/migrate.md", "python")
+    assert block.count("postgresql://app@localhost/app") == 1
+    command = [sys.executable, "-W", "error", "-c", block.replace("postgresql://app@localhost/app", database_url)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answer, query = done.stdout.splitlines()
+    assert answer.startswith("0 [(('42',), ")
+    assert query == "public.documents.embedding (64,)"
+
+
+def test_sql_of_the_migration_page_runs(connection: psycopg.Connection) -> None:
+    connection.execute("CREATE ROLE app")
+    try:
+        for block in blocks(ROOT / "docs/migrate.md", "sql"):
+            connection.execute(block)
+    finally:
+        connection.execute("DROP OWNED BY app; DROP ROLE app")
+
+
+def test_the_file_of_the_migration_page_can_be_read_and_names_every_default(tmp_path: Path) -> None:
+    """Values that stand behind a `#` are the defaults, but for two limits that are off."""
+    (block,) = blocks(ROOT / "docs/migrate.md", "toml")
+    file = tmp_path / "migration.toml"
+    file.write_text(block, encoding="utf-8")
+    as_it_stands = read_config(file)
+    file.write_text(re.sub(r"^# (\w+ = )", r"\1", block, flags=re.MULTILINE), encoding="utf-8")
+    written_out = read_config(file)
+    assert written_out.model_fields_set == set(MigrationConfig.model_fields)
+    for name, section in SECTIONS.items():
+        assert getattr(written_out, name).model_fields_set == set(section.model_fields)
+    off = {"rows_per_s": None, "max_query_ms": None}
+    assert written_out.model_copy(update={"limits": written_out.limits.model_copy(update=off)}) == as_it_stands
+
+
+def test_the_states_are_drawn_as_they_are() -> None:
+    (drawn, *_) = (block for block in blocks(ROOT / "docs/migrate.md", "") if "planned" in block)
+    assert drawn.rstrip("\n") in str(states.__doc__)
 
 
 def command_lines() -> list[tuple[str, str]]:

@@ -37,6 +37,8 @@ VecferryError                      exit  what happened
     ├── MigrationConflict                the same name, another plan
     ├── CutoverRefused
     ├── FinalizeNotConfirmed
+    ├── Interrupted                      a runner was asked to stop, or must not go on
+    ├── LeaseLost                  5     somebody else took over meanwhile
     └── Locked                     5     somebody else is at work here
 
 An error has fields; `message` is made from them, and `hint` can be typed. Exit codes are the command
@@ -144,7 +146,7 @@ class SettingsError(VecferryError):
 
     exit_code = 2
     template = "{name}={value} is not valid: expected {expected}."
-    advice = "Correct {name} where it was set: option, environment or .env (see .env.example)."
+    advice = "Correct {name} where it was set: option, --config file, environment or .env (see .env.example)."
     name: str
     value: object
     expected: str
@@ -448,3 +450,22 @@ class Locked(MigrationError):
     advice = "Wait for it to end, or stop it; a stopped run is resumed by the same command."
     what: str
     holder: str
+
+
+@dataclass(eq=False)
+class Interrupted(MigrationError):
+    """A run ended before its work did, on purpose."""
+
+    template = "the run ended before its work did: {reason}."
+    advice = "Nothing is lost; the same command goes on where it ended."
+    reason: str
+
+
+@dataclass(eq=False)
+class LeaseLost(MigrationError):
+    """The lease on `target` ran out and somebody else has it; nothing more was written from here."""
+
+    exit_code = 5
+    template = "another runner has taken over {target}; this one wrote nothing since."
+    advice = "Look at the other: vecferry migrate status. This one may end."
+    target: str

@@ -10,14 +10,15 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vecferry.artifact import Artifact
+from vecferry.artifact import Artifact, VectorSpace
 from vecferry.batching import Limits
-from vecferry.encoder import Encoder
+from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.encoder import Encoder, Role
 from vecferry.errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -170,7 +171,7 @@ def peek_dimension(options: Options) -> int | None:
 class LazyEncoder:
     """Loads on first use, once, whatever the number of threads; again in a forked child. Made to last for the process.
 
-    A failed load is not remembered: the next call tries again.
+    A failed load is not remembered: the next call tries again. It also stands for the encoder itself.
     """
 
     def __init__(self, load: Callable[[], Loaded]) -> None:
@@ -187,6 +188,22 @@ class LazyEncoder:
             if self._loaded is None:
                 self._loaded = self._load()
             return self._loaded
+
+    @property
+    def space(self) -> VectorSpace:
+        return self.get().encoder.space
+
+    @property
+    def fingerprint(self) -> str:
+        return self.get().encoder.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        return self.get().encoder.dimension
+
+    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
+        """As `Encoder.encode`."""
+        return self.get().encoder.encode(texts, outputs=outputs, role=role)
 
     def after_fork(self) -> None:
         """In the child: forget the parent's encoder, without ever freeing it.

@@ -1,31 +1,266 @@
-"""Run by test_pgvector.py as a process of its own: a migration that kills itself, or goes on until it is killed.
+"""Run by the tests as a process of its own: migrations in forked processes, which die at a named point or are killed.
 
-Arguments: database URL; the call of the encoder at which to die, 0 for never; a file in which each
-encoded text is noted.
+Each line of the input is a job in JSON, the arguments of `Script` and the name of one of its methods;
+each job has two lines of output, the process's id and how it ended.
 """
 
+from __future__ import annotations
+
+import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import Any
 
+import vecferry.stores.lancedb
+import vecferry.stores.pgvector  # noqa: F401  # before the fork
 from tests.migrate.doubles import TruthEncoder
-from vecferry.migrate import Migration, MigrationOptions
-from vecferry.stores.pgvector import PgVectorStore
+from tests.migrate.faults import Faulty, Fuse
+from tests.migrate.file_backend import FileBackend
+from vecferry.errors import Locked, MigrationError, VecferryError
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate.engine import Engine, LocalEngine
+from vecferry.migrate.staging import Staging
+from vecferry.stores import Patience, Record, Store
+from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.sqlite import SqliteLedger
+
+OLD_DIMENSION, NEW_DIMENSION = 8, 16
+ROWS_PER_RANGE = 4
+ABANDONED_AFTER_S = 0.3
+TEXTS = {str(i): f"text {i}" for i in range(1, 10)} | {"90": "POISON", "91": "text 1"}
+WRITES: tuple[Mapping[str, str | None], ...] = (
+    {"2": "two, changed", "21": "first insert", "3": None},
+    {"4": "four, changed", "22": "second insert", "5": None, "21": "first insert, changed", "3": "three again"},
+    {"6": "six, changed", "23": "third insert", "22": None},
+)
+"""Texts by key that an application writes in turn; None deletes."""
 
 
-def main(database_url: str, die_at_call: int, notes: Path) -> None:
-    def note(texts: Sequence[str]) -> None:
-        with notes.open("a") as file:
-            file.writelines(f"{text}\n" for text in texts)
-        if encoder.calls + 1 == die_at_call:
-            os.kill(os.getpid(), signal.SIGKILL)
+@dataclass(frozen=True)
+class Script:
+    """folder: of staging, notes and the control database. where: a database URL, or the store's folder.
 
-    encoder = TruthEncoder(before_each=note)
-    with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
-        Migration(store, MigrationOptions(rows_per_range=10)).start(encoder)
+    until: the step before which it ends. point: where it gets the signal.
+    """
+
+    store: str
+    where: str
+    folder: Path
+    until: str = ""
+    point: str = ""
+    signal: str = "SIGKILL"
+    rows_per_range: int = ROWS_PER_RANGE
+    lease_s: float = 5.0
+    seed: int = 0
+
+    def options(self, old_fingerprint: str | None) -> MigrationOptions:
+        return MigrationOptions(
+            rows_per_range=self.rows_per_range,
+            old_fingerprint=old_fingerprint,
+            staging=self.folder / "staging",
+            patience=Patience(1.0, 10, 0.02),
+            lease_s=self.lease_s,
+            reconnect_s=0.0,
+        )
+
+    def encoder(self, model: str, fuse: Fuse) -> TruthEncoder:
+        def note(texts: Sequence[str]) -> None:
+            with (self.folder / "encoded").open("a") as file:
+                file.writelines(f"{model}: {text}\n" for text in texts)
+            fuse.at(f"in encode {model}")
+
+        return TruthEncoder(model, OLD_DIMENSION if model == "old" else NEW_DIMENSION, note)
+
+    def open(self, fuse: Fuse, prefix: str = "") -> Store:
+        if self.store == "pgvector":
+            store = vecferry.stores.pgvector.PgVectorStore.connect(self.where, "docs", "body", "embedding")
+            return Faulty(store, fuse, prefix)  # type: ignore[return-value]
+        backend: Backend
+        if self.store == "lancedb":
+            backend = vecferry.stores.lancedb.LanceBackend.open(f"lancedb://{self.where}", Fields())
+        else:
+            backend = FileBackend(Path(self.where), lambda: fuse.at(f"in {prefix}backend put"))
+        faulty: Any = Faulty(backend, fuse, prefix + "backend ")
+        ledger = SqliteLedger.open(self.folder / "control.db", abandoned_after_s=ABANDONED_AFTER_S)
+        return Faulty(MirrorStore(faulty, "docs", ledger), fuse, prefix)  # type: ignore[return-value]
+
+    # --- from the beginning to the end ----------------------------------------------------------------
+
+    def migrate(self) -> None:
+        """The whole path, with writes between the steps; those that are noted as done are left out."""
+        fuse = Fuse(self.point, signal.Signals[self.signal])
+        new, old = self.encoder("new", fuse), self.encoder("old", fuse)
+        store, application = self.open(fuse), self.open(fuse, "application ")
+        migration = Migration(store, self.options(old.fingerprint))
+
+        def staged(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
+            faulty: Any = Faulty(staging, fuse)
+            return LocalEngine(store, new, faulty, record.spec.uid, self.rows_per_range)
+
+        def start() -> None:
+            migration.start(new, old=old, engine=staged)
+
+        def switch(epoch: int) -> None:
+            if migration.serving().epoch < epoch and epoch == 3:
+                migration.rollback(new=new, old=old)
+            elif migration.serving().epoch < epoch:
+                migration.cutover(accept_dead_letters=1, new=new, old=old)
+
+        def write(number: int) -> None:
+            serving = application.ledger.serving(application.target)
+            encoder = new if serving is not None and serving.fingerprint == new.fingerprint else old
+            for key, text in WRITES[number].items():
+                if text is None:
+                    application.remove([(key,)])
+                else:
+                    record = Record((key,), text, encoder.truth(text))
+                    application.put([record], fingerprint=encoder.fingerprint)
+
+        def verify() -> None:
+            report = migration.verify(new, old=old)
+            assert report.passed, report
+
+        def finalize() -> None:
+            if migration.status().state is not State.FINALIZED:
+                migration.finalize(confirmed=True, accept_dead_letters=1, new=new, old=old)
+
+        self._do(
+            {
+                "start": start,
+                "first writes": lambda: write(0),
+                "follow": start,
+                "verify": verify,
+                "cutover": lambda: switch(2),
+                "second writes": lambda: write(1),
+                "rollback": lambda: switch(3),
+                "third writes": lambda: write(2),
+                "second cutover": lambda: switch(4),
+                "finalize": finalize,
+            }
+        )
+
+    def _do(self, steps: Mapping[str, Callable[[], None]]) -> None:
+        notes = self.folder / "steps"
+        done = notes.read_text().splitlines() if notes.exists() else []
+        for name, step in steps.items():
+            if name == self.until:
+                return
+            if name not in done:
+                step()
+                with notes.open("a") as file:
+                    file.write(f"{name}\n")
+
+    def give_up(self) -> None:
+        """`migrate` up to the first rollback, and then an abort."""
+        fuse = Fuse(self.point)
+        self.__class__(self.store, self.where, self.folder, until="third writes").migrate()
+        with suppress(MigrationError):  # it was aborted already
+            Migration(self.open(fuse), self.options(None)).abort()
+
+    def start_again(self) -> None:
+        """`start` alone, whatever has been done already."""
+        fuse = Fuse(self.point, signal.Signals[self.signal])
+        new, old = self.encoder("new", fuse), self.encoder("old", fuse)
+        Migration(self.open(fuse), self.options(old.fingerprint)).start(new, old=old)
+
+    # --- until it is killed ---------------------------------------------------------------------------
+
+    def endless(self) -> None:
+        """One thread runs and follows; the other is the operator, who switches to and fro, and ends migrations."""
+        store, operated = self.open(Fuse()), self.open(Fuse())
+        ending, failed = threading.Event(), list[BaseException]()
+        operator = threading.Thread(target=self._operate, args=(operated, ending, failed), daemon=True)
+        operator.start()
+        while not failed:
+            old, new = self.models(store)
+            ending.clear()
+            migration = Migration(store, self.options(old.fingerprint))
+            with suppress(Locked):  # the operator follows by himself just now
+                migration.start(new, old=old, follow=lambda: ending.is_set() or bool(failed))
+            while ending.is_set() and not failed:
+                threading.Event().wait(0.005)
+        raise failed[0]
+
+    def models(self, store: Store) -> tuple[TruthEncoder, TruthEncoder]:
+        """Which one the open migration goes out from, or the next one will, and the other."""
+        ours = (self.encoder("old", Fuse()), self.encoder("new", Fuse()))
+        record, serving = store.ledger.find(store.target), store.ledger.serving(store.target)
+        if record is not None and record.state not in (State.FINALIZED, State.ABORTED):
+            first = record.spec.old_fingerprint
+        else:
+            first = serving.fingerprint if serving is not None else ours[0].fingerprint
+        return ours if first == ours[0].fingerprint else (ours[1], ours[0])
+
+    def _operate(self, store: Store, ending: threading.Event, failed: list[BaseException]) -> None:
+        chance = Random(self.seed)
+        try:
+            while True:
+                try:
+                    self._operate_once(store, ending, chance)
+                except MigrationError:  # not now
+                    ending.clear()
+                    threading.Event().wait(0.01)
+        except BaseException as exc:  # noqa: BLE001  # raised again in the other thread
+            failed.append(exc)
+
+    def _operate_once(self, store: Store, ending: threading.Event, chance: Random) -> None:
+        old, new = self.models(store)
+        migration = Migration(store, self.options(old.fingerprint))
+        state = migration.status().state
+        if state in (State.CATCHING_UP, State.VERIFIED):
+            migration.verify(new, sample=5, old=old)
+        elif state in (State.READY, State.CUTTING_OVER) or (state is State.SERVING_OLD and chance.random() < 0.5):
+            migration.cutover()
+        elif state is State.SERVING_OLD:
+            ending.set()  # an abort waits for the run to end
+            migration.abort()
+            ending.clear()
+        elif state is State.SERVING_NEW and chance.random() < 0.3:
+            migration.finalize(confirmed=True)
+        elif state in (State.SERVING_NEW, State.ROLLING_BACK):
+            migration.rollback()
+        else:
+            threading.Event().wait(0.01)
+
+
+def _ended(job: dict[str, Any]) -> str:
+    """What a fork does for a job; never returns in the fork itself."""
+    pid = os.fork()
+    if pid == 0:
+        code = 0
+        try:
+            method = job.pop("do")
+            getattr(Script(**{**job, "folder": Path(job["folder"])}), method)()
+        except VecferryError as exc:
+            (Path(job["folder"]) / "error").write_text(type(exc).__name__)
+            code = 2
+        except BaseException:  # noqa: BLE001  # a fork must not go on with what its mother does
+            traceback.print_exc()
+            code = 1
+        os._exit(code)
+    _say(str(pid))
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return "killed"
+    code = os.WEXITSTATUS(status)
+    return {0: "done", 1: "failed"}.get(code) or (Path(job["folder"]) / "error").read_text()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    for line in sys.stdin:
+        _say(_ended(json.loads(line)))

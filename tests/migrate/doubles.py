@@ -47,6 +47,7 @@ class TruthEncoder:
             heads=("dense",),
         )
         self.before_each = before_each
+        self.poison: tuple[str, ...] = ("POISON", "HUGE")
         self.calls = 0
         self.encoded: Counter[str] = Counter()
 
@@ -73,6 +74,8 @@ class TruthEncoder:
         self.calls += 1
         self.encoded.update(texts)
         for row, text in enumerate(texts):
+            if not text.startswith(self.poison):
+                continue
             if text.startswith("POISON"):
                 raise InvalidText(row, "it is poison")
             if text.startswith("HUGE"):

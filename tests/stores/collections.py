@@ -1,18 +1,23 @@
-"""The application's side of a store in tests: it writes and looks without going through vecferry."""
+"""The application's side of a store in tests: it writes and looks as an application does."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import psycopg
 
 from tests.migrate.doubles import truth
+from tests.stores import backends
 from vecferry.embeddings import Float32
-from vecferry.stores import Key, Store
-from vecferry.stores.memory import MemoryRow, MemoryStore
-from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores import Key, Record, Store
+from vecferry.stores.backend import Backend, Point
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.sqlite import SqliteLedger
 
 OLD_DIMENSION = 8
+Content = tuple[str | None, Float32 | None]
 
 
 def old_vector(text: str | None) -> Float32 | None:
@@ -21,43 +26,83 @@ def old_vector(text: str | None) -> Float32 | None:
 
 
 class Collection(Protocol):
-    """Keys are whole numbers, written as text."""
+    """Keys are whole numbers, written as text.
+
+    nullable: whether a row can be without a text. keeps_rows: whether a row without a new vector stays
+    in the collection after the switch. exact_vectors: whether vectors come back bit for bit.
+    """
 
     store: Store
+    nullable: bool
+    keeps_rows: bool
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         """Insert or replace a row, with the vector that the application would write."""
 
+    def put_unseen(self, key: int, text: str | None, vector: Float32 | None) -> None:
+        """The same, past whatever captures writes, if there is a way."""
+
     def remove(self, key: int) -> None: ...
-    def serving(self) -> dict[Key, tuple[str | None, Float32 | None]]:
+    def remove_unseen(self, key: int) -> None: ...
+    def serving(self) -> dict[Key, Content]:
         """Every row's text and serving vector."""
 
     def another(self) -> AbstractContextManager[Store]:
-        """The same collection as another runner has it."""
+        """The same collection as another process has it."""
 
 
-class MemoryCollection:
-    def __init__(self) -> None:
-        self.store = MemoryStore()
+class MirrorCollection:
+    """A collection of points. The application writes through a store of its own."""
+
+    def __init__(self, backend: Backend, ledger: SqliteLedger, *, nullable: bool) -> None:
+        self.backend = backend
+        self.nullable = nullable
+        self.keeps_rows = False
+        self.store = MirrorStore(backend, backends.COLLECTION, ledger)
+        self.application = self.store.another()
+
+    def _record(self, key: int, text: str | None, vector: Float32 | None) -> Record:
+        filled = old_vector(text or "") if vector is None else vector
+        return Record((str(key),), text, filled, {"lang": "en", "year": 2000 + key})
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
-        row = self.store.rows.setdefault((str(key),), MemoryRow(text))
-        row.text, row.serving = text, vector
+        serving = self.application.ledger.serving(self.application.target)
+        space = (serving.fingerprint if serving else None) or "whatever serves"
+        self.application.put([self._record(key, text, vector)], fingerprint=space)
+
+    def put_unseen(self, key: int, text: str | None, vector: Float32 | None) -> None:
+        record = self._record(key, text, vector)
+        self.backend.put(self._serving_name(), [Point(str(key), text, record.vector, record.payload)])
 
     def remove(self, key: int) -> None:
-        del self.store.rows[(str(key),)]
+        self.application.remove([(str(key),)])
 
-    def serving(self) -> dict[Key, tuple[str | None, Float32 | None]]:
-        return {key: (row.text, row.serving) for key, row in self.store.rows.items()}
+    def remove_unseen(self, key: int) -> None:
+        self.backend.delete(self._serving_name(), [str(key)])
 
-    def another(self) -> AbstractContextManager[Store]:
-        return nullcontext(self.store)
+    def _serving_name(self) -> str:
+        serving = self.store.ledger.serving(self.store.target)
+        return serving.locator if serving else backends.COLLECTION
+
+    def serving(self) -> dict[Key, Content]:
+        name = self._serving_name()
+        points = self.backend.get(name, list(self.backend.ids(name)), vectors=True)
+        return {(point.id,): (point.text, point.vector) for point in points}
+
+    @contextmanager
+    def another(self) -> Iterator[Store]:
+        store = self.store.another()
+        yield store
+        store.close()
 
 
 class PgCollection:
     def __init__(self, connection: psycopg.Connection, database_url: str) -> None:
+        from vecferry.stores.pgvector import PgVectorStore
+
         self.connection = connection
         self.database_url = database_url
+        self.nullable = self.keeps_rows = True
         self.connection.execute(
             f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))"
         )
@@ -70,12 +115,39 @@ class PgCollection:
             [key, text, None if vector is None else vector.tolist()],
         )
 
+    def put_unseen(self, key: int, text: str | None, vector: Float32 | None) -> None:
+        with self._without_triggers():
+            self.put(key, text, vector)
+
     def remove(self, key: int) -> None:
         self.connection.execute("DELETE FROM docs WHERE id = %s", [key])
 
-    def serving(self) -> dict[Key, tuple[str | None, Float32 | None]]:
+    def remove_unseen(self, key: int) -> None:
+        with self._without_triggers():
+            self.remove(key)
+
+    @contextmanager
+    def _without_triggers(self) -> Iterator[None]:
+        self.connection.execute("ALTER TABLE docs DISABLE TRIGGER USER")
+        yield
+        self.connection.execute("ALTER TABLE docs ENABLE TRIGGER USER")
+
+    def serving(self) -> dict[Key, Content]:
         rows = self.connection.execute("SELECT id::text, body, embedding::real[] FROM docs").fetchall()
         return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
 
     def another(self) -> AbstractContextManager[Store]:
+        from vecferry.stores.pgvector import PgVectorStore
+
         return PgVectorStore.connect(self.database_url, "docs", "body", "embedding")
+
+
+NAMES = (*backends.NAMES, "pgvector")
+
+
+@contextmanager
+def mirror_collection(name: str, folder: Path) -> Iterator[MirrorCollection]:
+    """A collection in that backend, with its control database in the folder; memory has its in memory too."""
+    with backends.opened(name, folder / "store") as backend:
+        ledger = SqliteLedger.in_memory() if name == "memory" else SqliteLedger.open(folder / "control.db")
+        yield MirrorCollection(backend, ledger, nullable=True)

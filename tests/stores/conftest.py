@@ -1,19 +1,21 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.postgres import connection, database_url, postgres_url
-from tests.stores.collections import Collection, MemoryCollection, PgCollection
+from tests.stores.collections import NAMES, Collection, PgCollection, mirror_collection
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
 
-@pytest.fixture(params=["memory", "pgvector"])
-def collection(request: pytest.FixtureRequest) -> Iterator[Collection]:
+@pytest.fixture(params=NAMES)
+def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Collection]:
     """An empty collection in each store in turn."""
-    if request.param == "memory":
-        yield MemoryCollection()
+    if request.param == "pgvector":
+        made = PgCollection(request.getfixturevalue("connection"), request.getfixturevalue("database_url"))
+        yield made
+        made.store.close()
         return
-    made = PgCollection(request.getfixturevalue("connection"), request.getfixturevalue("database_url"))
-    yield made
-    made.store.close()
+    with mirror_collection(request.param, tmp_path) as mirrored:
+        yield mirrored

@@ -24,8 +24,9 @@ def demo(
     """Move 1,200 real passages from all-MiniLM-L6-v2 to a multilingual model in a real PostgreSQL.
 
     Converts both models, loads the passages with their old vectors, migrates, switches, rolls back and
-    switches again; measures nDCG@10 before and after; writes report.json. The new model is by default
-    multilingual-e5-small, a stand-in for BGE-M3 that a package index can deliver.
+    switches again, while an application writes and asks; measures nDCG@10 before and after; writes
+    report.json. The new model is by default multilingual-e5-small, a stand-in for BGE-M3 that a package
+    index can deliver.
     """
     from vecferry.demo.journey import Journey
 
@@ -48,5 +49,10 @@ def _show(report: dict[str, Any]) -> None:
     show_table(
         "",
         ("", ""),
-        [("rows", report["rows"]), ("seconds", report["seconds"]), ("states", " → ".join(report["states"]))],
+        [
+            ("rows", report["rows"]),
+            ("seconds", report["seconds"]),
+            ("states", " → ".join(report["states"])),
+            ("meanwhile", "{writes} writes and {searches} searches, {failed} failed".format(**report["application"])),
+        ],
     )

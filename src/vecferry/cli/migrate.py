@@ -1,156 +1,263 @@
-"""vecferry migrate: the verbs of a migration, on a table of PostgreSQL with pgvector."""
+"""vecferry migrate: the verbs of a migration, on a table of PostgreSQL or a collection of another store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.live import Live
 
+from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import cutover_rows, plan_rows, rollback_rows, status_rows
-from vecferry.cli.output import Json, counting, output, show, show_table
-from vecferry.encoder import Encoder
-from vecferry.errors import FinalizeNotConfirmed, SettingsError
-from vecferry.loading import load_encoder
-from vecferry.migrate import Migration, MigrationOptions
-from vecferry.settings import read_settings
+from vecferry.cli.output import Json, counting, errors, output, show, show_table, table_of
+from vecferry.errors import CutoverRefused, FinalizeNotConfirmed
+from vecferry.migrate import Migration, State, Status
+from vecferry.migrate.config import merged
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="""Move the vectors of a table to another model: plan, start, verify, cutover; rollback until finalize.
+    help="""Move the vectors of a table or collection to another model: plan, start, verify, cutover; rollback until
+    finalize.
 
-    Each verb can be repeated; `start` is also how a stopped run is resumed.""",
+    Each verb can be repeated; `start` is also how a stopped run is resumed. What is the same for all of them is
+    best said in a file: --config migration.toml.""",
 )
 
-Database = Annotated[
-    str | None,
-    typer.Option(help="postgresql://...; or VECFERRY_DATABASE_URL, which keeps the password out of the process list."),
+Artifact = Annotated[Path | None, typer.Option("--artifact", help="The new model. Default: ONNX_MODEL_PATH.")]
+OldArtifact = Annotated[
+    Path | None, typer.Option("--old-artifact", help="The old model; keeps its vectors current after the switch.")
 ]
-Table = Annotated[str, typer.Option(help="The table, schema.table if need be.")]
-Text = Annotated[str, typer.Option("--text-column", help="The column with the texts.")]
-Vector = Annotated[str, typer.Option("--vector-column", help="The column with the old vectors.")]
-ArtifactPath = Annotated[Path | None, typer.Option("--artifact", help="The new model. Default: ONNX_MODEL_PATH.")]
-Sample = Annotated[int, typer.Option(help="Rows to encode for the check or the estimate.", min=1)]
-RowsEach = Annotated[int, typer.Option("--rows-per-range", help="Rows encoded and committed at a time.", min=1)]
-Accepted = Annotated[int, typer.Option(help="Switch though exactly this many rows have no new vector.", min=0)]
+Sample = Annotated[int | None, typer.Option(help="Rows to encode for the check or the estimate.", min=1)]
+RowsEach = Annotated[int | None, typer.Option("--rows-per-range", help="Rows encoded and kept at a time.", min=1)]
+Outputs = Annotated[str | None, typer.Option(help="Heads of the new side: dense, and sparse or colbert beside it.")]
+Accepted = Annotated[int, typer.Option(help="Go on though exactly this many rows have no new vector.", min=0)]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+WAIT_POLL_S = 0.5
+
+
+def _with_models(target: Target, artifact: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
+    heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
+    values = {"models.new": artifact, "models.old": old, "models.outputs": heads}
+    return Target(merged(target.config, values))
 
 
 @app.command()
+@on_target
 def plan(
-    table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding",
-    artifact: ArtifactPath = None, sample: Sample = 100, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Say what a migration would do, take and need. Writes nothing."""
-    encoder = _encoder(artifact)
-    with _migration(database, table, text, vector) as migration:
-        found = migration.plan(encoder, sample=sample)
+    target: Target, artifact: Artifact = None, outputs: Outputs = None, sample: Sample = None, as_json: Json = False
+) -> None:
+    """Say what a migration would do, take and need, and how it is undone. Writes nothing."""
+    target = _with_models(target, artifact, outputs=outputs)
+    with target.migration() as migration:
+        found = migration.plan(target.new, sample=sample or target.config.verify.sample)
     show(found.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(found))
 
 
 @app.command()
+@on_target
 def start(
-    table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding",
-    artifact: ArtifactPath = None,
-    rows_each: RowsEach = MigrationOptions.rows_per_range,
+    target: Target,
+    artifact: Artifact = None,
+    old_artifact: OldArtifact = None,
+    outputs: Outputs = None,
+    rows_each: RowsEach = None,
+    rate: Annotated[float | None, typer.Option("--rows-per-s", help="At most so many rows written a second.")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Stay, and keep both sides current until finalize or Ctrl-C.")
+    ] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Encode every row into a new column. Resumes where a stopped run ended; again later, it catches up."""
-    encoder = _encoder(artifact)
-    options = MigrationOptions(rows_per_range=rows_each, old_fingerprint=old_fingerprint)
-    with _migration(database, table, text, vector, options) as migration, counting("rows", "rows") as progress:
-        found = migration.start(encoder, progress=progress)
+) -> None:
+    """Encode every row into a new side, and capture writes. Resumes where a stopped run ended; later, it catches up."""
+    target = _with_models(target, artifact, old_artifact, outputs)
+    target = Target(merged(target.config, {"limits.rows_per_range": rows_each, "limits.rows_per_s": rate}))
+    with target.migration() as migration, counting("rows", "rows") as progress:
+        migration.options = replace(migration.options, old_fingerprint=old_fingerprint)
+        found = migration.start(target.new, progress, old=target.old, follow=(lambda: False) if follow else None)
     show(found.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(found))
 
 
 @app.command()
+@on_target
 def status(
-    table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding", as_json: Json = False
+    target: Target,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second, until Ctrl-C.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say how far it is; also while it runs, from another terminal."""
-    with _migration(database, table, text, vector) as migration:
-        found = migration.status()
+    with target.migration() as migration:
+        if watch and output.is_terminal:
+            _watch(migration)
+        _show_status(migration.status(), as_json=as_json)
+
+
+def _watch(migration: Migration) -> None:
+    with Live(console=output, auto_refresh=False, transient=True) as live:
+        while (found := migration.status()).state != State.FINALIZED:
+            live.update(table_of("status", ("", ""), status_rows(found)), refresh=True)
+            time.sleep(1)
+
+
+def _show_status(found: Status, *, as_json: bool) -> None:
     show(found.to_dict(), as_json=as_json, title="status", rows=status_rows(found))
 
 
 @app.command()
+@on_target
+def pause(
+    target: Target,
+    reason: Annotated[str, typer.Option(help="Shown by status.")] = "by the operator",
+    as_json: Json = False,
+) -> None:
+    """Let whoever runs the migration write nothing until resume. Writes of the application go on being captured."""
+    with target.migration() as migration:
+        _show_status(migration.pause(reason), as_json=as_json)
+
+
+@app.command()
+@on_target
+def resume(target: Target, as_json: Json = False) -> None:
+    """End a pause."""
+    with target.migration() as migration:
+        _show_status(migration.resume(), as_json=as_json)
+
+
+@app.command()
+@on_target
+def throttle(
+    target: Target,
+    rows_per_s: Annotated[float | None, typer.Argument(help="Leave it out for no limit.", min=0.01)] = None,
+    as_json: Json = False,
+) -> None:
+    """Limit the rows written per second, from now on, also of a run that is under way."""
+    with target.migration() as migration:
+        _show_status(migration.throttle(rows_per_s), as_json=as_json)
+
+
+@app.command()
+@on_target
+def postpone(
+    target: Target,
+    off: Annotated[bool, typer.Option("--off", help="Allow the switch again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Refuse every cutover until this is taken back with --off; both sides go on being followed."""
+    with target.migration() as migration:
+        _show_status(migration.postpone(postponed=not off), as_json=as_json)
+
+
+@app.command()
+@on_target
 def verify(
-    table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding",
-    artifact: ArtifactPath = None, sample: Sample = 100, as_json: Json = False,
+    target: Target, artifact: Artifact = None, old_artifact: OldArtifact = None, sample: Sample = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Check the new vectors: all there, finite, unit length, of today's texts; a sample is encoded anew."""
-    encoder = _encoder(artifact)
-    with _migration(database, table, text, vector) as migration:
-        report = migration.verify(encoder, sample=sample)
+    """Check the new vectors: all there, finite, unit length, of today's texts; encode a sample anew; ask the index."""
+    target = _with_models(target, artifact, old_artifact)
+    with target.migration() as migration:
+        report = migration.verify(target.new, sample or target.config.verify.sample, old=target.old)
     value = report.to_dict()
     if as_json:
         show(value, as_json=True)
     else:
-        show_table(
-            "verification",
-            ("", "check", "seen"),
-            [("✓" if c["passed"] else "✗", c["name"], c["seen"]) for c in value["checks"]],
-        )
+        rows = [("✓" if check["passed"] else "✗", check["name"], check["seen"]) for check in value["checks"]]
+        show_table("verification", ("", "check", "seen"), rows)
     if not report.passed:
         raise typer.Exit(4)
 
 
 @app.command()
-def cutover(
-    table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding",
-    accept_dead_letters: Accepted = 0,
-    as_json: Json = False,
-) -> None:  # fmt: skip
-    """Switch to the new vectors, in one transaction. The old ones stay until finalize."""
-    with _migration(database, table, text, vector) as migration:
-        report = migration.cutover(accept_dead_letters=accept_dead_letters)
-    show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
+@on_target
+def retry(target: Target, artifact: Artifact = None, old_artifact: OldArtifact = None, as_json: Json = False) -> None:
+    """Encode the dead letters again."""
+    target = _with_models(target, artifact, old_artifact)
+    with target.migration() as migration:
+        _show_status(migration.retry(target.new, old=target.old), as_json=as_json)
 
 
 @app.command()
-def rollback(
-    table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding", as_json: Json = False
+@on_target
+def cutover(
+    target: Target,
+    accept_dead_letters: Accepted = 0,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it is ready and not postponed, instead of refusing.")
+    ] = False,
+    artifact: Artifact = None,
+    old_artifact: OldArtifact = None,
+    as_json: Json = False,
 ) -> None:
-    """Switch back to the old vectors, in one transaction. Says which rows were written since the switch."""
-    with _migration(database, table, text, vector) as migration:
-        report = migration.rollback()
+    """Switch to the new vectors, in one step. The old ones stay, and stay current, until finalize."""
+    target = _with_models(target, artifact, old_artifact)
+    with target.migration() as migration:
+        if wait:
+            _await_ready(migration)
+        report = migration.cutover(accept_dead_letters, new=target.new, old=target.old)
+    show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
+
+
+def _await_ready(migration: Migration) -> None:
+    with errors.status("waiting until it is ready"):
+        while (found := migration.status()).state != State.READY or found.control.postponed:
+            if found.state in (State.SERVING_NEW, State.FINALIZED):
+                raise CutoverRefused(f"the state is {found.state}", ("none",), "Nothing to do: the new vectors serve.")
+            time.sleep(WAIT_POLL_S)
+
+
+@app.command()
+@on_target
+def rollback(
+    target: Target,
+    accept_stale: Annotated[
+        bool, typer.Option("--accept-stale", help="Even if rows written since the switch have no old vector yet.")
+    ] = False,
+    artifact: Artifact = None,
+    old_artifact: OldArtifact = None,
+    as_json: Json = False,
+) -> None:
+    """Switch back to the old vectors, in one step, those of rows written since the switch included."""
+    target = _with_models(target, artifact, old_artifact)
+    with target.migration() as migration:
+        old = target.old
+        report = migration.rollback(new=target.new if old else None, old=old, accept_stale=accept_stale)
     show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
 
 
 @app.command()
+@on_target
 def finalize(
-    table: Table, database: Database = None, text: Text = "text", vector: Vector = "embedding",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    target: Target,
+    yes: Yes = False,
+    accept_dead_letters: Accepted = 0,
+    artifact: Artifact = None,
+    old_artifact: OldArtifact = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Drop the old vectors. This cannot be undone."""
-    if not yes and not (
-        output.is_terminal and typer.confirm(f"Drop the old vectors of {table}? This cannot be undone.")
-    ):
-        raise FinalizeNotConfirmed
-    with _migration(database, table, text, vector) as migration:
-        found = migration.finalize(confirmed=True)
+    target = _with_models(target, artifact, old_artifact)
+    _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
+    with target.migration() as migration:
+        old = target.old
+        found = migration.finalize(
+            confirmed=True, accept_dead_letters=accept_dead_letters, new=target.new if old else None, old=old
+        )
     show(found.to_dict(), as_json=as_json, title="the old vectors are gone", rows=status_rows(found))
 
 
-@contextmanager
-def _migration(
-    database: str | None, table: str, text: str, vector: str, options: MigrationOptions | None = None
-) -> Iterator[Migration]:
-    from vecferry.stores.pgvector import PgVectorStore
-
-    set_here = read_settings().database_url
-    url = database or (set_here.get_secret_value() if set_here else None)
-    if url is None:
-        raise SettingsError("VECFERRY_DATABASE_URL", "", "postgresql://user:password@host/database, or --database")
-    with PgVectorStore.connect(url, table, text, vector) as store:
-        yield Migration(store, options or MigrationOptions())
+def _confirm(question: str, *, yes: bool) -> None:
+    if not yes and not (output.is_terminal and typer.confirm(question)):
+        raise FinalizeNotConfirmed
 
 
-def _encoder(artifact: Path | None) -> Encoder:
-    """The new model; a fallback keeps its vector space or is refused, and lightweight is as the settings say."""
-    options = read_settings().options()
-    return load_encoder(options if artifact is None else replace(options, artifact=artifact)).encoder
+@app.command()
+@on_target
+def abort(target: Target, yes: Yes = False, as_json: Json = False) -> None:
+    """Give the migration up, before the switch or after a rollback. The vectors that serve are not touched."""
+    _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
+    with target.migration() as migration:
+        record = migration.abort()
+    value = {"target": record.spec.target, "state": record.state}
+    show(value, as_json=as_json, title="the migration is given up")

@@ -14,12 +14,19 @@ from vecferry.stores.ledger import Serving
 NEXT: Mapping[State, str] = {
     State.PLANNED: "start",
     State.PREPARED: "start",
+    State.CAPTURING: "start",
     State.BACKFILLING: "start",
-    State.INDEXING: "verify",
-    State.VERIFIED: "cutover",
+    State.INDEXING: "start",
+    State.CATCHING_UP: "verify",
+    State.VERIFIED: "verify",
+    State.READY: "cutover",
+    State.CUTTING_OVER: "cutover",
     State.SERVING_NEW: "finalize, or rollback",
-    State.SERVING_OLD: "cutover, or start after changes",
+    State.ROLLING_BACK: "rollback",
+    State.SERVING_OLD: "cutover, or abort",
     State.FINALIZED: "nothing; a new migration may begin",
+    State.PAUSED: "resume",
+    State.ABORTED: "nothing; a new migration may begin",
 }
 
 
@@ -30,10 +37,17 @@ def plan_rows(plan: Plan) -> Rows:
         ("rows", f"{table.rows:,} ({table.null_texts:,} without a text, {table.empty_texts:,} with an empty one)"),
         ("vectors", f"{plan.old_dimension} numbers → {plan.new_dimension}"),
         ("vector space", f"{short(plan.old_fingerprint) or 'not known'} → {short(plan.new_fingerprint)}"),
+        ("heads", ", ".join(plan.outputs)),
         ("size of the vectors", f"{decimal(table.vector_bytes)} → {decimal(plan.vector_bytes_after)}"),
-        ("disk that must be free", decimal(plan.disk_bytes)),
+        *([("size of sparse and ColBERT", decimal(plan.head_bytes_after))] if plan.head_bytes_after else []),
+        (
+            "disk that must be free",
+            f"{decimal(plan.disk_bytes)} in the store, {decimal(plan.staging_bytes)} for staging",
+        ),
         ("time to encode", f"{_duration(plan.seconds)}, from {plan.sample_rows} rows in {plan.sample_seconds:.1f} s"),
         *(("index to make anew", f"{i.name}, {decimal(i.bytes)} now") for i in table.vector_indexes if i.recreated),
+        *(("will be created", name) for name in plan.creates),
+        ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),
         ("next", "vecferry migrate start"),
     ]
@@ -43,11 +57,14 @@ def status_rows(status: Status) -> Rows:
     verified = status.verification
     return [
         ("column", status.target),
-        ("state", status.state),
+        ("state", status.state if status.paused is None else f"{status.state}: {status.paused}"),
         ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}"),
         ("key ranges done", f"{status.ranges_done:,} of {status.ranges:,}"),
+        ("writes to be followed", f"{status.backlog:,}"),
+        *([("limit", f"{status.control.rows_per_s:g} rows a second")] if status.control.rows_per_s else []),
+        *([("switch", "postponed")] if status.control.postponed else []),
         ("dead letters", f"{status.dead_letters:,}"),
-        *(("", f"{', '.join(letter.key)}: {letter.reason}") for letter in status.letters),
+        *(("", f"{', '.join(letter.key)} ({letter.side}): {letter.reason}") for letter in status.letters),
         ("last verification", "none" if verified is None else "passed" if verified["passed"] else "failed"),
         ("serving", _serving(status.serving)),
         *(("event", f"{event.at[:19]} {event.what}") for event in status.events),
@@ -60,17 +77,19 @@ def cutover_rows(report: CutoverReport) -> Rows:
         ("column", report.target),
         ("serving", _serving(report.serving)),
         ("rows without a vector", f"{report.dead_letters:,}, as accepted"),
+        ("writers waited", f"{1000 * report.seconds:.0f} ms"),
         ("next", "vecferry migrate finalize when you are sure; vecferry migrate rollback until then"),
     ]
 
 
 def rollback_rows(report: RollbackReport) -> Rows:
-    stale = f"{report.stale_rows:,}"
     return [
         ("column", report.target),
         ("serving", _serving(report.serving)),
-        ("rows written since the switch", f"{stale} ({', '.join(report.stale_keys)})" if report.stale_keys else stale),
-        ("next", "vecferry migrate cutover, or start after changes"),
+        ("rows with an old vector of a former text", f"{report.stale_rows:,}"),
+        ("rows that the old model cannot embed", f"{report.dead_letters:,}"),
+        ("writers waited", f"{1000 * report.seconds:.0f} ms"),
+        ("next", "vecferry migrate cutover, or abort"),
     ]
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 output = Console()
 errors = Console(stderr=True)
@@ -28,12 +29,16 @@ def show(value: Mapping[str, Any], *, as_json: bool, title: str = "", rows: Rows
 
 
 def show_table(title: str, header: Sequence[str], rows: Rows) -> None:
+    output.print(table_of(title, header, rows), markup=False, highlight=False)
+
+
+def table_of(title: str, header: Sequence[str], rows: Rows) -> Table:
     table = Table(title=title or None, title_justify="left", show_header=any(header), header_style="bold", box=None)
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(plain(cell) for cell in row))
-    output.print(table, markup=False, highlight=False)
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    return table
 
 
 def plain(value: object) -> str:

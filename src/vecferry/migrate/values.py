@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError
 from vecferry.migrate.states import State
 from vecferry.stores import Patience, TableInfo, Value
-from vecferry.stores.ledger import DeadLetter, Event, Serving
+from vecferry.stores.ledger import Control, DeadLetter, Event, Serving
 
 
 @dataclass(frozen=True)
@@ -16,20 +18,44 @@ class MigrationOptions:
     """rows_per_range: rows that are read, encoded and kept together; what a kill repeats at most.
 
     old_fingerprint: the space of the vectors there are, if known; then a search in another is refused
-    before the switch too. patience: how long the short steps wait for the table.
+    before the switch too. outputs: heads of the new side; dense always. staging: where encoded vectors
+    wait for their place. patience: how long the short steps wait for the table. switch_tries: how often
+    a switch is begun again because a write came just before it. lease_s: after this time without a sign
+    of life a runner may be replaced. reconnect_s: how long a run waits for a store that went away.
+    rows_per_s: the limit that a migration begins with; `throttle` changes it.
+    max_query_ms and min_free_gb: a run pauses itself while a query takes longer, or less is free at
+    `staging`. min_recall: of the new index, against exact search.
     """
 
     rows_per_range: int = 256
     old_fingerprint: str | None = None
+    outputs: Outputs = DENSE
+    staging: Path = Path(".vecferry/staging")
     patience: Patience = field(default_factory=Patience)
+    switch_tries: int = 50
+    lease_s: float = 15.0
+    reconnect_s: float = 60.0
+    rows_per_s: float | None = None
+    max_query_ms: float | None = None
+    min_free_gb: float | None = None
+    min_recall: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.rows_per_range < 1:
-            raise SettingsError("rows_per_range", self.rows_per_range, "1 or more")
-        if self.patience.timeout_s <= 0:
-            raise SettingsError("lock_timeout", self.patience.timeout_s, "more than 0 seconds")
-        if self.patience.tries < 1:
-            raise SettingsError("lock_tries", self.patience.tries, "1 or more")
+        checks: tuple[tuple[str, Any, bool, str], ...] = (
+            ("rows_per_range", self.rows_per_range, self.rows_per_range >= 1, "1 or more"),
+            ("outputs", ",".join(self.outputs.names), Outputs.DENSE in self.outputs, "dense, and others"),
+            ("lock_timeout", self.patience.timeout_s, self.patience.timeout_s > 0, "more than 0 seconds"),
+            ("lock_tries", self.patience.tries, self.patience.tries >= 1, "1 or more"),
+            ("switch_tries", self.switch_tries, self.switch_tries >= 1, "1 or more"),
+            ("lease_s", self.lease_s, self.lease_s > 0, "more than 0 seconds"),
+            ("rows_per_s", self.rows_per_s, self.rows_per_s is None or self.rows_per_s > 0, "more than 0"),
+            ("max_query_ms", self.max_query_ms, self.max_query_ms is None or self.max_query_ms > 0, "more than 0"),
+            ("min_free_gb", self.min_free_gb, self.min_free_gb is None or self.min_free_gb >= 0, "0 or more"),
+            ("min_recall", self.min_recall, 0 <= self.min_recall <= 1, "0 to 1"),
+        )
+        for name, value, is_right, expected in checks:
+            if not is_right:
+                raise SettingsError(name, value, expected)
 
 
 @dataclass(frozen=True)
@@ -37,37 +63,49 @@ class Plan(Value):
     """What a migration would do and cost. Nothing was written.
 
     seconds: for encoding every text, from `sample_rows` that were really encoded in `sample_seconds`.
-    sample_failures: how many of these cannot be embedded. vector_bytes_after: of the new vectors alone.
-    disk_bytes: what must be free: the new vectors, a rewrite of every row with its index entries, and
-    the new indexes.
+    sample_failures: how many of these cannot be embedded. vector_bytes_after: of the new dense vectors
+    alone; head_bytes_after: of sparse and ColBERT vectors. disk_bytes: what must be free in the store:
+    the new vectors, a rewrite of every row with its index entries, and the new indexes; staging_bytes:
+    at the staging folder, until `finalize`. creates: by name; undo: how it is taken away.
     """
 
     target: str
     table: TableInfo
     old_dimension: int | None
     new_dimension: int
+    outputs: tuple[str, ...]
     old_fingerprint: str | None
     new_fingerprint: str
     vector_bytes_after: int
+    head_bytes_after: int
     disk_bytes: int
+    staging_bytes: int
     sample_rows: int
     sample_seconds: float
     sample_failures: int
     seconds: float
+    creates: tuple[str, ...]
+    undo: str
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Status(Value):
-    """rows_done: with a new vector. serving is None before `start`. letters: the first ten dead letters."""
+    """rows_done: with a new vector. backlog: captured writes that were not applied yet.
+
+    paused: why, while it is. serving is None before `start`. letters: the first ten dead letters.
+    """
 
     target: str
     state: State
+    paused: str | None
     version: int
     rows: int
     rows_done: int
     ranges: int
     ranges_done: int
+    backlog: int
+    control: Control
     dead_letters: int
     letters: tuple[DeadLetter, ...]
     old_fingerprint: str | None
@@ -83,11 +121,12 @@ class Status(Value):
 
 @dataclass(frozen=True)
 class Check(Value):
-    """seen: what was found, in words and numbers."""
+    """seen: what was found, in words and numbers. keys: of the rows concerned, ten at most."""
 
     name: str
     passed: bool
     seen: str
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,30 +139,40 @@ class VerifyReport(Value):
     dead_letters: int
     sampled: int
     lowest_cosine: float | None
+    recall: float | None
     checks: tuple[Check, ...]
     state: State
 
 
 @dataclass(frozen=True)
 class CutoverReport(Value):
-    """dead_letters: rows that were accepted without a new vector."""
+    """dead_letters: rows that were accepted without a new vector.
+
+    tries: how often the switch was begun. seconds: how long writers were held off in the last try.
+    """
 
     target: str
     serving: Serving
     dead_letters: int
+    tries: int
+    seconds: float
     state: State
 
 
 @dataclass(frozen=True)
 class RollbackReport(Value):
-    """stale_rows: written since the switch, so that their old vector is missing or of another text; up to ten keys.
+    """stale_rows: written since the switch and not followed, so that their old vector is missing or of another
+    text; 0 unless this was accepted. dead_letters: rows whose present text the old model cannot embed.
 
     not_null_restored: false if the old vectors were required and cannot be, because some are missing.
+    tries and seconds: as in `CutoverReport`.
     """
 
     target: str
     serving: Serving
     stale_rows: int
-    stale_keys: tuple[str, ...]
+    dead_letters: int
     not_null_restored: bool
+    tries: int
+    seconds: float
     state: State

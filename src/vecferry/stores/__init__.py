@@ -1,25 +1,29 @@
 """Where vectors are kept: the `Store` protocol, and the values that pass through it.
 
-A store is one collection with its keys, its texts and its vectors. During a migration every row has
-a *new side* beside the vector that serves: a nullable vector, and the digest of the text that was
-last tried for it. From these two the state of a row can be read without any other record:
+A store is one collection with its keys, its texts and its vectors. A migration gives it a second
+*side*: the vectors of the new model beside those of the old. One of the two serves; the application
+writes to it, and the migration keeps the other one current.
 
-    digest is not the text's    the row is to be done: new, changed, or never tried
-    digest is, vector is there  done
-    digest is, vector is not    a dead letter; its reason is in the ledger
-
-One file per store, all of the same shape; `tests/stores/test_contract.py` runs over every one.
+There are two shapes. A table (`pgvector`) holds both sides in one row. Everything else holds whole
+points, so that the new side is a collection of its own, kept like the first by `mirror.MirrorStore`
+over a small `backend.Backend`: one file per store, all of the same shape. In both, the state of a
+row can be read from the store itself: a vector is current if the text beside it, or that text's
+digest, is the text of the row. `tests/stores/test_contract.py` runs over every store.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from vecferry.embeddings import Float32
+import numpy as np
+from numpy.typing import NDArray
+
+from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.stores.ledger import Ledger
 
 T = TypeVar("T")
@@ -27,6 +31,14 @@ Key = tuple[str, ...]
 """The values of a row's primary key, each as the store writes it in text."""
 
 NO_TEXT_DIGEST = b""
+NORM_TOLERANCE = 1e-3
+
+
+class Side(StrEnum):
+    """Both are kept until `finalize`; which one serves is said by the serving epoch alone."""
+
+    OLD = "old"
+    NEW = "new"
 
 
 class Value:
@@ -49,6 +61,30 @@ class Row:
 
 
 @dataclass(frozen=True)
+class SparseVector:
+    """ids: int32 [n], ascending token ids. weights: float32 [n], above zero."""
+
+    ids: NDArray[np.int32]
+    weights: Float32
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row as an application writes it: text, float32 vector [D], and what else the store keeps with it.
+
+    payload: other columns, fields or metadata by name; those that are left out keep their values.
+    sparse and colbert: as in `NewVector`, where the side that serves has them.
+    """
+
+    key: Key
+    text: str | None
+    vector: Float32 | None
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    sparse: SparseVector | None = None
+    colbert: Float32 | None = None
+
+
+@dataclass(frozen=True)
 class KeyRange:
     """Keys above `lo` up to and including `hi`; None means no limit on that side."""
 
@@ -64,11 +100,22 @@ class NewVector:
     """What is to be written for a row: float32 [D], or None for a dead letter.
 
     digest: of the text that it was made from; the row is left alone if its text is another by now.
+    colbert: float32 [tokens, D]. Both heads only where the migration was begun with them.
     """
 
     key: Key
     digest: bytes
     vector: Float32 | None
+    sparse: SparseVector | None = None
+    colbert: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One captured write to a row: inserted, changed or deleted. number: ascending, of the capture alone."""
+
+    number: int
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -87,7 +134,8 @@ class TableInfo(Value):
 
     row_bytes: what a rewrite of every row costs; index_bytes: all indexes, those of vectors included.
     views and triggers: what an operator should look at; views stay bound to the old vectors, and
-    the triggers fire for each row that is written.
+    the triggers fire for each row that is written. creates: what `start` will make, by name. undo:
+    how that is taken away again. Bytes are 0 where the store does not say them.
     """
 
     rows: int
@@ -103,6 +151,7 @@ class TableInfo(Value):
     vector_indexes: tuple[IndexInfo, ...] = ()
     views: tuple[str, ...] = ()
     triggers: tuple[str, ...] = ()
+    creates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,25 +164,37 @@ class Counts(Value):
 
 
 @dataclass(frozen=True)
-class Changes(Value):
-    """changed: rows whose text is not the one last tried, with some of their keys; dead_letters: as in `Counts`."""
+class Finding(Value):
+    """How many rows have a defect, and the keys of some of them."""
 
-    changed: int
-    keys: tuple[Key, ...]
-    dead_letters: int
+    count: int = 0
+    keys: tuple[Key, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+
+NOTHING = Finding()
 
 
 @dataclass(frozen=True)
 class Examination(Value):
-    """What a look at every new vector found. off_norm: length farther than 1e-3 from 1."""
+    """What a look at every row and every new vector found.
+
+    stale: rows whose new side is not of their present text, the untried included; orphaned: new
+    vectors without a row; without_vector: tried, and without a vector. off_norm: length farther than
+    1e-3 from 1, zero vectors included.
+    """
 
     rows: int
-    changed: int
-    without_vector: int
-    wrong_dimension: int
-    not_finite: int
-    off_norm: int
-    missing_indexes: tuple[str, ...]
+    stale: Finding = NOTHING
+    orphaned: Finding = NOTHING
+    without_vector: Finding = NOTHING
+    wrong_dimension: Finding = NOTHING
+    not_finite: Finding = NOTHING
+    zero: Finding = NOTHING
+    off_norm: Finding = NOTHING
+    missing_indexes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,12 +214,8 @@ class Patience:
     pause_s: float = 0.5
 
 
-class Store(Protocol):
-    """One collection. Not thread-safe: a thread has a store of its own.
-
-    All methods raise StoreUnreachable, StoreSchemaError or StoreFailed where the store does not do
-    as it should. What is written is kept at once, unless inside `transaction` or `exclusively`.
-    """
+class Reading(Protocol):
+    """What anybody may ask at any time. Nothing is written; a read-only role will do."""
 
     @property
     def target(self) -> str:
@@ -169,44 +226,125 @@ class Store(Protocol):
         """Where in a row the text is: a column, a field."""
 
     @property
-    def ledger(self) -> Ledger: ...
+    def outputs(self) -> Outputs:
+        """The heads that this store can hold."""
 
-    # reading; nothing is written, a read-only role will do
+    @property
+    def rows_outlive_vectors(self) -> bool:
+        """Whether a row without a new vector stays in the collection when the old side is dropped."""
+
     def describe(self) -> TableInfo: ...
     def sample(self, num_rows: int) -> list[Row]:
         """Random rows that have a text."""
 
-    def search(self, vector: Float32, k: int, *, fingerprint: str) -> list[Hit]:
-        """The k rows nearest to `vector` [D] in the serving vectors, exactly, best first.
+    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+        """The k rows nearest to `vector` [D], best first, in the side whose space is `fingerprint`.
 
-        Raises SpaceMismatch if `fingerprint` is not the space that serves.
+        Before a migration, and for a side whose space nobody has recorded, any fingerprint is taken
+        at its word. Raises SpaceMismatch if neither side is in that space, or D is not the side's.
         """
 
-    # the new side; from `prepare` on
+    def serving_locator(self, side: Side) -> str:
+        """Where an index of that side is found when it serves: a column, the name of a collection."""
+
+
+class Application(Protocol):
+    """The application's own writes, made so that none is lost to a migration."""
+
+    def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
+        """Leaves these rows, new or replaced, in the side that serves; captured. Repeating is safe.
+
+        Raises SpaceMismatch, with nothing written, if `fingerprint` is not the space that serves.
+        """
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        """Leaves the collection without these rows; captured. Repeating is safe."""
+
+
+class Capture(Protocol):
+    """Which rows were written, deletions included, so that the side that does not serve can follow.
+
+    A store whose writers cannot be watched also knows `orphans`, and `NewSide.pending` compares all.
+    """
+
+    def start_capture(self, patience: Patience) -> None:
+        """Leaves every write that ends from now on captured. Repeating is safe. Raises Locked."""
+
+    def stop_capture(self) -> None:
+        """Leaves nothing captured, and nothing of the capture in the store. Repeating is safe."""
+
+    def captured(self, limit: int) -> list[Change]:
+        """The oldest that were not acknowledged; a write that has not ended is not among them."""
+
+    def backlog(self) -> int:
+        """How many were not acknowledged, those of unended writes included where they can be seen."""
+
+    def acknowledge(self, changes: Sequence[Change]) -> None:
+        """Leaves these out of `captured` for good."""
+
+    def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
+        """Those of the rows that are there, and whose vectors on `side` are not known to be current.
+
+        Empty for the side that an application keeps by itself.
+        """
+
+    def settle(self, keys: Sequence[Key]) -> set[Key]:
+        """Those keys that have no row any more. Leaves done what needs no model: no vector of these, and
+        beside the vectors of the other side what else the application keeps. Repeating is safe.
+        """
+
+    def orphans(self, limit: int) -> list[Key]:
+        """Keys with a vector on the side that does not serve and no row on the one that does."""
+
+
+class NewSide(Protocol):
+    """The side that a migration makes; from `prepare` on."""
+
     def new_space(self) -> str | None:
         """Fingerprint recorded on the new side; None if there is no new side."""
 
     def counts(self) -> Counts: ...
     def key_ranges(self, rows_each: int) -> list[KeyRange]:
-        """All keys of now, ascending, in ranges of `rows_each` rows; the last may have fewer."""
+        """All keys of now, in the store's order, in ranges of `rows_each` rows; the last may have fewer."""
 
-    def pending(self, within: KeyRange, limit: int) -> list[Row]:
-        """Rows to be done, by ascending key, at most `limit`."""
+    def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+        """Rows whose vector on `side` is not of their text and that are no dead letters, by ascending key.
 
-    def changes(self, max_keys: int = 10) -> Changes: ...
-    def examine(self, dimension: int) -> Examination: ...
+        At most `limit`. Found by comparing every row, so also what no capture has seen. Empty for a
+        side that an application keeps by itself, and where a store cannot compare that side.
+        """
+
+    def examine(self, dimension: int, max_keys: int = 10) -> Examination: ...
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
-        """Random rows that are done, with their new vectors."""
+        """Random rows that are current, with their new vectors."""
 
-    # writing; each says what it leaves behind and whether it may be repeated
-    def prepare(self, dimension: int, fingerprint: str) -> None:
-        """Leaves an empty new side that carries `fingerprint`. Only inside `exclusively`, and only once."""
 
-    def write(self, vectors: Sequence[NewVector]) -> int:
-        """Leaves those whose row is there with the same text; how many. Repeating is safe."""
+Then = Callable[[set[Key]], None]
+
+
+def nothing_more(written: set[Key]) -> None:
+    """For `write` without `then`."""
+
+
+class Writing(Protocol):
+    """What a migration changes. Each says what it leaves behind and whether it may be repeated.
+
+    What is written is kept at once, unless inside `transaction` or `exclusively`. While this store
+    holds the lease of `runner`, every write is refused with LeaseLost once somebody else has it.
+    """
+
+    def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
+        """Leaves an empty new side in the space `fingerprint`. Only inside `exclusively`. Repeating is safe."""
+
+    def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
+        """Leaves those whose row is there with the same text; their keys. Repeating is safe.
+
+        A row that somebody else is just writing may be left out. then: called with these keys, to note
+        in the ledger what was written; in the same transaction where the store has them, else after it.
+        """
 
     def retry_dead_letters(self) -> None:
-        """Leaves every dead letter to be done again. Repeating is safe."""
+        """Leaves every dead letter of the new side to be done again. Repeating is safe."""
 
     def build_indexes(self) -> tuple[str, ...]:
         """Leaves, for each index on the serving vectors, an equal one on the new; the names of those built.
@@ -221,17 +359,40 @@ class Store(Protocol):
         """Undoes `switch`; true if the serving vectors were made required again, as `not_null` asks."""
 
     def drop_old(self) -> None:
-        """Leaves the new vectors alone. Only inside `exclusively`. Cannot be undone."""
+        """Leaves the new vectors alone. Only inside `exclusively`. Repeating is safe. Cannot be undone."""
 
-    # keeping things together
+    def drop_new(self) -> None:
+        """Leaves the old vectors alone, as before `prepare`. Only inside `exclusively`. Repeating is safe."""
+
     def transaction(self) -> AbstractContextManager[None]:
-        """What is written inside, the ledger included, is kept as a whole or not at all."""
+        """What is written inside is kept as a whole or not at all; of a store without transactions, the ledger."""
 
     def exclusively(self, work: Callable[[], T], patience: Patience) -> T:
         """`work` in a transaction while nobody else writes to the collection. Raises Locked when patience ends."""
 
-    def runner(self) -> AbstractContextManager[None]:
-        """Inside, no other process migrates this collection. Raises Locked, naming who does."""
+    def runner(self, lease_s: float) -> AbstractContextManager[None]:
+        """Inside, this store alone may write vectors. Raises Locked, naming who does.
+
+        The lease is renewed meanwhile. A process that was stopped loses it after `lease_s` seconds.
+        """
+
+
+class Store(Reading, Application, Capture, NewSide, Writing, Protocol):
+    """One collection. Not thread-safe: a thread has a store of its own, by `another`.
+
+    All methods raise StoreUnreachable, StoreSchemaError or StoreFailed where the store does not do
+    as it should.
+    """
+
+    @property
+    def ledger(self) -> Ledger: ...
+    def another(self) -> Store:
+        """The same collection through a connection of its own; to be closed."""
+
+    def reconnect(self) -> None:
+        """Leaves a new connection in the place of one that was lost. Raises StoreUnreachable."""
+
+    def close(self) -> None: ...
 
 
 def text_digest(text: str | None) -> bytes:

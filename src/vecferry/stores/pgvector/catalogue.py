@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
-from psycopg import sql
+from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
-from vecferry.stores.pgvector.connection import Database, identifier
+from vecferry.stores import Side
+from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.indexes import VECTOR_INDEXES, VectorIndex
-from vecferry.stores.pgvector.table import NEW, OLD, Table, suffixed
+from vecferry.stores.pgvector.table import COLBERT, DIGEST, NEW, OLD, SPARSE, Table, suffixed
 
 COMMENT_PREFIX = "vecferry:space:"
+
+
+@dataclass(frozen=True)
+class ColumnInfo:
+    """kind: the name of its type. dimension: of a vector that has one. space: as its comment says."""
+
+    kind: str
+    dimension: int | None
+    is_required: bool
+    space: str | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All columns of a table by name, and which of them are ours."""
+
+    table: Table
+    by_name: dict[str, ColumnInfo]
+
+    @property
+    def serving(self) -> Side:
+        """The new side, only while the old one is beside it."""
+        return Side.NEW if suffixed(self.table.vector, OLD) in self.by_name else Side.OLD
+
+    def of_side(self, side: Side) -> str | None:
+        """The name of its column; None for a side that is not there."""
+        if side is self.serving:
+            return self.table.vector
+        other = suffixed(self.table.vector, NEW if side is Side.NEW else OLD)
+        return other if other in self.by_name else None
+
+    @property
+    def digest(self) -> str:
+        """Of the text that the new vector was made from."""
+        return suffixed(self.table.vector, DIGEST)
+
+    def required(self, side: Side) -> str:
+        """The same, or StoreSchemaError."""
+        if (column := self.of_side(side)) is None:
+            raise StoreSchemaError(f"{self.table.target} has no {side} side", "It was dropped: run start again.")
+        return column
+
+    def head(self, suffix: str) -> str | None:
+        """The column of sparse or ColBERT vectors, if it is ours: in the space of the new side, or of what serves."""
+        name = suffixed(self.table.vector, suffix)
+        dense = self.by_name[self.of_side(Side.NEW) or self.table.vector]
+        found = self.by_name.get(name)
+        return name if found and found.space is not None and found.space == dense.space else None
+
+    def ours(self) -> set[str]:
+        """Those that an application does not write by name: vectors of both sides, and what goes with them."""
+        vector = self.table.vector
+        heads = {head for suffix in (SPARSE, COLBERT) if (head := self.head(suffix))}
+        return {vector, suffixed(vector, NEW), suffixed(vector, OLD), self.digest} | heads
 
 
 class Catalogue:
@@ -19,39 +74,21 @@ class Catalogue:
         self._db = database
         self._table = table
 
-    def vector_type(self) -> sql.Identifier:
-        return identifier(self._table.extension, "vector")
-
-    def columns(self) -> dict[str, tuple[str, int | None, bool]]:
-        """By name: (type, dimension of a vector or None, required)."""
+    def columns(self) -> Columns:
+        """Raises StoreSchemaError if the vector column is not there any more."""
         rows = self._db.rows(
-            "SELECT attname, atttypid::regtype::text, nullif(atttypmod, -1), attnotnull FROM pg_attribute"
-            " WHERE attrelid = %s::oid AND attnum > 0 AND NOT attisdropped",
+            "SELECT a.attname::text, t.typname::text, nullif(a.atttypmod, -1), a.attnotnull,"
+            " col_description(a.attrelid, a.attnum) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+            " WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped",
             [self._table.oid],
         )
-        return {name: (kind, dimension, not_null) for name, kind, dimension, not_null in rows}
-
-    def new_side(self) -> str | None:
-        columns = self.columns()
-        if suffixed(self._table.vector, OLD) in columns:
-            return self._table.vector
-        side = suffixed(self._table.vector, NEW)
-        return side if side in columns else None
-
-    def require_new_side(self) -> str:
-        side = self.new_side()
-        if side is None:
-            target = f"{self._table.schema}.{self._table.name}.{self._table.vector}"
-            raise StoreSchemaError(f"{target} has no new side", "It was dropped: run start again.")
-        return side
-
-    def space_of(self, column: str) -> str | None:
-        rows = self._db.rows(
-            "SELECT col_description(attrelid, attnum) FROM pg_attribute WHERE attrelid = %s::oid AND attname = %s",
-            [self._table.oid, column],
-        )
-        comment = rows[0][0] if rows else None
-        return comment.removeprefix(COMMENT_PREFIX) if comment and comment.startswith(COMMENT_PREFIX) else None
+        by_name = {
+            name: ColumnInfo(kind, dimension, is_required, _space_in(comment))
+            for name, kind, dimension, is_required, comment in rows
+        }
+        if self._table.vector not in by_name:
+            raise StoreSchemaError(f"{self._table.target} is not there any more", "Put the table back.")
+        return Columns(self._table, by_name)
 
     def vector_indexes(self, column: str) -> list[VectorIndex]:
         rows = self._db.rows(VECTOR_INDEXES, [self._table.oid, column])
@@ -59,16 +96,17 @@ class Catalogue:
 
     def wanted_indexes(self) -> list[VectorIndex]:
         """Those on the serving vectors that have, or should have, a twin on the new."""
-        if suffixed(self._table.vector, OLD) in self.columns():
+        if self.columns().serving is Side.NEW:
             return []
         return [index for index in self.vector_indexes(self._table.vector) if index.can_be_recreated(self._table)]
 
+    def missing_indexes(self) -> list[VectorIndex]:
+        """Those of the wanted whose twin is not there, or is half-built."""
+        twins = {twin.name: twin.valid for twin in self.vector_indexes(suffixed(self._table.vector, NEW))}
+        return [index for index in self.wanted_indexes() if not twins.get(index.new_name, False)]
+
     def index_names(self, column: str) -> set[str]:
         return {index.name for index in self.vector_indexes(column)}
-
-    def is_built(self, index: VectorIndex) -> bool:
-        twins = self.vector_indexes(suffixed(self._table.vector, NEW))
-        return any(twin.name == index.new_name and twin.valid for twin in twins)
 
     def views(self) -> tuple[str, ...]:
         rows = self._db.rows(
@@ -81,10 +119,16 @@ class Catalogue:
         return tuple(name for (name,) in rows)
 
     def update_triggers(self) -> tuple[str, ...]:
-        """Those that fire for an UPDATE of any column."""
+        """Those that fire for an UPDATE of any column, without the ones of a capture."""
         rows = self._db.rows(
-            "SELECT tgname::text FROM pg_trigger WHERE tgrelid = %s::oid AND NOT tgisinternal AND tgenabled <> 'D'"
-            " AND (tgtype & 16) <> 0 AND cardinality(tgattr::int2[]) = 0 ORDER BY 1",
+            "SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
+            " WHERE t.tgrelid = %s::oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'"
+            " AND (t.tgtype & 16) <> 0 AND cardinality(t.tgattr::int2[]) = 0"
+            " AND p.pronamespace IS DISTINCT FROM to_regnamespace('vecferry') ORDER BY 1",
             [self._table.oid],
         )
         return tuple(name for (name,) in rows)
+
+
+def _space_in(comment: str | None) -> str | None:
+    return comment.removeprefix(COMMENT_PREFIX) if comment and comment.startswith(COMMENT_PREFIX) else None

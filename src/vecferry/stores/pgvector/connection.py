@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,19 @@ import psycopg
 from psycopg import sql
 
 from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.stores.pgvector.binary import Binary, BinaryDumper
 
 Fragment = sql.SQL | sql.Composed | sql.Identifier
 
 CONNECT_TIMEOUT_S = 10
+KEY_SETTINGS = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+}
+"""A key is written as text in one session and compared in another, so all of ours have these."""
 
 
 class LockTimedOut(StoreFailed):
@@ -32,12 +41,17 @@ class Database:
         except psycopg.ProgrammingError:
             reason = "the database URL is not of the form postgresql://USER@HOST:PORT/DATABASE"
             raise StoreUnreachable("pgvector", reason) from None  # psycopg's message repeats the URL
+        self._url = database_url
         self._password = str(given.get("password") or "")
+        self._connect_timeout = given.get("connect_timeout", CONNECT_TIMEOUT_S)
+        self._open()
+
+    def _open(self) -> None:
         with self._translated():
             self._connection = psycopg.connect(
-                database_url,
+                self._url,
                 autocommit=True,
-                connect_timeout=given.get("connect_timeout", CONNECT_TIMEOUT_S),
+                connect_timeout=self._connect_timeout,
                 fallback_application_name=f"vecferry (pid {os.getpid()} on {socket.gethostname()})",
             )
             try:
@@ -47,14 +61,26 @@ class Database:
                 raise
 
     def _set_up(self) -> None:
-        # keys are written as text in one session and read in another
-        self._connection.execute("SET DateStyle = ISO; SET IntervalStyle = postgres; SET bytea_output = hex")
-        self._connection.execute("SET client_encoding = 'UTF8'; SET extra_float_digits = 1")
-        # a policy must not hide rows from a migration of all rows
-        self._connection.execute("SET row_security = off")
+        self._connection.adapters.register_dumper(Binary, BinaryDumper)
+        settings = KEY_SETTINGS | {
+            "client_encoding": "UTF8",
+            "row_security": "off",  # a policy must not hide rows from a migration of all rows
+            "default_transaction_isolation": "read committed",  # guarded writes look at a row's latest version
+        }
         if self._connection.info.server_version >= 140000:
-            # so that the server ends a long statement, and frees our lock, soon after we were killed
-            self._connection.execute("SET client_connection_check_interval = '1s'")
+            # so that the server ends a long statement, and frees our locks, soon after we were killed
+            settings["client_connection_check_interval"] = "1s"
+        assigned = [sql.SQL("SET {} = {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in settings.items()]
+        self._connection.execute(sql.SQL("; ").join(assigned))
+
+    def another(self) -> Database:
+        """An equal connection. Raises StoreUnreachable."""
+        return Database(self._url)
+
+    def reconnect(self) -> None:
+        """Leaves a new connection in the place of this one, for all that use it. Raises StoreUnreachable."""
+        self._connection.close()
+        self._open()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -64,11 +90,9 @@ class Database:
             raise LockTimedOut("pgvector", self._reason(exc)) from exc
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
             raise StoreSchemaError(self._reason(exc), "The table was changed meanwhile; put it back.") from exc
-        except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        except psycopg.Error as exc:
             if self._is_lost(exc):
                 raise StoreUnreachable("pgvector", self._reason(exc)) from exc
-            raise StoreFailed("pgvector", self._reason(exc)) from exc
-        except psycopg.Error as exc:
             raise StoreFailed("pgvector", self._reason(exc)) from exc
 
     def _is_lost(self, exc: psycopg.Error) -> bool:
@@ -103,10 +127,26 @@ class Database:
         with self._translated(), self._connection.cursor() as cursor:
             cursor.executemany(as_query(query), params)
 
+    def rows_of_many(self, query: Fragment | str, params: Iterable[Sequence[object]]) -> list[tuple[Any, ...]]:
+        """The rows of all answers. Parameters are made while the server is at work on those before."""
+        found: list[tuple[Any, ...]] = []
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.executemany(as_query(query), params, returning=True)
+            while cursor.pgresult is not None:
+                found += cursor.fetchall()
+                if not cursor.nextset():
+                    break
+        return found
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
+        """Inside another, what is written is kept or lost with that one."""
         with self._translated(), self._connection.transaction():
             yield
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE
 
     @property
     def is_open(self) -> bool:

@@ -28,6 +28,9 @@ GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, x.indkey ORDER BY 1
 """
 """Vector indexes whose key, expression or condition mentions the column."""
 
+MAX_INDEXED_DIMENSION = {"vector": 2000, "halfvec": 4000}
+"""pgvector's limits for HNSW and IVFFlat."""
+
 
 @dataclass(frozen=True)
 class VectorIndex:
@@ -52,7 +55,7 @@ class VectorIndex:
     def can_be_recreated(self, table: Table) -> bool:
         """Not one over an expression, nor one whose condition speaks of the vector: that is for its owner."""
         mentioned = self.condition is not None and table.vector.lower() in self.condition.lower()
-        return self.opclass.startswith("vector_") and "((" not in self._key_part() and not mentioned
+        return self.opclass.startswith(f"{table.kind}_") and "((" not in self._key_part() and not mentioned
 
     def _key_part(self) -> str:
         return self.definition.partition(f" USING {self.method} ")[2].partition(" WITH ")[0].partition(" WHERE ")[0]

@@ -1,4 +1,4 @@
-"""The ledger: five tables in the schema `vecferry` of the database that is migrated."""
+"""The ledger: tables in the schema `vecferry` of the database that is migrated."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vecferry.errors import MigrationConflict
-from vecferry.stores import Key, KeyRange
-from vecferry.stores.ledger import DeadLetter, Event, MigrationRecord, MigrationSpec, RangeRecord, Serving
-from vecferry.stores.pgvector.connection import Database
+from vecferry.errors import LeaseLost, Locked, MigrationConflict
+from vecferry.stores import Key, KeyRange, Side
+from vecferry.stores.lease import is_gone
+from vecferry.stores.ledger import (
+    Control,
+    DeadLetter,
+    Event,
+    Lease,
+    MigrationRecord,
+    MigrationSpec,
+    Paused,
+    RangeRecord,
+    Serving,
+)
+from vecferry.stores.pgvector.connection import Database, LockTimedOut
+
+TAKEOVER_WAIT_S = 10
+"""For a transaction of the former holder to end; one that was stopped in it is ended by the server (`fence.py`)."""
 
 INSTALL = """
 SELECT pg_advisory_xact_lock(7521364290180);  -- two runners, of two tables, may come here at once
@@ -22,6 +36,7 @@ CREATE TABLE IF NOT EXISTS vecferry.migrations (
     state text NOT NULL,
     version integer NOT NULL DEFAULT 1,
     verification jsonb,
+    paused jsonb,
     begun_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE UNIQUE INDEX IF NOT EXISTS migrations_one_at_a_time ON vecferry.migrations (target)
@@ -36,11 +51,12 @@ CREATE TABLE IF NOT EXISTS vecferry.ranges (
 );
 CREATE TABLE IF NOT EXISTS vecferry.dead_letters (
     migration_id bigint NOT NULL REFERENCES vecferry.migrations,
+    side text NOT NULL,
     key text NOT NULL,  -- a JSON list, one text for each column of the primary key
     reason text NOT NULL,
     text_sha256 bytea NOT NULL,  -- empty where the text is NULL
     at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (migration_id, key)
+    PRIMARY KEY (migration_id, side, key)
 );
 CREATE TABLE IF NOT EXISTS vecferry.events (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -53,10 +69,29 @@ CREATE TABLE IF NOT EXISTS vecferry.serving (
     target text PRIMARY KEY,
     epoch bigint NOT NULL,
     generation integer NOT NULL,
-    column_name text NOT NULL,
+    locator text NOT NULL,
     fingerprint text,
     since timestamptz NOT NULL DEFAULT now()
-)
+);
+CREATE TABLE IF NOT EXISTS vecferry.control (
+    migration_id bigint PRIMARY KEY REFERENCES vecferry.migrations,
+    rows_per_s double precision,
+    postponed boolean NOT NULL
+);
+CREATE TABLE IF NOT EXISTS vecferry.leases (
+    target text PRIMARY KEY,
+    holder text NOT NULL,
+    token bigint NOT NULL,
+    expires_at timestamptz NOT NULL,
+    -- makes the token part of a key, so that a takeover waits for FOR KEY SHARE and a renewal does not
+    UNIQUE (target, token)
+);
+CREATE TABLE IF NOT EXISTS vecferry.changes (
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    target text NOT NULL,
+    key text NOT NULL  -- as in dead_letters
+);
+CREATE INDEX IF NOT EXISTS changes_of_target ON vecferry.changes (target, number)
 """
 
 
@@ -67,21 +102,18 @@ class PgLedger:
         self._db = database
 
     def install(self) -> None:
-        if not self._is_installed():
+        if not self.is_installed():
             self._db.script(INSTALL)
 
-    def _is_installed(self) -> bool:
-        (found,) = self._db.row(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = 'vecferry' AND c.relname = 'serving'"
-        )
+    def is_installed(self) -> bool:
+        (found,) = self._db.row("SELECT to_regclass('vecferry.changes') IS NOT NULL")
         return bool(found)
 
     def find(self, target: str) -> MigrationRecord | None:
-        if not self._is_installed():
+        if not self.is_installed():
             return None
         rows = self._db.rows(
-            "SELECT id, spec, state, version, verification FROM vecferry.migrations"
+            "SELECT id, spec, state, version, verification, paused FROM vecferry.migrations"
             " WHERE target = %s AND state <> 'aborted' ORDER BY id DESC LIMIT 1",
             [target],
         )
@@ -90,18 +122,21 @@ class PgLedger:
     def create(self, spec: MigrationSpec, state: str) -> MigrationRecord:
         row = self._db.row(
             "INSERT INTO vecferry.migrations (target, spec, state) VALUES (%s, %s::jsonb, %s)"
-            " RETURNING id, spec, state, version, verification",
+            " RETURNING id, spec, state, version, verification, paused",
             [spec.target, json.dumps(asdict(spec)), state],
         )
         self.add_event(_record(row), state, {})
         return _record(row)
 
-    def move(self, record: MigrationRecord, state: str, detail: Mapping[str, Any]) -> MigrationRecord:
+    def move(
+        self, record: MigrationRecord, state: str, detail: Mapping[str, Any], paused: Paused | None = None
+    ) -> MigrationRecord:
         with self._db.transaction():
             rows = self._db.rows(
-                "UPDATE vecferry.migrations SET state = %s, version = version + 1"
-                " WHERE id = %s AND state = %s AND version = %s RETURNING id, spec, state, version, verification",
-                [state, record.id, record.state, record.version],
+                "UPDATE vecferry.migrations SET state = %s, version = version + 1, paused = %s::jsonb"
+                " WHERE id = %s AND state = %s AND version = %s"
+                " RETURNING id, spec, state, version, verification, paused",
+                [state, json.dumps(asdict(paused)) if paused else None, record.id, record.state, record.version],
             )
             if not rows:
                 found = self.find(record.spec.target)
@@ -132,10 +167,12 @@ class PgLedger:
         )
 
     def add_ranges(self, record: MigrationRecord, ranges: Sequence[KeyRange]) -> None:
-        self._db.execute_many(
-            "INSERT INTO vecferry.ranges (migration_id, number, lo, hi) VALUES (%s, %s, %s::text[], %s::text[])",
-            [(record.id, i, _as_list(keys.lo), _as_list(keys.hi)) for i, keys in enumerate(ranges, start=1)],
-        )
+        with self._db.transaction():
+            self._db.execute("DELETE FROM vecferry.ranges WHERE migration_id = %s", [record.id])
+            self._db.execute_many(
+                "INSERT INTO vecferry.ranges (migration_id, number, lo, hi) VALUES (%s, %s, %s::text[], %s::text[])",
+                [(record.id, i, _as_list(keys.lo), _as_list(keys.hi)) for i, keys in enumerate(ranges, start=1)],
+            )
 
     def open_ranges(self, record: MigrationRecord) -> list[RangeRecord]:
         rows = self._db.rows(
@@ -158,50 +195,149 @@ class PgLedger:
     def bury(self, record: MigrationRecord, letters: Sequence[DeadLetter]) -> None:
         if letters:
             self._db.execute_many(
-                "INSERT INTO vecferry.dead_letters (migration_id, key, reason, text_sha256) VALUES (%s, %s, %s, %s)"
-                " ON CONFLICT (migration_id, key) DO UPDATE"
+                "INSERT INTO vecferry.dead_letters (migration_id, side, key, reason, text_sha256)"
+                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (migration_id, side, key) DO UPDATE"
                 " SET reason = excluded.reason, text_sha256 = excluded.text_sha256, at = now()",
-                [(record.id, _key_text(letter.key), letter.reason, letter.digest) for letter in letters],
+                [(record.id, each.side, key_text(each.key), each.reason, each.digest) for each in letters],
             )
 
-    def unbury(self, record: MigrationRecord, keys: Sequence[Key]) -> None:
-        self._db.execute(
-            "DELETE FROM vecferry.dead_letters WHERE migration_id = %s AND key = ANY(%s::text[])",
-            [record.id, [_key_text(key) for key in keys]],
-        )
+    def unbury(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None:
+        if keys:
+            self._db.execute(
+                "DELETE FROM vecferry.dead_letters WHERE migration_id = %s AND side = %s AND key = ANY(%s::text[])",
+                [record.id, side.value, [key_text(key) for key in keys]],
+            )
 
-    def forget_dead_letters(self, record: MigrationRecord) -> None:
-        self._db.execute("DELETE FROM vecferry.dead_letters WHERE migration_id = %s", [record.id])
-
-    def dead_letters(self, record: MigrationRecord, limit: int) -> list[DeadLetter]:
+    def dead_letters(self, record: MigrationRecord, limit: int, side: Side | None = None) -> list[DeadLetter]:
         rows = self._db.rows(
-            "SELECT key, reason, text_sha256 FROM vecferry.dead_letters"
-            " WHERE migration_id = %s ORDER BY at, key LIMIT %s",
-            [record.id, limit],
+            "SELECT key, reason, text_sha256, side FROM vecferry.dead_letters"
+            " WHERE migration_id = %s AND side = coalesce(%s, side) ORDER BY at, key LIMIT %s",
+            [record.id, side.value if side else None, limit],
         )
-        return [DeadLetter(tuple(json.loads(key)), reason, bytes(digest)) for key, reason, digest in rows]
+        return [DeadLetter(as_key(key), reason, bytes(digest), of) for key, reason, digest, of in rows]
+
+    def count_dead_letters(self, record: MigrationRecord, side: Side) -> int:
+        (found,) = self._db.row(
+            "SELECT count(*) FROM vecferry.dead_letters WHERE migration_id = %s AND side = %s", [record.id, side.value]
+        )
+        return int(found)
+
+    # --- who serves, and what is asked for --------------------------------------------------------
 
     def serving(self, target: str) -> Serving | None:
-        if not self._is_installed():
+        if not self.is_installed():
             return None
         rows = self._db.rows(
-            "SELECT epoch, generation, column_name, fingerprint FROM vecferry.serving WHERE target = %s", [target]
+            "SELECT epoch, generation, locator, fingerprint FROM vecferry.serving WHERE target = %s", [target]
         )
         return Serving(*rows[0]) if rows else None
 
     def serve(self, target: str, serving: Serving) -> None:
         self._db.execute(
-            "INSERT INTO vecferry.serving (target, epoch, generation, column_name, fingerprint)"
+            "INSERT INTO vecferry.serving (target, epoch, generation, locator, fingerprint)"
             " VALUES (%s, %s, %s, %s, %s)"
             " ON CONFLICT (target) DO UPDATE SET epoch = excluded.epoch, generation = excluded.generation,"
-            " column_name = excluded.column_name, fingerprint = excluded.fingerprint, since = now()",
-            [target, serving.epoch, serving.generation, serving.column, serving.fingerprint],
+            " locator = excluded.locator, fingerprint = excluded.fingerprint, since = now()",
+            [target, serving.epoch, serving.generation, serving.locator, serving.fingerprint],
         )
+
+    def recorded_spaces(self, target: str) -> tuple[str | None, str | None]:
+        """Fingerprints of what serves, and of the old side of the migration that is open; None for what is unknown."""
+        if not self.is_installed():
+            return None, None
+        serving, old = self._db.row(
+            "SELECT (SELECT fingerprint FROM vecferry.serving WHERE target = %s),"
+            " (SELECT spec ->> 'old_fingerprint' FROM vecferry.migrations"
+            "  WHERE target = %s AND state NOT IN ('finalized', 'aborted'))",
+            [target, target],
+        )
+        return serving, old
+
+    def control(self, record: MigrationRecord) -> Control:
+        rows = self._db.rows("SELECT rows_per_s, postponed FROM vecferry.control WHERE migration_id = %s", [record.id])
+        return Control(*rows[0]) if rows else Control()
+
+    def set_control(self, record: MigrationRecord, control: Control) -> None:
+        self._db.execute(
+            "INSERT INTO vecferry.control (migration_id, rows_per_s, postponed) VALUES (%s, %s, %s)"
+            " ON CONFLICT (migration_id) DO UPDATE"
+            " SET rows_per_s = excluded.rows_per_s, postponed = excluded.postponed",
+            [record.id, control.rows_per_s, control.postponed],
+        )
+
+    # --- who may write ----------------------------------------------------------------------------
+
+    def acquire(self, target: str, holder: str, seconds: float) -> Lease:
+        """See `Ledger.acquire`. A transaction that the former holder is in ends first."""
+        self.install()
+        rows = self._db.rows(
+            "SELECT holder, token, expires_at < clock_timestamp() FROM vecferry.leases WHERE target = %s", [target]
+        )
+        before, token, is_over = rows[0] if rows else ("", 0, True)
+        gone = not is_over and is_gone(before)
+        if not is_over and not gone:
+            raise Locked(target, before)
+        try:
+            taken = self._take(Lease(target, holder, token + 1), seconds, from_the_gone=gone)
+        except LockTimedOut as exc:
+            raise Locked(target, before) from exc
+        if not taken:
+            raise Locked(target, self._holder(target))
+        return Lease(target, holder, token + 1)
+
+    def _take(self, lease: Lease, seconds: float, *, from_the_gone: bool) -> bool:
+        """Compare and set on the token; false if somebody was faster."""
+        with self._db.transaction():
+            self._db.rows("SELECT set_config('lock_timeout', %s, true)", [f"{TAKEOVER_WAIT_S}s"])
+            taken = self._db.execute(
+                "INSERT INTO vecferry.leases AS held (target, holder, token, expires_at)"
+                " VALUES (%s, %s, %s, clock_timestamp() + make_interval(secs => %s))"
+                " ON CONFLICT (target) DO UPDATE"
+                " SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at"
+                " WHERE held.token = excluded.token - 1 AND (held.expires_at < clock_timestamp() OR %s)",
+                [lease.target, lease.holder, lease.token, seconds, from_the_gone],
+            )
+            return bool(taken)
+
+    def _holder(self, target: str) -> str:
+        rows = self._db.rows("SELECT holder FROM vecferry.leases WHERE target = %s", [target])
+        return rows[0][0] if rows else "a run that has ended since"
+
+    def renew(self, lease: Lease, seconds: float) -> None:
+        renewed = self._db.execute(
+            "UPDATE vecferry.leases SET expires_at = clock_timestamp() + make_interval(secs => %s)"
+            " WHERE target = %s AND token = %s AND expires_at > '-infinity'",
+            [seconds, lease.target, lease.token],
+        )
+        if not renewed:
+            raise LeaseLost(lease.target)
+
+    def release(self, lease: Lease) -> None:
+        """See `Ledger.release`. The row stays, so that tokens go on ascending."""
+        self._db.execute(
+            "UPDATE vecferry.leases SET expires_at = '-infinity' WHERE target = %s AND token = %s",
+            [lease.target, lease.token],
+        )
+
+    def guard(self, lease: Lease) -> None:
+        query = "SELECT 1 FROM vecferry.leases WHERE target = %s AND token = %s FOR KEY SHARE"
+        if not self._db.rows(query, [lease.target, lease.token]):
+            raise LeaseLost(lease.target)
+
+    def another(self) -> PgLedger:
+        return PgLedger(self._db.another())
+
+    def close(self) -> None:
+        """Closes the connection, and so the store that it is shared with."""
+        self._db.close()
 
 
 def _record(row: Sequence[Any]) -> MigrationRecord:
-    number, spec, state, version, verification = row
-    return MigrationRecord(number, MigrationSpec(**spec), state, version, verification)
+    number, spec, state, version, verification, paused = row
+    fields = spec | {"outputs": tuple(spec["outputs"])}
+    return MigrationRecord(
+        number, MigrationSpec(**fields), state, version, verification, Paused(**paused) if paused else None
+    )
 
 
 def _as_list(key: Key | None) -> list[str] | None:
@@ -212,5 +348,10 @@ def _as_key(parts: Sequence[str] | None) -> Key | None:
     return None if parts is None else tuple(parts)
 
 
-def _key_text(key: Key) -> str:
+def key_text(key: Key) -> str:
+    """A JSON list; `capture.py` has the server write the same."""
     return json.dumps(list(key), ensure_ascii=False)
+
+
+def as_key(text: str) -> Key:
+    return tuple(json.loads(text))

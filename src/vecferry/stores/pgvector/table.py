@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
 
 NEW, OLD, DIGEST = "_vecferry_new", "_vecferry_old", "_vecferry_sha256"
+SPARSE, COLBERT = "_sparse", "_colbert"
 MAX_IDENTIFIER_BYTES = 63
 
 
@@ -23,7 +25,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be migrated, as its catalogue entry says. extension: pgvector's schema."""
+    """A table that can be migrated, as its catalogue entry says.
+
+    kind: the vector column's type, "vector" or "halfvec". extension: pgvector's schema. types: the
+    number that each of pgvector's types has in this database.
+    """
 
     oid: int
     schema: str
@@ -31,7 +37,13 @@ class Table:
     key: tuple[Column, ...]
     text: str
     vector: str
+    kind: str
     extension: str
+    types: Mapping[str, int]
+
+    @property
+    def target(self) -> str:
+        return f"{self.schema}.{self.name}.{self.vector}"
 
 
 def find_table(database: Database, table: str, text_column: str, vector_column: str) -> Table:
@@ -49,30 +61,42 @@ def find_table(database: Database, table: str, text_column: str, vector_column: 
     if kind != "r" or has_children:
         raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")
     _require_column(database, oid, table, text_column, "a text type", "t.typcategory = 'S'")
-    _require_column(database, oid, table, vector_column, "pgvector's type vector", "t.typname = 'vector'")
-    ((extension, encoding),) = database.rows(
-        "SELECT n.nspname::text, current_setting('server_encoding') FROM pg_extension e"
-        " JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
+    types = "pgvector's types vector or halfvec"
+    kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
+    key = _key_columns(database, oid, table)
+    extension, numbers = _extension(database)
+    return Table(oid, schema, name, key, text_column, vector_column, kind, extension, numbers)
+
+
+def _extension(database: Database) -> tuple[str, dict[str, int]]:
+    """The schema of pgvector, and the numbers of its types."""
+    rows = database.rows(
+        "SELECT n.nspname::text, t.typname::text, t.oid::bigint, current_setting('server_encoding')"
+        " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+        " JOIN pg_type t ON t.typnamespace = n.oid AND t.typname IN ('vector', 'halfvec', 'sparsevec')"
+        " WHERE e.extname = 'vector'"
     )
-    if encoding == "SQL_ASCII":
+    if rows[0][3] == "SQL_ASCII":
         raise StoreSchemaError("the database does not say how its texts are encoded (SQL_ASCII)", "Use UTF8.")
-    return Table(oid, schema, name, _key_columns(database, oid, table), text_column, vector_column, extension)
+    return rows[0][0], {name: number for _, name, number, _ in rows}
 
 
-def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> None:
+def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> str:
+    """The name of its type."""
     found = database.rows(
-        f"SELECT {condition}, a.attgenerated <> '', format_type(t.oid, NULL) FROM pg_attribute a"  # noqa: S608  # ours
+        f"SELECT {condition}, a.attgenerated <> '', format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"  # noqa: S608  # ours
         " JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped",
         [oid, column],
     )
     if not found:
         raise StoreSchemaError(f"{table} has no column {column}", "Names are spelled as in the database.")
-    ((is_right, is_generated, kind),) = found
+    ((is_right, is_generated, kind, name),) = found
     if not is_right:
         raise StoreSchemaError(f"the column {column} of {table} is of type {kind}", f"Expected {expected}.")
     if is_generated and "vector" in condition:
         raise StoreSchemaError(f"the column {column} of {table} is generated", "Expected an ordinary column.")
+    return str(name)
 
 
 def _key_columns(database: Database, oid: int, table: str) -> tuple[Column, ...]:

@@ -1,0 +1,128 @@
+"""What a verb of `vecferry migrate` works on: the values of the file, and those of the options over them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vecferry.errors import SettingsError
+from vecferry.loading import LazyEncoder, load_encoder
+from vecferry.migrate import Migration, MigrationOptions
+from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
+from vecferry.settings import read_settings
+from vecferry.stores.opening import open_store
+
+
+@dataclass(frozen=True)
+class Target:
+    """A migration to be opened, and its models, loaded when they are first needed."""
+
+    config: MigrationConfig
+
+    @contextmanager
+    def migration(self) -> Iterator[Migration]:
+        store = self.config.store
+        url = store.url.get_secret_value() if store.url else _url_of_settings()
+        opened = open_store(
+            url, store.collection, text=store.text, vector=store.vector, key=store.key, control=store.control
+        )
+        try:
+            yield Migration(opened, self.options())
+        finally:
+            opened.close()
+
+    def options(self) -> MigrationOptions:
+        limits = self.config.limits
+        return MigrationOptions(
+            rows_per_range=limits.rows_per_range,
+            outputs=self.config.models.heads,
+            staging=limits.staging,
+            lease_s=limits.lease_s,
+            rows_per_s=limits.rows_per_s,
+            max_query_ms=limits.max_query_ms,
+            min_free_gb=limits.min_free_gb,
+            min_recall=self.config.verify.min_recall,
+        )
+
+    @property
+    def new(self) -> LazyEncoder:
+        return _encoder(self.config.models.new)
+
+    @property
+    def old(self) -> LazyEncoder | None:
+        folder = self.config.models.old
+        return None if folder is None else _encoder(folder)
+
+
+def _encoder(artifact: Path) -> LazyEncoder:
+    """A fallback keeps its vector space or is refused, and lightweight is as the settings say."""
+    return LazyEncoder(lambda: load_encoder(replace(read_settings().options(), artifact=artifact)))
+
+
+def _url_of_settings() -> str:
+    url = read_settings().database_url
+    if url is None:
+        raise SettingsError("VECFERRY_DATABASE_URL", "", "postgresql://user:password@host/database, or --store")
+    return url.get_secret_value()
+
+
+def _option(*names: str, text: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Where it is")
+
+
+CONFIG = _option(text="TOML file; the options below go over its values.")
+URL = _option(
+    "--store",
+    "--database",
+    text="postgresql://..., chroma:..., lancedb:..., qdrant:..., milvus:...; or VECFERRY_DATABASE_URL, which keeps"
+    " a password out of the process list.",
+)
+COLLECTION = _option("--table", "--collection", text="Table or collection; schema.table if need be.")
+TEXT = _option("--text-column", "--text-field", text="Column or field with the texts. Default: text.")
+VECTOR = _option("--vector-column", "--vector-field", text="Column or field with the vectors. Default: embedding.")
+KEY = _option("--key-field", text="Field with the keys; not for PostgreSQL. Default: id.")
+CONTROL = _option(text="The control database; not for PostgreSQL. Default: .vecferry/control.db.")
+
+
+def _target(
+    config: Annotated[Path | None, CONFIG] = None,
+    store: Annotated[str | None, URL] = None,
+    collection: Annotated[str | None, COLLECTION] = None,
+    text: Annotated[str | None, TEXT] = None,
+    vector: Annotated[str | None, VECTOR] = None,
+    key: Annotated[str | None, KEY] = None,
+    control: Annotated[Path | None, CONTROL] = None,
+) -> Target:
+    given = {"url": store, "collection": collection, "text": text, "vector": vector, "key": key, "control": control}
+    base = read_config(config) if config else _without_file(collection)
+    return Target(merged(base, {f"store.{name}": value for name, value in given.items()}))
+
+
+def _without_file(collection: str | None) -> MigrationConfig:
+    if collection is None:
+        raise SettingsError("--table", "", "the name of a table or collection, or --config with a file that has it")
+    return MigrationConfig(
+        store=StoreConfig(collection=collection), models=ModelsConfig(new=read_settings().options().artifact)
+    )
+
+
+def on_target(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that say what it works on; it gets a `Target` instead of them."""
+    shared = list(inspect.signature(_target, eval_str=True).parameters.values())
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        command(_target(**{each.name: given.pop(each.name) for each in shared}), **given)
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared)]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_options

@@ -1,0 +1,156 @@
+"""When a runner may write: the one place where it waits on purpose, and where it notices that it must."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from vecferry.errors import Interrupted, MigrationConflict
+from vecferry.migrate.states import ENDED, WORKING, State, can_move
+from vecferry.stores import Reading
+from vecferry.stores.ledger import Ledger, MigrationRecord, Paused
+
+GIGABYTE = 10**9
+
+
+class Guard(Protocol):
+    """Something that must be well for the run to go on."""
+
+    def trouble(self) -> str | None:
+        """What is not well, with its figures; None if it is."""
+
+
+@dataclass(frozen=True)
+class DiskGuard:
+    """Room where the staged vectors are written: at least `min_free_gb`."""
+
+    folder: Path
+    min_free_gb: float
+
+    def trouble(self) -> str | None:
+        there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(there).free / GIGABYTE
+        if free >= self.min_free_gb:
+            return None
+        return f"disk low: {free:.2f} GB free at {self.folder}, {self.min_free_gb:g} are to be left"
+
+
+class LatencyGuard:
+    """A search in the serving vectors takes no longer than `max_ms`, as the median of the last five."""
+
+    def __init__(self, store: Reading, query: np.ndarray, fingerprint: str, max_ms: float) -> None:
+        self._store, self._query, self._fingerprint, self._max_ms = store, query, fingerprint, max_ms
+        self._last_ms: list[float] = []
+
+    def trouble(self) -> str | None:
+        began = time.perf_counter()
+        self._store.search(self._query, 1, fingerprint=self._fingerprint)
+        self._last_ms = [*self._last_ms[-4:], 1000 * (time.perf_counter() - began)]
+        median = float(np.median(self._last_ms))
+        return None if median <= self._max_ms else f"queries slow: {median:.0f} ms, limit {self._max_ms:g} ms"
+
+
+class Governor:
+    """Holds the newest record of the migration, and a runner back.
+
+    stop: asked often; true ends the run with Interrupted. poll_s: how often an operator's wishes, the
+    state and the guards are looked at.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        record: MigrationRecord,
+        guards: Sequence[Guard] = (),
+        stop: Callable[[], bool] = lambda: False,
+        poll_s: float = 0.5,
+    ) -> None:
+        self._ledger = ledger
+        self.record = record
+        self._guards = guards
+        self._stop = stop
+        self._poll_s = poll_s
+        self._next_look = 0.0
+        self._free_at = 0.0
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def admit(self, rows: int) -> None:
+        """Returns when `rows` may be written. Raises Interrupted if the run is to end."""
+        self.look()
+        while (rate := self._ledger.control(self.record).rows_per_s) and time.monotonic() < self._free_at:
+            self.rest(min(self._poll_s, self._free_at - time.monotonic()))
+            self.look()
+        if rate:
+            self._free_at = max(time.monotonic(), self._free_at) + rows / rate
+
+    def rest(self, seconds: float) -> None:
+        """Sleep, in parts short enough to be stopped."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._end_if_asked()
+            time.sleep(min(left, 0.1))
+
+    def _end_if_asked(self) -> None:
+        if self._stop():
+            raise Interrupted("it was asked to stop")
+
+    def look(self, *, now: bool = False) -> None:
+        """Wait while the migration is paused, or while a guard is not content; then the run is paused by itself."""
+        self._end_if_asked()
+        if not now and time.monotonic() < self._next_look:
+            return
+        self.refresh()
+        while self._must_wait():
+            self.rest(self._poll_s)
+            self.refresh()
+        self._next_look = time.monotonic() + self._poll_s
+
+    def refresh(self) -> None:
+        found = self._ledger.find(self.record.spec.target)
+        if found is None or found.id != self.record.id or State(found.state) in ENDED:
+            raise Interrupted("the migration was ended by somebody else")
+        self.record = found
+
+    def _must_wait(self) -> bool:
+        paused = self.record.paused
+        if paused is not None and paused.by_operator:
+            return True
+        if State(self.record.state) not in WORKING | {State.PAUSED}:
+            return False
+        trouble = next((found for guard in self._guards if (found := guard.trouble())), None)
+        if trouble and paused is None:
+            before = Paused(self.record.state, trouble, by_operator=False)
+            self._try_move(State.PAUSED, {"reason": trouble}, before)
+        if trouble is None and paused is not None:
+            self._try_move(State(paused.before), {"resumed": paused.reason}, None)
+        return trouble is not None
+
+    def _try_move(self, state: State, detail: dict[str, object], paused: Paused | None) -> None:
+        try:
+            self.record = self._ledger.move(self.record, state, detail, paused)
+        except MigrationConflict:  # an operator was faster; the next look sees what he did
+            self.refresh()
+
+    # --- moving -----------------------------------------------------------------------------------
+
+    def move(self, state: State, **detail: object) -> None:
+        """To the next state of the run; waits first while the migration is paused."""
+        while True:
+            self.look(now=True)
+            assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"
+            try:
+                self.record = self._ledger.move(self.record, state, detail)
+            except MigrationConflict:
+                before = self.record.state
+                self.refresh()
+                if self.record.paused is None and self.record.state != before:
+                    raise  # somebody else runs it
+            else:
+                return

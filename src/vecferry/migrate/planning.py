@@ -1,0 +1,98 @@
+"""What a migration would take, from what the collection is now and a sample that was really encoded."""
+
+from __future__ import annotations
+
+import time
+
+from vecferry.embeddings import Outputs
+from vecferry.migrate.embed import Embedded, TextEncoder, embed
+from vecferry.migrate.values import Plan
+from vecferry.stores import Store, TableInfo
+
+VECTOR_OVERHEAD_BYTES = 8
+PAGE_BYTES = 8192
+PAGE_SLACK = 1.2
+"""Pages are not full, and vectors of more than 2 kB lie apart from their row, with an index of their own."""
+GRAPH_BYTES = 400
+"""An HNSW element's neighbours and headers, at m = 16."""
+COLBERT_NUMBER_BYTES = 2
+SPARSE_ENTRY_BYTES = 8
+
+
+def make_plan(store: Store, encoder: TextEncoder, outputs: Outputs, old_fingerprint: str | None, sample: int) -> Plan:
+    """Writes nothing. `sample` rows are encoded, to measure the time and the size of sparse and ColBERT vectors."""
+    table = store.describe()
+    rows = store.sample(sample)
+    began = time.perf_counter()
+    embedded = embed(encoder, rows, outputs)
+    seconds = time.perf_counter() - began
+    vector_bytes = table.rows * vector_bytes_each(encoder.dimension)
+    head_bytes = int(mean_head_bytes(embedded) * table.rows)
+    return Plan(
+        target=store.target,
+        table=table,
+        old_dimension=table.dimension,
+        new_dimension=encoder.dimension,
+        outputs=outputs.names,
+        old_fingerprint=old_fingerprint,
+        new_fingerprint=encoder.fingerprint,
+        vector_bytes_after=vector_bytes,
+        head_bytes_after=head_bytes,
+        disk_bytes=disk_bytes(table, encoder.dimension) + head_bytes,
+        staging_bytes=vector_bytes + head_bytes,
+        sample_rows=len(rows),
+        sample_seconds=seconds,
+        sample_failures=len(embedded.letters),
+        seconds=seconds / len(rows) * table.rows if rows else 0.0,
+        creates=table.creates,
+        undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
+        warnings=plan_warnings(table),
+    )
+
+
+def mean_head_bytes(embedded: Embedded) -> float:
+    """Of sparse and ColBERT vectors, per row: 8 bytes an entry, and 2 bytes a number in fp16."""
+    sizes = [
+        (0 if v.sparse is None else SPARSE_ENTRY_BYTES * len(v.sparse.ids))
+        + (0 if v.colbert is None else COLBERT_NUMBER_BYTES * v.colbert.size)
+        for v in embedded.vectors
+    ]
+    return sum(sizes) / len(sizes) if sizes else 0.0
+
+
+def vector_bytes_each(dimension: int) -> int:
+    return 4 * dimension + VECTOR_OVERHEAD_BYTES
+
+
+def disk_bytes(table: TableInfo, dimension: int) -> int:
+    """What must be free: new vectors, every row written anew with its index entries, indexes on the new vectors."""
+    indexes = sum(index.recreated for index in table.vector_indexes)
+    filled = (
+        table.rows * vector_bytes_each(dimension)
+        + table.row_bytes
+        + table.index_bytes  # a row that is written anew is entered again in every index
+        + table.rows * indexes * index_bytes_each(dimension)
+    )
+    return int(filled * PAGE_SLACK)
+
+
+def index_bytes_each(dimension: int) -> int:
+    """A vector and its place in the graph, as its share of a page: pgvector splits none over two pages."""
+    return PAGE_BYTES // max(PAGE_BYTES // (vector_bytes_each(dimension) + GRAPH_BYTES), 1)
+
+
+def plan_warnings(table: TableInfo) -> tuple[str, ...]:
+    """What an operator should look at before `start`."""
+    warnings = []
+    if table.null_texts:
+        warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
+    if table.views:
+        warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")
+    if table.triggers:
+        warnings.append(f"triggers fire for every row that is written: {', '.join(table.triggers)}")
+    warnings += [
+        f"index {index.name} is not made anew for the new vectors: {index.definition}"
+        for index in table.vector_indexes
+        if not index.recreated
+    ]
+    return tuple(warnings)

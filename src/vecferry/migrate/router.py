@@ -1,0 +1,238 @@
+"""The application's side of a migration: each request is answered by the model and the index that belong together.
+
+A request pins one serving epoch: it encodes with that epoch's model and asks that epoch's index, wherever
+that lies by then. Since the index that no longer serves is kept current until `finalize`, a request
+that began before the switch is answered rightly after it. An epoch is read again after `max_age_s`,
+and whenever the store says that its space is gone or serves no more; so a process that was there
+before the switch follows within that time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
+
+from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
+from vecferry.encoder import Role
+from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
+from vecferry.migrate.embed import TextEncoder
+from vecferry.stores import Hit, Key, Record, Side, SparseVector, Store
+from vecferry.stores.ledger import Serving
+
+T = TypeVar("T")
+
+TRIES = 4
+"""Each but the first follows a switch that came between looking and asking."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """What an application stores. payload: other columns, fields or metadata by name, as in `Record`."""
+
+    key: Key
+    text: str | None
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query for one epoch. vector: float32 [D]. locator: the index to ask, a column or a collection."""
+
+    epoch: int
+    generation: int
+    fingerprint: str
+    locator: str
+    vector: Float32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """hits: best first, all from the index of that space."""
+
+    epoch: int
+    generation: int
+    fingerprint: str
+    hits: tuple[Hit, ...]
+
+
+class Router:
+    """For all threads of a process; each asks through a store of its own, by `store.another`.
+
+    old and new: the two models. max_age_s: how long a serving epoch is taken for the present one.
+    Requests raise SpaceMismatch if neither model is in the space that serves, and StoreUnreachable,
+    StoreSchemaError or StoreFailed as the store does.
+    """
+
+    def __init__(self, store: Store, *, old: TextEncoder, new: TextEncoder, max_age_s: float = 1.0) -> None:
+        self._store = store
+        self._old = old
+        self._new = new
+        self._max_age_s = max_age_s
+        self._lock = threading.Lock()  # of the epoch
+        self._opening = threading.Lock()  # of the stores
+        self._stores: dict[threading.Thread, Store] = {}
+        self._serving: Serving | None = None
+        self._read_at = 0.0
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def warm(self) -> None:
+        """Leaves both models loaded, so that the switch slows no request down."""
+        for encoder in (self._old, self._new):
+            encoder.encode(["warm"], role="query")
+
+    def search(self, text: str, k: int = 10) -> Answer:
+        """The k rows nearest to the text. Raises InvalidText, ModelRuntimeError."""
+
+        def ask(store: Store, serving: Serving) -> Answer:
+            query = self._encoded(serving, text)
+            hits = store.search(query.vector, k, fingerprint=query.fingerprint)
+            return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits))
+
+        return self._following(ask)
+
+    def encode_query(self, text: str) -> Query:
+        """For applications that ask the index themselves, which they must do at once. Raises as `search` does."""
+        return self._following(lambda _, serving: self._encoded(serving, text))
+
+    def put(self, documents: Sequence[Document]) -> Serving:
+        """Leaves these rows in the index that serves, new or replaced; the epoch of that. Repeating is safe.
+
+        A text of None has no vector. Raises InvalidText, by the document's position, and then nothing is written.
+        """
+
+        def write(store: Store, serving: Serving) -> Serving:
+            encoder = self._encoder(serving)
+            records = _records(encoder, documents, _outputs(store, encoder))
+            store.put(records, fingerprint=encoder.fingerprint)
+            return serving
+
+        return self._following(write)
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        """Leaves the collection without these rows. Repeating is safe."""
+        self._connected(lambda store: store.remove(keys))
+
+    def close(self) -> None:
+        """Closes the stores that the router has opened, once no thread asks any more. Repeating is safe."""
+        with self._opening:
+            self._closed = True
+            stores = list(self._stores.values())
+            self._stores.clear()
+        for store in stores:
+            store.close()
+
+    # --- the epoch --------------------------------------------------------------------------------
+
+    def _following(self, request: Callable[[Store, Serving], T]) -> T:
+        """`request` with the present epoch, and with the next one if it was switched meanwhile."""
+
+        def followed(store: Store) -> T:
+            serving = self._present(store, self._max_age_s)
+            for _ in range(TRIES - 1):
+                try:
+                    return request(store, serving)
+                except SpaceMismatch:
+                    later = self._present(store, max_age_s=0)
+                    if later == serving:
+                        raise
+                    serving = later
+            return request(store, serving)
+
+        return self._connected(followed)
+
+    def _present(self, store: Store, max_age_s: float) -> Serving:
+        """What serves, as of at most `max_age_s` ago; never an earlier epoch than one that was seen here."""
+        with self._lock:
+            if self._serving is not None and time.monotonic() - self._read_at < max_age_s:
+                return self._serving
+        asked_at = time.monotonic()
+        found = store.ledger.serving(store.target) or Serving(0, 0, store.serving_locator(Side.OLD), None)
+        with self._lock:
+            if self._serving is None or found.epoch >= self._serving.epoch:
+                self._serving = found
+                self._read_at = max(self._read_at, asked_at)
+            return self._serving
+
+    def _encoder(self, serving: Serving) -> TextEncoder:
+        """Vectors whose space nobody has recorded are those from before the migration."""
+        if serving.fingerprint in (None, self._old.fingerprint):
+            return self._old
+        if serving.fingerprint == self._new.fingerprint:
+            return self._new
+        where = f"neither of the router's models made the vectors of {self._store.target} that serve; its new model"
+        raise SpaceMismatch(expected=str(serving.fingerprint), found=self._new.fingerprint, where=where)
+
+    def _encoded(self, serving: Serving, text: str) -> Query:
+        encoder = self._encoder(serving)
+        vector = _encode(encoder, [text], "query").dense[0]
+        return Query(serving.epoch, serving.generation, encoder.fingerprint, serving.locator, vector)
+
+    # --- a store for each thread ------------------------------------------------------------------
+
+    def _connected(self, request: Callable[[Store], T]) -> T:
+        """`request` through this thread's store; once more, by a new connection, if the old one is gone."""
+        store = self._stores.get(threading.current_thread()) or self._open()
+        try:
+            return request(store)
+        except StoreUnreachable:
+            store.reconnect()
+            return request(store)
+
+    def _open(self) -> Store:
+        """A store for this thread; those of threads that have ended are closed."""
+        with self._opening:
+            assert not self._closed, "the router is closed"
+            ended = [self._stores.pop(thread) for thread in list(self._stores) if not thread.is_alive()]
+            own = self._stores[threading.current_thread()] = self._store.another()
+        for store in ended:
+            store.close()
+        return own
+
+
+def _outputs(store: Store, encoder: TextEncoder) -> Outputs:
+    """The heads that the index of this model has."""
+    record = store.ledger.find(store.target)
+    if record is None or record.spec.fingerprint != encoder.fingerprint:
+        return DENSE
+    return Outputs.parse(",".join(record.spec.outputs))
+
+
+def _encode(encoder: TextEncoder, texts: Sequence[str], role: Role, outputs: Outputs = DENSE) -> Embeddings:
+    found = encoder.encode(texts, outputs=outputs, role=role)
+    if found.fingerprint != encoder.fingerprint:
+        raise SpaceMismatch(expected=encoder.fingerprint, found=found.fingerprint, where="the encoder's answer")
+    return found
+
+
+def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outputs) -> list[Record]:
+    """Raises InvalidText by the document's position."""
+    records = [Record(document.key, document.text, None, document.payload) for document in documents]
+    texts = {i: document.text for i, document in enumerate(documents) if document.text is not None}
+    if texts:
+        try:
+            found = _encode(encoder, list(texts.values()), "passage", outputs)
+        except InvalidText as exc:
+            raise InvalidText(list(texts)[exc.row], exc.reason) from exc
+        for row, i in enumerate(texts):
+            records[i] = _with_vectors(records[i], found, row)
+    return records
+
+
+def _with_vectors(record: Record, found: Embeddings, row: int) -> Record:
+    sparse, multi = found.sparse_or_none, found.colbert_or_none
+    part = slice(0) if sparse is None else slice(sparse.indptr[row], sparse.indptr[row + 1])
+    return replace(
+        record,
+        vector=found.dense[row],
+        sparse=None if sparse is None else SparseVector(sparse.indices[part], sparse.weights[part]),
+        colbert=None if multi is None else multi[row],
+    )

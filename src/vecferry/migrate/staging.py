@@ -1,0 +1,231 @@
+"""Staged embeddings: what a model has made lies on disk until it is applied, and after.
+
+    FOLDER/<fingerprint>/<heads>/<name>.parquet     heads: dense, dense-sparse, dense-sparse-colbert
+
+One file is one range. It is there whole or not at all, and one that is damaged is removed: its range
+is done again. What was staged once is found again by the digest of its text, so that equal texts are
+encoded once and a redo costs nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from vecferry.embeddings import DENSE, Outputs
+from vecferry.errors import OutputWriteFailed, reason_of
+from vecferry.migrate.embed import Embedded
+from vecferry.migrate.staged_file import (
+    NotReadable,
+    StagedRow,
+    StagedVector,
+    held_digests,
+    read,
+    require_pyarrow,
+    write,
+)
+from vecferry.migrate.staged_index import StagedIndex
+from vecferry.stores import NewVector
+from vecferry.stores.ledger import DeadLetter
+
+PARTIAL = ".partial"
+
+
+class Staging:
+    """The staged embeddings of one vector space with the same heads. Threads may share it, and processes the folder.
+
+    Opening reads the digests of all that is staged, about 50 bytes a text, and removes what killed
+    processes left half-written. Raises MissingExtra, OutputWriteFailed; every method raises StoreFailed
+    if the system refuses to read a file.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, outputs: Outputs = DENSE) -> None:
+        assert _is_plain(fingerprint), f"not a folder's name: {fingerprint!r}"
+        require_pyarrow()
+        self.outputs = outputs
+        self._folder = folder.absolute() / fingerprint / "-".join(outputs.names)
+        self._index = StagedIndex()
+        with _writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _sweep(self._folder)
+        self._look_around()
+
+    def keep(self, name: str, embedded: Embedded) -> None:
+        """Leaves it staged under `name`, durably, instead of what was there before. Repeating is safe.
+
+        Raises OutputWriteFailed, and then what was there before is untouched.
+        """
+        elsewhere = self._index.find([new.digest for new in embedded.vectors], but=name)
+        rows = _rows(embedded, self.outputs, known={digest for held in elsewhere.values() for digest in held.values()})
+        path = self._path(name)
+        with _writing(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _replacing(path) as file:
+                write(file, rows)
+        self._index.add(name, {i: row.digest for i, row in enumerate(rows) if row.vectors is not None})
+
+    def read(self, name: str) -> Embedded | None:
+        """What was staged under `name`, in its order; None if nothing was, or not all of it can be had."""
+        rows = self._load(name)
+        if rows is None:
+            return None
+        held = {row.digest: row.vectors for row in rows if row.vectors is not None}
+        missing = {row.digest for row in rows if row.reason is None} - held.keys()
+        if missing:
+            held |= self.vectors(list(missing))
+        if missing - held.keys():
+            self._look_around()  # another process may have staged it
+            held |= self.vectors(list(missing))
+        if missing - held.keys():
+            return None
+        return Embedded(
+            tuple(_new_vector(row, held.get(row.digest)) for row in rows),
+            tuple(DeadLetter(row.key, row.reason, row.digest) for row in rows if row.reason is not None),
+        )
+
+    def known(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Those that are staged with a vector, by what opening and `keep` have seen; no file is read."""
+        return {digest for rows in self._index.find(digests).values() for digest in rows.values()}
+
+    def vectors(self, digests: Sequence[bytes]) -> dict[bytes, StagedVector]:
+        """What is staged of these; dead letters have none."""
+        found = {}
+        for name, wanted in self._index.find(digests).items():
+            for row in self._load(name, wanted) or ():
+                if row.vectors is not None and row.digest in wanted.values():
+                    found[row.digest] = row.vectors
+        return found
+
+    def clear(self) -> None:
+        """Leaves nothing staged here. Repeating is safe; cannot be undone, but all of it can be encoded again."""
+        for path in self._files():
+            self._remove(path)
+        with suppress(OSError):  # something else is there, or nothing
+            self._folder.rmdir()
+            self._folder.parent.rmdir()
+
+    def bytes(self) -> int:
+        """On disk, of all that is staged here."""
+        sizes = 0
+        for path in self._files():
+            with suppress(FileNotFoundError):
+                sizes += path.stat().st_size
+        return sizes
+
+    def _path(self, name: str) -> Path:
+        assert _is_plain(name), f"not a file's name: {name!r}"
+        return self._folder / f"{name}.parquet"
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("[!.]*.parquet"))
+
+    def _look_around(self) -> None:
+        """Takes the files that are not in the index into it."""
+        names = self._index.names()
+        for path in self._files():
+            if path.stem not in names:
+                try:
+                    self._index.add(path.stem, held_digests(path))
+                except NotReadable:
+                    self._remove(path)
+
+    def _load(self, name: str, rows: Collection[int] | None = None) -> list[StagedRow] | None:
+        """Those rows of the file, or all; None if it is not there or damaged."""
+        path = self._path(name)
+        try:
+            return read(path, rows)
+        except NotReadable:
+            self._remove(path)
+            return None
+
+    def _remove(self, path: Path) -> None:
+        self._index.forget(path.stem)
+        with _writing(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and Path(name).name == name and not name.startswith(".")
+
+
+def _heads(new: NewVector) -> Outputs:
+    sparse = Outputs(0) if new.sparse is None else Outputs.SPARSE
+    return DENSE | sparse | (Outputs(0) if new.colbert is None else Outputs.COLBERT)
+
+
+def _rows(embedded: Embedded, outputs: Outputs, known: set[bytes]) -> list[StagedRow]:
+    """The vectors of each digest that is not known yet go into the first of its rows."""
+    reasons, rows, held = {letter.key: letter.reason for letter in embedded.letters}, [], set(known)
+    for new in embedded.vectors:
+        reason, vectors = reasons.get(new.key), None
+        assert (new.vector is None) == (reason is not None), f"{new.key} has a vector and a letter, or neither"
+        if new.vector is not None and new.digest not in held:
+            assert _heads(new) == outputs, f"{new.key} has not the heads that are staged here"
+            vectors = StagedVector(new.vector, new.sparse, new.colbert)
+            held.add(new.digest)
+        rows.append(StagedRow(new.key, new.digest, _storable(reason), vectors))
+    return rows
+
+
+def _storable(reason: str | None) -> str | None:
+    """Without lone surrogates, which a bad text may have brought into it."""
+    return None if reason is None else reason.encode("utf-8", "replace").decode()
+
+
+def _new_vector(row: StagedRow, staged: StagedVector | None) -> NewVector:
+    if row.reason is not None or staged is None:
+        return NewVector(row.key, row.digest, None)
+    return NewVector(row.key, row.digest, staged.vector, staged.sparse, staged.colbert)
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise OutputWriteFailed(path, reason_of(exc)) from exc
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path`, which durably takes its place on leaving without an error."""
+    temporary, file = _locked_partial(path)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _locked_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file, locked as long as it is open: by that `_sweep` sees that its writer lives."""
+    while True:
+        handle, name = tempfile.mkstemp(PARTIAL, f".{path.stem}.", path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():  # it was not swept between the two
+            return Path(name), os.fdopen(handle, "wb")
+        os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed writers left."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

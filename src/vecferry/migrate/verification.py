@@ -1,0 +1,129 @@
+"""What is checked before a switch. Nothing here changes a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from vecferry.embeddings import Float32
+from vecferry.migrate.embed import TextEncoder, embed
+from vecferry.migrate.values import Check
+from vecferry.stores import NOTHING, Examination, Finding, Key, Row, Side, Store, shown
+
+MIN_COSINE = 0.999
+RECALL_QUERIES = 20
+RECALL_K = 10
+MAX_SUSPECTS = 1000
+"""Rows that are looked at again, because they may have been written while all were being compared."""
+SECOND_LOOKS = 5
+
+
+class Gate(Protocol):
+    """The last word before `ready`: retrieval quality, say. It may search in either side of the store."""
+
+    def __call__(self, store: Store) -> Sequence[Check]: ...
+
+
+def examine(store: Store, dimension: int, catch_up: Callable[[], None]) -> Examination:
+    """Every row; those that were only just written, and are captured, count as current."""
+    found = store.examine(dimension, MAX_SUSPECTS)
+    if found.stale.count > MAX_SUSPECTS or found.orphaned.count > MAX_SUSPECTS:
+        return found
+    stale, orphaned = list(found.stale.keys), list(found.orphaned.keys)
+    for _ in range(SECOND_LOOKS):
+        if not stale and not orphaned:
+            break
+        catch_up()
+        stale = [row.key for row in store.stale(Side.NEW, stale)]
+        orphaned = [key for key in store.orphans(MAX_SUSPECTS) if key in set(orphaned)]
+        captured = {change.key for change in store.captured(MAX_SUSPECTS)}
+        stale = [key for key in stale if key not in captured]
+        orphaned = [key for key in orphaned if key not in captured]
+    return _replaced(found, stale, orphaned)
+
+
+def _replaced(found: Examination, stale: Sequence[Key], orphaned: Sequence[Key]) -> Examination:
+    parts = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    return Examination(**parts | {"stale": _finding(stale), "orphaned": _finding(orphaned)})
+
+
+def _finding(keys: Sequence[Key]) -> Finding:
+    return Finding(len(keys), tuple(keys)) if keys else NOTHING
+
+
+def structural_checks(found: Examination, letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
+    """letters: dead letters in the ledger; every row without a vector must have one."""
+    without = found.without_vector
+    with_vector = found.rows - without.count - found.stale.count
+    norm = "farther than 0.001 from length 1"
+    return (
+        _check("text unchanged", found.stale, "without a vector of their present text"),
+        _check("no vector without a row", found.orphaned, "are gone, their vectors are not"),
+        Check(
+            "every row has a vector",
+            without.count <= letters,
+            f"{with_vector} of {found.rows} rows, {letters} dead letters{_named(without)}",
+            shown(without.keys[:10]),
+        ),
+        _check("dimension", found.wrong_dimension, f"without {dimension} numbers"),
+        _check("finite", found.not_finite, "with numbers that are not finite"),
+        _check("no zero vector", found.zero, "with a vector of zeros"),
+        _check("unit norm", found.off_norm if unit else NOTHING, norm if unit else "looked at: no unit vectors"),
+        Check("indexes", not found.missing_indexes, f"missing: {', '.join(found.missing_indexes) or 'none'}"),
+    )
+
+
+def _check(name: str, finding: Finding, defect: str) -> Check:
+    return Check(name, not finding, f"{finding.count} rows {defect}{_named(finding)}", shown(finding.keys[:10]))
+
+
+def _named(finding: Finding) -> str:
+    return f": {', '.join(shown(finding.keys[:10]))}" if finding.keys else ""
+
+
+# --- a sample, encoded again ----------------------------------------------------------------------
+
+
+def recomputed_cosines(store: Store, encoder: TextEncoder, sample: int) -> dict[Key, float]:
+    """By key, the cosine between a stored vector and the same text encoded again; 0 where it cannot be."""
+    pairs: list[tuple[Row, Float32]] = store.sample_vectors(sample)
+    again = embed(encoder, [row for row, _ in pairs]).vectors
+    return {
+        new.key: 0.0 if new.vector is None else cosine(new.vector, stored)
+        for new, (_, stored) in zip(again, pairs, strict=True)
+    }
+
+
+def recomputation_check(cosines: dict[Key, float], expected: int) -> Check:
+    """Passed if `expected` rows were encoded again, each at a cosine of at least 0.999 to its stored vector."""
+    low = [key for key, value in cosines.items() if not value >= MIN_COSINE]
+    lowest = f"{min(cosines.values()):.6f}" if cosines else "none"
+    seen = f"{len(cosines)} rows encoded again, {len(low)} below {MIN_COSINE}, lowest cosine {lowest}"
+    return Check("recomputed sample", not low and len(cosines) >= expected, seen, shown(low[:10]))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """In float64; 0 if either is zero."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths else 0.0
+
+
+# --- the index ------------------------------------------------------------------------------------
+
+
+def index_recall(store: Store, fingerprint: str, queries: int = RECALL_QUERIES, k: int = RECALL_K) -> float | None:
+    """Mean share of the k nearest, found exactly, that the new index finds too; stored vectors ask. None: no rows."""
+    shares = []
+    for _, vector in store.sample_vectors(queries):
+        exact = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint, exact=True)}
+        found = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint)}
+        shares.append(len(exact & found) / len(exact) if exact else 1.0)
+    return float(np.mean(shares)) if shares else None
+
+
+def recall_check(recall: float | None, minimum: float) -> Check:
+    seen = "no rows to ask for" if recall is None else f"{recall:.3f} of the exact ten nearest, at least {minimum:g}"
+    return Check("index recall", recall is None or recall >= minimum, seen)

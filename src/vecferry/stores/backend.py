@@ -1,0 +1,117 @@
+"""What a vector store must be able to do so that `mirror.MirrorStore` can migrate it. One file per store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from vecferry.embeddings import Float32, Outputs
+from vecferry.stores import SparseVector
+
+
+@dataclass(frozen=True)
+class Point:
+    """One entry of a collection, whole. id: as text, whatever the store's type is.
+
+    vector: float32 [D]; None where it was not asked for, or the point has none. payload: all else that
+    the store keeps with it, in values that can be put back as they are.
+    """
+
+    id: str
+    text: str | None
+    vector: Float32 | None = None
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    sparse: SparseVector | None = None
+    colbert: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One answer to a search, best first. score: the cosine."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where the parts of a point are, by the names that the store has for them.
+
+    vector: "" is Qdrant's unnamed vector. Chroma has its own places for all three and takes none of these.
+    """
+
+    key: str = "id"
+    text: str = "text"
+    vector: str = "vector"
+
+
+class Backend(Protocol):
+    """A store as a set of named collections of points. Not thread-safe; a thread has its own by `another`.
+
+    All methods raise StoreUnreachable, StoreSchemaError or StoreFailed, from the client's own errors.
+    What `put` and `delete` have written is durable when they return, as far as the store promises it.
+    """
+
+    @property
+    def kind(self) -> str:
+        """For messages: "chroma", "lancedb"."""
+
+    @property
+    def text_field(self) -> str:
+        """Where the text is, for messages and for the record of a migration."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """The heads that a collection can hold; dense always."""
+
+    def exists(self, collection: str) -> bool: ...
+    def dimension(self, collection: str) -> int | None:
+        """Numbers in a vector; None if the collection does not say it (it is empty)."""
+
+    def count(self, collection: str) -> int: ...
+    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
+        """Leaves an empty collection with the schema and metric of `like`, for vectors of `dimension`.
+
+        Raises StoreSchemaError if the metric of `like` is neither cosine nor one that equals it for unit
+        vectors, or its key, text or vector is not as expected.
+        """
+
+    def drop(self, collection: str) -> None:
+        """Repeating is safe: a collection that is not there is dropped."""
+
+    def ids(self, collection: str) -> Iterator[str]:
+        """Every point's id, in any order, as of the time of the call or later."""
+
+    def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
+        """Those that are there, in any order, as last written by anybody. Any number of ids."""
+
+    def put(self, collection: str, points: Sequence[Point]) -> None:
+        """Insert or replace, each point as a whole. Any number; ids are distinct. Every vector is there."""
+
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        """Ids that are not there are no error. Any number."""
+
+    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+        """By the store's own index, best first, over what was written before."""
+
+    def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        """Leaves the vector indexes that `like` has; the names of those built. Repeating is safe."""
+
+    def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        """What `build_indexes` would still build."""
+
+    def another(self) -> Backend: ...
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Aliased(Protocol):
+    """A backend with names that point to collections, and can be pointed to others at once."""
+
+    def resolve(self, name: str) -> str:
+        """The collection behind the alias; the name itself if it is not an alias."""
+
+    def is_alias(self, name: str) -> bool: ...
+    def point_alias(self, alias: str, collection: str) -> None:
+        """In one step. Repeating is safe."""

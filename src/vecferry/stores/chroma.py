@@ -1,0 +1,325 @@
+"""Collections of Chroma, in a server or embedded in this process. Only this file imports chromadb.
+
+The text is Chroma's document, the payload its metadata, where a field that is None is one that is not
+there. No embedding function is ever set, so that Chroma embeds nothing by itself.
+
+An embedded folder belongs to one process. A second one that writes leaves points out of the first
+one's index for good, and one that reads does not find what is written later. `open` therefore locks
+the folder against other processes of vecferry; an application of several needs a server (`chroma run`).
+Inside one process, the folder must be spelled as the application spells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.errors import Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.stores.backend import Found, Point
+from vecferry.stores.portions import Portion, slices
+
+try:
+    import chromadb
+    import httpx
+    from chromadb.api import ClientAPI
+    from chromadb.api.client import Client
+    from chromadb.api.collection_configuration import CreateCollectionConfiguration
+    from chromadb.api.models.Collection import Collection
+    from chromadb.config import Settings
+    from chromadb.errors import ChromaError, NotFoundError
+except ImportError as exc:
+    raise MissingExtra("chroma", "chromadb") from exc
+
+URLS = "chroma:///absolute/path, chroma:relative/path or chroma+http://host:port"
+DIMENSION = "vecferry:dimension"
+BYTES_PER_NUMBER = 6  # float32 in base64
+REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
+READ_AT_A_TIME = 1000
+TIMEOUT_S = 120
+NOT_OPENED = (ChromaError, ValueError, AttributeError)  # the last from its cleaning up after a failed start
+COSINES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda distance: 1 - distance,
+    "ip": lambda distance: 1 - distance,
+    "l2": lambda distance: 1 - distance / 2,  # squared, of unit vectors
+}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What chromadb raises, as errors of a store."""
+    try:
+        yield
+    except NotFoundError as exc:
+        raise StoreSchemaError(f"not in the chroma store: {exc}", "Names are spelled as in the store.") from exc
+    except httpx.TransportError as exc:
+        raise StoreUnreachable("chroma", str(exc)) from exc
+    except (ChromaError, httpx.HTTPError, ValueError, TypeError, OverflowError) as exc:
+        raise StoreFailed("chroma", str(exc)[:500]) from exc
+    except Exception as exc:
+        if type(exc) is not Exception:  # which is how the client reports an answer that it does not know
+            raise
+        raise StoreFailed("chroma", str(exc)[:500]) from exc
+
+
+class ChromaBackend:
+    """`backend.Backend` over one database of Chroma. Dense vectors only."""
+
+    kind = "chroma"
+    text_field = "document"
+    outputs = DENSE
+
+    def __init__(self, client: ClientAPI) -> None:
+        """client: the application's own, and left open by `close`."""
+        self._client = client
+        self._url: str | None = None
+        self._lock: FileLock | None = None
+        with _translated():
+            self._portion = Portion(client.get_max_batch_size(), REQUEST_BYTES)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """url: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
+
+        Raises StoreUnreachable, and Locked if another process has the folder open.
+        """
+        scheme, _, rest = url.partition(":")
+        lock = None
+        if scheme == "chroma":
+            folder = _folder(rest)
+            lock = _locked(folder)
+        try:
+            backend = cls(_embedded(folder) if lock else _connected(url))
+        except BaseException:
+            if lock:
+                lock.release()
+            raise
+        backend._url, backend._lock = url, lock
+        return backend
+
+    def another(self) -> ChromaBackend:
+        return ChromaBackend(self._client) if self._url is None else ChromaBackend.open(self._url)
+
+    def close(self) -> None:
+        if self._url and isinstance(self._client, Client):
+            self._client.close()
+            for session in _sessions(self._client):
+                session.close()
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    # --- collections ------------------------------------------------------------------------------
+
+    @_translated()
+    def exists(self, collection: str) -> bool:
+        try:
+            self._collection(collection)
+        except NotFoundError:
+            return False
+        return True
+
+    @_translated()
+    def dimension(self, collection: str) -> int | None:
+        found = self._collection(collection)
+        if recorded := (found.metadata or {}).get(DIMENSION):
+            return int(recorded)
+        embeddings = found.get(limit=1, include=["embeddings"])["embeddings"]
+        return None if embeddings is None or len(embeddings) == 0 else len(embeddings[0])
+
+    @_translated()
+    def count(self, collection: str) -> int:
+        return self._collection(collection).count()
+
+    @_translated()
+    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
+        """Records the dimension in the collection's metadata, since Chroma itself learns it from the first point."""
+        if refused := outputs & ~self.outputs:
+            raise StoreSchemaError(f"a Chroma collection has no place for {', '.join(refused.names)}", "Leave it out.")
+        if self.exists(collection):
+            raise StoreSchemaError(f"there is a collection {collection!r} already", "Drop it, or take another name.")
+        model = self._collection(like)
+        _space(model)
+        index = {kind: model.configuration_json[kind] for kind in ("hnsw", "spann") if model.configuration_json[kind]}
+        metadata = {name: v for name, v in (model.metadata or {}).items() if not name.startswith("hnsw:")}
+        self._client.create_collection(
+            collection,
+            configuration=cast(CreateCollectionConfiguration, index),
+            metadata=metadata | {DIMENSION: dimension},
+            embedding_function=None,
+        )
+
+    @_translated()
+    def drop(self, collection: str) -> None:
+        try:
+            self._client.delete_collection(collection)
+        except NotFoundError:
+            return
+
+    def _collection(self, name: str) -> Collection:
+        """By its name each time (1 ms): a handle is bound to a collection that may have been dropped since."""
+        return self._client.get_collection(name, embedding_function=None)
+
+    # --- points -----------------------------------------------------------------------------------
+
+    @_translated()
+    def ids(self, collection: str) -> Iterator[str]:
+        """In one request: pages are by offset, and a delete between two of them would hide a point."""
+        return iter(self._collection(collection).get(include=[])["ids"])
+
+    @_translated()
+    def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
+        found, points = self._collection(collection), []
+        for some in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
+            points += _points(found, list(some), vectors=vectors)
+        return points
+
+    @_translated()
+    def put(self, collection: str, points: Sequence[Point]) -> None:
+        """Not quite in one step for a point that loses its text: Chroma can only delete it and insert it again.
+
+        Raises StoreSchemaError, with nothing written, for vectors of another dimension.
+        """
+        self._require_fit(collection, points)
+        found = self._collection(collection)
+        for portion in self._portion.cut(points, BYTES_PER_NUMBER):
+            _put(found, portion)
+
+    @_translated()
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        found = self._collection(collection)
+        for some in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
+            found.delete(ids=list(some))
+
+    @_translated()
+    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+        """The score is the cosine; in a collection with another distance, only that of unit vectors."""
+        found = self._collection(collection)
+        cosine = COSINES[_space(found)]
+        answer = found.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"])
+        distances = (answer["distances"] or [[]])[0]
+        return [Found(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
+
+    def _require_fit(self, collection: str, points: Sequence[Point]) -> None:
+        if any(point.sparse is not None or point.colbert is not None for point in points):
+            raise StoreSchemaError(f"{collection} has no place for sparse or ColBERT vectors", "Leave them out.")
+        if points:
+            size = self.dimension(collection) or (0 if points[0].vector is None else len(points[0].vector))
+            if any(point.vector is None or point.vector.shape != (size,) for point in points):
+                raise StoreSchemaError(f"{collection} has vectors of {size} numbers", "Every point needs such a one.")
+
+    # --- indexes ----------------------------------------------------------------------------------
+
+    def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Chroma keeps its one index by itself."""
+        return ()
+
+    def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
+
+def _points(collection: Collection, ids: list[str], *, vectors: bool) -> list[Point]:
+    answer = collection.get(ids=ids, include=["documents", "metadatas", *(["embeddings"] if vectors else [])])  # type: ignore[list-item]
+    found = answer["ids"]
+    texts = answer["documents"] or [None] * len(found)  # type: ignore[list-item]
+    payloads = answer["metadatas"] or [None] * len(found)  # type: ignore[list-item]
+    numbers = [None] * len(found) if answer["embeddings"] is None else np.asarray(answer["embeddings"], np.float32)
+    return [
+        Point(i, text, vector, dict(payload or {}))
+        for i, text, payload, vector in zip(found, texts, payloads, numbers, strict=True)
+    ]
+
+
+def _put(collection: Collection, points: Sequence[Point]) -> None:
+    """An upsert adds to what is there, so that a field has to be taken away by name, and a text by the point."""
+    without_text = {point.id for point in points if point.text is None}
+    before = {point.id: point for point in _points(collection, [point.id for point in points], vectors=False)}
+    losing = [i for i in without_text if i in before and before[i].text is not None]
+    if losing:
+        collection.delete(ids=losing)
+    collection.upsert(
+        ids=[point.id for point in points],
+        embeddings=np.stack([point.vector for point in points if point.vector is not None]),
+        documents=[point.text for point in points],  # type: ignore[misc]
+        metadatas=[_metadata(point.payload, before.get(point.id)) for point in points],  # type: ignore[misc]
+    )
+
+
+def _metadata(payload: Mapping[str, Any], before: Point | None) -> dict[str, Any] | None:
+    """None instead of an empty dict, which Chroma refuses."""
+    gone: dict[str, Any] = dict.fromkeys(before.payload) if before else {}
+    return {**gone, **payload} or None
+
+
+def _space(collection: Collection) -> str:
+    configuration = collection.configuration_json
+    space = str((configuration.get("hnsw") or configuration.get("spann") or {}).get("space"))
+    if space not in COSINES:
+        raise StoreSchemaError(f"{collection.name} has the distance {space}", f"One of {', '.join(COSINES)}.")
+    return space
+
+
+def _folder(path: str) -> str:
+    """As it is spelled: chromadb takes two spellings for two stores."""
+    if path.startswith("//") and not path.startswith("///"):
+        raise StoreSchemaError(f"chroma:{path} names no folder", URLS)
+    folder = path.removeprefix("//")
+    if not (Path(folder) / "chroma.sqlite3").is_file():
+        raise StoreUnreachable("chroma", f"there is no Chroma database in {folder}")
+    return folder
+
+
+def _locked(folder: str) -> FileLock:
+    lock = FileLock(Path(folder) / ".vecferry-lock", timeout=0, is_singleton=True, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Locked(folder, "another process; Chroma's folders allow one, `chroma run --path` allows many") from None
+    except OSError as exc:
+        raise StoreUnreachable("chroma", f"{folder}: {exc.strerror}") from exc
+    return lock
+
+
+def _embedded(folder: str) -> ClientAPI:
+    """Also beside an application in this process that has Chroma's usual settings."""
+    try:
+        return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False))
+    except NOT_OPENED as exc:
+        if "different settings" not in str(exc):
+            raise StoreUnreachable("chroma", f"{folder} does not open: {exc}") from exc
+    try:
+        return chromadb.PersistentClient(folder)
+    except NOT_OPENED as exc:
+        raise StoreUnreachable("chroma", f"{exc}; give ChromaBackend the client that is open") from exc
+
+
+def _connected(url: str) -> ClientAPI:
+    parts = urlsplit(url)
+    if parts.scheme not in ("chroma+http", "chroma+https") or not parts.hostname:
+        raise StoreSchemaError("this names no Chroma server", URLS)
+    if parts.username or parts.password or parts.path not in ("", "/"):
+        expected = "Give ChromaBackend a client that has them."
+        raise StoreSchemaError("the URL of a Chroma server has no user, password or path", expected)
+    ssl = parts.scheme.endswith("https")
+    try:
+        client = chromadb.HttpClient(
+            parts.hostname, parts.port or (443 if ssl else 8000), ssl, settings=Settings(anonymized_telemetry=False)
+        )
+    except (ValueError, ChromaError, httpx.HTTPError) as exc:
+        raise StoreUnreachable("chroma", f"{parts.hostname}: {exc}") from exc
+    for session in _sessions(client):
+        session.timeout = httpx.Timeout(TIMEOUT_S)
+    return client
+
+
+def _sessions(client: ClientAPI) -> list[httpx.Client]:
+    """The connections of an HTTP client, which it neither closes nor gives a time limit."""
+    servers = [getattr(holder, "_server", None) for holder in (client, getattr(client, "_admin_client", None))]
+    sessions = [getattr(server, "_session", None) for server in servers]
+    return [session for session in sessions if isinstance(session, httpx.Client)]

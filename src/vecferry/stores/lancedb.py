@@ -1,0 +1,401 @@
+"""Tables of a LanceDB folder. Only this file imports lancedb.
+
+A point is a whole row, and columns of any Arrow type are its payload; values with nanoseconds stay Arrow
+scalars, since Python's own types would round them. ColBERT vectors have a column `<vector>_colbert`
+in float16: for 200 tokens of 1,024 numbers that is 400 kB.
+
+Each call opens its table anew (2 ms), so that it never reads an old version or a dropped table. Each
+write is one commit. LanceDB has no unique keys: of two writers that insert the same new key at once,
+both leave a row. Writers through this file wait for each other on a lock file in the folder.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+from filelock import FileLock
+
+from vecferry.embeddings import Float32, Outputs
+from vecferry.errors import MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.stores.backend import Fields, Found, Point
+from vecferry.stores.portions import slices
+
+try:
+    import lancedb
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from lancedb import index as kinds
+    from lancedb.query import LanceVectorQueryBuilder as VectorQuery
+    from lancedb.table import Table
+except ImportError as exc:
+    raise MissingExtra("lancedb", "lancedb") from exc
+
+MAX_ROWS = 4096
+MAX_IDS = 500
+ALL_ROWS = 2**31 - 1
+LOCK_TIMEOUT_S = 60
+CONFLICT = re.compile("conflict|concurrent writers", re.IGNORECASE)
+CONFLICT_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+MADE_HERE = b"vecferry"
+COMMITS_BETWEEN_COMPACTIONS = 256  # each adds a file that a read must open: tenfold time after 600 of them
+OLD_VERSIONS_KEPT = timedelta(hours=1)
+MIN_INDEXED_ROWS = 256  # fewer do not make good partitions, and comparing with each is as fast
+REFINE = 10  # a quantized index gives estimates, off by up to 0.5; those of the k * 10 best are computed anew
+INDEX_KINDS: dict[str, Callable[..., Any]] = {
+    "IvfFlat": kinds.IvfFlat,
+    "IvfSq": kinds.IvfSq,
+    "IvfPq": kinds.IvfPq,
+    "IvfRq": kinds.IvfRq,
+    "IvfHnswFlat": kinds.HnswFlat,
+    "IvfHnswSq": kinds.HnswSq,
+    "IvfHnswPq": kinds.HnswPq,
+}
+Metric = Literal["cosine", "dot", "l2"]
+COSINES: dict[Metric, Callable[[float], float]] = {
+    "cosine": lambda distance: 1 - distance,
+    "dot": lambda distance: 1 - distance,
+    "l2": lambda distance: 1 - distance / 2,  # squared, of unit vectors
+}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What lancedb and pyarrow raise, as StoreFailed."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, OSError, OverflowError, pa.ArrowException) as exc:
+        reason = re.sub(r", /\S+\.rs:\d+:\d+", "", str(exc))[:500]
+        raise StoreFailed("lancedb", reason) from exc
+
+
+class LanceBackend:
+    """`backend.Backend` over the tables of one folder. Keys are strings or integers."""
+
+    kind = "lancedb"
+    outputs = Outputs.DENSE | Outputs.COLBERT
+
+    def __init__(self, folder: Path, fields: Fields) -> None:
+        """Raises StoreUnreachable if there is no such folder."""
+        if not folder.is_dir():
+            raise StoreUnreachable("lancedb", f"there is no folder {folder}")
+        self._folder, self._fields = folder, fields
+        self._colbert = f"{fields.vector}_colbert"
+        with _translated():
+            self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
+
+    @classmethod
+    def open(cls, url: str, fields: Fields) -> Self:
+        """url: lancedb:///an/absolute/path, or lancedb:a/relative/one."""
+        path = url.removeprefix("lancedb:")
+        if path.startswith("//") and not path.startswith("///"):
+            raise StoreSchemaError(f"{url} names no folder", "lancedb:///absolute/path, or lancedb:relative/path")
+        return cls(Path(path.removeprefix("//")), fields)
+
+    def another(self) -> LanceBackend:
+        return LanceBackend(self._folder, self._fields)
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    @property
+    def text_field(self) -> str:
+        return self._fields.text
+
+    # --- collections ------------------------------------------------------------------------------
+
+    @_translated()
+    def exists(self, collection: str) -> bool:
+        return self._opened(collection) is not None
+
+    @_translated()
+    def dimension(self, collection: str) -> int | None:
+        size: int = self._table(collection).schema.field(self._fields.vector).type.list_size
+        return size
+
+    @_translated()
+    def count(self, collection: str) -> int:
+        return self._table(collection).count_rows()
+
+    @_translated()
+    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
+        """Also raises StoreSchemaError if two rows of `like` have the same key, or one has none."""
+        if refused := outputs & ~self.outputs:
+            raise StoreSchemaError(f"a LanceDB table has no place for {', '.join(refused.names)}", "Leave it out.")
+        if self._opened(collection) is not None:
+            raise StoreSchemaError(f"there is a table {collection!r} already", "Drop it first, or take another name.")
+        table = self._table(like)
+        self._metric(table)
+        self._require_unique_keys(table)
+        schema = self._new_schema(table.schema, dimension, colbert=Outputs.COLBERT in outputs)
+        self._database.create_table(collection, schema=schema)
+
+    @_translated()
+    def drop(self, collection: str) -> None:
+        if self._opened(collection) is not None:
+            self._database.drop_table(collection)
+
+    def _new_schema(self, schema: pa.Schema, dimension: int, *, colbert: bool) -> pa.Schema:
+        old = schema.field(self._fields.vector)
+        new = old.with_type(pa.list_(old.type.value_type, dimension))
+        fields = [new if field.name == old.name else field for field in schema if field.name != self._colbert]
+        if colbert:
+            fields.append(pa.field(self._colbert, pa.list_(pa.list_(pa.float16(), dimension))))
+        metadata = dict(schema.metadata or {}) | {MADE_HERE: b"1"}
+        metadata.pop(b"embedding_functions", None)  # it would embed queries with the old model
+        return pa.schema(fields, metadata=metadata)
+
+    def _require_unique_keys(self, table: Table) -> None:
+        keys = self._read(table, None, [self._fields.key])[self._fields.key]
+        if surplus := len(keys) - pc.count_distinct(keys).as_py():
+            found = f"{table.name} has {surplus} rows without a key of their own in {self._fields.key!r}"
+            raise StoreSchemaError(found, "Every row needs a key, and no other row the same one.")
+
+    # --- points -----------------------------------------------------------------------------------
+
+    @_translated()
+    def ids(self, collection: str) -> Iterator[str]:
+        keys = self._read(self._table(collection), None, [self._fields.key])[self._fields.key]
+        return (str(key) for chunk in keys.chunks for key in chunk.to_pylist())
+
+    @_translated()
+    def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
+        table = self._table(collection)
+        heads = () if vectors else (self._fields.vector, self._colbert)
+        names = [name for name in table.schema.names if name not in heads]
+        return [
+            point for some in self._filters(table.schema, ids) for point in self._points(self._read(table, some, names))
+        ]
+
+    @_translated()
+    def put(self, collection: str, points: Sequence[Point]) -> None:
+        """Raises StoreSchemaError, with nothing written, for what the table has no place for."""
+        schema = self._table(collection).schema
+        self._require_fit(collection, schema, points)
+        for some in slices(points, MAX_ROWS):
+            rows = self._rows(schema, some)
+            self._write(collection, partial(self._merge, rows))
+
+    @_translated()
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        for some in self._filters(self._table(collection).schema, ids):
+            self._write(collection, methodcaller("delete", some))
+
+    @_translated()
+    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+        """The score is the cosine; by an index with another metric, only that of unit vectors."""
+        table = self._table(collection)
+        metric = self._metric(table)
+        query = cast(VectorQuery, table.search(vector, vector_column_name=self._fields.vector)).distance_type(metric)
+        rows = query.refine_factor(REFINE).select([self._fields.key, "_distance"]).limit(k).to_arrow()
+        distances = zip(rows[self._fields.key].to_pylist(), rows["_distance"].to_pylist(), strict=True)
+        return [Found(str(key), COSINES[metric](distance)) for key, distance in distances]
+
+    def _require_fit(self, collection: str, schema: pa.Schema, points: Sequence[Point]) -> None:
+        own = {self._fields.key, self._fields.text, self._fields.vector, self._colbert}
+        if strange := {name for point in points for name in point.payload} - (set(schema.names) - own):
+            raise StoreSchemaError(f"{collection} has no payload column {sorted(strange)}", "Add it to the table.")
+        size = schema.field(self._fields.vector).type.list_size
+        if any(point.vector is None or point.vector.shape != (size,) for point in points):
+            raise StoreSchemaError(f"{collection} has vectors of {size} numbers", "Every point needs such a vector.")
+        if not all(np.isfinite(point.vector).all() for point in points if point.vector is not None):
+            raise StoreSchemaError(f"{collection} takes finite numbers only", "Make the vectors anew.")
+        no_colbert = self._colbert not in schema.names
+        if any(point.sparse is not None or (no_colbert and point.colbert is not None) for point in points):
+            raise StoreSchemaError(f"{collection} has no place for sparse or ColBERT vectors", "Leave them out.")
+
+    def _rows(self, schema: pa.Schema, points: Sequence[Point]) -> pa.Table:
+        return pa.Table.from_arrays([self._column(field, points) for field in schema], schema=schema)
+
+    def _column(self, field: pa.Field, points: Sequence[Point]) -> pa.Array:
+        if field.name == self._fields.key:
+            return pa.array([_key(point.id, field.type) for point in points], field.type)
+        if field.name == self._fields.text:
+            return pa.array([point.text for point in points], field.type)
+        if field.name == self._fields.vector:
+            numbers = np.concatenate([point.vector for point in points if point.vector is not None])
+            return pa.FixedSizeListArray.from_arrays(pa.array(numbers).cast(field.type.value_type), type=field.type)
+        if field.name == self._colbert:
+            half = [None if point.colbert is None else list(point.colbert.astype(np.float16)) for point in points]
+            return pa.array(half, field.type)
+        return pa.array([point.payload.get(field.name) for point in points], field.type)
+
+    def _points(self, rows: pa.Table) -> list[Point]:
+        key, text, vector = self._fields.key, self._fields.text, self._fields.vector
+        payload = {n: _values(rows[n]) for n in rows.column_names if n not in (key, text, vector, self._colbert)}
+        nothing = [None] * len(rows)
+        vectors = _vectors(rows[vector]) if vector in rows.column_names else nothing
+        colberts = _colberts(rows[self._colbert]) if self._colbert in rows.column_names else nothing
+        parts = zip(rows[key].to_pylist(), rows[text].to_pylist(), vectors, colberts, strict=True)
+        return [
+            Point(str(i), t, v, {name: values[n] for name, values in payload.items()}, colbert=c)
+            for n, (i, t, v, c) in enumerate(parts)
+        ]
+
+    # --- indexes ----------------------------------------------------------------------------------
+
+    @_translated()
+    def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        """None for fewer than 256 rows: a search compares with each of them."""
+        table, wanted = self._table(collection), self._index(self._table(like))
+        wants = wanted is not None and self._index(table) is None and table.count_rows() >= MIN_INDEXED_ROWS
+        return (wanted.name,) if wants else ()
+
+    @_translated()
+    def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        """Writers need not wait; rows that are written later are compared one by one until a compaction."""
+        missing = self.missing_indexes(collection, like)
+        for name in missing:
+            model = self._table(like)
+            config = INDEX_KINDS[self._index(model).index_type](distance_type=self._metric(model))
+            create_index = methodcaller("create_index", self._fields.vector, config=config, name=name)
+            self._again_on_conflict(collection, create_index)
+        return missing
+
+    def _index(self, table: Table) -> Any:
+        return next((index for index in table.list_indices() if index.columns == [self._fields.vector]), None)
+
+    def _metric(self, table: Table) -> Metric:
+        """Of the index, which is passed by in a search with any other; cosine where there is none."""
+        index = self._index(table)
+        stats = table.index_stats(index.name) if index else None
+        metric = stats.distance_type if stats and stats.distance_type else "cosine"
+        if metric not in COSINES or (index and index.index_type not in INDEX_KINDS):
+            raise StoreSchemaError(f"{table.name} has a {metric} index", f"One of {', '.join(COSINES)}.")
+        return metric
+
+    # --- tables -----------------------------------------------------------------------------------
+
+    def _opened(self, collection: str) -> Table | None:
+        try:
+            return self._database.open_table(collection)
+        except ValueError as exc:
+            if "was not found" in str(exc):
+                return None
+            raise
+
+    def _table(self, collection: str) -> Table:
+        """As it is now. Raises StoreSchemaError if it is not there, or its columns are not as expected."""
+        table = self._opened(collection)
+        if table is None:
+            raise StoreSchemaError(f"there is no table {collection!r} in {self._folder}", "Look at its name.")
+        for name, fits, expected in (
+            (self._fields.key, _is_key, "text or a whole number"),
+            (self._fields.text, _is_text, "text"),
+            (self._fields.vector, _is_vector, "a list of fixed size of float16, float32 or float64"),
+        ):
+            found = table.schema.field(name).type if name in table.schema.names else "not there"
+            if found == "not there" or not fits(found):
+                raise StoreSchemaError(f"column {name!r} of {collection} is {found}", f"It has to be {expected}.")
+        return table
+
+    def _filters(self, schema: pa.Schema, ids: Sequence[str]) -> Iterator[str]:
+        """SQL that finds these keys, in parts; a text that can be no key of the table is in none."""
+        literals = [_literal(key, schema.field(self._fields.key).type) for key in ids]
+        for some in slices([literal for literal in literals if literal is not None], MAX_IDS):
+            yield f"`{self._fields.key}` IN ({', '.join(some)})"
+
+    def _read(self, table: Table, where: str | None, columns: list[str]) -> pa.Table:
+        query = table.search().select(columns).limit(ALL_ROWS)
+        return (query.where(where) if where else query).to_arrow()
+
+    def _merge(self, rows: pa.Table, table: Table) -> None:
+        merge = table.merge_insert(self._fields.key).when_matched_update_all().when_not_matched_insert_all()
+        merge.execute(rows, on_bad_vectors="null" if _has_null_vectors(rows) else "error")
+
+    def _write(self, collection: str, work: Callable[[Table], object]) -> None:
+        """`work` on the latest version, again if another writer was faster.
+
+        Tables that were made here are compacted at times; what compactions replace is kept for an hour.
+        """
+        with FileLock(self._folder / f".{collection}.vecferry-lock", timeout=LOCK_TIMEOUT_S):
+            table = self._again_on_conflict(collection, work)
+            made_here = MADE_HERE in (table.schema.metadata or {})
+            if made_here and table.version % COMMITS_BETWEEN_COMPACTIONS == 0:
+                self._again_on_conflict(collection, methodcaller("optimize", cleanup_older_than=OLD_VERSIONS_KEPT))
+
+    def _again_on_conflict(self, collection: str, work: Callable[[Table], object]) -> Table:
+        for pause_s in (*CONFLICT_PAUSES_S, None):
+            table = self._table(collection)
+            try:
+                work(table)
+            except (RuntimeError, OSError) as exc:
+                if pause_s is None or not CONFLICT.search(str(exc)):
+                    raise
+                time.sleep(pause_s)
+            else:
+                break
+        return table
+
+
+def _is_key(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or _is_text(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))  # LanceDB has no string views
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
+
+
+def _whole_number(key: str, kind: pa.DataType) -> int | None:
+    """None if the text is not how a number of this type is written."""
+    if not re.fullmatch(r"0|-?[1-9][0-9]*", key, re.ASCII) or len(key) > 20:
+        return None
+    bits = kind.bit_width
+    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if pa.types.is_signed_integer(kind) else (0, 2**bits)
+    return number if lowest <= (number := int(key)) < highest else None
+
+
+def _literal(key: str, kind: pa.DataType) -> str | None:
+    if _is_text(kind):
+        return "'" + key.replace("'", "''") + "'"
+    number = _whole_number(key, kind)
+    return None if number is None else str(number)
+
+
+def _key(key: str, kind: pa.DataType) -> str | int:
+    number = key if _is_text(kind) else _whole_number(key, kind)
+    if number is None:
+        raise StoreSchemaError(f"{key!r} is no key of type {kind}", "The table's keys are whole numbers.")
+    return number
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if "[ns" in str(column.type):
+        return [value if value.is_valid else None for value in column]
+    return list(column.to_pylist())
+
+
+def _vectors(column: pa.ChunkedArray) -> Iterable[Float32 | None]:
+    size = column.type.list_size
+    for chunk in column.chunks:
+        filled = iter(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, size))  # no nulls
+        yield from (next(filled) if is_there else None for is_there in chunk.is_valid().to_pylist())
+
+
+def _colberts(column: pa.ChunkedArray) -> Iterable[Float32 | None]:
+    for value in column:
+        if value.is_valid:
+            flat = value.values.flatten().to_numpy(zero_copy_only=False)
+            yield flat.astype(np.float32).reshape(-1, column.type.value_type.list_size)
+        else:
+            yield None
+
+
+def _has_null_vectors(rows: pa.Table) -> bool:
+    """Whether a payload of vectors lacks some. lancedb would refuse them, or take away those with NaN too."""
+    columns = [rows[field.name].combine_chunks() for field in rows.schema if _is_vector(field.type)]
+    if any(pc.any(pc.is_nan(column.flatten().cast(pa.float64()))).as_py() for column in columns):
+        return False
+    return any(column.null_count for column in columns)

@@ -1,0 +1,192 @@
+"""What a collection consists of, and how its rows become points."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pymilvus import CollectionSchema, DataType
+
+from vecferry.embeddings import Float32, Outputs
+from vecferry.errors import StoreSchemaError
+from vecferry.stores import SparseVector
+from vecferry.stores.backend import Fields, Point
+
+SPARSE = "sparse"
+DYNAMIC = "$meta"
+NO_WEIGHTS = {0: 1e-30}
+"""For a text without lexical weights, since a sparse field cannot be empty everywhere; 0 is no piece of a text."""
+INT64 = range(-(2**63), 2**63)
+
+_VECTORS = {kind for kind in DataType if "VECTOR" in kind.name}
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """described: what the store says of the collection. fields: its own fields by name, the dynamic one aside."""
+
+    described: Mapping[str, Any]
+    fields: Mapping[str, Mapping[str, Any]]
+    names: Fields
+    made_by_functions: frozenset[str]
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any], names: Fields) -> Layout:
+        """Raises StoreSchemaError if the key, the text or the vector is not there, or of another type."""
+        fields = {field["name"]: field for field in described["fields"] if not field.get("is_dynamic")}
+        made = frozenset(name for function in described["functions"] for name in function["output_field_names"])
+        layout = cls(described, fields, names, made)
+        layout._check_names()
+        return layout
+
+    @property
+    def collection(self) -> str:
+        return str(self.described["collection_name"])
+
+    @property
+    def is_dynamic(self) -> bool:
+        return bool(self.described["enable_dynamic_field"])
+
+    @property
+    def dimension(self) -> int:
+        return int(self.fields[self.names.vector]["params"]["dim"])
+
+    @property
+    def has_sparse(self) -> bool:
+        kind = self.fields.get(SPARSE, {}).get("type")
+        return kind == DataType.SPARSE_FLOAT_VECTOR and SPARSE not in self.made_by_functions
+
+    def _check_names(self) -> None:
+        """The text may be an entry of the dynamic field."""
+        names, known = self.names, ", ".join(self.fields)
+        if not self.fields.get(names.key, {}).get("is_primary"):
+            raise StoreSchemaError(f"{self.collection} has no primary key {names.key!r}", f"Its fields: {known}.")
+        if self._type(names.vector) != DataType.FLOAT_VECTOR:
+            raise StoreSchemaError(f"{self.collection} has no float vector {names.vector!r}", f"Its fields: {known}.")
+        if self._type(names.text) != DataType.VARCHAR and (names.text in self.fields or not self.is_dynamic):
+            raise StoreSchemaError(f"{self.collection} has no text {names.text!r}", f"Its fields: {known}.")
+
+    def _type(self, name: str) -> DataType | None:
+        return self.fields.get(name, {}).get("type")
+
+    def check(self) -> None:
+        """Raises StoreSchemaError if there can be no collection like this one with other vectors."""
+        if self.described["auto_id"] or self.fields[self.names.key].get("auto_id"):
+            raise StoreSchemaError(f"{self.collection} makes its ids by itself", "A copy must have the same ids.")
+        if self.names.vector in self.made_by_functions:
+            raise StoreSchemaError(f"the store itself makes {self.names.vector}", "Its function cannot be migrated.")
+        ours = {self.names.vector, *((SPARSE,) if self.has_sparse else ()), *self.made_by_functions}
+        others = [name for name in self.fields if self._type(name) in _VECTORS and name not in ours]
+        others += [field["name"] for field in self.described.get("struct_array_fields") or ()]
+        if others:
+            what = f"{self.collection} has vectors besides {self.names.vector}: {', '.join(others)}"
+            raise StoreSchemaError(what, "Only a collection with one dense vector can be migrated.")
+        has_partition_key = any(field.get("is_partition_key") for field in self.fields.values())
+        if self.described.get("num_partitions", 1) > 1 and not has_partition_key:
+            raise StoreSchemaError(f"{self.collection} has partitions", "Only a partition key can be migrated.")
+
+    def copied(self, dimension: int, outputs: Outputs) -> CollectionSchema:
+        """The schema of a collection like this one."""
+        raw = copy.deepcopy(dict(self.described))
+        raw["fields"] = [field for field in raw["fields"] if field["name"] != SPARSE or not self.has_sparse]
+        for field in raw["fields"]:
+            if field["name"] == self.names.vector:
+                field["params"]["dim"] = dimension
+        if Outputs.SPARSE in outputs:
+            raw["fields"].append({"name": SPARSE, "type": DataType.SPARSE_FLOAT_VECTOR})
+        return CollectionSchema.construct_from_dict(raw)
+
+    # --- rows -------------------------------------------------------------------------------------
+
+    def read_fields(self, *, vectors: bool) -> list[str]:
+        """Those to ask for."""
+        made = self.made_by_functions
+        names = [name for name in self.fields if name not in made and (vectors or self._type(name) not in _VECTORS)]
+        return [*names, DYNAMIC] if self.is_dynamic else names
+
+    def dynamic(self, row: Mapping[str, Any]) -> set[str]:
+        """Names of the row's entries in the dynamic field."""
+        return {name for name in row if name not in self.fields}
+
+    def point(self, row: Mapping[str, Any], *, keeps_nulls: bool) -> Point:
+        """A null in a field of the schema is no entry. keeps_nulls: one in the dynamic field is."""
+        payload = {
+            name: _plain(value)
+            for name, value in row.items()
+            if name not in self.made_by_functions and (value is not None or (keeps_nulls and name not in self.fields))
+        }
+        key, text = payload.pop(self.names.key), payload.pop(self.names.text, None)
+        vector = payload.pop(self.names.vector, None)
+        sparse = _sparse(payload.pop(SPARSE, None)) if self.has_sparse else None
+        if text is not None and not isinstance(text, str):
+            what = f"{self.names.text} of point {key} is no text but {type(text).__name__}"
+            raise StoreSchemaError(what, "Name the field that holds the text.")
+        dense = None if vector is None else np.asarray(vector, np.float32)
+        return Point(str(key), text, dense, payload, sparse)
+
+    def row(self, point: Point) -> dict[str, Any]:
+        """Raises StoreSchemaError for what the schema does not allow."""
+        assert point.vector is not None, "every point that is put has a vector"
+        optional = (name for name, field in self.fields.items() if field.get("nullable") or "default_value" in field)
+        row = {name: None for name in optional if name not in self.made_by_functions} | dict(point.payload)
+        row |= {self.names.key: self.key(point.id), self.names.vector: np.asarray(point.vector, np.float32)}
+        if point.text is not None:
+            row[self.names.text] = point.text
+        elif self.names.text in self.fields and not self.fields[self.names.text].get("nullable"):
+            what = f"point {point.id} has no text, and {self.names.text} of {self.collection} is not nullable"
+            raise StoreSchemaError(what, "An empty text can be stored.")
+        if self.has_sparse:
+            row[SPARSE] = _weights(point.sparse)
+        elif point.sparse is not None:
+            raise StoreSchemaError(f"{self.collection} has no field {SPARSE}", "Its migration was begun without it.")
+        return row
+
+    def key(self, id_: str) -> str | int:
+        """As the primary key has it. Raises StoreSchemaError for a text that is no whole number where one is needed."""
+        if self._type(self.names.key) == DataType.VARCHAR:
+            return id_
+        number = int(id_) if id_.removeprefix("-").isdecimal() and id_.isascii() and len(id_) <= 20 else None
+        if number is None or str(number) != id_ or number not in INT64:
+            what = f"{id_!r} is not an id of {self.collection}"
+            raise StoreSchemaError(what, f"{self.names.key} is a whole number of 64 bits.")
+        return number
+
+    # --- filters ----------------------------------------------------------------------------------
+
+    def is_in(self, keys: Sequence[str | int]) -> str:
+        return f"{self.names.key} in [{', '.join(map(_literal, keys))}]"
+
+    def is_above(self, key: str | int | None) -> str:
+        """None: every key. The client's own iterator misses the keys "" and 2^63 - 1, and does not quote."""
+        if key is not None:
+            return f"{self.names.key} > {_literal(key)}"
+        is_text = self._type(self.names.key) == DataType.VARCHAR
+        return f'{self.names.key} >= ""' if is_text else f"{self.names.key} <= {INT64[-1]}"
+
+
+def _literal(key: str | int) -> str:
+    """Control characters but for these need no escape, and Milvus Lite knows none for them."""
+    return str(key) if isinstance(key, int) else f'"{key.translate(_ESCAPES)}"'
+
+
+def _plain(value: Any) -> Any:
+    """An array field comes as a container of the protocol's own."""
+    return value if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence) else list(value)
+
+
+def _weights(sparse: SparseVector | None) -> dict[int, float]:
+    if sparse is None or not len(sparse.ids):
+        return NO_WEIGHTS
+    return dict(zip(sparse.ids.tolist(), sparse.weights.tolist(), strict=True))
+
+
+def _sparse(weights: Mapping[int, float] | None) -> SparseVector | None:
+    if weights is None or max(weights.values(), default=0) < 2 * NO_WEIGHTS[0]:
+        return None
+    ids = sorted(weights)
+    values: Float32 = np.array([weights[id_] for id_ in ids], np.float32)
+    return SparseVector(np.array(ids, np.int32), values)

@@ -1,0 +1,69 @@
+"""Which store a URL names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vecferry.errors import SettingsError, VecferryError
+from vecferry.stores import Store
+from vecferry.stores.backend import Backend, Fields
+
+POSTGRES = ("postgresql", "postgres")
+
+
+def open_store(url: str, collection: str, *, text: str, vector: str, key: str, control: Path) -> Store:
+    """The collection at that URL; to be closed. Its scheme says which store, and with `+` how it is reached.
+
+    text, vector, key: columns or fields; PostgreSQL knows its key. control: the SQLite file of the ledger,
+    for all but PostgreSQL, which keeps it itself. Raises SettingsError for an unknown scheme, MissingExtra,
+    StoreUnreachable, StoreSchemaError.
+    """
+    scheme = url.partition(":")[0].lower() if ":" in url else ""
+    if scheme in POSTGRES:
+        from vecferry.stores.pgvector import PgVectorStore
+
+        return PgVectorStore.connect(url, collection, text, vector)
+    openers = {"chroma": _chroma, "lancedb": _lancedb, "milvus": _milvus, "qdrant": _qdrant}
+    if (opener := openers.get(scheme.partition("+")[0])) is None:
+        known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
+        raise SettingsError("url", f"{scheme}:…", f"one that begins with {known}")  # the rest may hold a password
+    return _mirrored(opener, url, Fields(key, text, vector), collection, control)
+
+
+def _mirrored(
+    opener: Callable[[str, Fields], Backend], url: str, fields: Fields, collection: str, control: Path
+) -> Store:
+    from vecferry.stores.mirror import MirrorStore
+    from vecferry.stores.sqlite import SqliteLedger
+
+    backend = opener(url, fields)
+    try:
+        return MirrorStore(backend, collection, SqliteLedger.open(control))
+    except VecferryError:
+        backend.close()
+        raise
+
+
+def _chroma(url: str, fields: Fields) -> Backend:  # noqa: ARG001  # Chroma has its own places for all three
+    from vecferry.stores.chroma import ChromaBackend
+
+    return ChromaBackend.open(url)
+
+
+def _lancedb(url: str, fields: Fields) -> Backend:
+    from vecferry.stores.lancedb import LanceBackend
+
+    return LanceBackend.open(url, fields)
+
+
+def _milvus(url: str, fields: Fields) -> Backend:
+    from vecferry.stores.milvus import MilvusBackend
+
+    return MilvusBackend.open(url, fields)
+
+
+def _qdrant(url: str, fields: Fields) -> Backend:
+    from vecferry.stores.qdrant import QdrantBackend
+
+    return QdrantBackend.open(url, fields)

@@ -1,0 +1,61 @@
+"""PostgreSQL's binary forms of what is written in bulk: 1,024 numbers are 4 kB so, and about 12 kB as text."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from psycopg.adapt import Buffer, Dumper
+from psycopg.pq import Format
+
+from vecferry.embeddings import Float32
+from vecferry.stores import SparseVector
+
+BYTEA_OID, TEXT_OID = 17, 25
+SPARSE_DIMENSION = 250002
+"""Of the column for sparse vectors: the size of BGE-M3's vocabulary."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A parameter as it is sent; its type is the cast that stands beside the placeholder."""
+
+    data: bytes
+
+
+class BinaryDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Binary) -> Buffer:
+        return obj.data
+
+
+def vector_bytes(numbers: Float32, kind: str) -> bytes:
+    """kind: "vector" (float32) or "halfvec" (float16, so that digits are lost)."""
+    number = ">f2" if kind == "halfvec" else ">f4"
+    return struct.pack(">HH", len(numbers), 0) + numbers.astype(number).tobytes()
+
+
+def sparse_bytes(sparse: SparseVector) -> bytes:
+    """Ids count from 0 here and in what the model says, but from 1 where PostgreSQL shows them: '{1:0.5}/250002'."""
+    header = struct.pack(">iii", SPARSE_DIMENSION, len(sparse.ids), 0)
+    return header + sparse.ids.astype(">i4").tobytes() + sparse.weights.astype(">f4").tobytes()
+
+
+def array(element_oid: int, elements: Sequence[bytes | None]) -> Binary:
+    """A one-dimensional array."""
+    if not elements:
+        return Binary(struct.pack(">iii", 0, 0, element_oid))
+    has_null = any(element is None for element in elements)
+    parts = [struct.pack(">iiiii", 1, has_null, element_oid, len(elements), 1)]
+    for element in elements:
+        parts += (struct.pack(">i", -1),) if element is None else (struct.pack(">i", len(element)), element)
+    return Binary(b"".join(parts))
+
+
+def colbert_array(vectors: Float32, halfvec_oid: int) -> Binary:
+    """float32 [tokens, D] as `halfvec(D)[]`."""
+    with np.errstate(over="ignore"):  # the server names what half precision cannot hold
+        return array(halfvec_oid, [vector_bytes(vector, "halfvec") for vector in vectors])

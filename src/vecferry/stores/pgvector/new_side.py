@@ -1,0 +1,124 @@
+"""The side that a migration makes, and what state each row of it is in."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from psycopg import sql
+
+from vecferry.embeddings import Float32
+from vecferry.stores import NORM_TOLERANCE, Counts, Examination, Finding, Key, KeyRange, Row, Side
+from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
+from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.spaces import UNMARKED
+
+NORM_FUNCTIONS = {"vector": "vector_norm", "halfvec": "l2_norm"}
+
+
+class PgNewSide(Session):
+    """`stores.NewSide`."""
+
+    def new_space(self) -> str | None:
+        columns = self._catalogue.columns()
+        side = columns.of_side(Side.NEW)
+        return None if side is None else columns.by_name[side].space or UNMARKED
+
+    def counts(self) -> Counts:
+        with self._pinned():
+            columns = self._catalogue.columns()
+            if (side := columns.of_side(Side.NEW)) is not None:
+                letters: Fragment = sql.SQL("{} IS NULL AND {} IS NOT NULL").format(identifier(side), self._digest)
+            elif columns.by_name[self._table.vector].space is not None:
+                side, letters = self._table.vector, sql.SQL("false")  # finalized
+            else:
+                return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._name)))
+            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {letters}) FROM {table}")
+            return Counts(*self._db.row(query.format(side=identifier(side), letters=letters, table=self._name)))
+
+    def key_ranges(self, rows_each: int) -> list[KeyRange]:
+        numbered = sql.SQL(", ").join(
+            sql.SQL("{}::text AS {}").format(identifier(column.name), identifier(f"vecferry_{i}"))
+            for i, column in enumerate(self._table.key)
+        )
+        query = sql.SQL(
+            "SELECT {names} FROM (SELECT {numbered}, row_number() OVER w AS vecferry_number,"
+            " lead(1) OVER w IS NULL AS vecferry_last FROM {table} WINDOW w AS (ORDER BY {keys})) AS numbered"
+            " WHERE vecferry_number %% %s = 0 OR vecferry_last ORDER BY vecferry_number"
+        ).format(
+            names=sql.SQL(", ").join(identifier(f"vecferry_{i}") for i in range(len(self._table.key))),
+            numbered=numbered,
+            table=self._name,
+            keys=self._keys,
+        )
+        ends: list[Key | None] = [None, *(tuple(row) for row in self._db.rows(query, [rows_each]))]
+        return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
+
+    def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+        """See `NewSide.pending`. An old vector does not say of which text it is, so that side is not compared."""
+        if side is Side.OLD:
+            return []
+        above, above_params = self._beyond(sql.SQL(">"), within.lo)
+        up_to, up_to_params = self._beyond(sql.SQL("<="), within.hi)
+        chosen = sql.SQL("{} AND {} AND {} ORDER BY {} LIMIT %s").format(self._changed, above, up_to, self._keys)
+        return self._rows(chosen, [*above_params, *up_to_params, limit])
+
+    def _beyond(self, operator: sql.SQL, end: Key | None) -> tuple[Fragment, Key]:
+        if end is None:
+            return sql.SQL("true"), ()
+        values = sql.SQL(", ").join(sql.SQL("%s::text::") + verbatim(column.type) for column in self._table.key)
+        return sql.SQL("({}) {} ({})").format(self._keys, operator, values), end
+
+    def examine(self, dimension: int, max_keys: int = 10) -> Examination:
+        with self._pinned():
+            defects = self._defects(dimension)
+            counted = sql.SQL(", ").join(
+                sql.SQL("count(*) FILTER (WHERE {})").format(each) for each in defects.values()
+            )
+            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {}").format(counted, self._name))
+            findings = {
+                name: Finding(count, self._keys_where(defects[name], max_keys))
+                for name, count in zip(defects, counts, strict=True)
+                if count
+            }
+            missing = tuple(index.new_name for index in self._catalogue.missing_indexes())
+            return Examination(rows, missing_indexes=missing, **findings)
+
+    def _defects(self, dimension: int) -> dict[str, sql.Composed]:
+        """The condition of each, by its name in `Examination`."""
+        side = identifier(self._catalogue.columns().required(Side.NEW))
+        extension = self._table.extension
+        length = sql.SQL("{}({})").format(identifier(extension, NORM_FUNCTIONS[self._table.kind]), side)
+        lo, hi = sql.Literal(1 - NORM_TOLERANCE), sql.Literal(1 + NORM_TOLERANCE)
+        return {
+            "stale": self._changed,
+            "without_vector": sql.SQL("{} IS NULL AND NOT ({})").format(side, self._changed),
+            "wrong_dimension": sql.SQL("{}({}) <> {}").format(
+                identifier(extension, "vector_dims"), side, sql.Literal(dimension)
+            ),
+            "not_finite": sql.SQL("{} IN ('NaN', 'Infinity')").format(length),
+            "zero": sql.SQL("{} = 0").format(length),
+            "off_norm": sql.SQL("NOT {} BETWEEN {} AND {}").format(length, lo, hi),
+        }
+
+    def _keys_where(self, condition: sql.Composed, max_keys: int) -> tuple[Key, ...]:
+        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s")
+        query_of_all = query.format(self._keys_as_text, self._name, condition, self._keys)
+        return tuple(tuple(key) for key in self._db.rows(query_of_all, [max_keys]))
+
+    def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
+        with self._pinned():
+            query = sql.SQL(
+                "SELECT {text}, {side}::real[], {keys} FROM {table}"
+                " WHERE {side} IS NOT NULL AND NOT ({changed}) ORDER BY random() LIMIT %s"
+            ).format(
+                text=self._text,
+                side=identifier(self._catalogue.columns().required(Side.NEW)),
+                keys=self._keys_as_text,
+                table=self._name,
+                changed=self._changed,
+            )
+            return [
+                (Row(tuple(key), text), np.asarray(vector, np.float32))
+                for text, vector, *key in self._db.rows(query, [num_rows])
+            ]

@@ -1,0 +1,126 @@
+"""What anybody may ask of the table."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from vecferry.embeddings import Float32, Outputs
+from vecferry.stores import Hit, Row, Side, TableInfo
+from vecferry.stores.pgvector.binary import Binary, vector_bytes
+from vecferry.stores.pgvector.capture import CaptureNames
+from vecferry.stores.pgvector.connection import identifier
+from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.table import DIGEST, NEW, suffixed
+
+MAX_EF_SEARCH = 1000
+"""How many rows an HNSW index can find at once."""
+
+
+class PgReading(Session):
+    """`stores.Reading`."""
+
+    @property
+    def outputs(self) -> Outputs:
+        return Outputs.ALL
+
+    @property
+    def rows_outlive_vectors(self) -> bool:
+        return True
+
+    def describe(self) -> TableInfo:
+        with self._pinned():
+            serving = identifier(self._table.vector)
+            rows, null_texts, empty_texts, vector_bytes = self._db.row(
+                sql.SQL(
+                    "SELECT count(*), count(*) FILTER (WHERE {text} IS NULL), count(*) FILTER (WHERE {text} = ''),"
+                    " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table}"
+                ).format(text=self._text, vector=serving, table=self._name)
+            )
+            table_bytes, heap_bytes, index_bytes = self._db.row(
+                "SELECT pg_total_relation_size(%s::oid), pg_relation_size(%s::oid), pg_indexes_size(%s::oid)",
+                [self._table.oid] * 3,
+            )
+            column = self._catalogue.columns().by_name[self._table.vector]
+            return TableInfo(
+                rows=rows,
+                null_texts=null_texts,
+                empty_texts=empty_texts,
+                dimension=column.dimension,
+                fingerprint=column.space,
+                vector_not_null=column.is_required,
+                table_bytes=table_bytes,
+                row_bytes=heap_bytes,
+                index_bytes=index_bytes,
+                vector_bytes=vector_bytes,
+                vector_indexes=tuple(
+                    index.info(self._table) for index in self._catalogue.vector_indexes(self._table.vector)
+                ),
+                views=self._catalogue.views(),
+                triggers=self._catalogue.update_triggers(),
+                creates=self._creates(),
+            )
+
+    def _creates(self) -> tuple[str, ...]:
+        """Sparse and ColBERT columns come on top, where the migration asks for them."""
+        table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self.target)
+        columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, DIGEST)]
+        missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns
+        return (
+            *(() if self._ledger.is_installed() else ("schema vecferry",)),
+            *(f"column {table}.{column}" for column in missing),
+            *(f"trigger {trigger} on {table}" for trigger in names.triggers),
+            f"function vecferry.{names.function}",
+            *(f"index {self._table.schema}.{index.new_name}" for index in self._catalogue.missing_indexes()),
+        )
+
+    def sample(self, num_rows: int) -> list[Row]:
+        return self._rows(sql.SQL("{} IS NOT NULL ORDER BY random() LIMIT %s").format(self._text), [num_rows])
+
+    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+        """See `Reading.search`. The epoch and the vectors are read under one lock, so they belong together.
+
+        Without `exact`, an index with `*_cosine_ops` answers, if the column has one.
+        """
+        with self._pinned():
+            place = self._spaces.searched(fingerprint, len(vector))
+            if exact or k > MAX_EF_SEARCH:
+                self._db.execute("SET LOCAL enable_indexscan = off")
+                query = self._nearest(place.column, limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
+            else:
+                self._let_index_find(k)
+                limited = sql.SQL(" ORDER BY vecferry_distance LIMIT %s")
+                query = self._nearest(place.column, limited=limited, sorted_limit=sql.SQL(""))
+            rows = self._db.rows(query, [Binary(vector_bytes(vector, self._table.kind)), k])
+            return [Hit(tuple(key), float(score)) for score, *key in rows]
+
+    def _let_index_find(self, k: int) -> None:
+        """The setting is only there once pgvector was used in a session, and 40 by default."""
+        self._db.rows(
+            "SELECT set_config('hnsw.ef_search',"
+            " greatest(%s, coalesce(nullif(now.setting, ''), '40')::int)::text, true)"
+            " FROM current_setting('hnsw.ef_search', true) AS now(setting)",
+            [k],
+        )
+
+    def _nearest(self, column: str, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
+        """limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
+
+        sorted_limit: after rows of equal distance were sorted by key.
+        """
+        return sql.SQL(
+            "SELECT 1 - vecferry_distance, {keys_as_text} FROM (SELECT {vector} OPERATOR({ext}.<=>) {query}"
+            " AS vecferry_distance, {keys} FROM {table} WHERE {vector} IS NOT NULL{limited}) AS nearest"
+            " ORDER BY vecferry_distance, {keys}{sorted_limit}"
+        ).format(
+            keys_as_text=self._keys_as_text,
+            vector=identifier(column),
+            ext=identifier(self._table.extension),
+            query=self._given_as(self._table.kind),
+            keys=self._keys,
+            table=self._name,
+            limited=limited,
+            sorted_limit=sorted_limit,
+        )
+
+    def serving_locator(self, side: Side) -> str:  # noqa: ARG002  # the column that serves keeps its name
+        return self.target

@@ -1,0 +1,68 @@
+"""Which side is in which vector space, wherever its column is now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from vecferry.errors import SpaceMismatch
+from vecferry.stores import Side
+from vecferry.stores.pgvector.catalogue import Catalogue
+from vecferry.stores.pgvector.ledger import PgLedger
+
+UNMARKED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A side's column. dimension and space are None where nobody has said them; an unmarked new side is in no space."""
+
+    side: Side
+    column: str
+    dimension: int | None
+    space: str | None
+
+
+class Spaces:
+    """To be asked in a transaction in which the columns keep their names."""
+
+    def __init__(self, catalogue: Catalogue, ledger: PgLedger, target: str) -> None:
+        self._catalogue = catalogue
+        self._ledger = ledger
+        self._target = target
+
+    def places(self) -> list[Place]:
+        """Of the sides that are there; the one that serves is first."""
+        columns = self._catalogue.columns()
+        served, old = self._ledger.recorded_spaces(self._target)
+        places = []
+        for side in (columns.serving, Side.OLD if columns.serving is Side.NEW else Side.NEW):
+            if (column := columns.of_side(side)) is not None:
+                info = columns.by_name[column]
+                here = served if side is columns.serving else None
+                known = (here, old, info.space) if side is Side.OLD else (here, info.space, UNMARKED)
+                space = next((each for each in known if each is not None), None)
+                places.append(Place(side, column, info.dimension, space))
+        return places
+
+    def searched(self, fingerprint: str, dimension: int) -> Place:
+        """Where vectors of that space are; a side of unknown space is the last resort. Raises SpaceMismatch."""
+        return self._fitting(self.places(), fingerprint, dimension, f"a search in {self._target}")
+
+    def written(self, fingerprint: str, dimensions: Collection[int | None]) -> Place:
+        """The side that serves. Raises SpaceMismatch if it is in another space, or one of the dimensions is not its."""
+        where, (serving, *others) = f"a write to {self._target}", self.places()
+        if fingerprint in {other.space for other in others} - {serving.space}:
+            raise SpaceMismatch(expected=serving.space or UNMARKED, found=fingerprint, where=where)
+        for dimension in dimensions or [serving.dimension]:
+            self._fitting([serving], fingerprint, dimension, where)
+        return serving
+
+    def _fitting(self, places: list[Place], fingerprint: str, dimension: int | None, where: str) -> Place:
+        for place in sorted(places, key=lambda place: place.space is None):
+            if place.space in (None, fingerprint):
+                if place.dimension not in (None, dimension):
+                    what = f"{where} with {dimension} numbers, which has {place.dimension}"
+                    raise SpaceMismatch(expected=place.space or UNMARKED, found=fingerprint, where=what)
+                return place
+        raise SpaceMismatch(expected=places[0].space or UNMARKED, found=fingerprint, where=where)

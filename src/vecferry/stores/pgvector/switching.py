@@ -1,0 +1,188 @@
+"""How the columns of the two sides are made, change names, and are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from psycopg import sql
+
+from vecferry.embeddings import DENSE, Outputs
+from vecferry.errors import SpaceMismatch, StoreSchemaError
+from vecferry.stores import Side
+from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
+from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
+from vecferry.stores.pgvector.connection import Fragment, identifier, literal
+from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
+from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.spaces import UNMARKED
+from vecferry.stores.pgvector.table import COLBERT, DIGEST, NEW, OLD, SPARSE, suffixed
+
+MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
+
+
+class PgSwitching(Session):
+    """`stores.Writing`, as far as it is about columns and indexes."""
+
+    # --- making the new side ----------------------------------------------------------------------
+
+    def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
+        """See `Writing.prepare`. Adds nullable columns, which rewrites nothing.
+
+        Sparse vectors are a `sparsevec` whose ids PostgreSQL shows from 1: token id + 1. Raises
+        StoreSchemaError for a column that is there and not ours, for a type that this pgvector does not
+        have, and if an index could not hold that many numbers; SpaceMismatch for a new side of another space.
+        """
+        columns = self._catalogue.columns()
+        side = columns.of_side(Side.NEW) or suffixed(self._table.vector, NEW)
+        found = columns.by_name.get(side)
+        if found is not None and found.space != fingerprint:
+            raise SpaceMismatch(fingerprint, found.space or UNMARKED, f"the new side of {self.target}")
+        if columns.serving is Side.OLD:
+            self._refuse_unindexable(dimension)
+        wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
+        self._refuse_foreign(wanted, columns, fingerprint)
+        missing = {name: kind for name, kind in wanted.items() if name not in columns.by_name}
+        if missing or columns.digest not in columns.by_name:
+            self._locks.lock_out_readers()
+            self._add_columns(missing | {columns.digest: sql.SQL("bytea")})
+            for name in missing:
+                comment = literal(COMMENT_PREFIX + fingerprint)
+                self._db.execute(sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(self._name, identifier(name), comment))
+
+    def _sized(self, kind: str, dimension: int) -> sql.Composed:
+        return sql.SQL("{}({})").format(self._type(kind), sql.Literal(dimension))
+
+    def _heads(self, dimension: int, outputs: Outputs) -> dict[str, sql.Composed]:
+        """Column and type of each head besides the dense one."""
+        vector, heads = self._table.vector, {}
+        for output, kind in ((Outputs.SPARSE, "sparsevec"), (Outputs.COLBERT, "halfvec")):
+            if output in outputs and kind not in self._table.types:
+                what = f"this database's pgvector has no type {kind} for {', '.join(output.names)} vectors"
+                raise StoreSchemaError(
+                    what, "ALTER EXTENSION vector UPDATE (0.7.0 or later), or leave that output out."
+                )
+        if Outputs.SPARSE in outputs:
+            heads[suffixed(vector, SPARSE)] = self._sized("sparsevec", SPARSE_DIMENSION)
+        if Outputs.COLBERT in outputs:
+            heads[suffixed(vector, COLBERT)] = self._sized("halfvec", dimension) + sql.SQL("[]")
+        return heads
+
+    def _refuse_unindexable(self, dimension: int) -> None:
+        limit = MAX_INDEXED_DIMENSION[self._table.kind]
+        if dimension > limit and self._catalogue.wanted_indexes():
+            raise StoreSchemaError(
+                f"an index on {self.target} cannot be made anew for {dimension} numbers",
+                f"pgvector indexes at most {limit} as {self._table.kind}; drop the index, or choose a smaller model.",
+            )
+
+    def _refuse_foreign(self, wanted: dict[str, sql.Composed], columns: Columns, fingerprint: str) -> None:
+        for name in wanted:
+            found = columns.by_name.get(name)
+            if found is not None and found.space != fingerprint:
+                what = f"{self._table.schema}.{self._table.name} has a column {name} already"
+                raise StoreSchemaError(what, "Rename or drop it.")
+
+    def _add_columns(self, kinds: Mapping[str, Fragment]) -> None:
+        additions = [
+            sql.SQL("ADD COLUMN IF NOT EXISTS {} {}").format(identifier(name), kind) for name, kind in kinds.items()
+        ]
+        self._alter(sql.SQL(", ").join(additions))
+
+    def build_indexes(self) -> tuple[str, ...]:
+        """See `Writing.build_indexes`. Writers go on; the build waits for transactions older than itself to end."""
+        missing = self._catalogue.missing_indexes()
+        if missing:
+            self._size_builds()
+        for index in missing:
+            self._fence.check()
+            name = identifier(self._table.schema, index.new_name)
+            self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))  # half-built
+            self._db.execute(index.create_statement(self._name, identifier(suffixed(self._table.vector, NEW))))
+        return tuple(index.new_name for index in missing)
+
+    def _size_builds(self) -> None:
+        """A graph that outgrows maintenance_work_mem is finished many times slower.
+
+        A parallel build would put that memory into /dev/shm, which has 64 MiB in a container, and fail
+        with "could not resize shared memory segment"; so there are no workers, and the memory is the
+        process's own. A server can spare once more what it was given as shared_buffers, which by custom
+        is a quarter of the machine; it takes only what the graph needs. What is set higher stays.
+        """
+        self._db.execute("SET max_parallel_maintenance_workers = 0")
+        self._db.rows(
+            "SELECT set_config('maintenance_work_mem',"
+            " greatest(m.setting::bigint, least(b.setting::bigint * 8, %s))::text || 'kB', false)"
+            " FROM pg_settings m, pg_settings b WHERE m.name = 'maintenance_work_mem' AND b.name = 'shared_buffers'",
+            [MAX_BUILD_MEMORY_KIB],
+        )
+
+    # --- changing places --------------------------------------------------------------------------
+
+    def switch(self) -> None:
+        """See `Writing.switch`. Sparse and ColBERT columns are of the new side alone, and keep their names."""
+        vector = self._table.vector
+        self._locks.lock_out_readers()
+        renames = self._index_renames(came_from=NEW, goes_to=OLD)
+        if self._catalogue.columns().by_name[vector].is_required:  # so that rows can be written without an old vector
+            self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
+        self._rename_columns((vector, suffixed(vector, OLD)), (suffixed(vector, NEW), vector))
+        self._rename_indexes(renames)
+
+    def switch_back(self, *, not_null: bool) -> bool:
+        vector = self._table.vector
+        self._locks.lock_out_readers()
+        renames = self._index_renames(came_from=OLD, goes_to=NEW)
+        self._rename_columns((vector, suffixed(vector, NEW)), (suffixed(vector, OLD), vector))
+        self._rename_indexes(renames)
+        if not not_null:
+            return False
+        (missing,) = self._db.row(
+            sql.SQL("SELECT count(*) FROM {} WHERE {} IS NULL").format(self._name, identifier(vector)),
+        )
+        if not missing:
+            self._alter(sql.SQL("ALTER COLUMN {} SET NOT NULL").format(identifier(vector)))
+        return not missing
+
+    def _index_renames(self, *, came_from: str, goes_to: str) -> list[tuple[str, str]]:
+        """For each index that serves and has a twin: out of the way, and the twin in its place."""
+        vector = self._table.vector
+        twins = self._catalogue.index_names(suffixed(vector, came_from))
+        return [
+            rename
+            for index in self._catalogue.vector_indexes(vector)
+            if (twin := suffixed(index.name, came_from)) in twins
+            for rename in ((index.name, suffixed(index.name, goes_to)), (twin, index.name))
+        ]
+
+    # --- dropping ---------------------------------------------------------------------------------
+
+    def drop_old(self) -> None:
+        """See `Writing.drop_old`. Sparse and ColBERT columns stay with the new vectors."""
+        if self._catalogue.columns().serving is Side.NEW:
+            self._drop_columns([suffixed(self._table.vector, OLD), suffixed(self._table.vector, DIGEST)])
+
+    def drop_new(self) -> None:
+        """See `Writing.drop_new`. Raises StoreSchemaError while the new vectors serve."""
+        columns = self._catalogue.columns()
+        if columns.serving is Side.NEW:
+            raise StoreSchemaError(f"the new vectors of {self.target} serve", "Roll back first.")
+        if (side := columns.of_side(Side.NEW)) is not None:
+            heads = [head for suffix in (SPARSE, COLBERT) if (head := columns.head(suffix)) is not None]
+            self._drop_columns([side, columns.digest, *heads])
+
+    def _drop_columns(self, names: Sequence[str]) -> None:
+        self._locks.lock_out_readers()
+        drops = [sql.SQL("DROP COLUMN IF EXISTS {}").format(identifier(name)) for name in names]
+        self._alter(sql.SQL(", ").join(drops))
+
+    def _alter(self, change: Fragment) -> None:
+        self._db.execute(sql.SQL("ALTER TABLE {} {}").format(self._name, change))
+
+    def _rename_columns(self, *pairs: tuple[str, str]) -> None:
+        for before, after in pairs:
+            self._alter(sql.SQL("RENAME COLUMN {} TO {}").format(identifier(before), identifier(after)))
+
+    def _rename_indexes(self, pairs: Sequence[tuple[str, str]]) -> None:
+        for before, after in pairs:
+            name = identifier(self._table.schema, before)
+            self._db.execute(sql.SQL("ALTER INDEX {} RENAME TO {}").format(name, identifier(after)))

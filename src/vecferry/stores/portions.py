@@ -1,0 +1,48 @@
+"""Points in portions that a server takes in one request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vecferry.stores.backend import Point
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Limits of one request. A point that is over `num_bytes` by itself goes alone."""
+
+    num_points: int
+    num_bytes: int
+
+    def cut(self, points: Sequence[Point], bytes_per_number: int) -> Iterator[list[Point]]:
+        """The points in their order. bytes_per_number: of a vector, as the request spells it."""
+        portion: list[Point] = []
+        filled = 0
+        for point in points:
+            size = _size(point, bytes_per_number)
+            if portion and (len(portion) == self.num_points or filled + size > self.num_bytes):
+                yield portion
+                portion, filled = [], 0
+            portion.append(point)
+            filled += size
+        if portion:
+            yield portion
+
+
+def slices(values: Sequence[T], num: int) -> Iterator[Sequence[T]]:
+    """The values in their order, `num` at a time; the last may have fewer."""
+    for start in range(0, len(values), num):
+        yield values[start : start + num]
+
+
+def _size(point: Point, bytes_per_number: int) -> int:
+    """Bytes of a point in a request, about."""
+    numbers = sum(part.size for part in (point.vector, point.colbert) if part is not None)
+    pairs = 0 if point.sparse is None else len(point.sparse.ids)
+    text = len((point.text or "").encode("utf-8", "surrogatepass"))
+    return bytes_per_number * (numbers + 2 * pairs) + text + len(json.dumps(point.payload, default=str))

@@ -1,0 +1,266 @@
+"""The backend over Qdrant's client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+from uuid import UUID
+
+import numpy as np
+from qdrant_client import models
+
+from vecferry.embeddings import Float32, Outputs
+from vecferry.errors import StoreFailed, StoreSchemaError
+from vecferry.stores import SparseVector
+from vecferry.stores.backend import Fields, Found, Point
+from vecferry.stores.portions import Portion, slices
+from vecferry.stores.qdrant.connection import KIND, Connection
+from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, Layout, create, missing_indexes
+
+MAX_NUMBER = 2**64 - 1
+INDEX_TIMEOUT_S = 3600
+INDEX_POLL_S = 1.0
+PORTION = Portion(num_points=500, num_bytes=16 * 2**20)  # a server takes 32 MiB unless told otherwise
+BYTES_PER_NUMBER = 20
+DELETED_AT_A_TIME = 1000
+READ_AT_A_TIME = 200
+READ_WITH_COLBERT = 10  # a point with a vector for each token has megabytes
+SCROLL_PAGE = 5000
+COLBERT_DECIMALS = 5  # as exact as float16 is below 0.1, in half of the bytes
+
+
+class QdrantBackend:
+    """See `Backend` and `Aliased`. An id is a whole number below 2^64 or a UUID, in its usual spelling."""
+
+    def __init__(self, connection: Connection, fields: Fields) -> None:
+        self._connection = connection
+        self._fields = fields
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, url: str, fields: Fields, api_key: str | None = None) -> Self:
+        """url: `qdrant:///folder`, `qdrant+http://host:6333`, `qdrant+https://:API_KEY@host:6333`.
+
+        Raises StoreUnreachable; no message carries the key. A folder must be there.
+        """
+        return cls(Connection.open(url, api_key), fields)
+
+    @property
+    def kind(self) -> str:
+        return KIND
+
+    @property
+    def text_field(self) -> str:
+        return self._fields.text
+
+    @property
+    def outputs(self) -> Outputs:
+        return Outputs.ALL
+
+    def another(self) -> Self:
+        self._connection.share()
+        return type(self)(self._connection, self._fields)
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._connection.release()
+
+    # --- collections ------------------------------------------------------------------------------
+
+    def exists(self, collection: str) -> bool:
+        with self._connection.client() as client:
+            return client.collection_exists(collection)
+
+    def dimension(self, collection: str) -> int | None:
+        return self._layout(collection).dense.size
+
+    def count(self, collection: str) -> int:
+        with self._connection.client() as client:
+            return client.count(collection, exact=True).count
+
+    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
+        """See `Backend.create`. HNSW, quantisation, sharding and payload indexes are those of `like`."""
+        if self.exists(collection):
+            raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
+        info = self._info(like)
+        layout = Layout.of(info, like, self._fields.vector)
+        layout.check()
+        if self._fields.vector in outputs.names:
+            raise StoreSchemaError(f"the vector of {like} is named {self._fields.vector}", "That name is a head's.")
+        with self._connection.client() as client:
+            create(client, collection, info, layout, dimension, outputs)
+        self._create_payload_indexes(collection, info)
+
+    def drop(self, collection: str) -> None:
+        with self._connection.client() as client:
+            client.delete_collection(collection)
+
+    def _info(self, collection: str) -> models.CollectionInfo:
+        with self._connection.client() as client:
+            return client.get_collection(collection)
+
+    def _layout(self, collection: str) -> Layout:
+        return Layout.of(self._info(collection), collection, self._fields.vector)
+
+    # --- points -----------------------------------------------------------------------------------
+
+    def ids(self, collection: str) -> Iterator[str]:
+        offset: models.ExtendedPointId | None = None
+        while True:
+            with self._connection.client() as client:
+                records, offset = client.scroll(
+                    collection,
+                    limit=SCROLL_PAGE,
+                    offset=offset,
+                    with_payload=False,
+                    consistency=models.ReadConsistencyType.MAJORITY,
+                )
+            yield from (str(record.id) for record in records)
+            if offset is None:
+                return
+
+    def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
+        names = self._layout(collection).names if vectors else []
+        numbers = [_point_id(id_) for id_ in ids]
+        points: list[Point] = []
+        for part in slices(numbers, READ_WITH_COLBERT if COLBERT in names else READ_AT_A_TIME):
+            with self._connection.client() as client:
+                records = client.retrieve(
+                    collection, part, with_vectors=names or False, consistency=models.ReadConsistencyType.MAJORITY
+                )
+            points += [self._point(record) for record in records]
+        return points
+
+    def put(self, collection: str, points: Sequence[Point]) -> None:
+        self._layout(collection).refuse_others()
+        structs = {point.id: _point_id(point.id) for point in points}
+        for portion in PORTION.cut(points, BYTES_PER_NUMBER):
+            with self._connection.client() as client:
+                written = [self._struct(structs[point.id], point) for point in portion]
+                client.upsert(collection, written, wait=True, ordering=models.WriteOrdering.STRONG)
+
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        for part in slices([_point_id(id_) for id_ in ids], DELETED_AT_A_TIME):
+            with self._connection.client() as client:
+                selector = models.PointIdsList(points=list(part))
+                client.delete(collection, selector, wait=True, ordering=models.WriteOrdering.STRONG)
+
+    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+        distance = self._layout(collection).dense.distance
+        with self._connection.client() as client:
+            answer = client.query_points(
+                collection, vector.tolist(), using=self._fields.vector or None, limit=k, with_payload=False
+            )
+        return [Found(str(point.id), _cosine(point.score, distance)) for point in answer.points]
+
+    def _point(self, record: models.Record) -> Point:
+        payload = dict(record.payload or {})
+        text = payload.pop(self._fields.text, None)
+        if text is not None and not isinstance(text, str):
+            what = f"the field {self._fields.text} of point {record.id} is no text but {type(text).__name__}"
+            raise StoreSchemaError(what, "Name the payload field that holds the text.")
+        vectors = record.vector if isinstance(record.vector, dict) else {NO_VECTOR_NAME: record.vector}
+        return Point(
+            str(record.id),
+            text,
+            _numbers(vectors.get(self._fields.vector)),
+            payload,
+            _sparse(vectors.get(SPARSE)),
+            _numbers(vectors.get(COLBERT)),
+        )
+
+    def _struct(self, number: int | str, point: Point) -> models.PointStruct:
+        assert point.vector is not None, "every point that is put has a vector"
+        payload = dict(point.payload)
+        if point.text is not None:
+            payload[self._fields.text] = point.text
+        vectors: dict[str, Any] = {self._fields.vector: point.vector.tolist()}
+        if point.sparse is not None and len(point.sparse.ids):
+            vectors[SPARSE] = models.SparseVector(
+                indices=point.sparse.ids.tolist(), values=point.sparse.weights.tolist()
+            )
+        if point.colbert is not None and len(point.colbert):
+            vectors[COLBERT] = np.round(point.colbert.astype(np.float64), COLBERT_DECIMALS).tolist()
+        return models.PointStruct(id=number, payload=payload, vector=vectors)
+
+    # --- indexes ----------------------------------------------------------------------------------
+
+    def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        """See `Backend.build_indexes`. A server builds HNSW by itself; this waits for it, an hour at most."""
+        missing = self.missing_indexes(collection, like)
+        self._create_payload_indexes(collection, self._info(like))
+        end = time.monotonic() + INDEX_TIMEOUT_S
+        while self.missing_indexes(collection, like):
+            if time.monotonic() > end:
+                raise StoreFailed(KIND, f"{collection} is still being indexed after {INDEX_TIMEOUT_S} s")
+            time.sleep(INDEX_POLL_S)
+        return missing
+
+    def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        return missing_indexes(self._info(collection), self._info(like))
+
+    def _create_payload_indexes(self, collection: str, like: models.CollectionInfo) -> None:
+        there = self._info(collection).payload_schema
+        for name, index in like.payload_schema.items():
+            if name not in there:
+                with self._connection.client() as client:
+                    client.create_payload_index(collection, name, index.params or index.data_type, wait=True)
+
+    # --- aliases ----------------------------------------------------------------------------------
+
+    def resolve(self, name: str) -> str:
+        return self._aliases().get(name, name)
+
+    def is_alias(self, name: str) -> bool:
+        return name in self._aliases()
+
+    def point_alias(self, alias: str, collection: str) -> None:
+        gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+        made = models.CreateAliasOperation(
+            create_alias=models.CreateAlias(alias_name=alias, collection_name=self.resolve(collection))
+        )
+        steps: list[models.AliasOperations] = [gone, made] if self.is_alias(alias) else [made]
+        with self._connection.client() as client:
+            client.update_collection_aliases(steps)
+
+    def _aliases(self) -> dict[str, str]:
+        with self._connection.client() as client:
+            return {alias.alias_name: alias.collection_name for alias in client.get_aliases().aliases}
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def _point_id(id_: str) -> int | str:
+    """Raises StoreSchemaError. One point has one spelling, so that what is read is found where it was put."""
+    if id_.isascii() and id_.isdecimal() and len(id_) <= len(str(MAX_NUMBER)):
+        number = int(id_)
+        if str(number) == id_ and number <= MAX_NUMBER:
+            return number
+    try:
+        canonical = str(UUID(id_))
+    except ValueError:
+        canonical = None
+    if canonical != id_:
+        hint = f"Write {canonical}." if canonical else f"An id is a whole number from 0 to {MAX_NUMBER}, or a UUID."
+        raise StoreSchemaError(f"{id_!r} is not an id of a Qdrant point", hint)
+    return id_
+
+
+def _numbers(stored: object) -> Float32 | None:
+    return None if stored is None else np.asarray(stored, np.float32)
+
+
+def _sparse(stored: object) -> SparseVector | None:
+    if not isinstance(stored, models.SparseVector):
+        return None
+    ids, weights = np.asarray(stored.indices, np.int32), np.asarray(stored.values, np.float32)
+    order = np.argsort(ids)
+    return SparseVector(ids[order], weights[order])
+
+
+def _cosine(score: float, distance: models.Distance) -> float:
+    """Of two unit vectors, from the score that Qdrant gives them."""
+    return 1 - score**2 / 2 if distance == models.Distance.EUCLID else score

@@ -1,0 +1,194 @@
+"""The journal of the application's writes, and the moments in which they are held off.
+
+An entry is one key of one write. It gets a new number when its write finishes. So a number that was
+read while the write was under way, and looked abandoned, never acknowledges what the write has left.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from vecferry.errors import Locked, SpaceMismatch, StoreError
+from vecferry.stores import Change, Key
+from vecferry.stores.lease import process_mark
+from vecferry.stores.sqlite.connection import Database
+
+ABANDONED_AFTER_S = 30.0
+FORGOTTEN_AFTER_S = 86_400.0
+PAUSE_S = 0.02
+
+NO_KEY: Key = ()
+"""Of a write that is not the application's: '[]' in the journal, and never captured."""
+
+
+class SqliteJournal:
+    """`ledger.Journal` in the control database."""
+
+    def __init__(self, database: Database, abandoned_after_s: float = ABANDONED_AFTER_S) -> None:
+        self._db = database
+        self._abandoned_after_s = abandoned_after_s
+        self._holds: dict[str, str] = {}
+        self._is_open = True
+
+    def close(self) -> None:
+        """Repeating is safe."""
+        if self._is_open:
+            self._is_open = False
+            self._db.close()
+
+    # --- writes -----------------------------------------------------------------------------------
+
+    def begin(self, target: str, keys: Sequence[Key], fingerprint: str | None) -> int:
+        assert not self._db.is_inside, "a write must be noted for good before it is made"
+        while True:
+            self._await_release(target)
+            with self._db.transaction():
+                if not self._holder(target):
+                    self._check_space(target, fingerprint)
+                    return self._note(target, keys)
+
+    def _await_release(self, target: str) -> None:
+        while self._holder(target):
+            time.sleep(PAUSE_S)
+
+    def _check_space(self, target: str, fingerprint: str | None) -> None:
+        serving = self._db.value("SELECT fingerprint FROM serving WHERE target = ?", [target])
+        if fingerprint is not None and serving is not None and serving != fingerprint:
+            raise SpaceMismatch(expected=serving, found=fingerprint, where=f"a write to {target}")
+
+    def _note(self, target: str, keys: Sequence[Key]) -> int:
+        write_id: int = self._db.value("SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'journal'")
+        self._db.execute_many(
+            "INSERT INTO journal (target, key, write_id, begun_at) VALUES (?, ?, ?, ?)",
+            [(target, as_text(key), write_id, time.time()) for key in dict.fromkeys(keys)],
+        )
+        return write_id if keys else 0
+
+    def finish(self, target: str, number: int) -> None:
+        with self._db.transaction():
+            if self._is_started(target):
+                self._db.execute(
+                    "INSERT INTO journal (target, key, write_id, begun_at, finished)"
+                    " SELECT target, key, write_id, begun_at, 1 FROM journal"
+                    " WHERE target = ? AND write_id = ? AND NOT finished ORDER BY number",
+                    [target, number],
+                )
+            self._db.execute("DELETE FROM journal WHERE target = ? AND write_id = ? AND NOT finished", [target, number])
+
+    @contextmanager
+    def passing(self, target: str) -> Iterator[None]:
+        """A write of the migration's own: it waits for `writers_held` as any other, and is not captured."""
+        number = self.begin(target, [NO_KEY], None)
+        try:
+            yield
+        finally:
+            with suppress(StoreError):  # it is abandoned in time, and must not hide what the body raised
+                self._db.execute("DELETE FROM journal WHERE target = ? AND write_id = ?", [target, number])
+
+    # --- capture ----------------------------------------------------------------------------------
+
+    def _is_started(self, target: str) -> bool:
+        return bool(self._db.rows("SELECT 1 FROM captures WHERE target = ?", [target]))
+
+    def start_journal(self, target: str) -> None:
+        self._db.execute("INSERT OR IGNORE INTO captures (target) VALUES (?)", [target])
+
+    def stop_journal(self, target: str) -> None:
+        """Unfinished writes stay noted: they may finish after the next `start_journal`."""
+        with self._db.transaction():
+            self._db.execute("DELETE FROM captures WHERE target = ?", [target])
+            self._db.execute(
+                "DELETE FROM journal WHERE target = ? AND (finished OR begun_at < ? AND (acknowledged OR key = '[]'))",
+                [target, time.time() - FORGOTTEN_AFTER_S],
+            )
+
+    def journalled(self, target: str, limit: int) -> list[Change]:
+        rows = self._db.rows(
+            "SELECT number, key FROM journal WHERE target = ?1 AND acknowledged = 0 AND (finished OR begun_at <= ?2)"
+            " AND key <> '[]'"
+            " AND EXISTS (SELECT 1 FROM captures WHERE target = ?1) ORDER BY number LIMIT ?3",
+            [target, self._abandoned_before(), limit],
+        )
+        return [Change(number, as_key(key)) for number, key in rows]
+
+    def journal_backlog(self, target: str) -> int:
+        query = "SELECT count(*) FROM journal WHERE target = ? AND acknowledged = 0 AND key <> '[]'"
+        return self._db.value(query, [target]) or 0
+
+    def acknowledge(self, target: str, changes: Sequence[Change]) -> None:
+        """An abandoned write is remembered, so that it is captured if it finishes after all."""
+        numbers = [(target, change.number) for change in changes]
+        with self._db.transaction():
+            self._db.execute_many("DELETE FROM journal WHERE target = ? AND number = ? AND finished", numbers)
+            self._db.execute_many("UPDATE journal SET acknowledged = 1 WHERE target = ? AND number = ?", numbers)
+
+    def _abandoned_before(self) -> float:
+        return time.time() - self._abandoned_after_s
+
+    # --- holding writers off ----------------------------------------------------------------------
+
+    @contextmanager
+    def writers_held(self, target: str, seconds: float) -> Iterator[None]:
+        assert not self._db.is_inside, "writers could neither see the hold nor finish"
+        until, token = time.time() + seconds, uuid.uuid4().hex
+        try:
+            self._hold(target, token, until)
+            self._await_ends(target, until)
+            self._holds[target] = token
+            yield
+        finally:
+            self._holds.pop(target, None)
+            with suppress(StoreError):  # it ends by itself, and must not hide what the body raised
+                self._db.execute("DELETE FROM holds WHERE target = ? AND token = ?", [target, token])
+
+    def still_held(self, target: str) -> bool:
+        query = "SELECT 1 FROM holds WHERE target = ? AND token = ? AND until > ?"
+        return bool(self._db.rows(query, [target, self._holds.get(target), time.time()]))
+
+    def _hold(self, target: str, token: str, until: float) -> None:
+        while True:
+            with self._db.transaction():
+                holder = self._holder(target)
+                if holder is None:
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO holds (target, token, holder, until) VALUES (?, ?, ?, ?)",
+                        [target, token, process_mark(), until],
+                    )
+                    return
+            if time.time() >= until:
+                raise Locked(target, holder)
+            time.sleep(PAUSE_S)
+
+    def _holder(self, target: str) -> str | None:
+        """Who holds writers off now."""
+        found: str | None = self._db.value(
+            "SELECT holder FROM holds WHERE target = ? AND until > ?", [target, time.time()]
+        )
+        return found
+
+    def _await_ends(self, target: str, until: float) -> None:
+        while unended := self._unended(target):
+            if time.time() >= until:
+                raise Locked(target, f"others, whose writes have not ended ({unended} so far)")
+            time.sleep(PAUSE_S)
+
+    def _unended(self, target: str) -> int:
+        count: int = self._db.value(
+            "SELECT count(DISTINCT write_id) FROM journal"
+            " WHERE target = ? AND acknowledged = 0 AND NOT finished AND begun_at > ?",
+            [target, self._abandoned_before()],
+        )
+        return count
+
+
+def as_text(key: Key) -> str:
+    """A JSON list in ASCII, so that any text at all can be in a key."""
+    return json.dumps(list(key))
+
+
+def as_key(text: str) -> Key:
+    return tuple(json.loads(text))

@@ -1,0 +1,281 @@
+"""Faults made on purpose: calls that kill their process, processes, a network that is cut, a small disk, a server."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+class Fuse:
+    """Sends this process a signal at one named point: `after write new`, or `after write new 2` for the second time.
+
+    Whether before, in or after a call is the first word. An empty name is no point.
+    """
+
+    def __init__(self, point: str = "", number: signal.Signals = signal.SIGKILL) -> None:
+        words = point.split()
+        self._nth = int(words.pop()) if words and words[-1].isdigit() else 1
+        self._point = " ".join(words)
+        self._number = number
+        self._lock = threading.Lock()
+        self.passed: Counter[str] = Counter()
+
+    def at(self, point: str) -> None:
+        with self._lock:
+            self.passed[point] += 1
+            is_here = (point, self.passed[point]) == (self._point, self._nth)
+        if is_here:
+            os.kill(os.getpid(), self._number)
+
+
+class Faulty:
+    """The same object, but each call of a method passes a fuse before and after, under the method's name.
+
+    So do the calls of its `ledger` and of each `another`. `write` names its side and `move` its state;
+    `in write` is between what is written and its note in the ledger.
+    """
+
+    def __init__(self, inner: Any, fuse: Fuse, prefix: str = "") -> None:
+        self._inner, self._fuse, self._prefix = inner, fuse, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name == "ledger":
+            return Faulty(found, self._fuse, self._prefix)
+        if not inspect.ismethod(found):
+            return found
+
+        def call(*args: Any, **named: Any) -> Any:
+            label = self._label(name, args)
+            self._fuse.at(f"before {label}")
+            if name == "write" and len(args) > 2:
+                args = (*args[:2], lambda written, then=args[2]: (self._fuse.at(f"in {label}"), then(written)))
+            result = found(*args, **named)
+            self._fuse.at(f"after {label}")
+            return Faulty(result, self._fuse, self._prefix) if name == "another" else result
+
+        return call
+
+    def _label(self, name: str, args: tuple[Any, ...]) -> str:
+        detail = {"write": 0, "move": 1}.get(name)
+        return self._prefix + (name if detail is None else f"{name} {args[detail]}")
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+class Job:
+    """A process that a `Mother` has made."""
+
+    def __init__(self, mother: Mother, pid: int) -> None:
+        self._mother = mother
+        self.pid = pid
+
+    def send(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, number)
+
+    def wait_until_stopped(self, seconds: float = 20.0) -> None:
+        until = time.monotonic() + seconds
+        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < until, "it was not stopped"
+            time.sleep(0.01)
+
+    def wait(self) -> str:
+        """How it ended: `killed`, `done`, or the name of what it raised."""
+        return self._mother.hear()
+
+
+class Mother:
+    """A process of `crashing.py` that has imported everything and forks for each job, one at a time."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.migrate.crashing"]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.communicate()  # it ends with its input
+
+    def begin(self, **job: Any) -> Job:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job, default=str) + "\n")
+        self._process.stdin.flush()
+        return Job(self, int(self.hear()))
+
+    def run(self, **job: Any) -> str:
+        return self.begin(**job).wait()
+
+    def hear(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def mother() -> Iterator[Mother]:
+    with Mother() as made:
+        yield made
+
+
+def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """The thread, and what the work returned or raised."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as exc:  # noqa: BLE001  # looked at by the test
+            outcome.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.02)
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+class TcpProxy:
+    """A port on this machine that leads to a unix socket, until it is cut.
+
+    cut_at: once a client sends these bytes, half of what it sent with them is passed on, and all is cut;
+    with `passes_on` the whole, but no answer.
+    delay_s: each piece that a client sends waits so long.
+    """
+
+    def __init__(self, to: Path) -> None:
+        self._to = to
+        self.cut_at: bytes | None = None
+        self.passes_on = False
+        self.delay_s = 0.0
+        self.num_cuts = 0
+        self._is_open = True
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._acceptor.join()
+
+    def cut(self) -> None:
+        """Every connection ends at once, and no other can be made, until `mend`."""
+        self._is_open, self.cut_at = False, None
+        self.num_cuts += 1
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._is_open = True
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the listener was closed
+            while True:
+                client, _ = self._listener.accept()
+                if self._is_open:
+                    threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                else:
+                    client.close()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
+            server.connect(str(self._to))
+            with self._lock:
+                self._pairs.append((client, server))
+            self._pump(client, server)
+
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        with selectors.DefaultSelector() as ready:
+            ready.register(client, selectors.EVENT_READ)
+            ready.register(server, selectors.EVENT_READ)
+            while True:
+                for key, _ in ready.select():
+                    piece = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+                    if not piece:
+                        return
+                    if key.fileobj is server:
+                        client.sendall(piece)
+                    else:
+                        self._send_on(piece, server)
+
+    def _send_on(self, piece: bytes, server: socket.socket) -> None:
+        if self.cut_at is not None and self.cut_at in piece:
+            server.sendall(piece if self.passes_on else piece[: len(piece) // 2])
+            if self.passes_on:
+                server.recv(1)  # the answer is there
+            self.cut()
+            return
+        time.sleep(self.delay_s)
+        server.sendall(piece)
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path, kib: int, options: str = "") -> Iterator[Path]:
+    """The folder as a file system of that size; the test is skipped where one may not be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kib}k{options}", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill_up(folder: Path, leave_kib: int) -> Path:
+    """A file that leaves so much room; to be removed."""
+    ballast = folder / "ballast"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    ballast.write_bytes(bytes(max(free - 1024 * leave_kib, 0)))
+    return ballast

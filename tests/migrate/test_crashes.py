@@ -1,0 +1,285 @@
+"""kill -9 at named points of a migration; then the same commands again, and every row is there once, and true."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.migrate.crashing import ABANDONED_AFTER_S, NEW_DIMENSION, OLD_DIMENSION, ROWS_PER_RANGE, TEXTS, WRITES
+from tests.migrate.doubles import TruthEncoder, truth
+from tests.migrate.faults import Mother, mother
+from tests.migrate.file_backend import FileBackend
+from tests.stores import backends
+from tests.stores.collections import old_vector
+from vecferry.embeddings import Float32
+from vecferry.migrate.states import State
+from vecferry.stores import Record, Store
+from vecferry.stores.backend import Backend
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.sqlite import SqliteLedger
+
+__all__ = ["mother"]
+
+Rows = dict[str, tuple[str, Float32 | None]]
+
+POINTS = (
+    "before exclusively", "before prepare", "after prepare", "after exclusively", "after move prepared",
+    "before start_capture", "after start_capture", "after move capturing",
+    "after key_ranges", "after add_ranges", "after move backfilling",
+    "in encode new 2", "before keep 2", "after keep 2",
+    "before write new", "in write new 2", "after write new 3", "after unbury", "after bury", "after close_range",
+    "before orphans", "after move indexing", "before build_indexes", "after build_indexes", "after move catching_up",
+    "after application put", "before application remove",
+    "after captured", "before settle 2", "after settle 2", "before acknowledge", "after acknowledge",
+    "before examine", "after keep_verification", "after move verified", "after move ready",
+    "after move cutting_over", "before switch", "after switch", "after serve 2", "after move serving_new",
+    "before write old", "in write old", "after write old", "after acknowledge 2",
+    "after move rolling_back", "before switch_back", "after switch_back", "after serve 3", "after move serving_old",
+    "before switch 2", "after move serving_new 2",
+    "before stop_capture", "after stop_capture", "before drop_old", "after drop_old", "after move finalized",
+)  # fmt: skip
+BACKEND_POINTS = (
+    "after backend create", "before backend put 2", "in backend put 6", "after backend put 2", "after backend delete",
+    "before application backend put", "after application backend put", "after application backend delete",
+    "before backend drop", "after backend drop",
+)  # fmt: skip
+"""Inside the calls above, where the store and the ledger are two."""
+SWITCH_POINTS = (
+    "after move verified", "after move cutting_over", "after switch", "after move serving_new",
+    "after move rolling_back", "after switch_back", "after move serving_old", "after move cutting_over 2",
+    "before drop_old", "after drop_old", "in write old",
+)  # fmt: skip
+CHAIN = (
+    "after prepare", "after move prepared", "after start_capture", "after move capturing", "after key_ranges",
+    "after add_ranges", "after move backfilling", "in encode new", "after keep", "in write new", "after close_range",
+    "after move indexing", "after build_indexes", "after move catching_up", "after application put", "after settle",
+    "before examine", "after keep_verification", "after move ready", "after move cutting_over", "after switch",
+    "after move serving_new", "in write old", "after switch_back", "after move serving_old", "before switch",
+    "after stop_capture", "after drop_old", "after move finalized",
+)  # fmt: skip
+"""One after the other."""
+LANCEDB_POINTS = (
+    "after prepare", "after keep 2", "after backend delete", "in write new 2", "after application backend put",
+    "before acknowledge", "after switch", "in write old", "after drop_old",
+)  # fmt: skip
+ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop_new", "after move aborted")
+
+
+@dataclass(frozen=True)
+class World:
+    """A collection as its application filled it, and how to look at all that is in it."""
+
+    name: str
+    where: str
+    folder: Path
+    store: Store
+    connection: psycopg.Connection | None = None
+
+    @property
+    def job(self) -> dict[str, Any]:
+        return {"store": self.name, "where": self.where, "folder": self.folder}
+
+    def serving(self) -> Rows:
+        return self._rows(self._names()[0])
+
+    def other(self) -> Rows:
+        return self._rows(self._names()[1])
+
+    def _names(self) -> tuple[str, ...]:
+        """Columns or collections with vectors: the one that serves is first."""
+        if self.connection is not None:
+            query = (
+                "SELECT attname FROM pg_attribute WHERE attrelid = 'docs'::regclass AND NOT attisdropped"
+                " AND attname ~ '^embedding(_vecferry_(old|new))?$' ORDER BY 1"
+            )
+            return tuple(name for (name,) in self.connection.execute(query))
+        assert isinstance(self.store, MirrorStore)
+        serving, record = self.store.ledger.serving("docs"), self.store.ledger.find("docs")
+        first = serving.locator if serving else "docs"
+        names = {first, record.spec.old_locator, record.spec.new_locator} if record else {first}
+        there = [name for name in names if self.store._backend.exists(name)]
+        return tuple(sorted(there, key=lambda name: name != first))
+
+    def _rows(self, name: str) -> Rows:
+        if self.connection is not None:
+            rows = self.connection.execute(f"SELECT id::text, body, {name}::real[] FROM docs").fetchall()
+            assert len(rows) == len({key for key, *_ in rows})
+            return {key: (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
+        assert isinstance(self.store, MirrorStore)
+        ids = list(self.store._backend.ids(name))
+        assert len(ids) == len(set(ids))
+        return {p.id: (p.text or "", p.vector) for p in self.store._backend.get(name, ids, vectors=True)}
+
+    def leftovers(self) -> list[str]:
+        """What a migration made and should have taken away in the end."""
+        if self.connection is None:
+            return list(self._names()[1:])
+        found = self.connection.execute(
+            "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal UNION SELECT proname FROM pg_proc"
+            " WHERE pronamespace = 'vecferry'::regnamespace UNION SELECT indexname FROM pg_indexes"
+            " WHERE tablename = 'docs' AND indexname ~ 'vecferry' UNION SELECT attname FROM pg_attribute"
+            " WHERE attrelid = 'docs'::regclass AND attname ~ 'vecferry' AND NOT attisdropped"
+            " UNION SELECT key FROM vecferry.changes"
+        )
+        return [name for (name,) in found]
+
+
+@contextmanager
+def world_of_rows(connection: psycopg.Connection, url: str, folder: Path) -> Iterator[World]:
+    connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))")
+    connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+        yield World("pgvector", url, folder, store, connection)
+
+
+@contextmanager
+def world_of_points(name: str, folder: Path) -> Iterator[World]:
+    where = folder / "store"
+    ledger = SqliteLedger.open(folder / "control.db", abandoned_after_s=ABANDONED_AFTER_S)
+    if name == "file":
+        FileBackend(where).create("docs", dimension=OLD_DIMENSION)
+        opened: AbstractContextManager[Backend] = nullcontext(FileBackend(where))
+    else:
+        opened = backends.opened(name, where)
+    with opened as backend, MirrorStore(backend, "docs", ledger) as store:
+        yield World(name, str(where), folder, store)
+
+
+def fill(world: World, texts: Mapping[str, str]) -> World:
+    records = [Record((key,), text, old_vector(text)) for key, text in texts.items()]
+    world.store.put(records, fingerprint="whatever serves")
+    return world
+
+
+@pytest.fixture(params=["pgvector", "file"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """Empty."""
+    if request.param == "pgvector":
+        names = ("connection", "database_url")
+        with world_of_rows(*map(request.getfixturevalue, names), tmp_path) as made:
+            yield made
+    else:
+        with world_of_points(request.param, tmp_path) as made:
+            yield made
+
+
+def texts_after(num_writes: int) -> dict[str, str]:
+    texts: dict[str, str | None] = dict(TEXTS)
+    for writes in WRITES[:num_writes]:
+        texts |= writes
+    return {key: text for key, text in texts.items() if text is not None}
+
+
+def assert_true(rows: Rows, texts: dict[str, str], model: str, *, rows_outlive_vectors: bool = True) -> None:
+    """Exactly these rows, each with exactly what the model makes of its text; a poisoned one has nothing of the new."""
+    dimension = NEW_DIMENSION if model == "new" else OLD_DIMENSION
+    dead = {key for key, text in texts.items() if model == "new" and text == "POISON"}
+    assert {key: text for key, (text, _) in rows.items()} == {
+        key: text for key, text in texts.items() if rows_outlive_vectors or key not in dead
+    }
+    for key, (text, vector) in rows.items():
+        if key in dead:
+            assert vector is None
+        else:
+            np.testing.assert_array_equal(vector, truth(model, text, dimension), err_msg=key)
+
+
+def assert_complete(world: World) -> None:
+    record = world.store.ledger.find(world.store.target)
+    serving = world.store.ledger.serving(world.store.target)
+    assert record is not None
+    assert record.state == State.FINALIZED
+    assert serving is not None
+    assert (serving.epoch, serving.fingerprint) == (4, TruthEncoder().fingerprint)
+    keeps = world.store.rows_outlive_vectors
+    assert_true(world.serving(), texts_after(3), "new", rows_outlive_vectors=keeps)
+    assert world.leftovers() == []
+
+
+def complete(world: World, mother: Mother) -> None:
+    """Both sides are true before the old one is dropped, and the new one after it."""
+    assert mother.run(do="migrate", until="finalize", **world.job) == "done"
+    if len(world._names()) == 2:  # it was not killed in `finalize`
+        keeps = world.store.rows_outlive_vectors
+        assert_true(world.serving(), texts_after(3), "new", rows_outlive_vectors=keeps)
+        assert_true(world.other(), texts_after(3), "old")
+    assert mother.run(do="migrate", **world.job) == "done"
+    assert_complete(world)
+
+
+def assert_killed_and_completed(point: str, world: World, mother: Mother) -> None:
+    fill(world, TEXTS)
+    assert mother.run(do="migrate", point=point, **world.job) == "killed"
+    complete(world, mother)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_point_and_run_again_every_row_is_there_once_and_true(
+    point: str, world: World, mother: Mother
+) -> None:
+    assert_killed_and_completed(point, world, mother)
+
+
+@pytest.mark.parametrize("point", BACKEND_POINTS)
+def test_killed_between_the_store_and_the_control_database(point: str, mother: Mother, tmp_path: Path) -> None:
+    with world_of_points("file", tmp_path) as world:
+        assert_killed_and_completed(point, world, mother)
+
+
+@pytest.mark.parametrize("point", LANCEDB_POINTS)
+def test_killed_at_a_point_in_lancedb(point: str, mother: Mother, tmp_path: Path) -> None:
+    with world_of_points("lancedb", tmp_path) as world:
+        assert_killed_and_completed(point, world, mother)
+
+
+@pytest.mark.parametrize("point", SWITCH_POINTS)
+def test_after_a_switch_was_killed_start_takes_up_what_is_there(point: str, world: World, mother: Mother) -> None:
+    fill(world, TEXTS)
+    assert mother.run(do="migrate", point=point, **world.job) == "killed"
+    assert mother.run(do="start_again", **world.job) == "done"
+    complete(world, mother)
+
+
+def test_killed_at_one_point_after_the_other(world: World, mother: Mother) -> None:
+    fill(world, TEXTS)
+    for point in CHAIN:
+        assert mother.run(do="migrate", point=point, **world.job) == "killed", point
+    assert mother.run(do="migrate", **world.job) == "done"
+    assert_complete(world)
+
+
+@pytest.mark.parametrize("point", ABORT_POINTS)
+def test_an_abort_that_was_killed_leaves_the_collection_as_it_was(point: str, world: World, mother: Mother) -> None:
+    fill(world, TEXTS)
+    assert mother.run(do="give_up", point=point, **world.job) == "killed"
+    assert mother.run(do="give_up", **world.job) == "done"
+    assert world.store.ledger.find(world.store.target) is None
+    assert world.leftovers() == []
+    assert_true(world.serving(), texts_after(2), "old")
+
+
+def test_what_a_kill_repeats_is_one_range_at_most(world: World, mother: Mother) -> None:
+    fill(world, {str(i): f"text {i}" for i in range(60)})
+    points = (
+        "in encode new 3",
+        "after keep 4",
+        "in write new 3",
+        "in encode new 2",
+        "after write new 3",
+        "in encode new",
+    )
+    for point in points:
+        assert mother.run(do="migrate", until="first writes", point=point, **world.job) == "killed"
+    assert mother.run(do="migrate", until="first writes", **world.job) == "done"
+    encoded = Counter((world.folder / "encoded").read_text().splitlines())
+    assert len(encoded) == 60
+    assert encoded.total() <= 60 + ROWS_PER_RANGE * len(points)

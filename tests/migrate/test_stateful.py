@@ -1,0 +1,396 @@
+"""Any order of verbs and writes, against a dict: what serves is right at all times, and what does not is as soon as
+nothing is left to be followed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from tests.migrate.doubles import TruthEncoder
+from tests.stores import backends
+from tests.stores.collections import OLD_DIMENSION, Collection, Content, MirrorCollection, PgCollection
+from vecferry.errors import FinalizeNotConfirmed, IllegalTransition, Interrupted, Locked, RuntimeUnavailable
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate.states import CAUGHT_UP, ENDED, WORKING, allowed
+from vecferry.stores import Key, Patience, Side
+from vecferry.stores.memory import MemoryBackend
+from vecferry.stores.sqlite import SqliteLedger
+
+BAD = "POISON"
+"""Begins a text that no model can embed; each is another one."""
+KEYS = st.integers(1, 9)
+TEXTS = st.sampled_from(["", "a", "b", "c", "naïve 東京", BAD, BAD])
+WRITE = st.tuples(KEYS, st.one_of(st.none(), TEXTS))
+"""None deletes."""
+DIMENSIONS = (16, 12, 24)
+
+
+@dataclass
+class Entry:
+    """A row as it must be. written_on: the side that served when the application last wrote it."""
+
+    text: str
+    written_on: Side
+
+    @property
+    def is_bad(self) -> bool:
+        return self.text.startswith(BAD)
+
+
+class Machine(RuleBasedStateMachine):
+    """unseen: whether something was written past the capture since the last whole `start`."""
+
+    def __init__(self, collection: Collection, staging: Path) -> None:
+        super().__init__()
+        self.collection = collection
+        self.staging = staging
+        self.reference: dict[str, Entry] = {}
+        self.numbers = count(1)
+        self.old = TruthEncoder("model 0", OLD_DIMENSION)
+        self.num_models = 0
+        self.unseen = False
+        self._next_model()
+        for key in range(1, 6):
+            self._put(collection.put, key, f"text {key}")
+
+    def _next_model(self) -> None:
+        self.new = TruthEncoder(f"model {self.num_models + 1}", DIMENSIONS[self.num_models % len(DIMENSIONS)])
+        self.num_models += 1
+        self.migration = self._operator(self.collection.store)
+
+    def _operator(self, store: object) -> Migration:
+        options = MigrationOptions(
+            rows_per_range=2,
+            old_fingerprint=self.old.fingerprint,
+            staging=self.staging,
+            patience=Patience(1.0, 2, 0.02),
+            reconnect_s=0.0,
+            min_recall=0.0,
+        )
+        return Migration(store, options)  # type: ignore[arg-type]
+
+    def teardown(self) -> None:
+        """Whatever there is can be brought to its end."""
+        if self.state is State.PAUSED:
+            self.migration.resume()
+        self._start()
+        if self.state is not State.SERVING_NEW:
+            self.cutover()
+            self._check_serving()
+        self.rollback()
+        self._check_serving()
+        self.cutover()
+        self.finalize()
+        self._check_serving()
+
+    # --- where it stands --------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State | None:
+        """None where no migration is open."""
+        record = self.collection.store.ledger.find(self.collection.store.target)
+        return None if record is None or State(record.state) in ENDED else State(record.state)
+
+    def _can(self, verb: str) -> bool:
+        state = self.state
+        return state is not None and allowed(verb, state)
+
+    @property
+    def serving_side(self) -> Side:
+        serving = self.collection.store.ledger.serving(self.collection.store.target)
+        return Side.NEW if serving and serving.fingerprint == self.new.fingerprint else Side.OLD
+
+    def _model(self, side: Side) -> TruthEncoder:
+        return self.new if side is Side.NEW else self.old
+
+    def _letters(self, side: Side) -> int:
+        """How many rows its model cannot embed. A store of points has no place for one but where it was written."""
+        return sum(
+            entry.is_bad and (self.collection.keeps_rows or entry.written_on is not side)
+            for entry in self.reference.values()
+        )
+
+    # --- the application --------------------------------------------------------------------------
+
+    def _put(self, put: Callable[[int, str | None, object], None], key: int, text: str) -> None:
+        side = self.serving_side
+        text = f"{BAD} {next(self.numbers)}" if text == BAD else text
+        put(key, text, self._model(side).truth(text))
+        self.reference[str(key)] = Entry(text, side)
+
+    def _write(self, key: int, text: str | None) -> None:
+        if text is not None:
+            self._put(self.collection.put, key, text)  # type: ignore[arg-type]
+        else:
+            self.collection.remove(key)
+            self.reference.pop(str(key), None)
+
+    @rule(writes=st.lists(WRITE, min_size=1, max_size=4))
+    def write(self, writes: Sequence[tuple[int, str | None]]) -> None:
+        for key, text in writes:
+            self._write(key, text)
+
+    @precondition(lambda self: self.state is None or self.collection.compares or self.serving_side is Side.OLD)
+    @rule(writes=st.lists(WRITE, min_size=1, max_size=3))
+    def write_unseen(self, writes: Sequence[tuple[int, str | None]]) -> None:
+        for key, text in writes:
+            if text is not None:
+                self._put(self.collection.put_unseen, key, text)  # type: ignore[arg-type]
+            else:
+                self.collection.remove_unseen(key)
+                if str(key) in self._visible(self.serving_side):  # else it was not there to be removed
+                    self.reference.pop(str(key), None)
+        self.unseen = self.state is not None
+
+    # --- the runner -------------------------------------------------------------------------------
+
+    def _start(self, before_each: Callable[[Sequence[str]], None] = lambda texts: None) -> None:
+        self.new.before_each = before_each
+        try:
+            status = self.migration.start(self.new, old=self.old)
+        finally:
+            self.new.before_each = lambda texts: None
+        self.unseen = False
+        assert status.backlog == 0
+        assert self.state in CAUGHT_UP
+
+    @precondition(lambda self: self.state is not State.PAUSED)
+    @rule()
+    def start(self) -> None:
+        self._start()
+
+    @precondition(lambda self: self.state is not State.PAUSED)
+    @rule(calls=st.integers(0, 4), stopped=st.booleans())
+    def start_and_end_too_early(self, calls: int, stopped: bool) -> None:  # noqa: FBT001
+        end = self.new.calls + calls
+
+        def fail(_: Sequence[str]) -> None:
+            if self.new.calls >= end and not stopped:
+                raise RuntimeUnavailable("double", "gone", "start it")
+
+        self.new.before_each = fail
+        try:
+            self.migration.start(self.new, old=self.old, stop=lambda: stopped and self.new.calls >= end)
+        except (Interrupted, RuntimeUnavailable):
+            return
+        finally:
+            self.new.before_each = lambda texts: None
+        self.unseen = False
+
+    @precondition(lambda self: self.state is not State.PAUSED)
+    @rule(writes=st.lists(WRITE, min_size=1, max_size=3))
+    def start_while_others_work(self, writes: Sequence[tuple[int, str | None]]) -> None:
+        left, refused = iter(writes), list[str]()
+
+        def meddle(_: Sequence[str]) -> None:
+            for key, text in left:
+                self._write(key, text)
+                with self.collection.another() as store, pytest.raises(Locked) as locked:
+                    self._operator(store).start(self.new, old=self.old)
+                refused.append(locked.value.holder)
+                return
+
+        self._start(meddle)
+        assert all(f"pid {os.getpid()}" in holder for holder in refused)
+
+    # --- the operator -----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.state in WORKING)
+    @rule()
+    def pause(self) -> None:
+        self.migration.pause("for a test")
+        for verb in ("verify", "cutover", "retry"):
+            with pytest.raises(IllegalTransition):
+                {
+                    "verify": lambda: self.migration.verify(self.new, old=self.old),
+                    "cutover": lambda: self.migration.cutover(new=self.new, old=self.old),
+                    "retry": lambda: self.migration.retry(self.new, old=self.old),
+                }[verb]()
+
+    @precondition(lambda self: self.state is State.PAUSED)
+    @rule()
+    def resume(self) -> None:
+        self.migration.resume()
+
+    @precondition(lambda self: self._can("verify"))
+    @rule()
+    def verify(self) -> None:
+        report = self.migration.verify(self.new, 50, old=self.old)
+        failed = {check.name for check in report.checks if not check.passed}
+        if not self.unseen:
+            assert report.passed, report
+        assert failed <= {"text unchanged", "no vector without a row", "every row has a vector"}, report
+        assert self.state is report.state is (State.READY if report.passed else State.CATCHING_UP)
+
+    @precondition(lambda self: self._can("retry") and not self.unseen)
+    @rule()
+    def retry(self) -> None:
+        self.migration.retry(self.new, old=self.old)
+
+    @precondition(lambda self: self.state not in (None, State.PAUSED, State.SERVING_NEW))
+    @rule()
+    def cutover(self) -> None:
+        self._start()
+        if self.state is not State.SERVING_OLD:
+            self.verify()
+        before = self.migration.serving()
+        report = self.migration.cutover(self._letters(Side.NEW), new=self.new, old=self.old)
+        assert report.serving.epoch == before.epoch + 1
+        assert report.serving.fingerprint == self.new.fingerprint
+
+    @precondition(lambda self: self._can("rollback") and not self.unseen)
+    @rule()
+    def rollback(self) -> None:
+        before = self.migration.serving()
+        report = self.migration.rollback(new=self.new, old=self.old)
+        assert report.serving.epoch == before.epoch + 1
+        assert report.serving.fingerprint == self.old.fingerprint
+        assert report.stale_rows == 0
+
+    @precondition(lambda self: self._can("finalize") and not self.unseen)
+    @rule()
+    def finalize(self) -> None:
+        with pytest.raises(FinalizeNotConfirmed):
+            self.migration.finalize(confirmed=False)
+        if self.state is not State.PAUSED:
+            self._start()
+        self.migration.finalize(
+            confirmed=True, accept_dead_letters=self._letters(Side.NEW), new=self.new, old=self.old
+        )
+        self._end(kept=Side.NEW, model=self.new)
+
+    @precondition(lambda self: self._can("abort"))
+    @rule(chance=st.integers(0, 3))
+    def abort(self, chance: int) -> None:
+        if chance:
+            return
+        self.migration.abort()
+        assert self.collection.store.new_space() is None
+        self._end(kept=Side.OLD, model=self.old)
+
+    def _end(self, kept: Side, model: TruthEncoder) -> None:
+        """One side is left, with the rows that it has."""
+        visible = self._visible(kept)
+        self.reference = {key: Entry(entry.text, Side.OLD) for key, entry in visible.items()}
+        self.old = model
+        self.unseen = False
+        self._next_model()
+        assert self.state is None
+
+    # --- what must be so --------------------------------------------------------------------------
+
+    def _visible(self, side: Side) -> dict[str, Entry]:
+        """Where a row without a vector has no place, one that cannot be embedded is on the side it was written to."""
+        return {
+            key: entry
+            for key, entry in self.reference.items()
+            if self.collection.keeps_rows or not entry.is_bad or entry.written_on is side
+        }
+
+    @invariant()
+    def what_serves_is_right(self) -> None:
+        self._check_serving()
+
+    def _check_serving(self) -> None:
+        self._check(self.collection.serving(), self.serving_side)
+
+    @invariant()
+    def what_does_not_serve_is_right_when_nothing_is_left_to_follow(self) -> None:
+        if self.state in CAUGHT_UP and not self.unseen and not self.collection.store.backlog():
+            other = Side.OLD if self.serving_side is Side.NEW else Side.NEW
+            self._check(self.collection.of_side(other), other)
+
+    def _check(self, found: dict[Key, Content], side: Side) -> None:
+        expected, model = self._visible(side), self._model(side)
+        assert {key[0]: text for key, (text, _) in found.items()} == {key: e.text for key, e in expected.items()}
+        for (key,), (text, vector) in found.items():
+            assert text is not None
+            if not expected[key].is_bad:
+                assert vector is not None, (key, text, side)
+                np.testing.assert_allclose(vector, model.truth(text), atol=1e-6, err_msg=f"{key}: {text!r} {side}")
+            elif expected[key].written_on is not side:
+                assert vector is None, (key, text, side)
+
+
+class Mirrored(MirrorCollection):
+    compares = True
+
+    def of_side(self, side: Side) -> dict[Key, Content]:
+        name = self.store.serving_locator(side)
+        points = self.backend.get(name, list(self.backend.ids(name)), vectors=True)
+        return {(point.id,): (point.text, point.vector) for point in points}
+
+
+class InPostgres(PgCollection):
+    compares = False
+    """An old vector does not say of which text it is."""
+
+    def of_side(self, side: Side) -> dict[Key, Content]:
+        rows = self.connection.execute(
+            f"SELECT id::text, body, embedding_vecferry_{side}::real[] FROM docs"
+        ).fetchall()
+        return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
+
+
+def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path, examples: int, steps: int) -> None:
+    numbers = count()
+
+    class OnIt(Machine):
+        def __init__(self) -> None:
+            collection, self.close = make()
+            super().__init__(collection, folder / f"staging {next(numbers)}")
+
+        def teardown(self) -> None:
+            try:
+                super().teardown()
+            finally:
+                self.close()
+
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        OnIt,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            derandomize=True,
+            phases=[Phase.generate],
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def in_memory() -> tuple[Collection, Callable[[], None]]:
+    collection = Mirrored(MemoryBackend({backends.COLLECTION: []}), SqliteLedger.in_memory(), nullable=True)
+
+    def close() -> None:
+        collection.application.close()
+        collection.store.close()
+
+    return collection, close
+
+
+def test_any_order_of_verbs_and_writes_in_memory(tmp_path: Path) -> None:
+    run(in_memory, tmp_path, examples=100, steps=40)
+
+
+def test_any_order_of_verbs_and_writes_in_postgres(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    def make() -> tuple[Collection, Callable[[], None]]:
+        for statement in ("DROP TABLE IF EXISTS docs", "DROP SCHEMA IF EXISTS vecferry CASCADE"):
+            connection.execute(statement)
+        collection = InPostgres(connection, database_url)
+        return collection, collection.store.close
+
+    run(make, tmp_path, examples=8, steps=20)

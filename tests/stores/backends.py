@@ -1,0 +1,58 @@
+"""Every backend of `stores/backend.py`, by name, each over an empty collection `docs` that its application has made.
+
+A module `backends_X` has `opened(folder)`: a context with a backend on a store in `folder`. The
+collection has the cosine metric, vectors of `DIMENSION` numbers, and the payload fields `lang`
+(text) and `year` (a whole number).
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vecferry.embeddings import Float32
+from vecferry.stores.backend import Backend
+
+COLLECTION = "docs"
+DIMENSION = 8
+Opened = Callable[[Path], AbstractContextManager[Backend]]
+
+MODULES = {
+    "memory": ("tests.stores.backends_memory", "opened"),
+    "chroma": ("tests.stores.backends_chroma", "opened"),
+    "chroma-server": ("tests.stores.backends_chroma", "opened_server"),
+    "lancedb": ("tests.stores.backends_lancedb", "opened"),
+    "qdrant": ("tests.stores.backends_qdrant", "opened"),
+    "milvus": ("tests.stores.backends_milvus", "opened"),
+}
+NAMES = tuple(MODULES)
+
+WITHOUT_NULL = {"milvus"}
+"""Where every point has a text."""
+NUMBERS_ONLY = {"qdrant"}
+"""Where an id is a whole number or a UUID."""
+NORMALIZING = {"chroma", "chroma-server", "qdrant"}
+"""Where vectors are brought to length 1 again, so that their last bits may change."""
+LONGEST_TEXT = {"milvus": 60_000}
+"""Bytes, where the collection sets a limit."""
+
+
+@contextmanager
+def opened(name: str, folder: Path) -> Iterator[Backend]:
+    """The backend of that name on a store in `folder`; the test is skipped where nobody has written it yet."""
+    module, function = MODULES[name]
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not there yet")
+    opener: Opened = getattr(importlib.import_module(module), function)
+    with opener(folder) as backend:
+        yield backend
+
+
+def unit(seed: int, dimension: int = DIMENSION) -> Float32:
+    """A direction of its own for each seed: float32 [dimension], length 1."""
+    vector = np.random.default_rng(seed).standard_normal(dimension)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)

@@ -1,0 +1,94 @@
+"""Chroma embedded in this process, and behind a server of its own."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import chromadb
+import pytest
+
+from tests.stores.backends import COLLECTION
+from vecferry.stores.backend import Backend
+from vecferry.stores.chroma import ChromaBackend
+
+START_TIMEOUT_S = 30
+STOP_TIMEOUT_S = 10
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Backend]:
+    with chromadb.PersistentClient(folder) as application:
+        create_docs(application)
+    with closing(ChromaBackend.open(f"chroma://{folder}")) as backend:
+        yield backend
+
+
+@contextmanager
+def opened_server(folder: Path) -> Iterator[Backend]:
+    with chroma_server(folder) as (url, _):
+        with http_client(url) as application:
+            create_docs(application)
+        with closing(ChromaBackend.open(url)) as backend:
+            yield backend
+
+
+@contextmanager
+def http_client(url: str) -> Iterator[chromadb.ClientAPI]:
+    """The application's client of the server at that URL."""
+    host, _, port = url.removeprefix("chroma+http://").partition(":")
+    with chromadb.HttpClient(host, int(port)) as client:
+        try:
+            yield client
+        finally:
+            for holder in (client, client._admin_client):
+                holder._server._session.close()  # which the end of the client does not do
+
+
+def create_docs(client: chromadb.ClientAPI) -> None:
+    client.create_collection(COLLECTION, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+
+
+@contextmanager
+def chroma_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The URL and the process of a server over `folder`, which answers; stopped at the end, if it still runs.
+
+    port: one that is free, where it is not said; that of a server that was killed, to start it again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port = port or _free_port()
+    command = [Path(sys.executable).parent / "chroma", "run", "--path", folder, "--host", "127.0.0.1", "--port"]
+    process = subprocess.Popen([*command, str(port)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port, process)
+        yield f"chroma+http://127.0.0.1:{port}", process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"the Chroma server ended with {process.returncode}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail(f"the Chroma server did not listen within {START_TIMEOUT_S} s")

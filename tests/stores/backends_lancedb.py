@@ -1,0 +1,30 @@
+"""LanceDB in a folder."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import lancedb
+import pyarrow as pa
+
+from tests.stores.backends import COLLECTION, DIMENSION
+from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.lancedb import LanceBackend
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("vector", pa.list_(pa.float32(), DIMENSION)),
+        pa.field("lang", pa.string()),
+        pa.field("year", pa.int64()),
+    ]
+)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Backend]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lancedb.connect(folder).create_table(COLLECTION, schema=SCHEMA)
+    with closing(LanceBackend.open(f"lancedb://{folder}", Fields())) as backend:
+        yield backend

@@ -1,0 +1,49 @@
+"""Milvus Lite in a folder."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from milvus_lite.server_manager import server_manager_instance
+from pymilvus import CollectionSchema, DataType, MilvusClient
+
+from tests.stores.backends import COLLECTION, DIMENSION
+from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.milvus import MilvusBackend
+
+FIELDS = Fields()
+
+
+def schema(key: DataType = DataType.VARCHAR, *, dynamic: bool = True, nullable: bool = True) -> CollectionSchema:
+    made = MilvusClient.create_schema(enable_dynamic_field=dynamic)
+    made.add_field("id", key, is_primary=True, **({"max_length": 512} if key == DataType.VARCHAR else {}))
+    made.add_field("text", DataType.VARCHAR, max_length=65_535, nullable=nullable)
+    made.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
+    made.add_field("lang", DataType.VARCHAR, max_length=16, nullable=True)
+    made.add_field("year", DataType.INT64, nullable=True)
+    return made
+
+
+def make(file: Path, made: CollectionSchema | None = None, metric: str = "COSINE") -> str:
+    """Makes the application's collection; the URL of the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    index = MilvusClient.prepare_index_params()
+    index.add_index("vector", "HNSW", metric_type=metric)
+    with closing(MilvusClient(str(file))) as application:
+        application.create_collection(COLLECTION, schema=made or schema())
+        application.create_index(COLLECTION, index, sync=False)  # it would wait half a second for nothing
+        application.load_collection(COLLECTION)
+    return f"milvus://{file}"
+
+
+def end(file: Path) -> None:
+    """Milvus Lite keeps a file to its process; this is what the end of the process does."""
+    server_manager_instance.release_server(str(file))
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Backend]:
+    file = folder / "docs.db"
+    with closing(MilvusBackend.open(make(file), FIELDS)) as backend:
+        yield backend
+    end(file)

@@ -1,0 +1,27 @@
+"""Qdrant's local mode in a folder."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from qdrant_client import QdrantClient, models
+
+from tests.stores.backends import COLLECTION, DIMENSION
+from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.qdrant import QdrantBackend
+
+FIELDS = Fields(vector="")
+COSINE = models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)
+
+
+def make(folder: Path, vectors: models.VectorParams | dict[str, models.VectorParams] = COSINE) -> str:
+    """Makes the application's collection; the URL of the folder."""
+    with closing(QdrantClient(path=str(folder))) as application:
+        application.create_collection(COLLECTION, vectors)
+    return f"qdrant://{folder}"
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Backend]:
+    with closing(QdrantBackend.open(make(folder), FIELDS)) as backend:
+        yield backend

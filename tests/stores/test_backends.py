@@ -1,0 +1,376 @@
+"""What every backend promises to `MirrorStore`, tested on each store."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.stores.backends import (
+    COLLECTION,
+    DIMENSION,
+    LONGEST_TEXT,
+    NAMES,
+    NORMALIZING,
+    NUMBERS_ONLY,
+    WITHOUT_NULL,
+    opened,
+    unit,
+)
+from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.errors import StoreError, StoreSchemaError
+from vecferry.stores.backend import Aliased, Backend, Point
+
+NEW = "docs_new"
+WIDE = 16
+HARD_TEXTS = (
+    "",
+    " ",
+    "it's",
+    'say "no"',
+    "back\\slash",
+    "'; DROP TABLE docs; --",
+    "%_`[]{}$1",
+    "two\nlines\tand\r\na tab",
+    "日本語 العربية ไทย",
+    "👩‍👩‍👧 e\u0301 \u2028\ufeff",
+)
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def backend(name: str, tmp_path: Path) -> Iterator[Backend]:
+    with opened(name, tmp_path) as backend:
+        yield backend
+
+
+def point(number: int, text: str | None = "text", dimension: int = DIMENSION, **payload: object) -> Point:
+    return Point(str(number), text, unit(number, dimension), payload)
+
+
+def everything(backend: Backend, collection: str = COLLECTION) -> dict[str, Point]:
+    """All points by id, as they are now."""
+    ids = list(backend.ids(collection))
+    assert len(ids) == len(set(ids)) == backend.count(collection)
+    return {found.id: found for found in backend.get(collection, ids, vectors=True)}
+
+
+def filled(payload: object) -> dict[str, object]:
+    """Stores differ in whether a field without a value is there."""
+    assert isinstance(payload, dict)
+    return {name: value for name, value in payload.items() if value is not None}
+
+
+def assert_vector(name: str, found: Float32 | None, put: Float32 | None) -> None:
+    assert found is not None
+    assert put is not None
+    assert found.dtype == np.float32
+    # a float32 has 24 bits, so that dividing by a length of 1 +- 6e-8 moves a number below 1 by no more than that
+    np.testing.assert_allclose(found, put, rtol=0, atol=2e-7 if name in NORMALIZING else 0)
+
+
+# --- points ---------------------------------------------------------------------------------------
+
+
+def test_a_point_comes_back_whole(backend: Backend, name: str) -> None:
+    put = [point(1, "one", lang="en", year=1999), point(2, "two", lang='it\'s\n"日本"', year=-(2**53))]
+    backend.put(COLLECTION, put)
+    stored = everything(backend)
+    assert stored.keys() == {"1", "2"}
+    for one in put:
+        assert stored[one.id].text == one.text
+        assert filled(stored[one.id].payload) == one.payload
+        assert [type(stored[one.id].payload[field]) for field in ("lang", "year")] == [str, int]
+        assert_vector(name, stored[one.id].vector, one.vector)
+
+
+def test_vectors_come_only_where_they_are_asked_for(backend: Backend) -> None:
+    backend.put(COLLECTION, [point(1)])
+    assert [found.vector for found in backend.get(COLLECTION, ["1"])] == [None]
+
+
+def test_texts_of_every_kind_come_back_as_they_were(backend: Backend, name: str) -> None:
+    texts = [*HARD_TEXTS, "x" * LONGEST_TEXT.get(name, 2**20)]
+    backend.put(COLLECTION, [point(number, text) for number, text in enumerate(texts)])
+    stored = everything(backend)
+    assert [stored[str(number)].text for number in range(len(texts))] == texts
+
+
+def test_ids_of_every_kind_can_be_found_and_deleted(backend: Backend, name: str) -> None:
+    if name in NUMBERS_ONLY:
+        pytest.skip("ids are numbers or UUIDs here")
+    ids = [text for text in HARD_TEXTS if text]
+    backend.put(COLLECTION, [Point(id_, id_, unit(n)) for n, id_ in enumerate(ids)])
+    assert sorted(backend.ids(COLLECTION)) == sorted(ids)
+    for id_ in ids:
+        assert [(found.id, found.text) for found in backend.get(COLLECTION, [id_])] == [(id_, id_)]
+    for id_ in ids[:-1]:
+        backend.delete(COLLECTION, [id_])
+    assert list(backend.ids(COLLECTION)) == ids[-1:]
+
+
+@pytest.mark.parametrize("text", ["nul \0 nul", "lone \ud800 surrogate"])
+def test_a_text_comes_back_as_it_was_or_is_refused(backend: Backend, text: str) -> None:
+    try:
+        backend.put(COLLECTION, [point(1, text)])
+    except StoreError:
+        assert backend.count(COLLECTION) == 0
+    else:
+        assert everything(backend)["1"].text == text
+
+
+def test_a_point_replaces_another_as_a_whole(backend: Backend, name: str) -> None:
+    backend.put(COLLECTION, [point(1, "old", lang="en", year=1999), point(2, "other", year=7)])
+    backend.put(COLLECTION, [Point("1", "new", unit(9), {"year": 2000})])
+    stored = everything(backend)
+    assert (stored["1"].text, filled(stored["1"].payload)) == ("new", {"year": 2000})
+    assert_vector(name, stored["1"].vector, unit(9))
+    backend.put(COLLECTION, [Point("1", "bare", unit(1))])
+    assert filled(everything(backend)["1"].payload) == {}
+    assert filled(everything(backend)["2"].payload) == {"year": 7}
+
+
+def test_a_point_can_lose_its_text_and_have_one_again(backend: Backend, name: str) -> None:
+    if name in WITHOUT_NULL:
+        pytest.skip("every point has a text here")
+    backend.put(COLLECTION, [point(1, "old", lang="en"), point(2, None, lang="en"), point(3, "kept")])
+    assert everything(backend)["2"].text is None
+    backend.put(COLLECTION, [point(1, None, lang="de"), point(2, "now", lang="de")])
+    stored = everything(backend)
+    assert [stored[id_].text for id_ in "123"] == [None, "now", "kept"]
+    assert [filled(stored[id_].payload) for id_ in "123"] == [{"lang": "de"}, {"lang": "de"}, {}]
+
+
+def test_what_was_put_cannot_be_changed_from_outside(backend: Backend) -> None:
+    given = point(1, "text", lang="en", year=1)
+    backend.put(COLLECTION, [given])
+    for outside in (given, everything(backend)["1"]):
+        assert outside.vector is not None
+        assert isinstance(outside.payload, dict)
+        outside.vector.setflags(write=True)
+        outside.vector[:] = 0
+        outside.payload["year"] = 2
+    kept = everything(backend)["1"]
+    assert kept.payload["year"] == 1
+    assert kept.vector is not None
+    assert kept.vector.any()
+
+
+def test_ids_that_are_not_there_are_no_error(backend: Backend) -> None:
+    backend.put(COLLECTION, [point(1), point(2)])
+    assert [found.id for found in backend.get(COLLECTION, ["7", "2", "8"])] == ["2"]
+    backend.delete(COLLECTION, ["1", "7"])
+    backend.delete(COLLECTION, ["1", "7"])
+    assert list(backend.ids(COLLECTION)) == ["2"]
+
+
+def test_nothing_can_be_asked_for_put_and_deleted(backend: Backend) -> None:
+    assert list(backend.ids(COLLECTION)) == []
+    assert backend.get(COLLECTION, []) == []
+    backend.put(COLLECTION, [])
+    backend.delete(COLLECTION, [])
+    assert backend.count(COLLECTION) == 0
+
+
+def test_two_thousand_points_go_in_and_out_at_once(backend: Backend, name: str) -> None:
+    put = {str(number): point(number, f"text {number}", year=number) for number in range(2000)}
+    backend.put(COLLECTION, list(put.values()))
+    stored = everything(backend)
+    assert stored.keys() == put.keys()
+    for id_, one in put.items():
+        assert (stored[id_].text, stored[id_].payload["year"]) == (one.text, one.payload["year"])
+        assert_vector(name, stored[id_].vector, one.vector)
+    backend.delete(COLLECTION, [str(number) for number in range(1, 3000)])
+    assert list(backend.ids(COLLECTION)) == ["0"]
+
+
+def test_a_vector_of_another_length_is_refused_and_nothing_is_written(backend: Backend) -> None:
+    backend.put(COLLECTION, [point(1, "first")])
+    with pytest.raises(StoreError):
+        backend.put(COLLECTION, [point(1, "second"), point(2, "second", WIDE), point(3, "second")])
+    assert {id_: found.text for id_, found in everything(backend).items()} == {"1": "first"}
+
+
+# --- collections ----------------------------------------------------------------------------------
+
+
+def test_a_collection_like_another_has_its_own_dimension_and_takes_the_same_points(backend: Backend) -> None:
+    backend.put(COLLECTION, [point(1, "one", lang="en", year=1)])
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    assert backend.dimension(NEW) in (WIDE, None)
+    assert backend.count(NEW) == 0
+    backend.put(NEW, [point(1, "one", WIDE, lang="en", year=1)])
+    assert (backend.dimension(NEW), backend.dimension(COLLECTION)) == (WIDE, DIMENSION)
+    found = everything(backend, NEW)["1"]
+    assert (found.text, filled(found.payload)) == ("one", {"lang": "en", "year": 1})
+    with pytest.raises(StoreError):
+        backend.put(NEW, [point(2)])
+    assert list(backend.ids(NEW)) == ["1"]
+
+
+def test_a_collection_like_another_has_its_metric(backend: Backend) -> None:
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    backend.put(NEW, [Point("1", "long", 5 * unit(1, WIDE)), Point("2", "short", unit(2, WIDE))])
+    best = backend.search(NEW, unit(2, WIDE), 1)[0]
+    assert best.id == "2"
+    long = next(found for found in backend.search(NEW, unit(1, WIDE), 2) if found.id == "1")
+    assert long.score == pytest.approx(1, abs=1e-5)  # float32; a score by another metric is off by a whole number
+
+
+def test_a_collection_is_made_once_and_like_one_that_is_there(backend: Backend) -> None:
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    with pytest.raises(StoreSchemaError):
+        backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    with pytest.raises(StoreSchemaError):
+        backend.create("third", like="nowhere", dimension=WIDE, outputs=DENSE)
+    assert not backend.exists("third")
+
+
+def test_a_dropped_collection_is_gone_and_can_be_dropped_again(backend: Backend) -> None:
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    assert backend.exists(NEW)
+    for _ in range(2):
+        backend.drop(NEW)
+        assert not backend.exists(NEW)
+    assert backend.exists(COLLECTION)
+
+
+def test_a_collection_that_is_not_there_cannot_be_used(backend: Backend) -> None:
+    for use in (
+        lambda: backend.count("nowhere"),
+        lambda: backend.dimension("nowhere"),
+        lambda: list(backend.ids("nowhere")),
+        lambda: backend.get("nowhere", ["1"]),
+        lambda: backend.put("nowhere", [point(1)]),
+        lambda: backend.delete("nowhere", ["1"]),
+        lambda: backend.search("nowhere", unit(1), 1),
+    ):
+        with pytest.raises(StoreSchemaError):
+            use()
+
+
+def test_heads_that_the_store_cannot_hold_are_refused_by_name(backend: Backend) -> None:
+    refused = Outputs.ALL & ~backend.outputs
+    if not refused:
+        pytest.skip("all heads can be held here")
+    for head in refused:
+        with pytest.raises(StoreSchemaError, match=f"(?i){head.names[0]}"):
+            backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE | head)
+    assert not backend.exists(NEW)
+
+
+# --- searching ------------------------------------------------------------------------------------
+
+
+def cosines(query: Float32, numbers: Sequence[int]) -> dict[str, float]:
+    return {str(number): float(unit(number).astype(np.float64) @ query) for number in numbers}
+
+
+def test_a_search_finds_the_nearest_with_their_cosines(backend: Backend) -> None:
+    backend.put(COLLECTION, [point(number) for number in range(200)])
+    query = unit(1000)
+    expected = cosines(query, range(200))
+    best = sorted(expected, key=lambda id_: -expected[id_])[:10]
+    found = backend.search(COLLECTION, query, 10)
+    assert [hit.id for hit in found] == best  # 200 points: every index looks at all of them
+    # stores compute in float32, and some by way of a distance of up to 2
+    np.testing.assert_allclose([hit.score for hit in found], [expected[id_] for id_ in best], rtol=0, atol=1e-5)
+
+
+def test_a_search_is_over_what_was_just_written(backend: Backend) -> None:
+    backend.put(COLLECTION, [point(number) for number in range(20)])
+    assert backend.search(COLLECTION, unit(30), 1)[0].id != "30"
+    backend.put(COLLECTION, [point(30)])
+    assert backend.search(COLLECTION, unit(30), 1)[0].id == "30"
+    backend.put(COLLECTION, [Point("30", "moved", unit(31))])
+    assert backend.search(COLLECTION, unit(31), 1)[0].id == "30"
+    backend.delete(COLLECTION, ["30"])
+    assert "30" not in [hit.id for hit in backend.search(COLLECTION, unit(31), 21)]
+    assert len(backend.search(COLLECTION, unit(31), 100)) == 20
+
+
+def test_indexes_are_built_once(backend: Backend) -> None:
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    backend.put(NEW, [point(number, "text", WIDE) for number in range(300)])
+    backend.build_indexes(NEW, COLLECTION)
+    assert backend.missing_indexes(NEW, COLLECTION) == ()
+    assert backend.build_indexes(NEW, COLLECTION) == ()
+    assert backend.search(NEW, unit(7, WIDE), 1)[0].id == "7"
+
+
+# --- handles --------------------------------------------------------------------------------------
+
+
+def test_two_handles_see_what_the_other_wrote(backend: Backend) -> None:
+    other = backend.another()
+    assert list(other.ids(COLLECTION)) == []
+    backend.put(COLLECTION, [point(1, "first")])
+    assert everything(other)["1"].text == "first"
+    other.put(COLLECTION, [point(1, "second"), point(2)])
+    assert everything(backend)["1"].text == "second"
+    assert backend.search(COLLECTION, unit(2), 1)[0].id == "2"
+    backend.delete(COLLECTION, ["1"])
+    assert list(other.ids(COLLECTION)) == ["2"]
+    other.close()
+    assert list(backend.ids(COLLECTION)) == ["2"]
+
+
+def test_a_handle_is_not_stale_after_a_collection_was_made_anew(backend: Backend) -> None:
+    other = backend.another()
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    other.put(NEW, [point(1, "old", WIDE)])
+    backend.drop(NEW)
+    backend.create(NEW, like=COLLECTION, dimension=WIDE // 2, outputs=DENSE)
+    assert other.count(NEW) == 0
+    other.put(NEW, [point(2, "new", WIDE // 2)])
+    assert everything(backend, NEW).keys() == everything(other, NEW).keys() == {"2"}
+    other.close()
+
+
+def test_writers_in_several_threads_lose_nothing(backend: Backend) -> None:
+    handles = [backend.another() for _ in range(4)]
+
+    def write(writer: int) -> None:
+        for start in range(0, 50, 10):
+            handles[writer].put(COLLECTION, [point(1000 * writer + start + n, f"by {writer}") for n in range(10)])
+            handles[writer].put(COLLECTION, [point(n, "shared") for n in range(9000, 9005)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    own = {str(1000 * writer + n): f"by {writer}" for writer in range(4) for n in range(50)}
+    shared = {str(n): "shared" for n in range(9000, 9005)}
+    assert {id_: found.text for id_, found in everything(backend).items()} == own | shared
+    for handle in handles:
+        handle.close()
+
+
+# --- aliases --------------------------------------------------------------------------------------
+
+
+def test_an_alias_points_to_one_collection_after_another(backend: Backend) -> None:
+    if not isinstance(backend, Aliased):
+        pytest.skip("no aliases here")
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    assert (backend.is_alias("live"), backend.resolve("live")) == (False, "live")
+    for collection in (COLLECTION, NEW, NEW, COLLECTION):
+        backend.point_alias("live", collection)
+        assert (backend.is_alias("live"), backend.resolve("live")) == (True, collection)
+    assert (backend.is_alias(COLLECTION), backend.resolve(COLLECTION)) == (False, COLLECTION)
+
+
+def test_an_alias_is_seen_by_other_handles(backend: Backend) -> None:
+    if not isinstance(backend, Aliased):
+        pytest.skip("no aliases here")
+    other = backend.another()
+    backend.point_alias("live", COLLECTION)
+    assert isinstance(other, Aliased)
+    assert other.resolve("live") == COLLECTION
+    other.close()
+    with pytest.raises(StoreError):
+        backend.point_alias("live", "nowhere")
+    assert backend.resolve("live") == COLLECTION

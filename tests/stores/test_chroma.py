@@ -1,0 +1,195 @@
+"""What is Chroma's own: its URLs, one process to a folder, its distances, a server that goes away."""
+
+from contextlib import closing
+from pathlib import Path
+
+import chromadb
+import numpy as np
+import pytest
+from chromadb.config import Settings
+
+from tests.stores.backends import COLLECTION, DIMENSION, unit
+from tests.stores.backends_chroma import chroma_server, create_docs, http_client, opened, opened_server
+from tests.stores.processes import Child
+from vecferry.embeddings import DENSE
+from vecferry.errors import Locked, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.stores.backend import Point
+from vecferry.stores.chroma import ChromaBackend
+
+NEW = "docs_new"
+HOLD = """
+import sys
+from vecferry.errors import Locked
+from vecferry.stores.chroma import ChromaBackend
+try:
+    backend = ChromaBackend.open(sys.argv[1])
+except Locked:
+    print("locked")
+else:
+    print("open", flush=True)
+    input()
+"""
+
+# --- what a URL names -----------------------------------------------------------------------------
+
+
+def test_a_folder_without_a_database_is_not_made_into_one(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(StoreUnreachable):
+            ChromaBackend.open(f"chroma://{folder}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_database_is_unreachable_and_stays_unlocked(tmp_path: Path) -> None:
+    (tmp_path / "chroma.sqlite3").write_bytes(b"not a database" * 1000)
+    for _ in range(2):
+        with pytest.raises(StoreUnreachable):
+            ChromaBackend.open(f"chroma://{tmp_path}")
+
+
+def test_a_relative_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with chromadb.PersistentClient("vectors") as application:
+        create_docs(application)
+    with closing(ChromaBackend.open("chroma:vectors")) as backend:
+        assert backend.exists(COLLECTION)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["chroma://vectors", "chroma+ftp://host", "chroma+http://", "chroma+http://me:pw@host", "chroma+http://h/api"],
+)
+def test_a_url_that_names_no_chroma_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(StoreSchemaError) as caught:
+        ChromaBackend.open(url)
+    assert "pw" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_unreachable() -> None:
+    with pytest.raises(StoreUnreachable):
+        ChromaBackend.open("chroma+http://127.0.0.1:1")
+
+
+# --- one folder, one process ----------------------------------------------------------------------
+
+
+def test_a_folder_that_another_process_has_open_is_locked_until_it_ends(tmp_path: Path) -> None:
+    url = f"chroma://{tmp_path}"
+    with chromadb.PersistentClient(tmp_path) as application:
+        create_docs(application)
+    with Child(HOLD, url) as holder:
+        assert holder.hear() == "open"
+        with pytest.raises(Locked):
+            ChromaBackend.open(url)
+        holder.kill()
+        holder.collect()
+    with closing(ChromaBackend.open(url)) as backend, closing(backend.another()), Child(HOLD, url) as refused:
+        assert refused.hear() == "locked"
+
+
+def test_the_folder_is_free_once_the_last_handle_is_closed(tmp_path: Path) -> None:
+    url = f"chroma://{tmp_path}"
+    with chromadb.PersistentClient(tmp_path) as application:
+        create_docs(application)
+    one = ChromaBackend.open(url)
+    two = one.another()
+    one.close()
+    one.close()
+    with Child(HOLD, url) as refused:
+        assert refused.hear() == "locked"
+    two.close()
+    with Child(HOLD, url) as next_one:
+        assert next_one.hear() == "open"
+
+
+@pytest.mark.parametrize("settings", [None, Settings(anonymized_telemetry=False)])
+def test_an_application_in_the_same_process_may_have_the_folder_open(tmp_path: Path, settings: Settings | None) -> None:
+    with chromadb.PersistentClient(tmp_path, settings) as application:
+        create_docs(application)
+        with closing(ChromaBackend.open(f"chroma://{tmp_path}")) as backend:
+            backend.put(COLLECTION, [Point("1", "text", unit(1))])
+            assert application.get_collection(COLLECTION).get()["ids"] == ["1"]
+
+
+def test_a_client_that_was_given_stays_open(tmp_path: Path) -> None:
+    with chromadb.PersistentClient(tmp_path, Settings(allow_reset=True)) as application:
+        create_docs(application)
+        with closing(ChromaBackend(application)) as backend, closing(backend.another()) as other:
+            backend.put(COLLECTION, [Point("1", "text", unit(1))])
+            assert other.count(COLLECTION) == 1
+        with pytest.raises(StoreUnreachable, match="client"):
+            ChromaBackend.open(f"chroma://{tmp_path}")
+        assert application.get_collection(COLLECTION).count() == 1
+
+
+# --- collections ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", ["cosine", "l2", "ip"])
+def test_every_distance_is_kept_and_gives_cosines(tmp_path: Path, space: str) -> None:
+    with chromadb.PersistentClient(tmp_path) as application:
+        application.create_collection("model", configuration={"hnsw": {"space": space, "max_neighbors": 24}})
+        with closing(ChromaBackend(application)) as backend:
+            backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
+            backend.put(NEW, [Point(str(n), None, unit(n)) for n in range(50)])
+            index = application.get_collection(NEW).configuration_json["hnsw"]
+            assert (index["space"], index["max_neighbors"]) == (space, 24)
+            found = backend.search(NEW, unit(99), 50)
+    scores = [float(unit(int(hit.id)) @ unit(99)) for hit in found]
+    assert len(found) == 50
+    assert scores == sorted(scores, reverse=True)
+    np.testing.assert_allclose([hit.score for hit in found], scores, rtol=0, atol=1e-5)  # float32
+
+
+def test_a_new_collection_has_the_metadata_of_the_old_but_embeds_nothing(tmp_path: Path) -> None:
+    with chromadb.PersistentClient(tmp_path) as application:
+        with_minilm = application.create_collection("model", metadata={"hnsw:space": "cosine", "owner": "us"})
+        with closing(ChromaBackend(application)) as backend:
+            backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
+        made = application.get_collection(NEW, embedding_function=None)
+        assert (made.metadata or {})["owner"] == "us"
+        assert made.configuration_json["hnsw"]["space"] == "cosine"
+        assert with_minilm.configuration_json["embedding_function"]["name"] == "default"
+        assert "name" not in (made.configuration_json["embedding_function"] or {})
+
+
+def test_an_empty_collection_made_here_refuses_vectors_of_another_length(tmp_path: Path) -> None:
+    with opened(tmp_path) as backend:
+        backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
+        assert backend.dimension(NEW) == 16
+        with pytest.raises(StoreSchemaError):
+            backend.put(NEW, [Point("1", "text", unit(1))])
+        assert backend.dimension(COLLECTION) is None
+
+
+def test_an_id_of_no_characters_is_refused_by_the_store(tmp_path: Path) -> None:
+    with opened(tmp_path) as backend, pytest.raises(StoreFailed):
+        backend.put(COLLECTION, [Point("", "text", unit(1))])
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+def test_more_than_a_server_takes_in_one_request_is_sent_in_several(tmp_path: Path) -> None:
+    with opened_server(tmp_path) as backend:
+        backend.put(COLLECTION, [Point(str(n), "text", unit(n), {"page": "x" * 2**20}) for n in range(45)])
+        assert backend.count(COLLECTION) == 45
+
+
+def test_a_server_that_was_killed_is_unreachable_and_comes_back_with_what_was_written(tmp_path: Path) -> None:
+    with chroma_server(tmp_path) as (url, process), http_client(url) as application:
+        create_docs(application)
+        with closing(ChromaBackend.open(url)) as backend:
+            backend.put(COLLECTION, [Point(str(n), f"text {n}", unit(n)) for n in range(100)])
+            process.kill()
+            process.wait()
+            for use in (
+                lambda: backend.count(COLLECTION),
+                lambda: backend.put(COLLECTION, [Point("1", "text", unit(1))]),
+                lambda: backend.another(),
+            ):
+                with pytest.raises(StoreUnreachable):
+                    use()
+            with chroma_server(tmp_path, int(url.rpartition(":")[2])):
+                assert backend.count(COLLECTION) == 100
+                assert backend.search(COLLECTION, unit(42), 1)[0].id == "42"

@@ -1,0 +1,290 @@
+"""What is LanceDB's own: columns of any type, its keys, commits and indexes."""
+
+import datetime
+import decimal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+from lancedb import index
+
+from tests.stores.backends import COLLECTION, DIMENSION, unit
+from tests.stores.backends_lancedb import SCHEMA, opened
+from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.stores.backend import Fields, Point
+from vecferry.stores.lancedb import LanceBackend
+
+NEW = "docs_new"
+VECTOR = pa.list_(pa.float32(), DIMENSION)
+NANOSECOND = pa.scalar(1_234_567_890_123_456_789, pa.timestamp("ns"))
+COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
+    "flag": (pa.bool_(), True),
+    "unsigned": (pa.uint64(), 2**64 - 1),
+    "half": (pa.float16(), 1.5),
+    "money": (pa.decimal128(10, 2), decimal.Decimal("1.25")),
+    "day": (pa.date32(), datetime.date(2020, 2, 29)),
+    "at": (pa.timestamp("us", tz="UTC"), datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)),
+    "exactly_at": (pa.timestamp("ns"), NANOSECOND),
+    "clock": (pa.time64("ns"), pa.scalar(123_456_789_123, pa.time64("ns"))),
+    "blob": (pa.large_binary(), b"\0\xff"),
+    "kind": (pa.dictionary(pa.int32(), pa.string()), "a"),
+    "tags": (pa.list_(pa.string()), ["a", "b"]),
+    "nested": (pa.struct([("a", pa.int32()), ("b", pa.list_(pa.float64()))]), {"a": 1, "b": [0.1]}),
+    "image": (pa.list_(pa.float32(), 16), [0.5] * 16),
+}
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[LanceBackend]:
+    with opened(tmp_path) as backend:
+        assert isinstance(backend, LanceBackend)
+        yield backend
+
+
+def points(start: int, stop: int) -> list[Point]:
+    return [Point(str(n), f"text {n}", unit(n)) for n in range(start, stop)]
+
+
+def over(folder: Path, schema: pa.Schema, fields: Fields | None = None) -> LanceBackend:
+    """A backend over an empty table `docs` of that schema."""
+    lancedb.connect(folder).create_table(COLLECTION, schema=schema)
+    return LanceBackend(folder, fields or Fields())
+
+
+def table(folder: Path, name: str = COLLECTION) -> Any:
+    return lancedb.connect(folder).open_table(name)
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnreachable):
+        LanceBackend.open(f"lancedb://{tmp_path}/nowhere", Fields())
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(StoreSchemaError):
+        LanceBackend.open("lancedb://nowhere", Fields())
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+def test_columns_of_any_type_are_carried_through_unchanged(tmp_path: Path) -> None:
+    others = [(name, kind) for name, (kind, _) in COLUMNS.items()]
+    backend = over(tmp_path, pa.schema([("id", pa.string()), ("text", pa.string()), ("vector", VECTOR), *others]))
+    given = [
+        pa.array(["full", "empty"]),
+        pa.array(["text", None]),
+        pa.array([unit(1), unit(2)], VECTOR),
+        *(pa.array([value, None], kind) for kind, value in COLUMNS.values()),
+    ]
+    application = table(tmp_path)
+    application.add(pa.Table.from_arrays(given, schema=application.schema), on_bad_vectors="null")
+    before = application.to_arrow()
+    stored = backend.get(COLLECTION, ["full", "empty"], vectors=True)
+    backend.delete(COLLECTION, ["full"])
+    backend.put(COLLECTION, stored)
+    after = table(tmp_path).to_arrow()
+    assert after.sort_by("id").equals(before.sort_by("id"))
+    backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    backend.put(NEW, stored)
+    assert table(tmp_path, NEW).to_arrow().sort_by("id").equals(before.sort_by("id"))
+
+
+def test_columns_may_have_any_name(tmp_path: Path) -> None:
+    schema = pa.schema([("doc Id", pa.string()), ("the text!", pa.large_string()), ("Vector", VECTOR)])
+    backend = over(tmp_path, schema, Fields("doc Id", "the text!", "Vector"))
+    backend.put(COLLECTION, points(0, 3))
+    backend.delete(COLLECTION, ["0"])
+    assert [(found.id, found.text) for found in backend.get(COLLECTION, ["0", "2"])] == [("2", "text 2")]
+    assert backend.search(COLLECTION, unit(1), 1)[0].id == "1"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.field("id", pa.float64()),
+        pa.field("text", pa.binary()),
+        pa.field("vector", pa.list_(pa.float32())),
+        pa.field("vector", pa.list_(pa.uint8(), 8)),
+    ],
+)
+def test_columns_of_an_unfit_type_are_named(tmp_path: Path, column: pa.Field) -> None:
+    schema = SCHEMA.set(SCHEMA.get_field_index(column.name), column)
+    with pytest.raises(StoreSchemaError, match=f"'{column.name}'"):
+        over(tmp_path, schema).count(COLLECTION)
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path, backend: LanceBackend) -> None:
+    with pytest.raises(StoreSchemaError, match="'body'"):
+        LanceBackend(tmp_path, Fields(text="body")).count(COLLECTION)
+    with pytest.raises(StoreSchemaError, match="colour"):
+        backend.put(COLLECTION, [Point("1", "text", unit(1), {"colour": "red"})])
+    assert backend.count(COLLECTION) == 0
+
+
+def test_numbers_that_are_not_finite_are_refused(backend: LanceBackend) -> None:
+    with pytest.raises(StoreSchemaError):
+        backend.put(COLLECTION, [*points(0, 2), Point("2", "text", np.full(DIMENSION, np.nan, np.float32))])
+    assert backend.count(COLLECTION) == 0
+
+
+def test_a_column_of_float16_is_kept_for_the_new_vectors(tmp_path: Path) -> None:
+    field = pa.field("vector", pa.list_(pa.float16(), DIMENSION))
+    backend = over(tmp_path, SCHEMA.set(SCHEMA.get_field_index("vector"), field))
+    backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    backend.put(NEW, points(0, 3))
+    assert table(tmp_path, NEW).schema.field("vector").type.value_type == pa.float16()
+    stored = backend.get(NEW, ["1"], vectors=True)[0].vector
+    assert stored is not None
+    np.testing.assert_array_equal(stored, unit(1).astype(np.float16).astype(np.float32))
+
+
+def test_the_function_that_embeds_with_the_old_model_is_not_taken_over(tmp_path: Path) -> None:
+    backend = over(tmp_path, SCHEMA.with_metadata({"embedding_functions": "[]", "owner": "us"}))
+    backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    metadata = table(tmp_path, NEW).schema.metadata
+    assert b"embedding_functions" not in metadata
+    assert metadata[b"owner"] == b"us"
+
+
+def test_colbert_vectors_have_a_column_of_their_own(tmp_path: Path, backend: LanceBackend) -> None:
+    tokens: Float32 = np.stack([unit(n) for n in range(5)])
+    backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE | Outputs.COLBERT)
+    backend.put(NEW, [Point("1", "text", unit(1), colbert=tokens), Point("2", "text", unit(2)), *points(3, 9)])
+    stored = {found.id: found for found in backend.get(NEW, ["1", "2"], vectors=True)}
+    assert stored["1"].colbert is not None
+    np.testing.assert_allclose(stored["1"].colbert, tokens, rtol=0, atol=2**-11)  # half of float16's last bit below 1
+    assert stored["2"].colbert is None
+    assert "vector_colbert" not in stored["1"].payload
+    assert backend.get(NEW, ["1"])[0].colbert is None
+    assert backend.search(NEW, unit(2), 1)[0].id == "2"
+    backend.create("third", like=NEW, dimension=4, outputs=DENSE)
+    assert table(tmp_path, "third").schema.names == SCHEMA.names
+    with pytest.raises(StoreSchemaError):
+        backend.put(COLLECTION, [Point("1", "text", unit(1), colbert=tokens)])
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.uint64()])
+def test_keys_that_are_whole_numbers_stay_so(tmp_path: Path, kind: pa.DataType) -> None:
+    backend = over(tmp_path, SCHEMA.set(0, pa.field("id", kind)))
+    backend.put(COLLECTION, points(0, 20))
+    backend.delete(COLLECTION, ["3", "x", "03", "+4", "9" * 30, "٥"])
+    assert sorted(map(int, backend.ids(COLLECTION))) == [n for n in range(20) if n != 3]
+    found = backend.get(COLLECTION, ["5", "05", " 5", "5.0", "-5", str(2**70), "1) OR (1=1"])
+    assert [point.id for point in found] == ["5"]
+    assert table(tmp_path).schema.field("id").type == kind
+    for key in ("x", "05", str(2**64)):
+        with pytest.raises(StoreSchemaError):
+            backend.put(COLLECTION, [Point(key, "text", unit(1))])
+
+
+@pytest.mark.parametrize("keys", [["1", "1"], ["1", None]])
+def test_rows_without_a_key_of_their_own_are_found_before_a_migration(tmp_path: Path, keys: list[str | None]) -> None:
+    with opened(tmp_path) as backend:
+        table(tmp_path).add(pa.table({"id": pa.array(keys, pa.string()), "vector": pa.array([unit(1)] * 2, VECTOR)}))
+        with pytest.raises(StoreSchemaError, match="1 rows"):
+            backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+        assert not backend.exists(NEW)
+
+
+def test_writers_that_insert_the_same_keys_at_once_leave_each_once(backend: LanceBackend) -> None:
+    handles = [backend.another() for _ in range(4)]  # with a file lock each, as in processes of their own
+    together = Barrier(len(handles))
+
+    def write(handle: LanceBackend) -> None:
+        for start in range(0, 100, 20):
+            together.wait()
+            handle.put(COLLECTION, points(start, start + 20))
+
+    with ThreadPoolExecutor(len(handles)) as pool:
+        list(pool.map(write, handles))
+    assert sorted(backend.ids(COLLECTION)) == sorted(map(str, range(100)))
+
+
+# --- commits --------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_one_commit(tmp_path: Path, backend: LanceBackend) -> None:
+    before = table(tmp_path).version
+    backend.put(COLLECTION, points(0, 500))
+    backend.delete(COLLECTION, [str(n) for n in range(100)])
+    assert table(tmp_path).version == before + 2
+
+
+def test_many_small_writes_are_put_together_in_tables_made_here_alone(
+    tmp_path: Path, backend: LanceBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vecferry.stores.lancedb.COMMITS_BETWEEN_COMPACTIONS", 16)
+    backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    for n in range(20):
+        backend.put(NEW, points(n, n + 1))
+        backend.put(COLLECTION, points(n, n + 1))
+    assert table(tmp_path, NEW).stats()["fragment_stats"]["num_fragments"] < 10
+    assert table(tmp_path).stats()["fragment_stats"]["num_fragments"] == 20
+    assert sorted(backend.ids(NEW)) == sorted(backend.ids(COLLECTION))
+
+
+def test_a_statement_that_the_store_refuses_is_reported(tmp_path: Path, backend: LanceBackend) -> None:
+    backend.put(COLLECTION, points(0, 1))
+    (data,) = (tmp_path / "docs.lance" / "data").iterdir()
+    data.unlink()
+    with pytest.raises(StoreFailed):
+        backend.get(COLLECTION, ["0"])
+
+
+# --- indexes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [(index.IvfPq, "cosine"), (index.IvfFlat, "l2"), (index.HnswSq, "dot"), (index.IvfRq, "cosine")]
+)
+def test_the_new_vectors_get_an_index_of_the_same_kind(
+    tmp_path: Path, backend: LanceBackend, kind: Any, metric: str
+) -> None:
+    backend.put(COLLECTION, points(0, 300))
+    table(tmp_path).create_index("vector", config=kind(distance_type=metric), name="by_meaning")
+    backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
+    backend.put(NEW, [Point(str(n), "text", unit(n, 16)) for n in range(300)])
+    assert backend.missing_indexes(NEW, COLLECTION) == ("by_meaning",)
+    assert backend.build_indexes(NEW, COLLECTION) == ("by_meaning",)
+    assert backend.missing_indexes(NEW, COLLECTION) == backend.build_indexes(NEW, COLLECTION) == ()
+    old, new = table(tmp_path), table(tmp_path, NEW)
+    assert [made.index_type for made in new.list_indices()] == [made.index_type for made in old.list_indices()]
+    assert new.index_stats("by_meaning").distance_type == metric
+    assert_found(backend, "7", unit(7, 16))
+    backend.put(NEW, [Point("late", "text", unit(1000, 16))])
+    assert_found(backend, "late", unit(1000, 16))
+
+
+def assert_found(backend: LanceBackend, id_: str, vector: Float32) -> None:
+    found = backend.search(NEW, vector, 3)
+    assert found[0].id == id_
+    stored = {one.id: one.vector for one in backend.get(NEW, [hit.id for hit in found], vectors=True)}
+    expected = [float(np.dot(stored[hit.id], vector)) for hit in found]
+    np.testing.assert_allclose([hit.score for hit in found], expected, rtol=0, atol=1e-5)  # float32
+
+
+def test_few_rows_get_no_index(tmp_path: Path, backend: LanceBackend) -> None:
+    backend.put(COLLECTION, points(0, 300))
+    table(tmp_path).create_index("vector", config=index.IvfFlat(distance_type="cosine"))
+    backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    backend.put(NEW, points(0, 255))
+    assert backend.missing_indexes(NEW, COLLECTION) == backend.build_indexes(NEW, COLLECTION) == ()
+    backend.put(NEW, points(255, 256))
+    assert backend.missing_indexes(NEW, COLLECTION) == ("vector_idx",)
+
+
+def test_a_second_handle_needs_nothing_of_the_first(tmp_path: Path, backend: LanceBackend) -> None:
+    with closing(backend.another()) as other:
+        backend.close()
+        other.put(COLLECTION, points(0, 1))
+    assert table(tmp_path).count_rows() == 1

@@ -1,0 +1,472 @@
+"""What is Milvus's own: key types, limits of fields, the dynamic field, lexical weights, aliases, Milvus Lite."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusClient
+
+from tests.stores.backends import COLLECTION, DIMENSION, unit
+from tests.stores.backends_milvus import FIELDS, end, make, schema
+from tests.stores.processes import Child
+from vecferry.embeddings import DENSE, Outputs
+from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.stores import SparseVector
+from vecferry.stores.backend import Fields, Point
+from vecferry.stores.milvus import MilvusBackend
+from vecferry.stores.milvus import backend as milvus_backend
+
+WIDE = 16
+SPARSE = SparseVector(np.array([3, 250_001], np.int32), np.array([0.5, 0.25], np.float32))
+BOTH = DENSE | Outputs.SPARSE
+
+
+@contextmanager
+def over(
+    folder: Path, made: CollectionSchema | None = None, metric: str = "COSINE", fields: Fields = FIELDS
+) -> Iterator[MilvusBackend]:
+    file = folder / "docs.db"
+    with closing(MilvusBackend.open(make(file, made, metric), fields)) as backend:
+        yield backend
+    end(file)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[MilvusBackend]:
+    with over(tmp_path) as backend:
+        yield backend
+
+
+# --- ids ------------------------------------------------------------------------------------------
+
+AWKWARD = [
+    "",
+    '"',
+    "'",
+    "\\",
+    '\\"',
+    "a\nb",
+    "\r\n",
+    "\t",
+    "\0",
+    "\x1f",
+    "a]",
+    "{ids}",
+    "é",
+    "😀",
+    "%",
+    "id in [",
+    "\\n",
+]
+
+
+def test_ids_of_any_letters_are_found_listed_and_deleted(backend: MilvusBackend) -> None:
+    backend.put(COLLECTION, [Point(id_, f"text {id_!r}", unit(1)) for id_ in AWKWARD])
+    assert sorted(backend.ids(COLLECTION)) == sorted(AWKWARD)
+    assert {p.id: p.text for p in backend.get(COLLECTION, AWKWARD)} == {id_: f"text {id_!r}" for id_ in AWKWARD}
+    for id_ in AWKWARD:
+        backend.delete(COLLECTION, [id_])
+        assert [point.id for point in backend.get(COLLECTION, [id_])] == []
+    assert backend.count(COLLECTION) == 0
+
+
+def test_every_id_is_listed_once_from_page_to_page(backend: MilvusBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milvus_backend, "PAGE", 3)
+    monkeypatch.setattr(milvus_backend, "IDS_AT_A_TIME", 4)
+    backend.put(COLLECTION, [Point(id_, "text", unit(1)) for id_ in AWKWARD])
+    assert sorted(backend.ids(COLLECTION)) == sorted(AWKWARD)
+    assert len(backend.get(COLLECTION, AWKWARD)) == len(AWKWARD)
+
+
+def test_whole_numbers_as_keys_have_64_bits(tmp_path: Path) -> None:
+    ids = ["0", "-1", "17", str(2**63 - 1), str(-(2**63))]
+    with over(tmp_path, schema(DataType.INT64)) as backend:
+        backend.put(COLLECTION, [Point(id_, "text", unit(1)) for id_ in ids])
+        assert sorted(backend.ids(COLLECTION)) == sorted(ids)
+        assert {point.id for point in backend.get(COLLECTION, ids)} == set(ids)
+        assert backend.search(COLLECTION, unit(1), 1)[0].id in ids
+        backend.delete(COLLECTION, [id_ for id_ in ids if id_ != str(2**63 - 1)])
+        assert list(backend.ids(COLLECTION)) == [str(2**63 - 1)]
+
+
+@pytest.mark.parametrize("id_", ["", "a", "017", "-0", "+1", "1.0", "٣", str(2**63), "9" * 5000])
+def test_an_id_that_is_no_whole_number_is_named_where_keys_are(tmp_path: Path, id_: str) -> None:
+    with over(tmp_path, schema(DataType.INT64)) as backend:
+        for use in (
+            lambda: backend.put(COLLECTION, [Point(id_, "text", unit(1))]),
+            lambda: backend.get(COLLECTION, [id_]),
+            lambda: backend.delete(COLLECTION, [id_]),
+        ):
+            with pytest.raises(StoreSchemaError, match="is not an id") as raised:
+                use()
+            assert repr(id_) in raised.value.what
+
+
+def test_a_key_of_another_name_is_used(tmp_path: Path) -> None:
+    made = MilvusClient.create_schema()
+    made.add_field("pk", DataType.VARCHAR, is_primary=True, max_length=64)
+    made.add_field("body", DataType.VARCHAR, max_length=64)
+    made.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
+    with over(tmp_path, made, fields=Fields("pk", "body")) as backend:
+        backend.put(COLLECTION, [Point("a", "text", unit(1))])
+        assert [found.id for found in backend.search(COLLECTION, unit(1), 1)] == ["a"]
+        assert (list(backend.ids(COLLECTION)), backend.get(COLLECTION, ["a"])[0].text) == (["a"], "text")
+
+
+# --- texts and payload ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("x" * 65_536, "exceeds max_length=65535"), ("\ud800", "surrogates not allowed")],
+)
+def test_a_text_that_the_field_does_not_take_is_an_error_and_nothing_is_written(
+    backend: MilvusBackend, text: str, says: str
+) -> None:
+    with pytest.raises(StoreFailed, match=says):
+        backend.put(COLLECTION, [Point("a", "fine", unit(1)), Point("b", text, unit(2))])
+    assert backend.count(COLLECTION) == 0
+
+
+def test_a_missing_text_is_refused_by_id_where_the_field_is_not_nullable(tmp_path: Path) -> None:
+    with over(tmp_path, schema(nullable=False)) as backend:
+        with pytest.raises(StoreSchemaError, match="point b has no text"):
+            backend.put(COLLECTION, [Point("a", "", unit(1)), Point("b", None, unit(2))])
+        backend.put(COLLECTION, [Point("a", "", unit(1))])
+        assert backend.get(COLLECTION, ["a"])[0].text == ""
+
+
+def test_a_text_can_be_an_entry_of_the_dynamic_field(tmp_path: Path) -> None:
+    made = MilvusClient.create_schema(enable_dynamic_field=True)
+    made.add_field("id", DataType.INT64, is_primary=True)
+    made.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
+    with over(tmp_path, made) as backend:
+        backend.put(COLLECTION, [Point("1", "text", unit(1), {"year": 1}), Point("2", None, unit(2))])
+        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
+        backend.put("new", [Point("1", "text", unit(1, WIDE), {"year": 1})])
+        for collection in (COLLECTION, "new"):
+            (point,) = backend.get(collection, ["1"])
+            assert (point.text, point.payload) == ("text", {"year": 1})
+        backend.put(COLLECTION, [Point("1", None, unit(1))])
+        assert {p.id: p.text for p in backend.get(COLLECTION, ["1", "2"])} == {"1": None, "2": None}
+
+
+def test_a_point_is_replaced_as_a_whole(backend: MilvusBackend) -> None:
+    backend.put(COLLECTION, [Point("a", "text", unit(1), {"lang": "en", "year": 1, "tags": ["x"], "n": {"m": 1}})])
+    backend.put(COLLECTION, [Point("a", None, unit(1), {"lang": "de", "other": None, "n": {"k": None}})])
+    (point,) = backend.get(COLLECTION, ["a"])
+    assert (point.text, point.payload) == (None, {"lang": "de", "n": {"k": None}})
+    backend.put(COLLECTION, [Point("a", "text", unit(1), {"tags": []})])
+    assert backend.get(COLLECTION, ["a"])[0].payload == {"tags": []}
+
+
+def test_values_of_every_type_can_be_put_back_as_they_were_read(tmp_path: Path) -> None:
+    made = schema(dynamic=False)
+    for name, kind in (("flag", DataType.BOOL), ("ratio", DataType.DOUBLE), ("small", DataType.INT8)):
+        made.add_field(name, kind)
+    made.add_field("json", DataType.JSON, nullable=True)
+    made.add_field("list", DataType.ARRAY, element_type=DataType.INT64, max_capacity=4)
+    made.add_field("seven", DataType.INT64, default_value=7)
+    payload = {"flag": True, "ratio": 0.1, "small": -3, "json": {"a": [1, None, "x"]}, "list": [1, 2], "lang": "en"}
+    with over(tmp_path, made) as backend:
+        backend.create("new", like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+        backend.put(COLLECTION, [Point("a", "text", unit(1), payload)])
+        (first,) = backend.get(COLLECTION, ["a"], vectors=True)
+        assert first.payload == {**payload, "seven": 7}
+        backend.put("new", [first])
+        (second,) = backend.get("new", ["a"], vectors=True)
+    assert (second.text, second.payload) == (first.text, first.payload)
+    assert type(first.payload["list"]) is list
+    assert first.vector is not None
+    assert second.vector is not None
+    np.testing.assert_array_equal(first.vector, second.vector)
+
+
+def test_a_field_that_a_strict_schema_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    with over(tmp_path, schema(dynamic=False)) as backend, pytest.raises(StoreFailed, match="unknown"):
+        backend.put(COLLECTION, [Point("a", "text", unit(1), {"unknown": 1})])
+
+
+# --- metrics and schemas --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["COSINE", "IP", "L2"])
+def test_scores_are_cosines_whatever_the_metric_is(tmp_path: Path, metric: str) -> None:
+    with over(tmp_path, metric=metric) as backend:
+        backend.put(COLLECTION, [Point(str(i), "text", unit(i)) for i in range(20)])
+        found = backend.search(COLLECTION, unit(99), 20)
+        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
+        assert {name: index["metric_type"] for name, index in backend._indexes("new").items()} == {
+            "vector": metric,
+            "sparse": "IP",
+        }
+    expected = sorted((float(unit(i) @ unit(99)), str(i)) for i in range(20))[::-1]
+    assert [each.id for each in found] == [id_ for _, id_ in expected]
+    np.testing.assert_allclose([each.score for each in found], [score for score, _ in expected], atol=1e-5)
+
+
+def _own_ids() -> CollectionSchema:
+    made = schema(DataType.INT64)
+    made.auto_id = True
+    return made
+
+
+def _two_vectors() -> CollectionSchema:
+    made = schema()
+    made.add_field("image", DataType.SPARSE_FLOAT_VECTOR)
+    return made
+
+
+@pytest.mark.parametrize(("made", "reason"), [(_own_ids, "its ids by itself"), (_two_vectors, "image")])
+def test_a_collection_that_cannot_be_copied_is_refused_by_name(
+    tmp_path: Path, made: Callable[[], CollectionSchema], reason: str
+) -> None:
+    with over(tmp_path, made()) as backend:
+        with pytest.raises(StoreSchemaError, match=reason):
+            backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
+        assert not backend.exists("new")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (Fields(key="text"), "no primary key 'text'"),
+        (Fields(vector="text"), "no float vector 'text'"),
+        (Fields(vector="none"), "no float vector 'none'"),
+        (Fields(text="year"), "no text 'year'"),
+    ],
+)
+def test_a_field_that_is_not_as_named_is_a_schema_error(tmp_path: Path, fields: Fields, reason: str) -> None:
+    with over(tmp_path, fields=fields) as backend, pytest.raises(StoreSchemaError, match=reason):
+        backend.get(COLLECTION, ["a"])
+
+
+def test_a_text_that_is_nowhere_is_a_schema_error_without_a_dynamic_field(tmp_path: Path) -> None:
+    named = Fields(text="body")
+    with (
+        over(tmp_path, schema(dynamic=False), fields=named) as backend,
+        pytest.raises(StoreSchemaError, match="'body'"),
+    ):
+        backend.get(COLLECTION, ["a"])
+
+
+def test_colbert_is_refused_by_name(backend: MilvusBackend) -> None:
+    with pytest.raises(StoreSchemaError, match="colbert"):
+        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
+    assert not backend.exists("new")
+
+
+def test_a_name_that_is_taken_is_refused_and_its_points_stay(backend: MilvusBackend) -> None:
+    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    backend.put("new", [Point("a", "text", unit(1, WIDE))])
+    with pytest.raises(StoreSchemaError, match="already"):
+        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    assert backend.count("new") == 1
+
+
+def test_an_index_that_is_missing_is_built_like_the_other(backend: MilvusBackend) -> None:
+    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
+    assert backend.missing_indexes("new", COLLECTION) == ()
+    with backend._client() as client:
+        client.release_collection("new")
+        client.drop_index("new", "vector")
+    assert backend.missing_indexes("new", COLLECTION) == ("vector",)
+    assert backend.build_indexes("new", COLLECTION) == ("vector",)
+    assert backend.build_indexes("new", COLLECTION) == ()
+    assert backend._indexes("new")["vector"]["index_type"] == "HNSW"
+
+
+def test_what_the_store_makes_of_a_text_is_made_again_on_the_other_side(tmp_path: Path) -> None:
+    made = MilvusClient.create_schema()
+    made.add_field("id", DataType.VARCHAR, is_primary=True, max_length=64)
+    made.add_field("text", DataType.VARCHAR, max_length=1000, enable_analyzer=True)
+    made.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
+    made.add_field("bm25", DataType.SPARSE_FLOAT_VECTOR)
+    made.add_function(Function("f", FunctionType.BM25, ["text"], ["bm25"]))
+    with over(tmp_path, made) as backend:
+        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
+        backend.put(COLLECTION, [Point("a", "ferry boat", unit(1))])
+        (point,) = backend.get(COLLECTION, ["a"], vectors=True)
+        assert point.payload == {}
+        backend.put("new", [Point("a", point.text, unit(1, WIDE), point.payload)])
+        with backend._client() as client:
+            index = client.prepare_index_params("bm25", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
+            client.release_collection("new")
+            client.create_index("new", index)
+            client.load_collection("new")
+            (hits,) = client.search("new", ["boat"], anns_field="bm25", limit=1)
+    assert [hit["id"] for hit in hits] == ["a"]
+
+
+# --- lexical weights ------------------------------------------------------------------------------
+
+
+def test_lexical_weights_are_kept_and_can_be_searched(backend: MilvusBackend) -> None:
+    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
+    empty = SparseVector(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    backend.put(
+        "new",
+        [
+            Point("a", "text", unit(1, WIDE), {}, SPARSE),
+            Point("b", "", unit(2, WIDE), {}, empty),
+            Point("c", "", unit(3, WIDE)),
+        ],
+    )
+    points = {point.id: point for point in backend.get("new", ["a", "b", "c"], vectors=True)}
+    assert points["a"].sparse is not None
+    assert points["a"].sparse.ids.tolist() == SPARSE.ids.tolist()
+    np.testing.assert_array_equal(points["a"].sparse.weights, SPARSE.weights)
+    assert (points["b"].sparse, points["c"].sparse) == (None, None)
+    assert all(point.payload == {} for point in points.values())
+    with backend._client() as client:
+        (hits,) = client.search("new", [{250_001: 2.0}], anns_field="sparse", limit=3)
+    assert [(hit["id"], hit["distance"]) for hit in hits if hit["distance"] > 0] == [("a", 0.5)]
+
+
+def test_a_collection_with_weights_can_be_copied_without_them(backend: MilvusBackend) -> None:
+    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
+    backend.create("newer", like="new", dimension=24, outputs=DENSE)
+    backend.put("newer", [Point("a", "text", unit(1, 24))])
+    assert (backend.dimension("newer"), backend.missing_indexes("newer", "new")) == (24, ())
+    with pytest.raises(StoreSchemaError, match="sparse"):
+        backend.put("newer", [Point("a", "text", unit(1, 24), {}, SPARSE)])
+
+
+# --- aliases --------------------------------------------------------------------------------------
+
+
+def test_an_alias_moves_and_is_read_and_written_through(backend: MilvusBackend) -> None:
+    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    assert (backend.is_alias("live"), backend.resolve("live"), backend.exists("live")) == (False, "live", False)
+    for target, dimension in ((COLLECTION, DIMENSION), (COLLECTION, DIMENSION), ("new", WIDE), ("new", WIDE)):
+        backend.point_alias("live", target)
+        assert (backend.is_alias("live"), backend.resolve("live"), backend.exists("live")) == (True, target, True)
+        assert backend.dimension("live") == dimension
+        backend.put("live", [Point(target, "text", unit(1, dimension))])
+        assert [found.id for found in backend.search("live", unit(1, dimension), 1)] == [target]
+        assert [point.id for point in backend.get("live", [target])] == [target]
+    assert backend.resolve(COLLECTION) == COLLECTION
+
+
+def test_an_alias_to_nothing_is_refused_and_the_old_one_stays(backend: MilvusBackend) -> None:
+    backend.point_alias("live", COLLECTION)
+    with pytest.raises(StoreSchemaError, match="nothing"):
+        backend.point_alias("live", "nothing")
+    assert backend.resolve("live") == COLLECTION
+
+
+def test_an_alias_is_never_dropped_in_place_of_its_collection(backend: MilvusBackend) -> None:
+    backend.point_alias("live", COLLECTION)
+    with pytest.raises(StoreSchemaError, match="alias"):
+        backend.drop("live")
+    assert backend.exists(COLLECTION)
+
+
+# --- Milvus Lite ----------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
+    file = tmp_path / "docs.db"
+    with over(tmp_path) as backend:
+        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
+        backend.put("new", [Point("a", "a\0b", unit(1, WIDE), {"lang": "en"}, SPARSE)])
+        backend.point_alias("live", "new")
+    with closing(MilvusBackend.open(f"milvus://{file}", FIELDS)) as again:
+        (point,) = again.get("live", ["a"], vectors=True)
+        assert (point.text, point.payload, again.count("live")) == ("a\0b", {"lang": "en"}, 1)
+        assert [found.id for found in again.search("new", unit(1, WIDE), 1)] == ["a"]
+    end(file)
+
+
+def test_what_threads_write_at_once_is_there_after_a_crash(tmp_path: Path) -> None:
+    file, copy = tmp_path / "docs.db", tmp_path / "copy.db"
+    collections = [f"new{n}" for n in range(10)]
+    start = threading.Barrier(4)
+
+    def write(backend: MilvusBackend, writer: int) -> None:
+        for collection in collections:  # the first writes to each are those that milvus-lite loses
+            start.wait()
+            for n in range(2):
+                backend.put(collection, [Point(f"{writer}-{n}", "text", unit(writer))])
+
+    with over(tmp_path) as first, closing(MilvusBackend.open(f"milvus://{file}", FIELDS)) as separate:
+        for collection in collections:
+            first.create(collection, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, [first, first.another(), separate, separate.another()], range(4)))
+        assert [first.count(collection) for collection in collections] == 10 * [8]
+        shutil.copytree(file, copy)  # as a killed process leaves it
+    with closing(MilvusBackend.open(f"milvus://{copy}", FIELDS)) as backend:
+        assert [backend.count(collection) for collection in collections] == 10 * [8]
+    end(copy)
+
+
+def test_another_outlives_the_first(backend: MilvusBackend) -> None:
+    second = backend.another()
+    backend.close()
+    backend.close()
+    second.put(COLLECTION, [Point("a", "text", unit(1))])
+    assert second.count(COLLECTION) == 1
+    second.close()
+
+
+OPEN_AND_SAY = """
+import sys
+from vecferry.errors import StoreUnreachable
+from vecferry.stores.backend import Fields
+from vecferry.stores.milvus import MilvusBackend
+try:
+    MilvusBackend.open(sys.argv[1], Fields()).close()
+except StoreUnreachable as exc:
+    print(exc.reason)
+else:
+    print("opened")
+"""
+
+
+def test_a_second_process_is_told_that_the_folder_is_taken(tmp_path: Path) -> None:
+    with over(tmp_path), Child(OPEN_AND_SAY, f"milvus://{tmp_path}/docs.db") as child:
+        assert "another process may have it" in child.hear()
+
+
+def test_a_file_that_is_not_there_is_not_made_into_a_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnreachable, match=r"there is no .*/typing error\.db"):
+        MilvusBackend.open(f"milvus://{tmp_path}/typing%20error.db", FIELDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_path_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "docs.db")
+    with closing(MilvusBackend.open("milvus:docs.db", FIELDS)) as backend:
+        assert backend.exists(COLLECTION)
+    end(tmp_path / "docs.db")
+
+
+def test_a_store_that_goes_away_is_unreachable(backend: MilvusBackend, tmp_path: Path) -> None:
+    end(tmp_path / "docs.db")
+    with pytest.raises(StoreUnreachable):
+        backend.get(COLLECTION, ["a"])
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["milvus:docs", "milvus://host/docs.db", "milvus+http://", "http://h", "milvus+http://h:s3cret"]
+)
+def test_a_url_of_another_form_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(StoreUnreachable, match="not of the form") as raised:
+        MilvusBackend.open(url, FIELDS)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_server_that_is_not_there_is_unreachable_and_the_token_not_told() -> None:
+    with pytest.raises(StoreUnreachable, match=r"127\.0\.0\.1:1") as raised:
+        MilvusBackend.open("milvus+http://root:s3cret@127.0.0.1:1", FIELDS)
+    assert "s3cret" not in str(raised.value)

@@ -1,0 +1,123 @@
+"""docs/promises.md: every promise names tests that there are and that run, and every cell says one or the other."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stores.collections import NAMES
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/promises.md"
+STORE = "[STORE]"
+"""In a test's name: it runs once for each store, under the name of its column."""
+COLLECT = """
+import json, sys, pytest
+
+class Collector:
+    def pytest_collection_modifyitems(self, items):
+        found = {i.nodeid: [m for m in ("slow", "skip", "skipif") if i.get_closest_marker(m)] for i in items}
+        with open(sys.argv[1], "w") as file:
+            json.dump(found, file)
+
+sys.exit(pytest.main([*sys.argv[2:], "--collect-only", "-qq", "-o", "addopts=", "-p", "no:cacheprovider"], [Collector()]))
+"""
+
+
+def rows() -> list[list[str]]:
+    """The table's cells, without the line under its head."""
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+
+
+def columns() -> list[str]:
+    """The name that each store has in the tests, as the head of its column says."""
+    return [name for cell in rows()[0][1:] for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def tests() -> dict[str, str]:
+    """The list under the table: names of tests by their number; slow ones end in " (slow)"."""
+    page = PAGE.read_text(encoding="utf-8")
+    return dict(re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE))
+
+
+def slow() -> set[str]:
+    page = PAGE.read_text(encoding="utf-8")
+    return set(re.findall(r"^(\d+)\. `[^`]+` \(slow\)", page, re.MULTILINE))
+
+
+def promised() -> list[tuple[str, str, str]]:
+    """(promise, column, test's number) for each test that a cell names."""
+    return [
+        (row[0], column, number)
+        for row in rows()[1:]
+        for column, cell in zip(columns(), row[1:], strict=True)
+        if not cell.startswith("not promised")
+        for number in cell.split(", ")
+    ]
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The marks of every test in the files that are named."""
+    answer = tmp_path_factory.mktemp("collected") / "tests.json"
+    files = sorted({name.partition("::")[0] for name in tests().values()})
+    command = [sys.executable, "-c", COLLECT, str(answer), *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, list[str]] = json.loads(answer.read_text())
+    return found
+
+
+def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[str]:
+    """Those that a name stands for: itself, or itself with more parameters."""
+    if name.endswith(STORE):
+        return [test for test in collected if test == name.removesuffix(STORE) + f"[{column}]"]
+    more = (name.removesuffix("]") + "-", name + "[")
+    return [test for test in collected if test == name or test.startswith(more)]
+
+
+def test_every_store_of_the_tests_has_a_column() -> None:
+    assert sorted(columns()) == sorted(NAMES)
+
+
+def test_every_cell_names_a_test_or_says_why_not() -> None:
+    for row in rows()[1:]:
+        assert len(row) == 1 + len(NAMES), row
+        for cell in row[1:]:
+            assert re.fullmatch(r"\d+(, \d+)*|not promised: .+", cell), (row[0], cell)
+
+
+def test_there_are_twelve_promises() -> None:
+    numbers = {int(found[1]) for row in rows()[1:] if (found := re.match(r"(\d+)", row[0]))}
+    assert numbers == set(range(1, 13))
+
+
+def test_every_number_is_in_the_list_and_every_test_of_the_list_is_used() -> None:
+    assert {number for _, _, number in promised()} == set(tests())
+
+
+def test_every_test_that_is_named_is_there_and_runs(collected: dict[str, list[str]]) -> None:
+    missing, skipped, not_run = [], [], []
+    for promise, column, number in promised():
+        found = instances(tests()[number], column, collected)
+        marks = {mark for test in found for mark in collected[test]}
+        if not found:
+            missing.append((promise, column, tests()[number]))
+        if marks & {"skip", "skipif"}:
+            skipped.append((promise, column, tests()[number]))
+        if ("slow" in marks) != (number in slow()):
+            not_run.append((promise, column, tests()[number]))
+    assert not missing
+    assert not skipped
+    assert not not_run, "`make test` leaves out what is slow"
+
+
+def test_what_is_promised_is_not_shown_by_slow_tests_alone() -> None:
+    for row in rows()[1:]:
+        for cell in row[1:]:
+            if not cell.startswith("not promised"):
+                assert set(cell.split(", ")) - slow(), (row[0], cell)
