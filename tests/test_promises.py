@@ -23,7 +23,8 @@ class Collector:
         with open(sys.argv[1], "w") as file:
             json.dump(found, file)
 
-sys.exit(pytest.main([*sys.argv[2:], "--collect-only", "-qq", "-o", "addopts=", "-p", "no:cacheprovider"], [Collector()]))
+options = ["--collect-only", "-qq", "-o", "addopts=", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*sys.argv[2:], *options], [Collector()]))
 """
 
 
@@ -38,13 +39,13 @@ def columns() -> list[str]:
     return [name for cell in rows()[0][1:] for name in re.findall(r"`([^`]+)`", cell)]
 
 
-def tests() -> dict[str, str]:
+def listed() -> dict[str, str]:
     """The list under the table: names of tests by their number; slow ones end in " (slow)"."""
     page = PAGE.read_text(encoding="utf-8")
     return dict(re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE))
 
 
-def slow() -> set[str]:
+def listed_as_slow() -> set[str]:
     page = PAGE.read_text(encoding="utf-8")
     return set(re.findall(r"^(\d+)\. `[^`]+` \(slow\)", page, re.MULTILINE))
 
@@ -64,7 +65,7 @@ def promised() -> list[tuple[str, str, str]]:
 def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The marks of every test in the files that are named."""
     answer = tmp_path_factory.mktemp("collected") / "tests.json"
-    files = sorted({name.partition("::")[0] for name in tests().values()})
+    files = sorted({name.partition("::")[0] for name in listed().values()})
     command = [sys.executable, "-c", COLLECT, str(answer), *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -73,9 +74,11 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[str]:
-    """Those that a name stands for: itself, or itself with more parameters."""
+    """Those that a name stands for on that store: itself, or itself with more parameters."""
     if name.endswith(STORE):
         return [test for test in collected if test == name.removesuffix(STORE) + f"[{column}]"]
+    if any(name.endswith(f"[{other}]") for other in NAMES if other != column):
+        return []
     more = (name.removesuffix("]") + "-", name + "[")
     return [test for test in collected if test == name or test.startswith(more)]
 
@@ -97,20 +100,20 @@ def test_there_are_twelve_promises() -> None:
 
 
 def test_every_number_is_in_the_list_and_every_test_of_the_list_is_used() -> None:
-    assert {number for _, _, number in promised()} == set(tests())
+    assert {number for _, _, number in promised()} == set(listed())
 
 
 def test_every_test_that_is_named_is_there_and_runs(collected: dict[str, list[str]]) -> None:
     missing, skipped, not_run = [], [], []
     for promise, column, number in promised():
-        found = instances(tests()[number], column, collected)
+        found = instances(listed()[number], column, collected)
         marks = {mark for test in found for mark in collected[test]}
         if not found:
-            missing.append((promise, column, tests()[number]))
+            missing.append((promise, column, listed()[number]))
         if marks & {"skip", "skipif"}:
-            skipped.append((promise, column, tests()[number]))
-        if ("slow" in marks) != (number in slow()):
-            not_run.append((promise, column, tests()[number]))
+            skipped.append((promise, column, listed()[number]))
+        if ("slow" in marks) != (number in listed_as_slow()):
+            not_run.append((promise, column, listed()[number]))
     assert not missing
     assert not skipped
     assert not not_run, "`make test` leaves out what is slow"
@@ -120,4 +123,4 @@ def test_what_is_promised_is_not_shown_by_slow_tests_alone() -> None:
     for row in rows()[1:]:
         for cell in row[1:]:
             if not cell.startswith("not promised"):
-                assert set(cell.split(", ")) - slow(), (row[0], cell)
+                assert set(cell.split(", ")) - listed_as_slow(), (row[0], cell)

@@ -26,7 +26,7 @@ from tests.migrate.test_crashes import World, assert_true, fill, world_of_points
 from tests.stores import backends, backends_chroma
 from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions, State
-from vecferry.stores import Patience, Record
+from vecferry.stores import Patience, Record, Store
 from vecferry.stores.chroma import ChromaBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.pgvector import PgVectorStore
@@ -71,7 +71,7 @@ def assert_switches(store: Any, encoder: TruthEncoder) -> None:
 
 def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on_with_more_room(table: World) -> None:
     with small_disk(Path("small"), kib=512) as disk:
-        ballast = fill_up(disk, leave_kib=64)
+        ballast = fill_up(disk, leave_kib=12)
         migration = Migration(table.store, replace(OPTIONS, staging=disk / "staging"))
         encoder = TruthEncoder()
         with pytest.raises(OutputWriteFailed, match="the disk is full"):
@@ -117,7 +117,7 @@ def test_a_full_disk_under_the_control_database_and_the_store_loses_nothing(fold
         assert "full" in str(refused.value) or "space" in str(refused.value)
         ballast.unlink()
         assert_true(world.serving(), TWENTY, "old")
-        assert migration.start(encoder).rows_done == 20
+        wait_until(lambda: started(world.store, encoder))  # the lease could not be given back either
         assert_switches(world.store, encoder)
         assert_true(world.serving(), TWENTY, "new")
 
@@ -132,17 +132,17 @@ def test_a_full_disk_under_postgresql_loses_nothing(
     with disk, world_of_rows(connection, database_url, folder) as world:
         connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
         connection.execute("ALTER TABLE docs SET TABLESPACE small")
-        fill(world, texts := {str(i): f"text {i}" for i in range(2000)})
-        ballast = fill_up(place, leave_kib=200)
-        migration, encoder = Migration(world.store, replace(OPTIONS, rows_per_range=200)), TruthEncoder(dimension=64)
+        fill(world, texts := {str(i): f"text {i}" for i in range(300)})
+        ballast = fill_up(place, leave_kib=400)
+        migration, encoder = Migration(world.store, replace(OPTIONS, rows_per_range=50)), TruthEncoder(dimension=1024)
         with pytest.raises(StoreFailed, match="No space left on device"):
             migration.start(encoder)
         assert_true(world.serving(), texts, "old")
         ballast.unlink()
-        again = TruthEncoder(dimension=64)
-        assert migration.start(again).rows_done == 2000
-        assert again.encoded.total() + encoder.encoded.total() == 2000  # all that was encoded is staged
-        assert migration.verify(again, sample=2000).passed
+        again = TruthEncoder(dimension=1024)
+        assert migration.start(again).rows_done == 300
+        assert again.encoded.total() + encoder.encoded.total() == 300  # all that was encoded is staged
+        assert migration.verify(again, sample=300).passed
         connection.execute("ALTER TABLE docs SET TABLESPACE pg_default")
         connection.execute("DROP TABLESPACE small")
     place.rmdir()
@@ -173,7 +173,8 @@ class OwnServer:
         for child in (pid, *map(int, children)):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        (self.data / "postmaster.pid").unlink()  # its pid may stay as that of a zombie
+        for lock in (self.data / "postmaster.pid", *self.data.glob(".s.PGSQL.*.lock")):
+            lock.unlink()  # the pid in it may stay as that of a zombie
 
     def start(self) -> None:
         options = ["-w", "-o", f'-h "" -k {self.data}', "-l", str(self.data / "log"), "start"]
@@ -182,6 +183,7 @@ class OwnServer:
     def stop(self) -> None:
         with suppress(subprocess.CalledProcessError):  # it is dead already
             self._pg_ctl(["-m", "immediate", "stop"], pgdata=self.data, user=self._server.system_user)
+        self._server.cleanup_mode = None  # it knows the process that was killed
         self._server.cleanup()
 
 
@@ -249,7 +251,7 @@ def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes
             assert_true(replace(world, connection=fresh).serving(), TWENTY, "new")
 
 
-def started(store: PgVectorStore, encoder: TruthEncoder) -> bool:
+def started(store: Store, encoder: TruthEncoder) -> bool:
     """False while the lease of the run that was cut off is not over; its process, this one, lives."""
     try:
         return Migration(store, OPTIONS).start(encoder).rows_done == 20
@@ -297,7 +299,7 @@ def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> N
 @contextmanager
 def through_proxy(table: World) -> Iterator[tuple[TcpProxy, PgVectorStore]]:
     """The same table, over TCP."""
-    database, _, folder = table.where.rpartition("/")[0], *table.where.partition("host=")[1:]
+    folder = table.where.partition("host=")[2]
     name = table.where.partition("@/")[2].partition("?")[0]
     with TcpProxy(next(Path(folder).glob(".s.PGSQL.*[0-9]"))) as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"

@@ -343,7 +343,8 @@ class InPostgres(PgCollection):
         return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
 
 
-def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path, examples: int, steps: int) -> None:
+def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path, examples: int, *, new: bool) -> None:
+    """new: other examples each time, instead of the same ones."""
     numbers = count()
 
     class OnIt(Machine):
@@ -361,10 +362,11 @@ def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path,
         OnIt,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=True,
-            phases=[Phase.generate],
+            stateful_step_count=40,
+            derandomize=not new,
+            database=None,
             deadline=None,
+            phases=[Phase.generate],  # to shrink takes longer than to read
             suppress_health_check=list(HealthCheck),
         ),
     )
@@ -380,17 +382,28 @@ def in_memory() -> tuple[Collection, Callable[[], None]]:
     return collection, close
 
 
+def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Collection, Callable[[], None]]:
+    for statement in ("DROP TABLE IF EXISTS docs", "DROP SCHEMA IF EXISTS vecferry CASCADE"):
+        connection.execute(statement)
+    collection = InPostgres(connection, url)
+    return collection, collection.store.close
+
+
 def test_any_order_of_verbs_and_writes_in_memory(tmp_path: Path) -> None:
-    run(in_memory, tmp_path, examples=100, steps=40)
+    run(in_memory, tmp_path, examples=60, new=False)
 
 
 def test_any_order_of_verbs_and_writes_in_postgres(
     connection: psycopg.Connection, database_url: str, tmp_path: Path
 ) -> None:
-    def make() -> tuple[Collection, Callable[[], None]]:
-        for statement in ("DROP TABLE IF EXISTS docs", "DROP SCHEMA IF EXISTS vecferry CASCADE"):
-            connection.execute(statement)
-        collection = InPostgres(connection, database_url)
-        return collection, collection.store.close
+    run(lambda: in_postgres(connection, database_url), tmp_path, examples=8, new=False)
 
-    run(make, tmp_path, examples=8, steps=20)
+
+@pytest.mark.slow
+def test_many_more_orders_in_memory(tmp_path: Path) -> None:
+    run(in_memory, tmp_path, examples=1000, new=True)
+
+
+@pytest.mark.slow
+def test_many_more_orders_in_postgres(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> None:
+    run(lambda: in_postgres(connection, database_url), tmp_path, examples=150, new=True)

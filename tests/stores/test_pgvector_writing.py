@@ -153,6 +153,7 @@ def test_a_vector_of_a_former_text_and_one_of_a_deleted_row_are_not_written(
 def test_a_row_that_somebody_is_writing_is_left_out_and_nobody_waits(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
+    store._db.execute("SET lock_timeout = '2s'")  # a store that waits is to fail, not to hang
     with connection.transaction():
         connection.execute("UPDATE docs SET note = 'mine' WHERE id = 2")
         assert fill(store) == {("1",), ("3",)}
@@ -551,10 +552,10 @@ def test_rows_of_equal_distance_are_sorted_by_their_key(store: PgVectorStore, co
 def test_an_index_answers_unless_the_answer_is_to_be_exact(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
-    connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
     connection.execute(
         "INSERT INTO docs SELECT i, 'x', (SELECT array_agg(random()) FROM generate_series(1, 8) WHERE i > 0)::vector"
-        " FROM generate_series(10, 3000) i; ANALYZE docs"
+        " FROM generate_series(10, 3000) i; CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops);"
+        " ANALYZE docs"
     )
 
     def scans() -> int:

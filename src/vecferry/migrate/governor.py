@@ -77,18 +77,21 @@ class Governor:
         self._stop = stop
         self._poll_s = poll_s
         self._next_look = 0.0
-        self._free_at = 0.0
+        self._admitted, self._admitted_at = 0, 0.0
 
     # --- waiting ----------------------------------------------------------------------------------
 
     def admit(self, rows: int) -> None:
         """Returns when `rows` may be written. Raises Interrupted if the run is to end."""
         self.look()
-        while (rate := self._ledger.control(self.record).rows_per_s) and time.monotonic() < self._free_at:
-            self.rest(min(self._poll_s, self._free_at - time.monotonic()))
+        while (rate := self._ledger.control(self.record).rows_per_s) and (left_s := self._left_s(rate)) > 0:
+            self.rest(min(self._poll_s, left_s))
             self.look()
-        if rate:
-            self._free_at = max(time.monotonic(), self._free_at) + rows / rate
+        self._admitted, self._admitted_at = (rows if rate else 0), time.monotonic()
+
+    def _left_s(self, rate: float) -> float:
+        """Until the rows that were admitted last have had their time, at the rate of now."""
+        return self._admitted_at + self._admitted / rate - time.monotonic()
 
     def rest(self, seconds: float) -> None:
         """Sleep, in parts short enough to be stopped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -46,7 +46,7 @@ from vecferry.stores.lease import held
 from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Paused, Serving
 
 EVENTS_SHOWN = LETTERS_SHOWN = 10
-FOLLOWER_PATIENCE_S = 10.0
+FOLLOWER_PATIENCE_S, FOLLOWER_POLL_S = 10.0, 0.002
 """How long a switch waits for the run in another process to apply what was captured."""
 UNASKED = frozenset({"rollback", "abort", "finalize"})
 """Verbs that end a pause by themselves, also an operator's."""
@@ -164,7 +164,9 @@ class Migration:
 
     def _local_engine(self, models: Models) -> Callable[[Store, Staging, MigrationRecord], Engine]:
         def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
-            return LocalEngine(store, models.new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs)
+            return LocalEngine(
+                store, models.new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs
+            )
 
         return made
 
@@ -349,8 +351,9 @@ class Migration:
                     before = state
 
     def _examine(self, record: MigrationRecord, models: Models, sample: int) -> VerifyReport:
-        self._catch_up(record, models)
-        found = examine(self._store, record.spec.dimension, lambda: self._catch_up(record, models))
+        with self._draining(record, models) as catch_up:
+            catch_up()
+            found = examine(self._store, record.spec.dimension, catch_up)
         letters = self._ledger.count_dead_letters(record, Side.NEW)
         cosines = recomputed_cosines(self._store, models.new, sample)
         recall = index_recall(self._store, record.spec.fingerprint)
@@ -382,17 +385,26 @@ class Migration:
             self._runner(Governor(self._ledger, record), models).sweep()
         return self.status()
 
+    @contextmanager
+    def _draining(self, record: MigrationRecord, models: Models | None) -> Iterator[Callable[[], None]]:
+        """What applies the captured writes: this process, or the one that runs the migration; then it is waited for."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._store.runner(self.options.lease_s))
+            except Locked:
+                yield self._await_follower
+            else:
+                yield lambda: self._catch_up(record, models)
+
     def _catch_up(self, record: MigrationRecord, models: Models | None) -> None:
-        """Apply what was captured, or let the process do it that runs the migration."""
-        try:
-            with self._store.runner(self.options.lease_s):
-                if models is not None and self._store.backlog():
-                    refuse_conflicts(record, self._store, models)
-                    self._runner(Governor(self._ledger, record), models).catch_up()
-        except Locked:
-            until = time.monotonic() + FOLLOWER_PATIENCE_S
-            while self._store.backlog() and time.monotonic() < until:
-                time.sleep(0.02)
+        if models is not None and self._store.backlog():
+            refuse_conflicts(record, self._store, models)
+            self._runner(Governor(self._ledger, record), models).catch_up()
+
+    def _await_follower(self) -> None:
+        until = time.monotonic() + FOLLOWER_PATIENCE_S
+        while self._store.backlog() and time.monotonic() < until:
+            time.sleep(FOLLOWER_POLL_S)
 
     # --- cutover, rollback, finalize, abort -------------------------------------------------------
 
@@ -410,7 +422,8 @@ class Migration:
         with self._by_hand("cutover") as record:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --off")
-            return self._switch(record, new, old).cutover(accept_dead_letters)
+            with self._switch(record, new, old) as switch:
+                return switch.cutover(accept_dead_letters)
 
     def rollback(
         self, *, new: TextEncoder | None = None, old: TextEncoder | None = None, accept_stale: bool = False
@@ -421,8 +434,8 @@ class Migration:
         or now with `old` and `new`; without either, CutoverRefused, unless `accept_stale`: then they are
         counted. Raises Locked if the table could not be had. Then the new vectors still serve.
         """
-        with self._by_hand("rollback") as record:
-            return self._switch(record, new, old).rollback(accept_stale=accept_stale)
+        with self._by_hand("rollback") as record, self._switch(record, new, old) as switch:
+            return switch.rollback(accept_stale=accept_stale)
 
     def finalize(
         self,
@@ -441,7 +454,8 @@ class Migration:
         with self._by_hand("finalize") as record:
             if not confirmed:
                 raise FinalizeNotConfirmed
-            self._switch(record, new, old).finalize(accept_dead_letters)
+            with self._switch(record, new, old) as switch:
+                switch.finalize(accept_dead_letters)
             self._staging(record).clear()
         return self.status()
 
@@ -452,7 +466,7 @@ class Migration:
         Raises Locked while a run is at work.
         """
         with self._by_hand("abort") as record, self._store.runner(self.options.lease_s):
-            switch = self._switch(record, None, None)
+            switch = Switch(self._store, record, self.options, drain=lambda: None)
             switch.abort()
             self._staging(record).clear()
         return switch.record
@@ -460,9 +474,11 @@ class Migration:
     def _staging(self, record: MigrationRecord) -> Staging:
         return Staging(self.options.staging, record.spec.fingerprint, Outputs.parse(",".join(record.spec.outputs)))
 
-    def _switch(self, record: MigrationRecord, new: TextEncoder | None, old: TextEncoder | None) -> Switch:
+    @contextmanager
+    def _switch(self, record: MigrationRecord, new: TextEncoder | None, old: TextEncoder | None) -> Iterator[Switch]:
         models = Models(new, old) if new is not None else None
-        return Switch(self._store, record, self.options, lambda: self._catch_up(record, models))
+        with self._draining(record, models) as drain:
+            yield Switch(self._store, record, self.options, drain)
 
     # --- the record -------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.stores import EVERYTHING, Change, Key, KeyRange, Patience, Row, Side, Store
 from vecferry.stores.ledger import MigrationRecord
 
-IDLE_S = 0.05
+IDLE_S = 0.01
 """Between two looks for captured writes."""
 SWEEPS = 5
 """Passes over rows that were being written to just when their turn came."""

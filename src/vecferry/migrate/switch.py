@@ -16,7 +16,7 @@ from vecferry.stores import Side, Store, shown
 from vecferry.stores.ledger import MigrationRecord, Serving
 
 T = TypeVar("T")
-MAX_PAUSE_S = 0.25
+MAX_PAUSE_S = 0.05
 LETTERS_SHOWN = 10
 
 
@@ -102,7 +102,8 @@ class Switch:
     ) -> tuple[float, T]:
         """`work` while nothing is captured undone; the seconds in which writers waited, and what it returns.
 
-        Tried `switch_tries` times. `during` is left as `otherwise` again after each try that failed.
+        Tried `switch_tries` times, since writes go on until the lock is had. `during` is the state
+        meanwhile; it is left as `otherwise` again if nothing came of it.
         """
 
         def when_still_drained() -> tuple[float, T]:
@@ -111,24 +112,22 @@ class Switch:
                 raise _NotDrained
             return began, work()
 
-        while self._tries < self.options.switch_tries:
-            self._tries += 1
-            if not accept_stale:
-                self.drain()
-            if during is not None:
-                self._move(during)
-            try:
-                began, result = self.store.exclusively(when_still_drained, self.options.patience)
-            except _NotDrained:
-                self._step_back(during, otherwise)
+        if during is not None:
+            self._move(during)
+        try:
+            while self._tries < self.options.switch_tries:
+                self._tries += 1
+                if not accept_stale:
+                    self.drain()
+                with suppress(_NotDrained):
+                    began, result = self.store.exclusively(when_still_drained, self.options.patience)
+                    return time.perf_counter() - began, result
                 time.sleep(random.uniform(0, MAX_PAUSE_S))  # noqa: S311  # to fall between two writes
-            except BaseException:
-                with suppress(StoreError):  # the next verb takes the mark back
-                    self._step_back(during, otherwise)
-                raise
-            else:
-                return time.perf_counter() - began, result
-        raise self._never_drained()
+            raise self._never_drained()
+        except BaseException:
+            with suppress(StoreError):  # the next verb takes the mark back
+                self._step_back(during, otherwise)
+            raise
 
     def _step_back(self, during: State | None, otherwise: State) -> None:
         if during is not None:

@@ -32,7 +32,7 @@ class MigrationOptions:
     outputs: Outputs = DENSE
     staging: Path = Path(".vecferry/staging")
     patience: Patience = field(default_factory=Patience)
-    switch_tries: int = 50
+    switch_tries: int = 200
     lease_s: float = 15.0
     reconnect_s: float = 60.0
     rows_per_s: float | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from vecferry.embeddings import Float32
 from vecferry.migrate.embed import TextEncoder, embed
 from vecferry.migrate.values import Check
-from vecferry.stores import NOTHING, Examination, Finding, Key, Row, Side, Store, shown
+from vecferry.stores import NOTHING, Examination, Finding, Key, Row, Side, Store, has_direction, shown
 
 MIN_COSINE = 0.999
 RECALL_QUERIES = 20
@@ -117,7 +117,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def index_recall(store: Store, fingerprint: str, queries: int = RECALL_QUERIES, k: int = RECALL_K) -> float | None:
     """Mean share of the k nearest, found exactly, that the new index finds too; stored vectors ask. None: no rows."""
     shares = []
-    for _, vector in store.sample_vectors(queries):
+    for vector in (vector for _, vector in store.sample_vectors(queries) if has_direction(vector)):
         exact = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint, exact=True)}
         found = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint)}
         shares.append(len(exact & found) / len(exact) if exact else 1.0)

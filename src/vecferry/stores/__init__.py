@@ -207,11 +207,14 @@ class Hit(Value):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a lock: `tries` times `timeout_s`, with pauses that double from `pause_s`."""
+    """How long to wait for a lock: `tries` times `timeout_s`, with pauses that double from `pause_s`.
 
-    timeout_s: float = 2.0
-    tries: int = 5
-    pause_s: float = 0.5
+    Writers wait behind whoever waits for the lock, so `timeout_s` bounds their pause too.
+    """
+
+    timeout_s: float = 0.3
+    tries: int = 8
+    pause_s: float = 0.1
 
 
 class Reading(Protocol):
@@ -398,6 +401,11 @@ class Store(Reading, Application, Capture, NewSide, Writing, Protocol):
 def text_digest(text: str | None) -> bytes:
     """SHA-256 of the text's UTF-8 form; empty where there is no text."""
     return NO_TEXT_DIGEST if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def has_direction(vector: Float32) -> bool:
+    """Whether a cosine with it is a number."""
+    return bool(np.isfinite(vector).all() and vector.any())
 
 
 def shown(keys: Sequence[Key]) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from vecferry.stores import (
     Side,
     TableInfo,
     Then,
+    has_direction,
     nothing_more,
     text_digest,
 )
@@ -220,7 +221,7 @@ class MirrorStore:
         query = vector.astype(np.float64) / np.linalg.norm(vector)
         best: list[Hit] = []
         for points in self._pages(collection, vectors=True):
-            filled = [point for point in points if point.vector is not None]
+            filled = [point for point in points if point.vector is not None and has_direction(point.vector)]
             if filled:
                 matrix = np.stack([p.vector for p in filled if p.vector is not None]).astype(np.float64)  # [n, D]
                 scores = matrix @ query / np.linalg.norm(matrix, axis=1)
