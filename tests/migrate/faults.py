@@ -104,7 +104,7 @@ class Job:
 
     def wait(self) -> str:
         """How it ended: `killed`, `done`, or the name of what it raised."""
-        return self._mother.hear()
+        return self._mother.end()
 
 
 class Mother:
@@ -115,6 +115,7 @@ class Mother:
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
+        self._unended: list[Job] = []
 
     def __enter__(self) -> Self:
         return self
@@ -122,16 +123,26 @@ class Mother:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for job in self._unended:
+            job.send(signal.SIGKILL)
         self._process.communicate()  # it ends with its input
 
     def begin(self, **job: Any) -> Job:
+        for earlier in list(self._unended):  # of a test that failed
+            earlier.send(signal.SIGKILL)
+            earlier.wait()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job, default=str) + "\n")
         self._process.stdin.flush()
-        return Job(self, int(self.hear()))
+        self._unended.append(Job(self, int(self.hear())))
+        return self._unended[0]
 
     def run(self, **job: Any) -> str:
         return self.begin(**job).wait()
+
+    def end(self) -> str:
+        self._unended.clear()
+        return self.hear()
 
     def hear(self) -> str:
         assert self._process.stdout is not None
@@ -172,18 +183,18 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 class TcpProxy:
     """A port on this machine that leads to a unix socket, until it is cut.
 
-    cut_at: once a client sends these bytes, half of what it sent with them is passed on, and all is cut;
-    with `passes_on` the whole, but no answer.
+    cut_at: once clients have sent these, one after the other, half of the last is passed on, and all is cut;
+    with `passes_on` the whole of it, but no answer.
     delay_s: each piece that a client sends waits so long.
     """
 
     def __init__(self, to: Path) -> None:
         self._to = to
-        self.cut_at: bytes | None = None
+        self.cut_at: list[bytes] = []
         self.passes_on = False
         self.delay_s = 0.0
         self.num_cuts = 0
-        self._is_open = True
+        self.is_open = True
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -202,7 +213,7 @@ class TcpProxy:
 
     def cut(self) -> None:
         """Every connection ends at once, and no other can be made, until `mend`."""
-        self._is_open, self.cut_at = False, None
+        self.is_open, self.cut_at = False, []
         self.num_cuts += 1
         with self._lock:
             pairs, self._pairs = self._pairs, []
@@ -212,13 +223,13 @@ class TcpProxy:
                     end.shutdown(socket.SHUT_RDWR)
 
     def mend(self) -> None:
-        self._is_open = True
+        self.is_open = True
 
     def _accept(self) -> None:
         with suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self._listener.accept()
-                if self._is_open:
+                if self.is_open:
                     threading.Thread(target=self._serve, args=(client,), daemon=True).start()
                 else:
                     client.close()
@@ -245,7 +256,12 @@ class TcpProxy:
                         self._send_on(piece, server)
 
     def _send_on(self, piece: bytes, server: socket.socket) -> None:
-        if self.cut_at is not None and self.cut_at in piece:
+        if self.cut_at and self.cut_at[0] in piece:
+            self.cut_at.pop(0)
+            is_last = not self.cut_at
+        else:
+            is_last = False
+        if is_last:
             server.sendall(piece if self.passes_on else piece[: len(piece) // 2])
             if self.passes_on:
                 server.recv(1)  # the answer is there

@@ -156,7 +156,7 @@ def world_of_points(name: str, folder: Path) -> Iterator[World]:
 
 def fill(world: World, texts: Mapping[str, str]) -> World:
     records = [Record((key,), text, old_vector(text)) for key, text in texts.items()]
-    world.store.put(records, fingerprint="whatever serves")
+    world.store.put(records, fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint)
     return world
 
 

@@ -159,15 +159,19 @@ KEYS: dict[str, tuple[str, str, list[object], Key]] = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_a_key_is_noted_as_the_store_writes_it_whatever_the_writer_has_set(
+def test_a_key_is_noted_as_the_store_writes_it_whatever_anybody_has_set(
     kind: str, connection: psycopg.Connection, database_url: str
 ) -> None:
     definition, key, values, expected = KEYS[kind]
     connection.execute(f"CREATE TABLE docs ({definition}, body text, embedding vector(2), PRIMARY KEY ({key}))")
-    connection.execute(
-        "SET DateStyle = 'SQL, DMY'; SET IntervalStyle = iso_8601; SET TimeZone = 'Asia/Tokyo';"
-        " SET bytea_output = escape; SET extra_float_digits = -10"
-    )
+    for setting in (
+        "DateStyle = 'SQL, DMY'",
+        "IntervalStyle = iso_8601",
+        "TimeZone = 'Asia/Tokyo'",
+        "bytea_output = escape",
+        "extra_float_digits = -10",
+    ):
+        connection.execute(f"SET {setting}; ALTER DATABASE {connection.info.dbname} SET {setting}")
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
         store.start_capture(PATIENCE)
         placeholders = ", ".join(["%s"] * len(values))

@@ -280,6 +280,33 @@ def test_nobody_takes_over_in_the_middle_of_a_transaction(
     assert store.counts().done == 3
 
 
+def test_of_two_that_find_a_lease_over_one_gets_it(store: PgVectorStore, connection: psycopg.Connection) -> None:
+    tokens: list[int] = []
+    refused: list[Locked] = []
+
+    def acquire(holder: str) -> None:
+        ledger = store.ledger.another()
+        try:
+            tokens.append(ledger.acquire("t", holder, 60).token)
+        except Locked as locked:
+            refused.append(locked)
+        finally:
+            ledger.close()
+
+    store.ledger.release(store.ledger.acquire("t", "before", 60))
+    takers = [threading.Thread(target=acquire, args=(holder,)) for holder in ("a", "b")]
+    with connection.transaction():
+        connection.execute("SELECT FROM vecferry.leases FOR UPDATE")
+        for taker in takers:
+            taker.start()
+        while connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (2,):
+            time.sleep(0.01)
+    for taker in takers:
+        taker.join(10)
+    assert tokens == [2]
+    assert {refused[0].holder} < {"a", "b"}
+
+
 def test_a_lease_is_renewed_while_a_transaction_is_open(store: PgVectorStore, database_url: str) -> None:
     with open_docs(database_url) as second, store.runner(lease_s=0.6), store.transaction():
         time.sleep(1.2)
@@ -301,6 +328,21 @@ def test_transactions_nest_and_an_inner_one_may_fail_alone(store: PgVectorStore)
         with pytest.raises(ZeroDivisionError):
             write_and_fail()
     assert store.pending(EVERYTHING, 10) == rows[1:]
+
+
+def test_nobody_else_writes_while_one_store_works_exclusively(
+    store: PgVectorStore, connection: psycopg.Connection
+) -> None:
+    connection.execute("SET lock_timeout = '100ms'")
+
+    def meddle() -> int:
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            connection.execute("UPDATE docs SET note = 'meddled'")
+        ((rows,),) = connection.execute("SELECT count(*) FROM docs").fetchall()  # readers are let through
+        return int(rows)
+
+    assert store.exclusively(meddle, PATIENCE) == 3
+    connection.execute("UPDATE docs SET note = 'after'")
 
 
 def test_tokens_ascend_and_a_lease_of_a_process_that_is_gone_is_taken_at_once(store: PgVectorStore) -> None:

@@ -11,6 +11,7 @@ Inside one process, the folder must be spelled as the application spells it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,8 @@ BYTES_PER_NUMBER = 6  # float32 in base64
 REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
 READ_AT_A_TIME = 1000
 TIMEOUT_S = 120
+_OPENING = threading.Lock()
+"""chromadb counts the clients of a folder, and filelock the holders of a lock, without one."""
 NOT_OPENED = (ChromaError, ValueError, AttributeError)  # the last from its cleaning up after a failed start
 COSINES: dict[str, Callable[[float], float]] = {
     "cosine": lambda distance: 1 - distance,
@@ -91,15 +94,16 @@ class ChromaBackend:
         """
         scheme, _, rest = url.partition(":")
         lock = None
-        if scheme == "chroma":
-            folder = _folder(rest)
-            lock = _locked(folder)
-        try:
-            backend = cls(_embedded(folder) if lock else _connected(url))
-        except BaseException:
-            if lock:
-                lock.release()
-            raise
+        with _OPENING:
+            if scheme == "chroma":
+                folder = _folder(rest)
+                lock = _locked(folder)
+            try:
+                backend = cls(_embedded(folder) if lock else _connected(url))
+            except BaseException:
+                if lock:
+                    lock.release()
+                raise
         backend._url, backend._lock = url, lock
         return backend
 
@@ -107,13 +111,14 @@ class ChromaBackend:
         return ChromaBackend(self._client) if self._url is None else ChromaBackend.open(self._url)
 
     def close(self) -> None:
-        if self._url and isinstance(self._client, Client):
-            self._client.close()
-            for session in _sessions(self._client):
-                session.close()
-        if self._lock:
-            self._lock.release()
-            self._lock = None
+        with _OPENING:
+            if self._url and isinstance(self._client, Client):
+                self._client.close()
+                for session in _sessions(self._client):
+                    session.close()
+            if self._lock:
+                self._lock.release()
+                self._lock = None
 
     # --- collections ------------------------------------------------------------------------------
 

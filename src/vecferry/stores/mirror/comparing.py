@@ -1,0 +1,172 @@
+"""What is on one side and not on the other, or not as it should be. Nothing is written."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from vecferry.embeddings import Float32
+from vecferry.stores import (
+    NORM_TOLERANCE,
+    Counts,
+    Examination,
+    Finding,
+    Key,
+    KeyRange,
+    Row,
+    Side,
+    text_digest,
+)
+from vecferry.stores.backend import Point
+from vecferry.stores.mirror.sides import PAGE, MirrorSides, Sides
+
+
+def same(a: object, b: object) -> bool:
+    return a == b or repr(a) == repr(b)  # a NaN is the same as itself here
+
+
+class Comparison(MirrorSides):
+    """`stores.NewSide`, and those parts of `stores.Capture` that only look."""
+
+    def new_space(self) -> str | None:
+        spec = self._open_spec()
+        return spec.fingerprint if spec is not None and self._backend.exists(spec.new_locator) else None
+
+    def counts(self) -> Counts:
+        sides, record = self._sides(), self._open_record()
+        rows = self._backend.count(sides.serving)
+        if record is None or sides.new is None:
+            return Counts(rows, rows if self._ledger.find(self._target) else 0, 0)
+        done = self._backend.count(sides.new) if self._backend.exists(sides.new) else 0
+        return Counts(rows, done, self._ledger.count_dead_letters(record, Side.NEW))
+
+    def key_ranges(self, rows_each: int) -> list[KeyRange]:
+        ids = self._refreshed_ids()
+        ends: list[Key | None] = [None, *((name,) for name in ids[rows_each - 1 :: rows_each])]
+        if ids and ends[-1] != (ids[-1],):
+            ends.append((ids[-1],))
+        return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
+
+    def _refreshed_ids(self) -> list[str]:
+        self._sorted_ids = sorted(self._backend.ids(self._sides().serving))
+        return self._sorted_ids
+
+    def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+        """See `NewSide.pending`. Ids are listed once for a sweep from the beginning, and remembered for its rest."""
+        sides = self._sides()
+        if sides.name(side) == sides.serving or self._is_half_finalized(sides):
+            return []
+        known = self._sorted_ids
+        ids = self._refreshed_ids() if known is None or within == KeyRange() else known
+        start = bisect_right(ids, within.lo[0]) if within.lo else 0
+        end = bisect_right(ids, within.hi[0]) if within.hi else len(ids)
+        rows: list[Row] = []
+        for first in range(start, end, PAGE):
+            rows += sorted(self._behind(sides, side, ids[first : min(first + PAGE, end)]), key=lambda row: row.key)
+            if len(rows) >= limit:
+                break
+        return rows[:limit]
+
+    def examine(self, dimension: int, max_keys: int = 10) -> Examination:
+        sides = self._sides()
+        findings = Findings(dimension, max_keys)
+        rows = 0
+        for points in self._pages(sides.serving):
+            rows += len(points)
+            new = {p.id: p for p in self._backend.get(sides.other, [p.id for p in points], vectors=True)}
+            letters = self._letters(Side.NEW, [(point.id,) for point in points])
+            for point in points:
+                findings.look(point, new.get(point.id), letters.get((point.id,)))
+        orphans = self.orphans(10 * max_keys)
+        return Examination(
+            rows,
+            orphaned=Finding(len(orphans), tuple(orphans[:max_keys])),
+            missing_indexes=self._backend.missing_indexes(sides.other, sides.serving),
+            **findings.found(),
+        )
+
+    def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
+        sides = self._sides()
+        ids = list(self._backend.ids(sides.name(Side.NEW)))
+        chosen = random.sample(ids, min(num_rows, len(ids)))
+        texts = {point.id: point.text for point in self._backend.get(sides.serving, chosen)}
+        return [
+            (Row((point.id,), point.text), point.vector)
+            for point in self._backend.get(sides.name(Side.NEW), chosen, vectors=True)
+            if point.vector is not None and texts.get(point.id) == point.text
+        ]
+
+    def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
+        sides = self._sides()
+        if sides.name(side) == sides.serving or self._is_half_finalized(sides):
+            return []
+        return self._behind(sides, side, [key[0] for key in keys])
+
+    def _is_half_finalized(self, sides: Sides) -> bool:
+        """Whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
+        return sides.serving == sides.new and not self._backend.exists(sides.old)
+
+    def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
+        """Rows whose text is not that of their point on the side that follows, and no dead letters."""
+        source = self._backend.get(sides.serving, ids)
+        texts = {point.id: point.text for point in self._backend.get(sides.other, ids)}
+        rows = [Row((p.id,), p.text) for p in source if p.id not in texts or texts[p.id] != p.text]
+        letters = self._letters(side, [row.key for row in rows])
+        return [row for row in rows if letters.get(row.key) != row.digest]
+
+    def _letters(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
+        record = self._open_record()
+        return self._ledger.letters_of(record, side, keys) if record and keys else {}
+
+    def orphans(self, limit: int) -> list[Key]:
+        """See `Capture.orphans`. A dead letter of the side that serves is none: the other side alone has its row."""
+        sides = self._sides()
+        if self._is_half_finalized(sides):
+            return []
+        gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))
+        keys: list[Key] = [(name,) for name in sorted(gone)]
+        letters = self._letters(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
+        return [key for key in keys if key not in letters][:limit]
+
+
+class Findings:
+    """What `examine` sees, point by point."""
+
+    def __init__(self, dimension: int, max_keys: int) -> None:
+        self._dimension = dimension
+        self._max_keys = max_keys
+        self._keys: dict[str, list[Key]] = {}
+        self._counts: dict[str, int] = {}
+
+    def _note(self, defect: str, key: Key) -> None:
+        self._counts[defect] = self._counts.get(defect, 0) + 1
+        if len(keys := self._keys.setdefault(defect, [])) < self._max_keys:
+            keys.append(key)
+
+    def look(self, point: Point, new: Point | None, letter: bytes | None) -> None:
+        """letter: digest of the text that could not be embedded."""
+        key = (point.id,)
+        if new is None:
+            self._note("without_vector" if letter == text_digest(point.text) else "stale", key)
+            return
+        if new.text != point.text or not same(new.payload, point.payload):
+            self._note("stale", key)
+        if new.vector is None:
+            self._note("without_vector", key)
+        elif new.vector.shape != (self._dimension,):
+            self._note("wrong_dimension", key)
+        elif not np.isfinite(new.vector).all():
+            self._note("not_finite", key)
+        else:
+            norm = float(np.linalg.norm(new.vector))
+            if norm == 0:
+                self._note("zero", key)
+            if abs(norm - 1) > NORM_TOLERANCE:
+                self._note("off_norm", key)
+
+    def found(self) -> dict[str, Finding]:
+        return {defect: Finding(count, tuple(self._keys[defect])) for defect, count in self._counts.items()}

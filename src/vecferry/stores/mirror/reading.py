@@ -1,0 +1,90 @@
+"""What anybody may ask of the collections."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from vecferry.embeddings import Float32
+from vecferry.errors import SpaceMismatch, StoreSchemaError
+from vecferry.stores import Hit, Row, Side, TableInfo, has_direction
+from vecferry.stores.mirror.sides import MirrorSides
+
+UNKNOWN = "not recorded"
+
+
+class MirrorReading(MirrorSides):
+    """`stores.Reading`."""
+
+    def describe(self) -> TableInfo:
+        sides = self._sides()
+        rows = null_texts = empty_texts = text_bytes = 0
+        for points in self._pages(sides.serving):
+            rows += len(points)
+            null_texts += sum(point.text is None for point in points)
+            empty_texts += sum(point.text == "" for point in points)
+            text_bytes += sum(len((point.text or "").encode("utf-8", "surrogatepass")) for point in points)
+        dimension = self._backend.dimension(sides.serving)
+        serving = self._ledger.serving(self._target)
+        vector_bytes = 4 * (dimension or 0) * rows
+        return TableInfo(
+            rows=rows,
+            null_texts=null_texts,
+            empty_texts=empty_texts,
+            dimension=dimension,
+            fingerprint=serving.fingerprint if serving else None,
+            vector_not_null=False,
+            table_bytes=text_bytes + vector_bytes,
+            row_bytes=text_bytes,  # the new collection holds texts and payload again
+            index_bytes=0,
+            vector_bytes=vector_bytes,
+            creates=(f"collection {self.serving_locator(Side.NEW)}", f"control database {self._ledger.location}"),
+        )
+
+    def sample(self, num_rows: int) -> list[Row]:
+        serving = self._sides().serving
+        ids = list(self._backend.ids(serving))
+        chosen = random.sample(ids, min(num_rows, len(ids)))
+        return [Row((p.id,), p.text) for p in self._backend.get(serving, chosen) if p.text is not None]
+
+    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+        collection = self._collection_in(fingerprint)
+        stored = self._backend.dimension(collection)
+        if stored not in (None, len(vector)):
+            what = f"a search in {collection} with {len(vector)} numbers, which has {stored}"
+            raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=what)
+        try:
+            if exact:
+                return self._exact_search(collection, vector, k)
+            return [Hit((found.id,), found.score) for found in self._backend.search(collection, vector, k)]
+        except StoreSchemaError:
+            if self._collection_in(fingerprint) == collection:
+                raise
+            raise self._mismatch(None, fingerprint) from None  # finalized meanwhile
+
+    def _collection_in(self, fingerprint: str) -> str:
+        """The collection of that space. Raises SpaceMismatch."""
+        spec, sides = self._open_spec(), self._sides()
+        if spec is not None and spec.fingerprint == fingerprint and self._backend.exists(sides.name(Side.NEW)):
+            return sides.name(Side.NEW)
+        serving = self._ledger.serving(self._target)
+        expected = spec.old_fingerprint if spec else serving.fingerprint if serving else None
+        if expected not in (None, fingerprint):
+            raise self._mismatch(expected, fingerprint)
+        return sides.old
+
+    def _mismatch(self, expected: str | None, found: str) -> SpaceMismatch:
+        return SpaceMismatch(expected=expected or UNKNOWN, found=found, where=f"a search in {self._target}")
+
+    def _exact_search(self, collection: str, vector: Float32, k: int) -> list[Hit]:
+        query = vector.astype(np.float64) / np.linalg.norm(vector)
+        best: list[Hit] = []
+        for points in self._pages(collection, vectors=True):
+            filled = [point for point in points if point.vector is not None and has_direction(point.vector)]
+            if filled:
+                matrix = np.stack([p.vector for p in filled if p.vector is not None]).astype(np.float64)  # [n, D]
+                scores = matrix @ query / np.linalg.norm(matrix, axis=1)
+                best += [Hit((p.id,), float(score)) for p, score in zip(filled, scores, strict=True)]
+                best = sorted(best, key=lambda hit: (-hit.score, hit.key))[:k]
+        return best

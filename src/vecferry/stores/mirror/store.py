@@ -1,0 +1,233 @@
+"""The store itself: what is written to the two collections, by the application and by a migration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from vecferry.embeddings import DENSE, Outputs
+from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
+from vecferry.stores import (
+    Change,
+    Key,
+    NewVector,
+    Patience,
+    Record,
+    Side,
+    Then,
+    nothing_more,
+    text_digest,
+)
+from vecferry.stores.backend import Aliased, Point
+from vecferry.stores.lease import held
+from vecferry.stores.mirror.comparing import Comparison, same
+from vecferry.stores.mirror.reading import UNKNOWN, MirrorReading
+from vecferry.stores.mirror.sides import Sides
+from vecferry.stores.waiting import patiently
+
+T = TypeVar("T")
+
+
+class MirrorStore(MirrorReading, Comparison):
+    """`stores.Store` over two collections of one backend."""
+
+    # --- the application's writes -----------------------------------------------------------------
+
+    def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
+        """See `Application.put`. A journal entry goes first, so that no crash hides the write from the other side."""
+        if missing := [record.key[0] for record in records if record.vector is None]:
+            raise StoreSchemaError(f"{self._target}: no vector for {', '.join(missing[:10])}", "Every point has one.")
+        with self._journalled([record.key for record in records], fingerprint):
+            serving = self._sides().serving
+            dimension = self._backend.dimension(serving)
+            for record in records:
+                if record.vector is not None and dimension not in (None, len(record.vector)):
+                    where = f"a write to {serving} with {len(record.vector)} numbers, which has {dimension}"
+                    raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where)
+            before = {point.id: point.payload for point in self._backend.get(serving, [r.key[0] for r in records])}
+            points = [
+                Point(r.key[0], r.text, r.vector, {**before.get(r.key[0], {}), **r.payload}, r.sparse, r.colbert)
+                for r in records
+            ]
+            self._backend.put(serving, points)
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        with self._journalled(keys, None):
+            self._backend.delete(self._sides().serving, [key[0] for key in keys])
+
+    @contextmanager
+    def _journalled(self, keys: Sequence[Key], fingerprint: str | None) -> Iterator[None]:
+        self._ledger.install()
+        number = self._ledger.begin(self._target, keys, fingerprint)
+        try:
+            yield
+        finally:  # a write that failed may have been made all the same
+            self._ledger.finish(self._target, number)
+
+    # --- capture ----------------------------------------------------------------------------------
+
+    def start_capture(self, patience: Patience) -> None:  # noqa: ARG002  # a journal waits for nobody
+        self._ledger.start_journal(self._target)
+
+    def stop_capture(self) -> None:
+        self._ledger.stop_journal(self._target)
+
+    def captured(self, limit: int) -> list[Change]:
+        return self._ledger.journalled(self._target, limit)
+
+    def backlog(self) -> int:
+        return self._ledger.journal_backlog(self._target)
+
+    def acknowledge(self, changes: Sequence[Change]) -> None:
+        with self.transaction():
+            self._ledger.acknowledge(self._target, changes)
+
+    def settle(self, keys: Sequence[Key]) -> set[Key]:
+        """See `Capture.settle`: deletes follow, and payload that changed without its text."""
+        sides, ids = self._sides(), [key[0] for key in keys]
+        if self._is_half_finalized(sides):
+            return set()
+        with self._writing():
+            source = {point.id: point for point in self._backend.get(sides.serving, ids)}
+            other = self._backend.get(sides.other, ids, vectors=True)
+            gone = [point.id for point in other if point.id not in source]
+            if gone:
+                self._backend.delete(sides.other, gone)
+            kept = [(source[point.id], point) for point in other if point.id in source]
+            moved = [
+                replace(point, payload=there.payload)
+                for there, point in kept
+                if there.text == point.text and not same(there.payload, point.payload)
+            ]
+            if moved:
+                self._backend.put(sides.other, moved)
+        self._unbury_served(sides, [key for key in keys if key[0] in source])
+        return {key for key in keys if key[0] not in source}
+
+    def _unbury_served(self, sides: Sides, keys: Sequence[Key]) -> None:
+        """A row that the application has written where it serves is no dead letter of that side any more."""
+        side, record = Side.NEW if sides.serving == sides.new else Side.OLD, self._open_record()
+        if record is not None and self._letters(side, keys):
+            with self.transaction():
+                self._ledger.unbury(record, side, keys)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # in the spec
+        """See `Writing.prepare`. A collection of that name that has points in it is not ours: StoreSchemaError."""
+        sides = self._sides()
+        if not self._backend.exists(sides.other):
+            self._backend.create(sides.other, like=sides.serving, dimension=dimension, outputs=outputs)
+        elif self._backend.count(sides.other) and self._backend.dimension(sides.other) != dimension:
+            what = f"there is a collection {sides.other} already, and it is not of this migration"
+            raise StoreSchemaError(what, "Rename or drop it.")
+
+    def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
+        """See `Writing.write`. What was read as a row's text is compared with the text now; a write that comes
+        between this and the store's answer is in the journal, so that the row is done again.
+        """
+        with self._writing():
+            written = self._put_current(side, vectors)
+        with self.transaction():
+            then(written)
+        return written
+
+    def _put_current(self, side: Side, vectors: Sequence[NewVector]) -> set[Key]:
+        sides = self._sides()
+        if sides.name(side) == sides.serving or not vectors:
+            return set()
+        source = {p.id: p for p in self._backend.get(sides.serving, [vector.key[0] for vector in vectors])}
+        current = [v for v in vectors if v.key[0] in source and text_digest(source[v.key[0]].text) == v.digest]
+        dead = [v.key[0] for v in current if v.vector is None]
+        if dead:
+            self._backend.delete(sides.other, dead)
+        points = [
+            replace(source[v.key[0]], vector=v.vector, sparse=v.sparse, colbert=v.colbert)
+            for v in current
+            if v.vector is not None
+        ]
+        if points:
+            self._backend.put(sides.other, points)
+        return {vector.key for vector in current}
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside, the sides do not change places, and the lease was ours at the beginning."""
+        if self._lease is not None:
+            self._ledger.guard(self._lease)
+        with self._ledger.passing(self._target):
+            yield
+
+    def retry_dead_letters(self) -> None:
+        """See `Writing.retry_dead_letters`. While the new side serves, it has no text for these to be done from."""
+        record, sides = self._open_record(), self._sides()
+        if record is not None and sides.serving != sides.new:
+            letters = self._ledger.dead_letters(record, self._ledger.count_dead_letters(record, Side.NEW), Side.NEW)
+            self._ledger.unbury(record, Side.NEW, [letter.key for letter in letters])
+
+    def build_indexes(self) -> tuple[str, ...]:
+        sides = self._sides()
+        return () if self._is_half_finalized(sides) else self._backend.build_indexes(sides.other, sides.serving)
+
+    def switch(self) -> None:
+        self._point_alias(self._sides().name(Side.NEW))
+
+    def switch_back(self, *, not_null: bool) -> bool:  # noqa: ARG002  # no store of points knows NOT NULL
+        self._point_alias(self._sides().name(Side.OLD))
+        return False
+
+    def _point_alias(self, collection: str) -> None:
+        """For clients that know the collection by an alias; where the target is none, there is nothing to point."""
+        backend = self._backend
+        if isinstance(backend, Aliased) and backend.is_alias(self._target):
+            backend.point_alias(self._target, collection)
+
+    def drop_old(self) -> None:
+        sides = self._sides()
+        if sides.serving != sides.old:
+            self._backend.drop(sides.old)
+
+    def drop_new(self) -> None:
+        sides = self._sides()
+        if sides.new is not None and sides.serving != sides.new:
+            self._point_alias(sides.serving)
+            self._backend.drop(sides.new)
+
+    # --- keeping things together ------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._ledger.transaction():
+            if self._lease is not None:
+                self._ledger.guard(self._lease)
+            yield
+
+    def exclusively(self, work: Callable[[], T], patience: Patience) -> T:
+        """See `Writing.exclusively`. Writers through `put` and `remove` wait; they go on by themselves after the
+        patience, and then nothing of the work is kept in the ledger.
+        """
+        return patiently(lambda: self._hold_writers(work, patience.timeout_s), patience)
+
+    def _hold_writers(self, work: Callable[[], T], seconds: float) -> T:
+        with self._ledger.writers_held(self._target, seconds):
+            try:
+                with self.transaction():
+                    result = work()
+                    if not self._ledger.still_held(self._target):
+                        raise Locked(self._target, f"writers, who were held off for {seconds:g} s")
+                    return result
+            except BaseException:
+                self._point_alias(self._sides().serving)
+                raise
+
+    @contextmanager
+    def runner(self, lease_s: float) -> Iterator[None]:
+        self._ledger.install()
+        with held(self._ledger, self._target, lease_s) as lease:
+            self._lease = lease
+            try:
+                yield
+            finally:
+                self._lease = None
