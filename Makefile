@@ -14,7 +14,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow

@@ -76,11 +76,19 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[str]:
     """Those that a name stands for on that store: itself, or itself with more parameters."""
     if name.endswith(STORE):
-        return [test for test in collected if test == name.removesuffix(STORE) + f"[{column}]"]
+        return [test for test in collected if store_of(test, name.removesuffix(STORE)) == column]
     if any(name.endswith(f"[{other}]") for other in NAMES if other != column):
         return []
     more = (name.removesuffix("]") + "-", name + "[")
     return [test for test in collected if test == name or test.startswith(more)]
+
+
+def store_of(test: str, name: str) -> str | None:
+    """The store that a test of that name runs on; other parameters come after it."""
+    if not test.startswith(name + "["):
+        return None
+    parameters = test.removeprefix(name)[1:-1] + "-"
+    return max((store for store in NAMES if parameters.startswith(store + "-")), key=len, default=None)
 
 
 def test_every_store_of_the_tests_has_a_column() -> None:

@@ -14,13 +14,13 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import vecferry.stores.lancedb
-import vecferry.stores.pgvector  # noqa: F401  # before the fork
+import vecferry.stores.pgvector
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
@@ -84,7 +84,7 @@ class Script:
     def open(self, fuse: Fuse, prefix: str = "") -> Store:
         if self.store == "pgvector":
             store = vecferry.stores.pgvector.PgVectorStore.connect(self.where, "docs", "body", "embedding")
-            return Faulty(store, fuse, prefix)  # type: ignore[return-value]
+            return Faulty(store, fuse, prefix)
         backend: Backend
         if self.store == "lancedb":
             backend = vecferry.stores.lancedb.LanceBackend.open(f"lancedb://{self.where}", Fields())
@@ -92,62 +92,14 @@ class Script:
             backend = FileBackend(Path(self.where), lambda: fuse.at(f"in {prefix}backend put"))
         faulty: Any = Faulty(backend, fuse, prefix + "backend ")
         ledger = SqliteLedger.open(self.folder / "control.db", abandoned_after_s=ABANDONED_AFTER_S)
-        return Faulty(MirrorStore(faulty, "docs", ledger), fuse, prefix)  # type: ignore[return-value]
+        return Faulty(MirrorStore(faulty, "docs", ledger), fuse, prefix)
 
     # --- from the beginning to the end ----------------------------------------------------------------
 
     def migrate(self) -> None:
         """The whole path, with writes between the steps; those that are noted as done are left out."""
         fuse = Fuse(self.point, signal.Signals[self.signal])
-        new, old = self.encoder("new", fuse), self.encoder("old", fuse)
-        store, application = self.open(fuse), self.open(fuse, "application ")
-        migration = Migration(store, self.options(old.fingerprint))
-
-        def staged(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
-            faulty: Any = Faulty(staging, fuse)
-            return LocalEngine(store, new, faulty, record.spec.uid, self.rows_per_range)
-
-        def start() -> None:
-            migration.start(new, old=old, engine=staged)
-
-        def switch(epoch: int) -> None:
-            if migration.serving().epoch < epoch and epoch == 3:
-                migration.rollback(new=new, old=old)
-            elif migration.serving().epoch < epoch:
-                migration.cutover(accept_dead_letters=1, new=new, old=old)
-
-        def write(number: int) -> None:
-            serving = application.ledger.serving(application.target)
-            encoder = new if serving is not None and serving.fingerprint == new.fingerprint else old
-            for key, text in WRITES[number].items():
-                if text is None:
-                    application.remove([(key,)])
-                else:
-                    record = Record((key,), text, encoder.truth(text))
-                    application.put([record], fingerprint=encoder.fingerprint)
-
-        def verify() -> None:
-            report = migration.verify(new, old=old)
-            assert report.passed, report
-
-        def finalize() -> None:
-            if migration.status().state is not State.FINALIZED:
-                migration.finalize(confirmed=True, accept_dead_letters=1, new=new, old=old)
-
-        self._do(
-            {
-                "start": start,
-                "first writes": lambda: write(0),
-                "follow": start,
-                "verify": verify,
-                "cutover": lambda: switch(2),
-                "second writes": lambda: write(1),
-                "rollback": lambda: switch(3),
-                "third writes": lambda: write(2),
-                "second cutover": lambda: switch(4),
-                "finalize": finalize,
-            }
-        )
+        self._do(Course(self, fuse).steps())
 
     def _do(self, steps: Mapping[str, Callable[[], None]]) -> None:
         notes = self.folder / "steps"
@@ -163,7 +115,7 @@ class Script:
     def give_up(self) -> None:
         """`migrate` up to the first rollback, and then an abort."""
         fuse = Fuse(self.point)
-        self.__class__(self.store, self.where, self.folder, until="third writes").migrate()
+        replace(self, until="third writes", point="").migrate()
         with suppress(MigrationError):  # it was aborted already
             Migration(self.open(fuse), self.options(None)).abort()
 
@@ -231,6 +183,67 @@ class Script:
             migration.rollback()
         else:
             threading.Event().wait(0.01)
+
+
+@dataclass
+class Course:
+    """The steps of a whole migration, each safe to repeat."""
+
+    script: Script
+    fuse: Fuse
+
+    def __post_init__(self) -> None:
+        self.new, self.old = self.script.encoder("new", self.fuse), self.script.encoder("old", self.fuse)
+        self.application = self.script.open(self.fuse, "application ")
+        self.migration = Migration(self.script.open(self.fuse), self.script.options(self.old.fingerprint))
+
+    def steps(self) -> Mapping[str, Callable[[], None]]:
+        return {
+            "start": self.start,
+            "first writes": lambda: self.write(0),
+            "follow": self.start,
+            "verify": self.verify,
+            "cutover": lambda: self.switch(2),
+            "second writes": lambda: self.write(1),
+            "rollback": lambda: self.switch(3),
+            "third writes": lambda: self.write(2),
+            "second cutover": lambda: self.switch(4),
+            "finalize": self.finalize,
+        }
+
+    def start(self) -> None:
+        self.migration.start(self.new, old=self.old, engine=self._engine)
+
+    def _engine(self, store: Store, staging: Staging, record: MigrationRecord) -> Engine:
+        faulty: Any = Faulty(staging, self.fuse)
+        return LocalEngine(store, self.new, faulty, record.spec.uid, self.script.rows_per_range)
+
+    def write(self, number: int) -> None:
+        serving = self.application.ledger.serving(self.application.target)
+        is_new = serving is not None and serving.fingerprint == self.new.fingerprint
+        encoder = self.new if is_new else self.old
+        for key, text in WRITES[number].items():
+            if text is None:
+                self.application.remove([(key,)])
+            else:
+                record = Record((key,), text, encoder.truth(text))
+                self.application.put([record], fingerprint=encoder.fingerprint)
+
+    def verify(self) -> None:
+        report = self.migration.verify(self.new, old=self.old)
+        assert report.passed, report
+
+    def switch(self, epoch: int) -> None:
+        if self.migration.serving().epoch >= epoch:
+            return
+        if epoch == 3:
+            self.migration.rollback(new=self.new, old=self.old)
+        else:
+            self.migration.cutover(accept_dead_letters=1, new=self.new, old=self.old)
+
+    def finalize(self) -> None:
+        if self.migration.status().state is not State.FINALIZED:
+            self.migration.finalize(confirmed=True, accept_dead_letters=1, new=self.new, old=self.old)
 
 
 def _ended(job: dict[str, Any]) -> str:

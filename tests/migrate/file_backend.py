@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,7 +57,8 @@ class FileBackend:
             (self._folder / collection).rename(trash)
 
     def ids(self, collection: str) -> Iterator[str]:
-        return iter([unquote(name) for name in os.listdir(self._there(collection)) if not name.startswith(".")])
+        names = [path.name for path in self._there(collection).iterdir()]
+        return iter([unquote(name) for name in names if not name.startswith(".")])
 
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
         paths = [self._there(collection) / quote(i, safe="") for i in dict.fromkeys(ids)]

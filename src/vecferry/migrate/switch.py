@@ -59,7 +59,7 @@ class Switch:
         self._when_drained(None, State.SERVING_NEW, self._drop_old)
 
     def abort(self) -> None:
-        self.store.exclusively(self._drop_new, self.options.patience)
+        self.store.exclusively(self._afresh(self._drop_new), self.options.patience)
 
     # --- inside the lock --------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class Switch:
                 if not accept_stale:
                     self.drain()
                 with suppress(_NotDrained):
-                    began, result = self.store.exclusively(when_still_drained, self.options.patience)
+                    began, result = self.store.exclusively(self._afresh(when_still_drained), self.options.patience)
                     return time.perf_counter() - began, result
                 time.sleep(random.uniform(0, MAX_PAUSE_S))  # noqa: S311  # to fall between two writes
             raise self._never_drained()
@@ -128,6 +128,16 @@ class Switch:
             with suppress(StoreError):  # the next verb takes the mark back
                 self._step_back(during, otherwise)
             raise
+
+    def _afresh(self, work: Callable[[], T]) -> Callable[[], T]:
+        """`work` that goes out from the record of now, since `exclusively` may undo it and try again."""
+        record = self.record
+
+        def again() -> T:
+            self.record = record
+            return work()
+
+        return again
 
     def _step_back(self, during: State | None, otherwise: State) -> None:
         if during is not None:

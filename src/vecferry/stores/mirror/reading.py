@@ -50,18 +50,21 @@ class MirrorReading(MirrorSides):
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         collection = self._collection_in(fingerprint)
-        stored = self._backend.dimension(collection)
-        if stored not in (None, len(vector)):
-            what = f"a search in {collection} with {len(vector)} numbers, which has {stored}"
-            raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=what)
         try:
+            self._refuse_dimension(collection, vector, fingerprint)
             if exact:
                 return self._exact_search(collection, vector, k)
             return [Hit((found.id,), found.score) for found in self._backend.search(collection, vector, k)]
         except StoreSchemaError:
-            if self._collection_in(fingerprint) == collection:
+            if self._backend.exists(collection):
                 raise
             raise self._mismatch(None, fingerprint) from None  # finalized meanwhile
+
+    def _refuse_dimension(self, collection: str, vector: Float32, fingerprint: str) -> None:
+        stored = self._backend.dimension(collection)
+        if stored not in (None, len(vector)):
+            what = f"a search in {collection} with {len(vector)} numbers, which has {stored}"
+            raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=what)
 
     def _collection_in(self, fingerprint: str) -> str:
         """The collection of that space. Raises SpaceMismatch."""
