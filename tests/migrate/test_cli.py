@@ -516,7 +516,7 @@ def test_sparse_vectors_beside_the_dense_ones(cli: Cli, documents: psycopg.Conne
     cli("start", *heads)
     cli("verify")
     cli("cutover")
-    query = "SELECT count(*), min(l2_norm(embedding_vecferry_sparse)) > 0 FROM documents"
+    query = "SELECT count(*), min(l2_norm(embedding_sparse)) > 0 FROM documents"
     assert documents.execute(query).fetchone() == (ROWS, True)
 
 
@@ -591,4 +591,3 @@ def test_a_missing_extra_is_named_with_how_to_install_it(
     error = cli("status", "--store", url, code=3)["error"]
     assert error["type"] == "MissingExtra"
     assert error["hint"] == f"pip install 'vecferry[{extra}]'"
-

@@ -265,9 +265,7 @@ class Machine(RuleBasedStateMachine):
             self.migration.finalize(confirmed=False)
         if self.state is not State.PAUSED:
             self._start()
-        self.migration.finalize(
-            confirmed=True, accept_dead_letters=self._letters(Side.NEW), new=self.new, old=self.old
-        )
+        self.migration.finalize(confirmed=True, accept_dead_letters=self._letters(Side.NEW), new=self.new, old=self.old)
         self._end(kept=Side.NEW, model=self.new)
 
     @precondition(lambda self: self._can("abort"))
@@ -337,9 +335,7 @@ class InPostgres(PgCollection):
     """An old vector does not say of which text it is."""
 
     def of_side(self, side: Side) -> dict[Key, Content]:
-        rows = self.connection.execute(
-            f"SELECT id::text, body, embedding_vecferry_{side}::real[] FROM docs"
-        ).fetchall()
+        rows = self.connection.execute(f"SELECT id::text, body, embedding_vecferry_{side}::real[] FROM docs").fetchall()
         return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
 
 
