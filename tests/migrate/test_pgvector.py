@@ -1,5 +1,6 @@
 """What only a real PostgreSQL can show: keys and names of all kinds, locks, indexes, roles."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def test_a_connection_that_is_cut_is_made_anew_and_the_run_goes_on(
     make_docs(connection, [f"t{i}" for i in range(20)])
     encoder = TruthEncoder(before_each=cut)
     with open_docs(database_url) as store:
-        status = Migration(store, OPTIONS).start(encoder)
+        status = Migration(store, replace(OPTIONS, lease_s=1.0)).start(encoder)  # its own, which it waits for
         assert status.rows_done == 20
         assert "store came back" in [event.what for event in status.events]
         assert encoder.encoded.total() <= 20 + 7  # the range in hand

@@ -319,7 +319,7 @@ def test_an_index_that_answers_with_other_rows(meddler: Meddler, migration: Migr
 
 @pytest.mark.parametrize(("min_recall", "passed"), [(0.79, True), (0.81, False)])
 def test_how_much_an_index_must_find_is_an_option(
-    meddler: Meddler, migration: Migration, min_recall: float, passed: bool
+    meddler: Meddler, migration: Migration, *, min_recall: float, passed: bool
 ) -> None:
     migration.options = replace(migration.options, min_recall=min_recall)
     forgetful(meddler.collection.store, 0.8)

@@ -136,6 +136,7 @@ class Database:
                 found += cursor.fetchall()
                 if not cursor.nextset():
                     break
+            self._connection.execute("")  # after a pipeline alone, idle_in_transaction_session_timeout does not run
         return found
 
     @contextmanager
