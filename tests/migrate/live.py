@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ class Found:
     failed_writes: list[str] = field(default_factory=list)
     queries: int = 0
     failed_queries: list[str] = field(default_factory=list)
+    dead_threads: list[str] = field(default_factory=list)
     mixed_spaces: int = 0
     epochs_backward: int = 0
     not_found_at_once: int = 0
@@ -70,7 +72,8 @@ class Found:
     def faults(self) -> int:
         """Of whatever kind."""
         counted = (self.mixed_spaces, self.epochs_backward, self.not_found_at_once, self.lost, self.doubled)
-        return sum(counted) + self.resurrected + self.stale + len(self.failed_writes) + len(self.failed_queries)
+        listed = (self.failed_writes, self.failed_queries, self.dead_threads)
+        return sum(counted) + self.resurrected + self.stale + sum(map(len, listed))
 
 
 class Application:
@@ -94,8 +97,8 @@ class Application:
 
     @contextmanager
     def running(self, query_threads: int) -> Iterator[None]:
-        threads = [threading.Thread(target=self._write_on, name="writer")]
-        threads += [threading.Thread(target=self._ask_on, args=(i,), name=f"asker {i}") for i in range(query_threads)]
+        threads = [self._thread("writer", self._write_on)]
+        threads += [self._thread(f"asker {i}", partial(self._ask_on, i)) for i in range(query_threads)]
         self._writing.set()
         for thread in threads:
             thread.start()
@@ -111,11 +114,22 @@ class Application:
             self.found.longest_write_ms = max(times, default=0.0)
             self.found.median_write_ms = float(np.median(times)) if times else 0.0
 
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """One that does not end unseen."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as exc:  # noqa: BLE001
+                self.found.dead_threads.append(f"{name}: {exc!r}")
+
+        return threading.Thread(target=run, name=name)
+
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Inside, nothing is written."""
         self._writing.clear()
-        self._idle.wait()
+        assert self._idle.wait(60), "the writer is gone"
         yield
         self._writing.set()
 

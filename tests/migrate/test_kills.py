@@ -25,13 +25,14 @@ __all__ = ["mother"]
 
 NUM_KEYS = 60
 ROWS_PER_RANGE = 8
-WRITES_PER_S = 50
 
 
 class Writer(threading.Thread):
     """An application that inserts, changes and deletes rows, one at a time, and remembers what it did."""
 
-    def __init__(self, store: Store, encoders: tuple[TruthEncoder, TruthEncoder], seed: int) -> None:
+    def __init__(
+        self, store: Store, encoders: tuple[TruthEncoder, TruthEncoder], writes_per_s: float, seed: int
+    ) -> None:
         super().__init__(daemon=True)
         self.texts: dict[str, str] = {}
         self.writes = 0
@@ -39,12 +40,13 @@ class Writer(threading.Thread):
         self._store, self._chance = store, Random(seed)
         self._encoders = {encoder.fingerprint: encoder for encoder in encoders}
         self._first = encoders[0]
+        self._pause_s = 1 / writes_per_s
         self._ended = threading.Event()
         self.failure: BaseException | None = None
 
     def run(self) -> None:
         try:
-            while not self._ended.wait(1 / WRITES_PER_S):
+            while not self._ended.wait(self._pause_s):
                 self.write(str(self._chance.randrange(NUM_KEYS)))
         except BaseException as exc:  # noqa: BLE001  # looked at by `end`
             self.failure = exc
@@ -79,13 +81,15 @@ class Writer(threading.Thread):
         return True
 
 
-def kill_at_random_times(kills: int, world: World, mother: Mother, *, longest_s: float, seed: int) -> str:
+def kill_at_random_times(
+    kills: int, world: World, mother: Mother, *, longest_s: float, writes_per_s: float, seed: int
+) -> str:
     """What was survived, for people. longest_s: before a kill; most come sooner."""
     chance, job = Random(seed), world.job | {"rows_per_range": ROWS_PER_RANGE}
     script = Script(**job)
     encoders = TruthEncoder("old", 8), TruthEncoder("new", 16)
     application = world.store.another()
-    writer = Writer(application, encoders, seed)
+    writer = Writer(application, encoders, writes_per_s, seed)
     for key in range(NUM_KEYS):
         writer.write(str(key))
     writer.start()
@@ -138,21 +142,24 @@ def test_a_few_kills_at_random_times(
     name: str, kills: int, request: pytest.FixtureRequest, mother: Mother, tmp_path: Path
 ) -> None:
     with world_of(name, request, tmp_path) as world:
-        kill_at_random_times(kills, world, mother, longest_s=1.5, seed=3)
+        kill_at_random_times(kills, world, mother, longest_s=1.5, writes_per_s=50, seed=3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kills", "longest_s"), [("pgvector", 200, 1.5), ("lancedb", 40, 8.0)])
+@pytest.mark.parametrize(
+    ("name", "kills", "longest_s", "writes_per_s"), [("pgvector", 200, 1.5, 50), ("lancedb", 40, 8.0, 4)]
+)
 def test_many_kills_at_random_times(
     name: str,
     kills: int,
     longest_s: float,
+    writes_per_s: float,
     request: pytest.FixtureRequest,
     mother: Mother,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with world_of(name, request, tmp_path) as world:
-        survived = kill_at_random_times(kills, world, mother, longest_s=longest_s, seed=2)
+        survived = kill_at_random_times(kills, world, mother, longest_s=longest_s, writes_per_s=writes_per_s, seed=2)
     with capsys.disabled():
         print(f"\n{survived}")  # the figures of the documentation

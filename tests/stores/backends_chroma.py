@@ -1,11 +1,15 @@
 """Chroma embedded in this process, and behind a server of its own."""
 
+import atexit
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import chromadb
@@ -29,11 +33,24 @@ def opened(folder: Path) -> Iterator[Backend]:
 
 @contextmanager
 def opened_server(folder: Path) -> Iterator[Backend]:
-    with chroma_server(folder) as (url, _):
-        with http_client(url) as application:
-            create_docs(application)
-        with closing(ChromaBackend.open(url)) as backend:
-            yield backend
+    """On a server that all tests of this process share, emptied."""
+    url = _shared_server()
+    with http_client(url) as application:
+        for collection in application.list_collections():
+            application.delete_collection(collection.name)
+        create_docs(application)
+    with closing(ChromaBackend.open(url)) as backend:
+        yield backend
+
+
+@cache
+def _shared_server() -> str:
+    folder = Path(tempfile.mkdtemp(prefix="vecferry-chroma-"))
+    running = chroma_server(folder)
+    url, _ = running.__enter__()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(running.__exit__, None, None, None)
+    return url
 
 
 @contextmanager

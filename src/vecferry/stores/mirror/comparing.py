@@ -130,7 +130,9 @@ class Comparison(MirrorSides):
         gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))
         keys: list[Key] = [(name,) for name in sorted(gone)]
         letters = self._letters(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
-        return [key for key in keys if key not in letters][:limit]
+        there = self._backend.get(sides.other, [key[0] for key in letters])
+        kept = {(point.id,) for point in there if text_digest(point.text) == letters[point.id,]}
+        return [key for key in keys if key not in kept][:limit]
 
 
 class Findings:
