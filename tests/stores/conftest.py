@@ -9,7 +9,11 @@ from tests.stores.collections import NAMES, Collection, PgCollection, mirror_col
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
 
-@pytest.fixture(params=NAMES)
+SLOW = {"chroma"}
+"""The same code as its server's."""
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES])
 def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Collection]:
     """An empty collection in each store in turn."""
     if request.param == "pgvector":

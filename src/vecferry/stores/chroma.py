@@ -12,10 +12,11 @@ Inside one process, the folder must be spelled as the application spells it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -38,12 +39,16 @@ try:
 except ImportError as exc:
     raise MissingExtra("chroma", "chromadb") from exc
 
+T = TypeVar("T")
+
 URLS = "chroma:///absolute/path, chroma:relative/path or chroma+http://host:port"
 DIMENSION = "vecferry:dimension"
 BYTES_PER_NUMBER = 6  # float32 in base64
 REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
 READ_AT_A_TIME = 1000
 TIMEOUT_S = 120
+READ_PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2)
+MET_A_DELETE = "Error finding id"
 _OPENING = threading.Lock()
 """chromadb counts the clients of a folder, and filelock the holders of a lock, without one."""
 NOT_OPENED = (ChromaError, ValueError, AttributeError)  # the last from its cleaning up after a failed start
@@ -207,7 +212,7 @@ class ChromaBackend:
         """The score is the cosine; in a collection with another distance, only that of unit vectors."""
         found = self._collection(collection)
         cosine = COSINES[_space(found)]
-        answer = found.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"])
+        answer = _steady(lambda: found.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"]))
         distances = (answer["distances"] or [[]])[0]
         return [Found(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
 
@@ -229,8 +234,21 @@ class ChromaBackend:
         return ()
 
 
+def _steady(read: Callable[[], T]) -> T:
+    """What a read answers; once more, a few times, if it met a delete half-way, for which Chroma has no other word."""
+    for pause_s in READ_PAUSES_S:
+        try:
+            return read()
+        except ChromaError as exc:
+            if MET_A_DELETE not in str(exc):
+                raise
+            time.sleep(pause_s)
+    return read()
+
+
 def _points(collection: Collection, ids: list[str], *, vectors: bool) -> list[Point]:
-    answer = collection.get(ids=ids, include=["documents", "metadatas", *(["embeddings"] if vectors else [])])  # type: ignore[list-item]
+    include: Any = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
+    answer = _steady(lambda: collection.get(ids=ids, include=include))
     found = answer["ids"]
     texts = answer["documents"] or [None] * len(found)  # type: ignore[list-item]
     payloads = answer["metadatas"] or [None] * len(found)  # type: ignore[list-item]
