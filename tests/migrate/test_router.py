@@ -9,11 +9,11 @@ import pytest
 from tests.migrate.doubles import TruthEncoder, truth
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
 from vecferry.encoder import Role
-from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable, VecferryError
+from vecferry.errors import InvalidText, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.router import Answer, Document, Router
 from vecferry.stores import Hit, Patience, Record
-from vecferry.stores.backend import Point
+from vecferry.stores.backend import Found, Point
 from vecferry.stores.ledger import MigrationSpec, Serving
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
@@ -133,6 +133,23 @@ def test_an_epoch_whose_index_is_gone_is_read_anew(shop: Shop) -> None:
         shop.finalize()
         assert_right(router.search("green"), "green", shop, epoch=2)
         assert router.encode_query("green").epoch == 2
+
+
+def test_a_search_whose_index_is_dropped_as_it_reads_is_asked_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.migrate()
+    with shop.router() as router:
+        router.search("red", 1)
+
+        def dropped_meanwhile(_: object, collection: str, vector: np.ndarray, k: int) -> list[Found]:
+            monkeypatch.undo()
+            shop.switch(2)
+            shop.finalize()
+            raise StoreFailed("memory", "a file of docs is not there")
+
+        monkeypatch.setattr(MemoryBackend, "search", dropped_meanwhile)
+        assert router.search("red", 1).epoch == 2
 
 
 def test_a_space_that_neither_model_has_is_refused(shop: Shop) -> None:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from vecferry.embeddings import Float32
-from vecferry.errors import SpaceMismatch, StoreSchemaError
+from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
 from vecferry.stores import Hit, Row, Side, TableInfo, has_direction
 from vecferry.stores.mirror.sides import MirrorSides
 
@@ -55,7 +55,7 @@ class MirrorReading(MirrorSides):
             if exact:
                 return self._exact_search(collection, vector, k)
             return [Hit((found.id,), found.score) for found in self._backend.search(collection, vector, k)]
-        except StoreSchemaError:
+        except (StoreSchemaError, StoreFailed):
             if self._backend.exists(collection):
                 raise
             raise self._mismatch(None, fingerprint) from None  # finalized meanwhile
