@@ -5,9 +5,9 @@ import pytest
 
 from vecferry.artifact import Artifact
 from vecferry.batching import Limits
-from vecferry.embeddings import Embeddings, Outputs
-from vecferry.encoder import Encoder
-from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText
+from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.encoder import TEXTS_EACH, Encoder
+from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText, OutOfMemory, OverMemoryBudget
 from vecferry.loading import Options, load_runtime
 from vecferry.verify import differences
 
@@ -69,6 +69,56 @@ def test_a_text_over_the_limit_is_cut_and_counted(encoder: Encoder) -> None:
     assert found.truncated.tolist() == [False, True]
     assert found.num_truncated == 1
     assert found.num_tokens[1] == 8192
+
+
+class Watching:
+    """A runtime that is asked for its batches; the real one answers."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.runtime, self.rows, self.name, self.space = encoder.runtime, 0, "onnx", encoder.space
+        self.describe = encoder.runtime.describe
+
+    def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        self.rows += len(batch)
+        return self.runtime.run(batch, outputs)
+
+
+def test_equal_texts_are_computed_once_and_are_equal_to_the_last_bit(encoder: Encoder) -> None:
+    runtime = Watching(encoder)
+    texts = ["one", "two", "one", "three words here", "two", "one"]
+    watched = Encoder(encoder._tokenizer, runtime)
+    found = watched.encode(texts, outputs=Outputs.ALL)
+    assert runtime.rows == 3
+    np.testing.assert_array_equal(found.dense[[0, 2, 1]], found.dense[[5, 0, 4]])
+    np.testing.assert_array_equal(found.colbert[0], found.colbert[5])
+    assert found.sparse.row(1) == found.sparse.row(4)
+    assert len(Embeddings.concat(list(watched.encode_iter(texts * 2, texts_each=12)))) == 12
+    assert runtime.rows == 6
+
+
+def test_a_corpus_of_several_slices_keeps_its_order_and_counts_its_progress(encoder: Encoder) -> None:
+    texts = [f"{n % 1500} text" for n in range(TEXTS_EACH + 1000)]
+    seen: list[tuple[int, int]] = []
+    found = encoder.encode(texts, progress=lambda done, total: seen.append((done, total)))
+    some = [0, 7, 1023, 1024, 1499, 1500, 2023]
+    np.testing.assert_allclose(found.dense[some], encoder.encode([texts[i] for i in some]).dense, atol=1e-5)
+    assert seen[-1] == (len(texts), len(texts))
+    assert seen == sorted(seen)
+
+
+def test_a_bad_text_far_behind_is_named_before_anything_is_computed(encoder: Encoder) -> None:
+    runtime = Watching(encoder)
+    with pytest.raises(InvalidText, match=f"text {TEXTS_EACH + 5} "):
+        Encoder(encoder._tokenizer, runtime).encode([*map(str, range(TEXTS_EACH + 5)), "\ud800"])
+    assert runtime.rows == 0
+
+
+def test_a_text_over_the_memory_budget_is_refused_before_it_runs(tiny_artifact: Artifact) -> None:
+    encoder = load_runtime(Options(artifact=tiny_artifact.path, limits=Limits(memory_budget_mb=5)), "onnx")
+    assert len(encoder.encode(["short"] * 3)) == 3
+    with pytest.raises(OverMemoryBudget, match=r"8192 tokens.* 38 MB .* 5 MB .*VECFERRY_MEMORY_BUDGET_MB=38") as caught:
+        encoder.encode(["short", "word " * 9000])
+    assert isinstance(caught.value, OutOfMemory)
 
 
 def test_progress_counts_to_the_end(encoder: Encoder) -> None:

@@ -25,6 +25,7 @@ VecferryError                      exit  what happened
 │   ├── RuntimeUnavailable
 │   ├── RuntimeFailed
 │   └── OutOfMemory
+│       └── OverMemoryBudget             foreseen, and not run
 ├── VerificationFailed             4     a check of the converted model failed
 ├── SpaceMismatch                  4     two vector spaces would have met
 ├── StoreError                     3     the database that holds the vectors
@@ -321,6 +322,16 @@ class OutOfMemory(ModelRuntimeError):
     runtime: str
     rows: int
     tokens: int
+
+
+@dataclass(eq=False)
+class OverMemoryBudget(OutOfMemory):
+    """One text would take more than a run may; nothing was run. In millions of bytes, without the weights."""
+
+    template = "a text of {tokens} tokens would take {predicted_mb} MB in one run, and {allowed_mb} MB are allowed."
+    advice = "Set VECFERRY_MEMORY_BUDGET_MB={predicted_mb} or more, or split the text."
+    predicted_mb: int
+    allowed_mb: int
 
 
 @dataclass(eq=False)

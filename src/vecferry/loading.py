@@ -17,6 +17,7 @@ from typing import Literal
 
 from vecferry.artifact import Artifact, VectorSpace
 from vecferry.batching import Limits
+from vecferry.cache import Cache
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encoder import Encoder, Role
 from vecferry.errors import (
@@ -46,6 +47,7 @@ class Options:
     use_onnx: False goes to PyTorch at once. lightweight: hashed features, another vector space.
     source: the checkpoint for PyTorch; by default the one that the artifact was made from, else BGE-M3.
     fingerprint: the only vector space that is accepted, if given.
+    cache: a folder that keeps what was encoded, up to `cache_mb` millions of bytes.
     """
 
     artifact: Path
@@ -57,6 +59,8 @@ class Options:
     device: Device = "cpu"
     limits: Limits = field(default_factory=Limits)
     fingerprint: str | None = None
+    cache: Path | None = None
+    cache_mb: int = 1024
 
 
 @dataclass(frozen=True)
@@ -135,20 +139,25 @@ def _onnx(options: Options) -> Encoder:
         raise RuntimeUnavailable("onnx", str(exc), "pip install --force-reinstall onnxruntime") from exc
     runtime = OnnxRuntime(artifact, threads=options.threads, device=options.device)
     tokenizer = Tokenizer(artifact.read_tokenizer(), runtime.space.max_tokens)
-    return Encoder(tokenizer, runtime, options.limits)
+    return Encoder(tokenizer, runtime, options.limits, spec=artifact.manifest.encoder, cache=_cache(options))
 
 
 def _torch(options: Options, model: Model) -> Encoder:
     from vecferry.runtime.torch import TorchRuntime
 
     runtime = TorchRuntime(model, threads=options.threads, device=options.device)
-    return Encoder(Tokenizer(model.tokenizer, model.space.max_tokens), runtime, options.limits)
+    tokenizer = Tokenizer(model.tokenizer, model.space.max_tokens)
+    return Encoder(tokenizer, runtime, options.limits, spec=model.spec, cache=_cache(options))
 
 
 def _lightweight(options: Options) -> Encoder:
     from vecferry.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 
     return Encoder(LightweightTokenizer(), LightweightRuntime(), options.limits)
+
+
+def _cache(options: Options) -> Cache | None:
+    return None if options.cache is None else Cache(options.cache, options.cache_mb)
 
 
 def _checkpoint(options: Options, *, offline: bool = False) -> Model:

@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         Limits.max_batch_tokens, alias="VECFERRY_MAX_BATCH_TOKENS", ge=1, description="a number from 1"
     )
+    memory_budget_mb: int = Field(
+        Limits.memory_budget_mb, alias="VECFERRY_MEMORY_BUDGET_MB", ge=1, description="a number from 1"
+    )
+    cache: Path | None = Field(None, alias="VECFERRY_CACHE", description="a folder")
+    cache_mb: int = Field(Options.cache_mb, alias="VECFERRY_CACHE_MB", ge=1, description="a number from 1")
     fingerprint: str | None = Field(
         None, alias="VECFERRY_FINGERPRINT", pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits"
     )
@@ -48,8 +53,10 @@ class Settings(BaseSettings):
             offline=self.offline,
             threads=self.threads,
             device=self.device,
-            limits=Limits(max_batch_tokens=self.max_batch_tokens),
+            limits=Limits(max_batch_tokens=self.max_batch_tokens, memory_budget_mb=self.memory_budget_mb),
             fingerprint=self.fingerprint,
+            cache=self.cache,
+            cache_mb=self.cache_mb,
         )
 
 

@@ -98,6 +98,9 @@ def encode(
     ] = None,
     outputs: Annotated[str, typer.Option(help="Some of dense,sparse,colbert.")] = "dense",
     role: Annotated[str, typer.Option(help="passage or query: which of the model's prefixes to use.")] = "passage",
+    cache: Annotated[
+        Path | None, typer.Option(help="A folder that keeps what was encoded, for the next time. [VECFERRY_CACHE]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Encode a file of texts.
@@ -111,8 +114,8 @@ def encode(
     export.check_target(out)
     chosen_role: Role = "query" if role == "query" else "passage"
     wanted, started = Outputs.parse(outputs), time.perf_counter()
-    settings = read_settings()
-    loaded = load_encoder(_options(settings, artifact))
+    options = _options(read_settings(), artifact)
+    loaded = load_encoder(replace(options, cache=cache or options.cache))
     ids, texts = export.read_texts(file)
     with counting("encoding") as progress:
         chunks = _encoded(loaded.encoder, ids, texts, wanted, chosen_role, progress)
