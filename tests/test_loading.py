@@ -120,12 +120,13 @@ from pathlib import Path
 from vecferry.errors import OutOfMemory
 from vecferry.loading import Options, load_runtime
 from vecferry.batching import Limits
-encoder = load_runtime(Options(artifact=Path(sys.argv[1]), threads=1, limits=Limits(max_batch_tokens=10**7, memory_budget_mb=10**6)), "onnx")
+limits = Limits(max_batch_tokens=10**7, memory_budget_mb=10**6)
+encoder = load_runtime(Options(artifact=Path(sys.argv[1]), threads=1, limits=limits), "onnx")
 encoder.encode(["warm"])
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
 try:
-    encoder.encode(["word " * 9000] * 40)
+    encoder.encode(["word " * 9000 + str(n) for n in range(40)])
 except OutOfMemory as exc:
     print(exc.rows, exc.tokens, exc)
 """
