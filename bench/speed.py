@@ -21,7 +21,8 @@ from bench.make_checkpoint import Shape, make_checkpoint
 from vecferry.convert import convert
 from vecferry.embeddings import Outputs, TokenBatch
 from vecferry.model import read_model
-from vecferry.runtime import Runtime, available_cpus
+from vecferry.runtime import Runtime
+from vecferry.runtime.host import available_cpus
 from vecferry.runtime.onnx import OnnxRuntime
 from vecferry.runtime.torch import TorchRuntime
 from vecferry.sources import open_source

@@ -11,7 +11,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +50,7 @@ class Options:
     source: the checkpoint for PyTorch; by default the one that the artifact was made from, else BGE-M3.
     fingerprint: the only vector space that is accepted, if given.
     cache: a folder that keeps what was encoded, up to `cache_mb` millions of bytes.
+    low_memory: as `OnnxRuntime` takes it; the other runtimes do not regard it.
     """
 
     artifact: Path
@@ -61,6 +64,7 @@ class Options:
     fingerprint: str | None = None
     cache: Path | None = None
     cache_mb: int = 1024
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,11 @@ def _onnx(options: Options) -> Encoder:
         from vecferry.runtime.onnx import OnnxRuntime
     except ImportError as exc:  # a broken or missing build of onnxruntime
         raise RuntimeUnavailable("onnx", str(exc), "pip install --force-reinstall onnxruntime") from exc
-    runtime = OnnxRuntime(artifact, threads=options.threads, device=options.device)
-    tokenizer = Tokenizer(artifact.read_tokenizer(), runtime.space.max_tokens)
+    load = partial(OnnxRuntime, threads=options.threads, device=options.device, low_memory=options.low_memory)
+    with ThreadPoolExecutor(1, thread_name_prefix="vecferry-load") as pool:  # a session loads without the interpreter
+        loading = pool.submit(load, artifact)
+        tokenizer = Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
+        runtime = loading.result()
     return Encoder(tokenizer, runtime, options.limits, spec=artifact.manifest.encoder, cache=_cache(options))
 
 

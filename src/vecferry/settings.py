@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     offline: bool = Field(False, alias="VECFERRY_OFFLINE", description="true or false")
     device: Device = Field("cpu", alias="VECFERRY_DEVICE", description="cpu or cuda")
     threads: int | None = Field(None, alias="VECFERRY_THREADS", ge=1, description="a number from 1")
+    low_memory: bool = Field(False, alias="VECFERRY_LOW_MEMORY", description="true or false")
     max_batch_tokens: int = Field(
         Limits.max_batch_tokens, alias="VECFERRY_MAX_BATCH_TOKENS", ge=1, description="a number from 1"
     )
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
             fingerprint=self.fingerprint,
             cache=self.cache,
             cache_mb=self.cache_mb,
+            low_memory=self.low_memory,
         )
 
 

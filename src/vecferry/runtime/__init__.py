@@ -6,7 +6,6 @@ id and dropping padding from ColBERT happen here, once.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -86,8 +85,3 @@ def without_padding(colbert: Float32, batch: TokenBatch) -> MultiVector:
     kept = np.maximum(batch.lengths - 1, 0)
     there = np.arange(colbert.shape[1]) < kept[:, None]  # [B, S - 1]
     return MultiVector(indptr_of(kept), colbert[there])
-
-
-def available_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,7 +19,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from vecferry.artifact import MODEL, Artifact, VectorSpace
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.errors import ArtifactDamaged, OutOfMemory, RuntimeFailed, RuntimeUnavailable
-from vecferry.runtime import Device, RawOutputs, available_cpus, finish
+from vecferry.runtime import Device, RawOutputs, finish
+from vecferry.runtime.host import available_cpus
 
 ORT_ERRORS = (
     state.Fail, state.RuntimeException, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,
@@ -27,6 +28,17 @@ ORT_ERRORS = (
 )  # fmt: skip
 OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate")
 ERRORS_ONLY = 3
+CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+"""fp32 stays fp32; memory grows by what is asked for; no search for convolutions, of which there are none."""
+PROVIDERS: dict[Device, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", CUDA_OPTIONS),
+}
+SWITCHES = {"want_sparse", "want_colbert"}
+HEAVY = ("MatMul", "Gemm", "Attention", "LayerNorm", "Gelu")
+"""Parts of the names of operators that do the work; what is left may stay on the CPU."""
+
+Feed = dict[str, np.ndarray]
 
 
 class OnnxRuntime:
@@ -34,16 +46,24 @@ class OnnxRuntime:
 
     name = "onnx"
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None, device: Device = "cpu") -> None:
-        """threads: of one operator; by default the processors that this process may use.
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = None, device: Device = "cpu", low_memory: bool = False
+    ) -> None:
+        """threads: of one operator; by default the processors that this process may use, its quota regarded.
 
+        low_memory: weights stay pages of their file, which processes share, and a run's memory is given back after it.
+        Short texts take longer.
         Raises RuntimeUnavailable (device), ArtifactDamaged (the model does not load), OutOfMemory.
         """
         self._artifact = artifact
         self._threads = threads or available_cpus()
-        self._session = _session(artifact.path / MODEL, self._threads, _provider(device))
-        self._switches = {i.name for i in self._session.get_inputs()} & {"want_sparse", "want_colbert"}
+        self._device, self._low_memory = device, low_memory
+        self._session = _session(artifact.path / MODEL, device, _options(self._threads, device, low_memory=low_memory))
+        self._run_options = _run_options(low_memory=low_memory)
+        self._switches = SWITCHES & {i.name for i in self._session.get_overridable_initializers()}
         self._pad_id = artifact.manifest.encoder.pad_id
+        if device != "cpu":
+            self._prove()
 
     @property
     def space(self) -> VectorSpace:
@@ -55,7 +75,7 @@ class OnnxRuntime:
         wanted = {"want_sparse": Outputs.SPARSE in outputs, "want_colbert": Outputs.COLBERT in outputs}
         feed |= {switch: np.asarray(wanted[switch]) for switch in self._switches}
         try:
-            results = dict(zip(self._output_names, self._session.run(None, feed), strict=True))
+            results = self._results(feed)
         except (*ORT_ERRORS, MemoryError) as exc:
             if _is_out_of_memory(exc):
                 raise OutOfMemory(self.name, len(ids), ids.shape[1]) from exc
@@ -67,39 +87,92 @@ class OnnxRuntime:
         )
         return finish(raw, batch, outputs, self.space)
 
-    @property
-    def _output_names(self) -> list[str]:
-        return [output.name for output in self._session.get_outputs()]
-
     def describe(self) -> dict[str, str]:
         return {
             "onnxruntime": onnxruntime.__version__,
             "provider": self._session.get_providers()[0],
             "threads": str(self._threads),
+            "spinning": "off",
+            "low_memory": "on" if self._low_memory else "off",
             "artifact": str(self._artifact.path),
         }
 
+    def _results(self, feed: Feed) -> Feed:
+        if self._device != "cpu":
+            return run_bound(self._session, feed, self._device, self._run_options)
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(None, feed, self._run_options), strict=True))
 
-def _provider(device: Device) -> str:
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-    offered = onnxruntime.get_available_providers()
-    if provider not in offered:
-        raise RuntimeUnavailable(
-            "onnx",
-            f"CUDA was asked for, but this onnxruntime offers {', '.join(offered)}",
-            "pip install onnxruntime-gpu (in place of onnxruntime), or VECFERRY_DEVICE=cpu",
-        )
-    return provider
+    def _prove(self) -> None:
+        """Raises RuntimeUnavailable unless the device does the work, and a run on it succeeds."""
+        if names := misplaced(self._session, PROVIDERS[self._device][0]):
+            reason = f"{', '.join(names)} would run on the CPU, not on {self._device}"
+            raise RuntimeUnavailable(self.name, reason, "pip install -U onnxruntime-gpu, or VECFERRY_DEVICE=cpu")
+        try:
+            self.run(TokenBatch.from_lists([[self._pad_id + 1] * 2]), Outputs.DENSE)
+        except RuntimeFailed as exc:
+            remedy = "repair CUDA and cuDNN (nvidia-smi says which there are), or VECFERRY_DEVICE=cpu"
+            raise RuntimeUnavailable(self.name, f"a first run on {self._device} failed: {exc.reason}", remedy) from exc
 
 
-def _session(model: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+def run_bound(
+    session: onnxruntime.InferenceSession,
+    feed: Feed,
+    device: Device,
+    run_options: onnxruntime.RunOptions | None = None,
+) -> Feed:
+    """Outputs by name, as `session.run` gives them: inputs are put on the device once, outputs fetched once."""
+    binding = session.io_binding()
+    for name, value in feed.items():
+        place = "cpu" if name in SWITCHES else device  # which way to go is decided on the CPU
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, place, 0))
+    names = [output.name for output in session.get_outputs()]
+    for name in names:
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding, run_options)
+    return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+
+
+def misplaced(session: onnxruntime.InferenceSession, provider: str) -> list[str]:
+    """Kinds of heavy operators that another provider than this would run. The session has recorded its assignment."""
+    parts = (part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider)
+    kinds = {node.op_type for part in parts for node in part.get_nodes()}
+    return sorted(kind for kind in kinds if any(sign in kind for sign in HEAVY))
+
+
+def _options(threads: int, device: Device, *, low_memory: bool) -> onnxruntime.SessionOptions:
+    """Each session has threads of its own: the pool that sessions can share always spins (decision 0013)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server should idle
+    if low_memory:
+        options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be a copy
+    if device != "cpu":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _run_options(*, low_memory: bool) -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if low_memory:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def _session(model: Path, device: Device, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    provider, provider_options = PROVIDERS[device]
+    offered = onnxruntime.get_available_providers()
+    if provider not in offered:
+        raise RuntimeUnavailable(
+            "onnx",
+            f"CUDA was asked for, but this onnxruntime offers {', '.join(offered)}",
+            "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu, or VECFERRY_DEVICE=cpu",
+        )
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(model), options, providers=[(provider, provider_options)])
     except (*ORT_ERRORS, MemoryError) as exc:
         if _is_out_of_memory(exc):
             raise OutOfMemory("onnx", 0, 0) from exc

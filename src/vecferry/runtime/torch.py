@@ -15,7 +15,8 @@ from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.errors import MissingExtra, OutOfMemory, RuntimeFailed, RuntimeUnavailable
 from vecferry.model import Model
-from vecferry.runtime import Device, RawOutputs, available_cpus, finish
+from vecferry.runtime import Device, RawOutputs, finish
+from vecferry.runtime.host import available_cpus
 from vecferry.weights import Weights
 
 try:
