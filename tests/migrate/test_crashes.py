@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from tests.migrate.doubles import TruthEncoder, truth
 from tests.migrate.faults import Mother, mother
 from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
+from tests.stores.backends_chroma import shared_server
 from tests.stores.collections import old_vector
 from vecferry.embeddings import Float32
 from vecferry.migrate.states import State
 from vecferry.stores import Record, Store
-from vecferry.stores.backend import Backend
 from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.opening import open_backend
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.sqlite import SqliteLedger
 
@@ -70,7 +71,12 @@ CHAIN = (
     "after stop_capture", "after drop_old", "after move finalized",
 )  # fmt: skip
 """One after the other."""
-LANCEDB_POINTS = ("after prepare", "in write new 2", "after application backend put", "after switch", "in write old")
+BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus")
+COMMON_POINTS = (
+    "after prepare", "before backend put 2", "in write new 2", "after backend delete", "after application backend put",
+    "before switch", "after switch", "in write old", "after backend drop",
+)  # fmt: skip
+"""On every store that outlives its process."""
 ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop_new", "after move aborted")
 
 
@@ -83,6 +89,7 @@ class World:
     folder: Path
     store: Store
     connection: psycopg.Connection | None = None
+    tolerance: float = 0.0
 
     @property
     def job(self) -> dict[str, Any]:
@@ -143,15 +150,25 @@ def world_of_rows(connection: psycopg.Connection, url: str, folder: Path) -> Ite
 
 @contextmanager
 def world_of_points(name: str, folder: Path) -> Iterator[World]:
-    where = folder / "store"
     ledger = SqliteLedger.open(folder / "control.db", abandoned_after_s=ABANDONED_AFTER_S)
+    where = made(name, folder / "store")
+    backend: Any = FileBackend(Path(where)) if name == "file" else backends.AtNeed(where)
+    if name not in {"file", *backends.ONE_PROCESS}:
+        backend = open_backend(where, backends.fields(where))
+    tolerance = 1e-6 if name in backends.NORMALIZING else 0.0
+    with closing(backend), MirrorStore(backend, "docs", ledger) as store:
+        yield World(name, where, folder, store, tolerance=tolerance)
+
+
+def made(name: str, folder: Path) -> str:
+    """An empty collection `docs`: the store's URL; of `file`, the folder."""
     if name == "file":
-        FileBackend(where).create("docs", dimension=OLD_DIMENSION)
-        opened: AbstractContextManager[Backend] = nullcontext(FileBackend(where))
-    else:
-        opened = backends.opened(name, where)
-    with opened as backend, MirrorStore(backend, "docs", ledger) as store:
-        yield World(name, str(where), folder, store)
+        FileBackend(folder).create("docs", dimension=OLD_DIMENSION)
+        return str(folder)
+    with backends.opened(name, folder):
+        pass
+    urls = {"chroma-server": shared_server, "milvus": lambda: f"milvus://{folder}/docs.db"}
+    return urls.get(name, lambda: f"{name}://{folder}")()
 
 
 def fill(world: World, texts: Mapping[str, str]) -> World:
@@ -179,8 +196,13 @@ def texts_after(num_writes: int) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text is not None}
 
 
-def assert_true(rows: Rows, texts: dict[str, str], model: str, *, rows_outlive_vectors: bool = True) -> None:
-    """Exactly these rows, each with exactly what the model makes of its text; a poisoned one has nothing of the new."""
+def assert_true(
+    rows: Rows, texts: dict[str, str], model: str, *, rows_outlive_vectors: bool = True, tolerance: float = 0.0
+) -> None:
+    """Exactly these rows, each with what the model makes of its text; a poisoned one has nothing of the new.
+
+    tolerance: zero, but where the store brings vectors to length 1 again.
+    """
     dimension = NEW_DIMENSION if model == "new" else OLD_DIMENSION
     dead = {key for key, text in texts.items() if model == "new" and text == "POISON"}
     assert {key: text for key, (text, _) in rows.items()} == {
@@ -190,7 +212,7 @@ def assert_true(rows: Rows, texts: dict[str, str], model: str, *, rows_outlive_v
         if key in dead:
             assert vector is None
         else:
-            np.testing.assert_array_equal(vector, truth(model, text, dimension), err_msg=key)
+            np.testing.assert_allclose(vector, truth(model, text, dimension), rtol=0, atol=tolerance, err_msg=key)
 
 
 def assert_complete(world: World) -> None:
@@ -200,18 +222,23 @@ def assert_complete(world: World) -> None:
     assert record.state == State.FINALIZED
     assert serving is not None
     assert (serving.epoch, serving.fingerprint) == (4, TruthEncoder().fingerprint)
-    keeps = world.store.rows_outlive_vectors
-    assert_true(world.serving(), texts_after(3), "new", rows_outlive_vectors=keeps)
+    assert_sides(world, "new")
     assert world.leftovers() == []
+
+
+def assert_sides(world: World, serving: str, other: str | None = None) -> None:
+    """After all writes; by the names of the models."""
+    keeps, tolerance = world.store.rows_outlive_vectors, world.tolerance
+    assert_true(world.serving(), texts_after(3), serving, rows_outlive_vectors=keeps, tolerance=tolerance)
+    if other is not None:
+        assert_true(world.other(), texts_after(3), other, tolerance=tolerance)
 
 
 def complete(world: World, mother: Mother) -> None:
     """Both sides are true before the old one is dropped, and the new one after it."""
     assert mother.run(do="migrate", until="finalize", **world.job) == "done"
     if len(world._names()) == 2:  # it was not killed in `finalize`
-        keeps = world.store.rows_outlive_vectors
-        assert_true(world.serving(), texts_after(3), "new", rows_outlive_vectors=keeps)
-        assert_true(world.other(), texts_after(3), "old")
+        assert_sides(world, "new", "old")
     assert mother.run(do="migrate", **world.job) == "done"
     assert_complete(world)
 
@@ -229,9 +256,10 @@ def test_killed_at_a_point_and_run_again_every_row_is_there_once_and_true(
     assert_killed_and_completed(point, world, mother)
 
 
-@pytest.mark.parametrize("point", LANCEDB_POINTS)
-def test_killed_at_a_point_in_lancedb(point: str, mother: Mother, tmp_path: Path) -> None:
-    with world_of_points("lancedb", tmp_path) as world:
+@pytest.mark.parametrize("point", COMMON_POINTS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_killed_at_a_point_in_each_store(name: str, point: str, mother: Mother, tmp_path: Path) -> None:
+    with world_of_points(name, tmp_path) as world:
         assert_killed_and_completed(point, world, mother)
 
 

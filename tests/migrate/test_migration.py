@@ -396,6 +396,16 @@ def test_finalize_does_not_drop_rows_that_are_nowhere_else(collection: Collectio
         assert texts_of(collection) == {"1": "a"}
 
 
+def test_a_dead_letter_that_the_application_repaired_after_the_switch_is_none_for_finalize(
+    collection: Collection,
+) -> None:
+    migration, encoder = ready(collection, "a", "POISON")
+    migration.cutover(accept_dead_letters=1)
+    collection.put(2, "cured", encoder.truth("cured"))
+    migration.finalize(confirmed=True, new=encoder, old=OLD)
+    assert texts_of(collection) == {"1": "a", "2": "cured"}
+
+
 def test_a_repaired_dead_letter_is_followed(collection: Collection) -> None:
     migration, encoder = ready(collection, "a", "POISON", "POISON 2")
     collection.put(2, "cured", old_vector("cured"))

@@ -6,16 +6,19 @@ collection has the cosine metric, vectors of `DIMENSION` numbers, and the payloa
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
 
 from vecferry.embeddings import Float32
-from vecferry.stores.backend import Backend
+from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.opening import open_backend
 
 COLLECTION = "docs"
 DIMENSION = 8
@@ -39,6 +42,8 @@ NORMALIZING = {"chroma", "chroma-server", "qdrant"}
 """Where vectors are brought to length 1 again, so that their last bits may change."""
 LONGEST_TEXT = {"milvus": 60_000}
 """Bytes, where the collection sets a limit."""
+ONE_PROCESS = {"chroma", "qdrant", "milvus"}
+"""Where one process at a time has the folder."""
 
 
 @contextmanager
@@ -50,6 +55,44 @@ def opened(name: str, folder: Path) -> Iterator[Backend]:
     opener: Opened = getattr(importlib.import_module(module), function)
     with opener(folder) as backend:
         yield backend
+
+
+def fields(url: str) -> Fields:
+    """Where the parts of a point are in the collection that a module makes."""
+    return Fields(vector="") if url.startswith("qdrant:") else Fields()
+
+
+class AtNeed:
+    """A backend that is opened for each call alone, so that other processes have the store in between."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __getattr__(self, name: str) -> Any:
+        with self._open() as backend:
+            found = getattr(backend, name)
+        if not inspect.ismethod(found):
+            return found
+
+        def call(*args: Any, **named: Any) -> Any:
+            with self._open() as backend:
+                result = getattr(backend, name)(*args, **named)
+                return list(result) if isinstance(result, Iterator) else result
+
+        return call
+
+    @contextmanager
+    def _open(self) -> Iterator[Backend]:
+        with closing(open_backend(self._url, fields(self._url))) as backend:
+            yield backend
+        if self._url.startswith("milvus:"):
+            importlib.import_module("tests.stores.backends_milvus").end(Path(self._url.removeprefix("milvus://")))
+
+    def another(self) -> Self:
+        return self
+
+    def close(self) -> None:
+        pass
 
 
 def unit(seed: int, dimension: int = DIMENSION) -> Float32:

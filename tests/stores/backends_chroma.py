@@ -34,7 +34,7 @@ def opened(folder: Path) -> Iterator[Backend]:
 @contextmanager
 def opened_server(folder: Path) -> Iterator[Backend]:
     """On a server that all tests of this process share, emptied."""
-    url = _shared_server()
+    url = shared_server()
     with http_client(url) as application:
         for collection in application.list_collections():
             application.delete_collection(collection.name)
@@ -44,7 +44,8 @@ def opened_server(folder: Path) -> Iterator[Backend]:
 
 
 @cache
-def _shared_server() -> str:
+def shared_server() -> str:
+    """The URL of the server that all tests of this process share."""
     folder = Path(tempfile.mkdtemp(prefix="vecferry-chroma-"))
     running = chroma_server(folder)
     url, _ = running.__enter__()

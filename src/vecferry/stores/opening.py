@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from vecferry.errors import SettingsError, VecferryError
@@ -19,25 +18,27 @@ def open_store(url: str, collection: str, *, text: str, vector: str, key: str, c
     for all but PostgreSQL, which keeps it itself. Raises SettingsError for an unknown scheme, MissingExtra,
     StoreUnreachable, StoreSchemaError.
     """
-    scheme = url.partition(":")[0].lower() if ":" in url else ""
-    if scheme in POSTGRES:
+    if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
         return PgVectorStore.connect(url, collection, text, vector)
+    return _mirrored(open_backend(url, Fields(key, text, vector)), collection, control)
+
+
+def open_backend(url: str, fields: Fields) -> Backend:
+    """The store at that URL, any but PostgreSQL; to be closed. Raises as `open_store` does."""
+    scheme = url.partition(":")[0].lower() if ":" in url else ""
     openers = {"chroma": _chroma, "lancedb": _lancedb, "milvus": _milvus, "qdrant": _qdrant}
     if (opener := openers.get(scheme.partition("+")[0])) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
         raise SettingsError("url", f"{scheme}:…", f"one that begins with {known}")  # the rest may hold a password
-    return _mirrored(opener, url, Fields(key, text, vector), collection, control)
+    return opener(url, fields)
 
 
-def _mirrored(
-    opener: Callable[[str, Fields], Backend], url: str, fields: Fields, collection: str, control: Path
-) -> Store:
+def _mirrored(backend: Backend, collection: str, control: Path) -> Store:
     from vecferry.stores.mirror import MirrorStore
     from vecferry.stores.sqlite import SqliteLedger
 
-    backend = opener(url, fields)
     try:
         return MirrorStore(backend, collection, SqliteLedger.open(control))
     except VecferryError:
