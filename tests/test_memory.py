@@ -51,14 +51,14 @@ def test_an_8192_token_text_of_bge_m3_is_within_the_default_budget() -> None:
 def test_padding_and_every_further_row_and_output_take_more() -> None:
     alone = predicted_bytes(BGE_M3, 1, 4096, outputs=DENSE, padded=False)
     assert predicted_bytes(BGE_M3, 2, 4096, outputs=DENSE, padded=False) == 2 * alone
-    assert predicted_bytes(BGE_M3, 2, 4096, outputs=DENSE, padded=True) > 3 * alone
+    assert predicted_bytes(BGE_M3, 2, 4096, outputs=DENSE, padded=True) > 4 * alone
     assert predicted_bytes(BGE_M3, 1, 4096, outputs=Outputs.ALL, padded=False) > alone
 
 
 @pytest.fixture(scope="module")
-def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("memory")
-    checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=1, vocabulary=4000))
+    checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=2, vocabulary=4000))
     return convert(open_source(str(checkpoint)), folder / "artifact", verified=False).artifact
 
 
@@ -72,10 +72,10 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     ],
 )  # fmt: skip
 def test_the_prediction_is_near_what_a_run_takes(
-    one_layer: Artifact, rows: int, tokens: int, padding: int, outputs: Outputs
+    two_layers: Artifact, rows: int, tokens: int, padding: int, outputs: Outputs
 ) -> None:
     padded = padding > 0
-    predicted = predicted_bytes(one_layer.manifest.encoder, rows, tokens, outputs=outputs, padded=padded)
-    asked = [str(Path(one_layer.path)), str(rows), str(tokens), str(padding), str(outputs.value)]
+    predicted = predicted_bytes(two_layers.manifest.encoder, rows, tokens, outputs=outputs, padded=padded)
+    asked = [str(Path(two_layers.path)), str(rows), str(tokens), str(padding), str(outputs.value)]
     done = subprocess.run([sys.executable, "-c", ONE_RUN, *asked], capture_output=True, text=True, check=True)
-    assert 0.6 <= predicted / int(done.stdout) <= 1.7  # pages that the arena has and did not touch are not resident
+    assert 0.75 <= predicted / int(done.stdout) <= 1.35

@@ -39,7 +39,7 @@ class Limits:
     weights are not among them. A single text over it is refused.
     """
 
-    max_batch_tokens: int = 4096
+    max_batch_tokens: int = 1024
     max_batch_rows: int = 64
     memory_budget_mb: int = 2048
 

@@ -318,7 +318,7 @@ class OutOfMemory(ModelRuntimeError):
     """rows and tokens are 0 while the model is being loaded."""
 
     template = "out of memory in the {runtime} runtime on a batch of {rows} × {tokens} tokens."
-    advice = "Lower VECFERRY_MAX_BATCH_TOKENS (4096 by default), or give the process more memory."
+    advice = "Lower VECFERRY_MAX_BATCH_TOKENS (1024 by default), or give the process more memory."
     runtime: str
     rows: int
     tokens: int

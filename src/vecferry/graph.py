@@ -5,10 +5,10 @@ Inputs   input_ids, attention_mask: int64 [B, S], padded on the right
 Outputs  dense [B, H], unit length where the model normalises
          sparse [B, S] token weights and colbert [B, S - 1, H]; [0, 0] and [0, 0, H] if not wanted
 
-Fused operators of ONNX Runtime's com.microsoft domain stand where they exist. A head that is not
-wanted is the untaken branch of an `If` and costs nothing. Attention is an `If` as well: a batch with
-no padding takes the form without a mask, whose memory grows linearly with the length. The branches
-share the weights, which live in the outer graph, as external data.
+Operators are those that ONNX Runtime's processors are fastest at (docs/decisions/0014): attention is one of
+its com.microsoft domain, and an `If`, since a batch with no padding takes the form without a mask, whose memory
+grows linearly with the length. What is not wanted is not computed: a head is the untaken branch of an `If`, and
+where no head needs the tokens, the last layer asks for the first one alone. Weights are external data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def build_graph(model: Model) -> Graph:
 
 
 class _Writer:
-    """Writes one encoder. Methods take and return the names of values; shapes stand beside them."""
+    """Writes one encoder. Methods take and return the names of values; shapes stand beside them.
+
+    T: the tokens of all rows, B·S, one below the other. Between embeddings and heads only attention knows of rows.
+    """
 
     def __init__(self, spec: EncoderSpec, weights: Weights, heads: Weights | None) -> None:
         self.spec = spec
@@ -45,11 +48,15 @@ class _Writer:
         b, hidden_size = self.b, self.spec.hidden
         self.mask = b.op("Cast", "attention_mask", to=TensorProto.INT32)  # [B, S]
         self.unpadded = b.op("Cast", b.op("ReduceMin", "attention_mask", keepdims=0), to=TensorProto.BOOL)  # []
+        rows = b.op("Shape", "input_ids", start=0, end=1)  # [1]: B
+        self.shape_by_row = b.op("Concat", rows, b.constant([-1, hidden_size]), axis=0)
         with b.part("embeddings"):
-            hidden = self.embeddings()  # [B, S, H]
+            hidden = self.flat(self.embeddings())
         for n in range(self.spec.layers):
             with b.part(f"layer.{n}"):
-                hidden = self.layer(f"encoder.layer.{n}.", hidden)
+                asking = hidden if n < self.spec.layers - 1 else self.needed(hidden)
+                hidden = self.layer(f"encoder.layer.{n}.", hidden, asking)
+        hidden = self.by_row(hidden)
         outputs: dict[str, tuple[str, list[Any]]] = {"dense": (self.dense(hidden), ["batch", hidden_size])}
         if self.heads is not None:
             outputs["sparse"] = self.sparse(hidden, self.heads), ["sparse_batch", "sparse_tokens"]
@@ -92,42 +99,54 @@ class _Writer:
         up_to_here = b.op("Mul", b.op("CumSum", counted, b.constant(1)), counted)
         return b.op("Add", up_to_here, b.constant(pad_id))
 
+    def needed(self, hidden: str) -> str:
+        """[T, H], of which only the tokens that anything reads: the first of each row for dense with CLS."""
+        b = self.b
+        if self.spec.pooling != "cls":
+            return hidden
+        if self.heads is None:
+            end = b.constant([1])
+        else:
+            all_tokens = b.op("Or", "want_sparse", "want_colbert")  # []
+            end = b.op("Where", all_tokens, b.constant([TO_THE_END]), b.constant([1]))
+        return self.flat(b.op("Slice", self.by_row(hidden), b.constant([0]), end, b.constant([1])))
+
     # --- one layer --------------------------------------------------------------------------------
 
-    def layer(self, at: str, hidden: str) -> str:
-        """[B, S, H] -> [B, S, H]."""
+    def layer(self, at: str, hidden: str, asking: str) -> str:
+        """One layer, of whose tokens [T, H] those `asking` [Q, H] go on -> [Q, H]."""
         spec = self.spec
-        attended = self.attention(at + "attention.self.", hidden)
-        projected = self.matmul(at + "attention.output.dense.weight", attended, spec.hidden, spec.hidden)
-        hidden = self.norm(at + "attention.output.LayerNorm", projected, hidden, at + "attention.output.dense.bias")
-        inner = self.matmul(at + "intermediate.dense.weight", hidden, spec.hidden, spec.feed_forward)  # [B, S, F]
-        bias = self.vector(self.weights, at + "intermediate.dense.bias", spec.feed_forward)
-        inner = self.b.op("BiasGelu", inner, bias, domain=MICROSOFT)  # with erf
-        outer = self.matmul(at + "output.dense.weight", inner, spec.feed_forward, spec.hidden)
-        return self.norm(at + "output.LayerNorm", outer, hidden, at + "output.dense.bias")
+        attended = self.attention(at + "attention.self.", hidden, asking)
+        projected = self.linear(at + "attention.output.dense", attended, spec.hidden, spec.hidden)
+        attended = self.norm(at + "attention.output.LayerNorm", projected, asking)
+        inner = self.linear(at + "intermediate.dense", attended, spec.hidden, spec.feed_forward)  # [Q, F]
+        outer = self.linear(at + "output.dense", self.b.op("Gelu", inner), spec.feed_forward, spec.hidden)  # with erf
+        return self.norm(at + "output.LayerNorm", outer, attended)
 
-    def attention(self, at: str, hidden: str) -> str:
-        """Self-attention, [B, S, H] -> [B, S, H]; query, key and value come from one product."""
+    def attention(self, at: str, hidden: str, asking: str) -> str:
+        """Attention of the tokens `asking` to all of their row: [T, H] and [Q, H] -> [Q, H].
+
+        Three products: a single one would have to be taken apart again, which costs more than it saves. The operator
+        adds their biases.
+        """
         size, weights, parts = self.spec.hidden, self.weights, ("query", "key", "value")
-
-        def merged_weight() -> Float32:
-            return np.concatenate([weights[f"{at}{part}.weight"].as_fp32().T for part in parts], axis=1)
 
         def merged_bias() -> Float32:
             return np.concatenate([weights[f"{at}{part}.bias"].as_fp32() for part in parts])
 
         for part in parts:
-            expect(weights, f"{at}{part}.weight", (size, size))
             expect(weights, f"{at}{part}.bias", (size,))
-        weight = self.b.weight(at + "qkv.weight", (size, 3 * size), merged_weight)
         bias = self.b.weight(at + "qkv.bias", (3 * size,), merged_bias)
-        query_key_value = self.b.split(self.b.op("MatMul", hidden, weight), 3)  # 3 of [B, S, H]
+        query, key, value = (
+            self.by_row(self.matmul(f"{at}{part}.weight", x, size, size))
+            for part, x in zip(parts, (asking, hidden, hidden), strict=True)
+        )
 
         def attend(inner: GraphBuilder, *mask: str) -> str:
             heads = self.spec.attention_heads
-            return inner.op("MultiHeadAttention", *query_key_value, bias, *mask, domain=MICROSOFT, num_heads=heads)
+            return inner.op("MultiHeadAttention", query, key, value, bias, *mask, domain=MICROSOFT, num_heads=heads)
 
-        return self.b.choose(self.unpadded, attend, lambda inner: attend(inner, self.mask))
+        return self.flat(self.b.choose(self.unpadded, attend, lambda inner: attend(inner, self.mask)))
 
     # --- the three heads --------------------------------------------------------------------------
 
@@ -145,7 +164,7 @@ class _Writer:
 
     def sparse(self, hidden: str, heads: Weights) -> str:
         """[B, S, H] -> [B, S]: relu(h · w + b)."""
-        weight = self.linear(heads, "sparse_linear.weight", self.spec.hidden, 1)
+        weight = self.matrix(heads, "sparse_linear.weight", self.spec.hidden, 1)
         bias = self.vector(heads, "sparse_linear.bias", 1)
 
         def wanted(inner: GraphBuilder) -> str:
@@ -157,7 +176,7 @@ class _Writer:
     def colbert(self, hidden: str, heads: Weights) -> str:
         """[B, S, H] -> [B, S - 1, H]: all tokens but the first, projected, unit length, zero where padded."""
         size = self.spec.hidden
-        weight = self.linear(heads, "colbert_linear.weight", size, size)
+        weight = self.matrix(heads, "colbert_linear.weight", size, size)
         bias = self.vector(heads, "colbert_linear.bias", size)
 
         def without_first(inner: GraphBuilder, x: str) -> str:
@@ -173,18 +192,28 @@ class _Writer:
 
     # --- building blocks --------------------------------------------------------------------------
 
-    def norm(self, at: str, x: str, residual: str, bias: str | None = None) -> str:
-        """LayerNorm(x + residual + bias)."""
-        inputs = [x, residual]
-        inputs += [self.vector(self.weights, f"{at}.{part}", self.spec.hidden) for part in ("weight", "bias")]
-        if bias is not None:
-            inputs.append(self.vector(self.weights, bias, self.spec.hidden))
-        return self.b.op("SkipLayerNormalization", *inputs, domain=MICROSOFT, epsilon=self.spec.layer_norm_eps)
+    def flat(self, x: str) -> str:
+        """[B, N, H] -> [B·N, H]; no number is moved."""
+        return self.b.op("Reshape", x, self.b.constant([-1, self.spec.hidden]))
+
+    def by_row(self, x: str) -> str:
+        """[B·N, H] -> [B, N, H]; no number is moved."""
+        return self.b.op("Reshape", x, self.shape_by_row)
+
+    def norm(self, at: str, x: str, residual: str) -> str:
+        """LayerNorm(x + residual)."""
+        weight, bias = (self.vector(self.weights, f"{at}.{part}", self.spec.hidden) for part in ("weight", "bias"))
+        total = self.b.op("Add", x, residual)
+        return self.b.op("LayerNormalization", total, weight, bias, axis=-1, epsilon=self.spec.layer_norm_eps)
+
+    def linear(self, at: str, x: str, n_in: int, n_out: int) -> str:
+        bias = self.vector(self.weights, f"{at}.bias", n_out)
+        return self.b.op("Add", self.matmul(f"{at}.weight", x, n_in, n_out), bias)
 
     def matmul(self, name: str, x: str, n_in: int, n_out: int) -> str:
-        return self.b.op("MatMul", x, self.linear(self.weights, name, n_in, n_out))
+        return self.b.op("MatMul", x, self.matrix(self.weights, name, n_in, n_out))
 
-    def linear(self, source: Weights, name: str, n_in: int, n_out: int) -> str:
+    def matrix(self, source: Weights, name: str, n_in: int, n_out: int) -> str:
         """A linear layer's weight, [out, in] in the checkpoint and [in, out] in the graph."""
         expect(source, name, (n_out, n_in))
         return self.b.weight(name, (n_in, n_out), lambda: source[name].as_fp32().T)

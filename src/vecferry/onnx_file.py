@@ -61,13 +61,6 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op_type, inputs, [name], name, domain=domain, **attributes))
         return name
 
-    def split(self, x: str, parts: int) -> list[str]:
-        """Equal parts of the last axis."""
-        name = f"{self.scope}Split_{len(self.nodes)}"
-        outputs = [f"{name}.{part}" for part in range(parts)]
-        self.nodes.append(helper.make_node("Split", [x], outputs, name, axis=-1, num_outputs=parts))
-        return outputs
-
     def choose(
         self, condition: str, then: Callable[[GraphBuilder], str], otherwise: Callable[[GraphBuilder], str]
     ) -> str:

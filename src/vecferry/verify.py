@@ -172,6 +172,9 @@ def _agrees_with_itself(
     order = np.arange(len(texts))[::-1]
     reordered = runtime.run(texts.take(order), outputs).take(order)
     yield _at_most("a permuted batch gives permuted results", difference(together, reordered), "itself")
+    if outputs != Outputs.DENSE:  # then the last layer is computed for one token of each text
+        dense = runtime.run(texts, Outputs.DENSE).dense
+        yield _at_most("dense alone equals dense beside other outputs", _largest(dense, together.dense), "itself")
     long = probes["512 tokens"] if "512 tokens" in probes else probes[list(probes)[-1]]
     beside = TokenBatch.from_lists([probes["8 tokens"].ids.tolist(), long.ids.tolist()])
     padded = runtime.run(beside, outputs).take(np.array([0]))
