@@ -156,3 +156,16 @@ def test_importing_the_package_loads_none_of_its_dependencies() -> None:
     snippet = f"import sys, vecferry; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_narrower_precision_is_converted_to_and_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = vecferry("convert", str(tiny_checkpoint), str(tmp_path / "out"), "--precision", "int8", "--json")
+    printed = json.loads(done.stdout)
+    assert (printed["precision"], printed["verification"]["passed"]) == ("int8", True)
+
+
+def test_a_precision_that_is_none_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = vecferry("convert", str(tiny_checkpoint), str(tmp_path / "out"), "--precision", "int4", code=2)
+    assert "fp32, fp16, int8, auto" in done.stderr
+    done = vecferry("convert", str(tiny_checkpoint), str(tmp_path / "out"), "--labelled", str(tmp_path), code=2)
+    assert "a narrower --precision" in done.stderr

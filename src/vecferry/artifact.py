@@ -37,7 +37,7 @@ FORMAT = 1
 REPLACING_S = 10.0
 """How long an opening waits for a writer that has set the previous folder aside and not yet put the new one there."""
 
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16", "int8"]
 Head = Literal["dense", "sparse", "colbert"]
 
 
@@ -62,11 +62,13 @@ class VectorSpace(_Value):
     passage_prefix: str
     precision: Precision
     heads: tuple[Head, ...]
+    recipe: str | None = None
+    """How the numbers were quantized (quantize.RECIPE), where they were."""
 
     @property
     def fingerprint(self) -> str:
-        """The space's id: SHA-256 of the fields above as canonical JSON."""
-        return hashlib.sha256(canonical_json(self.model_dump())).hexdigest()
+        """The space's id: SHA-256 of the fields above, but those that are None, as canonical JSON."""
+        return hashlib.sha256(canonical_json(self.model_dump(exclude_none=True))).hexdigest()
 
     @property
     def outputs(self) -> Outputs:
@@ -100,6 +102,8 @@ class Manifest(_Value):
     opset: int
     tools: dict[str, str]
     files: dict[str, FileRecord]
+    evidence: dict[str, Any] | None = None
+    """What decided for this precision: figures of `vecferry.convert`."""
 
 
 @dataclass(frozen=True)

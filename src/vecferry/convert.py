@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import onnx
 
-from vecferry.artifact import FORMAT, MANIFEST, MODEL, TOKENIZER, Artifact, Manifest, file_record, write_json, writing
-from vecferry.errors import MissingExtra, SourceError
+from vecferry.artifact import FORMAT, MODEL, TOKENIZER, Artifact, Manifest, SourceRecord, file_record, writing
+from vecferry.errors import MissingExtra, PrecisionRefused, SourceError
 from vecferry.graph import build_graph
 from vecferry.model import Model, read_model
-from vecferry.onnx_file import OPSET, write_graph
+from vecferry.onnx_file import OPSET, Graph, write_graph
+from vecferry.precision import WORTH, Narrowed, Quality, Wanted, evidence, narrowed, save_manifest, speed_over
 from vecferry.runtime.onnx import OnnxRuntime
 from vecferry.sources import Checkpoint, reopen
 from vecferry.spec import Overrides
@@ -33,49 +36,127 @@ def convert(
     output: Path,
     *,
     overrides: Overrides | None = None,
+    precision: Wanted = "fp32",
+    quality: Quality | None = None,
     verified: bool = True,
     progress: Progress = lambda _: None,
 ) -> Conversion:
     """Write the artifact of a checkpoint to `output`, verified before it takes that place.
 
-    Leaves `output` whole and new, or as it was. Repeating it is safe and gives the same bytes. Raises
-    SourceError (what is wrong with the checkpoint), ArtifactWriteFailed, Locked, VerificationFailed.
+    precision: fp16 and int8 are made of the fp32 form, which is verified first, and held against it. auto: int8 if it
+    keeps what it must and is `precision.WORTH` times as fast as fp32 on this processor, else fp32.
+    quality: nDCG@10 on a labelled set, of which the narrower form must lose little; it needs `verified`.
+    Leaves `output` whole and new, or as it was. Repeating it is safe and gives the same model. Raises SourceError
+    (what is wrong with the checkpoint), ArtifactWriteFailed, Locked, VerificationFailed, PrecisionRefused.
     """
     progress("reading the checkpoint")
     model = read_model(checkpoint.folder, overrides)
-    report = None
     with writing(output) as folder:
-        artifact = _write(checkpoint, model, folder, progress)
+        graph = build_graph(model)
+        progress("writing the graph and its weights")
+        artifact = _write(folder, model, graph, checkpoint.record())
         model.weights.release()  # the converted model is loaded next; both at once would be twice the memory
+        report = None
         if verified:
             report = verify(artifact, lambda: OnnxRuntime(artifact), torch_reference(lambda: model), progress)
             report.gate(output)
+        if precision != "fp32":
+            with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as beside:
+                steps = _Narrowing(artifact, graph, Path(beside), quality, verified=verified, progress=progress)
+                artifact, report = steps.chosen(report) if precision == "auto" else steps.only(precision, report)
+        if report is not None:
             artifact.write_verification(report.to_dict())
     return Conversion(Artifact(output, artifact.manifest), report)
 
 
+@dataclass(frozen=True)
+class _Narrowing:
+    """An fp32 artifact in its place, and a folder beside for its narrower form."""
+
+    twin: Artifact
+    graph: Graph
+    beside: Path
+    quality: Quality | None
+    verified: bool
+    progress: Progress
+
+    def only(self, precision: Literal["fp16", "int8"], report: Report | None) -> tuple[Artifact, Report | None]:
+        """The narrower form in the twin's place. Raises PrecisionRefused, with what it would lose."""
+        found = self._narrowed(precision)
+        if found.report is not None and found.report.failed:
+            raise PrecisionRefused(precision, found.report.failed)
+        return self._taken(found, report, None)
+
+    def chosen(self, report: Report | None) -> tuple[Artifact, Report | None]:
+        found = self._narrowed("int8")
+        self.progress("measuring int8 against fp32 on this processor")
+        speed = speed_over(self.twin, found.artifact)
+        refused = found.report is not None and found.report.failed
+        if not refused and min(speed.values()) >= WORTH:
+            return self._taken(found, report, speed)
+        said = evidence("fp32", found.report, speed)
+        artifact = replace(self.twin, manifest=self.twin.manifest.model_copy(update={"evidence": said}))
+        save_manifest(artifact)
+        return artifact, report
+
+    def _narrowed(self, precision: Literal["fp16", "int8"]) -> Narrowed:
+        return narrowed(
+            self.twin,
+            self.graph,
+            precision,
+            self.beside,
+            quality=self.quality,
+            verified=self.verified,
+            progress=self.progress,
+        )
+
+    def _taken(
+        self, found: Narrowed, report: Report | None, speed: dict[str, float] | None
+    ) -> tuple[Artifact, Report | None]:
+        """The narrower form moves to where its twin was; the twin's checks stay in the report."""
+        space = found.artifact.manifest.space
+        said = evidence(space.precision, found.report, speed)
+        manifest = found.artifact.manifest.model_copy(update={"evidence": said})
+        for file in self.twin.path.iterdir():
+            file.unlink()
+        for file in self.beside.iterdir():
+            file.rename(self.twin.path / file.name)
+        artifact = Artifact(self.twin.path, manifest)
+        save_manifest(artifact)
+        if found.report is None or report is None:
+            return artifact, found.report
+        before = [replace(check, name=f"fp32 form: {check.name}") for check in report.checks]
+        return artifact, found.report.with_checks(*before)
+
+
 def verify_artifact(artifact: Artifact, *, progress: Progress = lambda _: None) -> Report:
-    """Verify an artifact where it lies and renew its verification.json, whatever the outcome."""
+    """Verify an artifact where it lies and renew its verification.json, whatever the outcome.
+
+    One of a narrower precision is held against an fp32 form that is made of its checkpoint for this, in a
+    temporary folder.
+    """
 
     def converted_from() -> Model:
         folder = reopen(artifact.manifest.source).folder
         return read_model(folder, Overrides.of(artifact.manifest.encoder))
 
-    report = verify(artifact, lambda: OnnxRuntime(artifact), torch_reference(converted_from), progress)
+    with TemporaryDirectory(prefix="vecferry-fp32-") as beside:
+        narrow = artifact.manifest.space.precision != "fp32"
+        reference = _twin_reference(converted_from, Path(beside)) if narrow else torch_reference(converted_from)
+        report = verify(artifact, lambda: OnnxRuntime(artifact), reference, progress)
     artifact.write_verification(report.to_dict())
     return report
 
 
-def _write(checkpoint: Checkpoint, model: Model, folder: Path, progress: Progress) -> Artifact:
-    progress("writing the graph and its weights")
-    graph = build_graph(model)
+def _write(folder: Path, model: Model, graph: Graph, source: SourceRecord) -> Artifact:
+    """The fp32 artifact."""
     files = write_graph(graph, folder)
     onnx.checker.check_model(str(folder / MODEL))
     (folder / TOKENIZER).write_bytes(model.tokenizer)
     files[TOKENIZER] = file_record(folder / TOKENIZER)
     manifest = Manifest(
         format=FORMAT,
-        source=checkpoint.record(),
+        source=source,
         encoder=model.spec,
         space=model.space,
         fingerprint=model.space.fingerprint,
@@ -83,8 +164,23 @@ def _write(checkpoint: Checkpoint, model: Model, folder: Path, progress: Progres
         tools={package: version(package) for package in ("vecferry", "onnx", "numpy")},
         files=files,
     )
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
-    return Artifact(folder, manifest)
+    artifact = Artifact(folder, manifest)
+    save_manifest(artifact)
+    return artifact
+
+
+def _twin_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:
+    """The fp32 form of the checkpoint, if that is at hand; written to `folder` when it is opened."""
+    try:
+        model = checkpoint()
+    except SourceError as exc:
+        return Reference(None, f"the checkpoint is not at hand ({exc.message})")
+
+    def written() -> OnnxRuntime:
+        source = SourceRecord(kind="folder", id=str(folder), revision=None, files={})
+        return OnnxRuntime(_write(folder, model, build_graph(model), source))
+
+    return Reference(written)
 
 
 def torch_reference(checkpoint: Callable[[], Model]) -> Reference:

@@ -346,6 +346,17 @@ class VerificationFailed(VecferryError):
 
 
 @dataclass(eq=False)
+class PrecisionRefused(VecferryError):
+    """A narrower form would lose more than it may; `failed` are the checks with what was seen."""
+
+    exit_code = 4
+    template = "{precision} does not keep what fp32 has: {failed}."
+    advice = "Convert with --precision fp32, or with auto, which then takes fp32 by itself."
+    precision: str
+    failed: Sequence[str]
+
+
+@dataclass(eq=False)
 class SpaceMismatch(VecferryError):
     """Vectors of two spaces would have met. Both are fingerprints."""
 

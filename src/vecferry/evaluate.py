@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from vecferry.errors import MissingExtra
+import numpy as np
+
+from vecferry.embeddings import dense_scores
+from vecferry.encoder import Encoder
+from vecferry.errors import MissingExtra, SettingsError
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,66 @@ class Hit:
     score: float
 
 
-def ndcg_at_10(judgements: Iterable[Judgement], hits: Iterable[Hit]) -> dict[str, float]:
-    """nDCG@10 by query id, for every judged query; one that found nothing has 0. Raises MissingExtra."""
+@dataclass(frozen=True)
+class LabelledSet:
+    """Texts by id, and what is relevant to what."""
+
+    passages: Mapping[str, str]
+    questions: Mapping[str, str]
+    judgements: tuple[Judgement, ...]
+
+    def ndcg_at_10(self, encoder: Encoder) -> float:
+        """Of exact search with dense vectors; the mean of all judged questions. Raises MissingExtra."""
+        passages = encoder.encode(list(self.passages.values()), role="passage")
+        questions = encoder.encode(list(self.questions.values()), role="query")
+        values = ndcg_at_10(self.judgements, self._found(dense_scores(questions, passages)))
+        return sum(values.values()) / len(values)
+
+    def _found(self, scores: Any) -> Iterator[Hit]:
+        """scores: [questions, passages]."""
+        ids = list(self.passages)
+        for question, row in zip(self.questions, scores, strict=True):
+            for best in np.argsort(-row, kind="stable")[:10]:
+                yield Hit(question, ids[best], float(row[best]))
+
+
+def read_beir(folder: Path) -> LabelledSet:
+    """corpus.jsonl, queries.jsonl and qrels/test.tsv with a header. A passage's title goes before its text.
+
+    Raises SettingsError with the file that is missing or of another form, and MissingExtra.
+    """
+    require_metrics()
     try:
-        import ir_measures
-        from ir_measures import nDCG
+        passages, questions = (dict(_texts(folder / name)) for name in ("corpus.jsonl", "queries.jsonl"))
+        lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        judged = tuple(Judgement(q, p, int(grade)) for q, p, grade in (line.split("\t") for line in lines))
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise SettingsError("the labelled set", folder, f"a folder in BEIR layout ({exc!r})") from exc
+    if not passages or not {judgement.query_id for judgement in judged} & questions.keys():
+        raise SettingsError("the labelled set", folder, "one that has passages, and questions with judgements")
+    return LabelledSet(passages, questions, tuple(j for j in judged if j.query_id in questions))
+
+
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    for line in path.read_bytes().splitlines():
+        record = json.loads(line)
+        yield record["_id"], f"{record.get('title', '')} {record['text']}".strip()
+
+
+def require_metrics() -> None:
+    """Raises MissingExtra."""
+    try:
+        import ir_measures  # noqa: F401
     except ModuleNotFoundError as exc:
         raise MissingExtra("eval", "ir-measures") from exc
+
+
+def ndcg_at_10(judgements: Iterable[Judgement], hits: Iterable[Hit]) -> dict[str, float]:
+    """nDCG@10 by query id, for every judged query; one that found nothing has 0. Raises MissingExtra."""
+    require_metrics()
+    import ir_measures
+    from ir_measures import nDCG
+
     qrels = [ir_measures.Qrel(j.query_id, j.passage_id, j.relevance) for j in judgements]
     run = [ir_measures.ScoredDoc(h.query_id, h.passage_id, h.score) for h in hits]
     return {metric.query_id: float(metric.value) for metric in ir_measures.iter_calc([nDCG @ 10], qrels, run)}

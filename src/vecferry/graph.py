@@ -24,6 +24,8 @@ from vecferry.onnx_file import MICROSOFT, Graph, GraphBuilder
 from vecferry.spec import EncoderSpec
 from vecferry.weights import Weights
 
+HIDDEN = "hidden"
+"""The value that the heads read."""
 TO_THE_END = int(np.iinfo(np.int64).max)
 
 
@@ -56,7 +58,7 @@ class _Writer:
             with b.part(f"layer.{n}"):
                 asking = hidden if n < self.spec.layers - 1 else self.needed(hidden)
                 hidden = self.layer(f"encoder.layer.{n}.", hidden, asking)
-        hidden = self.by_row(hidden)
+        hidden = b.op("Reshape", hidden, self.shape_by_row, out=HIDDEN)  # [B, S, H]; dense alone may have [B, 1, H]
         outputs: dict[str, tuple[str, list[Any]]] = {"dense": (self.dense(hidden), ["batch", hidden_size])}
         if self.heads is not None:
             outputs["sparse"] = self.sparse(hidden, self.heads), ["sparse_batch", "sparse_tokens"]

@@ -126,17 +126,23 @@ def _fall_back(options: Options, cause: VecferryError) -> Loaded:
 
 
 def _expected_space(options: Options, cause: VecferryError) -> str | None:
-    """The artifact's space. A folder that is there but does not say its space allows no fallback."""
+    """The artifact's space. A folder that is there but does not say its space allows no fallback.
+
+    Nor does a narrower precision: PyTorch runs the checkpoint in fp32, which is another space.
+    """
     if isinstance(cause, ArtifactNotFound):
         return None
     manifest = Artifact.peek(options.artifact)
-    if manifest is None:
+    if manifest is None or manifest.space.precision != "fp32":
         raise cause
     return manifest.fingerprint
 
 
 def _onnx(options: Options) -> Encoder:
     artifact = Artifact.open(options.artifact)
+    if artifact.manifest.space.precision == "fp16" and options.device == "cpu":
+        reason = "the model is fp16, for which a processor takes 6 to 9 times as long as for fp32"
+        raise RuntimeUnavailable("onnx", reason, "VECFERRY_DEVICE=cuda, or vecferry convert ... --precision int8")
     try:
         from vecferry.runtime.onnx import OnnxRuntime
     except ImportError as exc:  # a broken or missing build of onnxruntime

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from vecferry.artifact import TOKENIZER, Head, VectorSpace, canonical_json
-from vecferry.embeddings import Float32
 from vecferry.errors import CheckpointDamaged
 from vecferry.spec import EncoderSpec, Overrides, read_spec
 from vecferry.tokens import Tokenizer, canonical_tokenizer
-from vecferry.weights import Weights, open_heads, open_weights
+from vecferry.weights import Array, Weights, open_heads, open_weights
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -
     return digest.hexdigest()
 
 
-def in_pieces(array: Float32, bytes_each: int = 1 << 24) -> Iterator[memoryview]:
+def in_pieces(array: Array, bytes_each: int = 1 << 24) -> Iterator[memoryview]:
     """The array's bytes, little-endian, in C order, without a second copy of the whole."""
-    flat = np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8)
+    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
     for start in range(0, len(flat), bytes_each):
         yield flat[start : start + bytes_each].data

@@ -14,8 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vecferry.artifact import DATA, MODEL, FileRecord, file_record
-from vecferry.embeddings import Float32
 from vecferry.model import in_pieces
+from vecferry.weights import Array
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
 MAPPED_FROM_BYTES, PAGE, CACHE_LINE = 1 << 20, 65536, 64
@@ -23,15 +23,16 @@ MAPPED_FROM_BYTES, PAGE, CACHE_LINE = 1 << 20, 65536, 64
 
 @dataclass(frozen=True)
 class Initializer:
-    """A weight that is read when it is written. shape: of the float32 array that `read` returns."""
+    """A weight that is read when it is written. shape, dtype: of the array that `read` returns."""
 
     name: str
     shape: tuple[int, ...]
-    read: Callable[[], Float32]
+    read: Callable[[], Array]
+    dtype: np.dtype[Any]
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape)) * 4
+        return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property
     def alignment(self) -> int:
@@ -56,8 +57,9 @@ class GraphBuilder:
     weights: list[Initializer] = field(default_factory=list)
     scope: str = ""
 
-    def op(self, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        name = f"{self.scope}{op_type}_{len(self.nodes)}"
+    def op(self, op_type: str, *inputs: str, domain: str = "", out: str = "", **attributes: Any) -> str:
+        """out: the output's name, where it must have a certain one."""
+        name = out or f"{self.scope}{op_type}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, inputs, [name], name, domain=domain, **attributes))
         return name
 
@@ -87,8 +89,15 @@ class GraphBuilder:
         self.constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
-    def weight(self, name: str, shape: Sequence[int], read: Callable[[], Float32]) -> str:
-        self.weights.append(Initializer(name, tuple(shape), read))
+    def scalar(self, value: float, dtype: type[np.generic]) -> str:
+        name = f"const_{np.dtype(dtype).name}_{value:.9g}"
+        self.constants.setdefault(name, numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def weight(
+        self, name: str, shape: Sequence[int], read: Callable[[], Array], dtype: type[np.generic] = np.float32
+    ) -> str:
+        self.weights.append(Initializer(name, tuple(shape), read, np.dtype(dtype)))
         return name
 
     @contextmanager
@@ -116,6 +125,28 @@ class GraphBuilder:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vecferry")
         return Graph(model, tuple(self.weights))
+
+
+def rewritten(graph: Graph, change: Callable[[GraphBuilder, onnx.NodeProto], bool]) -> Graph:
+    """The graph with nodes replaced. change: writes what stands for a node and returns True, or False to keep it."""
+    inner = graph.model.graph
+    b = GraphBuilder(constants={tensor.name: tensor for tensor in inner.initializer}, weights=list(graph.weights))
+    for node in inner.node:
+        with b.part(node.name):
+            if not change(b, node):
+                b.nodes.append(node)
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(b.nodes)
+    model.graph.initializer.extend(b.constants.values())
+    read = {name for node in b.nodes for name in node.input} | _read_in_branches(b.nodes)
+    return Graph(model, tuple(weight for weight in b.weights if weight.name in read))
+
+
+def _read_in_branches(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    branches = [attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")]
+    return {name for branch in branches for node in branch.node for name in node.input}
 
 
 def write_graph(graph: Graph, folder: Path) -> dict[str, FileRecord]:
@@ -150,12 +181,13 @@ class _HashedFile:
 def _write_weight(weight: Initializer, data: _HashedFile) -> onnx.TensorProto:
     """The tensor's entry in the model, which says where its bytes are."""
     data.write(b"\0" * (-data.num_bytes % weight.alignment))
-    tensor = onnx.TensorProto(name=weight.name, dims=weight.shape, data_type=TensorProto.FLOAT)
+    data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)
+    tensor = onnx.TensorProto(name=weight.name, dims=weight.shape, data_type=data_type)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", DATA), ("offset", data.num_bytes), ("length", weight.bytes)):
         tensor.external_data.add(key=key, value=str(value))
     array = weight.read()
-    assert array.shape == weight.shape, f"{weight.name}: {array.shape} is not {weight.shape}"
+    assert (array.shape, array.dtype) == (weight.shape, weight.dtype), f"{weight.name} is {array.dtype}{array.shape}"
     for piece in in_pieces(array):
         data.write(piece)
     return tensor

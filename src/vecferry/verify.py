@@ -10,25 +10,33 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from vecferry.artifact import Artifact
-from vecferry.embeddings import Embeddings, Outputs, TokenBatch, colbert_scores, dense_scores, lexical_scores
+from vecferry.artifact import Artifact, Precision
+from vecferry.calibration import comparison_texts
+from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch, colbert_scores, dense_scores, lexical_scores
 from vecferry.errors import VerificationFailed
 from vecferry.runtime import Runtime
 from vecferry.tokens import Tokenizer
 
-# Largest absolute difference allowed, and why.
-TOLERANCES = {
+# What is allowed at most, and why.
+TOLERANCES = {  # largest absolute differences
     "reference": 1e-4,  # fp32 both: order of summation and fused kernels; 24 layers were seen to stay far below
     "itself": 1e-4,  # the same, for kernels that differ with the shape of the batch
     "unit_norm": 1e-4,
     "published": 5e-3,  # published in fp16 and rounded to four digits
 }
+LOSSES: dict[Precision, dict[str, float]] = {  # of a narrower precision against fp32
+    "int8": {"dense": 0.005, "sparse": 0.02, "colbert": 0.02, "ndcg": 0.005, "itself": 0.05},
+    "fp16": {"dense": 0.0005, "sparse": 0.002, "colbert": 0.002, "ndcg": 0.002, "itself": 0.01},
+}
+"""dense: 1 - cosine, the worst text's. sparse: the same, the mean of the texts. colbert: the mean of the tokens. ndcg:
+nDCG@10, absolute. itself: largest absolute difference; a sum that differs in its last digit may round to the next of
+the few values."""
 LENGTHS = (1, 2, 3, 8, 64, 512)  # and the model's maximum
 TEXTS = (
     "",
@@ -73,6 +81,9 @@ class Report:
     def failed(self) -> list[str]:
         return [str(check) for check in self.checks if check.status == "failed"]
 
+    def with_checks(self, *more: Check) -> Report:
+        return replace(self, checks=(*self.checks, *more))
+
     def to_dict(self) -> dict[str, Any]:
         return {"passed": not self.failed, **asdict(self)}
 
@@ -99,7 +110,10 @@ Progress = Callable[[str], None]
 def verify(
     artifact: Artifact, open_runtime: Callable[[], Runtime], reference: Reference, progress: Progress = lambda _: None
 ) -> Report:
-    """Run every check that can be run; nothing is raised for one that fails (see `Report.gate`)."""
+    """Run every check that can be run; nothing is raised for one that fails (see `Report.gate`).
+
+    An fp32 model must agree with the reference; one of a narrower precision must keep what `LOSSES` allow.
+    """
     probes = _probes(artifact)
     progress("digests")
     checks = [_digests(artifact)]
@@ -111,9 +125,16 @@ def verify(
     checks += _well_formed(artifact, seen)
     progress("comparing the model with itself")
     checks += _agrees_with_itself(runtime, probes, seen)
-    checks += _published_values(artifact, runtime)
-    del runtime
-    checks += _agrees_with_reference(probes, seen, reference, progress)
+    if artifact.manifest.space.precision == "fp32":
+        checks += _published_values(artifact, runtime)
+        del runtime
+        checks += _agrees_with_reference(probes, seen, reference, progress)
+    else:
+        progress("encoding texts to compare with fp32")
+        batches = _comparison(artifact)
+        kept = [runtime.run(batch, artifact.manifest.space.outputs) for batch in batches]
+        del runtime
+        checks += _keeps_fp32(artifact, batches, kept, reference, progress)
     return Report(artifact.fingerprint, machine(), tuple(checks))
 
 
@@ -134,6 +155,13 @@ def _probes(artifact: Artifact) -> dict[str, TokenBatch]:
     return probes
 
 
+def _comparison(artifact: Artifact) -> list[TokenBatch]:
+    """The texts that were not calibrated with, in batches of equal length."""
+    space = artifact.manifest.space
+    tokens = Tokenizer(artifact.read_tokenizer(), space.max_tokens)(comparison_texts(), space.passage_prefix)
+    return [tokens.take(np.flatnonzero(tokens.lengths == length)) for length in np.unique(tokens.lengths)]
+
+
 # --- checks ---------------------------------------------------------------------------------------
 
 
@@ -142,11 +170,11 @@ def _digests(artifact: Artifact) -> Check:
     return Check("files have the manifest's SHA-256", "failed" if damaged else "passed", note="; ".join(damaged))
 
 
-def _at_most(name: str, seen: float, tolerance: str) -> Check:
-    limit = TOLERANCES[tolerance]
+def at_most(name: str, seen: float, limit: float, note: str = "") -> Check:
+    """Passed if what was seen is within the limit."""
     if not np.isfinite(seen):  # JSON has no NaN
         return Check(name, "failed", None, limit, "the difference is not a finite number")
-    return Check(name, "passed" if seen <= limit else "failed", float(seen), limit)
+    return Check(name, "passed" if seen <= limit else "failed", float(seen), limit, note)
 
 
 def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[Check]:
@@ -159,7 +187,7 @@ def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[Ch
     yield Check("dense has the manifest's dimension", "passed" if shapes == {space.dimension} else "failed", note=note)
     if space.normalize:
         worst = max(float(np.abs(np.linalg.norm(found.dense, axis=1) - 1).max()) for found in seen.values())
-        yield _at_most("dense vectors have unit length", worst, "unit_norm")
+        yield at_most("dense vectors have unit length", worst, TOLERANCES["unit_norm"])
 
 
 def _agrees_with_itself(
@@ -167,18 +195,20 @@ def _agrees_with_itself(
 ) -> Iterator[Check]:
     """The texts were run as one padded batch; each alone, and the batch in another order, must give the same."""
     outputs, texts, together = runtime.space.outputs, probes["texts"], seen["texts"]
+    precision = runtime.space.precision
+    limit = TOLERANCES["itself"] if precision == "fp32" else LOSSES[precision]["itself"]
     alone = Embeddings.concat([runtime.run(texts.take(np.array([row])), outputs) for row in range(len(texts))])
-    yield _at_most("a text alone equals itself in a padded batch", difference(together, alone), "itself")
+    yield at_most("a text alone equals itself in a padded batch", difference(together, alone), limit)
     order = np.arange(len(texts))[::-1]
     reordered = runtime.run(texts.take(order), outputs).take(order)
-    yield _at_most("a permuted batch gives permuted results", difference(together, reordered), "itself")
+    yield at_most("a permuted batch gives permuted results", difference(together, reordered), limit)
     if outputs != Outputs.DENSE:  # then the last layer is computed for one token of each text
         dense = runtime.run(texts, Outputs.DENSE).dense
-        yield _at_most("dense alone equals dense beside other outputs", _largest(dense, together.dense), "itself")
+        yield at_most("dense alone equals dense beside other outputs", _largest(dense, together.dense), limit)
     long = probes["512 tokens"] if "512 tokens" in probes else probes[list(probes)[-1]]
     beside = TokenBatch.from_lists([probes["8 tokens"].ids.tolist(), long.ids.tolist()])
     padded = runtime.run(beside, outputs).take(np.array([0]))
-    yield _at_most("8 tokens padded far equal themselves alone", difference(padded, seen["8 tokens"]), "itself")
+    yield at_most("8 tokens padded far equal themselves alone", difference(padded, seen["8 tokens"]), limit)
 
 
 def _agrees_with_reference(
@@ -196,7 +226,35 @@ def _agrees_with_reference(
         progress(f"PyTorch, {name}")
         expected = runtime.run(batch, runtime.space.outputs)
         for output, worst in differences(seen[name], expected).items():
-            yield _at_most(f"{output} agrees with PyTorch, {name}", worst, "reference")
+            yield at_most(f"{output} agrees with PyTorch, {name}", worst, TOLERANCES["reference"])
+
+
+def _keeps_fp32(
+    artifact: Artifact, batches: list[TokenBatch], kept: list[Embeddings], reference: Reference, progress: Progress
+) -> Iterator[Check]:
+    if reference.open is None:
+        yield Check("keeps what fp32 has", "skipped", note=reference.missing)
+        return
+    progress("encoding them in fp32")
+    runtime = reference.open()
+    if runtime.space.weights != artifact.manifest.space.weights:
+        yield Check("keeps what fp32 has", "failed", note="the checkpoint is not the one that was converted")
+        return
+    expected = Embeddings.concat([runtime.run(batch, runtime.space.outputs) for batch in batches])
+    yield from _losses(Embeddings.concat(kept), expected, LOSSES[artifact.manifest.space.precision])
+
+
+def _losses(kept: Embeddings, expected: Embeddings, limits: dict[str, float]) -> Iterator[Check]:
+    """1 - cosine with fp32, of each text's dense and lexical vector and of each token's ColBERT vector."""
+    lost = float((1 - _cosines(kept.dense, expected.dense)).max())
+    yield at_most("dense: 1 - cosine with fp32 at worst", lost, limits["dense"])
+    if expected.sparse_or_none is not None:
+        pairs = [(kept.sparse.row(i), expected.sparse.row(i)) for i in range(len(kept))]
+        lost = float(np.mean([1 - _lexical_cosine(*pair) for pair in pairs]))
+        yield at_most("sparse: 1 - cosine with fp32 on average", lost, limits["sparse"])
+    if expected.colbert_or_none is not None:
+        lost = float((1 - _cosines(kept.colbert.vectors, expected.colbert.vectors)).mean())
+        yield at_most("colbert: 1 - cosine with fp32 by token on average", lost, limits["colbert"])
 
 
 def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[Check]:
@@ -225,7 +283,7 @@ def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[Check]:
     }
     for name, (found, expected) in found_and_expected.items():
         worst = float(np.abs(np.asarray(found) - np.asarray(expected)).max())
-        yield _at_most(f"BGE-M3's published {name}", worst, "published")
+        yield at_most(f"BGE-M3's published {name}", worst, TOLERANCES["published"])
 
 
 # --- differences ----------------------------------------------------------------------------------
@@ -259,6 +317,18 @@ def _largest(a: Any, b: Any) -> float:
 
 def _lexical_difference(a: dict[int, float], b: dict[int, float]) -> float:
     return max((abs(a.get(i, 0.0) - b.get(i, 0.0)) for i in a.keys() | b.keys()), default=0.0)
+
+
+def _cosines(a: Float32, b: Float32) -> Float32:
+    """[N, D] twice -> [N]."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray(np.einsum("nd,nd->n", a, b) / norms, np.float32)
+
+
+def _lexical_cosine(a: dict[int, float], b: dict[int, float]) -> float:
+    """1 for two that are empty."""
+    norms = float(np.linalg.norm(list(a.values())) * np.linalg.norm(list(b.values())))
+    return sum(a[i] * b[i] for i in a.keys() & b.keys()) / norms if norms else float(a == b)
 
 
 # --- the machine ----------------------------------------------------------------------------------

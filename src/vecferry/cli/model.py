@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
@@ -16,6 +17,7 @@ from vecferry.cli.output import Json, counting, plain, short, show, show_table, 
 from vecferry.embeddings import Outputs
 from vecferry.encoder import Encoder, Role
 from vecferry.errors import SettingsError, VecferryError, VerificationFailed
+from vecferry.evaluate import read_beir
 from vecferry.loading import Options, load_encoder
 from vecferry.settings import Settings, read_settings
 from vecferry.sources import open_source
@@ -44,24 +46,43 @@ def convert(
     max_tokens: Annotated[int | None, typer.Option(help="Likewise.")] = None,
     query_prefix: Annotated[str | None, typer.Option(help='Put before each query, e.g. "query: " for E5.')] = None,
     passage_prefix: Annotated[str | None, typer.Option(help="Put before each passage.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, int8 (processors), fp16 (GPUs), or auto: int8 if it is good and fast here.")
+    ] = "fp32",
+    labelled: Annotated[
+        Path | None, typer.Option(help="A folder in BEIR layout, whose nDCG@10 int8 or fp16 must keep.")
+    ] = None,
     skip_verification: Annotated[bool, typer.Option("--skip-verification", help="Not advised.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint to ONNX and verify the result. No PyTorch is needed.
 
     Verification compares with PyTorch too if it is installed (pip install 'vecferry[torch]').
+    int8 and fp16 are held against the fp32 form, and refused with the figures if they lose too much (exit code 4).
 
-    Example: vecferry convert BAAI/bge-m3 models/bge-m3-onnx
+    Example: vecferry convert BAAI/bge-m3 models/bge-m3-onnx --precision auto
     """
     from vecferry.convert import convert as run
+    from vecferry.precision import Wanted
 
     if pooling not in (None, "cls", "mean"):
         raise SettingsError("--pooling", pooling, "cls or mean")
+    if precision not in get_args(Wanted):
+        raise SettingsError("--precision", precision, ", ".join(get_args(Wanted)))
+    quality = None if labelled is None else _quality(labelled, precision, skipped=skip_verification)
     overrides = Overrides(pooling, normalize, max_tokens, query_prefix, passage_prefix)  # type: ignore[arg-type]
     with stages() as stage:
         stage(f"opening {source}")
         checkpoint = open_source(source, revision=revision, offline=offline)
-        done = run(checkpoint, out, overrides=overrides, verified=not skip_verification, progress=stage)
+        done = run(
+            checkpoint,
+            out,
+            overrides=overrides,
+            precision=precision,  # type: ignore[arg-type]
+            quality=quality,
+            verified=not skip_verification,
+            progress=stage,
+        )
     summary = {"artifact": str(out), **_facts(done.artifact.manifest.model_dump(mode="json"))}
     summary["verification"] = None if done.report is None else done.report.to_dict()
     show(summary, as_json=as_json, rows=[(k, plain(v)) for k, v in summary.items() if k != "verification"])
@@ -149,6 +170,7 @@ def doctor(as_json: Json = False) -> None:
             "runtime": encoder.runtime.name,
             "reason": loaded.reason,
             "fingerprint": encoder.fingerprint,
+            "precision": encoder.space.precision,
             "dimension": encoder.dimension,
             "outputs": list(encoder.space.heads),
             "max_tokens": encoder.space.max_tokens,
@@ -175,6 +197,14 @@ def _options(settings: Settings, artifact: Path) -> Options:
     return replace(settings.options(), artifact=artifact, use_onnx=True, lightweight=False)
 
 
+def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encoder], float]:
+    """nDCG@10 of an encoder on the labelled set."""
+    if precision == "fp32" or skipped:
+        raise SettingsError("--labelled", folder, "a narrower --precision that is verified")
+    labelled = read_beir(folder)
+    return lambda encoder: labelled.ndcg_at_10(encoder)
+
+
 def _encoded(encoder: Encoder, ids: list[str], texts: list[str], outputs: Outputs, role: Role, progress: Any) -> Any:
     """(ids, embeddings), 1,024 texts at a time."""
     done = 0
@@ -196,6 +226,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "precision": space["precision"],
         "query_prefix": space["query_prefix"],
         "passage_prefix": space["passage_prefix"],
+        "speed_over_fp32": (manifest["evidence"] or {}).get("speed_over_fp32"),
         "fingerprint": manifest["fingerprint"],
     }
 

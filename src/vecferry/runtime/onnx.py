@@ -8,6 +8,7 @@ imported `onnxruntime` before us (docs/decisions/0004-onnxruntime-telemetry.md).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -137,6 +138,16 @@ def run_bound(
         binding.bind_output(name, device)
     session.run_with_iobinding(binding, run_options)
     return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+
+
+def run_each(model: Path, batches: Iterable[TokenBatch], pad_id: int) -> Iterator[Feed]:
+    """All outputs of a model file for each batch, on the CPU."""
+    session = _session(model, "cpu", _options(available_cpus(), "cpu", low_memory=False))
+    names = [output.name for output in session.get_outputs()]
+    for batch in batches:
+        ids, mask = batch.padded(pad_id)
+        found = session.run(None, {"input_ids": ids, "attention_mask": mask}, _run_options(low_memory=False))
+        yield dict(zip(names, found, strict=True))
 
 
 def misplaced(session: onnxruntime.InferenceSession, provider: str) -> list[str]:

@@ -1,0 +1,152 @@
+"""A narrower form of an fp32 artifact: written, held against it, and chosen on what this processor shows."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from vecferry.artifact import MANIFEST, MODEL, TOKENIZER, Artifact, Precision, write_json
+from vecferry.calibration import calibration_texts
+from vecferry.embeddings import DENSE, TokenBatch
+from vecferry.encoder import Encoder
+from vecferry.graph import HIDDEN
+from vecferry.half import halve
+from vecferry.onnx_file import Graph, write_graph
+from vecferry.quantize import RECIPE, Ranges, probed, quantize, range_of
+from vecferry.runtime.onnx import OnnxRuntime, run_each
+from vecferry.tokens import Tokenizer
+from vecferry.verify import LOSSES, Check, Progress, Reference, Report, at_most, machine, verify
+
+Wanted = Literal["fp32", "fp16", "int8", "auto"]
+Quality = Callable[[Encoder], float]
+"""nDCG@10 of an encoder on a labelled set."""
+
+PROBE, SPEED_SHAPES, TURNS = "probe.onnx", ((1, 16), (4, 128)), 7
+WORTH = 1.1
+"""How much faster than fp32 int8 must be, at both shapes, to be chosen."""
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """A narrower artifact beside its fp32 twin. report: None where it was not to be compared."""
+
+    artifact: Artifact
+    report: Report | None
+
+
+def narrowed(
+    twin: Artifact,
+    graph: Graph,
+    precision: Literal["fp16", "int8"],
+    folder: Path,
+    *,
+    quality: Quality | None,
+    verified: bool,
+    progress: Progress,
+) -> Narrowed:
+    """Write the narrower form of `twin`, whose graph is `graph`, to `folder`, and compare the two."""
+    artifact = _write(twin, graph, precision, folder, progress)
+    if not verified:
+        return Narrowed(artifact, None)
+    reference = Reference(lambda: OnnxRuntime(twin))
+    report = verify(artifact, lambda: OnnxRuntime(artifact), reference, progress)
+    if quality is not None:
+        progress("nDCG@10 on the labelled set")
+        report = report.with_checks(_quality_lost(twin, artifact, quality))
+    return Narrowed(artifact, report)
+
+
+def _write(
+    twin: Artifact, graph: Graph, precision: Literal["fp16", "int8"], folder: Path, progress: Progress
+) -> Artifact:
+    if precision == "int8":
+        progress("calibrating")
+        graph = quantize(graph, calibrated(twin))
+    else:
+        graph = halve(graph, HIDDEN)
+    progress(f"writing the {precision} form")
+    files = write_graph(graph, folder)
+    shutil.copyfile(twin.path / TOKENIZER, folder / TOKENIZER)
+    files[TOKENIZER] = twin.manifest.files[TOKENIZER]
+    recipe = RECIPE if precision == "int8" else None
+    space = twin.manifest.space.model_copy(update={"precision": precision, "recipe": recipe})
+    said = {"space": space, "fingerprint": space.fingerprint, "files": files}
+    artifact = Artifact(folder, twin.manifest.model_copy(update=said))
+    save_manifest(artifact)
+    return artifact
+
+
+def save_manifest(artifact: Artifact) -> None:
+    write_json(artifact.path / MANIFEST, artifact.manifest.model_dump(mode="json"))
+
+
+def calibrated(twin: Artifact) -> Ranges:
+    """What the shipped texts make of each product's input; each text runs alone, so that no padding counts."""
+    manifest, probe = twin.manifest, twin.path / PROBE
+    onnx.save(probed(onnx.load(twin.path / MODEL, load_external_data=False)), probe)
+    texts = calibration_texts()
+    tokens = Tokenizer(twin.read_tokenizer(), manifest.space.max_tokens)(texts, manifest.space.passage_prefix)
+    rows = (tokens.take(np.array([row])) for row in range(len(texts)))
+    largest: dict[str, Any] = {}
+    try:
+        for outputs in run_each(probe, rows, manifest.encoder.pad_id):
+            for name, value in outputs.items():
+                if (weight := range_of(name)) is not None:
+                    largest[weight] = np.maximum(largest.get(weight, 0), value)
+    finally:
+        probe.unlink()
+    return largest
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def _quality_lost(twin: Artifact, artifact: Artifact, quality: Quality) -> Check:
+    before, after = (quality(_encoder(one)) for one in (twin, artifact))
+    limit = LOSSES[artifact.manifest.space.precision]["ndcg"]
+    return at_most("nDCG@10 lost to fp32", before - after, limit, note=f"{before:.4f} → {after:.4f}")
+
+
+def _encoder(artifact: Artifact) -> Encoder:
+    tokenizer = Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
+    return Encoder(tokenizer, OnnxRuntime(artifact), spec=artifact.manifest.encoder)
+
+
+def speed_over(twin: Artifact, artifact: Artifact) -> dict[str, float]:
+    """How many times as fast as its twin an artifact is here, by batch × tokens: the median of turns A B A B."""
+    runtimes = (OnnxRuntime(twin), OnnxRuntime(artifact))
+    return {
+        f"{rows} × {tokens}": round(_ratio(runtimes, _batch(twin, rows, tokens)), 3)
+        for rows, tokens in SPEED_SHAPES
+        if tokens <= twin.manifest.space.max_tokens
+    }
+
+
+def _batch(artifact: Artifact, rows: int, tokens: int) -> TokenBatch:
+    random = np.random.default_rng(0)
+    ids = random.integers(artifact.manifest.encoder.pad_id + 1, artifact.manifest.encoder.vocabulary, (rows, tokens))
+    return TokenBatch.from_lists(ids.tolist())
+
+
+def _ratio(runtimes: tuple[OnnxRuntime, OnnxRuntime], batch: TokenBatch) -> float:
+    def seconds(runtime: OnnxRuntime) -> float:
+        started = time.perf_counter()
+        runtime.run(batch, DENSE)
+        return time.perf_counter() - started
+
+    turns = [tuple(map(seconds, runtimes)) for _ in range(TURNS + 1)][1:]  # the first makes room
+    return median(ours / theirs for ours, theirs in turns)
+
+
+def evidence(precision: Precision, report: Report | None, speed: dict[str, float] | None) -> dict[str, Any]:
+    """For the manifest: what was seen, and where."""
+    losses = {} if report is None else {check.name: check.seen for check in report.checks if check.seen is not None}
+    return {"chosen": precision, "losses": losses, "speed_over_fp32": speed, "machine": machine()}

@@ -1,0 +1,242 @@
+"""int8 and fp16: the passes by themselves, what they keep, and what happens where they keep too little."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vecferry import precision, quantize
+from vecferry.artifact import DATA, MODEL, Artifact
+from vecferry.calibration import calibration_texts, comparison_texts
+from vecferry.convert import convert, verify_artifact
+from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.encoder import Encoder
+from vecferry.errors import PrecisionRefused, RuntimeUnavailable
+from vecferry.graph import HIDDEN, build_graph
+from vecferry.half import halve
+from vecferry.loading import Options, load_encoder
+from vecferry.model import read_model
+from vecferry.onnx_file import Graph, write_graph
+from vecferry.precision import calibrated
+from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.sources import open_source
+from vecferry.verify import differences
+
+BATCH = TokenBatch.from_lists([[0, *range(10, 60), 2], [0, 40, 2], [0, *range(900, 1030), 2], [0, 2]])
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_checkpoint: Path) -> Graph:
+    return build_graph(read_model(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def twin(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A copy of `tiny_artifact` that may be written to."""
+    folder = tmp_path_factory.mktemp("twin")
+    for file in tiny_artifact.path.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return Artifact(folder, tiny_artifact.manifest)
+
+
+@pytest.fixture(scope="module")
+def ranges(twin: Artifact) -> quantize.Ranges:
+    return calibrated(twin)
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("int8") / "tiny"
+    return convert(open_source(str(tiny_checkpoint)), folder, precision="int8").artifact
+
+
+def run(graph: Graph, of: Artifact, folder: Path) -> Embeddings:
+    write_graph(graph, folder)
+    return OnnxRuntime(Artifact(folder, of.manifest)).run(BATCH, Outputs.ALL)
+
+
+def cosines(a: Embeddings, b: Embeddings) -> np.ndarray:
+    return np.einsum("nd,nd->n", a.dense, b.dense)
+
+
+# --- the passes -----------------------------------------------------------------------------------
+
+
+def test_ranges_are_the_largest_values_of_each_products_input(twin: Artifact, ranges: quantize.Ranges) -> None:
+    products = [node.input[1] for node in onnx.load(twin.path / MODEL, load_external_data=False).graph.node
+                if quantize.is_product(node)]  # fmt: skip
+    assert sorted(ranges) == sorted(products)
+    assert len(products) == 6 * 2
+    assert ranges["encoder.layer.0.output.dense.weight"].shape == (128,)
+    assert all((value > 0).all() for value in ranges.values())
+    assert not list(twin.path.glob("probe*"))
+
+
+def test_smoothing_alone_changes_nothing(graph: Graph, twin: Artifact, ranges: quantize.Ranges, tmp_path: Path) -> None:
+    smooth = quantize.smooth_inputs(quantize.smooth_values(graph, ranges), ranges)
+    assert len(smooth.model.graph.node) > len(graph.model.graph.node)
+    found = run(smooth, twin, tmp_path)
+    for output, worst in differences(found, OnnxRuntime(twin).run(BATCH, Outputs.ALL)).items():
+        assert worst < 1e-5, output
+
+
+def test_smoothing_makes_channels_even(graph: Graph, ranges: quantize.Ranges) -> None:
+    name = "encoder.layer.1.output.dense.weight"
+    uneven = ranges[name] * np.where(np.arange(128) == 7, 1000, 1).astype(np.float32)
+    weight = next(weight for weight in graph.weights if weight.name == name)
+    factors = quantize.smoothing_factors(uneven, [weight])
+    assert uneven.max() / np.median(uneven) > 500
+    assert (uneven / factors).max() / np.median(uneven / factors) < 50
+
+
+@given(
+    array=arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=st.floats(-8, 8, width=32)),
+    of_one_sign=st.sampled_from([np.abs, np.negative, np.positive]),
+)
+def test_no_two_neighbours_can_saturate_sixteen_bits(array: np.ndarray, of_one_sign: np.ufunc) -> None:
+    array = of_one_sign(array)
+    matrix = quantize.rounded(array, quantize.column_scales(array)).astype(np.int64)
+    assert np.abs(matrix).max() <= 127
+    if len(array) % 2:
+        matrix = np.vstack([matrix, np.zeros_like(matrix[:1])])
+    first, second = matrix[0::2], matrix[1::2]
+    highest, lowest = (np.where((first > 0) == up, first, 0) + np.where((second > 0) == up, second, 0) for up in (1, 0))
+    assert (255 * highest).max(initial=0) < 2**15
+    assert (255 * lowest).min(initial=0) >= -(2**15)
+
+
+def test_a_column_of_few_large_numbers_keeps_all_eight_bits() -> None:
+    array = np.array([[1.0], [0.0], [0.2], [0.1]], np.float32)
+    assert quantize.rounded(array, quantize.column_scales(array))[0, 0] == 127
+
+
+def test_a_token_of_zeros_is_a_row_of_zero_points_and_no_number_is_lost(
+    graph: Graph, twin: Artifact, ranges: quantize.Ranges, tmp_path: Path
+) -> None:
+    zeros = replace(
+        graph,
+        weights=tuple(
+            replace(w, read=lambda w=w: np.zeros(w.shape, np.float32)) if w.name.startswith("embeddings.") else w
+            for w in graph.weights
+        ),
+    )
+    assert np.isfinite(run(quantize.quantize(zeros, ranges), twin, tmp_path).dense).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_words_keep_seven_bits_of_their_rows(seed: int) -> None:
+    rows = np.random.default_rng(seed).standard_normal((7, 33)).astype(np.float32)
+    scales = quantize.scales_of(rows, quantize.LEVELS, axis=1)[:, None]
+    assert np.abs(quantize.rounded(rows, scales) * scales - rows).max() <= 0.5001 * scales.max()
+
+
+# --- what they keep -------------------------------------------------------------------------------
+
+
+def test_int8_is_near_fp32_and_a_quarter_of_it(int8: Artifact, twin: Artifact) -> None:
+    ours, theirs = (OnnxRuntime(one).run(BATCH, Outputs.ALL) for one in (int8, twin))
+    assert 0.995 < cosines(ours, theirs).min() < 1 - 1e-7  # and it is not fp32
+    sizes = [(one.path / DATA).stat().st_size - 8194 * 64 * 4 for one in (int8, twin)]  # positions stay fp32
+    assert sizes[0] < 0.4 * sizes[1]
+    assert int8.manifest.space.precision == "int8"
+    assert int8.manifest.space.recipe == quantize.RECIPE
+    assert int8.fingerprint != twin.fingerprint
+
+
+def test_an_int8_text_is_the_same_alone_and_in_a_batch(int8: Artifact) -> None:
+    runtime = OnnxRuntime(int8)
+    together = runtime.run(BATCH, Outputs.ALL)
+    alone = Embeddings.concat([runtime.run(BATCH.take(np.array([row])), Outputs.ALL) for row in range(len(BATCH))])
+    assert max(differences(together, alone).values()) < 1e-3
+
+
+def test_its_report_holds_both_forms_and_its_manifest_the_losses(int8: Artifact) -> None:
+    losses = int8.manifest.evidence["losses"]  # type: ignore[index]
+    assert {"dense: 1 - cosine with fp32 at worst", "colbert: 1 - cosine with fp32 by token on average"} <= set(losses)
+    assert Artifact.open(int8.path).manifest == int8.manifest
+    report = verify_artifact(int8)
+    assert report.failed == []
+    assert any(check.name.startswith("sparse: 1 - cosine") and check.seen for check in report.checks)
+
+
+def test_converting_again_gives_the_same_model(int8: Artifact, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    again = convert(open_source(str(tiny_checkpoint)), tmp_path / "again", precision="int8", verified=False).artifact
+    assert again.manifest.files == int8.manifest.files
+    assert again.fingerprint == int8.fingerprint
+
+
+def test_fp16_is_nearer_and_its_outputs_are_fp32(graph: Graph, twin: Artifact, tmp_path: Path) -> None:
+    found, expected = run(halve(graph, HIDDEN), twin, tmp_path), OnnxRuntime(twin).run(BATCH, Outputs.ALL)
+    assert found.dense.dtype == found.colbert.vectors.dtype == np.float32
+    assert cosines(found, expected).min() > 0.9999
+    assert (tmp_path / DATA).stat().st_size < 0.6 * (twin.path / DATA).stat().st_size
+
+
+def test_the_two_sets_of_texts_have_none_in_common() -> None:
+    calibrating, comparing = set(calibration_texts()), set(comparison_texts())
+    assert (len(calibrating), len(comparing)) == (167, 206)
+    assert not calibrating & comparing
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_int8_that_loses_too_much_is_refused_with_the_figures(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "rounded", lambda array, scales: np.sign(array).astype(np.int8))
+    with pytest.raises(PrecisionRefused, match=r"dense: 1 - cosine .*\(at most 0.005\)") as caught:
+        convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8")
+    assert "--precision fp32" in caught.value.hint
+    assert {path.name for path in tmp_path.iterdir()} <= {".out.lock"}
+
+
+def test_int8_that_finds_less_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def found(encoder: Encoder) -> float:
+        return {"fp32": 0.6, "int8": 0.594}[encoder.space.precision]
+
+    with pytest.raises(PrecisionRefused, match=r"nDCG@10 lost to fp32 0.006 \(at most 0.005\): 0.6000 → 0.5940"):
+        convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", quality=found)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(2.0, "int8"), (1.05, "fp32")])
+def test_auto_takes_what_this_processor_is_faster_at(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, expected: str
+) -> None:
+    speed = {"1 × 16": ratio, "4 × 128": 3.0}
+    monkeypatch.setattr("vecferry.convert.speed_over", lambda twin, artifact: speed)
+    done = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="auto")
+    manifest = Artifact.open(done.artifact.path).manifest
+    assert manifest.space.precision == expected
+    assert manifest.evidence is not None
+    assert manifest.evidence["chosen"] == expected
+    assert manifest.evidence["speed_over_fp32"] == speed
+    assert manifest.evidence["losses"]["dense: 1 - cosine with fp32 at worst"] < 0.005
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", ".out.lock"}
+
+
+def test_speed_is_measured_at_both_shapes(int8: Artifact, twin: Artifact) -> None:
+    speed = precision.speed_over(twin, int8)
+    assert list(speed) == ["1 × 16", "4 × 128"]
+    assert all(ratio > 0 for ratio in speed.values())
+
+
+def test_pytorch_is_no_fallback_for_int8(int8: Artifact, tmp_path: Path) -> None:
+    for file in int8.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / MODEL).write_bytes(b"x" * (int8.path / MODEL).stat().st_size)
+    with pytest.raises(Exception, match=r"model\.onnx has SHA-256"):
+        load_encoder(Options(artifact=tmp_path))
+
+
+def test_fp16_on_a_processor_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="fp16", verified=False)
+    with pytest.raises(RuntimeUnavailable, match="6 to 9 times") as caught:
+        load_encoder(Options(artifact=done.artifact.path))
+    assert "--precision int8" in caught.value.hint
