@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?=
+# Options of bench.speed, for instance make bench BENCH="--avx2 --texts texts.jsonl"
+BENCH ?=
 # PyTorch's CPU build, where the package index in use offers one as 2.13.0+cpu; elsewhere say
 # make test TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_INDEX ?=
@@ -25,9 +27,10 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.stamp
-	$(BIN)/python -m bench.speed
-	$(BIN)/python -m bench.lightweight_quality
+# In an environment of its own: the peers bring some eighty packages.
+bench: .venv-bench/bench.stamp
+	.venv-bench/bin/python -m bench.speed $(BENCH)
+	.venv-bench/bin/python -m bench.plot
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -42,6 +45,13 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml requirements.lock
 	$(PIP) -c requirements.lock -e ".[dev]"
 	@touch $@
 
+.venv-bench/bench.stamp: pyproject.toml requirements.lock bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) torch==2.13.0
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
+	    -e ".[torch,eval]" -r bench/requirements.txt
+	@touch $@
+
 # Without the CUDA packages that the registry's Linux build of PyTorch names: nothing here installs them.
 lock: $(VENV)/dev.stamp
 	$(PIP) uv
@@ -50,4 +60,4 @@ lock: $(VENV)/dev.stamp
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench bench/work demo .pytest_cache .mypy_cache .ruff_cache

@@ -34,7 +34,7 @@ def measured(*arguments: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("bench/results/full-size"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("bench/work/full-size"))
     folder = parser.parse_args().folder
     checkpoint, artifact = folder / "checkpoint", folder / "artifact"
     if not (checkpoint / "tokenizer.json").exists():

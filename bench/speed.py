@@ -1,83 +1,254 @@
-"""ONNX Runtime against PyTorch (transformers, SDPA), side by side.
+"""Speed, memory and start of vecferry beside PyTorch, sentence-transformers and FlagEmbedding, in one run.
 
-    python -m bench.speed [--layers 6] [--runs 7] [--threads N]
+    make bench                                    full size, about 40 minutes on 2 cores, 20 GB of disk, 16 GB of memory
+    python -m bench.speed [--layers 24] [--threads N] [--texts FILE] [--tokens 8000] [--turns 5] [--avx2]
 
-BGE-M3's shape with seeded random weights, cut to some layers; dense output, fp32, equal threads. The
-two take turns, A B A B; what is printed is the median of each and the median of the ratios, pair by
-pair. GFLOP/s counts multiplications and additions of the matrix products. bench/results/ keeps a
-checkpoint between runs.
+BGE-M3's shape with seeded random weights: real speed and memory, no quality. Everybody has equal threads and a process
+of their own, and they take turns; figures are medians, ratios are medians of the ratios of one turn. The rate of the
+processor is that of bare matrix products (`gemm`), which take turns as well. bge-m3-lite is not among them: it wants
+the published ONNX export, which these weights do not have. --avx2: as if the processor had nothing newer
+(bench/avx2.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from typing import Any
 
 import numpy as np
 
-from bench.make_checkpoint import Shape, make_checkpoint
-from vecferry.convert import convert
-from vecferry.embeddings import Outputs, TokenBatch
-from vecferry.model import read_model
-from vecferry.runtime import Runtime
-from vecferry.runtime.host import available_cpus
-from vecferry.runtime.onnx import OnnxRuntime
-from vecferry.runtime.torch import TorchRuntime
-from vecferry.sources import open_source
+from bench.avx2 import environment
+from bench.make_checkpoint import Shape
+from bench.turns import Process, in_turns, ratio
+from vecferry.artifact import MANIFEST, Artifact
+from vecferry.batching import Limits, plan
+from vecferry.demo.passages import load_passages
+from vecferry.runtime.host import available_cpus, instruction_sets
+from vecferry.tokens import Tokenizer
+from vecferry.verify import machine
 
-BATCHES = ((1, 16), (1, 128), (8, 128), (2, 512), (1, 2048))
+RESULTS, WORK = Path("bench/results"), Path("bench/work")
+SHAPES = ((1, 16), (1, 128), (8, 128), (2, 512), (1, 2048))
+LONGEST = 8192
+QUERY = "How long does it take to move the vectors to another model?"
+PACKAGES = ("vecferry", "onnxruntime", "torch", "transformers", "sentence-transformers", "FlagEmbedding", "numpy")
+
+
+class Bench:
+    """One run. Each method is a part of the report."""
+
+    def __init__(self, folder: Path, shape: Shape, threads: int, turns: int, variables: Mapping[str, str]) -> None:
+        self.folder, self.shape, self.threads, self.turns, self.variables = folder, shape, threads, turns, variables
+        self.artifact = Artifact.open(folder / "fp32")
+        self.tokenizer = Tokenizer(self.artifact.read_tokenizer(), self.artifact.manifest.space.max_tokens)
+
+    @contextmanager
+    def at_work(self, *names: str) -> Iterator[list[Process]]:
+        """Contenders by name, loaded one after another."""
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(closing(Process(name, self.folder, self.threads, self.variables))) for name in names
+            ]
+
+    def shapes(self) -> list[dict[str, Any]]:
+        """Batches of random tokens of equal length, to 8,192."""
+        rows = []
+        with self.at_work("gemm", "transformers", "fp32", "int8") as processes:
+            for count, tokens in (*SHAPES, (1, LONGEST)):
+                turns = 1 if tokens == LONGEST else self.turns if count * tokens < 2048 else 3
+                found = in_turns(processes, turns, "batch", warm=tokens < LONGEST, rows=count, tokens=tokens)
+                rows.append(self._shape(found, count, tokens))
+                print(shown(rows[-1]), flush=True)
+            rows[-1]["idle_cpu_s_per_s"] = {process.name: process.ask("idle", seconds=2) / 2 for process in processes}
+        return rows
+
+    def _shape(self, found: dict[str, list[float]], rows: int, tokens: int) -> dict[str, Any]:
+        ours = flops(self.shape, rows, tokens, last_for_first_token=True)
+        peak = 4 * 2 * gemm_rows(rows * tokens) * 1024 * 4096
+        work = {"gemm": peak, "transformers": flops(self.shape, rows, tokens), "fp32": ours, "int8": ours}
+        rate = {name: work[name] / median(took) / 1e9 for name, took in found.items()}
+        fraction = median((ours / a) / (peak / b) for a, b in zip(found["fp32"], found["gemm"], strict=True))
+        return {
+            "shape": f"{rows} × {tokens}",
+            "ms": {name: round(median(took) * 1e3, 2) for name, took in found.items()},
+            "gflop_per_s": {name: round(value, 1) for name, value in rate.items()},
+            "fp32_of_gemm_peak": round(fraction, 3),
+            "fp32_over_transformers": round(ratio(found, "transformers", "fp32"), 3),
+            "int8_over_fp32": round(ratio(found, "fp32", "int8"), 3),
+        }
+
+    def latency(self) -> dict[str, Any]:
+        """One query of 16 tokens, as users call it."""
+        with self.at_work("fp32", "int8", "sentence-transformers", "FlagEmbedding") as processes:
+            found = in_turns(processes, 30, "texts", texts=[QUERY])
+        ms = {
+            name: {"p50": round(median(t) * 1e3, 1), "p95": round(quantiles(t, n=20)[-1] * 1e3, 1)}
+            for name, t in found.items()
+        }
+        return {"tokens": len(self.tokenizer([QUERY]).ids), "ms": ms, **ratios(found)}
+
+    def mix(self, texts: Sequence[str], tokens: int) -> dict[str, Any]:
+        """A sample of real lengths, as users call it: every so many of the texts by length, the longest with them."""
+        sample = of_all_lengths(texts, self.tokenizer(texts).lengths, tokens)
+        with self.at_work("fp32", "int8", "sentence-transformers", "FlagEmbedding") as processes:
+            for process in processes:
+                process.ask("texts", texts=sample[-16:])  # the shortest, to be warm
+            found = {process.name: [process.ask("texts", texts=sample)] for process in processes}
+        count = int(self.tokenizer(sample).lengths.sum())
+        rate = {name: round(count / took[0], 1) for name, took in found.items()}
+        return {"texts": len(sample), "tokens": count, "tokens_per_s": rate, **ratios(found)}
+
+    def memory(self) -> dict[str, Any]:
+        """Of a process of its own: from its start to the first embedding, and one text of 8,192 tokens."""
+        report = {}
+        for name in ("fp32", "int8", "fp32-low-memory", "int8-low-memory", "sentence-transformers"):
+            with self.at_work(name) as (process,):
+                first = process.ask("texts", texts=[QUERY])
+                report[name] = {
+                    "start_to_first_embedding_s": round(process.start_s + first, 2),
+                    "first_embedding_s": round(first, 3),
+                    "loaded_mb": round(process.ask("peak") / 1e6),
+                    "private_mb": round(process.ask("private") / 1e6),
+                }
+                if name in ("fp32", "int8"):
+                    process.ask("batch", rows=1, tokens=LONGEST)
+                    report[name]["peak_at_8192_tokens_mb"] = round(process.ask("peak") / 1e6)
+        return report
+
+    def planning(self, texts: Sequence[str], tokens_per_s: float) -> dict[str, Any]:
+        """Padding of all the texts, and tokenising them against encoding them at the rate seen in the mix."""
+        batch, lengths = [], []
+        spent = []
+        for _ in range(3):
+            before = os.times()
+            batch = [self.tokenizer(texts[at : at + 1024]) for at in range(0, len(texts), 1024)]
+            spent.append(os.times().elapsed - before.elapsed)
+        padding = 0
+        for part in batch:
+            lengths.append(part.lengths)
+            for rows in plan(part.lengths, Limits()):
+                padding += int(len(rows) * part.lengths[rows].max() - part.lengths[rows].sum())
+        total = int(np.concatenate(lengths).sum())
+        return {
+            "texts": len(texts),
+            "tokens": total,
+            "padding": round(padding / total, 4),
+            "tokenising_of_encoding": round(median(spent) / (total / tokens_per_s), 4),
+        }
+
+
+def flops(shape: Shape, rows: int, tokens: int, *, last_for_first_token: bool = False) -> int:
+    """Operations of the model's matrix products. last_for_first_token: as ours computes the last layer for dense."""
+    square, wide = shape.hidden**2, shape.hidden * shape.feed_forward
+    attention = 4 * tokens * shape.hidden
+    layer = tokens * (2 * (4 * square + 2 * wide) + attention)
+    cut = tokens * 4 * square + 2 * (2 * square + 2 * wide) + attention
+    return rows * (shape.layers * layer - (layer - cut if last_for_first_token else 0))
+
+
+def gemm_rows(tokens: int) -> int:
+    return min((16, 128, 512, 1024, 2048), key=lambda known: abs(known - tokens))
+
+
+def ratios(found: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """By how much ours are faster than each other one."""
+    ours = {name for name in ("fp32", "int8") if name in found}
+    return {
+        f"{name}_over": {other: round(ratio(found, other, name), 3) for other in found if other not in {name, "int8"}}
+        for name in sorted(ours)
+    }
+
+
+def of_all_lengths(texts: Sequence[str], lengths: Any, tokens: int) -> list[str]:
+    """About `tokens` tokens of texts, longest first, spread evenly over the lengths."""
+    order = np.argsort(-lengths, kind="stable")
+    step = max(1, round(int(lengths.sum()) / tokens))
+    return [texts[row] for row in order[step // 2 :: step]]
+
+
+def read_texts(file: Path | None) -> list[str]:
+    if file is None:
+        return [passage.text for passage in load_passages().passages]
+    return [json.loads(line)["text"] for line in file.read_bytes().splitlines()]
+
+
+def shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def prepared(folder: Path, shape: Shape) -> None:
+    """The checkpoint and both artifacts, made once."""
+    run = [sys.executable, "-m"]
+    if not (folder / "checkpoint" / "tokenizer.json").exists():
+        size = ["--layers", str(shape.layers)]
+        subprocess.run([*run, "bench.make_checkpoint", str(folder / "checkpoint"), *size], check=True)
+    newest = max(file.stat().st_mtime for file in Path("src/vecferry").glob("*.py"))
+    for precision in ("fp32", "int8"):
+        manifest = folder / precision / MANIFEST
+        if manifest.exists() and manifest.stat().st_mtime > newest:
+            continue
+        target = [str(folder / "checkpoint"), str(folder / precision)]
+        command = ["vecferry.cli", "convert", *target, "--precision", precision, "--skip-verification", "--json"]
+        subprocess.run([*run, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def facts(threads: int, *, avx2: bool) -> dict[str, Any]:
+    sets = [name for name in instruction_sets() if not avx2 or name == "AVX2"]
+    return {**machine(), "instruction_sets": sets, "threads": threads, "as_if_avx2": avx2, "packages": versions()}
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--layers", type=int, default=Shape.layers)
     parser.add_argument("--threads", type=int, default=available_cpus())
+    parser.add_argument("--texts", type=Path, help="JSON lines with a text; by default the demo's passages")
+    parser.add_argument("--tokens", type=int, default=8000, help="of the sample of real lengths")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--avx2", action="store_true", help="as if the processor had AVX2 and nothing newer")
+    parser.add_argument("--only", default="shapes,latency,mix,memory", help="parts of these")
     args = parser.parse_args()
-    shape = Shape(layers=args.layers, vocabulary=8000)
-    onnx, torch = runtimes(shape, args.threads)
-    print(f"{shape.layers} layers, {args.threads} threads, median of {args.runs} alternating runs, random weights")
-    print(f"{'batch × tokens':>15} {'ONNX ms':>9} {'PyTorch ms':>11} {'ONNX GFLOP/s':>13} {'ratio':>6}")
-    for rows, tokens in BATCHES:
-        ours, theirs, ratio = compared(onnx, torch, batch_of(rows, tokens), args.runs)
-        rate = flops(shape, rows, tokens) / ours / 1e9
-        print(f"{f'{rows} × {tokens}':>15} {ours * 1e3:9.1f} {theirs * 1e3:11.1f} {rate:13.0f} {ratio:6.2f}")
-
-
-def runtimes(shape: Shape, threads: int) -> tuple[Runtime, Runtime]:
-    folder = Path("bench/results") / f"speed-{shape.layers}-layers"
-    if not (folder / "checkpoint" / "tokenizer.json").exists():
-        make_checkpoint(folder / "checkpoint", shape)
-    artifact = convert(open_source(str(folder / "checkpoint")), folder / "artifact", verified=False).artifact
-    model = read_model(folder / "checkpoint")
-    return OnnxRuntime(artifact, threads=threads), TorchRuntime(model, threads=threads)
-
-
-def batch_of(rows: int, tokens: int) -> TokenBatch:
-    random = np.random.default_rng(0)
-    return TokenBatch.from_lists([[0, *random.integers(5, 7999, tokens - 2), 2] for _ in range(rows)])
-
-
-def compared(a: Runtime, b: Runtime, batch: TokenBatch, runs: int) -> tuple[float, float, float]:
-    """Median seconds of each, and the median of b's time over a's in the same turn."""
-    seconds(a, batch)
-    seconds(b, batch)
-    turns = [(seconds(a, batch), seconds(b, batch)) for _ in range(runs)]
-    return median(t[0] for t in turns), median(t[1] for t in turns), median(t[1] / t[0] for t in turns)
-
-
-def seconds(runtime: Runtime, batch: TokenBatch) -> float:
-    started = time.perf_counter()
-    runtime.run(batch, Outputs.DENSE)
-    return time.perf_counter() - started
-
-
-def flops(shape: Shape, rows: int, tokens: int) -> int:
-    linear = 2 * (4 * shape.hidden**2 + 2 * shape.hidden * shape.feed_forward)
-    attention = 4 * tokens * shape.hidden
-    return rows * tokens * shape.layers * (linear + attention)
+    shape, folder = Shape(layers=args.layers), WORK / f"{args.layers}-layers"
+    prepared(folder, shape)
+    variables = environment(WORK / "avx2") if args.avx2 else dict(os.environ)
+    bench = Bench(folder, shape, args.threads, args.turns, variables)
+    texts = read_texts(args.texts)
+    report: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "command": "python -m bench.speed " + " ".join(sys.argv[1:]),
+        "weights": f"random, seed 0, {args.layers} layers",
+        "machine": facts(args.threads, avx2=args.avx2),
+    }
+    for part in args.only.split(","):
+        report[part] = bench.mix(texts, args.tokens) if part == "mix" else getattr(bench, part)()
+        print(part, shown(report[part]), flush=True)
+    if "mix" in report:
+        report["planning"] = bench.planning(texts, report["mix"]["tokens_per_s"]["fp32"])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", report["machine"]["processor"].lower()).strip("-")
+    target = RESULTS / f"speed-{name}{'-as-avx2' if args.avx2 else ''}-{args.layers}-layers.json"
+    target.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{target}; python -m bench.plot draws it")
 
 
 if __name__ == "__main__":
