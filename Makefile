@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?=
-# Options of bench.speed, for instance make bench BENCH="--avx2 --texts texts.jsonl"
+# Options of bench.speed, for instance make bench BENCH="--texts texts.jsonl --avx2"
 BENCH ?=
 # PyTorch's CPU build, where the package index in use offers one as 2.13.0+cpu; elsewhere say
 # make test TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
@@ -29,7 +29,8 @@ check: $(VENV)/dev.stamp
 
 # In an environment of its own: the peers bring some eighty packages.
 bench: .venv-bench/bench.stamp
-	.venv-bench/bin/python -m bench.speed $(BENCH)
+	.venv-bench/bin/python -m bench.speed --only shapes,latency,memory $(BENCH)
+	.venv-bench/bin/python -m bench.speed --only shapes,latency,mix --layers 6 $(BENCH)
 	.venv-bench/bin/python -m bench.plot
 
 $(BIN)/python:

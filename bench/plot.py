@@ -26,8 +26,8 @@ LABELS = {"gemm": "bare products, fp32", "fp32": "vecferry fp32", "int8": "vecfe
 
 def draw(report: dict[str, Any], target: Path) -> None:
     figure, (by_shape, by_mix) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 1.2), layout="constrained")
-    bars_by_shape(by_shape, report["shapes"])
-    bars_of_mix(by_mix, report["mix"])
+    bars_by_shape(by_shape, report["shapes"]["seen"])
+    bars_of_mix(by_mix, report["mix"]["seen"])
     machine = report["machine"]
     as_avx2 = ", as if it had AVX2 only" if machine["as_if_avx2"] else ""
     figure.suptitle(

@@ -1,7 +1,8 @@
 """Speed, memory and start of vecferry beside PyTorch, sentence-transformers and FlagEmbedding, in one run.
 
-    make bench                                    full size, about 40 minutes on 2 cores, 20 GB of disk, 16 GB of memory
-    python -m bench.speed [--layers 24] [--threads N] [--texts FILE] [--tokens 8000] [--turns 5] [--avx2]
+    make bench                                    about 40 minutes on 2 cores, 20 GB of disk, 16 GB of memory
+    python -m bench.speed [--layers 24] [--only shapes,latency,memory] [--texts FILE] [--threads N] [--avx2]
+    python -m bench.speed --layers 6 --only mix   real lengths: at full size they would take an hour
 
 BGE-M3's shape with seeded random weights: real speed and memory, no quality. Everybody has equal threads and a process
 of their own, and they take turns; figures are medians, ratios are medians of the ratios of one turn. The rate of the
@@ -48,8 +49,11 @@ PACKAGES = ("vecferry", "onnxruntime", "torch", "transformers", "sentence-transf
 class Bench:
     """One run. Each method is a part of the report."""
 
-    def __init__(self, folder: Path, shape: Shape, threads: int, turns: int, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, shape: Shape, threads: int, turns: int, peers: Sequence[str], variables: Mapping[str, str]
+    ) -> None:
         self.folder, self.shape, self.threads, self.turns, self.variables = folder, shape, threads, turns, variables
+        self.peers = peers
         self.artifact = Artifact.open(folder / "fp32")
         self.tokenizer = Tokenizer(self.artifact.read_tokenizer(), self.artifact.manifest.space.max_tokens)
 
@@ -90,7 +94,7 @@ class Bench:
 
     def latency(self) -> dict[str, Any]:
         """One query of 16 tokens, as users call it."""
-        with self.at_work("fp32", "int8", "sentence-transformers", "FlagEmbedding") as processes:
+        with self.at_work("fp32", "int8", *self.peers) as processes:
             found = in_turns(processes, 30, "texts", texts=[QUERY])
         ms = {
             name: {"p50": round(median(t) * 1e3, 1), "p95": round(quantiles(t, n=20)[-1] * 1e3, 1)}
@@ -99,15 +103,20 @@ class Bench:
         return {"tokens": len(self.tokenizer([QUERY]).ids), "ms": ms, **ratios(found)}
 
     def mix(self, texts: Sequence[str], tokens: int) -> dict[str, Any]:
-        """A sample of real lengths, as users call it: every so many of the texts by length, the longest with them."""
+        """A sample of real lengths, as users call it; padding, and tokenising at the rate of fp32.
+
+        Every so many of the texts by length are taken. Ours gives all three outputs, the others dense alone: with few
+        layers the one that ours cuts short for dense would count for too much.
+        """
         sample = of_all_lengths(texts, self.tokenizer(texts).lengths, tokens)
-        with self.at_work("fp32", "int8", "sentence-transformers", "FlagEmbedding") as processes:
+        with self.at_work("fp32", "int8", *self.peers) as processes:
             for process in processes:
-                process.ask("texts", texts=sample[-16:])  # the shortest, to be warm
-            found = {process.name: [process.ask("texts", texts=sample)] for process in processes}
+                process.ask("texts", texts=sample[-16:], all=True)  # the shortest, to be warm
+            found = {process.name: [process.ask("texts", texts=sample, all=True)] for process in processes}
         count = int(self.tokenizer(sample).lengths.sum())
         rate = {name: round(count / took[0], 1) for name, took in found.items()}
-        return {"texts": len(sample), "tokens": count, "tokens_per_s": rate, **ratios(found)}
+        planned = self.planning(texts, rate["fp32"])
+        return {"texts": len(sample), "tokens": count, "tokens_per_s": rate, **ratios(found), "all_texts": planned}
 
     def memory(self) -> dict[str, Any]:
         """Of a process of its own: from its start to the first embedding, and one text of 8,192 tokens."""
@@ -223,7 +232,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=Shape.layers)
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--texts", type=Path, help="JSON lines with a text; by default the demo's passages")
-    parser.add_argument("--tokens", type=int, default=8000, help="of the sample of real lengths")
+    parser.add_argument("--tokens", type=int, default=60_000, help="of the sample of real lengths")
+    parser.add_argument(
+        "--peers", default="sentence-transformers,FlagEmbedding", help="whom queries and texts go to as well"
+    )
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--avx2", action="store_true", help="as if the processor had AVX2 and nothing newer")
     parser.add_argument("--only", default="shapes,latency,mix,memory", help="parts of these")
@@ -231,24 +243,36 @@ def main() -> None:
     shape, folder = Shape(layers=args.layers), WORK / f"{args.layers}-layers"
     prepared(folder, shape)
     variables = environment(WORK / "avx2") if args.avx2 else dict(os.environ)
-    bench = Bench(folder, shape, args.threads, args.turns, variables)
+    bench = Bench(folder, shape, args.threads, args.turns, args.peers.split(","), variables)
     texts = read_texts(args.texts)
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "command": "python -m bench.speed " + " ".join(sys.argv[1:]),
-        "weights": f"random, seed 0, {args.layers} layers",
-        "machine": facts(args.threads, avx2=args.avx2),
-    }
+    target = RESULTS / file_name(args.layers, avx2=args.avx2)
     for part in args.only.split(","):
-        report[part] = bench.mix(texts, args.tokens) if part == "mix" else getattr(bench, part)()
-        print(part, shown(report[part]), flush=True)
-    if "mix" in report:
-        report["planning"] = bench.planning(texts, report["mix"]["tokens_per_s"]["fp32"])
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", report["machine"]["processor"].lower()).strip("-")
-    target = RESULTS / f"speed-{name}{'-as-avx2' if args.avx2 else ''}-{args.layers}-layers.json"
-    target.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        found = bench.mix(texts, args.tokens) if part == "mix" else getattr(bench, part)()
+        print(part, shown(found), flush=True)
+        seen = {"command": command(), "date": date.today().isoformat(), "seen": found}
+        save(target, bench, {part: seen}, avx2=args.avx2)
     print(f"{target}; python -m bench.plot draws it")
+
+
+def file_name(layers: int, *, avx2: bool) -> str:
+    processor = re.sub(r"[^a-z0-9]+", "-", machine()["processor"].lower()).strip("-")
+    return f"speed-{processor}{'-as-avx2' if avx2 else ''}-{layers}-layers.json"
+
+
+def command() -> str:
+    return " ".join(["python -m bench.speed", *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
+
+
+def save(target: Path, bench: Bench, parts: dict[str, Any], *, avx2: bool) -> None:
+    """Parts that were measured before on this machine stay."""
+    about = {
+        "weights": f"random, seed 0, {bench.shape.layers} layers",
+        "machine": facts(bench.threads, avx2=avx2),
+    }
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else about
+    same = {name: part for name, part in before.items() if before["machine"] == about["machine"]}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({**same, **about, **parts}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

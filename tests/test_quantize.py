@@ -1,15 +1,20 @@
 """int8 and fp16: the passes by themselves, what they keep, and what happens where they keep too little."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from bench.avx2 import environment
 from vecferry import precision, quantize
 from vecferry.artifact import DATA, MODEL, Artifact
 from vecferry.calibration import calibration_texts, comparison_texts
@@ -24,6 +29,7 @@ from vecferry.model import read_model
 from vecferry.onnx_file import Graph, write_graph
 from vecferry.precision import calibrated
 from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.runtime.torch import TorchRuntime
 from vecferry.sources import open_source
 from vecferry.verify import differences
 
@@ -134,6 +140,62 @@ def test_words_keep_seven_bits_of_their_rows(seed: int) -> None:
     rows = np.random.default_rng(seed).standard_normal((7, 33)).astype(np.float32)
     scales = quantize.scales_of(rows, quantize.LEVELS, axis=1)[:, None]
     assert np.abs(quantize.rounded(rows, scales) * scales - rows).max() <= 0.5001 * scales.max()
+
+
+def test_words_that_are_fp16_stay_so_and_every_form_reads_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "halved")
+    tensors = torch.load(tmp_path / "halved" / "pytorch_model.bin")
+    torch.save({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "halved" / "pytorch_model.bin")
+    model, found = read_model(tmp_path / "halved"), {}
+    for name in ("fp32", "int8", "fp16"):
+        done = convert(open_source(str(tmp_path / "halved")), tmp_path / name, precision=name)  # type: ignore[arg-type]
+        found[name] = OnnxRuntime(done.artifact).run(BATCH, Outputs.ALL)
+        words = [w for w in onnx.load(tmp_path / name / MODEL, load_external_data=False).graph.initializer
+                 if w.name.startswith("embeddings.words")]  # fmt: skip
+        assert words[0].data_type == (onnx.TensorProto.INT8 if name == "int8" else onnx.TensorProto.FLOAT16)
+    assert max(differences(found["fp32"], TorchRuntime(model).run(BATCH, Outputs.ALL)).values()) < 1e-4
+    assert min(cosines(found["fp32"], found[name]).min() for name in ("int8", "fp16")) > 0.995
+
+
+PRODUCT = """
+import sys
+import numpy as np, onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+weights = np.load(sys.argv[1])
+given = {"w": weights, "one": np.float32(1), "scales": np.ones(weights.shape[1], np.float32), "zero": np.uint8(128)}
+node = helper.make_node("MatMulIntegerToFloat", ["x", "w", "one", "scales", "zero"], ["y"], domain="com.microsoft")
+graph = helper.make_graph(
+    [node], "g",
+    [helper.make_tensor_value_info("x", TensorProto.UINT8, ["m", len(weights)])],
+    [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    [numpy_helper.from_array(np.asarray(value), name) for name, value in given.items()],
+)
+domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+model = helper.make_model(graph, opset_imports=domains, ir_version=10)
+session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+x = np.array([[255], [1], [129]], np.uint8).repeat(len(weights), 1)
+expected = (x.astype(np.int64) - 128) @ weights.astype(np.int64)
+print(int(np.abs(session.run(None, {"x": x})[0] - expected).max()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("objdump")), reason="needs gcc and objdump")
+def test_on_avx2_the_scales_of_columns_leave_nothing_to_saturate(tmp_path: Path) -> None:
+    """And without them it does: this processor, as if it had nothing newer."""
+    variables = environment(tmp_path / "avx2")
+
+    def error(weights: np.ndarray) -> int:
+        np.save(tmp_path / "weights.npy", weights)
+        command = [sys.executable, "-c", PRODUCT, str(tmp_path / "weights.npy")]
+        return int(subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout)
+
+    worst = np.ones((1024, 32), np.float32)  # every pair is of one sign and as large as can be
+    random = np.random.default_rng(0).standard_normal((1024, 32)).astype(np.float32)
+    for weights in (worst, random):
+        assert error(quantize.rounded(weights, quantize.column_scales(weights))) == 0
+    assert error(np.full((1024, 32), 127, np.int8)) > 0
 
 
 # --- what they keep -------------------------------------------------------------------------------

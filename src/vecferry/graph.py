@@ -20,9 +20,9 @@ from onnx import TensorProto, helper
 
 from vecferry.embeddings import Float32
 from vecferry.model import Model
-from vecferry.onnx_file import MICROSOFT, Graph, GraphBuilder
+from vecferry.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder
 from vecferry.spec import EncoderSpec
-from vecferry.weights import Weights
+from vecferry.weights import LazyTensor, Weights
 
 HIDDEN = "hidden"
 """The value that the heads read."""
@@ -83,12 +83,19 @@ class _Writer:
         expect(weights, at + "word_embeddings.weight", (spec.vocabulary, spec.hidden))
         expect(weights, at + "position_embeddings.weight", (spec.positions, spec.hidden))
         expect(weights, at + "token_type_embeddings.weight", (spec.token_types, spec.hidden))
-        read_words = weights[at + "word_embeddings.weight"].as_fp32
-        word_table = self.b.weight(at + "words", (spec.vocabulary, spec.hidden), read_words)
         position_table = self.b.weight(at + "positions", (spec.positions, spec.hidden), positions_and_type)
-        words = self.b.op("Gather", word_table, "input_ids")  # [B, S, H]
+        words = self.words(weights[at + "word_embeddings.weight"])  # [B, S, H]
         positions = self.b.op("Gather", position_table, self.position_ids())  # [S, H] or [B, S, H]
         return self.norm(at + "LayerNorm", words, positions)
+
+    def words(self, table: LazyTensor) -> str:
+        """Rows of the word embeddings, in fp32; the table stays fp16 where the checkpoint has it so."""
+        half, shape = table.dtype == np.float16, (self.spec.vocabulary, self.spec.hidden)
+        name = (
+            self.b.weight(WORDS, shape, table.read, np.float16) if half else self.b.weight(WORDS, shape, table.as_fp32)
+        )
+        rows = self.b.op("Gather", name, "input_ids")
+        return self.b.op("Cast", rows, to=TensorProto.FLOAT) if half else rows
 
     def position_ids(self) -> str:
         """BERT counts from 0: [S]. XLM-RoBERTa counts the tokens that are not padding, from pad_id + 1: [B, S]."""

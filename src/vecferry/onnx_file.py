@@ -18,6 +18,8 @@ from vecferry.model import in_pieces
 from vecferry.weights import Array
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
+WORDS = "embeddings.words"
+"""The name of the word embeddings, [vocabulary, H]."""
 MAPPED_FROM_BYTES, PAGE, CACHE_LINE = 1 << 20, 65536, 64
 
 

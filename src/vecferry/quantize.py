@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from vecferry.embeddings import Float32
-from vecferry.onnx_file import MICROSOFT, Graph, GraphBuilder, Initializer, rewritten
+from vecferry.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder, Initializer, rewritten
 
 Ranges = Mapping[str, Float32]
 """Name of a product's weight -> [K], the largest absolute value of each channel of its input."""
@@ -37,7 +37,7 @@ LEVELS, ZERO_POINT = 127, 128
 PAIR_LEVELS = 127
 """255 · (127 + 1) is below 2 ** 15; the 1 is what two roundings can add."""
 TINY = float(np.finfo(np.float32).tiny)
-PRODUCTS, WORDS = "encoder.layer.", "embeddings.words"
+PRODUCTS = "encoder.layer."
 RANGE = ".range"
 OF_ATTENTION = "attention.output.dense.weight"
 
@@ -202,10 +202,10 @@ def quantize_words(graph: Graph) -> Graph:
             return False
 
         def scales() -> Float32:
-            return scales_of(words.read(), LEVELS, axis=1)[:, None]
+            return scales_of(words.read().astype(np.float32), LEVELS, axis=1)[:, None]
 
         def rows() -> NDArray[np.int8]:
-            array = words.read()
+            array = words.read().astype(np.float32)
             return rounded(array, scales_of(array, LEVELS, axis=1)[:, None])
 
         ids = node.input[1]
