@@ -25,14 +25,16 @@ LABELS = {"gemm": "bare products, fp32", "fp32": "vecferry fp32", "int8": "vecfe
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
-    figure, (by_shape, by_mix) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 1.2), layout="constrained")
-    bars_by_shape(by_shape, report["shapes"]["seen"])
-    bars_of_mix(by_mix, report["mix"]["seen"])
+    parts = {name: draw_part for name, draw_part in PARTS.items() if name in report}
+    widths = [3 if name == "shapes" else 1.2 for name in parts]
+    size = (2.6 * sum(widths), 4)
+    figure, axes = plt.subplots(1, len(parts), figsize=size, width_ratios=widths, layout="constrained", squeeze=False)
+    for (name, draw_part), on in zip(parts.items(), axes[0], strict=True):
+        draw_part(on, report[name]["seen"])
     machine = report["machine"]
     as_avx2 = ", as if it had AVX2 only" if machine["as_if_avx2"] else ""
-    figure.suptitle(
-        f"BGE-M3's shape, {report['weights']}; {machine['threads']} threads of {machine['processor']}{as_avx2}"
-    )
+    processor = f"{machine['threads']} threads of {machine['processor']}{as_avx2}"
+    figure.suptitle(f"BGE-M3's shape, {report['weights']}; {processor}", fontsize=10)
     figure.savefig(target, metadata={"Date": None})
     plt.close(figure)
 
@@ -59,12 +61,15 @@ def bars_of_mix(axes: Any, mix: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+PARTS = {"shapes": bars_by_shape, "mix": bars_of_mix}
+
+
 def main() -> None:
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "vecferry"  # the same figures give the same file
     for file in sorted(RESULTS.glob("speed-*.json")):
         report = json.loads(file.read_text(encoding="utf-8"))
-        if {"shapes", "mix"} <= report.keys():
+        if PARTS.keys() & report.keys():
             draw(report, file.with_suffix(".svg"))
             print(file.with_suffix(".svg"))
 
