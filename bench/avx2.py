@@ -90,10 +90,11 @@ def trap_cpuid(library: Path) -> None:
     if text is None:
         return
     shift = int(text[2], 16) - int(text[1], 16)  # from addresses to places in the file
-    code = subprocess.Popen(["objdump", "-d", "-j", ".text", str(library)], stdout=subprocess.PIPE, text=True)
-    assert code.stdout is not None
-    places = [int(line.split(":")[0], 16) + shift for line in code.stdout if line.rstrip().endswith("cpuid")]
-    code.wait()
+    command = ["objdump", "-d", "-j", ".text", str(library)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as code:
+        assert code.stdout is not None
+        lines = (line for line in code.stdout if line.rstrip().endswith("cpuid"))
+        places = [int(line.split(":")[0], 16) + shift for line in lines]
     with library.open("r+b") as file:
         for place in places:
             file.seek(place)

@@ -6,6 +6,7 @@ python -m bench.plot
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def bars_of_mix(axes: Any, mix: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-PARTS = {"shapes": bars_by_shape, "mix": bars_of_mix}
+PARTS: dict[str, Callable[[Any, Any], None]] = {"shapes": bars_by_shape, "mix": bars_of_mix}
 
 
 def main() -> None:

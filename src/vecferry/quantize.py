@@ -5,7 +5,7 @@ The recipe, as passes over a `Graph`, in their order:
     smooth_values      the channels of attention's result even out, folded into the value's weights (Xiao et al. 2023,
                        "SmoothQuant", equation 4)
     smooth_inputs      the channels of the other products' inputs even out: x / s before the product, s · W in it
-    quantize_products  x by token as it comes: 127 · x / max|x| + 128, uint8. W by output channel, int8
+    quantize_products  x by token as it comes, uint8 around 128, GELU's around 64. W by output channel, int8
     quantize_words     the word embeddings by row, int8
 
 The AVX2 kernel adds the products of two neighbours in 16 bits, and saturates. A channel's scale is the smallest with
@@ -33,7 +33,10 @@ RECIPE = "int8-1"
 """Part of the fingerprint: raised with any change that changes a vector."""
 SMOOTHING = 0.5
 """How much of the activations' unevenness the weights take over: α of equation 4."""
-LEVELS, ZERO_POINT = 127, 128
+LEVELS = 127
+LOWEST, HIGHEST = 1, 255
+ZERO_POINT, ZERO_POINT_OF_GELU = 128, 64
+"""GELU's values are above -0.17, and most of the range is for those above 0."""
 PAIR_LEVELS = 127
 """255 · (127 + 1) is below 2 ** 15; the 1 is what two roundings can add."""
 TINY = float(np.finfo(np.float32).tiny)
@@ -146,10 +149,10 @@ def quantize_products(graph: Graph) -> Graph:
             return False
         value, weight = node.input
         if value not in rows:
-            rows[value] = quantized_rows(b, value)
+            rows[value] = quantized_rows(b, value, zero_point_of(weight))
         quantized, scale = rows[value]
         matrix, scales = quantized_columns(b, weights[weight])
-        inputs = (quantized, matrix, b.scalar(1, np.float32), scales, b.scalar(ZERO_POINT, np.uint8))
+        inputs = (quantized, matrix, b.scalar(1, np.float32), scales, b.scalar(zero_point_of(weight), np.uint8))
         product = b.op("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
         b.op("Mul", product, scale, out=node.output[0])
         return True
@@ -157,13 +160,20 @@ def quantize_products(graph: Graph) -> Graph:
     return rewritten(graph, change)
 
 
-def quantized_rows(b: GraphBuilder, value: str) -> tuple[str, str]:
-    """fp32 [T, K] to uint8 [T, K] around `ZERO_POINT`, and the scale of each row, fp32 [T, 1]."""
+def zero_point_of(weight: str) -> int:
+    """Of the input of the product with that weight."""
+    of_gelu = weight.endswith(".output.dense.weight") and not weight.endswith(OF_ATTENTION)
+    return ZERO_POINT_OF_GELU if of_gelu else ZERO_POINT
+
+
+def quantized_rows(b: GraphBuilder, value: str, zero_point: int) -> tuple[str, str]:
+    """fp32 [T, K] to uint8 [T, K] around the zero point, and the scale of each row, fp32 [T, 1]."""
     last = b.constant([-1])
     highest, lowest = (b.op(op, value, last, keepdims=0) for op in ("ReduceMax", "ReduceMin"))  # [T]
-    largest = b.op("Max", highest, b.op("Neg", lowest), b.scalar(TINY * LEVELS, np.float32))
-    scale = b.op("Mul", largest, b.scalar(1 / LEVELS, np.float32))
-    zero_points = b.op("Expand", b.scalar(ZERO_POINT, np.uint8), b.op("Shape", scale))
+    above = b.op("Mul", highest, b.scalar(1 / (HIGHEST - zero_point), np.float32))
+    below = b.op("Mul", lowest, b.scalar(-1 / (zero_point - LOWEST), np.float32))
+    scale = b.op("Max", above, below, b.scalar(TINY, np.float32))
+    zero_points = b.op("Expand", b.scalar(zero_point, np.uint8), b.op("Shape", scale))
     quantized = b.op("QuantizeLinear", value, scale, zero_points, axis=0)
     return quantized, b.op("Unsqueeze", scale, last)
 
