@@ -22,6 +22,8 @@ import numpy as np
 
 from vecferry.embeddings import DENSE, Outputs, TokenBatch
 
+GEMM_ROWS = (16, 128, 512, 1024, 2048)
+
 
 class Ours:
     """vecferry's artifact; low-memory if its name says so."""
@@ -107,11 +109,15 @@ class Gemm:
         self.session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        self.inputs = {m: random.standard_normal((m, 1024), np.float32) for m in (16, 128, 512, 1024, 2048)}
+        self.inputs = {m: random.standard_normal((m, 1024), np.float32) for m in GEMM_ROWS}
 
     def batch(self, tokens: TokenBatch) -> None:
-        m = min(self.inputs, key=lambda known: abs(known - len(tokens.ids)))
-        self.session.run(None, {"x0": self.inputs[m]})
+        self.session.run(None, {"x0": self.inputs[gemm_rows(len(tokens.ids))]})
+
+
+def gemm_rows(tokens: int) -> int:
+    """Rows of the bare products that stand beside a batch of so many tokens."""
+    return min(GEMM_ROWS, key=lambda known: abs(known - tokens))
 
 
 def open_contender(name: str, folder: Path, threads: int) -> Any:
@@ -134,16 +140,10 @@ def random_batch(rows: int, tokens: int) -> TokenBatch:
     return TokenBatch.from_lists([[0, *random.integers(5, 7999, tokens - 2), 2] for _ in range(rows)])
 
 
-def status(field: str) -> int:
-    """Bytes, of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory(file: str, field: str) -> int:
+    """Bytes that a file of /proc/self says."""
+    lines = Path("/proc/self", file).read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-
-
-def private() -> int:
-    """Bytes of pages that this process alone has and would have to write somewhere: not those of mapped files."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("Private_Dirty")).split()[1]) * 1024
 
 
 def answer(contender: Any, asked: dict[str, Any]) -> float:
@@ -159,9 +159,9 @@ def answer(contender: Any, asked: dict[str, Any]) -> float:
             time.sleep(asked["seconds"])
             return time.process_time() - before
         case "peak":
-            return status("VmHWM")
+            return memory("status", "VmHWM")
         case "private":
-            return private()
+            return memory("smaps_rollup", "Private_Dirty")  # not the pages of mapped files
     raise ValueError(asked)
 
 

@@ -17,12 +17,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vecferry.demo.passages import DemoSet, Text, load_passages
 from vecferry.embeddings import Float32, Outputs, dense_scores, lexical_scores
 from vecferry.encoder import Encoder
-from vecferry.evaluate import Hit, Judgement, mean_by_slice, ndcg_at_10
+from vecferry.evaluate import best_hits, mean_by_slice, ndcg_at_10, read_beir
 from vecferry.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 
 
@@ -50,12 +48,7 @@ def measure(data: DemoSet) -> dict[str, Any]:
 
 def quality(data: DemoSet, scores: Float32) -> dict[str, float]:
     """scores: [questions, passages] -> nDCG@10 by language and `all`."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :10]  # [questions, 10]
-    hits = [
-        Hit(question.id, data.passages[column].id, float(scores[row, column]))
-        for row, question in enumerate(data.questions)
-        for column in best[row]
-    ]
+    hits = best_hits([question.id for question in data.questions], [passage.id for passage in data.passages], scores)
     slices = defaultdict(list)
     for question in data.questions:
         slices[question.lang].append(question.id)
@@ -63,14 +56,13 @@ def quality(data: DemoSet, scores: Float32) -> dict[str, float]:
     return {name: round(value, 4) for name, value in mean_by_slice(by_question, slices).items()}
 
 
-def read_beir(folder: Path) -> DemoSet:
-    def texts(name: str) -> tuple[Text, ...]:
-        records = map(json.loads, (folder / name).read_bytes().splitlines())
-        return tuple(Text(r["_id"], language(r["_id"]), f"{r.get('title', '')} {r['text']}".strip()) for r in records)
-
-    lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    judged = ((question, passage, int(grade)) for question, passage, grade in (line.split("\t") for line in lines))
-    return DemoSet(texts("corpus.jsonl"), texts("queries.jsonl"), tuple(Judgement(*row) for row in judged))
+def read_set(folder: Path) -> DemoSet:
+    labelled = read_beir(folder)
+    passages, questions = (
+        tuple(Text(text_id, language(text_id), text) for text_id, text in texts.items())
+        for texts in (labelled.passages, labelled.questions)
+    )
+    return DemoSet(passages, questions, labelled.judgements)
 
 
 def language(text_id: str) -> str:
@@ -82,7 +74,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="in BEIR layout; by default the shipped set")
     parser.add_argument("--json", action="store_true", dest="as_json")
     options = parser.parse_args()
-    report = measure(read_beir(options.folder) if options.folder else load_passages())
+    report = measure(read_set(options.folder) if options.folder else load_passages())
     if options.as_json:
         print(json.dumps(report, indent=2))
         return

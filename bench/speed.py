@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from bench.avx2 import environment
+from bench.contender import gemm_rows
 from bench.make_checkpoint import Shape
 from bench.turns import Process, in_turns, ratio
 from vecferry.artifact import MANIFEST, Artifact
@@ -164,10 +165,6 @@ def flops(shape: Shape, rows: int, tokens: int, *, last_for_first_token: bool = 
     layer = tokens * (2 * (4 * square + 2 * wide) + attention)
     cut = tokens * 4 * square + 2 * (2 * square + 2 * wide) + attention
     return rows * (shape.layers * layer - (layer - cut if last_for_first_token else 0))
-
-
-def gemm_rows(tokens: int) -> int:
-    return min((16, 128, 512, 1024, 2048), key=lambda known: abs(known - tokens))
 
 
 def ratios(found: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:

@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vecferry.embeddings import dense_scores
+from vecferry.embeddings import Float32, dense_scores
 from vecferry.encoder import Encoder
 from vecferry.errors import MissingExtra, SettingsError
 
@@ -45,15 +44,16 @@ class LabelledSet:
         """Of exact search with dense vectors; the mean of all judged questions. Raises MissingExtra."""
         passages = encoder.encode(list(self.passages.values()), role="passage")
         questions = encoder.encode(list(self.questions.values()), role="query")
-        values = ndcg_at_10(self.judgements, self._found(dense_scores(questions, passages)))
+        found = best_hits(list(self.questions), list(self.passages), dense_scores(questions, passages))
+        values = ndcg_at_10(self.judgements, found)
         return sum(values.values()) / len(values)
 
-    def _found(self, scores: Any) -> Iterator[Hit]:
-        """scores: [questions, passages]."""
-        ids = list(self.passages)
-        for question, row in zip(self.questions, scores, strict=True):
-            for best in np.argsort(-row, kind="stable")[:10]:
-                yield Hit(question, ids[best], float(row[best]))
+
+def best_hits(question_ids: Sequence[str], passage_ids: Sequence[str], scores: Float32) -> Iterator[Hit]:
+    """The ten best passages of each question. scores: [questions, passages]; of equal ones the first is taken."""
+    for question, row in zip(question_ids, scores, strict=True):
+        for best in np.argsort(-row, kind="stable")[:10]:
+            yield Hit(question, passage_ids[best], float(row[best]))
 
 
 def read_beir(folder: Path) -> LabelledSet:

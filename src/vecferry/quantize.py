@@ -141,6 +141,7 @@ def times(weight: Initializer, factors: Float32) -> Initializer:
 
 
 def quantize_products(graph: Graph) -> Graph:
+    """Products of one input share its quantized form."""
     weights = {weight.name: weight for weight in graph.weights}
     rows: dict[str, tuple[str, str]] = {}
 
@@ -228,9 +229,11 @@ def quantize_words(graph: Graph) -> Graph:
 
 
 def scales_of(array: Float32, levels: int, axis: int) -> Float32:
+    """What one step of `levels` is worth, along the axis; above 0 also where all is 0."""
     largest = np.maximum(array.max(axis=axis), -array.min(axis=axis))
     return np.asarray(np.maximum(largest / levels, TINY), np.float32)
 
 
 def rounded(array: Float32, scales: Float32) -> NDArray[np.int8]:
+    """In steps of `scales`, which broadcast."""
     return np.asarray(np.rint(array / scales), np.int8)

@@ -143,10 +143,10 @@ def run_bound(
 def run_each(model: Path, batches: Iterable[TokenBatch], pad_id: int) -> Iterator[Feed]:
     """All outputs of a model file for each batch, on the CPU."""
     session = _session(model, "cpu", _options(available_cpus(), "cpu", low_memory=False))
-    names = [output.name for output in session.get_outputs()]
+    run_options, names = _run_options(low_memory=False), [output.name for output in session.get_outputs()]
     for batch in batches:
         ids, mask = batch.padded(pad_id)
-        found = session.run(None, {"input_ids": ids, "attention_mask": mask}, _run_options(low_memory=False))
+        found = session.run(None, {"input_ids": ids, "attention_mask": mask}, run_options)
         yield dict(zip(names, found, strict=True))
 
 
@@ -168,7 +168,8 @@ def _options(threads: int, device: Device, *, low_memory: bool) -> onnxruntime.S
     if low_memory:
         options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be a copy
     elif device == "cpu":
-        options.add_session_config_entry("session.use_env_allocators", "1")  # see `_share_arena`
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     if device == "cpu":  # it would fuse operators into ones that are slower there (docs/decisions/0014)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:
@@ -204,7 +205,6 @@ def _session(model: Path, device: Device, options: onnxruntime.SessionOptions) -
             f"CUDA was asked for, but this onnxruntime offers {', '.join(offered)}",
             "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu, or VECFERRY_DEVICE=cpu",
         )
-    _share_arena()
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=[(provider, provider_options)])
     except (*ORT_ERRORS, MemoryError) as exc:
