@@ -86,7 +86,7 @@ class Watching:
 def test_equal_texts_are_computed_once_and_are_equal_to_the_last_bit(encoder: Encoder) -> None:
     runtime = Watching(encoder)
     texts = ["one", "two", "one", "three words here", "two", "one"]
-    watched = Encoder(encoder._tokenizer, runtime)
+    watched = Encoder(encoder.tokenizer, runtime)
     found = watched.encode(texts, outputs=Outputs.ALL)
     assert runtime.rows == 3
     np.testing.assert_array_equal(found.dense[[0, 2, 1]], found.dense[[5, 0, 4]])
@@ -109,7 +109,7 @@ def test_a_corpus_of_several_slices_keeps_its_order_and_counts_its_progress(enco
 def test_a_bad_text_far_behind_is_named_before_anything_is_computed(encoder: Encoder) -> None:
     runtime = Watching(encoder)
     with pytest.raises(InvalidText, match=f"text {TEXTS_EACH + 5} "):
-        Encoder(encoder._tokenizer, runtime).encode([*map(str, range(TEXTS_EACH + 5)), "\ud800"])
+        Encoder(encoder.tokenizer, runtime).encode([*map(str, range(TEXTS_EACH + 5)), "\ud800"])
     assert runtime.rows == 0
 
 

@@ -80,6 +80,14 @@ class TokenBatch:
     def take(self, rows: NDArray[np.intp]) -> TokenBatch:
         return TokenBatch(take_ragged(self.ids, self.indptr, rows), indptr_of(self.lengths[rows]), self.truncated[rows])
 
+    @classmethod
+    def concat(cls, parts: Sequence[TokenBatch]) -> TokenBatch:
+        return cls(
+            np.concatenate([p.ids for p in parts]),
+            concat_indptr([p.indptr for p in parts]),
+            np.concatenate([p.truncated for p in parts]),
+        )
+
     def padded(self, pad_id: int) -> tuple[Int64, Int64]:
         """Ids and mask, both int64 [N, longest], padded on the right."""
         mask = np.arange(max(self.lengths, default=0)) < self.lengths[:, None]

@@ -31,6 +31,18 @@ TEXTS_EACH = 1024
 """How many texts are tokenised at a time, those to come while the runtime is busy with the ones before."""
 
 
+class TextEncoder(Protocol):
+    """What an application, a migration and an integration need of an encoder: `Encoder`, or one that asks a server."""
+
+    @property
+    def space(self) -> VectorSpace: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings: ...
+
+
 class TextTokenizer(Protocol):
     """What comes before the runtime; `tokens.Tokenizer`, or the lightweight mode's."""
 
@@ -51,7 +63,7 @@ class Encoder:
         cache: Cache | None = None,
     ) -> None:
         """spec: what a run's memory is predicted from; without it there is no budget. cache: where to look first."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._limits = limits or Limits()
         self._spec = spec
         self._cache = cache
@@ -95,7 +107,7 @@ class Encoder:
         prepared = _ahead(lambda at: self._prepare(distinct[at : at + TEXTS_EACH], outputs, role), slices)
         for at, work in zip(slices, prepared, strict=True):
             so_far = _Counting(progress, int(counts[:at].sum()), counts[at : at + TEXTS_EACH], len(texts))
-            parts.append(self._compute(work, so_far))
+            parts.append(self._alone(work, so_far))
         return Embeddings.concat(parts).take(places)
 
     def encode_iter(
@@ -108,60 +120,107 @@ class Encoder:
         """
         require_heads(outputs, self.space.outputs)
 
-        def prepare(chunk: tuple[int, list[str]]) -> tuple[_Work, NDArray[np.intp]]:
+        def prepare(chunk: tuple[int, list[str]]) -> Work:
             distinct, places = _distinct(_checked(chunk[1], first_row=chunk[0]))
-            return self._prepare(distinct, outputs, role), places
+            return self._prepare(distinct, outputs, role, places)
 
-        for work, places in _ahead(prepare, _chunks(texts, texts_each)):
-            yield self._compute(work, _Counting()).take(places)
+        for work in _ahead(prepare, _chunks(texts, texts_each)):
+            yield self._alone(work, _Counting())
 
     # --- the two halves: before the runtime, and the runtime ------------------------------------------
 
-    def _prepare(self, texts: Sequence[str], outputs: Outputs, role: Role) -> _Work:
+    def prepare(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Work:
+        """What `compute` takes: `encode` up to the runtime. Raises what `encode` raises before it."""
+        require_heads(outputs, self.space.outputs)
+        check_texts(texts)
+        distinct, places = _distinct(texts)
+        return self._prepare(distinct, outputs, role, places)
+
+    def prepare_tokens(self, tokens: TokenBatch, *, outputs: Outputs = DENSE) -> Work:
+        """The same for texts that are token ids already, special tokens included; no cache is asked."""
+        require_heads(outputs, self.space.outputs)
+        everything = np.arange(len(tokens))
+        return self._checked_budget(Work((), outputs, [None] * len(tokens), everything, tokens, everything))
+
+    def compute(
+        self,
+        works: Sequence[Work],
+        *,
+        is_wanted: Callable[[int], bool] = lambda _: True,
+        done: Callable[[int, NDArray[np.intp]], None] = lambda _, __: None,
+    ) -> Iterator[tuple[int, Embeddings]]:
+        """(number of the work, its embeddings) of each as soon as its last text is there; one plan for all of them.
+
+        The works have the same outputs. is_wanted: asked before each run; what is not wanted any more is left out and
+        never comes. done: called with (number of the work, its texts) after each run. Raises RuntimeFailed,
+        OutOfMemory; works that have not come by then have no embeddings.
+        """
+        gathered = [_Gathered(work) for work in works]
+        for number, work in enumerate(works):
+            done(number, np.flatnonzero([one is not None for one in work.found]))
+            if gathered[number].is_complete:
+                yield number, gathered[number].embeddings()
+        waiting = [number for number, work in enumerate(works) if work.tokens is not None]
+        if not waiting:
+            return
+        tokens = TokenBatch.concat([works[number].tokens_there for number in waiting])
+        owners = np.repeat(waiting, [len(works[number].missing) for number in waiting])  # [M]
+        rows = np.concatenate([works[number].missing for number in waiting])  # [M]
+        for planned in self._plan(tokens.lengths, works[0].outputs):
+            batch = planned[[is_wanted(owner) for owner in owners[planned]]]
+            if not len(batch):
+                continue
+            computed = self.runtime.run(tokens.take(batch), works[0].outputs)
+            for number in np.unique(owners[batch]):
+                own = np.flatnonzero(owners[batch] == number)
+                part, texts = computed.take(own), rows[batch[own]]
+                self._keep(works[number], texts, part)
+                done(number, texts)
+                gathered[number].add(texts, part)
+                if gathered[number].is_complete:
+                    yield int(number), gathered[number].embeddings()
+
+    def _alone(self, work: Work, counting: _Counting) -> Embeddings:
+        ((_, found),) = self.compute([work], done=lambda _, rows: counting.add(rows))
+        return found
+
+    def _prepare(
+        self, texts: Sequence[str], outputs: Outputs, role: Role, places: NDArray[np.intp] | None = None
+    ) -> Work:
         """Distinct and valid texts: what the cache has of them, and the tokens of the others."""
         prefix = self.space.query_prefix if role == "query" else self.space.passage_prefix
         full = [prefix + text for text in texts]
         found = self._cache.find(self.fingerprint, full, outputs) if self._cache else [None] * len(texts)
         missing = np.array([i for i, one in enumerate(found) if one is None], np.intp)
-        tokens = self._tokenizer([texts[i] for i in missing], prefix) if len(missing) else None
-        return _Work(full, outputs, found, missing, tokens)
+        tokens = self.tokenizer([texts[i] for i in missing], prefix) if len(missing) else None
+        places = np.arange(len(texts)) if places is None else places
+        return self._checked_budget(Work(full, outputs, found, missing, tokens, places))
 
-    def _compute(self, work: _Work, counting: _Counting) -> Embeddings:
-        """Embeddings of the work's texts, in their order."""
-        parts = [one for one in work.found if one is not None]
-        rows_done = [i for i, one in enumerate(work.found) if one is not None]
-        counting.add(rows_done)
-        for rows in self._plan(work):
-            assert work.tokens is not None
-            computed, texts = self.runtime.run(work.tokens.take(rows), work.outputs), work.missing[rows].tolist()
-            if self._cache:
-                self._cache.keep([work.texts[i] for i in texts], computed)
-            parts.append(computed)
-            rows_done += texts
-            counting.add(texts)
-        return Embeddings.concat(parts).take(np.argsort(rows_done))
+    def _keep(self, work: Work, texts: NDArray[np.intp], part: Embeddings) -> None:
+        if self._cache and work.texts:
+            self._cache.keep([work.texts[i] for i in texts], part)
 
-    def _plan(self, work: _Work) -> list[NDArray[np.intp]]:
+    def _checked_budget(self, work: Work) -> Work:
         """Raises OverMemoryBudget."""
-        if work.tokens is None:
-            return []
-        lengths = work.tokens.lengths
-        if self._spec is None:
-            return plan(lengths, self._limits)
-        bytes_of = partial(predicted_bytes, self._spec, outputs=work.outputs)
-        longest, allowed_mb = int(lengths.max()), self._limits.memory_budget_mb
-        predicted_mb = -(-bytes_of(1, longest, padded=False) // MB)
-        if predicted_mb > allowed_mb:
-            raise OverMemoryBudget(self.runtime.name, 1, longest, predicted_mb, allowed_mb)
+        if self._spec is not None and work.tokens is not None:
+            longest, allowed_mb = int(work.tokens.lengths.max()), self._limits.memory_budget_mb
+            predicted = predicted_bytes(self._spec, 1, longest, outputs=work.outputs, padded=False)
+            if (predicted_mb := -(-predicted // MB)) > allowed_mb:
+                raise OverMemoryBudget(self.runtime.name, 1, longest, predicted_mb, allowed_mb)
+        return work
+
+    def _plan(self, lengths: NDArray[np.integer], outputs: Outputs) -> list[NDArray[np.intp]]:
+        bytes_of = None if self._spec is None else partial(predicted_bytes, self._spec, outputs=outputs)
         return plan(lengths, self._limits, bytes_of)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Distinct texts on their way to the runtime.
+class Work:
+    """Texts on their way to the runtime, distinct ones: N of them.
 
-    texts: with their prefix. found: of each its embeddings, if the cache had them. missing: int [M], which had none.
-    tokens: of those; None if M is 0.
+    texts: with their prefix; none where token ids were given. found: of each its embeddings, if the cache had them.
+    missing: int [M], which had none. tokens: of those; None if M is 0. places: int [texts asked for], of each its
+    number among the N.
     """
 
     texts: Sequence[str]
@@ -169,6 +228,52 @@ class _Work:
     found: Sequence[Embeddings | None]
     missing: NDArray[np.intp]
     tokens: TokenBatch | None
+    places: NDArray[np.intp]
+
+    @property
+    def num_tokens(self) -> int:
+        """What is left to compute."""
+        return 0 if self.tokens is None else len(self.tokens.ids)
+
+    @property
+    def tokens_there(self) -> TokenBatch:
+        assert self.tokens is not None, "nothing is missing"
+        return self.tokens
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Bool [texts asked for]: which are longer than the model's limit."""
+        cut = np.array([one is not None and one.num_truncated > 0 for one in self.found])
+        if self.tokens is not None:
+            cut[self.missing] = self.tokens.truncated
+        return cut[self.places]
+
+
+class _Gathered:
+    """Parts of a work's embeddings, until all of its texts are there."""
+
+    def __init__(self, work: Work) -> None:
+        self._places = work.places
+        self._missing = len(work.found)
+        self._rows: list[NDArray[np.intp]] = []
+        self._parts: list[Embeddings] = []
+        for row, one in enumerate(work.found):
+            if one is not None:
+                self.add(np.array([row]), one)
+
+    def add(self, rows: NDArray[np.intp], part: Embeddings) -> None:
+        self._rows.append(rows)
+        self._parts.append(part)
+        self._missing -= len(rows)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._missing == 0
+
+    def embeddings(self) -> Embeddings:
+        """In the order in which they were asked for."""
+        order = np.argsort(np.concatenate(self._rows))
+        return Embeddings.concat(self._parts).take(order[self._places])
 
 
 class _Counting:
@@ -183,8 +288,8 @@ class _Counting:
     ) -> None:
         self._progress, self._done, self._counts, self._total = progress, done, counts, total
 
-    def add(self, rows: list[int]) -> None:
-        if self._progress is None or self._counts is None or not rows:
+    def add(self, rows: NDArray[np.intp]) -> None:
+        if self._progress is None or self._counts is None or not len(rows):
             return
         self._done += int(self._counts[rows].sum())
         self._progress(self._done, self._total)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
-from vecferry.encoder import Role
+from vecferry.encoder import TextEncoder
 from vecferry.errors import (
     HeadUnavailable,
     InvalidInput,
@@ -22,18 +20,6 @@ from vecferry.errors import (
 )
 from vecferry.stores import NewVector, Row, SparseVector
 from vecferry.stores.ledger import DeadLetter
-
-
-class TextEncoder(Protocol):
-    """What a migration needs of an encoder; `encoder.Encoder` has it."""
-
-    @property
-    def space(self) -> VectorSpace: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def dimension(self) -> int: ...
-    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings: ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.migrate.embed import Embedded, TextEncoder, embed
+from vecferry.encoder import TextEncoder
+from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.staging import Staging
 from vecferry.stores import NewVector, Row, Store
 from vecferry.stores.ledger import RangeRecord

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Progress
+from vecferry.encoder import Progress, TextEncoder
 from vecferry.errors import (
     CutoverRefused,
     FinalizeNotConfirmed,
@@ -23,7 +23,6 @@ from vecferry.errors import (
     StoreSchemaError,
     StoreUnreachable,
 )
-from vecferry.migrate.embed import TextEncoder
 from vecferry.migrate.engine import Engine, LocalEngine
 from vecferry.migrate.governor import DiskGuard, Governor, Guard, LatencyGuard
 from vecferry.migrate.planning import make_plan

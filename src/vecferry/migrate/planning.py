@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from vecferry.embeddings import Outputs
-from vecferry.migrate.embed import Embedded, TextEncoder, embed
+from vecferry.encoder import TextEncoder
+from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.values import Plan
 from vecferry.stores import Store, TableInfo
 

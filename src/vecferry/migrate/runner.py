@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Progress
+from vecferry.encoder import Progress, TextEncoder
 from vecferry.errors import MigrationConflict, SettingsError, SpaceMismatch
-from vecferry.migrate.embed import Embedded, TextEncoder, embed
+from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.engine import Engine, range_name
 from vecferry.migrate.governor import Governor
 from vecferry.migrate.staging import Staging
