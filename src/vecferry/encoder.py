@@ -64,7 +64,7 @@ class Encoder:
     ) -> None:
         """spec: what a run's memory is predicted from; without it there is no budget. cache: where to look first."""
         self.tokenizer = tokenizer
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._spec = spec
         self._cache = cache
         self.runtime = runtime
@@ -203,7 +203,7 @@ class Encoder:
     def _checked_budget(self, work: Work) -> Work:
         """Raises OverMemoryBudget."""
         if self._spec is not None and work.tokens is not None:
-            longest, allowed_mb = int(work.tokens.lengths.max()), self._limits.memory_budget_mb
+            longest, allowed_mb = int(work.tokens.lengths.max()), self.limits.memory_budget_mb
             predicted = predicted_bytes(self._spec, 1, longest, outputs=work.outputs, padded=False)
             if (predicted_mb := -(-predicted // MB)) > allowed_mb:
                 raise OverMemoryBudget(self.runtime.name, 1, longest, predicted_mb, allowed_mb)
@@ -211,7 +211,7 @@ class Encoder:
 
     def _plan(self, lengths: NDArray[np.integer], outputs: Outputs) -> list[NDArray[np.intp]]:
         bytes_of = None if self._spec is None else partial(predicted_bytes, self._spec, outputs=outputs)
-        return plan(lengths, self._limits, bytes_of)
+        return plan(lengths, self.limits, bytes_of)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,17 @@ VecferryError                      exit  what happened
 │       └── OverMemoryBudget             foreseen, and not run
 ├── VerificationFailed             4     a check of the converted model failed
 ├── SpaceMismatch                  4     two vector spaces would have met
+├── ServingError                   3     a request to a server; `vecferry.server.answers` has their HTTP statuses
+│   ├── BadRequest                       a request that is not as the interface says
+│   ├── RequestTooLarge                  over one of the server's limits
+│   ├── TextTooLong                      over the model's tokens, and not to be cut
+│   ├── ReceiveTimeout                   a request that did not arrive in time
+│   ├── NotAuthorized                    no key, or one that is not known
+│   ├── ModelNotServed
+│   ├── Overloaded                       the queue is full
+│   ├── DeadlineExceeded
+│   ├── NotReady                         no run has succeeded, or the runtime broke
+│   └── ServerFailed                     as a client sees it: what a server answered, or that it did not
 ├── StoreError                     3     the database that holds the vectors
 │   ├── StoreUnreachable
 │   ├── StoreSchemaError                 table, column, key or type is not as needed
@@ -366,6 +377,115 @@ class SpaceMismatch(VecferryError):
     expected: str
     found: str
     where: str
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+class ServingError(VecferryError):
+    """A request that a server did not do."""
+
+    exit_code = 3
+
+
+@dataclass(eq=False)
+class BadRequest(ServingError):
+    """A request is not as the interface says. where: the field, or what else was wrong."""
+
+    template = "{where}: {reason}."
+    advice = "The interface is described at /openapi.json."
+    where: str
+    reason: str
+
+
+@dataclass(eq=False)
+class RequestTooLarge(ServingError):
+    """A request is over a limit; `option` is how the server's operator raises it."""
+
+    template = "{what}: {given}, and {allowed} is allowed."
+    advice = "Send it in parts; the server's operator can raise {option}."
+    what: str
+    given: object
+    allowed: object
+    option: str
+
+
+@dataclass(eq=False)
+class TextTooLong(ServingError):
+    """A text has more tokens than the model reads, and the request does not allow to cut it. row: from 0."""
+
+    template = "text {row} is longer than the {max_tokens} tokens that the model reads."
+    advice = 'Split it, or allow to cut it with "truncate": true.'
+    row: int
+    max_tokens: int
+
+
+@dataclass(eq=False)
+class ReceiveTimeout(ServingError):
+    """The rest of a request did not come."""
+
+    template = "the request did not arrive within {seconds} seconds."
+    advice = "Send it again, or in parts."
+    seconds: float
+
+
+class NotAuthorized(ServingError):
+    """No API key, or one that this server does not know."""
+
+    template = "the request has no API key that this server knows."
+    advice = "Send the header Authorization: Bearer KEY."
+
+
+@dataclass(eq=False)
+class ModelNotServed(ServingError):
+    """No model of that name is here."""
+
+    template = "the model {name!r} is not served here."
+    advice = "Served: {served}."
+    name: str
+    served: Sequence[str]
+
+
+@dataclass(eq=False)
+class Overloaded(ServingError):
+    """The queue of a lane is full. Counts are tokens."""
+
+    template = "the {lane} queue is full: {queued} tokens wait, and {allowed} may."
+    advice = "Try again in {retry_after_s} seconds."
+    lane: str
+    queued: int
+    allowed: int
+    retry_after_s: int
+
+
+@dataclass(eq=False)
+class DeadlineExceeded(ServingError):
+    """A request waited for as long as it may; what was not computed by then was left out."""
+
+    template = "the request was not answered within its {seconds} seconds."
+    advice = "Send less at a time, or allow more: the header X-Request-Timeout, up to the server's --deadline-s."
+    seconds: float
+
+
+@dataclass(eq=False)
+class NotReady(ServingError):
+    """The model cannot answer now."""
+
+    template = "the model {model!r} cannot answer now: {reason}."
+    advice = "GET /health says when it can."
+    model: str
+    reason: str
+
+
+@dataclass(eq=False)
+class ServerFailed(ServingError):
+    """What came instead of an answer. status: of HTTP; 0 if there was no answer at all."""
+
+    template = "the server at {url} did not answer the request ({status}): {reason}."
+    advice = "Check that it runs, for instance: curl {url}/health"
+    url: str
+    status: int
+    reason: str
 
 
 # --- stores and migrations ------------------------------------------------------------------------

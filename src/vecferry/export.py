@@ -30,8 +30,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -197,7 +198,11 @@ def _write_npz(path: Path, chunks: Chunks) -> None:
     for some_ids, found in chunks:
         ids.extend(some_ids)
         parts.append(found)
-    whole = Embeddings.concat(parts)
+    with path.open("wb") as file:
+        _save_npz(file, ids, Embeddings.concat(parts))
+
+
+def _save_npz(file: IO[bytes], ids: list[str], whole: Embeddings) -> None:
     arrays: dict[str, Any] = {"ids": np.array(ids), "num_tokens": whole.num_tokens, "truncated": whole.truncated}
     if whole.dense_or_none is not None:
         arrays |= {"dense": whole.dense}
@@ -206,11 +211,32 @@ def _write_npz(path: Path, chunks: Chunks) -> None:
         arrays |= {"sparse_indptr": sparse.indptr, "sparse_indices": sparse.indices, "sparse_weights": sparse.weights}
     if whole.colbert_or_none is not None:
         arrays |= {"colbert_indptr": whole.colbert.indptr, "colbert": whole.colbert.vectors}
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, fingerprint=np.array(whole.fingerprint), **arrays)
+    np.savez(file, allow_pickle=False, fingerprint=np.array(whole.fingerprint), **arrays)
 
 
-def load_npz(path: Path) -> tuple[list[str], Embeddings]:
+def as_npz(ids: list[str], found: Embeddings) -> bytes:
+    """What `write` puts into an .npz file."""
+    file = BytesIO()
+    _save_npz(file, ids, found)
+    return file.getvalue()
+
+
+def as_arrow(ids: list[str], found: Embeddings) -> bytes:
+    """The rows of a .parquet file as a stream of Arrow's. Raises MissingExtra."""
+    try:
+        import pyarrow
+    except ImportError as exc:
+        raise MissingExtra("parquet", "pyarrow") from exc
+    tables = list(_tables(ids, found))
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, tables[0].schema) as stream:
+        for table in tables:
+            stream.write_table(table)
+    stored: bytes = sink.getvalue().to_pybytes()
+    return stored
+
+
+def load_npz(path: Path | IO[bytes]) -> tuple[list[str], Embeddings]:
     """Ids and embeddings of a file that `write` made. Raises OSError, and ValueError or KeyError for another file."""
     with np.load(path, allow_pickle=False) as file:
         sparse = [file[f"sparse_{part}"] for part in ("indptr", "indices", "weights") if "sparse_indptr" in file]

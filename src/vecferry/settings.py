@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, alias="VECFERRY_DATABASE_URL", description="postgresql://user:password@host/database"
     )
+    api_keys: SecretStr | None = Field(
+        None, alias="VECFERRY_API_KEYS", description="keys of at least 16 characters, joined by commas"
+    )
 
     def options(self) -> Options:
         """What to load."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,15 @@ def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
         described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
         described["decoder"] = METASPACE
     return canonical_json(described)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """place: first character and the one after the last, in the text; None of a special token."""
+
+    id: int
+    text: str
+    place: tuple[int, int] | None
 
 
 class Tokenizer:
@@ -70,6 +80,26 @@ class Tokenizer:
                 ids, cut[row] = [*ids[: self._max_tokens - 1], ids[-1]], True
             rows.append(np.asarray(ids, np.int32))
         return TokenBatch(np.concatenate(rows), indptr_of([len(ids) for ids in rows]), cut)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The ids that stand before and after every text."""
+        ids = self._tokenizer.encode("").ids
+        return ids[0], ids[-1]
+
+    def pieces(self, text: str, *, with_ends: bool = True) -> list[Piece]:
+        """What a text is cut into; not cut to what the model reads. Raises InvalidText."""
+        check_text(text, 0)
+        found = self._tokenizer.encode(text, add_special_tokens=with_ends)
+        columns = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+        return [
+            Piece(i, token, None) if special else Piece(i, text[start:stop], (start, stop))
+            for i, token, special, (start, stop) in columns
+        ]
+
+    def decode(self, ids: Sequence[int], *, without_special: bool = True) -> str:
+        """A text that has these ids, nearly: white space is not kept. ids: below `vocabulary`."""
+        return self._tokenizer.decode(ids, skip_special_tokens=without_special)
 
     @property
     def vocabulary(self) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vecferry import __version__
-from vecferry.cli import demo, migrate, model
+from vecferry.cli import demo, migrate, model, serve
 from vecferry.cli.output import errors, show
 from vecferry.errors import VecferryError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 model.register(app)
 app.add_typer(migrate.app, name="migrate")
+serve.register(app)
 demo.register(app)
 
 

@@ -17,6 +17,7 @@ from vecferry.loading import LazyEncoder, load_encoder
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.settings import read_settings
+from vecferry.stores import Store
 from vecferry.stores.opening import open_store
 
 
@@ -28,15 +29,18 @@ class Target:
 
     @contextmanager
     def migration(self) -> Iterator[Migration]:
-        store = self.config.store
-        url = store.url.get_secret_value() if store.url else _url_of_settings()
-        opened = open_store(
-            url, store.collection, text=store.text, vector=store.vector, key=store.key, control=store.control
-        )
+        opened = self.open_store()
         try:
             yield Migration(opened, self.options())
         finally:
             opened.close()
+
+    def open_store(self) -> Store:
+        store = self.config.store
+        url = store.url.get_secret_value() if store.url else _url_of_settings()
+        return open_store(
+            url, store.collection, text=store.text, vector=store.vector, key=store.key, control=store.control
+        )
 
     def options(self) -> MigrationOptions:
         limits = self.config.limits

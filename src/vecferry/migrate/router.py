@@ -102,6 +102,10 @@ class Router:
         """For applications that ask the index themselves, which they must do at once. Raises as `search` does."""
         return self._following(lambda _, serving: self._encoded(serving, text))
 
+    def serving(self) -> Serving:
+        """The present epoch. Raises StoreUnreachable, StoreFailed."""
+        return self._following(lambda _, serving: serving)
+
     def put(self, documents: Sequence[Document]) -> Serving:
         """Leaves these rows in the index that serves, new or replaced; the epoch of that. Repeating is safe.
 

@@ -1,0 +1,110 @@
+"""An encoder that asks a server; for programs that have no room for a model. The only file that imports `httpx2`.
+
+`RemoteEncoder` has the methods of `Encoder`, and its answers hold the same bits as the server's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from io import BytesIO
+from typing import Any, Self
+
+import httpx2
+
+from vecferry.artifact import VectorSpace
+from vecferry.embeddings import DENSE, Embeddings, Outputs, require_heads
+from vecferry.encoder import Role
+from vecferry.errors import ModelNotServed, ServerFailed, SpaceMismatch
+from vecferry.export import load_npz
+from vecferry.tokens import check_texts
+
+TEXTS_EACH = 256
+TRIES = 5
+AGAIN = (429, 503)
+"""Statuses after which the same request may succeed."""
+FIRST_PAUSE_S = 0.5
+
+
+class RemoteEncoder:
+    """Thread-safe. Requests raise ServerFailed, with what the server said."""
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, model: str | None = None, timeout_s: float = 300.0
+    ) -> None:
+        """url: of the server, for instance http://127.0.0.1:8080. model: by default the first that it serves.
+
+        timeout_s: for one request, of up to `TEXTS_EACH` texts. Nothing is asked of the server yet.
+        """
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._url = url.rstrip("/")
+        self._model = model
+        self._http = httpx2.Client(base_url=self._url, headers=headers, timeout=timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    @cached_property
+    def space(self) -> VectorSpace:
+        """As the server says it, once. Raises ModelNotServed."""
+        served = self._asked("GET", "/v1/models").json()["data"]
+        for one in served:
+            if self._model in (None, one["id"], *one["vecferry"]["aliases"]):
+                return VectorSpace.model_validate(one["vecferry"]["space"])
+        raise ModelNotServed(str(self._model), [one["id"] for one in served])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.space.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        return self.space.dimension
+
+    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
+        """As `Encoder.encode`. Raises EmptyInput, InvalidText, HeadUnavailable; SpaceMismatch if the server's model has
+        become another since it was first asked.
+        """
+        require_heads(outputs, self.space.outputs)
+        check_texts(texts)
+        parts = [self._encoded(texts[at : at + TEXTS_EACH], outputs, role) for at in range(0, len(texts), TEXTS_EACH)]
+        return Embeddings.concat(parts)
+
+    def _encoded(self, texts: Sequence[str], outputs: Outputs, role: Role) -> Embeddings:
+        body = {"inputs": list(texts), "outputs": outputs.names, "role": role, "model": self._model}
+        answer = self._asked("POST", "/v1/m3", json=body, headers={"accept": "application/x-npz"})
+        _, found = load_npz(BytesIO(answer.content))
+        if found.fingerprint != self.fingerprint:
+            raise SpaceMismatch(expected=self.fingerprint, found=found.fingerprint, where=f"the server at {self._url}")
+        return found
+
+    def _asked(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        """Again after a pause where the server is busy, as long as it says."""
+        pause_s = FIRST_PAUSE_S
+        for tried in range(1, TRIES + 1):
+            try:
+                answer = self._http.request(method, path, **request)
+            except httpx2.HTTPError as exc:
+                raise ServerFailed(self._url, 0, str(exc) or type(exc).__name__) from exc
+            if answer.status_code not in AGAIN or tried == TRIES:
+                break
+            time.sleep(float(answer.headers.get("retry-after", pause_s)))
+            pause_s *= 2
+        if answer.status_code != httpx2.codes.OK:
+            raise ServerFailed(self._url, answer.status_code, _reason(answer))
+        return answer
+
+
+def _reason(answer: httpx2.Response) -> str:
+    try:
+        error = answer.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200]

@@ -1,0 +1,17 @@
+"""HTTP: parse, queue, encode, render; no model logic. Needs the `server` extra.
+
+    guard.py       before a request is read: its id, key, size and time; the line in the log afterwards
+    openai.py      /v1/embeddings, /v1/models
+    tei.py         /embed, /embed_sparse, /embed_all, /similarity, /tokenize, /decode, /info, /health, /metrics
+    m3.py          /v1/m3, /search
+    requests.py    what the three have in common: which model, which texts, for how long
+    answers.py     embeddings and errors to bytes
+    service.py     a request's texts to embeddings: limits, tokens, queue, answer
+    lanes.py       what waits, and what is taken next; decides, and starts nothing
+    workers.py     one thread for each lane, which runs what it takes
+    models.py      the models that are served, and whether they work
+    metrics.py, logs.py, keys.py, options.py
+
+Two lanes, a thread each (docs/decisions/0016): short requests never wait behind long ones, since the thread of the
+bulk lane gives way to the other wherever both want a processor.
+"""

@@ -1,0 +1,139 @@
+"""Embeddings and errors to bytes. The only file that imports `orjson`.
+
+Numbers in JSON are the shortest that read back as the same float32, so every form of an answer holds the same bits.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+
+from vecferry import errors as e
+from vecferry.embeddings import Embeddings, Float32
+from vecferry.export import as_arrow, as_npz
+
+JSON, NPZ, ARROW = "application/json", "application/x-npz", "application/vnd.apache.arrow.stream"
+
+STATUS: Mapping[type[Exception], int] = {
+    e.InvalidInput: 400,
+    e.BadRequest: 400,
+    e.TextTooLong: 413,
+    e.RequestTooLarge: 413,
+    e.OverMemoryBudget: 413,
+    e.ReceiveTimeout: 408,
+    e.NotAuthorized: 401,
+    e.ModelNotServed: 404,
+    e.Overloaded: 429,
+    e.DeadlineExceeded: 504,
+    e.NotReady: 503,
+    e.StoreError: 503,
+    e.VecferryError: 500,
+    Exception: 500,
+}
+"""HTTP's status of an error: that of the nearest class above it."""
+
+OPENAI_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error",
+                413: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
+TEI_TYPES = {400: "Validation", 401: "Unauthorized", 404: "Validation", 405: "Validation", 408: "Validation",
+             413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}  # fmt: skip
+FAULT = "a fault of the server; its log has it under this request's id."
+
+
+class Style(StrEnum):
+    """Whose form an error has."""
+
+    OPENAI = "openai"
+    TEI = "tei"
+
+
+def style_of(path: str) -> Style:
+    return Style.OPENAI if path.startswith("/v1/") else Style.TEI
+
+
+def status_of(exc: Exception) -> int:
+    return next(STATUS[kind] for kind in type(exc).__mro__ if kind in STATUS)
+
+
+def error_answer(exc: Exception, style: Style) -> Response:
+    """The error's message and hint; of a fault of ours no more than that there was one."""
+    status = status_of(exc)
+    message = str(exc) if isinstance(exc, e.VecferryError) else FAULT
+    headers = {"retry-after": str(exc.retry_after_s)} if isinstance(exc, e.Overloaded) else {}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return error_of(status, message, style, headers=headers, code=_code(exc), param=_param(exc))
+
+
+def error_of(
+    status: int,
+    message: str,
+    style: Style,
+    *,
+    headers: Mapping[str, str] | None = None,
+    code: str | None = None,
+    param: str | None = None,
+) -> Response:
+    if style is Style.OPENAI:
+        kind = OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    else:
+        body = {"error": message, "error_type": TEI_TYPES.get(status, "Backend")}
+    return Response(orjson.dumps(body), status, dict(headers or {}), JSON)
+
+
+def _code(exc: Exception) -> str | None:
+    codes: Mapping[type[Exception], str] = {
+        e.TextTooLong: "context_length_exceeded",
+        e.ModelNotServed: "model_not_found",
+        e.NotAuthorized: "invalid_api_key",
+        e.Overloaded: "rate_limit_exceeded",
+    }
+    return codes.get(type(exc))
+
+
+def _param(exc: Exception) -> str | None:
+    if isinstance(exc, e.BadRequest):
+        return exc.where
+    if isinstance(exc, e.ModelNotServed):
+        return "model"
+    return "input" if isinstance(exc, e.InvalidInput | e.TextTooLong) else None
+
+
+# --- embeddings -----------------------------------------------------------------------------------
+
+
+def wanted_form(request: Request) -> str:
+    """JSON, or what the Accept header names of the others. Raises MissingExtra."""
+    accepted = request.headers.get("accept", "")
+    return next((form for form in (NPZ, ARROW) if form in accepted), JSON)
+
+
+def binary(found: Embeddings, form: str, headers: Mapping[str, str]) -> Response:
+    """All of the embeddings as `vecferry encode` writes them, ids from 0."""
+    ids = [str(row) for row in range(len(found))]
+    return Response((as_npz if form == NPZ else as_arrow)(ids, found), headers=dict(headers), media_type=form)
+
+
+def json(value: object, headers: Mapping[str, str] | None = None) -> Response:
+    """float32 arrays inside are written as lists."""
+    return Response(
+        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), headers=dict(headers or {}), media_type=JSON
+    )
+
+
+def as_base64(vector: Float32) -> str:
+    """The bytes of float32, little-endian."""
+    return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
+
+
+def sparse_rows(found: Embeddings) -> list[list[dict[str, float]]]:
+    """As TEI writes them: `{"index": token id, "value": weight}`."""
+    return [
+        [{"index": index, "value": weight} for index, weight in found.sparse.row(row).items()]
+        for row in range(len(found))
+    ]

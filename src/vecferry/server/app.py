@@ -1,0 +1,122 @@
+"""The application: routes, errors in the form of their interface, and the guard around them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
+
+from vecferry import __version__
+from vecferry.errors import BadRequest, VecferryError
+from vecferry.migrate.router import Router
+from vecferry.server import m3, openai, tei
+from vecferry.server.answers import error_answer, error_of, style_of
+from vecferry.server.guard import Guard
+from vecferry.server.options import ServerOptions
+from vecferry.server.requests import Abandoned
+from vecferry.server.service import Service
+
+ENCODABLE = 200
+log = logging.getLogger("vecferry.server")
+
+
+def create_app(service: Service, options: ServerOptions, router: Router | None = None) -> FastAPI:
+    """router: of a migration that /search follows; closed with the application."""
+    app = FastAPI(
+        title="vecferry",
+        version=__version__,
+        summary="BGE-M3's dense, sparse and ColBERT vectors, for clients of OpenAI and text-embeddings-inference.",
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(service, router),
+        telemetry={"tracing": options.traces, "metrics": False, "logs": False, "auto_configure": options.traces},
+    )
+    app.state.service, app.state.router = service, router
+    for part in (openai.router, tei.router, m3.router):
+        app.include_router(part)
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    if options.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(Guard, keys=options.keys, limits=options.limits, metrics=service.metrics)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+def _lifespan(service: Service, router: Router | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.stop()
+            if router is not None:
+                router.close()
+
+    return running
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+async def _known(request: Request, exc: Exception) -> Response:
+    return error_answer(exc, style_of(request.url.path))
+
+
+async def _invalid(request: Request, exc: Exception) -> Response:
+    """The first thing that is wrong, by its place; never the value, which may be anything."""
+    assert isinstance(exc, RequestValidationError)
+    first = exc.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")[:ENCODABLE]
+    where = place.encode("ascii", "backslashreplace").decode() or "the request's body"
+    return error_answer(BadRequest(where, str(first["msg"])[:ENCODABLE]), style_of(request.url.path))
+
+
+async def _http(request: Request, exc: Exception) -> Response:
+    """Raised by the framework: no such path, not that method, a body that is not JSON."""
+    assert isinstance(exc, HTTPException)
+    return error_of(exc.status_code, str(exc.detail), style_of(request.url.path), headers=exc.headers)
+
+
+async def _abandoned(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _fault(request: Request, exc: Exception) -> Response:
+    return error_answer(exc, style_of(request.url.path))
+
+
+HANDLERS: dict[type[Exception], Any] = {
+    VecferryError: _known,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    Abandoned: _abandoned,
+    Exception: _fault,
+}
+
+
+# --- the document ---------------------------------------------------------------------------------
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's, without the status 422, which is 400 here; with the scheme of the keys."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+    return app.openapi_schema or {}

@@ -1,0 +1,58 @@
+"""What /openapi.json says of answers that handlers write themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from vecferry.server.answers import ARROW, NPZ
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+class OpenAIErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """As OpenAI's."""
+
+    error: OpenAIErrorDetail
+
+
+class TeiError(BaseModel):
+    """As text-embeddings-inference's."""
+
+    error: str
+    error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Unauthorized"]
+
+
+STATUSES = {
+    400: "The request is not as described.",
+    401: "No API key that this server knows.",
+    404: "No such model.",
+    408: "The request did not arrive in time.",
+    413: "Over one of the limits.",
+    429: "The queue is full; Retry-After says when to come again.",
+    500: "A fault of the server.",
+    503: "The model does not work.",
+    504: "No answer within the request's time.",
+}
+
+
+def errors(model: type[BaseModel]) -> Responses:
+    return {status: {"model": model, "description": text} for status, text in STATUSES.items()}
+
+
+OPENAI_ERRORS = errors(OpenAIError)
+TEI_ERRORS = errors(TeiError)
+
+
+def binary_forms(model: Any) -> Responses:
+    """An answer in JSON, and in the forms for many vectors, by the request's Accept header."""
+    stream = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"model": model, "description": "The vectors.", "content": {NPZ: stream, ARROW: stream}}}

@@ -1,0 +1,56 @@
+"""API keys: known by their digests, compared in constant time, never shown."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from vecferry.errors import SettingsError, reason_of
+
+MIN_CHARACTERS = 16
+
+
+class ApiKeys:
+    """No keys: every request is let in."""
+
+    def __init__(self, keys: Iterable[str] = (), *, source: str = "VECFERRY_API_KEYS") -> None:
+        """Raises SettingsError for a key that is too short to be one, without saying it."""
+        keys = list(keys)
+        if any(len(key) < MIN_CHARACTERS for key in keys):
+            raise SettingsError(source, "…", f"keys of at least {MIN_CHARACTERS} characters")
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """One key a line; blank lines and those that begin with # are left out. Raises SettingsError."""
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = reason_of(exc) if isinstance(exc, OSError) else "it is not UTF-8"
+            raise SettingsError("--api-keys", path, f"a file with a key a line ({reason})") from exc
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise SettingsError("--api-keys", path, "a file with a key a line (it has none)")
+        return cls(keys, source=f"--api-keys {path}")
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def __repr__(self) -> str:
+        return f"<{len(self._digests)} API keys>"
+
+    def accepts(self, authorization: bytes) -> bool:
+        """Whether the value of an Authorization header carries one of the keys; all of them are compared."""
+        if not self._digests:
+            return True
+        scheme, _, key = authorization.partition(b" ")
+        given = _digest(key.strip())
+        found = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == b"bearer" and any(found)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,142 @@
+"""What waits to be run, and what is taken next. Decides and starts nothing; thread-safe.
+
+A lane is a queue in the order of arrival. What is taken from it at once is a *cohort*: the first, and those behind
+it that ask the same model for the same outputs, as far as they fit. The library then makes one plan for all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vecferry.embeddings import Embeddings, Outputs
+from vecferry.encoder import TEXTS_EACH, Work
+from vecferry.errors import Overloaded
+from vecferry.server.models import Served
+
+
+class Name(StrEnum):
+    """Which lane."""
+
+    QUERY = "query"
+    BULK = "bulk"
+
+
+COHORT_TEXTS = {Name.QUERY: 64, Name.BULK: TEXTS_EACH}
+"""Texts of a cohort: in the bulk lane as many as the library plans at a time, few where somebody waits."""
+RETRY_AT_MOST_S = 60
+
+
+@dataclass(eq=False)
+class Job:
+    """A part of a request. until: on the clock of `time.monotonic`. answer: cancelled by one who does not wait."""
+
+    model: Served
+    work: Work
+    until: float
+    answer: Future[Embeddings] = field(default_factory=Future)
+    queued_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_wanted(self) -> bool:
+        return not self.answer.done() and time.monotonic() < self.until
+
+    @property
+    def kind(self) -> tuple[str, Outputs]:
+        return self.model.name, self.work.outputs
+
+
+class Lane:
+    """One queue. max_tokens: what may wait in it."""
+
+    def __init__(self, name: Name, max_tokens: int) -> None:
+        self.name = name
+        self._max_tokens = max_tokens
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._tokens = 0
+        self._speed = Speed()
+
+    @property
+    def tokens(self) -> int:
+        """What waits."""
+        return self._tokens
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def check_room(self, tokens: int) -> None:
+        """Raises Overloaded. An empty lane has room for anything."""
+        with self._changed:
+            if self._tokens and self._tokens + tokens > self._max_tokens:
+                wait_s = self._speed.seconds_for(self._tokens + tokens - self._max_tokens)
+                retry_after_s = min(max(round(wait_s), 1), RETRY_AT_MOST_S)
+                raise Overloaded(self.name, self._tokens, self._max_tokens, retry_after_s)
+
+    def put(self, jobs: Iterable[Job]) -> None:
+        """All of a request, which `check_room` has let in."""
+        jobs = list(jobs)
+        with self._changed:
+            assert not self._closed, "the lane is closed"
+            self._jobs.extend(jobs)
+            self._tokens += sum(job.work.num_tokens for job in jobs)
+            self._changed.notify()
+
+    def take(self) -> list[Job]:
+        """The next cohort, as soon as there is one; empty once the lane is closed and nothing is left in it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            cohort = cohort_of(self._jobs, COHORT_TEXTS[self.name])
+            taken = set(map(id, cohort))
+            self._jobs = deque(job for job in self._jobs if id(job) not in taken)
+            self._tokens -= sum(job.work.num_tokens for job in cohort)
+            return cohort
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        """So `Overloaded` can say when to come again."""
+        self._speed.saw(tokens, seconds)
+
+    def close(self) -> None:
+        """Nothing more comes; `take` gives what is left."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def cohort_of(jobs: Iterable[Job], max_texts: int) -> list[Job]:
+    """The first job, and those of its kind that fit beside it, in their order."""
+    cohort: list[Job] = []
+    texts = 0
+    for job in jobs:
+        size = len(job.work.found)
+        if cohort and texts + size > max_texts:
+            break
+        if not cohort or job.kind == cohort[0].kind:
+            cohort.append(job)
+            texts += size
+    return cohort
+
+
+class Speed:
+    """Tokens a second, as a moving average of what was seen last."""
+
+    KEPT = 0.8
+
+    def __init__(self) -> None:
+        self._tokens_per_s: float | None = None
+
+    def saw(self, tokens: int, seconds: float) -> None:
+        if tokens and seconds > 0:
+            now = tokens / seconds
+            before = now if self._tokens_per_s is None else self._tokens_per_s
+            self._tokens_per_s = self.KEPT * before + (1 - self.KEPT) * now
+
+    def seconds_for(self, tokens: int) -> float:
+        """1 as long as nothing is known."""
+        return 1.0 if self._tokens_per_s is None else tokens / self._tokens_per_s

@@ -1,0 +1,153 @@
+"""Ours: all three vectors from one pass, and search that follows a migration's switch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+
+from vecferry.embeddings import Embeddings, Outputs
+from vecferry.encoder import Role
+from vecferry.errors import BadRequest
+from vecferry.migrate.router import Router
+from vecferry.server.answers import JSON, as_base64, binary, json, wanted_form
+from vecferry.server.documented import OPENAI_ERRORS, TEI_ERRORS, binary_forms
+from vecferry.server.requests import Input, ServiceHere, embed, headers_of, service_of, while_connected
+
+router = APIRouter(tags=["vecferry"])
+Head = Literal["dense", "sparse", "colbert"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class M3Request(_Strict):
+    inputs: Input = Field(description="Texts, or token ids of this model's tokenizer.")
+    outputs: Annotated[list[Head], Field(min_length=1)] = ["dense"]
+    role: Role = "passage"
+    truncate: bool = Field(True, description="false: refuse texts that are too long.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="Of dense and ColBERT vectors.")
+    model: StrictStr | None = Field(None, description="By default the first that is served.")
+
+
+class M3Embedding(BaseModel):
+    """Those that were asked for. sparse: token id to weight. colbert: of each token but the first."""
+
+    dense: list[float] | str | None = None
+    sparse: dict[str, float] | None = None
+    colbert: list[list[float]] | list[str] | None = None
+
+
+class ServingEpoch(BaseModel):
+    """What answers /search: the epoch counts the switches of the migration."""
+
+    epoch: int
+    generation: int
+    fingerprint: str | None
+    model: str | None
+
+
+class M3Answer(BaseModel):
+    model: str
+    fingerprint: str
+    runtime: str
+    num_tokens: list[int]
+    truncated: list[bool]
+    num_truncated: int
+    serving: ServingEpoch | None = Field(description="null where the server follows no migration.")
+    embeddings: list[M3Embedding]
+
+
+class SearchRequest(_Strict):
+    query: StrictStr
+    k: Annotated[int, Field(ge=1, le=1000)] = 10
+
+
+class SearchHit(BaseModel):
+    """score: the cosine."""
+
+    key: list[str]
+    score: float
+
+
+class SearchAnswer(BaseModel):
+    epoch: int
+    generation: int
+    fingerprint: str
+    model: str | None
+    hits: list[SearchHit]
+
+
+@router.post("/v1/m3", response_class=Response, responses=OPENAI_ERRORS | binary_forms(M3Answer))
+async def m3(request: Request, body: M3Request) -> Response:
+    """Any of the three vectors, from one pass."""
+    service = service_of(request)
+    model = service.models.get(body.model)
+    form = wanted_form(request)
+    outputs = Outputs.parse(",".join(body.outputs))
+    answer = await embed(request, model, body.inputs, outputs=outputs, role=body.role, truncate=body.truncate)
+    found, headers = answer.embeddings, headers_of(model, answer)
+    if form != JSON:
+        return binary(found, form, headers)
+    value = {
+        "model": model.name,
+        "fingerprint": found.fingerprint,
+        "runtime": model.encoder.runtime.name,
+        "num_tokens": found.num_tokens,
+        "truncated": found.truncated,
+        "num_truncated": found.num_truncated,
+        "serving": await _serving(request),
+        "embeddings": [_embedding(found, row, body.encoding_format) for row in range(len(found))],
+    }
+    return json(value, headers)
+
+
+@router.post("/search", response_model=SearchAnswer, responses=TEI_ERRORS)
+async def search(request: Request, body: SearchRequest, service: ServiceHere) -> Response:
+    """The rows nearest to a query, from the index that serves, by the model that made it."""
+    follower = _router_of(request)
+    if follower is None:
+        raise BadRequest("/search", "this server follows no migration: vecferry serve --config migration.toml")
+    answer = await while_connected(request, anyio.to_thread.run_sync(follower.search, body.query, body.k))
+    model = service.models.of_space(answer.fingerprint)
+    return json({
+        "epoch": answer.epoch,
+        "generation": answer.generation,
+        "fingerprint": answer.fingerprint,
+        "model": model.name if model else None,
+        "hits": [{"key": hit.key, "score": hit.score} for hit in answer.hits],
+    })  # fmt: skip
+
+
+async def _serving(request: Request) -> dict[str, Any] | None:
+    follower = _router_of(request)
+    if follower is None:
+        return None
+    serving = await anyio.to_thread.run_sync(follower.serving)
+    served = service_of(request).models.of_space(serving.fingerprint) if serving.fingerprint else None
+    return {
+        "epoch": serving.epoch,
+        "generation": serving.generation,
+        "fingerprint": serving.fingerprint,
+        "model": served.name if served else None,
+    }
+
+
+def _router_of(request: Request) -> Router | None:
+    found: Router | None = request.app.state.router
+    return found
+
+
+def _embedding(found: Embeddings, row: int, encoding_format: str) -> dict[str, Any]:
+    encoded = as_base64 if encoding_format == "base64" else lambda vector: vector
+    value: dict[str, Any] = {}
+    if found.dense_or_none is not None:
+        value["dense"] = encoded(found.dense[row])
+    if found.sparse_or_none is not None:
+        value["sparse"] = {str(token): weight for token, weight in found.sparse.row(row).items()}
+    if found.colbert_or_none is not None:
+        value["colbert"] = [encoded(vector) for vector in found.colbert[row]]
+    return value

@@ -1,0 +1,99 @@
+"""The interface of OpenAI's clients: /v1/embeddings, /v1/models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from vecferry.errors import BadRequest
+from vecferry.server.answers import JSON, as_base64, binary, json, wanted_form
+from vecferry.server.documented import OPENAI_ERRORS, binary_forms
+from vecferry.server.requests import Body, Input, ServiceHere, embed, headers_of, role_of, service_of
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
+
+
+class EmbeddingsRequest(Body):
+    """As OpenAI's; `truncate` and `prompt_name` are ours."""
+
+    input: Input = Field(description="Texts, or token ids of this model's tokenizer (POST /tokenize).")
+    model: str = Field(description="A name from GET /v1/models.")
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, description="Refused unless it is the model's.")
+    truncate: bool = Field(False, description="Cut texts that are too long, instead of refusing them.")
+    prompt_name: str | None = Field(None, description="query or passage.")
+
+
+class EmbeddingObject(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    object: Literal["list"]
+    data: list[EmbeddingObject]
+    model: str
+    usage: Usage
+
+
+class ModelObject(BaseModel):
+    """`vecferry`: what is ours to say: the vector space and its fingerprint, what runs it, other names."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    vecferry: dict[str, Any]
+
+
+class ModelsAnswer(BaseModel):
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
+@router.post("/embeddings", response_class=Response, responses=binary_forms(EmbeddingsAnswer))
+async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
+    """Dense vectors of texts."""
+    model = service_of(request).models.get(body.model)
+    if body.dimensions not in (None, model.encoder.dimension):
+        raise BadRequest("dimensions", f"{model.name} gives {model.encoder.dimension} numbers, and no other count")
+    form = wanted_form(request)
+    answer = await embed(request, model, body.input, role=role_of(body.prompt_name), truncate=body.truncate)
+    found, headers = answer.embeddings, headers_of(model, answer)
+    if form != JSON:
+        return binary(found, form, headers)
+    vectors = map(as_base64, found.dense) if body.encoding_format == "base64" else found.dense
+    tokens = int(found.num_tokens.sum())
+    value = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
+        "model": model.name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return json(value, headers)
+
+
+@router.get("/models", response_model=ModelsAnswer)
+async def models(service: ServiceHere) -> Response:
+    """What is served, and in which vector spaces."""
+    return json({"object": "list", "data": [_model_object(one) for one in service.models.all]})
+
+
+def _model_object(model: Any) -> dict[str, Any]:
+    space = model.encoder.space
+    ours = {
+        "fingerprint": space.fingerprint,
+        "space": space.model_dump(mode="json"),
+        "runtime": model.encoder.runtime.name,
+        "reason": model.reason,
+        "aliases": model.aliases,
+    }
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "vecferry", "vecferry": ours}

@@ -1,0 +1,138 @@
+"""What the handlers have in common: the service, the model, the texts, the time there is, the headers of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from vecferry.embeddings import DENSE, Outputs
+from vecferry.encoder import Role
+from vecferry.errors import BadRequest
+from vecferry.server.lanes import Name
+from vecferry.server.models import Served
+from vecferry.server.service import Answer, Asked, Service, Texts
+
+T = TypeVar("T")
+
+TokenIds = list[Annotated[StrictInt, Field(ge=0, lt=2**31)]]
+Input = StrictStr | list[StrictStr] | TokenIds | list[TokenIds]
+"""One text or several; a text may be the ids of this model's tokenizer."""
+
+TIMEOUT_HEADER, LANE_HEADER = "x-request-timeout", "x-vecferry-lane"
+ROLES: dict[str | None, Role] = {None: "passage", "passage": "passage", "document": "passage", "query": "query"}
+
+
+class Abandoned(Exception):
+    """The client went away."""
+
+
+class Body(BaseModel):
+    """Of requests in others' forms: fields that mean nothing here are left out of account."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceHere = Annotated[Service, Depends(service_of)]
+
+
+def texts_of(given: Input) -> Texts:
+    """A list of texts, each a string or its token ids."""
+    if isinstance(given, str):
+        return [given]
+    if given and isinstance(given[0], int):
+        return [given]
+    return given  # type: ignore[return-value]
+
+
+def is_single(given: Input) -> bool:
+    return isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+
+
+def role_of(prompt_name: str | None, where: str = "prompt_name") -> Role:
+    """Raises BadRequest."""
+    if prompt_name not in ROLES:
+        names = ", ".join(name for name in ROLES if name)
+        raise BadRequest(where, f"this model has no prompt of that name; there are {names}")
+    return ROLES[prompt_name]
+
+
+async def embed(
+    request: Request,
+    model: Served,
+    given: Input,
+    *,
+    outputs: Outputs = DENSE,
+    role: Role = "passage",
+    truncate: bool = True,
+) -> Answer:
+    """`Service.embed`, for as long as the client waits. Raises what that raises, and Abandoned."""
+    service = service_of(request)
+    texts = texts_of(given)
+    asked = Asked(model, texts, outputs, role, truncate, _lane_of(request), until_of(request, service))
+    answer = await while_connected(request, service.embed(asked))
+    request.state.lane = answer.lane
+    return answer
+
+
+def headers_of(model: Served, answer: Answer) -> dict[str, str]:
+    """What runs, in which vector space, and whether it read everything."""
+    return {
+        "x-vecferry-fingerprint": model.encoder.fingerprint,
+        "x-vecferry-runtime": model.encoder.runtime.name,
+        "x-vecferry-num-truncated": str(answer.embeddings.num_truncated),
+    }
+
+
+def until_of(request: Request, service: Service) -> float:
+    """When the request's time is over, on `time.monotonic`. Raises BadRequest."""
+    allowed = service.limits.deadline_s
+    given = request.headers.get(TIMEOUT_HEADER)
+    try:
+        seconds = allowed if given is None else float(given)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:  # NaN too
+        raise BadRequest(TIMEOUT_HEADER, "a number of seconds above 0 was expected")
+    arrived: float = request.scope.get("vecferry.arrived_at", time.monotonic())
+    return arrived + min(seconds, allowed)
+
+
+def _lane_of(request: Request) -> Name | None:
+    """A client may say that nobody waits for its request. Raises BadRequest."""
+    given = request.headers.get(LANE_HEADER)
+    if given not in (None, "bulk"):
+        raise BadRequest(LANE_HEADER, 'only "bulk" can be asked for; short requests have the other lane by themselves')
+    return Name.BULK if given else None
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled if the client goes away before. Raises Abandoned."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Abandoned
+    finally:
+        for task in (working, leaving):
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

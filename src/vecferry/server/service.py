@@ -1,0 +1,223 @@
+"""A request's texts to embeddings: limits, tokens, queue, answer. Between the handlers and the lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from vecferry.artifact import VectorSpace
+from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch
+from vecferry.encoder import TEXTS_EACH, Role, Work
+from vecferry.errors import DeadlineExceeded, EmptyInput, InvalidText, RequestTooLarge, TextTooLong
+from vecferry.server.lanes import Job, Lane, Name
+from vecferry.server.metrics import Metrics
+from vecferry.server.models import Models, Served, Watch
+from vecferry.server.options import ServerLimits
+from vecferry.server.tracing import span
+from vecferry.server.workers import WatchedRuntime, Worker
+
+MB = 1_000_000
+TOKENISERS = 2
+CHARS_PER_TOKEN = 2
+"""Fewer than in any language that was looked at, for a first guess at what a text will be."""
+
+Texts = Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a request decides how it is encoded. truncate: whether texts may be cut; until: `time.monotonic`."""
+
+    model: Served
+    texts: Texts
+    outputs: Outputs = DENSE
+    role: Role = "passage"
+    truncate: bool = True
+    lane: Name | None = None
+    until: float = field(default_factory=lambda: time.monotonic() + ServerLimits.deadline_s)
+
+
+@dataclass(frozen=True)
+class Answer:
+    embeddings: Embeddings
+    lane: Name
+
+
+class Service:
+    """Everything behind HTTP. `start` before the first request, `stop` after the last."""
+
+    def __init__(self, models: Models, limits: ServerLimits) -> None:
+        self.models, self.limits, self.metrics = models, limits, Metrics()
+        self._lanes = {name: Lane(name, limits.max_queue_tokens) for name in Name}
+        self._workers = [Worker(lane) for lane in self._lanes.values()]
+        self._tokenisers = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="vecferry-tokens")
+        self._watch = Watch(models)
+        for model in models.all:
+            model.encoder.runtime = WatchedRuntime(model.encoder.runtime, partial(self.metrics.ran, model))
+        self.metrics.watch_lanes(tuple(self._lanes.values()))
+        self.metrics.watch_models(models)
+
+    def start(self) -> None:
+        """Leaves the lanes at work, and the models being probed."""
+        for worker in self._workers:
+            worker.start()
+        self._watch.start()
+
+    def stop(self) -> None:
+        """What waits is still computed. Not repeated."""
+        for lane in self._lanes.values():
+            lane.close()
+        for worker in self._workers:
+            worker.join()
+        self._watch.stop()
+        self._tokenisers.shutdown()
+
+    async def embed(self, asked: Asked) -> Answer:
+        """Embeddings in the order of the texts.
+
+        Raises EmptyInput, InvalidText, HeadUnavailable, RequestTooLarge, TextTooLong, NotReady, Overloaded,
+        DeadlineExceeded; ModelRuntimeError of the run. One who does not wait any more costs no run that has not begun.
+        """
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(asked.until - began):
+                works = await self._prepared(asked)
+                name, jobs = self._queued(asked, works)
+                with span("compute", lane=name, tokens=sum(work.num_tokens for work in works)):
+                    parts = await _all([asyncio.wrap_future(job.answer) for job in jobs])
+        except TimeoutError as exc:
+            raise DeadlineExceeded(round(asked.until - began, 3)) from exc
+        found = Embeddings.concat(parts)
+        self.metrics.truncated.labels(asked.model.name).inc(found.num_truncated)
+        return Answer(found, name)
+
+    def submit(self, asked: Asked) -> Future[Embeddings]:
+        """The same for threads, for up to `TEXTS_EACH` texts. Raises what `embed` raises, but DeadlineExceeded."""
+        assert len(asked.texts) <= TEXTS_EACH, "a request in one part"
+        _, (job,) = self._queued(asked, [self._part(asked, asked.texts)])
+        return job.answer
+
+    # --- the steps --------------------------------------------------------------------------------
+
+    async def _prepared(self, asked: Asked) -> list[Work]:
+        """In parts of as many texts as the library takes at a time."""
+        self.check_texts(asked.texts)
+        asked.model.require()
+        chars = sum(map(len, asked.texts))
+        self._lanes[self._lane_of(asked, chars // CHARS_PER_TOKEN)].check_room(0)  # before the work of tokenising
+        with span("tokenise", texts=len(asked.texts)):
+            works = []
+            for at in range(0, len(asked.texts), TEXTS_EACH):
+                part = asked.texts[at : at + TEXTS_EACH]
+                run = partial(self._part, asked, part)
+                works.append(await asyncio.get_running_loop().run_in_executor(self._tokenisers, run))
+        self._check_tokens(asked, works)
+        return works
+
+    def _part(self, asked: Asked, texts: Texts) -> Work:
+        encoder = asked.model.encoder
+        if all(isinstance(text, str) for text in texts):
+            return encoder.prepare(texts, outputs=asked.outputs, role=asked.role)  # type: ignore[arg-type]
+        return encoder.prepare_tokens(_with_ends(asked.model, texts), outputs=asked.outputs)
+
+    def _queued(self, asked: Asked, works: Sequence[Work]) -> tuple[Name, list[Job]]:
+        tokens = sum(work.num_tokens for work in works)
+        name = self._lane_of(asked, tokens)
+        self._lanes[name].check_room(tokens)
+        jobs = [Job(asked.model, work, asked.until) for work in works]
+        self._lanes[name].put(jobs)
+        self.metrics.accepted.labels(name).inc()
+        return name, jobs
+
+    def _lane_of(self, asked: Asked, tokens: int) -> Name:
+        if asked.lane is not None:
+            return asked.lane
+        return Name.QUERY if tokens <= self.limits.query_tokens else Name.BULK
+
+    def check_texts(self, texts: Texts) -> None:
+        """Raises EmptyInput, RequestTooLarge."""
+        if not texts:
+            raise EmptyInput
+        if len(texts) > self.limits.max_texts:
+            raise RequestTooLarge("texts of a request", len(texts), self.limits.max_texts, "--max-texts")
+        for row, text in enumerate(texts):
+            if len(text) > self.limits.max_text_chars:
+                allowed = self.limits.max_text_chars
+                raise RequestTooLarge(f"characters of text {row}", len(text), allowed, "--max-text-chars")
+
+    def _check_tokens(self, asked: Asked, works: Sequence[Work]) -> None:
+        tokens = sum(work.num_tokens for work in works)
+        if tokens > self.limits.max_request_tokens:
+            allowed = self.limits.max_request_tokens
+            raise RequestTooLarge("tokens of a request", tokens, allowed, "--max-request-tokens")
+        dimension = asked.model.encoder.dimension
+        vectors = tokens * (Outputs.COLBERT in asked.outputs) + len(asked.texts)
+        if (answer_mb := vectors * dimension * 4 // MB) > self.limits.max_answer_mb:
+            allowed = self.limits.max_answer_mb
+            raise RequestTooLarge("MB of numbers in the answer", answer_mb, allowed, "--max-answer-mb")
+        if not asked.truncate:
+            cut = np.concatenate([work.truncated for work in works])
+            if cut.any():
+                raise TextTooLong(int(cut.argmax()), asked.model.encoder.space.max_tokens)
+
+
+class QueuedEncoder:
+    """A `TextEncoder` for threads of this process, which waits in the lanes like everybody else."""
+
+    def __init__(self, service: Service, model: Served) -> None:
+        self._service, self._model = service, model
+
+    @property
+    def space(self) -> VectorSpace:
+        return self._model.encoder.space
+
+    @property
+    def fingerprint(self) -> str:
+        return self._model.encoder.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        return self._model.encoder.dimension
+
+    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
+        """As `Encoder.encode`; Overloaded and DeadlineExceeded too."""
+        asked = Asked(self._model, texts, outputs, role)
+        parts = [
+            self._service.submit(replace(asked, texts=texts[at : at + TEXTS_EACH]))
+            for at in range(0, len(texts), TEXTS_EACH)
+        ]
+        try:
+            return Embeddings.concat([part.result(asked.until - time.monotonic()) for part in parts])
+        except TimeoutError as exc:
+            raise DeadlineExceeded(ServerLimits.deadline_s) from exc
+
+
+async def _all(answers: Sequence[Awaitable[Embeddings]]) -> list[Embeddings]:
+    """All of them, or the first error; what is not needed any more is cancelled."""
+    together = asyncio.gather(*answers)
+    try:
+        return await together
+    finally:
+        for answer in answers:
+            answer.cancel()  # type: ignore[attr-defined]  # of one that is done it does nothing
+
+
+def _with_ends(model: Served, rows: Texts) -> TokenBatch:
+    """Token ids of this model's tokenizer, cut to what it reads. Raises InvalidText."""
+    tokenizer, limit = model.tokenizer, model.encoder.space.max_tokens
+    first, last = tokenizer.ends
+    whole: list[tuple[list[int], bool]] = []
+    for row, ids in enumerate(rows):
+        known = [i for i in ids if isinstance(i, int) and i < tokenizer.vocabulary]
+        if len(known) < len(ids):
+            reason = f"token ids of this model are from 0 to {tokenizer.vocabulary - 1} (/tokenize gives them)"
+            raise InvalidText(row, reason)
+        inner = [i for i in known if i not in (first, last)]
+        whole.append(([first, *inner[: limit - 2], last], len(inner) > limit - 2))
+    return TokenBatch.from_lists([ids for ids, _ in whole], [cut for _, cut in whole])

@@ -1,0 +1,215 @@
+"""The interface of text-embeddings-inference's clients (version 1.9): /embed and what is beside it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field, StrictStr
+
+from vecferry import __version__
+from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.errors import BadRequest
+from vecferry.server.answers import JSON, Style, binary, error_of, json, sparse_rows, wanted_form
+from vecferry.server.documented import TEI_ERRORS, binary_forms
+from vecferry.server.metrics import CONTENT_TYPE
+from vecferry.server.models import Served
+from vecferry.server.requests import (
+    Body,
+    Input,
+    ServiceHere,
+    TokenIds,
+    embed,
+    headers_of,
+    is_single,
+    role_of,
+    service_of,
+)  # fmt: skip
+
+router = APIRouter(tags=["text-embeddings-inference"], responses=TEI_ERRORS)
+
+
+class TeiParameters(Body):
+    """truncate: by default texts are cut, as with TEI's `--auto-truncate`."""
+
+    truncate: bool | None = Field(None, description="false: refuse texts that are too long.")
+    truncation_direction: Literal["left", "right", "Left", "Right"] = Field("right", description="left is refused.")
+    prompt_name: str | None = Field(None, description="query or passage.")
+
+
+class TeiRequest(TeiParameters):
+    inputs: Input
+    model: str | None = Field(None, description="Ours, where several models are served; by default the first.")
+
+
+class EmbedRequest(TeiRequest):
+    normalize: bool = Field(True, description="false is refused where the model's graph normalises.")
+    dimensions: int | None = Field(None, description="Refused unless it is the model's.")
+
+
+class SimilarityInputs(Body):
+    source_sentence: StrictStr
+    sentences: list[StrictStr]
+
+
+class SimilarityRequest(Body):
+    inputs: SimilarityInputs
+    parameters: TeiParameters | None = None
+    model: str | None = None
+
+
+class TokenizeRequest(Body):
+    inputs: StrictStr | list[StrictStr]
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+    model: str | None = None
+
+
+class DecodeRequest(Body):
+    ids: TokenIds | list[TokenIds]
+    skip_special_tokens: bool = True
+    model: str | None = None
+
+
+class SparseValue(BaseModel):
+    index: int
+    value: float
+
+
+class SimpleToken(BaseModel):
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+@router.post("/embed", response_class=Response, responses=binary_forms(list[list[float]]))
+@router.post("/", response_class=Response, include_in_schema=False)  # where clients go that know only the model's task
+async def embed_dense(request: Request, body: EmbedRequest) -> Response:
+    """Dense vectors."""
+    model = service_of(request).models.get(body.model)
+    if not body.normalize and model.encoder.space.normalize:
+        raise BadRequest("normalize", f"the vectors of {model.name} have unit length: its graph normalises")
+    if body.dimensions not in (None, model.encoder.dimension):
+        raise BadRequest("dimensions", f"{model.name} gives {model.encoder.dimension} numbers, and no other count")
+    form = wanted_form(request)
+    found, headers = await _embedded(request, model, body.inputs, body)
+    return json(found.dense, headers) if form == JSON else binary(found, form, headers)
+
+
+@router.post("/embed_sparse", response_model=list[list[SparseValue]])
+async def embed_sparse(request: Request, body: TeiRequest) -> Response:
+    """Lexical weights: per text the largest weight of each token id."""
+    model = service_of(request).models.get(body.model)
+    found, headers = await _embedded(request, model, body.inputs, body, Outputs.SPARSE)
+    return json(sparse_rows(found), headers)
+
+
+@router.post("/embed_all", response_model=list[list[list[float]]])
+async def embed_all(request: Request, body: TeiRequest) -> Response:
+    """ColBERT vectors: one for each token but the first."""
+    model = service_of(request).models.get(body.model)
+    found, headers = await _embedded(request, model, body.inputs, body, Outputs.COLBERT)
+    return json([found.colbert[row] for row in range(len(found))], headers)
+
+
+@router.post("/similarity", response_model=list[float])
+async def similarity(request: Request, body: SimilarityRequest) -> Response:
+    """Cosines of the first sentence with the others."""
+    model = service_of(request).models.get(body.model)
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    if not body.inputs.sentences:
+        raise BadRequest("inputs.sentences", "at least one sentence was expected")
+    found, headers = await _embedded(request, model, texts, body.parameters or TeiParameters())
+    return json(found.dense[1:] @ found.dense[0], headers)
+
+
+async def _embedded(
+    request: Request, model: Served, inputs: Input, given: TeiParameters, outputs: Outputs = DENSE
+) -> tuple[Embeddings, dict[str, str]]:
+    if given.truncation_direction.lower() == "left":
+        raise BadRequest("truncation_direction", "texts are cut at their end only")
+    role, truncate = role_of(given.prompt_name), given.truncate is not False
+    answer = await embed(request, model, inputs, outputs=outputs, role=role, truncate=truncate)
+    return answer.embeddings, headers_of(model, answer)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+@router.post("/tokenize", response_model=list[list[SimpleToken]])
+def tokenize(service: ServiceHere, body: TokenizeRequest) -> Response:
+    """Ids and places of what texts are cut into."""
+    model = service.models.get(body.model)
+    tokenizer, space = model.tokenizer, model.encoder.space
+    prefix = space.query_prefix if role_of(body.prompt_name) == "query" else space.passage_prefix
+    prefix = prefix if body.prompt_name else ""
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    service.check_texts(texts)
+    pieces = [tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens) for text in texts]
+    return json([[_simple_token(piece) for piece in row] for row in pieces])
+
+
+def _simple_token(piece: Any) -> dict[str, Any]:
+    start, stop = piece.place or (None, None)
+    return {"id": piece.id, "text": piece.text, "special": piece.place is None, "start": start, "stop": stop}
+
+
+@router.post("/decode", response_model=list[str])
+def decode(service: ServiceHere, body: DecodeRequest) -> Response:
+    """Texts of token ids."""
+    tokenizer = service.models.get(body.model).tokenizer
+    rows: Any = [body.ids] if is_single(body.ids) else body.ids
+    service.check_texts(rows)
+    for row, ids in enumerate(rows):
+        if any(i >= tokenizer.vocabulary for i in ids):
+            raise BadRequest(f"ids[{row}]", f"token ids of this model are from 0 to {tokenizer.vocabulary - 1}")
+    return json([tokenizer.decode(ids, without_special=body.skip_special_tokens) for ids in rows])
+
+
+# --- about the server -----------------------------------------------------------------------------
+
+
+@router.get("/info")
+async def info(service: ServiceHere) -> Response:
+    """The first model, in TEI's fields; ours beside them."""
+    model, limits = service.models.default, service.limits
+    space = model.encoder.space
+    return json({
+        "model_id": model.name,
+        "model_sha": None,
+        "model_dtype": {"fp32": "float32", "fp16": "float16", "int8": "int8"}[space.precision],
+        "model_type": {"embedding": {"pooling": space.pooling}},
+        "served_model_name": model.name,
+        "max_concurrent_requests": limits.max_connections,
+        "max_input_length": space.max_tokens,
+        "max_batch_tokens": service.models.default.encoder.limits.max_batch_tokens,
+        "max_batch_requests": None,
+        "max_client_batch_size": limits.max_texts,
+        "auto_truncate": True,
+        "tokenization_workers": 2,
+        "version": __version__,
+        "sha": None,
+        "docker_label": None,
+        "fingerprint": space.fingerprint,
+        "runtime": model.encoder.runtime.name,
+        "reason": model.reason,
+        "outputs": space.heads,
+        "models": [one.name for one in service.models.all],
+    })  # fmt: skip
+
+
+@router.get("/health")
+async def health(service: ServiceHere) -> Response:
+    """200 if every model's last run succeeded. Needs no key."""
+    problems = {one.name: one.problem for one in service.models.all if one.problem is not None}
+    if problems:
+        return error_of(503, "; ".join(f"{name}: {problem}" for name, problem in problems.items()), Style.TEI)
+    return json({"status": "ok", "models": [one.name for one in service.models.all]})
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(service: ServiceHere) -> Response:
+    """For Prometheus."""
+    return Response(service.metrics.exposed(), media_type=CONTENT_TYPE)

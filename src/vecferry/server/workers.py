@@ -1,0 +1,113 @@
+"""One thread for each lane. It takes a cohort, has the library compute it, and hands out the answers.
+
+The two threads share the models' sessions. The bulk lane's has the lowest priority of the system's scheduler: where
+both want a processor the queries' thread has it, and where only one has work it has all of them. So nothing that runs
+has to be broken off, and no second copy of the weights is held (docs/decisions/0016).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from vecferry.artifact import VectorSpace
+from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.errors import ModelRuntimeError, NotReady
+from vecferry.runtime import Runtime
+from vecferry.server.lanes import Job, Lane, Name
+
+LOWEST_PRIORITY = 19
+log = logging.getLogger("vecferry.server")
+
+
+class Worker:
+    """Runs what is in a lane until that is closed and empty."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._thread = threading.Thread(target=self._work, name=f"vecferry-{lane.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        if self._lane.name is Name.BULK and sys.platform == "linux":  # elsewhere it would be the whole process's
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        while cohort := self._lane.take():
+            began = time.monotonic()
+            run(cohort)
+            done = sum(job.work.num_tokens for job in cohort if job.answer.done() and not job.answer.cancelled())
+            self._lane.ran(done, time.monotonic() - began)
+
+
+def run(cohort: Sequence[Job]) -> None:
+    """Leaves every job that is wanted with an answer or an error.
+
+    Where a run fails, each job that has none by then runs alone, so that only those fail that cannot be run.
+    """
+    model = cohort[0].model
+    try:
+        model.require()
+        _compute(cohort)
+    except NotReady as exc:
+        _fail(cohort, exc)
+    except ModelRuntimeError as exc:
+        log.warning("a run of %d requests failed: %s", len(cohort), exc)
+        left = [job for job in cohort if job.is_wanted]
+        if len(cohort) == 1:
+            _fail(cohort, exc)
+            model.probe()
+        for job in left if len(cohort) > 1 else ():
+            run([job])
+    except Exception as exc:  # a fault of ours: these fail, the lane goes on
+        log.exception("a fault in a run of %d requests", len(cohort))
+        _fail(cohort, exc)
+
+
+def _compute(cohort: Sequence[Job]) -> None:
+    works = [job.work for job in cohort]
+    for number, found in cohort[0].model.encoder.compute(works, is_wanted=lambda number: cohort[number].is_wanted):
+        _settle(cohort[number], found)
+
+
+def _settle(job: Job, found: Embeddings) -> None:
+    if job.answer.set_running_or_notify_cancel():
+        job.answer.set_result(found)
+
+
+def _fail(cohort: Sequence[Job], exc: Exception) -> None:
+    for job in cohort:
+        if not job.answer.done() and job.answer.set_running_or_notify_cancel():
+            job.answer.set_exception(exc)
+
+
+class WatchedRuntime:
+    """A runtime that says what it runs: `saw(rows, padded tokens, tokens, seconds)` after each batch."""
+
+    def __init__(self, runtime: Runtime, saw: Callable[[int, int, int, float], None]) -> None:
+        self._runtime, self._saw = runtime, saw
+
+    @property
+    def name(self) -> str:
+        return self._runtime.name
+
+    @property
+    def space(self) -> VectorSpace:
+        return self._runtime.space
+
+    def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        began = time.monotonic()
+        found = self._runtime.run(batch, outputs)
+        padded = len(batch) * int(batch.lengths.max())
+        self._saw(len(batch), padded, int(batch.lengths.sum()), time.monotonic() - began)
+        return found
+
+    def describe(self) -> dict[str, str]:
+        return self._runtime.describe()
