@@ -72,7 +72,7 @@ def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Serv
         assert started.wait(60), "no start within a minute"
         found = [match[1] for line in lines if (match := STARTED.search(line))]
         assert found, "\n".join(lines)
-        server = Server(process, found[0], lines)
+        server = Server(process, found[0].replace("0.0.0.0", "127.0.0.1"), lines)
         server.wait_until_ready()
         yield server
     finally:
@@ -80,6 +80,8 @@ def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Serv
             process.kill()
         process.wait()
         reader.join(5)
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 Serving = Callable[..., Iterator[Server]]

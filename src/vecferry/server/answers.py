@@ -5,8 +5,9 @@ Numbers in JSON are the shortest that read back as the same float32, so every fo
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -41,6 +42,8 @@ OPENAI_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: 
                 413: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
 TEI_TYPES = {400: "Validation", 401: "Unauthorized", 404: "Validation", 405: "Validation", 408: "Validation",
              413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}  # fmt: skip
+BODY = "the request's body"
+"""Where an error is that has no field."""
 FAULT = "a fault of the server; its log has it under this request's id."
 
 
@@ -67,6 +70,13 @@ def error_answer(exc: Exception, style: Style) -> Response:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return error_of(status, message, style, headers=headers, code=_code(exc), param=_param(exc))
+
+
+def unread(exc: e.ServingError, style: Style) -> Response:
+    """The answer to a request whose body is not read to its end, after which nothing can follow it."""
+    response = error_answer(exc, style)
+    response.headers["connection"] = "close"
+    return response
 
 
 def error_of(
@@ -98,7 +108,7 @@ def _code(exc: Exception) -> str | None:
 
 def _param(exc: Exception) -> str | None:
     if isinstance(exc, e.BadRequest):
-        return exc.where
+        return exc.where if exc.where != BODY else None
     if isinstance(exc, e.ModelNotServed):
         return "model"
     return "input" if isinstance(exc, e.InvalidInput | e.TextTooLong) else None
@@ -124,6 +134,15 @@ def json(value: object, headers: Mapping[str, str] | None = None) -> Response:
     return Response(
         orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), headers=dict(headers or {}), media_type=JSON
     )
+
+
+async def in_pieces(rows: Iterable[object]) -> list[orjson.Fragment]:
+    """Rows for `json`, each written by itself, so that other requests have their turn while a large answer is made."""
+    pieces = []
+    for row in rows:
+        pieces.append(orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)))
+        await asyncio.sleep(0)
+    return pieces
 
 
 def as_base64(vector: Float32) -> str:

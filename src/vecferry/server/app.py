@@ -13,10 +13,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 
 from vecferry import __version__
-from vecferry.errors import BadRequest, VecferryError
+from vecferry.errors import BadRequest, ServingError, VecferryError
 from vecferry.migrate.router import Router
 from vecferry.server import m3, openai, tei
-from vecferry.server.answers import error_answer, error_of, style_of
+from vecferry.server.answers import BODY, JSON, error_answer, error_of, style_of, unread
 from vecferry.server.guard import Guard
 from vecferry.server.options import ServerOptions
 from vecferry.server.requests import Abandoned
@@ -43,11 +43,11 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
         app.include_router(part)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    if options.origins:
+    app.add_middleware(Guard, keys=options.keys, limits=options.limits, metrics=service.metrics)
+    if options.origins:  # around the guard: browsers ask without a key, and read no error that does not allow it
         app.add_middleware(
             CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(Guard, keys=options.keys, limits=options.limits, metrics=service.metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 
@@ -78,13 +78,19 @@ async def _invalid(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body")[:ENCODABLE]
-    where = place.encode("ascii", "backslashreplace").decode() or "the request's body"
-    return error_answer(BadRequest(where, str(first["msg"])[:ENCODABLE]), style_of(request.url.path))
+    where, reason = place.encode("ascii", "backslashreplace").decode() or BODY, str(first["msg"])[:ENCODABLE]
+    if first["type"] == "json_invalid":
+        where, reason = BODY, f"it is not JSON (at {place})"
+    elif isinstance(exc.body, bytes):  # which the framework has left alone
+        where, reason = BODY, f"send it with the header content-type: {JSON}"
+    return error_answer(BadRequest(where, reason), style_of(request.url.path))
 
 
 async def _http(request: Request, exc: Exception) -> Response:
-    """Raised by the framework: no such path, not that method, a body that is not JSON."""
+    """Raised by the framework: no such path, not that method, a body that cannot be read, of which we know why."""
     assert isinstance(exc, HTTPException)
+    if isinstance(exc.__cause__, ServingError):
+        return unread(exc.__cause__, style_of(request.url.path))
     return error_of(exc.status_code, str(exc.detail), style_of(request.url.path), headers=exc.headers)
 
 
@@ -92,16 +98,11 @@ async def _abandoned(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _fault(request: Request, exc: Exception) -> Response:
-    return error_answer(exc, style_of(request.url.path))
-
-
 HANDLERS: dict[type[Exception], Any] = {
     VecferryError: _known,
     RequestValidationError: _invalid,
     HTTPException: _http,
     Abandoned: _abandoned,
-    Exception: _fault,
 }
 
 

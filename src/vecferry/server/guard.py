@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from vecferry.errors import NotAuthorized, ReceiveTimeout, RequestTooLarge, ServingError
-from vecferry.server.answers import error_answer, style_of
+from vecferry.server.answers import error_answer, style_of, unread
 from vecferry.server.keys import ApiKeys
 from vecferry.server.logs import request_id
 from vecferry.server.metrics import Metrics
@@ -29,6 +29,7 @@ MB = 1_000_000
 ID = re.compile(rb"[\x21-\x7e]{1,128}")
 ABANDONED = 499
 """In log and metrics, where the client was gone before its answer."""
+log = logging.getLogger("vecferry.server")
 access = logging.getLogger("vecferry.server.access")
 
 
@@ -62,10 +63,12 @@ class Guard:
             body.check_announced(headers.get(b"content-length", b""))
             await self._app(scope, body.receive, answer.send)
         except ServingError as exc:
-            if not answer.status:
-                response = error_answer(exc, style_of(scope["path"]))
-                response.headers["connection"] = "close"  # what is left of the body is not read
-                await response(scope, receive, answer.send)
+            await unread(exc, style_of(scope["path"]))(scope, receive, answer.send)
+        except Exception as exc:  # a fault of ours: the answer has the id under which the log has the reason
+            log.exception("a fault in a request")
+            if answer.status:
+                raise
+            await error_answer(exc, style_of(scope["path"]))(scope, receive, answer.send)
 
     def _record(self, scope: Scope, answer: _Answer, seconds: float) -> None:
         """Paths are the routes', so that an unknown one makes no series of its own."""

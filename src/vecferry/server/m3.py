@@ -12,7 +12,7 @@ from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encoder import Role
 from vecferry.errors import BadRequest
 from vecferry.migrate.router import Router
-from vecferry.server.answers import JSON, as_base64, binary, json, wanted_form
+from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
 from vecferry.server.documented import OPENAI_ERRORS, TEI_ERRORS, binary_forms
 from vecferry.server.requests import Input, ServiceHere, embed, headers_of, service_of, while_connected
 
@@ -100,7 +100,7 @@ async def m3(request: Request, body: M3Request) -> Response:
         "truncated": found.truncated,
         "num_truncated": found.num_truncated,
         "serving": await _serving(request),
-        "embeddings": [_embedding(found, row, body.encoding_format) for row in range(len(found))],
+        "embeddings": await in_pieces(_embedding(found, row, body.encoding_format) for row in range(len(found))),
     }
     return json(value, headers)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from vecferry.errors import BadRequest
-from vecferry.server.answers import JSON, as_base64, binary, json, wanted_form
+from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
 from vecferry.server.documented import OPENAI_ERRORS, binary_forms
 from vecferry.server.requests import Body, Input, ServiceHere, embed, headers_of, role_of, service_of
 
@@ -74,7 +74,9 @@ async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
     tokens = int(found.num_tokens.sum())
     value = {
         "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
+        "data": await in_pieces(
+            {"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)
+        ),
         "model": model.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }

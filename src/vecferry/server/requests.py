@@ -9,7 +9,17 @@ from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encoder import Role
@@ -20,8 +30,25 @@ from vecferry.server.service import Answer, Asked, Service, Texts
 
 T = TypeVar("T")
 
-TokenIds = list[Annotated[StrictInt, Field(ge=0, lt=2**31)]]
-Input = StrictStr | list[StrictStr] | TokenIds | list[TokenIds]
+ONE_ERROR = Field(fail_fast=True)
+"""Of a list: an error for each of its millions of items would be a thousand times as large as they are."""
+Strings = Annotated[list[StrictStr], ONE_ERROR]
+TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], ONE_ERROR]
+
+
+def _known_form(given: Any, checked: ValidatorFunctionWrapHandler) -> Any:
+    """One error, of the field, instead of one for each form that it could have had."""
+    try:
+        return checked(given)
+    except ValidationError as exc:
+        expected = "a text, several texts, or the token ids of one or several (whole numbers from 0) were expected"
+        raise PydanticCustomError("input", expected) from exc
+
+
+Input = Annotated[
+    StrictStr | Strings | TokenIds | Annotated[list[TokenIds], ONE_ERROR],
+    WrapValidator(_known_form),
+]
 """One text or several; a text may be the ids of this model's tokenizer."""
 
 TIMEOUT_HEADER, LANE_HEADER = "x-request-timeout", "x-vecferry-lane"

@@ -22,6 +22,7 @@ def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> Non
         app,
         http=_protocol(limits),
         log_config=None,
+        proxy_headers=False,  # whoever connects is the client
         access_log=False,  # the guard writes one line a request
         server_header=False,
         date_header=False,

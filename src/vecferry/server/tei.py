@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, StrictStr
 from vecferry import __version__
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.errors import BadRequest
-from vecferry.server.answers import JSON, Style, binary, error_of, json, sparse_rows, wanted_form
+from vecferry.server.answers import JSON, Style, binary, error_of, in_pieces, json, sparse_rows, wanted_form
 from vecferry.server.documented import TEI_ERRORS, binary_forms
 from vecferry.server.metrics import CONTENT_TYPE
 from vecferry.server.models import Served
@@ -85,7 +85,6 @@ class SimpleToken(BaseModel):
 
 
 @router.post("/embed", response_class=Response, responses=binary_forms(list[list[float]]))
-@router.post("/", response_class=Response, include_in_schema=False)  # where clients go that know only the model's task
 async def embed_dense(request: Request, body: EmbedRequest) -> Response:
     """Dense vectors."""
     model = service_of(request).models.get(body.model)
@@ -95,7 +94,7 @@ async def embed_dense(request: Request, body: EmbedRequest) -> Response:
         raise BadRequest("dimensions", f"{model.name} gives {model.encoder.dimension} numbers, and no other count")
     form = wanted_form(request)
     found, headers = await _embedded(request, model, body.inputs, body)
-    return json(found.dense, headers) if form == JSON else binary(found, form, headers)
+    return json(await in_pieces(found.dense), headers) if form == JSON else binary(found, form, headers)
 
 
 @router.post("/embed_sparse", response_model=list[list[SparseValue]])
@@ -111,7 +110,7 @@ async def embed_all(request: Request, body: TeiRequest) -> Response:
     """ColBERT vectors: one for each token but the first."""
     model = service_of(request).models.get(body.model)
     found, headers = await _embedded(request, model, body.inputs, body, Outputs.COLBERT)
-    return json([found.colbert[row] for row in range(len(found))], headers)
+    return json(await in_pieces(found.colbert[row] for row in range(len(found))), headers)
 
 
 @router.post("/similarity", response_model=list[float])
@@ -123,6 +122,12 @@ async def similarity(request: Request, body: SimilarityRequest) -> Response:
         raise BadRequest("inputs.sentences", "at least one sentence was expected")
     found, headers = await _embedded(request, model, texts, body.parameters or TeiParameters())
     return json(found.dense[1:] @ found.dense[0], headers)
+
+
+@router.post("/", response_class=Response, include_in_schema=False)
+async def by_body(request: Request, body: EmbedRequest | SimilarityRequest) -> Response:
+    """Where clients go that know no more than the server's address, as Hugging Face's."""
+    return await (embed_dense(request, body) if isinstance(body, EmbedRequest) else similarity(request, body))
 
 
 async def _embedded(

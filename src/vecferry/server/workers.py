@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
@@ -39,7 +40,8 @@ class Worker:
 
     def _work(self) -> None:
         if self._lane.name is Name.BULK and sys.platform == "linux":  # elsewhere it would be the whole process's
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+            with suppress(OSError):  # a sandbox may forbid it; then both lanes are equals
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         while cohort := self._lane.take():
             began = time.monotonic()
             run(cohort)

@@ -1,0 +1,163 @@
+"""The server under load, as a fraction of what the library does with the same texts; beside another server.
+
+    python -m bench.serving FOLDER [--texts 192] [--turns 3] [--peer COMMAND] [--json FILE]
+
+FOLDER has `checkpoint` and `fp32`, as those of bench.speed; without it the demo's stand-in is made, whose weights are
+real. The library and the servers have equal threads and take turns; clients run on the same processors, which counts
+against the servers.
+--peer: a command that starts another server with OpenAI's interface on port 7997 on FOLDER/checkpoint, for instance
+"infinity_emb v2 --engine torch --device cpu --model-id FOLDER/checkpoint --served-model-name m".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.request import urlopen
+
+from bench.load import Target, queries_beside_bulk
+from bench.turns import Process
+from vecferry.convert import convert
+from vecferry.demo.passages import load_passages
+from vecferry.demo.standin import make_standin
+from vecferry.runtime.host import available_cpus
+from vecferry.sources import open_source
+from vecferry.verify import machine
+
+WORK = Path("bench/work/serving")
+CLIENTS = (1, 8, 32, 64)
+OURS_PORT, PEER_PORT = 7996, 7997
+BULK_CLIENTS, QUERIES = 4, 60
+
+
+def main() -> None:
+    args = _arguments()
+    folder = args.folder or _standin()
+    texts, queries = _texts(args.texts)
+    threads = available_cpus()
+    with ExitStack() as stack:
+        library = stack.enter_context(closing(Process("fp32", folder, threads)))
+        targets = [stack.enter_context(_ours(folder / "fp32"))]
+        if args.peer:
+            targets.append(stack.enter_context(_peer(args.peer, threads)))
+        report: dict[str, Any] = {"folder": folder.name, "threads": threads, "machine": machine(), "texts": len(texts)}
+        report["throughput"] = _throughput(library, targets, texts, args.turns)
+        report["queries"] = {target.name: _queries(target, queries, texts, args.turns) for target in targets}
+    print(json.dumps(report["queries"], indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _throughput(library: Process, targets: Sequence[Target], texts: Sequence[str], turns: int) -> list[dict[str, Any]]:
+    """Of each number of clients: the rate as a fraction of the library's of the same turn, and latencies."""
+    library.ask("texts", texts=list(texts[:8]))
+    for target in targets:
+        target.run(texts[:8], 4)
+    rows = []
+    for clients in CLIENTS:
+        seen: dict[str, list[Any]] = {target.name: [] for target in targets}
+        rates = []
+        for _ in range(turns):
+            rates.append(len(texts) / library.ask("texts", texts=list(texts)))
+            for target in targets:
+                seen[target.name].append(target.run(texts, clients))
+        row: dict[str, Any] = {"clients": clients, "library_texts_per_s": round(median(rates), 2)}
+        for name, loads in seen.items():
+            fraction = median(load.texts_per_s / rate for load, rate in zip(loads, rates, strict=True))
+            row[name] = {
+                "of_library": round(fraction, 3),
+                "texts_per_s": round(median(load.texts_per_s for load in loads), 2),
+                "p50_ms": median(load.percentile_ms(50) for load in loads),
+                "p95_ms": median(load.percentile_ms(95) for load in loads),
+            }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def _queries(target: Target, queries: Sequence[str], texts: Sequence[str], turns: int) -> dict[str, Any]:
+    """One client's queries alone, and while bulk requests saturate the server."""
+    alone, beside = [], []
+    for _ in range(turns):
+        alone.append(target.run(queries, 1))
+        beside.append(queries_beside_bulk(target, queries, texts, BULK_CLIENTS))
+    ratios = [b.percentile_ms(95) / a.percentile_ms(95) for a, b in zip(alone, beside, strict=True)]
+    return {
+        "p50_alone_ms": median(load.percentile_ms(50) for load in alone),
+        "p95_alone_ms": median(load.percentile_ms(95) for load in alone),
+        "p50_beside_bulk_ms": median(load.percentile_ms(50) for load in beside),
+        "p95_beside_bulk_ms": median(load.percentile_ms(95) for load in beside),
+        "p95_ratio": round(median(ratios), 2),
+    }
+
+
+@contextmanager
+def _ours(artifact: Path) -> Iterator[Target]:
+    command = [sys.executable, "-m", "vecferry.cli", "serve", f"m={artifact}", "--port", str(OURS_PORT)]
+    with _started(command, OURS_PORT, dict(os.environ)):
+        yield Target("vecferry", f"http://127.0.0.1:{OURS_PORT}", "/v1/embeddings", "m")
+
+
+@contextmanager
+def _peer(command: str, threads: int) -> Iterator[Target]:
+    with _started(shlex.split(command), PEER_PORT, dict(os.environ) | {"OMP_NUM_THREADS": str(threads)}):
+        yield Target("peer", f"http://127.0.0.1:{PEER_PORT}", "/embeddings", "m")
+
+
+@contextmanager
+def _started(command: Sequence[str], port: int, environment: dict[str, str]) -> Iterator[None]:
+    with (WORK.parent / f"server-{port}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            for _ in range(600):
+                time.sleep(0.2)
+                with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        break
+            else:
+                raise RuntimeError(f"no server on port {port}; see {log.name}")
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _texts(count: int) -> tuple[list[str], list[str]]:
+    """Passages and questions of the demo, spread over its languages."""
+    found = load_passages()
+    step = len(found.passages) // count
+    return (
+        [passage.text for passage in found.passages[:: max(step, 1)][:count]],
+        [question.text for question in found.questions[:: len(found.questions) // QUERIES][:QUERIES]],
+    )
+
+
+def _standin() -> Path:
+    checkpoint = make_standin(WORK / "checkpoint")
+    if not (WORK / "fp32").exists():
+        convert(open_source(str(checkpoint)), WORK / "fp32", verified=False)
+    return WORK
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--texts", type=int, default=192)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--peer")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Chroma's embedding function. With stores/chroma.py the only file that imports chromadb.
+
+A collection keeps its function's connection and vector space. Opened again, by whatever process, it refuses a
+model of another space; the module has to be imported first, so that Chroma knows the function's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vecferry.encoder import Role
+from vecferry.errors import MissingExtra, SpaceMismatch
+from vecferry.integrations.connecting import Connection, EncoderLike, connection_to, opened
+
+try:
+    from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+    from chromadb.utils.embedding_functions import register_embedding_function
+except ImportError as exc:
+    raise MissingExtra("chroma", "chromadb") from exc
+
+
+@register_embedding_function
+class VecferryEmbeddingFunction(EmbeddingFunction[Documents]):
+    """Dense vectors; cosine distance, unless the collection says otherwise."""
+
+    def __init__(self, encoder: EncoderLike) -> None:
+        self._encoder = encoder
+
+    def __call__(self, input: Documents) -> Embeddings:  # noqa: A002, the protocol's name
+        """float32 [dimension] per document. Raises VecferryError."""
+        return self._embed(input, "passage")
+
+    def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002
+        """float32 [dimension] per query. Raises VecferryError."""
+        return self._embed(input, "query")
+
+    def _embed(self, texts: Documents, role: Role) -> Embeddings:
+        return [np.asarray(vector) for vector in opened(self._encoder).encode(texts, role=role).dense]
+
+    @staticmethod
+    def name() -> str:
+        return "vecferry"
+
+    def default_space(self) -> Space:
+        return "cosine"
+
+    def get_config(self) -> dict[str, Any]:
+        """The connection, pinned to its present vector space, for which it is opened. Raises VecferryError."""
+        return connection_to(self._encoder).pinned().to_dict()
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> VecferryEmbeddingFunction:
+        """Loads nothing yet."""
+        return VecferryEmbeddingFunction(Connection(**config))
+
+    @staticmethod
+    def validate_config(config: dict[str, Any]) -> None:
+        """Raises SettingsError, and TypeError for a name that a connection does not have."""
+        Connection(**config)
+
+    def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
+        """Another address may take over, another space not. Raises SpaceMismatch."""
+        expected, found = old_config["fingerprint"], new_config["fingerprint"]
+        if expected != found:
+            raise SpaceMismatch(expected=expected, found=found, where="the new embedding function")

@@ -1,0 +1,91 @@
+"""An encoder by its address, in plain strings, so that what a framework has written down finds it again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from vecferry.encoder import TextEncoder
+from vecferry.errors import SettingsError, SpaceMismatch
+from vecferry.loading import LazyEncoder, load_encoder
+from vecferry.settings import read_settings
+
+_OPENING = threading.Lock()
+"""functools.cache may call twice what two threads ask for at once."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where an encoder is.
+
+    artifact: a converted model's folder, for an encoder in this process; threads, device, cache and the like are as
+    the settings say. url: a server, and model: which of its models; api_key_env: the name of the environment variable
+    that holds its key, never the key. fingerprint: the only vector space that is accepted, if given.
+    With neither artifact nor url it says only which space is meant, and cannot be opened.
+    """
+
+    artifact: str | None = None
+    url: str | None = None
+    model: str | None = None
+    api_key_env: str = "VECFERRY_API_KEY"
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.artifact is not None and self.url is not None:
+            raise SettingsError("url", self.url, "either an artifact or a url, not both")
+
+    def open(self) -> TextEncoder:
+        """The encoder, one in this process for all connections to the same address; a model is loaded on first use.
+
+        Raises SpaceMismatch, SettingsError if there is no address, and as `load_encoder` and the client do.
+        """
+        folder = None if self.artifact is None else Path(self.artifact).absolute()
+        with _OPENING:
+            encoder = _encoder_at(folder, self.url, self.model, self.api_key_env)
+        if self.fingerprint is not None and encoder.fingerprint != self.fingerprint:
+            where = f"the model at {self.artifact or self.url}"
+            raise SpaceMismatch(expected=self.fingerprint, found=encoder.fingerprint, where=where)
+        return encoder
+
+    def pinned(self) -> Connection:
+        """The same address, for its present vector space alone. Opens it if it is not yet pinned."""
+        return self if self.fingerprint else replace(self, fingerprint=self.open().fingerprint)
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields that say something: Connection(**connection.to_dict()) == connection."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+EncoderLike = TextEncoder | Connection
+
+
+def opened(encoder: EncoderLike) -> TextEncoder:
+    """The encoder itself, or the one at a connection. Raises as `Connection.open`."""
+    return encoder.open() if isinstance(encoder, Connection) else encoder
+
+
+def located(address: str | os.PathLike[str] | EncoderLike) -> EncoderLike:
+    """Of a string, the connection to a server's http(s) URL or else to an artifact's folder."""
+    if not isinstance(address, str | os.PathLike):
+        return address
+    text = os.fspath(address)
+    return Connection(url=text) if text.startswith(("http://", "https://")) else Connection(artifact=text)
+
+
+def connection_to(encoder: EncoderLike) -> Connection:
+    """What can be written down of an encoder; of one that came without an address, its vector space."""
+    return encoder if isinstance(encoder, Connection) else Connection(fingerprint=encoder.fingerprint)
+
+
+@cache
+def _encoder_at(folder: Path | None, url: str | None, model: str | None, api_key_env: str) -> TextEncoder:
+    if folder is not None:
+        return LazyEncoder(lambda: load_encoder(replace(read_settings().options(), artifact=folder)))
+    if url is None:
+        raise SettingsError("artifact", folder, "the folder of a converted model, or a server's url instead")
+    from vecferry.client import RemoteEncoder
+
+    return RemoteEncoder(url, api_key=os.environ.get(api_key_env), model=model)

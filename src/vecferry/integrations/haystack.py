@@ -1,0 +1,117 @@
+"""Haystack's text and document embedders, dense and sparse. Only this file imports haystack.
+
+In a pipeline's file the encoder is a mapping, `encoder: {artifact: models/bge-m3-onnx}`; Haystack reads such a file
+with `Pipeline.load(..., allowed_modules=["vecferry.integrations.haystack"])`. An asynchronous pipeline runs
+components like these in a thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Self
+
+from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.errors import MissingExtra
+from vecferry.integrations.connecting import Connection, EncoderLike, connection_to, opened
+
+try:
+    from haystack import Document, component, default_to_dict
+    from haystack.dataclasses import SparseEmbedding
+except ImportError as exc:
+    raise MissingExtra("haystack", "haystack") from exc
+
+
+class _Embedder:
+    def __init__(self, encoder: EncoderLike) -> None:
+        self._encoder = encoder
+
+    def warm_up(self) -> None:
+        """Load the model, or reach the server; otherwise the first run does. Raises VecferryError."""
+        _ = opened(self._encoder).fingerprint
+
+    def to_dict(self) -> dict[str, Any]:
+        return default_to_dict(self, encoder=connection_to(self._encoder).to_dict())
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        parameters = data["init_parameters"]
+        built: Self = cls(**{**parameters, "encoder": Connection(**parameters["encoder"])})
+        return built
+
+
+class _TextEmbedder(_Embedder):
+    def _embed(self, text: object, outputs: Outputs) -> Embeddings:
+        if not isinstance(text, str):
+            raise TypeError(f"{type(self).__name__} expects a string; a DocumentEmbedder takes a list of Documents.")
+        return opened(self._encoder).encode([text], outputs=outputs, role="query")
+
+
+class _DocumentEmbedder(_Embedder):
+    """meta_fields_to_embed: whose values come before the content, all joined by `embedding_separator`."""
+
+    def __init__(
+        self,
+        encoder: EncoderLike,
+        meta_fields_to_embed: list[str] | None = None,
+        embedding_separator: str = "\n",
+    ) -> None:
+        self._encoder = encoder
+        self._fields = meta_fields_to_embed or []
+        self._separator = embedding_separator
+
+    def to_dict(self) -> dict[str, Any]:
+        encoder, fields = connection_to(self._encoder).to_dict(), self._fields
+        return default_to_dict(self, encoder=encoder, meta_fields_to_embed=fields, embedding_separator=self._separator)
+
+    def _embed(self, documents: object, outputs: Outputs) -> Embeddings:
+        if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
+            raise TypeError(f"{type(self).__name__} expects a list of Documents; a TextEmbedder takes a string.")
+        texts = [self._text_of(document) for document in documents]
+        return opened(self._encoder).encode(texts, outputs=outputs, role="passage")
+
+    def _text_of(self, document: Document) -> str:
+        values = [str(document.meta[field]) for field in self._fields if document.meta.get(field) is not None]
+        return self._separator.join([*values, document.content or ""])
+
+
+@component
+class VecferryTextEmbedder(_TextEmbedder):
+    """The dense vector of a query. Raises TypeError, and VecferryError."""
+
+    @component.output_types(embedding=list[float])
+    def run(self, text: str) -> dict[str, Any]:
+        return {"embedding": self._embed(text, DENSE).dense[0].tolist()}
+
+
+@component
+class VecferryDocumentEmbedder(_DocumentEmbedder):
+    """Copies of the documents, each with its dense vector. Raises TypeError, and VecferryError."""
+
+    @component.output_types(documents=list[Document])
+    def run(self, documents: list[Document]) -> dict[str, Any]:
+        vectors = self._embed(documents, DENSE).dense.tolist() if documents != [] else []
+        return {"documents": [replace(d, embedding=v) for d, v in zip(documents, vectors, strict=True)]}
+
+
+@component
+class VecferrySparseTextEmbedder(_TextEmbedder):
+    """The lexical weights of a query. Raises TypeError, and VecferryError."""
+
+    @component.output_types(sparse_embedding=SparseEmbedding)
+    def run(self, text: str) -> dict[str, Any]:
+        return {"sparse_embedding": _sparse(self._embed(text, Outputs.SPARSE))[0]}
+
+
+@component
+class VecferrySparseDocumentEmbedder(_DocumentEmbedder):
+    """Copies of the documents, each with its lexical weights. Raises TypeError, and VecferryError."""
+
+    @component.output_types(documents=list[Document])
+    def run(self, documents: list[Document]) -> dict[str, Any]:
+        vectors = _sparse(self._embed(documents, Outputs.SPARSE)) if documents != [] else []
+        return {"documents": [replace(d, sparse_embedding=v) for d, v in zip(documents, vectors, strict=True)]}
+
+
+def _sparse(found: Embeddings) -> list[SparseEmbedding]:
+    rows = [found.sparse.row(i) for i in range(len(found))]
+    return [SparseEmbedding(indices=list(row), values=list(row.values())) for row in rows]

@@ -1,0 +1,30 @@
+"""LangChain's embeddings; the sparse ones are in langchain_qdrant.py. Only this file imports langchain_core."""
+
+from __future__ import annotations
+
+from vecferry.errors import MissingExtra
+from vecferry.integrations.connecting import EncoderLike, opened
+
+try:
+    from langchain_core.embeddings import Embeddings
+except ImportError as exc:
+    raise MissingExtra("langchain", "langchain_core") from exc
+
+
+class VecferryEmbeddings(Embeddings):
+    """Dense vectors. The asynchronous forms, LangChain's own, run these in a thread."""
+
+    def __init__(self, encoder: EncoderLike) -> None:
+        self._encoder = encoder
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """One vector per text, in the order given. Raises VecferryError."""
+        if not texts:
+            return []
+        vectors: list[list[float]] = opened(self._encoder).encode(texts, role="passage").dense.tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Raises VecferryError."""
+        vector: list[float] = opened(self._encoder).encode([text], role="query").dense[0].tolist()
+        return vector

@@ -1,0 +1,132 @@
+"""Shapes, dtypes and numbers are those of sentence-transformers 6.2 for the same calls."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integrations.conftest import TEXTS
+from vecferry.artifact import Artifact
+from vecferry.encoder import Encoder
+from vecferry.errors import InvalidText, MissingExtra, SettingsError
+from vecferry.integrations.sentence_transformers import SentenceTransformer
+
+
+@pytest.fixture
+def model(tiny_artifact: Artifact) -> SentenceTransformer:
+    return SentenceTransformer(str(tiny_artifact.path), device="cpu", trust_remote_code=True)
+
+
+def test_a_list_gives_a_matrix_a_string_a_vector_and_nothing_nothing(
+    model: SentenceTransformer, plain_encoder: Encoder
+) -> None:
+    expected = plain_encoder.encode(TEXTS).dense
+    found = model.encode(TEXTS, batch_size=2, show_progress_bar=False, device="cpu")
+    assert np.array_equal(found, expected)
+    assert found.dtype == np.float32
+    assert np.array_equal(model.encode(TEXTS[0]), plain_encoder.encode(TEXTS[:1]).dense[0])
+    for many in (tuple(TEXTS), np.array(TEXTS), iter(TEXTS)):
+        assert np.array_equal(model.encode(many), expected)
+    assert np.array_equal(model.encode(inputs=TEXTS), expected)
+    assert (model.encode([]).shape, model.encode([]).dtype) == ((0,), np.float64)
+    with pytest.raises(InvalidText):
+        model.encode([{"image": "a"}])  # type: ignore[list-item]
+
+
+def test_a_path_and_an_encoder_are_the_same_model(tiny_artifact: Artifact, plain_encoder: Encoder) -> None:
+    for given in (tiny_artifact.path, plain_encoder):
+        assert np.array_equal(SentenceTransformer(given).encode(TEXTS), plain_encoder.encode(TEXTS).dense)
+
+
+def test_tensors_are_given_where_they_are_asked_for(model: SentenceTransformer) -> None:
+    tensor = model.encode(TEXTS, convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    assert np.array_equal(tensor.numpy(), model.encode(TEXTS))
+    several = model.encode(TEXTS, convert_to_numpy=False)
+    assert all(torch.equal(one, row) for one, row in zip(several, tensor, strict=True))
+    assert model.encode("one", convert_to_tensor=True).shape == (64,)
+    assert model.encode([], convert_to_tensor=True).shape == (0,)
+
+
+def test_a_tensor_without_pytorch_names_the_extra(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtra, match=r"vecferry\[torch\]"):
+        model.encode(TEXTS, convert_to_tensor=True)
+
+
+def test_vectors_are_truncated_and_then_normalised(tiny_artifact: Artifact, model: SentenceTransformer) -> None:
+    whole = model.encode(TEXTS)
+    assert np.array_equal(model.encode(TEXTS, truncate_dim=16), whole[:, :16])
+    short = SentenceTransformer(tiny_artifact.path, truncate_dim=16)
+    assert np.array_equal(short.encode(TEXTS[0]), model.encode(TEXTS[0])[:16])
+    unit = short.encode(TEXTS, normalize_embeddings=True)
+    expected = torch.nn.functional.normalize(torch.from_numpy(whole[:, :16].copy()), dim=1)
+    np.testing.assert_allclose(unit, expected.numpy(), rtol=1e-6)  # the norm's last bit
+    assert (model.get_sentence_embedding_dimension(), short.get_embedding_dimension()) == (64, 16)
+
+
+def test_the_models_prompts_are_its_roles(encoder: Encoder) -> None:
+    model = SentenceTransformer(encoder)
+    assert model.prompts == {"query": "query: ", "document": "passage: "}
+    query, passage = encoder.encode(TEXTS, role="query").dense, encoder.encode(TEXTS).dense
+    for found in (
+        model.encode_query(TEXTS),
+        model.encode(TEXTS, "query"),
+        model.encode(TEXTS, prompt_name="query"),
+        model.encode(TEXTS, prompt="query: "),
+    ):
+        assert np.array_equal(found, query)
+    for found in (model.encode(TEXTS), model.encode_document(TEXTS), model.encode_query(TEXTS, prompt="passage: ")):
+        assert np.array_equal(found, passage)
+    longer = model.encode(TEXTS, prompt="query: about ships: ")
+    assert np.array_equal(longer, encoder.encode([f"about ships: {text}" for text in TEXTS], role="query").dense)
+
+
+def test_a_prompt_goes_before_the_text_where_the_model_has_no_prefix(
+    tiny_artifact: Artifact, plain_encoder: Encoder
+) -> None:
+    model = SentenceTransformer(tiny_artifact.path, prompts={"ships": "About ships: "}, default_prompt_name="ships")
+    with_prompt = plain_encoder.encode([f"About ships: {text}" for text in TEXTS]).dense
+    assert np.array_equal(model.encode(TEXTS), with_prompt)
+    assert np.array_equal(model.encode(TEXTS, prompt="About ships: "), with_prompt)
+    assert np.array_equal(model.encode_query(TEXTS), plain_encoder.encode(TEXTS).dense)
+    assert np.array_equal(model.encode(TEXTS, prompt=""), plain_encoder.encode(TEXTS).dense)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "int8"}, "precision=int8 is not valid: expected float32"),
+        ({"output_value": "token_embeddings"}, "output_value=token_embeddings is not valid: expected sentence_emb"),
+        ({"output_value": None}, "output_value=None is not valid"),
+        ({"prompt_name": "classify"}, "prompt_name=classify is not valid: expected query or document"),
+        ({"prompt": "classify: "}, "prompt='classify: ' is not valid: expected it to begin with a prefix"),
+        ({"prompt": ""}, "prompt='' is not valid"),
+    ],
+)
+def test_what_would_silently_be_something_else_is_refused(
+    arguments: dict[str, Any], message: str, encoder: Encoder
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        SentenceTransformer(encoder).encode(TEXTS, **arguments)
+
+
+def test_the_length_is_the_models_and_cannot_be_set(model: SentenceTransformer) -> None:
+    assert model.max_seq_length == 8192
+    model.max_seq_length = 8192
+    with pytest.raises(SettingsError, match="max_seq_length=512 is not valid: expected 8192"):
+        model.max_seq_length = 512
+
+
+def test_similarity_is_the_cosine_of_what_it_is_given(model: SentenceTransformer) -> None:
+    vectors, doubled = model.encode(TEXTS), model.encode(TEXTS) * 2
+    expected = vectors @ vectors.T
+    np.testing.assert_allclose(model.similarity(vectors, doubled), expected, atol=1e-6)
+    np.testing.assert_allclose(model.similarity(list(vectors), doubled[0]), expected[:, :1], atol=1e-6)
+    np.testing.assert_allclose(model.similarity_pairwise(vectors, doubled), np.ones(5), atol=1e-6)
+    tensors = model.encode(TEXTS, convert_to_tensor=True)
+    for scores in (model.similarity(tensors, vectors), model.similarity(list(tensors), tensors)):
+        assert isinstance(scores, torch.Tensor)
+        np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)

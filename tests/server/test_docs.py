@@ -1,0 +1,125 @@
+"""docs/serving.md and deploy/ are executed, as far as no container engine and no systemd run here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.conftest import Server, serving
+from tests.test_docs import ROOT, blocks
+from vecferry.artifact import Artifact
+from vecferry.cli import app
+from vecferry.server.options import ServerLimits
+
+PAGE = ROOT / "docs/serving.md"
+URL = "http://127.0.0.1:8080"
+
+
+@pytest.fixture(scope="module")
+def documented(wide_artifact: Artifact) -> Iterator[Server]:
+    """The server of the page: 1,024 numbers under the name `bge-m3-onnx`."""
+    with serving(f"bge-m3-onnx={wide_artifact.path}") as started:
+        yield started
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_python_of_the_page_runs(documented: Server, number: int) -> None:
+    found = blocks(PAGE, "python")
+    assert len(found) == 3
+    command = [sys.executable, "-c", found[number].replace(URL, documented.url)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_curl_of_the_page_is_answered(documented: Server) -> None:
+    """The command's own words are sent; /search says that it wants a migration."""
+    lines = [line for block in blocks(PAGE, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    statuses = {}
+    for words in (shlex.split(line) for line in lines if line.startswith("curl")):
+        _, url, header, name_and_value, data, body = words
+        assert (header, data) == ("-H", "-d")
+        name, value = name_and_value.split(": ")
+        answer = httpx2.post(url.replace(URL, documented.url), headers={name: value}, content=body)
+        statuses[url.removeprefix(URL)] = answer.status_code
+    assert statuses == {"/v1/m3": 200, "/search": 400}
+
+
+def test_defaults_of_the_page_are_the_command_lines_and_the_servers() -> None:
+    written = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d,]+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    said = {name.replace("-", "_"): float(value.replace(",", "")) for name, value in written.items()}
+    said["query_tokens"] = float(re.search(r"`--query-tokens` \((\d+)\)", PAGE.read_text())[1])  # type: ignore[index]
+    assert said == vars(ServerLimits())
+    parameters = {one.name: one.default for one in typer.main.get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
+    assert {name: parameters[name] for name in said} == said
+
+
+def test_metrics_of_the_page_are_those_that_there_are(documented: Server) -> None:
+    httpx2.post(f"{documented.url}/embed", json={"inputs": "one"})
+    families = text_string_to_metric_families(httpx2.get(f"{documented.url}/metrics").text)
+    there = {family.name for family in families}
+    written = {name.removesuffix("_total") for name in re.findall(r"`(vecferry_\w+)\{", PAGE.read_text())}
+    assert written == there
+
+
+# --- deploy/ --------------------------------------------------------------------------------------
+
+
+def test_the_container_file_passes_its_linter() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, ROOT / "deploy/Containerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_containers_health_check_passes_on_a_server_that_works(documented: Server) -> None:
+    text = (ROOT / "deploy/Containerfile").read_text()
+    command = json.loads(re.search(r"HEALTHCHECK.*?CMD (\[.*?\])\n", text, re.DOTALL)[1])  # type: ignore[index]
+    port = documented.url.rpartition(":")[2]
+    check = [sys.executable, *(word.replace(":8080", f":{port}") for word in command[1:])]
+    assert subprocess.run(check, check=False).returncode == 0
+    nobody = [sys.executable, *(word.replace(":8080", ":1") for word in command[1:])]
+    assert subprocess.run(nobody, capture_output=True, check=False).returncode == 1
+
+
+def test_the_containers_command_starts_with_keys_and_not_without(wide_artifact: Artifact) -> None:
+    text = (ROOT / "deploy/Containerfile").read_text()
+    words = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
+    assert words[:2] == ["vecferry", "serve"]
+    without_port = words[2 : words.index("--port")]
+    environment = {"ONNX_MODEL_PATH": str(wide_artifact.path)}
+    with serving(*without_port, env=environment | {"VECFERRY_API_KEYS": "0123456789abcdef"}) as started:
+        assert started.process.poll() is None
+    command = [sys.executable, "-m", "vecferry.cli", *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "VECFERRY_API_KEYS" in done.stderr
+
+
+def test_the_units_command_starts(wide_artifact: Artifact, tmp_path: Path) -> None:
+    text = (ROOT / "deploy/vecferry.service").read_text()
+    (tmp_path / "api-keys").write_text("0123456789abcdef\n")
+    line = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1]  # type: ignore[index]
+    words = shlex.split(line.replace("${CREDENTIALS_DIRECTORY}", str(tmp_path)))
+    at = words.index("--port")
+    with serving(*words[2:at], *words[at + 2 :], env={"ONNX_MODEL_PATH": str(wide_artifact.path)}) as started:
+        assert httpx2.get(f"{started.url}/info").status_code == 401
+    assert int(re.search(r"TimeoutStopSec=(\d+)", text)[1]) > ServerLimits().drain_s  # type: ignore[index]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_unit_passes_systemds_own_check(tmp_path: Path) -> None:
+    unit = tmp_path / "vecferry.service"
+    text = (ROOT / "deploy/vecferry.service").read_text()
+    unit.write_text(text.replace("/opt/vecferry/bin/vecferry", str(Path(sys.executable).with_name("vecferry"))))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
