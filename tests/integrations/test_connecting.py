@@ -68,6 +68,19 @@ def test_a_string_is_a_url_or_a_folder() -> None:
     assert located("models/bge-m3-onnx") == located(Path("models/bge-m3-onnx")) == Connection("models/bge-m3-onnx")
 
 
+def test_the_name_of_a_checkpoint_stands_for_the_settings_artifact_that_was_made_of_it(
+    tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_artifact.manifest.source.id
+    monkeypatch.setenv("ONNX_MODEL_PATH", str(tiny_artifact.path))
+    named = tiny_artifact.manifest.source.model_copy(update={"id": "BAAI/bge-m3"})
+    manifest = tiny_artifact.manifest.model_copy(update={"source": named})
+    monkeypatch.setattr(Artifact, "peek", lambda path: manifest if path == tiny_artifact.path else None)
+    assert located("BAAI/bge-m3") == Connection(artifact=str(tiny_artifact.path))
+    assert located("BAAI/another") == Connection(artifact="BAAI/another")
+    assert located(source) == Connection(artifact=source)  # a folder that is there is itself
+
+
 def test_a_relative_folder_is_found_from_where_the_process_is(
     connection: Connection, tiny_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

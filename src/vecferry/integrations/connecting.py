@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from vecferry.artifact import Artifact
 from vecferry.encoder import TextEncoder
 from vecferry.errors import SettingsError, SpaceMismatch
 from vecferry.loading import LazyEncoder, load_encoder
@@ -68,11 +69,21 @@ def opened(encoder: EncoderLike) -> TextEncoder:
 
 
 def located(address: str | os.PathLike[str] | EncoderLike) -> EncoderLike:
-    """Of a string, the connection to a server's http(s) URL or else to an artifact's folder."""
+    """Of a string, the connection to a server's http(s) URL or else to an artifact's folder.
+
+    The name of a checkpoint stands for the folder of the settings (ONNX_MODEL_PATH), if that was converted from it: so
+    `BGEM3FlagModel("BAAI/bge-m3")` need not be changed.
+    """
     if not isinstance(address, str | os.PathLike):
         return address
     text = os.fspath(address)
-    return Connection(url=text) if text.startswith(("http://", "https://")) else Connection(artifact=text)
+    return Connection(url=text) if text.startswith(("http://", "https://")) else Connection(artifact=_converted(text))
+
+
+def _converted(name: str) -> str:
+    folder = read_settings().options().artifact
+    manifest = None if Path(name).exists() else Artifact.peek(folder)
+    return str(folder) if manifest is not None and manifest.source.id == name else name
 
 
 def connection_to(encoder: EncoderLike) -> Connection:
