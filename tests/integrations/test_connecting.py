@@ -12,6 +12,7 @@ import pytest
 from tests.integrations.conftest import TEXTS
 from tests.server.conftest import KEY, serving
 from vecferry.artifact import Artifact
+from vecferry.client import RemoteEncoder
 from vecferry.encoder import Encoder
 from vecferry.errors import ArtifactNotFound, ServerFailed, SettingsError, SpaceMismatch
 from vecferry.integrations.connecting import Connection, connection_to, located, opened
@@ -101,10 +102,12 @@ def test_a_url_and_the_name_of_the_keys_variable_reach_a_server(
         assert np.array_equal(connection.open().encode(TEXTS).dense, expected)
         assert np.array_equal(SentenceTransformer(connection).encode(TEXTS), expected)
         assert np.array_equal(BGEM3FlagModel(connection).encode(TEXTS)["dense_vecs"], expected)
+        without_key = Connection(url=server.url, api_key_env="NOT_SET").open()
         with pytest.raises(ServerFailed, match="401"):
-            _ = Connection(url=server.url, api_key_env="NOT_SET").open().fingerprint
-    assert server.process.stderr is not None
-    server.process.stderr.close()
+            _ = without_key.fingerprint
+    for client in (connection.open(), without_key):
+        assert isinstance(client, RemoteEncoder)
+        client.close()
     assert KEY not in str(connection.to_dict())
 
 
