@@ -54,11 +54,15 @@ class RemoteEncoder:
     @cached_property
     def space(self) -> VectorSpace:
         """As the server says it, once. Raises ModelNotServed."""
-        served = self._asked("GET", "/v1/models").json()["data"]
-        for one in served:
-            if self._model in (None, one["id"], *one["vecferry"]["aliases"]):
-                return VectorSpace.model_validate(one["vecferry"]["space"])
-        raise ModelNotServed(str(self._model), [one["id"] for one in served])
+        answer = self._asked("GET", "/v1/models")
+        try:
+            served = {one["id"]: one["vecferry"] for one in answer.json()["data"]}
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ServerFailed(self._url, answer.status_code, "its models are not as vecferry's") from exc
+        for name, ours in served.items():
+            if self._model in (None, name, *ours["aliases"]):
+                return VectorSpace.model_validate(ours["space"])
+        raise ModelNotServed(str(self._model), list(served))
 
     @property
     def fingerprint(self) -> str:
@@ -78,6 +82,16 @@ class RemoteEncoder:
         return Embeddings.concat(parts)
 
     def _encoded(self, texts: Sequence[str], outputs: Outputs, role: Role) -> Embeddings:
+        """In halves where that is too much for one request."""
+        try:
+            return self._encoded_at_once(texts, outputs, role)
+        except ServerFailed as exc:
+            if exc.status != httpx2.codes.CONTENT_TOO_LARGE or len(texts) == 1:
+                raise
+        half = len(texts) // 2
+        return Embeddings.concat([self._encoded(part, outputs, role) for part in (texts[:half], texts[half:])])
+
+    def _encoded_at_once(self, texts: Sequence[str], outputs: Outputs, role: Role) -> Embeddings:
         body = {"inputs": list(texts), "outputs": outputs.names, "role": role, "model": self._model}
         answer = self._asked("POST", "/v1/m3", json=body, headers={"accept": "application/x-npz"})
         _, found = load_npz(BytesIO(answer.content))
@@ -95,7 +109,8 @@ class RemoteEncoder:
                 raise ServerFailed(self._url, 0, str(exc) or type(exc).__name__) from exc
             if answer.status_code not in AGAIN or tried == TRIES:
                 break
-            time.sleep(float(answer.headers.get("retry-after", pause_s)))
+            said = answer.headers.get("retry-after", "")  # of others' servers it may be a date
+            time.sleep(float(said) if said.isdigit() else pause_s)
             pause_s *= 2
         if answer.status_code != httpx2.codes.OK:
             raise ServerFailed(self._url, answer.status_code, _reason(answer))
@@ -105,6 +120,6 @@ class RemoteEncoder:
 def _reason(answer: httpx2.Response) -> str:
     try:
         error = answer.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
+        return str(error["message"] if isinstance(error, dict) else error).removesuffix(".")
     except (ValueError, KeyError, TypeError):
         return answer.text[:200]

@@ -72,12 +72,12 @@ CHAIN = (
 )  # fmt: skip
 """One after the other."""
 BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus")
-COMMON_POINTS = (
-    "after prepare", "before backend put 2", "in write new 2", "after backend delete", "after application backend put",
-    "before switch", "after switch", "in write old", "after backend drop",
+COMMON_POINTS = ("after prepare", "in write new 2", "after switch")
+FURTHER_POINTS = (
+    "before backend put 2", "after backend delete", "after application backend put", "before switch", "in write old",
+    "after backend drop",
 )  # fmt: skip
-"""On every store that outlives its process; those that are not among `FIRST_POINTS` by `make test-slow`."""
-FIRST_POINTS = ("after prepare", "in write new 2", "after switch")
+"""On every store that outlives its process; the further ones by `make test-slow`."""
 ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop_new", "after move aborted")
 
 
@@ -257,11 +257,17 @@ def test_killed_at_a_point_and_run_again_every_row_is_there_once_and_true(
     assert_killed_and_completed(point, world, mother)
 
 
-@pytest.mark.parametrize(
-    "point", [pytest.param(one, marks=() if one in FIRST_POINTS else pytest.mark.slow) for one in COMMON_POINTS]
-)
+@pytest.mark.parametrize("point", COMMON_POINTS)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_killed_at_a_point_in_each_store(name: str, point: str, mother: Mother, tmp_path: Path) -> None:
+    with world_of_points(name, tmp_path) as world:
+        assert_killed_and_completed(point, world, mother)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", FURTHER_POINTS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_killed_at_a_further_point_in_each_store(name: str, point: str, mother: Mother, tmp_path: Path) -> None:
     with world_of_points(name, tmp_path) as world:
         assert_killed_and_completed(point, world, mother)
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from vecferry import __version__
 from vecferry.errors import BadRequest, ServingError, VecferryError
@@ -91,6 +92,8 @@ async def _http(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     if isinstance(exc.__cause__, ServingError):
         return unread(exc.__cause__, style_of(request.url.path))
+    if isinstance(exc.__cause__, ClientDisconnect):
+        return await _abandoned(request, exc)
     return error_of(exc.status_code, str(exc.detail), style_of(request.url.path), headers=exc.headers)
 
 

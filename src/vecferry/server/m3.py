@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encoder import Role
@@ -28,7 +28,7 @@ class M3Request(_Strict):
     inputs: Input = Field(description="Texts, or token ids of this model's tokenizer.")
     outputs: Annotated[list[Head], Field(min_length=1)] = ["dense"]
     role: Role = "passage"
-    truncate: bool = Field(True, description="false: refuse texts that are too long.")
+    truncate: StrictBool = Field(True, description="false: refuse texts that are too long.")
     encoding_format: Literal["float", "base64"] = Field("float", description="Of dense and ColBERT vectors.")
     model: StrictStr | None = Field(None, description="By default the first that is served.")
 
@@ -63,7 +63,7 @@ class M3Answer(BaseModel):
 
 class SearchRequest(_Strict):
     query: StrictStr
-    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    k: Annotated[StrictInt, Field(ge=1, le=1000)] = 10
 
 
 class SearchHit(BaseModel):

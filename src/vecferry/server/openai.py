@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from vecferry.errors import BadRequest
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
@@ -21,8 +21,8 @@ class EmbeddingsRequest(Body):
     input: Input = Field(description="Texts, or token ids of this model's tokenizer (POST /tokenize).")
     model: str = Field(description="A name from GET /v1/models.")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, description="Refused unless it is the model's.")
-    truncate: bool = Field(False, description="Cut texts that are too long, instead of refusing them.")
+    dimensions: StrictInt | None = Field(None, description="Refused unless it is the model's.")
+    truncate: StrictBool = Field(False, description="Cut texts that are too long, instead of refusing them.")
     prompt_name: str | None = Field(None, description="query or passage.")
 
 

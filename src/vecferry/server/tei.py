@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, StrictStr
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from vecferry import __version__
 from vecferry.embeddings import DENSE, Embeddings, Outputs
@@ -32,7 +33,7 @@ router = APIRouter(tags=["text-embeddings-inference"], responses=TEI_ERRORS)
 class TeiParameters(Body):
     """truncate: by default texts are cut, as with TEI's `--auto-truncate`."""
 
-    truncate: bool | None = Field(None, description="false: refuse texts that are too long.")
+    truncate: StrictBool | None = Field(None, description="false: refuse texts that are too long.")
     truncation_direction: Literal["left", "right", "Left", "Right"] = Field("right", description="left is refused.")
     prompt_name: str | None = Field(None, description="query or passage.")
 
@@ -43,8 +44,8 @@ class TeiRequest(TeiParameters):
 
 
 class EmbedRequest(TeiRequest):
-    normalize: bool = Field(True, description="false is refused where the model's graph normalises.")
-    dimensions: int | None = Field(None, description="Refused unless it is the model's.")
+    normalize: StrictBool = Field(True, description="false is refused where the model's graph normalises.")
+    dimensions: StrictInt | None = Field(None, description="Refused unless it is the model's.")
 
 
 class SimilarityInputs(Body):
@@ -60,14 +61,14 @@ class SimilarityRequest(Body):
 
 class TokenizeRequest(Body):
     inputs: StrictStr | list[StrictStr]
-    add_special_tokens: bool = True
+    add_special_tokens: StrictBool = True
     prompt_name: str | None = None
     model: str | None = None
 
 
 class DecodeRequest(Body):
     ids: TokenIds | list[TokenIds]
-    skip_special_tokens: bool = True
+    skip_special_tokens: StrictBool = True
     model: str | None = None
 
 
@@ -125,9 +126,14 @@ async def similarity(request: Request, body: SimilarityRequest) -> Response:
 
 
 @router.post("/", response_class=Response, include_in_schema=False)
-async def by_body(request: Request, body: EmbedRequest | SimilarityRequest) -> Response:
-    """Where clients go that know no more than the server's address, as Hugging Face's."""
-    return await (embed_dense(request, body) if isinstance(body, EmbedRequest) else similarity(request, body))
+async def by_body(request: Request, body: dict[str, Any]) -> Response:
+    """Where clients go that know no more than the server's address, as Hugging Face's with either task."""
+    try:
+        if isinstance(body.get("inputs"), dict):
+            return await similarity(request, SimilarityRequest.model_validate(body))
+        return await embed_dense(request, EmbedRequest.model_validate(body))
+    except ValidationError as exc:
+        raise RequestValidationError(exc.errors()) from exc
 
 
 async def _embedded(
