@@ -482,7 +482,7 @@ class ServerFailed(ServingError):
     """What came instead of an answer. status: of HTTP; 0 if there was no answer at all."""
 
     template = "the server at {url} did not answer the request ({status}): {reason}."
-    advice = "Check that it runs, for instance: curl {url}/health"
+    advice = "Whether it works is said by: curl {url}/health"
     url: str
     status: int
     reason: str

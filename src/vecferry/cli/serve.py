@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vecferry.cli.migrate_target import Target
 from vecferry.cli.output import errors, stages
-from vecferry.errors import MissingExtra
+from vecferry.errors import MissingExtra, SettingsError
 from vecferry.migrate.config import read_config
 from vecferry.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from vecferry.migrate.router import Router
+    from vecferry.server.keys import ApiKeys
+    from vecferry.server.options import ServerLimits
+    from vecferry.server.service import Service
 
 LIMITS = "Limits"
 ModelNames = Annotated[
@@ -90,15 +96,15 @@ def serve(
     )
     if traces:
         tracing.require()
-    listening = running.listen(host, port)
-    service, router = _service(models, config, settings, options.limits)
-    logs.set_up(as_json=options.json_logs)
-    shown, taken = listening.getsockname()[:2]
-    errors.out(f"vecferry serves {', '.join(one.name for one in service.models.all)} at http://{shown}:{taken}")
-    running.serve(create_app(service, options, router), options, listening)
+    with running.listen(host, port) as listening:
+        service, router = _service(models, config, settings, options.limits)
+        logs.set_up(as_json=options.json_logs)
+        shown, taken = listening.getsockname()[:2]
+        errors.out(f"vecferry serves {', '.join(one.name for one in service.models.all)} at http://{shown}:{taken}")
+        running.serve(create_app(service, options, router), options, listening)
 
 
-def _keys(file: Path | None, settings: Settings) -> Any:
+def _keys(file: Path | None, settings: Settings) -> ApiKeys:
     from vecferry.server.keys import ApiKeys
 
     if file is not None:
@@ -107,7 +113,9 @@ def _keys(file: Path | None, settings: Settings) -> Any:
     return ApiKeys(key.strip() for key in named.split(",") if key.strip())
 
 
-def _service(names: list[str] | None, config: Path | None, settings: Settings, limits: Any) -> tuple[Any, Any]:
+def _service(
+    names: list[str] | None, config: Path | None, settings: Settings, limits: ServerLimits
+) -> tuple[Service, Router | None]:
     """The service with its models loaded, and the router where there is a migration to follow."""
     from vecferry.server.models import ModelChoice, Models
     from vecferry.server.service import Service
@@ -115,7 +123,9 @@ def _service(names: list[str] | None, config: Path | None, settings: Settings, l
     target = None if config is None else Target(read_config(config))
     choices = [ModelChoice.parse(name) for name in names or []]
     if target is not None:
-        choices += [ModelChoice(folder) for folder in (target.config.models.new, target.config.models.old) if folder]
+        if target.config.models.old is None:
+            raise SettingsError("[models] old", "", "the folder of the old model, which answers until the switch")
+        choices += [ModelChoice(target.config.models.new), ModelChoice(target.config.models.old)]
     choices = choices or [ModelChoice(settings.options().artifact)]
     served = []
     with stages() as stage:
@@ -126,10 +136,9 @@ def _service(names: list[str] | None, config: Path | None, settings: Settings, l
     return service, None if target is None else _router(target, service)
 
 
-def _router(target: Target, service: Any) -> Any:
+def _router(target: Target, service: Service) -> Router:
     from vecferry.migrate.router import Router
     from vecferry.server.service import QueuedEncoder
 
-    *_, new, old = service.models.all if target.config.models.old else (*service.models.all, service.models.all[-1])
-    store = target.open_store()
-    return Router(store, old=QueuedEncoder(service, old), new=QueuedEncoder(service, new))
+    *_, new, old = service.models.all
+    return Router(target.open_store(), old=QueuedEncoder(service, old), new=QueuedEncoder(service, new))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -60,7 +61,7 @@ def _lifespan(service: Service, router: Router | None) -> Callable[[FastAPI], Ab
         try:
             yield
         finally:
-            service.stop()
+            await asyncio.to_thread(service.stop)  # while requests that are cancelled take back what waits
             if router is not None:
                 router.close()
 

@@ -11,11 +11,12 @@ from typing import Any
 from uuid import uuid4
 
 from vecferry.errors import NotAuthorized, ReceiveTimeout, RequestTooLarge, ServingError
-from vecferry.server.answers import error_answer, style_of, unread
+from vecferry.server.answers import error_answer, error_of, style_of, unread
 from vecferry.server.keys import ApiKeys
 from vecferry.server.logs import request_id
 from vecferry.server.metrics import Metrics
 from vecferry.server.options import ServerLimits
+from vecferry.server.requests import ARRIVED_AT
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -47,7 +48,7 @@ class Guard:
         given = headers.get(b"x-request-id", b"")
         own_id = given.decode() if ID.fullmatch(given) else uuid4().hex
         request_id.set(own_id)
-        scope["vecferry.arrived_at"] = arrived_at = time.monotonic()
+        scope[ARRIVED_AT] = arrived_at = time.monotonic()
         scope.setdefault("state", {})
         answer = _Answer(send, own_id)
         try:
@@ -64,6 +65,10 @@ class Guard:
             await self._app(scope, body.receive, answer.send)
         except ServingError as exc:
             await unread(exc, style_of(scope["path"]))(scope, receive, answer.send)
+        except asyncio.CancelledError:  # the server stops, and --drain-s is over
+            if answer.status:
+                raise
+            await error_of(503, "the server has stopped.", style_of(scope["path"]))(scope, receive, answer.send)
         except Exception as exc:  # a fault of ours: the answer has the id under which the log has the reason
             log.exception("a fault in a request")
             if answer.status:

@@ -111,6 +111,7 @@ async def search(request: Request, body: SearchRequest, service: ServiceHere) ->
     follower = _router_of(request)
     if follower is None:
         raise BadRequest("/search", "this server follows no migration: vecferry serve --config migration.toml")
+    service.check_texts([body.query])
     answer = await while_connected(request, anyio.to_thread.run_sync(follower.search, body.query, body.k))
     model = service.models.of_space(answer.fingerprint)
     return json({

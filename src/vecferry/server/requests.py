@@ -51,6 +51,8 @@ Input = Annotated[
 ]
 """One text or several; a text may be the ids of this model's tokenizer."""
 
+ARRIVED_AT = "vecferry.arrived_at"
+"""In a request's scope, where the guard says so: on `time.monotonic`."""
 TIMEOUT_HEADER, LANE_HEADER = "x-request-timeout", "x-vecferry-lane"
 ROLES: dict[str | None, Role] = {None: "passage", "passage": "passage", "document": "passage", "query": "query"}
 
@@ -106,7 +108,10 @@ async def embed(
     """`Service.embed`, for as long as the client waits. Raises what that raises, and Abandoned."""
     service = service_of(request)
     texts = texts_of(given)
-    asked = Asked(model, texts, outputs, role, truncate, _lane_of(request), until_of(request, service))
+    asked = Asked(
+        model, texts, outputs, role, truncate, _lane_of(request), _seconds_of(request, service.limits.deadline_s),
+        request.scope.get(ARRIVED_AT, time.monotonic()),
+    )  # fmt: skip
     answer = await while_connected(request, service.embed(asked))
     request.state.lane = answer.lane
     return answer
@@ -121,9 +126,8 @@ def headers_of(model: Served, answer: Answer) -> dict[str, str]:
     }
 
 
-def until_of(request: Request, service: Service) -> float:
-    """When the request's time is over, on `time.monotonic`. Raises BadRequest."""
-    allowed = service.limits.deadline_s
+def _seconds_of(request: Request, allowed: float) -> float:
+    """For how long the request may take. Raises BadRequest."""
     given = request.headers.get(TIMEOUT_HEADER)
     try:
         seconds = allowed if given is None else float(given)
@@ -131,8 +135,7 @@ def until_of(request: Request, service: Service) -> float:
         seconds = 0.0
     if not seconds > 0:  # NaN too
         raise BadRequest(TIMEOUT_HEADER, "a number of seconds above 0 was expected")
-    arrived: float = request.scope.get("vecferry.arrived_at", time.monotonic())
-    return arrived + min(seconds, allowed)
+    return min(seconds, allowed)
 
 
 def _lane_of(request: Request) -> Name | None:

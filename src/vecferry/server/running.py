@@ -97,6 +97,7 @@ class Impatient(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which would hold the answer that was not read for as long
         self._stop_waiting()
 
     def _is_idle(self) -> bool:

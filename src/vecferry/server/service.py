@@ -32,7 +32,7 @@ Texts = Sequence[str] | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a request decides how it is encoded. truncate: whether texts may be cut; until: `time.monotonic`."""
+    """What of a request decides how it is encoded. truncate: whether texts may be cut. since: on `time.monotonic`."""
 
     model: Served
     texts: Texts
@@ -40,7 +40,12 @@ class Asked:
     role: Role = "passage"
     truncate: bool = True
     lane: Name | None = None
-    until: float = field(default_factory=lambda: time.monotonic() + ServerLimits.deadline_s)
+    seconds: float = ServerLimits.deadline_s
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def until(self) -> float:
+        return self.since + self.seconds
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,14 @@ class Service:
         Raises EmptyInput, InvalidText, HeadUnavailable, RequestTooLarge, TextTooLong, NotReady, Overloaded,
         DeadlineExceeded; ModelRuntimeError of the run. One who does not wait any more costs no run that has not begun.
         """
-        began = time.monotonic()
         try:
-            async with asyncio.timeout(asked.until - began):
+            async with asyncio.timeout(asked.until - time.monotonic()):
                 works = await self._prepared(asked)
                 name, jobs = self._queued(asked, works)
                 with span("compute", lane=name, tokens=sum(work.num_tokens for work in works)):
                     parts = await _all([asyncio.wrap_future(job.answer) for job in jobs])
         except TimeoutError as exc:
-            raise DeadlineExceeded(round(asked.until - began, 3)) from exc
+            raise DeadlineExceeded(asked.seconds) from exc
         found = Embeddings.concat(parts)
         self.metrics.truncated.labels(asked.model.name).inc(found.num_truncated)
         return Answer(found, name)
@@ -158,9 +162,8 @@ class Service:
             raise RequestTooLarge("tokens of a request", tokens, allowed, "--max-request-tokens")
         dimension = asked.model.encoder.dimension
         vectors = tokens * (Outputs.COLBERT in asked.outputs) + len(asked.texts)
-        if (answer_mb := vectors * dimension * 4 // MB) > self.limits.max_answer_mb:
-            allowed = self.limits.max_answer_mb
-            raise RequestTooLarge("MB of numbers in the answer", answer_mb, allowed, "--max-answer-mb")
+        if (answer := vectors * dimension * 4) > (allowed := self.limits.max_answer_mb * MB):
+            raise RequestTooLarge("bytes of numbers in the answer", answer, allowed, "--max-answer-mb")
         if not asked.truncate:
             cut = np.concatenate([work.truncated for work in works])
             if cut.any():
@@ -195,7 +198,7 @@ class QueuedEncoder:
         try:
             return Embeddings.concat([part.result(asked.until - time.monotonic()) for part in parts])
         except TimeoutError as exc:
-            raise DeadlineExceeded(ServerLimits.deadline_s) from exc
+            raise DeadlineExceeded(asked.seconds) from exc
 
 
 async def _all(answers: Sequence[Awaitable[Embeddings]]) -> list[Embeddings]:

@@ -1,0 +1,142 @@
+"""A server that follows a migration: /search and what /v1/m3 says of it, before the switch, after it, and back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.server.conftest import serving
+from tests.server.inside import wait_until
+from vecferry.artifact import Artifact
+from vecferry.cli.migrate_target import Target
+from vecferry.client import RemoteEncoder
+from vecferry.encoder import Encoder
+from vecferry.loading import Options, load_encoder
+from vecferry.migrate import Migration
+from vecferry.migrate.config import read_config
+
+TEXTS = [f"text number {number} of {number % 7}" for number in range(40)]
+NEAREST = 5
+
+
+@dataclass
+class Shop:
+    """A server over a collection of 40 texts in a folder, and the collection's migration from tiny to wide."""
+
+    http: httpx2.Client
+    migration: Migration
+    old: Encoder
+    new: Encoder
+
+    def search(self, query: str, **more: Any) -> httpx2.Response:
+        return self.http.post("/search", json={"query": query} | more)
+
+    def serving(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.http.post("/v1/m3", json={"inputs": "a"}).json()["serving"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tiny_artifact: Artifact, wide_artifact: Artifact, library: Encoder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
+    tmp_path = tmp_path_factory.mktemp("shop")
+    new = load_encoder(Options(artifact=wide_artifact.path)).encoder
+    table = pa.table({
+        "id": [f"d{number}" for number in range(len(TEXTS))],
+        "text": TEXTS,
+        "embedding": pa.FixedSizeListArray.from_arrays(library.encode(TEXTS).dense.ravel(), library.dimension),
+    })  # fmt: skip
+    lancedb.connect(tmp_path / "data").create_table("docs", table)
+    config = tmp_path / "migration.toml"
+    config.write_text(
+        '[store]\nurl = "lancedb:data"\ncollection = "docs"\ncontrol = "control.db"\n'
+        f'[models]\nold = "{tiny_artifact.path}"\nnew = "{wide_artifact.path}"\n'
+        '[limits]\nstaging = "staged"\nmin_free_gb = 0.0\n'
+    )
+    target = Target(read_config(config))
+    store = target.open_store()
+    try:
+        with (
+            serving("--config", str(config)) as server,
+            httpx2.Client(base_url=server.url, timeout=60) as http,
+        ):
+            yield Shop(http, Migration(store, target.options()), library, new)
+    finally:
+        store.close()
+
+
+def assert_searched_by(shop: Shop, encoder: Encoder, model: str, *, epoch: int) -> None:
+    """The rows and cosines are those of the model's own vectors of query and texts."""
+    query = "what is number 7?"
+    found = shop.search(query, k=NEAREST).json()
+    scores = encoder.encode(TEXTS).dense @ encoder.encode([query], role="query").dense[0]
+    assert (found["epoch"], found["fingerprint"], found["model"]) == (epoch, encoder.fingerprint, model)
+    assert [set(hit) for hit in found["hits"]] == [{"key", "score"}] * NEAREST
+    rows = [int(hit["key"][0].removeprefix("d")) for hit in found["hits"]]
+    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], scores[rows], atol=1e-5)  # the store's float32
+    np.testing.assert_allclose(scores[rows], np.sort(scores)[::-1][:NEAREST], atol=1e-5)
+
+
+def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> None:
+    tiny, wide = (one["id"] for one in reversed(shop.http.get("/v1/models").json()["data"]))
+    assert_searched_by(shop, shop.old, tiny, epoch=0)
+    assert shop.serving() == {"epoch": 0, "generation": 0, "fingerprint": None, "model": None}, "nobody has recorded it"
+
+    shop.migration.start(shop.new, old=shop.old)
+    assert shop.migration.verify(shop.new, old=shop.old).passed
+    assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=0))
+    before = shop.serving()
+    assert (before["fingerprint"], before["model"]) == (shop.old.fingerprint, tiny)
+
+    shop.migration.cutover(new=shop.new, old=shop.old)
+    after = until_epoch(shop, after=before["epoch"])
+    assert_searched_by(shop, shop.new, wide, epoch=after)
+    served = shop.serving()
+    assert (served["epoch"], served["fingerprint"], served["model"]) == (after, shop.new.fingerprint, wide)
+    with RemoteEncoder(str(shop.http.base_url), model=served["model"]) as encoder:
+        np.testing.assert_array_equal(encoder.encode(["a"]).dense, shop.new.encode(["a"]).dense)
+
+    shop.migration.rollback(new=shop.new, old=shop.old)
+    assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=after))
+
+
+def until_epoch(shop: Shop, *, after: int) -> int:
+    """The next epoch that the server knows: it looks once a second."""
+    wait_until(lambda: shop.serving()["epoch"] > after)
+    found: int = shop.serving()["epoch"]
+    return found
+
+
+def test_a_migration_without_its_old_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    config = tmp_path / "migration.toml"
+    config.write_text('[store]\nurl = "lancedb:data"\ncollection = "docs"\n[models]\nnew = "nowhere"\n')
+    command = [sys.executable, "-m", "vecferry.cli", "serve", "--config", str(config), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "[models] old" in done.stderr
+
+
+def test_searches_that_cannot_be_done_are_refused_by_their_field(shop: Shop) -> None:
+    for k in (1, 1000):
+        assert len(shop.search("a", k=k).json()["hits"]) == min(k, len(TEXTS))
+    assert len(shop.search("a").json()["hits"]) == 10
+    assert len(shop.search("").json()["hits"]) == 10
+    for wrong, place in (({"k": 0}, "k"), ({"k": 1001}, "k"), ({"k": 1.5}, "k"), ({"query": ["a"]}, "query")):
+        refused = shop.search(**{"query": "a"} | wrong)
+        assert (refused.status_code, refused.json()["error_type"]) == (400, "Validation")
+        assert refused.json()["error"].startswith(f"{place}: ")
+    surrogate = shop.http.post("/search", content=b'{"query": "\\ud800"}', headers={"content-type": "application/json"})
+    assert (surrogate.status_code, surrogate.json()["error_type"]) == (400, "Validation")
+    long = shop.search("word " * 9000)
+    assert long.status_code == 200, "a query is cut, as the library cuts it"
