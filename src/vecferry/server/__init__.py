@@ -1,5 +1,6 @@
 """HTTP: parse, queue, encode, render; no model logic. Needs the `server` extra.
 
+    connection.py  before there is a request: connections that do not come on
     guard.py       before a request is read: its id, key, size and time; the line in the log afterwards
     openai.py      /v1/embeddings, /v1/models
     tei.py         /embed, /embed_sparse, /embed_all, /similarity, /tokenize, /decode, /info, /health, /metrics
@@ -10,7 +11,8 @@
     lanes.py       what waits, and what is taken next; decides, and starts nothing
     workers.py     one thread for each lane, which runs what it takes
     models.py      the models that are served, and whether they work
-    metrics.py, logs.py, keys.py, options.py
+    running.py     the process, from listening to its end; app.py puts the parts together
+    metrics.py, logs.py, tracing.py, keys.py, options.py, documented.py
 
 Two lanes, a thread each (docs/decisions/0016): short requests never wait behind long ones, since the thread of the
 bulk lane gives way to the other wherever both want a processor.

@@ -60,13 +60,13 @@ class Lane:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._tokens = 0
         self._speed = Speed()
 
     @property
     def tokens(self) -> int:
-        """What waits."""
-        return self._tokens
+        """What waits and is wanted."""
+        with self._changed:
+            return self._tokens()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -74,28 +74,25 @@ class Lane:
     def check_room(self, tokens: int) -> None:
         """Raises Overloaded. An empty lane has room for anything."""
         with self._changed:
-            if self._tokens and self._tokens + tokens > self._max_tokens:
-                wait_s = self._speed.seconds_for(self._tokens + tokens - self._max_tokens)
+            if (queued := self._tokens()) and queued + tokens > self._max_tokens:
+                wait_s = self._speed.seconds_for(queued + tokens - self._max_tokens)
                 retry_after_s = min(max(round(wait_s), 1), RETRY_AT_MOST_S)
-                raise Overloaded(self.name, self._tokens, self._max_tokens, retry_after_s)
+                raise Overloaded(self.name, queued, self._max_tokens, retry_after_s)
 
     def put(self, jobs: Iterable[Job]) -> None:
         """All of a request, which `check_room` has let in."""
-        jobs = list(jobs)
         with self._changed:
             assert not self._closed, "the lane is closed"
             self._jobs.extend(jobs)
-            self._tokens += sum(job.work.num_tokens for job in jobs)
             self._changed.notify()
 
     def take(self) -> list[Job]:
         """The next cohort, as soon as there is one; empty once the lane is closed and nothing is left in it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
+            self._changed.wait_for(lambda: self._wanted() or self._closed)
             cohort = cohort_of(self._jobs, COHORT_TEXTS[self.name])
             taken = set(map(id, cohort))
             self._jobs = deque(job for job in self._jobs if id(job) not in taken)
-            self._tokens -= sum(job.work.num_tokens for job in cohort)
             return cohort
 
     def ran(self, tokens: int, seconds: float) -> None:
@@ -107,6 +104,14 @@ class Lane:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _wanted(self) -> deque[Job]:
+        """What waits, after what nobody waits for has gone."""
+        self._jobs = deque(job for job in self._jobs if job.is_wanted)
+        return self._jobs
+
+    def _tokens(self) -> int:
+        return sum(job.work.num_tokens for job in self._wanted())
 
 
 def cohort_of(jobs: Iterable[Job], max_texts: int) -> list[Job]:

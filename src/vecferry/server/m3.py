@@ -26,7 +26,7 @@ class _Strict(BaseModel):
 
 class M3Request(_Strict):
     inputs: Input = Field(description="Texts, or token ids of this model's tokenizer.")
-    outputs: Annotated[list[Head], Field(min_length=1)] = ["dense"]
+    outputs: Annotated[list[Head], Field(min_length=1, max_length=len(Outputs.ALL.names))] = ["dense"]
     role: Role = "passage"
     truncate: StrictBool = Field(True, description="false: refuse texts that are too long.")
     encoding_format: Literal["float", "base64"] = Field("float", description="Of dense and ColBERT vectors.")

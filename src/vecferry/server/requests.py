@@ -34,6 +34,7 @@ ONE_ERROR = Field(fail_fast=True)
 """Of a list: an error for each of its millions of items would be a thousand times as large as they are."""
 Strings = Annotated[list[StrictStr], ONE_ERROR]
 TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], ONE_ERROR]
+SeveralTokenIds = Annotated[list[TokenIds], ONE_ERROR]
 
 
 def _known_form(given: Any, checked: ValidatorFunctionWrapHandler) -> Any:
@@ -45,10 +46,7 @@ def _known_form(given: Any, checked: ValidatorFunctionWrapHandler) -> Any:
         raise PydanticCustomError("input", expected) from exc
 
 
-Input = Annotated[
-    StrictStr | Strings | TokenIds | Annotated[list[TokenIds], ONE_ERROR],
-    WrapValidator(_known_form),
-]
+Input = Annotated[StrictStr | Strings | TokenIds | SeveralTokenIds, WrapValidator(_known_form)]
 """One text or several; a text may be the ids of this model's tokenizer."""
 
 ARRIVED_AT = "vecferry.arrived_at"

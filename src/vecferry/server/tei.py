@@ -19,13 +19,15 @@ from vecferry.server.requests import (
     Body,
     Input,
     ServiceHere,
+    SeveralTokenIds,
+    Strings,
     TokenIds,
     embed,
     headers_of,
     is_single,
     role_of,
     service_of,
-)  # fmt: skip
+)
 
 router = APIRouter(tags=["text-embeddings-inference"], responses=TEI_ERRORS)
 
@@ -50,7 +52,7 @@ class EmbedRequest(TeiRequest):
 
 class SimilarityInputs(Body):
     source_sentence: StrictStr
-    sentences: list[StrictStr]
+    sentences: Strings
 
 
 class SimilarityRequest(Body):
@@ -60,14 +62,14 @@ class SimilarityRequest(Body):
 
 
 class TokenizeRequest(Body):
-    inputs: StrictStr | list[StrictStr]
+    inputs: StrictStr | Strings
     add_special_tokens: StrictBool = True
     prompt_name: str | None = None
     model: str | None = None
 
 
 class DecodeRequest(Body):
-    ids: TokenIds | list[TokenIds]
+    ids: TokenIds | SeveralTokenIds
     skip_special_tokens: StrictBool = True
     model: str | None = None
 
@@ -187,28 +189,30 @@ async def info(service: ServiceHere) -> Response:
     """The first model, in TEI's fields; ours beside them."""
     model, limits = service.models.default, service.limits
     space = model.encoder.space
-    return json({
-        "model_id": model.name,
-        "model_sha": None,
-        "model_dtype": {"fp32": "float32", "fp16": "float16", "int8": "int8"}[space.precision],
-        "model_type": {"embedding": {"pooling": space.pooling}},
-        "served_model_name": model.name,
-        "max_concurrent_requests": limits.max_connections,
-        "max_input_length": space.max_tokens,
-        "max_batch_tokens": service.models.default.encoder.limits.max_batch_tokens,
-        "max_batch_requests": None,
-        "max_client_batch_size": limits.max_texts,
-        "auto_truncate": True,
-        "tokenization_workers": 2,
-        "version": __version__,
-        "sha": None,
-        "docker_label": None,
-        "fingerprint": space.fingerprint,
-        "runtime": model.encoder.runtime.name,
-        "reason": model.reason,
-        "outputs": space.heads,
-        "models": [one.name for one in service.models.all],
-    })  # fmt: skip
+    return json(
+        {
+            "model_id": model.name,
+            "model_sha": None,
+            "model_dtype": {"fp32": "float32", "fp16": "float16", "int8": "int8"}[space.precision],
+            "model_type": {"embedding": {"pooling": space.pooling}},
+            "served_model_name": model.name,
+            "max_concurrent_requests": limits.max_connections,
+            "max_input_length": space.max_tokens,
+            "max_batch_tokens": service.models.default.encoder.limits.max_batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": limits.max_texts,
+            "auto_truncate": True,
+            "tokenization_workers": 2,
+            "version": __version__,
+            "sha": None,
+            "docker_label": None,
+            "fingerprint": space.fingerprint,
+            "runtime": model.encoder.runtime.name,
+            "reason": model.reason,
+            "outputs": space.heads,
+            "models": [one.name for one in service.models.all],
+        }
+    )
 
 
 @router.get("/health")

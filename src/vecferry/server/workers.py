@@ -47,6 +47,7 @@ class Worker:
             run(cohort)
             done = sum(job.work.num_tokens for job in cohort if job.answer.done() and not job.answer.cancelled())
             self._lane.ran(done, time.monotonic() - began)
+            del cohort  # or the last answers would be kept until there are others
 
 
 def run(cohort: Sequence[Job]) -> None:
