@@ -26,6 +26,7 @@ class Served:
         self.name = name
         self.aliases = tuple(aliases)
         self.encoder: Encoder = loaded.encoder
+        self.fingerprint = loaded.encoder.fingerprint  # which is computed each time
         self.reason = loaded.reason
         self._problem: str | None = "no run has succeeded yet"
 
@@ -95,7 +96,7 @@ class Models:
         return self._by_name[name]
 
     def of_space(self, fingerprint: str) -> Served | None:
-        return next((one for one in self.all if one.encoder.fingerprint == fingerprint), None)
+        return next((one for one in self.all if one.fingerprint == fingerprint), None)
 
 
 @dataclass(frozen=True)

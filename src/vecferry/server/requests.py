@@ -118,7 +118,7 @@ async def embed(
 def headers_of(model: Served, answer: Answer) -> dict[str, str]:
     """What runs, in which vector space, and whether it read everything."""
     return {
-        "x-vecferry-fingerprint": model.encoder.fingerprint,
+        "x-vecferry-fingerprint": model.fingerprint,
         "x-vecferry-runtime": model.encoder.runtime.name,
         "x-vecferry-num-truncated": str(answer.embeddings.num_truncated),
     }

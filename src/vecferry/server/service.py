@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +24,8 @@ from vecferry.server.workers import WatchedRuntime, Worker
 
 MB = 1_000_000
 TOKENISERS = 2
+CHARS_AT_ONCE = 2048
+"""Characters that are tokenised in well under a millisecond."""
 CHARS_PER_TOKEN = 2
 """Fewer than in any language that was looked at, for a first guess at what a text will be."""
 
@@ -119,10 +121,15 @@ class Service:
             works = []
             for at in range(0, len(asked.texts), TEXTS_EACH):
                 part = asked.texts[at : at + TEXTS_EACH]
-                run = partial(self._part, asked, part)
-                works.append(await asyncio.get_running_loop().run_in_executor(self._tokenisers, run))
+                works.append(await self._in_thread(partial(self._part, asked, part), chars))
         self._check_tokens(asked, works)
         return works
+
+    async def _in_thread(self, make: Callable[[], Work], chars: int) -> Work:
+        """What `make` returns; at once where that is done sooner than another thread would begin."""
+        if chars <= CHARS_AT_ONCE:
+            return make()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenisers, make)
 
     def _part(self, asked: Asked, texts: Texts) -> Work:
         encoder = asked.model.encoder
@@ -182,7 +189,7 @@ class QueuedEncoder:
 
     @property
     def fingerprint(self) -> str:
-        return self._model.encoder.fingerprint
+        return self._model.fingerprint
 
     @property
     def dimension(self) -> int:

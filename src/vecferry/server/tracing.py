@@ -16,7 +16,7 @@ except ImportError:
 
 def span(name: str, **attributes: object) -> AbstractContextManager[Any]:
     """Within the span of the request. attributes: without texts, which may be private."""
-    if trace is None:
+    if trace is None or not trace.get_current_span().is_recording():
         return nullcontext()
     named = {f"vecferry.{key}": str(value) for key, value in attributes.items()}
     opened: AbstractContextManager[Any] = trace.get_tracer("vecferry").start_as_current_span(name, attributes=named)

@@ -1,6 +1,6 @@
 """One thread for each lane. It takes a cohort, has the library compute it, and hands out the answers.
 
-The two threads share the models' sessions. The bulk lane's has the lowest priority of the system's scheduler: where
+The two threads share the models' sessions. The bulk lane's has a low priority in the system's scheduler: where
 both want a processor the queries' thread has it, and where only one has work it has all of them. So nothing that runs
 has to be broken off, and no second copy of the weights is held (docs/decisions/0016).
 """
@@ -21,7 +21,8 @@ from vecferry.errors import ModelRuntimeError, NotReady
 from vecferry.runtime import Runtime
 from vecferry.server.lanes import Job, Lane, Name
 
-LOWEST_PRIORITY = 19
+BULK_NICENESS = 10
+"""As good for queries as 19, the most there is, and better for bulk beside other programs (docs/decisions/0016)."""
 log = logging.getLogger("vecferry.server")
 
 
@@ -41,7 +42,7 @@ class Worker:
     def _work(self) -> None:
         if self._lane.name is Name.BULK and sys.platform == "linux":  # elsewhere it would be the whole process's
             with suppress(OSError):  # a sandbox may forbid it; then both lanes are equals
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
         while cohort := self._lane.take():
             began = time.monotonic()
             run(cohort)
