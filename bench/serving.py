@@ -1,6 +1,7 @@
 """The server under load, as a fraction of what the library does with the same texts; beside another server.
 
-    python -m bench.serving FOLDER [--texts 192] [--turns 3] [--peer COMMAND] [--json FILE]
+    python -m bench.serving [FOLDER] [--texts 192] [--turns 3] [--clients 1 8 32 64] [--only throughput|queries]
+        [--peer COMMAND] [--json FILE]
 
 FOLDER has `checkpoint` and `fp32`, as those of bench.speed; without it the demo's stand-in is made, whose weights are
 real. The library and the servers have equal threads and take turns; clients run on the same processors, which counts
@@ -37,7 +38,8 @@ from vecferry.verify import machine
 WORK = Path("bench/work/serving")
 CLIENTS = (1, 8, 32, 64)
 OURS_PORT, PEER_PORT = 7996, 7997
-BULK_CLIENTS, QUERIES = 4, 60
+BULK_CLIENTS, QUERIES, PEER_QUERIES = 4, 60, 10
+"""A server without lanes takes seconds for each query beside bulk."""
 
 
 def main() -> None:
@@ -50,28 +52,36 @@ def main() -> None:
         targets = [stack.enter_context(_ours(folder / "fp32"))]
         if args.peer:
             targets.append(stack.enter_context(_peer(args.peer, threads)))
-        report: dict[str, Any] = {"folder": folder.name, "threads": threads, "machine": machine(), "texts": len(texts)}
-        report["throughput"] = _throughput(library, targets, texts, args.turns)
-        report["queries"] = {target.name: _queries(target, queries, texts, args.turns) for target in targets}
-    print(json.dumps(report["queries"], indent=2))
+        report: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+        report |= {"folder": folder.name, "threads": threads, "machine": machine()}
+        if args.only != "queries":
+            report["throughput"] = _throughput(library, targets, texts, args.clients, args.turns)
+        if args.only != "throughput":
+            report["queries"] = {
+                target.name: _queries(target, queries[:count], texts, turns)
+                for target, count, turns in zip(targets, (QUERIES, PEER_QUERIES), (args.turns, 1), strict=False)
+            }
+            print(json.dumps(report["queries"], indent=2))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _throughput(library: Process, targets: Sequence[Target], texts: Sequence[str], turns: int) -> list[dict[str, Any]]:
+def _throughput(
+    library: Process, targets: Sequence[Target], texts: Sequence[str], counts: Sequence[int], turns: int
+) -> list[dict[str, Any]]:
     """Of each number of clients: the rate as a fraction of the library's of the same turn, and latencies."""
     library.ask("texts", texts=list(texts[:8]))
     for target in targets:
         target.run(texts[:8], 4)
     rows = []
-    for clients in CLIENTS:
+    for clients in counts:
         seen: dict[str, list[Any]] = {target.name: [] for target in targets}
         rates = []
         for _ in range(turns):
             rates.append(len(texts) / library.ask("texts", texts=list(texts)))
             for target in targets:
                 seen[target.name].append(target.run(texts, clients))
-        row: dict[str, Any] = {"clients": clients, "library_texts_per_s": round(median(rates), 2)}
+        row: dict[str, Any] = {"clients": clients, "texts": len(texts), "library_texts_per_s": round(median(rates), 2)}
         for name, loads in seen.items():
             fraction = median(load.texts_per_s / rate for load, rate in zip(loads, rates, strict=True))
             row[name] = {
@@ -87,12 +97,11 @@ def _throughput(library: Process, targets: Sequence[Target], texts: Sequence[str
 
 def _queries(target: Target, queries: Sequence[str], texts: Sequence[str], turns: int) -> dict[str, Any]:
     """One client's queries alone, and while bulk requests saturate the server."""
-    alone, beside = [], []
-    for _ in range(turns):
-        alone.append(target.run(queries, 1))
-        beside.append(queries_beside_bulk(target, queries, texts, BULK_CLIENTS))
+    alone = [target.run(queries, 1) for _ in range(turns)]  # all of them first: some go on with what nobody waits for
+    beside = [queries_beside_bulk(target, queries, texts, BULK_CLIENTS) for _ in range(turns)]
     ratios = [b.percentile_ms(95) / a.percentile_ms(95) for a, b in zip(alone, beside, strict=True)]
     return {
+        "queries": len(queries),
         "p50_alone_ms": median(load.percentile_ms(50) for load in alone),
         "p95_alone_ms": median(load.percentile_ms(95) for load in alone),
         "p50_beside_bulk_ms": median(load.percentile_ms(50) for load in beside),
@@ -154,6 +163,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--texts", type=int, default=192)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--only", choices=["throughput", "queries"], help="the other part stays in FILE as it is")
     parser.add_argument("--peer")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

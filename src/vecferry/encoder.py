@@ -241,8 +241,16 @@ class Work:
         return self.tokens
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each of the texts asked for, those of equal texts each time."""
+        lengths = np.array([0 if one is None else one.num_tokens[0] for one in self.found])
+        if self.tokens is not None:
+            lengths[self.missing] = self.tokens.lengths
+        return lengths[self.places]
+
+    @property
     def truncated(self) -> NDArray[np.bool_]:
-        """Bool [texts asked for]: which are longer than the model's limit."""
+        """Of each of the texts asked for, whether it is longer than the model's limit."""
         cut = np.array([one is not None and one.num_truncated > 0 for one in self.found])
         if self.tokens is not None:
             cut[self.missing] = self.tokens.truncated

@@ -584,3 +584,20 @@ def test_without_the_extra_the_command_says_how_to_install_it(package: str, tmp_
     assert ended.returncode == 3
     assert package in ended.stderr
     assert "pip install 'vecferry[server]'" in ended.stderr
+
+
+def test_repeats_count_in_the_answer_though_they_are_computed_once(http: httpx2.Client) -> None:
+    """Or a small request would ask for more than any memory holds."""
+    long = "word " * 3000
+    one = http.post("/embed_all", json={"inputs": [long]}, headers={"accept": "application/x-npz"})
+    assert one.status_code == 200
+    many = http.post("/embed_all", json={"inputs": [long] * 900})
+    assert many.status_code == 413
+    assert "--max-answer-mb" in many.json()["error"]
+
+
+def test_a_wrong_token_id_far_behind_is_named_by_its_place(http: httpx2.Client) -> None:
+    rows = [[5]] * 1500 + [[2**30]]
+    refused = http.post("/embed", json={"inputs": rows})
+    assert refused.status_code == 400
+    assert refused.json()["error"].startswith("text 1500 ")

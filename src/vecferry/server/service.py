@@ -121,7 +121,10 @@ class Service:
             works = []
             for at in range(0, len(asked.texts), TEXTS_EACH):
                 part = asked.texts[at : at + TEXTS_EACH]
-                works.append(await self._in_thread(partial(self._part, asked, part), chars))
+                try:
+                    works.append(await self._in_thread(partial(self._part, asked, part), chars))
+                except InvalidText as exc:
+                    raise InvalidText(at + exc.row, exc.reason) from exc
         self._check_tokens(asked, works)
         return works
 
@@ -168,7 +171,9 @@ class Service:
             allowed = self.limits.max_request_tokens
             raise RequestTooLarge("tokens of a request", tokens, allowed, "--max-request-tokens")
         dimension = asked.model.encoder.dimension
-        vectors = tokens * (Outputs.COLBERT in asked.outputs) + len(asked.texts)
+        vectors = len(asked.texts)
+        if Outputs.COLBERT in asked.outputs:  # equal texts are computed once, and answered each
+            vectors += sum(int(work.lengths.sum()) for work in works)
         if (answer := vectors * dimension * 4) > (allowed := self.limits.max_answer_mb * MB):
             raise RequestTooLarge("bytes of numbers in the answer", answer, allowed, "--max-answer-mb")
         if not asked.truncate:
