@@ -97,6 +97,9 @@ def test_a_model_has_other_names_too(client: OpenAI, library: Encoder) -> None:
     assert ours["vecferry"]["runtime"] == "onnx"
     for name in ours["vecferry"]["aliases"]:
         assert client.embeddings.create(model=name, input="a").model == "tiny"
+        assert client.models.retrieve(name) == listed
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("BAAI/another")
 
 
 def test_a_role_may_be_named(client: OpenAI) -> None:

@@ -16,7 +16,7 @@ POSTS = {
     "/v1/embeddings", "/v1/m3", "/embed", "/embed_sparse", "/embed_all", "/similarity", "/tokenize", "/decode",
     "/search",
 }  # fmt: skip
-GETS = {"/v1/models", "/info", "/health", "/metrics"}
+GETS = {"/v1/models", "/v1/models/{name}", "/info", "/health", "/metrics"}
 UNSAYABLE = "positive_data_acceptance"
 """A check that is left out: no schema says that a text has too many tokens, or that a model has another dimension."""
 

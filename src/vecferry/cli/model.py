@@ -262,6 +262,8 @@ def _packages() -> dict[str, str]:
         "psycopg",
         "pgvector",
         "pyarrow",
+        "fastapi",
+        "uvicorn",
     )
     return {name: _version(name) for name in names}
 

@@ -86,19 +86,17 @@ def serve(
     given = locals()
     options = ServerOptions(
         host=host,
-        port=port,
         keys=_keys(api_keys, settings),
         without_key=without_key,
         origins=tuple(cors_origin or ()),
         limits=ServerLimits(**{name: given[name] for name in ServerLimits.__dataclass_fields__}),
-        json_logs=not plain_logs,
         traces=traces,
     )
     if traces:
         tracing.require()
     with running.listen(host, port) as listening:
         service, router = _service(models, config, settings, options.limits)
-        logs.set_up(as_json=options.json_logs)
+        logs.set_up(as_json=not plain_logs)
         shown, taken = listening.getsockname()[:2]
         errors.out(f"vecferry serves {', '.join(one.name for one in service.models.all)} at http://{shown}:{taken}")
         running.serve(create_app(service, options, router), options, listening)

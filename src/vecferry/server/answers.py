@@ -118,13 +118,13 @@ def _param(exc: Exception) -> str | None:
 
 
 def wanted_form(request: Request) -> str:
-    """JSON, or what the Accept header names of the others. Raises MissingExtra."""
+    """JSON, or what the Accept header names of the others."""
     accepted = request.headers.get("accept", "")
     return next((form for form in (NPZ, ARROW) if form in accepted), JSON)
 
 
 def binary(found: Embeddings, form: str, headers: Mapping[str, str]) -> Response:
-    """All of the embeddings as `vecferry encode` writes them, ids from 0."""
+    """All of the embeddings as `vecferry encode` writes them, ids from 0. Raises MissingExtra for Arrow."""
     ids = [str(row) for row in range(len(found))]
     return Response((as_npz if form == NPZ else as_arrow)(ids, found), headers=dict(headers), media_type=form)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -24,8 +23,8 @@ from vecferry.server.options import ServerOptions
 from vecferry.server.requests import Abandoned
 from vecferry.server.service import Service
 
-ENCODABLE = 200
-log = logging.getLogger("vecferry.server")
+MAX_SHOWN = 200
+"""Characters of a place or a reason, which may hold what the client sent."""
 
 
 def create_app(service: Service, options: ServerOptions, router: Router | None = None) -> FastAPI:
@@ -79,8 +78,8 @@ async def _invalid(request: Request, exc: Exception) -> Response:
     """The first thing that is wrong, by its place; never the value, which may be anything."""
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")[:ENCODABLE]
-    where, reason = place.encode("ascii", "backslashreplace").decode() or BODY, str(first["msg"])[:ENCODABLE]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")[:MAX_SHOWN]
+    where, reason = place.encode("ascii", "backslashreplace").decode() or BODY, str(first["msg"])[:MAX_SHOWN]
     if first["type"] == "json_invalid":
         where, reason = BODY, f"it is not JSON (at {place})"
     elif isinstance(exc.body, bytes):  # which the framework has left alone

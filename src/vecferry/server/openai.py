@@ -1,4 +1,4 @@
-"""The interface of OpenAI's clients: /v1/embeddings, /v1/models."""
+"""The interface of OpenAI's clients: /v1/embeddings, /v1/models, /v1/models/NAME."""
 
 from __future__ import annotations
 
@@ -87,6 +87,12 @@ async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
 async def models(service: ServiceHere) -> Response:
     """What is served, and in which vector spaces."""
     return json({"object": "list", "data": [_model_object(one) for one in service.models.all]})
+
+
+@router.get("/models/{name:path}", response_model=ModelObject)
+async def model(service: ServiceHere, name: str) -> Response:
+    """One of them."""
+    return json(_model_object(service.models.get(name)))
 
 
 def _model_object(model: Any) -> dict[str, Any]:

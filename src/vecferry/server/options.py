@@ -46,12 +46,10 @@ class ServerOptions:
     """host: other than loopback only with keys, or with `without_key`. origins: of browsers that may ask (CORS)."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
     keys: ApiKeys = field(default_factory=ApiKeys)
     without_key: bool = False
     origins: tuple[str, ...] = ()
     limits: ServerLimits = field(default_factory=ServerLimits)
-    json_logs: bool = True
     traces: bool = False
 
     def __post_init__(self) -> None:

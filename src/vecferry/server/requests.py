@@ -107,9 +107,15 @@ async def embed(
     service = service_of(request)
     texts = texts_of(given)
     asked = Asked(
-        model, texts, outputs, role, truncate, _lane_of(request), _seconds_of(request, service.limits.deadline_s),
-        request.scope.get(ARRIVED_AT, time.monotonic()),
-    )  # fmt: skip
+        model,
+        texts,
+        outputs,
+        role,
+        truncate,
+        lane=_lane_of(request),
+        seconds=_seconds_of(request, service.limits.deadline_s),
+        since=request.scope.get(ARRIVED_AT, time.monotonic()),
+    )
     answer = await while_connected(request, service.embed(asked))
     request.state.lane = answer.lane
     return answer
