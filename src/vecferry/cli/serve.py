@@ -66,7 +66,7 @@ def serve(
     max_request_tokens: Annotated[int, _limit("Tokens of a request.")] = 1_000_000,
     max_answer_mb: Annotated[int, _limit("Numbers of an answer, as float32, in millions of bytes.")] = 256,
     max_queue_tokens: Annotated[int, _limit("Tokens that may wait in each lane; then 429.")] = 131_072,
-    query_tokens: Annotated[int, _limit("Requests of up to so many tokens go before longer ones.")] = 512,
+    query_tokens: Annotated[int, _limit("Requests of up to so many tokens go before longer ones.")] = 128,
     deadline_s: Annotated[float, _limit("Seconds from a request to its answer.")] = 300,
     receive_s: Annotated[float, _limit("Seconds for a request to arrive, and for a client to take its answer.")] = 30,
     drain_s: Annotated[float, _limit("Seconds after SIGTERM in which accepted requests are answered.")] = 120,

@@ -29,7 +29,7 @@ class ServerLimits:
     max_request_tokens: int = 1_000_000
     max_answer_mb: int = 256
     max_queue_tokens: int = 131_072
-    query_tokens: int = 512
+    query_tokens: int = 128
     deadline_s: float = 300.0
     receive_s: float = 30.0
     drain_s: float = 120.0
