@@ -70,6 +70,10 @@ class VectorSpace(_Value):
         """The space's id: SHA-256 of the fields above, but those that are None, as canonical JSON."""
         return hashlib.sha256(canonical_json(self.model_dump(exclude_none=True))).hexdigest()
 
+    def prefix(self, role: Literal["passage", "query"]) -> str:
+        """What goes before each text in that role."""
+        return self.query_prefix if role == "query" else self.passage_prefix
+
     @property
     def outputs(self) -> Outputs:
         return Outputs.parse(",".join(self.heads))

@@ -188,7 +188,7 @@ class Encoder:
         self, texts: Sequence[str], outputs: Outputs, role: Role, places: NDArray[np.intp] | None = None
     ) -> Work:
         """Distinct and valid texts: what the cache has of them, and the tokens of the others."""
-        prefix = self.space.query_prefix if role == "query" else self.space.passage_prefix
+        prefix = self.space.prefix(role)
         full = [prefix + text for text in texts]
         found = self._cache.find(self.fingerprint, full, outputs) if self._cache else [None] * len(texts)
         missing = np.array([i for i, one in enumerate(found) if one is None], np.intp)

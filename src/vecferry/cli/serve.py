@@ -12,12 +12,12 @@ from vecferry.cli.migrate_target import Target
 from vecferry.cli.output import errors, stages
 from vecferry.errors import MissingExtra, SettingsError
 from vecferry.migrate.config import read_config
+from vecferry.server.keys import ApiKeys
+from vecferry.server.options import ServerLimits, ServerOptions
 from vecferry.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from vecferry.migrate.router import Router
-    from vecferry.server.keys import ApiKeys
-    from vecferry.server.options import ServerLimits
     from vecferry.server.service import Service
 
 LIMITS = "Limits"
@@ -60,30 +60,39 @@ def serve(
     cors_origin: Origins = None,
     plain_logs: PlainLogs = False,
     traces: Traces = False,
-    max_body_mb: Annotated[int, _limit("Millions of bytes of a request.")] = 16,
-    max_texts: Annotated[int, _limit("Texts of a request; batches are made of any number.")] = 10_000,
-    max_text_chars: Annotated[int, _limit("Characters of a text.")] = 1_000_000,
-    max_request_tokens: Annotated[int, _limit("Tokens of a request.")] = 1_000_000,
-    max_answer_mb: Annotated[int, _limit("Numbers of an answer, as float32, in millions of bytes.")] = 256,
-    max_queue_tokens: Annotated[int, _limit("Tokens that may wait in each lane; then 429.")] = 131_072,
-    query_tokens: Annotated[int, _limit("Requests of up to so many tokens go before longer ones.")] = 128,
-    deadline_s: Annotated[float, _limit("Seconds from a request to its answer.")] = 300,
-    receive_s: Annotated[float, _limit("Seconds for a request to arrive, and for a client to take its answer.")] = 30,
-    drain_s: Annotated[float, _limit("Seconds after SIGTERM in which accepted requests are answered.")] = 120,
-    max_connections: Annotated[int, _limit("Connections at a time.")] = 1024,
+    max_body_mb: Annotated[int, _limit("Millions of bytes of a request.")] = ServerLimits.max_body_mb,
+    max_texts: Annotated[int, _limit("Texts of a request; batches are made of any number.")] = ServerLimits.max_texts,
+    max_text_chars: Annotated[int, _limit("Characters of a text.")] = ServerLimits.max_text_chars,
+    max_request_tokens: Annotated[int, _limit("Tokens of a request.")] = ServerLimits.max_request_tokens,
+    max_answer_mb: Annotated[
+        int, _limit("Numbers of an answer, as float32, in millions of bytes.")
+    ] = ServerLimits.max_answer_mb,
+    max_queue_tokens: Annotated[
+        int, _limit("Tokens that may wait in each lane; then 429.")
+    ] = ServerLimits.max_queue_tokens,
+    query_tokens: Annotated[
+        int, _limit("Requests of up to so many tokens go before longer ones.")
+    ] = ServerLimits.query_tokens,
+    deadline_s: Annotated[float, _limit("Seconds from a request to its answer.")] = ServerLimits.deadline_s,
+    receive_s: Annotated[
+        float, _limit("Seconds for a request to arrive, and for a client to take its answer.")
+    ] = ServerLimits.receive_s,
+    drain_s: Annotated[
+        float, _limit("Seconds after SIGTERM in which accepted requests are answered.")
+    ] = ServerLimits.drain_s,
+    max_connections: Annotated[int, _limit("Connections at a time.")] = ServerLimits.max_connections,
 ) -> None:
     """Serve models over HTTP, to clients of OpenAI and of text-embeddings-inference. See docs/serving.md.
 
     Ends on SIGTERM once accepted requests are answered.
     """
+    given = locals()
     try:
         from vecferry.server import logs, running, tracing
         from vecferry.server.app import create_app
-        from vecferry.server.options import ServerLimits, ServerOptions
     except ImportError as exc:
         raise MissingExtra("server", exc.name or "fastapi") from exc
     settings = read_settings()
-    given = locals()
     options = ServerOptions(
         host=host,
         keys=_keys(api_keys, settings),
@@ -103,8 +112,6 @@ def serve(
 
 
 def _keys(file: Path | None, settings: Settings) -> ApiKeys:
-    from vecferry.server.keys import ApiKeys
-
     if file is not None:
         return ApiKeys.read(file)
     named = settings.api_keys.get_secret_value() if settings.api_keys else ""

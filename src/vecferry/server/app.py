@@ -18,7 +18,7 @@ from vecferry.errors import BadRequest, ServingError, VecferryError
 from vecferry.migrate.router import Router
 from vecferry.server import m3, openai, tei
 from vecferry.server.answers import BODY, JSON, error_answer, error_of, style_of, unread
-from vecferry.server.guard import Guard
+from vecferry.server.guard import ABANDONED, Guard
 from vecferry.server.options import ServerOptions
 from vecferry.server.requests import Abandoned
 from vecferry.server.service import Service
@@ -98,7 +98,7 @@ async def _http(request: Request, exc: Exception) -> Response:
 
 
 async def _abandoned(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)
+    return Response(status_code=ABANDONED)
 
 
 HANDLERS: dict[type[Exception], Any] = {

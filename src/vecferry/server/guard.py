@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from uuid import uuid4
 
+from vecferry.batching import MB
 from vecferry.errors import NotAuthorized, ReceiveTimeout, RequestTooLarge, ServingError
 from vecferry.server.answers import error_answer, error_of, style_of, unread
 from vecferry.server.keys import ApiKeys
@@ -26,7 +27,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health",)
 """Paths that need no key."""
-MB = 1_000_000
 ID = re.compile(rb"[\x21-\x7e]{1,128}")
 ABANDONED = 499
 """In log and metrics, where the client was gone before its answer."""

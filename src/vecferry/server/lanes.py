@@ -40,7 +40,6 @@ class Job:
     work: Work
     until: float
     answer: Future[Embeddings] = field(default_factory=Future)
-    queued_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_wanted(self) -> bool:

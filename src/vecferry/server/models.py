@@ -52,7 +52,7 @@ class Served:
         if self._problem is not None:
             raise NotReady(self.name, self._problem)
 
-    def probe(self) -> bool:
+    def probe(self) -> None:
         """Run one text; whether it worked is known from then on."""
         try:
             list(self.encoder.compute([self.encoder.prepare([PROBE], outputs=DENSE)]))
@@ -60,11 +60,10 @@ class Served:
             if self._problem is None or self._problem != exc.message:
                 log.error("the model %s does not work: %s", self.name, exc)  # noqa: TRY400  # the message says it
             self._problem = exc.message
-            return False
+            return
         if self._problem is not None:
             log.info("the model %s works", self.name)
         self._problem = None
-        return True
 
 
 class Models:

@@ -7,10 +7,9 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
-from vecferry.errors import BadRequest
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
 from vecferry.server.documented import OPENAI_ERRORS, binary_forms
-from vecferry.server.requests import Body, Input, ServiceHere, embed, headers_of, role_of, service_of
+from vecferry.server.requests import Body, Input, ServiceHere, embed, headers_of, require_dimension, role_of, service_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -63,8 +62,7 @@ class ModelsAnswer(BaseModel):
 async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
     """Dense vectors of texts."""
     model = service_of(request).models.get(body.model)
-    if body.dimensions not in (None, model.encoder.dimension):
-        raise BadRequest("dimensions", f"{model.name} gives {model.encoder.dimension} numbers, and no other count")
+    require_dimension(model, body.dimensions)
     form = wanted_form(request)
     answer = await embed(request, model, body.input, role=role_of(body.prompt_name), truncate=body.truncate)
     found, headers = answer.embeddings, headers_of(model, answer)

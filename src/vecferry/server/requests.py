@@ -75,22 +75,22 @@ ServiceHere = Annotated[Service, Depends(service_of)]
 
 def texts_of(given: Input) -> Texts:
     """A list of texts, each a string or its token ids."""
-    if isinstance(given, str):
-        return [given]
-    if given and isinstance(given[0], int):
-        return [given]
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        return [given]  # type: ignore[return-value]
     return given  # type: ignore[return-value]
 
 
-def is_single(given: Input) -> bool:
-    return isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+def require_dimension(model: Served, asked: int | None) -> None:
+    """Raises BadRequest for another number of dimensions than the model's."""
+    if asked not in (None, model.encoder.dimension):
+        raise BadRequest("dimensions", f"{model.name} gives {model.encoder.dimension} numbers, and no other count")
 
 
-def role_of(prompt_name: str | None, where: str = "prompt_name") -> Role:
+def role_of(prompt_name: str | None) -> Role:
     """Raises BadRequest."""
     if prompt_name not in ROLES:
         names = ", ".join(name for name in ROLES if name)
-        raise BadRequest(where, f"this model has no prompt of that name; there are {names}")
+        raise BadRequest("prompt_name", f"this model has no prompt of that name; there are {names}")
     return ROLES[prompt_name]
 
 

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from vecferry.artifact import VectorSpace
+from vecferry.batching import MB
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch
 from vecferry.encoder import TEXTS_EACH, Role, Work
 from vecferry.errors import DeadlineExceeded, EmptyInput, InvalidText, RequestTooLarge, TextTooLong
@@ -22,7 +23,6 @@ from vecferry.server.options import ServerLimits
 from vecferry.server.tracing import span
 from vecferry.server.workers import WatchedRuntime, Worker
 
-MB = 1_000_000
 TOKENISERS = 2
 CHARS_AT_ONCE = 2048
 """Characters that are tokenised in well under a millisecond."""
@@ -226,12 +226,12 @@ async def _all(answers: Sequence[Awaitable[Embeddings]]) -> list[Embeddings]:
 def _with_ends(model: Served, rows: Texts) -> TokenBatch:
     """Token ids of this model's tokenizer, cut to what it reads. Raises InvalidText."""
     tokenizer, limit = model.tokenizer, model.encoder.space.max_tokens
-    first, last = tokenizer.ends
+    (first, last), vocabulary = tokenizer.ends, tokenizer.vocabulary
     whole: list[tuple[list[int], bool]] = []
     for row, ids in enumerate(rows):
-        known = [i for i in ids if isinstance(i, int) and i < tokenizer.vocabulary]
+        known = [i for i in ids if isinstance(i, int) and i < vocabulary]
         if len(known) < len(ids):
-            reason = f"token ids of this model are from 0 to {tokenizer.vocabulary - 1} (/tokenize gives them)"
+            reason = f"token ids of this model are from 0 to {vocabulary - 1} (/tokenize gives them)"
             raise InvalidText(row, reason)
         inner = [i for i in known if i not in (first, last)]
         whole.append(([first, *inner[: limit - 2], last], len(inner) > limit - 2))

@@ -24,10 +24,12 @@ from vecferry.server.requests import (
     TokenIds,
     embed,
     headers_of,
-    is_single,
+    require_dimension,
     role_of,
     service_of,
+    texts_of,
 )
+from vecferry.server.service import TOKENISERS
 
 router = APIRouter(tags=["text-embeddings-inference"], responses=TEI_ERRORS)
 
@@ -93,8 +95,7 @@ async def embed_dense(request: Request, body: EmbedRequest) -> Response:
     model = service_of(request).models.get(body.model)
     if not body.normalize and model.encoder.space.normalize:
         raise BadRequest("normalize", f"the vectors of {model.name} have unit length: its graph normalises")
-    if body.dimensions not in (None, model.encoder.dimension):
-        raise BadRequest("dimensions", f"{model.name} gives {model.encoder.dimension} numbers, and no other count")
+    require_dimension(model, body.dimensions)
     form = wanted_form(request)
     found, headers = await _embedded(request, model, body.inputs, body)
     return json(await in_pieces(found.dense), headers) if form == JSON else binary(found, form, headers)
@@ -155,10 +156,9 @@ async def _embedded(
 def tokenize(service: ServiceHere, body: TokenizeRequest) -> Response:
     """Ids and places of what texts are cut into."""
     model = service.models.get(body.model)
-    tokenizer, space = model.tokenizer, model.encoder.space
-    prefix = space.query_prefix if role_of(body.prompt_name) == "query" else space.passage_prefix
-    prefix = prefix if body.prompt_name else ""
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    tokenizer, role = model.tokenizer, role_of(body.prompt_name)
+    prefix = model.encoder.space.prefix(role) if body.prompt_name else ""
+    texts: Any = texts_of(body.inputs)
     service.check_texts(texts)
     pieces = [tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens) for text in texts]
     return json([[_simple_token(piece) for piece in row] for row in pieces])
@@ -173,11 +173,12 @@ def _simple_token(piece: Any) -> dict[str, Any]:
 def decode(service: ServiceHere, body: DecodeRequest) -> Response:
     """Texts of token ids."""
     tokenizer = service.models.get(body.model).tokenizer
-    rows: Any = [body.ids] if is_single(body.ids) else body.ids
+    rows: Any = texts_of(body.ids)
     service.check_texts(rows)
+    vocabulary = tokenizer.vocabulary
     for row, ids in enumerate(rows):
-        if any(i >= tokenizer.vocabulary for i in ids):
-            raise BadRequest(f"ids[{row}]", f"token ids of this model are from 0 to {tokenizer.vocabulary - 1}")
+        if any(i >= vocabulary for i in ids):
+            raise BadRequest(f"ids[{row}]", f"token ids of this model are from 0 to {vocabulary - 1}")
     return json([tokenizer.decode(ids, without_special=body.skip_special_tokens) for ids in rows])
 
 
@@ -198,11 +199,11 @@ async def info(service: ServiceHere) -> Response:
             "served_model_name": model.name,
             "max_concurrent_requests": limits.max_connections,
             "max_input_length": space.max_tokens,
-            "max_batch_tokens": service.models.default.encoder.limits.max_batch_tokens,
+            "max_batch_tokens": model.encoder.limits.max_batch_tokens,
             "max_batch_requests": None,
             "max_client_batch_size": limits.max_texts,
             "auto_truncate": True,
-            "tokenization_workers": 2,
+            "tokenization_workers": TOKENISERS,
             "version": __version__,
             "sha": None,
             "docker_label": None,

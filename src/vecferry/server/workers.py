@@ -36,8 +36,8 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def join(self, timeout_s: float | None = None) -> None:
-        self._thread.join(timeout_s)
+    def join(self) -> None:
+        self._thread.join()
 
     def _work(self) -> None:
         if self._lane.name is Name.BULK and sys.platform == "linux":  # elsewhere it would be the whole process's
@@ -64,12 +64,13 @@ def run(cohort: Sequence[Job]) -> None:
         _fail(cohort, exc)
     except ModelRuntimeError as exc:
         log.warning("a run of %d requests failed: %s", len(cohort), exc)
-        left = [job for job in cohort if job.is_wanted]
         if len(cohort) == 1:
             _fail(cohort, exc)
             model.probe()
-        for job in left if len(cohort) > 1 else ():
-            run([job])
+            return
+        for job in cohort:
+            if job.is_wanted:
+                run([job])
     except Exception as exc:  # a fault of ours: these fail, the lane goes on
         log.exception("a fault in a run of %d requests", len(cohort))
         _fail(cohort, exc)
