@@ -601,3 +601,13 @@ def test_a_wrong_token_id_far_behind_is_named_by_its_place(http: httpx2.Client) 
     refused = http.post("/embed", json={"inputs": rows})
     assert refused.status_code == 400
     assert refused.json()["error"].startswith("text 1500 ")
+
+
+def test_tokenizing_has_the_limit_of_tokens_too(library: Encoder) -> None:
+    """Each token is some hundred bytes of the answer."""
+    options = ServerOptions(limits=ServerLimits(max_request_tokens=30))
+    with inside(unruly(library), options=options) as server:
+        few, many = (httpx2.post(f"{server.url}/tokenize", json={"inputs": ["one word"] * n}) for n in (2, 30))
+    assert few.status_code == 200
+    assert many.status_code == 413
+    assert "--max-request-tokens" in many.json()["error"]

@@ -165,11 +165,13 @@ class Service:
                 allowed = self.limits.max_text_chars
                 raise RequestTooLarge(f"characters of text {row}", len(text), allowed, "--max-text-chars")
 
-    def _check_tokens(self, asked: Asked, works: Sequence[Work]) -> None:
-        tokens = sum(work.num_tokens for work in works)
-        if tokens > self.limits.max_request_tokens:
-            allowed = self.limits.max_request_tokens
+    def check_num_tokens(self, tokens: int) -> None:
+        """Raises RequestTooLarge."""
+        if tokens > (allowed := self.limits.max_request_tokens):
             raise RequestTooLarge("tokens of a request", tokens, allowed, "--max-request-tokens")
+
+    def _check_tokens(self, asked: Asked, works: Sequence[Work]) -> None:
+        self.check_num_tokens(sum(work.num_tokens for work in works))
         dimension = asked.model.encoder.dimension
         vectors = len(asked.texts)
         if Outputs.COLBERT in asked.outputs:  # equal texts are computed once, and answered each

@@ -160,8 +160,13 @@ def tokenize(service: ServiceHere, body: TokenizeRequest) -> Response:
     prefix = model.encoder.space.prefix(role) if body.prompt_name else ""
     texts: Any = texts_of(body.inputs)
     service.check_texts(texts)
-    pieces = [tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens) for text in texts]
-    return json([[_simple_token(piece) for piece in row] for row in pieces])
+    rows: list[list[dict[str, Any]]] = []
+    num_tokens = 0
+    for text in texts:
+        pieces = tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens)
+        service.check_num_tokens(num_tokens := num_tokens + len(pieces))
+        rows.append([_simple_token(piece) for piece in pieces])
+    return json(rows)
 
 
 def _simple_token(piece: Any) -> dict[str, Any]:
