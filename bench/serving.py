@@ -6,8 +6,9 @@
 FOLDER has `checkpoint` and `fp32`, as those of bench.speed; without it the demo's stand-in is made, whose weights are
 real. The library and the servers have equal threads and take turns; clients run on the same processors, which counts
 against the servers.
---peer: a command that starts another server with OpenAI's interface on port 7997 on FOLDER/checkpoint, for instance
-"infinity_emb v2 --engine torch --device cpu --model-id FOLDER/checkpoint --served-model-name m".
+--peer: a command that starts another server with OpenAI's interface on port 7997 on FOLDER/checkpoint, for instance of
+an environment with infinity-emb[server,torch]==0.0.78 and torch==2.13.0: "infinity_emb v2 --engine torch --device cpu
+--dtype float32 --host 127.0.0.1 --port 7997 --model-id FOLDER/checkpoint --served-model-name m".
 """
 
 from __future__ import annotations
