@@ -415,6 +415,82 @@ def test_a_search_answers_in_the_side_of_its_space_wherever_it_is(collection: Co
             first("another", "old", 8)
 
 
+def test_rows_come_in_the_order_asked_for_each_once_and_those_that_are_not_there_are_left_out(
+    collection: Collection,
+) -> None:
+    fill(collection, "a", "b", "c", "", None)
+    store = collection.store
+    assert store.rows([("3",), ("99",), ("1",), ("3",)]) == [Row(("3",), "c"), Row(("1",), "a")]
+    assert store.rows([("4",)]) == [Row(("4",), "")]
+    assert store.rows([("5",)]) == ([Row(("5",), None)] if collection.nullable else [])
+    assert store.rows([("1", "2")]) == store.rows([("99",)]) == store.rows([]) == []
+
+
+def test_rows_are_those_of_the_side_that_serves_with_their_present_texts(collection: Collection) -> None:
+    prepared(collection, *"abc")
+    store = collection.store
+    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    collection.put(2, "b2", None)
+    collection.remove(3)
+    assert store.rows([("3",), ("2",), ("1",)]) == [Row(("2",), "b2"), Row(("1",), "a")]
+    assert store.settle([("3",)]) == {("3",)}
+    store.write(Side.NEW, vectors(*store.stale(Side.NEW, [("2",)])))
+    switch(collection)
+    collection.put(1, "a3", truth("new", "a3", DIMENSION))
+    assert store.rows([("3",), ("2",), ("1",)]) == [Row(("2",), "b2"), Row(("1",), "a3")]
+
+
+def test_more_rows_are_had_at_once_than_a_store_reads_in_a_page(collection: Collection) -> None:
+    texts: dict[Key, str] = {(str(number),): f"text {number}" for number in range(1, 1201)}
+    store = collection.store
+    records = [Record(key, text, old_vector(text)) for key, text in texts.items()]
+    store.put(records, fingerprint="whatever serves")
+    keys = list(reversed(texts))
+    assert store.rows(keys) == [Row(key, texts[key]) for key in keys]
+    stored = store.vectors(keys, fingerprint="whatever serves")
+    assert list(stored) == keys
+    for key, vector in stored.items():
+        assert_close(vector, old_vector(texts[key]))
+
+
+def test_stored_vectors_are_had_from_the_side_of_their_space_wherever_it_is(collection: Collection) -> None:
+    prepared(collection, *"abc")
+    store = collection.store
+    first, second, _ = store.pending(EVERYTHING, 10)
+    store.write(Side.NEW, vectors(first, second))
+    keys = [("3",), ("99",), ("2",), ("1",), ("2",)]
+    for back in (None, False, True):
+        if back is not None:
+            switch(collection, back=back)
+        olds = store.vectors(keys, fingerprint="space-old")
+        news = store.vectors(keys, fingerprint="space-new")
+        assert list(olds) == [("3",), ("2",), ("1",)]
+        assert list(news) == [("2",), ("1",)]  # the third row has no vector there
+        assert {vector.dtype for vector in (*olds.values(), *news.values())} == {np.dtype(np.float32)}
+        assert_close(olds[("2",)], old_vector("b"))
+        assert_close(news[("2",)], truth("new", "b", DIMENSION))
+        with pytest.raises(SpaceMismatch):
+            store.vectors(keys, fingerprint="another")
+        assert store.vectors([], fingerprint="space-new") == store.vectors([("1", "2")], fingerprint="space-old") == {}
+
+
+def test_vectors_of_a_side_that_was_dropped_are_refused(collection: Collection) -> None:
+    prepared(collection, "a")
+    store = collection.store
+    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    switch(collection)
+    store.exclusively(store.drop_old, PATIENCE)
+    assert list(store.vectors([("1",)], fingerprint="space-new")) == [("1",)]
+    with pytest.raises(SpaceMismatch):
+        store.vectors([("1",)], fingerprint="space-old")
+
+
+def test_stored_vectors_of_a_space_that_nobody_recorded_are_taken_at_their_word(collection: Collection) -> None:
+    fill(collection, "a")
+    (vector,) = collection.store.vectors([("1",)], fingerprint="whatever serves").values()
+    assert_close(vector, old_vector("a"))
+
+
 def test_what_was_just_written_is_found(collection: Collection) -> None:
     fill(collection, *"abc")
     collection.put(50, "fresh", old_vector("fresh"))

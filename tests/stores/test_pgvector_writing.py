@@ -499,6 +499,9 @@ def test_awkward_names_and_keys_of_several_parts(connection: psycopg.Connection,
         assert store.captured(10)[0].key == ("7", "eu")
         assert fill(store) == {("7", "eu")}
         assert store.search(old("x"), 1, fingerprint=OLD_SPACE)[0].key == ("7", "eu")
+        asked = [("8", "eu"), ("7", "eu"), ("7",), ("7", "eu", "x")]
+        assert store.rows(asked) == [Row(("7", "eu"), "x")]
+        assert list(store.vectors(asked, fingerprint=NEW_SPACE)) == [("7", "eu")]
         store.remove([("7", "eu"), ("8", "eu")])
         assert store.settle([("7", "eu")]) == {("7", "eu")}
         store.stop_capture()
@@ -633,6 +636,9 @@ def test_a_column_of_half_precision_is_migrated_in_half_precision(
         assert fill(store) == {("1",), ("2",)}
         half = truth("new", "a", D_NEW).astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(stored(connection, "embedding_vecferry_new")[1], half)
+        read = store.vectors([("1",)], fingerprint=NEW_SPACE)[("1",)]
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, half)
         assert store.build_indexes() == ("by_cosine_vecferry_new",)
         assert store.build_indexes() == ()
         assert store.examine(D_NEW) == Examination(rows=2)

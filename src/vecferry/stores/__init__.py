@@ -240,6 +240,19 @@ class Reading(Protocol):
     def sample(self, num_rows: int) -> list[Row]:
         """Random rows that have a text."""
 
+    def rows(self, keys: Sequence[Key]) -> list[Row]:
+        """Those of the rows that are there, with their present texts, in the order of `keys`.
+
+        From the side that serves. Any number of keys; one that is given twice comes back once.
+        """
+
+    def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
+        """The stored vectors, float32 [D], of those rows that have one in the side whose space is `fingerprint`.
+
+        In the order of `keys`; sides as in `search`. On the side that follows, a vector may still be
+        of a former text. Raises SpaceMismatch if neither side is in that space.
+        """
+
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         """The k rows nearest to `vector` [D], best first, in the side whose space is `fingerprint`.
 
@@ -406,6 +419,11 @@ def text_digest(text: str | None) -> bytes:
 def has_direction(vector: Float32) -> bool:
     """Whether a cosine with it is a number."""
     return bool(np.isfinite(vector).all() and vector.any())
+
+
+def in_order(found: Mapping[Key, T], keys: Sequence[Key]) -> dict[Key, T]:
+    """What was found, in the order of `keys`, each once."""
+    return {key: found[key] for key in keys if key in found}
 
 
 def shown(keys: Sequence[Key]) -> tuple[str, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from vecferry.embeddings import Float32
 from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
-from vecferry.stores import Hit, Row, Side, TableInfo, has_direction
+from vecferry.stores import Hit, Key, Row, Side, TableInfo, has_direction, in_order
+from vecferry.stores.backend import Point
 from vecferry.stores.mirror.sides import MirrorSides
 
 UNKNOWN = "not recorded"
@@ -48,17 +51,28 @@ class MirrorReading(MirrorSides):
         chosen = random.sample(ids, min(num_rows, len(ids)))
         return [Row((p.id,), p.text) for p in self._backend.get(serving, chosen) if p.text is not None]
 
+    def rows(self, keys: Sequence[Key]) -> list[Row]:
+        found: dict[Key, Row] = {(p.id,): Row((p.id,), p.text) for p in self._points(self._sides().serving, keys)}
+        return list(in_order(found, keys).values())
+
+    def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
+        with self._collection_in(fingerprint, f"a read of vectors in {self._target}") as collection:
+            points = self._points(collection, keys, vectors=True)
+            found: dict[Key, Float32] = {(p.id,): p.vector for p in points if p.vector is not None}
+        return in_order(found, keys)
+
+    def _points(self, collection: str, keys: Sequence[Key], *, vectors: bool = False) -> Iterator[Point]:
+        """Those that are there, in any order; a key of several parts is no point's."""
+        ids = list(dict.fromkeys(key[0] for key in keys if len(key) == 1))
+        for points in self._pages_of(collection, ids, vectors=vectors):
+            yield from points
+
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        collection = self._collection_in(fingerprint)
-        try:
+        with self._collection_in(fingerprint, f"a search in {self._target}") as collection:
             self._refuse_dimension(collection, vector, fingerprint)
             if exact:
                 return self._exact_search(collection, vector, k)
             return [Hit((found.id,), found.score) for found in self._backend.search(collection, vector, k)]
-        except (StoreSchemaError, StoreFailed):
-            if self._backend.exists(collection):
-                raise
-            raise self._mismatch(None, fingerprint) from None  # finalized meanwhile
 
     def _refuse_dimension(self, collection: str, vector: Float32, fingerprint: str) -> None:
         stored = self._backend.dimension(collection)
@@ -66,19 +80,26 @@ class MirrorReading(MirrorSides):
             what = f"a search in {collection} with {len(vector)} numbers, which has {stored}"
             raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=what)
 
-    def _collection_in(self, fingerprint: str) -> str:
-        """The collection of that space. Raises SpaceMismatch."""
+    @contextmanager
+    def _collection_in(self, fingerprint: str, where: str) -> Iterator[str]:
+        """The collection of that space. Raises SpaceMismatch, also if a `finalize` drops the collection meanwhile."""
+        collection = self._found_in(fingerprint, where)
+        try:
+            yield collection
+        except (StoreSchemaError, StoreFailed):
+            if self._backend.exists(collection):
+                raise
+            raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where) from None
+
+    def _found_in(self, fingerprint: str, where: str) -> str:
         spec, sides = self._open_spec(), self._sides()
         if spec is not None and spec.fingerprint == fingerprint and self._backend.exists(sides.name(Side.NEW)):
             return sides.name(Side.NEW)
         serving = self._ledger.serving(self._target)
         expected = spec.old_fingerprint if spec else serving.fingerprint if serving else None
-        if expected not in (None, fingerprint):
-            raise self._mismatch(expected, fingerprint)
+        if expected is not None and expected != fingerprint:
+            raise SpaceMismatch(expected=expected, found=fingerprint, where=where)
         return sides.old
-
-    def _mismatch(self, expected: str | None, found: str) -> SpaceMismatch:
-        return SpaceMismatch(expected=expected or UNKNOWN, found=found, where=f"a search in {self._target}")
 
     def _exact_search(self, collection: str, vector: Float32, k: int) -> list[Hit]:
         query = vector.astype(np.float64) / np.linalg.norm(vector)

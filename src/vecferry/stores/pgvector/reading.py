@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from psycopg import sql
 
 from vecferry.embeddings import Float32, Outputs
-from vecferry.stores import Hit, Row, Side, TableInfo
+from vecferry.stores import Hit, Key, Row, Side, TableInfo, in_order
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
@@ -75,6 +78,26 @@ class PgReading(Session):
 
     def sample(self, num_rows: int) -> list[Row]:
         return self._rows(sql.SQL("{} IS NOT NULL ORDER BY random() LIMIT %s").format(self._text), [num_rows])
+
+    def rows(self, keys: Sequence[Key]) -> list[Row]:
+        found = {row.key: row for row in self._rows(*self._among(keys))}
+        return list(in_order(found, keys).values())
+
+    def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
+        among, params = self._among(keys)
+        with self._pinned():
+            query = sql.SQL(
+                "SELECT {vector}::real[], {keys} FROM {table} WHERE {vector} IS NOT NULL AND {among}"
+            ).format(
+                vector=identifier(self._spaces.read(fingerprint).column),
+                keys=self._keys_as_text,
+                table=self._name,
+                among=among,
+            )
+            found: dict[Key, Float32] = {
+                tuple(key): np.asarray(vector, np.float32) for vector, *key in self._db.rows(query, params)
+            }
+        return in_order(found, keys)
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         """See `Reading.search`. The epoch and the vectors are read under one lock, so they belong together.

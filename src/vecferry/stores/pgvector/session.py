@@ -95,7 +95,10 @@ class Session:
         return [Row(tuple(key), text) for text, *key in self._db.rows(query, params)]
 
     def _among(self, keys: Sequence[Key]) -> tuple[sql.Composed, list[list[str]]]:
-        """A condition that is true of the rows with these keys, and its parameters."""
+        """A condition that is true of the rows with these keys, and its parameters.
+
+        A key of more or fewer parts than the table's is no row's.
+        """
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
         condition = sql.SQL("({keys}) IN (SELECT {values} FROM unnest({arrays}) AS given({names}))").format(
             keys=self._keys,
@@ -103,7 +106,8 @@ class Session:
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
         )
-        return condition, [[key[i] for key in keys] for i in range(len(names))]
+        whole = [key for key in keys if len(key) == len(names)]
+        return condition, [[key[i] for key in whole] for i in range(len(names))]
 
     def _type(self, kind: str) -> sql.Composed:
         """One of pgvector's types, or an array of it."""

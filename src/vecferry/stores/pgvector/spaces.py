@@ -49,19 +49,24 @@ class Spaces:
         """Where vectors of that space are; a side of unknown space is the last resort. Raises SpaceMismatch."""
         return self._fitting(self.places(), fingerprint, dimension, f"a search in {self._target}")
 
+    def read(self, fingerprint: str) -> Place:
+        """The same where vectors are only looked at, of whatever dimension they are. Raises SpaceMismatch."""
+        return self._fitting(self.places(), fingerprint, None, f"a read of vectors in {self._target}")
+
     def written(self, fingerprint: str, dimensions: Collection[int | None]) -> Place:
         """The side that serves. Raises SpaceMismatch if it is in another space, or one of the dimensions is not its."""
         where, (serving, *others) = f"a write to {self._target}", self.places()
         if fingerprint in {other.space for other in others} - {serving.space}:
             raise SpaceMismatch(expected=serving.space or UNMARKED, found=fingerprint, where=where)
-        for dimension in dimensions or [serving.dimension]:
+        for dimension in dimensions or [None]:
             self._fitting([serving], fingerprint, dimension, where)
         return serving
 
     def _fitting(self, places: list[Place], fingerprint: str, dimension: int | None, where: str) -> Place:
+        """dimension: None where no vector is given."""
         for place in sorted(places, key=lambda place: place.space is None):
             if place.space in (None, fingerprint):
-                if place.dimension not in (None, dimension):
+                if None not in (place.dimension, dimension) and place.dimension != dimension:
                     what = f"{where} with {dimension} numbers, which has {place.dimension}"
                     raise SpaceMismatch(expected=place.space or UNMARKED, found=fingerprint, where=what)
                 return place
