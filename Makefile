@@ -9,8 +9,10 @@ BENCH ?=
 # make test TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+AXE := $(VENV)/browser/node_modules/axe-core/axe.min.js
+APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
-.PHONY: demo test test-slow check bench lock clean
+.PHONY: demo test test-slow check browser bench lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(MODEL),--model "$(MODEL)")
@@ -26,6 +28,16 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What the tests in tests/browser want beside Python, on Debian: Chromium, letters for every text of the demo, axe-core.
+browser: $(AXE)
+	command -v chromium || { $(APT) update -qq && \
+	    $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core fonts-wqy-microhei; }
+
+$(AXE): | $(VENV)/dev.stamp
+	command -v npm || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends npm; }
+	npm install --prefix $(VENV)/browser axe-core@4.14.1 --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 # In an environment of its own: the peers bring some eighty packages.
 bench: .venv-bench/bench.stamp

@@ -15,12 +15,16 @@ import json
 import time
 from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from vecferry.demo.passages import DemoSet, Text, load_passages
 from vecferry.embeddings import Float32, Outputs, dense_scores, lexical_scores
 from vecferry.encoder import Encoder
-from vecferry.evaluate import best_hits, mean_by_slice, ndcg_at_10, read_beir
+from vecferry.evaluate import read_beir
+from vecferry.evaluate.judged import NDCG
+from vecferry.evaluate.metrics import per_query
+from vecferry.evaluate.ranking import ranked
 from vecferry.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 
 
@@ -48,21 +52,18 @@ def measure(data: DemoSet) -> dict[str, Any]:
 
 def quality(data: DemoSet, scores: Float32) -> dict[str, float]:
     """scores: [questions, passages] -> nDCG@10 by language and `all`."""
-    hits = best_hits([question.id for question in data.questions], [passage.id for passage in data.passages], scores)
+    values = per_query(data.queries, [passage.id for passage in data.passages], ranked(scores, 10), (NDCG,))[NDCG]
     slices = defaultdict(list)
-    for question in data.questions:
-        slices[question.lang].append(question.id)
-    by_question = ndcg_at_10(data.judgements, hits)
-    return {name: round(value, 4) for name, value in mean_by_slice(by_question, slices).items()}
+    for value, question in zip(values.tolist(), data.questions, strict=True):
+        slices[question.lang].append(value)
+    return {name: round(mean(of), 4) for name, of in (*slices.items(), ("all", values.tolist()))}
 
 
 def read_set(folder: Path) -> DemoSet:
     labelled = read_beir(folder)
-    passages, questions = (
-        tuple(Text(text_id, language(text_id), text) for text_id, text in texts.items())
-        for texts in (labelled.passages, labelled.questions)
-    )
-    return DemoSet(passages, questions, labelled.judgements)
+    passages = tuple(Text(passage.id, language(passage.id), passage.full) for passage in labelled.passages)
+    questions = tuple(Text(one.id, language(one.id), one.text) for one in labelled.queries.questions)
+    return DemoSet(passages, questions, labelled.queries.judgements)
 
 
 def language(text_id: str) -> str:

@@ -23,7 +23,7 @@ def vecferry(*arguments: str, stdin: str = "", code: int = 0) -> "subprocess.Com
 
 
 COMMANDS = ["convert", "verify", "encode", "doctor", "demo", "migrate"]
-VERBS = ["plan", "start", "status", "verify", "cutover", "rollback", "finalize"]
+VERBS = ["plan", "start", "status", "verify", "override", "cutover", "rollback", "finalize"]
 
 
 def test_help_names_every_command_and_the_exit_codes() -> None:

@@ -46,6 +46,7 @@ VecferryError                      exit  what happened
 └── MigrationError                 4     the state of a migration
     ├── MigrationNotFound
     ├── IllegalTransition
+    │   └── GateNotPassed                no pass of the gate, and no override of it
     ├── MigrationConflict                the same name, another plan
     ├── CutoverRefused
     ├── FinalizeNotConfirmed
@@ -551,6 +552,15 @@ class IllegalTransition(MigrationError):
     verb: str
     state: str
     allowed: Sequence[str]
+
+
+@dataclass(eq=False)
+class GateNotPassed(IllegalTransition):
+    """words: the verdict of the gate."""
+
+    template = "{verb} is not possible in state {state!r}, since the gate has not passed: {words}"
+    advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason WORDS"
+    words: str
 
 
 @dataclass(eq=False)

@@ -181,7 +181,7 @@ class Script:
         migration = Migration(store, self.options(old.fingerprint))
         state = migration.status().state
         if state in (State.CATCHING_UP, State.VERIFIED):
-            migration.verify(new, sample=5, old=old)
+            migration.verify(new, sample=5, old=old, override="no gate in this test")
         elif state in (State.READY, State.CUTTING_OVER) or (state is State.SERVING_OLD and chance.random() < 0.5):
             migration.cutover()
         elif state is State.SERVING_OLD:
@@ -241,7 +241,7 @@ class Course:
                 self.application.put([record], fingerprint=encoder.fingerprint)
 
     def verify(self) -> None:
-        report = self.migration.verify(self.new, old=self.old)
+        report = self.migration.verify(self.new, old=self.old, override="no gate in this test")
         assert report.passed, report
 
     def switch(self, epoch: int) -> None:

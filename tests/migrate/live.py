@@ -280,7 +280,7 @@ def go(
 
 
 def _verify(operator: Migration) -> None:
-    report = operator.verify(TruthEncoder("new", NEW.dimension))
+    report = operator.verify(TruthEncoder("new", NEW.dimension), override="no gate in this test")
     assert report.passed, [check for check in report.checks if not check.passed]
 
 

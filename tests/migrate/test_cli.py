@@ -5,6 +5,7 @@ A process of its own is started where that is the point; elsewhere the same entr
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from vecferry.cli import output as cli_output
 
 ROWS = 60
 START_S = 60
+OVERRIDE = ("--override-gate", "no gate in this test")
 
 
 # --- how a command is given -----------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_every_verb_in_a_process_of_its_own_from_one_file(
     assert (started["rows_done"], started["ranges"], started["state"]) == (ROWS, 9, "catching_up")
     assert list((tmp_path / "elsewhere" / "staged").rglob("*.parquet"))
     assert not (tmp_path / ".vecferry").exists()
-    assert run("verify")["sampled"] == 20
+    assert run("verify", *OVERRIDE)["sampled"] == 20
     assert run("cutover")["serving"]["epoch"] == 2
     assert dimension(documents) == 1024
     documents.execute("UPDATE documents SET body = 'changed' WHERE id = 7")
@@ -220,7 +222,7 @@ def test_every_verb_by_options(cli: Cli, without_text: psycopg.Connection) -> No
     assert cli("pause", "--reason", "for lunch")["paused"] == "for lunch"
     assert cli.error("verify", code=4) == "IllegalTransition"
     assert cli("resume")["state"] == "catching_up"
-    assert cli("verify", "--sample", "20")["passed"]
+    assert cli("verify", "--sample", "20", *OVERRIDE)["passed"]
     assert cli.error("cutover", code=4) == "CutoverRefused"
     assert cli("postpone")["control"]["postponed"]
     assert cli.error("cutover", "--accept-dead-letters", "1", code=4) == "CutoverRefused"
@@ -272,7 +274,7 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
     assert "postponed" in cli.text("postpone")
     cli.text("postpone", "--off")
     cli.text("resume")
-    assert "✓  recomputed sample" in cli.text("verify", "--sample", "5")
+    assert "✓  recomputed sample" in cli.text("verify", "--sample", "5", *OVERRIDE)
     assert "vecferry migrate cutover" in cli.text("status")
     switched = cli.text("cutover", "--accept-dead-letters", "1")
     assert "epoch 2, generation 2" in switched
@@ -296,6 +298,52 @@ def test_an_error_is_a_message_and_a_hint(cli: Cli) -> None:
     shown = cli.text("status", code=4)
     assert "error: there is no migration of 'public.documents.embedding' in this database." in shown
     assert "hint: Begin one: vecferry migrate start --help" in shown
+
+
+def beside(name: str, shown: str) -> str:
+    """What a table says of it; empty if it says nothing."""
+    found = re.search(rf"^ *{name}  +(.*?) *$", shown, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def test_a_gate_that_has_not_passed_says_what_to_type_and_an_override_is_shown(
+    cli: Cli, documents: psycopg.Connection
+) -> None:
+    """There is no old model to compare with here."""
+    cli("start")
+    shown = cli.text("verify", code=4)
+    assert "✓  recomputed sample" in shown
+    assert beside("gate", shown).startswith("not passed: ")
+    assert "no old model" in beside("gate", shown)
+    assert "vecferry migrate override --reason WORDS" in beside("next", shown)
+    refused = cli.text("cutover", code=4)
+    assert "cutover is not possible in state 'verified', since the gate has not passed: " in refused
+    assert "vecferry migrate override --reason WORDS" in refused
+    assert cli.error("cutover", code=4) == "GateNotPassed"
+    assert cli.error("override", "--reason", " ", code=2) == "SettingsError"
+    cli.text("override", code=2)  # the reason is required
+    shown = cli.text("override", "--reason", "the old model is discontinued")
+    assert (beside("state", shown), beside("last verification", shown)) == ("ready", "passed")
+    assert re.fullmatch(r"the old model is discontinued \(.+@.+, .{19}\)", beside("gate overridden", shown))
+    assert cli("verify", code=4)["state"] == "verified"
+    assert beside("gate overridden", cli.text("status")) == ""
+    assert cli.error("verify", "--override-gate", "", code=2) == "SettingsError"
+    assert beside("gate overridden", cli.text("verify", *OVERRIDE)).startswith(OVERRIDE[1])
+    assert cli("cutover")["serving"]["epoch"] == 2
+
+
+def test_thresholds_of_the_file_are_shown_with_the_epoch_that_serves(
+    cli: Cli, database_url: str, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    place = {"url": database_url, "collection": "documents", "text": "body"}
+    models = {"new": str(tiny_artifact.path)}
+    config = write_config(tmp_path, {"store": place, "models": models, "thresholds": {"duplicate": 0.92}})
+    ours = Cli(cli.capsys, ("--config", str(config)))
+    assert ours("start")["serving"]["thresholds"] == {"duplicate": 0.92}
+    assert beside("its thresholds", ours.text("status")) == "duplicate 0.92"
+    ours("verify", *OVERRIDE)
+    assert ours("cutover")["serving"]["thresholds"] == {}, "without the old model none is mapped"
+    assert ours("rollback")["serving"]["thresholds"] == {"duplicate": 0.92}
 
 
 # --- exit codes -----------------------------------------------------------------------------------
@@ -370,7 +418,7 @@ def test_a_run_in_another_process_is_watched_throttled_paused_and_resumed(cli: C
         assert cli("postpone")["control"] == {"rows_per_s": 10.0, "postponed": True}
         assert cli("throttle")["control"] == {"rows_per_s": None, "postponed": True}
         assert ended(runner)["rows_done"] == ROWS
-    cli("verify")
+    cli("verify", *OVERRIDE)
     with running(cli.process("cutover", "--wait")) as patient:
         time.sleep(0.5)
         assert patient.poll() is None
@@ -391,7 +439,7 @@ def test_a_follower_keeps_both_sides_current_until_others_have_finalized(
         documents.execute("UPDATE documents SET body = 'changed' WHERE id = 7")
         documents.execute("DELETE FROM documents WHERE id = 8")
         wait_until(followed)
-        cli("verify", "--sample", "5", *models[:2])
+        cli("verify", "--sample", "5", *models[:2], *OVERRIDE)
         assert cli("cutover")["serving"]["epoch"] == 2
         documents.execute("UPDATE documents SET body = 'changed again' WHERE id = 9")
         rolled = cli("rollback")
@@ -514,7 +562,7 @@ def test_sparse_vectors_beside_the_dense_ones(cli: Cli, documents: psycopg.Conne
     assert planned["outputs"] == ["dense", "sparse"]
     assert planned["head_bytes_after"] > 0
     cli("start", *heads)
-    cli("verify")
+    cli("verify", *OVERRIDE)
     cli("cutover")
     query = "SELECT count(*), min(l2_norm(embedding_sparse)) > 0 FROM documents"
     assert documents.execute(query).fetchone() == (ROWS, True)
@@ -561,7 +609,7 @@ def test_a_whole_migration_of_an_embedded_store_by_its_url(
     assert (cli("plan")["old_dimension"], cli("plan")["new_dimension"]) == (64, 1024)
     assert not (folder / "control.db").exists()
     assert cli("start")["rows_done"] == ROWS
-    assert cli("verify")["passed"]
+    assert cli("verify", *OVERRIDE)["passed"]
     assert cli("cutover")["serving"]["locator"] == "passages_vecferry_2"
     assert cli("rollback")["serving"]["locator"] == "passages"
     cli("cutover")

@@ -58,6 +58,8 @@ def test_the_file_in_the_documentation_is_read_as_it_says(tmp_path: Path) -> Non
             "staging": tmp_path / ".vecferry/staging",
         },
         "verify": {"sample": 100, "min_recall": 0.9},
+        "gate": {"queries": tmp_path / "judged", "margin": 0.02, "confidence": 0.95, "max_queries": 500},
+        "thresholds": {"duplicate": 0.92},
     }
 
 
@@ -75,6 +77,9 @@ def test_what_is_left_out_has_its_default_beside_the_file(tmp_path: Path, monkey
     limits = found.limits
     assert (limits.rows_per_range, limits.rows_per_s, limits.max_query_ms) == (256, None, None)
     assert (limits.min_free_gb, limits.lease_s, found.verify.sample, found.verify.min_recall) == (1.0, 15.0, 100, 0.9)
+    gate = found.gate
+    assert (gate.queries, gate.margin, gate.confidence, gate.max_queries) == (None, 0.02, 0.95, 500)
+    assert found.thresholds == {}
 
 
 @pytest.mark.parametrize(
@@ -113,10 +118,20 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("limits", "row_per_s = 5", "[limits] row_per_s", "…", "one of rows_per_range, rows_per_s, max_query_ms"),
         ("verify", "min_recall = 1.1", "[verify] min_recall", "1.1", "a number from 0 to 1"),
         ("verify", "sample = 0", "[verify] sample", "0", "a whole number from 1"),
+        ("gate", "queries = 5", "[gate] queries", "5", "a folder in BEIR layout"),
+        ("gate", "margin = 1.5", "[gate] margin", "1.5", "a number from 0 to 1"),
+        ("gate", "margin = true", "[gate] margin", "True", "a number from 0 to 1"),
+        ("gate", "confidence = 1.0", "[gate] confidence", "1.0", "a number between 0 and 1"),
+        ("gate", "max_queries = 0", "[gate] max_queries", "0", "a whole number from 1"),
+        ("gate", "querys = 5", "[gate] querys", "…", "one of queries, margin, confidence, max_queries"),
+        ("thresholds", "duplicate = 1.1", "[thresholds] duplicate", "1.1", "names, each with a number from -1 to 1"),
+        ("thresholds", "duplicate = nan", "[thresholds] duplicate", "nan", "names, each with a number from -1 to 1"),
+        ("thresholds", 'duplicate = "0.9"', "[thresholds] duplicate", "0.9", "names, each with a number from -1 to 1"),
+        ("thresholds", '"" = 0.9', "[thresholds] ", "", "names, each with a number from -1 to 1"),
         ("models", 'outputs = ["dens"]', "[models] outputs", "dens", '["dense"]'),
         ("models", 'outputs = ["sparse"]', "[models] outputs", "['sparse']", '["dense"]'),
         ("store", 'text = ""', "[store] text", "", "the name of the column"),
-        ("stores", "", "[stores]", "…", "one of store, models, limits, verify"),
+        ("stores", "", "[stores]", "…", "one of store, models, limits, verify, gate, thresholds"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_place(
@@ -200,6 +215,12 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
         merged(before, {"limits.rows_per_s": -1})
     with pytest.raises(SettingsError, match=r"\[limits\] rows"):
         merged(before, {"limits.rows": 1})
+
+
+def test_names_of_thresholds_are_the_applications_own(tmp_path: Path) -> None:
+    found = read_config(written(tmp_path, with_line("thresholds", '"same product" = -0.25\nany = 1')))
+    assert found.thresholds == {"same product": -0.25, "any": 1.0}
+    assert merged(found, {"thresholds.any": 0.5}).thresholds == {"same product": -0.25, "any": 0.5}
 
 
 def test_a_configuration_can_be_made_without_a_file() -> None:

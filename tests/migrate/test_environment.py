@@ -62,7 +62,7 @@ def table(connection: psycopg.Connection, database_url: str, folder: Path) -> It
 def assert_switches(store: Any, encoder: TruthEncoder) -> None:
     """The new side is complete and true, by the migration's own checks, and can serve."""
     migration = Migration(store, OPTIONS)
-    assert migration.verify(encoder, sample=1000, old=OLD).passed
+    assert migration.verify(encoder, sample=1000, old=OLD, override="no gate in this test").passed
     migration.cutover(new=encoder, old=OLD)
 
 
@@ -142,7 +142,7 @@ def test_a_full_disk_under_postgresql_loses_nothing(
         again = TruthEncoder(dimension=1024)
         assert migration.start(again).rows_done == 300
         assert again.encoded.total() + encoder.encoded.total() == 300  # all that was encoded is staged
-        assert migration.verify(again, sample=300).passed
+        assert migration.verify(again, sample=300, override="no gate in this test").passed
         connection.execute("ALTER TABLE docs SET TABLESPACE pg_default")
         connection.execute("DROP TABLESPACE small")
     place.rmdir()
@@ -292,7 +292,7 @@ def test_a_network_that_is_cut_in_the_middle_of_a_switch_leaves_one_side_or_the_
     with through_proxy(table) as (proxy, store):
         migration, encoder = Migration(store, replace(OPTIONS, lease_s=0.5)), TruthEncoder()
         migration.start(encoder)
-        assert migration.verify(encoder).passed
+        assert migration.verify(encoder, override="no gate in this test").passed
 
         def switch_while_it_is_cut() -> None:
             with pytest.raises(StoreUnreachable):
@@ -442,7 +442,7 @@ def test_a_drop_that_takes_longer_than_writers_wait_is_tried_again(folder: Path)
         migration.abort()
         assert world.leftovers() == []
         migration.start(encoder)
-        assert migration.verify(encoder).passed
+        assert migration.verify(encoder, override="no gate in this test").passed
         migration.cutover()
         migration.finalize(confirmed=True)
         assert_true(world.serving(), TWENTY, "new")

@@ -118,7 +118,7 @@ def complete(world: World, script: Script, texts: dict[str, str]) -> None:
     assert_equal(world.other(), texts, old if serves_new else new, world.tolerance)
     if not serves_new:
         if migration.status().state in CAUGHT_UP - {State.SERVING_OLD}:
-            assert migration.verify(new, old=old).passed
+            assert migration.verify(new, old=old, override="no gate in this test").passed
         migration.cutover()
     migration.finalize(confirmed=True)
     assert_equal(world.serving(), texts, new, world.tolerance)

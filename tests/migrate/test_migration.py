@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.migrate.doubles import TruthEncoder
+from tests.migrate.doubles import TruthEncoder, gate_that_says
 from tests.stores.collections import OLD_DIMENSION, Collection, old_vector
 from vecferry.errors import (
     CutoverRefused,
@@ -25,7 +25,7 @@ from vecferry.errors import (
     SettingsError,
     SpaceMismatch,
 )
-from vecferry.migrate import Check, Migration, MigrationOptions, State
+from vecferry.migrate import GateVerdict, Migration, MigrationOptions, State
 from vecferry.stores import Patience, Store
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
@@ -55,7 +55,7 @@ def fill(collection: Collection, *texts: str | None) -> Migration:
 def ready(collection: Collection, *texts: str | None) -> tuple[Migration, TruthEncoder]:
     migration, encoder = fill(collection, *texts), TruthEncoder()
     migration.start(encoder)
-    assert migration.verify(encoder).passed
+    assert migration.verify(encoder, override="no gate in this test").passed
     return migration, encoder
 
 
@@ -93,7 +93,7 @@ def test_the_whole_path(collection: Collection) -> None:
     assert progress == sorted(progress)
     assert_serving(collection, OLD)
 
-    report = migration.verify(encoder, sample=8)
+    report = migration.verify(encoder, sample=8, gate=gate_that_says(passed=True))
     assert report.passed
     assert report.state == migration.status().state == State.READY
     assert report.sampled == 8
@@ -123,7 +123,11 @@ def test_the_whole_path(collection: Collection) -> None:
 def test_everything_returned_is_ready_for_json(collection: Collection) -> None:
     migration, encoder = fill(collection, "a", "POISON"), TruthEncoder()
     plan, status = migration.plan(encoder), migration.start(encoder)
-    report, switched, back = migration.verify(encoder), migration.cutover(1), migration.rollback()
+    report, switched, back = (
+        migration.verify(encoder, override="no gate in this test"),
+        migration.cutover(1),
+        migration.rollback(),
+    )
     for value in (plan, status, report, switched, back, migration.serving()):
         assert json.loads(json.dumps(value.to_dict()))
     assert migration.status().to_dict()["state"] == "serving_old"
@@ -175,7 +179,7 @@ def test_an_identity_migration_is_exact(collection: Collection) -> None:
     migration = fill(collection, *[f"text {i}" for i in range(30)])
     before = collection.serving()
     migration.start(OLD)
-    assert migration.verify(OLD).passed
+    assert migration.verify(OLD, override="no gate in this test").passed
     migration.cutover()
     for key, (text, vector) in collection.serving().items():
         assert text == before[key][0]
@@ -217,12 +221,12 @@ def test_writes_that_nothing_captured_fail_verify_by_name_and_start_finds_them(c
     collection.put_unseen(2, "changed", old_vector("changed"))
     collection.put_unseen(77, "inserted", old_vector("inserted"))
     collection.remove_unseen(4)
-    report = migration.verify(encoder)
+    report = migration.verify(encoder, override="no gate in this test")
     failed = {check.name: check for check in report.checks if not check.passed}
     assert set(failed["text unchanged"].keys) == {"2", "77"}
     assert migration.status().state == State.CATCHING_UP  # the earlier pass is taken back
     migration.start(encoder)
-    assert migration.verify(encoder).passed
+    assert migration.verify(encoder, override="no gate in this test").passed
     migration.cutover()
     assert_serving(collection, encoder)
     assert set(texts_of(collection)) == {"1", "2", "3", "5", "77"}
@@ -237,7 +241,7 @@ def test_a_row_changed_while_its_range_is_being_encoded_gets_its_newest_text(col
 
     migration, encoder = fill(collection, *"abcdef"), TruthEncoder(before_each=meddle)
     migration.start(encoder)
-    assert migration.verify(encoder).passed
+    assert migration.verify(encoder, override="no gate in this test").passed
     migration.cutover()
     assert_serving(collection, encoder)
     assert texts_of(collection) == {"1": "newer", "3": "c", "4": "d", "5": "e", "6": "f", "50": "inserted"}
@@ -251,7 +255,7 @@ def test_a_row_deleted_and_inserted_again_with_another_text(collection: Collecti
 
     migration, encoder = fill(collection, *"abc"), TruthEncoder(before_each=meddle)
     migration.start(encoder)
-    assert migration.verify(encoder).passed
+    assert migration.verify(encoder, override="no gate in this test").passed
     migration.cutover()
     assert_serving(collection, encoder)
     assert texts_of(collection)["1"] == "another"
@@ -264,7 +268,7 @@ def test_a_row_changed_thrice_while_it_is_encoded_ends_with_its_last_text(collec
 
     migration, encoder = fill(collection, "a", "b"), TruthEncoder(before_each=meddle)
     migration.start(encoder)
-    assert migration.verify(encoder).passed
+    assert migration.verify(encoder, override="no gate in this test").passed
     migration.cutover()
     assert texts_of(collection)["1"] == "version 2"
     assert_serving(collection, encoder)
@@ -354,7 +358,7 @@ def test_dead_letters_keep_their_reason_and_the_other_rows_are_done(collection: 
     assert "not finite" in reasons["5"]
     assert "zero" in reasons["6"]
     assert "out of memory" in reasons["7"]
-    report = migration.verify(encoder)
+    report = migration.verify(encoder, override="no gate in this test")
     assert report.passed
     assert report.dead_letters == 4
 
@@ -367,7 +371,7 @@ def test_a_row_without_a_text_is_a_dead_letter(collection: Collection) -> None:
     assert (letter.key, letter.reason) == (("2",), "the text is NULL")
     collection.put(1, None, None)
     migration.start(encoder)
-    assert migration.verify(encoder).passed
+    assert migration.verify(encoder, override="no gate in this test").passed
     migration.cutover(accept_dead_letters=2)
     assert_serving(collection, encoder, without=("1", "2"))
 
@@ -412,7 +416,7 @@ def test_a_repaired_dead_letter_is_followed(collection: Collection) -> None:
     collection.remove(3)
     status = migration.start(encoder)
     assert (status.rows, status.rows_done, status.dead_letters, status.letters) == (2, 2, 0, ())
-    assert migration.verify(encoder).passed
+    assert migration.verify(encoder, override="no gate in this test").passed
     migration.cutover()
     assert_serving(collection, encoder)
 
@@ -426,7 +430,7 @@ def test_retry_encodes_dead_letters_again(collection: Collection) -> None:
     status = migration.retry(cured)
     assert (status.rows_done, status.dead_letters) == (2, 1)
     assert encoder.encoded["HUGE"] == calls
-    assert migration.verify(cured).passed
+    assert migration.verify(cured, override="no gate in this test").passed
 
 
 def test_a_model_that_fails_on_every_text_stops_the_run(collection: Collection) -> None:
@@ -468,7 +472,7 @@ def test_a_vector_of_another_row_is_found_by_the_sample(collection: Collection) 
     liar.truth = lambda text: encoder.truth(text + "x")  # type: ignore[method-assign]
     collection.put(3, "rewritten", old_vector("rewritten"))
     migration.start(liar)
-    report = migration.verify(encoder)
+    report = migration.verify(encoder, override="no gate in this test")
     assert [(check.name, check.keys) for check in report.checks if not check.passed] == [("recomputed sample", ("3",))]
     assert migration.status().state == State.CATCHING_UP
     with pytest.raises(IllegalTransition):
@@ -479,9 +483,9 @@ def test_a_gate_has_the_last_word(collection: Collection) -> None:
     migration, encoder = fill(collection, *"abc"), TruthEncoder()
     migration.start(encoder)
 
-    def gate(store: Store) -> list[Check]:
+    def gate(store: Store) -> GateVerdict:
         answers = store.search(encoder.truth("b"), 1, fingerprint=encoder.fingerprint)
-        return [Check("quality", verdict, f"{answers[0].key}")]
+        return GateVerdict(verdict, f"the nearest to b is {answers[0].key}.", "one query")
 
     verdict = False
     report = migration.verify(encoder, gate=gate)
@@ -538,7 +542,7 @@ def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
         assert (after.rows_done, after.ranges_done) == (before.rows_done, before.ranges_done)
         assert after.rows_done < 80
         with pytest.raises(IllegalTransition):
-            operator.verify(TruthEncoder())
+            operator.verify(TruthEncoder(), override="no gate in this test")
         with pytest.raises(Locked):
             operator.start(TruthEncoder())
         assert operator.resume().state == State.BACKFILLING
@@ -617,7 +621,7 @@ def test_a_follower_applies_writes_through_switches_and_ends_with_the_migration(
         wait_until(lambda: collection_is_up() and operator.status().state == State.CATCHING_UP)
         collection.put(2, "b2", old_vector("b2"))
         wait_until(lambda: operator.status().backlog == 0)
-        assert operator.verify(TruthEncoder()).passed
+        assert operator.verify(TruthEncoder(), override="no gate in this test").passed
         collection.remove(3)
         operator.cutover()
         assert_serving(collection, encoder)
@@ -668,9 +672,13 @@ def test_verbs_out_of_turn_are_refused(collection: Collection) -> None:
     for verb in (migration.cutover, migration.rollback, lambda: migration.finalize(confirmed=True), migration.resume):
         with pytest.raises(IllegalTransition):
             verb()
-    migration.verify(encoder)
+    migration.verify(encoder, override="no gate in this test")
     migration.cutover()
-    for verb in (migration.cutover, lambda: migration.verify(encoder), migration.abort):
+    for verb in (
+        migration.cutover,
+        lambda: migration.verify(encoder, override="no gate in this test"),
+        migration.abort,
+    ):
         with pytest.raises(IllegalTransition):
             verb()
 
@@ -698,7 +706,7 @@ def test_abort_leaves_the_collection_as_it_was_and_another_may_begin(collection:
         migration.status()
     other = TruthEncoder("another")
     migration.start(other, old=OLD)
-    assert migration.verify(other).passed
+    assert migration.verify(other, override="no gate in this test").passed
     migration.cutover()
     assert_serving(collection, other)
 
@@ -713,7 +721,7 @@ def test_after_finalize_the_next_migration_may_begin(collection: Collection) -> 
     assert following.plan(third).old_fingerprint == encoder.fingerprint
     status = following.start(third)
     assert (status.old_fingerprint, status.rows_done) == (encoder.fingerprint, 2)
-    assert following.verify(third).passed
+    assert following.verify(third, override="no gate in this test").passed
     assert (following.cutover().serving.generation, following.serving().epoch) == (3, 3)
     assert_serving(collection, third)
     following.rollback()

@@ -437,7 +437,7 @@ def test_a_table_is_followed_through_a_migration_and_a_lost_connection(
             assert router.put([Document((text,), text, {"year": 1}) for text in TEXTS]).epoch == 0
             assert router.search("red").hits[0].key == ("red",)
             migration.start(new, old=old)
-            assert migration.verify(new).passed
+            assert migration.verify(new, override="no gate in this test").passed
             router._max_age_s = 1000
             before = router.search("green")
             migration.cutover(new=new, old=old)

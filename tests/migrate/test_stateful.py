@@ -19,10 +19,17 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from tests.migrate.doubles import TruthEncoder
+from tests.migrate.doubles import TruthEncoder, gate_that_says
 from tests.stores import backends
 from tests.stores.collections import OLD_DIMENSION, Collection, Content, MirrorCollection, PgCollection
-from vecferry.errors import FinalizeNotConfirmed, IllegalTransition, Interrupted, Locked, RuntimeUnavailable
+from vecferry.errors import (
+    FinalizeNotConfirmed,
+    GateNotPassed,
+    IllegalTransition,
+    Interrupted,
+    Locked,
+    RuntimeUnavailable,
+)
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.states import CAUGHT_UP, ENDED, WORKING, allowed
 from vecferry.stores import Key, Patience, Side
@@ -247,15 +254,26 @@ class Machine(RuleBasedStateMachine):
         if not stay:
             self.migration.resume()
 
-    @rule()
+    @rule(passes=st.sampled_from([True, False, None]), reason=st.sampled_from([None, "for a test"]))
     @when(lambda self: self._can("verify"))
-    def verify(self) -> None:
-        report = self.migration.verify(self.new, 50, old=self.old)
+    def verify(self, passes: bool | None, reason: str | None) -> None:  # noqa: FBT001
+        gate = None if passes is None else gate_that_says(passed=passes)
+        report = self.migration.verify(self.new, 50, old=self.old, gate=gate, override=reason)
         failed = {check.name for check in report.checks if not check.passed}
         if not self.unseen:
-            assert report.passed, report
+            assert not failed, report
         assert failed <= {"text unchanged", "no vector without a row", "every row has a vector"}, report
-        assert self.state is report.state is (State.READY if report.passed else State.CATCHING_UP)
+        expected = State.CATCHING_UP if failed else State.READY if passes or reason else State.VERIFIED
+        assert self.state is report.state is expected
+        assert report.passed == (expected is State.READY)
+
+    @rule()
+    @when(lambda self: self._can("override"))
+    def override(self) -> None:
+        with pytest.raises(GateNotPassed):
+            self.migration.cutover(new=self.new, old=self.old)
+        self.migration.override("for a test")
+        assert self.state is State.READY
 
     @rule()
     @when(lambda self: self._can("retry") and not self.unseen)
@@ -281,7 +299,7 @@ class Machine(RuleBasedStateMachine):
     def cutover(self) -> None:
         self._start()
         if self.state is not State.SERVING_OLD:
-            self.verify()
+            self.verify(passes=True, reason=None)
         before = self.migration.serving()
         report = self.migration.cutover(self._letters(Side.NEW), new=self.new, old=self.old)
         assert report.serving.epoch == before.epoch + 1

@@ -97,7 +97,7 @@ VERBS_IN = {
     S.BACKFILLING: "abort pause throttle postpone",
     S.INDEXING: "abort pause throttle postpone",
     S.CATCHING_UP: "verify retry abort pause throttle postpone",
-    S.VERIFIED: "verify retry abort pause throttle postpone",
+    S.VERIFIED: "verify override retry abort pause throttle postpone",
     S.READY: "verify retry cutover abort pause throttle postpone",
     S.CUTTING_OVER: "abort throttle postpone",
     S.SERVING_NEW: "retry rollback finalize pause throttle postpone",

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vecferry import __version__
-from vecferry.cli import demo, migrate, model, serve
+from vecferry.cli import console, demo, evaluate, migrate, model, serve
 from vecferry.cli.output import errors, show
 from vecferry.errors import VecferryError
 
@@ -28,8 +28,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 model.register(app)
+evaluate.register(app)
 app.add_typer(migrate.app, name="migrate")
 serve.register(app)
+console.register(app)
 demo.register(app)
 
 

@@ -24,8 +24,8 @@ def demo(
     """Move 1,200 real passages from all-MiniLM-L6-v2 to a multilingual model in a real PostgreSQL.
 
     Converts both models, loads the passages with their old vectors, migrates, switches, rolls back and
-    switches again, while an application writes and asks; measures nDCG@10 before and after; writes
-    report.json. The new model is by default multilingual-e5-small, a stand-in for BGE-M3 that a package
+    switches again, while an application writes and asks; compares both sides question by question; writes
+    report.html and report.json. The new model is by default multilingual-e5-small, a stand-in for BGE-M3 that a package
     index can deliver.
     """
     from vecferry.demo.journey import Journey
@@ -36,7 +36,7 @@ def demo(
         show(report, as_json=True)
         return
     _show(report)
-    output.print(f"The report is in {out / 'report.json'}.", markup=False, highlight=False, soft_wrap=True)
+    output.print(f"The report is in {out / 'report.html'}.", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -50,6 +50,7 @@ def _show(report: dict[str, Any]) -> None:
         "",
         ("", ""),
         [
+            ("gate", report["gate"]),
             ("rows", report["rows"]),
             ("seconds", report["seconds"]),
             ("states", " → ".join(report["states"])),

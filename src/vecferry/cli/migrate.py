@@ -11,7 +11,7 @@ import typer
 from rich.live import Live
 
 from vecferry.cli.migrate_target import Target, on_target
-from vecferry.cli.migrate_view import cutover_rows, plan_rows, rollback_rows, status_rows
+from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
 from vecferry.cli.output import Json, counting, errors, output, show, show_table, table_of
 from vecferry.errors import CutoverRefused, FinalizeNotConfirmed
 from vecferry.migrate import Migration, State, Status
@@ -152,21 +152,44 @@ def postpone(
 @app.command()
 @on_target
 def verify(
-    target: Target, artifact: Artifact = None, old_artifact: OldArtifact = None, sample: Sample = None,
+    target: Target,
+    artifact: Artifact = None,
+    old_artifact: OldArtifact = None,
+    sample: Sample = None,
+    override_gate: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Go on though the gate does not pass; the reason is recorded.")
+    ] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Check the new vectors: all there, finite, unit length, of today's texts; encode a sample anew; ask the index."""
+) -> None:
+    """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate."""
+    from vecferry.migrate.quality import make_gate
+
     target = _with_models(target, artifact, old_artifact)
+    new, old = target.new, target.old
+    gate = make_gate(target.config, old=old, new=new)
     with target.migration() as migration:
-        report = migration.verify(target.new, sample or target.config.verify.sample, old=target.old)
-    value = report.to_dict()
+        report = migration.verify(
+            new, sample or target.config.verify.sample, old=old, gate=gate, override=override_gate
+        )
     if as_json:
-        show(value, as_json=True)
+        show(report.to_dict(), as_json=True)
     else:
-        rows = [("✓" if check["passed"] else "✗", check["name"], check["seen"]) for check in value["checks"]]
-        show_table("verification", ("", "check", "seen"), rows)
+        show_table("verification", ("", "check", "seen"), check_rows(report))
+        show_table("verdict", ("", ""), verdict_rows(report))
     if not report.passed:
         raise typer.Exit(4)
+
+
+@app.command()
+@on_target
+def override(
+    target: Target,
+    reason: Annotated[str, typer.Option(help="Why it is to be switched all the same; recorded with your name.")],
+    as_json: Json = False,
+) -> None:
+    """Let a cutover be possible though the gate did not pass; until the next verify."""
+    with target.migration() as migration:
+        _show_status(migration.override(reason), as_json=as_json)
 
 
 @app.command()

@@ -53,6 +53,7 @@ class Target:
             max_query_ms=limits.max_query_ms,
             min_free_gb=limits.min_free_gb,
             min_recall=self.config.verify.min_recall,
+            thresholds=self.config.thresholds,
         )
 
     @property

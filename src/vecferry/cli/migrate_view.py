@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from rich.filesize import decimal
 
-from vecferry.cli.output import Rows, short
-from vecferry.migrate import CutoverReport, Plan, RollbackReport, State, Status
+from vecferry.cli.output import Rows, plain, short
+from vecferry.migrate import CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
 from vecferry.stores.ledger import Serving
 
 NEXT: Mapping[State, str] = {
@@ -18,7 +19,7 @@ NEXT: Mapping[State, str] = {
     State.BACKFILLING: "start",
     State.INDEXING: "start",
     State.CATCHING_UP: "verify",
-    State.VERIFIED: "verify",
+    State.VERIFIED: "verify, once the gate can pass; or vecferry migrate override --reason WORDS",
     State.READY: "cutover",
     State.CUTTING_OVER: "cutover",
     State.SERVING_NEW: "finalize, or rollback",
@@ -54,7 +55,6 @@ def plan_rows(plan: Plan) -> Rows:
 
 
 def status_rows(status: Status) -> Rows:
-    verified = status.verification
     return [
         ("column", status.target),
         ("state", status.state if status.paused is None else f"{status.state}: {status.paused}"),
@@ -65,17 +65,29 @@ def status_rows(status: Status) -> Rows:
         *([("switch", "postponed")] if status.control.postponed else []),
         ("dead letters", f"{status.dead_letters:,}"),
         *(("", f"{', '.join(letter.key)} ({letter.side}): {letter.reason}") for letter in status.letters),
-        ("last verification", "none" if verified is None else "passed" if verified["passed"] else "failed"),
-        ("serving", _serving(status.serving)),
+        *_verification(status.verification),
+        *_serving(status.serving),
         *(("event", f"{event.at[:19]} {event.what}") for event in status.events),
         ("next", f"vecferry migrate {NEXT[status.state]}"),
     ]
 
 
+def check_rows(report: VerifyReport) -> Rows:
+    """Those of the gate come last."""
+    checks = (*report.checks, *(report.gate.checks if report.gate else ()))
+    return [("✓" if check.passed else "✗", check.name, check.seen) for check in checks]
+
+
+def verdict_rows(report: VerifyReport) -> Rows:
+    """What the gate said, and what to type next."""
+    next_verb = "start, then verify" if report.state is State.CATCHING_UP else NEXT[report.state]
+    return [*_gate(report.to_dict()), ("state", report.state), ("next", f"vecferry migrate {next_verb}")]
+
+
 def cutover_rows(report: CutoverReport) -> Rows:
     return [
         ("column", report.target),
-        ("serving", _serving(report.serving)),
+        *_serving(report.serving),
         ("rows without a vector", f"{report.dead_letters:,}, as accepted"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
         ("next", "vecferry migrate finalize when you are sure; vecferry migrate rollback until then"),
@@ -85,7 +97,7 @@ def cutover_rows(report: CutoverReport) -> Rows:
 def rollback_rows(report: RollbackReport) -> Rows:
     return [
         ("column", report.target),
-        ("serving", _serving(report.serving)),
+        *_serving(report.serving),
         ("rows with an old vector of a former text", f"{report.stale_rows:,}"),
         ("rows that the old model cannot embed", f"{report.dead_letters:,}"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
@@ -93,11 +105,39 @@ def rollback_rows(report: RollbackReport) -> Rows:
     ]
 
 
-def _serving(serving: Serving | None) -> str:
+def _serving(serving: Serving | None) -> list[tuple[str, str]]:
     if serving is None:
-        return "not recorded"
+        return [("serving", "not recorded")]
     space = short(serving.fingerprint) or "not known"
-    return f"epoch {serving.epoch}, generation {serving.generation}, vector space {space}"
+    found = [("serving", f"epoch {serving.epoch}, generation {serving.generation}, vector space {space}")]
+    return [*found, ("its thresholds", plain(serving.thresholds))] if serving.thresholds else found
+
+
+def _verification(stored: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if stored is None:
+        return [("last verification", "none")]
+    checks_passed = all(check["passed"] for check in stored["checks"])
+    return [("last verification", "passed" if checks_passed else "failed"), *_gate(stored)]
+
+
+def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of a verification as it is stored."""
+    gate, override = verification.get("gate"), verification.get("override")
+    rows = [("gate", "not asked")]
+    if gate is not None:
+        rows = [
+            ("gate", f"{'passed' if gate['passed'] else 'not passed'}: {gate['words']}"),
+            ("judged by", gate["evidence"]),
+            *((f"threshold {name}", _mapped(each)) for name, each in gate["thresholds"].items()),
+        ]
+    if override is not None:
+        rows.append(("gate overridden", f"{override['reason']} ({override['by']}, {override['at'][:19]})"))
+    return rows
+
+
+def _mapped(threshold: Mapping[str, Any]) -> str:
+    old, new, low, high = (f"{threshold[name]:.3f}" for name in ("old", "new", "low", "high"))
+    return f"{old} → {new} ({low}–{high}), by {threshold['how']}"
 
 
 def _duration(seconds: float) -> str:

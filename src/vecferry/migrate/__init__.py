@@ -6,23 +6,31 @@ from vecferry.migrate.states import State
 from vecferry.migrate.values import (
     Check,
     CutoverReport,
+    GateVerdict,
     MigrationOptions,
+    Override,
     Plan,
     RollbackReport,
     Status,
+    Threshold,
     VerifyReport,
 )
+from vecferry.migrate.verification import Gate
 
 __all__ = [
     "Check",
     "CutoverReport",
+    "Gate",
+    "GateVerdict",
     "Migration",
     "MigrationOptions",
+    "Override",
     "Plan",
     "Progress",
     "RollbackReport",
     "State",
     "Status",
     "TextEncoder",
+    "Threshold",
     "VerifyReport",
 ]

@@ -21,6 +21,13 @@
     [verify]
     sample = 100
     min_recall = 0.9
+    [gate]
+    queries = "./judged"                     # a folder in BEIR layout, or a query log
+    margin = 0.02                            # of nDCG@10, by which the new model may be worse
+    confidence = 0.95
+    max_queries = 500
+    [thresholds]                             # the application's cut-offs: cosines in the old space
+    duplicate = 0.92
 
 Needed are `collection` and `new`. Paths, those in a URL too, are relative to the folder of the file.
 """
@@ -135,6 +142,20 @@ class VerifyConfig(_Section):
     min_recall: Annotated[Number, Field(ge=0, le=1)] = Field(0.9, description="a number from 0 to 1")
 
 
+class GateConfig(_Section):
+    """[gate]. queries: judged ones, a folder in BEIR layout whose document ids are the collection's keys; or a file
+    with a query log; None is pairs made from the collection's own sentences. margin: of nDCG@10.
+    """
+
+    queries: PathHere | None = Field(None, description="a folder in BEIR layout, or a file with a query log")
+    margin: Annotated[Number, Field(ge=0, le=1)] = Field(0.02, description="a number from 0 to 1")
+    confidence: Annotated[Number, Field(gt=0, lt=1)] = Field(0.95, description="a number between 0 and 1")
+    max_queries: Whole = Field(500, description="a whole number from 1")
+
+
+Cosine = Annotated[Number, Field(ge=-1, le=1)]
+
+
 class MigrationConfig(_Section):
     """The whole file."""
 
@@ -142,6 +163,8 @@ class MigrationConfig(_Section):
     models: ModelsConfig = Field(description="a section [models]")
     limits: LimitsConfig = Field(LimitsConfig(), description="a section [limits]")
     verify: VerifyConfig = Field(VerifyConfig(), description="a section [verify]")
+    gate: GateConfig = Field(GateConfig(), description="a section [gate]")
+    thresholds: dict[Name, Cosine] = Field({}, description="names, each with a number from -1 to 1")
 
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -149,7 +172,9 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "models": ModelsConfig,
     "limits": LimitsConfig,
     "verify": VerifyConfig,
+    "gate": GateConfig,
 }
+"""Those with fields of their own; the names in [thresholds] are the application's."""
 
 
 def read_config(path: Path) -> MigrationConfig:
@@ -179,7 +204,7 @@ def merged(config: MigrationConfig, values: Mapping[str, object]) -> MigrationCo
 
 
 def _validated(values: Mapping[str, object], folder: Path | None) -> MigrationConfig:
-    sections = {"limits": {}, "verify": {}} | dict(values)  # or their paths would not be seen as relative
+    sections = {"limits": {}, "verify": {}, "gate": {}} | dict(values)  # or their paths would not be seen as relative
     try:
         return MigrationConfig.model_validate(sections, context={"folder": folder})
     except ValidationError as exc:
@@ -189,12 +214,13 @@ def _validated(values: Mapping[str, object], folder: Path | None) -> MigrationCo
 def _translated(problem: Any) -> SettingsError:
     """The place as in the file, the value unless it may hold a password, and what was expected."""
     section, *inside = (part for part in problem["loc"] if isinstance(part, str))
-    place, fields = f"[{section}]", MigrationConfig.model_fields
-    if inside:
-        place, fields = f"[{section}] {inside[0]}", SECTIONS[section].model_fields
+    place = f"[{section}] {inside[0]}" if inside else f"[{section}]"
+    name, fields = section, MigrationConfig.model_fields
+    if inside and section in SECTIONS:
+        name, fields = inside[0], SECTIONS[section].model_fields
     if problem["type"] == "extra_forbidden":
         return SettingsError(place, HIDDEN, f"one of {', '.join(fields)}")
     value = problem["input"] if inside and inside[0] != "url" else HIDDEN
     if problem["type"] == "missing":
         value = ""
-    return SettingsError(place, value, fields[inside[0] if inside else section].description or problem["msg"])
+    return SettingsError(place, value, fields[name].description or problem["msg"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from vecferry.encoder import Progress, TextEncoder
 from vecferry.errors import (
     CutoverRefused,
     FinalizeNotConfirmed,
+    GateNotPassed,
     Interrupted,
     Locked,
     MigrationConflict,
@@ -28,9 +30,17 @@ from vecferry.migrate.governor import DiskGuard, Governor, Guard, LatencyGuard
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.runner import Models, Runner, refuse_conflicts
 from vecferry.migrate.staging import Staging
-from vecferry.migrate.states import ENDED, State, can_move, require
+from vecferry.migrate.states import ENDED, State, can_move, possible_verbs, require
 from vecferry.migrate.switch import Switch, locked_switch, settled
-from vecferry.migrate.values import CutoverReport, MigrationOptions, Plan, RollbackReport, Status, VerifyReport
+from vecferry.migrate.values import (
+    CutoverReport,
+    MigrationOptions,
+    Override,
+    Plan,
+    RollbackReport,
+    Status,
+    VerifyReport,
+)
 from vecferry.migrate.verification import (
     Gate,
     examine,
@@ -219,7 +229,8 @@ class Migration:
         old_fingerprint = self._known_old_fingerprint(recorded, models.old)
         new_locator = store.serving_locator(Side.NEW)
         serving = serving or Serving(1, 1, store.serving_locator(Side.OLD), old_fingerprint)
-        serving = replace(serving, fingerprint=old_fingerprint)
+        thresholds = self.options.thresholds or serving.thresholds
+        serving = replace(serving, fingerprint=old_fingerprint, thresholds=dict(thresholds))
         spec = MigrationSpec(
             target=target,
             text_source=store.text_source,
@@ -316,38 +327,80 @@ class Migration:
             self._ledger.add_event(record, verb, detail)
         return self.status()
 
-    # --- verify and retry -------------------------------------------------------------------------
+    # --- verify, override and retry ---------------------------------------------------------------
 
     def verify(
-        self, new: TextEncoder, sample: int = 100, *, old: TextEncoder | None = None, gate: Gate | None = None
+        self,
+        new: TextEncoder,
+        sample: int = 100,
+        *,
+        old: TextEncoder | None = None,
+        gate: Gate | None = None,
+        override: str | None = None,
     ) -> VerifyReport:
         """Check every new vector, encode `sample` rows again, and ask the new index; then `gate`. Touches no vector.
 
-        Leaves the report in the ledger, and the state `ready` if all passed (`verified` if only the gate
-        did not); a failure raises nothing, but takes an earlier pass back. Repeating is safe.
+        Leaves the report in the ledger, and the state `ready` if all checks and the gate passed. Without
+        a pass of the gate it is `verified`, unless `override` says why it is to be `ready` all the same; a
+        check that failed is never overridden. A failure raises nothing, but takes an earlier pass or
+        override back. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
         """
-        models = Models(new, old)
+        models, overriding = Models(new, old), None if override is None else Override.for_reason(override)
         with self._by_hand("verify") as record:
             refuse_conflicts(record, self._store, models)
             report = self._examine(record, models, sample)
-            if report.passed and gate is not None:
-                judged = tuple(gate(self._store))
-                passed = all(check.passed for check in judged)
-                state = State.READY if passed else State.VERIFIED
-                report = replace(report, checks=(*report.checks, *judged), passed=passed, state=state)
+            if report.state is State.VERIFIED:
+                report = self._judged(report, gate, overriding)
             self._keep_report(report)
         return report
 
+    def _judged(self, report: VerifyReport, gate: Gate | None, override: Override | None) -> VerifyReport:
+        verdict = None if gate is None else gate(self._store)
+        passed = verdict is not None and verdict.passed
+        report = replace(report, gate=verdict, override=None if passed else override)
+        if passed or override is not None:
+            report = replace(report, passed=True, state=State.READY)
+        return report
+
     def _keep_report(self, report: VerifyReport) -> None:
+        detail = {
+            "failed": [check.name for check in report.checks if not check.passed],
+            "gate": report.gate.words if report.gate else None,
+        }
         with self._store.transaction():
             record = self._find()
             self._ledger.keep_verification(record, report.to_dict())
-            failed = [check.name for check in report.checks if not check.passed]
             before = State(record.state)
             for state in (State.VERIFIED, report.state) if report.state is State.READY else (report.state,):
                 if state != before and can_move(before, state):
-                    record = self._ledger.move(record, state, {"failed": failed})
+                    record = self._ledger.move(record, state, detail)
                     before = state
+            if report.override is not None:
+                self._note_override(record, report.override)
+
+    def override(self, reason: str) -> Status:
+        """Leaves the state `ready` although the gate has not passed; why, by whom and when stand in the ledger.
+
+        Possible in `verified` alone, so repeating is refused. Undone by the next `verify`. Raises
+        SettingsError for a blank reason, CutoverRefused if a check of the last verification failed.
+        """
+        override = Override.for_reason(reason)
+        with self._by_hand("override") as record, self._store.transaction():
+            verification = record.verification or {}
+            self._refuse_failed(verification)
+            overridden = {"passed": True, "state": State.READY, "override": override.to_dict()}
+            self._ledger.keep_verification(record, {**verification, **overridden})
+            self._note_override(self._ledger.move(record, State.READY, {}), override)
+        return self.status()
+
+    def _refuse_failed(self, verification: Mapping[str, Any]) -> None:
+        failed = [check["name"] for check in verification.get("checks", ()) if not check["passed"]]
+        if failed or not verification:
+            reason = f"the last verification failed ({', '.join(failed)})" if failed else "nothing was verified"
+            raise CutoverRefused(reason, ("none",), "vecferry migrate verify")
+
+    def _note_override(self, record: MigrationRecord, override: Override) -> None:
+        self._ledger.add_event(record, "gate overridden", {"reason": override.reason, "by": override.by})
 
     def _examine(self, record: MigrationRecord, models: Models, sample: int) -> VerifyReport:
         with self._draining(record, models) as catch_up:
@@ -365,14 +418,14 @@ class Migration:
         passed = all(check.passed for check in checks)
         return VerifyReport(
             target=record.spec.target,
-            passed=passed,
+            passed=False,
             rows=found.rows,
             dead_letters=letters,
             sampled=len(cosines),
             lowest_cosine=min(cosines.values(), default=None),
             recall=recall,
             checks=checks,
-            state=State.READY if passed else State.CATCHING_UP,
+            state=State.VERIFIED if passed else State.CATCHING_UP,
         )
 
     def retry(self, new: TextEncoder, *, old: TextEncoder | None = None) -> Status:
@@ -414,9 +467,10 @@ class Migration:
 
         Leaves the old vectors beside the new, to be kept current. Undone by `rollback`. What was written
         before is followed first, by a run in another process or with `new`; a write that comes just
-        before the lock makes it try again. Raises CutoverRefused if the number of dead letters is not
-        `accept_dead_letters`, if it is postponed, or if writes came faster than they could be followed;
-        Locked if the table could not be had. Then the old vectors still serve.
+        before the lock makes it try again. The epoch has the thresholds that the last verdict of the gate
+        gave for the new space. Raises GateNotPassed in state `verified`; CutoverRefused if the number of
+        dead letters is not `accept_dead_letters`, if it is postponed, or if writes came faster than they
+        could be followed; Locked if the table could not be had. Then the old vectors still serve.
         """
         with self._by_hand("cutover") as record:
             if self._ledger.control(record).postponed:
@@ -427,7 +481,7 @@ class Migration:
     def rollback(
         self, *, new: TextEncoder | None = None, old: TextEncoder | None = None, accept_stale: bool = False
     ) -> RollbackReport:
-        """Let the old vectors serve again, in one transaction. Undone by `cutover`.
+        """Let the old vectors serve again, with the old thresholds, in one transaction. Undone by `cutover`.
 
         Rows that were written since the switch have their old vectors too, made by the run that follows,
         or now with `old` and `new`; without either, CutoverRefused, unless `accept_stale`: then they are
@@ -489,7 +543,7 @@ class Migration:
             record = settled(self._store, self._find())
             if record.paused is not None and (verb in UNASKED or not record.paused.by_operator):
                 record = self._unpause(record)
-            require(verb, State(record.state))
+            _require(verb, record)
             yield record
 
     def _find(self) -> MigrationRecord:
@@ -497,6 +551,15 @@ class Migration:
         if record is None:
             raise MigrationNotFound(self._store.target)
         return record
+
+
+def _require(verb: str, record: MigrationRecord) -> None:
+    """As `states.require`, but a cutover that waits for the gate alone is told its verdict."""
+    state = State(record.state)
+    if verb == "cutover" and state is State.VERIFIED:
+        verdict = (record.verification or {}).get("gate") or {"words": "none was asked."}
+        raise GateNotPassed(verb, state.value, possible_verbs(state), verdict["words"])
+    require(verb, state)
 
 
 class _EndedByOthers(Exception):

@@ -38,23 +38,28 @@ class Document:
 
 @dataclass(frozen=True)
 class Query:
-    """A query for one epoch. vector: float32 [D]. locator: the index to ask, a column or a collection."""
+    """A query for one epoch. vector: float32 [D]. locator: the index to ask, a column or a collection.
+
+    thresholds: of that epoch, as in `Serving`.
+    """
 
     epoch: int
     generation: int
     fingerprint: str
     locator: str
     vector: Float32
+    thresholds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """hits: best first, all from the index of that space."""
+    """hits: best first, all from the index of that space. thresholds: cut-offs for their scores, as in `Serving`."""
 
     epoch: int
     generation: int
     fingerprint: str
     hits: tuple[Hit, ...]
+    thresholds: Mapping[str, float]
 
 
 class Router:
@@ -94,7 +99,7 @@ class Router:
         def ask(store: Store, serving: Serving) -> Answer:
             query = self._encoded(serving, text)
             hits = store.search(query.vector, k, fingerprint=query.fingerprint)
-            return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits))
+            return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits), query.thresholds)
 
         return self._following(ask)
 
@@ -177,7 +182,8 @@ class Router:
     def _encoded(self, serving: Serving, text: str) -> Query:
         encoder = self._encoder(serving)
         vector = _encode(encoder, [text], "query").dense[0]
-        return Query(serving.epoch, serving.generation, encoder.fingerprint, serving.locator, vector)
+        space = encoder.fingerprint
+        return Query(serving.epoch, serving.generation, space, serving.locator, vector, serving.thresholds)
 
     # --- a store for each thread ------------------------------------------------------------------
 

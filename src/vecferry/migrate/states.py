@@ -34,9 +34,9 @@ class State(StrEnum):
     CATCHING_UP = "catching_up"
     """Captured writes are applied; the new side is complete but for these."""
     VERIFIED = "verified"
-    """The structural checks passed; the quality gate, if there is one, has not."""
+    """The structural checks passed; the quality gate has not, or was not asked."""
     READY = "ready"
-    """May be switched; readers have both models loaded."""
+    """May be switched: the gate passed, or was overridden; readers have both models loaded."""
     CUTTING_OVER = "cutting_over"
     """Somebody holds the writers off, or did so when he was killed."""
     SERVING_NEW = "serving_new"
@@ -98,6 +98,7 @@ VERBS: Mapping[str, frozenset[State]] = MappingProxyType(
         "status": frozenset(State),
         "start": frozenset(State),
         "verify": CAUGHT_UP - {_S.SERVING_NEW},
+        "override": frozenset({_S.VERIFIED}),
         "retry": CAUGHT_UP,
         "cutover": frozenset({_S.READY, _S.SERVING_OLD}),
         "rollback": frozenset({_S.SERVING_NEW}),

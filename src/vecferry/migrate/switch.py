@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -66,21 +66,29 @@ class Switch:
         self._refuse_letters(accepted)
         self.store.switch()
         spec = self.record.spec
-        serving = self._next_epoch(Side.NEW, spec.generation, spec.fingerprint)
+        serving = self._next_epoch(Side.NEW, spec.generation, spec.fingerprint, self._mapped("new"))
         self._move(State.SERVING_NEW, epoch=serving.epoch, accepted_dead_letters=accepted)
         return serving
 
     def _to_old(self) -> tuple[Serving, int, bool]:
         spec, stale = self.record.spec, self.store.backlog()
         restored = self.store.switch_back(not_null=spec.old_not_null)
-        serving = self._next_epoch(Side.OLD, spec.generation - 1, spec.old_fingerprint)
+        thresholds = {**self.options.thresholds, **self._mapped("old")}
+        serving = self._next_epoch(Side.OLD, spec.generation - 1, spec.old_fingerprint, thresholds)
         self._move(State.SERVING_OLD, epoch=serving.epoch, stale_rows=stale)
         return serving, stale, restored
 
-    def _next_epoch(self, side: Side, generation: int, fingerprint: str | None) -> Serving:
+    def _mapped(self, space: str) -> dict[str, float]:
+        """The thresholds of the last verdict, in the space "old" or "new"; none if it gave none."""
+        gate = (self.record.verification or {}).get("gate") or {}
+        return {name: mapped[space] for name, mapped in gate.get("thresholds", {}).items()}
+
+    def _next_epoch(
+        self, side: Side, generation: int, fingerprint: str | None, thresholds: Mapping[str, float]
+    ) -> Serving:
         before = self._ledger.serving(self.store.target)
         epoch = before.epoch + 1 if before else self.record.spec.epoch + 1
-        after = Serving(epoch, generation, self.store.serving_locator(side), fingerprint)
+        after = Serving(epoch, generation, self.store.serving_locator(side), fingerprint, thresholds)
         self._ledger.serve(self.store.target, after)
         return after
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ class MigrationOptions:
     of life a runner may be replaced. reconnect_s: how long a run waits for a store that went away.
     rows_per_s: the limit that a migration begins with; `throttle` changes it.
     max_query_ms and min_free_gb: a run pauses itself while a query takes longer, or less is free at
-    `staging`. min_recall: of the new index, against exact search.
+    `staging`. min_recall: of the new index, against exact search. thresholds: the application's cut-offs
+    in the old space, cosines by name; they stand in the serving epoch that `start` records.
     """
 
     rows_per_range: int = 256
@@ -39,6 +44,7 @@ class MigrationOptions:
     max_query_ms: float | None = None
     min_free_gb: float | None = None
     min_recall: float = 0.9
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks: tuple[tuple[str, Any, bool, str], ...] = (
@@ -52,6 +58,7 @@ class MigrationOptions:
             ("max_query_ms", self.max_query_ms, self.max_query_ms is None or self.max_query_ms > 0, "more than 0"),
             ("min_free_gb", self.min_free_gb, self.min_free_gb is None or self.min_free_gb >= 0, "0 or more"),
             ("min_recall", self.min_recall, 0 <= self.min_recall <= 1, "0 to 1"),
+            *((f"thresholds {name}", t, -1 <= t <= 1, "a cosine, -1 to 1") for name, t in self.thresholds.items()),
         )
         for name, value, is_right, expected in checks:
             if not is_right:
@@ -130,8 +137,66 @@ class Check(Value):
 
 
 @dataclass(frozen=True)
+class Threshold(Value):
+    """A cut-off of the application, mapped to the new space. low and high: the interval in which `new` may lie.
+
+    how: "matched precision" or "matched quantile".
+    """
+
+    old: float
+    new: float
+    low: float
+    high: float
+    how: str
+
+
+@dataclass(frozen=True)
+class GateVerdict(Value):
+    """What a gate found. words: in a sentence. evidence: what was judged by. thresholds: by the application's names.
+
+    detail: figures, ready for JSON.
+    """
+
+    passed: bool
+    words: str
+    evidence: str
+    checks: tuple[Check, ...] = ()
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Override(Value):
+    """Somebody's word that a gate's is not to count. at: ISO 8601, UTC. Raises SettingsError for a blank reason."""
+
+    reason: str
+    by: str
+    at: str
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise SettingsError("reason of the override", repr(self.reason), "some words that say why")
+
+    @classmethod
+    def for_reason(cls, reason: str) -> Override:
+        """By the user of this process, now."""
+        return cls(reason, f"{_user()}@{socket.gethostname()}", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # an id without a name, as in some containers
+        return "unknown"
+
+
+@dataclass(frozen=True)
 class VerifyReport(Value):
-    """passed: whether every check did. dead_letters: rows without a vector, which `cutover` must be told of."""
+    """passed: whether the state is `ready`: every check passed, and the gate too, or it was overridden.
+
+    dead_letters: rows without a vector, which `cutover` must be told of. gate: None if none was asked;
+    it is asked when all checks have passed. override: None if none was needed.
+    """
 
     target: str
     passed: bool
@@ -142,6 +207,8 @@ class VerifyReport(Value):
     recall: float | None
     checks: tuple[Check, ...]
     state: State
+    gate: GateVerdict | None = None
+    override: Override | None = None
 
 
 @dataclass(frozen=True)

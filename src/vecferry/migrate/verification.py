@@ -10,7 +10,7 @@ import numpy as np
 from vecferry.embeddings import Float32
 from vecferry.encoder import TextEncoder
 from vecferry.migrate.embed import embed
-from vecferry.migrate.values import Check
+from vecferry.migrate.values import Check, GateVerdict
 from vecferry.stores import NOTHING, Examination, Finding, Key, Row, Side, Store, has_direction, shown
 
 MIN_COSINE = 0.999
@@ -22,9 +22,9 @@ SECOND_LOOKS = 5
 
 
 class Gate(Protocol):
-    """The last word before `ready`: retrieval quality, say. It may search in either side of the store."""
+    """The last word before `ready`: retrieval quality. It may search in either side of the store."""
 
-    def __call__(self, store: Store) -> Sequence[Check]: ...
+    def __call__(self, store: Store) -> GateVerdict: ...
 
 
 def examine(store: Store, dimension: int, catch_up: Callable[[], None]) -> Examination:

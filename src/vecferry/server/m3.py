@@ -74,10 +74,13 @@ class SearchHit(BaseModel):
 
 
 class SearchAnswer(BaseModel):
+    """thresholds: the application's cut-offs for these scores, by its names."""
+
     epoch: int
     generation: int
     fingerprint: str
     model: str | None
+    thresholds: dict[str, float]
     hits: list[SearchHit]
 
 
@@ -119,6 +122,7 @@ async def search(request: Request, body: SearchRequest, service: ServiceHere) ->
         "generation": answer.generation,
         "fingerprint": answer.fingerprint,
         "model": model.name if model else None,
+        "thresholds": dict(answer.thresholds),
         "hits": [{"key": hit.key, "score": hit.score} for hit in answer.hits],
     })  # fmt: skip
 

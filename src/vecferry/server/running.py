@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
@@ -33,7 +34,15 @@ def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> Non
         lifespan="on",
     )
     signal.signal(signal.SIGTERM, _end)  # to which uvicorn gives it back, when it has done
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Says to the application at once that it is to end, so that answers without an end get one."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.is_ending = True  # type: ignore[union-attr]  # FastAPI's
+        super().handle_exit(sig, frame)
 
 
 def _end(*_: object) -> NoReturn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -94,13 +94,15 @@ class Serving:
     """The serving epoch: which vectors answer now. fingerprint is None where nobody has said it.
 
     epoch: one more at each switch, either way. generation: as in `MigrationSpec`. locator: where the
-    index is, a column or the name of a collection.
+    index is, a column or the name of a collection. thresholds: the application's cut-offs for cosines of
+    this space, by its names; one that is not there was not given, or not mapped.
     """
 
     epoch: int
     generation: int
     locator: str
     fingerprint: str | None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,7 +132,10 @@ class Ledger(Protocol):
     """Every writing method may stand in a transaction of the store, and then is kept or lost with it."""
 
     def install(self) -> None:
-        """Leaves an empty ledger where there is none. Repeating is safe; undone by dropping it."""
+        """Leaves an empty ledger where there is none, and one of an earlier form in that of now.
+
+        Repeating is safe; undone by dropping it.
+        """
 
     def find(self, target: str) -> MigrationRecord | None:
         """The latest migration of that name that was not aborted; None too where there is no ledger."""

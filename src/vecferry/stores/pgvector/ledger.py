@@ -73,6 +73,7 @@ CREATE TABLE IF NOT EXISTS vecferry.serving (
     fingerprint text,
     since timestamptz NOT NULL DEFAULT now()
 );
+ALTER TABLE vecferry.serving ADD COLUMN IF NOT EXISTS thresholds jsonb NOT NULL DEFAULT '{}';  -- later than the rest
 CREATE TABLE IF NOT EXISTS vecferry.control (
     migration_id bigint PRIMARY KEY REFERENCES vecferry.migrations,
     rows_per_s double precision,
@@ -102,8 +103,15 @@ class PgLedger:
         self._db = database
 
     def install(self) -> None:
-        if not self.is_installed():
+        if not self._is_current():
             self._db.script(INSTALL)
+
+    def _is_current(self) -> bool:
+        rows = self._db.rows(
+            "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('vecferry.serving') AND attname = 'thresholds'"
+            " AND to_regclass('vecferry.changes') IS NOT NULL"
+        )
+        return bool(rows)
 
     def is_installed(self) -> bool:
         (found,) = self._db.row("SELECT to_regclass('vecferry.changes') IS NOT NULL")
@@ -227,19 +235,25 @@ class PgLedger:
     def serving(self, target: str) -> Serving | None:
         if not self.is_installed():
             return None
-        rows = self._db.rows(
-            "SELECT epoch, generation, locator, fingerprint FROM vecferry.serving WHERE target = %s", [target]
+        rows = self._db.rows(  # the thresholds so that a ledger without that column can be read too
+            "SELECT epoch, generation, locator, fingerprint, coalesce(to_jsonb(serving) -> 'thresholds', '{}')"
+            " FROM vecferry.serving WHERE target = %s",
+            [target],
         )
         return Serving(*rows[0]) if rows else None
 
     def serve(self, target: str, serving: Serving) -> None:
         self._db.execute(
-            "INSERT INTO vecferry.serving (target, epoch, generation, locator, fingerprint)"
-            " VALUES (%s, %s, %s, %s, %s)"
+            "INSERT INTO vecferry.serving (target, epoch, generation, locator, fingerprint, thresholds)"
+            " VALUES (%s, %s, %s, %s, %s, %s::jsonb)"
             " ON CONFLICT (target) DO UPDATE SET epoch = excluded.epoch, generation = excluded.generation,"
-            " locator = excluded.locator, fingerprint = excluded.fingerprint, since = now()",
-            [target, serving.epoch, serving.generation, serving.locator, serving.fingerprint],
-        )
+            " locator = excluded.locator, fingerprint = excluded.fingerprint, thresholds = excluded.thresholds,"
+            " since = now()",
+            [
+                target, serving.epoch, serving.generation, serving.locator, serving.fingerprint,
+                json.dumps(dict(serving.thresholds)),
+            ],
+        )  # fmt: skip
 
     def recorded_spaces(self, target: str) -> tuple[str | None, str | None]:
         """Fingerprints of what serves, and of the old side of the migration that is open; None for what is unknown."""

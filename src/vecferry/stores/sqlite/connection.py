@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import StoreError, StoreFailed, StoreSchemaError, StoreUnreachable, reason_of
-from vecferry.stores.sqlite.tables import APPLICATION_ID, CREATE, VERSION
+from vecferry.stores.sqlite.tables import ADD_THRESHOLDS, APPLICATION_ID, CREATE, VERSION
 
 STORE = "control database"
 BUSY_TIMEOUT_S = 10.0
@@ -31,6 +31,7 @@ class Database:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._installed = False
+        self._current = False
         self._inside = False
         self._users = 1
 
@@ -74,6 +75,8 @@ class Database:
             with self._translated():
                 if not self._opened():
                     self._install()
+                if not self._current:
+                    self._bring_up_to_date()
             with self._begun():
                 yield
 
@@ -158,6 +161,15 @@ class Database:
                     connection.execute(statement)
         self._installed = True
 
+    def _bring_up_to_date(self) -> None:
+        """Leaves a control database of an earlier form in that of now, which the earlier vecferry can use too."""
+        connection = self._connected("rw")
+        if not _has_thresholds(connection):
+            with self._begun():
+                if not _has_thresholds(connection):  # somebody else may have been faster
+                    connection.execute(ADD_THRESHOLDS)
+        self._current = True
+
     def _write_ahead(self, connection: sqlite3.Connection) -> None:
         """Leaves the file in WAL mode. SQLite does not wait by itself here for others who do the same."""
         deadline = time.monotonic() + self._busy_timeout_s
@@ -215,6 +227,11 @@ class Database:
             self._users -= 1
             if not self._users and self._connection is not None:
                 self._connection.close()
+
+
+def _has_thresholds(connection: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM pragma_table_info('serving') WHERE name = 'thresholds'"
+    return connection.execute(query).fetchone() is not None
 
 
 def _code(exc: sqlite3.Error) -> int:

@@ -203,15 +203,21 @@ class SqliteLedger(SqliteJournal):
     # --- who serves -------------------------------------------------------------------------------
 
     def serving(self, target: str) -> Serving | None:
-        rows = self._db.rows("SELECT epoch, generation, locator, fingerprint FROM serving WHERE target = ?", [target])
-        return Serving(*rows[0]) if rows else None
+        rows = self._db.rows("SELECT * FROM serving WHERE target = ?", [target])
+        if not rows:
+            return None
+        _, epoch, generation, locator, fingerprint, _, *thresholds = rows[0]  # none in a database of an earlier form
+        return Serving(epoch, generation, locator, fingerprint, json.loads(thresholds[0]) if thresholds else {})
 
     def serve(self, target: str, serving: Serving) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO serving (target, epoch, generation, locator, fingerprint, since)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            [target, serving.epoch, serving.generation, serving.locator, serving.fingerprint, _now()],
-        )
+            "INSERT OR REPLACE INTO serving (target, epoch, generation, locator, fingerprint, since, thresholds)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                target, serving.epoch, serving.generation, serving.locator, serving.fingerprint, _now(),
+                json.dumps(dict(serving.thresholds)),
+            ],
+        )  # fmt: skip
 
     # --- who may write ----------------------------------------------------------------------------
 

@@ -3,6 +3,9 @@
 APPLICATION_ID = 0x76666572
 VERSION = 1
 
+ADD_THRESHOLDS = "ALTER TABLE serving ADD COLUMN thresholds TEXT NOT NULL DEFAULT '{}'"
+"""Later than the rest: a control database without them can be read, and has them before its next write."""
+
 CREATE = (
     """
     CREATE TABLE migrations (
@@ -93,6 +96,7 @@ CREATE = (
         until REAL NOT NULL
     ) WITHOUT ROWID
     """,
+    ADD_THRESHOLDS,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
 )

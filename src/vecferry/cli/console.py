@@ -1,0 +1,92 @@
+"""vecferry console."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vecferry.cli.migrate_target import Target
+from vecferry.cli.output import errors
+from vecferry.cli.serve import Host, Keys, keys_of
+from vecferry.errors import MissingExtra, SettingsError
+from vecferry.migrate.config import read_config
+from vecferry.server.keys import ApiKeys
+from vecferry.server.options import LOOPBACK, ServerLimits, ServerOptions
+from vecferry.settings import read_settings
+from vecferry.tokens import Piece, Tokenizer
+
+if TYPE_CHECKING:
+    from vecferry.console.operator import Task
+    from vecferry.loading import LazyEncoder
+
+LIMITS = ServerLimits(max_body_mb=1, receive_s=15.0, drain_s=5.0, max_connections=128)
+Config = Annotated[Path, typer.Option(help="migration.toml: the store, the models, the limits, the gate.")]
+Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--host-name", help="Name under which browsers reach it, beside addresses and localhost."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(console)
+
+
+def console(
+    config: Config,
+    host: Host = "127.0.0.1",
+    port: Port = 8081,
+    api_keys: Keys = None,
+    host_name: Names = None,
+) -> None:
+    """Show and steer a migration in a browser. See docs/console.md.
+
+    Without an API key one is made, and printed once. Ends on SIGTERM; a run of its own stops, and goes on with the
+    next start.
+    """
+    try:
+        from vecferry.console.app import create_app
+        from vecferry.console.operator import Operator
+        from vecferry.console.sessions import Sessions
+        from vecferry.server import logs, running
+    except ImportError as exc:
+        raise MissingExtra("console", exc.name or "jinja2") from exc
+    keys = keys_of(api_keys, read_settings())
+    if host not in LOOPBACK and not keys:
+        raise SettingsError("--host", host, "127.0.0.1, or API keys (VECFERRY_API_KEYS, --api-keys FILE)")
+    own_key = "" if keys else secrets.token_urlsafe(24)
+    sessions = Sessions(keys or ApiKeys([own_key]))
+    with running.listen(host, port) as listening:
+        operator = Operator(_task(Target(read_config(config))))
+        logs.set_up(as_json=False)
+        shown, taken = listening.getsockname()[:2]
+        errors.out(f"vecferry's console is at http://{shown}:{taken}")
+        if own_key:
+            errors.out(f"Its key, made for this run: {own_key}")
+        app = create_app(operator, sessions, names=host_name or ())
+        running.serve(app, ServerOptions(host, keys or ApiKeys([own_key]), limits=LIMITS), listening)
+
+
+def _task(target: Target) -> Task:
+    from vecferry.console.operator import Task
+    from vecferry.migrate.quality import make_gate
+
+    new, old = target.new, target.old
+    return Task(
+        target.open_store(),
+        target.options(),
+        new,
+        old,
+        gate=lambda: make_gate(target.config, old=old, new=new),
+        sample=target.config.verify.sample,
+        pieces=lambda text: _pieces(new, text),
+    )
+
+
+def _pieces(encoder: LazyEncoder, text: str) -> list[Piece]:
+    """Nothing of a model whose tokens are no pieces of the text."""
+    tokenizer = encoder.get().encoder.tokenizer
+    return tokenizer.pieces(text) if isinstance(tokenizer, Tokenizer) else []

@@ -1,0 +1,238 @@
+"""vecferry eval: the old and the new model side by side, on judged queries, a query log, or the passages alone."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vecferry.cli.migrate_target import Target
+from vecferry.cli.output import Json, output, show, show_table, stages
+from vecferry.embeddings import Outputs
+from vecferry.errors import SettingsError
+from vecferry.evaluate import Asked, Corpus, Evaluation, EvaluationOptions, FolderCorpus, Model, StoreCorpus, evaluate
+from vecferry.evaluate.judged import Passage, read_passages, read_queries
+from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
+from vecferry.evaluate.questions import read_log
+from vecferry.evaluate.values import Interval, Threshold
+from vecferry.loading import load_encoder
+from vecferry.migrate.config import read_config
+from vecferry.migrate.quality import asked_of
+from vecferry.settings import read_settings
+
+PAIRS = 1000
+REFUSED = 4
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the options say."""
+
+    folder: Path | None
+    config: Path | None
+    artifact: Path | None
+    old_artifact: Path | None
+    queries: Path | None
+    options: EvaluationOptions
+
+
+def register(app: typer.Typer) -> None:
+    app.command(name="eval")(evaluation)
+
+
+def evaluation(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="A folder in BEIR layout; queries.jsonl and qrels/test.tsv may be missing."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="migration.toml: asks both sides of its live collection, with its models."),
+    ] = None,
+    artifact: Annotated[Path | None, typer.Option("--artifact", help="The new model; else ONNX_MODEL_PATH.")] = None,
+    old_artifact: Annotated[Path | None, typer.Option("--old-artifact", help="The old model.")] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Folder with judged queries, or a query log (.txt, .jsonl). Default: as [gate] says."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the report there, one HTML file; its figures as JSON beside it.")
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(help="Heads of the new model to look at. Default: all in a folder, dense in a store.")
+    ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COSINE", help="A cut-off in the old space; repeat it."),
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="Of nDCG@10, to be worse by. Default: 0.02.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Of the intervals. Default: 0.95.")] = None,
+    max_queries: Annotated[int | None, typer.Option(help="Ask at most so many, chosen by the seed.", min=1)] = None,
+    sample: Annotated[int, typer.Option(help="Passages that are looked at for findings and map.", min=0)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare the old and the new model: nDCG@10, recall, MRR by slice with intervals, thresholds, what changes.
+
+    Without judged queries, a sentence is to find the passage that it stands in, or a title its text: weaker evidence,
+    and named so. Exit code 4 if the new model is worse by more than the margin, or there are too few queries to tell.
+
+    Example: vecferry eval beir/nfcorpus --old-artifact models/minilm --artifact models/bge-m3-onnx --report report.html
+    """
+    options = _options(
+        config, outputs=outputs, thresholds=threshold, sample=sample, seed=seed,
+        given={"margin": margin, "confidence": confidence, "max_queries": max_queries},
+    )  # fmt: skip
+    given = Given(folder, config, artifact, old_artifact, queries, options)
+    draw = _drawer(report)
+    with stages() as stage:
+        found = _evaluated(given, stage)
+        stage("drawing the report")
+        draw(found)
+    if as_json:
+        show(found.to_dict(), as_json=True)
+    else:
+        _show(found, report)
+    if found.gate.verdict != "passed":
+        raise typer.Exit(REFUSED)
+
+
+# --- what is given --------------------------------------------------------------------------------
+
+
+def _options(
+    config: Path | None, *, outputs: str | None, thresholds: Iterable[str] | None, sample: int, seed: int,
+    given: dict[str, Any],
+) -> EvaluationOptions:  # fmt: skip
+    """The options' values over those of the file."""
+    base = EvaluationOptions(outputs=Outputs.ALL)
+    if config is not None:
+        file = read_config(config)
+        base = EvaluationOptions(
+            margin=file.gate.margin,
+            confidence=file.gate.confidence,
+            max_queries=file.gate.max_queries,
+            thresholds=file.thresholds,
+        )
+    values = {name: value for name, value in given.items() if value is not None}
+    if outputs is not None:
+        values["outputs"] = Outputs.parse(outputs)
+    if thresholds:
+        values["thresholds"] = dict(map(_threshold, thresholds))
+    return replace(base, sample=sample, seed=seed, **values)
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        cut = float(value)
+    except ValueError:
+        cut = float("nan")
+    if not name or not -1 <= cut <= 1:
+        raise SettingsError("--threshold", text, "NAME=COSINE, for instance similar=0.7")
+    return name, cut
+
+
+def _drawer(report: Path | None) -> Callable[[Evaluation], None]:
+    """What writes the report, if one is wanted. Raises MissingExtra before anything is computed."""
+    if report is None:
+        return lambda _: None
+    from vecferry.report import write_report
+
+    return partial(write_report, path=report)
+
+
+def _evaluated(given: Given, stage: Stage) -> Evaluation:
+    provenance = {"command": shlex.join(["vecferry", *sys.argv[1:]])}
+    if given.config is not None:
+        return _of_store(given, given.config, stage, provenance)
+    if given.folder is None:
+        raise SettingsError("FOLDER", "", "a folder in BEIR layout, or --config with a migration")
+    if given.old_artifact is None:
+        raise SettingsError("--old-artifact", "", "the folder of the old model")
+    new = given.artifact or read_settings().options().artifact
+    stage("loading the models")
+    asked, passages = _asked(given, given.folder)
+    corpus: Corpus = FolderCorpus(
+        str(given.folder), passages, _model(given.old_artifact), _model(new), given.options.outputs, stage
+    )
+    return evaluate(corpus, asked, given.options, stage, provenance)
+
+
+def _of_store(given: Given, config: Path, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
+    target = Target(read_config(config))
+    old = given.old_artifact or target.config.models.old
+    if old is None:
+        raise SettingsError("[models] old", "", "the folder of the old model")
+    stage("loading the models")
+    models = _model(old), _model(given.artifact or target.config.models.new)
+    store = target.open_store()
+    try:
+        asked = asked_of(store, given.queries or target.config.gate.queries, given.options)
+        return evaluate(StoreCorpus(store, *models), asked, given.options, stage, provenance)
+    finally:
+        store.close()
+
+
+def _asked(given: Given, folder: Path) -> tuple[Asked, tuple[Passage, ...]]:
+    """Questions, and the passages to be searched for them; titles that are asked are not among these."""
+    passages = read_passages(folder)
+    judged = given.queries if given.queries is not None and given.queries.is_dir() else folder
+    if (judged / "qrels").is_dir():
+        return Asked(read_queries(judged)), passages
+    log = read_log(given.queries) if given.queries is not None else ()
+    number = given.options.max_queries or PAIRS
+    if sum(len(passage.title) >= MIN_CHARS for passage in passages) > len(passages) / 2:
+        pairs = title_pairs(passages, number, given.options.seed)
+        return Asked(pairs=pairs, log=log), tuple(replace(passage, title="") for passage in passages)
+    return Asked(pairs=sentence_pairs(passages, number, given.options.seed), log=log), passages
+
+
+def _model(folder: Path) -> Model:
+    encoder = load_encoder(replace(read_settings().options(), artifact=folder)).encoder
+    return Model.of_folder(folder, encoder, encoder.runtime.name)
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _show(found: Evaluation, report: Path | None) -> None:
+    show_table(
+        f"{found.gate.metric} by slice, of {found.queries_asked:,} {found.evidence}",
+        ("", "queries", found.old.name, found.new.name, "difference", "better", "worse"),
+        [
+            (
+                one.value if one.by == one.value else f"{one.by}: {one.value}",
+                f"{one.queries:,}", f"{one.old.mean:.3f}", f"{one.new.mean:.3f}", _interval(one.difference),
+                f"{one.wins:,}", f"{one.losses:,}",
+            )
+            for one in found.slices
+        ],
+    )  # fmt: skip
+    metrics = list(found.systems[0].metrics)
+    names = {"old": found.old.name, "new": found.new.name}
+    rows = [
+        (f"{names[one.side]} {one.method}", *(f"{one.metrics[m].mean:.3f}" for m in metrics)) for one in found.systems
+    ]
+    show_table("by method", ("", *metrics), rows)
+    if found.thresholds:
+        show_table("thresholds", ("", "old", "new", "interval", "how"), [_cut(one) for one in found.thresholds])
+    show_table("", ("", ""), [(finding.name, finding.words) for finding in found.findings])
+    output.print(found.gate.words, markup=False, highlight=False)
+    if report is not None:
+        output.print(f"The report is in {report}.", markup=False, highlight=False, soft_wrap=True)
+
+
+def _cut(found: Threshold) -> tuple[str, ...]:
+    return (found.name, f"{found.old:.3f}", f"{found.new:.3f}", f"{found.low:.3f} to {found.high:.3f}", found.how)
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"

@@ -1,0 +1,162 @@
+"""What each form does. A verb that takes a while begins here and ends in the operator's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from vecferry.console.operator import Operator, Outcome
+from vecferry.errors import SettingsError, VecferryError
+from vecferry.migrate import CutoverReport, Migration, RollbackReport
+
+Form = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Action:
+    """do: returns what to say of it, nothing where the page will; raises VecferryError.
+
+    is_guarded: wants the collection's name and the key anew.
+    """
+
+    do: Callable[[Operator, Form], Awaitable[str]]
+    is_guarded: bool = False
+
+
+async def act(verb: str, operator: Operator, form: Form) -> Outcome | None:
+    """What came of it, errors included; None where the page says it by itself."""
+    try:
+        words = await ACTIONS[verb].do(operator, form)
+        return Outcome(verb, words) if words else None
+    except VecferryError as exc:
+        return Outcome.of(verb, exc)
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+async def _start(operator: Operator, _: Form) -> str:
+    operator.start()
+    return ""
+
+
+async def _stop(operator: Operator, _: Form) -> str:
+    operator.stop()
+    return ""
+
+
+# --- what is only written down --------------------------------------------------------------------
+
+
+async def _throttle(operator: Operator, form: Form) -> str:
+    rows_per_s = _rows_per_s(form.get("rows_per_s", ""))
+    await operator.at_once(lambda migration: migration.throttle(rows_per_s))
+    return "There is no limit." if rows_per_s is None else f"At most {rows_per_s:g} rows are written a second."
+
+
+def _rows_per_s(text: str) -> float | None:
+    """None for an empty field. Raises SettingsError."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError as exc:
+        raise SettingsError("rows a second", text[:40], "a number above 0, or nothing for no limit") from exc
+
+
+async def _pause(operator: Operator, _: Form) -> str:
+    await operator.at_once(lambda migration: migration.pause("by the console"))
+    return "Paused: nothing more is written to the new side."
+
+
+async def _resume(operator: Operator, _: Form) -> str:
+    await operator.at_once(Migration.resume)
+    return "It goes on."
+
+
+async def _postpone(operator: Operator, form: Form) -> str:
+    postponed = form.get("off") != "1"
+    await operator.at_once(lambda migration: migration.postpone(postponed=postponed))
+    return "No switch until this is taken back." if postponed else "A switch is allowed again."
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+async def _verify(operator: Operator, _: Form) -> str:
+    task = operator.task
+
+    def verify(migration: Migration) -> Outcome:
+        report = migration.verify(task.new, task.sample, old=task.old, gate=task.gate())
+        failed = [check.name for check in report.checks if not check.passed]
+        said = report.gate.words if report.gate is not None else f"The state is {report.state}."
+        return Outcome("verify", f"Failed: {', '.join(failed)}." if failed else said, failed=not report.passed)
+
+    operator.by_hand("verify", verify)
+    return ""
+
+
+async def _override(operator: Operator, form: Form) -> str:
+    reason = form.get("reason", "")
+    await operator.at_once(lambda migration: migration.override(reason))
+    return "Overridden; the reason is kept with the migration."
+
+
+async def _retry(operator: Operator, _: Form) -> str:
+    task = operator.task
+
+    def retry(migration: Migration) -> Outcome:
+        status = migration.retry(task.new, old=task.old)
+        return Outcome("retry", f"{status.dead_letters} rows are still without a vector.")
+
+    operator.by_hand("retry", retry)
+    return ""
+
+
+async def _cutover(operator: Operator, form: Form) -> str:
+    task, accepted = operator.task, _whole(form.get("accept_dead_letters", ""))
+
+    def cutover(migration: Migration) -> Outcome:
+        report = migration.cutover(accepted, new=task.new, old=task.old)
+        return _switched("cutover", "new", report)
+
+    operator.by_hand("cutover", cutover)
+    return ""
+
+
+def _whole(text: str) -> int:
+    """0 for an empty field. Raises SettingsError."""
+    try:
+        return int(text) if text.strip() else 0
+    except ValueError as exc:
+        raise SettingsError("dead letters accepted", text[:40], "a whole number") from exc
+
+
+async def _rollback(operator: Operator, form: Form) -> str:
+    task, accept_stale = operator.task, form.get("accept_stale") == "1"
+
+    def rollback(migration: Migration) -> Outcome:
+        new = task.new if task.old is not None else None
+        report = migration.rollback(new=new, old=task.old, accept_stale=accept_stale)
+        return _switched("rollback", "old", report)
+
+    operator.by_hand("rollback", rollback)
+    return ""
+
+
+def _switched(verb: str, side: str, report: CutoverReport | RollbackReport) -> Outcome:
+    milliseconds = f"{1000 * report.seconds:.0f} ms"
+    return Outcome(verb, f"The {side} vectors serve, epoch {report.serving.epoch}. Writers waited {milliseconds}.")
+
+
+ACTIONS: Mapping[str, Action] = {
+    "start": Action(_start),
+    "stop": Action(_stop),
+    "throttle": Action(_throttle),
+    "pause": Action(_pause),
+    "resume": Action(_resume),
+    "postpone": Action(_postpone),
+    "verify": Action(_verify),
+    "override": Action(_override),
+    "retry": Action(_retry),
+    "cutover": Action(_cutover, is_guarded=True),
+    "rollback": Action(_rollback, is_guarded=True),
+}

@@ -1,0 +1,155 @@
+"""One query, asked in the old space and in the new: what both answer, and what moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vecferry.console.lighting import Lamp, Run, Scores, scores_of
+from vecferry.console.operator import Task
+from vecferry.embeddings import DENSE
+from vecferry.encoder import TextEncoder
+from vecferry.errors import SpaceMismatch
+from vecferry.stores import Hit, Key, Store, shown
+
+K = 10
+MAX_QUERY_CHARS = 2000
+MAX_SHOWN_CHARS = 1200
+"""Of a passage; the rest is cut off."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut-off of the application, and whether the hit is at or above it."""
+
+    name: str
+    value: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """One answer. rank: from 1. other: its rank on the other side; None if it is not among the first there.
+
+    runs: the text, lit where the model's heads say why. scores: of these heads.
+    """
+
+    key: str
+    rank: int
+    score: float
+    other: int | None
+    runs: tuple[Run, ...]
+    is_cut: bool
+    cuts: tuple[Cut, ...] = ()
+    scores: Scores | None = None
+
+    @property
+    def up(self) -> int:
+        """By how many ranks it stands higher than on the other side."""
+        return 0 if self.other is None else self.other - self.rank
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one side answers; `words` says why there is nothing."""
+
+    side: str
+    found: tuple[Found, ...] = ()
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """heads: of the new model. shared: how many both have among their first K."""
+
+    query: str
+    old: Column
+    new: Column
+    heads: tuple[str, ...]
+
+    @property
+    def shared(self) -> int:
+        return sum(found.other is not None for found in self.new.found)
+
+
+def compare(store: Store, task: Task, query: str) -> Comparison:
+    """Both sides' first K. Raises InvalidText, ModelRuntimeError, ArtifactError, StoreError."""
+    serving = store.ledger.serving(store.target)
+    cuts = _cuts(store, task)
+    is_new_there = store.new_space() == task.new.fingerprint or (
+        serving is not None and serving.fingerprint == task.new.fingerprint
+    )
+    old = _asked(store, task.old, query, "The old model is not in the file of the migration.")
+    new = _asked(store, task.new if is_new_there else None, query, "The new vectors are not there before start.")
+    texts = _texts(store, [*old.hits, *new.hits])
+    left = _column("old", old, new.hits, texts, cuts["old"])
+    right = _column("new", new, old.hits, texts, cuts["new"])
+    return Comparison(query, left, _lit(task, query, right), task.new.space.outputs.names)
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Answer:
+    hits: Sequence[Hit]
+    words: str = ""
+
+
+def _asked(store: Store, model: TextEncoder | None, query: str, otherwise: str) -> _Answer:
+    if model is None:
+        return _Answer((), otherwise)
+    vector = model.encode([query], role="query").dense[0]
+    try:
+        return _Answer(store.search(vector, K, fingerprint=model.fingerprint))
+    except SpaceMismatch:
+        return _Answer((), "This side is not in the space of its model.")
+
+
+def _texts(store: Store, hits: Sequence[Hit]) -> dict[Key, str]:
+    keys = list(dict.fromkeys(hit.key for hit in hits))
+    return {row.key: row.text or "" for row in store.rows(keys)}
+
+
+def _cuts(store: Store, task: Task) -> dict[str, Mapping[str, float]]:
+    """By side: those that the file names, and what the last gate has mapped them to."""
+    record = store.ledger.find(store.target)
+    gate = (record.verification or {}).get("gate") if record is not None else None
+    mapped = {name: one["new"] for name, one in gate["thresholds"].items()} if gate else {}
+    return {"old": task.options.thresholds, "new": mapped}
+
+
+def _column(
+    side: str, answer: _Answer, others: Sequence[Hit], texts: Mapping[Key, str], cuts: Mapping[str, float]
+) -> Column:
+    ranks = {hit.key: rank for rank, hit in enumerate(others, 1)}
+    found = []
+    for rank, hit in enumerate(answer.hits, 1):
+        text = texts.get(hit.key, "")
+        crossed = tuple(Cut(name, value, hit.score >= value) for name, value in cuts.items())
+        shortened = Run(text[:MAX_SHOWN_CHARS])
+        (key,) = shown([hit.key])
+        found.append(
+            Found(key, rank, hit.score, ranks.get(hit.key), (shortened,), len(text) > MAX_SHOWN_CHARS, crossed)
+        )
+    return Column(side, tuple(found), answer.words)
+
+
+# --- why ------------------------------------------------------------------------------------------
+
+
+def _lit(task: Task, query: str, column: Column) -> Column:
+    """The new side's answers with the scores of each head, and the tokens that matched."""
+    outputs = task.new.space.outputs
+    if outputs == DENSE or not column.found:
+        return column
+    texts = [found.runs[0].text for found in column.found]
+    asked = task.new.encode([query], outputs=outputs, role="query")
+    passages = task.new.encode(texts, outputs=outputs, role="passage")
+    space = task.new.space
+    lamp = Lamp(query, asked, task.pieces, (space.query_prefix, space.passage_prefix))
+    lit = [
+        replace(found, scores=scores, runs=lamp.light(text, passages, row))
+        for row, (found, scores, text) in enumerate(zip(column.found, scores_of(asked, passages), texts, strict=True))
+    ]
+    return replace(column, found=tuple(lit))

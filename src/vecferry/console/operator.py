@@ -1,0 +1,240 @@
+"""Who acts: the run in a thread of its own, and one verb by hand at a time in another, each with a store of its own.
+
+Nothing is remembered here that the ledger does not know, but what this process does just now and what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TypeVar
+
+from vecferry.encoder import TextEncoder
+from vecferry.errors import Locked, MigrationNotFound, StoreError, StoreUnreachable, VecferryError
+from vecferry.migrate import Migration, MigrationOptions, State, Status
+from vecferry.migrate.verification import Gate
+from vecferry.stores import Store
+from vecferry.tokens import Piece
+
+T = TypeVar("T")
+FAULT = "A fault of the console; its terminal says which."
+AT_MOST_EVERY_S = 0.9
+"""A status is that old at most, however many look."""
+PATIENCE_S = 10.0
+"""How long the end of the process waits for what is under way; a killed verb is safe."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is migrated, by which models. store: closed by the operator.
+
+    gate: makes the gate of a verification. sample: rows that it encodes again. pieces: what the new model's
+    tokenizer makes of a text, special tokens included; nothing where nobody can say.
+    """
+
+    store: Store
+    options: MigrationOptions
+    new: TextEncoder
+    old: TextEncoder | None
+    gate: Callable[[], Gate]
+    sample: int = 100
+    pieces: Callable[[str], list[Piece]] = lambda _: []
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a verb. is_elsewhere: it could not be, because another process is at work."""
+
+    verb: str
+    words: str
+    hint: str = ""
+    failed: bool = False
+    is_elsewhere: bool = False
+
+    @classmethod
+    def of(cls, verb: str, error: VecferryError) -> Outcome:
+        """An error as it is said to people."""
+        return cls(verb, error.message, error.hint, failed=True, is_elsewhere=isinstance(error, Locked))
+
+
+@dataclass(frozen=True)
+class Doing:
+    """began_at, ended_at: of the monotonic clock. outcome: None while it goes on."""
+
+    verb: str
+    began_at: float
+    ended_at: float = 0.0
+    outcome: Outcome | None = None
+
+
+class Place(StrEnum):
+    """Where something is done: there is one thread for each."""
+
+    RUN = "run"
+    HAND = "hand"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """status: None before `start`. before: the state to which a pause goes back. trouble: why nothing could be seen.
+
+    at, now: of the monotonic clock. run, hand: what this process does, or did last.
+    """
+
+    target: str
+    at: float
+    now: float = 0.0
+    status: Status | None = None
+    before: State | None = None
+    trouble: Outcome | None = None
+    run: Doing | None = None
+    hand: Doing | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.run is not None and self.run.outcome is None
+
+
+@dataclass
+class Operator:
+    """For the event loop: no method waits for the store but in a thread."""
+
+    task: Task
+    _doing: dict[Place, Doing] = field(default_factory=dict)
+    _threads: dict[Place, threading.Thread] = field(default_factory=dict)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._looking = _Desk(self.task.store)
+        self._asking = _Desk(self.task.store)
+        self._look: asyncio.Task[Seen] | None = None
+        self._last: Seen | None = None
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    async def look(self, *, anew: bool = False) -> Seen:
+        """As it is now, or was a moment ago."""
+        if anew or self._last is None or time.monotonic() - self._last.at > AT_MOST_EVERY_S:
+            if anew or self._look is None or self._look.done():
+                self._look = asyncio.create_task(self._looking.do(self._seen))
+            self._last = await asyncio.shield(self._look)
+        doing = {place.value: self._doing.get(place) for place in Place}
+        return replace(self._last, now=time.monotonic(), run=doing["run"], hand=doing["hand"])
+
+    def _seen(self, store: Store) -> Seen:
+        at, target = time.monotonic(), store.target
+        try:
+            status = Migration(store, self.task.options).status()
+            record = store.ledger.find(target)
+        except MigrationNotFound:
+            return Seen(target, at)
+        except StoreUnreachable as exc:
+            _reconnect(store)
+            return Seen(target, at, trouble=Outcome.of("status", exc))
+        except StoreError as exc:
+            return Seen(target, at, trouble=Outcome.of("status", exc))
+        before = State(record.paused.before) if record is not None and record.paused is not None else None
+        return Seen(target, at, status=status, before=before)
+
+    async def ask(self, question: Callable[[Store], T]) -> T:
+        """`question` with a store, for what may take a moment: a search. Raises as it does."""
+        return await self._asking.do(question)
+
+    # --- acting -----------------------------------------------------------------------------------
+
+    async def at_once(self, verb: Callable[[Migration], object]) -> None:
+        """A verb that only writes down what is wanted. Raises as it does."""
+        await self._looking.do(lambda store: verb(Migration(store, self.task.options)))
+
+    def start(self) -> None:
+        """Leaves the migration running here, until `stop` or its end. Raises Locked if it does already."""
+        self._stopping.clear()
+        task = self.task
+
+        def follow(migration: Migration) -> Outcome:
+            ended = migration.start(task.new, old=task.old, follow=lambda: False, stop=self._stopping.is_set)
+            return Outcome("start", f"The migration has ended: {ended.state}.")
+
+        self._begin(Place.RUN, "start", follow)
+
+    def stop(self) -> None:
+        """The run ends at the next row; `start` goes on from there."""
+        self._stopping.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the run was asked to end."""
+        return self._stopping.is_set()
+
+    def by_hand(self, verb: str, work: Callable[[Migration], Outcome]) -> None:
+        """`work` in a thread. Raises Locked while another one is at work."""
+        self._begin(Place.HAND, verb, work)
+
+    def _begin(self, place: Place, verb: str, work: Callable[[Migration], Outcome]) -> None:
+        doing = self._doing.get(place)
+        if doing is not None and doing.outcome is None:
+            raise Locked(self.task.store.target, f"this console ({doing.verb})")
+        self._doing[place] = Doing(verb, time.monotonic())
+        thread = threading.Thread(target=self._do, args=(place, work), name=f"console-{place}", daemon=True)
+        self._threads[place] = thread
+        thread.start()
+
+    def _do(self, place: Place, work: Callable[[Migration], Outcome]) -> None:
+        doing = self._doing[place]
+        outcome = Outcome(doing.verb, FAULT, failed=True)
+        try:
+            with closing(self.task.store.another()) as store:
+                outcome = work(Migration(store, self.task.options))
+        except VecferryError as exc:
+            outcome = Outcome.of(doing.verb, exc)
+        finally:
+            self._doing[place] = replace(doing, outcome=outcome, ended_at=time.monotonic())
+
+    def close(self) -> None:
+        """Stops the run and waits for it, and for a verb that is under way, for a time."""
+        self.stop()
+        until = time.monotonic() + PATIENCE_S
+        for thread in self._threads.values():
+            thread.join(max(0.0, until - time.monotonic()))
+        self._looking.close()
+        self._asking.close()
+        self.task.store.close()
+
+
+class _Desk:
+    """A thread with a store of its own, for one thing after the other."""
+
+    def __init__(self, store: Store) -> None:
+        self._origin = store
+        self._store: Store | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="console-desk")
+
+    async def do(self, work: Callable[[Store], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(self._opened()))
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            self._store = self._origin.another()
+        return self._store
+
+    def close(self) -> None:
+        self._pool.submit(self._close_store).result()
+        self._pool.shutdown()
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+
+def _reconnect(store: Store) -> None:
+    """Leaves the next look with a connection, if there is one to be had."""
+    try:
+        store.reconnect()
+    except StoreUnreachable:
+        return

@@ -1,0 +1,43 @@
+// Puts parts of the page in their place when the server says that they have changed. Forms need no script.
+"use strict";
+{
+  const live = document.getElementById("live");
+
+  const say = (words, isLive) => {
+    if (live.textContent !== words) live.textContent = words;
+    live.classList.toggle("on", isLive);
+  };
+
+  // What somebody has typed, opened or is at stays as it is, wherever the new part still has it.
+  const put = (part, html) => {
+    const focused = part.contains(document.activeElement) && document.activeElement.id;
+    const before = [...part.querySelectorAll("input[id], textarea[id], details[id]")];
+    part.innerHTML = html;
+    for (const old of before) {
+      const now = document.getElementById(old.id);
+      if (!now) continue;
+      if (old.localName === "details") now.open = old.open;
+      else if (old.type === "checkbox") now.checked = old.checked;
+      else if (old.value !== old.defaultValue) now.value = old.value;
+    }
+    if (focused) document.getElementById(focused)?.focus();
+  };
+
+  const connect = () => {
+    const source = new EventSource("/events");
+    source.addEventListener("open", () => say("live", true));
+    source.addEventListener("parts", (event) => {
+      for (const [name, html] of Object.entries(JSON.parse(event.data))) {
+        const part = document.getElementById(`part-${name}`);
+        if (part.innerHTML !== html) put(part, html);
+      }
+    });
+    source.addEventListener("over", () => { source.close(); location.assign("/login"); });
+    source.addEventListener("error", () => {
+      say("not connected; trying again", false);
+      if (source.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+    });
+    addEventListener("pagehide", () => source.close());
+  };
+  connect();
+}

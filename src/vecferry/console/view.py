@@ -1,0 +1,228 @@
+"""A status in words and figures: what is drawn, what can be done, what should be done next. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vecferry.console.operator import Outcome, Seen
+from vecferry.migrate import State, Status
+from vecferry.migrate.states import CAUGHT_UP, allowed
+from vecferry.stores import shown
+
+SAID_S = 120.0
+"""How long the outcome of a verb by hand is shown."""
+PACE_S = 30.0
+"""How far back the rate is measured."""
+NEXT: Mapping[State, str] = {
+    State.PLANNED: "start",
+    State.PREPARED: "start",
+    State.CAPTURING: "start",
+    State.BACKFILLING: "start",
+    State.INDEXING: "start",
+    State.CATCHING_UP: "verify",
+    State.VERIFIED: "verify",
+    State.READY: "cutover",
+    State.CUTTING_OVER: "cutover",
+    State.ROLLING_BACK: "rollback",
+    State.SERVING_OLD: "cutover",
+    State.PAUSED: "resume",
+}
+"""The verb that goes on from there, of those that are here."""
+WORDS: Mapping[State, str] = {
+    State.PLANNED: "The migration is written down; nothing was made yet.",
+    State.PREPARED: "The place for the new vectors is there, and empty.",
+    State.CAPTURING: "Writes of the application are captured from now on.",
+    State.BACKFILLING: "Every row is encoded anew, beside its old vector.",
+    State.INDEXING: "Every row was tried; the new indexes are being built.",
+    State.CATCHING_UP: "The new vectors are complete, and follow what the application writes.",
+    State.VERIFIED: "The checks passed. Without the gate's word, or yours over it, it cannot be switched.",
+    State.READY: "It may be switched.",
+    State.CUTTING_OVER: "Writers wait while the new vectors take their place.",
+    State.SERVING_NEW: "The new vectors answer. The old ones are kept current, so that you can go back.",
+    State.ROLLING_BACK: "Writers wait while the old vectors take their place again.",
+    State.SERVING_OLD: "The old vectors answer again. The new ones are kept current.",
+    State.FINALIZED: "The old vectors are gone. Another migration may begin.",
+    State.PAUSED: "Nothing is written to the new side. Writes of the application are captured.",
+    State.ABORTED: "The new vectors are gone. Another migration may begin.",
+}
+NOT_BEGUN = "No migration of this collection was begun. The old vectors answer."
+PATH = (
+    State.PLANNED, State.PREPARED, State.CAPTURING, State.BACKFILLING, State.INDEXING, State.CATCHING_UP,
+    State.VERIFIED, State.READY, State.SERVING_NEW, State.FINALIZED,
+)  # fmt: skip
+PATH_BACK = (*PATH[:-1], State.SERVING_OLD, PATH[-1])
+MOVING = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One state of the path. at: "done", "here", "ahead"."""
+
+    name: str
+    at: str
+
+
+@dataclass
+class Pace:
+    """Rows a second, from one status to the next. marks: (monotonic seconds, rows done)."""
+
+    marks: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def note(self, at: float, rows_done: int) -> None:
+        """Another migration, or rows that were taken away, begin it anew."""
+        if self.marks and rows_done < self.marks[-1][1]:
+            self.marks.clear()
+        if not self.marks or at > self.marks[-1][0]:
+            self.marks.append((at, rows_done))
+        while at - self.marks[0][0] > PACE_S and len(self.marks) > 1:
+            self.marks.popleft()
+
+    @property
+    def rows_per_s(self) -> float:
+        (began, before), (at, now) = self.marks[0], self.marks[-1]
+        return (now - before) / (at - began) if at > began else 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """Everything that the page shows.
+
+    verbs: those that the state allows. next: the one that goes on. eta: how long the backfill takes at the present
+    rate; empty where that cannot be said. gate, verification, override: of the last verification, ready for JSON.
+    """
+
+    target: str
+    status: Status | None
+    trouble: Outcome | None
+    state: State | None
+    title: str
+    words: str
+    path: tuple[Step, ...]
+    verbs: frozenset[str]
+    next: str
+    is_running: bool
+    is_stopping: bool
+    run: Outcome | None
+    busy: str
+    busy_s: int
+    hand: Outcome | None
+    rows_per_s: float
+    eta: str
+    letters: tuple[tuple[str, str, str], ...]
+    serving: str
+    side: str
+    verification: Mapping[str, Any] | None
+    gate: Mapping[str, Any] | None
+    override: Mapping[str, Any] | None
+    failed: tuple[str, ...]
+    thresholds: Mapping[str, float]
+
+
+def look_at(seen: Seen, pace: Pace, *, is_stopping: bool = False) -> Look:
+    """What there is to say of it; `pace` takes note of the rows."""
+    status = seen.status
+    if status is not None:
+        pace.note(seen.at, status.rows_done)
+    state = None if status is None else status.state
+    verification = None if status is None else status.verification
+    serving = None if status is None else status.serving
+    hand = seen.hand
+    return Look(
+        target=seen.target,
+        status=status,
+        trouble=seen.trouble,
+        state=state,
+        title="not seen" if seen.trouble else "not begun" if state is None else _title(state),
+        words=seen.trouble.words if seen.trouble else NOT_BEGUN if state is None else WORDS[state],
+        path=path_of(state, seen.before),
+        verbs=_verbs(seen),
+        next=_next(seen),
+        is_running=seen.is_running,
+        is_stopping=is_stopping and seen.is_running,
+        run=seen.run.outcome if seen.run else None,
+        busy=hand.verb if hand is not None and hand.outcome is None else "",
+        busy_s=round(seen.now - hand.began_at) if hand is not None and hand.outcome is None else 0,
+        hand=hand.outcome if hand is not None and seen.now - hand.ended_at < SAID_S else None,
+        rows_per_s=pace.rows_per_s if status is not None else 0.0,
+        eta=_eta(status, pace) if status is not None else "",
+        letters=_letters(status) if status is not None else (),
+        serving=_serving(status),
+        side=side_of(status),
+        verification=verification,
+        gate=verification.get("gate") if verification else None,
+        override=verification.get("override") if verification else None,
+        failed=tuple(check["name"] for check in verification["checks"] if not check["passed"]) if verification else (),
+        thresholds=serving.thresholds if serving else {},
+    )
+
+
+def path_of(state: State | None, before: State | None) -> tuple[Step, ...]:
+    """The states in their order, a rollback's among them where there was one. before: of a pause."""
+    here = before if state is State.PAUSED and before is not None else state
+    here = MOVING.get(here, here) if here is not None else None
+    names = PATH_BACK if State.SERVING_OLD in (here, before) else PATH
+    number = names.index(here) if here in names else -1
+    at = ["done" if i < number else "here" if i == number else "ahead" for i in range(len(names))]
+    return tuple(Step(_title(name), where) for name, where in zip(names, at, strict=True))
+
+
+def side_of(status: Status | None) -> str:
+    """Which vectors answer: "old" or "new"."""
+    if status is None or status.serving is None:
+        return "old"
+    return "new" if status.serving.fingerprint == status.new_fingerprint else "old"
+
+
+def _title(state: State) -> str:
+    return state.value.replace("_", " ")
+
+
+def _verbs(seen: Seen) -> frozenset[str]:
+    """A verb that takes a while waits for the one that is at work; nothing is possible where nothing is seen."""
+    if seen.trouble is not None:
+        return frozenset()
+    verbs = {"start"} if not seen.is_running and not _has_ended(seen) else set()
+    if seen.status is None:
+        return frozenset(verbs)
+    state = seen.before if seen.status.paused is not None and seen.before else seen.status.state
+    quick = {verb for verb in ("pause", "resume", "throttle", "postpone") if allowed(verb, seen.status.state)}
+    slow = {verb for verb in ("verify", "override", "retry", "cutover", "rollback") if allowed(verb, state)}
+    if not seen.status.dead_letters:
+        slow.discard("retry")
+    return frozenset(verbs | quick | slow)
+
+
+def _has_ended(seen: Seen) -> bool:
+    return seen.status is not None and seen.status.state is State.FINALIZED
+
+
+def _next(seen: Seen) -> str:
+    if seen.trouble is not None:
+        return ""
+    if seen.status is None:
+        return "start"
+    return NEXT.get(seen.status.state, "")
+
+
+def _eta(status: Status, pace: Pace) -> str:
+    left = status.rows - status.rows_done - status.dead_letters
+    if status.state in CAUGHT_UP or left <= 0 or pace.rows_per_s <= 0:
+        return ""
+    seconds = left / pace.rows_per_s
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds > 1.5 * size:
+            return f"about {seconds / size:.0f} {unit} left"
+    return f"about {seconds:.0f} s left"
+
+
+def _letters(status: Status) -> tuple[tuple[str, str, str], ...]:
+    keys = shown([letter.key for letter in status.letters])
+    return tuple((key, letter.side, letter.reason) for key, letter in zip(keys, status.letters, strict=True))
+
+
+def _serving(status: Status | None) -> str:
+    serving = status.serving if status is not None else None
+    return "no epoch yet" if serving is None else f"epoch {serving.epoch}, generation {serving.generation}"

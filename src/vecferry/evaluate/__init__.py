@@ -1,0 +1,36 @@
+"""Retrieval quality: the old and the new side asked the same questions, and what a switch would change.
+
+judged.py      judged queries, and the folder in BEIR layout
+questions.py   what is asked, and into which slices it falls; pairs.py makes questions where nobody judged any
+corpora.py     where the passages are: a folder, a live store
+asking.py      questions to rankings and values; ranking.py, metrics.py, hybrid.py
+comparing.py   by query and by slice; statistics.py says how sure that is; gate.py, whether it is enough
+thresholds.py  cut-offs of the old space in the new one
+replay.py, distributions.py, findings.py, space_map.py   what else there is to see
+evaluation.py  puts it all into one `Evaluation` (values.py), from which a report is drawn
+"""
+
+from vecferry.evaluate.corpora import Corpus, FolderCorpus, Model, StoreCorpus
+from vecferry.evaluate.evaluation import EvaluationOptions, evaluate
+from vecferry.evaluate.judged import JudgedQueries, Judgement, LabelledSet, Passage, Question, read_beir, read_queries
+from vecferry.evaluate.questions import Asked, read_log
+from vecferry.evaluate.values import Evaluation
+
+__all__ = [
+    "Asked",
+    "Corpus",
+    "Evaluation",
+    "EvaluationOptions",
+    "FolderCorpus",
+    "JudgedQueries",
+    "Judgement",
+    "LabelledSet",
+    "Model",
+    "Passage",
+    "Question",
+    "StoreCorpus",
+    "evaluate",
+    "read_beir",
+    "read_log",
+    "read_queries",
+]

@@ -1,0 +1,215 @@
+"""Where evaluated passages are: in a folder, or in a live store. Either is asked in the old and in the new space."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from vecferry.embeddings import DENSE, Embeddings, Int64, Outputs
+from vecferry.encoder import TextEncoder
+from vecferry.evaluate.judged import Passage
+from vecferry.evaluate.ranking import NONE, Ranked, lexically_nearest, nearest
+from vecferry.stores import Hit, Key, Store
+
+Side = Literal["old", "new"]
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is compared. bytes: of its files, where it has some here."""
+
+    name: str
+    encoder: TextEncoder
+    runtime: str = ""
+    bytes: int | None = None
+
+    @classmethod
+    def of_folder(cls, folder: Path, encoder: TextEncoder, runtime: str = "") -> Model:
+        """Under the folder's name."""
+        size = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else None
+        return cls(folder.absolute().name, encoder, runtime, size)
+
+
+class Corpus(Protocol):
+    """Passages by number; `ids` grows as they are found. fewer heads are asked for than the new model has."""
+
+    old: Model
+    new: Model
+
+    @property
+    def target(self) -> str:
+        """Its name, for people."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def num_passages(self) -> int: ...
+    @property
+    def texts_per_s(self) -> tuple[float | None, float | None]:
+        """Passages that each model has encoded a second; None where it encoded none."""
+
+    def search(self, side: Side, queries: Embeddings, k: int) -> Ranked:
+        """By dense vectors."""
+
+    def search_words(self, queries: Embeddings, k: int) -> Ranked | None:
+        """By the sparse vectors of the new model; None where these cannot be searched."""
+
+    def text(self, number: int) -> str: ...
+    def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
+        """Of the new model."""
+
+    def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
+        """Whether the old model reads only a part of each; those that are not there are left out."""
+
+    def sample(self, number: int, seed: int) -> PassageSample:
+        """Random passages with both their vectors."""
+
+
+@dataclass(frozen=True)
+class PassageSample:
+    """The same passages under both models."""
+
+    passages: tuple[Passage, ...]
+    old: Embeddings
+    new: Embeddings
+
+
+class FolderCorpus:
+    """Passages that are encoded here, by both models, and searched exactly."""
+
+    def __init__(
+        self, target: str, passages: Sequence[Passage], old: Model, new: Model, outputs: Outputs, stage: Stage
+    ) -> None:
+        """outputs: heads of the new model, those that it lacks left out; ColBERT vectors are made when asked for."""
+        self.old, self.new, self.target = old, new, target
+        self.ids = tuple(passage.id for passage in passages)
+        self._passages = passages
+        self._texts = [passage.full for passage in passages]
+        stage(f"encoding {len(passages):,} passages with {old.name}")
+        self._old, old_rate = self._encoded(old, DENSE)
+        stage(f"encoding {len(passages):,} passages with {new.name}")
+        self._new, new_rate = self._encoded(new, DENSE | outputs & new.encoder.space.outputs & ~Outputs.COLBERT)
+        self.texts_per_s = (old_rate, new_rate)
+
+    def _encoded(self, model: Model, outputs: Outputs) -> tuple[Embeddings, float]:
+        began = time.perf_counter()
+        found = model.encoder.encode(self._texts, outputs=outputs)
+        return found, len(self._texts) / (time.perf_counter() - began)
+
+    @property
+    def num_passages(self) -> int:
+        return len(self._texts)
+
+    def search(self, side: Side, queries: Embeddings, k: int) -> Ranked:
+        return nearest(queries, self._old if side == "old" else self._new, k)
+
+    def search_words(self, queries: Embeddings, k: int) -> Ranked | None:
+        return lexically_nearest(queries, self._new, k)
+
+    def text(self, number: int) -> str:
+        return self._texts[number]
+
+    def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
+        held = self._new.take(numbers)
+        if Outputs.COLBERT not in outputs:
+            return held
+        made = self.new.encoder.encode([self._texts[number] for number in numbers], outputs=Outputs.COLBERT)
+        return replace(held, colbert_or_none=made.colbert)
+
+    def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
+        cut = dict(zip(self.ids, self._old.truncated.tolist(), strict=True))
+        return {passage_id: cut[passage_id] for passage_id in ids if passage_id in cut}
+
+    def sample(self, number: int, seed: int) -> PassageSample:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self._texts))[:number])
+        passages = tuple(self._passages[i] for i in chosen)
+        return PassageSample(passages, self._old.take(chosen), self._new.take(chosen))
+
+
+class StoreCorpus:
+    """The rows of a collection, asked through its own indexes, as an application would. An id is the row's key."""
+
+    def __init__(
+        self, store: Store, old: Model, new: Model, slices: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
+        """slices: what passages belong to, by id, where it is known; for the map."""
+        self.old, self.new, self.target = old, new, store.target
+        self._slices = slices or {}
+        self.texts_per_s: tuple[float | None, float | None] = (None, None)
+        self._store = store
+        self._numbers: dict[Key, int] = {}
+        self._texts: dict[int, str] = {}
+        self.num_passages = store.describe().rows
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return [id_of(key) for key in self._numbers]
+
+    def search(self, side: Side, queries: Embeddings, k: int) -> Ranked:
+        model = self.old if side == "old" else self.new
+        fingerprint = model.encoder.fingerprint
+        return self._ranked([self._store.search(vector, k, fingerprint=fingerprint) for vector in queries.dense], k)
+
+    def _ranked(self, found: Sequence[Sequence[Hit]], k: int) -> Ranked:
+        passages = np.full((len(found), k), NONE, np.int64)
+        scores = np.full((len(found), k), -np.inf, np.float32)
+        for row, hits in enumerate(found):
+            for place, hit in enumerate(hits):
+                passages[row, place] = self._numbers.setdefault(hit.key, len(self._numbers))
+                scores[row, place] = hit.score
+        return Ranked(passages, scores)
+
+    def search_words(self, queries: Embeddings, k: int) -> Ranked | None:  # noqa: ARG002  # no store offers it to us
+        return None
+
+    def text(self, number: int) -> str:
+        self._read([number])
+        return self._texts[number]
+
+    def _read(self, numbers: Iterable[int]) -> None:
+        """Leaves the texts of these in memory; "" for a row that has gone."""
+        missing = [number for number in numbers if number not in self._texts]
+        if missing:
+            keys = list(self._numbers)
+            self._texts |= dict.fromkeys(missing, "")
+            found = self._store.rows([keys[number] for number in missing])
+            self._texts |= {self._numbers[row.key]: row.text or "" for row in found}
+
+    def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
+        self._read(numbers.tolist())
+        return self.new.encoder.encode([self._texts[number] for number in numbers.tolist()], outputs=outputs)
+
+    def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
+        keys = {id_of(key): number for key, number in self._numbers.items()}
+        numbers = {passage_id: keys[passage_id] for passage_id in ids if passage_id in keys}
+        if not numbers:
+            return {}
+        self._read(numbers.values())
+        found = self.old.encoder.encode([self._texts[number] for number in numbers.values()])
+        return dict(zip(numbers, found.truncated.tolist(), strict=True))
+
+    def sample(self, number: int, seed: int) -> PassageSample:  # noqa: ARG002  # the store chooses
+        rows = sorted(self._store.sample(number), key=lambda row: row.key)
+        ids = [id_of(row.key) for row in rows]
+        passages = tuple(
+            Passage(i, row.text or "", slices=self._slices.get(i, {})) for i, row in zip(ids, rows, strict=True)
+        )
+        texts = [passage.text for passage in passages]
+        began = time.perf_counter()
+        old = self.old.encoder.encode(texts)
+        between = time.perf_counter()
+        new = self.new.encoder.encode(texts)
+        ended = time.perf_counter()
+        self.texts_per_s = (len(texts) / (between - began), len(texts) / (ended - between))
+        return PassageSample(passages, old, new)
+
+
+def id_of(key: Key) -> str:
+    """How a row is named in judgements: its key; where that has several parts, these joined by "/"."""
+    return "/".join(key)

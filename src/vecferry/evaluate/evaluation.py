@@ -1,0 +1,305 @@
+"""From a corpus and questions to an `Evaluation`: both sides are asked, compared, and looked at."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from vecferry.embeddings import DENSE, Outputs
+from vecferry.errors import SettingsError
+from vecferry.evaluate.asking import HITS, NEW, OLD, Answers, ask, relevance_of
+from vecferry.evaluate.comparing import Compared, compare
+from vecferry.evaluate.corpora import Corpus, Model, PassageSample, Stage
+from vecferry.evaluate.distributions import distribution
+from vecferry.evaluate.findings import Sampled, look_at
+from vecferry.evaluate.gate import judge
+from vecferry.evaluate.metrics import require_metrics
+from vecferry.evaluate.questions import LANGUAGE, SCRIPT, Asked, script_of
+from vecferry.evaluate.ranking import NONE, Ranked
+from vecferry.evaluate.replay import overlap_at, rank_biased_overlap
+from vecferry.evaluate.space_map import space_map
+from vecferry.evaluate.statistics import Resampling, mean_with_interval
+from vecferry.evaluate.thresholds import mapped
+from vecferry.evaluate.values import (
+    METRICS,
+    Change,
+    Evaluation,
+    Finding,
+    ModelFacts,
+    Replay,
+    ScoreDistribution,
+    ShownHit,
+    SpaceMap,
+    SystemScore,
+    Threshold,
+)
+
+SHOWN_HITS, SHOWN_CHANGES = 5, 10
+TIMED_QUERIES = 21
+MAX_ON_MAP = 1000
+MAX_CHARS = 400
+"""Of a passage that is shown."""
+RBO_P = 0.9
+"""Persistence: the first ten answers hold 0.86 of the weight."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """margin: of nDCG@10, by which the new side may be worse. max_queries: None asks all.
+
+    outputs: heads of the new model to look at; those that it lacks are left out. thresholds: cut-offs of the
+    application in the old space, by name. sample: passages for findings and map; 0 leaves both out.
+    """
+
+    margin: float = 0.02
+    confidence: float = 0.95
+    seed: int = 0
+    max_queries: int | None = None
+    outputs: Outputs = DENSE
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    sample: int = 1000
+
+    def __post_init__(self) -> None:
+        checks: tuple[tuple[str, Any, bool, str], ...] = (
+            ("margin", self.margin, 0 <= self.margin <= 1, "a number from 0 to 1"),
+            ("confidence", self.confidence, 0 < self.confidence < 1, "a number between 0 and 1"),
+            ("max_queries", self.max_queries, self.max_queries is None or self.max_queries >= 1, "1 or more"),
+            ("sample", self.sample, self.sample >= 0, "0 or more"),
+        )
+        for name, value, is_right, expected in checks:
+            if not is_right:
+                raise SettingsError(name, value, expected)
+
+    @property
+    def resampling(self) -> Resampling:
+        return Resampling(self.confidence, self.seed)
+
+
+def evaluate(
+    corpus: Corpus,
+    asked: Asked,
+    options: EvaluationOptions,
+    stage: Stage = lambda _: None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Raises MissingExtra, SettingsError where there is no question; what the models and the store raise."""
+    require_metrics()
+    asked = asked.limited(options.max_queries, options.seed)
+    if not asked.questions:
+        raise SettingsError("questions", 0, "judged queries, or passages long enough to ask for a part of them")
+    outputs = options.outputs & corpus.new.encoder.space.outputs | DENSE
+    answers = ask(corpus, asked, outputs, options.resampling, stage)
+    first = METRICS[0]
+    compared = compare(
+        first, answers.queries.questions, answers.values[OLD][first], answers.values[NEW][first], options.resampling
+    )
+    stage("drawing conclusions")
+    gains, losses = _changes(corpus, answers, compared)
+    sample = corpus.sample(options.sample, options.seed) if options.sample else None
+    old_rate, new_rate = corpus.texts_per_s
+    texts = [question.text for question in asked.questions]
+    return Evaluation(
+        target=corpus.target,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        evidence=asked.evidence,
+        passages=corpus.num_passages,
+        queries_asked=len(texts),
+        judgements=len(answers.queries.judgements),
+        old=_facts(corpus.old, corpus.num_passages, old_rate, texts),
+        new=_facts(corpus.new, corpus.num_passages, new_rate, texts),
+        compared=("dense", "dense"),
+        gate=judge(compared, margin=options.margin, confidence=options.confidence),
+        systems=_systems(answers, options),
+        slices=compared.slices,
+        queries=compared.scores(),
+        gains=gains,
+        losses=losses,
+        hybrid=answers.hybrid,
+        replay=_replay(corpus, asked.log, options) if asked.log else None,
+        scores=_distributions(answers),
+        thresholds=_thresholds(answers, options),
+        findings=_findings(corpus, sample) if sample else (),
+        map=_map(sample) if sample else None,
+        provenance={**_provenance(options), **(provenance or {})},
+    )
+
+
+# --- quality --------------------------------------------------------------------------------------
+
+
+def _systems(answers: Answers, options: EvaluationOptions) -> tuple[SystemScore, ...]:
+    return tuple(
+        SystemScore(side, method, {name: mean_with_interval(one, options.resampling) for name, one in metrics.items()})
+        for (side, method), metrics in answers.values.items()
+    )
+
+
+def _changes(corpus: Corpus, answers: Answers, compared: Compared) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+    """The largest gains, and the largest losses."""
+    judged = relevance_of(answers.queries)
+    numbers = {passage_id: number for number, passage_id in enumerate(answers.ids)}
+
+    def change(row: int) -> Change:
+        question = answers.queries.questions[row]
+        relevant = sorted(judged[question.id].items(), key=lambda one: (-one[1], one[0]))
+        wanted = [
+            ShownHit(passage_id, corpus.text(numbers[passage_id])[:MAX_CHARS], 0.0, grade)
+            for passage_id, grade in relevant
+            if grade > 0 and passage_id in numbers
+        ]
+        return Change(
+            query=question.text,
+            difference=float(compared.new[row] - compared.old[row]),
+            wanted=tuple(wanted[:SHOWN_HITS]),
+            old_hits=shown_hits(corpus, answers.found[OLD], row, answers.ids, judged[question.id]),
+            new_hits=shown_hits(corpus, answers.found[NEW], row, answers.ids, judged[question.id]),
+        )
+
+    gains, losses = compared.extremes(SHOWN_CHANGES)
+    return tuple(map(change, gains)), tuple(map(change, losses))
+
+
+def shown_hits(
+    corpus: Corpus, found: Ranked, row: int, ids: Sequence[str], judged: Mapping[str, int]
+) -> tuple[ShownHit, ...]:
+    best = zip(found.passages[row, :SHOWN_HITS].tolist(), found.scores[row].tolist(), strict=False)
+    return tuple(
+        ShownHit(ids[number], corpus.text(number)[:MAX_CHARS], round(score, 4), judged.get(ids[number]))
+        for number, score in best
+        if number != NONE
+    )
+
+
+# --- without judgements ---------------------------------------------------------------------------
+
+
+def _replay(corpus: Corpus, log: Sequence[str], options: EvaluationOptions) -> Replay:
+    old = corpus.search("old", corpus.old.encoder.encode(log, role="query"), HITS)
+    new = corpus.search("new", corpus.new.encoder.encode(log, role="query"), HITS)
+    overlap = overlap_at(old.passages, new.passages, HITS)
+    rbo = rank_biased_overlap(old.passages, new.passages, RBO_P)
+    scripts = np.array([script_of(query) for query in log])
+    slices = [
+        {
+            "by": SCRIPT,
+            "value": str(script),
+            "queries": int((scripts == script).sum()),
+            "overlap": mean_with_interval(overlap[scripts == script], options.resampling).to_dict(),
+            "rbo": mean_with_interval(rbo[scripts == script], options.resampling).to_dict(),
+        }
+        for script in np.unique(scripts)
+    ]
+    ids = list(corpus.ids)
+    changed = [
+        Change(
+            log[row],
+            float(overlap[row]) - 1,
+            (),
+            shown_hits(corpus, old, row, ids, {}),
+            shown_hits(corpus, new, row, ids, {}),
+        )
+        for row in np.lexsort((rbo, overlap))[:SHOWN_CHANGES]
+    ]
+    return Replay(
+        queries=len(log),
+        k=HITS,
+        overlap=mean_with_interval(overlap, options.resampling),
+        rbo=mean_with_interval(rbo, options.resampling),
+        rbo_p=RBO_P,
+        slices=tuple(slices),
+        most_changed=tuple(changed),
+    )
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def _distributions(answers: Answers) -> tuple[ScoreDistribution, ...]:
+    found = []
+    for system in (OLD, NEW):
+        hits = answers.scored(system)
+        answered = hits.there[:, 0]
+        if answered.any():
+            relevant = hits.scores[hits.relevant] if hits.relevant is not None and hits.relevant.any() else None
+            found.append(distribution(system[0], hits.scores[answered], relevant))
+    return tuple(found)
+
+
+def _thresholds(answers: Answers, options: EvaluationOptions) -> tuple[Threshold, ...]:
+    old, new = answers.scored(OLD), answers.scored(NEW)
+    return tuple(mapped(name, cut, old, new, options.resampling) for name, cut in options.thresholds.items())
+
+
+# --- texts, models, where it comes from -----------------------------------------------------------
+
+
+def _findings(corpus: Corpus, sample: PassageSample) -> tuple[Finding, ...]:
+    return look_at(
+        Sampled(
+            ids=tuple(passage.id for passage in sample.passages),
+            texts=tuple(passage.full for passage in sample.passages),
+            old=sample.old,
+            new=sample.new,
+            old_name=corpus.old.name,
+            new_name=corpus.new.name,
+            old_max_tokens=corpus.old.encoder.space.max_tokens,
+            new_max_tokens=corpus.new.encoder.space.max_tokens,
+        )
+    )
+
+
+def _map(sample: PassageSample) -> SpaceMap | None:
+    by = LANGUAGE if any(LANGUAGE in passage.slices for passage in sample.passages) else SCRIPT
+    shown = sample.passages[:MAX_ON_MAP]
+    return space_map(
+        [passage.id for passage in shown],
+        [passage.full[:MAX_CHARS] for passage in shown],
+        [passage.slices.get(by) or script_of(passage.full) for passage in shown],
+        sample.old.dense[: len(shown)],
+        sample.new.dense[: len(shown)],
+        by,
+    )
+
+
+def _facts(model: Model, passages: int, texts_per_s: float | None, questions: Sequence[str]) -> ModelFacts:
+    space = model.encoder.space
+    return ModelFacts(
+        name=model.name,
+        fingerprint=space.fingerprint,
+        dimension=space.dimension,
+        max_tokens=space.max_tokens,
+        precision=space.precision,
+        runtime=model.runtime,
+        bytes=model.bytes,
+        texts_per_s=None if texts_per_s is None else round(texts_per_s, 2),
+        query_ms=round(1000 * _query_seconds(model, questions), 2),
+        index_bytes=4 * space.dimension * passages,
+    )
+
+
+def _query_seconds(model: Model, questions: Sequence[str]) -> float:
+    """The median of single queries."""
+    seconds = []
+    for question in questions[:TIMED_QUERIES]:
+        began = time.perf_counter()
+        model.encoder.encode([question], role="query")
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
+
+
+def _provenance(options: EvaluationOptions) -> dict[str, Any]:
+    return {
+        "vecferry": version("vecferry"),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "seed": options.seed,
+        "resamples": "bootstrap over queries, percentile intervals",
+    }

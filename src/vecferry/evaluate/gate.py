@@ -1,0 +1,46 @@
+"""Whether the new side is not worse than the old by more than a margin: the words that a switch waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vecferry.evaluate.comparing import Compared
+from vecferry.evaluate.values import ALL, Judged
+
+MIN_QUERIES = 20
+"""Fewer say nothing that a switch may rest on, whatever the interval is."""
+MIN_IN_SLICE = 20
+
+
+def judge(compared: Compared, *, margin: float, confidence: float) -> Judged:
+    """Non-inferiority: passed if the whole interval of the paired difference lies above -margin.
+
+    Failed if it lies below, or that of a slice of 20 queries or more does; inconclusive in between.
+    """
+    overall, *slices = compared.slices
+    large = [one for one in slices if one.queries >= MIN_IN_SLICE]
+    worse = tuple(f"{one.by} {one.value}" for one in large if one.difference.high < -margin)
+    said = f"{compared.metric} went from {overall.old.mean:.3f} to {overall.new.mean:.3f}"
+    where = f"{overall.difference.low:+.3f} to {overall.difference.high:+.3f} at {confidence:.0%} confidence"
+    assert overall.by == ALL
+    if overall.queries < MIN_QUERIES:
+        verdict, words = "inconclusive", f"{overall.queries} queries are too few to judge by; {MIN_QUERIES} are needed."
+    elif overall.old.mean == overall.new.mean == 0:
+        verdict = "inconclusive"
+        words = "Neither side found anything relevant: are the judged ids those of the passages, or keys of the rows?"
+    elif overall.difference.high < -margin:
+        verdict, words = "failed", f"The new model is worse: {said} ({where}), more than the margin of {margin:g}."
+    elif worse:
+        verdict = "failed"
+        words = f"The new model is worse for {_joined(worse)} by more than {margin:g}, though {said} in all."
+    elif overall.difference.low < -margin:
+        verdict = "inconclusive"
+        words = f"Too few queries to tell: {said} ({where}), which may be a loss of more than the margin of {margin:g}."
+    else:
+        better = "better" if overall.difference.low > 0 else "not worse"
+        verdict, words = "passed", f"The new model is {better}: {said} ({where}) on {overall.queries:,} queries."
+    return Judged(verdict, words, margin, confidence, compared.metric, overall.difference, worse)  # type: ignore[arg-type]
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

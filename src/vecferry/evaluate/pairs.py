@@ -1,0 +1,82 @@
+"""Questions made of the passages themselves, where nobody has judged any: weaker evidence, and named so.
+
+A sentence should find the passage that it stands in, a title its text. Such questions share words with what they look
+for, so that any model finds most of them; what they show is a model that is broken, or blind to a language or to what
+stands late in a text.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vecferry.evaluate.judged import JudgedQueries, Judgement, Passage, Question
+from vecferry.evaluate.ranking import NONE, Ranked
+
+MIN_CHARS, MAX_CHARS = 15, 300
+MAX_SHARE = 0.6
+"""Of its passage that a question may be; a whole text finds itself."""
+ENDS = re.compile(r"(?<=[.!?؟।])\s+|(?<=[。！？])|\n+")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """needle: what every passage that is as good as `origin` contains."""
+
+    question: Question
+    origin: str
+    needle: str
+
+
+def sentence_pairs(passages: Sequence[Passage], number: int, seed: int) -> tuple[Pair, ...]:
+    """For up to `number` passages one of their sentences each, anywhere in the text; a half of it where it is but one.
+
+    Passages that are too short to give one are left out.
+    """
+    rng = random.Random(seed)  # noqa: S311  # for a sample
+    order = sorted(passages, key=lambda passage: passage.id)
+    rng.shuffle(order)
+    found: list[Pair] = []
+    for passage in order:
+        if len(found) == number:
+            break
+        choices = _choices(passage.text)
+        if choices:
+            needle = rng.choice(choices)
+            found.append(Pair(Question(passage.id, needle, passage.slices), passage.id, needle))
+    return tuple(found)
+
+
+def title_pairs(passages: Sequence[Passage], number: int, seed: int) -> tuple[Pair, ...]:
+    """For up to `number` passages their titles, which must then not be among what is searched."""
+    titled = sorted((p for p in passages if len(p.title) >= MIN_CHARS and p.text), key=lambda p: p.id)
+    chosen = random.Random(seed).sample(titled, min(number, len(titled)))  # noqa: S311
+    return tuple(Pair(Question(p.id, p.title, p.slices), p.id, p.text) for p in chosen)
+
+
+def _choices(text: str) -> list[str]:
+    """Sentences of the text that may be asked."""
+    sentences = [part.strip() for part in ENDS.split(text)]
+    fit = [part for part in sentences if MIN_CHARS <= len(part) <= min(MAX_CHARS, MAX_SHARE * len(text))]
+    if fit:
+        return fit
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    nearest = min(starts, key=lambda start: abs(start - len(text) / 2), default=0)
+    middle = nearest if 1 - MAX_SHARE <= nearest / max(len(text), 1) <= MAX_SHARE else len(text) // 2
+    half = text[middle:][:MAX_CHARS].strip()
+    return [half] if len(half) >= MIN_CHARS else []
+
+
+def judged_by_text(
+    pairs: Sequence[Pair], found: Sequence[Ranked], ids: Sequence[str], text_of: Callable[[int], str]
+) -> JudgedQueries:
+    """Relevant is the passage that a question was taken from, and of those found any that contains it too."""
+    judgements = []
+    for row, pair in enumerate(pairs):
+        relevant = {pair.origin}
+        for one in found:
+            relevant |= {ids[n] for n in one.passages[row].tolist() if n != NONE and pair.needle in text_of(n)}
+        judgements += [Judgement(pair.question.id, passage_id, 1) for passage_id in sorted(relevant)]
+    return JudgedQueries(tuple(pair.question for pair in pairs), tuple(judgements))

@@ -1,0 +1,103 @@
+"""What a cut-off in the old space is in the new one: scores of another model are distributed in another way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vecferry.embeddings import Bool, Float32, Int64
+from vecferry.evaluate.statistics import Resampling
+from vecferry.evaluate.values import Threshold
+
+RESAMPLES = 200
+BY_PRECISION, BY_QUANTILE = "matched precision", "matched quantile"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Hits of one side. scores: float32 [Q, K]; there: bool [Q, K], whether there is such a hit.
+
+    relevant: bool [Q, K]; None where nobody judged.
+    """
+
+    scores: Float32
+    there: Bool
+    relevant: Bool | None = None
+
+    def take(self, rows: Int64) -> Scored:
+        return Scored(self.scores[rows], self.there[rows], None if self.relevant is None else self.relevant[rows])
+
+    def flat(self) -> Float32:
+        return self.scores[self.there]
+
+    def share(self, cut: float) -> float:
+        """Of the hits, those at or above the cut-off."""
+        scores = self.flat()
+        return float((scores >= cut).mean()) if len(scores) else 0.0
+
+    def precision(self, cut: float) -> float | None:
+        """Of the hits at or above the cut-off, the relevant ones; None where there is none, or nobody judged."""
+        passing = self.there & (self.scores >= cut)
+        return float(self.relevant[passing].mean()) if self.relevant is not None and passing.any() else None
+
+
+def mapped(name: str, cut: float, old: Scored, new: Scored, how: Resampling) -> Threshold:
+    """The cut-off of the new side that is as precise as `cut` is on the old one, or lets as large a share pass.
+
+    By precision where relevance is known and the new side has such a cut-off; `how` says which. The interval is the
+    bootstrap's, over queries, of the same way of matching. Both sides hold the hits of the same queries.
+    """
+    way = BY_PRECISION if _by_precision(cut, old, new) is not None else BY_QUANTILE
+    found = _matched(way, cut, old, new)
+    rng = np.random.default_rng(how.seed)
+    again = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(len(old.scores), size=len(old.scores))
+        again.append(_matched(way, cut, old.take(rows), new.take(rows)))
+    tail = 50 * (1 - how.confidence)
+    low, high = np.percentile(again, [tail, 100 - tail])
+    return Threshold(
+        name=name,
+        old=cut,
+        new=found,
+        low=min(float(low), found),
+        high=max(float(high), found),
+        how=way,
+        old_share=old.share(cut),
+        new_share=new.share(found),
+        old_precision=old.precision(cut),
+        new_precision=new.precision(found),
+    )
+
+
+def _matched(way: str, cut: float, old: Scored, new: Scored) -> float:
+    """Where precision cannot be matched in a resample, the quantile stands in."""
+    found = _by_precision(cut, old, new) if way == BY_PRECISION else None
+    return _by_quantile(cut, old, new) if found is None else found
+
+
+def _by_precision(cut: float, old: Scored, new: Scored) -> float | None:
+    """The lowest cut-off at which the new hits are at least as precise.
+
+    None where there is none, or where all of them are, which would be no cut-off.
+    """
+    wanted = old.precision(cut)
+    if wanted is None or new.relevant is None:
+        return None
+    scores, relevant = new.flat(), new.relevant[new.there]
+    order = np.argsort(-scores, kind="stable")
+    precision = np.cumsum(relevant[order]) / np.arange(1, len(order) + 1)
+    last_of_equal = np.append(scores[order][1:] != scores[order][:-1], True)  # a cut-off lets all equal scores pass
+    reached = np.flatnonzero((precision >= wanted) & last_of_equal)
+    return float(scores[order[reached[-1]]]) if len(reached) > 0 and reached[-1] < len(scores) - 1 else None
+
+
+def _by_quantile(cut: float, old: Scored, new: Scored) -> float:
+    """The cut-off that lets as large a share of the new hits pass; just above all of them where none did."""
+    share, scores = old.share(cut), new.flat()
+    if not len(scores):
+        return cut
+    if share == 0:
+        return float(np.nextafter(scores.max(), np.float32(np.inf)))
+    return float(np.quantile(scores, 1 - share))

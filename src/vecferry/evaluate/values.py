@@ -1,0 +1,257 @@
+"""What an evaluation finds: values that a report draws, a gate judges and `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Evidence = Literal["judged queries", "query log", "pairs from the corpus"]
+"""Strongest first. A log says what changes and not whether that is good; pairs ask for what is easy to find."""
+Method = Literal["dense", "sparse", "colbert", "hybrid"]
+METRICS = ("nDCG@10", "R@10", "R@100", "RR@10")
+"""By their names in ir-measures; the first is the one that is judged by."""
+ALL = "all"
+
+
+class Value:
+    """A frozen dataclass whose `to_dict` is ready for JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload,no-any-return]  # every subclass is a dataclass
+
+
+@dataclass(frozen=True)
+class Interval(Value):
+    """A mean, and where the bootstrap puts it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelFacts(Value):
+    """bytes: of the artifact on disk; None where unknown. texts_per_s: passages encoded a second in this evaluation,
+    None if they were not encoded anew. query_ms: median of single queries. index_bytes: the vectors of all passages.
+    """
+
+    name: str
+    fingerprint: str
+    dimension: int
+    max_tokens: int
+    precision: str
+    runtime: str
+    bytes: int | None = None
+    texts_per_s: float | None = None
+    query_ms: float | None = None
+    index_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class SystemScore(Value):
+    """One way of searching: a model and a method. metrics: by name, the mean over all queries."""
+
+    side: Literal["old", "new"]
+    method: Method
+    metrics: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class SliceScore(Value):
+    """The first metric on the queries of one slice; old and new are the two systems that are compared.
+
+    by: "language", "passage length", ...; "all" for all queries. difference: new - old, paired by query.
+    """
+
+    by: str
+    value: str
+    queries: int
+    old: Interval
+    new: Interval
+    difference: Interval
+    wins: int
+    losses: int
+    ties: int
+
+
+@dataclass(frozen=True)
+class QueryScore(Value):
+    """The first metric of one query under the two systems. slices: by kind, {"language": "en"}."""
+
+    id: str
+    text: str
+    old: float
+    new: float
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShownHit(Value):
+    """relevance: of the judgement; None where nobody judged it."""
+
+    id: str
+    text: str
+    score: float
+    relevance: int | None
+
+
+@dataclass(frozen=True)
+class Change(Value):
+    """A query whose answers changed much: `difference` of the first metric, or of overlap in a replay.
+
+    wanted: relevant passages, best first. Hits are the first five of each side.
+    """
+
+    query: str
+    difference: float
+    wanted: tuple[ShownHit, ...]
+    old_hits: tuple[ShownHit, ...]
+    new_hits: tuple[ShownHit, ...]
+
+
+@dataclass(frozen=True)
+class HybridFit(Value):
+    """Weights (dense, sparse, colbert; they sum to 1) chosen on `fitted_on` queries, and what they reach on the others.
+
+    held_out: the first metric there of each method; published: of the weights published with BGE-M3.
+    """
+
+    weights: Mapping[str, float]
+    fitted_on: int
+    reported_on: int
+    held_out: Mapping[str, Interval]
+    published: Interval | None
+
+
+@dataclass(frozen=True)
+class Replay(Value):
+    """What a log of queries says of the two sides' answers to the same queries. k: answers compared.
+
+    overlap: share of the first k that both have. rbo: rank-biased overlap. most_changed: those that overlap least.
+    """
+
+    queries: int
+    k: int
+    overlap: Interval
+    rbo: Interval
+    rbo_p: float
+    slices: tuple[Mapping[str, Any], ...]
+    most_changed: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Histogram(Value):
+    """edges: n + 1, ascending. counts: n."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ScoreDistribution(Value):
+    """Cosines of one side. relevant: of judged pairs; None without judgements. first: of each query's first hit.
+    tenth: of its tenth.
+    """
+
+    side: Literal["old", "new"]
+    relevant: Histogram | None
+    first: Histogram
+    tenth: Histogram
+
+
+@dataclass(frozen=True)
+class Threshold(Value):
+    """A cut-off of the application in the old space, and the one in the new space that does the same.
+
+    low, high: the bootstrap's interval of `new`. how: "matched precision" or "matched quantile". old_share,
+    new_share: of the hits, those at or above the cut-off. old_precision, new_precision: of these, the relevant ones,
+    where judged.
+    """
+
+    name: str
+    old: float
+    new: float
+    low: float
+    high: float
+    how: str
+    old_share: float
+    new_share: float
+    old_precision: float | None = None
+    new_precision: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding(Value):
+    """Something about the texts themselves. examples: (id, text, what was seen)."""
+
+    name: str
+    count: int
+    of: int
+    words: str
+    examples: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class MapPoint(Value):
+    """A passage in the first two principal components of the old and of the new space."""
+
+    id: str
+    text: str
+    slice: str
+    old: tuple[float, float]
+    new: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SpaceMap(Value):
+    """explained: share of the variance that the two axes hold, old and new. colour: what `slice` is, "language"."""
+
+    points: tuple[MapPoint, ...]
+    explained: tuple[float, float]
+    colour: str
+
+
+@dataclass(frozen=True)
+class Judged(Value):
+    """The gate's words. verdict: "passed"; "failed", shown worse by more than the margin; "inconclusive"."""
+
+    verdict: Literal["passed", "failed", "inconclusive"]
+    words: str
+    margin: float
+    confidence: float
+    metric: str
+    difference: Interval | None
+    worse_slices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation(Value):
+    """Everything; the report is drawn from this alone. Parts that were not looked at are None or empty.
+
+    target: a folder, or the collection of a store. compared: the methods of the old and the new side that slices,
+    queries and the gate are about. provenance: commands, seeds, versions, the machine, digests of what was read.
+    """
+
+    target: str
+    made_at: str
+    evidence: Evidence
+    passages: int
+    queries_asked: int
+    judgements: int
+    old: ModelFacts
+    new: ModelFacts
+    compared: tuple[Method, Method]
+    gate: Judged
+    systems: tuple[SystemScore, ...] = ()
+    slices: tuple[SliceScore, ...] = ()
+    queries: tuple[QueryScore, ...] = ()
+    gains: tuple[Change, ...] = ()
+    losses: tuple[Change, ...] = ()
+    hybrid: HybridFit | None = None
+    replay: Replay | None = None
+    scores: tuple[ScoreDistribution, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    map: SpaceMap | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)

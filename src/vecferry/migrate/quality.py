@@ -1,0 +1,127 @@
+"""The quality gate of a migration: both sides of the store are asked before either is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vecferry.encoder import TextEncoder
+from vecferry.evaluate import (
+    Asked,
+    Evaluation,
+    EvaluationOptions,
+    Model,
+    Passage,
+    StoreCorpus,
+    evaluate,
+    read_log,
+    read_queries,
+)
+from vecferry.evaluate.corpora import id_of
+from vecferry.evaluate.pairs import sentence_pairs
+from vecferry.evaluate.values import SliceScore
+from vecferry.migrate.config import MigrationConfig
+from vecferry.migrate.values import Check, GateVerdict, Threshold
+from vecferry.migrate.verification import Gate
+from vecferry.stores import Store
+
+WEAK = "This is weaker evidence: questions made of the rows' own sentences, since nobody has judged any. "
+NO_OLD_MODEL = "There is no old model to compare with: name it under [models] old, or override the gate with a reason."
+NOT_JUDGED = "There is nothing to ask: no row has a text long enough to ask for a part of it."
+SPARE = 3
+"""So many rows are looked at for each question, since some are too short to give one."""
+
+
+def make_gate(
+    config: MigrationConfig,
+    *,
+    old: TextEncoder | None,
+    new: TextEncoder,
+    stage: Callable[[str], None] = lambda _: None,
+) -> Gate:
+    """By the judged queries, or the query log, that [gate] names; else by pairs made of the rows. What it judges by is
+    read when it is asked, and SettingsError and MissingExtra are raised then.
+    """
+    if old is None:
+        return lambda _: GateVerdict(passed=False, words=NO_OLD_MODEL, evidence="none")
+    models = Model.of_folder(config.models.old or Path("old"), old), Model.of_folder(config.models.new, new)
+    options = EvaluationOptions(
+        margin=config.gate.margin,
+        confidence=config.gate.confidence,
+        max_queries=config.gate.max_queries,
+        thresholds=config.thresholds,
+        sample=0,
+    )
+    return QualityGate(*models, options, lambda store: asked_of(store, config.gate.queries, options), stage)
+
+
+@dataclass
+class QualityGate:
+    """asked: what is asked of a store. evaluation: what the last verdict rests on, None where there was nothing to ask."""
+
+    old: Model
+    new: Model
+    options: EvaluationOptions
+    asked: Callable[[Store], Asked]
+    stage: Callable[[str], None] = lambda _: None
+    evaluation: Evaluation | None = field(default=None, init=False)
+
+    def __call__(self, store: Store) -> GateVerdict:
+        asked = self.asked(store)
+        if not asked.questions:
+            return GateVerdict(passed=False, words=NOT_JUDGED, evidence=asked.evidence)
+        self.evaluation = evaluate(StoreCorpus(store, self.old, self.new), asked, self.options, self.stage)
+        return verdict_of(self.evaluation)
+
+
+def asked_of(store: Store, queries: Path | None, options: EvaluationOptions) -> Asked:
+    """Judged queries of a folder in BEIR layout, whose document ids are the rows' keys; or pairs, and a query log.
+
+    Raises SettingsError, MissingExtra.
+    """
+    if queries is not None and queries.is_dir():
+        return Asked(read_queries(queries))
+    log = read_log(queries) if queries is not None else ()
+    number = options.max_queries or 500
+    rows = store.sample(SPARE * number)
+    passages = [Passage(id_of(row.key), row.text or "") for row in rows]
+    return Asked(pairs=sentence_pairs(passages, number, options.seed), log=log)
+
+
+def verdict_of(evaluation: Evaluation) -> GateVerdict:
+    """The evaluation in the gate's words, with a check for all queries and one for each slice that is large enough."""
+    judged = evaluation.gate
+    weak = "" if evaluation.evidence == "judged queries" else WEAK
+    return GateVerdict(
+        passed=judged.verdict == "passed",
+        words=weak + judged.words,
+        evidence=evaluation.evidence,
+        checks=tuple(_check(one, judged.metric, worse=judged.worse_slices) for one in evaluation.slices),
+        thresholds={one.name: Threshold(one.old, one.new, one.low, one.high, one.how) for one in evaluation.thresholds},
+        detail=_detail(evaluation),
+    )
+
+
+def _check(one: SliceScore, metric: str, worse: tuple[str, ...]) -> Check:
+    name = f"{one.by} {one.value}" if one.by != one.value else "all queries"
+    seen = (
+        f"{metric} {one.old.mean:.3f} → {one.new.mean:.3f} ({one.difference.low:+.3f} to {one.difference.high:+.3f}), "
+        f"{one.queries} queries: {one.wins} better, {one.losses} worse"
+    )
+    return Check(name, name not in worse, seen)
+
+
+def _detail(evaluation: Evaluation) -> dict[str, Any]:
+    """What is kept with the migration: all but texts and single queries."""
+    return {
+        "verdict": evaluation.gate.to_dict(),
+        "queries": evaluation.queries_asked,
+        "judgements": evaluation.judgements,
+        "systems": [system.to_dict() for system in evaluation.systems],
+        "slices": [one.to_dict() for one in evaluation.slices],
+        "old": evaluation.old.to_dict(),
+        "new": evaluation.new.to_dict(),
+        "made_at": evaluation.made_at,
+    }

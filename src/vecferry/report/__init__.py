@@ -1,0 +1,14 @@
+"""An evaluation as one HTML file that needs nothing else: no script, no network, charts as SVG.
+
+words.py     numbers and findings as a person reads them
+counted.py   queries counted for the charts that show them all
+charts.py    charts as SVG (the only importer of altair and vl_convert)
+page.py      the page from its templates (the only importer of jinja2)
+"""
+
+from __future__ import annotations
+
+from vecferry.report.charts import slices_picture
+from vecferry.report.page import render, write_report
+
+__all__ = ["render", "slices_picture", "write_report"]

@@ -1,0 +1,290 @@
+"""The report's page, from its templates. The only file that imports `jinja2`; every text is escaped by it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from vecferry.artifact import write_json
+from vecferry.errors import MissingExtra, OutputWriteFailed, reason_of
+from vecferry.evaluate.values import (
+    ALL,
+    METRICS,
+    Change,
+    Evaluation,
+    Interval,
+    ScoreDistribution,
+    ShownHit,
+    SliceScore,
+    SpaceMap,
+)
+from vecferry.report import charts, counted, words
+
+try:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+except ModuleNotFoundError as exc:
+    raise MissingExtra("report", exc.name or "jinja2") from exc
+
+HERE = Path(__file__).parent
+VERDICTS = {"passed": "✓ Gate passed", "failed": "✗ Gate failed", "inconclusive": "? Gate inconclusive"}
+MAX_MAPPED = 2000
+SHAPE_MARKS = "●■▲◆✚▼▶◀"
+"""As `charts.SHAPES`, for the map's legend."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that has something to say. parts: what `templates/<id>.html.j2` shows."""
+
+    id: str
+    title: str
+    parts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A hit as a card shows it. elsewhere: its rank on the other side, None if not among those shown."""
+
+    rank: int
+    hit: ShownHit
+    elsewhere: int | None
+
+
+def render(evaluation: Evaluation) -> str:
+    """One HTML document: no script, and nothing outside it is asked for."""
+    page = _environment().get_template("report.html.j2")
+    return page.render(
+        evaluation=evaluation,
+        css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704  # ours
+        verdict=words.verdict(evaluation),
+        verdict_mark=VERDICTS[evaluation.gate.verdict],
+        summary=words.summary(evaluation),
+        overall=words.overall(evaluation),
+        sections=[section for build in SECTIONS if (section := build(evaluation)) is not None],
+    )
+
+
+def write_report(evaluation: Evaluation, path: Path) -> None:
+    """The page at `path`, and beside it the values as JSON; a number that is not finite is null there.
+
+    Each file is whole or not there. Raises OutputWriteFailed.
+    """
+    path = Path(path)
+    values = path.with_suffix(".json")
+    if values == path:
+        raise OutputWriteFailed(path, "a name that ends in .json is that of the values beside the page")
+    page = render(evaluation).encode("utf-8", errors="replace")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_json(values, _finite(evaluation.to_dict()))
+        temporary.write_bytes(page)
+        temporary.replace(path)
+    except OSError as exc:
+        raise OutputWriteFailed(path, reason_of(exc)) from exc
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("number", "signed", "percent", "interval", "size", "ratio", "cut", "language_tag")
+    environment.filters |= {name: getattr(words, name) for name in names}
+    return environment
+
+
+# --- sections -------------------------------------------------------------------------------------
+
+
+def _quality(evaluation: Evaluation) -> Section | None:
+    if not evaluation.slices and not evaluation.systems:
+        return None
+    methods = [one for one in evaluation.systems if one.metrics]
+    names = [name for name in METRICS if any(name in one.metrics for one in methods)]
+    groups = [_group(evaluation, title, slices) for title, slices in _grouped(evaluation.slices)]
+    return Section("quality", "Quality", {"groups": groups, "methods": methods, "metrics": names})
+
+
+def _grouped(slices: Sequence[SliceScore]) -> Iterable[tuple[str, list[SliceScore]]]:
+    """By kind, in the order given, each with all queries before it."""
+    everything = [one for one in slices if one.by == ALL]
+    kinds = dict.fromkeys(one.by for one in slices if one.by != ALL)
+    if everything and not kinds:
+        yield "All queries", everything
+    for kind in kinds:
+        yield f"By {words.cut(kind, 60)}", charts.by_difference([*everything, *(s for s in slices if s.by == kind)])
+
+
+def _group(evaluation: Evaluation, title: str, slices: list[SliceScore]) -> Mapping[str, Any]:
+    gate = evaluation.gate
+    return {
+        "title": title, "slices": slices, "quality": _drawn(charts.quality(slices, gate.metric)),
+        "differences": _drawn(charts.differences(slices, gate.margin)),
+        "lost": sum(one.difference.high < 0 for one in slices), "gained": sum(one.difference.low > 0 for one in slices),
+    }  # fmt: skip
+
+
+def _queries(evaluation: Evaluation) -> Section | None:
+    if not (evaluation.queries or evaluation.gains or evaluation.losses):
+        return None
+    cells, bars = counted.cells(evaluation.queries), counted.differences(evaluation.queries)
+    metric, changed = evaluation.gate.metric, sum(bars.counts)
+    languages = {query.text: query.slices.get("language") for query in evaluation.queries}
+    return Section("queries", "Queries", {
+        "cells": cells, "bars": [(*ends, count) for ends, count in zip(pairwise(bars.edges), bars.counts, strict=True)],
+        "changed": changed, "counted": sum(cell.queries for cell in cells),
+        "scatter": _drawn(charts.scatter(cells, metric)) if cells else None,
+        "histogram": _drawn(charts.histogram(bars, metric)) if changed else None,
+        "changes": [(title, [_gained(change, metric, languages.get(change.query)) for change in changes])
+                    for title, changes in (("Largest gains", evaluation.gains), ("Largest losses", evaluation.losses))
+                    if changes],
+    })  # fmt: skip
+
+
+def _gained(change: Change, metric: str, language: str | None) -> Mapping[str, Any]:
+    return _card(change, f"{metric} {words.signed(change.difference)}", language)
+
+
+def _card(change: Change, moved: str, language: str | None = None) -> Mapping[str, Any]:
+    """moved: how the answers to the query changed, in words."""
+    old, new = ({hit.id: rank for rank, hit in enumerate(hits, 1)} for hits in (change.old_hits, change.new_hits))
+    return {
+        "change": change, "moved": moved, "language": words.language_tag(language),
+        "old": [Place(rank, hit, new.get(hit.id)) for rank, hit in enumerate(change.old_hits, 1)],
+        "new": [Place(rank, hit, old.get(hit.id)) for rank, hit in enumerate(change.new_hits, 1)],
+    }  # fmt: skip
+
+
+def _scores(evaluation: Evaluation) -> Section | None:
+    if not (evaluation.scores or evaluation.thresholds):
+        return None
+    sides = [
+        {"scores": one, "drawn": _drawn(charts.distribution(one, evaluation.thresholds)), "rows": _shares(one)}
+        for one in evaluation.scores
+    ]
+    return Section("scores", "Scores and cut-offs", {"sides": sides, "thresholds": evaluation.thresholds})
+
+
+def _shares(scores: ScoreDistribution) -> list[tuple[float, float, list[int]]]:
+    """From, to, and the counts of relevant, first and tenth; the three are counted between the same edges."""
+    found = [seen for seen in (scores.relevant, scores.first, scores.tenth) if seen is not None]
+    edges = scores.first.edges
+    return [(low, high, [seen.counts[at] for seen in found]) for at, (low, high) in enumerate(pairwise(edges))]
+
+
+def _replay(evaluation: Evaluation) -> Section | None:
+    replay = evaluation.replay
+    if replay is None:
+        return None
+    columns = list(dict.fromkeys(name for one in replay.slices for name in one))
+    rows = [[_told(one.get(name)) for name in columns] for one in replay.slices]
+    cards = [
+        _card(change, f"{words.percent(1 + change.difference)} of the answers stay the same")
+        for change in replay.most_changed
+    ]
+    return Section("replay", "Replay of the query log", {
+        "replay": replay, "columns": columns, "rows": rows, "cards": cards,
+    })  # fmt: skip
+
+
+def _findings(evaluation: Evaluation) -> Section | None:
+    findings = evaluation.findings
+    return Section("findings", "The texts", {"findings": findings}) if findings else None
+
+
+def _map(evaluation: Evaluation) -> Section | None:
+    if evaluation.map is None or not evaluation.map.points:
+        return None
+    points = evaluation.map.points[:: math.ceil(len(evaluation.map.points) / MAX_MAPPED)]
+    slices = [name for name, _ in Counter(point.slice for point in points).most_common()]
+    return Section("map", "Map of the two spaces", {
+        "map": evaluation.map, "shown": len(points), "slices": _legend(evaluation.map, slices),
+        "old": _drawn(charts.space(points, slices, "old")), "new": _drawn(charts.space(points, slices, "new")),
+    })  # fmt: skip
+
+
+def _legend(mapped: SpaceMap, slices: Sequence[str]) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for at, name in enumerate(slices):
+        members = [point for point in mapped.points if point.slice == name]
+        middles = [
+            [sum(ends) / len(members) for ends in zip(*(getattr(point, side) for point in members), strict=True)]
+            for side in ("old", "new")
+        ]
+        place = min(at, len(SHAPE_MARKS) - 1)
+        found.append(
+            {"name": name, "place": place, "mark": SHAPE_MARKS[place], "num": len(members), "middles": middles}
+        )
+    return found
+
+
+def _models(evaluation: Evaluation) -> Section:
+    old, new = evaluation.old, evaluation.new
+    measured: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("Numbers in a vector", "dimension", _count), ("Longest text, tokens", "max_tokens", _count),
+        ("Artifact on disk", "bytes", words.size), ("Vectors of all passages", "index_bytes", words.size),
+        ("Passages encoded a second", "texts_per_s", lambda rate: words.number(rate, 1)),
+        ("One query, median ms", "query_ms", lambda ms: words.number(ms, 1)),
+    ]  # fmt: skip
+    figures = [(title, shown, getattr(old, name), getattr(new, name)) for title, name, shown in measured]
+    rows = [
+        (title, shown(before), shown(after), words.ratio(after, before))
+        for title, shown, before, after in figures
+        if before is not None or after is not None
+    ]
+    return Section("models", "Speed, size, cost", {"rows": rows, "sides": (old, new)})
+
+
+def _count(value: int | None) -> str:
+    return words.number(value, 0)
+
+
+def _provenance(evaluation: Evaluation) -> Section:
+    return Section("provenance", "Provenance", {"entries": dict(_entries(evaluation.provenance))})
+
+
+def _entries(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Nested mappings stay; everything else becomes a line."""
+    for name, value in values.items():
+        yield name, dict(_entries(value)) if isinstance(value, Mapping) else _told(value)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_told, value))
+    if isinstance(value, Mapping):
+        return _told(Interval(**value)) if value.keys() == {"mean", "low", "high"} else _told([*value.items()])
+    if isinstance(value, Interval):
+        return f"{words.number(value.mean)} ({words.interval(value)})"
+    if isinstance(value, float):
+        return words.number(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return words.UNKNOWN if value is None else str(value)
+
+
+def _drawn(svg: str) -> Markup:
+    return Markup(svg)  # noqa: S704  # drawn by charts.py, which escapes
+
+
+SECTIONS: tuple[Callable[[Evaluation], Section | None], ...] = (
+    _quality, _queries, _scores, _replay, _findings, _map, _models, _provenance,
+)  # fmt: skip

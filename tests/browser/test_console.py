@@ -1,0 +1,163 @@
+"""The whole story in Chromium, on a real PostgreSQL; the models are doubles whose vectors say text and model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.story import Story
+from tests.console.inside import KEY, Console, console, options
+from tests.migrate.doubles import TruthEncoder
+from tests.postgres import connection, database_url, postgres_url
+from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
+from vecferry.console.operator import Task
+from vecferry.evaluate import EvaluationOptions, Model
+from vecferry.migrate.quality import QualityGate
+
+__all__ = ["connection", "database_url", "postgres_url"]
+
+ROWS = 200
+XSS = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+
+def text(key: int) -> str:
+    return f"{XSS} text number {key}" if key == 7 else f"text number {key}"
+
+
+def judge(folder: Path, keys: Sequence[int]) -> None:
+    """Each row's own text is a question that wants that row."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"_id": f"q{key}", "text": text(key)}) for key in keys]
+    (folder / "queries.jsonl").write_text("\n".join(lines))
+    rows = [f"q{key}\t{key}\t1" for key in keys]
+    (folder / "qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]))
+
+
+@pytest.fixture
+def opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> Iterator[Console]:
+    """200 rows, to be encoded 60 a second; five judged questions."""
+    collection = PgCollection(connection, database_url)
+    for key in range(1, ROWS + 1):
+        collection.put(key, text(key), old_vector(text(key)))
+    collection.put(0, "POISON", old_vector("POISON"))
+    judge(tmp_path / "judged", range(1, 6))
+    old, new = TruthEncoder("old", OLD_DIMENSION), TruthEncoder("new", 16)
+    gate = QualityGate(Model("old", old), Model("new", new), EvaluationOptions(sample=0), tmp_path / "judged")
+    settings = options(tmp_path, rows_per_range=20, rows_per_s=60.0)
+    with console(Task(collection.store, settings, new, old, lambda: gate)) as started:
+        yield started
+
+
+def test_a_switch_from_the_login_to_the_way_back(opened: Console, page: Page, tmp_path: Path) -> None:
+    story = Story(page, opened.url, opened.operator.task.store.target, KEY)
+    story.log_in("not-the-key-of-it")
+    expect(page.get_by_role("alert")).to_have_text("That is not a key of this console.")
+    story.stop("login")
+    story.log_in()
+    story.await_state("not begun")
+    story.stop("before")
+    story.start()
+    done = story.await_progress()
+    story.stop("progress")
+    page.wait_for_function("before => document.querySelector('progress').value > before", arg=done)
+    story.set_limit("")
+    story.await_state("catching up")
+    expect(page.locator("#part-letters")).to_contain_text("it is poison")
+
+    story.search(text(7))
+    expect(page.locator("#new-1 .text")).to_have_text(text(7))
+    expect(page.locator("#old-1 .text")).to_have_text(text(7))
+    assert page.title() == "Search both · vecferry console"
+    story.stop("search")
+
+    story.back()
+    story.verify("5 queries are too few to judge by")
+    story.await_state("verified")
+    story.stop("gate-red")
+    page.locator("#overriding summary").click()
+    page.get_by_role("button", name="Override").click()
+    assert page.evaluate("document.activeElement.id") == "reason", "the browser asks for one"
+    story.await_state("verified")
+    judge(tmp_path / "judged", range(1, 41))
+    story.verify("The new model is not worse")
+    story.await_state("ready")
+    story.stop("gate-green")
+
+    story.switch("Switch to the new vectors", key="not-the-key-of-it", accepted="1")
+    expect(page.get_by_role("alert")).to_contain_text("That is not a key of this console.")
+    story.await_state("ready")
+    story.switch("Switch to the new vectors", accepted="1")
+    story.await_state("serving new")
+    story.await_words("The new vectors serve")
+    story.stop("switched")
+    story.switch("Roll back to the old vectors")
+    story.await_state("serving old")
+    story.await_words("The old vectors serve")
+    story.stop("rolled-back")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [{"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}, {"reduced_motion": "reduce"}],
+    ids=["dark", "phone", "reduced motion"],
+)
+def test_every_page_is_accessible_however_it_is_looked_at(
+    opened: Console, open_page: Callable[..., Page], look: dict[str, object]
+) -> None:
+    page = open_page(**look)
+    story = Story(page, opened.url, opened.operator.task.store.target, KEY)
+    page.goto(f"{opened.url}/login")
+    story.stop("login")
+    story.log_in()
+    story.stop("before")
+    story.start()
+    story.await_progress()
+    story.stop("progress")
+    story.search("text number 9")
+    story.stop("search")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
+
+
+def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None:
+    page.goto(f"{opened.url}/login")
+    page.keyboard.type(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#state-title")).to_have_text("not begun")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Start and follow"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "the focus is to be seen"
+    page.keyboard.press("Enter")
+    expect(page.locator("#part-run")).to_contain_text("It runs in this console")
+
+
+def test_what_is_being_typed_survives_what_changes(opened: Console, page: Page) -> None:
+    story = Story(page, opened.url, opened.operator.task.store.target, KEY)
+    story.log_in()
+    story.start()
+    done = story.await_progress()
+    page.locator("#limit summary").click()
+    field = page.get_by_label("At most, rows a second")
+    field.fill("12")
+    page.wait_for_function("before => document.querySelector('progress').value > before", arg=done)
+    assert field.input_value() == "12"
+    assert page.evaluate("document.activeElement.id") == "rows_per_s"
+
+
+def test_without_the_script_all_works_but_liveness(opened: Console, open_page: Callable[..., Page]) -> None:
+    page = open_page(java_script_enabled=False)
+    story = Story(page, opened.url, opened.operator.task.store.target, KEY)
+    story.log_in()
+    story.press("Start and follow")
+    expect(page.locator("#part-run")).to_contain_text("It runs in this console")
+    expect(page.locator("#live")).to_have_text("as of now")
+    story.press("Pause")
+    story.await_state("paused")

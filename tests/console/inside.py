@@ -1,0 +1,114 @@
+"""A console in a thread of the test's process, over doubles whose vectors say their text and model."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from tests.migrate.doubles import TruthEncoder
+from tests.stores.collections import OLD_DIMENSION
+from vecferry.console.app import create_app
+from vecferry.console.operator import Operator, Task
+from vecferry.console.sessions import Sessions
+from vecferry.migrate import MigrationOptions
+from vecferry.migrate.values import GateVerdict
+from vecferry.server import running
+from vecferry.server.keys import ApiKeys
+from vecferry.stores import Patience, Store
+
+KEY = "a-key-of-the-tests-1234"
+WAIT_S = 30.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.02)
+
+
+def options(folder: Path, **others: Any) -> MigrationOptions:
+    return MigrationOptions(
+        **others, staging=folder / "staging", old_fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint, min_recall=0.5,
+        patience=Patience(0.3, 20, 0.05), lease_s=5.0,
+    )  # fmt: skip
+
+
+def verdict(*, passed: bool) -> GateVerdict:
+    words = "The new model is better." if passed else "Too few queries to tell."
+    return GateVerdict(passed, words, "judged queries")
+
+
+def task(
+    store: Store, folder: Path, *, gates: Sequence[bool] = (True,), pieces: Callable[[str], list[object]] | None = None
+) -> Task:
+    """gates: what the gate says, one time after the other; the last one stays."""
+    said = list(gates)
+
+    def gate(_: Store) -> GateVerdict:
+        return verdict(passed=said.pop(0) if len(said) > 1 else said[0])
+
+    return Task(store, options(folder), TruthEncoder("new", 16), TruthEncoder("old", OLD_DIMENSION), lambda: gate)
+
+
+@dataclass
+class Console:
+    url: str
+    operator: Operator
+    http: httpx2.Client
+    csrf: str = ""
+
+    def log_in(self, key: str = KEY) -> httpx2.Response:
+        answer = self.post("/login", key=key)
+        self.csrf = self.token() if answer.status_code == 303 else ""
+        return answer
+
+    def token(self) -> str:
+        """That of the forms, as the page has it."""
+        return re.search(r'name="csrf" value="([^"]+)"', self.page())[1]  # type: ignore[index]
+
+    def page(self, path: str = "/") -> str:
+        answer = self.http.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def post(self, path: str, *, headers: dict[str, str] | None = None, **fields: str) -> httpx2.Response:
+        return self.http.post(path, data=fields, headers={"origin": self.url} | (headers or {}))
+
+    def do(self, verb: str, **fields: str) -> str:
+        """The page to which the form leads."""
+        answer = self.post(f"/do/{verb}", csrf=self.csrf, **fields)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
+        return self.page()
+
+    def wait_for(self, words: str) -> str:
+        wait_until(lambda: words in self.page())
+        return self.page()
+
+
+@contextmanager
+def console(work: Task, *, names: Sequence[str] = ()) -> Iterator[Console]:
+    operator = Operator(work)
+    app = create_app(operator, Sessions(ApiKeys([KEY])), names=names)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none"))
+    listening = running.listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    try:
+        wait_until(lambda: server.started)
+        with httpx2.Client(base_url=url, timeout=WAIT_S, follow_redirects=False) as http:
+            yield Console(url, operator, http)
+    finally:
+        app.state.is_ending = server.should_exit = True
+        thread.join(WAIT_S)
+        listening.close()

@@ -1,0 +1,160 @@
+"""The same passages in a folder and in a live store give the same answers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about
+from tests.postgres import connection, database_url, postgres_url
+from tests.stores.collections import MirrorCollection, mirror_collection
+from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.evaluate import FolderCorpus, Model, Passage, StoreCorpus
+from vecferry.evaluate.corpora import Side, id_of
+from vecferry.evaluate.ranking import NONE, Ranked
+from vecferry.migrate import Migration, MigrationOptions
+
+__all__ = ["connection", "database_url", "postgres_url"]
+
+COUNT = 30
+OLD = TopicEncoder("old", 1.0, dimension=16, max_tokens=10)
+NEW = TopicEncoder("new", 1.0, heads=("dense", "sparse", "colbert"))
+MODELS = Model("old", OLD), Model("new", NEW)  # type: ignore[arg-type]  # doubles of an encoder
+SIDES: tuple[Side, ...] = ("old", "new")
+PASSAGES = (*passages_about(COUNT - 1), Passage(str(COUNT), "short"))
+QUESTIONS = [question.text for question in queries_about(COUNT).questions]
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
+    """With both sides, and the old one serving."""
+    with mirror_collection("memory", tmp_path) as made:
+        for passage, vector in zip(PASSAGES, OLD.encode([p.text for p in PASSAGES]).dense, strict=True):
+            made.put(int(passage.id), passage.text, vector)
+        Migration(made.store, MigrationOptions(old_fingerprint=OLD.fingerprint, staging=tmp_path)).start(NEW)
+        yield made
+
+
+def folder(outputs: Outputs = DENSE) -> FolderCorpus:
+    return FolderCorpus("folder", PASSAGES, *MODELS, outputs, lambda _: None)
+
+
+def asked(side: Side) -> Embeddings:
+    return (OLD if side == "old" else NEW).encode(QUESTIONS, role="query")
+
+
+def named(corpus: FolderCorpus | StoreCorpus, found: Ranked) -> list[list[str]]:
+    ids = list(corpus.ids)
+    return [[ids[number] for number in row if number != NONE] for row in found.passages.tolist()]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_folder_and_a_store_answer_alike(collection: MirrorCollection, side: Side) -> None:
+    store, here = StoreCorpus(collection.store, *MODELS), folder()
+    stored, found = store.search(side, asked(side), 10), here.search(side, asked(side), 10)
+    assert named(store, stored) == named(here, found)
+    # The store's cosine is divided by lengths that are 1 within float32's 6e-8.
+    np.testing.assert_allclose(stored.scores, found.scores, atol=1e-6)
+    assert store.num_passages == here.num_passages == COUNT
+    texts = [[store.text(number) for number in row] for row in stored.passages.tolist()]
+    assert texts == [[here.text(number) for number in row] for row in found.passages.tolist()]
+
+
+def test_a_store_numbers_rows_as_they_are_found_and_both_sides_have_the_same_numbers(
+    collection: MirrorCollection,
+) -> None:
+    corpus = StoreCorpus(collection.store, *MODELS)
+    assert list(corpus.ids) == []
+    first = corpus.search("old", asked("old").take(np.array([4])), 3)
+    assert first.passages.tolist() == [[0, 1, 2]]
+    assert corpus.ids[0] == "5"
+    second = corpus.search("new", asked("new").take(np.array([4])), 3)
+    assert second.passages[0, 0] == 0
+    assert len(set(corpus.ids)) == len(corpus.ids)
+
+
+def test_where_fewer_are_there_than_asked_for_the_rest_is_none(collection: MirrorCollection) -> None:
+    found = StoreCorpus(collection.store, *MODELS).search("old", asked("old"), COUNT + 5)
+    assert found.passages.shape == (COUNT, COUNT + 5)
+    assert (found.passages[:, COUNT:] == NONE).all()
+    assert (found.scores[:, COUNT:] == -np.inf).all()
+
+
+def test_which_passages_the_old_model_cuts_is_told_of_those_that_are_there(collection: MirrorCollection) -> None:
+    store, here = StoreCorpus(collection.store, *MODELS), folder()
+    assert store.are_cut(["1"]) == {}  # nothing was found yet
+    store.search("old", asked("old"), COUNT)
+    expected = {"1": True, str(COUNT): False}
+    assert store.are_cut(["1", "none", str(COUNT)]) == here.are_cut(["1", "none", str(COUNT)]) == expected
+
+
+def test_the_heads_of_some_passages_are_those_of_their_texts(collection: MirrorCollection) -> None:
+    store, here = StoreCorpus(collection.store, *MODELS), folder(Outputs.ALL)
+    store.search("old", asked("old"), COUNT)
+    numbers = np.array([0, 3, 7])
+    for corpus in (store, here):
+        found = corpus.embeddings(numbers, Outputs.ALL)
+        expected = NEW.encode([corpus.text(int(n)) for n in numbers], outputs=Outputs.ALL)
+        np.testing.assert_array_equal(found.dense, expected.dense)
+        np.testing.assert_array_equal(found.sparse.indices, expected.sparse.indices)
+        np.testing.assert_array_equal(found.colbert.vectors, expected.colbert.vectors)
+
+
+def test_words_are_searched_in_a_folder_only(collection: MirrorCollection) -> None:
+    queries = NEW.encode(QUESTIONS[:3], outputs=Outputs.ALL)
+    found = folder(Outputs.ALL).search_words(queries, 2)
+    assert found is not None
+    assert [row[0] for row in named(folder(), found)] == ["1", "2", "3"]
+    assert StoreCorpus(collection.store, *MODELS).search_words(queries, 2) is None
+
+
+@pytest.mark.parametrize("outputs", [Outputs.ALL, Outputs.COLBERT, Outputs.SPARSE])
+def test_heads_that_the_new_model_lacks_are_left_out(outputs: Outputs) -> None:
+    corpus = FolderCorpus("folder", PASSAGES, MODELS[1], MODELS[0], outputs, lambda _: None)
+    held = corpus.embeddings(np.arange(2), DENSE)
+    assert held.dense.shape == (2, OLD.dimension)
+    assert held.sparse_or_none is None
+
+
+def test_a_sample_holds_the_same_passages_under_both_models(collection: MirrorCollection) -> None:
+    for corpus in (StoreCorpus(collection.store, *MODELS), folder()):
+        sample = corpus.sample(7, 1)
+        texts = [passage.text for passage in sample.passages]
+        assert len({passage.id for passage in sample.passages}) == 7
+        np.testing.assert_array_equal(sample.old.dense, OLD.encode(texts).dense)
+        np.testing.assert_array_equal(sample.new.dense, NEW.encode(texts).dense)
+        assert len(corpus.sample(COUNT + 9, 1).passages) == COUNT
+        assert all(rate is not None and rate > 0 for rate in corpus.texts_per_s)
+    assert folder().sample(7, 1).passages == folder().sample(7, 1).passages != folder().sample(7, 2).passages
+
+
+def test_a_row_that_is_deleted_meanwhile_has_no_text(collection: MirrorCollection) -> None:
+    corpus = StoreCorpus(collection.store, *MODELS)
+    corpus.search("old", asked("old"), COUNT)
+    collection.remove(3)
+    number = list(corpus.ids).index("3")
+    assert corpus.text(number) == ""
+    assert corpus.are_cut(["3"]) == {"3": False}
+    assert len(corpus.embeddings(np.array([number]), DENSE)) == 1
+
+
+def test_a_key_of_several_parts_is_joined(connection: psycopg.Connection, database_url: str) -> None:
+    from vecferry.stores.pgvector import PgVectorStore
+
+    connection.execute(
+        "CREATE TABLE docs (shop text, id integer, body text, embedding vector(16), PRIMARY KEY (shop, id))"
+    )
+    for number, vector in enumerate(OLD.encode([p.text for p in PASSAGES[:4]]).dense):
+        connection.execute(
+            "INSERT INTO docs VALUES (%s, %s, %s, %s::real[]::vector)",
+            [f"shop {number % 2}", number, PASSAGES[number].text, vector.tolist()],
+        )
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
+        corpus = StoreCorpus(store, *MODELS)
+        found = corpus.search("old", asked("old").take(np.arange(2)), 4)
+        assert {*corpus.ids} == {"shop 0/0", "shop 1/1", "shop 0/2", "shop 1/3"}
+        assert [row[0] for row in named(corpus, found)] == ["shop 0/0", "shop 1/1"]
+        assert corpus.text(int(found.passages[1, 0])) == PASSAGES[1].text
+    assert id_of(("one",)) == "one"

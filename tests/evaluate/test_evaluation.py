@@ -1,0 +1,209 @@
+"""From passages and questions to an `Evaluation`, with encoders whose quality is chosen."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about, text_about
+from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.errors import InvalidText, SettingsError
+from vecferry.evaluate import (
+    Asked,
+    Evaluation,
+    EvaluationOptions,
+    FolderCorpus,
+    JudgedQueries,
+    Model,
+    Passage,
+    Question,
+    evaluate,
+)
+from vecferry.evaluate.pairs import sentence_pairs
+from vecferry.evaluate.values import METRICS
+
+COUNT = 60
+PASSAGES, QUERIES = passages_about(COUNT), queries_about(COUNT)
+GOOD, FAIR, BAD = 0.2, 1.0, 2.5
+"""Noise: at GOOD everything is found, at FAIR most, at BAD little."""
+OPTIONS = EvaluationOptions(thresholds={"related": 0.4}, sample=40)
+LOG = ("what of topic001?", "паром topic002", "topic003", "nothing of this kind")
+MEASURED = ("texts_per_s", "query_ms")
+
+
+def evaluated(
+    old: float,
+    new: float,
+    *,
+    asked: Asked = Asked(QUERIES),
+    options: EvaluationOptions = OPTIONS,
+    heads: tuple[str, ...] = ("dense",),
+    passages: tuple[Passage, ...] = PASSAGES,
+) -> Evaluation:
+    models = (
+        Model("small", TopicEncoder("old", old, dimension=16, max_tokens=10)),  # type: ignore[arg-type]  # a double
+        Model("large", TopicEncoder("new", new, heads=heads), "double", 1234),  # type: ignore[arg-type]
+    )
+    corpus = FolderCorpus("folder", passages, *models, options.outputs, lambda _: None)
+    return evaluate(corpus, asked, options, provenance={"command": "as typed"})
+
+
+def unmeasured(found: Evaluation) -> dict[str, Any]:
+    """All but the time of day and what depends on the machine's speed."""
+    values = found.to_dict()
+    del values["made_at"]
+    for side in ("old", "new"):
+        values[side] = {name: value for name, value in values[side].items() if name not in MEASURED}
+    return values
+
+
+def test_a_better_model_passes() -> None:
+    found = evaluated(FAIR, GOOD)
+    assert found.gate.verdict == "passed"
+    assert "better" in found.gate.words
+    assert (found.evidence, found.passages, found.queries_asked, found.judgements) == (
+        "judged queries", COUNT, COUNT, COUNT,
+    )  # fmt: skip
+    assert found.gains
+    assert not found.losses
+    gain = found.gains[0]
+    assert gain.wanted[0].id == gain.new_hits[0].id
+    assert gain.new_hits[0].relevance == 1
+    assert gain.old_hits[0].relevance is None
+
+
+def test_a_degraded_model_fails() -> None:
+    found = evaluated(GOOD, BAD)
+    assert found.gate.verdict == "failed"
+    assert found.losses
+    assert found.slices[0].losses > found.slices[0].wins
+
+
+def test_a_model_that_is_worse_in_one_language_fails_by_its_name() -> None:
+    german = " Und das auf Deutsch."
+    passages = tuple(replace(p, text=p.text + german) if p.slices["language"] == "de" else p for p in PASSAGES)
+
+    class Blind(TopicEncoder):
+        def _vector(self, text: str) -> Float32:
+            return super()._vector(text.replace("topic", "") if text.endswith(german) else text)
+
+    models = Model("old", TopicEncoder("old", GOOD)), Model("new", Blind("new", GOOD))  # type: ignore[arg-type]
+    corpus = FolderCorpus("folder", passages, *models, DENSE, lambda _: None)
+    found = evaluate(corpus, Asked(QUERIES), replace(OPTIONS, sample=0, margin=0.1))
+    by_name = {one.value: one for one in found.slices}
+    assert by_name["en"].difference.mean == pytest.approx(0, abs=0.05)
+    assert by_name["de"].difference.high < -0.1
+    assert (found.gate.verdict, found.gate.worse_slices) == ("failed", ("language de",))
+
+
+def test_everything_there_is_to_see_is_there() -> None:
+    found = evaluated(FAIR, GOOD)
+    assert [(one.side, one.method) for one in found.systems] == [("old", "dense"), ("new", "dense")]
+    assert all(tuple(one.metrics) == METRICS for one in found.systems)
+    assert {one.by for one in found.slices} == {"all", "language"}  # every query is as long, and looks for a cut passage
+    assert [query.id for query in found.queries] == [question.id for question in QUERIES.questions]
+    assert found.queries[0].slices == {
+        "language": "de", "query length": "under 4 words", "passage length": "over 10 tokens",
+    }  # fmt: skip
+    assert [one.side for one in found.scores] == ["old", "new"]
+    assert all(one.relevant is not None for one in found.scores)
+    (threshold,) = found.thresholds
+    assert (threshold.name, threshold.old, threshold.how) == ("related", 0.4, "matched precision")
+    assert threshold.low <= threshold.new <= threshold.high
+    assert found.findings
+    assert found.map is not None
+    assert (len(found.map.points), found.map.colour) == (40, "language")
+    assert found.replay is None
+    assert (found.new.name, found.new.runtime, found.new.bytes) == ("large", "double", 1234)
+    assert (found.old.dimension, found.old.max_tokens, found.old.index_bytes) == (16, 10, 4 * 16 * COUNT)
+    assert (found.provenance["command"], found.provenance["seed"]) == ("as typed", 0)
+
+
+def test_it_is_plain_json_without_numbers_that_json_lacks() -> None:
+    """Fewer passages than hits that are looked at, so that some hits are none."""
+    few = 7
+    asked = Asked(queries_about(few))
+    for options in (replace(OPTIONS, outputs=Outputs.ALL), replace(OPTIONS, thresholds={"none": 1.0, "all": -1.0})):
+        found = evaluated(FAIR, GOOD, asked=asked, passages=PASSAGES[:few], options=options, heads=("dense", "sparse"))
+        text = json.dumps(found.to_dict(), allow_nan=False)
+        assert json.dumps(json.loads(text)) == text
+        assert json.loads(text)["gate"]["verdict"] == "inconclusive"
+
+
+def test_the_heads_of_the_new_model_are_looked_at() -> None:
+    options = replace(OPTIONS, outputs=Outputs.ALL, sample=0)
+    found = evaluated(FAIR, BAD, options=options, heads=("dense", "sparse", "colbert"))
+    assert [(one.side, one.method) for one in found.systems] == [
+        ("old", "dense"), ("new", "dense"), ("new", "sparse"), ("new", "colbert"), ("new", "hybrid"),
+    ]  # fmt: skip
+    means = {one.method: one.metrics["nDCG@10"].mean for one in found.systems if one.side == "new"}
+    assert means["sparse"] > 0.9 > means["dense"]  # the topic's name is a word of query and passage
+    assert found.hybrid is not None
+    assert found.hybrid.held_out["hybrid"].mean > found.hybrid.held_out["dense"].mean
+    assert found.hybrid.weights["dense"] < 1
+    assert found.compared == ("dense", "dense")
+
+
+def test_a_log_is_replayed_and_pairs_stand_in_for_judgements() -> None:
+    found = evaluated(FAIR, GOOD, asked=Asked(pairs=sentence_pairs(PASSAGES, 40, 0), log=LOG))
+    assert (found.evidence, found.queries_asked) == ("query log", 40)
+    assert found.judgements >= 40
+    replay = found.replay
+    assert replay is not None
+    assert (replay.queries, replay.k, len(replay.most_changed)) == (4, 10, 4)
+    assert 0 < replay.overlap.mean < 1
+    assert [(one["value"], one["queries"]) for one in replay.slices] == [("Cyrillic", 1), ("Latin", 3)]
+    assert replay.most_changed[0].difference <= replay.most_changed[-1].difference <= 0
+
+
+def test_pairs_alone_are_named_as_what_they_are() -> None:
+    found = evaluated(FAIR, GOOD, asked=Asked(pairs=sentence_pairs(PASSAGES, 40, 0)))
+    assert (found.evidence, found.replay) == ("pairs from the corpus", None)
+
+
+def test_the_seed_decides_everything_but_the_speed() -> None:
+    asked = Asked(pairs=sentence_pairs(PASSAGES, 50, 0), log=LOG)
+    options = replace(OPTIONS, max_queries=30, seed=1)
+    first, again = (unmeasured(evaluated(FAIR, GOOD, asked=asked, options=options)) for _ in range(2))
+    assert first == again
+    other = unmeasured(evaluated(FAIR, GOOD, asked=asked, options=replace(options, seed=2)))
+    assert first["queries"] != other["queries"]
+
+
+def test_without_a_sample_there_is_no_finding_and_no_map() -> None:
+    found = evaluated(FAIR, GOOD, options=replace(OPTIONS, sample=0))
+    assert (found.findings, found.map) == ((), None)
+
+
+def test_no_question_is_refused() -> None:
+    with pytest.raises(SettingsError, match="questions"):
+        evaluated(FAIR, GOOD, asked=Asked())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("margin", -0.01), ("margin", 1.5), ("margin", float("nan")), ("confidence", 1.0), ("confidence", 0.0),
+     ("max_queries", 0), ("sample", -1)],
+)  # fmt: skip
+def test_options_that_are_wrong_are_named(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=name):
+        EvaluationOptions(**{name: value})
+
+
+# --- texts that are no texts ----------------------------------------------------------------------
+
+
+def test_a_passage_or_a_question_without_a_utf8_form_is_named() -> None:
+    broken = replace(PASSAGES[3], text="half a pair \ud800")
+    with pytest.raises(InvalidText, match="text 3 cannot be encoded"):
+        evaluated(FAIR, GOOD, passages=(*PASSAGES[:3], broken, *PASSAGES[4:]))
+    questions = (*QUERIES.questions[:5], Question("q6", "\udfff?"), *QUERIES.questions[6:])
+    with pytest.raises(InvalidText, match="text 5 cannot be encoded"):
+        evaluated(FAIR, GOOD, asked=Asked(JudgedQueries(questions, QUERIES.judgements)))
+
+
+def test_a_nul_and_an_empty_text_are_texts() -> None:
+    odd = (replace(PASSAGES[0], text=f"\0{text_about(1)}"), replace(PASSAGES[1], text=""), *PASSAGES[2:])
+    found = evaluated(FAIR, GOOD, passages=odd)
+    assert json.loads(json.dumps(found.to_dict()))["passages"] == COUNT
