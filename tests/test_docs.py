@@ -1,6 +1,7 @@
 """Documentation is executed: Python blocks run, command lines parse, links lead somewhere."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -62,6 +63,28 @@ def test_python_of_the_migration_page_runs(
     answer, query = done.stdout.splitlines()
     assert answer.startswith("0 [(('42',), ")
     assert query == "public.documents.embedding (64,)"
+
+
+def test_python_of_the_evaluation_page_writes_a_report(
+    wide_artifact: Artifact, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/bge-m3-onnx").symlink_to(wide_artifact.path)
+    (tmp_path / "models/all-MiniLM-L6-v2-onnx").symlink_to(tiny_artifact.path)
+    (tmp_path / "judged/qrels").mkdir(parents=True)
+    texts = ["The ferry crosses the strait.", "Bread is baked early.", "A long night."]
+    for name in ("corpus", "queries"):
+        lines = [json.dumps({"_id": str(number), "text": text}) for number, text in enumerate(texts)]
+        (tmp_path / f"judged/{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "judged/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n0\t0\t1\n1\t1\t1\n2\t2\t1\n")
+    (block,) = blocks(ROOT / "docs/evaluate.md", "python")
+    command = [sys.executable, "-W", "error", "-c", block]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 queries are too few to judge by" in done.stdout
+    assert "too few to judge by" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_sql_of_the_migration_page_runs(connection: psycopg.Connection) -> None:

@@ -1,6 +1,8 @@
 """The same passages in a folder and in a live store give the same answers."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import MirrorCollection, mirror_collection
 from vecferry.embeddings import DENSE, Embeddings, Outputs
-from vecferry.evaluate import FolderCorpus, Model, Passage, StoreCorpus
+from vecferry.evaluate import Asked, EvaluationOptions, FolderCorpus, Model, Passage, StoreCorpus, evaluate
 from vecferry.evaluate.corpora import Side, id_of
 from vecferry.evaluate.ranking import NONE, Ranked
 from vecferry.migrate import Migration, MigrationOptions
@@ -138,6 +140,26 @@ def test_a_row_that_is_deleted_meanwhile_has_no_text(collection: MirrorCollectio
     assert corpus.text(number) == ""
     assert corpus.are_cut(["3"]) == {"3": False}
     assert len(corpus.embeddings(np.array([number]), DENSE)) == 1
+
+
+def test_a_store_is_evaluated_with_every_head_of_the_new_model(collection: MirrorCollection) -> None:
+    options = EvaluationOptions(outputs=Outputs.ALL, sample=20, thresholds={"related": 0.4})
+    found = evaluate(StoreCorpus(collection.store, *MODELS), Asked(queries_about(COUNT - 1)), options)
+    here = evaluate(folder(), Asked(queries_about(COUNT - 1)), replace(options, outputs=DENSE))
+    assert found.queries == here.queries
+    assert found.gate == here.gate
+    means = {one.method: one.metrics["nDCG@10"].mean for one in found.systems if one.side == "new"}
+    assert list(means) == ["dense", "sparse", "colbert", "hybrid"]
+    assert means["sparse"] > 0.9  # of what dense search found, the words tell the right one
+    assert found.map is not None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_store_without_rows_is_evaluated_too(collection: MirrorCollection) -> None:
+    for number in range(1, COUNT + 1):
+        collection.remove(number)
+    found = evaluate(StoreCorpus(collection.store, *MODELS), Asked(queries_about(COUNT)), EvaluationOptions())
+    assert (found.gate.verdict, found.passages, found.map) == ("inconclusive", 0, None)
 
 
 def test_a_key_of_several_parts_is_joined(connection: psycopg.Connection, database_url: str) -> None:

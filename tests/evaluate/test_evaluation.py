@@ -27,6 +27,7 @@ COUNT = 60
 PASSAGES, QUERIES = passages_about(COUNT), queries_about(COUNT)
 GOOD, FAIR, BAD = 0.2, 1.0, 2.5
 """Noise: at GOOD everything is found, at FAIR most, at BAD little."""
+JUDGED = Asked(QUERIES)
 OPTIONS = EvaluationOptions(thresholds={"related": 0.4}, sample=40)
 LOG = ("what of topic001?", "паром topic002", "topic003", "nothing of this kind")
 MEASURED = ("texts_per_s", "query_ms")
@@ -36,7 +37,7 @@ def evaluated(
     old: float,
     new: float,
     *,
-    asked: Asked = Asked(QUERIES),
+    asked: Asked = JUDGED,
     options: EvaluationOptions = OPTIONS,
     heads: tuple[str, ...] = ("dense",),
     passages: tuple[Passage, ...] = PASSAGES,
@@ -90,7 +91,7 @@ def test_a_model_that_is_worse_in_one_language_fails_by_its_name() -> None:
 
     models = Model("old", TopicEncoder("old", GOOD)), Model("new", Blind("new", GOOD))  # type: ignore[arg-type]
     corpus = FolderCorpus("folder", passages, *models, DENSE, lambda _: None)
-    found = evaluate(corpus, Asked(QUERIES), replace(OPTIONS, sample=0, margin=0.1))
+    found = evaluate(corpus, JUDGED, replace(OPTIONS, sample=0, margin=0.1))
     by_name = {one.value: one for one in found.slices}
     assert by_name["en"].difference.mean == pytest.approx(0, abs=0.05)
     assert by_name["de"].difference.high < -0.1
@@ -101,7 +102,7 @@ def test_everything_there_is_to_see_is_there() -> None:
     found = evaluated(FAIR, GOOD)
     assert [(one.side, one.method) for one in found.systems] == [("old", "dense"), ("new", "dense")]
     assert all(tuple(one.metrics) == METRICS for one in found.systems)
-    assert {one.by for one in found.slices} == {"all", "language"}  # every query is as long, and looks for a cut passage
+    assert {one.by for one in found.slices} == {"all", "language"}  # all queries are as long, all passages are cut
     assert [query.id for query in found.queries] == [question.id for question in QUERIES.questions]
     assert found.queries[0].slices == {
         "language": "de", "query length": "under 4 words", "passage length": "over 10 tokens",

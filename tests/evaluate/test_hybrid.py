@@ -61,7 +61,7 @@ def test_what_is_reported_is_of_the_half_that_the_weights_were_not_chosen_on() -
         return queries / 100
 
     each = np.arange(QUERIES) / 100
-    found = fit(candidates(np.random.default_rng(2)), judge, {head: each for head in HEADS})
+    found = fit(candidates(np.random.default_rng(2)), judge, dict.fromkeys(HEADS, each))
     halves = {tuple(rows.tolist()) for rows in judged}
     assert len(halves) == 2
     chosen_on, reported_on = tuple(judged[0].tolist()), tuple(judged[-1].tolist())

@@ -68,7 +68,7 @@ def test_random_rankings_with_graded_judgements_have_the_values_of_the_definitio
 
 
 def test_the_demo_set_has_the_values_of_the_definitions() -> None:
-    """995 questions, each with a passage of grade 2 and four of grade 1; the vectors are planted, no model is needed."""
+    """995 questions, each with one passage of grade 2 and four of grade 1; planted vectors stand for a model's."""
     shipped = load_passages()
     random = np.random.default_rng(3)
     vectors = random.normal(size=(len(shipped.passages), 16)).astype(np.float32)
@@ -92,7 +92,7 @@ def test_a_query_that_found_nothing_has_zero_and_so_has_one_with_nothing_to_find
     judgements = (Judgement("nothing found", "a", 1), Judgement("fine", "a", 1), Judgement("only zeros", "a", 0))
     found = Ranked(np.array([[NONE, NONE], [0, 1], [0, 1]]), np.zeros((3, 2), np.float32))
     values = per_query(JudgedQueries(questions, judgements), ["a", "b"], found, METRICS)
-    assert {metric: row.tolist() for metric, row in values.items()} == dict.fromkeys(METRICS, [0.0, 1.0, 0.0])
+    assert [values[metric].tolist() for metric in METRICS] == [[0.0, 1.0, 0.0]] * len(METRICS)
 
 
 def test_equal_scores_keep_the_order_of_the_ranking() -> None:

@@ -129,7 +129,7 @@ def test_what_a_question_says_of_itself_is_kept() -> None:
         ({"other": True}, None),
     ],
 )
-def test_the_length_of_the_passages_is_told_by_what_the_old_model_cuts(cut: dict[str, bool], length: str | None) -> None:
+def test_the_length_of_passages_is_told_by_what_the_old_model_cuts(cut: dict[str, bool], length: str | None) -> None:
     assert slices_of(Question("q", "?"), cut).get("passage length") == length
 
 

@@ -140,10 +140,10 @@ def test_without_any_new_hit_the_cut_off_stays() -> None:
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.6, 0.88, 0.95])
-@pytest.mark.parametrize("judged", [True, False])
-def test_the_interval_holds_the_point_and_the_seed_alone_decides(cut: float, judged: bool) -> None:
+@pytest.mark.parametrize("known", ["judged", "unjudged"])
+def test_the_interval_holds_the_point_and_the_seed_alone_decides(cut: float, known: str) -> None:
     old, new = planted(3, queries=40), planted(4, queries=40)
-    if not judged:
+    if known == "unjudged":
         old, new = unjudged(old), unjudged(new)
     found, again = (mapped("similar", cut, old, new, Resampling(seed=1)) for _ in range(2))
     assert found == again

@@ -118,12 +118,20 @@ def test_rows_too_short_to_ask_for_a_part_of_do_not_pass(tmp_path: Path) -> None
 
 
 def test_judgements_of_other_keys_do_not_pass(collection: MirrorCollection, judged: Path, tmp_path: Path) -> None:
-    grades = judged / "qrels" / "test.tsv"
-    grades.write_text(grades.read_text().replace("\t1\n", "x\t1\n").replace("q60\t60\t1", "q60\tx\t1"))
-    grades.write_text("\n".join(line.replace("\t", "\tdoc-", 1) for line in grades.read_text().splitlines()))
+    header, *grades = (judged / "qrels" / "test.tsv").read_text().splitlines()
+    of_others = [line.replace("\t", "\tdoc-", 1) for line in grades]
+    (judged / "qrels" / "test.tsv").write_text("\n".join([header, *of_others]))
     verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged))
     assert not verdict.passed
     assert "Neither side found anything relevant" in verdict.words
+    assert [check.passed for check in verdict.checks] == [False, True, True]
+
+
+def test_too_few_queries_do_not_pass(collection: MirrorCollection, judged: Path, tmp_path: Path) -> None:
+    verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged, max_queries=19))
+    assert not verdict.passed
+    assert verdict.words == "19 queries are too few to judge by; 20 are needed."
+    assert not verdict.checks[0].passed
 
 
 def test_what_is_not_there_is_refused_when_it_is_asked(collection: MirrorCollection, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from vecferry.loading import Options, load_runtime
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.quality import QualityGate
 from vecferry.migrate.router import Router
-from vecferry.report import write_report
+from vecferry.report import slices_picture, write_report
 from vecferry.sources import open_source
 
 OLD_MODEL = "all-MiniLM-L6-v2"
@@ -48,7 +48,7 @@ class Journey:
     states: list[str] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
-        """Returns what it writes to journey.json; the report and its figures lie beside it, as report.html and .json.
+        """Returns what it writes to journey.json; beside it report.html, its figures as .json, and languages.svg.
 
         A second run begins anew, on a fresh database.
         """
@@ -63,6 +63,7 @@ class Journey:
             measured, evaluation = self._migrate(url, demo, old, new)
         self.stage("drawing the report")
         write_report(evaluation, self.folder / "report.html")
+        slices_picture(evaluation, self.folder / "languages.svg")
         journey = {
             "old": {"model": OLD_MODEL, **_facts(old), "ndcg_at_10": _by_language(evaluation, "old")},
             "new": {"model": self._new_name, **_facts(new), "ndcg_at_10": _by_language(evaluation, "new")},

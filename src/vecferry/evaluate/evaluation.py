@@ -103,7 +103,7 @@ def evaluate(
     )
     stage("drawing conclusions")
     gains, losses = _changes(corpus, answers, compared)
-    sample = corpus.sample(options.sample, options.seed) if options.sample else None
+    sample = corpus.sample(options.sample, options.seed) if options.sample and corpus.num_passages else None
     old_rate, new_rate = corpus.texts_per_s
     texts = [question.text for question in asked.questions]
     return Evaluation(

@@ -38,19 +38,27 @@ class Ranked:
 
 def ranked(scores: Float32, k: int) -> Ranked:
     """The k best of each row of scores [Q, N]; of equal scores the first."""
-    best = _first_of_best(scores, k) if 0 < k < scores.shape[1] else _all_columns(scores)[:, :k]
+    best = _best_columns(scores, k) if 0 < k < scores.shape[1] else _all_columns(scores)[:, :k]
     found = np.take_along_axis(scores, best, axis=1)
     order = np.argsort(-found, axis=1, kind="stable")
     return Ranked(np.take_along_axis(best, order, axis=1), np.take_along_axis(found, order, axis=1))
 
 
-def _first_of_best(scores: Float32, k: int) -> Int64:
+def _best_columns(scores: Float32, k: int) -> Int64:
     """int64 [Q, k], ascending: where the k best are; of those as good as the k-th, the first."""
-    lowest = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]  # [Q, 1]
+    best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    lowest = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)  # [Q, 1]
+    tied = np.flatnonzero((scores >= lowest).sum(axis=1) > k)  # elsewhere there is no choice
+    best[tied] = _first_columns(scores[tied], lowest[tied], k)
+    return np.sort(best, axis=1)
+
+
+def _first_columns(scores: Float32, lowest: Float32, k: int) -> Int64:
+    """int64 [Q, k]: all above the lowest, and the first of those that equal it."""
     better, equal = scores > lowest, scores == lowest
     room = k - better.sum(axis=1, keepdims=True)
-    places = np.nonzero(better | (equal & (equal.cumsum(axis=1) <= room)))[1]
-    return places.reshape(len(scores), k)
+    columns = np.nonzero(better | (equal & (equal.cumsum(axis=1) <= room)))[1]
+    return columns.reshape(len(scores), k)
 
 
 def _all_columns(scores: Float32) -> Int64:

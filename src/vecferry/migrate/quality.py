@@ -21,7 +21,7 @@ from vecferry.evaluate import (
 )
 from vecferry.evaluate.corpora import id_of
 from vecferry.evaluate.pairs import sentence_pairs
-from vecferry.evaluate.values import SliceScore
+from vecferry.evaluate.values import ALL, Judged, SliceScore
 from vecferry.migrate.config import MigrationConfig
 from vecferry.migrate.values import Check, GateVerdict, Threshold
 from vecferry.migrate.verification import Gate
@@ -59,7 +59,7 @@ def make_gate(
 
 @dataclass
 class QualityGate:
-    """asked: what is asked of a store. evaluation: what the last verdict rests on, None where there was nothing to ask."""
+    """asked: what is asked of a store. evaluation: what the last verdict rests on; None without a question."""
 
     old: Model
     new: Model
@@ -98,19 +98,25 @@ def verdict_of(evaluation: Evaluation) -> GateVerdict:
         passed=judged.verdict == "passed",
         words=weak + judged.words,
         evidence=evaluation.evidence,
-        checks=tuple(_check(one, judged.metric, worse=judged.worse_slices) for one in evaluation.slices),
+        checks=tuple(_check(one, judged) for one in evaluation.slices),
         thresholds={one.name: Threshold(one.old, one.new, one.low, one.high, one.how) for one in evaluation.thresholds},
         detail=_detail(evaluation),
     )
 
 
-def _check(one: SliceScore, metric: str, worse: tuple[str, ...]) -> Check:
-    name = f"{one.by} {one.value}" if one.by != one.value else "all queries"
+def _check(one: SliceScore, judged: Judged) -> Check:
+    """All queries must be shown to be no worse; a slice must not be shown to be worse."""
+    if one.by == ALL:
+        name, passed = "all queries", judged.verdict != "inconclusive" and one.difference.low >= -judged.margin
+    else:
+        name = f"{one.by} {one.value}"
+        passed = name not in judged.worse_slices
+    difference = f"{one.difference.low:+.3f} to {one.difference.high:+.3f}"
     seen = (
-        f"{metric} {one.old.mean:.3f} → {one.new.mean:.3f} ({one.difference.low:+.3f} to {one.difference.high:+.3f}), "
+        f"{judged.metric} {one.old.mean:.3f} → {one.new.mean:.3f} ({difference}), "
         f"{one.queries} queries: {one.wins} better, {one.losses} worse"
     )
-    return Check(name, name not in worse, seen)
+    return Check(name, passed, seen)
 
 
 def _detail(evaluation: Evaluation) -> dict[str, Any]:

@@ -96,9 +96,16 @@ class Database:
             raise StoreFailed("pgvector", self._reason(exc)) from exc
 
     def _is_lost(self, exc: psycopg.Error) -> bool:
-        """Whether the server went away or was never there: no state at all, connection errors (08), shutdown (57P)."""
-        state = exc.sqlstate or ""
-        return not hasattr(self, "_connection") or self._connection.closed or state.startswith(("08", "57P"))
+        """Whether the server went away or was never there: connection errors (08), shutdown (57P), or none of its states.
+
+        An operational error without a state is the client's own: a connection that was cut in a pipeline, say, is not
+        `closed` yet.
+        """
+        if not hasattr(self, "_connection") or self._connection.closed:
+            return True
+        if exc.sqlstate is None:
+            return isinstance(exc, psycopg.OperationalError)
+        return exc.sqlstate.startswith(("08", "57P"))
 
     def _reason(self, exc: psycopg.Error) -> str:
         reason = " ".join((exc.diag.message_primary or str(exc)).split())
