@@ -25,7 +25,6 @@ from playwright.sync_api import Page, expect, sync_playwright
 from tests.browser.conftest import ARGUMENTS, SCREENSHOTS, Watched, axe, chromium, shoot
 
 KEY = "a-key-of-the-story-1234"
-PATIENCE_MS = 300_000
 
 
 @dataclass
@@ -36,6 +35,7 @@ class Story:
     url: str
     target: str
     key: str = KEY
+    patience_ms: float = 20_000
 
     def stop(self, name: str, *, full_page: bool = False) -> None:
         """A look at the page as it is: no violations, and a picture where one is wanted."""
@@ -52,10 +52,10 @@ class Story:
         self.page.get_by_role("button", name=name, exact=True).click()
 
     def await_state(self, state: str) -> None:
-        expect(self.page.locator("#state-title")).to_have_text(state, timeout=PATIENCE_MS)
+        expect(self.page.locator("#state-title")).to_have_text(state, timeout=self.patience_ms)
 
     def await_words(self, words: str) -> None:
-        expect(self.page.locator("#part-said")).to_contain_text(words, timeout=PATIENCE_MS)
+        expect(self.page.locator("#part-said")).to_contain_text(words, timeout=self.patience_ms)
 
     def start(self) -> None:
         self.press("Start and follow")
@@ -65,7 +65,7 @@ class Story:
         """Rows done, once there are some and before there are all, without loading the page again."""
         self.page.wait_for_function(
             "() => { const bar = document.querySelector('progress'); return bar && bar.value > 0 && bar.value < bar.max }",
-            timeout=PATIENCE_MS,
+            timeout=self.patience_ms,
         )
         return int(self.page.evaluate("document.querySelector('progress').value"))
 
@@ -78,7 +78,7 @@ class Story:
         self.page.get_by_role("link", name="Search both").click()
         self.page.get_by_label("A query, as your users ask").fill(query)
         self.press("Search")
-        expect(self.page.locator(".both")).to_be_visible(timeout=PATIENCE_MS)
+        expect(self.page.locator(".both")).to_be_visible(timeout=self.patience_ms)
 
     def back(self) -> None:
         self.page.get_by_role("link", name="Migration", exact=True).click()
@@ -112,7 +112,7 @@ def main() -> None:
         launched = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
         context = launched.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB")
         watched = Watched(context.new_page())
-        tell(Story(watched.page, address, "public.passages.embedding"), folder)
+        tell(Story(watched.page, address, "public.passages.embedding", patience_ms=300_000), folder)
         assert (watched.problems, watched.foreign()) == ([], [])
         launched.close()
 

@@ -11,13 +11,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.story import Story
-from tests.console.inside import KEY, Console, console, options
+from tests.console.inside import KEY, Console, console, options, wait_until
 from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from vecferry.console.operator import Task
 from vecferry.evaluate import EvaluationOptions, Model
-from vecferry.migrate.quality import QualityGate
+from vecferry.migrate.quality import QualityGate, asked_of
 
 __all__ = ["connection", "database_url", "postgres_url"]
 
@@ -47,7 +47,10 @@ def opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) ->
     collection.put(0, "POISON", old_vector("POISON"))
     judge(tmp_path / "judged", range(1, 6))
     old, new = TruthEncoder("old", OLD_DIMENSION), TruthEncoder("new", 16)
-    gate = QualityGate(Model("old", old), Model("new", new), EvaluationOptions(sample=0), tmp_path / "judged")
+    judging = EvaluationOptions(sample=0)
+    gate = QualityGate(
+        Model("old", old), Model("new", new), judging, lambda store: asked_of(store, tmp_path / "judged", judging)
+    )
     settings = options(tmp_path, rows_per_range=20, rows_per_s=60.0)
     with console(Task(collection.store, settings, new, old, lambda: gate)) as started:
         yield started
@@ -159,5 +162,6 @@ def test_without_the_script_all_works_but_liveness(opened: Console, open_page: C
     story.press("Start and follow")
     expect(page.locator("#part-run")).to_contain_text("It runs in this console")
     expect(page.locator("#live")).to_have_text("as of now")
+    wait_until(lambda: bool(page.reload() and page.get_by_role("button", name="Pause").count()))
     story.press("Pause")
     story.await_state("paused")

@@ -1,31 +1,244 @@
+"""The pages and forms over a collection in memory."""
+
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.console.inside import Console, console, task
-from tests.stores.collections import MirrorCollection, mirror_collection, old_vector
+from tests.console.inside import KEY, Console, console, options, task
+from tests.migrate.doubles import TruthEncoder
+from tests.stores.collections import OLD_DIMENSION, MirrorCollection, old_vector
+from vecferry.migrate import Migration
+
+XSS = "<script>alert(1)</script>"
+CONFIRMED = {"name": "docs", "key": KEY}
 
 
 @pytest.fixture
-def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
-    with mirror_collection("memory", tmp_path) as made:
-        for key in range(1, 31):
-            made.put(key, f"text number {key}", old_vector(f"text number {key}"))
-        yield made
+def ready(inside: Console) -> Console:
+    """Verified twice: the gate passed the second time."""
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    for state in ("verified", "ready"):
+        inside.do("verify")
+        inside.wait_for(f"{state}</h1>")
+    return inside
 
 
-@pytest.fixture
-def opened(collection: MirrorCollection, tmp_path: Path) -> Iterator[Console]:
-    with console(task(collection.store, tmp_path, gates=(False, True))) as started:
-        yield started
+def confirmed(opened: Console) -> dict[str, str]:
+    return {"name": opened.operator.task.store.target, "key": KEY}
 
 
-def test_the_whole_way_by_forms(opened: Console) -> None:
-    assert opened.log_in().status_code == 303
-    assert "not begun" in opened.page()
-    opened.do("start")
-    opened.wait_for("catching up</h1>")
-    opened.do("verify")
-    opened.wait_for("Too few queries to tell.")
-    print(opened.page())
+# --- the way there and back -----------------------------------------------------------------------
+
+
+def test_the_whole_way_by_forms(ready: Console) -> None:
+    page = ready.page()
+    assert "30 <span" in page
+    assert "The new model is better." in page
+    ready.do("cutover", **confirmed(ready))
+    ready.wait_for("serving new</h1>")
+    assert "The <strong>new</strong> vectors answer." in ready.wait_for("epoch 2, generation 2")
+    ready.do("rollback", **confirmed(ready))
+    ready.wait_for("serving old</h1>")
+    assert "The <strong>old</strong> vectors answer." in ready.page()
+
+
+def test_what_is_written_meanwhile_is_followed(inside: Console, collection: MirrorCollection) -> None:
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    collection.put(31, "text number 31", old_vector("text number 31"))
+    inside.wait_for("31 <span")
+
+
+def test_a_run_is_stopped_and_started_again(inside: Console) -> None:
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    inside.do("stop")
+    inside.wait_for("the run ended before its work did: it was asked to stop.")
+    inside.do("start")
+    inside.wait_for("It runs in this console")
+
+
+def test_a_pause_and_a_limit_are_the_ledgers(inside: Console) -> None:
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    assert "At most 12.5 rows are written a second." in inside.do("throttle", rows_per_s="12.5")
+    assert "a number above 0" in inside.do("throttle", rows_per_s="many")
+    assert "Limit: 12.5 rows a second" in inside.page()
+    assert "There is no limit." in inside.do("throttle", rows_per_s="")
+    assert "paused</h1>" in inside.do("pause")
+    assert "catching up</h1>" in inside.do("resume")
+
+
+def test_a_switch_that_is_postponed_has_no_form(ready: Console) -> None:
+    page = ready.do("postpone")
+    assert "/do/cutover" not in page
+    assert "/do/cutover" in ready.do("postpone", off="1")
+
+
+def test_dead_letters_are_shown_with_their_reasons_and_encoded_again(
+    inside: Console, collection: MirrorCollection
+) -> None:
+    collection.put(99, "POISON", old_vector("POISON"))
+    inside.do("start")
+    page = inside.wait_for("catching up</h1>")
+    assert "it is poison" in page
+    inside.operator.task.new.poison = ()  # type: ignore[attr-defined]
+    inside.do("stop")
+    inside.wait_for("it was asked to stop")
+    inside.do("retry")
+    inside.wait_for("0 rows are still without a vector.")
+
+
+# --- the gate -------------------------------------------------------------------------------------
+
+
+def test_an_override_needs_a_reason_and_is_shown_with_it(inside: Console) -> None:
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    inside.do("verify")
+    page = inside.wait_for("verified</h1>")
+    assert "Too few queries to tell." in page
+    assert "some words that say why" in inside.do("override", reason="  ")
+    inside.wait_for("verified</h1>")
+    page = inside.do("override", reason="agreed with search quality")
+    assert "ready</h1>" in page
+    assert "Overridden. “agreed with search quality”" in page
+
+
+def test_a_switch_without_the_gate_is_refused_in_words(inside: Console) -> None:
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    inside.do("verify")
+    inside.wait_for("verified</h1>")
+    inside.do("cutover", **confirmed(inside))
+    inside.wait_for("Too few queries to tell.")
+    assert "serving new</h1>" not in inside.page()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "doc", "key": KEY}, "the name that you typed is not"),
+        ({"key": KEY}, "the name that you typed is not"),
+        ({"key": "another-key-of-16"}, "That is not a key of this console."),
+        ({}, "That is not a key of this console."),
+    ],
+    ids=["another name", "no name", "another key", "no key"],
+)
+def test_a_switch_wants_name_and_key_typed(ready: Console, given: dict[str, str], said: str) -> None:
+    given = confirmed(ready) | given if "key" in given and "name" not in said else given
+    if "key" in said:
+        given = {"name": confirmed(ready)["name"]} | given
+    elif "name" not in given:
+        given.pop("name", None)
+    page = ready.do("cutover", **given)
+    assert said in page
+    assert "ready</h1>" in page
+    assert ready.operator.task.store.ledger.serving(confirmed(ready)["name"]).epoch == 1  # type: ignore[union-attr]
+
+
+# --- others ---------------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_process_is_recognised(collection: MirrorCollection, inside: Console, tmp_path: Path) -> None:
+    with collection.another() as other:
+        Migration(other, options(tmp_path)).start(TruthEncoder("new", 16), old=TruthEncoder("old", OLD_DIMENSION))
+        with other.runner(lease_s=5.0):
+            inside.do("start")
+            page = inside.wait_for("It runs in another process:")
+    assert "pid " in page
+    assert "catching up</h1>" in page
+
+
+def test_one_verb_by_hand_at_a_time(inside: Console) -> None:
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    inside.do("verify")
+    answers = [inside.do("verify") for _ in range(3)]
+    assert all("this console (verify)" in page or "Too few" in page or "better" in page for page in answers)
+
+
+# --- the search -----------------------------------------------------------------------------------
+
+
+def test_both_sides_are_asked_and_what_moved_is_said(inside: Console) -> None:
+    page = inside.page("/search?q=text+number+7")
+    assert 'id="old-1"' in page
+    assert 'id="new-1"' not in page
+    assert "The new vectors are not there before start." in page
+    inside.do("start")
+    inside.wait_for("catching up</h1>")
+    page = inside.page("/search?q=text+number+7")
+    old, new = page.split('<ol class="side new"')
+    assert "text number 7</p>" in old.split('id="old-2"')[0]
+    assert "text number 7</p>" in new.split('id="new-2"')[0]
+    assert new.count("<article") == 10
+    assert "dense only" in page
+    moved = new.count('class="moved new"')
+    assert f"<strong>{10 - moved} of 10</strong>" in page
+    assert page.count("<path") == 10 - moved
+
+
+def test_a_query_that_cannot_be_encoded_is_said(inside: Console) -> None:
+    assert "it is poison" in inside.page("/search?q=POISON")
+
+
+# --- text is text ---------------------------------------------------------------------------------
+
+
+def test_what_is_in_the_collection_is_never_markup(collection: MirrorCollection, tmp_path: Path) -> None:
+    collection.put(40, f"POISON {XSS}", old_vector(XSS))
+    collection.put(41, XSS, old_vector(XSS))
+    new = TruthEncoder("new", 16)
+
+    def complain(texts: object) -> None:
+        from vecferry.errors import InvalidText
+
+        if any(XSS in text and text.startswith("POISON") for text in texts):  # type: ignore[attr-defined]
+            raise InvalidText(0, f"it has {XSS}")
+
+    new.before_each = complain
+    work = task(collection.store, tmp_path)
+    with console(type(work)(work.store, work.options, new, work.old, work.gate)) as opened:
+        opened.log_in()
+        opened.do("start")
+        page = opened.wait_for("catching up</h1>")
+        assert "it has &lt;script&gt;" in page
+        found = opened.http.get("/search", params={"q": XSS}).text
+        assert "<p class=\"text\" dir=\"auto\">&lt;script&gt;" in found
+        opened.do("verify")
+        opened.wait_for("Failed")
+        for text in (page, found, opened.do("pause"), opened.do("override", reason=XSS)):
+            assert XSS not in text
+
+
+# --- what has changed -----------------------------------------------------------------------------
+
+
+def test_the_stream_has_all_parts_at_first_and_then_those_that_changed(inside: Console) -> None:
+    with inside.http.stream("GET", "/events") as stream:
+        messages = _messages(stream.iter_lines())
+        first = next(messages)
+        assert "not begun" in first["state"]
+        assert len(first) == 12
+        inside.do("start")
+        later = next(messages)
+        assert "not begun" not in later.get("state", "")
+        assert "run" in later
+        assert "override" not in later
+
+
+def _messages(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    for line in lines:
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_the_stream_of_nobody_says_that_it_is_over(opened: Console) -> None:
+    answer = opened.http.get("/events")
+    assert answer.status_code == 200
+    assert "event: over" in answer.text
+    assert "event: parts" not in answer.text

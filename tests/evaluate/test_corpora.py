@@ -35,8 +35,13 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
     with mirror_collection("memory", tmp_path) as made:
         for passage, vector in zip(PASSAGES, OLD.encode([p.text for p in PASSAGES]).dense, strict=True):
             made.put(int(passage.id), passage.text, vector)
-        Migration(made.store, MigrationOptions(old_fingerprint=OLD.fingerprint, staging=tmp_path)).start(NEW)
+        fill_new_side(made, tmp_path)
         yield made
+
+
+def fill_new_side(collection: MirrorCollection, staging: Path) -> None:
+    """With what was written since, too."""
+    Migration(collection.store, MigrationOptions(old_fingerprint=OLD.fingerprint, staging=staging)).start(NEW)
 
 
 def folder(outputs: Outputs = DENSE) -> FolderCorpus:
@@ -60,8 +65,8 @@ def test_a_folder_and_a_store_answer_alike(collection: MirrorCollection, side: S
     # The store's cosine is divided by lengths that are 1 within float32's 6e-8.
     np.testing.assert_allclose(stored.scores, found.scores, atol=1e-6)
     assert store.num_passages == here.num_passages == COUNT
-    texts = [[store.text(number) for number in row] for row in stored.passages.tolist()]
-    assert texts == [[here.text(number) for number in row] for row in found.passages.tolist()]
+    texts = [store.texts(row) for row in stored.passages.tolist()]
+    assert texts == [here.texts(row) for row in found.passages.tolist()]
 
 
 def test_a_store_numbers_rows_as_they_are_found_and_both_sides_have_the_same_numbers(
@@ -98,7 +103,7 @@ def test_the_heads_of_some_passages_are_those_of_their_texts(collection: MirrorC
     numbers = np.array([0, 3, 7])
     for corpus in (store, here):
         found = corpus.embeddings(numbers, Outputs.ALL)
-        expected = NEW.encode([corpus.text(int(n)) for n in numbers], outputs=Outputs.ALL)
+        expected = NEW.encode(corpus.texts(numbers.tolist()), outputs=Outputs.ALL)
         np.testing.assert_array_equal(found.dense, expected.dense)
         np.testing.assert_array_equal(found.sparse.indices, expected.sparse.indices)
         np.testing.assert_array_equal(found.colbert.vectors, expected.colbert.vectors)
@@ -137,7 +142,7 @@ def test_a_row_that_is_deleted_meanwhile_has_no_text(collection: MirrorCollectio
     corpus.search("old", asked("old"), COUNT)
     collection.remove(3)
     number = list(corpus.ids).index("3")
-    assert corpus.text(number) == ""
+    assert corpus.texts([number]) == [""]
     assert corpus.are_cut(["3"]) == {"3": False}
     assert len(corpus.embeddings(np.array([number]), DENSE)) == 1
 
@@ -155,9 +160,10 @@ def test_a_store_is_evaluated_with_every_head_of_the_new_model(collection: Mirro
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_a_store_without_rows_is_evaluated_too(collection: MirrorCollection) -> None:
+def test_a_store_without_rows_is_evaluated_too(collection: MirrorCollection, tmp_path: Path) -> None:
     for number in range(1, COUNT + 1):
         collection.remove(number)
+    fill_new_side(collection, tmp_path)
     found = evaluate(StoreCorpus(collection.store, *MODELS), Asked(queries_about(COUNT)), EvaluationOptions())
     assert (found.gate.verdict, found.passages, found.map) == ("inconclusive", 0, None)
 
@@ -178,5 +184,5 @@ def test_a_key_of_several_parts_is_joined(connection: psycopg.Connection, databa
         found = corpus.search("old", asked("old").take(np.arange(2)), 4)
         assert {*corpus.ids} == {"shop 0/0", "shop 1/1", "shop 0/2", "shop 1/3"}
         assert [row[0] for row in named(corpus, found)] == ["shop 0/0", "shop 1/1"]
-        assert corpus.text(int(found.passages[1, 0])) == PASSAGES[1].text
+        assert corpus.texts([int(found.passages[1, 0])]) == [PASSAGES[1].text]
     assert id_of(("one",)) == "one"

@@ -15,6 +15,7 @@ from vecferry.evaluate import (
     EvaluationOptions,
     FolderCorpus,
     JudgedQueries,
+    Judgement,
     Model,
     Passage,
     Question,
@@ -119,6 +120,18 @@ def test_everything_there_is_to_see_is_there() -> None:
     assert (found.new.name, found.new.runtime, found.new.bytes) == ("large", "double", 1234)
     assert (found.old.dimension, found.old.max_tokens, found.old.index_bytes) == (16, 10, 4 * 16 * COUNT)
     assert (found.provenance["command"], found.provenance["seed"]) == ("as typed", 0)
+
+
+def test_a_question_falls_into_the_length_of_the_passage_that_answers_it_best() -> None:
+    """The first has a short passage of grade 2 beside its long one of grade 1; the second has the two the other way."""
+    short = Passage("short", "topic001 in short")
+    more = (Judgement("q1", "short", 2), Judgement("q2", "short", 1), Judgement("q2", "2", 2))
+    judgements = tuple(one for one in QUERIES.judgements if one.query_id != "q2") + more
+    found = evaluated(
+        FAIR, GOOD, asked=Asked(JudgedQueries(QUERIES.questions, judgements)), passages=(*PASSAGES, short)
+    )
+    lengths = [query.slices["passage length"] for query in found.queries]
+    assert lengths[:3] == ["up to 10 tokens", "over 10 tokens", "over 10 tokens"]
 
 
 def test_it_is_plain_json_without_numbers_that_json_lacks() -> None:

@@ -115,7 +115,7 @@ def test_what_holds_the_sentence_too_is_relevant_where_either_side_finds_it() ->
         return Ranked(np.array([numbers]), np.zeros((1, len(numbers)), np.float32))
 
     def judged(pairs: Sequence[Pair], *found: Ranked) -> list[Judgement]:
-        return list(judged_by_text(pairs, found, ids, texts.__getitem__).judgements)
+        return list(judged_by_text(pairs, found, ids, lambda numbers: [texts[n] for n in numbers]).judgements)
 
     assert judged([pair], side(1, NONE), side(1, 2)) == [Judgement("a", "a", 1), Judgement("a", "c", 1)]
     assert judged([pair], side(NONE, NONE), side(1, NONE)) == [Judgement("a", "a", 1)]

@@ -121,6 +121,17 @@ def test_candidates_are_scored_as_by_the_whole_matrices_and_each_passage_is_aske
         assert (getattr(scored, name)[~there] == 0).all()
 
 
+def test_a_portion_that_only_some_queries_look_into_is_scored_for_these() -> None:
+    random = np.random.default_rng(8)
+    count = PASSAGES_EACH + 20
+    queries, passages = embedded(count, random), embedded(count, random)
+    one_each = Ranked(np.arange(count)[::-1, None], np.zeros((count, 1), np.float32))
+    scored = candidates([one_each], queries, passages.take)
+    for name, scores in (("dense", dense_scores), ("sparse", lexical_scores), ("colbert", colbert_scores)):
+        whole = np.take_along_axis(scores(queries, passages), scored.passages, axis=1)
+        np.testing.assert_allclose(getattr(scored, name), whole, atol=BLAS, err_msg=name)
+
+
 def test_the_best_by_weights_are_in_the_order_of_the_hybrid_score() -> None:
     random = np.random.default_rng(4)
     queries, passages = embedded(30, random), embedded(50, random)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from vecferry.embeddings import Float32
 from vecferry.evaluate.statistics import Resampling
-from vecferry.evaluate.thresholds import BY_PRECISION, BY_QUANTILE, Scored, mapped
+from vecferry.evaluate.thresholds import BY_PRECISION, BY_QUANTILE, Scored, all_mapped, mapped
 from vecferry.evaluate.values import Threshold
 
 HOW = Resampling()
@@ -178,3 +178,13 @@ def test_by_precision_a_higher_cut_off_that_is_less_precise_maps_to_a_lower_one(
     assert lower.how == higher.how == BY_PRECISION
     assert (lower.old_precision, lower.new) == (pytest.approx(2 / 3), pytest.approx(0.75))
     assert (higher.old_precision, higher.new) == (pytest.approx(1 / 2), pytest.approx(0.65))
+
+
+def test_together_a_stricter_cut_off_never_becomes_a_looser_one() -> None:
+    """The same scores, where the higher one alone would map to 0.65."""
+    old = of_rows([0.9, 0.8, 0.7, 0.6, 0.5], relevant=[[False, True, True, False, False]])
+    new = of_rows([0.95, 0.85, 0.75, 0.65, 0.55], relevant=[[True, True, False, False, False]])
+    found = all_mapped({"higher": 0.75, "lower": 0.65}, old, new, HOW)
+    assert [(one.name, round(one.new, 6)) for one in found] == [("lower", 0.75), ("higher", 0.75)]
+    assert found[1].new_share == pytest.approx(3 / 5)
+    assert all(one.low <= one.new <= one.high for one in found)

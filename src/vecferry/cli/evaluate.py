@@ -94,7 +94,6 @@ def evaluation(
     draw = _drawer(report)
     with stages() as stage:
         found = _evaluated(given, stage)
-        stage("drawing the report")
         draw(found)
     if as_json:
         show(found.to_dict(), as_json=True)

@@ -70,7 +70,8 @@ def ask(corpus: Corpus, asked: Asked, outputs: Outputs, how: Resampling, stage: 
     stage(f"asking {len(texts):,} questions in the new space")
     new = corpus.new.encoder.encode(texts, outputs=outputs, role="query")
     found[NEW] = corpus.search("new", new, DEPTH)
-    queries = asked.queries or judged_by_text(asked.pairs, list(found.values()), corpus.ids, corpus.text)
+    shown = [one.first(HITS) for one in found.values()]
+    queries = asked.queries or judged_by_text(asked.pairs, shown, corpus.ids, corpus.texts)
     judging = _Judging(queries, corpus)
     hybrid = None
     if outputs != DENSE:

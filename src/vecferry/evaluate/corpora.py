@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,7 +60,9 @@ class Corpus(Protocol):
     def search_words(self, queries: Embeddings, k: int) -> Ranked | None:
         """By the sparse vectors of the new model; None where these cannot be searched."""
 
-    def text(self, number: int) -> str: ...
+    def texts(self, numbers: Sequence[int]) -> list[str]:
+        """Of these passages; "" for one that has gone."""
+
     def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
         """Of the new model."""
 
@@ -112,8 +114,8 @@ class FolderCorpus:
     def search_words(self, queries: Embeddings, k: int) -> Ranked | None:
         return lexically_nearest(queries, self._new, k)
 
-    def text(self, number: int) -> str:
-        return self._texts[number]
+    def texts(self, numbers: Sequence[int]) -> list[str]:
+        return [self._texts[number] for number in numbers]
 
     def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
         held = self._new.take(numbers)
@@ -168,30 +170,23 @@ class StoreCorpus:
     def search_words(self, queries: Embeddings, k: int) -> Ranked | None:  # noqa: ARG002  # no store offers it to us
         return None
 
-    def text(self, number: int) -> str:
-        self._read([number])
-        return self._texts[number]
-
-    def _read(self, numbers: Iterable[int]) -> None:
-        """Leaves the texts of these in memory; "" for a row that has gone."""
-        missing = [number for number in numbers if number not in self._texts]
+    def texts(self, numbers: Sequence[int]) -> list[str]:
+        missing = [number for number in dict.fromkeys(numbers) if number not in self._texts]
         if missing:
             keys = list(self._numbers)
-            self._texts |= dict.fromkeys(missing, "")
             found = self._store.rows([keys[number] for number in missing])
-            self._texts |= {self._numbers[row.key]: row.text or "" for row in found}
+            self._texts |= dict.fromkeys(missing, "") | {self._numbers[row.key]: row.text or "" for row in found}
+        return [self._texts[number] for number in numbers]
 
     def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
-        self._read(numbers.tolist())
-        return self.new.encoder.encode([self._texts[number] for number in numbers.tolist()], outputs=outputs)
+        return self.new.encoder.encode(self.texts(numbers.tolist()), outputs=outputs)
 
     def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
         keys = {id_of(key): number for key, number in self._numbers.items()}
         numbers = {passage_id: keys[passage_id] for passage_id in ids if passage_id in keys}
         if not numbers:
             return {}
-        self._read(numbers.values())
-        found = self.old.encoder.encode([self._texts[number] for number in numbers.values()])
+        found = self.old.encoder.encode(self.texts(list(numbers.values())))
         return dict(zip(numbers, found.truncated.tolist(), strict=True))
 
     def sample(self, number: int, seed: int) -> PassageSample:  # noqa: ARG002  # the store chooses

@@ -11,44 +11,33 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError
-from vecferry.evaluate.asking import HITS, NEW, OLD, Answers, ask, relevance_of
-from vecferry.evaluate.comparing import Compared, compare
+from vecferry.evaluate.asking import NEW, OLD, Answers, ask
+from vecferry.evaluate.changes import MAX_CHARS, changes, replayed
+from vecferry.evaluate.comparing import compare
 from vecferry.evaluate.corpora import Corpus, Model, PassageSample, Stage
 from vecferry.evaluate.distributions import distribution
 from vecferry.evaluate.findings import Sampled, look_at
 from vecferry.evaluate.gate import judge
 from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.questions import LANGUAGE, SCRIPT, Asked, script_of
-from vecferry.evaluate.ranking import NONE, Ranked
-from vecferry.evaluate.replay import overlap_at, rank_biased_overlap
 from vecferry.evaluate.space_map import space_map
 from vecferry.evaluate.statistics import Resampling, mean_with_interval
-from vecferry.evaluate.thresholds import mapped
+from vecferry.evaluate.thresholds import all_mapped
 from vecferry.evaluate.values import (
     METRICS,
-    Change,
     Evaluation,
     Finding,
     ModelFacts,
-    Replay,
     ScoreDistribution,
-    ShownHit,
     SpaceMap,
     SystemScore,
     Threshold,
 )
 
-SHOWN_HITS, SHOWN_CHANGES = 5, 10
 TIMED_QUERIES = 21
 MAX_ON_MAP = 1000
-MAX_CHARS = 400
-"""Of a passage that is shown."""
-RBO_P = 0.9
-"""Persistence: the first ten answers hold 0.86 of the weight."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def evaluate(
         first, answers.queries.questions, answers.values[OLD][first], answers.values[NEW][first], options.resampling
     )
     stage("drawing conclusions")
-    gains, losses = _changes(corpus, answers, compared)
+    gains, losses = changes(corpus, answers, compared)
     sample = corpus.sample(options.sample, options.seed) if options.sample and corpus.num_passages else None
     old_rate, new_rate = corpus.texts_per_s
     texts = [question.text for question in asked.questions]
@@ -123,7 +112,7 @@ def evaluate(
         gains=gains,
         losses=losses,
         hybrid=answers.hybrid,
-        replay=_replay(corpus, asked.log, options) if asked.log else None,
+        replay=replayed(corpus, asked.log, options.resampling) if asked.log else None,
         scores=_distributions(answers),
         thresholds=_thresholds(answers, options),
         findings=_findings(corpus, sample) if sample else (),
@@ -142,83 +131,6 @@ def _systems(answers: Answers, options: EvaluationOptions) -> tuple[SystemScore,
     )
 
 
-def _changes(corpus: Corpus, answers: Answers, compared: Compared) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
-    """The largest gains, and the largest losses."""
-    judged = relevance_of(answers.queries)
-    numbers = {passage_id: number for number, passage_id in enumerate(answers.ids)}
-
-    def change(row: int) -> Change:
-        question = answers.queries.questions[row]
-        relevant = sorted(judged[question.id].items(), key=lambda one: (-one[1], one[0]))
-        wanted = [
-            ShownHit(passage_id, corpus.text(numbers[passage_id])[:MAX_CHARS], 0.0, grade)
-            for passage_id, grade in relevant
-            if grade > 0 and passage_id in numbers
-        ]
-        return Change(
-            query=question.text,
-            difference=float(compared.new[row] - compared.old[row]),
-            wanted=tuple(wanted[:SHOWN_HITS]),
-            old_hits=shown_hits(corpus, answers.found[OLD], row, answers.ids, judged[question.id]),
-            new_hits=shown_hits(corpus, answers.found[NEW], row, answers.ids, judged[question.id]),
-        )
-
-    gains, losses = compared.extremes(SHOWN_CHANGES)
-    return tuple(map(change, gains)), tuple(map(change, losses))
-
-
-def shown_hits(
-    corpus: Corpus, found: Ranked, row: int, ids: Sequence[str], judged: Mapping[str, int]
-) -> tuple[ShownHit, ...]:
-    best = zip(found.passages[row, :SHOWN_HITS].tolist(), found.scores[row].tolist(), strict=False)
-    return tuple(
-        ShownHit(ids[number], corpus.text(number)[:MAX_CHARS], round(score, 4), judged.get(ids[number]))
-        for number, score in best
-        if number != NONE
-    )
-
-
-# --- without judgements ---------------------------------------------------------------------------
-
-
-def _replay(corpus: Corpus, log: Sequence[str], options: EvaluationOptions) -> Replay:
-    old = corpus.search("old", corpus.old.encoder.encode(log, role="query"), HITS)
-    new = corpus.search("new", corpus.new.encoder.encode(log, role="query"), HITS)
-    overlap = overlap_at(old.passages, new.passages, HITS)
-    rbo = rank_biased_overlap(old.passages, new.passages, RBO_P)
-    scripts = np.array([script_of(query) for query in log])
-    slices = [
-        {
-            "by": SCRIPT,
-            "value": str(script),
-            "queries": int((scripts == script).sum()),
-            "overlap": mean_with_interval(overlap[scripts == script], options.resampling).to_dict(),
-            "rbo": mean_with_interval(rbo[scripts == script], options.resampling).to_dict(),
-        }
-        for script in np.unique(scripts)
-    ]
-    ids = list(corpus.ids)
-    changed = [
-        Change(
-            log[row],
-            float(overlap[row]) - 1,
-            (),
-            shown_hits(corpus, old, row, ids, {}),
-            shown_hits(corpus, new, row, ids, {}),
-        )
-        for row in np.lexsort((rbo, overlap))[:SHOWN_CHANGES]
-    ]
-    return Replay(
-        queries=len(log),
-        k=HITS,
-        overlap=mean_with_interval(overlap, options.resampling),
-        rbo=mean_with_interval(rbo, options.resampling),
-        rbo_p=RBO_P,
-        slices=tuple(slices),
-        most_changed=tuple(changed),
-    )
-
-
 # --- scores ---------------------------------------------------------------------------------------
 
 
@@ -234,8 +146,7 @@ def _distributions(answers: Answers) -> tuple[ScoreDistribution, ...]:
 
 
 def _thresholds(answers: Answers, options: EvaluationOptions) -> tuple[Threshold, ...]:
-    old, new = answers.scored(OLD), answers.scored(NEW)
-    return tuple(mapped(name, cut, old, new, options.resampling) for name, cut in options.thresholds.items())
+    return all_mapped(options.thresholds, answers.scored(OLD), answers.scored(NEW), options.resampling)
 
 
 # --- texts, models, where it comes from -----------------------------------------------------------

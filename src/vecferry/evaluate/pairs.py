@@ -70,13 +70,20 @@ def _choices(text: str) -> list[str]:
 
 
 def judged_by_text(
-    pairs: Sequence[Pair], found: Sequence[Ranked], ids: Sequence[str], text_of: Callable[[int], str]
+    pairs: Sequence[Pair],
+    found: Sequence[Ranked],
+    ids: Sequence[str],
+    texts_of: Callable[[Sequence[int]], Sequence[str]],
 ) -> JudgedQueries:
-    """Relevant is the passage that a question was taken from, and of those found any that contains it too."""
+    """Relevant is the passage that a question was taken from, and of those found any that contains it too.
+
+    texts_of: of passages by number; asked once.
+    """
+    numbers = sorted({n for one in found for n in one.passages.ravel().tolist()} - {NONE})
+    texts = dict(zip(numbers, texts_of(numbers), strict=True))
     judgements = []
     for row, pair in enumerate(pairs):
-        relevant = {pair.origin}
-        for one in found:
-            relevant |= {ids[n] for n in one.passages[row].tolist() if n != NONE and pair.needle in text_of(n)}
+        shown = {n for one in found for n in one.passages[row].tolist()} - {NONE}
+        relevant = {pair.origin} | {ids[n] for n in shown if pair.needle in texts[n]}
         judgements += [Judgement(pair.question.id, passage_id, 1) for passage_id in sorted(relevant)]
     return JudgedQueries(tuple(pair.question for pair in pairs), tuple(judgements))

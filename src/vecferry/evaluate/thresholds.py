@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,14 +43,22 @@ class Scored:
         return float(self.relevant[passing].mean()) if self.relevant is not None and passing.any() else None
 
 
-def mapped(name: str, cut: float, old: Scored, new: Scored, how: Resampling) -> Threshold:
+def all_mapped(cuts: Mapping[str, float], old: Scored, new: Scored, how: Resampling) -> tuple[Threshold, ...]:
+    """By ascending cut-off; a stricter one never becomes a looser one, though precision need not rise with the score."""
+    found: list[Threshold] = []
+    for name, cut in sorted(cuts.items(), key=lambda one: one[1]):
+        found.append(mapped(name, cut, old, new, how, at_least=found[-1].new if found else -np.inf))
+    return tuple(found)
+
+
+def mapped(name: str, cut: float, old: Scored, new: Scored, how: Resampling, *, at_least: float = -np.inf) -> Threshold:
     """The cut-off of the new side that is as precise as `cut` is on the old one, or lets as large a share pass.
 
     By precision where relevance is known and the new side has such a cut-off; `how` says which. The interval is the
     bootstrap's, over queries, of the same way of matching. Both sides hold the hits of the same queries.
     """
     way = BY_PRECISION if _by_precision(cut, old, new) is not None else BY_QUANTILE
-    found = _matched(way, cut, old, new)
+    found = max(_matched(way, cut, old, new), at_least)
     rng = np.random.default_rng(how.seed)
     again = []
     for _ in range(RESAMPLES):

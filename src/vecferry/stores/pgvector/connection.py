@@ -96,7 +96,7 @@ class Database:
             raise StoreFailed("pgvector", self._reason(exc)) from exc
 
     def _is_lost(self, exc: psycopg.Error) -> bool:
-        """Whether the server went away or was never there: connection errors (08), shutdown (57P), or none of its states.
+        """Whether the server went away or was never there: connection errors (08), shutdown (57P), none of its states.
 
         An operational error without a state is the client's own: a connection that was cut in a pipeline, say, is not
         `closed` yet.
