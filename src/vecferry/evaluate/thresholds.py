@@ -44,7 +44,7 @@ class Scored:
 
 
 def all_mapped(cuts: Mapping[str, float], old: Scored, new: Scored, how: Resampling) -> tuple[Threshold, ...]:
-    """By ascending cut-off; a stricter one never becomes a looser one, though precision need not rise with the score."""
+    """By ascending cut-off; a stricter one never becomes a looser one, though precision need not rise with scores."""
     found: list[Threshold] = []
     for name, cut in sorted(cuts.items(), key=lambda one: one[1]):
         found.append(mapped(name, cut, old, new, how, at_least=found[-1].new if found else -np.inf))
