@@ -43,6 +43,10 @@ VecferryError                      exit  what happened
 │   ├── StoreUnreachable
 │   ├── StoreSchemaError                 table, column, key or type is not as needed
 │   └── StoreFailed
+├── EngineError                    3     the machines on which models run
+│   ├── EngineUnreachable
+│   ├── EngineStalled                    nothing came from the workers, several times
+│   └── NodeRefused                      a machine whose vectors cannot be trusted
 └── MigrationError                 4     the state of a migration
     ├── MigrationNotFound
     ├── IllegalTransition
@@ -525,6 +529,43 @@ class StoreFailed(StoreError):
     template = "the {store} store refused: {reason}."
     advice = "Nothing half-done was kept. Remove the cause and run the same command again."
     store: str
+    reason: str
+
+
+class EngineError(VecferryError):
+    """The machines on which models run."""
+
+    exit_code = 3
+
+
+@dataclass(eq=False)
+class EngineUnreachable(EngineError):
+    """There is no cluster at that address, or it cannot be joined."""
+
+    template = "no Ray cluster can be used at {address!r}: {reason}."
+    advice = "Begin one: ray start --head; and say its address: --ray-address HOST:6379"
+    address: str
+    reason: str
+
+
+@dataclass(eq=False)
+class EngineStalled(EngineError):
+    """seen: what came of each try, as far as anything was seen."""
+
+    template = "the workers did nothing in {tries} tries: {seen}. Missing: {missing}."
+    advice = "What is done is kept; the same command goes on. A slow range wants fewer --rows-per-range or more stall_s."
+    tries: int
+    seen: Sequence[str]
+    missing: str
+
+
+@dataclass(eq=False)
+class NodeRefused(EngineError):
+    """A machine of the cluster whose vectors would not be, or cannot be shown to be, those of this model."""
+
+    template = "the node {node} was refused: {reason}."
+    advice = "Take it out of the cluster (ray stop, on that machine) or repair it, then run the same command again."
+    node: str
     reason: str
 
 

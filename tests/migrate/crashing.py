@@ -27,7 +27,8 @@ from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
 from vecferry.errors import Locked, MigrationError, StoreError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
-from vecferry.migrate.engine import Engine, LocalEngine
+from vecferry.migrate.engines import Engine
+from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.staging import Staging
 from vecferry.stores import Patience, Record, Store
 from vecferry.stores.backend import Backend

@@ -16,7 +16,8 @@ from tests.migrate.doubles import TruthEncoder, truth
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
 from vecferry.encoder import Role
 from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
-from vecferry.migrate.engine import LocalEngine, range_name
+from vecferry.migrate.engines import range_name
+from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.staging import Staging
 from vecferry.stores import KeyRange, Patience, Row, Side
 from vecferry.stores.backend import Point

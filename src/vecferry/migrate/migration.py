@@ -25,7 +25,8 @@ from vecferry.errors import (
     StoreSchemaError,
     StoreUnreachable,
 )
-from vecferry.migrate.engine import Engine, LocalEngine
+from vecferry.migrate.engines import Engine
+from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.governor import DiskGuard, Governor, Guard, LatencyGuard
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.runner import Models, Runner, refuse_conflicts

@@ -10,7 +10,7 @@ from vecferry.embeddings import Outputs
 from vecferry.encoder import Progress, TextEncoder
 from vecferry.errors import MigrationConflict, SettingsError, SpaceMismatch
 from vecferry.migrate.embed import Embedded, embed
-from vecferry.migrate.engine import Engine, range_name
+from vecferry.migrate.engines import Engine, range_name
 from vecferry.migrate.governor import Governor
 from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State

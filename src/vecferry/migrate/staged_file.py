@@ -147,18 +147,18 @@ def _lists(rows: Sequence[NDArray[Any] | None], dtype: type[np.generic]) -> Any:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def held_digests(path: Path) -> dict[int, bytes]:
+def held_digests(source: Path | BinaryIO) -> dict[int, bytes]:
     """The digest of each row that holds its vectors; these are not read. Raises NotReadable, StoreFailed."""
-    with _opened(path) as file:
+    with _opened(source) as file:
         table = file.read(["digest", "held"])
         digests = table["digest"].to_pylist()
         return {int(row): digests[row] for row in np.flatnonzero(table["held"].to_numpy())}
 
 
-def read(path: Path, wanted: Collection[int] | None = None) -> list[StagedRow]:
+def read(source: Path | BinaryIO, wanted: Collection[int] | None = None) -> list[StagedRow]:
     """The rows of those numbers, or all. Raises NotReadable, StoreFailed."""
     found, start = [], 0
-    with _opened(path) as file:
+    with _opened(source) as file:
         for group in range(file.num_row_groups):
             numbers = range(start, start + file.metadata.row_group(group).num_rows)
             start = numbers.stop
@@ -171,13 +171,13 @@ def read(path: Path, wanted: Collection[int] | None = None) -> list[StagedRow]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(source: Path | BinaryIO) -> Iterator[Any]:
     """The file; what is found out about it while it is being read too."""
     import pyarrow as pa
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with pyarrow.parquet.ParquetFile(source, page_checksum_verification=True) as file:
             noted = file.schema_arrow.metadata or {}
             schema = str(file.schema_arrow.remove_metadata())
             if (noted.get(b"schema"), noted.get(b"rows")) != (schema.encode(), b"%d" % file.metadata.num_rows):
@@ -187,7 +187,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise NotReadable from exc
     except (pa.ArrowException, OSError, KeyError, ValueError) as exc:
         if isinstance(exc, OSError) and exc.errno:  # the system's word; a damaged page has no number
-            raise StoreFailed("staging", f"{path}: {os.strerror(exc.errno)}") from exc
+            raise StoreFailed("staging", f"{source}: {os.strerror(exc.errno)}") from exc
         raise NotReadable from exc
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,14 +61,27 @@ class Staging:
 
         Raises OutputWriteFailed, and then what was there before is untouched.
         """
-        elsewhere = self._index.find([new.digest for new in embedded.vectors], but=name)
-        rows = _rows(embedded, self.outputs, known={digest for held in elsewhere.values() for digest in held.values()})
+        known = self.known([new.digest for new in embedded.vectors], but=name)
+        rows = staged_rows(embedded, self.outputs, known)
+        held = {i: row.digest for i, row in enumerate(rows) if row.vectors is not None}
+        self._put(name, lambda file: write(file, rows), held)
+
+    def keep_file(self, name: str, content: bytes) -> set[bytes]:
+        """As `keep`, for a file that was written elsewhere; comes back with the digests whose vectors it holds.
+
+        Raises NotReadable if it is not as it was written, OutputWriteFailed; then what was there before is untouched.
+        """
+        held = held_digests(BytesIO(content))
+        self._put(name, lambda file: file.write(content), held)
+        return set(held.values())
+
+    def _put(self, name: str, fill: Callable[[BinaryIO], object], held: Mapping[int, bytes]) -> None:
         path = self._path(name)
         with _writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             with _replacing(path) as file:
-                write(file, rows)
-        self._index.add(name, {i: row.digest for i, row in enumerate(rows) if row.vectors is not None})
+                fill(file)
+        self._index.add(name, held)
 
     def read(self, name: str) -> Embedded | None:
         """What was staged under `name`, in its order; None if nothing was, or not all of it can be had."""
@@ -88,9 +102,12 @@ class Staging:
             tuple(DeadLetter(row.key, row.reason, row.digest) for row in rows if row.reason is not None),
         )
 
-    def known(self, digests: Sequence[bytes]) -> set[bytes]:
-        """Those that are staged with a vector, by what opening and `keep` have seen; no file is read."""
-        return {digest for rows in self._index.find(digests).values() for digest in rows.values()}
+    def known(self, digests: Sequence[bytes], but: str = "") -> set[bytes]:
+        """Those that are staged with a vector, by what opening and `keep` have seen; no file is read.
+
+        but: a name under which nothing is looked for.
+        """
+        return {digest for rows in self._index.find(digests, but).values() for digest in rows.values()}
 
     def vectors(self, digests: Sequence[bytes]) -> dict[bytes, StagedVector]:
         """What is staged of these; dead letters have none."""
@@ -158,12 +175,13 @@ def _heads(new: NewVector) -> Outputs:
     return DENSE | sparse | (Outputs(0) if new.colbert is None else Outputs.COLBERT)
 
 
-def _rows(embedded: Embedded, outputs: Outputs, known: set[bytes]) -> list[StagedRow]:
-    """The vectors of each digest that is not known yet go into the first of its rows."""
+def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) -> list[StagedRow]:
+    """The vectors of each digest that is not known yet go into the first of its rows; known ones may be left out."""
     reasons, rows, held = {letter.key: letter.reason for letter in embedded.letters}, [], set(known)
     for new in embedded.vectors:
         reason, vectors = reasons.get(new.key), None
-        assert (new.vector is None) == (reason is not None), f"{new.key} has a vector and a letter, or neither"
+        is_right = new.digest in known or (new.vector is None) == (reason is not None)
+        assert is_right, f"{new.key} has a vector and a letter, or neither"
         if new.vector is not None and new.digest not in held:
             assert _heads(new) == outputs, f"{new.key} has not the heads that are staged here"
             vectors = StagedVector(new.vector, new.sparse, new.colbert)

@@ -1,7 +1,7 @@
-"""What embeds the ranges of a backfill: ranges in, the numbers of those out that lie durably in the staging.
+"""The engine in this process.
 
-    LocalEngine     store ── reader ──► rows ── encoder ──► staging
-                                              └──────────► numbers ──► whoever applies them
+    store ── reader ──► rows ── encoder ──► staging
+                              └──────────► numbers ──► whoever applies them
 
 Both queues are short, so that memory is bounded, and one who stops taking numbers stops the whole.
 """
@@ -12,31 +12,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encoder import TextEncoder
-from vecferry.migrate.embed import Embedded, embed
+from vecferry.migrate.embed import Embedded
+from vecferry.migrate.engines import range_name
+from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.staging import Staging
-from vecferry.stores import NewVector, Row, Store
+from vecferry.stores import Row, Store
 from vecferry.stores.ledger import RangeRecord
 
 T = TypeVar("T")
-
-
-class Engine(Protocol):
-    """One implementation per place where models run."""
-
-    def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
-        """The numbers of these ranges, in any order, each once all of it lies durably in the staging.
-
-        A range that is staged already is not done again. To be closed, if it is not taken to its end.
-        """
-
-
-def range_name(uid: str, number: int) -> str:
-    """Under which a range is staged. uid: of the migration, as in `MigrationSpec`."""
-    return f"{uid}-{number:08d}"
 
 
 @dataclass(frozen=True)
@@ -106,18 +93,8 @@ class LocalEngine:
 
     def _embed(self, rows: Sequence[Row]) -> Embedded:
         """As `embed`, but a text that is staged is not encoded again."""
-        digests = [row.digest for row in rows]
-        staged = self.staging.vectors(digests)
-        unknown = [row for row, digest in zip(rows, digests, strict=True) if digest not in staged]
-        made = embed(self.encoder, unknown, self.outputs)
-        fresh = iter(made.vectors)
-        vectors = [
-            NewVector(row.key, digest, old.vector, old.sparse, old.colbert)
-            if (old := staged.get(digest))
-            else next(fresh)
-            for row, digest in zip(rows, digests, strict=True)
-        ]
-        return Embedded(tuple(vectors), made.letters)
+        staged = self.staging.vectors([row.digest for row in rows])
+        return embed_unknown(self.encoder, rows, self.outputs, staged)
 
 
 class _Abandoned(Exception):
