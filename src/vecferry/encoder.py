@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +112,7 @@ class Encoder:
 
     def encode_iter(
         self, texts: Iterable[str], *, outputs: Outputs = DENSE, role: Role = "passage", texts_each: int = TEXTS_EACH
-    ) -> Iterator[Embeddings]:
+    ) -> Generator[Embeddings, None, None]:
         """`encode` for a corpus that does not fit in memory: embeddings of `texts_each` texts at a time.
 
         `texts` is read that many ahead. Equal texts are computed once among those that come together, and once in all

@@ -553,7 +553,9 @@ class EngineStalled(EngineError):
     """seen: what came of each try, as far as anything was seen."""
 
     template = "the workers did nothing in {tries} tries: {seen}. Missing: {missing}."
-    advice = "What is done is kept; the same command goes on. A slow range wants fewer --rows-per-range or more stall_s."
+    advice = (
+        "What is done is kept; the same command goes on. A slow range wants fewer --rows-per-range or more stall_s."
+    )
     tries: int
     seen: Sequence[str]
     missing: str

@@ -34,6 +34,11 @@ Sample = Annotated[int | None, typer.Option(help="Rows to encode for the check o
 RowsEach = Annotated[int | None, typer.Option("--rows-per-range", help="Rows encoded and kept at a time.", min=1)]
 Outputs = Annotated[str | None, typer.Option(help="Heads of the new side: dense, and sparse or colbert beside it.")]
 Accepted = Annotated[int, typer.Option(help="Go on though exactly this many rows have no new vector.", min=0)]
+EngineKind = Annotated[str | None, typer.Option("--engine", help="Where the model runs: local, or ray.")]
+Workers = Annotated[int | None, typer.Option(help="With ray: processes that each load the model.", min=1)]
+RayAddress = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster that this machine is part of; else it runs here alone.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 WAIT_POLL_S = 0.5
 
@@ -66,6 +71,9 @@ def start(
     rows_each: RowsEach = None,
     rate: Annotated[float | None, typer.Option("--rows-per-s", help="At most so many rows written a second.")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
+    engine: EngineKind = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay, and keep both sides current until finalize or Ctrl-C.")
     ] = False,
@@ -73,10 +81,13 @@ def start(
 ) -> None:
     """Encode every row into a new side, and capture writes. Resumes where a stopped run ended; later, it catches up."""
     target = _with_models(target, artifact, old_artifact, outputs)
-    target = Target(merged(target.config, {"limits.rows_per_range": rows_each, "limits.rows_per_s": rate}))
+    values: dict[str, object] = {"limits.rows_per_range": rows_each, "limits.rows_per_s": rate}
+    values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
+    target = Target(merged(target.config, values))
+    new, until = target.new, (lambda: False) if follow else None
     with target.migration() as migration, counting("rows", "rows") as progress:
         migration.options = replace(migration.options, old_fingerprint=old_fingerprint)
-        found = migration.start(target.new, progress, old=target.old, follow=(lambda: False) if follow else None)
+        found = migration.start(new, progress, old=target.old, follow=until, engine=target.engine(new))
     show(found.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(found))
 
 

@@ -12,13 +12,20 @@ from typing import Annotated, Any
 
 import typer
 
+from vecferry.encoder import TextEncoder
 from vecferry.errors import SettingsError
-from vecferry.loading import LazyEncoder, load_encoder
+from vecferry.loading import LazyEncoder, Options, load_encoder
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
+from vecferry.migrate.engines import Engine
+from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.migrate.staging import Staging
 from vecferry.settings import read_settings
 from vecferry.stores import Store
+from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.opening import open_store
+
+EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,21 @@ class Target:
             thresholds=self.config.thresholds,
         )
 
+    def engine(self, new: TextEncoder) -> EngineFor | None:
+        """None for the one that a migration takes by itself. Raises MissingExtra, ArtifactError."""
+        config = self.config
+        if config.engine.kind == "local":
+            return None
+        from vecferry.migrate.engines.distributed import RayEngine
+
+        model = ShippedArtifact.of(_model_options(config.models.new))
+
+        def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
+            rows = config.limits.rows_per_range
+            return RayEngine(store, new, staging, record.spec.uid, rows, model, config.engine.ray)
+
+        return made
+
     @property
     def new(self) -> LazyEncoder:
         return _encoder(self.config.models.new)
@@ -68,7 +90,11 @@ class Target:
 
 def _encoder(artifact: Path) -> LazyEncoder:
     """A fallback keeps its vector space or is refused, and lightweight is as the settings say."""
-    return LazyEncoder(lambda: load_encoder(replace(read_settings().options(), artifact=artifact)))
+    return LazyEncoder(lambda: load_encoder(_model_options(artifact)))
+
+
+def _model_options(artifact: Path) -> Options:
+    return replace(read_settings().options(), artifact=artifact)
 
 
 def _url_of_settings() -> str:

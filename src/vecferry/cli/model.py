@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 import typer
 
 from vecferry.cli.output import Json, counting, plain, short, show, show_table, stages
-from vecferry.embeddings import Outputs
+from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encoder import Encoder, Role
 from vecferry.errors import SettingsError, VecferryError, VerificationFailed
 from vecferry.evaluate import read_beir
 from vecferry.loading import Options, load_encoder
+from vecferry.migrate.engines import RaySettings
+from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.settings import Settings, read_settings
 from vecferry.sources import open_source
 from vecferry.spec import Overrides
@@ -122,6 +125,9 @@ def encode(
     cache: Annotated[
         Path | None, typer.Option(help="A folder that keeps what was encoded, for the next time. [VECFERRY_CACHE]")
     ] = None,
+    engine: Annotated[str, typer.Option(help="Where the model runs: local, or ray.")] = "local",
+    workers: Annotated[int, typer.Option(help="With ray: processes that each load the model.", min=1)] = 1,
+    ray_address: Annotated[str | None, typer.Option(help="HOST:PORT of a Ray cluster; else it runs here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Encode a file of texts.
@@ -132,15 +138,21 @@ def encode(
 
     if role not in ("passage", "query"):
         raise SettingsError("--role", role, "passage or query")
+    if engine not in ("local", "ray"):
+        raise SettingsError("--engine", engine, "local or ray")
     export.check_target(out)
     chosen_role: Role = "query" if role == "query" else "passage"
     wanted, started = Outputs.parse(outputs), time.perf_counter()
     options = _options(read_settings(), artifact)
     loaded = load_encoder(replace(options, cache=cache or options.cache))
     ids, texts = export.read_texts(file)
-    with counting("encoding") as progress:
-        chunks = _encoded(loaded.encoder, ids, texts, wanted, chosen_role, progress)
-        written = export.write(out, chunks)
+    if engine == "ray":
+        settings = RaySettings(address=ray_address, workers=workers)
+        parts = _on_workers(settings, options, loaded.encoder, texts, wanted, chosen_role)
+    else:
+        parts = loaded.encoder.encode_iter(texts, outputs=wanted, role=chosen_role)
+    with closing(parts), counting("encoding") as progress:
+        written = export.write(out, _with_ids(ids, parts, progress))
     if out is not None:
         summary = {
             "output": str(out),
@@ -205,13 +217,20 @@ def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encode
     return lambda encoder: labelled.ndcg_at_10(encoder)
 
 
-def _encoded(encoder: Encoder, ids: list[str], texts: list[str], outputs: Outputs, role: Role, progress: Any) -> Any:
-    """(ids, embeddings), 1,024 texts at a time."""
+def _on_workers(
+    settings: RaySettings, options: Options, encoder: Encoder, texts: list[str], outputs: Outputs, role: Role
+) -> Generator[Embeddings, None, None]:
+    from vecferry.migrate.engines.distributed import encode_on_workers
+
+    return encode_on_workers(settings, ShippedArtifact.of(options), encoder, texts, outputs=outputs, role=role)
+
+
+def _with_ids(ids: list[str], parts: Iterable[Embeddings], progress: Any) -> Iterator[tuple[list[str], Embeddings]]:
     done = 0
-    for found in encoder.encode_iter(texts, outputs=outputs, role=role):
+    for found in parts:
         yield ids[done : done + len(found)], found
         done += len(found)
-        progress(done, len(texts))
+        progress(done, len(ids))
 
 
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,14 @@
     min_free_gb = 1.0                        # pauses while less is free at `staging`
     lease_s = 15.0
     staging = ".vecferry/staging"
+    [engine]
+    kind = "local"                           # or "ray"; the others are for Ray
+    address = "head:6379"                    # of a cluster that this machine is part of; else Ray runs on this machine
+    workers = 1                              # each with the model in memory
+    cpus_per_worker = 2                      # else the CPUs are shared out evenly
+    gpus_per_worker = 0.0
+    wave = 64                                # ranges read at once, for each worker
+    stall_s = 600.0                          # longer than the slowest range takes
     [verify]
     sample = 100
     min_recall = 0.9
@@ -52,6 +60,7 @@ from pydantic import (
 
 from vecferry.embeddings import Outputs
 from vecferry.errors import SettingsError, reason_of
+from vecferry.migrate.engines import RaySettings
 
 LOCAL_SCHEMES = ("chroma", "lancedb", "milvus", "qdrant")
 HIDDEN = "…"
@@ -135,6 +144,23 @@ class LimitsConfig(_Section):
     staging: PathHere = Field(Path(".vecferry/staging"), description="a folder")
 
 
+class EngineConfig(_Section):
+    """[engine]. All but kind as in `RaySettings`."""
+
+    kind: Literal["local", "ray"] = Field("local", description="local or ray")
+    address: Name | None = Field(None, description="HOST:PORT, or auto")
+    workers: Whole = Field(RaySettings.workers, description="a whole number from 1")
+    cpus_per_worker: Whole | None = Field(None, description="a whole number from 1")
+    gpus_per_worker: Annotated[Number, Field(ge=0)] = Field(RaySettings.gpus_per_worker, description="a number from 0")
+    wave: Whole = Field(RaySettings.wave, description="a whole number from 1")
+    stall_s: Above0 = Field(RaySettings.stall_s, description="seconds above 0")
+
+    @property
+    def ray(self) -> RaySettings:
+        """Those of the kind ray."""
+        return RaySettings(**self.model_dump(exclude={"kind"}))
+
+
 class VerifyConfig(_Section):
     """[verify]. sample: rows."""
 
@@ -162,6 +188,7 @@ class MigrationConfig(_Section):
     store: StoreConfig = Field(description="a section [store]")
     models: ModelsConfig = Field(description="a section [models]")
     limits: LimitsConfig = Field(LimitsConfig(), description="a section [limits]")
+    engine: EngineConfig = Field(EngineConfig(), description="a section [engine]")
     verify: VerifyConfig = Field(VerifyConfig(), description="a section [verify]")
     gate: GateConfig = Field(GateConfig(), description="a section [gate]")
     thresholds: dict[Name, Cosine] = Field({}, description="names, each with a number from -1 to 1")
@@ -171,6 +198,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "store": StoreConfig,
     "models": ModelsConfig,
     "limits": LimitsConfig,
+    "engine": EngineConfig,
     "verify": VerifyConfig,
     "gate": GateConfig,
 }

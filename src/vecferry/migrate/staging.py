@@ -31,7 +31,7 @@ from vecferry.migrate.staged_file import (
     write,
 )
 from vecferry.migrate.staged_index import StagedIndex
-from vecferry.stores import NewVector
+from vecferry.stores import NewVector, Row
 from vecferry.stores.ledger import DeadLetter
 
 PARTIAL = ".partial"
@@ -101,6 +101,12 @@ class Staging:
             tuple(_new_vector(row, held.get(row.digest)) for row in rows),
             tuple(DeadLetter(row.key, row.reason, row.digest) for row in rows if row.reason is not None),
         )
+
+    def holds(self, name: str, rows: Sequence[Row]) -> bool:
+        """Whether all of these rows are staged under `name` with the text that they have."""
+        staged = self.read(name)
+        there = None if staged is None else {(new.key, new.digest) for new in staged.vectors}
+        return there is not None and {(row.key, row.digest) for row in rows} <= there
 
     def known(self, digests: Sequence[bytes], but: str = "") -> set[bytes]:
         """Those that are staged with a vector, by what opening and `keep` have seen; no file is read.

@@ -75,15 +75,9 @@ class LocalEngine:
         try:
             for each in ranges:
                 found = store.pending(each.keys, self.rows_per_range)
-                rows.put((each.number, None if self._is_staged(each.number, found) else found))
+                rows.put((each.number, None if self.staging.holds(range_name(self.uid, each.number), found) else found))
         finally:
             store.close()
-
-    def _is_staged(self, number: int, rows: Sequence[Row]) -> bool:
-        staged = self.staging.read(range_name(self.uid, number))
-        return staged is not None and {(row.key, row.digest) for row in rows} <= {
-            (new.key, new.digest) for new in staged.vectors
-        }
 
     def _encode(self, rows: _Queue[tuple[int, list[Row] | None]], numbers: _Queue[int]) -> None:
         for number, found in rows:

@@ -1,0 +1,147 @@
+"""The engine on many machines: the driver reads ranges and stages files, workers make the files of the rows.
+
+    store ──► rows ── Pool ──► files, as bytes ──► staging ──► numbers ──► whoever applies them
+
+Reading is cheap beside encoding, so the driver does it: workers need neither the store nor its password.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+
+from vecferry.embeddings import Embeddings, Outputs
+from vecferry.encoder import TEXTS_EACH, Role, TextEncoder
+from vecferry.errors import InvalidText
+from vecferry.export import as_npz, load_npz
+from vecferry.migrate.engines import RaySettings, range_name
+from vecferry.migrate.engines.ray import Pool
+from vecferry.migrate.engines.shipping import NodeModel
+from vecferry.migrate.engines.task import RangeTask
+from vecferry.migrate.staging import Staging
+from vecferry.stores import Store
+from vecferry.stores.ledger import RangeRecord
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Stages the same files as `LocalEngine`, in another order. encoder: of the driver; model: the same for workers.
+
+    What is staged lies in the staging of the driver alone.
+    """
+
+    store: Store
+    encoder: TextEncoder
+    staging: Staging
+    uid: str
+    rows_per_range: int
+    model: NodeModel
+    settings: RaySettings
+
+    def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
+        """Wave by wave; the rows of one are read at once. Raises what `Pool.results` raises.
+
+        Without a range to be done Ray is not started; closing it ends all that was.
+        """
+        failed = set[bytes]()
+        with Pool(self.settings, self.model, self.encoder, partial(_range_file, outputs=self.staging.outputs)) as pool:
+            for start in range(0, len(ranges), self.settings.jobs_per_wave):
+                wave = {each.number: each for each in ranges[start : start + self.settings.jobs_per_wave]}
+                while wave:
+                    for number in self._pass(pool, [*wave.values()], failed):
+                        del wave[number]
+                        yield number
+
+    def _pass(self, pool: Pool, ranges: Sequence[RangeRecord], failed: set[bytes]) -> Iterator[int]:
+        """Numbers of ranges that are staged now; at least of the first.
+
+        A range that waited for the vectors of a text which then failed in another range is left out; the text is
+        added to `failed`, so that in the next pass each range tries it by itself.
+        """
+        plans = dict[int, _Plan]()
+        coming = set[bytes]()
+        for each in ranges:
+            plan = self._plan(each, coming - failed)
+            if plan is None:
+                yield each.number
+            else:
+                plans[each.number] = plan
+                coming |= plan.made
+        held = dict[int, bytes]()
+        for number, file in pool.results({number: plan.task.to_bytes() for number, plan in plans.items()}):
+            held[number] = file
+            while ready := [number for number in held if self._are_staged(plans[number].awaited)]:
+                for done in ready:
+                    there = self.staging.keep_file(range_name(self.uid, done), held.pop(done))
+                    failed |= plans[done].made - there
+                    yield done
+
+    def _are_staged(self, digests: set[bytes]) -> bool:
+        return digests <= self.staging.known([*digests])
+
+    def _plan(self, each: RangeRecord, coming: set[bytes]) -> _Plan | None:
+        """None if it is staged with the texts that it has now. coming: what ranges before it will hold."""
+        name, rows = range_name(self.uid, each.number), self.store.pending(each.keys, self.rows_per_range)
+        if self.staging.holds(name, rows):
+            return None
+        digests = {row.digest for row in rows if row.text is not None}
+        there = self.staging.known([*digests], but=name)
+        awaited = (coming & digests) - there
+        made = digests - there - awaited
+        return _Plan(RangeTask(rows, there | awaited, self.staging.vectors([*made])), awaited, made)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Digests. awaited: of texts whose vectors ranges before it will hold; made: of those that it will hold itself."""
+
+    task: RangeTask
+    awaited: set[bytes]
+    made: set[bytes]
+
+
+def _range_file(encoder: TextEncoder, job: bytes, outputs: Outputs) -> bytes:
+    return RangeTask.from_bytes(job).done(encoder, outputs)
+
+
+# --- texts without a store ------------------------------------------------------------------------
+
+
+def encode_on_workers(
+    settings: RaySettings,
+    model: NodeModel,
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    *,
+    outputs: Outputs,
+    role: Role,
+) -> Generator[Embeddings, None, None]:
+    """As `Encoder.encode_iter`, in the order of the texts. To be closed, if it is not taken to its end.
+
+    Raises what `Pool.results` raises.
+    """
+    starts = range(0, len(texts), TEXTS_EACH)
+    with Pool(settings, model, encoder, partial(_encoded, outputs=outputs, role=role)) as pool:
+        for first in range(0, len(starts), settings.jobs_per_wave):
+            wave = starts[first : first + settings.jobs_per_wave]
+            jobs = {at: json.dumps([at, *texts[at : at + TEXTS_EACH]]).encode() for at in wave}
+            yield from _in_order(wave, pool.results(jobs))
+
+
+def _encoded(encoder: TextEncoder, job: bytes, outputs: Outputs, role: Role) -> bytes:
+    first_row, *texts = json.loads(job)
+    try:
+        return as_npz([""] * len(texts), encoder.encode(texts, outputs=outputs, role=role))
+    except InvalidText as exc:
+        raise InvalidText(first_row + exc.row, exc.reason) from exc
+
+
+def _in_order(numbers: Iterable[int], results: Iterator[tuple[int, bytes]]) -> Iterator[Embeddings]:
+    early = dict[int, bytes]()
+    for number in numbers:
+        while number not in early:
+            early |= [next(results)]
+        yield load_npz(BytesIO(early.pop(number)))[1]

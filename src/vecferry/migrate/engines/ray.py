@@ -1,0 +1,377 @@
+"""Ray, and what Ray Data does here. The only file that imports `ray`.
+
+    driver ── jobs ──► conductor ── Ray Data: map_batches over a pool of actors ──► workers, one model each
+       ◄── results, one by one, each as soon as it is there ──┘
+
+The conductor is an actor on the driver's machine that owns one Ray Data run, a wave of jobs. Where nothing comes any
+more it is killed, and with it goes all that it owns; the next one begins what is missing. A job's result is its bytes:
+nothing is written by a worker, so no folder must be shared, and a full disk is met in one place.
+
+Ray reports usage to its maker unless it is told not to; here it is, unless the application has chosen otherwise.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+import vecferry.errors
+from vecferry.embeddings import Float32
+from vecferry.encoder import TextEncoder
+from vecferry.errors import (
+    EngineStalled,
+    EngineUnreachable,
+    MissingExtra,
+    NodeRefused,
+    SettingsError,
+    SpaceMismatch,
+    VecferryError,
+)
+from vecferry.migrate.engines import RaySettings
+from vecferry.migrate.engines.shipping import NodeModel
+from vecferry.runtime.host import available_cpus
+from vecferry.verify import LOSSES, TEXTS, TOLERANCES
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+try:
+    import pyarrow as pa
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as exc:
+    raise MissingExtra("ray", "ray") from exc
+
+Do = Callable[[TextEncoder, bytes], bytes]
+"""What a worker does with a job. To be pickled."""
+RESULTS_AHEAD = 8
+"""Results that wait for the driver at most; then workers wait too."""
+
+
+class Pool:
+    """Workers with a model, for as long as it is open. Opened by the first wave.
+
+    Ends what it has begun: the Ray of this machine, with its processes and its folder, or the connection to a
+    cluster. Where the process is connected already, that connection is used and left.
+    """
+
+    def __init__(self, settings: RaySettings, model: NodeModel, encoder: TextEncoder, do: Do) -> None:
+        """encoder: of the driver, whose vectors those of other machines are held against. Raises SpaceMismatch."""
+        if encoder.fingerprint != model.fingerprint:
+            raise SpaceMismatch(
+                expected=encoder.fingerprint, found=model.fingerprint, where="the model for the workers"
+            )
+        self._settings, self._model, self._encoder, self._do = settings, model, encoder, do
+        self._session: _Session | None = None
+        self._conductor: Any = None
+        self._examined: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves no actor, no process and no folder of ours. Repeating is safe."""
+        self._end_conductor()
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+        self._examined.clear()
+
+    def results(self, jobs: Mapping[int, bytes]) -> Generator[tuple[int, bytes], None, None]:
+        """(number, result) of each job, in any order, each once: one wave.
+
+        Raises EngineUnreachable; NodeRefused; EngineStalled if nothing came in `tries` tries; and what the first job
+        raised whose failure is no single text's.
+        """
+        missing, seen = dict(jobs), list[str]()
+        while missing:
+            try:
+                for number, found in self._try(missing):
+                    del missing[number]
+                    seen.clear()
+                    yield number, found
+            except (RayError, _Stalled) as exc:
+                seen.append(_first_line(exc))
+                self._end_conductor()
+            else:
+                seen += ["the run ended without them"] if missing else []
+            if missing and len(seen) >= self._settings.tries:
+                raise EngineStalled(len(seen), tuple(dict.fromkeys(seen)), f"{len(missing)} of {len(jobs)} jobs")
+
+    def _try(self, jobs: Mapping[int, bytes]) -> Generator[tuple[int, bytes], None, None]:
+        """Those that come out before something breaks. Raises RayError, _Stalled."""
+        if self._session is None:
+            self._session = _Session(self._settings)
+        threads = self._session.cpus_per_worker
+        self._examine_nodes(threads)
+        if self._conductor is None:
+            self._conductor = _on(self._session.node, _Conductor).remote()
+        tables = [
+            pa.table({"number": [number], "job": pa.array([job], pa.large_binary())}) for number, job in jobs.items()
+        ]
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
+        stream = self._conductor.run.options(**options).remote(
+            tables, _Worker, (self._model, self._do, threads), self._settings, threads
+        )
+        while True:
+            ready, _ = ray.wait([stream], timeout=self._settings.stall_s)
+            if not ready:
+                raise _Stalled(f"no job was done for {self._settings.stall_s:g} s; {self._session}")
+            try:
+                number, found, failure = ray.get(next(stream))
+            except StopIteration:
+                return
+            if failure:
+                raise _rebuilt(failure)
+            yield number, found
+
+    def _end_conductor(self) -> None:
+        if self._conductor is not None and ray.is_initialized():
+            ray.kill(self._conductor)
+        self._conductor = None
+
+    # --- machines ---------------------------------------------------------------------------------
+
+    def _examine_nodes(self, threads: int) -> None:
+        """Leaves the model on every machine that can have a worker and was not seen before. Raises NodeRefused."""
+        wanted = {"CPU": threads, "GPU": self._settings.gpus_per_worker}
+        fitting = [
+            node for node in _alive()
+            if all(node["Resources"].get(name, 0) >= number for name, number in wanted.items())
+        ]  # fmt: skip
+        if not fitting:
+            reason = f"none of its machines has {threads} CPUs and {self._settings.gpus_per_worker:g} GPUs for a worker"
+            raise EngineUnreachable(self._settings.address or "local", reason)
+        new = {node["NodeID"]: node["NodeManagerHostname"] for node in fitting if node["NodeID"] not in self._examined}
+        looks = self._on_each(new, _look, self._model)
+        for node, (_, version, _, refusal) in looks.items():
+            if version != vecferry.__version__:
+                raise NodeRefused(new[node], f"it has vecferry {version}, and the driver {vecferry.__version__}")
+            if refusal:
+                raise NodeRefused(new[node], refusal)
+        self._ship({node: new[node] for node, (_, _, missing, _) in looks.items() if missing})
+        other_kinds = {node: new[node] for node, (kind, *_) in looks.items() if kind != self._model.kind()}
+        self._probe(other_kinds, threads)
+        self._examined |= new.keys()
+
+    def _ship(self, nodes: Mapping[str, str]) -> None:
+        if nodes:
+            pieces = [(name, ray.put(piece)) for name, piece in self._model.pieces()]
+            for node, refusal in self._on_each(nodes, _receive, self._model, pieces).items():
+                if refusal:
+                    raise NodeRefused(nodes[node], refusal)
+
+    def _probe(self, nodes: Mapping[str, str], threads: int) -> None:
+        """On a machine of another kind the same texts must have nearly the same vectors."""
+        if not nodes:
+            return
+        space = self._encoder.space
+        allowed = LOSSES.get(space.precision, TOLERANCES)["itself"]
+        expected = self._encoder.encode(TEXTS).dense
+        needs = {"num_cpus": threads, "num_gpus": self._settings.gpus_per_worker}
+        for node, found in self._on_each(nodes, _encode_probes, self._model, threads, **needs).items():
+            if isinstance(found, str):
+                raise NodeRefused(nodes[node], found)
+            if (difference := float(np.abs(found - expected).max())) > allowed or not np.isfinite(found).all():
+                reason = f"its vectors differ from the driver's by {difference:.2g}, and {allowed:g} is allowed"
+                raise NodeRefused(nodes[node], reason)
+
+    def _on_each(self, nodes: Mapping[str, str], function: Any, *args: Any, **needs: float) -> dict[str, Any]:
+        """What the function returns on each of these machines. Raises RayError, _Stalled."""
+        if not nodes:
+            return {}
+        tasks = {node: _on(node, function, **needs).remote(*args) for node in nodes}
+        _, late = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=self._settings.stall_s)
+        if late:
+            names = ", ".join(nodes[node] for node, task in tasks.items() if task in late)
+            raise _Stalled(f"{names} did not answer for {self._settings.stall_s:g} s")
+        return {node: ray.get(task) for node, task in tasks.items()}
+
+
+class _Stalled(Exception):
+    """Nothing came in time; what was seen."""
+
+
+class _Session:
+    """The connection to Ray, and its end."""
+
+    def __init__(self, settings: RaySettings) -> None:
+        """Raises EngineUnreachable, SettingsError."""
+        self._is_ours, self._folder = not ray.is_initialized(), ""
+        try:
+            if self._is_ours and settings.address is None:
+                self._start(settings)
+            elif self._is_ours:
+                self._join(settings.address or "")
+        except BaseException:
+            self.close()
+            raise
+        self.node: str = ray.get_runtime_context().get_node_id()
+        self.cpus_per_worker = settings.cpus_per_worker or self._share(settings)
+
+    def __str__(self) -> str:
+        return f"{len(_alive())} machines with {sum(_cpus(node) for node in _alive()):g} CPUs were alive"
+
+    def close(self) -> None:
+        if self._is_ours:
+            ray.shutdown()
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, settings: RaySettings) -> None:
+        """One CPU more than workers take, in Ray's count: or tasks and workers could wait for each other for ever."""
+        self._folder = tempfile.mkdtemp(prefix="vecferry-ray-")
+        cpus = settings.workers * (settings.cpus_per_worker or max(available_cpus() // settings.workers, 1)) + 1
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=self._folder, **QUIET)
+
+    def _join(self, address: str) -> None:
+        if "://" in address:
+            expected = "HOST:PORT of a cluster that this machine is part of (ray start --address HOST:PORT), or auto"
+            raise SettingsError("--ray-address", address, expected)
+        try:
+            ray.init(address=address, **QUIET)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as exc:
+            raise EngineUnreachable(address, _first_line(exc)) from exc
+
+    def _share(self, settings: RaySettings) -> int:
+        """So that all workers fit. One CPU of Ray's count is left to its tasks where it can be."""
+        nodes = sorted((int(_cpus(node)) for node in _alive()), reverse=True)
+        most = max(nodes, default=1)
+        fitting = (
+            cpus for cpus in range(most, 0, -1)
+            if sum(number // cpus for number in nodes) >= settings.workers and sum(nodes) > settings.workers * cpus
+        )  # fmt: skip
+        return next(fitting, 1)
+
+
+QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def _alive() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def _cpus(node: Mapping[str, Any]) -> float:
+    return float(node["Resources"].get("CPU", 0))
+
+
+def _on(node: str, what: Any, *, num_cpus: float = 0, num_gpus: float = 0) -> Any:
+    """A function or class of ours as a task or actor on that machine."""
+    limits: dict[str, Any] = {"max_restarts": 0} if inspect.isclass(what) else {"max_retries": 0}
+    placed = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(what).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=placed, **limits)
+
+
+def _first_line(exc: BaseException) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return (
+        f"{type(exc).__name__}: {lines[-1]}"
+        if isinstance(exc, RayError) and lines
+        else (lines or [type(exc).__name__])[0]
+    )
+
+
+# --- on the machines ------------------------------------------------------------------------------
+
+
+def _look(model: NodeModel) -> tuple[str, str, str, str]:
+    """Kind of machine, vecferry's version, why the model is missing, why the machine is to be refused."""
+    try:
+        missing, refusal = model.missing(), ""
+    except VecferryError as exc:
+        missing, refusal = "", exc.message
+    return model.kind(), vecferry.__version__, missing, refusal
+
+
+def _receive(model: NodeModel, pieces: Sequence[tuple[str, Any]]) -> str:
+    """Why it could not be; empty if it is there."""
+    try:
+        model.receive((name, ray.get(piece)) for name, piece in pieces)
+    except VecferryError as exc:
+        return exc.message
+    return ""
+
+
+def _encode_probes(model: NodeModel, threads: int) -> Float32 | str:
+    """float32 [TEXTS, D], or why not."""
+    try:
+        return model.load(threads).encode(TEXTS).dense
+    except VecferryError as exc:
+        return exc.message
+
+
+class _Conductor:
+    """Owns one run of Ray Data at a time; they end with it."""
+
+    def run(
+        self, tables: Sequence[pa.Table], worker: type, arguments: Sequence[Any], settings: RaySettings, cpus: int
+    ) -> Generator[tuple[int, bytes, str], None, None]:
+        """(number, result, failure) of each job as soon as it is there. One job is one block, and one task."""
+        import ray.data
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=settings.workers, initial_size=settings.workers)
+        done = ray.data.from_arrow(list(tables)).map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=pool,
+            num_cpus=cpus,
+            num_gpus=settings.gpus_per_worker or None,
+        )
+        batch: pa.Table
+        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[assignment]
+            for row in batch.to_pylist():
+                yield row["number"], row["found"], row["failure"]
+
+
+class _Worker:
+    """Loads the model once, with as many threads as Ray was told it takes. Failures of ours come back as values."""
+
+    def __init__(self, model: NodeModel, do: Do, threads: int) -> None:
+        self._do, self._failure = do, ""
+        try:
+            self._encoder = model.load(threads)
+            if self._encoder.fingerprint != model.fingerprint:
+                where = f"the model on {socket.gethostname()}"
+                raise SpaceMismatch(expected=model.fingerprint, found=self._encoder.fingerprint, where=where)
+        except VecferryError as exc:
+            self._failure = _described(exc)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        found, failures = [], []
+        for job in batch["job"].to_pylist():
+            result, failure = b"", self._failure
+            if not failure:
+                try:
+                    result = self._do(self._encoder, job)
+                except VecferryError as exc:
+                    failure = _described(exc)
+            found.append(result)
+            failures.append(failure)
+        return pa.table({"number": batch["number"], "found": pa.array(found, pa.large_binary()), "failure": failures})
+
+
+def _described(exc: VecferryError) -> str:
+    return json.dumps([type(exc).__name__, vars(exc)], default=str)
+
+
+def _rebuilt(described: str) -> VecferryError:
+    name, fields = json.loads(described)
+    found: VecferryError = getattr(vecferry.errors, name)(**fields)
+    return found

@@ -1,0 +1,118 @@
+"""A model as it comes to the machines of a cluster: from a shared folder, or piece by piece; never unverified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock
+
+from vecferry.artifact import MANIFEST, Artifact, sha256_of, writing
+from vecferry.encoder import TextEncoder
+from vecferry.errors import ArtifactDamaged, ArtifactError
+from vecferry.loading import Options, load_encoder
+from vecferry.runtime.host import instruction_sets
+from vecferry.verify import machine
+
+PIECE_BYTES = 64 << 20
+CACHE = Path("~/.cache/vecferry/artifacts")
+"""On each machine that has not the artifact under the path that the driver knows."""
+
+
+class NodeModel(Protocol):
+    """Small and to be pickled. `pieces` is for the driver's machine, the other methods for a worker's."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    def kind(self) -> str:
+        """Of this machine; on two of one kind the model gives the same vectors."""
+
+    def missing(self) -> str:
+        """Why the model cannot be loaded here before `receive`; empty if it can. Raises ArtifactDamaged."""
+
+    def pieces(self) -> Iterator[tuple[str, bytes]]:
+        """The name of a file and some of its content, in order."""
+
+    def receive(self, pieces: Iterable[tuple[str, bytes]]) -> None:
+        """Leaves the model here. Repeating is safe. Raises ArtifactDamaged, ArtifactWriteFailed."""
+
+    def load(self, threads: int) -> TextEncoder:
+        """Raises what `load_encoder` raises."""
+
+
+@dataclass(frozen=True)
+class ShippedArtifact:
+    """options: as on the driver's machine. manifest: the SHA-256 of manifest.json, which has those of all files."""
+
+    options: Options
+    fingerprint: str
+    manifest: str
+    cache: Path = CACHE
+
+    @classmethod
+    def of(cls, options: Options, cache: Path = CACHE) -> ShippedArtifact:
+        """Of an artifact on this machine. Raises ArtifactNotFound, ArtifactDamaged, Locked."""
+        artifact = Artifact.open(options.artifact)
+        found = replace(
+            options, artifact=artifact.path.absolute(), use_onnx=True, lightweight=False, cache=None,
+            fingerprint=artifact.fingerprint,
+        )  # fmt: skip
+        return cls(found, artifact.fingerprint, sha256_of(artifact.path / MANIFEST), cache)
+
+    def kind(self) -> str:
+        """Processor, instruction sets and device."""
+        return f"{machine()['processor']}, {' '.join(instruction_sets())}, {self.options.device}"
+
+    def missing(self) -> str:
+        """Reads all of the weights."""
+        if self._is_ours(self.options.artifact):
+            self._refuse_damaged(self.options.artifact)
+            return ""
+        try:
+            self._refuse_damaged(self._received)
+        except ArtifactError as exc:
+            return exc.message
+        return ""
+
+    def pieces(self) -> Iterator[tuple[str, bytes]]:
+        folder = self.options.artifact
+        for name in (MANIFEST, *Artifact.open(folder).manifest.files):
+            with (folder / name).open("rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    yield name, piece
+
+    def receive(self, pieces: Iterable[tuple[str, bytes]]) -> None:
+        """Whole and verified, or not at all; one of several who come at once writes, the others wait."""
+        folder = self._received
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.receiving"):
+            if not self.missing():
+                return
+            with writing(folder) as temporary:
+                for name, piece in pieces:
+                    with (temporary / Path(name).name).open("ab") as file:
+                        file.write(piece)
+                self._refuse_damaged(temporary)
+
+    def load(self, threads: int) -> TextEncoder:
+        place = self.options.artifact if self._is_ours(self.options.artifact) else self._received
+        return load_encoder(replace(self.options, artifact=place, threads=threads)).encoder
+
+    @property
+    def _received(self) -> Path:
+        return self.cache.expanduser() / self.fingerprint
+
+    def _is_ours(self, folder: Path) -> bool:
+        try:
+            return sha256_of(folder / MANIFEST) == self.manifest
+        except OSError:
+            return False
+
+    def _refuse_damaged(self, folder: Path) -> None:
+        """Raises ArtifactNotFound, ArtifactDamaged."""
+        for problem in Artifact.open(folder).damaged_files():
+            raise ArtifactDamaged(folder, problem)
+        if not self._is_ours(folder):
+            raise ArtifactDamaged(folder, "it is not the artifact that the driver has")
