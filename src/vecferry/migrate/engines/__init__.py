@@ -49,7 +49,12 @@ class RaySettings:
     def __post_init__(self) -> None:
         checks = (
             ("workers", self.workers, self.workers >= 1, "1 or more"),
-            ("cpus_per_worker", self.cpus_per_worker, (self.cpus_per_worker or 1) >= 1, "1 or more"),
+            (
+                "cpus_per_worker",
+                self.cpus_per_worker,
+                self.cpus_per_worker is None or self.cpus_per_worker >= 1,
+                "1 or more",
+            ),
             ("gpus_per_worker", self.gpus_per_worker, self.gpus_per_worker >= 0, "0 or more"),
             ("wave", self.wave, self.wave >= 1, "1 or more"),
             ("stall_s", self.stall_s, self.stall_s > 0, "more than 0 seconds"),

@@ -53,6 +53,8 @@ except ImportError as exc:
 
 Do = Callable[[TextEncoder, bytes], bytes]
 """What a worker does with a job. To be pickled."""
+ANSWER_S = 5.0
+"""How long a cluster's port may take to answer."""
 RESULTS_AHEAD = 8
 """Results that wait for the driver at most; then workers wait too."""
 
@@ -237,9 +239,8 @@ class _Session:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=self._folder, **QUIET)
 
     def _join(self, address: str) -> None:
-        if "://" in address:
-            expected = "HOST:PORT of a cluster that this machine is part of (ray start --address HOST:PORT), or auto"
-            raise SettingsError("--ray-address", address, expected)
+        if address != "auto":
+            _refuse_deaf(address)  # Ray itself would try for minutes
         try:
             ray.init(address=address, **QUIET)
         except (ConnectionError, RuntimeError, ValueError, RayError) as exc:
@@ -257,6 +258,18 @@ class _Session:
 
 
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def _refuse_deaf(address: str) -> None:
+    """Raises SettingsError, EngineUnreachable."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        expected = "HOST:PORT of a cluster that this machine is part of (ray start --address HOST:PORT), or auto"
+        raise SettingsError("--ray-address", address, expected)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as exc:
+        raise EngineUnreachable(address, str(exc)) from exc
 
 
 def _alive() -> list[dict[str, Any]]:
@@ -335,7 +348,7 @@ class _Conductor:
             num_gpus=settings.gpus_per_worker or None,
         )
         batch: pa.Table
-        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[assignment]
+        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in batch.to_pylist():
                 yield row["number"], row["found"], row["failure"]
 

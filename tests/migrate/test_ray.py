@@ -1,0 +1,290 @@
+"""The engine on Ray, here on a Ray of this machine that the tests of a process share."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.migrate.doubles import TruthEncoder, truth
+from tests.migrate.faults import wait_until
+from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges
+from tests.migrate.workers import TruthModel
+from vecferry.artifact import Artifact
+from vecferry.embeddings import Outputs
+from vecferry.errors import (
+    ArtifactDamaged,
+    EngineStalled,
+    InvalidText,
+    NodeRefused,
+    OutOfMemory,
+    SettingsError,
+    SpaceMismatch,
+)
+from vecferry.loading import Options, load_encoder
+from vecferry.migrate.engines import RaySettings, range_name
+from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
+from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.migrate.engines.task import RangeTask
+from vecferry.migrate.staged_file import NotReadable, StagedVector
+from vecferry.migrate.staging import Staging
+from vecferry.stores import Row
+from vecferry.stores.backend import Point
+from vecferry.stores.mirror import MirrorStore
+
+TWO = RaySettings(workers=2, cpus_per_worker=1)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray of this process; engines find it and leave it."""
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def on_ray(store: MirrorStore, folder: Path, settings: RaySettings = TWO, **model: object) -> RayEngine:
+    encoder = TruthEncoder()
+    staging = Staging(folder / "staging", encoder.fingerprint)
+    return RayEngine(store, encoder, staging, "uid", 4, made_by_us(folder, **model), settings)
+
+
+def made_by_us(folder: Path, **model: object) -> TruthModel:
+    return TruthModel(folder, driver=os.getpid(), **model)  # type: ignore[arg-type]
+
+
+def encoded_by(engine: RayEngine) -> Counter[str]:
+    assert isinstance(engine.model, TruthModel)
+    return engine.model.encoded()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "staging").glob("*/*/*.parquet")}
+
+
+def folders(folder: Path, *names: str) -> list[Path]:
+    made = [folder / name for name in names]
+    for each in made:
+        each.mkdir()
+    return made
+
+
+def workers_of_ray() -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in listed if line.startswith(("ray::MapWorker", "ray::_Conductor"))]
+
+
+# --- a range as a task ----------------------------------------------------------------------------
+
+
+def test_a_task_travels_whole() -> None:
+    rows = [Row(("a", "b"), "text\n\ud800"), Row(("c",), None)]
+    vector = StagedVector(truth("new", "x", 4))
+    found = RangeTask.from_bytes(RangeTask(rows, {b"\x00" * 32, b"\xff" * 32}, {b"\n" * 32: vector}).to_bytes())
+    assert list(found.rows) == rows
+    assert found.elsewhere == {b"\x00" * 32, b"\xff" * 32}
+    np.testing.assert_array_equal(found.staged[b"\n" * 32].vector, vector.vector)
+    assert RangeTask.from_bytes(RangeTask([], set(), {}).to_bytes()) == RangeTask([], set(), {})
+
+
+def test_a_file_that_was_damaged_on_its_way_is_not_kept(tmp_path: Path) -> None:
+    encoder = TruthEncoder()
+    staging = Staging(tmp_path, encoder.fingerprint)
+    file = RangeTask([Row(("1",), "one")], set(), {}).done(encoder, Outputs.DENSE)
+    with pytest.raises(NotReadable):
+        staging.keep_file("a", file[:-9])
+    assert staging.read("a") is None
+    assert staging.keep_file("a", file) == {Row(("1",), "one").digest}
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+TEXTS = [*(f"t{i % 13}" for i in range(30)), "POISON", "POISON", "NAN", "t1", "HUGE", "t2", "POISON", "HUGE", "last"]
+
+
+def test_the_same_files_as_on_this_machine_and_no_range_twice(ray_here: None, tmp_path: Path) -> None:
+    here, there = folders(tmp_path, "here", "there")
+    local, store = collection(here, TEXTS), collection(there, TEXTS)
+    list(engine_of(local, here).run(in_ranges(local)))
+    engine = on_ray(store, there)
+    assert sorted(engine.run(in_ranges(store))) == list(range(1, 11))
+    assert files(there) == files(here)
+    once = {text: number for text, number in encoded_by(engine).items() if text.startswith("t")}
+    assert once == {f"t{i}": 1 for i in range(13)}
+    encoded = encoded_by(engine)
+    assert sorted(on_ray(store, there).run(in_ranges(store))) == list(range(1, 11))
+    assert encoded_by(engine) == encoded
+    store._backend.put("docs", [Point("002", "changed", truth("old", "changed", 8))])
+    assert sorted(on_ray(store, there).run(in_ranges(store))) == list(range(1, 11))
+    assert encoded_by(engine) - encoded == {"changed": 1}
+    staged = on_ray(store, there).staging.read(range_name("uid", 1))
+    assert staged is not None
+    np.testing.assert_array_equal(
+        [new.vector for new in staged.vectors], [truth("new", t, 16) for t in ("t0", "t1", "changed", "t3")]
+    )
+
+
+def test_a_run_that_is_closed_early_leaves_no_worker_and_can_go_on(ray_here: None, tmp_path: Path) -> None:
+    store = collection(tmp_path, [f"t{i}" for i in range(40)])
+    engine = on_ray(store, tmp_path, seconds_each=0.02)
+    with closing(engine.run(in_ranges(store))) as numbers:
+        first = next(numbers)
+        assert workers_of_ray() != []
+    wait_until(lambda: workers_of_ray() == [])
+    assert engine.staging.read(range_name("uid", first)) is not None
+    assert sorted(engine.run(in_ranges(store))) == list(range(1, 11))
+    wait_until(lambda: workers_of_ray() == [])
+
+
+def test_a_worker_that_dies_is_replaced_and_its_range_alone_is_done_again(ray_here: None, tmp_path: Path) -> None:
+    store = collection(tmp_path, [f"t{i}" for i in range(40)])
+    (tmp_path / "die").touch()
+    engine = on_ray(store, tmp_path, replace(TWO, workers=1))
+    assert sorted(engine.run(in_ranges(store))) == list(range(1, 11))
+    assert not (tmp_path / "die").exists()
+    encoded = encoded_by(engine)
+    assert set(encoded) == {f"t{i}" for i in range(40)}
+    assert encoded.total() <= 44
+
+
+def test_what_hangs_is_begun_again_and_given_up_with_what_was_seen(ray_here: None, tmp_path: Path) -> None:
+    store = collection(tmp_path, ["a", "b"])
+    (tmp_path / "stall").touch()
+    engine = on_ray(store, tmp_path, RaySettings(workers=1, cpus_per_worker=1, stall_s=8, tries=2))
+    with pytest.raises(EngineStalled, match=r"did nothing in 2 tries: no job was done for 8 s; 1 machine.*1 of 1 jobs"):
+        list(engine.run(in_ranges(store)))
+    assert encoded_by(engine) == {"a": 2, "b": 2}
+    wait_until(lambda: workers_of_ray() == [])
+    (tmp_path / "stall").unlink()
+    assert list(engine.run(in_ranges(store))) == [1]
+
+
+def test_a_model_that_fails_on_everything_ends_the_run_with_its_own_error(ray_here: None, tmp_path: Path) -> None:
+    store = collection(tmp_path, ["HUGE 1", "HUGE 2", "HUGE 3", "HUGE 4"])
+    with pytest.raises(OutOfMemory, match="out of memory in the double runtime"):
+        list(on_ray(store, tmp_path).run(in_ranges(store)))
+    other = replace(on_ray(store, tmp_path), encoder=TruthEncoder("old"))
+    with pytest.raises(SpaceMismatch, match="the model for the workers"):
+        list(other.run(in_ranges(store)))
+
+
+def test_texts_without_a_store_come_in_their_order(ray_here: None, tiny_artifact: Artifact, tmp_path: Path) -> None:
+    options = Options(artifact=tiny_artifact.path, threads=1)
+    encoder = load_encoder(options).encoder
+    texts = [f"text {i % 700} of the sea" for i in range(2500)]
+    model = ShippedArtifact.of(options, tmp_path)
+    given = {"outputs": Outputs.ALL, "role": "passage"}
+    found = encode_on_workers(TWO, model, encoder, texts, **given)  # type: ignore[arg-type]
+    for there, here in zip(found, encoder.encode_iter(texts, **given), strict=True):  # type: ignore[arg-type]
+        np.testing.assert_array_equal(there.dense, here.dense)
+        np.testing.assert_array_equal(there.sparse.weights, here.sparse.weights)
+        np.testing.assert_array_equal(there.colbert.vectors, here.colbert.vectors)
+        assert there.fingerprint == here.fingerprint
+    with pytest.raises(InvalidText, match="text 2000 cannot"):
+        list(encode_on_workers(TWO, model, encoder, [*texts[:2000], "\ud800"], **given))  # type: ignore[arg-type]
+
+
+# --- machines -------------------------------------------------------------------------------------
+
+
+def test_a_machine_of_another_kind_is_refused_if_its_vectors_are_not_the_same(ray_here: None, tmp_path: Path) -> None:
+    store = collection(tmp_path, ["a"])
+    engine = on_ray(store, tmp_path, kind_of_workers="of another kind", disturbed=True)
+    with pytest.raises(NodeRefused, match=r"differ from the driver's by 0\.01, and 0\.0001 is allowed"):
+        list(engine.run(in_ranges(store)))
+    assert list(on_ray(store, tmp_path, kind_of_workers="of another kind").run(in_ranges(store))) == [1]
+
+
+def test_a_machine_with_a_damaged_artifact_is_refused(ray_here: None, tiny_artifact: Artifact, tmp_path: Path) -> None:
+    encoder = load_encoder(Options(artifact=tiny_artifact.path)).encoder
+    copy = shutil.copytree(tiny_artifact.path, tmp_path / "copy")
+    model = ShippedArtifact.of(Options(artifact=copy), tmp_path / "cache")
+    damage(copy / "model.onnx.data")
+    with pytest.raises(NodeRefused, match=r"copy is damaged: model\.onnx\.data has SHA-256"):
+        list(encode_on_workers(TWO, model, encoder, ["a"], outputs=Outputs.DENSE, role="passage"))
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_an_artifact_that_is_not_there_is_received_whole_once_and_verified(
+    tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    here = ShippedArtifact.of(Options(artifact=tiny_artifact.path), tmp_path / "cache")
+    there = replace(here, options=replace(here.options, artifact=tmp_path / "not on this machine"))
+    assert "no converted model" in there.missing()
+    threads = [threading.Thread(target=there.receive, args=(list(here.pieces()),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert there.missing() == ""
+    received = tmp_path / "cache" / tiny_artifact.fingerprint
+    assert {path.name for path in received.iterdir()} == {"manifest.json", *tiny_artifact.manifest.files}
+    assert there.load(1).fingerprint == tiny_artifact.fingerprint
+    damage(received / "model.onnx.data")
+    assert "model.onnx.data has SHA-256" in there.missing()
+    there.receive(here.pieces())
+    assert there.missing() == ""
+
+
+def test_an_artifact_that_is_damaged_on_its_way_leaves_nothing(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    here = ShippedArtifact.of(Options(artifact=tiny_artifact.path), tmp_path / "cache")
+    there = replace(here, options=replace(here.options, artifact=tmp_path / "not on this machine"))
+    pieces = [(name, piece[:-1] + b"!" if name == "model.onnx.data" else piece) for name, piece in here.pieces()]
+    with pytest.raises(ArtifactDamaged, match=r"model\.onnx\.data has SHA-256"):
+        there.receive(pieces)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
+# --- a Ray of its own -----------------------------------------------------------------------------
+
+ALONE = """
+import sys
+from pathlib import Path
+from tests.migrate.test_engine import collection, in_ranges
+from tests.migrate.test_ray import on_ray
+from vecferry.errors import VecferryError
+from vecferry.migrate.engines import RaySettings
+folder = Path(sys.argv[1])
+store = collection(folder, ["a", "b", "c"])
+for address in ("127.0.0.1:9", "ray://head:10001", "auto"):
+    try:
+        list(on_ray(store, folder, RaySettings(address=address)).run(in_ranges(store)))
+    except VecferryError as exc:
+        print(type(exc).__name__, address)
+print(list(on_ray(store, folder, RaySettings()).run(in_ranges(store))))
+"""
+
+
+def test_a_ray_of_its_own_ends_with_the_run_and_an_unknown_address_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "t")}
+    command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    refusals = ["EngineUnreachable 127.0.0.1:9", "SettingsError ray://head:10001", "EngineUnreachable auto"]
+    assert ended.stdout.splitlines() == [*refusals, "[1]"]
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_settings_that_cannot_be_are_named() -> None:
+    for wrong in ({"workers": 0}, {"cpus_per_worker": 0}, {"gpus_per_worker": -1}, {"wave": 0}, {"stall_s": 0}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            RaySettings(**wrong)  # type: ignore[arg-type]
