@@ -472,6 +472,12 @@ def test_kill_9_of_start_is_resumed_by_the_same_command(cli: Cli, documents: psy
     assert documents.execute("SELECT count(*) FROM documents").fetchone() == (ROWS,)
 
 
+def test_ray_is_begun_and_ended_by_start(cli: Cli, without_text: psycopg.Connection) -> None:
+    found = ended(cli.process("start", "--rows-per-range", "8", "--engine", "ray", "--workers", "1"))
+    assert (found["state"], found["rows_done"], found["dead_letters"]) == ("catching_up", ROWS, 1)
+    assert cli("verify", *OVERRIDE)["state"] == "ready"
+
+
 # --- where it is ----------------------------------------------------------------------------------
 
 

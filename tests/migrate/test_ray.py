@@ -1,5 +1,6 @@
 """The engine on Ray, here on a Ray of this machine that the tests of a process share."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from tests.migrate.faults import wait_until
 from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges
 from tests.migrate.workers import TruthModel
 from vecferry.artifact import Artifact
+from vecferry.cli import main
 from vecferry.embeddings import Outputs
 from vecferry.errors import (
     ArtifactDamaged,
@@ -160,16 +162,25 @@ def test_a_worker_that_dies_is_replaced_and_its_range_alone_is_done_again(ray_he
     assert encoded.total() <= 44
 
 
-def test_what_hangs_is_begun_again_and_given_up_with_what_was_seen(ray_here: None, tmp_path: Path) -> None:
+def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, ["a", "b"])
     (tmp_path / "stall").touch()
-    engine = on_ray(store, tmp_path, RaySettings(workers=1, cpus_per_worker=1, stall_s=8, tries=2))
-    with pytest.raises(EngineStalled, match=r"did nothing in 2 tries: no job was done for 8 s; 1 machine.*1 of 1 jobs"):
-        list(engine.run(in_ranges(store)))
-    assert encoded_by(engine) == {"a": 2, "b": 2}
+    impatient = on_ray(store, tmp_path, RaySettings(workers=1, cpus_per_worker=1, stall_s=1, tries=2))
+    with pytest.raises(EngineStalled, match=r"did nothing in 2 tries: no job was done for 1 s; 1 machine.*1 of 1 jobs"):
+        list(impatient.run(in_ranges(store)))
     wait_until(lambda: workers_of_ray() == [])
-    (tmp_path / "stall").unlink()
+    (tmp_path / "encoded").unlink(missing_ok=True)
+    engine = on_ray(store, tmp_path, RaySettings(workers=1, cpus_per_worker=1, stall_s=6, tries=20))
+
+    def go_on_after_the_second_try() -> None:
+        wait_until(lambda: encoded_by(engine)["a"] == 2, seconds=120)
+        (tmp_path / "stall").unlink()
+
+    thread = threading.Thread(target=go_on_after_the_second_try)
+    thread.start()
     assert list(engine.run(in_ranges(store))) == [1]
+    thread.join()
+    wait_until(lambda: workers_of_ray() == [])
 
 
 def test_a_model_that_fails_on_everything_ends_the_run_with_its_own_error(ray_here: None, tmp_path: Path) -> None:
@@ -181,20 +192,28 @@ def test_a_model_that_fails_on_everything_ends_the_run_with_its_own_error(ray_he
         list(other.run(in_ranges(store)))
 
 
-def test_texts_without_a_store_come_in_their_order(ray_here: None, tiny_artifact: Artifact, tmp_path: Path) -> None:
-    options = Options(artifact=tiny_artifact.path, threads=1)
-    encoder = load_encoder(options).encoder
-    texts = [f"text {i % 700} of the sea" for i in range(2500)]
+def test_a_file_is_encoded_as_without_ray_and_in_its_order(
+    ray_here: None, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VECFERRY_THREADS", "1")
+    lines = [json.dumps({"id": i, "text": f"text {i % 700} of the sea"}) for i in range(2500)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    given = ["encode", str(tiny_artifact.path), str(tmp_path / "texts.jsonl"), "--outputs", "dense,sparse,colbert"]
+    for out, options in (("here", []), ("there", ["--engine", "ray", "--workers", "3"])):
+        with pytest.raises(SystemExit) as ended:
+            main([*given, "-o", str(tmp_path / f"{out}.parquet"), *options])
+        assert not ended.value.code
+    assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
+
+
+def test_a_text_that_cannot_be_encoded_is_named_by_its_place_in_all(
+    ray_here: None, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    options = Options(artifact=tiny_artifact.path)
+    encoder, texts = load_encoder(options).encoder, [*map(str, range(2000)), "\ud800"]
     model = ShippedArtifact.of(options, tmp_path)
-    given = {"outputs": Outputs.ALL, "role": "passage"}
-    found = encode_on_workers(TWO, model, encoder, texts, **given)  # type: ignore[arg-type]
-    for there, here in zip(found, encoder.encode_iter(texts, **given), strict=True):  # type: ignore[arg-type]
-        np.testing.assert_array_equal(there.dense, here.dense)
-        np.testing.assert_array_equal(there.sparse.weights, here.sparse.weights)
-        np.testing.assert_array_equal(there.colbert.vectors, here.colbert.vectors)
-        assert there.fingerprint == here.fingerprint
     with pytest.raises(InvalidText, match="text 2000 cannot"):
-        list(encode_on_workers(TWO, model, encoder, [*texts[:2000], "\ud800"], **given))  # type: ignore[arg-type]
+        list(encode_on_workers(TWO, model, encoder, texts, outputs=Outputs.DENSE, role="passage"))
 
 
 # --- machines -------------------------------------------------------------------------------------
@@ -264,7 +283,7 @@ from vecferry.errors import VecferryError
 from vecferry.migrate.engines import RaySettings
 folder = Path(sys.argv[1])
 store = collection(folder, ["a", "b", "c"])
-for address in ("127.0.0.1:9", "ray://head:10001", "auto"):
+for address in ("127.0.0.1:9", "ray://head:10001"):
     try:
         list(on_ray(store, folder, RaySettings(address=address)).run(in_ranges(store)))
     except VecferryError as exc:
@@ -273,15 +292,15 @@ print(list(on_ray(store, folder, RaySettings()).run(in_ranges(store))))
 """
 
 
-def test_a_ray_of_its_own_ends_with_the_run_and_an_unknown_address_is_named(tmp_path: Path) -> None:
-    (tmp_path / "t").mkdir()
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "t")}
+def test_a_ray_of_its_own_ends_with_the_run_and_a_wrong_address_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stderr
-    refusals = ["EngineUnreachable 127.0.0.1:9", "SettingsError ray://head:10001", "EngineUnreachable auto"]
-    assert ended.stdout.splitlines() == [*refusals, "[1]"]
-    assert list((tmp_path / "t").iterdir()) == []
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert out.splitlines() == ["EngineUnreachable 127.0.0.1:9", "SettingsError ray://head:10001", "[1]"]
+    assert list(Path("/tmp").glob(f"vecferry-ray-{process.pid}-*")) == []
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"vecferry-ray-{process.pid}-" not in listed
 
 
 def test_settings_that_cannot_be_are_named() -> None:

@@ -20,6 +20,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -53,6 +54,8 @@ except ImportError as exc:
 
 Do = Callable[[TextEncoder, bytes], bytes]
 """What a worker does with a job. To be pickled."""
+FOLDERS = "vecferry-ray-"
+SHORT = "/tmp" if os.name == "posix" else None  # noqa: S108  # made by mkdtemp; sockets in it may not have long names
 ANSWER_S = 5.0
 """How long a cluster's port may take to answer."""
 RESULTS_AHEAD = 8
@@ -234,9 +237,13 @@ class _Session:
 
     def _start(self, settings: RaySettings) -> None:
         """One CPU more than workers take, in Ray's count: or tasks and workers could wait for each other for ever."""
-        self._folder = tempfile.mkdtemp(prefix="vecferry-ray-")
+        _sweep_folders()
+        self._folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=SHORT)
         cpus = settings.workers * (settings.cpus_per_worker or max(available_cpus() // settings.workers, 1)) + 1
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=self._folder, **QUIET)
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=self._folder, **QUIET)
+        except (OSError, RuntimeError, ValueError, RayError) as exc:
+            raise EngineUnreachable("local", _first_line(exc)) from exc
 
     def _join(self, address: str) -> None:
         if address != "auto":
@@ -258,6 +265,14 @@ class _Session:
 
 
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def _sweep_folders() -> None:
+    """Removes those of processes that were killed."""
+    for folder in Path(SHORT or tempfile.gettempdir()).glob(f"{FOLDERS}*-*"):
+        pid = folder.name.removeprefix(FOLDERS).partition("-")[0]
+        if Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refuse_deaf(address: str) -> None:
