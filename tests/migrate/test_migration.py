@@ -25,7 +25,8 @@ from vecferry.errors import (
     SettingsError,
     SpaceMismatch,
 )
-from vecferry.migrate import GateVerdict, Migration, MigrationOptions, State
+from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State
+from vecferry.migrate.planning import Sampled, cost_of
 from vecferry.stores import Patience, Store
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
@@ -142,11 +143,27 @@ def test_a_plan_counts_and_writes_nothing(collection: Collection) -> None:
     assert (plan.old_fingerprint, plan.new_fingerprint) == (OLD.fingerprint, encoder.fingerprint)
     assert (plan.sample_rows, plan.sample_failures) == (22, 1)
     assert plan.seconds == pytest.approx(plan.sample_seconds / 22 * 22)
+    assert plan.cost.seconds == pytest.approx(max(plan.seconds, plan.table.rows / 19_000))
     assert plan.vector_bytes_after == 22 * (4 * 16 + 8)
     assert plan.creates
     assert "abort" in plan.undo
     assert collection.store.new_space() is None
     assert repr(collection.serving()) == repr(before)
+
+
+def test_a_cost_is_what_takes_longer_encoding_or_writing() -> None:
+    sampled = Sampled(rows=10, tokens=2000, seconds=4.0)
+    alone = cost_of(sampled, 1_000_000, Resources(write_rows_per_s=1000))
+    assert (alone.tokens, alone.tokens_per_s) == (200_000_000, 500)
+    assert (alone.encode_seconds, alone.write_seconds, alone.seconds) == (400_000, 1000, 400_000)
+    assert alone.price is None
+    many = cost_of(sampled, 1_000_000, Resources(workers=1000, write_rows_per_s=1000, price_per_hour=1.8))
+    assert (many.encode_seconds, many.seconds) == (400, 1000)
+    assert many.price == pytest.approx(1.8 * 1000 * 1000 / 3600)
+    assert cost_of(Sampled(0, 0, 0.0), 0, Resources()).seconds == 0
+    for wrong in ({"workers": 0}, {"write_rows_per_s": 0}, {"price_per_hour": -1}):
+        with pytest.raises(SettingsError, match=next(iter(wrong)).replace("_", "-")):
+            Resources(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_plan_of_an_empty_collection(collection: Collection) -> None:

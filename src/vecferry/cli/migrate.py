@@ -14,7 +14,7 @@ from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
 from vecferry.cli.output import Json, counting, errors, output, show, show_table, table_of
 from vecferry.errors import CutoverRefused, FinalizeNotConfirmed
-from vecferry.migrate import Migration, State, Status
+from vecferry.migrate import Migration, Resources, State, Status
 from vecferry.migrate.config import merged
 
 app = typer.Typer(
@@ -52,12 +52,26 @@ def _with_models(target: Target, artifact: Path | None, old: Path | None = None,
 @app.command()
 @on_target
 def plan(
-    target: Target, artifact: Artifact = None, outputs: Outputs = None, sample: Sample = None, as_json: Json = False
+    target: Target,
+    artifact: Artifact = None,
+    outputs: Outputs = None,
+    sample: Sample = None,
+    workers: Annotated[
+        int | None, typer.Option(help="To estimate for so many, each as fast as this process.", min=1)
+    ] = None,
+    write_rate: Annotated[
+        float, typer.Option("--write-rows-per-s", help="What the store takes; the default is PostgreSQL's on 2 cores.")
+    ] = Resources.write_rows_per_s,
+    price: Annotated[
+        float | None, typer.Option("--price-per-hour", help="Of one worker, to estimate the price.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a migration would do, take and need, and how it is undone. Writes nothing."""
     target = _with_models(target, artifact, outputs=outputs)
+    resources = Resources(workers or target.config.engine.workers, write_rate, price)
     with target.migration() as migration:
-        found = migration.plan(target.new, sample=sample or target.config.verify.sample)
+        found = migration.plan(target.new, sample or target.config.verify.sample, resources)
     show(found.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(found))
 
 

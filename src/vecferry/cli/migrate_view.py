@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from vecferry.cli.output import Rows, plain, short
-from vecferry.migrate import CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
+from vecferry.migrate import Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
 from vecferry.stores.ledger import Serving
 
 NEXT: Mapping[State, str] = {
@@ -46,11 +46,26 @@ def plan_rows(plan: Plan) -> Rows:
             f"{decimal(plan.disk_bytes)} in the store, {decimal(plan.staging_bytes)} for staging",
         ),
         ("time to encode", f"{_duration(plan.seconds)}, from {plan.sample_rows} rows in {plan.sample_seconds:.1f} s"),
+        *_cost_rows(plan.cost),
         *(("index to make anew", f"{i.name}, {decimal(i.bytes)} now") for i in table.vector_indexes if i.recreated),
         *(("will be created", name) for name in plan.creates),
         ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),
         ("next", "vecferry migrate start"),
+    ]
+
+
+def _cost_rows(cost: Cost) -> Rows:
+    workers = "1 worker" if cost.workers == 1 else f"{cost.workers:,} workers, each as fast as this process"
+    bound = ", which is what the store needs to write them" if cost.write_seconds > cost.encode_seconds else ""
+    return [
+        ("tokens", f"{cost.tokens:,} if all rows are as the sample; {cost.tokens_per_s:,.0f} a second were seen here"),
+        (
+            "time to write",
+            f"{_duration(cost.write_seconds)}, at {cost.write_rows_per_s:,.0f} rows a second, not measured",
+        ),
+        ("backfill", f"{_duration(cost.seconds)} with {workers}{bound}"),
+        *([] if cost.price is None else [("price of the workers", f"{cost.price:,.2f}")]),
     ]
 
 

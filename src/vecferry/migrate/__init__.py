@@ -5,11 +5,13 @@ from vecferry.migrate.migration import Migration
 from vecferry.migrate.states import State
 from vecferry.migrate.values import (
     Check,
+    Cost,
     CutoverReport,
     GateVerdict,
     MigrationOptions,
     Override,
     Plan,
+    Resources,
     RollbackReport,
     Status,
     Threshold,
@@ -19,6 +21,7 @@ from vecferry.migrate.verification import Gate
 
 __all__ = [
     "Check",
+    "Cost",
     "CutoverReport",
     "Gate",
     "GateVerdict",
@@ -27,6 +30,7 @@ __all__ = [
     "Override",
     "Plan",
     "Progress",
+    "Resources",
     "RollbackReport",
     "State",
     "Status",

@@ -38,6 +38,7 @@ from vecferry.migrate.values import (
     MigrationOptions,
     Override,
     Plan,
+    Resources,
     RollbackReport,
     Status,
     VerifyReport,
@@ -81,7 +82,7 @@ class Migration:
 
     # --- plan -------------------------------------------------------------------------------------
 
-    def plan(self, new: TextEncoder, sample: int = 32) -> Plan:
+    def plan(self, new: TextEncoder, sample: int = 32, resources: Resources | None = None) -> Plan:
         """What a migration to `new` would do and cost. Writes nothing; a read-only role will do.
 
         `sample` rows are really encoded, to measure the time.
@@ -89,7 +90,8 @@ class Migration:
         self._refuse_outputs()
         serving = self._ledger.serving(self._store.target)
         recorded = serving.fingerprint if serving else None
-        return make_plan(self._store, new, self.options.outputs, self._known_old_fingerprint(recorded), sample)
+        old = self._known_old_fingerprint(recorded)
+        return make_plan(self._store, new, self.options.outputs, old, sample, resources or Resources())
 
     def _refuse_outputs(self) -> None:
         if beyond := self.options.outputs & ~self._store.outputs:

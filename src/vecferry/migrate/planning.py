@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from vecferry.embeddings import Outputs
-from vecferry.encoder import TextEncoder
+from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.encoder import Role, TextEncoder
 from vecferry.migrate.embed import Embedded, embed
-from vecferry.migrate.values import Plan
+from vecferry.migrate.values import Cost, Plan, Resources
 from vecferry.stores import Store, TableInfo
 
 VECTOR_OVERHEAD_BYTES = 8
@@ -20,12 +22,20 @@ COLBERT_NUMBER_BYTES = 2
 SPARSE_ENTRY_BYTES = 8
 
 
-def make_plan(store: Store, encoder: TextEncoder, outputs: Outputs, old_fingerprint: str | None, sample: int) -> Plan:
+def make_plan(
+    store: Store,
+    encoder: TextEncoder,
+    outputs: Outputs,
+    old_fingerprint: str | None,
+    sample: int,
+    resources: Resources,
+) -> Plan:
     """Writes nothing. `sample` rows are encoded, to measure the time and the size of sparse and ColBERT vectors."""
     table = store.describe()
     rows = store.sample(sample)
+    counting = _CountingEncoder(encoder)
     began = time.perf_counter()
-    embedded = embed(encoder, rows, outputs)
+    embedded = embed(counting, rows, outputs)
     seconds = time.perf_counter() - began
     vector_bytes = table.rows * vector_bytes_each(encoder.dimension)
     head_bytes = int(mean_head_bytes(embedded) * table.rows)
@@ -45,9 +55,51 @@ def make_plan(store: Store, encoder: TextEncoder, outputs: Outputs, old_fingerpr
         sample_seconds=seconds,
         sample_failures=len(embedded.letters),
         seconds=seconds / len(rows) * table.rows if rows else 0.0,
+        cost=cost_of(Sampled(len(rows), counting.tokens, seconds), table.rows, resources),
         creates=table.creates,
         undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
         warnings=plan_warnings(table),
+    )
+
+
+class _CountingEncoder:
+    """Another encoder, and the tokens of what it has encoded."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        self.space, self.fingerprint, self.dimension = encoder.space, encoder.fingerprint, encoder.dimension
+        self.tokens = 0
+
+    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
+        found = self._encoder.encode(texts, outputs=outputs, role=role)
+        self.tokens += int(found.num_tokens.sum())
+        return found
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Rows that were encoded, the tokens of their texts, equal ones once, and the time it took."""
+
+    rows: int
+    tokens: int
+    seconds: float
+
+
+def cost_of(sampled: Sampled, rows: int, resources: Resources) -> Cost:
+    """What a backfill of `rows` would take, if they are as those of the sample."""
+    share = rows / sampled.rows if sampled.rows else 0.0
+    encode_seconds = sampled.seconds * share / resources.workers
+    write_seconds = rows / resources.write_rows_per_s
+    seconds, paid = max(encode_seconds, write_seconds), resources.price_per_hour
+    return Cost(
+        tokens=round(sampled.tokens * share),
+        tokens_per_s=sampled.tokens / sampled.seconds if sampled.tokens else 0.0,
+        workers=resources.workers,
+        encode_seconds=encode_seconds,
+        write_rows_per_s=resources.write_rows_per_s,
+        write_seconds=write_seconds,
+        seconds=seconds,
+        price=None if paid is None else paid * resources.workers * seconds / 3600,
     )
 
 

@@ -66,6 +66,42 @@ class MigrationOptions:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What an estimate is for. workers: each as fast as the process that plans. write_rows_per_s: what the store takes;
+    the default was measured with PostgreSQL on 2 cores, and is assumed anywhere else. price_per_hour: of a worker.
+    """
+
+    workers: int = 1
+    write_rows_per_s: float = 19_000.0
+    price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise SettingsError("--workers", self.workers, "1 or more")
+        if self.write_rows_per_s <= 0:
+            raise SettingsError("--write-rows-per-s", self.write_rows_per_s, "more than 0")
+        if self.price_per_hour is not None and self.price_per_hour < 0:
+            raise SettingsError("--price-per-hour", self.price_per_hour, "0 or more")
+
+
+@dataclass(frozen=True)
+class Cost(Value):
+    """An estimate, of the backfill alone. tokens: of all rows, if they are as those of the sample; tokens_per_s: of one
+    worker, in the sample. encode_seconds: with `workers` of them; write_seconds: at the rate that was assumed or given.
+    seconds: the longer of the two, since they go on side by side. price: of all workers for so long.
+    """
+
+    tokens: int
+    tokens_per_s: float
+    workers: int
+    encode_seconds: float
+    write_rows_per_s: float
+    write_seconds: float
+    seconds: float
+    price: float | None
+
+
+@dataclass(frozen=True)
 class Plan(Value):
     """What a migration would do and cost. Nothing was written.
 
@@ -91,6 +127,7 @@ class Plan(Value):
     sample_seconds: float
     sample_failures: int
     seconds: float
+    cost: Cost
     creates: tuple[str, ...]
     undo: str
     warnings: tuple[str, ...]

@@ -20,7 +20,6 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -237,7 +236,6 @@ class _Session:
 
     def _start(self, settings: RaySettings) -> None:
         """One CPU more than workers take, in Ray's count: or tasks and workers could wait for each other for ever."""
-        _sweep_folders()
         self._folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=SHORT)
         cpus = settings.workers * (settings.cpus_per_worker or max(available_cpus() // settings.workers, 1)) + 1
         try:
@@ -265,14 +263,6 @@ class _Session:
 
 
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-
-
-def _sweep_folders() -> None:
-    """Removes those of processes that were killed."""
-    for folder in Path(SHORT or tempfile.gettempdir()).glob(f"{FOLDERS}*-*"):
-        pid = folder.name.removeprefix(FOLDERS).partition("-")[0]
-        if Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refuse_deaf(address: str) -> None:
