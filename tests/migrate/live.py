@@ -33,11 +33,15 @@ from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
 from vecferry.errors import VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate.engines import Engine
 from vecferry.migrate.router import Document, Router
+from vecferry.migrate.staging import Staging
 from vecferry.stores import Patience, Record, Store
+from vecferry.stores.ledger import MigrationRecord
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 NEW = TruthEncoder("new", 32)
+EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 STABLE = 200
 """Rows that are asked for and never written; their keys come first."""
 
@@ -299,7 +303,9 @@ def _await(condition: Callable[[], bool], seconds: float = 300) -> None:
 
 
 @contextmanager
-def following_in_a_thread(collection: Collection, folder: Path) -> Iterator[Callable[[], None]]:
+def following_in_a_thread(
+    collection: Collection, folder: Path, engine: EngineFor | None = None
+) -> Iterator[Callable[[], None]]:
     """Starts one that follows until the migration ends; its error, if any, is raised at the end."""
     failures: list[BaseException] = []
     ending = threading.Event()
@@ -307,7 +313,8 @@ def following_in_a_thread(collection: Collection, folder: Path) -> Iterator[Call
     def run() -> None:
         try:
             with collection.another() as store:
-                Migration(store, options(folder)).start(NEW, old=OLD, follow=lambda: False, stop=ending.is_set)
+                migration = Migration(store, options(folder))
+                migration.start(NEW, old=OLD, follow=lambda: False, stop=ending.is_set, engine=engine)
         except BaseException as exc:  # noqa: BLE001
             failures.append(exc)
 
