@@ -97,7 +97,7 @@ def test_sql_of_the_migration_page_runs(connection: psycopg.Connection) -> None:
 
 
 def test_the_file_of_the_migration_page_can_be_read_and_names_every_default(tmp_path: Path) -> None:
-    """Values that stand behind a `#` are the defaults, but for two limits that are off."""
+    """Values that stand behind a `#` are the defaults, but for two limits and two values of the engine that are off."""
     (block,) = blocks(ROOT / "docs/migrate.md", "toml")
     file = tmp_path / "migration.toml"
     file.write_text(block, encoding="utf-8")
@@ -107,8 +107,9 @@ def test_the_file_of_the_migration_page_can_be_read_and_names_every_default(tmp_
     assert written_out.model_fields_set == set(MigrationConfig.model_fields)
     for name, section in SECTIONS.items():
         assert getattr(written_out, name).model_fields_set == set(section.model_fields)
-    off = {"rows_per_s": None, "max_query_ms": None}
-    assert written_out.model_copy(update={"limits": written_out.limits.model_copy(update=off)}) == as_it_stands
+    limits = written_out.limits.model_copy(update={"rows_per_s": None, "max_query_ms": None})
+    engine = written_out.engine.model_copy(update={"address": None, "cpus_per_worker": None})
+    assert written_out.model_copy(update={"limits": limits, "engine": engine}) == as_it_stands
 
 
 def test_the_states_are_drawn_as_they_are() -> None:

