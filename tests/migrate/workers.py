@@ -24,7 +24,7 @@ class Disturbed(TruthEncoder):
 
 @dataclass(frozen=True)
 class TruthModel:
-    """folder: with `counts`, a line in its file `encoded` for each text of a call, its process before it; a file `stall`
+    """folder: with `counts`, a line in its file `encoded` for each text of a call, after its process; a file `stall`
     makes each call wait for its end, and a file `die` is taken away by the one who then dies.
 
     driver: the process that made it; elsewhere its kind is `kind_of_workers`.

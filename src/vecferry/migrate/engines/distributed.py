@@ -61,28 +61,29 @@ class RayEngine:
         A range that waited for the vectors of a text which then failed in another range is left out; the text is
         added to `failed`, so that in the next pass each range tries it by itself.
         """
-        plans = dict[int, _Plan]()
-        coming = set[bytes]()
+        leans = dict[int, _Leaning]()
+        jobs, coming = {}, set[bytes]()
         for each in ranges:
-            plan = self._plan(each, coming - failed)
-            if plan is None:
+            planned = self._plan(each, coming - failed)
+            if planned is None:
                 yield each.number
             else:
-                plans[each.number] = plan
-                coming |= plan.made
+                task, leans[each.number] = planned
+                jobs[each.number] = pool.put(task.to_bytes())
+                coming |= leans[each.number].made
         held = dict[int, bytes]()
-        for number, file in pool.results({number: plan.task.to_bytes() for number, plan in plans.items()}):
+        for number, file in pool.results(jobs):
             held[number] = file
-            while ready := [number for number in held if self._are_staged(plans[number].awaited)]:
+            while ready := [number for number in held if self._are_staged(leans[number].awaited)]:
                 for done in ready:
                     there = self.staging.keep_file(range_name(self.uid, done), held.pop(done))
-                    failed |= plans[done].made - there
+                    failed |= leans[done].made - there
                     yield done
 
     def _are_staged(self, digests: set[bytes]) -> bool:
         return digests <= self.staging.known([*digests])
 
-    def _plan(self, each: RangeRecord, coming: set[bytes]) -> _Plan | None:
+    def _plan(self, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, _Leaning] | None:
         """None if it is staged with the texts that it has now. coming: what ranges before it will hold."""
         name, rows = range_name(self.uid, each.number), self.store.pending(each.keys, self.rows_per_range)
         if self.staging.holds(name, rows):
@@ -91,14 +92,13 @@ class RayEngine:
         there = self.staging.known([*digests], but=name)
         awaited = (coming & digests) - there
         made = digests - there - awaited
-        return _Plan(RangeTask(rows, there | awaited, self.staging.vectors([*made])), awaited, made)
+        return RangeTask(rows, there | awaited, self.staging.vectors([*made])), _Leaning(awaited, made)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Leaning:
     """Digests. awaited: of texts whose vectors ranges before it will hold; made: of those that it will hold itself."""
 
-    task: RangeTask
     awaited: set[bytes]
     made: set[bytes]
 
@@ -127,7 +127,7 @@ def encode_on_workers(
     with Pool(settings, model, encoder, partial(_encoded, outputs=outputs, role=role)) as pool:
         for first in range(0, len(starts), settings.jobs_per_wave):
             wave = starts[first : first + settings.jobs_per_wave]
-            jobs = {at: json.dumps([at, *texts[at : at + TEXTS_EACH]]).encode() for at in wave}
+            jobs = {at: pool.put(json.dumps([at, *texts[at : at + TEXTS_EACH]]).encode()) for at in wave}
             yield from _in_order(wave, pool.results(jobs))
 
 

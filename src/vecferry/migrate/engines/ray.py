@@ -17,8 +17,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Self
 
@@ -93,7 +95,17 @@ class Pool:
         self._session = None
         self._examined.clear()
 
-    def results(self, jobs: Mapping[int, bytes]) -> Generator[tuple[int, bytes], None, None]:
+    def put(self, job: bytes) -> ray.ObjectRef[bytes]:
+        """Leaves a job where workers find it, in Ray's memory or on its disk. Raises EngineUnreachable."""
+        self._open()
+        return ray.put(job)
+
+    def _open(self) -> _Session:
+        if self._session is None:
+            self._session = _Session(self._settings)
+        return self._session
+
+    def results(self, jobs: Mapping[int, ray.ObjectRef[bytes]]) -> Generator[tuple[int, bytes], None, None]:
         """(number, result) of each job, in any order, each once: one wave.
 
         Raises EngineUnreachable; NodeRefused; EngineStalled if nothing came in `tries` tries; and what the first job
@@ -114,25 +126,20 @@ class Pool:
             if missing and len(seen) >= self._settings.tries:
                 raise EngineStalled(len(seen), tuple(dict.fromkeys(seen)), f"{len(missing)} of {len(jobs)} jobs")
 
-    def _try(self, jobs: Mapping[int, bytes]) -> Generator[tuple[int, bytes], None, None]:
+    def _try(self, jobs: Mapping[int, ray.ObjectRef[bytes]]) -> Generator[tuple[int, bytes], None, None]:
         """Those that come out before something breaks. Raises RayError, _Stalled."""
-        if self._session is None:
-            self._session = _Session(self._settings)
-        threads = self._session.cpus_per_worker
+        session = self._open()
+        threads = session.cpus_per_worker
         self._examine_nodes(threads)
         if self._conductor is None:
-            self._conductor = _on(self._session.node, _Conductor).remote()
-        tables = [
-            pa.table({"number": [number], "job": pa.array([job], pa.large_binary())}) for number, job in jobs.items()
-        ]
+            self._conductor = _on(session.node, _Conductor).remote()
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
-        stream = self._conductor.run.options(**options).remote(
-            tables, _Worker, (self._model, self._do, threads), self._settings, threads
-        )
+        arguments = (self._model, self._do, threads, dict(jobs))
+        stream = self._conductor.run.options(**options).remote([*jobs], _Worker, arguments, self._settings, threads)
         while True:
             ready, _ = ray.wait([stream], timeout=self._settings.stall_s)
             if not ready:
-                raise _Stalled(f"no job was done for {self._settings.stall_s:g} s; {self._session}")
+                raise _Stalled(f"no job was done for {self._settings.stall_s:g} s; {session}")
             try:
                 number, found, failure = ray.get(next(stream))
             except StopIteration:
@@ -214,6 +221,7 @@ class _Session:
     def __init__(self, settings: RaySettings) -> None:
         """Raises EngineUnreachable, SettingsError."""
         self._is_ours, self._folder = not ray.is_initialized(), ""
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             if self._is_ours and settings.address is None:
                 self._start(settings)
@@ -222,6 +230,8 @@ class _Session:
         except BaseException:
             self.close()
             raise
+        if self._on_sigterm != signal.SIG_DFL:
+            self._give_back_sigterm()
         self.node: str = ray.get_runtime_context().get_node_id()
         self.cpus_per_worker = settings.cpus_per_worker or self._share(settings)
 
@@ -231,8 +241,14 @@ class _Session:
     def close(self) -> None:
         if self._is_ours:
             ray.shutdown()
+            self._give_back_sigterm()
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _give_back_sigterm(self) -> None:
+        """Ray takes it, to end in order. An application's own handler stays."""
+        if self._is_ours and self._on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _start(self, settings: RaySettings) -> None:
         """One CPU more than workers take, in Ray's count: or tasks and workers could wait for each other for ever."""
@@ -335,14 +351,14 @@ class _Conductor:
     """Owns one run of Ray Data at a time; they end with it."""
 
     def run(
-        self, tables: Sequence[pa.Table], worker: type, arguments: Sequence[Any], settings: RaySettings, cpus: int
+        self, numbers: Sequence[int], worker: type, arguments: Sequence[Any], settings: RaySettings, cpus: int
     ) -> Generator[tuple[int, bytes, str], None, None]:
         """(number, result, failure) of each job as soon as it is there. One job is one block, and one task."""
         import ray.data
 
         ray.data.DataContext.get_current().enable_progress_bars = False
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=settings.workers, initial_size=settings.workers)
-        done = ray.data.from_arrow(list(tables)).map_batches(
+        done = ray.data.from_arrow([pa.table({"number": [number]}) for number in numbers]).map_batches(
             worker,
             fn_constructor_args=arguments,
             batch_size=1,
@@ -361,8 +377,8 @@ class _Conductor:
 class _Worker:
     """Loads the model once, with as many threads as Ray was told it takes. Failures of ours come back as values."""
 
-    def __init__(self, model: NodeModel, do: Do, threads: int) -> None:
-        self._do, self._failure = do, ""
+    def __init__(self, model: NodeModel, do: Do, threads: int, jobs: Mapping[int, ray.ObjectRef[bytes]]) -> None:
+        self._do, self._jobs, self._failure = do, jobs, ""
         try:
             self._encoder = model.load(threads)
             if self._encoder.fingerprint != model.fingerprint:
@@ -373,11 +389,11 @@ class _Worker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         found, failures = [], []
-        for job in batch["job"].to_pylist():
+        for number in batch["number"].to_pylist():
             result, failure = b"", self._failure
             if not failure:
                 try:
-                    result = self._do(self._encoder, job)
+                    result = self._do(self._encoder, ray.get(self._jobs[number]))
                 except VecferryError as exc:
                     failure = _described(exc)
             found.append(result)
