@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -21,6 +22,7 @@ from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.ray import Pool
 from vecferry.migrate.engines.shipping import NodeModel
 from vecferry.migrate.engines.task import RangeTask
+from vecferry.migrate.engines.threads import Queue, thread_for
 from vecferry.migrate.staging import Staging
 from vecferry.stores import Store
 from vecferry.stores.ledger import RangeRecord
@@ -44,18 +46,35 @@ class RayEngine:
     def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
         """Wave by wave; the rows of one are read at once. Raises what `Pool.results` raises.
 
-        Without a range to be done Ray is not started; closing it ends all that was.
+        A thread stages what comes as soon as it does, up to a wave ahead of who takes the numbers. Without a range
+        to be done Ray is not started; closing it ends all that was.
         """
-        failed = set[bytes]()
-        with Pool(self.settings, self.model, self.encoder, partial(_range_file, outputs=self.staging.outputs)) as pool:
+        numbers: Queue[int] = Queue(self.settings.jobs_per_wave)
+        failures: list[BaseException] = []
+        thread = thread_for("stager", lambda: self._stage(ranges, numbers), numbers, failures)
+        try:
+            thread.start()
+            yield from numbers
+        finally:
+            numbers.abandon()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _stage(self, ranges: Sequence[RangeRecord], numbers: Queue[int]) -> None:
+        do, failed = partial(_range_file, outputs=self.staging.outputs), set[bytes]()
+        with (
+            closing(self.store.another()) as store,
+            Pool(self.settings, self.model, self.encoder, do, numbers.heed) as pool,
+        ):
             for start in range(0, len(ranges), self.settings.jobs_per_wave):
                 wave = {each.number: each for each in ranges[start : start + self.settings.jobs_per_wave]}
                 while wave:
-                    for number in self._pass(pool, [*wave.values()], failed):
+                    for number in self._pass(store, pool, [*wave.values()], failed):
                         del wave[number]
-                        yield number
+                        numbers.put(number)
 
-    def _pass(self, pool: Pool, ranges: Sequence[RangeRecord], failed: set[bytes]) -> Iterator[int]:
+    def _pass(self, store: Store, pool: Pool, ranges: Sequence[RangeRecord], failed: set[bytes]) -> Iterator[int]:
         """Numbers of ranges that are staged now; at least of the first.
 
         A range that waited for the vectors of a text which then failed in another range is left out; the text is
@@ -64,7 +83,7 @@ class RayEngine:
         leans = dict[int, _Leaning]()
         jobs, coming = {}, set[bytes]()
         for each in ranges:
-            planned = self._plan(each, coming - failed)
+            planned = self._plan(store, each, coming - failed)
             if planned is None:
                 yield each.number
             else:
@@ -83,9 +102,9 @@ class RayEngine:
     def _are_staged(self, digests: set[bytes]) -> bool:
         return digests <= self.staging.known([*digests])
 
-    def _plan(self, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, _Leaning] | None:
+    def _plan(self, store: Store, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, _Leaning] | None:
         """None if it is staged with the texts that it has now. coming: what ranges before it will hold."""
-        name, rows = range_name(self.uid, each.number), self.store.pending(each.keys, self.rows_per_range)
+        name, rows = range_name(self.uid, each.number), store.pending(each.keys, self.rows_per_range)
         if self.staging.holds(name, rows):
             return None
         digests = {row.digest for row in rows if row.text is not None}

@@ -21,6 +21,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Self
 
@@ -59,6 +60,7 @@ FOLDERS = "vecferry-ray-"
 SHORT = "/tmp" if os.name == "posix" else None  # noqa: S108  # made by mkdtemp; sockets in it may not have long names
 ANSWER_S = 5.0
 """How long a cluster's port may take to answer."""
+HEED_S = 0.5
 RESULTS_AHEAD = 8
 """Results that wait for the driver at most; then workers wait too."""
 
@@ -70,13 +72,23 @@ class Pool:
     cluster. Where the process is connected already, that connection is used and left.
     """
 
-    def __init__(self, settings: RaySettings, model: NodeModel, encoder: TextEncoder, do: Do) -> None:
-        """encoder: of the driver, whose vectors those of other machines are held against. Raises SpaceMismatch."""
+    def __init__(
+        self,
+        settings: RaySettings,
+        model: NodeModel,
+        encoder: TextEncoder,
+        do: Do,
+        heed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """encoder: of the driver, whose vectors those of other machines are held against. heed: called while workers
+        are waited for; what it raises ends that. Raises SpaceMismatch.
+        """
         if encoder.fingerprint != model.fingerprint:
             raise SpaceMismatch(
                 expected=encoder.fingerprint, found=model.fingerprint, where="the model for the workers"
             )
         self._settings, self._model, self._encoder, self._do = settings, model, encoder, do
+        self._heed = heed
         self._session: _Session | None = None
         self._conductor: Any = None
         self._examined: set[str] = set()
@@ -137,8 +149,7 @@ class Pool:
         arguments = (self._model, self._do, threads, dict(jobs))
         stream = self._conductor.run.options(**options).remote([*jobs], _Worker, arguments, self._settings, threads)
         while True:
-            ready, _ = ray.wait([stream], timeout=self._settings.stall_s)
-            if not ready:
+            if self._late([stream]):
                 raise _Stalled(f"no job was done for {self._settings.stall_s:g} s; {session}")
             try:
                 number, found, failure = ray.get(next(stream))
@@ -204,11 +215,18 @@ class Pool:
         if not nodes:
             return {}
         tasks = {node: _on(node, function, **needs).remote(*args) for node in nodes}
-        _, late = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=self._settings.stall_s)
-        if late:
+        if late := self._late([*tasks.values()]):
             names = ", ".join(nodes[node] for node, task in tasks.items() if task in late)
             raise _Stalled(f"{names} did not answer for {self._settings.stall_s:g} s")
         return {node: ray.get(task) for node, task in tasks.items()}
+
+    def _late(self, tasks: list[Any]) -> list[Any]:
+        """Those without a result after `stall_s`; comes back as soon as all have one."""
+        until, late = time.monotonic() + self._settings.stall_s, tasks
+        while late and (left_s := until - time.monotonic()) > 0:
+            self._heed()
+            _, late = ray.wait(tasks, num_returns=len(tasks), timeout=min(left_s, HEED_S))
+        return late
 
 
 class _Stalled(Exception):
