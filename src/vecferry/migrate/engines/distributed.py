@@ -8,7 +8,7 @@ Reading is cheap beside encoding, so the driver does it: workers need neither th
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -81,17 +81,24 @@ class RayEngine:
         added to `failed`, so that in the next pass each range tries it by itself.
         """
         leans = dict[int, _Leaning]()
-        jobs, coming = {}, set[bytes]()
+        coming = set[bytes]()
         for each in ranges:
             planned = self._plan(store, each, coming - failed)
             if planned is None:
                 yield each.number
             else:
                 task, leans[each.number] = planned
-                jobs[each.number] = pool.put(task.to_bytes())
+                pool.put(each.number, task.to_bytes())
                 coming |= leans[each.number].made
+        with closing(pool.results()) as results:
+            yield from self._keep(results, leans, failed)
+
+    def _keep(
+        self, results: Iterable[tuple[int, bytes]], leans: Mapping[int, _Leaning], failed: set[bytes]
+    ) -> Iterator[int]:
+        """Stages each file as soon as those that it leans on are staged."""
         held = dict[int, bytes]()
-        for number, file in pool.results(jobs):
+        for number, file in results:
             held[number] = file
             while ready := [number for number in held if self._are_staged(leans[number].awaited)]:
                 for done in ready:
@@ -146,8 +153,10 @@ def encode_on_workers(
     with Pool(settings, model, encoder, partial(_encoded, outputs=outputs, role=role)) as pool:
         for first in range(0, len(starts), settings.jobs_per_wave):
             wave = starts[first : first + settings.jobs_per_wave]
-            jobs = {at: pool.put(json.dumps([at, *texts[at : at + TEXTS_EACH]]).encode()) for at in wave}
-            yield from _in_order(wave, pool.results(jobs))
+            for at in wave:
+                pool.put(at, json.dumps([at, *texts[at : at + TEXTS_EACH]]).encode())
+            with closing(pool.results()) as results:
+                yield from _in_order(wave, results)
 
 
 def _encoded(encoder: TextEncoder, job: bytes, outputs: Outputs, role: Role) -> bytes:

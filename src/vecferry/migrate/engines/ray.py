@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Self
 
 import numpy as np
@@ -91,6 +92,7 @@ class Pool:
         self._heed = heed
         self._session: _Session | None = None
         self._conductor: Any = None
+        self._jobs: dict[int, ray.ObjectRef[bytes]] = {}
         self._examined: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -100,45 +102,52 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Leaves no actor, no process and no folder of ours. Repeating is safe."""
+        """Leaves no actor, no process and no folder of ours. Repeating is safe.
+
+        No reference to Ray's objects may outlive it, in a traceback for instance: the next Ray of this process would
+        count them as its own, since it names its objects alike.
+        """
         self._end_conductor()
+        self._jobs.clear()
         if self._session is not None:
             self._session.close()
         self._session = None
         self._examined.clear()
 
-    def put(self, job: bytes) -> ray.ObjectRef[bytes]:
+    def put(self, number: int, job: bytes) -> None:
         """Leaves a job where workers find it, in Ray's memory or on its disk. Raises EngineUnreachable."""
         self._open()
-        return ray.put(job)
+        self._jobs[number] = ray.put(job)
 
     def _open(self) -> _Session:
         if self._session is None:
             self._session = _Session(self._settings)
         return self._session
 
-    def results(self, jobs: Mapping[int, ray.ObjectRef[bytes]]) -> Generator[tuple[int, bytes], None, None]:
-        """(number, result) of each job, in any order, each once: one wave.
+    def results(self) -> Generator[tuple[int, bytes], None, None]:
+        """(number, result) of each job that was put, in any order, each once: one wave. To be closed before the pool.
 
-        Raises EngineUnreachable; NodeRefused; EngineStalled if nothing came in `tries` tries; and what the first job
-        raised whose failure is no single text's.
+        Raises NodeRefused; EngineStalled if nothing came in `tries` tries; and what the first job raised whose failure
+        is no single text's.
         """
-        missing, seen = dict(jobs), list[str]()
-        while missing:
+        number_in_all, seen = len(self._jobs), list[str]()
+        while self._jobs:
             try:
-                for number, found in self._try(missing):
-                    del missing[number]
-                    seen.clear()
-                    yield number, found
+                with closing(self._try()) as results:
+                    for number, found in results:
+                        del self._jobs[number]
+                        seen.clear()
+                        yield number, found
             except (RayError, _Stalled) as exc:
                 seen.append(_first_line(exc))
                 self._end_conductor()
             else:
-                seen += ["the run ended without them"] if missing else []
-            if missing and len(seen) >= self._settings.tries:
-                raise EngineStalled(len(seen), tuple(dict.fromkeys(seen)), f"{len(missing)} of {len(jobs)} jobs")
+                seen += ["the run ended without them"] if self._jobs else []
+            if self._jobs and len(seen) >= self._settings.tries:
+                missing = f"{len(self._jobs)} of {number_in_all} jobs"
+                raise EngineStalled(len(seen), tuple(dict.fromkeys(seen)), missing)
 
-    def _try(self, jobs: Mapping[int, ray.ObjectRef[bytes]]) -> Generator[tuple[int, bytes], None, None]:
+    def _try(self) -> Generator[tuple[int, bytes], None, None]:
         """Those that come out before something breaks. Raises RayError, _Stalled."""
         session = self._open()
         threads = session.cpus_per_worker
@@ -146,8 +155,10 @@ class Pool:
         if self._conductor is None:
             self._conductor = _on(session.node, _Conductor).remote()
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
-        arguments = (self._model, self._do, threads, dict(jobs))
-        stream = self._conductor.run.options(**options).remote([*jobs], _Worker, arguments, self._settings, threads)
+        arguments = (self._model, self._do, threads, self._jobs)
+        stream = self._conductor.run.options(**options).remote(
+            [*self._jobs], _Worker, arguments, self._settings, threads
+        )
         while True:
             if self._late([stream]):
                 raise _Stalled(f"no job was done for {self._settings.stall_s:g} s; {session}")
@@ -191,7 +202,9 @@ class Pool:
     def _ship(self, nodes: Mapping[str, str]) -> None:
         if nodes:
             pieces = [(name, ray.put(piece)) for name, piece in self._model.pieces()]
-            for node, refusal in self._on_each(nodes, _receive, self._model, pieces).items():
+            refusals = self._on_each(nodes, _receive, self._model, pieces)
+            del pieces
+            for node, refusal in refusals.items():
                 if refusal:
                     raise NodeRefused(nodes[node], refusal)
 
