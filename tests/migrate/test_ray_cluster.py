@@ -143,11 +143,11 @@ START = """
 import sys
 from pathlib import Path
 from tests.migrate.test_ray_cluster import start
-start(sys.argv[1], Path(sys.argv[2]))
+start(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
 """
 
 
-def start(url: str, folder: Path, seconds_each: float = 0.05) -> None:
+def start(url: str, folder: Path, seconds_each: float = 0.0) -> None:
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
         options = replace(live.options(folder), rows_per_range=ROWS_PER_RANGE)
         Migration(store, options).start(NEW, engine=ray_engine(folder, seconds_each=seconds_each))
@@ -177,10 +177,11 @@ def rows(connection: psycopg.Connection, database_url: str) -> Iterator[PgCollec
 def test_kill_9_of_the_driver_leaves_no_ray_and_little_is_done_again(
     rows: PgCollection, database_url: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", START, database_url, str(tmp_path)]
+    """Workers learn of it within a second, so a range takes one here; or they would begin more for nobody."""
+    command = [sys.executable, "-W", "ignore", "-c", START, database_url, str(tmp_path), "0.25"]
     driver = subprocess.Popen(command, cwd=ROOT)
     notes = TruthModel(tmp_path)
-    wait_until(lambda: notes.encoded().total() >= ROWS // 3, seconds=60)
+    wait_until(lambda: notes.encoded().total() >= ROWS // 4, seconds=60)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     wait_until(lambda: not workers_of_ray() and f"vecferry-ray-{driver.pid}-" not in listed(), seconds=60)
@@ -188,7 +189,7 @@ def test_kill_9_of_the_driver_leaves_no_ray_and_little_is_done_again(
     assert 0 < staged < ROWS / ROWS_PER_RANGE
     start(database_url, tmp_path)
     assert_all_true(rows, database_url, tmp_path)
-    # of each worker: one range in work, and one that was done and not yet staged
+    # of each worker: the range that it had in work, and one that it began before it learned of the end
     assert notes.encoded().total() <= ROWS + 2 * 2 * ROWS_PER_RANGE
     shutil.rmtree(next(Path("/tmp").glob(f"vecferry-ray-{driver.pid}-*")))
 
@@ -200,7 +201,7 @@ def listed() -> str:
 def test_workers_that_are_killed_at_any_time_are_replaced(
     rows: PgCollection, database_url: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", START, database_url, str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-c", START, database_url, str(tmp_path), "0.05"]
     driver = subprocess.Popen(command, cwd=ROOT)
     notes, killed = TruthModel(tmp_path), 0
     while driver.poll() is None:

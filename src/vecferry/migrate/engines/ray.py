@@ -400,7 +400,7 @@ class _Conductor:
             num_gpus=settings.gpus_per_worker or None,
         )
         batch: pa.Table
-        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
                 yield row["number"], row["found"], row["failure"]
 
