@@ -15,9 +15,14 @@ from tests.console.inside import KEY, Console, console, options, wait_until
 from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
+from vecferry.artifact import Artifact
 from vecferry.console.operator import Task
 from vecferry.evaluate import EvaluationOptions, Model
+from vecferry.loading import Options, load_runtime
 from vecferry.migrate.quality import QualityGate, asked_of
+from vecferry.migrate.values import GateVerdict
+from vecferry.stores import Store
+from vecferry.tokens import Tokenizer
 
 __all__ = ["connection", "database_url", "postgres_url"]
 
@@ -165,3 +170,35 @@ def test_without_the_script_all_works_but_liveness(opened: Console, open_page: C
     wait_until(lambda: bool(page.reload() and page.get_by_role("button", name="Pause").count()))
     story.press("Pause")
     story.await_state("paused")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tokens_that_are_lit_can_be_read(
+    connection: psycopg.Connection,
+    database_url: str,
+    tiny_artifact: Artifact,
+    open_page: Callable[..., Page],
+    tmp_path: Path,
+    scheme: str,
+) -> None:
+    collection = PgCollection(connection, database_url)
+    for key in range(1, 20):
+        collection.put(key, text(key), old_vector(text(key)))
+    new = load_runtime(Options(artifact=tiny_artifact.path), "onnx")
+    assert isinstance(new.tokenizer, Tokenizer)
+    old = TruthEncoder("old", OLD_DIMENSION)
+    work = Task(collection.store, options(tmp_path), new, old, lambda: no_gate, pieces=new.tokenizer.pieces)
+    with console(work) as opened:
+        page = open_page(color_scheme=scheme)
+        story = Story(page, opened.url, collection.store.target, KEY)
+        story.log_in()
+        story.start()
+        story.await_state("catching up")
+        story.search("number 7 is a text")
+        expect(page.locator("#new-1 .facts")).to_contain_text("ColBERT")
+        assert page.locator("#new-1 .text mark").count()
+        story.stop("lit")
+
+
+def no_gate(_: Store) -> GateVerdict:
+    return GateVerdict(passed=False, words="There is none in this test.", evidence="none")
