@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import psycopg
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.story import Story
 from tests.console.inside import KEY, Console, console, options, wait_until
@@ -133,6 +134,7 @@ def test_every_page_is_accessible_however_it_is_looked_at(
 
 def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None:
     page.goto(f"{opened.url}/login")
+    expect(page.get_by_label("API key")).to_be_focused()  # without a key or a click
     page.keyboard.type(KEY)
     page.keyboard.press("Enter")
     expect(page.locator("#state-title")).to_have_text("not begun")
@@ -145,6 +147,23 @@ def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None
     assert outline == "solid", "the focus is to be seen"
     page.keyboard.press("Enter")
     expect(page.locator("#part-run")).to_contain_text("It runs in this console")
+
+
+def test_a_button_keeps_the_focus_when_its_part_is_put_anew(opened: Console, page: Page) -> None:
+    """The stream is the test's own here: each connection brings another form of the part."""
+    times = count(1)
+
+    def answer(route: Route) -> None:
+        parts = json.dumps({"run": f"<p>seen {next(times)} times</p><button>First</button><button>Second</button>"})
+        body = f"retry: 100\nevent: parts\ndata: {parts}\n\n"
+        route.fulfill(content_type="text/event-stream", body=body)
+
+    page.route("**/events", answer)
+    Story(page, opened.url, opened.operator.task.store.target, KEY).log_in()
+    page.get_by_role("button", name="Second").focus()
+    before = page.locator("#part-run p").text_content()
+    expect(page.locator("#part-run p")).not_to_have_text(str(before))
+    assert page.evaluate("document.activeElement.textContent") == "Second"
 
 
 def test_what_is_being_typed_survives_what_changes(opened: Console, page: Page) -> None:
