@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import psycopg
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.story import Story
 from tests.console.inside import KEY, Console, console, options, wait_until
 from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
+from vecferry.artifact import Artifact
 from vecferry.console.operator import Task
 from vecferry.evaluate import EvaluationOptions, Model
+from vecferry.loading import Options, load_runtime
 from vecferry.migrate.quality import QualityGate, asked_of
+from vecferry.migrate.values import GateVerdict
+from vecferry.stores import Store
+from vecferry.tokens import Tokenizer
 
 __all__ = ["connection", "database_url", "postgres_url"]
 
@@ -128,6 +134,7 @@ def test_every_page_is_accessible_however_it_is_looked_at(
 
 def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None:
     page.goto(f"{opened.url}/login")
+    expect(page.get_by_label("API key")).to_be_focused()  # without a key or a click
     page.keyboard.type(KEY)
     page.keyboard.press("Enter")
     expect(page.locator("#state-title")).to_have_text("not begun")
@@ -140,6 +147,23 @@ def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None
     assert outline == "solid", "the focus is to be seen"
     page.keyboard.press("Enter")
     expect(page.locator("#part-run")).to_contain_text("It runs in this console")
+
+
+def test_a_button_keeps_the_focus_when_its_part_is_put_anew(opened: Console, page: Page) -> None:
+    """The stream is the test's own here: each connection brings another form of the part."""
+    times = count(1)
+
+    def answer(route: Route) -> None:
+        parts = json.dumps({"run": f"<p>seen {next(times)} times</p><button>First</button><button>Second</button>"})
+        body = f"retry: 100\nevent: parts\ndata: {parts}\n\n"
+        route.fulfill(content_type="text/event-stream", body=body)
+
+    page.route("**/events", answer)
+    Story(page, opened.url, opened.operator.task.store.target, KEY).log_in()
+    page.get_by_role("button", name="Second").focus()
+    before = page.locator("#part-run p").text_content()
+    expect(page.locator("#part-run p")).not_to_have_text(str(before))
+    assert page.evaluate("document.activeElement.textContent") == "Second"
 
 
 def test_what_is_being_typed_survives_what_changes(opened: Console, page: Page) -> None:
@@ -165,3 +189,35 @@ def test_without_the_script_all_works_but_liveness(opened: Console, open_page: C
     wait_until(lambda: bool(page.reload() and page.get_by_role("button", name="Pause").count()))
     story.press("Pause")
     story.await_state("paused")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tokens_that_are_lit_can_be_read(
+    connection: psycopg.Connection,
+    database_url: str,
+    tiny_artifact: Artifact,
+    open_page: Callable[..., Page],
+    tmp_path: Path,
+    scheme: str,
+) -> None:
+    collection = PgCollection(connection, database_url)
+    for key in range(1, 20):
+        collection.put(key, text(key), old_vector(text(key)))
+    new = load_runtime(Options(artifact=tiny_artifact.path), "onnx")
+    assert isinstance(new.tokenizer, Tokenizer)
+    old = TruthEncoder("old", OLD_DIMENSION)
+    work = Task(collection.store, options(tmp_path), new, old, lambda: no_gate, pieces=new.tokenizer.pieces)
+    with console(work) as opened:
+        page = open_page(color_scheme=scheme)
+        story = Story(page, opened.url, collection.store.target, KEY)
+        story.log_in()
+        story.start()
+        story.await_state("catching up")
+        story.search("number 7 is a text")
+        expect(page.locator("#new-1 .facts")).to_contain_text("ColBERT")
+        assert page.locator("#new-1 .text mark").count()
+        story.stop("lit")
+
+
+def no_gate(_: Store) -> GateVerdict:
+    return GateVerdict(passed=False, words="There is none in this test.", evidence="none")

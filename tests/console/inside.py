@@ -38,26 +38,37 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def options(folder: Path, **others: Any) -> MigrationOptions:
     return MigrationOptions(
-        **others, staging=folder / "staging", old_fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint, min_recall=0.5,
-        patience=Patience(0.3, 20, 0.05), lease_s=5.0,
-    )  # fmt: skip
-
-
-def verdict(*, passed: bool) -> GateVerdict:
-    words = "The new model is better." if passed else "Too few queries to tell."
-    return GateVerdict(passed, words, "judged queries")
+        staging=folder / "staging",
+        old_fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint,
+        min_recall=0.5,
+        patience=Patience(0.3, 20, 0.05),
+        lease_s=5.0,
+        **others,
+    )
 
 
 def task(
-    store: Store, folder: Path, *, gates: Sequence[bool] = (True,), pieces: Callable[[str], list[object]] | None = None
+    store: Store,
+    folder: Path,
+    *,
+    gates: Sequence[bool] = (True,),
+    words: str = "Too few queries to tell.",
+    hold: Callable[[], object] = lambda: None,
+    new: TruthEncoder | None = None,
 ) -> Task:
-    """gates: what the gate says, one time after the other; the last one stays."""
+    """gates: what the gate says, one time after the other; the last one stays. words: where it does not pass.
+
+    hold: called before it says anything.
+    """
     said = list(gates)
 
     def gate(_: Store) -> GateVerdict:
-        return verdict(passed=said.pop(0) if len(said) > 1 else said[0])
+        hold()
+        passed = said.pop(0) if len(said) > 1 else said[0]
+        return GateVerdict(passed, "The new model is better." if passed else words, "judged queries")
 
-    return Task(store, options(folder), TruthEncoder("new", 16), TruthEncoder("old", OLD_DIMENSION), lambda: gate)
+    old = TruthEncoder("old", OLD_DIMENSION)
+    return Task(store, options(folder), new or TruthEncoder("new", 16), old, lambda: gate)
 
 
 @dataclass

@@ -1,15 +1,32 @@
 """Who is let in, and what a browser is told to refuse."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from tests.console.inside import KEY, Console, console, task
-from tests.stores.collections import MirrorCollection
+from tests.console.inside import KEY, WAIT_S, Console, console, task
+from tests.stores.collections import MirrorCollection, mirror_collection
 from vecferry.console import sessions as module
 from vecferry.console.sessions import IDLE_S, Sessions
 from vecferry.server.keys import ApiKeys
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    folder = tmp_path_factory.mktemp("console")
+    with mirror_collection("memory", folder) as collection, console(task(collection.store, folder)) as started:
+        yield started
+
+
+@pytest.fixture
+def opened(served: Console) -> Iterator[Console]:
+    """The one console of this file, with a browser of the test's own."""
+    with httpx2.Client(base_url=served.url, timeout=WAIT_S) as http:
+        yield Console(served.url, served.operator, http)
+
 
 # --- logging in -----------------------------------------------------------------------------------
 
@@ -158,7 +175,9 @@ def test_a_name_that_leads_here_without_being_ours_is_refused(inside: Console, h
     assert inside.http.get("/", headers={"host": host}).status_code in (400, 421)
 
 
-@pytest.mark.parametrize("host", ["localhost:8081", "127.0.0.1", "[::1]:8081", "192.168.1.7:8081", "console.shop.example"])
+@pytest.mark.parametrize(
+    "host", ["localhost:8081", "127.0.0.1", "[::1]:8081", "192.168.1.7:8081", "console.shop.example"]
+)
 def test_an_address_and_a_name_of_ours_are_taken(collection: MirrorCollection, tmp_path: Path, host: str) -> None:
     with console(task(collection.store, tmp_path), names=["console.shop.example"]) as opened:
         assert opened.http.get("/login", headers={"host": host}).status_code == 200
@@ -167,7 +186,9 @@ def test_an_address_and_a_name_of_ours_are_taken(collection: MirrorCollection, t
 # --- what every answer says -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/login", "/search", "/static/console.js", "/static/console.css", "/no", "/events"])
+@pytest.mark.parametrize(
+    "path", ["/", "/login", "/search", "/static/console.js", "/static/console.css", "/no", "/events"]
+)
 def test_every_answer_has_the_headers(inside: Console, path: str) -> None:
     inside.http.cookies.clear()
     headers = inside.http.get(path).headers
@@ -179,6 +200,12 @@ def test_every_answer_has_the_headers(inside: Console, path: str) -> None:
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cache-control"] == "no-store"
     assert headers["referrer-policy"] == "same-origin"
+
+
+def test_what_is_not_there_is_refused_in_a_page(inside: Console) -> None:
+    answer = inside.http.get("/no")
+    assert answer.status_code == 404
+    assert "<h1" in answer.text
 
 
 def test_no_page_has_a_script_a_style_or_a_handler_in_it(inside: Console) -> None:

@@ -245,7 +245,10 @@ def test_a_connection_that_is_cut_is_made_anew_and_the_run_goes_on(
         assert Migration(store, OPTIONS).verify(encoder, override="no gate in this test").passed
 
 
-def test_a_connection_that_is_cut_within_a_pipeline_is_known_as_lost(database_url: str) -> None:
+def test_a_connection_that_is_cut_within_a_pipeline_is_known_as_lost(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, ["t"])
     with open_docs(database_url) as store, pytest.raises(StoreUnreachable), store._db._translated():
         raise psycopg.OperationalError("cannot exit pipeline mode while busy")
 

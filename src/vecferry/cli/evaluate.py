@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ from vecferry.migrate.quality import asked_of
 from vecferry.settings import read_settings
 
 PAIRS = 1000
+READ = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 REFUSED = 4
 Stage = Callable[[str], None]
 
@@ -149,7 +151,7 @@ def _drawer(report: Path | None) -> Callable[[Evaluation], None]:
 
 
 def _evaluated(given: Given, stage: Stage) -> Evaluation:
-    provenance = {"command": shlex.join(["vecferry", *sys.argv[1:]])}
+    provenance = {"command": shlex.join(["vecferry", *sys.argv[1:]]), **_digests(given)}
     if given.config is not None:
         return _of_store(given, given.config, stage, provenance)
     if given.folder is None:
@@ -163,6 +165,18 @@ def _evaluated(given: Given, stage: Stage) -> Evaluation:
         str(given.folder), passages, _model(given.old_artifact), _model(new), given.options.outputs, stage
     )
     return evaluate(corpus, asked, given.options, stage, provenance)
+
+
+def _digests(given: Given) -> dict[str, str]:
+    """SHA-256 of the files that are read, by their names."""
+    folders = [folder for folder in (given.folder, given.queries) if folder is not None]
+    paths = [folder / name for folder in folders for name in READ] + [path for path in folders if path.is_file()]
+    digests = {}
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[f"sha256 of {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _of_store(given: Given, config: Path, stage: Stage, provenance: dict[str, Any]) -> Evaluation:

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
-from vecferry.cli.output import Json, counting, errors, output, show, show_table, table_of
+from vecferry.cli.output import Json, counting, errors, output, show, show_table, stages, table_of
 from vecferry.errors import CutoverRefused, FinalizeNotConfirmed
 from vecferry.migrate import Migration, Resources, State, Status
 from vecferry.migrate.config import merged
@@ -191,11 +191,12 @@ def verify(
 
     target = _with_models(target, artifact, old_artifact)
     new, old = target.new, target.old
-    gate = make_gate(target.config, old=old, new=new)
-    with target.migration() as migration:
-        report = migration.verify(
-            new, sample or target.config.verify.sample, old=old, gate=gate, override=override_gate
-        )
+    with stages() as stage:
+        gate = make_gate(target.config, old=old, new=new, stage=stage)
+        with target.migration() as migration:
+            stage("comparing every row")
+            sample = sample or target.config.verify.sample
+            report = migration.verify(new, sample, old=old, gate=gate, override=override_gate)
     if as_json:
         show(report.to_dict(), as_json=True)
     else:

@@ -82,8 +82,9 @@ class Place(StrEnum):
 
 @dataclass(frozen=True)
 class Seen:
-    """status: None before `start`. before: the state to which a pause goes back. trouble: why nothing could be seen.
+    """status: None before `start`. trouble: why nothing could be seen. before: the state to which a pause goes back.
 
+    is_held: whether that pause is an operator's.
     at, now: of the monotonic clock. run, hand: what this process does, or did last.
     """
 
@@ -92,6 +93,7 @@ class Seen:
     now: float = 0.0
     status: Status | None = None
     before: State | None = None
+    is_held: bool = False
     trouble: Outcome | None = None
     run: Doing | None = None
     hand: Doing | None = None
@@ -122,25 +124,28 @@ class Operator:
         """As it is now, or was a moment ago."""
         if anew or self._last is None or time.monotonic() - self._last.at > AT_MOST_EVERY_S:
             if anew or self._look is None or self._look.done():
-                self._look = asyncio.create_task(self._looking.do(self._seen))
+                self._look = asyncio.create_task(self._look_anew())
             self._last = await asyncio.shield(self._look)
         doing = {place.value: self._doing.get(place) for place in Place}
         return replace(self._last, now=time.monotonic(), run=doing["run"], hand=doing["hand"])
+
+    async def _look_anew(self) -> Seen:
+        try:
+            return await self._looking.do(self._seen)
+        except StoreError as exc:
+            return Seen(self.task.store.target, time.monotonic(), trouble=Outcome.of("status", exc))
 
     def _seen(self, store: Store) -> Seen:
         at, target = time.monotonic(), store.target
         try:
             status = Migration(store, self.task.options).status()
-            record = store.ledger.find(target)
         except MigrationNotFound:
             return Seen(target, at)
-        except StoreUnreachable as exc:
-            _reconnect(store)
-            return Seen(target, at, trouble=Outcome.of("status", exc))
-        except StoreError as exc:
-            return Seen(target, at, trouble=Outcome.of("status", exc))
-        before = State(record.paused.before) if record is not None and record.paused is not None else None
-        return Seen(target, at, status=status, before=before)
+        record = store.ledger.find(target)
+        paused = record.paused if record is not None else None
+        if paused is None:
+            return Seen(target, at, status=status)
+        return Seen(target, at, status=status, before=State(paused.before), is_held=paused.by_operator)
 
     async def ask(self, question: Callable[[Store], T]) -> T:
         """`question` with a store, for what may take a moment: a search. Raises as it does."""
@@ -216,7 +221,16 @@ class _Desk:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="console-desk")
 
     async def do(self, work: Callable[[Store], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(self._opened()))
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._connected, work)
+
+    def _connected(self, work: Callable[[Store], T]) -> T:
+        """`work`; once more, by a new connection, if the old one is gone."""
+        store = self._opened()
+        try:
+            return work(store)
+        except StoreUnreachable:
+            store.reconnect()
+            return work(store)
 
     def _opened(self) -> Store:
         if self._store is None:
@@ -230,11 +244,3 @@ class _Desk:
     def _close_store(self) -> None:
         if self._store is not None:
             self._store.close()
-
-
-def _reconnect(store: Store) -> None:
-    """Leaves the next look with a connection, if there is one to be had."""
-    try:
-        store.reconnect()
-    except StoreUnreachable:
-        return

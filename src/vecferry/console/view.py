@@ -90,8 +90,8 @@ class Pace:
 class Look:
     """Everything that the page shows.
 
-    verbs: those that the state allows. next: the one that goes on. eta: how long the backfill takes at the present
-    rate; empty where that cannot be said. gate, verification, override: of the last verification, ready for JSON.
+    verbs: those that the state allows. next: the one that goes on. rows_per_s: of the backfill. eta: how long that
+    takes at the present rate; empty where it cannot be said. verification, with gate and override: ready for JSON.
     """
 
     target: str
@@ -109,7 +109,7 @@ class Look:
     busy: str
     busy_s: int
     hand: Outcome | None
-    rows_per_s: float
+    rows_per_s: float | None
     eta: str
     letters: tuple[tuple[str, str, str], ...]
     serving: str
@@ -146,7 +146,7 @@ def look_at(seen: Seen, pace: Pace, *, is_stopping: bool = False) -> Look:
         busy=hand.verb if hand is not None and hand.outcome is None else "",
         busy_s=round(seen.now - hand.began_at) if hand is not None and hand.outcome is None else 0,
         hand=hand.outcome if hand is not None and seen.now - hand.ended_at < SAID_S else None,
-        rows_per_s=pace.rows_per_s if status is not None else 0.0,
+        rows_per_s=pace.rows_per_s if status is not None and state not in CAUGHT_UP else None,
         eta=_eta(status, pace) if status is not None else "",
         letters=_letters(status) if status is not None else (),
         serving=_serving(status),
@@ -190,6 +190,8 @@ def _verbs(seen: Seen) -> frozenset[str]:
     state = seen.before if seen.status.paused is not None and seen.before else seen.status.state
     quick = {verb for verb in ("pause", "resume", "throttle", "postpone") if allowed(verb, seen.status.state)}
     slow = {verb for verb in ("verify", "override", "retry", "cutover", "rollback") if allowed(verb, state)}
+    if seen.is_held:
+        slow &= {"rollback"}  # the one that ends also an operator's pause
     if not seen.status.dead_letters:
         slow.discard("retry")
     return frozenset(verbs | quick | slow)

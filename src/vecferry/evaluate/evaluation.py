@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from vecferry.evaluate.values import (
     SystemScore,
     Threshold,
 )
+from vecferry.verify import machine
 
 TIMED_QUERIES = 21
 MAX_ON_MAP = 1000
@@ -209,8 +209,7 @@ def _query_seconds(model: Model, questions: Sequence[str]) -> float:
 def _provenance(options: EvaluationOptions) -> dict[str, Any]:
     return {
         "vecferry": version("vecferry"),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
+        **machine(),
         "seed": options.seed,
         "resamples": "bootstrap over queries, percentile intervals",
     }

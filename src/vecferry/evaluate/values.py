@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from vecferry.stores import Value
 
 Evidence = Literal["judged queries", "query log", "pairs from the corpus"]
 """Strongest first. A log says what changes and not whether that is good; pairs ask for what is easy to find."""
@@ -12,13 +14,6 @@ Method = Literal["dense", "sparse", "colbert", "hybrid"]
 METRICS = ("nDCG@10", "R@10", "R@100", "RR@10")
 """By their names in ir-measures; the first is the one that is judged by."""
 ALL = "all"
-
-
-class Value:
-    """A frozen dataclass whose `to_dict` is ready for JSON."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload,no-any-return]  # every subclass is a dataclass
 
 
 @dataclass(frozen=True)

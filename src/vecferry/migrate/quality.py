@@ -20,6 +20,7 @@ from vecferry.evaluate import (
     read_queries,
 )
 from vecferry.evaluate.corpora import id_of
+from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.pairs import sentence_pairs
 from vecferry.evaluate.values import ALL, Judged, SliceScore
 from vecferry.migrate.config import MigrationConfig
@@ -41,11 +42,13 @@ def make_gate(
     new: TextEncoder,
     stage: Callable[[str], None] = lambda _: None,
 ) -> Gate:
-    """By the judged queries, or the query log, that [gate] names; else by pairs made of the rows. What it judges by is
-    read when it is asked, and SettingsError and MissingExtra are raised then.
+    """By the judged queries, or the query log, that [gate] names; else by pairs made of the rows.
+
+    Raises MissingExtra. What it judges by is read when it is asked, and SettingsError is raised then.
     """
     if old is None:
         return lambda _: GateVerdict(passed=False, words=NO_OLD_MODEL, evidence="none")
+    require_metrics()
     models = Model.of_folder(config.models.old or Path("old"), old), Model.of_folder(config.models.new, new)
     options = EvaluationOptions(
         margin=config.gate.margin,

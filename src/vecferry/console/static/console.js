@@ -8,9 +8,11 @@
     live.classList.toggle("on", isLive);
   };
 
+  const places = (part) => [...part.querySelectorAll("a, button, input, textarea, summary")];
+
   // What somebody has typed, opened or is at stays as it is, wherever the new part still has it.
   const put = (part, html) => {
-    const focused = part.contains(document.activeElement) && document.activeElement.id;
+    const focused = document.activeElement.id, place = places(part).indexOf(document.activeElement);
     const before = [...part.querySelectorAll("input[id], textarea[id], details[id]")];
     part.innerHTML = html;
     for (const old of before) {
@@ -20,7 +22,7 @@
       else if (old.type === "checkbox") now.checked = old.checked;
       else if (old.value !== old.defaultValue) now.value = old.value;
     }
-    if (focused) document.getElementById(focused)?.focus();
+    if (place >= 0) (document.getElementById(focused) ?? places(part)[place])?.focus();
   };
 
   const connect = () => {
@@ -29,7 +31,9 @@
     source.addEventListener("parts", (event) => {
       for (const [name, html] of Object.entries(JSON.parse(event.data))) {
         const part = document.getElementById(`part-${name}`);
-        if (part.innerHTML !== html) put(part, html);
+        const now = document.createElement("template");
+        now.innerHTML = html;
+        if (part.innerHTML !== now.innerHTML) put(part, html);
       }
     });
     source.addEventListener("over", () => { source.close(); location.assign("/login"); });

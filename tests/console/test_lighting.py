@@ -1,0 +1,106 @@
+"""Which characters are lit, by a tiny model with all three heads and random weights."""
+
+from collections.abc import Callable
+
+import pytest
+
+from vecferry.artifact import Artifact
+from vecferry.console.lighting import LEVELS, Lamp, Run, scores_of
+from vecferry.embeddings import DENSE, Outputs, colbert_scores, dense_scores, lexical_scores
+from vecferry.encoder import Encoder
+from vecferry.loading import Options, load_runtime
+from vecferry.tokens import Piece, Tokenizer
+
+PASSAGE = "Oxygen was discovered by Scheele, اكتشف الأكسجين, 氧气由舍勒发现 in 1773. 😀"
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_artifact: Artifact) -> Encoder:
+    return load_runtime(Options(artifact=tiny_artifact.path), "onnx")
+
+
+@pytest.fixture(scope="module")
+def pieces(encoder: Encoder) -> Callable[[str], list[Piece]]:
+    assert isinstance(encoder.tokenizer, Tokenizer)
+    return encoder.tokenizer.pieces
+
+
+def lit(
+    encoder: Encoder,
+    pieces: Callable[[str], list[Piece]],
+    query: str,
+    passage: str,
+    prefixes: tuple[str, str] = ("", ""),
+) -> tuple[Run, ...]:
+    asked = encoder.encode([prefixes[0] + query], outputs=Outputs.ALL)
+    found = encoder.encode([prefixes[1] + passage], outputs=Outputs.ALL)
+    return Lamp(query, asked, pieces, prefixes).light(passage, found, 0)
+
+
+def words(runs: tuple[Run, ...]) -> str:
+    """What the sparse head lights."""
+    return "".join(run.text for run in runs if run.word)
+
+
+@pytest.mark.parametrize("query", ["who discovered oxygen?", "من اكتشف الأكسجين؟", "氧气", "x", "😀"])
+@pytest.mark.parametrize("passage", [PASSAGE, "x", "", "  two  spaces  ", "\u0000 nothing"])
+def test_the_runs_are_the_text(
+    encoder: Encoder, pieces: Callable[[str], list[Piece]], query: str, passage: str
+) -> None:
+    assert "".join(run.text for run in lit(encoder, pieces, query, passage)) == passage
+
+
+def test_words_that_both_have_are_lit_and_no_others(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
+    """Of those that both have, the head gives a weight to some."""
+    query = "Scheele discovered oxygen in 1773"
+    asked, found = (encoder.encode([text], outputs=Outputs.SPARSE).sparse.row(0) for text in (query, PASSAGE))
+    shared = [piece for piece in pieces(PASSAGE) if piece.id in asked.keys() & found.keys()]
+    runs = lit(encoder, pieces, query, PASSAGE)
+    assert words(runs) == "".join(piece.text for piece in shared) != ""
+    assert max(run.word for run in runs) == LEVELS
+
+
+def test_nothing_is_lit_by_words_where_none_is_shared(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
+    assert words(lit(encoder, pieces, "氧气", "Scheele")) == ""
+
+
+def test_the_best_match_of_a_token_in_the_same_text_is_itself(
+    encoder: Encoder, pieces: Callable[[str], list[Piece]]
+) -> None:
+    """Its cosine is 1, said with two digits."""
+    runs = lit(encoder, pieces, PASSAGE, PASSAGE)
+    said = [run for run in runs if run.why]
+    assert {run.why.rpartition(" ")[2] for run in said} == {"1.00"}
+    lit_texts = "".join(run.text for run in runs if run.best)
+    assert lit_texts.replace(" ", "") == PASSAGE.replace(" ", "")
+
+
+def test_a_models_prefixes_are_not_lit_and_shift_nothing(
+    encoder: Encoder, pieces: Callable[[str], list[Piece]]
+) -> None:
+    runs = lit(encoder, pieces, "discovered", PASSAGE, ("query: ", "passage: "))
+    assert "".join(run.text for run in runs) == PASSAGE
+    assert words(runs).strip() in "discovered"
+
+
+def test_a_passage_that_is_cut_is_lit_as_far_as_it_was_read(
+    encoder: Encoder, pieces: Callable[[str], list[Piece]]
+) -> None:
+    passage = "word " * (encoder.space.max_tokens + 50) + "discovered"
+    runs = lit(encoder, pieces, "discovered", passage)
+    assert "".join(run.text for run in runs) == passage
+
+
+def test_a_tokenizer_that_says_no_pieces_lights_nothing(encoder: Encoder) -> None:
+    assert lit(encoder, lambda _: [], "discovered", PASSAGE) == (Run(PASSAGE),)
+
+
+def test_scores_are_those_of_the_heads(encoder: Encoder) -> None:
+    asked = encoder.encode(["who discovered oxygen?"], outputs=Outputs.ALL)
+    found = encoder.encode([PASSAGE, "another"], outputs=Outputs.ALL)
+    for number, score in enumerate(scores_of(asked, found)):
+        assert score.dense == dense_scores(asked, found)[0, number]
+        assert score.sparse == lexical_scores(asked, found)[0, number]
+        assert score.colbert == colbert_scores(asked, found)[0, number]
+    dense_only = encoder.encode(["x"], outputs=DENSE)
+    assert (scores_of(dense_only, dense_only)[0].sparse, scores_of(dense_only, dense_only)[0].colbert) == (None, None)
