@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -331,3 +332,31 @@ def test_a_full_disk_is_said_and_the_old_file_stays(small_disk: Path, name: str)
         write(small_disk / name, iter([([str(i) for i in range(100)], chunk)]))
     assert [path.name for path in small_disk.iterdir()] == [name]
     assert (small_disk / name).read_text() == "before"
+
+
+def test_parquet_in_is_read_as_records(tmp_path: Path) -> None:
+    path = str(tmp_path / "texts.parquet")
+    columns = {"text": ["one", "two", ""], "other": [1, 2, 3], "id": [7, 8, 8]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    assert read_texts(path) == (["7", "8", "8"], ["one", "two", ""])
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"text": ["a"]}, "a Parquet file with a column id"),
+        ({"id": ["a"], "text": [None]}, 'line 1: its "text" is not a string'),
+        ({"id": [1.5], "text": ["a"]}, 'line 1: its "id" is neither a string nor a whole number'),
+    ],
+)
+def test_wrong_parquet_is_named(tmp_path: Path, columns: dict[str, list[Any]], expected: str) -> None:
+    path = str(tmp_path / "texts.parquet")
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises((SettingsError, InvalidRecord), match=expected):
+        read_texts(path)
+
+
+def test_what_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "texts.parquet").write_text("no parquet")
+    with pytest.raises(SettingsError, match="a Parquet file"):
+        read_texts(str(tmp_path / "texts.parquet"))

@@ -4,7 +4,7 @@ In: one text per line, UTF-8, with or without a BOM, lines ended by LF or CRLF; 
 Lines are records `{"id": ..., "text": "..."}` in a file named .jsonl, plain texts in one named .txt;
 elsewhere, standard input included, they are records if the first of them begins with "{". A record's
 id is a string or a whole number; the id of a plain text is the number of its line, from 1. Ids are
-strings from here on, and may repeat.
+strings from here on, and may repeat. A file named .parquet has the same two as columns; needs the `parquet` extra.
 
 Out: .npz, .jsonl or .parquet, by the name. Each holds the ids, `num_tokens`, `truncated`, the outputs
 that were asked for, and the fingerprint of their vector space:
@@ -66,9 +66,10 @@ def read_texts(file: str) -> tuple[list[str], list[str]]:
     if file == STANDARD_INPUT:
         records = list(parse_lines(sys.stdin.buffer, "standard input"))
     else:
+        parse = _parquet_records if Path(file).suffix.lower() == ".parquet" else parse_lines
         try:
-            with Path(file).open("rb") as lines:
-                records = list(parse_lines(lines, file))
+            with Path(file).open("rb") as opened:
+                records = list(parse(opened, file))
         except OSError as exc:
             raise SettingsError("FILE", file, f"a file that can be read, or - ({exc.strerror or exc})") from exc
     if not records:
@@ -90,6 +91,24 @@ def parse_lines(lines: Iterable[bytes], path: str) -> Iterator[tuple[str, str]]:
         yield _record(text, path, number) if are_records else (str(number), text)
 
 
+def _parquet_records(file: IO[bytes], path: str) -> Iterator[tuple[str, str]]:
+    """Raises InvalidRecord by the row, from 1; SettingsError where it is no Parquet, or has not the columns."""
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as exc:
+        raise MissingExtra("parquet", "pyarrow") from exc
+    try:
+        opened = pyarrow.parquet.ParquetFile(file)
+        missing = {"id", "text"} - set(opened.schema_arrow.names)
+        records = opened.read(["id", "text"]).to_pylist()
+    except pyarrow.ArrowException as exc:
+        raise SettingsError("FILE", path, f"a Parquet file ({exc})") from exc
+    if missing:
+        raise SettingsError("FILE", path, f"a Parquet file with a column {' and '.join(sorted(missing))}")
+    for number, record in enumerate(records, start=1):
+        yield _checked(record, path, number)
+
+
 def _decoded(line: bytes, path: str, number: int) -> str:
     try:
         return line.decode()
@@ -107,6 +126,10 @@ def _record(line: str, path: str, number: int) -> tuple[str, str]:
     for key in ("id", "text"):
         if key not in record:
             raise InvalidRecord(path, number, f'it has no "{key}"')
+    return _checked(record, path, number)
+
+
+def _checked(record: dict[str, Any], path: str, number: int) -> tuple[str, str]:
     record_id, text = record["id"], record["text"]
     if not isinstance(record_id, str | int) or isinstance(record_id, bool):
         raise InvalidRecord(path, number, 'its "id" is neither a string nor a whole number')

@@ -189,7 +189,7 @@ def test_kill_9_of_the_driver_leaves_no_ray_and_little_is_done_again(
     assert 0 < staged < ROWS / ROWS_PER_RANGE
     start(database_url, tmp_path)
     assert_all_true(rows, database_url, tmp_path)
-    # of each worker: the range that it had in work, and one that it began before it learned of the end
+    # of each worker: the range that it had in work, and one that it had done and that was not staged yet
     assert notes.encoded().total() <= ROWS + 2 * 2 * ROWS_PER_RANGE
     shutil.rmtree(next(Path("/tmp").glob(f"vecferry-ray-{driver.pid}-*")))
 

@@ -388,7 +388,12 @@ class _Conductor:
         import ray.data
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=settings.workers, initial_size=settings.workers)
+        pool = ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=settings.workers,
+            initial_size=settings.workers,
+            max_tasks_in_flight_per_actor=1,  # or one that outlives its driver would begin another range
+        )
         done = ray.data.from_arrow([pa.table({"number": [number]}) for number in numbers]).map_batches(
             worker,
             fn_constructor_args=arguments,
