@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import OLD_DIMENSION, MirrorCollection, old_vector
 from vecferry.errors import InvalidText
 from vecferry.migrate import Migration
+from vecferry.migrate.engines import Engine
+from vecferry.migrate.engines.local import LocalEngine
+from vecferry.migrate.staging import Staging
+from vecferry.stores import Store
+from vecferry.stores.ledger import MigrationRecord
 
 XSS = "<script>alert(1)</script>"
 
@@ -60,6 +66,20 @@ def test_a_run_is_stopped_and_started_again(inside: Console) -> None:
     inside.wait_for("the run ended before its work did: it was asked to stop.")
     inside.do("start")
     inside.wait_for("It runs in this console")
+
+
+def test_the_run_takes_the_engine_that_it_was_given(collection: MirrorCollection, tmp_path: Path) -> None:
+    made = []
+
+    def engine(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
+        made.append(record.spec.target)
+        return LocalEngine(store, TruthEncoder("new", 16), staging, record.spec.uid, 4)
+
+    with console(replace(task(collection.store, tmp_path), engine=engine)) as opened:
+        opened.log_in()
+        opened.do("start")
+        opened.wait_for("catching up</h1>")
+    assert made == [collection.store.target]
 
 
 def test_a_pause_and_a_limit_are_the_ledgers(inside: Console) -> None:

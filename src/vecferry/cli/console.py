@@ -82,6 +82,7 @@ def _task(target: Target) -> Task:
         old,
         gate=lambda: make_gate(target.config, old=old, new=new),
         sample=target.config.verify.sample,
+        engine=target.engine(new),
         pieces=lambda text: _pieces(new, text),
     )
 

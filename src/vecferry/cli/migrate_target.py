@@ -15,7 +15,7 @@ import typer
 from vecferry.encoder import TextEncoder
 from vecferry.errors import SettingsError
 from vecferry.loading import LazyEncoder, Options, load_encoder
-from vecferry.migrate import Migration, MigrationOptions
+from vecferry.migrate import EngineFor, Migration, MigrationOptions
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.shipping import ShippedArtifact
@@ -24,8 +24,6 @@ from vecferry.settings import read_settings
 from vecferry.stores import Store
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.opening import open_store
-
-EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from vecferry.encoder import TextEncoder
 from vecferry.errors import Locked, MigrationNotFound, StoreError, StoreUnreachable, VecferryError
-from vecferry.migrate import Migration, MigrationOptions, State, Status
+from vecferry.migrate import EngineFor, Migration, MigrationOptions, State, Status
 from vecferry.migrate.verification import Gate
 from vecferry.stores import Store
 from vecferry.tokens import Piece
@@ -34,8 +34,8 @@ PATIENCE_S = 10.0
 class Task:
     """What is migrated, by which models. store: closed by the operator.
 
-    gate: makes the gate of a verification. sample: rows that it encodes again. pieces: what the new model's
-    tokenizer makes of a text, special tokens included; nothing where nobody can say.
+    gate: makes the gate of a verification. sample: rows that it encodes again. engine: as `Migration.start` takes it.
+    pieces: what the new model's tokenizer makes of a text, special tokens included; nothing where nobody can say.
     """
 
     store: Store
@@ -44,6 +44,7 @@ class Task:
     old: TextEncoder | None
     gate: Callable[[], Gate]
     sample: int = 100
+    engine: EngineFor | None = None
     pieces: Callable[[str], list[Piece]] = lambda _: []
 
 
@@ -163,7 +164,9 @@ class Operator:
         task = self.task
 
         def follow(migration: Migration) -> Outcome:
-            ended = migration.start(task.new, old=task.old, follow=lambda: False, stop=self._stopping.is_set)
+            ended = migration.start(
+                task.new, old=task.old, follow=lambda: False, stop=self._stopping.is_set, engine=task.engine
+            )
             return Outcome("start", f"The migration has ended: {ended.state}.")
 
         self._begin(Place.RUN, "start", follow)

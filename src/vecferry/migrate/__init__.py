@@ -1,7 +1,7 @@
 """Move the vectors of a live collection to another model: plan, start, verify, cutover; rollback until finalize."""
 
 from vecferry.encoder import Progress, TextEncoder
-from vecferry.migrate.migration import Migration
+from vecferry.migrate.migration import EngineFor, Migration
 from vecferry.migrate.states import State
 from vecferry.migrate.values import (
     Check,
@@ -23,6 +23,7 @@ __all__ = [
     "Check",
     "Cost",
     "CutoverReport",
+    "EngineFor",
     "Gate",
     "GateVerdict",
     "Migration",

@@ -56,6 +56,8 @@ from vecferry.stores import Side, Store
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Paused, Serving
 
+EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
+"""Makes the engine of a run."""
 EVENTS_SHOWN = LETTERS_SHOWN = 10
 FOLLOWER_PATIENCE_S, FOLLOWER_POLL_S = 10.0, 0.002
 """How long a switch waits for the run in another process to apply what was captured."""
@@ -115,7 +117,7 @@ class Migration:
         old: TextEncoder | None = None,
         follow: Callable[[], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
-        engine: Callable[[Store, Staging, MigrationRecord], Engine] | None = None,
+        engine: EngineFor | None = None,
     ) -> Status:
         """Bring the sides up to date: begin, resume after any interruption, or catch up with what was written.
 
@@ -148,7 +150,7 @@ class Migration:
         progress: Progress | None,
         follow: Callable[[], bool] | None,
         stop: Callable[[], bool],
-        engine: Callable[[Store, Staging, MigrationRecord], Engine] | None,
+        engine: EngineFor | None,
     ) -> Status:
         self._ledger.install()
         with self._store.runner(self.options.lease_s):
@@ -174,7 +176,7 @@ class Migration:
     def _runner(self, governor: Governor, models: Models, progress: Progress | None = None) -> Runner:
         return Runner(self._store, governor, models, self.options.rows_per_range, self.options.patience, progress)
 
-    def _local_engine(self, models: Models) -> Callable[[Store, Staging, MigrationRecord], Engine]:
+    def _local_engine(self, models: Models) -> EngineFor:
         def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
             return LocalEngine(
                 store, models.new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs
