@@ -132,8 +132,10 @@ def ray_engine(folder: Path, settings: RaySettings = SETTINGS, seconds_each: flo
 def test_under_load_nothing_fails_and_every_row_is_there_once_and_true(collection: Collection, tmp_path: Path) -> None:
     fill(collection.store, STABLE + 20)
     application = Application(collection.store, STABLE + 20, writes_per_s=3)
-    with following_in_a_thread(collection, tmp_path, ray_engine(tmp_path)) as follow:
-        found = go(collection, application, tmp_path, follow, query_threads=1)
+    with two_machines() as cluster:
+        engine = ray_engine(tmp_path, replace(SETTINGS, address=cluster.address))
+        with following_in_a_thread(collection, tmp_path, engine) as follow:
+            found = go(collection, application, tmp_path, follow, query_threads=1)
     assert_faultless(found, writes=10, queries=50)
 
 
