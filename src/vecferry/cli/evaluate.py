@@ -18,19 +18,19 @@ from vecferry.cli.output import Json, output, show, show_table, stages
 from vecferry.embeddings import Outputs
 from vecferry.errors import SettingsError
 from vecferry.evaluate import Asked, Corpus, Evaluation, EvaluationOptions, FolderCorpus, Model, StoreCorpus, evaluate
+from vecferry.evaluate.corpora import Stage
 from vecferry.evaluate.judged import Passage, read_passages, read_queries
 from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
 from vecferry.evaluate.questions import read_log
 from vecferry.evaluate.values import Interval, Threshold
 from vecferry.loading import load_encoder
-from vecferry.migrate.config import read_config
-from vecferry.migrate.quality import asked_of
+from vecferry.migrate.config import MigrationConfig, read_config
+from vecferry.migrate.quality import asked_of, options_of
 from vecferry.settings import read_settings
 
 PAIRS = 1000
 READ = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 REFUSED = 4
-Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Given:
     """What the options say."""
 
     folder: Path | None
-    config: Path | None
+    config: MigrationConfig | None
     artifact: Path | None
     old_artifact: Path | None
     queries: Path | None
@@ -88,11 +88,12 @@ def evaluation(
 
     Example: vecferry eval beir/nfcorpus --old-artifact models/minilm --artifact models/bge-m3-onnx --report report.html
     """
+    file = None if config is None else read_config(config)
     options = _options(
-        config, outputs=outputs, thresholds=threshold, sample=sample, seed=seed,
+        file, outputs=outputs, thresholds=threshold, sample=sample, seed=seed,
         given={"margin": margin, "confidence": confidence, "max_queries": max_queries},
     )  # fmt: skip
-    given = Given(folder, config, artifact, old_artifact, queries, options)
+    given = Given(folder, file, artifact, old_artifact, queries, options)
     draw = _drawer(report)
     with stages() as stage:
         found = _evaluated(given, stage)
@@ -109,19 +110,11 @@ def evaluation(
 
 
 def _options(
-    config: Path | None, *, outputs: str | None, thresholds: Iterable[str] | None, sample: int, seed: int,
+    config: MigrationConfig | None, *, outputs: str | None, thresholds: Iterable[str] | None, sample: int, seed: int,
     given: dict[str, Any],
 ) -> EvaluationOptions:  # fmt: skip
     """The options' values over those of the file."""
-    base = EvaluationOptions(outputs=Outputs.ALL)
-    if config is not None:
-        file = read_config(config)
-        base = EvaluationOptions(
-            margin=file.gate.margin,
-            confidence=file.gate.confidence,
-            max_queries=file.gate.max_queries,
-            thresholds=file.thresholds,
-        )
+    base = EvaluationOptions(outputs=Outputs.ALL) if config is None else options_of(config)
     values = {name: value for name, value in given.items() if value is not None}
     if outputs is not None:
         values["outputs"] = Outputs.parse(outputs)
@@ -179,8 +172,8 @@ def _digests(given: Given) -> dict[str, str]:
     return digests
 
 
-def _of_store(given: Given, config: Path, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
-    target = Target(read_config(config))
+def _of_store(given: Given, config: MigrationConfig, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
+    target = Target(config)
     old = given.old_artifact or target.config.models.old
     if old is None:
         raise SettingsError("[models] old", "", "the folder of the old model")

@@ -34,7 +34,7 @@ NEW: System = ("new", "dense")
 
 @dataclass(frozen=True)
 class Answers:
-    """values: by system and metric, of each question. heads: what was looked at of the new model."""
+    """ids: of the passages, by number. values: by system and metric, of each question. hybrid: as `fitted` gives it."""
 
     queries: JudgedQueries
     ids: tuple[str, ...]

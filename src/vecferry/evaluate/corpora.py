@@ -37,7 +37,7 @@ class Model:
 
 
 class Corpus(Protocol):
-    """Passages by number; `ids` grows as they are found. fewer heads are asked for than the new model has."""
+    """Passages by number; `ids` grows as they are found."""
 
     old: Model
     new: Model
@@ -146,12 +146,10 @@ class StoreCorpus:
         self.texts_per_s: tuple[float | None, float | None] = (None, None)
         self._store = store
         self._numbers: dict[Key, int] = {}
+        self._keys: list[Key] = []
+        self.ids: list[str] = []
         self._texts: dict[int, str] = {}
         self.num_passages = store.describe().rows
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return [id_of(key) for key in self._numbers]
 
     def search(self, side: Side, queries: Embeddings, k: int) -> Ranked:
         model = self.old if side == "old" else self.new
@@ -163,9 +161,17 @@ class StoreCorpus:
         scores = np.full((len(found), k), -np.inf, np.float32)
         for row, hits in enumerate(found):
             for place, hit in enumerate(hits):
-                passages[row, place] = self._numbers.setdefault(hit.key, len(self._numbers))
+                passages[row, place] = self._number(hit.key)
                 scores[row, place] = hit.score
         return Ranked(passages, scores)
+
+    def _number(self, key: Key) -> int:
+        """That of the row, a new one where it has none yet."""
+        if key not in self._numbers:
+            self._numbers[key] = len(self._keys)
+            self._keys.append(key)
+            self.ids.append(id_of(key))
+        return self._numbers[key]
 
     def search_words(self, queries: Embeddings, k: int) -> Ranked | None:  # noqa: ARG002  # no store offers it to us
         return None
@@ -173,8 +179,7 @@ class StoreCorpus:
     def texts(self, numbers: Sequence[int]) -> list[str]:
         missing = [number for number in dict.fromkeys(numbers) if number not in self._texts]
         if missing:
-            keys = list(self._numbers)
-            found = self._store.rows([keys[number] for number in missing])
+            found = self._store.rows([self._keys[number] for number in missing])
             self._texts |= dict.fromkeys(missing, "") | {self._numbers[row.key]: row.text or "" for row in found}
         return [self._texts[number] for number in numbers]
 

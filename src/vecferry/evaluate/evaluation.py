@@ -12,7 +12,7 @@ from typing import Any
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError
-from vecferry.evaluate.asking import NEW, OLD, Answers, ask
+from vecferry.evaluate.asking import NEW, OLD, Answers, System, ask
 from vecferry.evaluate.changes import MAX_CHARS, changes, replayed
 from vecferry.evaluate.comparing import compare
 from vecferry.evaluate.corpora import Corpus, Model, PassageSample, Stage
@@ -23,7 +23,7 @@ from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.questions import LANGUAGE, SCRIPT, Asked, script_of
 from vecferry.evaluate.space_map import space_map
 from vecferry.evaluate.statistics import Resampling, mean_with_interval
-from vecferry.evaluate.thresholds import all_mapped
+from vecferry.evaluate.thresholds import Scored, all_mapped
 from vecferry.evaluate.values import (
     METRICS,
     Evaluation,
@@ -32,7 +32,6 @@ from vecferry.evaluate.values import (
     ScoreDistribution,
     SpaceMap,
     SystemScore,
-    Threshold,
 )
 from vecferry.verify import machine
 
@@ -92,6 +91,7 @@ def evaluate(
     )
     stage("drawing conclusions")
     gains, losses = changes(corpus, answers, compared)
+    hits = {system: answers.scored(system) for system in (OLD, NEW)}
     sample = corpus.sample(options.sample, options.seed) if options.sample and corpus.num_passages else None
     old_rate, new_rate = corpus.texts_per_s
     texts = [question.text for question in asked.questions]
@@ -113,8 +113,8 @@ def evaluate(
         losses=losses,
         hybrid=answers.hybrid,
         replay=replayed(corpus, asked.log, options.resampling) if asked.log else None,
-        scores=_distributions(answers),
-        thresholds=_thresholds(answers, options),
+        scores=_distributions(hits),
+        thresholds=all_mapped(options.thresholds, hits[OLD], hits[NEW], options.resampling),
         findings=_findings(corpus, sample) if sample else (),
         map=_map(sample) if sample else None,
         provenance={**_provenance(options), **(provenance or {})},
@@ -134,19 +134,14 @@ def _systems(answers: Answers, options: EvaluationOptions) -> tuple[SystemScore,
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def _distributions(answers: Answers) -> tuple[ScoreDistribution, ...]:
+def _distributions(scored: Mapping[System, Scored]) -> tuple[ScoreDistribution, ...]:
     found = []
-    for system in (OLD, NEW):
-        hits = answers.scored(system)
+    for system, hits in scored.items():
         answered = hits.there[:, 0]
         if answered.any():
             relevant = hits.scores[hits.relevant] if hits.relevant is not None and hits.relevant.any() else None
             found.append(distribution(system[0], hits.scores[answered], relevant))
     return tuple(found)
-
-
-def _thresholds(answers: Answers, options: EvaluationOptions) -> tuple[Threshold, ...]:
-    return all_mapped(options.thresholds, answers.scored(OLD), answers.scored(NEW), options.resampling)
 
 
 # --- texts, models, where it comes from -----------------------------------------------------------

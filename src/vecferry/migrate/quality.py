@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,18 @@ def make_gate(
         return lambda _: GateVerdict(passed=False, words=NO_OLD_MODEL, evidence="none")
     require_metrics()
     models = Model.of_folder(config.models.old or Path("old"), old), Model.of_folder(config.models.new, new)
-    options = EvaluationOptions(
+    options = replace(options_of(config), sample=0)
+    return QualityGate(*models, options, lambda store: asked_of(store, config.gate.queries, options), stage)
+
+
+def options_of(config: MigrationConfig) -> EvaluationOptions:
+    """What [gate] and [thresholds] say."""
+    return EvaluationOptions(
         margin=config.gate.margin,
         confidence=config.gate.confidence,
         max_queries=config.gate.max_queries,
         thresholds=config.thresholds,
-        sample=0,
     )
-    return QualityGate(*models, options, lambda store: asked_of(store, config.gate.queries, options), stage)
 
 
 @dataclass
