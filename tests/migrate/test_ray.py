@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import pytest
 from tests.migrate.doubles import TruthEncoder, truth
 from tests.migrate.faults import wait_until
 from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges
-from tests.migrate.workers import TruthModel
+from tests.migrate.workers import TruthModel, as_vector
 from vecferry.artifact import Artifact
 from vecferry.cli import main
 from vecferry.embeddings import Outputs
@@ -35,6 +36,7 @@ from vecferry.errors import (
 from vecferry.loading import Options, load_encoder
 from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
+from vecferry.migrate.engines.ray import Pool
 from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import NotReadable, StagedVector
@@ -160,6 +162,19 @@ def test_a_worker_that_dies_is_replaced_and_its_range_alone_is_done_again(ray_he
     encoded = encoded_by(engine)
     assert set(encoded) == {f"t{i}" for i in range(40)}
     assert encoded.total() <= 44
+
+
+def test_a_worker_begins_nothing_before_its_last_result_is_kept(ray_here: None, tmp_path: Path) -> None:
+    model, numbers = made_by_us(tmp_path), range(4)
+    with Pool(replace(TWO, workers=1), model, TruthEncoder(), as_vector) as pool:
+        for number in numbers:
+            pool.put(number, f"t{number}".encode())
+        kept = list[int]()
+        for number, _ in pool.results():
+            kept.append(number)
+            time.sleep(0.5)
+            assert model.encoded().total() == len(kept)
+    assert sorted(kept) == [*numbers]
 
 
 def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: None, tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ import numpy as np
 
 from tests.migrate.doubles import TruthEncoder
 from vecferry.embeddings import Float32
+from vecferry.encoder import TextEncoder
+
+
+def as_vector(encoder: TextEncoder, job: bytes) -> bytes:
+    """For a text its vector."""
+    return encoder.encode([job.decode()]).dense.tobytes()
 
 
 class Disturbed(TruthEncoder):

@@ -7,11 +7,15 @@ The conductor is an actor on the driver's machine that owns one Ray Data run, a 
 more it is killed, and with it goes all that it owns; the next one begins what is missing. A job's result is its bytes:
 nothing is written by a worker, so no folder must be shared, and a full disk is met in one place.
 
+A worker begins a job when the result of its last one is kept, and no sooner: it waits at a turnstile, an actor beside
+the conductor. So whatever is lost, each worker has one job to do again at most, and none is begun for a driver that died.
+
 Ray reports usage to its maker unless it is told not to; here it is, unless the application has chosen otherwise.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
@@ -64,6 +68,8 @@ ANSWER_S = 5.0
 HEED_S = 0.5
 RESULTS_AHEAD = 8
 """Results that wait for the driver at most; then workers wait too."""
+MANY = 100_000
+"""Workers that may wait at a turnstile, those among them that have died meanwhile."""
 
 
 class Pool:
@@ -92,6 +98,7 @@ class Pool:
         self._heed = heed
         self._session: _Session | None = None
         self._conductor: Any = None
+        self._turnstile: Any = None
         self._jobs: dict[int, ray.ObjectRef[bytes]] = {}
         self._examined: set[str] = set()
 
@@ -127,6 +134,7 @@ class Pool:
     def results(self) -> Generator[tuple[int, bytes], None, None]:
         """(number, result) of each job that was put, in any order, each once: one wave. To be closed before the pool.
 
+        Who asks for the next has kept the one before, where nothing that dies can take it.
         Raises NodeRefused; EngineStalled if nothing came in `tries` tries; and what the first job raised whose failure
         is no single text's.
         """
@@ -154,8 +162,9 @@ class Pool:
         self._examine_nodes(threads)
         if self._conductor is None:
             self._conductor = _on(session.node, _Conductor).remote()
+            self._turnstile = _on(session.node, _Turnstile, max_concurrency=MANY).remote()
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
-        arguments = (self._model, self._do, threads, self._jobs)
+        arguments = (self._model, self._do, threads, self._jobs, self._turnstile)
         stream = self._conductor.run.options(**options).remote(
             [*self._jobs], _Worker, arguments, self._settings, threads
         )
@@ -169,11 +178,13 @@ class Pool:
             if failure:
                 raise _rebuilt(failure)
             yield number, found
+            self._turnstile.kept.remote(number)
 
     def _end_conductor(self) -> None:
         if self._conductor is not None and ray.is_initialized():
             ray.kill(self._conductor)
-        self._conductor = None
+            ray.kill(self._turnstile)
+        self._conductor = self._turnstile = None
 
     # --- machines ---------------------------------------------------------------------------------
 
@@ -333,11 +344,11 @@ def _cpus(node: Mapping[str, Any]) -> float:
     return float(node["Resources"].get("CPU", 0))
 
 
-def _on(node: str, what: Any, *, num_cpus: float = 0, num_gpus: float = 0) -> Any:
+def _on(node: str, what: Any, *, num_cpus: float = 0, num_gpus: float = 0, **options: Any) -> Any:
     """A function or class of ours as a task or actor on that machine."""
-    limits: dict[str, Any] = {"max_restarts": 0} if inspect.isclass(what) else {"max_retries": 0}
+    options |= {"max_restarts": 0} if inspect.isclass(what) else {"max_retries": 0}
     placed = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(what).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=placed, **limits)
+    return ray.remote(what).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=placed, **options)
 
 
 def _first_line(exc: BaseException) -> str:
@@ -392,7 +403,7 @@ class _Conductor:
             min_size=1,
             max_size=settings.workers,
             initial_size=settings.workers,
-            max_tasks_in_flight_per_actor=1,  # or one that outlives its driver would begin another range
+            max_tasks_in_flight_per_actor=1,  # or the last of a wave would wait for one worker beside idle ones
         )
         done = ray.data.from_arrow([pa.table({"number": [number]}) for number in numbers]).map_batches(
             worker,
@@ -410,11 +421,32 @@ class _Conductor:
                 yield row["number"], row["found"], row["failure"]
 
 
+class _Turnstile:
+    """Lets a worker on when the result of its last job is kept. Workers wait in it, so it is asynchronous."""
+
+    def __init__(self) -> None:
+        self._kept = set[int]()
+        self._changed = asyncio.Condition()
+
+    async def kept(self, number: int) -> None:
+        async with self._changed:
+            self._kept.add(number)
+            self._changed.notify_all()
+
+    async def passed(self, number: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: number in self._kept)
+            self._kept.remove(number)
+
+
 class _Worker:
     """Loads the model once, with as many threads as Ray was told it takes. Failures of ours come back as values."""
 
-    def __init__(self, model: NodeModel, do: Do, threads: int, jobs: Mapping[int, ray.ObjectRef[bytes]]) -> None:
-        self._do, self._jobs, self._failure = do, jobs, ""
+    def __init__(
+        self, model: NodeModel, do: Do, threads: int, jobs: Mapping[int, ray.ObjectRef[bytes]], turnstile: Any
+    ) -> None:
+        self._do, self._jobs, self._turnstile, self._failure = do, jobs, turnstile, ""
+        self._last: int | None = None
         try:
             self._encoder = model.load(threads)
             if self._encoder.fingerprint != model.fingerprint:
@@ -428,8 +460,12 @@ class _Worker:
         for number in batch["number"].to_pylist():
             result, failure = b"", self._failure
             if not failure:
+                job = ray.get(self._jobs[number])
+                if self._last is not None:
+                    ray.get(self._turnstile.passed.remote(self._last))
+                self._last = number
                 try:
-                    result = self._do(self._encoder, ray.get(self._jobs[number]))
+                    result = self._do(self._encoder, job)
                 except VecferryError as exc:
                     failure = _described(exc)
             found.append(result)
