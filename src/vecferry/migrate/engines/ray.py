@@ -8,7 +8,7 @@ more it is killed, and with it goes all that it owns; the next one begins what i
 nothing is written by a worker, so no folder must be shared, and a full disk is met in one place.
 
 A worker begins a job when the result of its last one is kept, and no sooner: it waits at a turnstile, an actor beside
-the conductor. So whatever is lost, each worker has one job to do again at most, and none is begun for a driver that died.
+the conductor. So whatever is lost, a worker has one job to do again at most, and none is begun for a driver that died.
 
 Ray reports usage to its maker unless it is told not to; here it is, unless the application has chosen otherwise.
 """
