@@ -543,7 +543,10 @@ class EngineUnreachable(EngineError):
     """There is no cluster at that address, or it cannot be joined."""
 
     template = "no Ray cluster can be used at {address!r}: {reason}."
-    advice = "Begin one: ray start --head; and say its address: --ray-address HOST:6379"
+    advice = (
+        "Begin one: ray start --head; and say its address: --ray-address HOST:6379. RAY_AUTH_MODE, and Ray's token "
+        "where it is used, must be the same here as on the cluster."
+    )
     address: str
     reason: str
 

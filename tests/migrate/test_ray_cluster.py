@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +29,7 @@ from tests.migrate.test_engine import ROOT, collection, in_ranges
 from tests.migrate.test_live import assert_faultless
 from tests.migrate.test_ray import made_by_us, on_ray, workers_of_ray
 from tests.migrate.workers import TruthModel
+from tests.stores.backends_chroma import free_port
 from tests.stores.collections import Collection, PgCollection
 from vecferry.artifact import Artifact
 from vecferry.embeddings import Outputs
@@ -45,6 +49,7 @@ pytestmark = pytest.mark.slow
 ROWS, ROWS_PER_RANGE = 120, 4
 FORTY = [f"t{i}" for i in range(40)]
 SETTINGS = RaySettings(workers=2, cpus_per_worker=1)
+BIN = Path(sys.executable).parent
 
 
 @contextmanager
@@ -115,6 +120,47 @@ def test_an_artifact_that_the_machines_do_not_see_comes_to_them_through_ray(
         (found,) = encode_on_workers(settings, model, encoder, texts, outputs=Outputs.DENSE, role="passage")
     np.testing.assert_allclose(found.dense, encoder.encode(texts).dense, atol=1e-6)  # another number of threads
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [made.fingerprint]
+
+
+@contextmanager
+def ray_start(log: Path, env: Mapping[str, str], *options: str) -> Iterator[None]:
+    """A machine of a cluster, as its command begins it."""
+    with log.open("w") as out:
+        process = subprocess.Popen([BIN / "ray", "start", "--block", *options], env=env, stdout=out, stderr=out)
+    try:
+        wait_until(lambda: "Ray runtime started" in log.read_text(), seconds=60)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_cluster_of_ray_start_is_used_by_its_address_with_its_token(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    texts, address = tmp_path / "texts.jsonl", f"127.0.0.1:{free_port()}"
+    texts.write_text("\n".join(json.dumps({"id": i, "text": f"text {i} of the sea"}) for i in range(2500)))
+    given = ["encode", str(tiny_artifact.path), str(texts), "--outputs", "dense,sparse,colbert"]
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    without |= {"VECFERRY_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    token = without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    def vecferry(env: Mapping[str, str], out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [BIN / "vecferry", *given, "-o", str(out), *options]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    head = ("--head", "--port", address.partition(":")[2], "--num-cpus", "0", "--include-dashboard=false")
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as short,
+        ray_start(tmp_path / "head.log", token, *head, "--temp-dir", short),
+        ray_start(tmp_path / "other.log", token, "--address", address, "--num-cpus", "3"),
+    ):
+        on_cluster = ("--engine", "ray", "--workers", "2", "--ray-address", address)
+        assert vecferry(token, tmp_path / "there.parquet", *on_cluster).returncode == 0
+        refused = vecferry(without, tmp_path / "refused.parquet", *on_cluster)
+    assert refused.returncode != 0
+    assert f"no Ray cluster can be used at '{address}'" in refused.stderr
+    assert "RAY_AUTH_MODE" in refused.stderr
+    assert vecferry(without, tmp_path / "here.parquet").returncode == 0
+    assert (tmp_path / "there.parquet").read_bytes() == (tmp_path / "here.parquet").read_bytes()
 
 
 # --- under load -----------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def chroma_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, 
     port: one that is free, where it is not said; that of a server that was killed, to start it again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = port or _free_port()
+    port = port or free_port()
     command = [Path(sys.executable).parent / "chroma", "run", "--path", folder, "--host", "127.0.0.1", "--port"]
     process = subprocess.Popen([*command, str(port)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -92,7 +92,7 @@ def chroma_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, 
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
