@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from vecferry.embeddings import Embeddings, MultiVector, Outputs, Sparse, indptr_of
 from vecferry.errors import EmptyInput, InvalidRecord, MissingExtra, OutputWriteFailed, SettingsError, SpaceMismatch
-from vecferry.export import check_target, load_npz, parse_lines, read_texts, write
+from vecferry.export import Records, check_target, load_npz, parse_lines, write
 
 COMBINATIONS = [
     Outputs.DENSE, Outputs.SPARSE, Outputs.COLBERT, Outputs.DENSE | Outputs.SPARSE,
@@ -147,7 +148,23 @@ def test_files_and_standard_input_are_read_alike(tmp_path: Path, monkeypatch: py
     path = tmp_path / "texts.jsonl"
     path.write_bytes(b'{"id": 7, "text": "one"}\n{"id": "x", "text": "two"}')
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
-    assert read_texts(str(path)) == read_texts("-") == (["7", "x"], ["one", "two"])
+    assert list(Records(str(path))) == list(Records("-")) == [("7", "one"), ("x", "two")]
+
+
+def test_a_pipe_is_read_once_and_a_file_anew(tmp_path: Path) -> None:
+    pipe, file = tmp_path / "pipe", tmp_path / "texts.txt"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("one\ntwo\n",))
+    writer.start()
+    piped = Records(str(pipe))
+    writer.join()
+    assert (len(piped), list(piped), list(piped)) == (2, [("1", "one"), ("2", "two")], [("1", "one"), ("2", "two")])
+    file.write_text("one\n")
+    records = Records(str(file))
+    assert list(records) == list(records) == [("1", "one")]
+    file.write_text("one\ntwo\n")
+    with pytest.raises(SettingsError, match="it had 1 texts, and has 2"):
+        list(records)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
@@ -155,13 +172,13 @@ def test_a_file_without_texts_is_empty_input(tmp_path: Path, content: bytes) -> 
     path = tmp_path / "texts.txt"
     path.write_bytes(content)
     with pytest.raises(EmptyInput):
-        read_texts(str(path))
+        Records(str(path))
 
 
 def test_a_file_that_cannot_be_read_is_a_wrong_argument(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.txt", tmp_path):
         with pytest.raises(SettingsError, match="a file that can be read"):
-            read_texts(str(path))
+            Records(str(path))
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -338,7 +355,7 @@ def test_parquet_in_is_read_as_records(tmp_path: Path) -> None:
     path = str(tmp_path / "texts.parquet")
     columns = {"text": ["one", "two", ""], "other": [1, 2, 3], "id": [7, 8, 8]}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    assert read_texts(path) == (["7", "8", "8"], ["one", "two", ""])
+    assert list(Records(path)) == [("7", "one"), ("8", "two"), ("8", "")]
 
 
 @pytest.mark.parametrize(
@@ -353,10 +370,10 @@ def test_wrong_parquet_is_named(tmp_path: Path, columns: dict[str, list[Any]], e
     path = str(tmp_path / "texts.parquet")
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     with pytest.raises((SettingsError, InvalidRecord), match=expected):
-        read_texts(path)
+        Records(path)
 
 
 def test_what_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "texts.parquet").write_text("no parquet")
     with pytest.raises(SettingsError, match="a Parquet file"):
-        read_texts(str(tmp_path / "texts.parquet"))
+        Records(str(tmp_path / "texts.parquet"))

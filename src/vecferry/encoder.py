@@ -124,7 +124,7 @@ class Encoder:
             distinct, places = _distinct(_checked(chunk[1], first_row=chunk[0]))
             return self._prepare(distinct, outputs, role, places)
 
-        for work in _ahead(prepare, _chunks(texts, texts_each)):
+        for work in _ahead(prepare, chunks(texts, texts_each)):
             yield self._alone(work, _Counting())
 
     # --- the two halves: before the runtime, and the runtime ------------------------------------------
@@ -317,7 +317,7 @@ def _checked(texts: list[str], first_row: int) -> list[str]:
     return texts
 
 
-def _chunks(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
+def chunks(texts: Iterable[str], size: int = TEXTS_EACH) -> Iterator[tuple[int, list[str]]]:
     """(number of texts before, up to `size` texts)."""
     remaining, done = iter(texts), 0
     while chunk := list(islice(remaining, size)):

@@ -51,6 +51,8 @@ Chunks = Iterable[tuple[list[str], Embeddings]]
 """Ids (without NUL, which NumPy drops at a string's end) and their embeddings, of one space, with the same outputs."""
 
 STANDARD_INPUT = "-"
+ROWS_READ = 1024
+"""Of a Parquet file, at once."""
 PARQUET_ROWS = 128
 """Rows written at once with ColBERT: 128 texts of 8,192 tokens of 1,024 numbers are 2**30, and offsets are int32."""
 
@@ -58,23 +60,45 @@ PARQUET_ROWS = 128
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_texts(file: str) -> tuple[list[str], list[str]]:
-    """Ids and texts of a file, or of standard input for "-".
+class Records:
+    """(id, text) of each in a file, or in standard input for "-". All are checked before the first is used.
 
-    Raises InvalidRecord with the line, EmptyInput, SettingsError where the file cannot be read.
+    A file is read once to be checked and once more for each use, and is not held in memory; a pipe is.
     """
-    if file == STANDARD_INPUT:
-        records = list(parse_lines(sys.stdin.buffer, "standard input"))
-    else:
-        parse = _parquet_records if Path(file).suffix.lower() == ".parquet" else parse_lines
+
+    def __init__(self, file: str) -> None:
+        """Raises InvalidRecord with the line, EmptyInput, SettingsError where the file cannot be read."""
+        self._file = file
+        self._held = None if Path(file).is_file() else list(self._read())
+        self._number = sum(1 for _ in self._again())
+        if not self._number:
+            raise EmptyInput
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Raises SettingsError at the end, where the file has another number of them by now."""
+        number = 0
+        for number, record in enumerate(self._again(), start=1):
+            yield record
+        if number != self._number:
+            expected = f"a file that nobody writes to meanwhile: it had {self._number} texts, and has {number}"
+            raise SettingsError("FILE", self._file, expected)
+
+    def _again(self) -> Iterable[tuple[str, str]]:
+        return self._read() if self._held is None else self._held
+
+    def _read(self) -> Iterator[tuple[str, str]]:
+        if self._file == STANDARD_INPUT:
+            yield from parse_lines(sys.stdin.buffer, "standard input")
+            return
+        parse = _parquet_records if Path(self._file).suffix.lower() == ".parquet" else parse_lines
         try:
-            with Path(file).open("rb") as opened:
-                records = list(parse(opened, file))
+            with Path(self._file).open("rb") as opened:
+                yield from parse(opened, self._file)
         except OSError as exc:
-            raise SettingsError("FILE", file, f"a file that can be read, or - ({exc.strerror or exc})") from exc
-    if not records:
-        raise EmptyInput
-    return [record_id for record_id, _ in records], [text for _, text in records]
+            raise SettingsError("FILE", self._file, f"a file that can be read, or - ({exc.strerror or exc})") from exc
 
 
 def parse_lines(lines: Iterable[bytes], path: str) -> Iterator[tuple[str, str]]:
@@ -99,14 +123,14 @@ def _parquet_records(file: IO[bytes], path: str) -> Iterator[tuple[str, str]]:
         raise MissingExtra("parquet", "pyarrow") from exc
     try:
         opened = pyarrow.parquet.ParquetFile(file)
-        missing = {"id", "text"} - set(opened.schema_arrow.names)
-        records = opened.read(["id", "text"]).to_pylist()
+        if missing := {"id", "text"} - set(opened.schema_arrow.names):
+            raise SettingsError("FILE", path, f"a Parquet file with a column {' and '.join(sorted(missing))}")
+        batches = opened.iter_batches(ROWS_READ, columns=["id", "text"])
+        records = (record for batch in batches for record in batch.to_pylist())
+        for number, record in enumerate(records, start=1):
+            yield _checked(record, path, number)
     except pyarrow.ArrowException as exc:
         raise SettingsError("FILE", path, f"a Parquet file ({exc})") from exc
-    if missing:
-        raise SettingsError("FILE", path, f"a Parquet file with a column {' and '.join(sorted(missing))}")
-    for number, record in enumerate(records, start=1):
-        yield _checked(record, path, number)
 
 
 def _decoded(line: bytes, path: str, number: int) -> str:

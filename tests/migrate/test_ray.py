@@ -36,7 +36,7 @@ from vecferry.errors import (
 from vecferry.loading import Options, load_encoder
 from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
-from vecferry.migrate.engines.ray import Pool
+from vecferry.migrate.engines.ray.pool import Pool
 from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import NotReadable, StagedVector
@@ -88,7 +88,7 @@ def folders(folder: Path, *names: str) -> list[Path]:
 
 def workers_of_ray() -> list[str]:
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in listed if line.startswith(("ray::MapWorker", "ray::_Conductor"))]
+    return [line for line in listed if line.startswith(("ray::MapWorker", "ray::Conductor"))]
 
 
 # --- a range as a task ----------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def rows(connection: psycopg.Connection, database_url: str) -> Iterator[PgCollec
     made.store.close()
 
 
-def test_kill_9_of_the_driver_leaves_no_ray_and_little_is_done_again(
+def test_kill_9_of_the_driver_leaves_no_ray_and_repeats_one_range_a_worker_at_most(
     rows: PgCollection, database_url: str, tmp_path: Path
 ) -> None:
     """A range takes a fifth of the second after which workers learn of it: one that began more would be seen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -145,14 +145,15 @@ def encode(
     wanted, started = Outputs.parse(outputs), time.perf_counter()
     options = _options(read_settings(), artifact)
     loaded = load_encoder(replace(options, cache=cache or options.cache))
-    ids, texts = export.read_texts(file)
+    records, ids = export.Records(file), deque[str]()
+    texts = _noting_ids(records, ids)
     if engine == "ray":
         settings = RaySettings(address=ray_address, workers=workers)
         parts = _on_workers(settings, options, loaded.encoder, texts, wanted, chosen_role)
     else:
         parts = loaded.encoder.encode_iter(texts, outputs=wanted, role=chosen_role)
     with closing(parts), counting("encoding") as progress:
-        written = export.write(out, _with_ids(ids, parts, progress))
+        written = export.write(out, _with_ids(ids, parts, len(records), progress))
     if out is not None:
         summary = {
             "output": str(out),
@@ -218,19 +219,28 @@ def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encode
 
 
 def _on_workers(
-    settings: RaySettings, options: Options, encoder: Encoder, texts: list[str], outputs: Outputs, role: Role
+    settings: RaySettings, options: Options, encoder: Encoder, texts: Iterable[str], outputs: Outputs, role: Role
 ) -> Generator[Embeddings, None, None]:
     from vecferry.migrate.engines.distributed import encode_on_workers
 
     return encode_on_workers(settings, ShippedArtifact.of(options), encoder, texts, outputs=outputs, role=role)
 
 
-def _with_ids(ids: list[str], parts: Iterable[Embeddings], progress: Any) -> Iterator[tuple[list[str], Embeddings]]:
+def _noting_ids(records: Iterable[tuple[str, str]], ids: deque[str]) -> Iterator[str]:
+    """The texts; the ids of those that were taken are left in the queue."""
+    for record_id, text in records:
+        ids.append(record_id)
+        yield text
+
+
+def _with_ids(
+    ids: deque[str], parts: Iterable[Embeddings], number_in_all: int, progress: Any
+) -> Iterator[tuple[list[str], Embeddings]]:
     done = 0
     for found in parts:
-        yield ids[done : done + len(found)], found
+        yield [ids.popleft() for _ in range(len(found))], found
         done += len(found)
-        progress(done, len(ids))
+        progress(done, number_in_all)
 
 
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:

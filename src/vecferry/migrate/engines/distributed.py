@@ -13,13 +13,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from itertools import islice
 
 from vecferry.embeddings import Embeddings, Outputs
-from vecferry.encoder import TEXTS_EACH, Role, TextEncoder
+from vecferry.encoder import Role, TextEncoder, chunks
 from vecferry.errors import InvalidText
 from vecferry.export import as_npz, load_npz
 from vecferry.migrate.engines import RaySettings, range_name
-from vecferry.migrate.engines.ray import Pool
+from vecferry.migrate.engines.ray.pool import Pool
 from vecferry.migrate.engines.shipping import NodeModel
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.engines.threads import Queue, thread_for
@@ -140,23 +141,27 @@ def encode_on_workers(
     settings: RaySettings,
     model: NodeModel,
     encoder: TextEncoder,
-    texts: Sequence[str],
+    texts: Iterable[str],
     *,
     outputs: Outputs,
     role: Role,
 ) -> Generator[Embeddings, None, None]:
     """As `Encoder.encode_iter`, in the order of the texts. To be closed, if it is not taken to its end.
 
-    Raises what `Pool.results` raises.
+    A wave of texts is read ahead. Raises what `Pool.results` raises.
     """
-    starts = range(0, len(texts), TEXTS_EACH)
+    remaining = chunks(texts)
     with Pool(settings, model, encoder, partial(_encoded, outputs=outputs, role=role)) as pool:
-        for first in range(0, len(starts), settings.jobs_per_wave):
-            wave = starts[first : first + settings.jobs_per_wave]
-            for at in wave:
-                pool.put(at, json.dumps([at, *texts[at : at + TEXTS_EACH]]).encode())
+        while wave := [_put(pool, chunk) for chunk in islice(remaining, settings.jobs_per_wave)]:
             with closing(pool.results()) as results:
                 yield from _in_order(wave, results)
+
+
+def _put(pool: Pool, chunk: tuple[int, list[str]]) -> int:
+    """Its number, which is that of the texts before."""
+    first_row, texts = chunk
+    pool.put(first_row, json.dumps([first_row, *texts]).encode())
+    return first_row
 
 
 def _encoded(encoder: TextEncoder, job: bytes, outputs: Outputs, role: Role) -> bytes:

@@ -9,6 +9,7 @@ Both queues are short, so that memory is bounded, and one who stops taking numbe
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from vecferry.embeddings import DENSE, Outputs
@@ -67,13 +68,10 @@ class LocalEngine:
 
     def _read(self, ranges: Sequence[RangeRecord], rows: Queue[tuple[int, list[Row] | None]]) -> None:
         """Each range's rows; None where all of them are staged with the text that they have now."""
-        store = self.store.another()
-        try:
+        with closing(self.store.another()) as store:
             for each in ranges:
                 found = store.pending(each.keys, self.rows_per_range)
                 rows.put((each.number, None if self.staging.holds(range_name(self.uid, each.number), found) else found))
-        finally:
-            store.close()
 
     def _encode(self, rows: Queue[tuple[int, list[Row] | None]], numbers: Queue[int]) -> None:
         for number, found in rows:

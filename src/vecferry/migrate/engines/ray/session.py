@@ -1,0 +1,122 @@
+"""The connection to a cluster, or a Ray of this machine; its beginning and its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from vecferry.errors import EngineUnreachable, SettingsError
+from vecferry.migrate.engines import RaySettings
+from vecferry.runtime.host import available_cpus
+
+FOLDERS = "vecferry-ray-"
+SHORT = "/tmp" if os.name == "posix" else None  # noqa: S108  # made by mkdtemp; sockets in it may not have long names
+ANSWER_S = 5.0
+"""How long a cluster's port may take to answer."""
+QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+class Session:
+    """Ends what it has begun: the Ray of this machine, with its processes and its folder, or the connection to a
+    cluster. Where the process is connected already, that connection is used and left.
+    """
+
+    def __init__(self, settings: RaySettings) -> None:
+        """Raises EngineUnreachable, SettingsError."""
+        self._is_ours, self._folder = not ray.is_initialized(), ""
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            if self._is_ours and settings.address is None:
+                self._start(settings)
+            elif self._is_ours:
+                self._join(settings.address or "")
+        except BaseException:
+            self.close()
+            raise
+        if self._on_sigterm != signal.SIG_DFL:
+            self._give_back_sigterm()
+        self.node: str = ray.get_runtime_context().get_node_id()
+        self.cpus_per_worker = settings.cpus_per_worker or self._share(settings)
+
+    def __str__(self) -> str:
+        return f"{len(machines_alive())} machines with {sum(map(_cpus, machines_alive())):g} CPUs were alive"
+
+    def close(self) -> None:
+        """Repeating is safe."""
+        if self._is_ours:
+            ray.shutdown()
+            self._give_back_sigterm()
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _give_back_sigterm(self) -> None:
+        """Ray takes it, to end in order. An application's own handler stays."""
+        if self._is_ours and self._on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _start(self, settings: RaySettings) -> None:
+        """One CPU more than workers take, in Ray's count: or tasks and workers could wait for each other for ever."""
+        self._folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=SHORT)
+        cpus = settings.workers * (settings.cpus_per_worker or max(available_cpus() // settings.workers, 1)) + 1
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=self._folder, **QUIET)
+        except (OSError, RuntimeError, ValueError, RayError) as exc:
+            raise EngineUnreachable("local", first_line(exc)) from exc
+
+    def _join(self, address: str) -> None:
+        if address != "auto":
+            _refuse_deaf(address)  # Ray itself would try for minutes
+        try:
+            ray.init(address=address, **QUIET)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as exc:
+            raise EngineUnreachable(address, first_line(exc)) from exc
+
+    def _share(self, settings: RaySettings) -> int:
+        """So that all workers fit. One CPU of Ray's count is left to its tasks where it can be."""
+        numbers = sorted((int(_cpus(machine)) for machine in machines_alive()), reverse=True)
+        most = max(numbers, default=1)
+        fitting = (
+            cpus for cpus in range(most, 0, -1)
+            if sum(number // cpus for number in numbers) >= settings.workers and sum(numbers) > settings.workers * cpus
+        )  # fmt: skip
+        return next(fitting, 1)
+
+
+def _refuse_deaf(address: str) -> None:
+    """Raises SettingsError, EngineUnreachable."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        expected = "HOST:PORT of a cluster that this machine is part of (ray start --address HOST:PORT), or auto"
+        raise SettingsError("--ray-address", address, expected)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as exc:
+        raise EngineUnreachable(address, str(exc)) from exc
+
+
+def machines_alive() -> list[dict[str, Any]]:
+    """As Ray describes them."""
+    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [machine for machine in machines if machine["Alive"]]
+
+
+def _cpus(machine: Mapping[str, Any]) -> float:
+    return float(machine["Resources"].get("CPU", 0))
+
+
+def first_line(exc: BaseException) -> str:
+    """What an error of Ray's says that a person can use; the text of its own errors ends with it."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    if isinstance(exc, RayError) and lines:
+        return f"{type(exc).__name__}: {lines[-1]}"
+    return (lines or [type(exc).__name__])[0]
