@@ -157,7 +157,7 @@ def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespac
     rates = {name: [rate for rate, _ in runs] for name, runs in turns.items()}
     alone, *others = rates
     return {
-        "model": Artifact.open(args.artifact).manifest.source.id,
+        "model": Path(Artifact.open(args.artifact).manifest.source.id).name,
         "texts": args.texts,
         "cores": args.cores,
         "rows_per_range": args.rows_per_range,

@@ -80,7 +80,8 @@ class Records:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Raises SettingsError at the end, where the file has another number of them by now."""
         number = 0
-        for number, record in enumerate(self._again(), start=1):
+        for record in self._again():
+            number += 1
             yield record
         if number != self._number:
             expected = f"a file that nobody writes to meanwhile: it had {self._number} texts, and has {number}"
