@@ -227,8 +227,9 @@ def test_a_text_that_cannot_be_encoded_is_named_by_its_place_in_all(
     options = Options(artifact=tiny_artifact.path)
     encoder, texts = load_encoder(options).encoder, [*map(str, range(2000)), "\ud800"]
     model = ShippedArtifact.of(options, tmp_path)
+    two_waves = replace(TWO, workers=1, wave=1)
     with pytest.raises(InvalidText, match="text 2000 cannot"):
-        list(encode_on_workers(TWO, model, encoder, texts, outputs=Outputs.DENSE, role="passage"))
+        list(encode_on_workers(two_waves, model, encoder, iter(texts), outputs=Outputs.DENSE, role="passage"))
 
 
 # --- machines -------------------------------------------------------------------------------------
