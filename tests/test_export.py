@@ -148,6 +148,8 @@ def test_files_and_standard_input_are_read_alike(tmp_path: Path, monkeypatch: py
     path = tmp_path / "texts.jsonl"
     path.write_bytes(b'{"id": 7, "text": "one"}\n{"id": "x", "text": "two"}')
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_text("not this file")
     assert list(Records(str(path))) == list(Records("-")) == [("7", "one"), ("x", "two")]
 
 

@@ -69,7 +69,8 @@ class Records:
     def __init__(self, file: str) -> None:
         """Raises InvalidRecord with the line, EmptyInput, SettingsError where the file cannot be read."""
         self._file = file
-        self._held = None if Path(file).is_file() else list(self._read())
+        is_read_anew = file != STANDARD_INPUT and Path(file).is_file()
+        self._held = None if is_read_anew else list(self._read())
         self._number = sum(1 for _ in self._again())
         if not self._number:
             raise EmptyInput
