@@ -173,9 +173,9 @@ def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespac
 
 def scaling(rates: dict[str, list[float]]) -> dict[str, float]:
     """All workers over one of them, where both were run."""
-    *_, many, one = rates.values()
     if len(rates) < 4:
         return {}
+    *_, many, one = rates.values()
     return {"more_workers_over_one": round(median(b / a for a, b in zip(one, many, strict=True)), 3)}
 
 

@@ -23,7 +23,7 @@ from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.ray.pool import Pool
 from vecferry.migrate.engines.shipping import NodeModel
 from vecferry.migrate.engines.task import RangeTask
-from vecferry.migrate.engines.threads import Queue, thread_for
+from vecferry.migrate.engines.threads import Part, Queue, taken
 from vecferry.migrate.staging import Staging
 from vecferry.stores import Store
 from vecferry.stores.ledger import RangeRecord
@@ -51,16 +51,7 @@ class RayEngine:
         to be done Ray is not started; closing it ends all that was.
         """
         numbers: Queue[int] = Queue(self.settings.jobs_per_wave)
-        failures: list[BaseException] = []
-        thread = thread_for("stager", lambda: self._stage(ranges, numbers), numbers, failures)
-        try:
-            thread.start()
-            yield from numbers
-        finally:
-            numbers.abandon()
-            thread.join()
-        if failures:
-            raise failures[0]
+        yield from taken(Part("stager", lambda: self._stage(ranges, numbers), numbers))
 
     def _stage(self, ranges: Sequence[RangeRecord], numbers: Queue[int]) -> None:
         do, failed = partial(_range_file, outputs=self.staging.outputs), set[bytes]()

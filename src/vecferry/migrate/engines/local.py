@@ -17,7 +17,7 @@ from vecferry.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines import range_name
 from vecferry.migrate.engines.task import embed_unknown
-from vecferry.migrate.engines.threads import Queue, thread_for
+from vecferry.migrate.engines.threads import Part, Queue, taken
 from vecferry.migrate.staging import Staging
 from vecferry.stores import Row, Store
 from vecferry.stores.ledger import RangeRecord
@@ -49,22 +49,9 @@ class LocalEngine:
         """
         rows: Queue[tuple[int, list[Row] | None]] = Queue(self.ahead)
         numbers: Queue[int] = Queue(self.ahead)
-        failures: list[BaseException] = []
-        threads = (
-            thread_for("reader", lambda: self._read(ranges, rows), rows, failures),
-            thread_for("encoder", lambda: self._encode(rows, numbers), numbers, failures),
-        )
-        try:
-            for thread in threads:
-                thread.start()
-            yield from numbers
-        finally:
-            rows.abandon()
-            numbers.abandon()
-            for thread in threads:
-                thread.join()
-        if failures:
-            raise failures[0]
+        reader = Part("reader", lambda: self._read(ranges, rows), rows)
+        encoder = Part("encoder", lambda: self._encode(rows, numbers), numbers)
+        yield from taken(encoder, reader)
 
     def _read(self, ranges: Sequence[RangeRecord], rows: Queue[tuple[int, list[Row] | None]]) -> None:
         """Each range's rows; None where all of them are staged with the text that they have now."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -60,20 +61,47 @@ class Queue(Generic[T]):
             self._changed.notify_all()
 
 
-def thread_for(name: str, work: Callable[[], None], out: Queue[T], failures: list[BaseException]) -> threading.Thread:
-    """Does the work and then ends its queue; an error goes to `failures`.
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """Of an engine: work that a thread of its own does, and the queue that this fills."""
 
-    A daemon, so that a process whose main thread died does not wait for one who takes no more.
+    name: str
+    work: Callable[[], None]
+    out: Queue[T]
+
+
+def taken(last: Part[T], *before: Part[Any]) -> Generator[T, None, None]:
+    """What the last part puts out, to its end; then raises the first failure of all parts, if there was one.
+
+    Closing it waits for what the parts have in hand; no thread is left then.
     """
+    parts: tuple[Part[Any], ...] = (*before, last)
+    failures: list[BaseException] = []
+    threads = [_thread(part, failures) for part in parts]
+    try:
+        for thread in threads:
+            thread.start()
+        yield from last.out
+    finally:
+        for part in parts:
+            part.out.abandon()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _thread(part: Part[Any], failures: list[BaseException]) -> threading.Thread:
+    """A daemon, so that a process whose main thread died does not wait for one who takes no more."""
 
     def run() -> None:
         try:
-            work()
+            part.work()
         except Abandoned:
             pass
-        except BaseException as exc:  # noqa: BLE001  # raised again in the thread that takes the numbers
+        except BaseException as exc:  # noqa: BLE001  # raised again in the thread that takes
             failures.append(exc)
         finally:
-            out.end()
+            part.out.end()
 
-    return threading.Thread(target=run, name=f"vecferry-{name}", daemon=True)
+    return threading.Thread(target=run, name=f"vecferry-{part.name}", daemon=True)

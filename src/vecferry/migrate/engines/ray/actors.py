@@ -95,14 +95,9 @@ class Worker:
             self._failure = _described(exc)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        found, failures = [], []
-        for number in batch["number"].to_pylist():
-            result, failure = b"", self._failure
-            if not failure:
-                result, failure = self._done(number)
-            found.append(result)
-            failures.append(failure)
-        return pa.table({"number": batch["number"], "found": pa.array(found, pa.large_binary()), "failure": failures})
+        (number,) = batch["number"].to_pylist()
+        result, failure = (b"", self._failure) if self._failure else self._done(number)
+        return pa.table({"number": [number], "found": pa.array([result], pa.large_binary()), "failure": [failure]})
 
     def _done(self, number: int) -> tuple[bytes, str]:
         """Result and failure."""

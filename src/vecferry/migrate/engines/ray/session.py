@@ -49,7 +49,8 @@ class Session:
         self.cpus_per_worker = settings.cpus_per_worker or self._share(settings)
 
     def __str__(self) -> str:
-        return f"{len(machines_alive())} machines with {sum(map(_cpus, machines_alive())):g} CPUs were alive"
+        machines = machines_alive()
+        return f"{len(machines)} machines with {sum(map(_cpus, machines)):g} CPUs were alive"
 
     def close(self) -> None:
         """Repeating is safe."""
