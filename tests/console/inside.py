@@ -41,7 +41,7 @@ def options(folder: Path, **others: Any) -> MigrationOptions:
         staging=folder / "staging",
         old_fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint,
         min_recall=0.5,
-        patience=Patience(0.3, 20, 0.05),
+        patience=Patience(0.3, 20.0),
         lease_s=5.0,
         **others,
     )

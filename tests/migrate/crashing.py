@@ -78,7 +78,7 @@ class Script:
             rows_per_range=self.rows_per_range,
             old_fingerprint=old_fingerprint,
             staging=self.folder / "staging",
-            patience=Patience(1.0, 10, 0.02),
+            patience=Patience(1.0, 20.0, 0.05),
             lease_s=self.lease_s,
             reconnect_s=0.0,
         )

@@ -233,8 +233,7 @@ class Application:
 
 def options(folder: Path) -> MigrationOptions:
     return MigrationOptions(
-        staging=folder / "staging", old_fingerprint=OLD.fingerprint, patience=Patience(0.3, 20, 0.05),
-        switch_tries=1000,
+        staging=folder / "staging", old_fingerprint=OLD.fingerprint, patience=Patience(0.3, 60.0),
         lease_s=10.0, min_recall=0.5,
     )  # fmt: skip
 

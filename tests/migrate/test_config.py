@@ -51,6 +51,8 @@ def test_the_file_in_the_documentation_is_read_as_it_says(tmp_path: Path) -> Non
         },
         "limits": {
             "rows_per_range": 256,
+            "rows_per_write": 64,
+            "max_pause_s": 1.0,
             "rows_per_s": 500.0,
             "max_query_ms": 250.0,
             "min_free_gb": 1.0,
@@ -127,7 +129,7 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("engine", "workers = 0", "[engine] workers", "0", "a whole number from 1"),
         ("engine", "stall_s = 0", "[engine] stall_s", "0", "seconds above 0"),
         ("limits", "staging = 5", "[limits] staging", "5", "a folder"),
-        ("limits", "row_per_s = 5", "[limits] row_per_s", "…", "one of rows_per_range, rows_per_s, max_query_ms"),
+        ("limits", "row_per_s = 5", "[limits] row_per_s", "…", "one of rows_per_range, rows_per_write, max_pause_s"),
         ("verify", "min_recall = 1.1", "[verify] min_recall", "1.1", "a number from 0 to 1"),
         ("verify", "sample = 0", "[verify] sample", "0", "a whole number from 1"),
         ("gate", "queries = 5", "[gate] queries", "5", "a folder in BEIR layout"),

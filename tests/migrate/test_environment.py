@@ -39,7 +39,7 @@ OPTIONS = MigrationOptions(
     rows_per_range=4,
     old_fingerprint=OLD.fingerprint,
     staging=Path("staging"),
-    patience=Patience(1.0, 5, 0.05),
+    patience=Patience(1.0, 10.0),
     lease_s=2.0,
     reconnect_s=0.0,
 )
@@ -434,7 +434,7 @@ class SlowToDrop(FileBackend):
 
 def test_a_drop_that_takes_longer_than_writers_wait_is_tried_again(folder: Path) -> None:
     FileBackend(folder / "store").create("docs", dimension=8)
-    options, encoder = replace(OPTIONS, patience=Patience(0.2, 5, 0.05)), TruthEncoder()
+    options, encoder = replace(OPTIONS, patience=Patience(0.2, 5.0)), TruthEncoder()
     with MirrorStore(SlowToDrop(folder / "store"), "docs", SqliteLedger.open(folder / "control.db")) as store:
         migration = Migration(store, options)
         world = fill(World("file", str(folder / "store"), folder, store), TWENTY)

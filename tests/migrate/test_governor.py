@@ -65,7 +65,7 @@ def operator(tmp_path: Path) -> Iterator[Migration]:
     """Of a migration that is catching up."""
     points = [Point("1", "a", old_vector("a"), {}, None, None)]
     store = MirrorStore(MemoryBackend({COLLECTION: points}), COLLECTION, SqliteLedger.in_memory())
-    migration = Migration(store, MigrationOptions(staging=tmp_path, patience=Patience(1.0, 2, 0.01)))
+    migration = Migration(store, MigrationOptions(staging=tmp_path, patience=Patience(1.0, 5.0)))
     migration.start(TruthEncoder(), old=TruthEncoder("old", OLD_DIMENSION))
     yield migration
     store.close()

@@ -34,7 +34,7 @@ OPTIONS = MigrationOptions(
     rows_per_range=4,
     old_fingerprint=OLD.fingerprint,
     staging=Path("staging"),
-    patience=Patience(1.0, 2, 0.05),
+    patience=Patience(1.0, 5.0),
     lease_s=5.0,
     reconnect_s=0.0,
 )
@@ -221,7 +221,7 @@ def test_rows_changed_inserted_and_deleted_since_the_backfill_are_followed(colle
 def test_a_switch_without_a_model_is_refused_while_writes_are_not_followed(collection: Collection) -> None:
     migration, encoder = ready(collection, *"abc")
     collection.put(2, "changed", old_vector("changed"))
-    short = Migration(collection.store, MigrationOptions(staging=Path("staging"), switch_tries=2))
+    short = Migration(collection.store, MigrationOptions(staging=Path("staging"), patience=Patience(wait_s=0.5)))
     with pytest.raises(CutoverRefused) as refused:
         short.cutover()
     assert refused.value.keys == ("2",)
@@ -323,20 +323,35 @@ def test_rollback_loses_nothing_that_was_written_since_the_switch(collection: Co
     assert texts_of(collection)["9"] == "newer"
 
 
-def test_rollback_without_the_old_model_must_be_told_to_lose(collection: Collection) -> None:
+def test_rollback_without_the_old_model_says_what_it_would_lose_and_loses_nothing_for_good(
+    collection: Collection,
+) -> None:
     migration, encoder = ready(collection, "a", "b")
     migration.cutover()
     collection.put(2, "b2", encoder.truth("b2"))
-    short = Migration(collection.store, MigrationOptions(staging=Path("staging"), switch_tries=2))
-    with pytest.raises(CutoverRefused):
-        short.rollback()
-    with pytest.raises(SettingsError, match="old"):
-        migration.rollback(new=encoder)
+    collection.put(3, "c", encoder.truth("c"))
+    for given in ({}, {"new": encoder}):
+        with pytest.raises(CutoverRefused, match="2 writes were not followed on the old side") as refused:
+            migration.rollback(**given)  # type: ignore[arg-type]
+        assert set(refused.value.keys) == {"2", "3"}
     assert_serving(collection, encoder)
     assert migration.status().state == State.SERVING_NEW
-    assert migration.rollback(accept_stale=True).stale_rows == 1
+    assert migration.rollback(accept_stale=True).stale_rows == 2
     migration.start(encoder, old=OLD)
-    assert migration.status().backlog == 0
+    assert (migration.status().backlog, migration.status().old_backlog) == (0, 0)
+    if collection.keeps_rows:  # repaired, since the text is there
+        assert texts_of(collection) == {"1": "a", "2": "b2", "3": "c"}
+        assert_serving(collection, OLD)
+    else:
+        assert texts_of(collection) == {"1": "a"}
+        assert {letter.key[0] for letter in migration.status().letters} == {"2", "3"}
+    migration.cutover(new=encoder)
+    assert texts_of(collection) == {"1": "a", "2": "b2", "3": "c"}
+    assert_serving(collection, encoder)
+    migration.retry(encoder, old=OLD)
+    migration.rollback(old=OLD)
+    assert texts_of(collection) == {"1": "a", "2": "b2", "3": "c"}
+    assert_serving(collection, OLD)
 
 
 def test_a_text_that_the_old_model_cannot_embed_does_not_hold_a_rollback(collection: Collection) -> None:
@@ -769,8 +784,8 @@ def test_status_works_while_another_runner_is_at_work(collection: Collection) ->
     "bad",
     [
         {"rows_per_range": 0},
-        {"patience": Patience(timeout_s=0)},
-        {"patience": Patience(tries=0)},
+        {"patience": Patience(max_pause_s=0)},
+        {"rows_per_write": 0},
         {"lease_s": 0.0},
         {"min_recall": 1.5},
         {"max_query_ms": 0.0},

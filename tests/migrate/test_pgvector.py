@@ -26,9 +26,7 @@ from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import split_name, suffixed
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
-OPTIONS = MigrationOptions(
-    rows_per_range=7, staging=Path("staging"), patience=Patience(0.2, 2, 0.05), switch_tries=3, reconnect_s=0.0
-)
+OPTIONS = MigrationOptions(rows_per_range=7, staging=Path("staging"), patience=Patience(0.2, 1.0), reconnect_s=0.0)
 ROOT = Path(__file__).parents[2]
 
 
@@ -344,7 +342,8 @@ def test_finalize_leaves_one_column_with_its_space_on_it(connection: psycopg.Con
         migration.verify(encoder, override="no gate in this test")
         migration.cutover()
         assert set(columns_of(connection)) == {
-            "id", "body", "embedding", "embedding_vecferry_old", "embedding_vecferry_sha256"
+            "id", "body", "embedding", "embedding_vecferry_old",
+            "embedding_vecferry_new_sha256", "embedding_vecferry_old_sha256",
         }  # fmt: skip
         migration.finalize(confirmed=True)
         assert columns_of(connection) == {
@@ -372,39 +371,38 @@ def test_a_new_side_that_was_dropped_is_made_again(connection: psycopg.Connectio
     with open_docs(database_url) as store:
         migration = Migration(store, OPTIONS)
         migration.start(encoder)
-        connection.execute("ALTER TABLE docs DROP embedding_vecferry_new, DROP embedding_vecferry_sha256")
+        connection.execute(
+            "ALTER TABLE docs DROP embedding_vecferry_new CASCADE, DROP embedding_vecferry_new_sha256 CASCADE"
+        )
         with pytest.raises(StoreSchemaError):
             migration.verify(encoder, override="no gate in this test")
         assert migration.start(encoder).rows_done == 2
         assert migration.verify(encoder, override="no gate in this test").passed
 
 
-def test_a_vector_that_was_tampered_with_fails_the_verification(
-    connection: psycopg.Connection, database_url: str
+TAMPERED = (
+    "UPDATE docs SET embedding_vecferry_new = (SELECT embedding_vecferry_new FROM docs o WHERE o.id <> docs.id)",
+    "UPDATE docs SET embedding_vecferry_new = array_fill(1, ARRAY[16])::vector WHERE id = 1",
+    "UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 1",
+)
+
+
+@pytest.mark.parametrize("statement", TAMPERED)
+def test_a_vector_that_was_tampered_with_is_made_anew(
+    statement: str, connection: psycopg.Connection, database_url: str
 ) -> None:
     make_docs(connection, ["a", "b"])
     encoder = TruthEncoder()
-    swap = (
-        "UPDATE docs SET embedding_vecferry_new = (SELECT embedding_vecferry_new FROM docs o WHERE o.id <> docs.id)"
-        " WHERE id < 3"
-    )
     with open_docs(database_url) as store:
         migration = Migration(store, OPTIONS)
         migration.start(encoder)
-        for damage, failing in (
-            (swap, "recomputed sample"),
-            ("UPDATE docs SET embedding_vecferry_new = array_fill(1, ARRAY[16])::vector WHERE id = 1", "unit norm"),
-            ("UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 1", "every row has a vector"),
-        ):
-            connection.execute(damage)
-            failed = [
-                check.name
-                for check in migration.verify(encoder, override="no gate in this test").checks
-                if not check.passed
-            ]
-            assert failing in failed
-        assert migration.status().verification is not None
-        assert migration.retry(encoder).rows_done == 2  # a row without a vector is a dead letter
+        connection.execute(statement)
+        assert migration.verify(encoder, override="no gate in this test").passed  # which follows what is captured
+        connection.execute(f"ALTER TABLE docs DISABLE TRIGGER USER; {statement}; ALTER TABLE docs ENABLE TRIGGER USER")
+        report = migration.verify(encoder, override="no gate in this test")
+        assert "text unchanged" in [check.name for check in report.checks if not check.passed]
+        migration.start(encoder)
+        assert migration.verify(encoder, sample=2, override="no gate in this test").passed
 
 
 # --- indexes --------------------------------------------------------------------------------------

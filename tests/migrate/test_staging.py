@@ -16,7 +16,7 @@ from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import MissingExtra, OutputWriteFailed, StoreFailed
 from vecferry.migrate import staged_file, staged_index
 from vecferry.migrate.embed import Embedded
-from vecferry.migrate.staging import Staging
+from vecferry.migrate.staging import Staging, remove_staged
 from vecferry.stores import NewVector, SparseVector, text_digest
 from vecferry.stores.ledger import DeadLetter
 
@@ -172,17 +172,20 @@ def test_other_spaces_and_heads_are_other_stagings(tmp_path: Path) -> None:
         others[1].keep("a", embedded(["one"]))
 
 
-def test_clear_leaves_nothing_and_keeping_goes_on(tmp_path: Path) -> None:
-    staging, other = Staging(tmp_path, FINGERPRINT), Staging(tmp_path, "e" * 64)
-    for each in (staging, other):
-        each.keep("a", embedded(["one"]))
+def test_what_a_migration_has_staged_is_removed_and_nothing_of_others(tmp_path: Path) -> None:
+    spaces = (FINGERPRINT, "e" * 64)
+    for each in spaces:
+        Staging(tmp_path, each).keep("mine-00000001", embedded(["one"]))
+    Staging(tmp_path, FINGERPRINT, Outputs.DENSE).keep("other-00000001", embedded(["two"]))
     for _ in range(2):
-        staging.clear()
-        assert (staging.bytes(), staging.read("a"), staging.known([text_digest("one")])) == (0, None, set())
+        remove_staged(tmp_path, FINGERPRINT, "mine")
+        staging = Staging(tmp_path, FINGERPRINT)
+        assert (staging.read("mine-00000001"), staging.known([text_digest("one")])) == (None, set())
+        assert_same(staging.read("other-00000001"), embedded(["two"]))
+    assert_same(Staging(tmp_path, spaces[1]).read("mine-00000001"), embedded(["one"]))
+    remove_staged(tmp_path, FINGERPRINT, "other")
+    remove_staged(tmp_path, "f" * 64, "other")
     assert [path.name for path in tmp_path.iterdir()] == ["e" * 64]
-    assert_same(other.read("a"), embedded(["one"]))
-    staging.keep("a", embedded(["one"]))
-    assert_same(staging.read("a"), embedded(["one"]))
 
 
 @pytest.mark.parametrize("name", ["", "..", "../a", "a/b", "/a", ".a"])

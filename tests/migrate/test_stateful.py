@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
             rows_per_range=2,
             old_fingerprint=self.old.fingerprint,
             staging=self.staging,
-            patience=Patience(1.0, 2, 0.02),
+            patience=Patience(1.0, 5.0),
             reconnect_s=0.0,
             min_recall=0.0,
         )

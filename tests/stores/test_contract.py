@@ -25,7 +25,7 @@ from vecferry.stores import (
 from vecferry.stores.lease import process_mark
 from vecferry.stores.ledger import Control, DeadLetter, Lease, MigrationRecord, MigrationSpec, Paused, Serving
 
-PATIENCE = Patience(timeout_s=0.5, tries=1)
+PATIENCE = Patience(1.0, 10.0)
 DIMENSION = 4
 
 
@@ -60,7 +60,7 @@ def switch(collection: Collection, *, back: bool = False) -> None:
 
     def work() -> None:
         if back:
-            store.switch_back(not_null=False)
+            store.switch_back()
         else:
             store.switch()
         before = store.ledger.serving(store.target)
@@ -239,6 +239,7 @@ def test_switch_and_switch_back_exchange_the_vectors(collection: Collection) -> 
     assert_close(collection.serving()[("1",)][1], old_vector("a"))
     assert store.pending(EVERYTHING, 10) == []
     switch(collection)
+    store.stop_capture()
     store.exclusively(store.drop_old, PATIENCE)
     store.exclusively(store.drop_old, PATIENCE)
     assert_close(collection.serving()[("1",)][1], truth("new", "a", DIMENSION))
@@ -479,6 +480,7 @@ def test_vectors_of_a_side_that_was_dropped_are_refused(collection: Collection) 
     store = collection.store
     store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
     switch(collection)
+    store.stop_capture()
     store.exclusively(store.drop_old, PATIENCE)
     assert list(store.vectors([("1",)], fingerprint="space-new")) == [("1",)]
     with pytest.raises(SpaceMismatch):

@@ -15,7 +15,7 @@ from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.ledger import key_text
 
-PATIENCE = Patience(timeout_s=0.2, tries=2, pause_s=0.05)
+PATIENCE = Patience(0.2, 0.5)
 
 
 @pytest.fixture
@@ -173,9 +173,10 @@ def test_a_key_is_noted_as_the_store_writes_it_whatever_anybody_has_set(
     ):
         connection.execute(f"SET {setting}; ALTER DATABASE {connection.info.dbname} SET {setting}")
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
+        store.exclusively(lambda: store.prepare(2, "space-new"), PATIENCE)
         store.start_capture(PATIENCE)
         placeholders = ", ".join(["%s"] * len(values))
-        connection.execute(f"INSERT INTO docs VALUES ({placeholders}, 'text')", values)
+        connection.execute(f"INSERT INTO docs VALUES ({placeholders}, 'text', '[1,0]')", values)
         assert [row.key for row in store.sample(1)] == keys(store) == [expected]
         noted = connection.execute("SELECT key FROM vecferry.changes").fetchall()
         assert noted == [(key_text(expected),)] == [(json.dumps(list(expected), ensure_ascii=False),)]
@@ -296,7 +297,7 @@ def test_a_write_in_flight_is_waited_for_so_that_none_falls_between(
 
     def install() -> None:
         with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
-            store.start_capture(Patience(timeout_s=5, tries=3, pause_s=0.01))
+            store.start_capture(Patience(5.0, 20.0))
             installed.set()
 
     with connection.transaction():

@@ -15,6 +15,7 @@ from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError, 
 from vecferry.stores import (
     EVERYTHING,
     Examination,
+    Finding,
     Key,
     NewVector,
     Patience,
@@ -29,7 +30,7 @@ from vecferry.stores.lease import is_gone, process_mark
 from vecferry.stores.ledger import Control, DeadLetter, MigrationSpec, Paused, Serving
 from vecferry.stores.pgvector import PgVectorStore
 
-PATIENCE = Patience(timeout_s=0.3, tries=2, pause_s=0.05)
+PATIENCE = Patience(0.3, 0.5)
 D_OLD, D_NEW = 8, 16
 OLD_SPACE, NEW_SPACE = "space-old", "space-new"
 
@@ -108,7 +109,7 @@ def test_it_is_a_store(store: PgVectorStore) -> None:
 # --- guarded writes -------------------------------------------------------------------------------
 
 
-def test_the_new_side_gets_vectors_and_the_digests_of_their_texts(
+def test_the_new_side_gets_vectors_and_the_checksums_of_texts_and_vectors(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     assert fill(store) == {("1",), ("2",), ("3",)}
@@ -119,16 +120,20 @@ def test_the_new_side_gets_vectors_and_the_digests_of_their_texts(
     assert store.pending(EVERYTHING, 10) == store.stale(Side.NEW, [("1",), ("2",)]) == []
 
 
-def test_the_old_side_gets_vectors_alone(store: PgVectorStore, connection: psycopg.Connection) -> None:
+def test_the_old_side_gets_vectors_and_their_checksums_from_the_first_switch_on(
+    store: PgVectorStore, connection: psycopg.Connection
+) -> None:
+    fill(store)
     switch(store)
     connection.execute("UPDATE docs SET body = 'changed' WHERE id = 2")
     rows = store.stale(Side.OLD, [("2",), ("3",), ("9",)])
-    assert rows == [Row(("2",), "changed"), Row(("3",), "c")]
+    assert rows == store.pending(EVERYTHING, 10, Side.OLD) == [Row(("2",), "changed")]
+    assert store.count_outdated(Side.OLD) == Finding(1, (("2",),))
     vectors = [NewVector(row.key, row.digest, truth("old", row.text or "", D_OLD)) for row in rows]
-    assert store.write(Side.OLD, vectors) == {("2",), ("3",)}
+    assert store.write(Side.OLD, vectors) == {("2",)}
     np.testing.assert_array_equal(stored(connection, "embedding_vecferry_old")[2], truth("old", "changed", D_OLD))
-    assert len(store.pending(EVERYTHING, 10)) == 3  # nothing was said of the new side
-    assert store.pending(EVERYTHING, 10, Side.OLD) == []
+    assert store.pending(EVERYTHING, 10, Side.OLD) == store.stale(Side.OLD, [("2",)]) == []
+    assert store.pending(EVERYTHING, 10) == rows  # nothing was said of the new side
 
 
 @pytest.mark.parametrize("side", Side)
@@ -168,13 +173,19 @@ def test_many_rows_are_written_in_parts_and_their_keys_come_back(
     np.testing.assert_array_equal(stored(connection, "embedding_vecferry_new")[317], truth("new", "text 317", D_NEW))
 
 
-def test_a_dead_letter_has_a_digest_and_no_vector(store: PgVectorStore) -> None:
+def test_a_dead_letter_has_a_checksum_and_no_vector(store: PgVectorStore) -> None:
     fill(store)
-    assert store.write(Side.NEW, [NewVector(("2",), text_digest("b"), None)]) == {("2",)}
+    letter = DeadLetter(("2",), "reason", text_digest("b"))
+    record = store.ledger.find(store.target)
+    assert record is not None
+    tried = [NewVector(letter.key, letter.digest, None)]
+    assert store.write(Side.NEW, tried, lambda _: store.ledger.bury(record, [letter])) == {("2",)}
     assert store.pending(EVERYTHING, 10) == []
     assert store.examine(D_NEW).without_vector.keys == (("2",),)
+    assert store.captured(10) == []
     store.retry_dead_letters()
-    assert store.pending(EVERYTHING, 10) == [Row(("2",), "b")]
+    assert [change.key for change in store.captured(10)] == [("2",)]
+    assert store.stale(Side.NEW, [("2",)]) == [Row(("2",), "b")]
 
 
 def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -> None:
@@ -199,10 +210,13 @@ def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -
 def test_an_examination_counts_each_defect_and_names_some(store: PgVectorStore, connection: psycopg.Connection) -> None:
     connection.execute("INSERT INTO docs SELECT i, 'text ' || i FROM generate_series(4, 9) i")
     fill(store)
-    connection.execute("UPDATE docs SET embedding_vecferry_new = array_fill(0, ARRAY[16])::vector WHERE id IN (4, 5)")
-    connection.execute("UPDATE docs SET embedding_vecferry_new = array_fill(1, ARRAY[16])::vector WHERE id = 6")
-    connection.execute("UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 7")
-    connection.execute("UPDATE docs SET body = 'changed' WHERE id IN (1, 2, 3)")
+    made = {4: np.zeros(16, np.float32), 5: np.zeros(16, np.float32), 6: np.ones(16, np.float32), 7: None}
+    store.write(Side.NEW, [NewVector((str(i),), text_digest(f"text {i}"), vector) for i, vector in made.items()])
+    connection.execute("UPDATE docs SET body = 'changed' WHERE id IN (1, 3)")
+    connection.execute("UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 2")
+    record = store.ledger.find(store.target)
+    assert record is not None
+    store.ledger.bury(record, [DeadLetter(("7",), "reason", text_digest("text 7"))])
     found = store.examine(D_NEW, max_keys=2)
     assert found.rows == 9
     assert (found.stale.count, found.stale.keys) == (3, (("1",), ("2",)))
@@ -211,7 +225,7 @@ def test_an_examination_counts_each_defect_and_names_some(store: PgVectorStore, 
     assert found.without_vector.keys == (("7",),)
     assert not found.wrong_dimension
     assert not found.not_finite
-    assert store.examine(D_NEW + 1).wrong_dimension.count == 8
+    assert store.examine(D_NEW + 1).wrong_dimension.count == 7
     assert store.orphans(10) == []
 
 
@@ -330,18 +344,20 @@ def test_transactions_nest_and_an_inner_one_may_fail_alone(store: PgVectorStore)
     assert store.pending(EVERYTHING, 10) == rows[1:]
 
 
-def test_nobody_else_writes_while_one_store_works_exclusively(
+def test_nobody_else_uses_the_table_while_one_store_works_exclusively(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     connection.execute("SET lock_timeout = '100ms'")
 
     def meddle() -> int:
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            connection.execute("UPDATE docs SET note = 'meddled'")
-        ((rows,),) = connection.execute("SELECT count(*) FROM docs").fetchall()  # readers are let through
-        return int(rows)
+        for statement in ("UPDATE docs SET note = 'meddled'", "SELECT count(*) FROM docs"):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                connection.execute(statement)
+        return 3
 
-    assert store.exclusively(meddle, PATIENCE) == 3
+    held = store.exclusively(meddle, Patience(1.0, 5.0))
+    assert held.result == 3
+    assert held.pause_s > 0.2
     connection.execute("UPDATE docs SET note = 'after'")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ from vecferry.cli.output import Json, counting, errors, output, show, show_table
 from vecferry.errors import CutoverRefused, FinalizeNotConfirmed
 from vecferry.migrate import Migration, Resources, State, Status
 from vecferry.migrate.config import merged
+from vecferry.stores import Patience
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +41,15 @@ EngineKind = Annotated[str | None, typer.Option("--engine", help="Where the mode
 Workers = Annotated[int | None, typer.Option(help="With ray: processes that each load the model.", min=1)]
 RayAddress = Annotated[
     str | None, typer.Option(help="HOST:PORT of a Ray cluster that this machine is part of; else it runs here alone.")
+]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Go on trying, instead of giving up after a time, until it is done or Ctrl-C.")
+]
+MaxPause = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds for which others may wait at most. Default: max_pause_s; for rollback thrice.", min=0.05
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 WAIT_POLL_S = 0.5
@@ -232,19 +244,22 @@ def retry(target: Target, artifact: Artifact = None, old_artifact: OldArtifact =
 def cutover(
     target: Target,
     accept_dead_letters: Accepted = 0,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until it is ready and not postponed, instead of refusing.")
-    ] = False,
+    wait: Wait = False,
+    max_pause: MaxPause = None,
     artifact: Artifact = None,
     old_artifact: OldArtifact = None,
     as_json: Json = False,
 ) -> None:
-    """Switch to the new vectors, in one step. The old ones stay, and stay current, until finalize."""
+    """Switch to the new vectors, in one step. The old ones stay, and stay current, until finalize.
+
+    With --wait also until it is ready, and not postponed.
+    """
     target = _with_models(target, artifact, old_artifact)
     with target.migration() as migration:
         if wait:
             _await_ready(migration)
-        report = migration.cutover(accept_dead_letters, new=target.new, old=target.old)
+        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
+            report = migration.cutover(accept_dead_letters, new=target.new, old=target.old, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
 
 
@@ -256,6 +271,18 @@ def _await_ready(migration: Migration) -> None:
             time.sleep(WAIT_POLL_S)
 
 
+@contextmanager
+def _patience(configured: Patience, *, wait: bool, max_pause_s: float | None) -> Iterator[Patience]:
+    """That of the options, with what is in the way shown meanwhile."""
+    with stages() as stage:
+        yield replace(
+            configured,
+            max_pause_s=max_pause_s or configured.max_pause_s,
+            wait_s=None if wait else configured.wait_s,
+            notify=stage,
+        )
+
+
 @app.command()
 @on_target
 def rollback(
@@ -263,6 +290,8 @@ def rollback(
     accept_stale: Annotated[
         bool, typer.Option("--accept-stale", help="Even if rows written since the switch have no old vector yet.")
     ] = False,
+    wait: Wait = False,
+    max_pause: MaxPause = None,
     artifact: Artifact = None,
     old_artifact: OldArtifact = None,
     as_json: Json = False,
@@ -270,8 +299,9 @@ def rollback(
     """Switch back to the old vectors, in one step, those of rows written since the switch included."""
     target = _with_models(target, artifact, old_artifact)
     with target.migration() as migration:
-        old = target.old
-        report = migration.rollback(new=target.new if old else None, old=old, accept_stale=accept_stale)
+        surer = migration.options.patience.surer()
+        with _patience(surer, wait=wait, max_pause_s=max_pause) as patience:
+            report = migration.rollback(old=target.old, accept_stale=accept_stale, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
 
 
@@ -281,19 +311,27 @@ def finalize(
     target: Target,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
+    wait: Wait = False,
+    max_pause: MaxPause = None,
     artifact: Artifact = None,
     old_artifact: OldArtifact = None,
     as_json: Json = False,
 ) -> None:
     """Drop the old vectors. This cannot be undone."""
     target = _with_models(target, artifact, old_artifact)
-    _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
     with target.migration() as migration:
-        old = target.old
-        found = migration.finalize(
-            confirmed=True, accept_dead_letters=accept_dead_letters, new=target.new if old else None, old=old
-        )
-    show(found.to_dict(), as_json=as_json, title="the old vectors are gone", rows=status_rows(found))
+        was_finalized = migration.ended() is State.FINALIZED
+        if not was_finalized:
+            _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
+        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
+            found = migration.finalize(
+                confirmed=True,
+                accept_dead_letters=accept_dead_letters,
+                new=target.new,
+                patience=patience,
+            )
+    title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
+    show(found.to_dict(), as_json=as_json, title=title, rows=status_rows(found))
 
 
 def _confirm(question: str, *, yes: bool) -> None:
@@ -303,10 +341,16 @@ def _confirm(question: str, *, yes: bool) -> None:
 
 @app.command()
 @on_target
-def abort(target: Target, yes: Yes = False, as_json: Json = False) -> None:
+def abort(
+    target: Target, yes: Yes = False, wait: Wait = False, max_pause: MaxPause = None, as_json: Json = False
+) -> None:
     """Give the migration up, before the switch or after a rollback. The vectors that serve are not touched."""
-    _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
     with target.migration() as migration:
-        record = migration.abort()
+        was_aborted = migration.ended() is State.ABORTED
+        if not was_aborted:
+            _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
+        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
+            record = migration.abort(patience)
     value = {"target": record.spec.target, "state": record.state}
-    show(value, as_json=as_json, title="the migration is given up")
+    title = "the migration was given up before" if was_aborted else "the migration is given up"
+    show(value, as_json=as_json, title=title)

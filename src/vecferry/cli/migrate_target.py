@@ -21,7 +21,7 @@ from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.staging import Staging
 from vecferry.settings import read_settings
-from vecferry.stores import Store
+from vecferry.stores import Patience, Store
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.opening import open_store
 
@@ -51,6 +51,8 @@ class Target:
         limits = self.config.limits
         return MigrationOptions(
             rows_per_range=limits.rows_per_range,
+            rows_per_write=limits.rows_per_write,
+            patience=Patience(max_pause_s=limits.max_pause_s),
             outputs=self.config.models.heads,
             staging=limits.staging,
             lease_s=limits.lease_s,

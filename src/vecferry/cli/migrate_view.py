@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from vecferry.cli.output import Rows, plain, short
 from vecferry.migrate import Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
-from vecferry.stores.ledger import Serving
+from vecferry.stores.ledger import Event, Serving
 
 NEXT: Mapping[State, str] = {
     State.PLANNED: "start",
@@ -76,15 +76,23 @@ def status_rows(status: Status) -> Rows:
         ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}"),
         ("key ranges done", f"{status.ranges_done:,} of {status.ranges:,}"),
         ("writes to be followed", f"{status.backlog:,}"),
+        *([("on the old side", f"{status.old_backlog:,}")] if status.old_backlog != status.backlog else []),
         *([("limit", f"{status.control.rows_per_s:g} rows a second")] if status.control.rows_per_s else []),
         *([("switch", "postponed")] if status.control.postponed else []),
         ("dead letters", f"{status.dead_letters:,}"),
         *(("", f"{', '.join(letter.key)} ({letter.side}): {letter.reason}") for letter in status.letters),
         *_verification(status.verification),
         *_serving(status.serving),
-        *(("event", f"{event.at[:19]} {event.what}") for event in status.events),
+        *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
         ("next", f"vecferry migrate {NEXT[status.state]}"),
     ]
+
+
+def _in_the_way(event: Event) -> str:
+    """Of rows that were left for later: how many writes, and who was writing them."""
+    if event.what != "left for later":
+        return ""
+    return f": {event.detail['writes']} writes; in the way: {event.detail['in the way'] or 'not known'}"
 
 
 def check_rows(report: VerifyReport) -> Rows:

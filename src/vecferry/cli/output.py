@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -78,4 +79,4 @@ def stages() -> Iterator[Callable[[str], None]]:
         yield lambda name: errors.out(f"· {name}", highlight=False)
         return
     with errors.status("starting") as status:
-        yield lambda name: status.update(name)
+        yield lambda name: status.update(escape(name))

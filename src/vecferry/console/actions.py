@@ -134,8 +134,7 @@ async def _rollback(operator: Operator, form: Form) -> str:
     task, accept_stale = operator.task, form.get("accept_stale") == "1"
 
     def rollback(migration: Migration) -> Outcome:
-        new = task.new if task.old is not None else None
-        report = migration.rollback(new=new, old=task.old, accept_stale=accept_stale)
+        report = migration.rollback(old=task.old, accept_stale=accept_stale)
         return _switched("rollback", "old", report)
 
     operator.by_hand("rollback", rollback)

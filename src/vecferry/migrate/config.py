@@ -13,6 +13,8 @@
     outputs = ["dense"]                      # and "sparse", "colbert"
     [limits]
     rows_per_range = 256
+    rows_per_write = 64                      # written, and so locked, together
+    max_pause_s = 1.0                        # others wait for a switch; thrice as long for a rollback
     rows_per_s = 500.0
     max_query_ms = 250.0                     # pauses while a query takes longer
     min_free_gb = 1.0                        # pauses while less is free at `staging`
@@ -61,6 +63,8 @@ from pydantic import (
 from vecferry.embeddings import Outputs
 from vecferry.errors import SettingsError, reason_of
 from vecferry.migrate.engines import RaySettings
+from vecferry.migrate.values import MigrationOptions
+from vecferry.stores import Patience
 
 LOCAL_SCHEMES = ("chroma", "lancedb", "milvus", "qdrant")
 HIDDEN = "…"
@@ -137,6 +141,8 @@ class LimitsConfig(_Section):
     """[limits]. rows_per_s, max_query_ms: None is no limit."""
 
     rows_per_range: Whole = Field(256, description="a whole number from 1")
+    rows_per_write: Whole = Field(MigrationOptions.rows_per_write, description="a whole number from 1")
+    max_pause_s: Above0 = Field(Patience.max_pause_s, description="seconds above 0")
     rows_per_s: Above0 | None = Field(None, description="a number above 0")
     max_query_ms: Above0 | None = Field(None, description="milliseconds above 0")
     min_free_gb: Annotated[Number, Field(ge=0)] = Field(1.0, description="gigabytes from 0")

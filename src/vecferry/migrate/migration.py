@@ -25,12 +25,14 @@ from vecferry.errors import (
     StoreSchemaError,
     StoreUnreachable,
 )
+from vecferry.migrate.applier import Applier, Models, refuse_conflicts
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
+from vecferry.migrate.following import SwitchFollower
 from vecferry.migrate.governor import DiskGuard, Governor, Guard, LatencyGuard
 from vecferry.migrate.planning import make_plan
-from vecferry.migrate.runner import Models, Runner, refuse_conflicts
-from vecferry.migrate.staging import Staging
+from vecferry.migrate.runner import Counter, Runner
+from vecferry.migrate.staging import Staging, remove_staged
 from vecferry.migrate.states import ENDED, State, can_move, possible_verbs, require
 from vecferry.migrate.switch import Switch, locked_switch, settled
 from vecferry.migrate.values import (
@@ -52,15 +54,15 @@ from vecferry.migrate.verification import (
     recomputed_cosines,
     structural_checks,
 )
-from vecferry.stores import Side, Store
+from vecferry.stores import Patience, Side, Store
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Paused, Serving
 
 EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 """Makes the engine of a run."""
 EVENTS_SHOWN = LETTERS_SHOWN = 10
-FOLLOWER_PATIENCE_S, FOLLOWER_POLL_S = 10.0, 0.002
-"""How long a switch waits for the run in another process to apply what was captured."""
+LEASE_POLL_S = 0.5
+AT_ONCE = Patience(wait_s=0)
 UNASKED = frozenset({"rollback", "abort", "finalize"})
 """Verbs that end a pause by themselves, also an operator's."""
 
@@ -131,18 +133,17 @@ class Migration:
         """
         models = Models(new, old)
         self._refuse_outputs()
-        gone_since: float | None = None
+        self._sweep_ended()
+        outage = _Outage(self.options)
         while True:
             try:
-                return self._run(models, progress, follow, stop, engine)
+                return self._run(models, progress, follow, stop, engine, outage)
             except StoreUnreachable as exc:
-                gone_since = gone_since or time.monotonic()
-                self._reconnect(exc, stop)
-            except Locked:
-                ours_may_last_s = self.options.lease_s + 1  # the lease that we had when the store went away
-                if gone_since is None or time.monotonic() > gone_since + self.options.reconnect_s + ours_may_last_s:
+                self._reconnect(exc, outage, stop)
+            except Locked:  # the lease that we had when the store went away may last for a moment
+                if outage.is_over():
                     raise
-                time.sleep(0.5)
+                time.sleep(LEASE_POLL_S)
 
     def _run(
         self,
@@ -151,55 +152,65 @@ class Migration:
         follow: Callable[[], bool] | None,
         stop: Callable[[], bool],
         engine: EngineFor | None,
+        outage: _Outage,
     ) -> Status:
         self._ledger.install()
         with self._store.runner(self.options.lease_s):
+            outage.end()
             record = self._begin(models)
             governor = Governor(self._ledger, record, self._guards(record), stop)
-            runner = self._runner(governor, models, progress)
+            counter = Counter(progress)
+            applier = self._applier(governor, models, counter)
             staging = self._staging(record)
+            runner = Runner(self._store, governor, applier, counter, self.options.patience)
             runner.run((engine or self._local_engine(models))(self._store, staging, record), staging)
             if follow is not None:
                 with suppress(_EndedByOthers):
-                    self._follow(runner, follow)
+                    self._follow(applier, follow)
         return self.status()
 
-    def _follow(self, runner: Runner, until: Callable[[], bool]) -> None:
+    def _follow(self, applier: Applier, until: Callable[[], bool]) -> None:
         try:
-            runner.follow(until)
+            applier.follow(until)
         except Interrupted:
             record = self._ledger.find(self._store.target)
             if record is None or State(record.state) in ENDED:
                 raise _EndedByOthers from None
             raise
 
-    def _runner(self, governor: Governor, models: Models, progress: Progress | None = None) -> Runner:
-        return Runner(self._store, governor, models, self.options.rows_per_range, self.options.patience, progress)
+    def _applier(self, governor: Governor, models: Models, counter: Counter | None = None) -> Applier:
+        options, counter = self.options, counter or Counter(None)
+        return Applier(self._store, governor, models, options.rows_per_range, options.rows_per_write, counter.add)
+
+    def _staging(self, record: MigrationRecord) -> Staging:
+        return Staging(self.options.staging, record.spec.fingerprint, Outputs.parse(",".join(record.spec.outputs)))
 
     def _local_engine(self, models: Models) -> EngineFor:
+        new = models.new
+        assert new is not None, "a run has the new model"
+
         def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
-            return LocalEngine(
-                store, models.new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs
-            )
+            return LocalEngine(store, new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs)
 
         return made
 
-    def _reconnect(self, failure: StoreUnreachable, stop: Callable[[], bool]) -> None:
+    def _reconnect(self, failure: StoreUnreachable, outage: _Outage, stop: Callable[[], bool]) -> None:
         """Returns when the store answers again. Raises `failure` if it does not within `reconnect_s`."""
-        began, pause_s = time.monotonic(), 0.1
+        outage.begin()
+        pause_s = 0.1
         while True:
             try:
                 self._store.reconnect()
                 record = self._ledger.find(self._store.target)
+                if record is not None:
+                    detail = {"reason": failure.reason, "seconds": round(outage.seconds(), 1)}
+                    self._ledger.add_event(record, "store came back", detail)
             except StoreUnreachable:
-                if stop() or time.monotonic() - began > self.options.reconnect_s:
+                if stop() or outage.is_over():
                     raise failure from None
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
             else:
-                if record is not None:
-                    away_s = round(time.monotonic() - began, 1)
-                    self._ledger.add_event(record, "store came back", {"reason": failure.reason, "seconds": away_s})
                 return
 
     def _guards(self, record: MigrationRecord) -> list[Guard]:
@@ -228,7 +239,8 @@ class Migration:
         return record
 
     def _create(self, models: Models) -> MigrationRecord:
-        store, target = self._store, self._store.target
+        store, target, new = self._store, self._store.target, models.new
+        assert new is not None, "a run has the new model"
         table, serving = store.describe(), self._ledger.serving(target)
         recorded = serving.fingerprint if serving else table.fingerprint
         old_fingerprint = self._known_old_fingerprint(recorded, models.old)
@@ -239,8 +251,8 @@ class Migration:
         spec = MigrationSpec(
             target=target,
             text_source=store.text_source,
-            dimension=models.new.dimension,
-            fingerprint=models.new.fingerprint,
+            dimension=new.dimension,
+            fingerprint=new.fingerprint,
             old_fingerprint=old_fingerprint,
             old_not_null=table.vector_not_null,
             generation=serving.generation + 1,
@@ -272,7 +284,8 @@ class Migration:
             rows_done=counts.done,
             ranges=ranges,
             ranges_done=ranges_done,
-            backlog=self._store.backlog(),
+            backlog=self._store.backlog(Side.NEW),
+            old_backlog=self._store.backlog(Side.OLD),
             control=self._ledger.control(record),
             dead_letters=counts.dead_letters,
             letters=tuple(self._ledger.dead_letters(record, LETTERS_SHOWN)),
@@ -283,6 +296,11 @@ class Migration:
             verification=dict(record.verification) if record.verification is not None else None,
             events=tuple(self._ledger.events(record, EVENTS_SHOWN)),
         )
+
+    def ended(self) -> State | None:
+        """How the last migration has ended, `finalized` or `aborted`; None where there was none, or one is open."""
+        last = self._ledger.last(self._store.target)
+        return State(last.state) if last is not None and State(last.state) in ENDED else None
 
     def serving(self) -> Serving:
         """Which vectors answer now. Raises MigrationNotFound before `start`."""
@@ -353,7 +371,7 @@ class Migration:
         models, overriding = Models(new, old), None if override is None else Override.for_reason(override)
         with self._by_hand("verify") as record:
             refuse_conflicts(record, self._store, models)
-            report = self._examine(record, models, sample)
+            report = self._examine(record, new, models, sample)
             if report.state is State.VERIFIED:
                 report = self._judged(report, gate, overriding)
             self._keep_report(report)
@@ -407,16 +425,16 @@ class Migration:
     def _note_override(self, record: MigrationRecord, override: Override) -> None:
         self._ledger.add_event(record, "gate overridden", {"reason": override.reason, "by": override.by})
 
-    def _examine(self, record: MigrationRecord, models: Models, sample: int) -> VerifyReport:
-        with self._draining(record, models) as catch_up:
-            catch_up()
-            found = examine(self._store, record.spec.dimension, catch_up)
+    def _examine(self, record: MigrationRecord, new: TextEncoder, models: Models, sample: int) -> VerifyReport:
+        with self._follower(record, models) as follower:
+            follower.catch_up(Side.NEW)
+            found = examine(self._store, record.spec.dimension, lambda: follower.catch_up(Side.NEW))
         letters = self._ledger.count_dead_letters(record, Side.NEW)
-        cosines = recomputed_cosines(self._store, models.new, sample)
+        cosines = recomputed_cosines(self._store, new, sample)
         recall = index_recall(self._store, record.spec.fingerprint)
         comparable = found.rows - found.without_vector.count - found.stale.count
         checks = (
-            *structural_checks(found, letters, record.spec.dimension, unit=models.new.space.normalize),
+            *structural_checks(found, letters, record.spec.dimension, unit=new.space.normalize),
             recomputation_check(cosines, expected=-(-min(sample, comparable) // 2)),  # rows may be written meanwhile
             recall_check(recall, self.options.min_recall),
         )
@@ -434,65 +452,59 @@ class Migration:
         )
 
     def retry(self, new: TextEncoder, *, old: TextEncoder | None = None) -> Status:
-        """Encode every dead letter of the new side again. Those that fail again stay dead letters."""
+        """Encode dead letters again, those of a side whose model is given. What fails again stays a dead letter."""
         models = Models(new, old)
         with self._by_hand("retry") as record, self._store.runner(self.options.lease_s):
             refuse_conflicts(record, self._store, models)
             self._store.retry_dead_letters()
-            self._runner(Governor(self._ledger, record), models).sweep()
+            self._applier(Governor(self._ledger, record), models).catch_up()
         return self.status()
-
-    @contextmanager
-    def _draining(self, record: MigrationRecord, models: Models | None) -> Iterator[Callable[[], None]]:
-        """What applies the captured writes: this process, or the one that runs the migration; then it is waited for."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._store.runner(self.options.lease_s))
-            except Locked:
-                yield self._await_follower
-            else:
-                yield lambda: self._catch_up(record, models)
-
-    def _catch_up(self, record: MigrationRecord, models: Models | None) -> None:
-        if models is not None and self._store.backlog():
-            refuse_conflicts(record, self._store, models)
-            self._runner(Governor(self._ledger, record), models).catch_up()
-
-    def _await_follower(self) -> None:
-        until = time.monotonic() + FOLLOWER_PATIENCE_S
-        while self._store.backlog() and time.monotonic() < until:
-            time.sleep(FOLLOWER_POLL_S)
 
     # --- cutover, rollback, finalize, abort -------------------------------------------------------
 
     def cutover(
-        self, accept_dead_letters: int = 0, *, new: TextEncoder | None = None, old: TextEncoder | None = None
+        self,
+        accept_dead_letters: int = 0,
+        *,
+        new: TextEncoder | None = None,
+        old: TextEncoder | None = None,
+        patience: Patience | None = None,
     ) -> CutoverReport:
-        """Let the new vectors serve, and record the serving epoch, in one transaction; no model is called in it.
+        """Let the new vectors serve, and record the serving epoch, in one transaction.
 
         Leaves the old vectors beside the new, to be kept current. Undone by `rollback`. What was written
         before is followed first, by a run in another process or with `new`; a write that comes just
-        before the lock makes it try again. The epoch has the thresholds that the last verdict of the gate
-        gave for the new space. Raises GateNotPassed in state `verified`; CutoverRefused if the number of
-        dead letters is not `accept_dead_letters`, if it is postponed, or if writes came faster than they
-        could be followed; Locked if the table could not be had. Then the old vectors still serve.
+        before the lock makes it try again. No model is called while others wait, unless writers leave no gap
+        (`switch.TRIES_WITHOUT_MODEL`). The epoch has the thresholds that the last verdict of the gate gave for the
+        new space. patience: instead of that of the options. Raises GateNotPassed in state `verified`;
+        CutoverRefused if the number of dead letters is not `accept_dead_letters`, if it is postponed, or if
+        writes came faster than they could be followed; Locked if the table could not be had. Then the old vectors
+        still serve.
         """
-        with self._by_hand("cutover") as record:
+        patience = patience or self.options.patience
+        with self._by_hand("cutover", patience) as record:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --off")
-            with self._switch(record, new, old) as switch:
+            with self._switch(record, Models(new, old), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 
     def rollback(
-        self, *, new: TextEncoder | None = None, old: TextEncoder | None = None, accept_stale: bool = False
+        self,
+        *,
+        new: TextEncoder | None = None,
+        old: TextEncoder | None = None,
+        accept_stale: bool = False,
+        patience: Patience | None = None,
     ) -> RollbackReport:
         """Let the old vectors serve again, with the old thresholds, in one transaction. Undone by `cutover`.
 
-        Rows that were written since the switch have their old vectors too, made by the run that follows,
-        or now with `old` and `new`; without either, CutoverRefused, unless `accept_stale`: then they are
-        counted. Raises Locked if the table could not be had. Then the new vectors still serve.
+        Rows that were written since the switch have their old vectors too, made by the run that follows, or now
+        with `old`. Where neither has made them: CutoverRefused, unless `accept_stale`: then these rows are counted.
+        patience: instead of that of the options, which is made surer (`Patience.surer`). Raises Locked if the table
+        could not be had. Then the new vectors still serve.
         """
-        with self._by_hand("rollback") as record, self._switch(record, new, old) as switch:
+        patience = patience or self.options.patience.surer()
+        with self._by_hand("rollback", patience) as record, self._switch(record, Models(new, old), patience) as switch:
             return switch.rollback(accept_stale=accept_stale)
 
     def finalize(
@@ -502,60 +514,104 @@ class Migration:
         accept_dead_letters: int = 0,
         new: TextEncoder | None = None,
         old: TextEncoder | None = None,
+        patience: Patience | None = None,
     ) -> Status:
         """Drop the old vectors. Cannot be undone: raises FinalizeNotConfirmed unless `confirmed`.
 
-        Leaves the collection with the new vectors alone, and the ledger. Another migration may begin.
-        Where a row without a vector has no place, dead letters go with the old side: CutoverRefused,
-        unless `accept_dead_letters` is their number.
+        Leaves the collection with the new vectors alone, and the ledger. Another migration may begin. Every row is
+        compared first: CutoverRefused if one has no new vector of its text. Where a row without a vector has no
+        place, dead letters go with the old side: CutoverRefused, unless `accept_dead_letters` is their number.
+        Repeating is safe.
         """
-        with self._by_hand("finalize") as record:
+        patience = patience or self.options.patience
+        if State(self._find().state) is State.FINALIZED:
+            return self.status()
+        with self._by_hand("finalize", patience) as record:
             if not confirmed:
                 raise FinalizeNotConfirmed
-            with self._switch(record, new, old) as switch:
+            with self._switch(record, Models(new, old), patience) as switch:
                 switch.finalize(accept_dead_letters)
-            self._staging(record).clear()
         return self.status()
 
-    def abort(self) -> MigrationRecord:
+    def abort(self, patience: Patience | None = None) -> MigrationRecord:
         """Give the migration up: leaves the store as before `start`, and the ledger. Another one may begin.
 
-        The vectors that serve are not touched. Not possible while the new ones do: `rollback` first.
-        Raises Locked while a run is at work.
+        The vectors that serve are not touched. Not possible while the new ones do: `rollback` first. Repeating is
+        safe. Raises Locked while a run is at work.
         """
-        with self._by_hand("abort") as record, self._store.runner(self.options.lease_s):
-            switch = Switch(self._store, record, self.options, drain=lambda: None)
-            switch.abort()
-            self._staging(record).clear()
+        patience = patience or self.options.patience
+        last = self._ledger.last(self._store.target)
+        if last is not None and State(last.state) is State.ABORTED:
+            self._sweep_staging(last)
+            return last
+        with self._by_hand("abort", patience) as record, self._store.runner(self.options.lease_s):
+            if record.spec.old_not_null and State(record.state) is State.SERVING_OLD:
+                self._store.require_vectors(patience)
+            with self._switch(record, Models(), patience) as switch:
+                switch.abort()
+        self._sweep_staging(switch.record)
         return switch.record
 
-    def _staging(self, record: MigrationRecord) -> Staging:
-        return Staging(self.options.staging, record.spec.fingerprint, Outputs.parse(",".join(record.spec.outputs)))
+    @contextmanager
+    def _switch(self, record: MigrationRecord, models: Models, patience: Patience) -> Iterator[Switch]:
+        with self._follower(record, models) as follower:
+            yield Switch(self._store, record, self.options.thresholds, patience, follower)
 
     @contextmanager
-    def _switch(self, record: MigrationRecord, new: TextEncoder | None, old: TextEncoder | None) -> Iterator[Switch]:
-        models = Models(new, old) if new is not None else None
-        with self._draining(record, models) as drain:
-            yield Switch(self._store, record, self.options, drain)
+    def _follower(self, record: MigrationRecord, models: Models) -> Iterator[SwitchFollower]:
+        """What applies the captured writes: this process, or the one that runs the migration too."""
+        applier = self._applier(Governor(self._ledger, record), models)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._store.runner(self.options.lease_s))
+            except Locked:
+                yield SwitchFollower(self._store, applier, runs_elsewhere=True)
+            else:
+                yield SwitchFollower(self._store, applier, runs_elsewhere=False)
 
     # --- the record -------------------------------------------------------------------------------
 
     @contextmanager
-    def _by_hand(self, verb: str) -> Iterator[MigrationRecord]:
+    def _by_hand(self, verb: str, patience: Patience = AT_ONCE) -> Iterator[MigrationRecord]:
         """The record in a state in which `verb` is possible, while nobody else changes it by hand."""
         self._find()
-        with held(self._ledger, locked_switch(self._store.target), self.options.lease_s):
+        with self._held_switch(patience):
             record = settled(self._store, self._find())
             if record.paused is not None and (verb in UNASKED or not record.paused.by_operator):
                 record = self._unpause(record)
             _require(verb, record)
             yield record
 
+    @contextmanager
+    def _held_switch(self, patience: Patience) -> Iterator[None]:
+        """Nobody else changes the state by hand; another verb is waited for only where the wait has no end."""
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(held(self._ledger, locked_switch(self._store.target), self.options.lease_s))
+                    break
+                except Locked as exc:
+                    if patience.wait_s is not None:
+                        raise
+                    patience.notify(f"another verb is at work: {exc.holder}")
+                time.sleep(LEASE_POLL_S)
+            yield
+
     def _find(self) -> MigrationRecord:
+        """Of the migration that was not given up. What an ended one has left on this disk is removed."""
+        self._sweep_ended()
         record = self._ledger.find(self._store.target)
         if record is None:
             raise MigrationNotFound(self._store.target)
         return record
+
+    def _sweep_ended(self) -> None:
+        last = self._ledger.last(self._store.target)
+        if last is not None and State(last.state) in ENDED:
+            self._sweep_staging(last)
+
+    def _sweep_staging(self, record: MigrationRecord) -> None:
+        remove_staged(self.options.staging, record.spec.fingerprint, record.spec.uid)
 
 
 def _require(verb: str, record: MigrationRecord) -> None:
@@ -569,3 +625,25 @@ def _require(verb: str, record: MigrationRecord) -> None:
 
 class _EndedByOthers(Exception):
     """The migration that was followed is finalized or aborted."""
+
+
+class _Outage:
+    """How long the store has been away; over when a run is at work again."""
+
+    def __init__(self, options: MigrationOptions) -> None:
+        self._options = options
+        self._began_at: float | None = None
+
+    def begin(self) -> None:
+        if self._began_at is None:
+            self._began_at = time.monotonic()
+
+    def end(self) -> None:
+        self._began_at = None
+
+    def seconds(self) -> float:
+        return 0.0 if self._began_at is None else time.monotonic() - self._began_at
+
+    def is_over(self) -> bool:
+        """Whether there was none, or it has taken longer than is waited for, the lease that we had included."""
+        return self._began_at is None or self.seconds() > self._options.reconnect_s + self._options.lease_s

@@ -124,14 +124,6 @@ class Staging:
                     found[row.digest] = row.vectors
         return found
 
-    def clear(self) -> None:
-        """Leaves nothing staged here. Repeating is safe; cannot be undone, but all of it can be encoded again."""
-        for path in self._files():
-            self._remove(path)
-        with suppress(OSError):  # something else is there, or nothing
-            self._folder.rmdir()
-            self._folder.parent.rmdir()
-
     def bytes(self) -> int:
         """On disk, of all that is staged here."""
         sizes = 0
@@ -170,6 +162,20 @@ class Staging:
         self._index.forget(path.stem)
         with _writing(path):
             path.unlink(missing_ok=True)
+
+
+def remove_staged(folder: Path, fingerprint: str, uid: str) -> None:
+    """Leaves nothing staged of the migration `uid`, under whatever heads. Repeating is safe.
+
+    What others have staged in the same folder stays; where they counted on vectors that are gone, they encode anew.
+    """
+    space = folder / fingerprint
+    for path in space.glob(f"*/{uid}-*.parquet"):
+        with _writing(path):
+            path.unlink(missing_ok=True)
+    for empty in (*space.glob("*/"), space):
+        with suppress(OSError):  # something else is there, or nothing
+            empty.rmdir()
 
 
 def _is_plain(name: str) -> bool:

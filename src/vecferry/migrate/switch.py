@@ -1,37 +1,55 @@
-"""The short moments in which nobody else writes: cutover, rollback, finalize, abort. No model is called in one."""
+"""The short moments in which nobody else uses the collection: cutover, rollback, finalize, abort."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from vecferry.errors import CutoverRefused, StoreError, VecferryError
 from vecferry.migrate.states import State, can_move
-from vecferry.migrate.values import CutoverReport, MigrationOptions, RollbackReport
-from vecferry.stores import Side, Store, shown
-from vecferry.stores.ledger import MigrationRecord, Serving
+from vecferry.migrate.values import CutoverReport, RollbackReport
+from vecferry.stores import Held, NewVector, Patience, Row, Side, Store, shown
+from vecferry.stores.ledger import DeadLetter, MigrationRecord, Serving
 
 T = TypeVar("T")
-MAX_PAUSE_S = 0.05
+MAX_GAP_S = 0.05
 LETTERS_SHOWN = 10
+WITHOUT_OLD_MODEL = "written while nobody kept the old side; cutover brings it back"
+LOOKS, MAX_SUSPECTS = 5, 1000
+"""At rows that may have been written while all were being compared."""
+TRIES_WITHOUT_MODEL = 5
+"""After so many of them the last rows are embedded while writers wait, since writers leave no gap."""
 
 
-class _NotDrained(VecferryError):
+class Follower(Protocol):
+    """What brings a side up to date for a switch."""
+
+    def catch_up(self, side: Side) -> bool:
+        """Leaves that side current, as far as it can be while others write; whether to try again may help."""
+
+    def finish(self, side: Side, within_s: float) -> bool:
+        """Whether that side is current now; called while nobody else writes. Embeds what is left, for `within_s` at
+        most; 0 calls no model.
+        """
+
+
+class _NotFollowed(VecferryError):
     """A write came between the last look and the lock."""
 
 
 @dataclass
 class Switch:
-    """drain: makes the side that does not serve current, as far as it can; called before each try."""
+    """The verbs that need a moment without others. thresholds: the application's own, in the old space."""
 
     store: Store
     record: MigrationRecord
-    options: MigrationOptions
-    drain: Callable[[], None]
+    thresholds: Mapping[str, float]
+    patience: Patience
+    follower: Follower
 
     def __post_init__(self) -> None:
         self._ledger = self.store.ledger
@@ -40,25 +58,28 @@ class Switch:
     # --- the four -----------------------------------------------------------------------------------
 
     def cutover(self, accepted: int) -> CutoverReport:
-        self.drain()  # which may end dead letters
+        self.follower.catch_up(Side.NEW)  # which may end dead letters
         self._refuse_letters(accepted)
-        seconds, serving = self._when_drained(State.CUTTING_OVER, State.READY, lambda: self._to_new(accepted))
-        return CutoverReport(self.store.target, serving, accepted, self._tries, seconds, State.SERVING_NEW)
+        held = self._when_current(Side.NEW, (State.CUTTING_OVER, State.READY), lambda: self._to_new(accepted))
+        return CutoverReport(self.store.target, held.result, accepted, self._tries, held.pause_s, State.SERVING_NEW)
 
     def rollback(self, *, accept_stale: bool) -> RollbackReport:
-        seconds, (serving, stale, restored) = self._when_drained(
-            State.ROLLING_BACK, State.SERVING_NEW, self._to_old, accept_stale=accept_stale
-        )
+        states = (State.ROLLING_BACK, State.SERVING_NEW)
+        held = self._when_current(Side.OLD, states, self._to_old, accept_stale=accept_stale)
+        serving, stale = held.result
         letters = self._ledger.count_dead_letters(self.record, Side.OLD)
+        restored = self.record.spec.old_not_null and self.store.require_vectors(self.patience)
         return RollbackReport(
-            self.store.target, serving, stale, letters, restored, self._tries, seconds, State.SERVING_OLD
+            self.store.target, serving, stale, letters, restored, self._tries, held.pause_s, State.SERVING_OLD
         )
 
     def finalize(self, accepted: int) -> None:
-        self._when_drained(None, State.SERVING_NEW, lambda: self._drop_old(accepted))
+        self.follower.catch_up(Side.NEW)
+        self._refuse_outdated()
+        self._when_current(Side.NEW, None, lambda: self._drop_old(accepted))
 
     def abort(self) -> None:
-        self.store.exclusively(self._afresh(self._drop_new), self.options.patience)
+        self.store.exclusively(self._afresh(self._drop_new), self.patience)
 
     # --- inside the lock --------------------------------------------------------------------------
 
@@ -70,13 +91,34 @@ class Switch:
         self._move(State.SERVING_NEW, epoch=serving.epoch, accepted_dead_letters=accepted)
         return serving
 
-    def _to_old(self) -> tuple[Serving, int, bool]:
-        spec, stale = self.record.spec, self.store.backlog()
-        restored = self.store.switch_back(not_null=spec.old_not_null)
-        thresholds = {**self.options.thresholds, **self._mapped("old")}
+    def _to_old(self) -> tuple[Serving, int]:
+        spec, stale = self.record.spec, self._left_behind()
+        self.store.switch_back()
+        thresholds = {**self.thresholds, **self._mapped("old")}
         serving = self._next_epoch(Side.OLD, spec.generation - 1, spec.old_fingerprint, thresholds)
         self._move(State.SERVING_OLD, epoch=serving.epoch, stale_rows=stale)
-        return serving, stale, restored
+        return serving, stale
+
+    def _left_behind(self) -> int:
+        """How many rows were written since the switch and not followed on the old side."""
+        changes = self.store.captured(self.store.backlog(Side.OLD), {Side.OLD})
+        keys = list(dict.fromkeys(change.key for change in changes))
+        if self.store.rows_outlive_vectors:
+            return len(self.store.stale(Side.OLD, keys))
+        self.store.settle(keys)
+        rows = self.store.stale(Side.OLD, keys)
+        self._set_aside(rows)
+        self.store.acknowledge(changes)
+        return len(rows)
+
+    def _set_aside(self, rows: Sequence[Row]) -> None:
+        """Leaves these on the new side alone, as dead letters of the old, where another text or no row would be theirs.
+
+        Otherwise the side that serves would be followed, and what was written since the switch be lost for good.
+        """
+        letters = [DeadLetter(row.key, WITHOUT_OLD_MODEL, row.digest, Side.OLD) for row in rows]
+        vectors = [NewVector(row.key, row.digest, None) for row in rows]
+        self.store.write(Side.OLD, vectors, lambda _: self._ledger.bury(self.record, letters))
 
     def _mapped(self, space: str) -> dict[str, float]:
         """The thresholds of the last verdict, in the space "old" or "new"; none if it gave none."""
@@ -106,37 +148,43 @@ class Switch:
 
     # --- getting there ----------------------------------------------------------------------------
 
-    def _when_drained(
-        self, during: State | None, otherwise: State, work: Callable[[], T], *, accept_stale: bool = False
-    ) -> tuple[float, T]:
-        """`work` while nothing is captured undone; the seconds in which writers waited, and what it returns.
+    def _when_current(
+        self, side: Side, states: tuple[State, State] | None, work: Callable[[], T], *, accept_stale: bool = False
+    ) -> Held[T]:
+        """`work` while nothing that was captured is left to be done on that side, or whatever is with `accept_stale`.
 
-        Tried `switch_tries` times, since writes go on until the lock is had. `during` is the state
-        meanwhile; it is left as `otherwise` again if nothing came of it.
+        Tried for as long as the patience says, since writes go on until the lock is had. states: the one meanwhile,
+        and the one that is left again if nothing comes of it.
         """
-
-        def when_still_drained() -> tuple[float, T]:
-            began = time.perf_counter()
-            if not accept_stale and self.store.backlog():
-                raise _NotDrained
-            return began, work()
-
-        if during is not None:
-            self._move(during)
+        if states is not None:
+            self._move(states[0])
         try:
-            while self._tries < self.options.switch_tries:
-                self._tries += 1
-                if not accept_stale:
-                    self.drain()
-                with suppress(_NotDrained):
-                    began, result = self.store.exclusively(self._afresh(when_still_drained), self.options.patience)
-                    return time.perf_counter() - began, result
-                time.sleep(random.uniform(0, MAX_PAUSE_S))  # noqa: S311  # to fall between two writes
-            raise self._never_drained()
+            return self._try_on(side, work, accept_stale=accept_stale)
         except BaseException:
-            with suppress(StoreError):  # the next verb takes the mark back
-                self._step_back(during, otherwise)
+            if states is not None:
+                with suppress(StoreError):  # the next verb takes the mark back
+                    self._step_back(*states)
             raise
+
+    def _try_on(self, side: Side, work: Callable[[], T], *, accept_stale: bool) -> Held[T]:
+        until = None if self.patience.wait_s is None else time.monotonic() + self.patience.wait_s
+        while True:
+            self._tries += 1
+            is_followed = accept_stale or self.follower.catch_up(side)
+            with suppress(_NotFollowed):
+                when_current = work if accept_stale else lambda: self._once_current(side, work)
+                return self.store.exclusively(self._afresh(when_current), self.patience)
+            if not is_followed or (until is not None and time.monotonic() > until):
+                raise self._never_current(side)
+            self.patience.notify(f"try {self._tries}: a write came in between")
+            time.sleep(random.uniform(0, MAX_GAP_S))  # noqa: S311  # to fall between two writes
+
+    def _once_current(self, side: Side, work: Callable[[], T]) -> T:
+        """Half of the pause is for the model, the rest for what is done with the lock."""
+        within_s = self.store.pause_left_s() / 2 if self._tries > TRIES_WITHOUT_MODEL else 0.0
+        if not self.follower.finish(side, within_s):
+            raise _NotFollowed
+        return work()
 
     def _afresh(self, work: Callable[[], T]) -> Callable[[], T]:
         """`work` that goes out from the record of now, since `exclusively` may undo it and try again."""
@@ -148,18 +196,33 @@ class Switch:
 
         return again
 
-    def _step_back(self, during: State | None, otherwise: State) -> None:
-        if during is not None:
-            found = self._ledger.find(self.store.target)
-            if found is not None and found.id == self.record.id and found.state == during:
-                self.record = found
-                self._move(otherwise)
+    def _step_back(self, during: State, otherwise: State) -> None:
+        found = self._ledger.find(self.store.target)
+        if found is not None and found.id == self.record.id and found.state == during:
+            self.record = found
+            self._move(otherwise)
 
-    def _never_drained(self) -> CutoverRefused:
-        changes = self.store.captured(LETTERS_SHOWN)
-        reason = f"{self.store.backlog()} writes were not followed yet in each of {self._tries} tries"
-        remedy = "Run start --follow in another terminal with both models, or try when there are fewer writes."
+    def _never_current(self, side: Side) -> CutoverRefused:
+        changes = self.store.captured(LETTERS_SHOWN, {side})
+        reason = f"{self.store.backlog(side)} writes were not followed on the {side} side yet in {self._tries} tries"
+        if side is Side.OLD:
+            remedy = "Give the old model, or run start --follow with it; or say --accept-stale, and these rows have no"
+            remedy += " old vector of their text."
+        else:
+            remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."
         return CutoverRefused(reason, shown(list(dict.fromkeys(change.key for change in changes))), remedy)
+
+    def _refuse_outdated(self) -> None:
+        """What is dropped cannot be had back, so every row is compared first; what is captured is not missing."""
+        for _ in range(LOOKS):
+            found = self.store.count_outdated(Side.NEW, MAX_SUSPECTS)
+            captured = {change.key for change in self.store.captured(MAX_SUSPECTS, {Side.NEW})}
+            if not found or not (keys := [key for key in found.keys if key not in captured]):
+                return
+            self.follower.catch_up(Side.NEW)
+        remedy = "Run start, which compares every row and repairs them."
+        reason = f"{found.count} rows have no new vector of their present text"
+        raise CutoverRefused(reason, shown(keys[:LETTERS_SHOWN]), remedy)
 
     def _refuse_letters(self, accepted: int) -> None:
         found = self._ledger.count_dead_letters(self.record, Side.NEW)

@@ -23,10 +23,11 @@ class MigrationOptions:
 
     old_fingerprint: the space of the vectors there are, if known; then a search in another is refused
     before the switch too. outputs: heads of the new side; dense always. staging: where encoded vectors
-    wait for their place. patience: how long the short steps wait for the table. switch_tries: how often
-    a switch is begun again because a write came just before it. lease_s: after this time without a sign
-    of life a runner may be replaced. reconnect_s: how long a run waits for a store that went away.
-    rows_per_s: the limit that a migration begins with; `throttle` changes it.
+    wait for their place. patience: how long the short steps wait for a moment without others, and how long
+    others may wait for these; `rollback` is surer. rows_per_write: rows that are written in one transaction,
+    and so locked together. lease_s: after this time without a sign of life a runner may be replaced.
+    reconnect_s: how long a run waits for a store that went away. rows_per_s: the limit that a migration
+    begins with; `throttle` changes it.
     max_query_ms and min_free_gb: a run pauses itself while a query takes longer, or less is free at
     `staging`. min_recall: of the new index, against exact search. thresholds: the application's cut-offs
     in the old space, cosines by name; they stand in the serving epoch that `start` records.
@@ -37,7 +38,7 @@ class MigrationOptions:
     outputs: Outputs = DENSE
     staging: Path = Path(".vecferry/staging")
     patience: Patience = field(default_factory=Patience)
-    switch_tries: int = 200
+    rows_per_write: int = 64
     lease_s: float = 15.0
     reconnect_s: float = 60.0
     rows_per_s: float | None = None
@@ -50,9 +51,8 @@ class MigrationOptions:
         checks: tuple[tuple[str, Any, bool, str], ...] = (
             ("rows_per_range", self.rows_per_range, self.rows_per_range >= 1, "1 or more"),
             ("outputs", ",".join(self.outputs.names), Outputs.DENSE in self.outputs, "dense, and others"),
-            ("lock_timeout", self.patience.timeout_s, self.patience.timeout_s > 0, "more than 0 seconds"),
-            ("lock_tries", self.patience.tries, self.patience.tries >= 1, "1 or more"),
-            ("switch_tries", self.switch_tries, self.switch_tries >= 1, "1 or more"),
+            ("max_pause_s", self.patience.max_pause_s, self.patience.max_pause_s > 0, "more than 0 seconds"),
+            ("rows_per_write", self.rows_per_write, self.rows_per_write >= 1, "1 or more"),
             ("lease_s", self.lease_s, self.lease_s > 0, "more than 0 seconds"),
             ("rows_per_s", self.rows_per_s, self.rows_per_s is None or self.rows_per_s > 0, "more than 0"),
             ("max_query_ms", self.max_query_ms, self.max_query_ms is None or self.max_query_ms > 0, "more than 0"),
@@ -135,7 +135,8 @@ class Plan(Value):
 
 @dataclass(frozen=True)
 class Status(Value):
-    """rows_done: with a new vector. backlog: captured writes that were not applied yet.
+    """rows_done: with a new vector. backlog, old_backlog: captured writes that were not applied to the new side yet,
+    and to the old one, which is followed from the first switch on.
 
     paused: why, while it is. serving is None before `start`. letters: the first ten dead letters.
     """
@@ -149,6 +150,7 @@ class Status(Value):
     ranges: int
     ranges_done: int
     backlog: int
+    old_backlog: int
     control: Control
     dead_letters: int
     letters: tuple[DeadLetter, ...]

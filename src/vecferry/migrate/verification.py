@@ -27,7 +27,7 @@ class Gate(Protocol):
     def __call__(self, store: Store) -> GateVerdict: ...
 
 
-def examine(store: Store, dimension: int, catch_up: Callable[[], None]) -> Examination:
+def examine(store: Store, dimension: int, catch_up: Callable[[], object]) -> Examination:
     """Every row; those that were only just written, and are captured, count as current."""
     found = store.examine(dimension, MAX_SUSPECTS)
     if found.stale.count > MAX_SUSPECTS or found.orphaned.count > MAX_SUSPECTS:

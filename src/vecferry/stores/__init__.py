@@ -7,18 +7,19 @@ writes to it, and the migration keeps the other one current.
 There are two shapes. A table (`pgvector`) holds both sides in one row. Everything else holds whole
 points, so that the new side is a collection of its own, kept like the first by `mirror.MirrorStore`
 over a small `backend.Backend`: one file per store, all of the same shape. In both, the state of a
-row can be read from the store itself: a vector is current if the text beside it, or that text's
-digest, is the text of the row. `tests/stores/test_contract.py` runs over every store.
+row can be read from the store itself: a vector is current if it is the one that was written for the
+text of the row, known by a checksum over both, or by the text in the same point.
+`tests/stores/test_contract.py` runs over every store.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,9 @@ class Side(StrEnum):
 
     OLD = "old"
     NEW = "new"
+
+
+BOTH_SIDES = frozenset(Side)
 
 
 class Value:
@@ -205,16 +209,37 @@ class Hit(Value):
     score: float
 
 
+def tell_nobody(message: str) -> None:
+    """For a `Patience` without `notify`."""
+
+
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a lock: `tries` times `timeout_s`, with pauses that double from `pause_s`.
+    """How long to try for a moment in which nobody else uses the collection, and how long others may wait for it.
 
-    Writers wait behind whoever waits for the lock, so `timeout_s` bounds their pause too.
+    In each try those who have begun are waited for, and whoever comes later waits behind us: `first_pause_s` at
+    first, twice as long in each further try, `max_pause_s` at most. Between two tries all go on, for as long as they
+    have waited. wait_s: of all tries together; None is until it is had. notify: told before each further try what was
+    in the way.
     """
 
-    timeout_s: float = 0.3
-    tries: int = 8
-    pause_s: float = 0.1
+    max_pause_s: float = 1.0
+    wait_s: float | None = 30.0
+    first_pause_s: float = 0.1
+    notify: Callable[[str], None] = tell_nobody
+
+    def surer(self) -> Patience:
+        """For the way back: thrice the pause, twice the time."""
+        wait_s = None if self.wait_s is None else 2 * self.wait_s
+        return replace(self, max_pause_s=3 * self.max_pause_s, wait_s=wait_s)
+
+
+@dataclass(frozen=True)
+class Held(Generic[T]):
+    """What was done while others were held off. pause_s: how long whoever came meanwhile had to wait at most."""
+
+    result: T
+    pause_s: float
 
 
 class Reading(Protocol):
@@ -260,6 +285,9 @@ class Reading(Protocol):
         at its word. Raises SpaceMismatch if neither side is in that space, or D is not the side's.
         """
 
+    def users(self) -> str:
+        """Who uses the collection now, for people, the oldest transaction first; empty where that cannot be seen."""
+
     def serving_locator(self, side: Side) -> str:
         """Where an index of that side is found when it serves: a column, the name of a collection."""
 
@@ -289,19 +317,33 @@ class Capture(Protocol):
     def stop_capture(self) -> None:
         """Leaves nothing captured, and nothing of the capture in the store. Repeating is safe."""
 
-    def captured(self, limit: int) -> list[Change]:
-        """The oldest that were not acknowledged; a write that has not ended is not among them."""
+    def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
+        """The oldest that are to be followed on one of these sides; a write that has not ended is not among them."""
 
-    def backlog(self) -> int:
-        """How many were not acknowledged, those of unended writes included where they can be seen."""
+    def backlog(self, side: Side | None = None) -> int:
+        """How many are to be followed on that side, or at all; unended writes included where they can be seen."""
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
         """Leaves these out of `captured` for good."""
 
+    def capture_again(self, keys: Sequence[Key], side: Side | None = None) -> None:
+        """Leaves these captured, as if they had just been written, to be followed on that side, or on both.
+
+        Repeating is safe.
+        """
+
     def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
         """Those of the rows that are there, and whose vectors on `side` are not known to be current.
 
-        Empty for the side that an application keeps by itself.
+        Dead letters are not among them. Empty for the side that serves, where the store cannot tell whose vectors
+        are there; then the application's count as right.
+        """
+
+    def adopt(self, keys: Sequence[Key]) -> set[Key]:
+        """Leaves the old vectors of these rows known as current, whatever the application has written there.
+
+        For the time before the first switch, in which it alone keeps that side. Returns the keys of those for
+        which nothing is left to be done; rows that others are just writing are captured again. Repeating is safe.
         """
 
     def settle(self, keys: Sequence[Key]) -> set[Key]:
@@ -324,11 +366,15 @@ class NewSide(Protocol):
         """All keys of now, in the store's order, in ranges of `rows_each` rows; the last may have fewer."""
 
     def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
-        """Rows whose vector on `side` is not of their text and that are no dead letters, by ascending key.
+        """Rows whose vector on `side` is not known to be of their text and that are no dead letters.
 
-        At most `limit`. Found by comparing every row, so also what no capture has seen. Empty for a
-        side that an application keeps by itself, and where a store cannot compare that side.
+        At most `limit`, by ascending key in the order of `KeyRange`, so that a sweep goes on above the last.
+        Found by comparing every row, so also what no capture has seen. Empty for the side that serves, where
+        the store cannot tell whose vectors are there.
         """
+
+    def count_outdated(self, side: Side, max_keys: int = 10) -> Finding:
+        """All rows that `pending` would give for that side, in one go."""
 
     def examine(self, dimension: int, max_keys: int = 10) -> Examination: ...
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
@@ -355,12 +401,13 @@ class Writing(Protocol):
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
         """Leaves those whose row is there with the same text; their keys. Repeating is safe.
 
-        A row that somebody else is just writing may be left out. then: called with these keys, to note
+        A row that somebody else is just writing may be left out. All that is left out is captured again for that
+        side, in the same transaction where the store has them. then: called with these keys, to note
         in the ledger what was written; in the same transaction where the store has them, else after it.
         """
 
     def retry_dead_letters(self) -> None:
-        """Leaves every dead letter of the new side to be done again. Repeating is safe."""
+        """Leaves every dead letter to be done again, and captured. Repeating is safe."""
 
     def build_indexes(self) -> tuple[str, ...]:
         """Leaves, for each index on the serving vectors, an equal one on the new; the names of those built.
@@ -371,20 +418,37 @@ class Writing(Protocol):
     def switch(self) -> None:
         """Leaves the new vectors serving, the old beside them. Only inside `exclusively`. Undone by `switch_back`."""
 
-    def switch_back(self, *, not_null: bool) -> bool:
-        """Undoes `switch`; true if the serving vectors were made required again, as `not_null` asks."""
+    def switch_back(self) -> None:
+        """Undoes `switch`. Only inside `exclusively`."""
+
+    def require_vectors(self, patience: Patience) -> bool:
+        """Leaves the serving vectors required (NOT NULL), if every row has one; whether that is so.
+
+        Nobody waits while the rows are looked at. Repeating is safe. Undone by `switch`.
+        """
 
     def drop_old(self) -> None:
-        """Leaves the new vectors alone. Only inside `exclusively`. Repeating is safe. Cannot be undone."""
+        """Leaves the new vectors alone. Only inside `exclusively`, once nothing is captured any more.
+
+        Repeating is safe. Cannot be undone.
+        """
 
     def drop_new(self) -> None:
-        """Leaves the old vectors alone, as before `prepare`. Only inside `exclusively`. Repeating is safe."""
+        """Leaves the old vectors alone, as before `prepare`. Only inside `exclusively`, once nothing is captured any
+        more. Repeating is safe.
+        """
 
     def transaction(self) -> AbstractContextManager[None]:
         """What is written inside is kept as a whole or not at all; of a store without transactions, the ledger."""
 
-    def exclusively(self, work: Callable[[], T], patience: Patience) -> T:
-        """`work` in a transaction while nobody else writes to the collection. Raises Locked when patience ends."""
+    def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
+        """`work` in a transaction while nobody else writes to the collection. Raises Locked when patience ends.
+
+        A process that is stopped in the middle of it holds the others up for a few seconds more than `max_pause_s`.
+        """
+
+    def pause_left_s(self) -> float:
+        """Inside `exclusively`: for how many seconds others may still be held off, of the patience's `max_pause_s`."""
 
     def runner(self, lease_s: float) -> AbstractContextManager[None]:
         """Inside, this store alone may write vectors. Raises Locked, naming who does.

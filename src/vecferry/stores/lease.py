@@ -66,12 +66,13 @@ def _system() -> str | None:
 
 
 @contextmanager
-def held(ledger: Ledger, target: str, seconds: float) -> Iterator[Lease]:
+def held(ledger: Ledger, target: str, seconds: float, former: Lease | None = None) -> Iterator[Lease]:
     """The lease on `target`, renewed meanwhile through a connection of its own, and given back at the end.
 
-    Raises Locked if somebody else has it. Whether it was lost meanwhile is for `Ledger.guard` to say.
+    former: one of this holder that it may not have been able to give back. Raises Locked if somebody else has it.
+    Whether it was lost meanwhile is for `Ledger.guard` to say.
     """
-    lease = ledger.acquire(target, process_mark(), seconds)
+    lease = ledger.acquire(target, process_mark(), seconds, former)
     ended = threading.Event()
     renewer = threading.Thread(
         target=_renew, args=(ledger, lease, seconds, ended), name=f"lease on {target}", daemon=True

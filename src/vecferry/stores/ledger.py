@@ -7,7 +7,7 @@ holds the journal of the application's writes. States are text here; `migrate/st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -140,6 +140,9 @@ class Ledger(Protocol):
     def find(self, target: str) -> MigrationRecord | None:
         """The latest migration of that name that was not aborted; None too where there is no ledger."""
 
+    def last(self, target: str) -> MigrationRecord | None:
+        """The latest migration of that name, aborted or not."""
+
     def create(self, spec: MigrationSpec, state: str) -> MigrationRecord: ...
     def move(
         self, record: MigrationRecord, state: str, detail: Mapping[str, Any], paused: Paused | None = None
@@ -175,8 +178,11 @@ class Ledger(Protocol):
     def control(self, record: MigrationRecord) -> Control: ...
     def set_control(self, record: MigrationRecord, control: Control) -> None: ...
 
-    def acquire(self, target: str, holder: str, seconds: float) -> Lease:
-        """Take the lease if nobody has it, or its time is over, or its holder's process is gone. Raises Locked."""
+    def acquire(self, target: str, holder: str, seconds: float, former: Lease | None = None) -> Lease:
+        """Take the lease if nobody has it, or its time is over, or its holder's process is gone, or it is `former`.
+
+        Raises Locked.
+        """
 
     def renew(self, lease: Lease, seconds: float) -> None:
         """Raises LeaseLost if somebody else has it."""
@@ -214,16 +220,25 @@ class Journal(Protocol):
     def stop_journal(self, target: str) -> None:
         """Capture nothing more, and forget what was captured. Repeating is safe."""
 
-    def journalled(self, target: str, limit: int) -> list[Change]:
-        """The oldest finished or abandoned ones, one `Change` per key."""
+    def note(self, target: str, keys: Sequence[Key], side: Side | None = None) -> None:
+        """Capture these keys, as if a write to them had just finished, if a capture is on.
 
-    def journal_backlog(self, target: str) -> int:
-        """Those of `journalled`, and those of unfinished writes."""
+        side: on which they are to be followed; None is both.
+        """
+
+    def journalled(self, target: str, limit: int, sides: Collection[Side] = ...) -> list[Change]:
+        """The oldest finished or abandoned ones that are to be followed on one of these sides, by default on either.
+
+        One `Change` per key.
+        """
+
+    def journal_backlog(self, target: str, side: Side | None = None) -> int:
+        """Those to be followed on that side, or at all, and those of unfinished writes."""
 
     def acknowledge(self, target: str, changes: Sequence[Change]) -> None: ...
-    def writers_held(self, target: str, seconds: float) -> AbstractContextManager[None]:
+    def writers_held(self, target: str, wait_s: float, hold_s: float | None = None) -> AbstractContextManager[None]:
         """Inside, nobody `begin`s, and all that had begun has finished. Raises Locked if that takes longer
-        than `seconds`; writers go on by themselves after that time, and `still_held` is then false.
+        than `wait_s`; writers go on by themselves after `hold_s`, by default as long, and `still_held` is then false.
         """
 
     def still_held(self, target: str) -> bool: ...

@@ -12,13 +12,20 @@ from vecferry.stores import Patience
 T = TypeVar("T")
 
 
-def patiently(work: Callable[[], T], patience: Patience) -> T:
-    """What `work` returns, tried as often as `patience` says. Raises the last try's Locked."""
-    pause_s = patience.pause_s
-    for _ in range(patience.tries - 1):
+def patiently(work: Callable[[float], T], patience: Patience) -> T:
+    """What `work` returns, tried as `patience` says; it is given the seconds for which others may wait in this try.
+
+    Raises the last try's Locked.
+    """
+    until = None if patience.wait_s is None else time.monotonic() + patience.wait_s
+    pause_s = min(patience.first_pause_s, patience.max_pause_s)
+    while True:
         try:
-            return work()
-        except Locked:
-            time.sleep(pause_s)
-            pause_s *= 2
-    return work()
+            return work(pause_s)
+        except Locked as exc:
+            if until is not None and time.monotonic() + pause_s > until:
+                raise
+            in_the_way = exc.holder
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, patience.max_pause_s)
+        patience.notify(f"in the way: {in_the_way}; trying again, others wait {pause_s:.1f} s at most")

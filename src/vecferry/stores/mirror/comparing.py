@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +12,9 @@ import numpy as np
 
 from vecferry.embeddings import Float32
 from vecferry.stores import (
+    EVERYTHING,
     NORM_TOLERANCE,
+    NOTHING,
     Counts,
     Examination,
     Finding,
@@ -70,6 +73,10 @@ class Comparison(MirrorSides):
             if len(rows) >= limit:
                 break
         return rows[:limit]
+
+    def count_outdated(self, side: Side, max_keys: int = 10) -> Finding:
+        keys = [row.key for row in self.pending(EVERYTHING, sys.maxsize, side)]
+        return Finding(len(keys), tuple(keys[:max_keys])) if keys else NOTHING
 
     def examine(self, dimension: int, max_keys: int = 10) -> Examination:
         sides = self._sides()

@@ -20,6 +20,9 @@ UNKNOWN = "not recorded"
 class MirrorReading(MirrorSides):
     """`stores.Reading`."""
 
+    def users(self) -> str:
+        return ""
+
     def describe(self) -> TableInfo:
         sides = self._sides()
         rows = null_texts = empty_texts = text_bytes = 0

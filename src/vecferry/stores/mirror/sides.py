@@ -44,6 +44,8 @@ class MirrorSides:
         self._target = collection
         self._ledger = ledger
         self._lease: Lease | None = None
+        self._former: Lease | None = None
+        self._held_until: float | None = None
         self._sorted_ids: list[str] | None = None
 
     @property

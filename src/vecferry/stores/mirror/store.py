@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -10,7 +11,9 @@ from typing import TypeVar
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores import (
+    BOTH_SIDES,
     Change,
+    Held,
     Key,
     NewVector,
     Patience,
@@ -74,15 +77,23 @@ class MirrorStore(MirrorReading, Comparison):
     def stop_capture(self) -> None:
         self._ledger.stop_journal(self._target)
 
-    def captured(self, limit: int) -> list[Change]:
-        return self._ledger.journalled(self._target, limit)
+    def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
+        return self._ledger.journalled(self._target, limit, sides)
 
-    def backlog(self) -> int:
-        return self._ledger.journal_backlog(self._target)
+    def backlog(self, side: Side | None = None) -> int:
+        return self._ledger.journal_backlog(self._target, side)
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
         with self.transaction():
             self._ledger.acknowledge(self._target, changes)
+
+    def capture_again(self, keys: Sequence[Key], side: Side | None = None) -> None:
+        with self.transaction():
+            self._ledger.note(self._target, keys, side)
+
+    def adopt(self, keys: Sequence[Key]) -> set[Key]:
+        """See `Capture.adopt`. The points of the side that serves count as right anyway."""
+        return set(keys)
 
     def settle(self, keys: Sequence[Key]) -> set[Key]:
         """See `Capture.settle`: deletes follow, and payload that changed without its text."""
@@ -131,6 +142,7 @@ class MirrorStore(MirrorReading, Comparison):
         with self._writing():
             written = self._put_current(side, vectors)
         with self.transaction():
+            self._ledger.note(self._target, [new.key for new in vectors if new.key not in written], side)
             then(written)
         return written
 
@@ -157,15 +169,21 @@ class MirrorStore(MirrorReading, Comparison):
         """Inside, the sides do not change places, and the lease was ours at the beginning."""
         if self._lease is not None:
             self._ledger.guard(self._lease)
-        with self._ledger.passing(self._target):
+        if self._held_until is not None:  # nobody else can write, nor wait for us
             yield
+        else:
+            with self._ledger.passing(self._target):
+                yield
 
     def retry_dead_letters(self) -> None:
-        """See `Writing.retry_dead_letters`. While the new side serves, it has no text for these to be done from."""
+        """See `Writing.retry_dead_letters`. Those of the side that serves have no text that they could be done from."""
         record, sides = self._open_record(), self._sides()
-        if record is not None and sides.serving != sides.new:
-            letters = self._ledger.dead_letters(record, self._ledger.count_dead_letters(record, Side.NEW), Side.NEW)
-            self._ledger.unbury(record, Side.NEW, [letter.key for letter in letters])
+        if record is not None:
+            side = Side.OLD if sides.serving == sides.new else Side.NEW
+            letters = self._ledger.dead_letters(record, self._ledger.count_dead_letters(record, side), side)
+            with self.transaction():
+                self._ledger.unbury(record, side, [letter.key for letter in letters])
+                self._ledger.note(self._target, [letter.key for letter in letters], side)
 
     def build_indexes(self) -> tuple[str, ...]:
         sides = self._sides()
@@ -174,8 +192,11 @@ class MirrorStore(MirrorReading, Comparison):
     def switch(self) -> None:
         self._point_alias(self._sides().name(Side.NEW))
 
-    def switch_back(self, *, not_null: bool) -> bool:  # noqa: ARG002  # no store of points knows NOT NULL
+    def switch_back(self) -> None:
         self._point_alias(self._sides().name(Side.OLD))
+
+    def require_vectors(self, patience: Patience) -> bool:  # noqa: ARG002
+        """See `Writing.require_vectors`. No store of points knows NOT NULL."""
         return False
 
     def _point_alias(self, collection: str) -> None:
@@ -204,29 +225,36 @@ class MirrorStore(MirrorReading, Comparison):
                 self._ledger.guard(self._lease)
             yield
 
-    def exclusively(self, work: Callable[[], T], patience: Patience) -> T:
+    def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
         """See `Writing.exclusively`. Writers through `put` and `remove` wait; they go on by themselves after the
-        patience, and then nothing of the work is kept in the ledger.
+        pause that a try may take, and then nothing of the work is kept in the ledger.
         """
-        return patiently(lambda: self._hold_writers(work, patience.timeout_s), patience)
+        return patiently(lambda pause_s: self._hold_writers(work, pause_s, patience.max_pause_s), patience)
 
-    def _hold_writers(self, work: Callable[[], T], seconds: float) -> T:
-        with self._ledger.writers_held(self._target, seconds):
+    def _hold_writers(self, work: Callable[[], T], pause_s: float, max_pause_s: float) -> Held[T]:
+        asked_at = time.monotonic()
+        with self._ledger.writers_held(self._target, pause_s, max_pause_s):
+            self._held_until = asked_at + max_pause_s
             try:
                 with self.transaction():
                     result = work()
                     if not self._ledger.still_held(self._target):
-                        raise Locked(self._target, f"writers, who were held off for {seconds:g} s")
-                    return result
+                        raise Locked(self._target, f"writers, who were held off for {max_pause_s:g} s")
             except BaseException:
                 self._point_alias(self._sides().serving)
                 raise
+            finally:
+                self._held_until = None
+        return Held(result, time.monotonic() - asked_at)
+
+    def pause_left_s(self) -> float:
+        return 0.0 if self._held_until is None else self._held_until - time.monotonic()
 
     @contextmanager
     def runner(self, lease_s: float) -> Iterator[None]:
         self._ledger.install()
-        with held(self._ledger, self._target, lease_s) as lease:
-            self._lease = lease
+        with held(self._ledger, self._target, lease_s, self._former) as lease:
+            self._lease = self._former = lease
             try:
                 yield
             finally:

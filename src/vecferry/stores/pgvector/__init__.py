@@ -2,12 +2,14 @@
 
 Names of columns, for a vector column `embedding`:
 
-    before the switch   embedding (old), embedding_vecferry_new, embedding_vecferry_sha256
-    after it            embedding (new), embedding_vecferry_old, embedding_vecferry_sha256
+    before the switch   embedding (old), embedding_vecferry_new
+    after it            embedding (new), embedding_vecferry_old
     finalized           embedding (new)
 
-so where the sides are is read from the catalogue and never remembered. The space of new vectors is
-in a comment on their column. Keys travel as text and are cast back to the type of their column.
+so where the sides are is read from the catalogue and never remembered. Beside them stand
+`embedding_vecferry_new_sha256` and `embedding_vecferry_old_sha256`, the checksums of text and vector by
+which a row is known to be current (`checksum.py`). The space of new vectors is in a comment on their
+column. Keys travel as text and are cast back to the type of their column.
 """
 
 from vecferry.errors import MissingExtra

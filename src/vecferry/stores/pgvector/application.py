@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from psycopg import sql
@@ -10,11 +10,11 @@ from psycopg.types.json import Json, Jsonb
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores import Key, Record, Side, text_digest
-from vecferry.stores.pgvector.binary import Binary, colbert_array, sparse_bytes, vector_bytes
-from vecferry.stores.pgvector.catalogue import Columns
+from vecferry.stores.pgvector.binary import Binary
+from vecferry.stores.pgvector.catalogue import Columns, Heads
+from vecferry.stores.pgvector.checksum import checksum
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import Session
-from vecferry.stores.pgvector.table import COLBERT, SPARSE
 
 Given = dict[str, tuple[Fragment, object]]
 """By column: how its value stands in the statement, and the value."""
@@ -26,13 +26,17 @@ class PgApplication(Session):
     """`stores.Application`. What is written by other ways is captured too."""
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
-        """See `Application.put`. All or none. payload: values as psycopg takes them; anything for a JSON column."""
+        """See `Application.put`. All or none. payload: values as psycopg takes them; anything for a JSON column.
+
+        Rows are taken by ascending key, so that two who put the same ones wait for each other and nothing worse.
+        """
         dimensions = {len(record.vector) for record in records if record.vector is not None}
         with self._db.transaction():
             self._locks.lock("ROW EXCLUSIVE")  # no switch comes between this and the end
             side = self._spaces.written(fingerprint, dimensions).side
             columns = self._catalogue.columns()
-            for names, group in groupby(records, key=lambda record: tuple(record.payload)):
+            in_order = sorted(records, key=lambda record: record.key)
+            for names, group in groupby(in_order, key=lambda record: tuple(record.payload)):
                 self._refuse_unknown(names, columns)
                 rows = [self._given(record, side, columns) for record in group]
                 query = self._upsert({name: placeholder for name, (placeholder, _) in rows[0].items()})
@@ -47,30 +51,29 @@ class PgApplication(Session):
 
     def _given(self, record: Record, side: Side, columns: Columns) -> Given:
         table = self._table
+        heads = self._served_heads(columns)
+        stored = self._stored(text_digest(record.text), record, heads)
         given: Given = {
             column.name: (sql.SQL("%s::text::") + verbatim(column.type), part)
             for column, part in zip(table.key, record.key, strict=True)
         }
-        vector = None if record.vector is None else Binary(vector_bytes(record.vector, table.kind))
         given[table.text] = (PLAIN, record.text)
-        given[table.vector] = (self._given_as(table.kind), vector)
-        if side is Side.NEW:  # current at once, unless there is no vector that could be
-            given[columns.digest] = (PLAIN, None if vector is None else text_digest(record.text))
-        given.update(self._given_heads(record, columns))
+        given[table.vector] = (self._given_as(table.kind), _binary(stored.vector))
+        if heads.sparse is not None:
+            given[heads.sparse] = (self._given_as("sparsevec"), _binary(stored.sparse))
+        if heads.colbert is not None:
+            given[heads.colbert] = (self._given_as("halfvec[]"), stored.colbert)
+        if (name := columns.checksum(side)) in columns.by_name:  # current at once, unless there is no vector to be
+            given[name] = (PLAIN, None if stored.vector is None else checksum(stored))
         for name, value in record.payload.items():
             given[name] = (PLAIN, _adaptable(value, columns.by_name[name].kind))
         return given
 
-    def _given_heads(self, record: Record, columns: Columns) -> Iterator[tuple[str, tuple[Fragment, Binary | None]]]:
-        """Of the side that serves: those of a side that is still being made are the migration's."""
+    def _served_heads(self, columns: Columns) -> Heads:
+        """Those of the side that serves: those of a side that is still being made are the migration's."""
         if columns.of_side(Side.NEW) not in (None, self._table.vector):
-            return
-        if (sparse := columns.head(SPARSE)) is not None:
-            value = None if record.sparse is None else Binary(sparse_bytes(record.sparse))
-            yield sparse, (self._given_as("sparsevec"), value)
-        if (colbert := columns.head(COLBERT)) is not None:
-            value = None if record.colbert is None else colbert_array(record.colbert, self._table.types["halfvec"])
-            yield colbert, (self._given_as("halfvec[]"), value)
+            return Heads()
+        return columns.heads(Side.NEW)
 
     def _upsert(self, placeholders: Mapping[str, Fragment]) -> sql.Composed:
         keys = {column.name for column in self._table.key}
@@ -78,16 +81,28 @@ class PgApplication(Session):
             self._name,
             sql.SQL(", ").join(map(identifier, placeholders)),
             sql.SQL(", ").join(placeholders.values()),
-            self._keys,
+            sql.SQL(", ").join(identifier(column.name) for column in self._table.key),
             sql.SQL(", ").join(
                 sql.SQL("{0} = excluded.{0}").format(identifier(name)) for name in placeholders if name not in keys
             ),
         )
 
     def remove(self, keys: Sequence[Key]) -> None:
-        if keys:
-            among, params = self._among(keys)
-            self._db.execute(sql.SQL("DELETE FROM {} WHERE {}").format(self._name, among), params)
+        """See `Application.remove`. The rows are locked by ascending key first, as in `put`."""
+        if not keys:
+            return
+        among, params = self._among(keys)
+        with self._db.transaction():
+            in_order = sql.SQL(", ").join(
+                sql.SQL('{}::text COLLATE "C"').format(self._column(column.name)) for column in self._table.key
+            )
+            lock = sql.SQL("SELECT FROM {} AS t WHERE {} ORDER BY {} FOR UPDATE")
+            self._db.execute(lock.format(self._name, among, in_order), params)
+            self._db.execute(sql.SQL("DELETE FROM {} AS t WHERE {}").format(self._name, among), params)
+
+
+def _binary(data: bytes | None) -> Binary | None:
+    return None if data is None else Binary(data)
 
 
 def _adaptable(value: object, kind: str) -> object:

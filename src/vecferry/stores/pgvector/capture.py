@@ -3,22 +3,21 @@
 The triggers fire for every writer: they are of the kind ALWAYS, so also for what a subscription or
 `session_replication_role = replica` writes, and their function has the rights of whoever installed
 it, so that a writer needs none on our schema. A write that is rolled back takes its note with it.
-A changed row is noted only if its text or its key changed. TRUNCATE is not noted: it leaves no row,
-and so nothing to be done.
+A changed row is noted only if its text or its key changed, or a vector whose checksum did not change
+with it, as everybody's but ours. TRUNCATE is not noted: it leaves no row, and so nothing to be done.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
 
-from vecferry.stores import Change, Key, Patience, Row, Side
+from vecferry.stores import BOTH_SIDES, Change, Key, Patience, Row, Side
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, literal, verbatim
-from vecferry.stores.pgvector.ledger import as_key
-from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.session import Session, key_text_sql
 from vecferry.stores.pgvector.table import Table
 
 OPERATIONS = ("insert", "update", "delete")
@@ -47,13 +46,15 @@ class PgCapture(Session):
 
     def start_capture(self, patience: Patience) -> None:
         """See `Capture.start_capture`. Waits for writes that have begun, since they would go unnoticed."""
-        with self._fence.transaction():
+        with self._guard.transaction():
             self._ledger.install()
-        if not self._is_capturing():
-            self._locks.without_writers(self._make_triggers, patience)
+        if self._is_capturing():
+            return
+        hold = self._locks.alone if self._has_triggers() else self._locks.without_writers
+        hold(self._make_triggers, patience)
 
     def _is_capturing(self) -> bool:
-        """Whether our triggers are all there, enabled, and of the text and key that this store knows."""
+        """Whether our triggers are all there, enabled, and of the text, key and vectors that this store knows."""
         names = CaptureNames.of(self.target)
         rows = self._db.rows(
             "SELECT t.tgname::text, t.tgenabled::text, obj_description(p.oid, 'pg_proc')"
@@ -61,7 +62,7 @@ class PgCapture(Session):
             " WHERE t.tgrelid = %s::oid AND p.proname = %s AND p.pronamespace = to_regnamespace(%s)",
             [self._table.oid, names.function, SCHEMA],
         )
-        mark = _mark(self._table)
+        mark = _mark(self._table, self._vector_columns())
         return sorted(rows) == sorted((trigger, ALWAYS, mark) for trigger in names.triggers)
 
     def _make_triggers(self) -> None:
@@ -70,8 +71,10 @@ class PgCapture(Session):
         function = identifier(SCHEMA, names.function)
         self._db.execute(_create_function(function, self._table))
         self._db.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(function))
-        self._db.execute(sql.SQL("COMMENT ON FUNCTION {}() IS {}").format(function, literal(_mark(self._table))))
-        conditions = {"update": sql.SQL("WHEN ({})").format(_is_other_row(self._table))}
+        vectors = self._vector_columns()
+        mark = literal(_mark(self._table, vectors))
+        self._db.execute(sql.SQL("COMMENT ON FUNCTION {}() IS {}").format(function, mark))
+        conditions = {"update": sql.SQL("WHEN ({})").format(_is_other_row(self._table, vectors))}
         for operation, trigger in zip(OPERATIONS, names.triggers, strict=True):
             self._db.execute(
                 sql.SQL("CREATE TRIGGER {} AFTER {} ON {} FOR EACH ROW {} EXECUTE FUNCTION {}()").format(
@@ -84,14 +87,25 @@ class PgCapture(Session):
             )
             self._db.execute(sql.SQL("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}").format(table, identifier(trigger)))
 
+    def _vector_columns(self) -> list[VectorColumn]:
+        """Those of both sides that have a checksum beside them; none before `prepare`."""
+        columns = self._catalogue.columns()
+        return [
+            VectorColumn(name, columns.by_name[name].kind, columns.checksum(side))
+            for side in Side
+            if columns.is_compared(side)
+            for name in (columns.required(side), columns.heads(side).sparse, columns.heads(side).colbert)
+            if name is not None
+        ]
+
     def stop_capture(self) -> None:
         """See `Capture.stop_capture`. Waits for whoever uses the table, and raises Locked in the end; inside
         `exclusively`, the patience of that holds. A table that was dropped is no obstacle.
         """
         if self._has_triggers() and not self._db.in_transaction:
-            self._locks.without_writers(self._unmake, Patience())
+            self._locks.alone(self._unmake, Patience())
         else:
-            with self._fence.transaction():
+            with self._guard.transaction():
                 self._unmake()
 
     def _has_triggers(self) -> bool:
@@ -104,45 +118,68 @@ class PgCapture(Session):
 
     def _unmake(self) -> None:
         self._drop_triggers()
-        if self._ledger.is_installed():
-            self._db.execute("DELETE FROM vecferry.changes WHERE target = %s", [self.target])
+        self._outbox.clear()
 
     def _drop_triggers(self) -> None:
-        if self._has_triggers():
-            self._locks.lock_out_readers()
         (schema,) = self._db.row("SELECT to_regnamespace(%s) IS NOT NULL", [SCHEMA])
         if schema:
             function = identifier(SCHEMA, CaptureNames.of(self.target).function)
             self._db.execute(sql.SQL("DROP FUNCTION IF EXISTS {}() CASCADE").format(function))
 
-    def captured(self, limit: int) -> list[Change]:
-        if not self._ledger.is_installed():
-            return []
-        rows = self._db.rows(
-            "SELECT number, key FROM vecferry.changes WHERE target = %s ORDER BY number LIMIT %s", [self.target, limit]
-        )
-        return [Change(number, as_key(key)) for number, key in rows]
+    def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
+        return self._outbox.oldest(limit, sides)
 
-    def backlog(self) -> int:
+    def backlog(self, side: Side | None = None) -> int:
         """See `Capture.backlog`. Writes that have not ended cannot be seen."""
-        if not self._ledger.is_installed():
-            return 0
-        (found,) = self._db.row("SELECT count(*) FROM vecferry.changes WHERE target = %s", [self.target])
-        return int(found)
+        return self._outbox.count(side)
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
         if changes:
-            with self._fence.transaction():
-                self._db.execute(
-                    "DELETE FROM vecferry.changes WHERE target = %s AND number = ANY(%s::bigint[])",
-                    [self.target, [change.number for change in changes]],
-                )
+            with self._guard.transaction():
+                self._outbox.remove(changes)
+
+    def capture_again(self, keys: Sequence[Key], side: Side | None = None) -> None:
+        if keys:
+            with self._guard.transaction():
+                self._outbox.add(keys, side)
 
     def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
-        """See `Capture.stale`. An old vector does not say of which text it is, so that all of that side may be."""
+        if not keys:
+            return []
         among, params = self._among(keys)
-        chosen = among if side is Side.OLD else sql.SQL("{} AND {}").format(among, self._changed)
-        return self._rows(sql.SQL("{} ORDER BY {}").format(chosen, self._keys), params) if keys else []
+        with self._pinned():
+            columns = self._catalogue.columns()
+            if not columns.is_compared(side):
+                return []
+            return self._rows(sql.SQL("{} AND {}").format(among, self._outdated(side, columns)), params)
+
+    def adopt(self, keys: Sequence[Key]) -> set[Key]:
+        """See `Capture.adopt`. The checksum of these rows' old vectors is noted; the vectors stay as they are."""
+        if not keys:
+            return set()
+        with self._guard.transaction():
+            self._locks.lock("ROW EXCLUSIVE")
+            if self._ledger.was_switched(self.target):  # in this moment: the old side is to be followed from now on
+                self._outbox.add(keys, Side.OLD)
+                return set()
+            columns = self._catalogue.columns()
+            among, params = self._among(keys)
+            query = sql.SQL(
+                "WITH free AS MATERIALIZED (SELECT t.ctid AS place FROM {table} AS t WHERE {among} AND {outdated}"
+                " ORDER BY {keys} FOR NO KEY UPDATE OF t SKIP LOCKED)"
+                " UPDATE {table} AS t SET {checksum} = {current} FROM free WHERE t.ctid = free.place"
+            ).format(
+                table=self._name,
+                among=among,
+                outdated=self._outdated(Side.OLD, columns),
+                keys=self._keys,
+                checksum=identifier(columns.checksum(Side.OLD)),
+                current=self._checksum(Side.OLD, columns),
+            )
+            self._db.execute(query, params)
+            left_out = [row.key for row in self.stale(Side.OLD, keys)]
+            self._outbox.add(left_out, Side.OLD)
+        return set(keys) - set(left_out)
 
     def settle(self, keys: Sequence[Key]) -> set[Key]:
         """See `Capture.settle`. A row goes with both its vectors, and its other columns are one for both sides."""
@@ -166,16 +203,48 @@ class PgCapture(Session):
         return []
 
 
-def _mark(table: Table) -> str:
-    """What the function and the triggers were made for; another text column needs others."""
-    return f"keys of {table.target} whose {table.text} changed, by {', '.join(c.name for c in table.key)}"
+@dataclass(frozen=True)
+class VectorColumn:
+    """A column with vectors, the name of its type, and the column with the checksum of what we wrote into it."""
+
+    name: str
+    kind: str
+    checksum: str
 
 
-def _is_other_row(table: Table) -> sql.Composed:
-    """Byte by byte: two texts that a collation or a type takes for equal have two vectors all the same."""
-    return sql.SQL(" OR ").join(
-        sql.SQL('OLD.{0}::text COLLATE "C" IS DISTINCT FROM NEW.{0}::text COLLATE "C"').format(identifier(column))
-        for column in (table.text, *(column.name for column in table.key))
+def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
+    """What the function and the triggers were made for; another text column needs others.
+
+    The columns keep their numbers when they change names, and so the triggers go with them through a switch.
+    """
+    checksums = sorted({vector.checksum for vector in vectors})
+    return f"keys of {table.target} whose {table.text} changed, by {', '.join(c.name for c in table.key)}; {checksums}"
+
+
+def _is_other_row(table: Table, vectors: Sequence[VectorColumn]) -> sql.Composed:
+    """Whether the text, the key, or a vector that we did not write is another one than before.
+
+    Byte by byte: two texts that a collation or a type takes for equal have two vectors all the same.
+    """
+    names = [table.text, *(column.name for column in table.key)]
+    conditions = [
+        sql.SQL('OLD.{0}::text COLLATE "C" IS DISTINCT FROM NEW.{0}::text COLLATE "C"').format(identifier(name))
+        for name in names
+    ]
+    return sql.SQL(" OR ").join([*conditions, *(_is_other_vector(vector, table.extension) for vector in vectors)])
+
+
+def _is_other_vector(vector: VectorColumn, extension: str) -> sql.Composed:
+    """Whoever knows checksums writes a new one with a new vector, and none with no vector."""
+    by_function, by_operator = "{equal}(OLD.{vector}, NEW.{vector})", "OLD.{vector} OPERATOR(pg_catalog.=) NEW.{vector}"
+    is_equal = by_operator if vector.kind.startswith("_") else by_function  # the elements of an array are compared
+    return sql.SQL(
+        "((OLD.{checksum} IS NOT DISTINCT FROM NEW.{checksum} OR NEW.{checksum} IS NULL)"
+        f" AND ((OLD.{{vector}} IS NULL) <> (NEW.{{vector}} IS NULL) OR NOT {is_equal}))"
+    ).format(
+        checksum=identifier(vector.checksum),
+        vector=identifier(vector.name),
+        equal=identifier(extension, f"{vector.kind}_eq"),
     )
 
 
@@ -193,7 +262,8 @@ def _create_function(name: sql.Identifier, table: Table) -> sql.Composed:
 def _body(table: Table) -> str:
     """An update notes one key, or both if the key was changed."""
     note = sql.SQL("INSERT INTO vecferry.changes (target, key) VALUES ({}, {});")
-    target, old, new = sql.Literal(table.target), _key_text("OLD", table), _key_text("NEW", table)
+    target = sql.Literal(table.target)
+    old, new = (key_text_sql(row, table, sql.Identifier) for row in ("OLD", "NEW"))
     return (
         sql.SQL(
             "BEGIN\n"
@@ -213,11 +283,3 @@ def _body(table: Table) -> str:
         .format(note_old=note.format(target, old), note_new=note.format(target, new), old=old, new=new)
         .as_string()
     )
-
-
-def _key_text(row: str, table: Table) -> sql.Composed:
-    """The same JSON as `ledger.key_text`."""
-    parts = [
-        sql.SQL("to_json({}.{}::text)::text").format(sql.SQL(row), sql.Identifier(column.name)) for column in table.key
-    ]
-    return sql.SQL("('[' || {} || ']')").format(sql.SQL(" || ', ' || ").join(parts))

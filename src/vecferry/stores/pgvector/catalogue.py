@@ -8,7 +8,7 @@ from vecferry.errors import StoreSchemaError
 from vecferry.stores import Side
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.indexes import VECTOR_INDEXES, VectorIndex
-from vecferry.stores.pgvector.table import COLBERT, DIGEST, NEW, OLD, SPARSE, Table, suffixed
+from vecferry.stores.pgvector.table import COLBERT, NEW, NEW_CHECKSUM, OLD, OLD_CHECKSUM, SPARSE, Table, suffixed
 
 COMMENT_PREFIX = "vecferry:space:"
 
@@ -21,6 +21,14 @@ class ColumnInfo:
     dimension: int | None
     is_required: bool
     space: str | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The columns of sparse and ColBERT vectors; None where there is none."""
+
+    sparse: str | None = None
+    colbert: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,26 @@ class Columns:
         other = suffixed(self.table.vector, NEW if side is Side.NEW else OLD)
         return other if other in self.by_name else None
 
-    @property
-    def digest(self) -> str:
-        """Of the text that the new vector was made from."""
-        return suffixed(self.table.vector, DIGEST)
+    def checksum(self, side: Side) -> str:
+        """The name of the column that says which text and vector that side was written with (`checksum.py`).
+
+        It stays where it is when the sides change places.
+        """
+        return suffixed(self.table.vector, NEW_CHECKSUM if side is Side.NEW else OLD_CHECKSUM)
+
+    def is_compared(self, side: Side) -> bool:
+        """Whether the side is there, and the checksums by which its rows are known to be current."""
+        return self.of_side(side) is not None and self.checksum(side) in self.by_name
 
     def required(self, side: Side) -> str:
         """The same, or StoreSchemaError."""
         if (column := self.of_side(side)) is None:
             raise StoreSchemaError(f"{self.table.target} has no {side} side", "It was dropped: run start again.")
         return column
+
+    def heads(self, side: Side) -> Heads:
+        """The old side has none: those of a former migration are not followed."""
+        return Heads() if side is Side.OLD else Heads(self.head(SPARSE), self.head(COLBERT))
 
     def head(self, suffix: str) -> str | None:
         """The column of sparse or ColBERT vectors, if it is ours: in the space of the new side, or of what serves."""
@@ -64,7 +82,8 @@ class Columns:
         """Those that an application does not write by name: vectors of both sides, and what goes with them."""
         vector = self.table.vector
         heads = {head for suffix in (SPARSE, COLBERT) if (head := self.head(suffix))}
-        return {vector, suffixed(vector, NEW), suffixed(vector, OLD), self.digest} | heads
+        checksums = {self.checksum(side) for side in Side}
+        return {vector, suffixed(vector, NEW), suffixed(vector, OLD)} | checksums | heads
 
 
 class Catalogue:

@@ -28,7 +28,11 @@ KEY_SETTINGS = {
 
 
 class LockTimedOut(StoreFailed):
-    """A lock was not had in time; caught in this file."""
+    """A lock was not had in time; caught in this package."""
+
+
+class ConstraintViolated(StoreFailed):
+    """A row is not as a constraint asks; caught in this package."""
 
 
 class Database:
@@ -67,7 +71,7 @@ class Database:
             "row_security": "off",  # a policy must not hide rows from a migration of all rows
             "default_transaction_isolation": "read committed",  # guarded writes look at a row's latest version
         }
-        if self._connection.info.server_version >= 140000:
+        if self.server_version >= 140000:
             # so that the server ends a long statement, and frees our locks, soon after we were killed
             settings["client_connection_check_interval"] = "1s"
         assigned = [sql.SQL("SET {} = {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in settings.items()]
@@ -88,6 +92,8 @@ class Database:
             yield
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
             raise LockTimedOut("pgvector", self._reason(exc)) from exc
+        except psycopg.errors.CheckViolation as exc:
+            raise ConstraintViolated("pgvector", self._reason(exc)) from exc
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
             raise StoreSchemaError(self._reason(exc), "The table was changed meanwhile; put it back.") from exc
         except psycopg.Error as exc:
@@ -155,6 +161,11 @@ class Database:
     @property
     def in_transaction(self) -> bool:
         return self._connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE
+
+    @property
+    def server_version(self) -> int:
+        """180001 for 18.1."""
+        return self._connection.info.server_version
 
     @property
     def is_open(self) -> bool:

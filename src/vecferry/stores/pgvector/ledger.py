@@ -24,7 +24,7 @@ from vecferry.stores.ledger import (
 from vecferry.stores.pgvector.connection import Database, LockTimedOut
 
 TAKEOVER_WAIT_S = 10
-"""For a transaction of the former holder to end; one that was stopped in it is ended by the server (`fence.py`)."""
+"""For a transaction of the former holder to end; the server ends one that was stopped in it (`lease_guard.py`)."""
 
 INSTALL = """
 SELECT pg_advisory_xact_lock(7521364290180);  -- two runners, of two tables, may come here at once
@@ -90,7 +90,8 @@ CREATE TABLE IF NOT EXISTS vecferry.leases (
 CREATE TABLE IF NOT EXISTS vecferry.changes (
     number bigint GENERATED ALWAYS AS IDENTITY,
     target text NOT NULL,
-    key text NOT NULL  -- as in dead_letters
+    key text NOT NULL,  -- as in dead_letters
+    side text  -- on which it is to be followed; NULL is both
 );
 CREATE INDEX IF NOT EXISTS changes_of_target ON vecferry.changes (target, number)
 """
@@ -118,11 +119,17 @@ class PgLedger:
         return bool(found)
 
     def find(self, target: str) -> MigrationRecord | None:
+        return self._latest("target = %s AND state <> 'aborted'", target)
+
+    def last(self, target: str) -> MigrationRecord | None:
+        return self._latest("target = %s", target)
+
+    def _latest(self, condition: str, target: str) -> MigrationRecord | None:
         if not self.is_installed():
             return None
         rows = self._db.rows(
-            "SELECT id, spec, state, version, verification, paused FROM vecferry.migrations"
-            " WHERE target = %s AND state <> 'aborted' ORDER BY id DESC LIMIT 1",
+            "SELECT id, spec, state, version, verification, paused FROM vecferry.migrations"  # noqa: S608  # ours
+            f" WHERE {condition} ORDER BY id DESC LIMIT 1",
             [target],
         )
         return _record(rows[0]) if rows else None
@@ -267,6 +274,18 @@ class PgLedger:
         )
         return serving, old
 
+    def was_switched(self, target: str) -> bool:
+        """Whether the migration that is open was switched at least once."""
+        if not self.is_installed():
+            return False
+        (was_switched,) = self._db.row(
+            "SELECT EXISTS (SELECT FROM vecferry.migrations m JOIN vecferry.serving s USING (target)"
+            " WHERE m.target = %s AND m.state NOT IN ('finalized', 'aborted')"
+            " AND s.epoch > (m.spec ->> 'epoch')::bigint)",
+            [target],
+        )
+        return bool(was_switched)
+
     def control(self, record: MigrationRecord) -> Control:
         rows = self._db.rows("SELECT rows_per_s, postponed FROM vecferry.control WHERE migration_id = %s", [record.id])
         return Control(*rows[0]) if rows else Control()
@@ -281,14 +300,14 @@ class PgLedger:
 
     # --- who may write ----------------------------------------------------------------------------
 
-    def acquire(self, target: str, holder: str, seconds: float) -> Lease:
+    def acquire(self, target: str, holder: str, seconds: float, former: Lease | None = None) -> Lease:
         """See `Ledger.acquire`. A transaction that the former holder is in ends first."""
         self.install()
         rows = self._db.rows(
             "SELECT holder, token, expires_at < clock_timestamp() FROM vecferry.leases WHERE target = %s", [target]
         )
         before, token, is_over = rows[0] if rows else ("", 0, True)
-        gone = not is_over and is_gone(before)
+        gone = not is_over and (is_gone(before) or Lease(target, before, token) == former)
         if not is_over and not gone:
             raise Locked(target, before)
         try:

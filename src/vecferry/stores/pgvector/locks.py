@@ -2,67 +2,111 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from psycopg import sql
 
 from vecferry.errors import Locked
-from vecferry.stores import Patience
+from vecferry.stores import Held, Patience
 from vecferry.stores.pgvector.connection import Database, LockTimedOut, identifier
-from vecferry.stores.pgvector.fence import Fence
+from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.waiting import patiently
 
 T = TypeVar("T")
 
+STOPPED_S = 2.0
+"""Beyond the longest pause that is allowed; then the server ends a session that does nothing in such a transaction."""
+MAINTENANCE_S = 1.0
+"""Beyond `deadlock_timeout`, after which the server cancels an autovacuum that somebody waits for."""
+QUERY_SHOWN = 60
+
 
 class TableLocks:
-    def __init__(self, database: Database, fence: Fence, table: Table) -> None:
+    def __init__(self, database: Database, guard: LeaseGuard, table: Table) -> None:
         self._db = database
-        self._fence = fence
+        self._guard = guard
         self._table = table
+        self._held_until = 0.0
 
-    def without_writers(self, work: Callable[[], T], patience: Patience) -> T:
-        """`work` in a transaction that waits for writers to end and holds new ones off. Raises Locked, naming who
-        uses the table. Readers are let through until `work` changes the table itself.
+    def without_writers(self, work: Callable[[], T], patience: Patience) -> Held[T]:
+        """`work` in a transaction that waits for writers to end and holds new ones off, and lets readers through.
+
+        Raises Locked, naming who uses the table.
         """
-        return patiently(lambda: self._try(work, patience), patience)
+        return patiently(lambda pause_s: self._try("SHARE ROW EXCLUSIVE", work, pause_s, patience), patience)
 
-    def _try(self, work: Callable[[], T], patience: Patience) -> T:
+    def alone(self, work: Callable[[], T], patience: Patience) -> Held[T]:
+        """The same without readers, as to change columns.
+
+        The lock is asked for at once, not after that of writers. So a transaction that has read the table and now
+        wants to write it goes on before us, and nobody is ever in a deadlock with us, however long we wait.
+        """
+        return patiently(lambda pause_s: self._try("ACCESS EXCLUSIVE", work, pause_s, patience), patience)
+
+    def _try(self, mode: str, work: Callable[[], T], pause_s: float, patience: Patience) -> Held[T]:
         try:
-            with self._fence.transaction():
-                self._limit_lock_wait(patience.timeout_s)
-                self.lock("SHARE ROW EXCLUSIVE")
-                return work()
+            with self._guard.transaction():
+                self._end_when_stopped(patience.max_pause_s)
+                self._end_maintenance()
+                self._set("lock_timeout", pause_s)
+                asked_at = time.monotonic()
+                self._held_until = asked_at + patience.max_pause_s
+                self.lock(mode)
+                self._limit_work(patience.max_pause_s)
+                result = work()
+            return Held(result, time.monotonic() - asked_at)
         except LockTimedOut as exc:
-            tried = f"{patience.tries} times {patience.timeout_s:g} s"
-            what = f"{self._table.schema}.{self._table.name} (waited {tried}; the same vectors still serve)"
-            raise Locked(what, self._users() or "a transaction that has ended since") from exc
+            what = f"{self._table.schema}.{self._table.name} (the same vectors still serve)"
+            raise Locked(what, self.users() or "a transaction that has ended since") from exc
+
+    def pause_left_s(self) -> float:
+        return self._held_until - time.monotonic()
+
+    def _end_when_stopped(self, max_pause_s: float) -> None:
+        """A process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks."""
+        self._set("idle_in_transaction_session_timeout", max_pause_s + STOPPED_S)
+
+    def _end_maintenance(self) -> None:
+        """Waits for vacuum and the like without holding writers off, and keeps them away until the end.
+
+        Only an autovacuum is in the way of the stronger lock for long; the server cancels it for whoever has waited
+        for `deadlock_timeout`, and while we wait for this lock, others need not.
+        """
+        (deadlock_s,) = self._db.row("SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'")
+        self._set("lock_timeout", float(deadlock_s) + MAINTENANCE_S)
+        self.lock("SHARE UPDATE EXCLUSIVE")
+
+    def _limit_work(self, max_pause_s: float) -> None:
+        """From here on others wait for the end."""
+        self._set("statement_timeout", max_pause_s + STOPPED_S)
+        if self._db.server_version >= 170000:
+            self._set("transaction_timeout", 2 * (max_pause_s + STOPPED_S))
+
+    def _set(self, name: str, seconds: float) -> None:
+        self._db.rows("SELECT set_config(%s, %s, true)", [name, f"{max(round(1000 * seconds), 1)}ms"])
 
     def lock(self, mode: str) -> None:
         """Until the transaction ends. ACCESS SHARE is enough for columns to keep their names."""
         name = identifier(self._table.schema, self._table.name)
         self._db.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(name, sql.SQL(mode)))
 
-    def lock_out_readers(self) -> None:
-        """A transaction that has read the table and now waits to write it would be in a deadlock with us,
-        and PostgreSQL might end that one; so we give up well before it looks.
-        """
-        (limit_ms,) = self._db.row(
-            "SELECT least(nullif(t.setting::int, 0), d.setting::int / 2) FROM pg_settings t, pg_settings d"
-            " WHERE t.name = 'lock_timeout' AND d.name = 'deadlock_timeout'"
-        )
-        self._limit_lock_wait(limit_ms / 1000)
-        self.lock("ACCESS EXCLUSIVE")
-
-    def _limit_lock_wait(self, timeout_s: float) -> None:
-        self._db.rows("SELECT set_config('lock_timeout', %s, true)", [f"{max(int(timeout_s * 1000), 1)}ms"])
-
-    def _users(self) -> str:
+    def users(self) -> str:
+        """Who has a lock on the table now, the oldest transaction first; five at most."""
         rows = self._db.rows(
-            "SELECT DISTINCT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
-            " WHERE l.relation = %s::oid AND l.granted AND a.pid <> pg_backend_pid() ORDER BY a.pid LIMIT 5",
-            [self._table.oid],
+            "SELECT DISTINCT a.pid, a.application_name, a.backend_type, a.state, left(a.query, %s),"
+            " extract(epoch FROM clock_timestamp() - a.xact_start)::int AS age"
+            " FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+            " WHERE l.relation = %s::oid AND l.granted AND a.pid <> pg_backend_pid() ORDER BY age DESC LIMIT 5",
+            [QUERY_SHOWN, self._table.oid],
         )
-        return ", ".join(f"pid {pid} ({name or 'unnamed'})" for pid, name in rows)
+        return ", ".join(_user(*row) for row in rows)
+
+
+def _user(pid: int, name: str, kind: str, state: str | None, query: str | None, age_s: int | None) -> str:
+    who = name if kind == "client backend" else kind
+    what = " ".join((query or "").split())
+    since = "" if age_s is None else f", {state or 'active'}, transaction of {age_s} s"
+    return f"pid {pid} ({who or 'unnamed'}{since}{': ' if what else ''}{what})"

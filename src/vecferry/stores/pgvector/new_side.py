@@ -8,7 +8,7 @@ import numpy as np
 from psycopg import sql
 
 from vecferry.embeddings import Float32
-from vecferry.stores import NORM_TOLERANCE, Counts, Examination, Finding, Key, KeyRange, Row, Side
+from vecferry.stores import NORM_TOLERANCE, NOTHING, Counts, Examination, Finding, Key, KeyRange, Row, Side
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import Session
 from vecferry.stores.pgvector.spaces import UNMARKED
@@ -28,22 +28,25 @@ class PgNewSide(Session):
         with self._pinned():
             columns = self._catalogue.columns()
             if (side := columns.of_side(Side.NEW)) is not None:
-                letters: Fragment = sql.SQL("{} IS NULL AND {} IS NOT NULL").format(identifier(side), self._digest)
+                letters: Fragment = self._without_vector(side)
             elif columns.by_name[self._table.vector].space is not None:
                 side, letters = self._table.vector, sql.SQL("false")  # finalized
             else:
                 return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._name)))
-            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {letters}) FROM {table}")
-            return Counts(*self._db.row(query.format(side=identifier(side), letters=letters, table=self._name)))
+            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {letters}) FROM {table} AS t")
+            return Counts(*self._db.row(query.format(side=self._column(side), letters=letters, table=self._name)))
+
+    def _without_vector(self, column: str) -> sql.Composed:
+        return sql.SQL("{} IS NULL AND {}").format(self._column(column), self._is_dead_letter(Side.NEW))
 
     def key_ranges(self, rows_each: int) -> list[KeyRange]:
         numbered = sql.SQL(", ").join(
-            sql.SQL("{}::text AS {}").format(identifier(column.name), identifier(f"vecferry_{i}"))
+            sql.SQL("{}::text AS {}").format(self._column(column.name), identifier(f"vecferry_{i}"))
             for i, column in enumerate(self._table.key)
         )
         query = sql.SQL(
             "SELECT {names} FROM (SELECT {numbered}, row_number() OVER w AS vecferry_number,"
-            " lead(1) OVER w IS NULL AS vecferry_last FROM {table} WINDOW w AS (ORDER BY {keys})) AS numbered"
+            " lead(1) OVER w IS NULL AS vecferry_last FROM {table} AS t WINDOW w AS (ORDER BY {keys})) AS numbered"
             " WHERE vecferry_number %% %s = 0 OR vecferry_last ORDER BY vecferry_number"
         ).format(
             names=sql.SQL(", ").join(identifier(f"vecferry_{i}") for i in range(len(self._table.key))),
@@ -55,13 +58,23 @@ class PgNewSide(Session):
         return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
 
     def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
-        """See `NewSide.pending`. An old vector does not say of which text it is, so that side is not compared."""
-        if side is Side.OLD:
-            return []
         above, above_params = self._beyond(sql.SQL(">"), within.lo)
         up_to, up_to_params = self._beyond(sql.SQL("<="), within.hi)
-        chosen = sql.SQL("{} AND {} AND {} ORDER BY {} LIMIT %s").format(self._changed, above, up_to, self._keys)
-        return self._rows(chosen, [*above_params, *up_to_params, limit])
+        with self._pinned():
+            columns = self._catalogue.columns()
+            if not columns.is_compared(side):
+                return []
+            condition = sql.SQL("{} AND {} AND {}").format(above, up_to, self._outdated(side, columns))
+            return self._rows(condition, [*above_params, *up_to_params], limit)
+
+    def count_outdated(self, side: Side, max_keys: int = 10) -> Finding:
+        with self._pinned():
+            columns = self._catalogue.columns()
+            if not columns.is_compared(side):
+                return NOTHING
+            outdated = self._outdated(side, columns)
+            (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self._name, outdated))
+            return Finding(count, self._keys_where(outdated, max_keys)) if count else NOTHING
 
     def _beyond(self, operator: sql.SQL, end: Key | None) -> tuple[Fragment, Key]:
         if end is None:
@@ -75,7 +88,7 @@ class PgNewSide(Session):
             counted = sql.SQL(", ").join(
                 sql.SQL("count(*) FILTER (WHERE {})").format(each) for each in defects.values()
             )
-            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {}").format(counted, self._name))
+            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {} AS t").format(counted, self._name))
             findings = {
                 name: Finding(count, self._keys_where(defects[name], max_keys))
                 for name, count in zip(defects, counts, strict=True)
@@ -86,13 +99,14 @@ class PgNewSide(Session):
 
     def _defects(self, dimension: int) -> dict[str, sql.Composed]:
         """The condition of each, by its name in `Examination`."""
-        side = identifier(self._catalogue.columns().required(Side.NEW))
+        columns = self._catalogue.columns()
+        side = self._column(columns.required(Side.NEW))
         extension = self._table.extension
         length = sql.SQL("{}({})").format(identifier(extension, NORM_FUNCTIONS[self._table.kind]), side)
         lo, hi = sql.Literal(1 - NORM_TOLERANCE), sql.Literal(1 + NORM_TOLERANCE)
         return {
-            "stale": self._changed,
-            "without_vector": sql.SQL("{} IS NULL AND NOT ({})").format(side, self._changed),
+            "stale": self._outdated(Side.NEW, columns),
+            "without_vector": self._without_vector(columns.required(Side.NEW)),
             "wrong_dimension": sql.SQL("{}({}) <> {}").format(
                 identifier(extension, "vector_dims"), side, sql.Literal(dimension)
             ),
@@ -102,21 +116,22 @@ class PgNewSide(Session):
         }
 
     def _keys_where(self, condition: sql.Composed, max_keys: int) -> tuple[Key, ...]:
-        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s")
+        query = sql.SQL("SELECT {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s")
         query_of_all = query.format(self._keys_as_text, self._name, condition, self._keys)
         return tuple(tuple(key) for key in self._db.rows(query_of_all, [max_keys]))
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
         with self._pinned():
+            columns = self._catalogue.columns()
             query = sql.SQL(
-                "SELECT {text}, {side}::real[], {keys} FROM {table}"
-                " WHERE {side} IS NOT NULL AND NOT ({changed}) ORDER BY random() LIMIT %s"
+                "SELECT {text}, {side}::real[], {keys} FROM {table} AS t"
+                " WHERE {side} IS NOT NULL AND NOT ({outdated}) ORDER BY random() LIMIT %s"
             ).format(
                 text=self._text,
-                side=identifier(self._catalogue.columns().required(Side.NEW)),
+                side=self._column(columns.required(Side.NEW)),
                 keys=self._keys_as_text,
                 table=self._name,
-                changed=self._changed,
+                outdated=self._outdated(Side.NEW, columns),
             )
             return [
                 (Row(tuple(key), text), np.asarray(vector, np.float32))

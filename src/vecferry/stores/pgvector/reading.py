@@ -13,7 +13,7 @@ from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.session import Session
-from vecferry.stores.pgvector.table import DIGEST, NEW, suffixed
+from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
 
 MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
@@ -32,11 +32,11 @@ class PgReading(Session):
 
     def describe(self) -> TableInfo:
         with self._pinned():
-            serving = identifier(self._table.vector)
+            serving = self._column(self._table.vector)
             rows, null_texts, empty_texts, vector_bytes = self._db.row(
                 sql.SQL(
                     "SELECT count(*), count(*) FILTER (WHERE {text} IS NULL), count(*) FILTER (WHERE {text} = ''),"
-                    " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table}"
+                    " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table} AS t"
                 ).format(text=self._text, vector=serving, table=self._name)
             )
             table_bytes, heap_bytes, index_bytes = self._db.row(
@@ -66,7 +66,7 @@ class PgReading(Session):
     def _creates(self) -> tuple[str, ...]:
         """Sparse and ColBERT columns come on top, where the migration asks for them."""
         table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self.target)
-        columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, DIGEST)]
+        columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
         missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns
         return (
             *(() if self._ledger.is_installed() else ("schema vecferry",)),
@@ -77,7 +77,10 @@ class PgReading(Session):
         )
 
     def sample(self, num_rows: int) -> list[Row]:
-        return self._rows(sql.SQL("{} IS NOT NULL ORDER BY random() LIMIT %s").format(self._text), [num_rows])
+        query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} IS NOT NULL ORDER BY random() LIMIT %s").format(
+            self._text, self._keys_as_text, self._name, self._text
+        )
+        return [Row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
         found = {row.key: row for row in self._rows(*self._among(keys))}
@@ -87,9 +90,9 @@ class PgReading(Session):
         among, params = self._among(keys)
         with self._pinned():
             query = sql.SQL(
-                "SELECT {vector}::real[], {keys} FROM {table} WHERE {vector} IS NOT NULL AND {among}"
+                "SELECT {vector}::real[], {keys} FROM {table} AS t WHERE {vector} IS NOT NULL AND {among}"
             ).format(
-                vector=identifier(self._spaces.read(fingerprint).column),
+                vector=self._column(self._spaces.read(fingerprint).column),
                 keys=self._keys_as_text,
                 table=self._name,
                 among=among,
@@ -132,11 +135,11 @@ class PgReading(Session):
         """
         return sql.SQL(
             "SELECT 1 - vecferry_distance, {keys_as_text} FROM (SELECT {vector} OPERATOR({ext}.<=>) {query}"
-            " AS vecferry_distance, {keys} FROM {table} WHERE {vector} IS NOT NULL{limited}) AS nearest"
+            " AS vecferry_distance, {keys} FROM {table} AS t WHERE {vector} IS NOT NULL{limited}) AS t"
             " ORDER BY vecferry_distance, {keys}{sorted_limit}"
         ).format(
             keys_as_text=self._keys_as_text,
-            vector=identifier(column),
+            vector=self._column(column),
             ext=identifier(self._table.extension),
             query=self._given_as(self._table.kind),
             keys=self._keys,
@@ -144,6 +147,9 @@ class PgReading(Session):
             limited=limited,
             sorted_limit=sorted_limit,
         )
+
+    def users(self) -> str:
+        return self._locks.users()
 
     def serving_locator(self, side: Side) -> str:  # noqa: ARG002  # the column that serves keeps its name
         return self.target

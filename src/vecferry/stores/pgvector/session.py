@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
 from psycopg import sql
 
-from vecferry.stores import Key, Row
-from vecferry.stores.pgvector.catalogue import Catalogue
-from vecferry.stores.pgvector.connection import Database, Fragment, identifier, verbatim
-from vecferry.stores.pgvector.fence import Fence
+from vecferry.stores import Key, NewVector, Record, Row, Side
+from vecferry.stores.pgvector.binary import colbert_array, sparse_bytes, vector_bytes
+from vecferry.stores.pgvector.catalogue import Catalogue, Columns, Heads
+from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum_sql, digest_sql
+from vecferry.stores.pgvector.connection import Database, Fragment, identifier, literal, verbatim
+from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.locks import TableLocks
+from vecferry.stores.pgvector.outbox import Outbox
 from vecferry.stores.pgvector.spaces import Spaces
-from vecferry.stores.pgvector.table import DIGEST, Table, find_table, suffixed
+from vecferry.stores.pgvector.table import Table, find_table
 
 
 class Session:
-    """The connection, its ledger, and the pieces of SQL that name the table, its key and its text."""
+    """The connection, its ledger, and the pieces of SQL that name the table, its key and its text.
+
+    In every query the table is called `t`, and its columns are named with it: an ORDER BY of a bare name would
+    take a key's text in the answer for the key.
+    """
 
     def __init__(self, database: Database, table: Table) -> None:
         self._db = database
         self._table = table
         self._ledger = PgLedger(database)
-        self._fence = Fence(database, self._ledger)
-        self._locks = TableLocks(database, self._fence, table)
+        self._guard = LeaseGuard(database, self._ledger)
+        self._locks = TableLocks(database, self._guard, table)
+        self._outbox = Outbox(database, self._ledger, table.target)
         self._catalogue = Catalogue(database, table)
         self._spaces = Spaces(self._catalogue, self._ledger, table.target)
         self._name = identifier(table.schema, table.name)
-        self._keys = sql.SQL(", ").join(identifier(column.name) for column in table.key)
-        self._keys_as_text = sql.SQL(", ").join(
-            sql.SQL("{}::text").format(identifier(column.name)) for column in table.key
-        )
-        self._text = sql.SQL("{}::text").format(identifier(table.text))
-        self._digest = identifier(suffixed(table.vector, DIGEST))
-        self._changed = sql.SQL("{} IS DISTINCT FROM {}").format(self._digest, digest_of(self._text))
+        keys = [self._column(column.name) for column in table.key]
+        self._keys = sql.SQL(", ").join(keys)
+        self._keys_as_text = sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys)
+        self._text = sql.SQL("{}::text").format(self._column(table.text))
 
     @classmethod
     def connect(cls, database_url: str, table: str, text_column: str, vector_column: str) -> Self:
@@ -57,7 +62,7 @@ class Session:
 
     def reconnect(self) -> None:
         self._db.reconnect()
-        self._fence.restore()
+        self._guard.restore()
 
     def close(self) -> None:
         self._db.close()
@@ -89,10 +94,69 @@ class Session:
             self._locks.lock("ACCESS SHARE")
             yield
 
-    def _rows(self, chosen: Fragment, params: Sequence[object]) -> list[Row]:
-        """chosen: what follows WHERE."""
-        query = sql.SQL("SELECT {}, {} FROM {} WHERE {}").format(self._text, self._keys_as_text, self._name, chosen)
-        return [Row(tuple(key), text) for text, *key in self._db.rows(query, params)]
+    def _column(self, name: str) -> sql.Composed:
+        return sql.SQL("t.{}").format(identifier(name))
+
+    def _rows(self, condition: Fragment, params: Sequence[object], limit: int | None = None) -> list[Row]:
+        """Those for which it is true, by ascending key; the first `limit` of them."""
+        query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
+            self._text, self._keys_as_text, self._name, condition, self._keys
+        )
+        return [Row(tuple(key), text) for text, *key in self._db.rows(query, [*params, limit])]
+
+    def _outdated(self, side: Side, columns: Columns) -> sql.Composed:
+        """A condition: the row's vector on that side is not known to be of its text, or missing and the text untried.
+
+        Until the first switch the application alone keeps the old side, and what it has there counts as right:
+        then it is that there is a vector whose checksum has not been noted (`PgCapture.adopt`).
+        """
+        vector, checksum = self._column(columns.required(side)), self._column(columns.checksum(side))
+        changed = sql.SQL("{} IS DISTINCT FROM {}").format(checksum, self._checksum(side, columns))
+        if side is Side.OLD and not self._ledger.was_switched(self.target):
+            return sql.SQL("{} IS NOT NULL AND {}").format(vector, changed)
+        untried = sql.SQL("NOT {}").format(self._is_dead_letter(side))
+        return sql.SQL("CASE WHEN {} IS NULL THEN {} ELSE {} END").format(vector, untried, changed)
+
+    def _is_dead_letter(self, side: Side) -> sql.Composed:
+        """A condition: the ledger says of the row's present text that it cannot be embedded."""
+        if not self._ledger.is_installed():
+            return sql.Composed([sql.SQL("false")])
+        return sql.SQL(
+            "EXISTS (SELECT FROM vecferry.dead_letters AS d JOIN vecferry.migrations AS m ON m.id = d.migration_id"
+            " WHERE m.target = {target} AND m.state NOT IN ('finalized', 'aborted') AND d.side = {side}"
+            " AND d.key = {key} AND d.text_sha256 = {digest})"
+        ).format(
+            target=literal(self.target),
+            side=literal(side.value),
+            key=key_text_sql("t", self._table),
+            digest=digest_sql(self._text),
+        )
+
+    def _checksum(self, side: Side, columns: Columns) -> sql.Composed:
+        """What the row's checksum is if its vector on that side was made of its text."""
+        heads, table = columns.heads(side), self._table
+        return checksum_sql(
+            StoredColumns(
+                table.extension,
+                table.kind,
+                self._text,
+                self._column(columns.required(side)),
+                None if heads.sparse is None else self._column(heads.sparse),
+                None if heads.colbert is None else self._column(heads.colbert),
+            )
+        )
+
+    def _stored(self, digest: bytes, given: NewVector | Record, heads: Heads) -> Stored:
+        """What is given for a row, in the form in which it is sent. digest: of the row's text."""
+        kind, types = self._table.kind, self._table.types
+        sparse = None if heads.sparse is None else given.sparse
+        colbert = None if heads.colbert is None else given.colbert
+        return Stored(
+            digest,
+            None if given.vector is None else vector_bytes(given.vector, kind),
+            None if sparse is None else sparse_bytes(sparse),
+            None if colbert is None else colbert_array(colbert, types["halfvec"]),
+        )
 
     def _among(self, keys: Sequence[Key]) -> tuple[sql.Composed, list[list[str]]]:
         """A condition that is true of the rows with these keys, and its parameters.
@@ -121,7 +185,7 @@ class Session:
     def _same_key(self, values: Sequence[Fragment]) -> sql.Composed:
         """values: a key in the types of its columns; the row is called `t`."""
         pairs = zip(self._table.key, values, strict=True)
-        return sql.SQL(" AND ").join(sql.SQL("t.{} = {}").format(identifier(c.name), value) for c, value in pairs)
+        return sql.SQL(" AND ").join(sql.SQL("{} = {}").format(self._column(c.name), value) for c, value in pairs)
 
     def _cast(self, values: Sequence[Fragment]) -> list[sql.Composed]:
         """The parts of a key, given as text, in the types of their columns."""
@@ -129,6 +193,7 @@ class Session:
         return [sql.SQL("{}::{}").format(value, verbatim(column.type)) for value, column in pairs]
 
 
-def digest_of(text: Fragment) -> sql.Composed:
-    """`text_digest`, computed by the server."""
-    return sql.SQL("coalesce(sha256(convert_to({}, 'UTF8')), ''::bytea)").format(text)
+def key_text_sql(row: str, table: Table, quoted: Callable[[str], Fragment] = identifier) -> sql.Composed:
+    """The same JSON as `ledger.key_text`, of a row by that name. quoted: for a statement that has no placeholders."""
+    parts = [sql.SQL("to_json({}.{}::text)::text").format(sql.SQL(row), quoted(column.name)) for column in table.key]
+    return sql.SQL("('[' || {} || ']')").format(sql.SQL(" || ', ' || ").join(parts))

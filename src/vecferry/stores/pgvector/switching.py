@@ -8,16 +8,17 @@ from psycopg import sql
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SpaceMismatch, StoreSchemaError
-from vecferry.stores import Side
+from vecferry.stores import Patience, Side
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
-from vecferry.stores.pgvector.connection import Fragment, identifier, literal
+from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal
 from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
 from vecferry.stores.pgvector.session import Session
 from vecferry.stores.pgvector.spaces import UNMARKED
-from vecferry.stores.pgvector.table import COLBERT, DIGEST, NEW, OLD, SPARSE, suffixed
+from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, SPARSE, suffixed
 
 MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
+REQUIRED = "_vecferry_not_null"
 
 
 class PgSwitching(Session):
@@ -42,9 +43,9 @@ class PgSwitching(Session):
         wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
         self._refuse_foreign(wanted, columns, fingerprint)
         missing = {name: kind for name, kind in wanted.items() if name not in columns.by_name}
-        if missing or columns.digest not in columns.by_name:
-            self._locks.lock_out_readers()
-            self._add_columns(missing | {columns.digest: sql.SQL("bytea")})
+        checksums = {columns.checksum(each) for each in Side}
+        if missing or checksums - columns.by_name.keys():
+            self._add_columns(missing | dict.fromkeys(sorted(checksums), sql.SQL("bytea")))
             for name in missing:
                 comment = literal(COMMENT_PREFIX + fingerprint)
                 self._db.execute(sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(self._name, identifier(name), comment))
@@ -94,7 +95,7 @@ class PgSwitching(Session):
         if missing:
             self._size_builds()
         for index in missing:
-            self._fence.check()
+            self._guard.check()
             name = identifier(self._table.schema, index.new_name)
             self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))  # half-built
             self._db.execute(index.create_statement(self._name, identifier(suffixed(self._table.vector, NEW))))
@@ -121,27 +122,53 @@ class PgSwitching(Session):
     def switch(self) -> None:
         """See `Writing.switch`. Sparse and ColBERT columns are of the new side alone, and keep their names."""
         vector = self._table.vector
-        self._locks.lock_out_readers()
         renames = self._index_renames(came_from=NEW, goes_to=OLD)
         if self._catalogue.columns().by_name[vector].is_required:  # so that rows can be written without an old vector
             self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
+        self._drop_constraint()
         self._rename_columns((vector, suffixed(vector, OLD)), (suffixed(vector, NEW), vector))
         self._rename_indexes(renames)
 
-    def switch_back(self, *, not_null: bool) -> bool:
+    def switch_back(self) -> None:
         vector = self._table.vector
-        self._locks.lock_out_readers()
         renames = self._index_renames(came_from=OLD, goes_to=NEW)
         self._rename_columns((vector, suffixed(vector, NEW)), (suffixed(vector, OLD), vector))
         self._rename_indexes(renames)
-        if not not_null:
+
+    def require_vectors(self, patience: Patience) -> bool:
+        """See `Writing.require_vectors`. A constraint is added that binds new rows alone, and then looked through
+        without a lock that anybody waits for; by it the server knows that no row is without a vector.
+        """
+        vector = self._table.vector
+        if self._catalogue.columns().by_name[vector].is_required:
+            return True
+        if self._lacks_vectors():
             return False
-        (missing,) = self._db.row(
-            sql.SQL("SELECT count(*) FROM {} WHERE {} IS NULL").format(self._name, identifier(vector)),
-        )
-        if not missing:
-            self._alter(sql.SQL("ALTER COLUMN {} SET NOT NULL").format(identifier(vector)))
-        return not missing
+        name = identifier(suffixed(vector, REQUIRED))
+        check = sql.SQL("ADD CONSTRAINT {} CHECK ({} IS NOT NULL) NOT VALID").format(name, identifier(vector))
+        require = sql.SQL("ALTER COLUMN {} SET NOT NULL, DROP CONSTRAINT {}").format(identifier(vector), name)
+        if not self._has_constraint():
+            self._locks.alone(lambda: self._alter(check), patience)
+        try:
+            self._alter(sql.SQL("VALIDATE CONSTRAINT {}").format(name))
+        except ConstraintViolated:
+            self._locks.alone(self._drop_constraint, patience)
+            return False
+        self._locks.alone(lambda: self._alter(require), patience)
+        return True
+
+    def _lacks_vectors(self) -> bool:
+        query = sql.SQL("SELECT EXISTS (SELECT FROM {} AS t WHERE {} IS NULL)")
+        return bool(self._db.row(query.format(self._name, self._column(self._table.vector)))[0])
+
+    def _has_constraint(self) -> bool:
+        query = "SELECT count(*) FROM pg_constraint WHERE conrelid = %s::oid AND conname = %s"
+        return bool(self._db.row(query, [self._table.oid, suffixed(self._table.vector, REQUIRED)])[0])
+
+    def _drop_constraint(self) -> None:
+        """That of a `require_vectors` that was killed."""
+        name = identifier(suffixed(self._table.vector, REQUIRED))
+        self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS {}").format(name))
 
     def _index_renames(self, *, came_from: str, goes_to: str) -> list[tuple[str, str]]:
         """For each index that serves and has a twin: out of the way, and the twin in its place."""
@@ -158,20 +185,21 @@ class PgSwitching(Session):
 
     def drop_old(self) -> None:
         """See `Writing.drop_old`. Sparse and ColBERT columns stay with the new vectors."""
-        if self._catalogue.columns().serving is Side.NEW:
-            self._drop_columns([suffixed(self._table.vector, OLD), suffixed(self._table.vector, DIGEST)])
+        columns = self._catalogue.columns()
+        if columns.serving is Side.NEW:
+            self._drop_columns([columns.required(Side.OLD), *map(columns.checksum, Side)])
 
     def drop_new(self) -> None:
         """See `Writing.drop_new`. Raises StoreSchemaError while the new vectors serve."""
         columns = self._catalogue.columns()
         if columns.serving is Side.NEW:
             raise StoreSchemaError(f"the new vectors of {self.target} serve", "Roll back first.")
+        self._drop_constraint()
         if (side := columns.of_side(Side.NEW)) is not None:
             heads = [head for suffix in (SPARSE, COLBERT) if (head := columns.head(suffix)) is not None]
-            self._drop_columns([side, columns.digest, *heads])
+            self._drop_columns([side, *map(columns.checksum, Side), *heads])
 
     def _drop_columns(self, names: Sequence[str]) -> None:
-        self._locks.lock_out_readers()
         drops = [sql.SQL("DROP COLUMN IF EXISTS {}").format(identifier(name)) for name in names]
         self._alter(sql.SQL(", ").join(drops))
 

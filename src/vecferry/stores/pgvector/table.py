@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
 
-NEW, OLD, DIGEST = "_vecferry_new", "_vecferry_old", "_vecferry_sha256"
+NEW, OLD = "_vecferry_new", "_vecferry_old"
+NEW_CHECKSUM, OLD_CHECKSUM = "_vecferry_new_sha256", "_vecferry_old_sha256"
 SPARSE, COLBERT = "_sparse", "_colbert"
 MAX_IDENTIFIER_BYTES = 63
 

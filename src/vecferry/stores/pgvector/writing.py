@@ -9,20 +9,12 @@ from typing import TypeVar
 
 from psycopg import sql
 
-from vecferry.stores import Key, NewVector, Patience, Side, Then, nothing_more
-from vecferry.stores.pgvector.binary import (
-    BYTEA_OID,
-    TEXT_OID,
-    Binary,
-    array,
-    colbert_array,
-    sparse_bytes,
-    vector_bytes,
-)
-from vecferry.stores.pgvector.catalogue import Columns
+from vecferry.stores import Held, Key, NewVector, Patience, Side, Then, nothing_more
+from vecferry.stores.pgvector.binary import BYTEA_OID, TEXT_OID, Binary, array
+from vecferry.stores.pgvector.catalogue import Columns, Heads
+from vecferry.stores.pgvector.checksum import checksum, digest_sql
 from vecferry.stores.pgvector.connection import Fragment, identifier
-from vecferry.stores.pgvector.session import Session, digest_of
-from vecferry.stores.pgvector.table import COLBERT, SPARSE
+from vecferry.stores.pgvector.session import Session
 
 T = TypeVar("T")
 
@@ -32,24 +24,21 @@ ROWS_PER_STATEMENT = 64
 
 @dataclass(frozen=True)
 class Destination:
-    """The columns that a side is written to. digest, sparse and colbert: None where there is nothing of it to write."""
+    """The columns that a side is written to.
+
+    adopted: the checksum column of the old side, and what is in it if that side counts as right; None from the first
+    switch on, and for the old side itself.
+    """
 
     vector: str
-    digest: str | None
-    sparse: str | None
-    colbert: str | None
-
-    @classmethod
-    def of(cls, side: Side, columns: Columns) -> Destination:
-        vector = columns.required(side)
-        if side is Side.OLD:
-            return cls(vector, None, None, None)
-        return cls(vector, columns.digest, columns.head(SPARSE), columns.head(COLBERT))
+    checksum: str
+    heads: Heads
+    adopted: tuple[str, Fragment] | None = None
 
     @property
     def rows_at_once(self) -> int:
         """Arrays of arrays would have to be of one length."""
-        return ROWS_PER_STATEMENT if self.colbert is None else 1
+        return ROWS_PER_STATEMENT if self.heads.colbert is None else 1
 
 
 class PgWriting(Session):
@@ -57,19 +46,32 @@ class PgWriting(Session):
 
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
         """See `Writing.write`. A row that somebody else is writing just now is left as it is too: so we wait for
-        nobody, and nobody can be in a deadlock with us.
+        nobody, and nobody can be in a deadlock with us. What is left out is captured in the same transaction.
         """
-        with self._fence.transaction():
+        with self._guard.transaction():
             written = self._write(side, vectors) if vectors else set()
+            self._outbox.add([new.key for new in vectors if new.key not in written], side)
             then(written)
         return written
 
     def _write(self, side: Side, vectors: Sequence[NewVector]) -> set[Key]:
         self._locks.lock("ROW EXCLUSIVE")  # the columns keep their names
-        to = Destination.of(side, self._catalogue.columns())
+        to = self._destination(side, self._catalogue.columns())
         parts = (vectors[i : i + to.rows_at_once] for i in range(0, len(vectors), to.rows_at_once))
         rows = self._db.rows_of_many(self._guarded_update(to), (self._params(part, to) for part in parts))
         return {tuple(key) for key in rows}
+
+    def _destination(self, side: Side, columns: Columns) -> Destination:
+        is_kept_by_others = side is Side.NEW and not self._ledger.was_switched(self.target)
+        adopted = self._adoption(columns) if is_kept_by_others else None
+        return Destination(columns.required(side), columns.checksum(side), columns.heads(side), adopted)
+
+    def _adoption(self, columns: Columns) -> tuple[str, Fragment]:
+        """Until the first switch what the application has on the old side counts as right, but for no vector."""
+        present = sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
+            self._column(columns.required(Side.OLD)), self._checksum(Side.OLD, columns)
+        )
+        return columns.checksum(Side.OLD), present
 
     def _guarded_update(self, to: Destination) -> sql.Composed:
         """Locks the rows whose text is as it was, where that is possible at once, and writes those.
@@ -78,14 +80,19 @@ class PgWriting(Session):
         written between the beginning of the statement and its lock has another place by then, and is left out.
         """
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
-        sent: dict[str, Fragment] = {"digest": sql.SQL("bytea"), "vector": self._type(self._table.kind)}
-        assigned: dict[str, Fragment] = {to.vector: sql.SQL("free.vector")}
-        if to.digest is not None:
-            assigned[to.digest] = sql.SQL("free.digest")
-        if to.sparse is not None:
-            sent["sparse"], assigned[to.sparse] = self._type("sparsevec"), sql.SQL("free.sparse")
-        if to.colbert is not None:
-            assigned[to.colbert] = self._given_as("halfvec[]")
+        sent: dict[str, Fragment] = {
+            "digest": sql.SQL("bytea"),
+            "vector": self._type(self._table.kind),
+            "checksum": sql.SQL("bytea"),
+        }
+        assigned: dict[str, Fragment] = {to.vector: sql.SQL("free.vector"), to.checksum: sql.SQL("free.checksum")}
+        if to.heads.sparse is not None:
+            sent["sparse"], assigned[to.heads.sparse] = self._type("sparsevec"), sql.SQL("free.sparse")
+        if to.heads.colbert is not None:
+            assigned[to.heads.colbert] = self._given_as("halfvec[]")
+        if to.adopted is not None:
+            column, checksum = to.adopted
+            assigned[column] = checksum
         return sql.SQL(
             "WITH given AS (SELECT * FROM unnest({arrays}) AS u({columns})),"
             " free AS MATERIALIZED (SELECT t.ctid AS place, given.* FROM {table} AS t, given"
@@ -98,7 +105,7 @@ class PgWriting(Session):
             columns=sql.SQL(", ").join([*names, *map(identifier, sent)]),
             table=self._name,
             same_key=self._same_key(self._cast([sql.SQL("given.{}").format(name) for name in names])),
-            text_digest=digest_of(sql.SQL("t.{}::text").format(identifier(self._table.text))),
+            text_digest=digest_sql(self._text),
             assigned=sql.SQL(", ").join(
                 sql.SQL("{} = {}").format(identifier(column), value) for column, value in assigned.items()
             ),
@@ -107,41 +114,48 @@ class PgWriting(Session):
 
     def _params(self, vectors: Sequence[NewVector], to: Destination) -> list[Binary | None]:
         """In the order of the placeholders."""
-        kind, types = self._table.kind, self._table.types
+        types = self._table.types
+        stored = [self._stored(new.digest, new, to.heads) for new in vectors]
         params: list[Binary | None] = [
             array(TEXT_OID, [part.encode() for part in parts])
             for parts in zip(*(vector.key for vector in vectors), strict=True)
         ]
-        params.append(array(BYTEA_OID, [each.digest for each in vectors]))
-        dense = [None if each.vector is None else vector_bytes(each.vector, kind) for each in vectors]
-        params.append(array(types[kind], dense))
-        if to.sparse is not None:
-            sparse = [None if each.sparse is None else sparse_bytes(each.sparse) for each in vectors]
-            params.append(array(types["sparsevec"], sparse))
-        if to.colbert is not None:
-            (only,) = vectors
-            params.append(None if only.colbert is None else colbert_array(only.colbert, types["halfvec"]))
+        params.append(array(BYTEA_OID, [each.digest for each in stored]))
+        params.append(array(types[self._table.kind], [each.vector for each in stored]))
+        params.append(array(BYTEA_OID, [checksum(each) for each in stored]))
+        if to.heads.sparse is not None:
+            params.append(array(types["sparsevec"], [each.sparse for each in stored]))
+        if to.heads.colbert is not None:
+            (only,) = stored
+            params.append(only.colbert)
         return params
 
     def retry_dead_letters(self) -> None:
-        with self._fence.transaction():
-            self._locks.lock("ROW EXCLUSIVE")
-            side = identifier(self._catalogue.columns().required(Side.NEW))
-            query = sql.SQL("UPDATE {table} SET {digest} = NULL WHERE {side} IS NULL AND {digest} IS NOT NULL")
-            self._db.execute(query.format(table=self._name, digest=self._digest, side=side))
+        """See `Writing.retry_dead_letters`. No row is touched before it is written."""
+        with self._guard.transaction():
+            record = self._ledger.find(self.target)
+            if record is not None:
+                for side in Side:
+                    number = self._ledger.count_dead_letters(record, side)
+                    keys = [letter.key for letter in self._ledger.dead_letters(record, number, side)]
+                    self._ledger.unbury(record, side, keys)
+                    self._outbox.add(keys, side)
 
     # --- keeping things together ------------------------------------------------------------------
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        with self._fence.transaction():
+        with self._guard.transaction():
             yield
 
-    def exclusively(self, work: Callable[[], T], patience: Patience) -> T:
-        """See `Writing.exclusively`. Readers are let through until `work` changes the table itself."""
-        return self._locks.without_writers(work, patience)
+    def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
+        """See `Writing.exclusively`. Readers wait too."""
+        return self._locks.alone(work, patience)
+
+    def pause_left_s(self) -> float:
+        return self._locks.pause_left_s()
 
     @contextmanager
     def runner(self, lease_s: float) -> Iterator[None]:
-        with self._fence.holding(self.target, lease_s):
+        with self._guard.holding(self.target, lease_s):
             yield

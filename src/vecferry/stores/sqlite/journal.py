@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from vecferry.errors import Locked, SpaceMismatch, StoreError
-from vecferry.stores import Change, Key
+from vecferry.stores import BOTH_SIDES, Change, Key, Side
 from vecferry.stores.lease import process_mark
 from vecferry.stores.sqlite.connection import Database
 
@@ -106,18 +106,30 @@ class SqliteJournal:
                 [target, time.time() - FORGOTTEN_AFTER_S],
             )
 
-    def journalled(self, target: str, limit: int) -> list[Change]:
+    def note(self, target: str, keys: Sequence[Key], side: Side | None = None) -> None:
+        with self._db.transaction():
+            if keys and self._is_started(target):
+                number = self._note(target, keys)
+                self._db.execute(
+                    "UPDATE journal SET finished = 1, side = ? WHERE target = ? AND write_id = ?",
+                    [side and side.value, target, number],
+                )
+
+    def journalled(self, target: str, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
         rows = self._db.rows(
             "SELECT number, key FROM journal WHERE target = ?1 AND acknowledged = 0 AND (finished OR begun_at <= ?2)"
-            " AND key <> '[]'"
-            " AND EXISTS (SELECT 1 FROM captures WHERE target = ?1) ORDER BY number LIMIT ?3",
-            [target, self._abandoned_before(), limit],
+            " AND key <> '[]' AND (side IS NULL OR side IN (SELECT value FROM json_each(?3)))"
+            " AND EXISTS (SELECT 1 FROM captures WHERE target = ?1) ORDER BY number LIMIT ?4",
+            [target, self._abandoned_before(), json.dumps([side.value for side in sides]), limit],
         )
         return [Change(number, as_key(key)) for number, key in rows]
 
-    def journal_backlog(self, target: str) -> int:
-        query = "SELECT count(*) FROM journal WHERE target = ? AND acknowledged = 0 AND key <> '[]'"
-        return self._db.value(query, [target]) or 0
+    def journal_backlog(self, target: str, side: Side | None = None) -> int:
+        query = (
+            "SELECT count(*) FROM journal WHERE target = ?1 AND acknowledged = 0 AND key <> '[]'"
+            " AND (?2 IS NULL OR side IS NULL OR side = ?2)"
+        )
+        return self._db.value(query, [target, side and side.value]) or 0
 
     def acknowledge(self, target: str, changes: Sequence[Change]) -> None:
         """An abandoned write is remembered, so that it is captured if it finishes after all."""
@@ -132,12 +144,12 @@ class SqliteJournal:
     # --- holding writers off ----------------------------------------------------------------------
 
     @contextmanager
-    def writers_held(self, target: str, seconds: float) -> Iterator[None]:
+    def writers_held(self, target: str, wait_s: float, hold_s: float | None = None) -> Iterator[None]:
         assert not self._db.is_inside, "writers could neither see the hold nor finish"
-        until, token = time.time() + seconds, uuid.uuid4().hex
+        now, token = time.time(), uuid.uuid4().hex
         try:
-            self._hold(target, token, until)
-            self._await_ends(target, until)
+            self._hold(target, token, now + wait_s, now + (wait_s if hold_s is None else hold_s))
+            self._await_ends(target, now + wait_s)
             self._holds[target] = token
             yield
         finally:
@@ -149,17 +161,17 @@ class SqliteJournal:
         query = "SELECT 1 FROM holds WHERE target = ? AND token = ? AND until > ?"
         return bool(self._db.rows(query, [target, self._holds.get(target), time.time()]))
 
-    def _hold(self, target: str, token: str, until: float) -> None:
+    def _hold(self, target: str, token: str, wait_until: float, hold_until: float) -> None:
         while True:
             with self._db.transaction():
                 holder = self._holder(target)
                 if holder is None:
                     self._db.execute(
                         "INSERT OR REPLACE INTO holds (target, token, holder, until) VALUES (?, ?, ?, ?)",
-                        [target, token, process_mark(), until],
+                        [target, token, process_mark(), hold_until],
                     )
                     return
-            if time.time() >= until:
+            if time.time() >= wait_until:
                 raise Locked(target, holder)
             time.sleep(PAUSE_S)
 

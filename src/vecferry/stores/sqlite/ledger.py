@@ -66,9 +66,15 @@ class SqliteLedger(SqliteJournal):
     # --- the record -------------------------------------------------------------------------------
 
     def find(self, target: str) -> MigrationRecord | None:
+        return self._latest("target = ? AND state <> 'aborted'", target)
+
+    def last(self, target: str) -> MigrationRecord | None:
+        return self._latest("target = ?", target)
+
+    def _latest(self, condition: str, target: str) -> MigrationRecord | None:
         rows = self._db.rows(
-            "SELECT id, spec, state, version, verification, paused FROM migrations"
-            " WHERE target = ? AND state <> 'aborted' ORDER BY id DESC LIMIT 1",
+            "SELECT id, spec, state, version, verification, paused FROM migrations"  # noqa: S608  # ours
+            f" WHERE {condition} ORDER BY id DESC LIMIT 1",
             [target],
         )
         return _record(rows[0]) if rows else None
@@ -221,11 +227,12 @@ class SqliteLedger(SqliteJournal):
 
     # --- who may write ----------------------------------------------------------------------------
 
-    def acquire(self, target: str, holder: str, seconds: float) -> Lease:
+    def acquire(self, target: str, holder: str, seconds: float, former: Lease | None = None) -> Lease:
         with self._db.transaction():
             rows = self._db.rows("SELECT holder, token, until FROM leases WHERE target = ?", [target])
             before, token, until = rows[0] if rows else (None, 0, 0.0)
-            if before is not None and until > time.time() and not is_gone(before):
+            is_held = before is not None and until > time.time()
+            if is_held and not is_gone(before) and Lease(target, before, token) != former:
                 raise Locked(target, before)
             self._db.execute(
                 "INSERT OR REPLACE INTO leases (target, token, holder, until) VALUES (?, ?, ?, ?)",

@@ -82,7 +82,8 @@ CREATE = (
         write_id INTEGER NOT NULL,
         begun_at REAL NOT NULL,
         finished INTEGER NOT NULL DEFAULT 0,
-        acknowledged INTEGER NOT NULL DEFAULT 0  -- as abandoned; it may still finish
+        acknowledged INTEGER NOT NULL DEFAULT 0,  -- as abandoned; it may still finish
+        side TEXT  -- on which it is to be followed; NULL is both
     )
     """,
     "CREATE INDEX journal_of_a_target ON journal (target, acknowledged)",

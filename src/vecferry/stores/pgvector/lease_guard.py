@@ -10,16 +10,18 @@ from vecferry.stores.ledger import Lease
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger
 
-SHORTEST_IDLE_S = 5.0
+IDLE_S = 5.0
+"""Of a process that is stopped inside a transaction: its locks are kept no longer, whatever the lease."""
 
 
-class Fence:
+class LeaseGuard:
     """What one connection may write; all that is made of it shares the object."""
 
     def __init__(self, database: Database, ledger: PgLedger) -> None:
         self._db = database
         self._ledger = ledger
         self._lease: Lease | None = None
+        self._former: Lease | None = None
         self._idle_s = 0.0
 
     @contextmanager
@@ -39,9 +41,10 @@ class Fence:
     @contextmanager
     def holding(self, target: str, lease_s: float) -> Iterator[None]:
         """See `Writing.runner`."""
-        with held(self._ledger, target, lease_s) as self._lease:
+        with held(self._ledger, target, lease_s, self._former) as lease:
+            self._lease = self._former = lease
             try:
-                self._limit_idle(max(lease_s, SHORTEST_IDLE_S))
+                self._limit_idle(IDLE_S)
                 yield
             finally:
                 self._lease = None
@@ -53,7 +56,6 @@ class Fence:
         self._limit_idle(self._idle_s)
 
     def _limit_idle(self, seconds: float) -> None:
-        """A process that is stopped inside a transaction would keep its locks, and so also the lease, for ever."""
         self._idle_s = seconds
         name = "idle_in_transaction_session_timeout"
         self._db.rows("SELECT set_config(%s, %s, false)", [name, f"{round(seconds * 1000)}ms"])

@@ -1,0 +1,266 @@
+"""What is written to the rows: staged ranges, rows that a sweep finds, and what was captured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+
+from vecferry.embeddings import Outputs
+from vecferry.encoder import TextEncoder
+from vecferry.errors import MigrationConflict
+from vecferry.migrate.embed import Embedded
+from vecferry.migrate.engines.task import embed_unknown
+from vecferry.migrate.governor import Governor
+from vecferry.migrate.staged_file import StagedVector
+from vecferry.stores import BOTH_SIDES, EVERYTHING, Change, Key, KeyRange, NewVector, Row, Side, Store
+from vecferry.stores.ledger import MigrationRecord
+
+IDLE_S, LONGEST_IDLE_S = 0.01, 0.2
+"""Between two looks for captured writes; the longer the more often only rows were found that others are writing."""
+WAIT_FOR_WRITERS_S = 10.0
+"""How long rows that others are writing are waited for, when nothing else is left to be done."""
+UNWRITTEN_BATCHES = 4
+MAX_LAST_ROWS = 64
+"""That may be embedded while writers wait."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """None where a model is not given: then its side is not followed."""
+
+    new: TextEncoder | None = None
+    old: TextEncoder | None = None
+
+    def of(self, side: Side) -> TextEncoder | None:
+        return self.new if side is Side.NEW else self.old
+
+
+def refuse_conflicts(record: MigrationRecord, store: Store, models: Models) -> None:
+    """Raises MigrationConflict if the migration was begun with something else."""
+    begun = record.spec
+    given_now: dict[str, object] = {"text_source": store.text_source}
+    if models.new is not None:
+        given_now |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
+    if models.old is not None:
+        given_now["old_fingerprint"] = models.old.fingerprint if begun.old_fingerprint else None
+    for name, given in given_now.items():
+        stored = getattr(begun, name)
+        if given != stored:
+            raise MigrationConflict(begun.target, name, stored, given)
+
+
+@dataclass
+class Applier:
+    """Brings the sides up to date, as far as their models are given. Every method is safe to repeat.
+
+    rows_at_once: read and embedded together. rows_per_write: kept in one transaction, and so locked together.
+    tell: told of each number of rows written.
+    """
+
+    store: Store
+    governor: Governor
+    models: Models
+    rows_at_once: int
+    rows_per_write: int
+    tell: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        self._ledger = self.store.ledger
+        self._unwritten: dict[Side, dict[bytes, StagedVector]] = {side: {} for side in Side}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecferry-last-rows")
+        self._embedding: Future[Embedded] | None = None
+        self._checked = set[Side]()
+
+    @property
+    def _record(self) -> MigrationRecord:
+        return self.governor.record
+
+    def can_follow(self, side: Side) -> bool:
+        """Until the first switch the application alone keeps the old side, and no model is needed for it."""
+        return self.models.of(side) is not None or (side is Side.OLD and not self._was_switched())
+
+    def _model(self, side: Side) -> TextEncoder | None:
+        """Looked at when it is first needed, since a verb that calls no model can do without one that is there."""
+        model = self.models.of(side)
+        if model is not None and side not in self._checked:
+            given = Models(model) if side is Side.NEW else Models(old=model)
+            refuse_conflicts(self._record, self.store, given)
+            self._checked.add(side)
+        return model
+
+    def _was_switched(self) -> bool:
+        """Whether the migration was switched at least once."""
+        serving = self._ledger.serving(self.store.target)
+        return serving is not None and serving.epoch > self._record.spec.epoch
+
+    # --- every row --------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Compare every row on both sides, and do what no range and no capture has done.
+
+        What has to be left out, because others are writing it, is captured, and so done by `catch_up`.
+        """
+        for side in filter(self.can_follow, Side):
+            keys = EVERYTHING
+            while rows := self.store.pending(keys, self.rows_at_once, side):
+                self.governor.admit(len(rows))
+                self._bring_current(side, rows)
+                keys = KeyRange(rows[-1].key, None)
+        for gone in iter(lambda: self.store.orphans(self.rows_at_once), []):
+            self.governor.admit(len(gone))
+            self.store.settle(gone)
+        self.forget_gone_letters()
+
+    def forget_gone_letters(self) -> None:
+        """Dead letters whose row was deleted unseen. Those of the side that serves may have theirs on the other."""
+        serving = self._ledger.serving(self.store.target)
+        other = Side.OLD if serving is not None and serving.generation == self._record.spec.generation else Side.NEW
+        if number := self._ledger.count_dead_letters(self._record, other):
+            keys = [letter.key for letter in self._ledger.dead_letters(self._record, number, other)]
+            if gone := self.store.settle(keys):
+                with self.store.transaction():
+                    self._ledger.unbury(self._record, other, sorted(gone))
+
+    # --- what was captured ------------------------------------------------------------------------
+
+    def catch_up(self, sides: Collection[Side] = BOTH_SIDES, wait_s: float = WAIT_FOR_WRITERS_S) -> bool:
+        """Leaves nothing undone that had been captured when it last looked, on those of the sides that it can follow.
+
+        Rows that others are writing are waited for, `wait_s` at most after the last one that could be done; then
+        they stay captured, and false is returned.
+        """
+        pause_s, until = IDLE_S, time.monotonic() + wait_s
+        while changes := self.store.captured(self.rows_at_once, self._followed(sides)):
+            self.governor.admit(len(changes))
+            if self._apply(changes, sides):
+                pause_s, until = IDLE_S, time.monotonic() + wait_s
+            elif time.monotonic() >= until:
+                return False
+            else:
+                self.governor.rest(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_IDLE_S)
+        return True
+
+    def _followed(self, sides: Collection[Side]) -> frozenset[Side]:
+        return frozenset(side for side in sides if self.can_follow(side))
+
+    def _apply(self, changes: Sequence[Change], sides: Collection[Side]) -> bool:
+        """Whether anything could be done; rows that others are just writing are captured again."""
+        keys = self._settled_keys(changes)
+        followed, left = self._followed(sides), set[Key]()
+        for side in Side:
+            rows = self.store.stale(side, keys)
+            if side in followed:
+                left |= {row.key for row in rows} - self._bring_current(side, rows)
+            else:
+                self.store.capture_again([row.key for row in rows], side)
+        self.store.acknowledge(changes)
+        return len(left) < len(keys)
+
+    def _settled_keys(self, changes: Sequence[Change]) -> list[Key]:
+        """Whose keys they are, once what needs no model was done."""
+        keys = list(dict.fromkeys(change.key for change in changes))
+        if gone := sorted(self.store.settle(keys)):
+            for side in Side:
+                self._ledger.unbury(self._record, side, gone)
+        return keys
+
+    def follow(self, until: Callable[[], bool]) -> None:
+        """Apply what is captured, as soon as it is, until `until`."""
+        pause_s = IDLE_S
+        while not until():
+            is_held_up = not self.catch_up(wait_s=0)
+            self.governor.look()
+            self.governor.rest(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_IDLE_S) if is_held_up else IDLE_S
+
+    def finish(self, side: Side, within_s: float) -> bool:
+        """Whether nothing that was captured is left to be done on that side; called while writers wait.
+
+        A few last rows are embedded, if that takes no longer than `within_s`; what comes later is kept for the next
+        try. Their notes stay, for the other side.
+        """
+        changes = self.store.captured(MAX_LAST_ROWS + 1, {side})
+        if len(changes) > MAX_LAST_ROWS:
+            return False
+        keys = self._settled_keys(changes)
+        if not self._was_switched():
+            self.store.adopt(keys)
+        rows = self.store.stale(side, keys)
+        if not rows:
+            return True
+        until = time.monotonic() + within_s
+        if within_s <= 0 or (model := self._model(side)) is None:
+            return False
+        embedded = self._embed_until(until, side, model, rows)
+        return embedded is not None and {row.key for row in rows} <= self.keep(side, embedded)
+
+    def _embed_until(self, until: float, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded | None:
+        """None if it takes longer; the model goes on, and what it makes is remembered."""
+        self._embedding = self._pool.submit(self._embed, side, model, rows)
+        try:
+            return self._embedding.result(max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            return None
+
+    # --- embedding and writing --------------------------------------------------------------------
+
+    def _bring_current(self, side: Side, rows: Sequence[Row]) -> set[Key]:
+        """Those of the rows for which nothing is left to be done on that side; the others are captured."""
+        if not rows:
+            return set()
+        model = self._model(side)
+        if model is None or (side is Side.OLD and not self._was_switched()):
+            return self.store.adopt([row.key for row in rows])
+        if self._embedding is not None:  # a model has one user at a time
+            wait([self._embedding])
+        return self.keep(side, self._embed(side, model, rows))
+
+    def _embed(self, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded:
+        """What is embedded is remembered until it is written, so that the next try calls no model."""
+        outputs, unwritten = self._outputs(side), self._unwritten[side]
+        embedded = embed_unknown(model, rows, outputs, unwritten)
+        for new in embedded.vectors:
+            if new.vector is not None:
+                unwritten[new.digest] = StagedVector(new.vector, new.sparse, new.colbert)
+        return embedded
+
+    def _outputs(self, side: Side) -> Outputs:
+        return Outputs.parse(",".join(self._record.spec.outputs)) if side is Side.NEW else Outputs.DENSE
+
+    def keep(self, side: Side, embedded: Embedded, closes: int | None = None) -> set[Key]:
+        """Leaves these vectors written and their dead letters noted; then the mark of the range `closes`.
+
+        Returns the keys of the rows that were written; the others were captured.
+        """
+        written = set[Key]()
+        parts = [
+            embedded.vectors[i : i + self.rows_per_write] for i in range(0, len(embedded.vectors), self.rows_per_write)
+        ]
+        for i, part in enumerate(parts or [()], start=1):
+            written |= self._keep_part(side, part, embedded, closes if i >= len(parts) else None)
+        self._forget_written(side, embedded, written)
+        return written
+
+    def _keep_part(self, side: Side, vectors: Sequence[NewVector], embedded: Embedded, closes: int | None) -> set[Key]:
+        def note(written: set[Key]) -> None:
+            letters = [replace(letter, side=side) for letter in embedded.letters if letter.key in written]
+            self._ledger.unbury(self._record, side, sorted(written))
+            self._ledger.bury(self._record, letters)
+            if closes is not None:
+                self._ledger.close_range(self._record, closes)
+
+        written = self.store.write(side, vectors, note)
+        self.tell(len(written))
+        return written
+
+    def _forget_written(self, side: Side, embedded: Embedded, written: Collection[Key]) -> None:
+        unwritten = self._unwritten[side]
+        left = {new.digest for new in embedded.vectors if new.key not in written}
+        for new in embedded.vectors:
+            if new.digest not in left:
+                unwritten.pop(new.digest, None)
+        for digest in list(unwritten)[: -UNWRITTEN_BATCHES * self.rows_at_once]:
+            del unwritten[digest]
