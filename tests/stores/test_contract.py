@@ -12,6 +12,7 @@ from vecferry.errors import LeaseLost, Locked, MigrationConflict, SpaceMismatch,
 from vecferry.stores import (
     EVERYTHING,
     Change,
+    Finding,
     Key,
     KeyRange,
     NewVector,
@@ -98,6 +99,58 @@ def test_ranges_hold_every_key_once(collection: Collection) -> None:
 def test_ranges_that_fit_exactly_have_no_empty_rest(collection: Collection) -> None:
     prepared(collection, *"abcdef")
     assert collection.store.key_ranges(3) == [KeyRange(None, ("3",)), KeyRange(("3",), ("6",))]
+
+
+def test_pages_by_key_go_on_where_the_last_one_ended_whatever_the_length_of_the_keys(collection: Collection) -> None:
+    """Numbers of different lengths, which have another order as texts."""
+    prepared(collection)
+    keys = [1, 2, 9, 10, 11, 99, 100, 101, 999, 1000, 20, 3]
+    for key in keys:
+        collection.put_unseen(key, f"text {key}", old_vector(f"text {key}"))
+    store, every = collection.store, {(str(key),) for key in keys}
+    for rows_each in (1, 3, 5):
+        paged: list[Key] = []
+        within = EVERYTHING
+        while rows := store.pending(within, rows_each):
+            paged += [row.key for row in rows]
+            within = KeyRange(rows[-1].key, None)
+        assert len(paged) == len(keys)
+        assert set(paged) == every
+        ranged = [row.key for part in store.key_ranges(rows_each) for row in store.pending(part, 100)]
+        assert ranged == paged
+    assert store.examine(DIMENSION, 3).stale.keys == tuple(paged[:3])
+    assert store.count_outdated(Side.NEW, 3) == Finding(len(keys), tuple(paged[:3]))
+
+
+def test_what_is_left_out_of_a_write_stays_captured_for_that_side_until_it_is_done(collection: Collection) -> None:
+    prepared(collection, "a", "b")
+    store = collection.store
+    late = vectors(*store.pending(EVERYTHING, 10))
+    collection.put_unseen(1, "changed", old_vector("changed"))
+    assert store.backlog() == 0
+    assert store.write(Side.NEW, late) == {("2",)}
+    assert captured_keys(collection) == ["1"]
+    assert (store.backlog(Side.NEW), store.backlog(Side.OLD)) == (1, 0)
+    assert store.captured(10, {Side.OLD}) == []
+    (change,) = store.captured(10, {Side.NEW})
+    assert store.write(Side.NEW, vectors(*store.stale(Side.NEW, [change.key]))) == {("1",)}
+    store.acknowledge([change])
+    assert store.backlog() == 0
+
+
+def test_what_is_captured_again_is_captured_for_the_side_that_is_said(collection: Collection) -> None:
+    prepared(collection, "a", "b", "c")
+    store = collection.store
+    store.capture_again([("1",), ("2",)])
+    store.capture_again([("3",)], Side.OLD)
+    assert captured_keys(collection) == ["1", "2", "3"]
+    assert [change.key for change in store.captured(10, {Side.NEW})] == [("1",), ("2",)]
+    assert (store.backlog(Side.NEW), store.backlog(Side.OLD)) == (2, 3)
+    store.acknowledge(store.captured(10))
+    assert store.backlog() == 0
+    store.stop_capture()
+    store.capture_again([("1",)])  # nothing is captured any more, where that can be known
+    assert collection.keeps_rows or store.backlog() == 0
 
 
 def test_an_empty_collection_has_no_ranges(collection: Collection) -> None:

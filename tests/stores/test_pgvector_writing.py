@@ -17,6 +17,7 @@ from vecferry.stores import (
     Examination,
     Finding,
     Key,
+    KeyRange,
     NewVector,
     Patience,
     Record,
@@ -163,6 +164,36 @@ def test_a_row_that_somebody_is_writing_is_left_out_and_nobody_waits(
         connection.execute("UPDATE docs SET note = 'mine' WHERE id = 2")
         assert fill(store) == {("1",), ("3",)}
     assert fill(store) == {("2",)}
+
+
+ORDERS = {
+    "numbers": ("k integer", "k", "(i - 20) * (i - 20) * sign(i - 20)::integer"),
+    "letters of either case": ("k citext", "k", "(ARRAY['a', 'B', 'ä', 'Z', 'é', '_', '-'])[i % 7 + 1] || i"),
+    "decimals": ("k numeric", "k", "(i - 20) / 8.0"),
+    "several": ("a integer, b text", "a, b", "i % 3 * 9, 'x' || i"),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_pages_go_on_in_the_order_of_the_key_and_not_of_its_text(
+    kind: str, connection: psycopg.Connection, database_url: str
+) -> None:
+    definition, key, values = ORDERS[kind]
+    connection.execute("CREATE EXTENSION citext")
+    connection.execute(f"CREATE TABLE docs ({definition}, body text, embedding vector(8), PRIMARY KEY ({key}))")
+    connection.execute(f"INSERT INTO docs SELECT {values}, 'text ' || i FROM generate_series(1, 40) i")
+    expected = [row[0] for row in connection.execute(f"SELECT body FROM docs ORDER BY {key}").fetchall()]
+    with open_docs(database_url) as store:
+        begun(store)
+        paged: list[str | None] = []
+        within = EVERYTHING
+        while rows := store.pending(within, 7):
+            paged += [row.text for row in rows]
+            within = KeyRange(rows[-1].key, None)
+        assert paged == expected
+        assert [row.text for part in store.key_ranges(7) for row in store.pending(part, 100)] == expected
+        first = store.rows(store.examine(D_NEW, max_keys=3).stale.keys)
+        assert [row.text for row in first] == expected[:3]
 
 
 def test_many_rows_are_written_in_parts_and_their_keys_come_back(

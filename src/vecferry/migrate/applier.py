@@ -19,8 +19,6 @@ from vecferry.stores.ledger import MigrationRecord
 
 IDLE_S, LONGEST_IDLE_S = 0.01, 0.2
 """Between two looks for captured writes; the longer the more often only rows were found that others are writing."""
-WAIT_FOR_WRITERS_S = 10.0
-"""How long rows that others are writing are waited for, when nothing else is left to be done."""
 UNWRITTEN_BATCHES = 4
 MAX_LAST_ROWS = 64
 """That may be embedded while writers wait."""
@@ -125,7 +123,7 @@ class Applier:
 
     # --- what was captured ------------------------------------------------------------------------
 
-    def catch_up(self, sides: Collection[Side] = BOTH_SIDES, wait_s: float = WAIT_FOR_WRITERS_S) -> bool:
+    def catch_up(self, sides: Collection[Side] = BOTH_SIDES, *, wait_s: float) -> bool:
         """Leaves nothing undone that had been captured when it last looked, on those of the sides that it can follow.
 
         Rows that others are writing are waited for, `wait_s` at most after the last one that could be done; then
@@ -144,33 +142,43 @@ class Applier:
         return True
 
     def _followed(self, sides: Collection[Side]) -> frozenset[Side]:
-        return frozenset(side for side in sides if self.can_follow(side))
+        """Those of the sides that can be followed, and the old one as long as no model is needed for it."""
+        unneeded = set[Side]() if self._was_switched() else {Side.OLD}
+        return frozenset(unneeded | {side for side in sides if self.can_follow(side)})
 
     def _apply(self, changes: Sequence[Change], sides: Collection[Side]) -> bool:
-        """Whether anything could be done; rows that others are just writing are captured again."""
+        """Whether anything could be done; rows that others are just writing are captured again, for their side."""
         keys = self._settled_keys(changes)
-        followed, left = self._followed(sides), set[Key]()
+        followed, left = self._followed(sides), dict[Side, set[Key]]()
         for side in Side:
-            rows = self.store.stale(side, keys)
-            if side in followed:
-                left |= {row.key for row in rows} - self._bring_current(side, rows)
-            else:
-                self.store.capture_again([row.key for row in rows], side)
-        self.store.acknowledge(changes)
-        return len(left) < len(keys)
+            rows = self.store.stale(side, _keys(changes, side))
+            done = self._bring_current(side, rows) if side in followed else set()
+            left[side] = {row.key for row in rows} - done
+        with self.store.transaction():
+            self.store.acknowledge(changes)
+            for side in Side:
+                self.store.capture_again(sorted(left[side]), side)
+        return len(set[Key]().union(*(left[side] for side in followed))) < len(keys)
 
     def _settled_keys(self, changes: Sequence[Change]) -> list[Key]:
         """Whose keys they are, once what needs no model was done."""
-        keys = list(dict.fromkeys(change.key for change in changes))
+        keys = _keys(changes)
         if gone := sorted(self.store.settle(keys)):
             for side in Side:
                 self._ledger.unbury(self._record, side, gone)
         return keys
 
     def follow(self, until: Callable[[], bool]) -> None:
-        """Apply what is captured, as soon as it is, until `until`."""
-        pause_s = IDLE_S
+        """Apply what is captured, as soon as it is, until `until`.
+
+        At the first switch every row is compared: the old side, which the application kept until then, is followed
+        from then on.
+        """
+        pause_s, was_switched = IDLE_S, self._was_switched()
         while not until():
+            if not was_switched and self._was_switched():
+                was_switched = True
+                self.sweep()
             is_held_up = not self.catch_up(wait_s=0)
             self.governor.look()
             self.governor.rest(pause_s)
@@ -264,3 +272,8 @@ class Applier:
                 unwritten.pop(new.digest, None)
         for digest in list(unwritten)[: -UNWRITTEN_BATCHES * self.rows_at_once]:
             del unwritten[digest]
+
+
+def _keys(changes: Sequence[Change], side: Side | None = None) -> list[Key]:
+    """Each once; of those that are to be followed on that side."""
+    return list(dict.fromkeys(change.key for change in changes if None in (side, change.side) or change.side is side))

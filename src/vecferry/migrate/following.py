@@ -27,7 +27,7 @@ class SwitchFollower:
     def catch_up(self, side: Side) -> bool:
         is_followed = self.runs_elsewhere and self._await_run(side)
         if self.applier.can_follow(side):
-            self.applier.catch_up({side}, WAIT_FOR_WRITERS_S)
+            self.applier.catch_up({side}, wait_s=WAIT_FOR_WRITERS_S)
             is_followed = True
         self.applier.forget_gone_letters()
         return is_followed

@@ -162,7 +162,8 @@ class Migration:
             counter = Counter(progress)
             applier = self._applier(governor, models, counter)
             staging = self._staging(record)
-            runner = Runner(self._store, governor, applier, counter, self.options.patience)
+            options = self.options
+            runner = Runner(self._store, governor, applier, counter, options.patience, options.wait_for_writers_s)
             runner.run((engine or self._local_engine(models))(self._store, staging, record), staging)
             if follow is not None:
                 with suppress(_EndedByOthers):
@@ -457,7 +458,8 @@ class Migration:
         with self._by_hand("retry") as record, self._store.runner(self.options.lease_s):
             refuse_conflicts(record, self._store, models)
             self._store.retry_dead_letters()
-            self._applier(Governor(self._ledger, record), models).catch_up()
+            applier = self._applier(Governor(self._ledger, record), models)
+            applier.catch_up(wait_s=self.options.wait_for_writers_s)
         return self.status()
 
     # --- cutover, rollback, finalize, abort -------------------------------------------------------

@@ -49,6 +49,7 @@ class Runner:
     applier: Applier
     counter: Counter
     patience: Patience
+    wait_for_writers_s: float
 
     @property
     def _ledger(self) -> Ledger:
@@ -83,7 +84,7 @@ class Runner:
             self.store.start_capture(self.patience)  # somebody may have taken it away
             self.applier.sweep()
             self._build_indexes()
-        if not self.applier.catch_up():
+        if not self.applier.catch_up(wait_s=self.wait_for_writers_s):
             self._note_what_is_left()
         if self._state is State.SERVING_OLD and self._record.spec.old_not_null:
             self.store.require_vectors(self.patience)

@@ -26,8 +26,9 @@ class MigrationOptions:
     wait for their place. patience: how long the short steps wait for a moment without others, and how long
     others may wait for these; `rollback` is surer. rows_per_write: rows that are written in one transaction,
     and so locked together. lease_s: after this time without a sign of life a runner may be replaced.
-    reconnect_s: how long a run waits for a store that went away. rows_per_s: the limit that a migration
-    begins with; `throttle` changes it.
+    reconnect_s: how long a run waits for a store that went away. wait_for_writers_s: and for rows that others
+    are writing, when nothing else is left to be done; then they are left for the next look. rows_per_s: the
+    limit that a migration begins with; `throttle` changes it.
     max_query_ms and min_free_gb: a run pauses itself while a query takes longer, or less is free at
     `staging`. min_recall: of the new index, against exact search. thresholds: the application's cut-offs
     in the old space, cosines by name; they stand in the serving epoch that `start` records.
@@ -41,6 +42,7 @@ class MigrationOptions:
     rows_per_write: int = 64
     lease_s: float = 15.0
     reconnect_s: float = 60.0
+    wait_for_writers_s: float = 10.0
     rows_per_s: float | None = None
     max_query_ms: float | None = None
     min_free_gb: float | None = None

@@ -116,10 +116,14 @@ class NewVector:
 
 @dataclass(frozen=True)
 class Change:
-    """One captured write to a row: inserted, changed or deleted. number: ascending, of the capture alone."""
+    """One captured write to a row: inserted, changed or deleted. number: ascending, of the capture alone.
+
+    side: on which it is to be followed; None is both.
+    """
 
     number: int
     key: Key
+    side: Side | None = None
 
 
 @dataclass(frozen=True)

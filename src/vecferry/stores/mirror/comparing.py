@@ -86,7 +86,7 @@ class Comparison(MirrorSides):
             rows += len(points)
             new = {p.id: p for p in self._backend.get(sides.other, [p.id for p in points], vectors=True)}
             letters = self._letters(Side.NEW, [(point.id,) for point in points])
-            for point in points:
+            for point in sorted(points, key=lambda point: point.id):
                 findings.look(point, new.get(point.id), letters.get((point.id,)))
         orphans = self.orphans(10 * max_keys)
         return Examination(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.pgvector.binary import Binary, BinaryDumper
 
 Fragment = sql.SQL | sql.Composed | sql.Identifier
+Params = Sequence[object] | Mapping[str, object]
 
 CONNECT_TIMEOUT_S = 10
 KEY_SETTINGS = {
@@ -117,16 +118,16 @@ class Database:
         reason = " ".join((exc.diag.message_primary or str(exc)).split())
         return reason.replace(self._password, "***") if self._password else reason
 
-    def rows(self, query: Fragment | str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, query: Fragment | str, params: Params = ()) -> list[tuple[Any, ...]]:
         with self._translated():
             return self._connection.execute(as_query(query), params).fetchall()
 
-    def row(self, query: Fragment | str, params: Sequence[object] = ()) -> tuple[Any, ...]:
+    def row(self, query: Fragment | str, params: Params = ()) -> tuple[Any, ...]:
         """The only row of an answer that always has one."""
         (row,) = self.rows(query, params)
         return row
 
-    def execute(self, query: Fragment | str, params: Sequence[object] = ()) -> int:
+    def execute(self, query: Fragment | str, params: Params = ()) -> int:
         """The number of rows that were written."""
         with self._translated():
             return self._connection.execute(as_query(query), params).rowcount

@@ -18,27 +18,33 @@ class Outbox:
         self._target = target
 
     def add(self, keys: Sequence[Key], side: Side | None = None) -> None:
-        """side: on which they are to be followed; None is both."""
+        """Those that are not there already. side: on which they are to be followed; None is both."""
         if keys and self._ledger.is_installed():
-            query = "INSERT INTO vecferry.changes (target, key, side) SELECT %s, unnest(%s::text[]), %s"
-            self._db.execute(query, [self._target, [key_text(key) for key in keys], side and side.value])
+            self._db.execute(
+                "INSERT INTO vecferry.changes (target, key, side)"
+                " SELECT %(target)s, given.key, %(side)s FROM unnest(%(keys)s::text[]) AS given(key)"
+                " WHERE NOT EXISTS (SELECT FROM vecferry.changes AS c WHERE c.target = %(target)s"
+                " AND c.key = given.key AND (c.side IS NULL OR c.side = %(side)s))",
+                {"target": self._target, "side": side and side.value, "keys": [key_text(key) for key in keys]},
+            )
 
     def oldest(self, limit: int, sides: Collection[Side]) -> list[Change]:
         if not self._ledger.is_installed():
             return []
         rows = self._db.rows(
-            "SELECT number, key FROM vecferry.changes WHERE target = %s AND coalesce(side = ANY(%s::text[]), true)"
-            " ORDER BY number LIMIT %s",
+            "SELECT number, key, side FROM vecferry.changes"
+            " WHERE target = %s AND (side IS NULL OR side = ANY(%s::text[])) ORDER BY number LIMIT %s",
             [self._target, [side.value for side in sides], limit],
         )
-        return [Change(number, as_key(key)) for number, key in rows]
+        return [Change(number, as_key(key), None if side is None else Side(side)) for number, key, side in rows]
 
     def count(self, side: Side | None) -> int:
         if not self._ledger.is_installed():
             return 0
         (count,) = self._db.row(
-            "SELECT count(*) FROM vecferry.changes WHERE target = %s AND coalesce(side = %s, true)",
-            [self._target, side and side.value],
+            "SELECT count(*) FROM vecferry.changes WHERE target = %(target)s"
+            " AND (side IS NULL OR %(side)s::text IS NULL OR side = %(side)s)",
+            {"target": self._target, "side": side and side.value},
         )
         return int(count)
 

@@ -108,21 +108,32 @@ class SqliteJournal:
 
     def note(self, target: str, keys: Sequence[Key], side: Side | None = None) -> None:
         with self._db.transaction():
-            if keys and self._is_started(target):
-                number = self._note(target, keys)
+            missing = self._not_captured(target, keys, side) if self._is_started(target) else []
+            if missing:
                 self._db.execute(
                     "UPDATE journal SET finished = 1, side = ? WHERE target = ? AND write_id = ?",
-                    [side and side.value, target, number],
+                    [side and side.value, target, self._note(target, missing)],
                 )
+
+    def _not_captured(self, target: str, keys: Sequence[Key], side: Side | None) -> list[Key]:
+        """Those that are to be followed on that side, or on both, already, are left out."""
+        rows = self._db.rows(
+            "SELECT key FROM journal WHERE target = ?1 AND acknowledged = 0 AND finished"
+            " AND (side IS NULL OR side = ?2) AND key IN (SELECT value FROM json_each(?3))",
+            [target, side and side.value, json.dumps([as_text(key) for key in keys])],
+        )
+        captured = {as_key(key) for (key,) in rows}
+        return [key for key in keys if key not in captured]
 
     def journalled(self, target: str, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
         rows = self._db.rows(
-            "SELECT number, key FROM journal WHERE target = ?1 AND acknowledged = 0 AND (finished OR begun_at <= ?2)"
+            "SELECT number, key, side FROM journal"
+            " WHERE target = ?1 AND acknowledged = 0 AND (finished OR begun_at <= ?2)"
             " AND key <> '[]' AND (side IS NULL OR side IN (SELECT value FROM json_each(?3)))"
             " AND EXISTS (SELECT 1 FROM captures WHERE target = ?1) ORDER BY number LIMIT ?4",
             [target, self._abandoned_before(), json.dumps([side.value for side in sides]), limit],
         )
-        return [Change(number, as_key(key)) for number, key in rows]
+        return [Change(number, as_key(key), None if side is None else Side(side)) for number, key, side in rows]
 
     def journal_backlog(self, target: str, side: Side | None = None) -> int:
         query = (

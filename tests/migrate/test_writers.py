@@ -1,0 +1,239 @@
+"""Writers who are in the way, as a real PostgreSQL has them: locked rows, deadlocks, long transactions, autovacuum."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.migrate.doubles import TruthEncoder
+from tests.migrate.faults import in_background, wait_until
+from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
+from vecferry.errors import VecferryError
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.stores import Patience, Record, Side
+
+OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder("new", 16)
+ROWS = 120
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> MigrationOptions:
+    return MigrationOptions(
+        rows_per_range=32,
+        rows_per_write=8,
+        old_fingerprint=OLD.fingerprint,
+        staging=tmp_path,
+        patience=Patience(0.5, 20.0),
+        wait_for_writers_s=0.3,
+    )
+
+
+@pytest.fixture
+def table(connection: psycopg.Connection, database_url: str) -> Iterator[PgCollection]:
+    """With a column beside the text."""
+    made = PgCollection(connection, database_url)
+    connection.execute("ALTER TABLE docs ADD meta integer DEFAULT 0")
+    for key in range(1, ROWS + 1):
+        made.put(key, f"text {key}", old_vector(f"text {key}"))
+    yield made
+    made.store.close()
+
+
+@contextmanager
+def another(url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(url, autocommit=True) as opened:
+        yield opened
+
+
+def assert_true(table: PgCollection, model: TruthEncoder) -> None:
+    for (key,), (text, vector) in table.serving().items():
+        assert text is not None
+        assert vector is not None, key
+        np.testing.assert_allclose(vector, model.truth(text), atol=1e-6, err_msg=key)
+
+
+def ready(table: PgCollection, options: MigrationOptions) -> Migration:
+    migration = Migration(table.store, options)
+    migration.start(NEW, old=OLD)
+    assert migration.verify(NEW, override="no gate in this test").passed
+    return migration
+
+
+# --- rows that others are writing -----------------------------------------------------------------
+
+
+def holding(table: PgCollection, work: Callable[[TruthEncoder], None]) -> None:
+    """`work` with an encoder; at its first call the application begins to write 60 rows, but not their texts."""
+
+    def hold(texts: object) -> None:
+        if encoder.calls == 0:
+            table.connection.execute("BEGIN; UPDATE docs SET meta = meta + 1 WHERE id <= 60")
+
+    encoder = TruthEncoder("new", 16, hold)
+    work(encoder)
+    assert table.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    assert table.store.count_outdated(Side.NEW).count == table.store.count_outdated(Side.OLD).count == 0
+
+
+def test_rows_that_others_write_while_their_range_passes_are_waited_for(
+    table: PgCollection, options: MigrationOptions
+) -> None:
+    def start(encoder: TruthEncoder) -> None:
+        migration = Migration(table.store, replace(options, wait_for_writers_s=30.0))
+        with table.another() as store:
+            watcher = Migration(store, options)
+            thread, outcome = in_background(lambda: migration.start(encoder))
+            wait_until(lambda: store.ledger.find(store.target) is not None)
+            wait_until(lambda: watcher.status().state == State.CATCHING_UP)
+            wait_until(lambda: watcher.status().rows_done == ROWS - 60)
+            calls = encoder.encoded.total()
+            time.sleep(0.5)
+            assert thread.is_alive()
+            assert (watcher.status().backlog, watcher.status().old_backlog) == (60, 60)
+            assert encoder.encoded.total() <= calls + 60  # what was once embedded for them is remembered
+            table.connection.execute("COMMIT")
+            thread.join(20)
+        assert outcome[0].backlog == 0, outcome  # type: ignore[attr-defined]
+
+    holding(table, start)
+
+
+def test_rows_that_others_write_for_too_long_are_left_for_the_next_look_and_said_to_be(
+    table: PgCollection, options: MigrationOptions
+) -> None:
+    def start_twice(encoder: TruthEncoder) -> None:
+        migration = Migration(table.store, options)
+        status = migration.start(encoder)
+        assert (status.rows_done, status.backlog, status.state) == (ROWS - 60, 60, State.CATCHING_UP)
+        (event,) = (event for event in status.events if event.what == "left for later")
+        assert event.detail["writes"] == 120  # on both sides
+        assert f"pid {table.connection.info.backend_pid} " in event.detail["in the way"]
+        assert "idle in transaction" in event.detail["in the way"]
+        table.connection.execute("COMMIT")
+        migration.start(encoder, follow=lambda: table.store.backlog() == 0)
+        assert migration.verify(encoder, override="no gate in this test").passed
+
+    holding(table, start_twice)
+
+
+def test_a_row_that_is_locked_for_long_does_not_keep_the_others_from_being_followed(
+    table: PgCollection, options: MigrationOptions, database_url: str
+) -> None:
+    migration = Migration(table.store, options)
+    migration.start(NEW)
+    with another(database_url) as holder, table.another() as watched, holder.transaction():
+        table.connection.execute("UPDATE docs SET body = body || '!' WHERE id <= 60")
+        holder.execute("SELECT FROM docs WHERE id <= 60 FOR UPDATE")
+        ending = threading.Event()
+        thread, outcome = in_background(lambda: migration.start(NEW, follow=ending.is_set))
+        wait_until(lambda: Migration(watched).status().backlog == 60)
+        for number in range(70, 75):
+            table.put(number, f"later {number}", old_vector(f"later {number}"))
+        wait_until(lambda: watched.stale(Side.NEW, [(str(n),) for n in range(70, 75)]) == [])
+        wait_until(lambda: watched.backlog(Side.NEW) == 60)
+        holder.execute("COMMIT")
+        wait_until(lambda: Migration(watched).status().backlog == 0)
+        ending.set()
+        thread.join(20)
+    assert not isinstance(outcome[0], BaseException), outcome
+    assert table.store.count_outdated(Side.NEW).count == 0
+
+
+def test_a_thousand_writes_that_no_trigger_saw_are_done_by_one_start(
+    table: PgCollection, options: MigrationOptions
+) -> None:
+    """Over pages of numbers that have another order as texts."""
+    table.connection.execute("INSERT INTO docs SELECT i, 'more ' || i FROM generate_series(121, 1000) i")
+    migration = Migration(table.store, options)
+    migration.start(NEW)
+    with table._without_triggers():
+        table.connection.execute("UPDATE docs SET body = 'unseen ' || id")
+    assert table.store.count_outdated(Side.NEW).count == 1000
+    migration.start(NEW)
+    assert table.store.count_outdated(Side.NEW).count == 0
+
+
+# --- nobody is brought into a deadlock ------------------------------------------------------------
+
+
+@contextmanager
+def taking_rows_downwards(url: str) -> Iterator[list[BaseException]]:
+    """An application that writes pairs of rows in transactions, the later one first; what it was refused."""
+    refused: list[BaseException] = []
+    ending = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SET deadlock_timeout = '50ms'")
+            while not ending.is_set():
+                try:
+                    with connection.transaction():
+                        for key in (90, 60, 30, 3, 2, 1):
+                            connection.execute("UPDATE docs SET meta = meta + 1 WHERE id = %s", [key])
+                            time.sleep(0.001)
+                    time.sleep(0.01)
+                except psycopg.Error as exc:
+                    refused.append(exc)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    yield refused
+    ending.set()
+    thread.join()
+
+
+def test_no_write_of_ours_brings_an_application_into_a_deadlock(
+    table: PgCollection, options: MigrationOptions, database_url: str
+) -> None:
+    """Backfill, retry, sweep and follow, on both sides."""
+    table.connection.execute("UPDATE docs SET body = 'POISON ' || id WHERE id IN (1, 2, 3, 30, 60, 90)")
+    cured = TruthEncoder("new", 16)
+    cured.poison = ("HUGE",)
+    migration = Migration(table.store, options)
+    with taking_rows_downwards(database_url) as refused:
+        wait_until(lambda: migration.start(NEW, old=OLD).dead_letters == 6)
+        for _ in range(3):
+            migration.retry(NEW)
+        wait_until(lambda: migration.retry(cured).dead_letters == 0)
+        with table._without_triggers():
+            table.connection.execute("UPDATE docs SET body = body || '?' WHERE id > 90")
+        migration.start(cured, old=OLD)
+        assert migration.verify(cured, override="no gate in this test").passed
+        migration.cutover(new=cured)
+        table.connection.execute("UPDATE docs SET body = body || '!', embedding = NULL WHERE id > 90")
+        migration.start(cured, old=OLD)
+        migration.rollback(old=OLD)
+    assert refused == []
+    assert table.store.count_outdated(Side.NEW).count == table.store.count_outdated(Side.OLD).count == 0
+
+
+def test_two_who_put_and_remove_the_same_rows_in_another_order_wait_for_each_other(
+    table: PgCollection, database_url: str
+) -> None:
+    keys = [str(key) for key in range(1, 60)]
+    failures: list[VecferryError] = []
+
+    def put_and_remove(order: list[str]) -> None:
+        with table.another() as store:
+            try:
+                for number in range(6):
+                    records = [Record((key,), f"{number} {key}", OLD.truth(key), {"meta": 1}) for key in order]
+                    store.put(records, fingerprint=OLD.fingerprint)
+                    store.remove([(key,) for key in order])
+            except VecferryError as exc:
+                failures.append(exc)
+
+    threads = [threading.Thread(target=put_and_remove, args=(order,)) for order in (keys, keys[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
