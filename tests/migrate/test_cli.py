@@ -235,6 +235,33 @@ def test_every_verb_by_options(cli: Cli, without_text: psycopg.Connection) -> No
     assert cli("start")["state"] == "catching_up"
 
 
+def test_what_has_ended_already_says_so_and_takes_its_leftovers_away(
+    cli: Cli, documents: psycopg.Connection, tmp_path: Path
+) -> None:
+    def leave_something() -> Path:
+        record = documents.execute("SELECT spec ->> 'fingerprint', spec ->> 'uid' FROM vecferry.migrations").fetchall()
+        space, uid = record[-1]
+        left = tmp_path / ".vecferry" / "staging" / space / "dense" / f"{uid}-00000001.parquet"
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"left by a process that was killed")
+        return left
+
+    cli("start")
+    cli("abort", "--yes")
+    left = leave_something()
+    assert "the migration was given up before" in cli.text("abort")
+    assert not left.exists()
+    cli("start")
+    cli("verify", *OVERRIDE)
+    cli("cutover")
+    cli("finalize", "--yes")
+    left = leave_something()
+    assert cli("status")["state"] == "finalized"
+    assert not left.exists()
+    assert "the old vectors were dropped before" in cli.text("finalize")
+    assert cli.error("abort", "--yes", code=4) == "IllegalTransition"
+
+
 def test_abort_leaves_the_table_as_it_was(cli: Cli, documents: psycopg.Connection) -> None:
     def columns() -> list[tuple[Any, ...]]:
         query = "SELECT attname, atttypid, attnotnull FROM pg_attribute WHERE attrelid = 'documents'::regclass"
@@ -441,6 +468,14 @@ def test_a_follower_keeps_both_sides_current_until_others_have_finalized(
         documents.execute("UPDATE documents SET body = 'changed' WHERE id = 7")
         documents.execute("DELETE FROM documents WHERE id = 8")
         wait_until(followed)
+        for _ in range(3):
+            documents.execute("UPDATE documents SET body = body || '!'")
+            time.sleep(0.05)
+            documents.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ %s",
+                [f"vecferry .pid {follower.pid} "],
+            )
+            wait_until(followed)
         cli("verify", "--sample", "5", *models[:2], *OVERRIDE)
         assert cli("cutover")["serving"]["epoch"] == 2
         documents.execute("UPDATE documents SET body = 'changed again' WHERE id = 9")
@@ -449,7 +484,10 @@ def test_a_follower_keeps_both_sides_current_until_others_have_finalized(
         assert cli("cutover")["serving"]["epoch"] == 4
         assert follower.poll() is None
         assert cli("finalize", "--yes")["state"] == "finalized"
-        assert ended(follower)["state"] == "finalized"
+        out, err = follower.communicate(timeout=START_S)
+        assert follower.returncode == 0, err
+        assert json.loads(out)["state"] == "finalized"
+        assert err == ""  # nothing of the connections that were lost
     assert documents.execute("SELECT count(*), count(embedding) FROM documents").fetchone() == (ROWS - 1, ROWS - 1)
 
 

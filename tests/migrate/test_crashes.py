@@ -225,6 +225,7 @@ def assert_complete(world: World) -> None:
     assert (serving.epoch, serving.fingerprint) == (4, TruthEncoder().fingerprint)
     assert_sides(world, "new")
     assert world.leftovers() == []
+    assert list((world.folder / "staging").rglob("*.parquet")) == []
 
 
 def assert_sides(world: World, serving: str, other: str | None = None) -> None:

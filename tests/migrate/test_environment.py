@@ -8,19 +8,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import psycopg
 import pytest
 
-from tests.migrate.crashing import ROWS_PER_RANGE
+from tests.migrate.crashing import ROWS_PER_RANGE, TEXTS
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Mother, OwnServer, TcpProxy, fill_up, in_background, mother, small_disk, wait_until
 from tests.migrate.file_backend import FileBackend
-from tests.migrate.test_crashes import World, assert_true, fill, world_of_points, world_of_rows
+from tests.migrate.test_crashes import World, assert_complete, assert_true, fill, world_of_points, world_of_rows
 from tests.stores import backends, backends_chroma
 from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions, State
@@ -257,6 +258,92 @@ def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> N
                 ended.set()
 
 
+@contextmanager
+def followed(url: str, encoder: TruthEncoder, options: MigrationOptions) -> Iterator[Callable[[], None]]:
+    """A run that follows through `url`. What is yielded fails with what the run ended with, if it did."""
+    ending = threading.Event()
+    with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+        run = Migration(store, options)
+        thread, outcome = in_background(lambda: run.start(encoder, old=OLD, follow=ending.is_set))
+
+        def check() -> None:
+            assert thread.is_alive(), outcome
+
+        yield check
+        ending.set()
+        thread.join(30)
+    assert not isinstance(outcome[0], BaseException), outcome
+
+
+def follows(world: World, connection: psycopg.Connection, check: Callable[[], None]) -> None:
+    """A write that is made now is followed, some time."""
+
+    def is_followed() -> bool:
+        check()
+        row = connection.execute("SELECT embedding_vecferry_new::real[] FROM docs WHERE id = 5").fetchone()
+        return row is not None and row[0] is not None and np.array_equal(np.asarray(row[0], np.float32), expected)
+
+    text = f"written at {time.monotonic()}"
+    expected = TruthEncoder().truth(text)
+    connection.execute("UPDATE docs SET body = %s WHERE id = 5", [text])
+    wait_until(is_followed, 60)
+
+
+LONG_LEASE = replace(OPTIONS, reconnect_s=30.0, lease_s=60.0)
+"""So that a run that has lost the store must be known as the one that held the lease."""
+
+
+def test_any_number_of_outages_is_waited_for(table: World, connection: psycopg.Connection) -> None:
+    with through_proxy(table) as (proxy, store), followed(store._db._url, TruthEncoder(), LONG_LEASE) as check:
+        wait_until(lambda: table.store.ledger.find(table.store.target) is not None)
+        wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
+        for _ in range(4):
+            follows(table, connection, check)
+            proxy.cut()
+            time.sleep(0.3)
+            proxy.mend()
+        follows(table, connection, check)
+
+
+def test_sessions_that_are_terminated_again_and_again_are_made_anew(
+    table: World, connection: psycopg.Connection
+) -> None:
+    with followed(table.where, TruthEncoder(), LONG_LEASE) as check:
+        wait_until(lambda: table.store.ledger.find(table.store.target) is not None)
+        wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
+        own = table.store._db.row("SELECT pg_backend_pid()")[0]  # type: ignore[attr-defined]
+        for number in range(30):
+            connection.execute("UPDATE docs SET body = 'text ' || id || %s", [str(number)])
+            time.sleep(0.02 * (number % 3))
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name ~ 'vecferry' AND datname = current_database() AND pid <> %s",
+                [own],
+            )
+        follows(table, connection, check)
+
+
+def test_a_standby_that_takes_the_place_of_the_primary_is_gone_on_with(own_server: OwnServer, folder: Path) -> None:
+    place = Path(tempfile.mkdtemp(prefix="vecferry-standby-"))
+    with own_table(own_server, folder) as world, own_server.standby(place) as standby:
+        with TcpProxy(own_server.socket) as proxy:
+            url = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+            with followed(url, TruthEncoder(), LONG_LEASE) as check:
+                wait_until(lambda: world.store.ledger.find(world.store.target) is not None)
+                wait_until(lambda: Migration(world.store).status().state == State.CATCHING_UP)
+                assert world.connection is not None
+                follows(world, world.connection, check)
+                standby.wait_for(own_server)
+                own_server.kill()
+                proxy.lead_to(standby.socket)  # which does not take writes yet
+                time.sleep(1.0)
+                check()
+                standby.promote()
+                with psycopg.connect(standby.url, autocommit=True) as application:
+                    follows(world, application, check)
+        own_server.start()
+
+
 # --- the network ----------------------------------------------------------------------------------
 
 
@@ -393,6 +480,71 @@ def picture(world: World) -> list[Any]:
     tables = ("docs", "vecferry.migrations", "vecferry.ranges", "vecferry.dead_letters", "vecferry.serving")
     queries = [f"SELECT string_agg(xmin::text || t::text, '|' ORDER BY ctid) FROM {table} t" for table in tables]
     return [world.connection.execute(query).fetchone() for query in queries]
+
+
+# --- a switch that is stopped ---------------------------------------------------------------------
+
+STOPPED_IN = {
+    "cutover": ("before switch", "after switch", "after serve", "after move serving_new"),
+    "rollback": ("before switch_back", "after switch_back", "after serve", "after move serving_old"),
+    "finalize": ("before stop_capture", "after stop_capture", "after drop_old", "after move finalized"),
+}
+"""Points inside the transaction of a verb, by the step of `crashing.Course` that reaches it."""
+QUICK = {
+    ("cutover", "after switch", True),
+    ("cutover", "after move serving_new", False),
+    ("rollback", "after move serving_old", True),
+    ("finalize", "after drop_old", False),
+}
+STOPS = [
+    pytest.param(verb, point, follows, marks=[] if (verb, point, follows) in QUICK else [pytest.mark.slow])
+    for verb, points in STOPPED_IN.items()
+    for point in points
+    for follows in (False, True)
+]
+
+
+@pytest.mark.parametrize(("verb", "point", "follows"), STOPS)
+def test_a_switch_that_is_stopped_in_its_middle_holds_nobody_up_for_long(
+    verb: str,
+    point: str,
+    *,
+    follows: bool,
+    connection: psycopg.Connection,
+    database_url: str,
+    folder: Path,
+    mother: Mother,
+) -> None:
+    """The server ends its transaction: else the writer would be refused."""
+    with world_of_rows(connection, database_url, folder) as world:
+        job = fill(world, TEXTS).job | {"do": "migrate", "max_pause_s": 0.2}
+        assert mother.run(**job, until=verb) == "done"
+        with running(world.store) if follows else nullcontext():
+            stopped = mother.begin(**job, point=point, signal="SIGSTOP")
+            stopped.wait_until_stopped()
+            connection.execute("SET lock_timeout = '60s'")
+            connection.execute("INSERT INTO docs (id, body) VALUES (1000, 'written meanwhile')")
+            connection.execute("DELETE FROM docs WHERE id = 1000")
+            serving = world.store.ledger.serving(world.store.target)
+            assert serving is not None
+            assert serving.epoch == {"cutover": 1, "rollback": 2, "finalize": 4}[verb]
+            stopped.send(signal.SIGCONT)
+            assert stopped.wait() == "StoreUnreachable"
+        assert mother.run(**job) == "done"
+        assert_complete(world)
+
+
+@contextmanager
+def running(store: Store) -> Iterator[None]:
+    """A run that follows."""
+    ending, encoder = threading.Event(), TruthEncoder()
+    with store.another() as beside:  # type: ignore[attr-defined]
+        run = Migration(beside, OPTIONS)
+        thread, outcome = in_background(lambda: run.start(encoder, old=OLD, follow=ending.is_set))
+        yield
+        ending.set()
+        thread.join(30)
+    assert not isinstance(outcome[0], BaseException), outcome
 
 
 # --- slow queries ---------------------------------------------------------------------------------

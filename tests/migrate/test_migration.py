@@ -726,6 +726,43 @@ def test_finalize_wants_to_be_confirmed(collection: Collection) -> None:
         migration.finalize(confirmed=True)
 
 
+def test_dead_letters_go_with_rows_that_were_removed_unseen(collection: Collection) -> None:
+    migration, _ = ready(collection, "a", "POISON")
+    collection.remove_unseen(2)
+    migration.cutover()
+    assert migration.status().letters == ()
+
+
+def test_finalize_and_abort_may_be_repeated_and_what_was_staged_is_taken_away_by_any_later_verb(
+    collection: Collection,
+) -> None:
+    def leave_staged() -> Path:
+        record = collection.store.ledger.last(collection.store.target)
+        assert record is not None
+        left = Path("staging") / record.spec.fingerprint / "dense" / f"{record.spec.uid}-00000001.parquet"
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"of a process that was killed")
+        return left
+
+    migration, encoder = ready(collection, "a")
+    migration.abort()
+    left = leave_staged()
+    assert migration.abort().state == State.ABORTED
+    assert not left.exists()
+    migration.start(encoder)
+    assert migration.verify(encoder, override="no gate in this test").passed
+    migration.cutover()
+    migration.finalize(confirmed=True)
+    following = Migration(collection.store, MigrationOptions(staging=Path("staging")))
+    for verb in (migration.status, lambda: migration.finalize(confirmed=True), lambda: following.plan(encoder)):
+        left = leave_staged()
+        verb()
+        assert not left.exists()
+    assert migration.ended() is State.FINALIZED
+    with pytest.raises(IllegalTransition):
+        migration.abort()
+
+
 def test_abort_leaves_the_collection_as_it_was_and_another_may_begin(collection: Collection) -> None:
     migration, _ = ready(collection, "a", "b")
     before = collection.serving()

@@ -405,6 +405,18 @@ def test_a_vector_that_was_tampered_with_is_made_anew(
         assert migration.verify(encoder, sample=2, override="no gate in this test").passed
 
 
+def test_dead_letters_go_with_rows_that_truncate_removed(connection: psycopg.Connection, database_url: str) -> None:
+    make_docs(connection, ["a", "POISON", "POISON too"])
+    with open_docs(database_url) as store:
+        migration = Migration(store, OPTIONS)
+        assert migration.start(TruthEncoder()).dead_letters == 2
+        assert migration.verify(TruthEncoder(), override="no gate in this test").passed
+        connection.execute("TRUNCATE docs")
+        migration.cutover()
+        assert migration.status().letters == ()
+        migration.finalize(confirmed=True)
+
+
 # --- indexes --------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import psycopg
@@ -16,7 +17,7 @@ import pytest
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import in_background, wait_until
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
-from vecferry.errors import VecferryError
+from vecferry.errors import Locked, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores import Patience, Record, Side
 
@@ -237,3 +238,159 @@ def test_two_who_put_and_remove_the_same_rows_in_another_order_wait_for_each_oth
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+# --- autovacuum, and other maintenance ------------------------------------------------------------
+
+
+@contextmanager
+def busy_autovacuum(postgres_url: str, table: PgCollection) -> Iterator[Callable[[], None]]:
+    """Autovacuum looks every second and takes minutes over the table. Yields what waits until it is at work."""
+    settings = {"autovacuum_naptime": "1s", "deadlock_timeout": "200ms"}
+    with another(postgres_url) as admin:
+        for name, value in settings.items():
+            admin.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        admin.execute("SELECT pg_reload_conf()")
+        table.connection.execute(
+            "ALTER TABLE docs ADD filler text; INSERT INTO docs (id, body, filler)"
+            " SELECT i, 'more ' || i, repeat('x', 800) FROM generate_series(1000, 2500) i; ALTER TABLE docs SET"
+            " (autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0,"
+            " autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)"
+        )
+
+        def at_work() -> None:
+            query = (
+                "SELECT FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE l.relation = 'docs'::regclass"
+                " AND a.backend_type = 'autovacuum worker' AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted"
+            )
+            table.connection.execute("UPDATE docs SET meta = meta + 1")
+            wait_until(lambda: table.connection.execute(query).fetchone() is not None)
+
+        try:
+            yield at_work
+        finally:
+            for name in settings:
+                admin.execute(f"ALTER SYSTEM RESET {name}")
+            admin.execute("SELECT pg_reload_conf()")
+
+
+def waits_for_maintenance(connection: psycopg.Connection) -> bool:
+    """Whether somebody waits for the lock that an autovacuum has, but for none that writers would have to wait for."""
+    query = "SELECT array_agg(mode) FROM pg_locks WHERE relation = 'docs'::regclass AND NOT granted"
+    return connection.execute(query).fetchone() == (["ShareUpdateExclusiveLock"],)
+
+
+def test_every_verb_gets_past_an_autovacuum_and_writers_do_not_wait_for_it(
+    table: PgCollection, options: MigrationOptions, postgres_url: str
+) -> None:
+    migration = Migration(table.store, options)
+    verbs: list[Callable[[], object]] = [
+        lambda: migration.start(NEW, old=OLD),
+        lambda: migration.verify(NEW, override="no gate in this test") and migration.cutover(new=NEW),
+        lambda: migration.rollback(old=OLD),
+        migration.abort,
+        lambda: migration.start(NEW, old=OLD),
+        lambda: migration.verify(NEW, override="no gate in this test") and migration.cutover(new=NEW),
+        lambda: migration.finalize(confirmed=True, new=NEW),
+    ]
+    with busy_autovacuum(postgres_url, table) as at_work:
+        for verb in verbs:
+            at_work()
+            thread, outcome = in_background(verb)
+            wait_until(lambda ended=outcome: waits_for_maintenance(table.connection) or bool(ended))
+            table.connection.execute("SET lock_timeout = '2s'")
+            table.put(5, "written meanwhile", None)
+            thread.join(60)
+            assert not isinstance(outcome[0], BaseException), outcome
+    assert migration.status().state is State.FINALIZED
+
+
+def test_other_maintenance_is_named_and_writers_do_not_wait_for_it(
+    table: PgCollection, options: MigrationOptions, database_url: str
+) -> None:
+    migration = ready(table, replace(options, patience=Patience(0.2, 0.5)))
+    with another(database_url) as maintenance, maintenance.transaction():
+        maintenance.execute("SET LOCAL application_name = 'nightly'")
+        maintenance.execute("LOCK TABLE docs IN SHARE UPDATE EXCLUSIVE MODE")
+        pid = maintenance.info.backend_pid
+        table.connection.execute("SET lock_timeout = '2s'")
+        thread, outcome = in_background(migration.cutover)
+        wait_until(lambda: waits_for_maintenance(table.connection))
+        table.put(5, "written meanwhile", old_vector("written meanwhile"))
+        thread.join(30)
+    (locked,) = outcome
+    assert isinstance(locked, Locked)
+    assert f"pid {pid} (nightly, idle in transaction, transaction of" in locked.holder
+    assert "LOCK TABLE docs" in locked.holder
+    migration.cutover(new=NEW)
+
+
+# --- writers who leave no gap ---------------------------------------------------------------------
+
+
+@dataclass
+class Busy:
+    """What writers met that begin their next transaction as soon as the last has ended."""
+
+    refused: list[BaseException] = field(default_factory=list)
+    transactions: int = 0
+
+
+@contextmanager
+def without_a_gap(url: str, *, seconds_each: float, seed: int) -> Iterator[Busy]:
+    """A writer whose transactions read a row, change its text, wait, and change another; half of them see one
+    snapshot. Their vectors are missing: the run makes them.
+    """
+    busy, ending, chance = Busy(), threading.Event(), Random(seed)
+
+    def write() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not ending.is_set():
+                first, second = sorted(chance.sample(range(1 + seed, ROWS, 2), 2))
+                try:
+                    with connection.transaction():
+                        if chance.random() < 0.5:
+                            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                        connection.execute("SELECT body FROM docs WHERE id = %s", [first])
+                        update = "UPDATE docs SET body = %s, embedding = NULL WHERE id = %s"
+                        connection.execute(update, [f"{first} of write {busy.transactions}", first])
+                        time.sleep(seconds_each)
+                        connection.execute(update, [f"{second} of write {busy.transactions}", second])
+                except psycopg.errors.SerializationFailure:
+                    pass  # as such a transaction must expect of anybody who writes beside it
+                except psycopg.Error as exc:
+                    busy.refused.append(exc)
+                busy.transactions += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    yield busy
+    ending.set()
+    thread.join()
+
+
+def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
+    table: PgCollection, options: MigrationOptions, database_url: str
+) -> None:
+    options = replace(options, patience=Patience())
+    told: list[str] = []
+    migration = ready(table, options)
+    ending = threading.Event()
+    with ExitStack() as stack:
+        store = stack.enter_context(table.another())
+        thread, outcome = in_background(lambda: Migration(store, options).start(NEW, old=OLD, follow=ending.is_set))
+        writers = [stack.enter_context(without_a_gap(database_url, seconds_each=0.3, seed=seed)) for seed in range(2)]
+        patience = replace(options.patience, notify=told.append)
+        for verb in (migration.cutover, migration.rollback, migration.cutover, migration.rollback):
+            verb(new=NEW, old=OLD, patience=patience)  # type: ignore[operator]
+        stack.callback(thread.join)
+        stack.callback(ending.set)
+    assert not isinstance(outcome[0], BaseException), outcome
+    assert [writer.refused for writer in writers] == [[], []]
+    assert sum(writer.transactions for writer in writers) > 10
+    migration.start(NEW, old=OLD)
+    assert_true(table, OLD)
+    migration.cutover()
+    assert_true(table, NEW)
+    assert any("idle in transaction" in line and "others wait 0.2 s at most" in line for line in told)
+    assert any("a write came in between" in line for line in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 def run(command: typer.Typer, argv: list[str]) -> NoReturn:
     """Run a command and leave the process with its exit code."""
+    # psycopg warns of what it meets while it gives a lost connection up; why it was lost is an error of ours
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
         command(args=argv, standalone_mode=True)
     except VecferryError as exc:

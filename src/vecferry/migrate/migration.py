@@ -91,6 +91,7 @@ class Migration:
 
         `sample` rows are really encoded, to measure the time.
         """
+        self._sweep_ended()
         self._refuse_outputs()
         serving = self._ledger.serving(self._store.target)
         recorded = serving.fingerprint if serving else None
@@ -544,7 +545,7 @@ class Migration:
         patience = patience or self.options.patience
         last = self._ledger.last(self._store.target)
         if last is not None and State(last.state) is State.ABORTED:
-            self._sweep_staging(last)
+            self._sweep_ended()
             return last
         with self._by_hand("abort", patience) as record, self._store.runner(self.options.lease_s):
             if record.spec.old_not_null and State(record.state) is State.SERVING_OLD:

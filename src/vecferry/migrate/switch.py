@@ -21,7 +21,7 @@ LETTERS_SHOWN = 10
 WITHOUT_OLD_MODEL = "written while nobody kept the old side; cutover brings it back"
 LOOKS, MAX_SUSPECTS = 5, 1000
 """At rows that may have been written while all were being compared."""
-TRIES_WITHOUT_MODEL = 5
+TRIES_WITHOUT_MODEL = 3
 """After so many of them the last rows are embedded while writers wait, since writers leave no gap."""
 
 

@@ -18,6 +18,8 @@ Fragment = sql.SQL | sql.Composed | sql.Identifier
 Params = Sequence[object] | Mapping[str, object]
 
 CONNECT_TIMEOUT_S = 10
+IDLE_IN_TRANSACTION = "5s"
+"""A process that is stopped inside a transaction would keep its locks, and with them the lease, for ever."""
 KEY_SETTINGS = {
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
@@ -50,6 +52,7 @@ class Database:
         self._password = str(given.get("password") or "")
         self._connect_timeout = given.get("connect_timeout", CONNECT_TIMEOUT_S)
         self._open()
+        self._wants_primary = not self._is_standby
 
     def _open(self) -> None:
         with self._translated():
@@ -71,6 +74,7 @@ class Database:
             "client_encoding": "UTF8",
             "row_security": "off",  # a policy must not hide rows from a migration of all rows
             "default_transaction_isolation": "read committed",  # guarded writes look at a row's latest version
+            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
         }
         if self.server_version >= 140000:
             # so that the server ends a long statement, and frees our locks, soon after we were killed
@@ -83,9 +87,20 @@ class Database:
         return Database(self._url)
 
     def reconnect(self) -> None:
-        """Leaves a new connection in the place of this one, for all that use it. Raises StoreUnreachable."""
+        """Leaves a new connection in the place of this one, for all that use it. Raises StoreUnreachable.
+
+        A standby that has not taken the place of the primary yet is not what was lost.
+        """
         self._connection.close()
         self._open()
+        if self._wants_primary and self._is_standby:
+            self._connection.close()
+            raise StoreUnreachable("pgvector", "the server that answers is a standby, which takes no writes yet")
+
+    @property
+    def _is_standby(self) -> bool:
+        """False for a server before PostgreSQL 14, which does not say it by itself."""
+        return self._connection.info.parameter_status("in_hot_standby") == "on"
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -10,9 +10,6 @@ from vecferry.stores.ledger import Lease
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger
 
-IDLE_S = 5.0
-"""Of a process that is stopped inside a transaction: its locks are kept no longer, whatever the lease."""
-
 
 class LeaseGuard:
     """What one connection may write; all that is made of it shares the object."""
@@ -22,7 +19,6 @@ class LeaseGuard:
         self._ledger = ledger
         self._lease: Lease | None = None
         self._former: Lease | None = None
-        self._idle_s = 0.0
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -44,18 +40,6 @@ class LeaseGuard:
         with held(self._ledger, target, lease_s, self._former) as lease:
             self._lease = self._former = lease
             try:
-                self._limit_idle(IDLE_S)
                 yield
             finally:
                 self._lease = None
-                if self._db.is_open and not self._db.in_transaction:
-                    self._limit_idle(0)
-
-    def restore(self) -> None:
-        """After the connection was made anew."""
-        self._limit_idle(self._idle_s)
-
-    def _limit_idle(self, seconds: float) -> None:
-        self._idle_s = seconds
-        name = "idle_in_transaction_session_timeout"
-        self._db.rows("SELECT set_config(%s, %s, false)", [name, f"{round(seconds * 1000)}ms"])

@@ -24,7 +24,7 @@ from vecferry.stores.ledger import (
 from vecferry.stores.pgvector.connection import Database, LockTimedOut
 
 TAKEOVER_WAIT_S = 10
-"""For a transaction of the former holder to end; the server ends one that was stopped in it (`lease_guard.py`)."""
+"""For a transaction of the former holder to end; the server ends one that was stopped in it (`connection.py`)."""
 
 INSTALL = """
 SELECT pg_advisory_xact_lock(7521364290180);  -- two runners, of two tables, may come here at once

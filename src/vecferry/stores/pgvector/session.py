@@ -62,7 +62,6 @@ class Session:
 
     def reconnect(self) -> None:
         self._db.reconnect()
-        self._guard.restore()
 
     def close(self) -> None:
         self._db.close()
