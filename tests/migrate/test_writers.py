@@ -379,6 +379,8 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
     with ExitStack() as stack:
         store = stack.enter_context(table.another())
         thread, outcome = in_background(lambda: Migration(store, options).start(NEW, old=OLD, follow=ending.is_set))
+        held = "SELECT count(*) FROM vecferry.leases WHERE target = %s AND expires_at > clock_timestamp()"
+        wait_until(lambda: table.connection.execute(held, [store.target]).fetchone() == (1,))
         writers = [stack.enter_context(without_a_gap(database_url, seconds_each=0.3, seed=seed)) for seed in range(2)]
         patience = replace(options.patience, notify=told.append)
         for verb in (migration.cutover, migration.rollback, migration.cutover, migration.rollback):
