@@ -219,7 +219,7 @@ def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes
 def started(store: Store, encoder: TruthEncoder) -> bool:
     """False while the lease of the run that was cut off is not over; its process, this one, lives."""
     try:
-        return Migration(store, OPTIONS).start(encoder).rows_done == 20
+        return Migration(store, OPTIONS).start(encoder, old=OLD).rows_done == 20
     except Locked:
         return False
 

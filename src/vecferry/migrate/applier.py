@@ -20,6 +20,10 @@ from vecferry.stores.ledger import MigrationRecord
 IDLE_S, LONGEST_IDLE_S = 0.01, 0.2
 """Between two looks for captured writes; the longer the more often only rows were found that others are writing."""
 UNWRITTEN_BATCHES = 4
+LOCKED_S = 0.05
+"""For which rows are locked at most, as far as it can be foreseen."""
+FOLLOWED_AT_ONCE = 64
+"""Captured writes that are applied together; more would let the last of them wait for the model."""
 MAX_LAST_ROWS = 64
 """That may be embedded while writers wait."""
 
@@ -33,6 +37,10 @@ class Models:
 
     def of(self, side: Side) -> TextEncoder | None:
         return self.new if side is Side.NEW else self.old
+
+    @property
+    def sides(self) -> frozenset[Side]:
+        return frozenset(side for side in Side if self.of(side) is not None)
 
 
 def refuse_conflicts(record: MigrationRecord, store: Store, models: Models) -> None:
@@ -53,8 +61,8 @@ def refuse_conflicts(record: MigrationRecord, store: Store, models: Models) -> N
 class Applier:
     """Brings the sides up to date, as far as their models are given. Every method is safe to repeat.
 
-    rows_at_once: read and embedded together. rows_per_write: kept in one transaction, and so locked together.
-    tell: told of each number of rows written.
+    rows_at_once: read and embedded together. rows_per_write: kept in one transaction, and so locked together; fewer
+    where that takes long, as with an index on the vectors. tell: told of each number of rows written.
     """
 
     store: Store
@@ -70,6 +78,7 @@ class Applier:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecferry-last-rows")
         self._embedding: Future[Embedded] | None = None
         self._checked = set[Side]()
+        self._rows_now = self.rows_per_write
 
     @property
     def _record(self) -> MigrationRecord:
@@ -130,7 +139,7 @@ class Applier:
         they stay captured, and false is returned.
         """
         pause_s, until = IDLE_S, time.monotonic() + wait_s
-        while changes := self.store.captured(self.rows_at_once, self._followed(sides)):
+        while changes := self.store.captured(FOLLOWED_AT_ONCE, self._followed(sides)):
             self.governor.admit(len(changes))
             if self._apply(changes, sides):
                 pause_s, until = IDLE_S, time.monotonic() + wait_s
@@ -243,12 +252,11 @@ class Applier:
 
         Returns the keys of the rows that were written; the others were captured.
         """
-        written = set[Key]()
-        parts = [
-            embedded.vectors[i : i + self.rows_per_write] for i in range(0, len(embedded.vectors), self.rows_per_write)
-        ]
-        for i, part in enumerate(parts or [()], start=1):
-            written |= self._keep_part(side, part, embedded, closes if i >= len(parts) else None)
+        written, first, total = set[Key](), 0, len(embedded.vectors)
+        while first < total or first == 0:
+            part = embedded.vectors[first : first + self._rows_now]
+            first += max(len(part), 1)
+            written |= self._keep_part(side, part, embedded, closes if first >= total else None)
         self._forget_written(side, embedded, written)
         return written
 
@@ -260,9 +268,17 @@ class Applier:
             if closes is not None:
                 self._ledger.close_range(self._record, closes)
 
+        began = time.monotonic()
         written = self.store.write(side, vectors, note)
+        self._size_next(len(vectors), time.monotonic() - began)
         self.tell(len(written))
         return written
+
+    def _size_next(self, rows: int, seconds: float) -> None:
+        """So many rows as are written in `LOCKED_S`, since writers of the application wait for each of them so long."""
+        if rows:
+            fitting = int(rows * LOCKED_S / max(seconds, 1e-6))
+            self._rows_now = min(max(fitting, 1), 2 * self._rows_now, self.rows_per_write)
 
     def _forget_written(self, side: Side, embedded: Embedded, written: Collection[Key]) -> None:
         unwritten = self._unwritten[side]

@@ -3,46 +3,49 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from vecferry.migrate.applier import MAX_LAST_ROWS, Applier
 from vecferry.stores import Side, Store
 
-RUN_MAY_TAKE_S, RUN_SHOULD_TAKE_S, POLL_S = 10.0, 0.5, 0.002
-"""How long a run in another process is waited for: at all, and until but a few rows are left."""
+STANDSTILL_S = 10.0
+"""After so long without a write less to be followed, a run in another process is not waited for any more."""
+SOON_S, POLL_S = 0.5, 0.002
+"""After so long a few rows are enough: where writes never end, they are never all followed."""
 WAIT_FOR_WRITERS_S = 0.5
 
 
 @dataclass(frozen=True)
 class SwitchFollower:
-    """`switch.Follower`. runs_elsewhere: another process holds the lease, and follows too.
+    """`switch.Follower`. elsewhere: the sides that a run in another process follows, which holds the lease.
 
     Two that follow do each other no harm: a vector is written only beside the text that it was made from.
     """
 
     store: Store
     applier: Applier
-    runs_elsewhere: bool
+    elsewhere: Collection[Side] = ()
 
-    def catch_up(self, side: Side) -> bool:
-        is_followed = self.runs_elsewhere and self._await_run(side)
-        if self.applier.can_follow(side):
+    def catch_up(self, side: Side, few: int = MAX_LAST_ROWS) -> bool:
+        """See `switch.Follower.catch_up`. few: so many may be left where a run elsewhere follows."""
+        if side in self.elsewhere:
+            self._await_run(side, few)
+        if can_follow := self.applier.can_follow(side):
             self.applier.catch_up({side}, wait_s=WAIT_FOR_WRITERS_S)
-            is_followed = True
         self.applier.forget_gone_letters()
-        return is_followed
+        return can_follow or side in self.elsewhere
 
-    def _await_run(self, side: Side) -> bool:
-        """Whether the run follows that side: it may have been given one model alone."""
+    def _await_run(self, side: Side, few: int) -> None:
         began = changed_at = time.monotonic()
-        fewest = self.store.backlog(side)
-        while (backlog := self.store.backlog(side)) and (now := time.monotonic()) < began + RUN_MAY_TAKE_S:
+        fewest = backlog = self.store.backlog(side)
+        while backlog and (now := time.monotonic()) < changed_at + STANDSTILL_S:
+            if backlog <= few and now > began + SOON_S:
+                return
             if backlog < fewest:
                 fewest, changed_at = backlog, now
-            if backlog <= MAX_LAST_ROWS and now > began + RUN_SHOULD_TAKE_S:
-                break
             time.sleep(POLL_S)
-        return not backlog or time.monotonic() < changed_at + RUN_SHOULD_TAKE_S
+            backlog = self.store.backlog(side)
 
     def finish(self, side: Side, within_s: float) -> bool:
         return self.applier.finish(side, within_s)

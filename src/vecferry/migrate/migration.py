@@ -46,6 +46,7 @@ from vecferry.migrate.values import (
     VerifyReport,
 )
 from vecferry.migrate.verification import (
+    MAX_CAPTURED,
     Gate,
     examine,
     index_recall,
@@ -159,6 +160,8 @@ class Migration:
         with self._store.runner(self.options.lease_s):
             outage.end()
             record = self._begin(models)
+            if self._ledger.followed(record) != models.sides:
+                self._ledger.set_followed(record, models.sides)
             governor = Governor(self._ledger, record, self._guards(record), stop)
             counter = Counter(progress)
             applier = self._applier(governor, models, counter)
@@ -429,8 +432,8 @@ class Migration:
 
     def _examine(self, record: MigrationRecord, new: TextEncoder, models: Models, sample: int) -> VerifyReport:
         with self._follower(record, models) as follower:
-            follower.catch_up(Side.NEW)
-            found = examine(self._store, record.spec.dimension, lambda: follower.catch_up(Side.NEW))
+            follower.catch_up(Side.NEW, few=MAX_CAPTURED)
+            found = examine(self._store, record.spec.dimension, lambda: follower.catch_up(Side.NEW, few=MAX_CAPTURED))
         letters = self._ledger.count_dead_letters(record, Side.NEW)
         cosines = recomputed_cosines(self._store, new, sample)
         recall = index_recall(self._store, record.spec.fingerprint)
@@ -568,9 +571,9 @@ class Migration:
             try:
                 stack.enter_context(self._store.runner(self.options.lease_s))
             except Locked:
-                yield SwitchFollower(self._store, applier, runs_elsewhere=True)
+                yield SwitchFollower(self._store, applier, self._ledger.followed(record))
             else:
-                yield SwitchFollower(self._store, applier, runs_elsewhere=False)
+                yield SwitchFollower(self._store, applier)
 
     # --- the record -------------------------------------------------------------------------------
 

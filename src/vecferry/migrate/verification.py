@@ -18,6 +18,8 @@ RECALL_QUERIES = 20
 RECALL_K = 10
 MAX_SUSPECTS = 1000
 """Rows that are looked at again, because they may have been written while all were being compared."""
+MAX_CAPTURED = MAX_SUSPECTS // 4
+"""Writes that may be left to be followed while all are being compared, so that more than these can come meanwhile."""
 SECOND_LOOKS = 5
 
 

@@ -178,6 +178,11 @@ class Ledger(Protocol):
     def control(self, record: MigrationRecord) -> Control: ...
     def set_control(self, record: MigrationRecord, control: Control) -> None: ...
 
+    def set_followed(self, record: MigrationRecord, sides: Collection[Side]) -> None:
+        """Leaves on record which sides the run has a model for; the last run's word counts."""
+
+    def followed(self, record: MigrationRecord) -> frozenset[Side]: ...
+
     def acquire(self, target: str, holder: str, seconds: float, former: Lease | None = None) -> Lease:
         """Take the lease if nobody has it, or its time is over, or its holder's process is gone, or it is `former`.
 

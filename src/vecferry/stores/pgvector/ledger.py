@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS vecferry.migrations (
     version integer NOT NULL DEFAULT 1,
     verification jsonb,
     paused jsonb,
+    followed text[] NOT NULL DEFAULT '{}',
     begun_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE UNIQUE INDEX IF NOT EXISTS migrations_one_at_a_time ON vecferry.migrations (target)
@@ -297,6 +298,14 @@ class PgLedger:
             " SET rows_per_s = excluded.rows_per_s, postponed = excluded.postponed",
             [record.id, control.rows_per_s, control.postponed],
         )
+
+    def set_followed(self, record: MigrationRecord, sides: Collection[Side]) -> None:
+        query = "UPDATE vecferry.migrations SET followed = %s WHERE id = %s"
+        self._db.execute(query, [sorted(side.value for side in sides), record.id])
+
+    def followed(self, record: MigrationRecord) -> frozenset[Side]:
+        (sides,) = self._db.row("SELECT followed FROM vecferry.migrations WHERE id = %s", [record.id])
+        return frozenset(map(Side, sides))
 
     # --- who may write ----------------------------------------------------------------------------
 

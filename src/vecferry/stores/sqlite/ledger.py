@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -140,6 +140,14 @@ class SqliteLedger(SqliteJournal):
             "UPDATE migrations SET rows_per_s = ?, postponed = ? WHERE id = ?",
             [control.rows_per_s, control.postponed, record.id],
         )
+
+    def set_followed(self, record: MigrationRecord, sides: Collection[Side]) -> None:
+        names = json.dumps(sorted(side.value for side in sides))
+        self._db.execute("UPDATE migrations SET followed = ? WHERE id = ?", [names, record.id])
+
+    def followed(self, record: MigrationRecord) -> frozenset[Side]:
+        names = self._db.value("SELECT followed FROM migrations WHERE id = ?", [record.id])
+        return frozenset(map(Side, json.loads(names)))
 
     # --- ranges -----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ CREATE = (
         version INTEGER NOT NULL DEFAULT 1,
         verification TEXT,
         paused TEXT,
+        followed TEXT NOT NULL DEFAULT '[]',
         rows_per_s REAL,
         postponed INTEGER NOT NULL DEFAULT 0,
         begun_at TEXT NOT NULL
