@@ -188,7 +188,7 @@ class Script:
             migration.cutover()
         elif state is State.SERVING_OLD:
             ending.set()  # an abort waits for the run to end
-            migration.abort()
+            migration.abort(old=old)
             ending.clear()
         elif state is State.SERVING_NEW and chance.random() < 0.3:
             migration.finalize(confirmed=True)

@@ -342,15 +342,25 @@ def _confirm(question: str, *, yes: bool) -> None:
 @app.command()
 @on_target
 def abort(
-    target: Target, yes: Yes = False, wait: Wait = False, max_pause: MaxPause = None, as_json: Json = False
+    target: Target,
+    yes: Yes = False,
+    accept_dead_letters: Accepted = 0,
+    accept_stale: Annotated[
+        bool, typer.Option("--accept-stale", help="Even if rows have no old vector of their text.")
+    ] = False,
+    wait: Wait = False,
+    max_pause: MaxPause = None,
+    old_artifact: OldArtifact = None,
+    as_json: Json = False,
 ) -> None:
     """Give the migration up, before the switch or after a rollback. The vectors that serve are not touched."""
+    target = _with_models(target, None, old_artifact)
     with target.migration() as migration:
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
             _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            record = migration.abort(patience)
+            record = migration.abort(accept_dead_letters, old=target.old, accept_stale=accept_stale, patience=patience)
     value = {"target": record.spec.target, "state": record.state}
     title = "the migration was given up before" if was_aborted else "the migration is given up"
     show(value, as_json=as_json, title=title)

@@ -539,11 +539,20 @@ class Migration:
                 switch.finalize(accept_dead_letters)
         return self.status()
 
-    def abort(self, patience: Patience | None = None) -> MigrationRecord:
+    def abort(
+        self,
+        accept_dead_letters: int = 0,
+        *,
+        old: TextEncoder | None = None,
+        accept_stale: bool = False,
+        patience: Patience | None = None,
+    ) -> MigrationRecord:
         """Give the migration up: leaves the store as before `start`, and the ledger. Another one may begin.
 
-        The vectors that serve are not touched. Not possible while the new ones do: `rollback` first. Repeating is
-        safe. Raises Locked while a run is at work.
+        The vectors that serve are not touched. Not possible while the new ones do: `rollback` first. After a
+        rollback every row is compared: CutoverRefused if one has no old vector of its text that `old` cannot make,
+        unless `accept_stale`; and, where a row without a vector has no place, unless `accept_dead_letters` is the
+        number of those that are on the new side alone. Repeating is safe. Raises Locked while a run is at work.
         """
         patience = patience or self.options.patience
         last = self._ledger.last(self._store.target)
@@ -551,10 +560,10 @@ class Migration:
             self._sweep_ended()
             return last
         with self._by_hand("abort", patience) as record, self._store.runner(self.options.lease_s):
-            if record.spec.old_not_null and State(record.state) is State.SERVING_OLD:
-                self._store.require_vectors(patience)
-            with self._switch(record, Models(), patience) as switch:
-                switch.abort()
+            applier = self._applier(Governor(self._ledger, record), Models(old=old))
+            follower = SwitchFollower(self._store, applier)
+            switch = Switch(self._store, record, self.options.thresholds, patience, follower)
+            switch.abort(accept_dead_letters, accept_stale=accept_stale)
         self._sweep_staging(switch.record)
         return switch.record
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from vecferry.errors import CutoverRefused, StoreError, VecferryError
+from vecferry.errors import CutoverRefused, Locked, StoreError, VecferryError
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import CutoverReport, RollbackReport
 from vecferry.stores import Held, NewVector, Patience, Row, Side, Store, shown
@@ -59,7 +59,7 @@ class Switch:
 
     def cutover(self, accepted: int) -> CutoverReport:
         self.follower.catch_up(Side.NEW)  # which may end dead letters
-        self._refuse_letters(accepted)
+        self._refuse_letters(accepted, Side.NEW)
         held = self._when_current(Side.NEW, (State.CUTTING_OVER, State.READY), lambda: self._to_new(accepted))
         return CutoverReport(self.store.target, held.result, accepted, self._tries, held.pause_s, State.SERVING_NEW)
 
@@ -68,23 +68,39 @@ class Switch:
         held = self._when_current(Side.OLD, states, self._to_old, accept_stale=accept_stale)
         serving, stale = held.result
         letters = self._ledger.count_dead_letters(self.record, Side.OLD)
-        restored = self.record.spec.old_not_null and self.store.require_vectors(self.patience)
+        restored = False
+        if self.record.spec.old_not_null:
+            with suppress(Locked):  # it is rolled back all the same; the next `start` requires them
+                restored = self.store.require_vectors(self.patience)
         return RollbackReport(
             self.store.target, serving, stale, letters, restored, self._tries, held.pause_s, State.SERVING_OLD
         )
 
     def finalize(self, accepted: int) -> None:
         self.follower.catch_up(Side.NEW)
-        self._refuse_outdated()
+        self._refuse_outdated(Side.NEW)
         self._when_current(Side.NEW, None, lambda: self._drop_old(accepted))
 
-    def abort(self) -> None:
-        self.store.exclusively(self._afresh(self._drop_new), self.patience)
+    def abort(self, accepted: int, *, accept_stale: bool) -> None:
+        """After a rollback, what was written to the side that goes must be on the one that stays."""
+        was_switched = self._was_switched()
+        if was_switched and not accept_stale:
+            self.follower.catch_up(Side.OLD)
+            self._refuse_outdated(Side.OLD)
+        if self.record.spec.old_not_null:
+            self.store.require_vectors(self.patience)
+        self._when_current(
+            Side.OLD, None, lambda: self._drop_new(accepted), accept_stale=accept_stale or not was_switched
+        )
+
+    def _was_switched(self) -> bool:
+        serving = self._ledger.serving(self.store.target)
+        return serving is not None and serving.epoch > self.record.spec.epoch
 
     # --- inside the lock --------------------------------------------------------------------------
 
     def _to_new(self, accepted: int) -> Serving:
-        self._refuse_letters(accepted)
+        self._refuse_letters(accepted, Side.NEW)
         self.store.switch()
         spec = self.record.spec
         serving = self._next_epoch(Side.NEW, spec.generation, spec.fingerprint, self._mapped("new"))
@@ -136,12 +152,14 @@ class Switch:
 
     def _drop_old(self, accepted: int) -> None:
         if not self.store.rows_outlive_vectors:  # dead letters are on the old side alone
-            self._refuse_letters(accepted)
+            self._refuse_letters(accepted, Side.NEW)
         self.store.stop_capture()
         self.store.drop_old()
         self._move(State.FINALIZED)
 
-    def _drop_new(self) -> None:
+    def _drop_new(self, accepted: int) -> None:
+        if not self.store.rows_outlive_vectors:  # those of the old side are on the new one alone
+            self._refuse_letters(accepted, Side.OLD)
         self.store.stop_capture()
         self.store.drop_new()
         self._move(State.ABORTED)
@@ -212,23 +230,23 @@ class Switch:
             remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."
         return CutoverRefused(reason, shown(list(dict.fromkeys(change.key for change in changes))), remedy)
 
-    def _refuse_outdated(self) -> None:
+    def _refuse_outdated(self, side: Side) -> None:
         """What is dropped cannot be had back, so every row is compared first; what is captured is not missing."""
         for _ in range(LOOKS):
-            found = self.store.count_outdated(Side.NEW, MAX_SUSPECTS)
-            captured = {change.key for change in self.store.captured(MAX_SUSPECTS, {Side.NEW})}
+            found = self.store.count_outdated(side, MAX_SUSPECTS)
+            captured = {change.key for change in self.store.captured(MAX_SUSPECTS, {side})}
             if not found or not (keys := [key for key in found.keys if key not in captured]):
                 return
-            self.follower.catch_up(Side.NEW)
-        remedy = "Run start, which compares every row and repairs them."
-        reason = f"{found.count} rows have no new vector of their present text"
+            self.follower.catch_up(side)
+        remedy = "Run start, with both models, which compares every row and repairs them."
+        reason = f"{found.count} rows have no {side} vector of their present text"
         raise CutoverRefused(reason, shown(keys[:LETTERS_SHOWN]), remedy)
 
-    def _refuse_letters(self, accepted: int) -> None:
-        found = self._ledger.count_dead_letters(self.record, Side.NEW)
+    def _refuse_letters(self, accepted: int, side: Side) -> None:
+        found = self._ledger.count_dead_letters(self.record, side)
         if found != accepted:
-            letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, Side.NEW)
-            reason = f"{found} rows have no new vector (dead letters), {accepted} were accepted"
+            letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
+            reason = f"{found} rows have no {side} vector (dead letters), {accepted} were accepted"
             remedy = f"Repair their texts, or retry them, or accept exactly {found}."
             raise CutoverRefused(reason, shown([letter.key for letter in letters]) or ("none",), remedy)
 
