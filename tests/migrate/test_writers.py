@@ -288,7 +288,7 @@ def test_every_verb_gets_past_an_autovacuum_and_writers_do_not_wait_for_it(
         lambda: migration.start(NEW, old=OLD),
         lambda: migration.verify(NEW, override="no gate in this test") and migration.cutover(new=NEW),
         lambda: migration.rollback(old=OLD),
-        migration.abort,
+        lambda: migration.abort(old=OLD),
         lambda: migration.start(NEW, old=OLD),
         lambda: migration.verify(NEW, override="no gate in this test") and migration.cutover(new=NEW),
         lambda: migration.finalize(confirmed=True, new=NEW),

@@ -219,6 +219,26 @@ def test_a_dead_letter_has_a_checksum_and_no_vector(store: PgVectorStore) -> Non
     assert store.stale(Side.NEW, [("2",)]) == [Row(("2",), "b")]
 
 
+def test_a_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forgotten(
+    store: PgVectorStore, connection: psycopg.Connection
+) -> None:
+    record = store.ledger.find(store.target)
+    assert record is not None
+    letters = [DeadLetter((str(i),), "reason", text_digest(text)) for i, text in enumerate("abc", 1)]
+    tried = [NewVector(letter.key, letter.digest, None) for letter in letters]
+    store.write(Side.NEW, tried, lambda _: store.ledger.bury(record, letters))
+    keys = [letter.key for letter in letters]
+    assert store.settle(keys) == set()
+    assert store.ledger.count_dead_letters(record, Side.NEW) == 3
+    connection.execute("UPDATE docs SET id = -1 WHERE id = 1; UPDATE docs SET id = 1 WHERE id = 2")
+    assert store.settle([*keys, ("-1",)]) == {("2",)}
+    assert [letter.key for letter in store.ledger.dead_letters(record, 10)] == [("3",)]
+    assert store.stale(Side.NEW, [*keys, ("-1",)]) == [Row(("-1",), "a"), Row(("1",), "b")]
+    assert store.write(Side.NEW, new(Row(("3",), "c"))) == {("3",)}
+    store.settle(keys)
+    assert store.ledger.count_dead_letters(record, Side.NEW) == 0
+
+
 def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -> None:
     record = store.ledger.find(store.target)
     assert record is not None

@@ -82,11 +82,14 @@ class Switch:
         self._when_current(Side.NEW, None, lambda: self._drop_old(accepted))
 
     def abort(self, accepted: int, *, accept_stale: bool) -> None:
-        """After a rollback, what was written to the side that goes must be on the one that stays."""
-        was_switched = self._was_switched()
+        """After a rollback, what was written to the side that goes must be on the one that stays.
+
+        A side that is gone was dropped by an abort that was killed.
+        """
+        was_switched = self._was_switched() and self.store.new_space() is not None
         if was_switched and not accept_stale:
             self.follower.catch_up(Side.OLD)
-            self._refuse_outdated(Side.OLD)
+            self._refuse_outdated(Side.OLD, with_vector=True)
         if self.record.spec.old_not_null:
             self.store.require_vectors(self.patience)
         self._when_current(
@@ -230,10 +233,13 @@ class Switch:
             remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."
         return CutoverRefused(reason, shown(list(dict.fromkeys(change.key for change in changes))), remedy)
 
-    def _refuse_outdated(self, side: Side) -> None:
-        """What is dropped cannot be had back, so every row is compared first; what is captured is not missing."""
+    def _refuse_outdated(self, side: Side, *, with_vector: bool = False) -> None:
+        """What is dropped cannot be had back, so every row is compared first; what is captured is not missing.
+
+        with_vector: a row that the application never embedded may stay as it is.
+        """
         for _ in range(LOOKS):
-            found = self.store.count_outdated(side, MAX_SUSPECTS)
+            found = self.store.count_outdated(side, MAX_SUSPECTS, with_vector=with_vector)
             captured = {change.key for change in self.store.captured(MAX_SUSPECTS, {side})}
             if not found or not (keys := [key for key in found.keys if key not in captured]):
                 return

@@ -351,8 +351,9 @@ class Capture(Protocol):
         """
 
     def settle(self, keys: Sequence[Key]) -> set[Key]:
-        """Those keys that have no row any more. Leaves done what needs no model: no vector of these, and
-        beside the vectors of the other side what else the application keeps. Repeating is safe.
+        """Those keys that have no row any more. Leaves done what needs no model: no vector of these, beside the
+        vectors of the other side what else the application keeps, and no dead letter that is none any more.
+        Repeating is safe.
         """
 
     def orphans(self, limit: int) -> list[Key]:
@@ -377,8 +378,8 @@ class NewSide(Protocol):
         the store cannot tell whose vectors are there.
         """
 
-    def count_outdated(self, side: Side, max_keys: int = 10) -> Finding:
-        """All rows that `pending` would give for that side, in one go."""
+    def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
+        """All rows that `pending` would give for that side, in one go; with_vector: those alone that have a vector."""
 
     def examine(self, dimension: int, max_keys: int = 10) -> Examination: ...
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:

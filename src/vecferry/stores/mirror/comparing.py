@@ -74,8 +74,11 @@ class Comparison(MirrorSides):
                 break
         return rows[:limit]
 
-    def count_outdated(self, side: Side, max_keys: int = 10) -> Finding:
+    def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         keys = [row.key for row in self.pending(EVERYTHING, sys.maxsize, side)]
+        if with_vector:
+            there = {point.id for point in self._backend.get(self._sides().name(side), [key[0] for key in keys])}
+            keys = [key for key in keys if key[0] in there]
         return Finding(len(keys), tuple(keys[:max_keys])) if keys else NOTHING
 
     def examine(self, dimension: int, max_keys: int = 10) -> Examination:

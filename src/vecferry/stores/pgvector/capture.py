@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from vecferry.stores import BOTH_SIDES, Change, Key, Patience, Row, Side
+from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, literal, verbatim
+from vecferry.stores.pgvector.ledger import key_text
 from vecferry.stores.pgvector.session import Session, key_text_sql
 from vecferry.stores.pgvector.table import Table
 
@@ -185,6 +187,7 @@ class PgCapture(Session):
         """See `Capture.settle`. A row goes with both its vectors, and its other columns are one for both sides."""
         if not keys:
             return set()
+        self._forget_letters(keys)
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
         given = [sql.SQL("given.{}").format(name) for name in names]
         query = sql.SQL(
@@ -198,6 +201,28 @@ class PgCapture(Session):
             same=self._same_key(self._cast(given)),
         )
         return {tuple(key) for key in self._db.rows(query, [list(part) for part in zip(*keys, strict=True)])}
+
+    def _forget_letters(self, keys: Sequence[Key]) -> None:
+        """Dead letters whose row is gone, has another text by now, or has got its vector in another way."""
+        if not self._ledger.is_installed():
+            return
+        among, params = self._among(keys)
+        with self._guard.transaction(), self._pinned():
+            columns = self._catalogue.columns()
+            for side in filter(columns.is_compared, Side):
+                query = sql.SQL(
+                    "DELETE FROM vecferry.dead_letters AS d USING vecferry.migrations AS m"
+                    " WHERE m.id = d.migration_id AND m.target = %s AND m.state NOT IN ('finalized', 'aborted')"
+                    " AND d.side = %s AND d.key = ANY(%s::text[]) AND NOT EXISTS (SELECT FROM {table} AS t"
+                    " WHERE {among} AND {key} = d.key AND {vector} IS NULL AND {digest} = d.text_sha256)"
+                ).format(
+                    table=self._name,
+                    among=among,
+                    key=key_text_sql("t", self._table),
+                    vector=self._column(columns.required(side)),
+                    digest=digest_sql(self._text),
+                )
+                self._db.execute(query, [self.target, side.value, [key_text(key) for key in keys], *params])
 
     def orphans(self, limit: int) -> list[Key]:  # noqa: ARG002  # both vectors are in the row
         return []

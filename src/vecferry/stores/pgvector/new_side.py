@@ -67,12 +67,15 @@ class PgNewSide(Session):
             condition = sql.SQL("{} AND {} AND {}").format(above, up_to, self._outdated(side, columns))
             return self._rows(condition, [*above_params, *up_to_params], limit)
 
-    def count_outdated(self, side: Side, max_keys: int = 10) -> Finding:
+    def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         with self._pinned():
             columns = self._catalogue.columns()
             if not columns.is_compared(side):
                 return NOTHING
             outdated = self._outdated(side, columns)
+            if with_vector:
+                vector = self._column(columns.required(side))
+                outdated = sql.SQL("{} IS NOT NULL AND ({})").format(vector, outdated)
             (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self._name, outdated))
             return Finding(count, self._keys_where(outdated, max_keys)) if count else NOTHING
 
