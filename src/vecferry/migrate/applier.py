@@ -139,8 +139,7 @@ class Applier:
         they stay captured, and false is returned.
         """
         pause_s, until = IDLE_S, time.monotonic() + wait_s
-        while changes := self.store.captured(FOLLOWED_AT_ONCE, self._followed(sides)):
-            self.governor.admit(len(changes))
+        while changes := self._captured(sides):
             if self._apply(changes, sides):
                 pause_s, until = IDLE_S, time.monotonic() + wait_s
             elif time.monotonic() >= until:
@@ -149,6 +148,19 @@ class Applier:
                 self.governor.rest(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_IDLE_S)
         return True
+
+    def catch_up_once(self, sides: Collection[Side]) -> None:
+        """Applies as many writes as are captured when it begins, each once; so it ends, however many come meanwhile."""
+        left = sum(map(self.store.backlog, self._followed(sides)))
+        while left > 0 and (changes := self._captured(sides)):
+            self._apply(changes, sides)
+            left -= len(changes)
+
+    def _captured(self, sides: Collection[Side]) -> list[Change]:
+        changes = self.store.captured(FOLLOWED_AT_ONCE, self._followed(sides))
+        if changes:
+            self.governor.admit(len(changes))
+        return changes
 
     def _followed(self, sides: Collection[Side]) -> frozenset[Side]:
         """Those of the sides that can be followed, and the old one as long as no model is needed for it."""

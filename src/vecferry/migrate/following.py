@@ -13,14 +13,13 @@ STANDSTILL_S = 10.0
 """After so long without a write less to be followed, a run in another process is not waited for any more."""
 SOON_S, POLL_S = 0.5, 0.002
 """After so long a few rows are enough: where writes never end, they are never all followed."""
-WAIT_FOR_WRITERS_S = 0.5
 
 
 @dataclass(frozen=True)
 class SwitchFollower:
     """`switch.Follower`. elsewhere: the sides that a run in another process follows, which holds the lease.
 
-    Two that follow do each other no harm: a vector is written only beside the text that it was made from.
+    That both write the last rows does no harm: a vector is written only beside the text that it was made from.
     """
 
     store: Store
@@ -29,10 +28,11 @@ class SwitchFollower:
 
     def catch_up(self, side: Side, few: int = MAX_LAST_ROWS) -> bool:
         """See `switch.Follower.catch_up`. few: so many may be left where a run elsewhere follows."""
+        can_follow = self.applier.can_follow(side)
         if side in self.elsewhere:
             self._await_run(side, few)
-        if can_follow := self.applier.can_follow(side):
-            self.applier.catch_up({side}, wait_s=WAIT_FOR_WRITERS_S)
+        elif can_follow:
+            self.applier.catch_up_once({side})
         self.applier.forget_gone_letters()
         return can_follow or side in self.elsewhere
 
