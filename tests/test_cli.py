@@ -65,7 +65,6 @@ def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path
         (["encode", "/nowhere", "-o", "out.csv"], 2, ["--output=out.csv is not valid"]),
         (["encode", "/nowhere", "--role", "title"], 2, ["--role=title", "passage or query"]),
         (["migrate", "status", "--table", "t"], 2, ["VECFERRY_DATABASE_URL"]),
-        (["migrate", "finalize", "--table", "t"], 4, ["was not confirmed", "--yes"]),
         (["convert"], 2, ["Missing argument"]),
     ],
 )

@@ -1,6 +1,7 @@
 """Documentation is executed: Python blocks run, command lines parse, links lead somewhere."""
 
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import typer
 from tests.postgres import connection, database_url, postgres_url
 from vecferry.artifact import Artifact
 from vecferry.cli import app, scripts
-from vecferry.migrate import states
+from vecferry.migrate import Migration, states
 from vecferry.migrate.config import SECTIONS, MigrationConfig, read_config
 from vecferry.settings import Settings
 
@@ -115,6 +116,34 @@ def test_the_file_of_the_migration_page_can_be_read_and_names_every_default(tmp_
 def test_the_states_are_drawn_as_they_are() -> None:
     (drawn, *_) = (block for block in blocks(ROOT / "docs/migrate.md", "") if "planned" in block)
     assert drawn.rstrip("\n") in str(states.__doc__)
+
+
+def models_of_verbs() -> list[tuple[str, str, str]]:
+    """(verb, its new model, its old model), as the page has them in a table: "needed", "for ...", or "–"."""
+    (table,) = re.findall(
+        r"^\| verb \| new model \| old model \|\n\|[-|]+\n((?:\|.*\n)+)",
+        (ROOT / "docs/migrate.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return [(verb, new, old) for verbs, new, old in lines for verb in re.findall(r"`(\w+)`", verbs)]
+
+
+@pytest.mark.parametrize(("verb", "new", "old"), models_of_verbs())
+def test_a_verb_takes_the_models_that_the_page_says(verb: str, new: str, old: str) -> None:
+    """In Python and as options; "needed" is an argument without a default."""
+    arguments = inspect.signature(getattr(Migration, verb)).parameters
+    migrate = typer.main.get_command(app).commands["migrate"]  # type: ignore[attr-defined]
+    options = {option for parameter in migrate.commands[verb].params for option in parameter.opts}
+    for model, option, cell in (("new", "--artifact", new), ("old", "--old-artifact", old)):
+        assert (model in arguments) == (option in options) == (cell != "–")
+        if model in arguments:
+            assert (arguments[model].default is inspect.Parameter.empty) == (cell == "needed")
+
+
+def test_every_verb_is_in_the_table_of_models() -> None:
+    verbs = typer.main.get_command(app).commands["migrate"].commands  # type: ignore[attr-defined]
+    assert sorted(verb for verb, _, _ in models_of_verbs()) == sorted(verbs)
 
 
 def command_lines() -> list[tuple[str, str]]:

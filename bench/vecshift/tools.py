@@ -203,9 +203,9 @@ def main() -> None:
                 if not report.passed:
                     sys.exit(str([check for check in report.checks if not check.passed]))
             case "cutover":
-                migration.cutover(new=new, old=old)
+                migration.cutover(new=new)
             case "rollback":
-                migration.rollback(new=new, old=old)
+                migration.rollback(old=old)
             case _:
                 raise ValueError(verb)
 

@@ -140,7 +140,7 @@ class Script:
         """`cutover` alone, of a migration that is ready."""
         fuse = Fuse(self.point, signal.Signals[self.signal])
         new, old = self.encoder("new", fuse), self.encoder("old", fuse)
-        Migration(self.open(fuse), self.options(old.fingerprint)).cutover(new=new, old=old)
+        Migration(self.open(fuse), self.options(old.fingerprint)).cutover(new=new)
 
     # --- until it is killed ---------------------------------------------------------------------------
 
@@ -256,13 +256,13 @@ class Course:
         if self.migration.serving().epoch >= epoch:
             return
         if epoch == 3:
-            self.migration.rollback(new=self.new, old=self.old)
+            self.migration.rollback(old=self.old)
         else:
-            self.migration.cutover(accept_dead_letters=1, new=self.new, old=self.old)
+            self.migration.cutover(accept_dead_letters=1, new=self.new)
 
     def finalize(self) -> None:
         if self.migration.status().state is not State.FINALIZED:
-            self.migration.finalize(confirmed=True, accept_dead_letters=1, new=self.new, old=self.old)
+            self.migration.finalize(confirmed=True, accept_dead_letters=1, new=self.new)
 
 
 def _ended(job: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import psycopg
 
 from tests.migrate import live
-from tests.migrate.live import NEW, OLD, fill, postgres
+from tests.migrate.live import NEW, fill, postgres
 from tests.migrate.workers import TruthModel
 from tests.stores.collections import PgCollection
 from vecferry.migrate import Migration
@@ -75,7 +75,7 @@ def go(rows: PgCollection, folder: Path, number: int, settings: RaySettings) -> 
     timed("start", lambda: migration.start(NEW, engine=on_ray))
     after_mb = peak_mb()
     timed("verify", lambda: migration.verify(NEW, override="no gate in this test"))
-    timed("cutover", lambda: migration.cutover(new=NEW, old=OLD))
+    timed("cutover", lambda: migration.cutover(new=NEW))
     lost, untrue = number, 0
     for key, text, vector in served(rows):
         lost -= 1

@@ -375,6 +375,29 @@ def test_thresholds_of_the_file_are_shown_with_the_epoch_that_serves(
     assert ours("rollback")["serving"]["thresholds"] == {"duplicate": 0.92}
 
 
+def test_models_that_are_away_are_missed_only_by_verbs_that_call_them(
+    cli: Cli, documents: psycopg.Connection, tiny_artifact: Artifact, wide_artifact: Artifact
+) -> None:
+    new, old = ("--artifact", str(wide_artifact.path)), ("--old-artifact", str(tiny_artifact.path))
+    no_new, no_old = ("--artifact", "/nowhere"), ("--old-artifact", "/nowhere")
+    cli("start", *new, *old)
+    for verb in ("verify", "retry"):
+        assert cli.error(verb, *no_new, *(OVERRIDE if verb == "verify" else ()), code=3) == "ArtifactNotFound"
+    cli("verify", *new, *OVERRIDE)
+    for verb, option in (("cutover", no_new), ("rollback", no_old), ("cutover", no_new)):
+        cli(verb, *option)
+    documents.execute("UPDATE documents SET body = 'changed' WHERE id = 1")
+    assert cli.error("finalize", "--yes", *no_new, code=3) == "ArtifactNotFound"
+    assert cli.error("rollback", *no_old, code=3) == "ArtifactNotFound"
+    assert (cli("status")["state"], cli("status")["backlog"]) == ("serving_new", 1)
+    cli("rollback", *old)
+    documents.execute("UPDATE documents SET body = 'changed again' WHERE id = 1")
+    assert cli.error("cutover", *no_new, code=3) == "ArtifactNotFound"
+    assert cli.error("abort", "--yes", *no_old, code=3) == "ArtifactNotFound"
+    cli("cutover", *new)
+    cli("finalize", "--yes", *no_new)
+
+
 # --- exit codes -----------------------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ def assert_switches(store: Any, encoder: TruthEncoder) -> None:
     """The new side is complete and true, by the migration's own checks, and can serve."""
     migration = Migration(store, OPTIONS)
     assert migration.verify(encoder, sample=1000, old=OLD, override="no gate in this test").passed
-    migration.cutover(new=encoder, old=OLD)
+    migration.cutover(new=encoder)
 
 
 # --- the disk -------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def test_a_network_that_is_cut_in_the_middle_of_a_switch_leaves_one_side_or_the_
 
         def switch_while_it_is_cut() -> None:
             with pytest.raises(StoreUnreachable):
-                unlocked(lambda: migration.cutover(new=encoder, old=OLD))
+                unlocked(lambda: migration.cutover(new=encoder))
             assert not proxy.is_open
             proxy.mend()
             store.reconnect()
@@ -398,7 +398,7 @@ def test_a_network_that_is_cut_in_the_middle_of_a_switch_leaves_one_side_or_the_
         assert migration.serving().epoch == 2  # it was made, but the answer was lost
         assert migration.status().state == State.SERVING_NEW
         assert_true(table.serving(), TWENTY, "new")
-        assert unlocked(lambda: migration.rollback(new=encoder, old=OLD)).serving.epoch == 3
+        assert unlocked(lambda: migration.rollback(old=OLD)).serving.epoch == 3
         assert_true(table.serving(), TWENTY, "old")
 
 

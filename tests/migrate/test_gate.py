@@ -206,7 +206,7 @@ def test_thresholds_go_with_the_epoch_there_and_back(migration: Migration, route
     assert migration.serving().thresholds == IN_OLD
     assert migration.cutover().serving.thresholds == IN_NEW
     assert of_router() == (2, IN_NEW, IN_NEW)
-    assert migration.rollback(old=OLD, new=NEW).serving.thresholds == IN_OLD
+    assert migration.rollback(old=OLD).serving.thresholds == IN_OLD
     assert of_router() == (3, IN_OLD, IN_OLD)
     assert migration.cutover().serving.thresholds == IN_NEW
     assert migration.finalize(confirmed=True).serving == migration.serving()
@@ -216,7 +216,7 @@ def test_thresholds_go_with_the_epoch_there_and_back(migration: Migration, route
 def test_a_threshold_that_nobody_mapped_is_not_carried_over(migration: Migration) -> None:
     migration.verify(NEW, gate=gate_that_says(passed=True, thresholds={"related": RELATED}))
     assert migration.cutover().serving.thresholds == {"related": 0.44}
-    assert migration.rollback(old=OLD, new=NEW).serving.thresholds == IN_OLD
+    assert migration.rollback(old=OLD).serving.thresholds == IN_OLD
 
 
 def test_the_next_migration_begins_with_the_thresholds_that_serve(collection: Collection, migration: Migration) -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from tests.migrate import live
 from tests.migrate.faults import fill_up, small_disk, wait_until
-from tests.migrate.live import NEW, OLD, STABLE, Application, fill, following_in_a_thread, go
+from tests.migrate.live import NEW, STABLE, Application, fill, following_in_a_thread, go
 from tests.migrate.test_engine import ROOT, collection, in_ranges
 from tests.migrate.test_live import assert_faultless
 from tests.migrate.test_ray import made_by_us, on_ray, workers_of_ray
@@ -206,7 +206,7 @@ def assert_all_true(rows: PgCollection, url: str, folder: Path) -> None:
         migration = Migration(store, live.options(folder))
         assert migration.status().state is State.CATCHING_UP
         assert migration.verify(NEW, sample=ROWS, override="no gate in this test").passed
-        migration.cutover(new=NEW, old=OLD)
+        migration.cutover(new=NEW)
     found = rows.serving()
     assert len(found) == ROWS
     for (key,), (text, vector) in found.items():

@@ -440,7 +440,7 @@ def test_a_table_is_followed_through_a_migration_and_a_lost_connection(
             assert migration.verify(new, override="no gate in this test").passed
             router._max_age_s = 1000
             before = router.search("green")
-            migration.cutover(new=new, old=old)
+            migration.cutover(new=new)
             router.put([Document(("black",), "black")])
             after = router.search("black")
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")

@@ -304,7 +304,7 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(IllegalTransition):
                 verb(self.new, old=self.old)
         with pytest.raises(IllegalTransition):
-            self.migration.cutover(new=self.new, old=self.old)
+            self.migration.cutover(new=self.new)
         if not stay:
             self.migration.resume()
 
@@ -325,7 +325,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self._can("override"))
     def override(self) -> None:
         with pytest.raises(GateNotPassed):
-            self.migration.cutover(new=self.new, old=self.old)
+            self.migration.cutover(new=self.new)
         self.migration.override("for a test")
         assert self.state is State.READY
 
@@ -355,14 +355,14 @@ class Machine(RuleBasedStateMachine):
         if self.state is not State.SERVING_OLD:
             self.verify(passes=True, reason=None)
         before = self.migration.serving()
-        report = self.migration.cutover(self._letters(Side.NEW), new=self.new, old=self.old)
+        report = self.migration.cutover(self._letters(Side.NEW), new=self.new)
         self.was_switched = True
         assert report.serving.epoch == before.epoch + 1
         assert report.serving.fingerprint == self.new.fingerprint
 
     def rollback(self) -> None:
         before = self.migration.serving()
-        report = self.migration.rollback(new=self.new, old=self.old)
+        report = self.migration.rollback(old=self.old)
         assert report.serving.epoch == before.epoch + 1
         assert report.serving.fingerprint == self.old.fingerprint
         assert report.stale_rows == 0
@@ -370,7 +370,7 @@ class Machine(RuleBasedStateMachine):
     def finalize(self) -> None:
         with pytest.raises(FinalizeNotConfirmed):
             self.migration.finalize(confirmed=False)
-        self.migration.finalize(confirmed=True, accept_dead_letters=self._letters(Side.NEW), new=self.new, old=self.old)
+        self.migration.finalize(confirmed=True, accept_dead_letters=self._letters(Side.NEW), new=self.new)
         self._end(kept=Side.NEW, model=self.new)
 
     def abort(self) -> None:

@@ -101,7 +101,7 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
     before = shop.serving()
     assert (before["fingerprint"], before["model"]) == (shop.old.fingerprint, tiny)
 
-    shop.migration.cutover(new=shop.new, old=shop.old)
+    shop.migration.cutover(new=shop.new)
     after = until_epoch(shop, after=before["epoch"])
     assert_searched_by(shop, shop.new, wide, epoch=after)
     served = shop.serving()
@@ -109,7 +109,7 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
     with RemoteEncoder(str(shop.http.base_url), model=served["model"]) as encoder:
         np.testing.assert_array_equal(encoder.encode(["a"]).dense, shop.new.encode(["a"]).dense)
 
-    shop.migration.rollback(new=shop.new, old=shop.old)
+    shop.migration.rollback(old=shop.old)
     assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=after))
 
 

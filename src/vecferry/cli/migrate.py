@@ -247,19 +247,18 @@ def cutover(
     wait: Wait = False,
     max_pause: MaxPause = None,
     artifact: Artifact = None,
-    old_artifact: OldArtifact = None,
     as_json: Json = False,
 ) -> None:
     """Switch to the new vectors, in one step. The old ones stay, and stay current, until finalize.
 
     With --wait also until it is ready, and not postponed.
     """
-    target = _with_models(target, artifact, old_artifact)
+    target = _with_models(target, artifact)
     with target.migration() as migration:
         if wait:
             _await_ready(migration)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            report = migration.cutover(accept_dead_letters, new=target.new, old=target.old, patience=patience)
+            report = migration.cutover(accept_dead_letters, new=target.new, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
 
 
@@ -292,12 +291,11 @@ def rollback(
     ] = False,
     wait: Wait = False,
     max_pause: MaxPause = None,
-    artifact: Artifact = None,
     old_artifact: OldArtifact = None,
     as_json: Json = False,
 ) -> None:
     """Switch back to the old vectors, in one step, those of rows written since the switch included."""
-    target = _with_models(target, artifact, old_artifact)
+    target = _with_models(target, None, old_artifact)
     with target.migration() as migration:
         surer = migration.options.patience.surer()
         with _patience(surer, wait=wait, max_pause_s=max_pause) as patience:
@@ -314,11 +312,10 @@ def finalize(
     wait: Wait = False,
     max_pause: MaxPause = None,
     artifact: Artifact = None,
-    old_artifact: OldArtifact = None,
     as_json: Json = False,
 ) -> None:
     """Drop the old vectors. This cannot be undone."""
-    target = _with_models(target, artifact, old_artifact)
+    target = _with_models(target, artifact)
     with target.migration() as migration:
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:

@@ -115,7 +115,7 @@ async def _cutover(operator: Operator, form: Form) -> str:
     task, accepted = operator.task, _whole(form.get("accept_dead_letters", ""))
 
     def cutover(migration: Migration) -> Outcome:
-        report = migration.cutover(accepted, new=task.new, old=task.old)
+        report = migration.cutover(accepted, new=task.new)
         return _switched("cutover", "new", report)
 
     operator.by_hand("cutover", cutover)

@@ -151,8 +151,12 @@ class Journey:
             raise CutoverRefused("verification failed", failed or ["gate"], "vecferry migrate verify --help")
         self._note(migration.status().state)
         self.stage("switching, rolling back, switching again")
-        for move in (migration.cutover, migration.rollback, migration.cutover):
-            move(new=new, old=old)
+        for switch in (
+            lambda: migration.cutover(new=new),
+            lambda: migration.rollback(old=old),
+            lambda: migration.cutover(new=new),
+        ):
+            switch()
             self._note(migration.status().state)
             time.sleep(EPOCH_S)
         return verification

@@ -473,7 +473,6 @@ class Migration:
         accept_dead_letters: int = 0,
         *,
         new: TextEncoder | None = None,
-        old: TextEncoder | None = None,
         patience: Patience | None = None,
     ) -> CutoverReport:
         """Let the new vectors serve, and record the serving epoch, in one transaction.
@@ -491,13 +490,12 @@ class Migration:
         with self._by_hand("cutover", patience) as record:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --off")
-            with self._switch(record, Models(new, old), patience) as switch:
+            with self._switch(record, Models(new), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 
     def rollback(
         self,
         *,
-        new: TextEncoder | None = None,
         old: TextEncoder | None = None,
         accept_stale: bool = False,
         patience: Patience | None = None,
@@ -510,7 +508,7 @@ class Migration:
         could not be had. Then the new vectors still serve.
         """
         patience = patience or self.options.patience.surer()
-        with self._by_hand("rollback", patience) as record, self._switch(record, Models(new, old), patience) as switch:
+        with self._by_hand("rollback", patience) as record, self._switch(record, Models(old=old), patience) as switch:
             return switch.rollback(accept_stale=accept_stale)
 
     def finalize(
@@ -519,7 +517,6 @@ class Migration:
         confirmed: bool,
         accept_dead_letters: int = 0,
         new: TextEncoder | None = None,
-        old: TextEncoder | None = None,
         patience: Patience | None = None,
     ) -> Status:
         """Drop the old vectors. Cannot be undone: raises FinalizeNotConfirmed unless `confirmed`.
@@ -535,7 +532,7 @@ class Migration:
         with self._by_hand("finalize", patience) as record:
             if not confirmed:
                 raise FinalizeNotConfirmed
-            with self._switch(record, Models(new, old), patience) as switch:
+            with self._switch(record, Models(new), patience) as switch:
                 switch.finalize(accept_dead_letters)
         return self.status()
 
