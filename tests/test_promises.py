@@ -30,8 +30,9 @@ sys.exit(pytest.main([*sys.argv[2:], *options], [Collector()]))
 
 
 def rows() -> list[list[str]]:
-    """The table's cells, without the line under its head."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    """The cells of the first table, without the line under its head."""
+    page = PAGE.read_text(encoding="utf-8").partition("## The tests")[0]
+    lines = [line for line in page.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
 
 
