@@ -141,15 +141,20 @@ def test_what_is_left_out_of_a_write_stays_captured_for_that_side_until_it_is_do
 def test_what_is_captured_again_is_captured_for_the_side_that_is_said(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
-    store.capture_again([("1",), ("2",)])
-    store.capture_again([("3",)], Side.OLD)
-    assert captured_keys(collection) == ["1", "2", "3"]
+    collection.put(1, "changed", old_vector("changed"))
+    for _ in range(2):
+        store.capture_again([("2",)], Side.NEW)
+        store.capture_again([("2",), ("3",)], Side.OLD)
+    assert captured_keys(collection) == ["1", "2", "2", "3"]
     assert [change.key for change in store.captured(10, {Side.NEW})] == [("1",), ("2",)]
-    assert (store.backlog(Side.NEW), store.backlog(Side.OLD)) == (2, 3)
+    assert [change.key for change in store.captured(2, {Side.OLD})] == [("1",), ("2",)]
+    assert (store.backlog(Side.NEW), store.backlog(Side.OLD), store.backlog()) == (2, 3, 4)
+    store.acknowledge(store.captured(10, {Side.OLD}))
+    assert [change.side for change in store.captured(10)] == [Side.NEW]
     store.acknowledge(store.captured(10))
     assert store.backlog() == 0
     store.stop_capture()
-    store.capture_again([("1",)])  # nothing is captured any more, where that can be known
+    store.capture_again([("1",)], Side.NEW)  # nothing is captured any more, where that can be known
     assert collection.keeps_rows or store.backlog() == 0
 
 

@@ -330,11 +330,8 @@ class Capture(Protocol):
     def acknowledge(self, changes: Sequence[Change]) -> None:
         """Leaves these out of `captured` for good."""
 
-    def capture_again(self, keys: Sequence[Key], side: Side | None = None) -> None:
-        """Leaves these captured, as if they had just been written, to be followed on that side, or on both.
-
-        Repeating is safe.
-        """
+    def capture_again(self, keys: Sequence[Key], side: Side) -> None:
+        """Leaves these captured, as if they had just been written, to be followed on that side. Repeating is safe."""
 
     def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
         """Those of the rows that are there, and whose vectors on `side` are not known to be current.

@@ -225,10 +225,10 @@ class Journal(Protocol):
     def stop_journal(self, target: str) -> None:
         """Capture nothing more, and forget what was captured. Repeating is safe."""
 
-    def note(self, target: str, keys: Sequence[Key], side: Side | None = None) -> None:
-        """Capture these keys, as if a write to them had just finished, if a capture is on.
+    def note(self, target: str, keys: Sequence[Key], side: Side) -> None:
+        """Capture these keys, to be followed on that side, as if a write to them had just finished; if a capture is on.
 
-        side: on which they are to be followed; None is both.
+        Repeating is safe.
         """
 
     def journalled(self, target: str, limit: int, sides: Collection[Side] = ...) -> list[Change]:

@@ -87,7 +87,7 @@ class MirrorStore(MirrorReading, Comparison):
         with self.transaction():
             self._ledger.acknowledge(self._target, changes)
 
-    def capture_again(self, keys: Sequence[Key], side: Side | None = None) -> None:
+    def capture_again(self, keys: Sequence[Key], side: Side) -> None:
         with self.transaction():
             self._ledger.note(self._target, keys, side)
 

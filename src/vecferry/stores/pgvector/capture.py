@@ -140,7 +140,7 @@ class PgCapture(Session):
             with self._guard.transaction():
                 self._outbox.remove(changes)
 
-    def capture_again(self, keys: Sequence[Key], side: Side | None = None) -> None:
+    def capture_again(self, keys: Sequence[Key], side: Side) -> None:
         if keys:
             with self._guard.transaction():
                 self._outbox.add(keys, side)

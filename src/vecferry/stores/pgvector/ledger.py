@@ -94,7 +94,9 @@ CREATE TABLE IF NOT EXISTS vecferry.changes (
     key text NOT NULL,  -- as in dead_letters
     side text  -- on which it is to be followed; NULL is both
 );
-CREATE INDEX IF NOT EXISTS changes_of_target ON vecferry.changes (target, number)
+CREATE INDEX IF NOT EXISTS changes_of_both_sides ON vecferry.changes (target, number) WHERE side IS NULL;
+CREATE INDEX IF NOT EXISTS changes_of_a_side ON vecferry.changes (target, side, number) WHERE side IS NOT NULL;
+CREATE INDEX IF NOT EXISTS changes_of_a_key ON vecferry.changes (target, side, key) WHERE side IS NOT NULL
 """
 
 

@@ -1,12 +1,24 @@
-"""The notes of which rows were written: by the triggers, and by a run that had to leave a row for later."""
+"""The notes of which rows were written: by the triggers, and by a run that had to leave a row for later.
+
+What the triggers note is to be followed on both sides; what a run notes, on one. Without the old model there can be a
+note of every row for the old side, so the two kinds have indexes of their own, and a trigger's insert one to care for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from psycopg import sql
+
 from vecferry.stores import Change, Key, Side
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger, as_key, key_text
+
+OLDEST = (
+    "(SELECT number, key, side FROM vecferry.changes WHERE target = %(target)s AND {} ORDER BY number LIMIT %(limit)s)"
+)
+COUNT = "(SELECT count(*) FROM vecferry.changes WHERE target = %(target)s AND {})"
+REMOVE = "DELETE FROM vecferry.changes WHERE target = %(target)s AND {} AND number = ANY(%(numbers)s::bigint[])"
 
 
 class Outbox:
@@ -17,42 +29,44 @@ class Outbox:
         self._ledger = ledger
         self._target = target
 
-    def add(self, keys: Sequence[Key], side: Side | None = None) -> None:
-        """Those that are not there already. side: on which they are to be followed; None is both."""
+    def add(self, keys: Sequence[Key], side: Side) -> None:
+        """Those that are not noted for that side already."""
         if keys and self._ledger.is_installed():
             self._db.execute(
                 "INSERT INTO vecferry.changes (target, key, side)"
                 " SELECT %(target)s, given.key, %(side)s FROM unnest(%(keys)s::text[]) AS given(key)"
-                " WHERE NOT EXISTS (SELECT FROM vecferry.changes AS c WHERE c.target = %(target)s"
-                " AND c.key = given.key AND (c.side IS NULL OR c.side = %(side)s))",
-                {"target": self._target, "side": side and side.value, "keys": [key_text(key) for key in keys]},
+                " WHERE NOT EXISTS (SELECT FROM vecferry.changes AS c"
+                " WHERE c.target = %(target)s AND c.side = %(side)s AND c.key = given.key)",
+                {"target": self._target, "side": side.value, "keys": [key_text(key) for key in keys]},
             )
 
     def oldest(self, limit: int, sides: Collection[Side]) -> list[Change]:
         if not self._ledger.is_installed():
             return []
-        rows = self._db.rows(
-            "SELECT number, key, side FROM vecferry.changes"
-            " WHERE target = %s AND (side IS NULL OR side = ANY(%s::text[])) ORDER BY number LIMIT %s",
-            [self._target, [side.value for side in sides], limit],
-        )
+        parts = sql.SQL(" UNION ALL ").join(sql.SQL(OLDEST).format(_of(side)) for side in (None, *sides))
+        query = sql.SQL("SELECT * FROM ({}) AS oldest ORDER BY number LIMIT %(limit)s").format(parts)
+        rows = self._db.rows(query, {"target": self._target, "limit": limit})
         return [Change(number, as_key(key), None if side is None else Side(side)) for number, key, side in rows]
 
     def count(self, side: Side | None) -> int:
+        """side: None counts all."""
         if not self._ledger.is_installed():
             return 0
-        (count,) = self._db.row(
-            "SELECT count(*) FROM vecferry.changes WHERE target = %(target)s"
-            " AND (side IS NULL OR %(side)s::text IS NULL OR side = %(side)s)",
-            {"target": self._target, "side": side and side.value},
-        )
+        sides = (None, *(Side if side is None else (side,)))
+        query = sql.SQL("SELECT {}").format(sql.SQL(" + ").join(sql.SQL(COUNT).format(_of(each)) for each in sides))
+        (count,) = self._db.row(query, {"target": self._target})
         return int(count)
 
     def remove(self, changes: Sequence[Change]) -> None:
-        if changes:
-            query = "DELETE FROM vecferry.changes WHERE target = %s AND number = ANY(%s::bigint[])"
-            self._db.execute(query, [self._target, [change.number for change in changes]])
+        for side in {change.side for change in changes}:
+            numbers = [change.number for change in changes if change.side is side]
+            self._db.execute(sql.SQL(REMOVE).format(_of(side)), {"target": self._target, "numbers": numbers})
 
     def clear(self) -> None:
         if self._ledger.is_installed():
             self._db.execute("DELETE FROM vecferry.changes WHERE target = %s", [self._target])
+
+
+def _of(side: Side | None) -> sql.Composable:
+    """A condition, as the indexes have it: a note for that side, or for both."""
+    return sql.SQL("side IS NULL") if side is None else sql.SQL("side = {}").format(sql.Literal(side.value))

@@ -106,41 +106,42 @@ class SqliteJournal:
                 [target, time.time() - FORGOTTEN_AFTER_S],
             )
 
-    def note(self, target: str, keys: Sequence[Key], side: Side | None = None) -> None:
+    def note(self, target: str, keys: Sequence[Key], side: Side) -> None:
         with self._db.transaction():
-            missing = self._not_captured(target, keys, side) if self._is_started(target) else []
+            missing = self._not_noted(target, keys, side) if self._is_started(target) else []
             if missing:
                 self._db.execute(
                     "UPDATE journal SET finished = 1, side = ? WHERE target = ? AND write_id = ?",
-                    [side and side.value, target, self._note(target, missing)],
+                    [side.value, target, self._note(target, missing)],
                 )
 
-    def _not_captured(self, target: str, keys: Sequence[Key], side: Side | None) -> list[Key]:
-        """Those that are to be followed on that side, or on both, already, are left out."""
+    def _not_noted(self, target: str, keys: Sequence[Key], side: Side) -> list[Key]:
         rows = self._db.rows(
-            "SELECT key FROM journal WHERE target = ?1 AND acknowledged = 0 AND finished"
-            " AND (side IS NULL OR side = ?2) AND key IN (SELECT value FROM json_each(?3))",
-            [target, side and side.value, json.dumps([as_text(key) for key in keys])],
+            "SELECT key FROM journal WHERE target = ? AND side = ? AND key IN (SELECT value FROM json_each(?))",
+            [target, side.value, json.dumps([as_text(key) for key in keys])],
         )
-        captured = {as_key(key) for (key,) in rows}
-        return [key for key in keys if key not in captured]
+        noted = {as_key(key) for (key,) in rows}
+        return [key for key in keys if key not in noted]
 
     def journalled(self, target: str, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
-        rows = self._db.rows(
-            "SELECT number, key, side FROM journal"
-            " WHERE target = ?1 AND acknowledged = 0 AND (finished OR begun_at <= ?2)"
-            " AND key <> '[]' AND (side IS NULL OR side IN (SELECT value FROM json_each(?3)))"
-            " AND EXISTS (SELECT 1 FROM captures WHERE target = ?1) ORDER BY number LIMIT ?4",
-            [target, self._abandoned_before(), json.dumps([side.value for side in sides]), limit],
+        """Each side by itself, so that an index has them in their order."""
+        if not self._is_started(target):
+            return []
+        query = (
+            "SELECT number, key, side FROM journal WHERE target = ? AND acknowledged = 0 AND side IS ?"
+            " AND (finished OR begun_at <= ?) AND key <> '[]' ORDER BY number LIMIT ?"
         )
-        return [Change(number, as_key(key), None if side is None else Side(side)) for number, key, side in rows]
+        rows = sorted(
+            row
+            for side in (None, *sides)
+            for row in self._db.rows(query, [target, side and side.value, self._abandoned_before(), limit])
+        )
+        return [Change(number, as_key(key), None if side is None else Side(side)) for number, key, side in rows[:limit]]
 
     def journal_backlog(self, target: str, side: Side | None = None) -> int:
-        query = (
-            "SELECT count(*) FROM journal WHERE target = ?1 AND acknowledged = 0 AND key <> '[]'"
-            " AND (?2 IS NULL OR side IS NULL OR side = ?2)"
-        )
-        return self._db.value(query, [target, side and side.value]) or 0
+        query = "SELECT count(*) FROM journal WHERE target = ? AND acknowledged = 0 AND side IS ? AND key <> '[]'"
+        sides = (None, *(Side if side is None else (side,)))
+        return sum(self._db.value(query, [target, each and each.value]) or 0 for each in sides)
 
     def acknowledge(self, target: str, changes: Sequence[Change]) -> None:
         """An abandoned write is remembered, so that it is captured if it finishes after all."""

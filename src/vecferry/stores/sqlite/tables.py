@@ -87,7 +87,8 @@ CREATE = (
         side TEXT  -- on which it is to be followed; NULL is both
     )
     """,
-    "CREATE INDEX journal_of_a_target ON journal (target, acknowledged)",
+    "CREATE INDEX journal_of_a_side ON journal (target, acknowledged, side, number)",
+    "CREATE INDEX journal_of_a_key ON journal (target, key)",
     "CREATE INDEX journal_of_a_write ON journal (write_id)",
     "CREATE TABLE captures (target TEXT PRIMARY KEY) WITHOUT ROWID",
     """
