@@ -34,8 +34,8 @@ from vecferry.stores.pgvector import PgVectorStore
 from vecferry.verify import machine
 
 DIMENSIONS = {OLD: 384, NEW: 1024}
-SMALL = {OLD: 8, NEW: 16}
-"""Those of `tests.migrate.crashing`, whose processes are stopped and killed."""
+SMALL, FEW_ROWS = {OLD: 8, NEW: 16}, 512
+"""Those of `tests.migrate.crashing`, whose processes are stopped and killed; so few that a write meets a locked row."""
 STILL_S = 1.0
 STOPPED_S = 8.0
 
@@ -75,9 +75,9 @@ def main() -> None:
     pauses: list[Pause] = []
     with running_database() as server:
         for scenario in scenarios:
-            dimensions = SMALL if scenario is stopped_and_killed else DIMENSIONS
+            rows, dimensions = (FEW_ROWS, SMALL) if scenario is stopped_and_killed else (args.rows, DIMENSIONS)
             with database(server, scenario.__name__) as url, tempfile.TemporaryDirectory() as folder:
-                table = DocsTable(url, args.rows, dimensions)
+                table = DocsTable(url, rows, dimensions)
                 table.create()
                 made = Scenario(table, Path(folder), args.writes_per_s)
                 with made.application.running():
