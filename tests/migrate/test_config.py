@@ -51,7 +51,7 @@ def test_the_file_in_the_documentation_is_read_as_it_says(tmp_path: Path) -> Non
         },
         "limits": {
             "rows_per_range": 256,
-            "rows_per_write": 256,
+            "rows_per_write": 64,
             "max_pause_s": 1.0,
             "rows_per_s": 500.0,
             "max_query_ms": 250.0,

@@ -17,11 +17,15 @@ from vecferry.migrate.staged_file import StagedVector
 from vecferry.stores import BOTH_SIDES, EVERYTHING, Change, Key, KeyRange, NewVector, Row, Side, Store
 from vecferry.stores.ledger import MigrationRecord
 
+NEW_SIDE_FIRST = (Side.NEW, Side.OLD)
+"""A row whose new vector is written has its old one adopted in the same stroke, until the first switch."""
 IDLE_S, LONGEST_IDLE_S = 0.01, 0.2
 """Between two looks for captured writes; the longer the more often only rows were found that others are writing."""
 UNWRITTEN_BATCHES = 4
 LOCKED_S = 0.05
 """For which rows are locked at most, as far as it can be foreseen."""
+FIRST_ROWS = 4
+"""Written together as long as nobody knows how long that takes."""
 FOLLOWED_AT_ONCE = 64
 """Captured writes that are applied together; more would let the last of them wait for the model."""
 MAX_LAST_ROWS = 64
@@ -61,8 +65,8 @@ def refuse_conflicts(record: MigrationRecord, store: Store, models: Models) -> N
 class Applier:
     """Brings the sides up to date, as far as their models are given. Every method is safe to repeat.
 
-    rows_at_once: read and embedded together. rows_per_write: kept in one transaction, and so locked together; fewer
-    where that takes long, as with an index on the vectors. tell: told of each number of rows written.
+    rows_at_once: read and embedded together. rows_per_write: kept in one transaction at most, and so locked together;
+    fewer where that takes long, as with an index on the vectors. tell: told of each number of rows written.
     """
 
     store: Store
@@ -78,7 +82,7 @@ class Applier:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecferry-last-rows")
         self._embedding: Future[Embedded] | None = None
         self._checked = set[Side]()
-        self._rows_now = self.rows_per_write
+        self.write_few()
 
     @property
     def _record(self) -> MigrationRecord:
@@ -109,7 +113,7 @@ class Applier:
 
         What has to be left out, because others are writing it, is captured, and so done by `catch_up`.
         """
-        for side in filter(self.can_follow, Side):
+        for side in filter(self.can_follow, NEW_SIDE_FIRST):
             keys = EVERYTHING
             while rows := self.store.pending(keys, self.rows_at_once, side):
                 self.governor.admit(len(rows))
@@ -171,7 +175,7 @@ class Applier:
         """Whether anything could be done; rows that others are just writing are captured again, for their side."""
         keys = self._settled_keys(changes)
         followed, left = self._followed(sides), dict[Side, set[Key]]()
-        for side in Side:
+        for side in NEW_SIDE_FIRST:
             rows = self.store.stale(side, _keys(changes, side))
             done = self._bring_current(side, rows) if side in followed else set()
             left[side] = {row.key for row in rows} - done
@@ -264,13 +268,16 @@ class Applier:
 
         Returns the keys of the rows that were written; the others were captured.
         """
-        written, first, total = set[Key](), 0, len(embedded.vectors)
-        while first < total or first == 0:
-            part = embedded.vectors[first : first + self._rows_now]
-            first += max(len(part), 1)
-            written |= self._keep_part(side, part, embedded, closes if first >= total else None)
+        written, left, is_first = set[Key](), list(embedded.vectors), True
+        while left or is_first:
+            part, is_first = _spread(left, self._rows_now), False
+            written |= self._keep_part(side, part, embedded, None if left else closes)
         self._forget_written(side, embedded, written)
         return written
+
+    def write_few(self) -> None:
+        """Until it is known again how long that takes; called where an index came."""
+        self._rows_now = min(FIRST_ROWS, self.rows_per_write)
 
     def _keep_part(self, side: Side, vectors: Sequence[NewVector], embedded: Embedded, closes: int | None) -> set[Key]:
         def note(written: set[Key]) -> None:
@@ -300,6 +307,19 @@ class Applier:
                 unwritten.pop(new.digest, None)
         for digest in list(unwritten)[: -UNWRITTEN_BATCHES * self.rows_at_once]:
             del unwritten[digest]
+
+
+def _spread(left: list[NewVector], number: int) -> list[NewVector]:
+    """Takes so many at most out of them, evenly.
+
+    Rows of neighbouring keys stand on one page. PostgreSQL leaves a row that it writes on its page, and every index as
+    it is, if there is room (a heap-only tuple); there is where a neighbour was written, and moved, by an earlier
+    transaction, but not by the same one.
+    """
+    step = max(1, -(-len(left) // number))
+    part = left[::step]
+    del left[::step]
+    return part
 
 
 def _keys(changes: Sequence[Change], side: Side | None = None) -> list[Key]:

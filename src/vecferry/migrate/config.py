@@ -13,7 +13,7 @@
     outputs = ["dense"]                      # and "sparse", "colbert"
     [limits]
     rows_per_range = 256
-    rows_per_write = 256                     # written, and so locked, together; fewer where that takes long
+    rows_per_write = 64                      # written, and so locked, together; fewer where that takes long
     max_pause_s = 1.0                        # others wait for a switch; thrice as long for a rollback
     rows_per_s = 500.0
     max_query_ms = 250.0                     # pauses while a query takes longer

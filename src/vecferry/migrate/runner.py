@@ -14,7 +14,7 @@ from vecferry.migrate.engines import Engine, range_name
 from vecferry.migrate.governor import Governor
 from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State
-from vecferry.stores import Patience, Side, Store
+from vecferry.stores import BOTH_SIDES, Patience, Side, Store
 from vecferry.stores.ledger import Ledger, MigrationRecord
 
 
@@ -133,9 +133,11 @@ class Runner:
         self.governor.move(State.INDEXING)
 
     def _index(self) -> None:
+        self.applier.catch_up_once(BOTH_SIDES)  # each row is written once less with an index there
         self._build_indexes()
         self.governor.move(State.CATCHING_UP)
 
     def _build_indexes(self) -> None:
+        self.applier.write_few()
         if built := self.store.build_indexes():
             self._ledger.add_event(self._record, "indexed", {"indexes": built})

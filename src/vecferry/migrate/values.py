@@ -39,7 +39,7 @@ class MigrationOptions:
     outputs: Outputs = DENSE
     staging: Path = Path(".vecferry/staging")
     patience: Patience = field(default_factory=Patience)
-    rows_per_write: int = 256
+    rows_per_write: int = 64
     lease_s: float = 15.0
     reconnect_s: float = 60.0
     wait_for_writers_s: float = 10.0

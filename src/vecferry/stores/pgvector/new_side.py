@@ -127,8 +127,10 @@ class PgNewSide(Session):
         with self._pinned():
             columns = self._catalogue.columns()
             query = sql.SQL(
-                "SELECT {text}, {side}::real[], {keys} FROM {table} AS t"
-                " WHERE {side} IS NOT NULL AND NOT ({outdated}) ORDER BY random() LIMIT %s"
+                "WITH drawn AS MATERIALIZED ("
+                "SELECT ctid AS place FROM {table} AS t WHERE {side} IS NOT NULL ORDER BY random())"
+                " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
+                " WHERE NOT ({outdated}) LIMIT %s"  # so that few vectors are read
             ).format(
                 text=self._text,
                 side=self._column(columns.required(Side.NEW)),
