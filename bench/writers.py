@@ -42,7 +42,8 @@ UPDATES = {
     "the text": "UPDATE docs SET body = body || '.'",
     "the vector that serves": "UPDATE docs SET embedding = embedding * '{minus}'",
 }
-ROWS_PER_WRITE = (MigrationOptions.rows_per_write, 64, 16)
+ROWS_PER_RANGE = MigrationOptions.rows_per_range
+ROWS_PER_WRITE = (ROWS_PER_RANGE, MigrationOptions.rows_per_write, 16)
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,10 @@ def refused_beside_a_backfill(
         for writer in running.values():
             writer.start()
         began = time.perf_counter()
-        for first in range(0, rows, rows_per_write):
-            store.write(Side.NEW, made[first : first + rows_per_write])
+        for first in range(0, rows, ROWS_PER_RANGE):
+            step = ROWS_PER_RANGE // rows_per_write  # a transaction is spread over its range, as a run does it
+            for part in range(step):
+                store.write(Side.NEW, made[first : first + ROWS_PER_RANGE][part::step])
         took = time.perf_counter() - began
         ending.set()
         for writer in running.values():

@@ -7,10 +7,17 @@ import pytest
 from bench.make_checkpoint import Shape, make_checkpoint
 from vecferry.artifact import Artifact
 from vecferry.convert import convert
+from vecferry.runtime.host import available_cpus
 from vecferry.sources import open_source
 
 TINY = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=4000)
 WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocabulary=4000, positions=514)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for processes and servers of their own."""
+    return available_cpus() + 1
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,20 @@ def indexes_of(connection: psycopg.Connection) -> dict[str, str]:
     return dict(rows.fetchall())
 
 
+# --- where rows stand -----------------------------------------------------------------------------
+
+
+def test_a_backfill_leaves_most_rows_on_their_pages(connection: psycopg.Connection, database_url: str) -> None:
+    """Of the rows of a page the first must move; in its place there is room for the next ones, one after the other."""
+    make_docs(connection, [f"text {i} {'x' * 1500}" for i in range(512)])  # five a page
+    connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
+    pages = dict(connection.execute("SELECT id, ctid::text::point[0] FROM docs").fetchall())
+    with open_docs(database_url) as store:
+        Migration(store, replace(OPTIONS, rows_per_range=256)).start(TruthEncoder())
+    now = connection.execute("SELECT id, ctid::text::point[0] FROM docs").fetchall()
+    assert sum(pages[key] == page for key, page in now) > len(pages) / 2
+
+
 # --- keys, names, texts ---------------------------------------------------------------------------
 
 KEYS = {

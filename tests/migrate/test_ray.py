@@ -141,6 +141,7 @@ def test_the_same_files_as_on_this_machine_and_no_range_twice(ray_here: None, tm
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_closed_early_leaves_no_worker_and_can_go_on(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, [f"t{i}" for i in range(40)])
     engine = on_ray(store, tmp_path, seconds_each=0.02)
@@ -177,6 +178,7 @@ def test_a_worker_begins_nothing_before_its_last_result_is_kept(ray_here: None, 
     assert sorted(kept) == [*numbers]
 
 
+@pytest.mark.slow
 def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, ["a", "b"])
     (tmp_path / "stall").touch()
@@ -221,6 +223,7 @@ def test_a_file_is_encoded_as_without_ray_and_in_its_order(
     assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_text_that_cannot_be_encoded_is_named_by_its_place_in_all(
     ray_here: None, tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
@@ -235,6 +238,7 @@ def test_a_text_that_cannot_be_encoded_is_named_by_its_place_in_all(
 # --- machines -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_machine_of_another_kind_is_refused_if_its_vectors_are_not_the_same(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, ["a"])
     engine = on_ray(store, tmp_path, kind_of_workers="of another kind", disturbed=True)
@@ -243,6 +247,7 @@ def test_a_machine_of_another_kind_is_refused_if_its_vectors_are_not_the_same(ra
     assert list(on_ray(store, tmp_path, kind_of_workers="of another kind").run(in_ranges(store))) == [1]
 
 
+@pytest.mark.slow
 def test_a_machine_with_a_damaged_artifact_is_refused(ray_here: None, tiny_artifact: Artifact, tmp_path: Path) -> None:
     encoder = load_encoder(Options(artifact=tiny_artifact.path)).encoder
     copy = shutil.copytree(tiny_artifact.path, tmp_path / "copy")
@@ -308,6 +313,7 @@ print(list(on_ray(store, folder, RaySettings()).run(in_ranges(store))))
 """
 
 
+@pytest.mark.slow
 def test_a_ray_of_its_own_ends_with_the_run_and_a_wrong_address_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
