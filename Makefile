@@ -18,7 +18,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow

@@ -300,7 +300,7 @@ def test_an_abort_that_was_killed_leaves_the_collection_as_it_was(point: str, wo
 
 
 def test_what_a_kill_repeats_is_one_range_at_most(world: World, mother: Mother) -> None:
-    fill(world, {str(i): f"text {i}" for i in range(60)})
+    fill(world, {str(i): f"text {i}" for i in range(100)})
     points = (
         "in encode new 3",
         "after keep 4",
@@ -313,5 +313,5 @@ def test_what_a_kill_repeats_is_one_range_at_most(world: World, mother: Mother) 
         assert mother.run(do="migrate", until="first writes", point=point, **world.job) == "killed"
     assert mother.run(do="migrate", until="first writes", **world.job) == "done"
     encoded = Counter((world.folder / "encoded").read_text().splitlines())
-    assert len(encoded) == 60
-    assert encoded.total() <= 60 + ROWS_PER_RANGE * len(points)
+    assert len(encoded) == 100
+    assert encoded.total() <= 100 + ROWS_PER_RANGE * len(points)

@@ -84,10 +84,10 @@ def test_a_backfill_leaves_most_rows_on_their_pages(connection: psycopg.Connecti
     """Of the rows of a page the first must move; in its place there is room for the next ones, one after the other."""
     make_docs(connection, [f"text {i} {'x' * 1500}" for i in range(512)])  # five a page
     connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
-    pages = dict(connection.execute("SELECT id, ctid::text::point[0] FROM docs").fetchall())
+    pages = dict(connection.execute("SELECT id, (ctid::text::point)[0] FROM docs").fetchall())
     with open_docs(database_url) as store:
-        Migration(store, replace(OPTIONS, rows_per_range=256)).start(TruthEncoder())
-    now = connection.execute("SELECT id, ctid::text::point[0] FROM docs").fetchall()
+        Migration(store, replace(OPTIONS, rows_per_range=256)).start(TruthEncoder(dimension=1024))
+    now = connection.execute("SELECT id, (ctid::text::point)[0] FROM docs").fetchall()
     assert sum(pages[key] == page for key, page in now) > len(pages) / 2
 
 
@@ -319,7 +319,7 @@ def test_the_planned_disk_space_is_enough_and_not_far_off(
         plan = migration.plan(encoder, sample=3)
         migration.start(encoder)
         grown = store.describe().table_bytes - plan.table.table_bytes
-    assert grown <= plan.disk_bytes <= 1.5 * grown
+    assert grown <= plan.disk_bytes <= 1.7 * grown
 
 
 # --- the columns ----------------------------------------------------------------------------------

@@ -209,6 +209,7 @@ def test_a_model_that_fails_on_everything_ends_the_run_with_its_own_error(ray_he
         list(other.run(in_ranges(store)))
 
 
+@pytest.mark.slow
 def test_a_file_is_encoded_as_without_ray_and_in_its_order(
     ray_here: None, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

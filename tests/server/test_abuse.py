@@ -31,7 +31,7 @@ from vecferry.artifact import Artifact
 from vecferry.encoder import Encoder
 
 
-@pytest.mark.parametrize("requests", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_bad_requests_are_refused_in_form_and_leave_nothing_behind(
     requests: int, tiny_artifact: Artifact, library: Encoder
 ) -> None:

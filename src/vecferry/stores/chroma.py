@@ -48,7 +48,8 @@ REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
 READ_AT_A_TIME = 1000
 TIMEOUT_S = 120
 READ_PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2)
-MET_A_DELETE = "Error finding id"
+PASSING = ("Error finding id", "Nothing found on disk")
+"""What a read says that met a delete half-way, or the index on its way to the disk."""
 _OPENING = threading.Lock()
 """chromadb counts the clients of a folder, and filelock the holders of a lock, without one."""
 NOT_OPENED = (ChromaError, ValueError, AttributeError)  # the last from its cleaning up after a failed start
@@ -140,7 +141,7 @@ class ChromaBackend:
         found = self._collection(collection)
         if recorded := (found.metadata or {}).get(DIMENSION):
             return int(recorded)
-        embeddings = found.get(limit=1, include=["embeddings"])["embeddings"]
+        embeddings = _steady(lambda: found.get(limit=1, include=["embeddings"]))["embeddings"]
         return None if embeddings is None or len(embeddings) == 0 else len(embeddings[0])
 
     @_translated()
@@ -235,12 +236,12 @@ class ChromaBackend:
 
 
 def _steady(read: Callable[[], T]) -> T:
-    """What a read answers; once more, a few times, if it met a delete half-way, for which Chroma has no other word."""
+    """What a read answers; once more, a few times, where its refusal is known to pass."""
     for pause_s in READ_PAUSES_S:
         try:
             return read()
         except ChromaError as exc:
-            if MET_A_DELETE not in str(exc):
+            if not any(words in str(exc) for words in PASSING):
                 raise
             time.sleep(pause_s)
     return read()
