@@ -157,6 +157,7 @@ def test_importing_the_package_loads_none_of_its_dependencies() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_narrower_precision_is_converted_to_and_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = vecferry("convert", str(tiny_checkpoint), str(tmp_path / "out"), "--precision", "int8", "--json")
     printed = json.loads(done.stdout)

@@ -80,14 +80,22 @@ def test_test_model_prints_a_table_of_runtimes(application: Path) -> None:
     assert done.stdout.count("works") == 3
 
 
+RUNTIMES = {"onnx": {}, "pytorch": {"USE_ONNX": "0"}, "lightweight": {"LIGHTWEIGHT_EMBEDDING": "1"}}
+SLOW = {("pytorch", "benchmark"), ("pytorch", "list")}
+"""PyTorch takes seconds to load."""
+SNIPPETS = {"dimension": DIMENSION_SNIPPET, "benchmark": BENCHMARK_ONE_LINER, "list": LIST_SNIPPET}
+
+
 @pytest.mark.parametrize(
-    "settings", [{}, {"USE_ONNX": "0"}, {"LIGHTWEIGHT_EMBEDDING": "1"}], ids=["onnx", "pytorch", "lightweight"]
+    ("runtime", "snippet"),
+    [
+        pytest.param(runtime, snippet, marks=pytest.mark.slow if (runtime, snippet) in SLOW else ())
+        for runtime in RUNTIMES
+        for snippet in SNIPPETS
+    ],
 )
-@pytest.mark.parametrize(
-    "snippet", [DIMENSION_SNIPPET, BENCHMARK_ONE_LINER, LIST_SNIPPET], ids=["dimension", "benchmark", "list"]
-)
-def test_snippets_run_as_written(application: Path, settings: dict[str, str], snippet: str) -> None:
-    done = run(application, "-W", "error", "-c", snippet, **settings)
+def test_snippets_run_as_written(application: Path, runtime: str, snippet: str) -> None:
+    done = run(application, "-W", "error", "-c", SNIPPETS[snippet], **RUNTIMES[runtime])
     assert done.returncode == 0, done.stderr
 
 
