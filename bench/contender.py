@@ -29,7 +29,7 @@ class Ours:
     """vecferry's artifact; low-memory if its name says so."""
 
     def __init__(self, artifact: Path, threads: int, *, low_memory: bool = False) -> None:
-        from vecferry.loading import Options, load_runtime
+        from vecferry.encode.loading import Options, load_runtime
 
         options = Options(artifact=artifact, threads=threads, low_memory=low_memory)
         self.encoder = load_runtime(options, "onnx")
@@ -45,8 +45,8 @@ class Transformers:
     """PyTorch: transformers with scaled-dot-product attention, fp32, and BGE-M3's dense head."""
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
-        from vecferry.model import read_model
-        from vecferry.runtime.torch import TorchRuntime
+        from vecferry.encode.runtime.torch import TorchRuntime
+        from vecferry.model.checkpoint import read_model
 
         self.runtime = TorchRuntime(read_model(checkpoint), threads=threads)
 

@@ -26,9 +26,9 @@ from statistics import median
 import numpy as np
 
 from bench.overhead import converted
-from vecferry.artifact import Artifact
 from vecferry.demo.passages import load_passages
-from vecferry.loading import Options, load_runtime
+from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.runtime.host import available_cpus
 from vecferry.migrate import MigrationOptions
 from vecferry.migrate.engines import Engine, RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine
@@ -37,7 +37,7 @@ from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import StagedRow, StagedVector, write
 from vecferry.migrate.staging import Staging
-from vecferry.runtime.host import available_cpus
+from vecferry.model.artifact import Artifact
 from vecferry.stores import Patience
 from vecferry.stores.backend import Point
 from vecferry.stores.ledger import MigrationSpec, RangeRecord

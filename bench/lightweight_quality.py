@@ -20,12 +20,12 @@ from typing import Any
 
 from vecferry.demo.passages import DemoSet, Text, load_passages
 from vecferry.embeddings import Float32, Outputs, dense_scores, lexical_scores
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 from vecferry.evaluate import read_beir
 from vecferry.evaluate.judged import NDCG
 from vecferry.evaluate.metrics import per_query
 from vecferry.evaluate.ranking import ranked
-from vecferry.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 
 
 def measure(data: DemoSet) -> dict[str, Any]:

@@ -23,13 +23,13 @@ import numpy as np
 import psycopg
 
 from bench.make_checkpoint import Shape, make_checkpoint
-from vecferry.convert import convert
+from vecferry.conversion.convert import convert
 from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
 from vecferry.demo.passages import DemoSet, load_passages
-from vecferry.encoder import Encoder
-from vecferry.loading import Options, load_runtime
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_runtime
 from vecferry.migrate import Migration, MigrationOptions
-from vecferry.sources import open_source
+from vecferry.model.sources import open_source
 from vecferry.stores.pgvector import PgVectorStore
 
 ROWS_PER_RANGE = 256

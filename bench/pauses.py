@@ -29,9 +29,9 @@ from bench.vecshift.application import NAME, NEW, OLD, TEXT, VECTOR, Application
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Job, Mother
 from vecferry.demo.database import running_database
+from vecferry.encode.runtime.host import machine
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.pgvector import PgVectorStore
-from vecferry.verify import machine
 
 DIMENSIONS = {OLD: 384, NEW: 1024}
 SMALL, FEW_ROWS = {OLD: 8, NEW: 16}, 512

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.evaluate import Asked, EvaluationOptions, FolderCorpus, JudgedQueries, Judgement, Model, evaluate
 from vecferry.evaluate.judged import Passage, Question
+from vecferry.model.artifact import VectorSpace
 from vecferry.report import write_report
 
 DIMENSION = 384

@@ -29,12 +29,11 @@ from urllib.request import urlopen
 
 from bench.load import Target, queries_beside_bulk
 from bench.turns import Process
-from vecferry.convert import convert
+from vecferry.conversion.convert import convert
 from vecferry.demo.passages import load_passages
 from vecferry.demo.standin import make_standin
-from vecferry.runtime.host import available_cpus
-from vecferry.sources import open_source
-from vecferry.verify import machine
+from vecferry.encode.runtime.host import available_cpus, machine
+from vecferry.model.sources import open_source
 
 WORK = Path("bench/work/serving")
 CLIENTS = (1, 8, 32, 64)

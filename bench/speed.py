@@ -33,12 +33,11 @@ from bench.avx2 import environment
 from bench.contender import gemm_rows
 from bench.make_checkpoint import Shape
 from bench.turns import Process, in_turns, ratio
-from vecferry.artifact import MANIFEST, Artifact
-from vecferry.batching import Limits, plan
 from vecferry.demo.passages import load_passages
-from vecferry.runtime.host import available_cpus, instruction_sets
-from vecferry.tokens import Tokenizer
-from vecferry.verify import machine
+from vecferry.encode.batching import Limits, plan
+from vecferry.encode.runtime.host import available_cpus, instruction_sets, machine
+from vecferry.model.artifact import MANIFEST, Artifact
+from vecferry.model.tokens import Tokenizer
 
 RESULTS, WORK = Path("bench/results"), Path("bench/work")
 SHAPES = ((1, 16), (1, 128), (8, 128), (2, 512), (1, 2048))

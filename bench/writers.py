@@ -31,10 +31,10 @@ from pgvector.psycopg import register_vector
 
 from bench.applier import NEW_DIMENSION, make_docs, text_of, unit_vectors
 from vecferry.demo.database import running_database
+from vecferry.encode.runtime.host import machine
 from vecferry.migrate import MigrationOptions
 from vecferry.stores import NewVector, Patience, Side, text_digest
 from vecferry.stores.pgvector import PgVectorStore
-from vecferry.verify import machine
 
 OLD_DIMENSION = 384
 UPDATES = {

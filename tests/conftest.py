@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from bench.make_checkpoint import Shape, make_checkpoint
-from vecferry.artifact import Artifact
-from vecferry.convert import convert
-from vecferry.runtime.host import available_cpus
-from vecferry.sources import open_source
+from vecferry.conversion.convert import convert
+from vecferry.encode.runtime.host import available_cpus
+from vecferry.model.artifact import Artifact
+from vecferry.model.sources import open_source
 
 TINY = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=4000)
 WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocabulary=4000, positions=514)

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vecferry.errors import VecferryError
-from vecferry.sources import open_source
+from vecferry.model.sources import open_source
 
 COMMIT = "c0ffee" + "0" * 34
 LFS_FROM_BYTES = 1000

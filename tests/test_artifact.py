@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from vecferry.artifact import Artifact, _sole_writer, writing
-from vecferry.convert import convert
+from vecferry.conversion.convert import convert
+from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
-from vecferry.runtime.onnx import OnnxRuntime
-from vecferry.sources import open_source
+from vecferry.model.artifact import Artifact, _sole_writer, writing
+from vecferry.model.sources import open_source
 
 
 @pytest.fixture
@@ -195,9 +195,9 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path, tiny_c
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vecferry import onnx_file
-from vecferry.convert import convert
-from vecferry.sources import open_source
+from vecferry.conversion import onnx_file
+from vecferry.conversion.convert import convert
+from vecferry.model.sources import open_source
 written = 0
 original = onnx_file._write_weight
 def write_weight(weight, data):

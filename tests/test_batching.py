@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecferry.batching import MB, RUN_TOKENS, Limits, plan
+from vecferry.encode.batching import MB, RUN_TOKENS, Limits, plan
 
 LENGTHS = st.lists(st.integers(0, 9000) | st.integers(2, 40), max_size=300)
 

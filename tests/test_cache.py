@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vecferry.artifact import Artifact
-from vecferry.cache import FILE, Cache
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TokenBatch, indptr_of
-from vecferry.encoder import Encoder
+from vecferry.encode.cache import FILE, Cache
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_runtime
 from vecferry.errors import SettingsError
-from vecferry.loading import Options, load_runtime
+from vecferry.model.artifact import Artifact
 
 TEXTS = ["", "a ferry", "向量迁移", "the same", "the same", "مرحبا بالعالم", "a longer text " * 40]
 SPACE, OTHER = "a" * 64, "b" * 64

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vecferry.artifact import Artifact
+from vecferry.model.artifact import Artifact
 
 
 def vecferry(*arguments: str, stdin: str = "", code: int = 0) -> "subprocess.CompletedProcess[str]":

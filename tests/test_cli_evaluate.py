@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_cli import vecferry
-from vecferry.artifact import Artifact
+from vecferry.model.artifact import Artifact
 
 COUNT = 24
 WORDS = ("ferry", "harbour", "ticket", "island", "captain", "lantern", "winter", "bridge")

@@ -10,16 +10,16 @@ import pytest
 
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
-from vecferry.artifact import Artifact
-from vecferry.convert import convert, verify_artifact
+from vecferry.conversion.convert import convert, verify_artifact
+from vecferry.conversion.verify import Reference, differences, verify
 from vecferry.demo.standin import make_standin
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.encode.runtime.onnx import OnnxRuntime
+from vecferry.encode.runtime.torch import TorchRuntime
 from vecferry.errors import CheckpointDamaged, UnsupportedModel, VerificationFailed
-from vecferry.model import read_model
-from vecferry.runtime.onnx import OnnxRuntime
-from vecferry.runtime.torch import TorchRuntime
-from vecferry.sources import open_source
-from vecferry.verify import Reference, differences, verify
+from vecferry.model.artifact import Artifact
+from vecferry.model.checkpoint import read_model
+from vecferry.model.sources import open_source
 
 # fp32 on both sides; only the order of summation and the fused kernels differ.
 TOLERANCE = 1e-4

@@ -22,8 +22,8 @@ from vecferry.demo.standin import (
     write_safetensors,
 )
 from vecferry.errors import CheckpointDamaged, MissingExtra
-from vecferry.spec import read_spec
-from vecferry.weights import open_weights
+from vecferry.model.spec import read_spec
+from vecferry.model.weights import open_weights
 
 LANGUAGES = ("ar", "de", "en", "es", "zh")
 

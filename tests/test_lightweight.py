@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vecferry.embeddings import Outputs, dense_scores, lexical_scores
-from vecferry.encoder import Encoder
-from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText
-from vecferry.runtime.lightweight import (
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.runtime.lightweight import (
     MAX_CHARACTERS,
     LightweightRuntime,
     LightweightTokenizer,
     fold_table,
     span_hashes,
 )
+from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText
 
 BOTH = Outputs.DENSE | Outputs.SPARSE
 SAMPLE = [

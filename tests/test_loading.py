@@ -14,7 +14,7 @@ import torch
 
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
-from vecferry.artifact import Artifact
+from vecferry.encode.loading import LazyEncoder, Loaded, Options, load_encoder, load_runtime, peek_dimension
 from vecferry.errors import (
     ArtifactDamaged,
     ArtifactNotFound,
@@ -22,7 +22,7 @@ from vecferry.errors import (
     SettingsError,
     SpaceMismatch,
 )
-from vecferry.loading import LazyEncoder, Loaded, Options, load_encoder, load_runtime, peek_dimension
+from vecferry.model.artifact import Artifact
 from vecferry.settings import read_settings
 
 
@@ -74,7 +74,7 @@ def test_a_fallback_into_another_space_is_refused(damaged: Path, tmp_path: Path)
 
 
 def test_a_fallback_that_cannot_be_had_leaves_the_cause(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_module(monkeypatch, "torch", "vecferry.runtime.torch")
+    without_module(monkeypatch, "torch", "vecferry.encode.runtime.torch")
     with pytest.raises(ArtifactDamaged, match=r"model\.onnx\.data"):
         load_encoder(Options(artifact=damaged))
 
@@ -86,7 +86,7 @@ def test_an_artifact_that_does_not_say_its_space_allows_no_fallback(damaged: Pat
 
 
 def test_lightweight_is_never_a_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_module(monkeypatch, "torch", "vecferry.runtime.torch")
+    without_module(monkeypatch, "torch", "vecferry.encode.runtime.torch")
     with pytest.raises(ArtifactNotFound):
         load_encoder(Options(artifact=tmp_path / "none"))
     assert load_encoder(Options(artifact=tmp_path / "none", lightweight=True)).encoder.runtime.name == "lightweight"
@@ -99,7 +99,7 @@ def test_an_expected_fingerprint_refuses_every_other_space(tiny_artifact: Artifa
 
 
 def test_a_missing_onnxruntime_says_what_to_type(tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_module(monkeypatch, "onnxruntime", "vecferry.runtime.onnx")
+    without_module(monkeypatch, "onnxruntime", "vecferry.encode.runtime.onnx")
     with pytest.raises(RuntimeUnavailable) as caught:
         load_runtime(Options(artifact=tiny_artifact.path), "onnx")
     assert caught.value.hint == "pip install --force-reinstall onnxruntime"
@@ -118,8 +118,8 @@ STARVED = """
 import resource, sys
 from pathlib import Path
 from vecferry.errors import OutOfMemory
-from vecferry.loading import Options, load_runtime
-from vecferry.batching import Limits
+from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.batching import Limits
 limits = Limits(max_batch_tokens=10**7, memory_budget_mb=10**6)
 encoder = load_runtime(Options(artifact=Path(sys.argv[1]), threads=1, limits=limits), "onnx")
 encoder.encode(["warm"])

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from bench.make_checkpoint import Shape, make_checkpoint
-from vecferry.artifact import Artifact
-from vecferry.batching import MB
-from vecferry.convert import convert
+from vecferry.conversion.convert import convert
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.memory import predicted_bytes
-from vecferry.sources import open_source
-from vecferry.spec import EncoderSpec
+from vecferry.encode.batching import MB
+from vecferry.encode.memory import predicted_bytes
+from vecferry.model.artifact import Artifact
+from vecferry.model.sources import open_source
+from vecferry.model.spec import EncoderSpec
 
 BGE_M3 = EncoderSpec(
     family="xlm-roberta", hidden=1024, layers=24, attention_heads=16, feed_forward=4096, vocabulary=250_002,
@@ -23,9 +23,9 @@ ONE_RUN = """
 import sys
 from pathlib import Path
 import numpy as np
-from vecferry.artifact import Artifact
+from vecferry.model.artifact import Artifact
 from vecferry.embeddings import Outputs, TokenBatch
-from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.encode.runtime.onnx import OnnxRuntime
 
 def resident(field):
     lines = Path("/proc/self/status").read_text().splitlines()

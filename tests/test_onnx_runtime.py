@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from vecferry.artifact import DATA, MODEL, Artifact
 from vecferry.embeddings import Outputs, TokenBatch
+from vecferry.encode.runtime.onnx import OnnxRuntime, misplaced, run_bound
 from vecferry.errors import RuntimeUnavailable
-from vecferry.runtime.onnx import OnnxRuntime, misplaced, run_bound
+from vecferry.model.artifact import DATA, MODEL, Artifact
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 BATCH = TokenBatch.from_lists([[0, 10, 20, 30, 2], [0, 40, 2]])
@@ -19,9 +19,9 @@ BATCH = TokenBatch.from_lists([[0, 10, 20, 30, 2], [0, 40, 2]])
 TWO_SESSIONS = """
 import json, os, sys, time
 from pathlib import Path
-from vecferry.artifact import Artifact
+from vecferry.model.artifact import Artifact
 from vecferry.embeddings import Outputs, TokenBatch
-from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.encode.runtime.onnx import OnnxRuntime
 
 artifact, batch = Artifact.open(Path(sys.argv[1])), TokenBatch.from_lists([[0, 10, 20, 2]] * 8)
 counts, runtimes = [len(os.listdir("/proc/self/task"))], []
@@ -37,9 +37,9 @@ print(json.dumps({"threads": counts, "idle": time.process_time() - before}))
 MAPPED = """
 import json, sys
 from pathlib import Path
-from vecferry.artifact import DATA, Artifact
+from vecferry.model.artifact import DATA, Artifact
 from vecferry.embeddings import Outputs, TokenBatch
-from vecferry.runtime.onnx import OnnxRuntime
+from vecferry.encode.runtime.onnx import OnnxRuntime
 
 def anonymous():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()

@@ -15,23 +15,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bench.avx2 import environment
-from vecferry import precision, quantize
-from vecferry.artifact import DATA, MODEL, Artifact
-from vecferry.calibration import calibration_texts, comparison_texts
-from vecferry.convert import convert, verify_artifact
+from vecferry.conversion import int8 as quantize
+from vecferry.conversion import precision
+from vecferry.conversion.calibration import calibration_texts, comparison_texts
+from vecferry.conversion.convert import convert, verify_artifact
+from vecferry.conversion.fp16 import halve
+from vecferry.conversion.graph import HIDDEN, build_graph
+from vecferry.conversion.onnx_file import Graph, write_graph
+from vecferry.conversion.precision import calibrated
+from vecferry.conversion.verify import differences
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.runtime.onnx import OnnxRuntime
+from vecferry.encode.runtime.torch import TorchRuntime
 from vecferry.errors import PrecisionRefused, RuntimeUnavailable
-from vecferry.graph import HIDDEN, build_graph
-from vecferry.half import halve
-from vecferry.loading import Options, load_encoder
-from vecferry.model import read_model
-from vecferry.onnx_file import Graph, write_graph
-from vecferry.precision import calibrated
-from vecferry.runtime.onnx import OnnxRuntime
-from vecferry.runtime.torch import TorchRuntime
-from vecferry.sources import open_source
-from vecferry.verify import differences
+from vecferry.model.artifact import DATA, MODEL, Artifact
+from vecferry.model.checkpoint import read_model
+from vecferry.model.sources import open_source
 
 BATCH = TokenBatch.from_lists([[0, *range(10, 60), 2], [0, 40, 2], [0, *range(900, 1030), 2], [0, 2]])
 
@@ -273,7 +274,7 @@ def test_auto_takes_what_this_processor_is_faster_at(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, expected: str
 ) -> None:
     speed = {"1 × 16": ratio, "4 × 128": 3.0}
-    monkeypatch.setattr("vecferry.convert.speed_over", lambda twin, artifact: speed)
+    monkeypatch.setattr("vecferry.conversion.convert.speed_over", lambda twin, artifact: speed)
     done = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="auto")
     manifest = Artifact.open(done.artifact.path).manifest
     assert manifest.space.precision == expected

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.hub import COMMIT, Hub, open_in_a_process
-from vecferry.artifact import SourceRecord
 from vecferry.errors import CheckpointDamaged, SourceNotFound
-from vecferry.sources import (
+from vecferry.model.artifact import SourceRecord
+from vecferry.model.sources import (
     BGE_M3,
     HEAD_FILES,
     JSON_FILES,

@@ -8,8 +8,8 @@ import pytest
 
 from bench.make_checkpoint import Shape, write_json_files
 from vecferry.errors import CheckpointDamaged, ConfigMissing, UnsupportedModel
-from vecferry.sources import open_source
-from vecferry.spec import EncoderSpec, Overrides, read_spec
+from vecferry.model.sources import open_source
+from vecferry.model.spec import EncoderSpec, Overrides, read_spec
 
 CONFIG = {
     "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
 from vecferry.errors import EmptyInput, InvalidText
-from vecferry.sources import open_source
-from vecferry.spec import read_spec
-from vecferry.tokens import Tokenizer, canonical_tokenizer
+from vecferry.model.sources import open_source
+from vecferry.model.spec import read_spec
+from vecferry.model.tokens import Tokenizer, canonical_tokenizer
 
 UNLIMITED = 1 << 30
 SHIPPED_FILE = Path(__file__).parent / "data/tokens/texts.jsonl"

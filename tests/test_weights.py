@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vecferry.errors import CheckpointDamaged, SourceError, UnsafePickle
-from vecferry.weights import Weights, open_heads, open_weights, weight_files
+from vecferry.model.weights import Weights, open_heads, open_weights, weight_files
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

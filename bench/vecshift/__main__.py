@@ -60,7 +60,7 @@ from bench.vecshift.application import (
 from bench.vecshift.embeddings import embeddings_server
 from bench.vecshift.tools import Job, Ours, Peer, Tool
 from vecferry.demo.database import running_database
-from vecferry.verify import machine
+from vecferry.encode.runtime.host import machine
 
 SCENARIOS = ("quiet", "live")
 PEER, OURS = "VecShift", "vecferry"

@@ -7,26 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vecferry.artifact import Artifact
-    from vecferry.convert import convert
+    from vecferry.conversion.convert import convert
     from vecferry.embeddings import Embeddings, Outputs, colbert_scores, dense_scores, hybrid_scores, lexical_scores
-    from vecferry.encoder import Encoder
+    from vecferry.encode.encoder import Encoder
+    from vecferry.encode.loading import Options, load_encoder
     from vecferry.errors import VecferryError
-    from vecferry.loading import Options, load_encoder
+    from vecferry.model.artifact import Artifact
 
 _HOME = {
-    "Artifact": "artifact",
+    "Artifact": "model.artifact",
     "Embeddings": "embeddings",
-    "Encoder": "encoder",
-    "Options": "loading",
+    "Encoder": "encode.encoder",
+    "Options": "encode.loading",
     "Outputs": "embeddings",
     "VecferryError": "errors",
     "colbert_scores": "embeddings",
-    "convert": "convert",
+    "convert": "conversion.convert",
     "dense_scores": "embeddings",
     "hybrid_scores": "embeddings",
     "lexical_scores": "embeddings",
-    "load_encoder": "loading",
+    "load_encoder": "encode.loading",
 }
 
 __version__ = "0.1.0"

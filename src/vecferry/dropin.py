@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vecferry.embeddings import Float32
-from vecferry.encoder import Role
-from vecferry.loading import LazyEncoder, Loaded, load_encoder, peek_dimension
+from vecferry.encode.encoder import Role
+from vecferry.encode.loading import LazyEncoder, Loaded, load_encoder, peek_dimension
 from vecferry.settings import read_settings
 
 _default = LazyEncoder(lambda: load_encoder(read_settings().options()))

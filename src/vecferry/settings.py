@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vecferry.batching import Limits
+from vecferry.encode.batching import Limits
+from vecferry.encode.loading import Options
+from vecferry.encode.runtime import Device
 from vecferry.errors import SettingsError
-from vecferry.loading import Options
-from vecferry.runtime import Device
 
 DEFAULT_ARTIFACT = Path("models/bge-m3-onnx")
 

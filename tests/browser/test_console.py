@@ -16,14 +16,14 @@ from tests.console.inside import KEY, Console, console, options, wait_until
 from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
-from vecferry.artifact import Artifact
 from vecferry.console.operator import Task
+from vecferry.encode.loading import Options, load_runtime
 from vecferry.evaluate import EvaluationOptions, Model
-from vecferry.loading import Options, load_runtime
 from vecferry.migrate.quality import QualityGate, asked_of
 from vecferry.migrate.values import GateVerdict
+from vecferry.model.artifact import Artifact
+from vecferry.model.tokens import Tokenizer
 from vecferry.stores import Store
-from vecferry.tokens import Tokenizer
 
 __all__ = ["connection", "database_url", "postgres_url"]
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.console.inside import wait_until
 from tests.postgres import connection, database_url, postgres_url
-from vecferry.artifact import Artifact
+from vecferry.model.artifact import Artifact
 
 __all__ = ["connection", "database_url", "postgres_url"]
 

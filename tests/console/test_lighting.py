@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from vecferry.artifact import Artifact
 from vecferry.console.lighting import LEVELS, Lamp, Run, scores_of
 from vecferry.embeddings import DENSE, Outputs, colbert_scores, dense_scores, lexical_scores
-from vecferry.encoder import Encoder
-from vecferry.loading import Options, load_runtime
-from vecferry.tokens import Piece, Tokenizer
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_runtime
+from vecferry.model.artifact import Artifact
+from vecferry.model.tokens import Piece, Tokenizer
 
 PASSAGE = "Oxygen was discovered by Scheele, اكتشف الأكسجين, 氧气由舍勒发现 in 1773. 😀"
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.migrate.doubles import truth
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import DENSE, Embeddings, Float32, MultiVector, Outputs, Sparse, indptr_of, require_heads
-from vecferry.encoder import Progress, Role
+from vecferry.encode.encoder import Progress, Role
 from vecferry.evaluate import JudgedQueries, Judgement, Passage, Question
-from vecferry.tokens import check_texts
+from vecferry.model.artifact import VectorSpace
+from vecferry.model.tokens import check_texts
 
 TOPIC = re.compile(r"topic\d+")
 WORDS = re.compile(r"\w+")

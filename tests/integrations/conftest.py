@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from vecferry.artifact import Artifact
-from vecferry.convert import convert
-from vecferry.encoder import Encoder
+from vecferry.conversion.convert import convert
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_encoder
 from vecferry.integrations.connecting import Connection
-from vecferry.loading import Options, load_encoder
-from vecferry.sources import open_source
-from vecferry.spec import Overrides
+from vecferry.model.artifact import Artifact
+from vecferry.model.sources import open_source
+from vecferry.model.spec import Overrides
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # posthog
 os.environ["ANONYMIZED_TELEMETRY"] = "False"  # Chroma's

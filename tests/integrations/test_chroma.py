@@ -12,11 +12,11 @@ from chromadb.api import ClientAPI
 from chromadb.config import Settings
 
 from tests.integrations.conftest import TEXTS
-from vecferry.artifact import Artifact
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.errors import SettingsError, SpaceMismatch
 from vecferry.integrations.chroma import VecferryEmbeddingFunction
 from vecferry.integrations.connecting import Connection
+from vecferry.model.artifact import Artifact
 
 REOPENED = """
 import chromadb, json, sys

@@ -11,13 +11,13 @@ import pytest
 
 from tests.integrations.conftest import TEXTS
 from tests.server.conftest import KEY, serving
-from vecferry.artifact import Artifact
-from vecferry.client import RemoteEncoder
-from vecferry.encoder import Encoder
+from vecferry.encode.client import RemoteEncoder
+from vecferry.encode.encoder import Encoder
 from vecferry.errors import ArtifactNotFound, ServerFailed, SettingsError, SpaceMismatch
 from vecferry.integrations.connecting import Connection, connection_to, located, opened
 from vecferry.integrations.flag_embedding import BGEM3FlagModel
 from vecferry.integrations.sentence_transformers import SentenceTransformer
+from vecferry.model.artifact import Artifact
 
 ADAPTERS = {
     "langchain": ("langchain_core", "langchain"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vecferry.artifact import Artifact
+from vecferry.model.artifact import Artifact
 
 PAGE = (Path(__file__).parents[2] / "docs/integrations.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.integrations.conftest import TEXTS
-from vecferry.artifact import Artifact
 from vecferry.embeddings import Outputs, colbert_scores, dense_scores, lexical_scores
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.errors import SettingsError
 from vecferry.integrations.flag_embedding import BGEM3FlagModel
+from vecferry.model.artifact import Artifact
 
 ALL: dict[str, Any] = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 

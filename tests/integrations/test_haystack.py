@@ -10,7 +10,7 @@ from haystack.document_stores.in_memory import InMemoryDocumentStore
 
 from tests.integrations.conftest import TEXTS
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.errors import SettingsError
 from vecferry.integrations.connecting import Connection
 from vecferry.integrations.haystack import (

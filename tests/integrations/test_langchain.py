@@ -8,7 +8,7 @@ from langchain_qdrant import QdrantVectorStore, RetrievalMode
 
 from tests.integrations.conftest import TEXTS
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.integrations.connecting import Connection
 from vecferry.integrations.langchain import VecferryEmbeddings
 from vecferry.integrations.langchain_qdrant import VecferrySparseEmbeddings

@@ -10,12 +10,12 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 
 from tests.integrations.conftest import TEXTS
-from vecferry.artifact import Artifact
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.errors import SettingsError, SpaceMismatch
 from vecferry.integrations.connecting import Connection
 from vecferry.integrations.llama_index import VecferryEmbedding, sparse_functions
+from vecferry.model.artifact import Artifact
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.integrations.conftest import TEXTS
-from vecferry.artifact import Artifact
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.errors import InvalidText, MissingExtra, SettingsError
 from vecferry.integrations.sentence_transformers import SentenceTransformer
+from vecferry.model.artifact import Artifact
 
 
 @pytest.fixture

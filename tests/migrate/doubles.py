@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
-from vecferry.encoder import Progress, Role
+from vecferry.encode.encoder import Progress, Role
 from vecferry.errors import InvalidText, OutOfMemory
 from vecferry.migrate import Gate, GateVerdict, Threshold
+from vecferry.model.artifact import VectorSpace
 
 
 def truth(model: str, text: str, dimension: int) -> Float32:

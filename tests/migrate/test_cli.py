@@ -23,9 +23,9 @@ import pyarrow as pa
 import pytest
 
 from tests.stores import backends_chroma
-from vecferry.artifact import Artifact
 from vecferry.cli import main
 from vecferry.cli import output as cli_output
+from vecferry.model.artifact import Artifact
 
 ROWS = 60
 START_S = 60

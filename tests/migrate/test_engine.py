@@ -14,7 +14,7 @@ import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
 from vecferry.migrate.engines import range_name
 from vecferry.migrate.engines.local import LocalEngine

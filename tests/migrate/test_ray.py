@@ -21,9 +21,9 @@ from tests.migrate.doubles import TruthEncoder, truth
 from tests.migrate.faults import wait_until
 from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges
 from tests.migrate.workers import TruthModel, as_vector
-from vecferry.artifact import Artifact
 from vecferry.cli import main
 from vecferry.embeddings import Outputs
+from vecferry.encode.loading import Options, load_encoder
 from vecferry.errors import (
     ArtifactDamaged,
     EngineStalled,
@@ -33,7 +33,6 @@ from vecferry.errors import (
     SettingsError,
     SpaceMismatch,
 )
-from vecferry.loading import Options, load_encoder
 from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
 from vecferry.migrate.engines.ray.pool import Pool
@@ -41,6 +40,7 @@ from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import NotReadable, StagedVector
 from vecferry.migrate.staging import Staging
+from vecferry.model.artifact import Artifact
 from vecferry.stores import Row
 from vecferry.stores.backend import Point
 from vecferry.stores.mirror import MirrorStore

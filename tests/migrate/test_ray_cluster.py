@@ -31,15 +31,15 @@ from tests.migrate.test_ray import made_by_us, on_ray, workers_of_ray
 from tests.migrate.workers import TruthModel
 from tests.stores.backends_chroma import free_port
 from tests.stores.collections import Collection, PgCollection
-from vecferry.artifact import Artifact
 from vecferry.embeddings import Outputs
+from vecferry.encode.loading import Options, load_encoder
 from vecferry.errors import OutputWriteFailed
-from vecferry.loading import Options, load_encoder
 from vecferry.migrate import Migration, State
 from vecferry.migrate.engines import Engine, RaySettings
 from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
 from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.staging import Staging
+from vecferry.model.artifact import Artifact
 from vecferry.stores import Store
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.pgvector import PgVectorStore

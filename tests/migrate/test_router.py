@@ -8,7 +8,7 @@ import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import InvalidText, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.router import Answer, Document, Router

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.migrate.doubles import TruthEncoder
 from vecferry.embeddings import Float32
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 
 
 def as_vector(encoder: TextEncoder, job: bytes) -> bytes:

@@ -30,10 +30,10 @@ import numpy as np
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
 from tests.server.conftest import KEY, Server, serving
-from vecferry.convert import convert
-from vecferry.encoder import Encoder
-from vecferry.loading import Options, load_encoder
-from vecferry.sources import open_source
+from vecferry.conversion.convert import convert
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_encoder
+from vecferry.model.sources import open_source
 
 MB = 1_000_000
 RECEIVE_S = 2.0

@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from vecferry.artifact import Artifact
-from vecferry.encoder import Encoder
-from vecferry.loading import Options, load_encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_encoder
+from vecferry.model.artifact import Artifact
 
 STARTED = re.compile(r"at (http://\S+)")
 KEY = "a-key-of-the-tests-1234"

@@ -12,13 +12,13 @@ import httpx2
 import numpy as np
 import uvicorn
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Loaded
+from vecferry.encode.runtime import Runtime
 from vecferry.errors import RuntimeFailed
-from vecferry.loading import Loaded
 from vecferry.migrate.router import Router
-from vecferry.runtime import Runtime
+from vecferry.model.artifact import VectorSpace
 from vecferry.server import running
 from vecferry.server.app import create_app
 from vecferry.server.models import Models, Served

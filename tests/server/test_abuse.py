@@ -27,8 +27,8 @@ from tests.server.abuse import (
     rested,
 )
 from tests.server.conftest import Server, serving
-from vecferry.artifact import Artifact
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.model.artifact import Artifact
 
 
 @pytest.mark.parametrize("requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])

@@ -15,10 +15,10 @@ import pytest
 
 from tests.server.conftest import Server
 from tests.server.inside import float32
-from vecferry.client import RemoteEncoder
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
-from vecferry.encoder import Encoder
-from vecferry.export import load_npz
+from vecferry.encode.client import RemoteEncoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.export import load_npz
 
 MIXED = [
     "one", "", "Where does oxygen come from?", "a NUL \0 inside", "tab\tand\nline", " ", "one", "word " * 600,

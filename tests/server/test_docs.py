@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import Server, serving
 from tests.test_docs import ROOT, blocks
-from vecferry.artifact import Artifact
 from vecferry.cli import app
+from vecferry.model.artifact import Artifact
 from vecferry.server.options import ServerLimits
 
 PAGE = ROOT / "docs/serving.md"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecferry.embeddings import DENSE, Outputs, TokenBatch
-from vecferry.encoder import TEXTS_EACH, Work
+from vecferry.encode.encoder import TEXTS_EACH, Work
 from vecferry.errors import Overloaded
 from vecferry.server.lanes import COHORT_TEXTS, RETRY_AT_MOST_S, Job, Lane, Name, Speed, cohort_of
 

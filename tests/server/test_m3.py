@@ -15,9 +15,9 @@ import pytest
 from tests.server.conftest import KEY, Server
 from tests.server.inside import float32, inside, unruly, wait_until
 from tests.server.test_bytes import assert_same
-from vecferry.client import RemoteEncoder
 from vecferry.embeddings import Embeddings, Outputs
-from vecferry.encoder import Encoder
+from vecferry.encode.client import RemoteEncoder
+from vecferry.encode.encoder import Encoder
 from vecferry.errors import (
     EmptyInput,
     InvalidText,
@@ -231,7 +231,7 @@ class Elsewhere(BaseHTTPRequestHandler):
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"data": [{"id": "gpt"}]}', '{"data": 5}'])
 def test_a_server_of_others_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """Its date of coming back is not waited for."""
-    monkeypatch.setattr("vecferry.client.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("vecferry.encode.client.FIRST_PAUSE_S", 0.01)
     Elsewhere.answers = [(503, "busy"), (200, body)]
     with HTTPServer(("127.0.0.1", 0), Elsewhere) as other:
         thread = threading.Thread(target=other.serve_forever, args=(0.01,))

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.server.conftest import KEY, Server
 from tests.server.inside import float32, inside, unruly, wait_until
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerLimits, ServerOptions
 

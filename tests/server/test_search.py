@@ -17,13 +17,13 @@ import pytest
 
 from tests.server.conftest import serving
 from tests.server.inside import wait_until
-from vecferry.artifact import Artifact
 from vecferry.cli.migrate_target import Target
-from vecferry.client import RemoteEncoder
-from vecferry.encoder import Encoder
-from vecferry.loading import Options, load_encoder
+from vecferry.encode.client import RemoteEncoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Options, load_encoder
 from vecferry.migrate import Migration
 from vecferry.migrate.config import read_config
+from vecferry.model.artifact import Artifact
 
 TEXTS = [f"text number {number} of {number % 7}" for number in range(40)]
 NEAREST = 5

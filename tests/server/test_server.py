@@ -22,13 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import KEY, Server, serving
 from tests.server.inside import UnrulyRuntime, float32, inside, unruly, wait_until
-from vecferry.artifact import Artifact
 from vecferry.cli import main
 from vecferry.embeddings import TokenBatch
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Loaded
+from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 from vecferry.errors import SettingsError
-from vecferry.loading import Loaded
-from vecferry.runtime.lightweight import LightweightRuntime, LightweightTokenizer
+from vecferry.model.artifact import Artifact
 from vecferry.server.keys import ApiKeys
 from vecferry.server.models import Models, Served
 from vecferry.server.options import ServerLimits, ServerOptions
@@ -561,7 +561,7 @@ def test_a_request_has_a_span_with_tokenise_and_compute_in_it(
     assert request.attributes is not None
     assert (request.attributes["http.route"], request.attributes["http.response.status_code"]) == ("/embed", 200)
     assert dict(inner["tokenise"].attributes or {}) == {"vecferry.texts": "2"}
-    assert set(inner["compute"].attributes or {}) == {"vecferry.lane", "vecferry.tokens"}
+    assert set(inner["compute"].attributes or {}) == {"vecferry.lane", "vecferry.model.tokens"}
     assert SECRET not in "".join(span.to_json() for span in spans)
 
 

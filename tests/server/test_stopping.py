@@ -33,8 +33,8 @@ from tests.server.abuse import (
     texts_of,
 )
 from tests.server.conftest import Server, serving
-from vecferry.artifact import Artifact
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.model.artifact import Artifact
 
 ENDED = 0
 """A supervisor's success."""

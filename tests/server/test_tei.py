@@ -13,7 +13,7 @@ from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 from tests.server.conftest import KEY, Server
 from tests.server.inside import float32, inside, unruly
 from vecferry.embeddings import Float32, Outputs, dense_scores
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerOptions
 

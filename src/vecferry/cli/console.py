@@ -13,14 +13,14 @@ from vecferry.cli.output import errors
 from vecferry.cli.serve import Host, Keys, keys_of
 from vecferry.errors import MissingExtra, SettingsError
 from vecferry.migrate.config import read_config
+from vecferry.model.tokens import Piece, Tokenizer
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import LOOPBACK, ServerLimits, ServerOptions
 from vecferry.settings import read_settings
-from vecferry.tokens import Piece, Tokenizer
 
 if TYPE_CHECKING:
     from vecferry.console.operator import Task
-    from vecferry.loading import LazyEncoder
+    from vecferry.encode.loading import LazyEncoder
 
 LIMITS = ServerLimits(max_body_mb=1, receive_s=15.0, drain_s=5.0, max_connections=128)
 Config = Annotated[Path, typer.Option(help="migration.toml: the store, the models, the limits, the gate.")]

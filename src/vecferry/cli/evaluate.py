@@ -16,6 +16,7 @@ import typer
 from vecferry.cli.migrate_target import Target
 from vecferry.cli.output import Json, output, show, show_table, stages
 from vecferry.embeddings import Outputs
+from vecferry.encode.loading import load_encoder
 from vecferry.errors import SettingsError
 from vecferry.evaluate import Asked, Corpus, Evaluation, EvaluationOptions, FolderCorpus, Model, StoreCorpus, evaluate
 from vecferry.evaluate.corpora import Stage
@@ -23,7 +24,6 @@ from vecferry.evaluate.judged import Passage, read_passages, read_queries
 from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
 from vecferry.evaluate.questions import read_log
 from vecferry.evaluate.values import Interval, Threshold
-from vecferry.loading import load_encoder
 from vecferry.migrate.config import MigrationConfig, read_config
 from vecferry.migrate.quality import asked_of, options_of
 from vecferry.settings import read_settings

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
+from vecferry.encode.loading import LazyEncoder, Options, load_encoder
 from vecferry.errors import SettingsError
-from vecferry.loading import LazyEncoder, Options, load_encoder
 from vecferry.migrate import EngineFor, Migration, MigrationOptions
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine

@@ -15,17 +15,18 @@ import numpy as np
 import typer
 
 from vecferry.cli.output import Json, counting, plain, short, show, show_table, stages
+from vecferry.conversion.verify import Check, Report
 from vecferry.embeddings import Embeddings, Outputs
-from vecferry.encoder import Encoder, Role
+from vecferry.encode.encoder import Encoder, Role
+from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.runtime.host import machine
 from vecferry.errors import SettingsError, VecferryError, VerificationFailed
 from vecferry.evaluate import read_beir
-from vecferry.loading import Options, load_encoder
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.model.sources import open_source
+from vecferry.model.spec import Overrides
 from vecferry.settings import Settings, read_settings
-from vecferry.sources import open_source
-from vecferry.spec import Overrides
-from vecferry.verify import Check, Report, machine
 
 ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `vecferry convert` wrote.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Only what is on this machine; no download.")]
@@ -65,8 +66,8 @@ def convert(
 
     Example: vecferry convert BAAI/bge-m3 models/bge-m3-onnx --precision auto
     """
-    from vecferry.convert import convert as run
-    from vecferry.precision import Wanted
+    from vecferry.conversion.convert import convert as run
+    from vecferry.conversion.precision import Wanted
 
     if pooling not in (None, "cls", "mean"):
         raise SettingsError("--pooling", pooling, "cls or mean")
@@ -98,8 +99,8 @@ def verify(artifact: ArtifactPath, as_json: Json = False) -> None:
 
     The report is written to verification.json in the folder. Fails with exit code 4.
     """
-    from vecferry.artifact import Artifact
-    from vecferry.convert import verify_artifact
+    from vecferry.conversion.convert import verify_artifact
+    from vecferry.model.artifact import Artifact
 
     with stages() as stage:
         report = verify_artifact(Artifact.open(artifact), progress=stage)
@@ -134,7 +135,7 @@ def encode(
 
     Example: vecferry encode models/bge-m3-onnx texts.jsonl --outputs dense,sparse,colbert -o vectors.npz
     """
-    from vecferry import export
+    from vecferry.encode import export
 
     if role not in ("passage", "query"):
         raise SettingsError("--role", role, "passage or query")

@@ -12,10 +12,10 @@ import typer
 
 from vecferry.cli.model import Offline, convert, verify
 from vecferry.cli.output import Json, output, short, show, show_table
+from vecferry.encode.loading import Options, RuntimeName, chosen_runtime, load_runtime
 from vecferry.errors import VecferryError
-from vecferry.loading import Options, RuntimeName, chosen_runtime, load_runtime
+from vecferry.model.sources import BGE_M3
 from vecferry.settings import DEFAULT_ARTIFACT, read_settings
-from vecferry.sources import BGE_M3
 
 RUNTIMES: tuple[RuntimeName, ...] = ("onnx", "torch", "lightweight")
 TEXTS = ("What is BGE M3?", "Wie spät ist es?", "你好，世界", "")

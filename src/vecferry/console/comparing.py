@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from vecferry.console.lighting import Lamp, Run, Scores, scores_of
 from vecferry.console.operator import Task
 from vecferry.embeddings import DENSE
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import SpaceMismatch
 from vecferry.stores import Hit, Key, Store, shown
 

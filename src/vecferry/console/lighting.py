@@ -14,7 +14,7 @@ from vecferry.embeddings import (
     dense_scores,
     lexical_scores,
 )
-from vecferry.tokens import Piece
+from vecferry.model.tokens import Piece
 
 LEVELS = 4
 """How strongly a token can be lit; 0 is not at all."""

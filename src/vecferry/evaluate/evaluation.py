@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from vecferry.embeddings import DENSE, Outputs
+from vecferry.encode.runtime.host import machine
 from vecferry.errors import SettingsError
 from vecferry.evaluate.asking import NEW, OLD, Answers, System, ask
 from vecferry.evaluate.changes import MAX_CHARS, changes, replayed
@@ -33,7 +34,6 @@ from vecferry.evaluate.values import (
     SpaceMap,
     SystemScore,
 )
-from vecferry.verify import machine
 
 TIMED_QUERIES = 21
 MAX_ON_MAP = 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.embeddings import dense_scores
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import SettingsError
 from vecferry.evaluate.metrics import per_query, require_metrics
 from vecferry.evaluate.ranking import ranked

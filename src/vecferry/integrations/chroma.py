@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import MissingExtra, SpaceMismatch
 from vecferry.integrations.connecting import Connection, EncoderLike, connection_to, opened
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from vecferry.artifact import Artifact
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
+from vecferry.encode.loading import LazyEncoder, load_encoder
 from vecferry.errors import SettingsError, SpaceMismatch
-from vecferry.loading import LazyEncoder, load_encoder
+from vecferry.model.artifact import Artifact
 from vecferry.settings import read_settings
 
 _OPENING = threading.Lock()
@@ -97,6 +97,6 @@ def _encoder_at(folder: Path | None, url: str | None, model: str | None, api_key
         return LazyEncoder(lambda: load_encoder(replace(read_settings().options(), artifact=folder)))
     if url is None:
         raise SettingsError("artifact", folder, "the folder of a converted model, or a server's url instead")
-    from vecferry.client import RemoteEncoder
+    from vecferry.encode.client import RemoteEncoder
 
     return RemoteEncoder(url, api_key=os.environ.get(api_key_env), model=model)

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.artifact import Artifact
 from vecferry.embeddings import Embeddings, Float32, Outputs, colbert_scores, dense_scores, lexical_scores
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import SettingsError
 from vecferry.integrations.connecting import Connection, EncoderLike, located, opened
-from vecferry.tokens import Tokenizer
+from vecferry.model.artifact import Artifact
+from vecferry.model.tokens import Tokenizer
 
 Weights = dict[str, float]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import MissingExtra
 from vecferry.integrations.connecting import EncoderLike, opened
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from vecferry.embeddings import Float32, Outputs
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import MissingExtra
 from vecferry.integrations.connecting import Connection, EncoderLike, connection_to, opened
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.embeddings import Float32
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import MissingExtra, SettingsError
 from vecferry.integrations.connecting import EncoderLike, located, opened
 

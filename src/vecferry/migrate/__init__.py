@@ -1,6 +1,6 @@
 """Move the vectors of a live collection to another model: plan, start, verify, cutover; rollback until finalize."""
 
-from vecferry.encoder import Progress, TextEncoder
+from vecferry.encode.encoder import Progress, TextEncoder
 from vecferry.migrate.migration import EngineFor, Migration
 from vecferry.migrate.states import State
 from vecferry.migrate.values import (

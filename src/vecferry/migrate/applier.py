@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 from vecferry.embeddings import Outputs
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import MigrationConflict
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines.task import embed_unknown

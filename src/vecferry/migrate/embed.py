@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import (
     HeadUnavailable,
     InvalidInput,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Progress, TextEncoder
+from vecferry.encode.encoder import Progress, TextEncoder
 from vecferry.errors import (
     CutoverRefused,
     FinalizeNotConfirmed,

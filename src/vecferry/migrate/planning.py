@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
-from vecferry.encoder import Role, TextEncoder
+from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.values import Cost, Plan, Resources
 from vecferry.stores import Store, TableInfo

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
-from vecferry.encoder import Role, TextEncoder
+from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
 from vecferry.stores import Hit, Key, Record, Side, SparseVector, Store
 from vecferry.stores.ledger import Serving

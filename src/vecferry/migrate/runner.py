@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from vecferry.embeddings import Outputs
-from vecferry.encoder import Progress
+from vecferry.encode.encoder import Progress
 from vecferry.errors import SpaceMismatch
 from vecferry.migrate.applier import Applier
 from vecferry.migrate.engines import Engine, range_name

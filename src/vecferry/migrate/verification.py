@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from vecferry.embeddings import Float32
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import embed
 from vecferry.migrate.values import Check, GateVerdict
 from vecferry.stores import NOTHING, Examination, Finding, Key, Row, Side, Store, has_direction, shown

@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vecferry.artifact import write_json
 from vecferry.errors import MissingExtra, OutputWriteFailed, reason_of
 from vecferry.evaluate.values import (
     ALL,
@@ -24,6 +23,7 @@ from vecferry.evaluate.values import (
     SliceScore,
     SpaceMap,
 )
+from vecferry.model.artifact import write_json
 from vecferry.report import charts, counted, words
 
 try:

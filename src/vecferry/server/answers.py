@@ -16,7 +16,7 @@ from fastapi import Request, Response
 
 from vecferry import errors as e
 from vecferry.embeddings import Embeddings, Float32
-from vecferry.export import as_arrow, as_npz
+from vecferry.encode.export import as_arrow, as_npz
 
 JSON, NPZ, ARROW = "application/json", "application/x-npz", "application/vnd.apache.arrow.stream"
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from uuid import uuid4
 
-from vecferry.batching import MB
+from vecferry.encode.batching import MB
 from vecferry.errors import NotAuthorized, ReceiveTimeout, RequestTooLarge, ServingError
 from vecferry.server.answers import error_answer, error_of, style_of, unread
 from vecferry.server.keys import ApiKeys

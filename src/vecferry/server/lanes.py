@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vecferry.embeddings import Embeddings, Outputs
-from vecferry.encoder import TEXTS_EACH, Work
+from vecferry.encode.encoder import TEXTS_EACH, Work
 from vecferry.errors import Overloaded
 from vecferry.server.models import Served
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from vecferry.embeddings import Embeddings, Outputs
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import BadRequest
 from vecferry.migrate.router import Router
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vecferry.artifact import Artifact
 from vecferry.embeddings import DENSE
-from vecferry.encoder import Encoder
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.loading import Loaded, Options, load_encoder
 from vecferry.errors import BadRequest, ModelNotServed, ModelRuntimeError, NotReady, SettingsError
-from vecferry.loading import Loaded, Options, load_encoder
-from vecferry.tokens import Tokenizer
+from vecferry.model.artifact import Artifact
+from vecferry.model.tokens import Tokenizer
 
 PROBE = "a probe"
 log = logging.getLogger("vecferry.server")

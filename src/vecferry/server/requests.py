@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
 from vecferry.errors import BadRequest
 from vecferry.server.lanes import Name
 from vecferry.server.models import Served

@@ -11,11 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from vecferry.artifact import VectorSpace
-from vecferry.batching import MB
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch
-from vecferry.encoder import TEXTS_EACH, Role, Work
+from vecferry.encode.batching import MB
+from vecferry.encode.encoder import TEXTS_EACH, Role, Work
 from vecferry.errors import DeadlineExceeded, EmptyInput, InvalidText, RequestTooLarge, TextTooLong
+from vecferry.model.artifact import VectorSpace
 from vecferry.server.lanes import Job, Lane, Name
 from vecferry.server.metrics import Metrics
 from vecferry.server.models import Models, Served, Watch

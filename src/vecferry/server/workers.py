@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.encode.runtime import Runtime
 from vecferry.errors import ModelRuntimeError, NotReady
-from vecferry.runtime import Runtime
+from vecferry.model.artifact import VectorSpace
 from vecferry.server.lanes import Job, Lane, Name
 
 BULK_NICENESS = 10

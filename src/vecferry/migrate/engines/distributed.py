@@ -16,9 +16,9 @@ from io import BytesIO
 from itertools import islice
 
 from vecferry.embeddings import Embeddings, Outputs
-from vecferry.encoder import Role, TextEncoder, chunks
+from vecferry.encode.encoder import Role, TextEncoder, chunks
+from vecferry.encode.export import as_npz, load_npz
 from vecferry.errors import InvalidText
-from vecferry.export import as_npz, load_npz
 from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.ray.pool import Pool
 from vecferry.migrate.engines.shipping import NodeModel

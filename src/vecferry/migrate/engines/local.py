@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines import range_name
 from vecferry.migrate.engines.task import embed_unknown

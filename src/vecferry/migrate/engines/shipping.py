@@ -9,12 +9,11 @@ from typing import Protocol
 
 from filelock import FileLock
 
-from vecferry.artifact import MANIFEST, Artifact, sha256_of, writing
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
+from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.runtime.host import instruction_sets, machine
 from vecferry.errors import ArtifactDamaged, ArtifactError
-from vecferry.loading import Options, load_encoder
-from vecferry.runtime.host import instruction_sets
-from vecferry.verify import machine
+from vecferry.model.artifact import MANIFEST, Artifact, sha256_of, writing
 
 PIECE_BYTES = 64 << 20
 CACHE = Path("~/.cache/vecferry/artifacts")

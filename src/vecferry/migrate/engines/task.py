@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from vecferry.embeddings import Outputs
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.staged_file import StagedRow, StagedVector, read, write
 from vecferry.migrate.staging import staged_rows

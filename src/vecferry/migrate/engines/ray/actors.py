@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 
 import vecferry.errors
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import SpaceMismatch, VecferryError
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.shipping import NodeModel

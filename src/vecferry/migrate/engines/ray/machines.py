@@ -13,13 +13,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import vecferry
+from vecferry.conversion.verify import LOSSES, TEXTS, TOLERANCES
 from vecferry.embeddings import Float32
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import EngineUnreachable, NodeRefused, VecferryError
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.ray.session import machines_alive
 from vecferry.migrate.engines.shipping import NodeModel
-from vecferry.verify import LOSSES, TEXTS, TOLERANCES
 
 HEED_S = 0.5
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError
 
-from vecferry.encoder import TextEncoder
+from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import EngineStalled, SpaceMismatch
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.ray.actors import Conductor, Do, Turnstile, rebuilt

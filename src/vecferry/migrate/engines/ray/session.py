@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from vecferry.encode.runtime.host import available_cpus
 from vecferry.errors import EngineUnreachable, SettingsError
 from vecferry.migrate.engines import RaySettings
-from vecferry.runtime.host import available_cpus
 
 FOLDERS = "vecferry-ray-"
 SHORT = "/tmp" if os.name == "posix" else None  # noqa: S108  # made by mkdtemp; sockets in it may not have long names

@@ -11,16 +11,25 @@ from typing import Literal
 
 import onnx
 
-from vecferry.artifact import FORMAT, MODEL, TOKENIZER, Artifact, Manifest, SourceRecord, file_record, writing
+from vecferry.conversion.graph import build_graph
+from vecferry.conversion.onnx_file import OPSET, Graph, write_graph
+from vecferry.conversion.precision import (
+    WORTH,
+    Narrowed,
+    Quality,
+    Wanted,
+    evidence,
+    narrowed,
+    save_manifest,
+    speed_over,
+)
+from vecferry.conversion.verify import Progress, Reference, Report, verify
+from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import MissingExtra, PrecisionRefused, SourceError
-from vecferry.graph import build_graph
-from vecferry.model import Model, read_model
-from vecferry.onnx_file import OPSET, Graph, write_graph
-from vecferry.precision import WORTH, Narrowed, Quality, Wanted, evidence, narrowed, save_manifest, speed_over
-from vecferry.runtime.onnx import OnnxRuntime
-from vecferry.sources import Checkpoint, reopen
-from vecferry.spec import Overrides
-from vecferry.verify import Progress, Reference, Report, verify
+from vecferry.model.artifact import FORMAT, MODEL, TOKENIZER, Artifact, Manifest, SourceRecord, file_record, writing
+from vecferry.model.checkpoint import Model, read_model
+from vecferry.model.sources import Checkpoint, reopen
+from vecferry.model.spec import Overrides
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ def _twin_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:
 def torch_reference(checkpoint: Callable[[], Model]) -> Reference:
     """The PyTorch runtime over the checkpoint, where the extra is installed (else it is not read) and it is at hand."""
     try:
-        from vecferry.runtime.torch import TorchRuntime
+        from vecferry.encode.runtime.torch import TorchRuntime
 
         model = checkpoint()
     except MissingExtra as exc:

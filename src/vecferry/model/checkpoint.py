@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vecferry.artifact import TOKENIZER, Head, VectorSpace, canonical_json
 from vecferry.errors import CheckpointDamaged
-from vecferry.spec import EncoderSpec, Overrides, read_spec
-from vecferry.tokens import Tokenizer, canonical_tokenizer
-from vecferry.weights import Array, Weights, open_heads, open_weights
+from vecferry.model.artifact import TOKENIZER, Head, VectorSpace, canonical_json
+from vecferry.model.spec import EncoderSpec, Overrides, read_spec
+from vecferry.model.tokens import Tokenizer, canonical_tokenizer
+from vecferry.model.weights import Array, Weights, open_heads, open_weights
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.artifact import VectorSpace
-from vecferry.batching import MB, Limits, plan
-from vecferry.cache import Cache
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, require_heads
+from vecferry.encode.batching import MB, Limits, plan
+from vecferry.encode.cache import Cache
+from vecferry.encode.memory import predicted_bytes
+from vecferry.encode.runtime import Runtime
 from vecferry.errors import InvalidText, OverMemoryBudget
-from vecferry.memory import predicted_bytes
-from vecferry.runtime import Runtime
-from vecferry.spec import EncoderSpec
-from vecferry.tokens import check_texts
+from vecferry.model.artifact import VectorSpace
+from vecferry.model.spec import EncoderSpec
+from vecferry.model.tokens import check_texts
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -13,12 +13,12 @@ from typing import Any, Self
 
 import httpx2
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import DENSE, Embeddings, Outputs, require_heads
-from vecferry.encoder import Role
+from vecferry.encode.encoder import Role
+from vecferry.encode.export import load_npz
 from vecferry.errors import ModelNotServed, ServerFailed, SpaceMismatch
-from vecferry.export import load_npz
-from vecferry.tokens import check_texts
+from vecferry.model.artifact import VectorSpace
+from vecferry.model.tokens import check_texts
 
 TEXTS_EACH = 256
 TRIES = 5

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from vecferry.artifact import Artifact, VectorSpace
-from vecferry.batching import Limits
-from vecferry.cache import Cache
 from vecferry.embeddings import DENSE, Embeddings, Outputs
-from vecferry.encoder import Encoder, Role
+from vecferry.encode.batching import Limits
+from vecferry.encode.cache import Cache
+from vecferry.encode.encoder import Encoder, Role
+from vecferry.encode.runtime import Device
 from vecferry.errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -32,11 +32,11 @@ from vecferry.errors import (
     SpaceMismatch,
     VecferryError,
 )
-from vecferry.model import Model, read_model
-from vecferry.runtime import Device
-from vecferry.sources import BGE_M3, open_source, reopen
-from vecferry.spec import Overrides
-from vecferry.tokens import Tokenizer
+from vecferry.model.artifact import Artifact, VectorSpace
+from vecferry.model.checkpoint import Model, read_model
+from vecferry.model.sources import BGE_M3, open_source, reopen
+from vecferry.model.spec import Overrides
+from vecferry.model.tokens import Tokenizer
 
 RuntimeName = Literal["onnx", "torch", "lightweight"]
 log = logging.getLogger("vecferry")
@@ -144,7 +144,7 @@ def _onnx(options: Options) -> Encoder:
         reason = "the model is fp16, for which a processor takes 6 to 9 times as long as for fp32"
         raise RuntimeUnavailable("onnx", reason, "VECFERRY_DEVICE=cuda, or vecferry convert ... --precision int8")
     try:
-        from vecferry.runtime.onnx import OnnxRuntime
+        from vecferry.encode.runtime.onnx import OnnxRuntime
     except ImportError as exc:  # a broken or missing build of onnxruntime
         raise RuntimeUnavailable("onnx", str(exc), "pip install --force-reinstall onnxruntime") from exc
     load = partial(OnnxRuntime, threads=options.threads, device=options.device, low_memory=options.low_memory)
@@ -156,7 +156,7 @@ def _onnx(options: Options) -> Encoder:
 
 
 def _torch(options: Options, model: Model) -> Encoder:
-    from vecferry.runtime.torch import TorchRuntime
+    from vecferry.encode.runtime.torch import TorchRuntime
 
     runtime = TorchRuntime(model, threads=options.threads, device=options.device)
     tokenizer = Tokenizer(model.tokenizer, model.space.max_tokens)
@@ -164,7 +164,7 @@ def _torch(options: Options, model: Model) -> Encoder:
 
 
 def _lightweight(options: Options) -> Encoder:
-    from vecferry.runtime.lightweight import LightweightRuntime, LightweightTokenizer
+    from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 
     return Encoder(LightweightTokenizer(), LightweightRuntime(), options.limits)
 

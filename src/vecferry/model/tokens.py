@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from vecferry.artifact import canonical_json
 from vecferry.embeddings import TokenBatch, indptr_of
 from vecferry.errors import EmptyInput, InvalidText
+from vecferry.model.artifact import canonical_json
 
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")

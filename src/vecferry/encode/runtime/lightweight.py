@@ -25,10 +25,10 @@ from unicodedata import ucd_3_2_0 as unicode_3_2
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.artifact import VectorSpace, canonical_json
 from vecferry.embeddings import Bool, Embeddings, Float32, Int32, Int64, Outputs, Sparse, TokenBatch, indptr_of
-from vecferry.runtime import max_per_id
-from vecferry.tokens import check_texts
+from vecferry.encode.runtime import max_per_id
+from vecferry.model.artifact import VectorSpace, canonical_json
+from vecferry.model.tokens import check_texts
 
 UInt64 = NDArray[np.uint64]
 

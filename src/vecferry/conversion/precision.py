@@ -13,17 +13,18 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from vecferry.artifact import MANIFEST, MODEL, TOKENIZER, Artifact, Precision, write_json
-from vecferry.calibration import calibration_texts
+from vecferry.conversion.calibration import calibration_texts
+from vecferry.conversion.fp16 import halve
+from vecferry.conversion.graph import HIDDEN
+from vecferry.conversion.int8 import RECIPE, Ranges, probed, quantize, range_of
+from vecferry.conversion.onnx_file import Graph, write_graph
+from vecferry.conversion.verify import LOSSES, Check, Progress, Reference, Report, at_most, verify
 from vecferry.embeddings import DENSE, TokenBatch
-from vecferry.encoder import Encoder
-from vecferry.graph import HIDDEN
-from vecferry.half import halve
-from vecferry.onnx_file import Graph, write_graph
-from vecferry.quantize import RECIPE, Ranges, probed, quantize, range_of
-from vecferry.runtime.onnx import OnnxRuntime, run_each
-from vecferry.tokens import Tokenizer
-from vecferry.verify import LOSSES, Check, Progress, Reference, Report, at_most, machine, verify
+from vecferry.encode.encoder import Encoder
+from vecferry.encode.runtime.host import machine
+from vecferry.encode.runtime.onnx import OnnxRuntime, run_each
+from vecferry.model.artifact import MANIFEST, MODEL, TOKENIZER, Artifact, Precision, write_json
+from vecferry.model.tokens import Tokenizer
 
 Wanted = Literal["fp32", "fp16", "int8", "auto"]
 Quality = Callable[[Encoder], float]

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.encode.runtime import Device, RawOutputs, finish
+from vecferry.encode.runtime.host import available_cpus
 from vecferry.errors import MissingExtra, OutOfMemory, RuntimeFailed, RuntimeUnavailable
-from vecferry.model import Model
-from vecferry.runtime import Device, RawOutputs, finish
-from vecferry.runtime.host import available_cpus
-from vecferry.weights import Weights
+from vecferry.model.artifact import VectorSpace
+from vecferry.model.checkpoint import Model
+from vecferry.model.weights import Weights
 
 try:
     import torch

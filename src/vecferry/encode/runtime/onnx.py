@@ -19,11 +19,11 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from vecferry.artifact import MODEL, Artifact, VectorSpace
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
+from vecferry.encode.runtime import Device, RawOutputs, finish
+from vecferry.encode.runtime.host import available_cpus
 from vecferry.errors import ArtifactDamaged, OutOfMemory, RuntimeFailed, RuntimeUnavailable
-from vecferry.runtime import Device, RawOutputs, finish
-from vecferry.runtime.host import available_cpus
+from vecferry.model.artifact import MODEL, Artifact, VectorSpace
 
 ORT_ERRORS = (
     state.Fail, state.RuntimeException, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,

@@ -7,8 +7,6 @@ and the checkpoint at hand, and with BGE-M3's published values where the checkpo
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vecferry.artifact import Artifact, Precision
-from vecferry.calibration import comparison_texts
+from vecferry.conversion.calibration import comparison_texts
 from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch, colbert_scores, dense_scores, lexical_scores
+from vecferry.encode.runtime import Runtime
+from vecferry.encode.runtime.host import machine
 from vecferry.errors import VerificationFailed
-from vecferry.runtime import Runtime
-from vecferry.tokens import Tokenizer
+from vecferry.model.artifact import Artifact, Precision
+from vecferry.model.tokens import Tokenizer
 
 # What is allowed at most, and why.
 TOLERANCES = {  # largest absolute differences
@@ -329,26 +328,3 @@ def _lexical_cosine(a: dict[int, float], b: dict[int, float]) -> float:
     """1 for two that are empty."""
     norms = float(np.linalg.norm(list(a.values())) * np.linalg.norm(list(b.values())))
     return sum(a[i] * b[i] for i in a.keys() & b.keys()) / norms if norms else float(a == b)
-
-
-# --- the machine ----------------------------------------------------------------------------------
-
-
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cpus": str(os.cpu_count()),
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0].strip() if names else platform.processor()

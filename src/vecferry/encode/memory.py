@@ -14,7 +14,7 @@ coefficients of H are measured (tests/test_memory.py).
 from __future__ import annotations
 
 from vecferry.embeddings import Outputs
-from vecferry.spec import EncoderSpec
+from vecferry.model.spec import EncoderSpec
 
 FP32 = 4
 

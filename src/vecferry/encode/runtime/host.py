@@ -7,6 +7,7 @@ for all groups below, so that the tightest on the way up counts. `read` gives a 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -62,6 +63,22 @@ def processors(read: Read = read_file) -> Processors:
 def available_cpus() -> int:
     """Processors that this process may use, its quota rounded up."""
     return processors().usable
+
+
+def machine(read: Read = read_file) -> dict[str, str]:
+    """Return what figures depend on: system, processor, cpus, python."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(read),
+        "cpus": str(os.cpu_count()),
+        "python": platform.python_version(),
+    }
+
+
+def _processor(read: Read) -> str:
+    lines = (read("/proc/cpuinfo") or "").splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor())
 
 
 def instruction_sets(read: Read = read_file) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vecferry.artifact import DATA, MODEL, FileRecord, file_record
-from vecferry.model import in_pieces
-from vecferry.weights import Array
+from vecferry.model.artifact import DATA, MODEL, FileRecord, file_record
+from vecferry.model.checkpoint import in_pieces
+from vecferry.model.weights import Array
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
 WORDS = "embeddings.words"

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from vecferry.artifact import VectorSpace
 from vecferry.embeddings import Embeddings, Float32, MultiVector, Outputs, Sparse, TokenBatch, indptr_of
+from vecferry.model.artifact import VectorSpace
 
 Device = Literal["cpu", "cuda"]
 

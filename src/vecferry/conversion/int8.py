@@ -23,8 +23,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from vecferry.conversion.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder, Initializer, rewritten
 from vecferry.embeddings import Float32
-from vecferry.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder, Initializer, rewritten
 
 Ranges = Mapping[str, Float32]
 """Name of a product's weight -> [K], the largest absolute value of each channel of its input."""

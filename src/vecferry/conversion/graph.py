@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
+from vecferry.conversion.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder
 from vecferry.embeddings import Float32
-from vecferry.model import Model
-from vecferry.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder
-from vecferry.spec import EncoderSpec
-from vecferry.weights import LazyTensor, Weights
+from vecferry.model.checkpoint import Model
+from vecferry.model.spec import EncoderSpec
+from vecferry.model.weights import LazyTensor, Weights
 
 HIDDEN = "hidden"
 """The value that the heads read."""

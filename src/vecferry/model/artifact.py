@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vecferry.embeddings import Outputs
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, reason_of
-from vecferry.spec import EncoderSpec, Pooling
+from vecferry.model.spec import EncoderSpec, Pooling
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
@@ -107,7 +107,7 @@ class Manifest(_Value):
     tools: dict[str, str]
     files: dict[str, FileRecord]
     evidence: dict[str, Any] | None = None
-    """What decided for this precision: figures of `vecferry.convert`."""
+    """What decided for this precision: figures of `vecferry.conversion.convert`."""
 
 
 @dataclass(frozen=True)

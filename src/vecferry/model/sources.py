@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vecferry.artifact import SourceRecord, sha256_of
 from vecferry.errors import CheckpointDamaged, DownloadFailed, SourceNotFound
-from vecferry.weights import weight_files
+from vecferry.model.artifact import SourceRecord, sha256_of
+from vecferry.model.weights import weight_files
 
 BGE_M3 = "BAAI/bge-m3"
 PINNED_REVISIONS = {BGE_M3: "5617a9f61b028005a4858fdac845db406aefb181"}

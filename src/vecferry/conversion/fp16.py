@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from vecferry.onnx_file import Graph, GraphBuilder, Initializer, rewritten
+from vecferry.conversion.onnx_file import Graph, GraphBuilder, Initializer, rewritten
 
 HALVED = ("embeddings.", "encoder.layer.")
 LARGEST = float(np.finfo(np.float16).max)

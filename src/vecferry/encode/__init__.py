@@ -1,0 +1,1 @@
+"""Texts become embeddings: batches, memory, cache, runtimes, and the encoder that is made of them."""
