@@ -23,8 +23,8 @@ from pgvector.psycopg import register_vector
 
 from vecferry.demo.database import running_database
 from vecferry.embeddings import Float32
-from vecferry.stores import NewVector, Patience, Side, text_digest
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.values import NewVector, Patience, Side, text_digest
 
 OLD_DIMENSION, NEW_DIMENSION = 384, 1024
 TEXT_CHARACTERS = 300

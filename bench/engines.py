@@ -38,12 +38,12 @@ from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import StagedRow, StagedVector, write
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
-from vecferry.stores import Patience
 from vecferry.stores.backend import Point
 from vecferry.stores.ledger import MigrationSpec, RangeRecord
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Patience
 
 ROWS_PER_RANGE = MigrationOptions().rows_per_range
 RESULTS, WORK = Path("bench/results"), Path("bench/work")

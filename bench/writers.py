@@ -33,8 +33,8 @@ from bench.applier import NEW_DIMENSION, make_docs, text_of, unit_vectors
 from vecferry.demo.database import running_database
 from vecferry.encode.runtime.host import machine
 from vecferry.migrate import MigrationOptions
-from vecferry.stores import NewVector, Patience, Side, text_digest
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.values import NewVector, Patience, Side, text_digest
 
 OLD_DIMENSION = 384
 UPDATES = {

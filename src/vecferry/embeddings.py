@@ -9,9 +9,9 @@ of the products of weights, ColBERT the mean over query tokens of the maximum ov
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Flag
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,13 @@ class Outputs(Flag):
 
 
 DENSE = Outputs.DENSE
+
+
+class Value:
+    """A frozen dataclass whose `to_dict` is ready for JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload,no-any-return]  # every subclass is a dataclass
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vecferry.migrate.quality import QualityGate, asked_of
 from vecferry.migrate.values import GateVerdict
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Tokenizer
-from vecferry.stores import Store
+from vecferry.stores.protocol import Store
 
 __all__ = ["connection", "database_url", "postgres_url"]
 

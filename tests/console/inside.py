@@ -23,7 +23,8 @@ from vecferry.migrate import MigrationOptions
 from vecferry.migrate.values import GateVerdict
 from vecferry.server import running
 from vecferry.server.keys import ApiKeys
-from vecferry.stores import Patience, Store
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Patience
 
 KEY = "a-key-of-the-tests-1234"
 WAIT_S = 30.0

@@ -16,8 +16,8 @@ from vecferry.migrate import Migration
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.staging import Staging
-from vecferry.stores import Store
 from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.protocol import Store
 
 XSS = "<script>alert(1)</script>"
 

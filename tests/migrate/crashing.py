@@ -30,13 +30,14 @@ from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.staging import Staging
-from vecferry.stores import Patience, Record, Store
 from vecferry.stores.backend import Backend
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.opening import open_backend
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Patience, Record
 
 OLD_DIMENSION, NEW_DIMENSION = 8, 16
 ROWS_PER_RANGE = 4

@@ -24,7 +24,8 @@ from typing import Any, Self
 import psycopg
 import pytest
 
-from vecferry.stores import Key, Then
+from vecferry.stores.protocol import Then
+from vecferry.stores.values import Key
 
 ROOT = Path(__file__).parents[2]
 

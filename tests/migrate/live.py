@@ -36,8 +36,9 @@ from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.router import Document, Router
 from vecferry.migrate.staging import Staging
-from vecferry.stores import Patience, Record, Store
 from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Patience, Record
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 NEW = TruthEncoder("new", 32)

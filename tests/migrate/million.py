@@ -31,8 +31,8 @@ from vecferry.migrate import Migration
 from vecferry.migrate.engines import Engine, RaySettings
 from vecferry.migrate.engines.distributed import RayEngine
 from vecferry.migrate.staging import Staging
-from vecferry.stores import Store
 from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.protocol import Store
 
 ROWS_PER_RANGE = 1000
 

@@ -22,11 +22,12 @@ from tests.stores.backends_chroma import shared_server
 from tests.stores.collections import old_vector
 from vecferry.embeddings import Float32
 from vecferry.migrate.states import State
-from vecferry.stores import Record, Store
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.opening import open_backend
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Record
 
 __all__ = ["mother"]
 

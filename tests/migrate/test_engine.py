@@ -19,12 +19,12 @@ from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
 from vecferry.migrate.engines import range_name
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.staging import Staging
-from vecferry.stores import KeyRange, Patience, Row, Side
 from vecferry.stores.backend import Point
 from vecferry.stores.ledger import MigrationSpec, RangeRecord
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import KeyRange, Patience, Row, Side
 
 ROOT = Path(__file__).parents[2]
 LEAVE_IN_THE_MIDDLE = """

@@ -25,11 +25,12 @@ from tests.migrate.test_crashes import World, assert_complete, assert_true, fill
 from tests.stores import backends, backends_chroma
 from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions, State
-from vecferry.stores import Patience, Record, Store
 from vecferry.stores.chroma import ChromaBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Patience, Record
 
 __all__ = ["mother"]
 

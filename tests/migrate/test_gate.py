@@ -14,10 +14,11 @@ from tests.stores.collections import OLD_DIMENSION, Collection, old_vector
 from vecferry.errors import CutoverRefused, GateNotPassed, IllegalTransition, SettingsError
 from vecferry.migrate import Check, GateVerdict, Migration, MigrationOptions, State, Threshold
 from vecferry.migrate.router import Router
-from vecferry.stores import Patience, Store
 from vecferry.stores.ledger import Serving
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Patience
 
 OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder()
 DUPLICATE = Threshold(old=0.92, new=0.871, low=0.85, high=0.89, how="matched precision")

@@ -16,12 +16,12 @@ from tests.stores.collections import OLD_DIMENSION, old_vector
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate import Migration, MigrationOptions, State, governor
 from vecferry.migrate.governor import DiskGuard, Governor, Guard, LatencyGuard
-from vecferry.stores import Hit, Patience
 from vecferry.stores.backend import Point
 from vecferry.stores.ledger import Control
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Hit, Patience
 
 
 class Clock:

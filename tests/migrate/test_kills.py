@@ -22,7 +22,8 @@ from tests.migrate.test_crashes import Rows, World, world_of_points, world_of_ro
 from vecferry.errors import SpaceMismatch
 from vecferry.migrate import Migration
 from vecferry.migrate.states import CAUGHT_UP, ENDED, State
-from vecferry.stores import Record, Store
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Record
 
 __all__ = ["mother"]
 

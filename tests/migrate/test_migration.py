@@ -27,7 +27,8 @@ from vecferry.errors import (
 )
 from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State
 from vecferry.migrate.planning import Sampled, cost_of
-from vecferry.stores import Patience, Store
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Patience
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 OPTIONS = MigrationOptions(

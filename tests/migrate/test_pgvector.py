@@ -20,10 +20,10 @@ from vecferry.errors import (
     StoreUnreachable,
 )
 from vecferry.migrate import Migration, MigrationOptions, State
-from vecferry.stores import Patience
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import split_name, suffixed
+from vecferry.stores.values import Patience
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 OPTIONS = MigrationOptions(rows_per_range=7, staging=Path("staging"), patience=Patience(0.2, 1.0), reconnect_s=0.0)

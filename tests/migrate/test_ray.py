@@ -41,9 +41,9 @@ from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import NotReadable, StagedVector
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
-from vecferry.stores import Row
 from vecferry.stores.backend import Point
 from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.values import Row
 
 TWO = RaySettings(workers=2, cpus_per_worker=1)
 

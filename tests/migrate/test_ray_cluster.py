@@ -40,9 +40,9 @@ from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
 from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
-from vecferry.stores import Store
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.protocol import Store
 
 pytestmark = pytest.mark.slow
 

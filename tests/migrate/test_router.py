@@ -12,13 +12,13 @@ from vecferry.encode.encoder import Role
 from vecferry.errors import InvalidText, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.router import Answer, Document, Router
-from vecferry.stores import Hit, Patience, Record
 from vecferry.stores.backend import Found, Point
 from vecferry.stores.ledger import MigrationSpec, Serving
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Hit, Patience, Record
 
 TEXTS = ("red", "green", "blue")
 

@@ -17,8 +17,8 @@ from vecferry.errors import MissingExtra, OutputWriteFailed, StoreFailed
 from vecferry.migrate import staged_file, staged_index
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.staging import Staging, remove_staged
-from vecferry.stores import NewVector, SparseVector, text_digest
 from vecferry.stores.ledger import DeadLetter
+from vecferry.stores.values import NewVector, SparseVector, text_digest
 
 FINGERPRINT = "f" * 64
 ROOT = Path(__file__).parents[2]

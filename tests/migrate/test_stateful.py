@@ -37,9 +37,9 @@ from vecferry.errors import (
 )
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.states import CAUGHT_UP, ENDED, WORKING, allowed
-from vecferry.stores import Key, Patience, Side
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Key, Patience, Side
 
 BAD = "POISON"
 """Begins a text that no model can embed; each is another one."""

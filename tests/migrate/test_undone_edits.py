@@ -20,7 +20,7 @@ from tests.stores.collections import OLD_DIMENSION, Collection, PgCollection, ol
 from vecferry.embeddings import Float32
 from vecferry.errors import CutoverRefused
 from vecferry.migrate import Migration, MigrationOptions, State
-from vecferry.stores import Patience, Side
+from vecferry.stores.values import Patience, Side
 
 OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder("new", 16)
 

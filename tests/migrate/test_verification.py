@@ -18,9 +18,9 @@ from vecferry.embeddings import Float32
 from vecferry.errors import IllegalTransition, StoreFailed
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.verification import MIN_COSINE, cosine, recall_check, recomputation_check
-from vecferry.stores import Examination, Hit, NewVector, Patience, Side, text_digest
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Examination, Hit, NewVector, Patience, Side, text_digest
 
 ROWS = 12
 NEW = TruthEncoder()

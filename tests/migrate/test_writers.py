@@ -19,7 +19,7 @@ from tests.migrate.faults import in_background, wait_until
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from vecferry.errors import Locked, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
-from vecferry.stores import Patience, Record, Side
+from vecferry.stores.values import Patience, Record, Side
 
 OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder("new", 16)
 ROWS = 120

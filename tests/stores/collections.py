@@ -11,10 +11,11 @@ import psycopg
 from tests.migrate.doubles import truth
 from tests.stores import backends
 from vecferry.embeddings import Float32
-from vecferry.stores import Key, Record, Store
 from vecferry.stores.backend import Backend, Point
 from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Key, Record
 
 OLD_DIMENSION = 8
 Content = tuple[str | None, Float32 | None]

@@ -9,7 +9,9 @@ from tests.migrate.doubles import truth
 from tests.stores.collections import Collection, old_vector
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import LeaseLost, Locked, MigrationConflict, SpaceMismatch, StoreSchemaError
-from vecferry.stores import (
+from vecferry.stores.lease import process_mark
+from vecferry.stores.ledger import Control, DeadLetter, Lease, MigrationRecord, MigrationSpec, Paused, Serving
+from vecferry.stores.values import (
     EVERYTHING,
     Change,
     Finding,
@@ -23,8 +25,6 @@ from vecferry.stores import (
     SparseVector,
     text_digest,
 )
-from vecferry.stores.lease import process_mark
-from vecferry.stores.ledger import Control, DeadLetter, Lease, MigrationRecord, MigrationSpec, Paused, Serving
 
 PATIENCE = Patience(1.0, 10.0)
 DIMENSION = 4

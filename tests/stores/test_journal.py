@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.stores.processes import Child
 from vecferry.errors import Locked, SpaceMismatch
-from vecferry.stores import Change, Key
 from vecferry.stores.ledger import Serving
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.sqlite.connection import Database
+from vecferry.stores.values import Change, Key
 
 KEYS = [("1",), ("2", "é")]
 

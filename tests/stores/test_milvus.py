@@ -16,10 +16,10 @@ from tests.stores.backends_milvus import FIELDS, end, make, schema
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores import SparseVector
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.milvus import MilvusBackend
 from vecferry.stores.milvus import backend as milvus_backend
+from vecferry.stores.values import SparseVector
 
 WIDE = 16
 SPARSE = SparseVector(np.array([3, 250_001], np.int32), np.array([0.5, 0.25], np.float32))

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 from vecferry.errors import Locked
-from vecferry.stores import Key, Patience, Side
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.ledger import key_text
+from vecferry.stores.values import Key, Patience, Side
 
 PATIENCE = Patience(0.2, 0.5)
 

@@ -7,9 +7,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from vecferry.stores import SparseVector, text_digest
 from vecferry.stores.pgvector.binary import Binary, BinaryDumper, colbert_array, sparse_bytes, vector_bytes
 from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum, checksum_sql
+from vecferry.stores.values import SparseVector, text_digest
 
 TEXTS = ["a text", "", None, "Straße 🚢 \N{ARABIC LETTER SHEEN}", "line\r\nline\\", "a" * 100_000]
 VECTOR = np.array([0.1, -1e-7, 0.0, -0.0, 65504.0], np.float32)

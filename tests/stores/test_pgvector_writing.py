@@ -12,7 +12,11 @@ import pytest
 from tests.migrate.doubles import truth
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError, StoreUnreachable
-from vecferry.stores import (
+from vecferry.stores.lease import is_gone, process_mark
+from vecferry.stores.ledger import Control, DeadLetter, MigrationSpec, Paused, Serving
+from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import (
     EVERYTHING,
     Examination,
     Finding,
@@ -24,12 +28,8 @@ from vecferry.stores import (
     Row,
     Side,
     SparseVector,
-    Store,
     text_digest,
 )
-from vecferry.stores.lease import is_gone, process_mark
-from vecferry.stores.ledger import Control, DeadLetter, MigrationSpec, Paused, Serving
-from vecferry.stores.pgvector import PgVectorStore
 
 PATIENCE = Patience(0.3, 0.5)
 D_OLD, D_NEW = 8, 16

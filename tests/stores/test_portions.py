@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from vecferry.stores import SparseVector
 from vecferry.stores.backend import Point
 from vecferry.stores.portions import Portion, slices
+from vecferry.stores.values import SparseVector
 
 
 def point(number: int, *, text: str = "", dimension: int = 0, pairs: int = 0, **payload: object) -> Point:

@@ -17,10 +17,10 @@ from tests.stores.backends_qdrant import COSINE, FIELDS, make
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores import SparseVector
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.qdrant import QdrantBackend
 from vecferry.stores.qdrant.layout import create, missing_indexes
+from vecferry.stores.values import SparseVector
 
 UUID = "6f9619ff-8b86-d011-b42d-00cf4fc964ff"
 WIDE = 16

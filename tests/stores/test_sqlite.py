@@ -19,10 +19,10 @@ from vecferry.errors import (
     StoreSchemaError,
     StoreUnreachable,
 )
-from vecferry.stores import KeyRange, Side
 from vecferry.stores.ledger import Control, DeadLetter, MigrationRecord, MigrationSpec, Paused, Serving
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.sqlite.connection import Database
+from vecferry.stores.values import KeyRange, Side
 
 SPEC = MigrationSpec(
     "docs", "text", 4, "new", "old", old_not_null=False, generation=2, new_locator="docs_2", outputs=("dense", "sparse")

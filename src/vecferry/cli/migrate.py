@@ -18,7 +18,7 @@ from vecferry.cli.output import Json, counting, errors, output, show, show_table
 from vecferry.errors import CutoverRefused, FinalizeNotConfirmed
 from vecferry.migrate import Migration, Resources, State, Status
 from vecferry.migrate.config import merged
-from vecferry.stores import Patience
+from vecferry.stores.values import Patience
 
 app = typer.Typer(
     no_args_is_help=True,

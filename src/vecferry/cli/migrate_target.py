@@ -21,9 +21,10 @@ from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.staging import Staging
 from vecferry.settings import read_settings
-from vecferry.stores import Patience, Store
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.opening import open_store
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Patience
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from vecferry.console.operator import Task
 from vecferry.embeddings import DENSE
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import SpaceMismatch
-from vecferry.stores import Hit, Key, Store, shown
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Hit, Key, shown
 
 K = 10
 MAX_QUERY_CHARS = 2000

@@ -20,7 +20,7 @@ from vecferry.errors import Locked, MigrationNotFound, StoreError, StoreUnreacha
 from vecferry.migrate import EngineFor, Migration, MigrationOptions, State, Status
 from vecferry.migrate.verification import Gate
 from vecferry.model.tokens import Piece
-from vecferry.stores import Store
+from vecferry.stores.protocol import Store
 
 T = TypeVar("T")
 FAULT = "A fault of the console; its terminal says which."

@@ -10,7 +10,7 @@ from typing import Any
 from vecferry.console.operator import Outcome, Seen
 from vecferry.migrate import State, Status
 from vecferry.migrate.states import CAUGHT_UP, allowed
-from vecferry.stores import shown
+from vecferry.stores.values import shown
 
 SAID_S = 120.0
 """How long the outcome of a verb by hand is shown."""

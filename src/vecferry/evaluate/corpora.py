@@ -14,7 +14,8 @@ from vecferry.embeddings import DENSE, Embeddings, Int64, Outputs
 from vecferry.encode.encoder import TextEncoder
 from vecferry.evaluate.judged import Passage
 from vecferry.evaluate.ranking import NONE, Ranked, lexically_nearest, nearest
-from vecferry.stores import Hit, Key, Store
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Hit, Key
 
 Side = Literal["old", "new"]
 Stage = Callable[[str], None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vecferry.stores import Value
+from vecferry.embeddings import Value
 
 Evidence = Literal["judged queries", "query log", "pairs from the corpus"]
 """Strongest first. A log says what changes and not whether that is good; pairs ask for what is easy to find."""

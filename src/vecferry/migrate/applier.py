@@ -14,8 +14,9 @@ from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.governor import Governor
 from vecferry.migrate.staged_file import StagedVector
-from vecferry.stores import BOTH_SIDES, EVERYTHING, Change, Key, KeyRange, NewVector, Row, Side, Store
 from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import BOTH_SIDES, EVERYTHING, Change, Key, KeyRange, NewVector, Row, Side
 
 NEW_SIDE_FIRST = (Side.NEW, Side.OLD)
 """A row whose new vector is written has its old one adopted in the same stroke, until the first switch."""

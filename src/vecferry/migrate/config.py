@@ -64,7 +64,7 @@ from vecferry.embeddings import Outputs
 from vecferry.errors import SettingsError, reason_of
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.values import MigrationOptions
-from vecferry.stores import Patience
+from vecferry.stores.values import Patience
 
 LOCAL_SCHEMES = ("chroma", "lancedb", "milvus", "qdrant")
 HIDDEN = "…"

@@ -18,8 +18,8 @@ from vecferry.errors import (
     SpaceMismatch,
     VecferryError,
 )
-from vecferry.stores import NewVector, Row, SparseVector
 from vecferry.stores.ledger import DeadLetter
+from vecferry.stores.values import NewVector, Row, SparseVector
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from vecferry.migrate.applier import MAX_LAST_ROWS, Applier
-from vecferry.stores import Side, Store
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Side
 
 STANDSTILL_S = 10.0
 """After so long without a write less to be followed, a run in another process is not waited for any more."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate.states import ENDED, WORKING, State, can_move
-from vecferry.stores import Reading
 from vecferry.stores.ledger import Ledger, MigrationRecord, Paused
+from vecferry.stores.protocol import Reading
 
 GIGABYTE = 10**9
 

@@ -55,9 +55,10 @@ from vecferry.migrate.verification import (
     recomputed_cosines,
     structural_checks,
 )
-from vecferry.stores import Patience, Side, Store
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Paused, Serving
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Patience, Side
 
 EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 """Makes the engine of a run."""

@@ -10,7 +10,8 @@ from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.values import Cost, Plan, Resources
-from vecferry.stores import Store, TableInfo
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import TableInfo
 
 VECTOR_OVERHEAD_BYTES = 8
 PAGE_BYTES = 8192

@@ -26,7 +26,7 @@ from vecferry.evaluate.values import ALL, Judged, SliceScore
 from vecferry.migrate.config import MigrationConfig
 from vecferry.migrate.values import Check, GateVerdict, Threshold
 from vecferry.migrate.verification import Gate
-from vecferry.stores import Store
+from vecferry.stores.protocol import Store
 
 WEAK = "This is weaker evidence: questions made of the rows' own sentences, since nobody has judged any. "
 NO_OLD_MODEL = "There is no old model to compare with: name it under [models] old, or override the gate with a reason."

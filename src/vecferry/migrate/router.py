@@ -18,8 +18,9 @@ from typing import Any, Self, TypeVar
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
-from vecferry.stores import Hit, Key, Record, Side, SparseVector, Store
 from vecferry.stores.ledger import Serving
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Hit, Key, Record, Side, SparseVector
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from vecferry.embeddings import Float32
 from vecferry.errors import MissingExtra, StoreFailed
-from vecferry.stores import Key, SparseVector
+from vecferry.stores.values import Key, SparseVector
 
 ROWS_WITH_COLBERT = 64
 """Rows written and read at once: 64 texts of 8,192 tokens of 1,024 numbers are 2**29; offsets are int32."""

@@ -31,8 +31,8 @@ from vecferry.migrate.staged_file import (
     write,
 )
 from vecferry.migrate.staged_index import StagedIndex
-from vecferry.stores import NewVector, Row
 from vecferry.stores.ledger import DeadLetter
+from vecferry.stores.values import NewVector, Row
 
 PARTIAL = ".partial"
 

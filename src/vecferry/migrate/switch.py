@@ -12,8 +12,9 @@ from typing import Protocol, TypeVar
 from vecferry.errors import CutoverRefused, Locked, StoreError, VecferryError
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import CutoverReport, RollbackReport
-from vecferry.stores import Held, NewVector, Patience, Row, Side, Store, shown
 from vecferry.stores.ledger import DeadLetter, MigrationRecord, Serving
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Held, NewVector, Patience, Row, Side, shown
 
 T = TypeVar("T")
 MAX_GAP_S = 0.05

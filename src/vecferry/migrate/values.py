@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vecferry.embeddings import DENSE, Outputs
+from vecferry.embeddings import DENSE, Outputs, Value
 from vecferry.errors import SettingsError
 from vecferry.migrate.states import State
-from vecferry.stores import Patience, TableInfo, Value
 from vecferry.stores.ledger import Control, DeadLetter, Event, Serving
+from vecferry.stores.values import Patience, TableInfo
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from vecferry.embeddings import Float32
 from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import embed
 from vecferry.migrate.values import Check, GateVerdict
-from vecferry.stores import NOTHING, Examination, Finding, Key, Row, Side, Store, has_direction, shown
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import NOTHING, Examination, Finding, Key, Row, Side, has_direction, shown
 
 MIN_COSINE = 0.999
 RECALL_QUERIES = 20

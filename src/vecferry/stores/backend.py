@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from vecferry.embeddings import Float32, Outputs
-from vecferry.stores import SparseVector
+from vecferry.stores.values import SparseVector
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from vecferry.stores import Change, Key, KeyRange, Side
+    from vecferry.stores.values import Change, Key, KeyRange, Side
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vecferry.errors import SettingsError, VecferryError
-from vecferry.stores import Store
 from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.protocol import Store
 
 POSTGRES = ("postgresql", "postgres")
 

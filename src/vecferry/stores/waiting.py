@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from vecferry.errors import Locked
-from vecferry.stores import Patience
+from vecferry.stores.values import Patience
 
 T = TypeVar("T")
 

@@ -25,8 +25,8 @@ from vecferry.migrate.engines.shipping import NodeModel
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.engines.threads import Part, Queue, taken
 from vecferry.migrate.staging import Staging
-from vecferry.stores import Store
 from vecferry.stores.ledger import RangeRecord
+from vecferry.stores.protocol import Store
 
 
 @dataclass(frozen=True)

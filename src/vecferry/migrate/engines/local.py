@@ -19,8 +19,9 @@ from vecferry.migrate.engines import range_name
 from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.engines.threads import Part, Queue, taken
 from vecferry.migrate.staging import Staging
-from vecferry.stores import Row, Store
 from vecferry.stores.ledger import RangeRecord
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Row
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.staged_file import StagedRow, StagedVector, read, write
 from vecferry.migrate.staging import staged_rows
-from vecferry.stores import NewVector, Row
+from vecferry.stores.values import NewVector, Row
 
 
 @dataclass(frozen=True)

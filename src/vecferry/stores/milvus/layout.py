@@ -12,8 +12,8 @@ from pymilvus import CollectionSchema, DataType
 
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import StoreSchemaError
-from vecferry.stores import SparseVector
 from vecferry.stores.backend import Fields, Point
+from vecferry.stores.values import SparseVector
 
 SPARSE = "sparse"
 DYNAMIC = "$meta"

@@ -11,7 +11,9 @@ from itertools import pairwise
 import numpy as np
 
 from vecferry.embeddings import Float32
-from vecferry.stores import (
+from vecferry.stores.backend import Point
+from vecferry.stores.mirror.sides import PAGE, MirrorSides, Sides
+from vecferry.stores.values import (
     EVERYTHING,
     NORM_TOLERANCE,
     NOTHING,
@@ -24,8 +26,6 @@ from vecferry.stores import (
     Side,
     text_digest,
 )
-from vecferry.stores.backend import Point
-from vecferry.stores.mirror.sides import PAGE, MirrorSides, Sides
 
 
 def same(a: object, b: object) -> bool:
@@ -33,7 +33,7 @@ def same(a: object, b: object) -> bool:
 
 
 class Comparison(MirrorSides):
-    """`stores.NewSide`, and those parts of `stores.Capture` that only look."""
+    """`protocol.NewSide`, and those parts of `protocol.Capture` that only look."""
 
     def new_space(self) -> str | None:
         spec = self._open_spec()

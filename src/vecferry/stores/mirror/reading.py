@@ -10,15 +10,15 @@ import numpy as np
 
 from vecferry.embeddings import Float32
 from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
-from vecferry.stores import Hit, Key, Row, Side, TableInfo, has_direction, in_order
 from vecferry.stores.backend import Point
 from vecferry.stores.mirror.sides import MirrorSides
+from vecferry.stores.values import Hit, Key, Row, Side, TableInfo, has_direction, in_order
 
 UNKNOWN = "not recorded"
 
 
 class MirrorReading(MirrorSides):
-    """`stores.Reading`."""
+    """`protocol.Reading`."""
 
     def users(self) -> str:
         return ""

@@ -8,10 +8,10 @@ from typing import Self
 
 from vecferry.embeddings import Outputs
 from vecferry.errors import StoreSchemaError
-from vecferry.stores import Side
 from vecferry.stores.backend import Aliased, Backend, Point
 from vecferry.stores.ledger import Lease, MigrationRecord, MigrationSpec
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Side
 
 PAGE = 500
 """Points that are read at a time."""

@@ -10,24 +10,13 @@ from typing import TypeVar
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
-from vecferry.stores import (
-    BOTH_SIDES,
-    Change,
-    Held,
-    Key,
-    NewVector,
-    Patience,
-    Record,
-    Side,
-    Then,
-    nothing_more,
-    text_digest,
-)
 from vecferry.stores.backend import Aliased, Point
 from vecferry.stores.lease import held
 from vecferry.stores.mirror.comparing import Comparison, same
 from vecferry.stores.mirror.reading import UNKNOWN, MirrorReading
 from vecferry.stores.mirror.sides import Sides
+from vecferry.stores.protocol import Then, nothing_more
+from vecferry.stores.values import BOTH_SIDES, Change, Held, Key, NewVector, Patience, Record, Side, text_digest
 from vecferry.stores.waiting import patiently
 
 T = TypeVar("T")

@@ -9,12 +9,12 @@ from psycopg import sql
 from psycopg.types.json import Json, Jsonb
 
 from vecferry.errors import StoreSchemaError
-from vecferry.stores import Key, Record, Side, text_digest
 from vecferry.stores.pgvector.binary import Binary
 from vecferry.stores.pgvector.catalogue import Columns, Heads
 from vecferry.stores.pgvector.checksum import checksum
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import Session
+from vecferry.stores.values import Key, Record, Side, text_digest
 
 Given = dict[str, tuple[Fragment, object]]
 """By column: how its value stands in the statement, and the value."""
@@ -23,7 +23,7 @@ PLAIN = sql.SQL("%s")
 
 
 class PgApplication(Session):
-    """`stores.Application`. What is written by other ways is captured too."""
+    """`protocol.Application`. What is written by other ways is captured too."""
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
         """See `Application.put`. All or none. payload: values as psycopg takes them; anything for a JSON column.

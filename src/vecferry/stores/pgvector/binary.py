@@ -11,7 +11,7 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
 from vecferry.embeddings import Float32
-from vecferry.stores import SparseVector
+from vecferry.stores.values import SparseVector
 
 BYTEA_OID, TEXT_OID = 17, 25
 SPARSE_DIMENSION = 250002

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from vecferry.stores import BOTH_SIDES, Change, Key, Patience, Row, Side
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, literal, verbatim
 from vecferry.stores.pgvector.ledger import key_text
 from vecferry.stores.pgvector.session import Session, key_text_sql
 from vecferry.stores.pgvector.table import Table
+from vecferry.stores.values import BOTH_SIDES, Change, Key, Patience, Row, Side
 
 OPERATIONS = ("insert", "update", "delete")
 SCHEMA = "vecferry"
@@ -44,7 +44,7 @@ class CaptureNames:
 
 
 class PgCapture(Session):
-    """`stores.Capture`."""
+    """`protocol.Capture`."""
 
     def start_capture(self, patience: Patience) -> None:
         """See `Capture.start_capture`. Waits for writes that have begun, since they would go unnoticed."""

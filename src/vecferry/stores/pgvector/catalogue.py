@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
-from vecferry.stores import Side
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.indexes import VECTOR_INDEXES, VectorIndex
 from vecferry.stores.pgvector.table import COLBERT, NEW, NEW_CHECKSUM, OLD, OLD_CHECKSUM, SPARSE, Table, suffixed
+from vecferry.stores.values import Side
 
 COMMENT_PREFIX = "vecferry:space:"
 

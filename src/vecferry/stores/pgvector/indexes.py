@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from vecferry.stores import IndexInfo
 from vecferry.stores.pgvector.connection import identifier, literal, verbatim
 from vecferry.stores.pgvector.table import NEW, Table, suffixed
+from vecferry.stores.values import IndexInfo
 
 VECTOR_INDEXES = """
 SELECT i.relname::text, pg_get_indexdef(i.oid), pg_relation_size(i.oid), x.indisvalid, m.amname::text,

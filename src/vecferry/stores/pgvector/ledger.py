@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 from vecferry.errors import LeaseLost, Locked, MigrationConflict
-from vecferry.stores import Key, KeyRange, Side
 from vecferry.stores.lease import is_gone
 from vecferry.stores.ledger import (
     Control,
@@ -22,6 +21,7 @@ from vecferry.stores.ledger import (
     Serving,
 )
 from vecferry.stores.pgvector.connection import Database, LockTimedOut
+from vecferry.stores.values import Key, KeyRange, Side
 
 TAKEOVER_WAIT_S = 10
 """For a transaction of the former holder to end; the server ends one that was stopped in it (`connection.py`)."""

@@ -9,10 +9,10 @@ from typing import TypeVar
 from psycopg import sql
 
 from vecferry.errors import Locked
-from vecferry.stores import Held, Patience
 from vecferry.stores.pgvector.connection import Database, LockTimedOut, identifier
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.table import Table
+from vecferry.stores.values import Held, Patience
 from vecferry.stores.waiting import patiently
 
 T = TypeVar("T")

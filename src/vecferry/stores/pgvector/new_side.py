@@ -8,16 +8,16 @@ import numpy as np
 from psycopg import sql
 
 from vecferry.embeddings import Float32
-from vecferry.stores import NORM_TOLERANCE, NOTHING, Counts, Examination, Finding, Key, KeyRange, Row, Side
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import Session
 from vecferry.stores.pgvector.spaces import UNMARKED
+from vecferry.stores.values import NORM_TOLERANCE, NOTHING, Counts, Examination, Finding, Key, KeyRange, Row, Side
 
 NORM_FUNCTIONS = {"vector": "vector_norm", "halfvec": "l2_norm"}
 
 
 class PgNewSide(Session):
-    """`stores.NewSide`."""
+    """`protocol.NewSide`."""
 
     def new_space(self) -> str | None:
         columns = self._catalogue.columns()

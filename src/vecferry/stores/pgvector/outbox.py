@@ -10,9 +10,9 @@ from collections.abc import Collection, Sequence
 
 from psycopg import sql
 
-from vecferry.stores import Change, Key, Side
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger, as_key, key_text
+from vecferry.stores.values import Change, Key, Side
 
 OLDEST = (
     "(SELECT number, key, side FROM vecferry.changes WHERE target = %(target)s AND {} ORDER BY number LIMIT %(limit)s)"

@@ -8,19 +8,19 @@ import numpy as np
 from psycopg import sql
 
 from vecferry.embeddings import Float32, Outputs
-from vecferry.stores import Hit, Key, Row, Side, TableInfo, in_order
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.session import Session
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
+from vecferry.stores.values import Hit, Key, Row, Side, TableInfo, in_order
 
 MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
 
 
 class PgReading(Session):
-    """`stores.Reading`."""
+    """`protocol.Reading`."""
 
     @property
     def outputs(self) -> Outputs:

@@ -8,7 +8,6 @@ from typing import Self
 
 from psycopg import sql
 
-from vecferry.stores import Key, NewVector, Record, Row, Side
 from vecferry.stores.pgvector.binary import colbert_array, sparse_bytes, vector_bytes
 from vecferry.stores.pgvector.catalogue import Catalogue, Columns, Heads
 from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum_sql, digest_sql
@@ -19,6 +18,7 @@ from vecferry.stores.pgvector.locks import TableLocks
 from vecferry.stores.pgvector.outbox import Outbox
 from vecferry.stores.pgvector.spaces import Spaces
 from vecferry.stores.pgvector.table import Table, find_table
+from vecferry.stores.values import Key, NewVector, Record, Row, Side
 
 
 class Session:

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from vecferry.errors import SpaceMismatch
-from vecferry.stores import Side
 from vecferry.stores.pgvector.catalogue import Catalogue
 from vecferry.stores.pgvector.ledger import PgLedger
+from vecferry.stores.values import Side
 
 UNMARKED = "not recorded"
 

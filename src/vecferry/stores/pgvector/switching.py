@@ -8,7 +8,6 @@ from psycopg import sql
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SpaceMismatch, StoreSchemaError
-from vecferry.stores import Patience, Side
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal
@@ -16,13 +15,14 @@ from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
 from vecferry.stores.pgvector.session import Session
 from vecferry.stores.pgvector.spaces import UNMARKED
 from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, SPARSE, suffixed
+from vecferry.stores.values import Patience, Side
 
 MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
 REQUIRED = "_vecferry_not_null"
 
 
 class PgSwitching(Session):
-    """`stores.Writing`, as far as it is about columns and indexes."""
+    """`protocol.Writing`, as far as it is about columns and indexes."""
 
     # --- making the new side ----------------------------------------------------------------------
 

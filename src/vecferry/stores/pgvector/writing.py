@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from psycopg import sql
 
-from vecferry.stores import Held, Key, NewVector, Patience, Side, Then, nothing_more
 from vecferry.stores.pgvector.binary import BYTEA_OID, TEXT_OID, Binary, array
 from vecferry.stores.pgvector.catalogue import Columns, Heads
 from vecferry.stores.pgvector.checksum import checksum, digest_sql
 from vecferry.stores.pgvector.connection import Fragment, identifier
 from vecferry.stores.pgvector.session import Session
+from vecferry.stores.protocol import Then, nothing_more
+from vecferry.stores.values import Held, Key, NewVector, Patience, Side
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Destination:
 
 
 class PgWriting(Session):
-    """`stores.Writing`, as far as it is about rows."""
+    """`protocol.Writing`, as far as it is about rows."""
 
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
         """See `Writing.write`. A row that somebody else is writing just now is left as it is too: so we wait for

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from vecferry.errors import Locked, SpaceMismatch, StoreError
-from vecferry.stores import BOTH_SIDES, Change, Key, Side
 from vecferry.stores.lease import process_mark
 from vecferry.stores.sqlite.connection import Database
+from vecferry.stores.values import BOTH_SIDES, Change, Key, Side
 
 ABANDONED_AFTER_S = 30.0
 FORGOTTEN_AFTER_S = 86_400.0

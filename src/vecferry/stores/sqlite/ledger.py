@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import LeaseLost, Locked, MigrationConflict
-from vecferry.stores import Key, KeyRange, Side
 from vecferry.stores.lease import is_gone
 from vecferry.stores.ledger import (
     Control,
@@ -27,6 +26,7 @@ from vecferry.stores.ledger import (
 )
 from vecferry.stores.sqlite.connection import BUSY_TIMEOUT_S, Database
 from vecferry.stores.sqlite.journal import ABANDONED_AFTER_S, SqliteJournal, as_key, as_text
+from vecferry.stores.values import Key, KeyRange, Side
 
 
 class SqliteLedger(SqliteJournal):

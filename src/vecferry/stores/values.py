@@ -1,0 +1,244 @@
+"""What passes through a store: keys, rows, vectors, findings, and how long others may be kept waiting."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecferry.embeddings import Float32, Value
+
+T = TypeVar("T")
+Key = tuple[str, ...]
+"""The values of a row's primary key, each as the store writes it in text."""
+NO_TEXT_DIGEST = b""
+NORM_TOLERANCE = 1e-3
+
+
+class Side(StrEnum):
+    """Both are kept until `finalize`; which one serves is said by the serving epoch alone."""
+
+    OLD = "old"
+    NEW = "new"
+
+
+BOTH_SIDES = frozenset(Side)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it was read; text is None where the store holds none."""
+
+    key: Key
+    text: str | None
+
+    @property
+    def digest(self) -> bytes:
+        return text_digest(self.text)
+
+
+@dataclass(frozen=True)
+class SparseVector:
+    """ids: int32 [n], ascending token ids. weights: float32 [n], above zero."""
+
+    ids: NDArray[np.int32]
+    weights: Float32
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row as an application writes it: text, float32 vector [D], and what else the store keeps with it.
+
+    payload: other columns, fields or metadata by name; those that are left out keep their values.
+    sparse and colbert: as in `NewVector`, where the side that serves has them.
+    """
+
+    key: Key
+    text: str | None
+    vector: Float32 | None
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    sparse: SparseVector | None = None
+    colbert: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class KeyRange:
+    """Keys above `lo` up to and including `hi`; None means no limit on that side."""
+
+    lo: Key | None = None
+    hi: Key | None = None
+
+
+EVERYTHING = KeyRange()
+
+
+@dataclass(frozen=True)
+class NewVector:
+    """What is to be written for a row: float32 [D], or None for a dead letter.
+
+    digest: of the text that it was made from; the row is left alone if its text is another by now.
+    colbert: float32 [tokens, D]. Both heads only where the migration was begun with them.
+    """
+
+    key: Key
+    digest: bytes
+    vector: Float32 | None
+    sparse: SparseVector | None = None
+    colbert: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One captured write to a row: inserted, changed or deleted. number: ascending, of the capture alone.
+
+    side: on which it is to be followed; None is both.
+    """
+
+    number: int
+    key: Key
+    side: Side | None = None
+
+
+@dataclass(frozen=True)
+class IndexInfo(Value):
+    """A vector index. recreated: whether `build_indexes` makes one like it for the new vectors."""
+
+    name: str
+    definition: str
+    bytes: int
+    recreated: bool
+
+
+@dataclass(frozen=True)
+class TableInfo(Value):
+    """The collection before a migration. fingerprint: the space of the serving vectors, where it is recorded.
+
+    row_bytes: what a rewrite of every row costs; index_bytes: all indexes, those of vectors included.
+    views and triggers: what an operator should look at; views stay bound to the old vectors, and
+    the triggers fire for each row that is written. creates: what `start` will make, by name. undo:
+    how that is taken away again. Bytes are 0 where the store does not say them.
+    """
+
+    rows: int
+    null_texts: int
+    empty_texts: int
+    dimension: int | None
+    fingerprint: str | None
+    vector_not_null: bool
+    table_bytes: int
+    row_bytes: int
+    index_bytes: int
+    vector_bytes: int
+    vector_indexes: tuple[IndexInfo, ...] = ()
+    views: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    creates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts(Value):
+    """rows: all; done: with a new vector; dead_letters: tried, and without one."""
+
+    rows: int
+    done: int
+    dead_letters: int
+
+
+@dataclass(frozen=True)
+class Finding(Value):
+    """How many rows have a defect, and the keys of some of them."""
+
+    count: int = 0
+    keys: tuple[Key, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+
+NOTHING = Finding()
+
+
+@dataclass(frozen=True)
+class Examination(Value):
+    """What a look at every row and every new vector found.
+
+    stale: rows whose new side is not of their present text, the untried included; orphaned: new
+    vectors without a row; without_vector: tried, and without a vector. off_norm: length farther than
+    1e-3 from 1, zero vectors included.
+    """
+
+    rows: int
+    stale: Finding = NOTHING
+    orphaned: Finding = NOTHING
+    without_vector: Finding = NOTHING
+    wrong_dimension: Finding = NOTHING
+    not_finite: Finding = NOTHING
+    zero: Finding = NOTHING
+    off_norm: Finding = NOTHING
+    missing_indexes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hit(Value):
+    """One answer to a search. score: the cosine."""
+
+    key: Key
+    score: float
+
+
+def tell_nobody(message: str) -> None:
+    """For a `Patience` without `notify`."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try for a moment in which nobody else uses the collection, and how long others may wait for it.
+
+    In each try those who have begun are waited for, and whoever comes later waits behind us: `first_pause_s` at
+    first, twice as long in each further try, `max_pause_s` at most. Between two tries all go on, for as long as they
+    have waited. wait_s: of all tries together; None is until it is had. notify: told before each further try what was
+    in the way.
+    """
+
+    max_pause_s: float = 1.0
+    wait_s: float | None = 30.0
+    first_pause_s: float = 0.1
+    notify: Callable[[str], None] = tell_nobody
+
+    def surer(self) -> Patience:
+        """For the way back: thrice the pause, twice the time."""
+        wait_s = None if self.wait_s is None else 2 * self.wait_s
+        return replace(self, max_pause_s=3 * self.max_pause_s, wait_s=wait_s)
+
+
+@dataclass(frozen=True)
+class Held(Generic[T]):
+    """What was done while others were held off. pause_s: how long whoever came meanwhile had to wait at most."""
+
+    result: T
+    pause_s: float
+
+
+def text_digest(text: str | None) -> bytes:
+    """SHA-256 of the text's UTF-8 form; empty where there is no text."""
+    return NO_TEXT_DIGEST if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def has_direction(vector: Float32) -> bool:
+    """Whether a cosine with it is a number."""
+    return bool(np.isfinite(vector).all() and vector.any())
+
+
+def in_order(found: Mapping[Key, T], keys: Sequence[Key]) -> dict[Key, T]:
+    """What was found, in the order of `keys`, each once."""
+    return {key: found[key] for key in keys if key in found}
+
+
+def shown(keys: Sequence[Key]) -> tuple[str, ...]:
+    """Keys for people: `7`, or `(eu, 7)` where a key has several parts."""
+    return tuple(key[0] if len(key) == 1 else f"({', '.join(key)})" for key in keys)
