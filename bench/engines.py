@@ -33,7 +33,7 @@ from vecferry.migrate import MigrationOptions
 from vecferry.migrate.engines import Engine, RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine
 from vecferry.migrate.engines.local import LocalEngine
-from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import StagedRow, StagedVector, write
 from vecferry.migrate.staging import Staging
@@ -140,13 +140,13 @@ def driver_rows_per_s(texts: list[str], dimension: int = 1024) -> float:
         staging = Staging(Path(name) / "staging", "bench")
         files = []
         for each in ranges:
-            rows = store.pending(each.keys, ROWS_PER_RANGE)
+            rows = store.unembedded(each.keys, ROWS_PER_RANGE)
             made = BytesIO()
             write(made, [StagedRow(row.key, row.digest, None, StagedVector(vectors[i])) for i, row in enumerate(rows)])
             files.append(made.getvalue())
         began = time.perf_counter()
         for each, file in zip(ranges, files, strict=True):
-            rows = store.pending(each.keys, ROWS_PER_RANGE)
+            rows = store.unembedded(each.keys, ROWS_PER_RANGE)
             staging.known([row.digest for row in rows])
             RangeTask(rows, set(), {}).to_bytes()
             staging.keep_file(range_name("bench", each.number), file)

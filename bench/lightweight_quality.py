@@ -23,8 +23,8 @@ from vecferry.embeddings import Float32, Outputs, dense_scores, lexical_scores
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 from vecferry.evaluate import read_beir
-from vecferry.evaluate.judged import NDCG
 from vecferry.evaluate.metrics import per_query
+from vecferry.evaluate.qrels import NDCG
 from vecferry.evaluate.ranking import ranked
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encode.encoder import Role
-from vecferry.evaluate import Asked, EvaluationOptions, FolderCorpus, JudgedQueries, Judgement, Model, evaluate
-from vecferry.evaluate.judged import Passage, Question
+from vecferry.evaluate import EvaluationOptions, FolderCorpus, JudgedQueries, Judgement, Model, QuerySet, evaluate
+from vecferry.evaluate.values import Passage, Question
 from vecferry.model.artifact import VectorSpace
 from vecferry.report import write_report
 
@@ -62,7 +62,7 @@ def main() -> None:
     old, new = (Model(name, Planted(name, vectors)) for name in ("old", "new"))
     began = time.perf_counter()
     corpus = FolderCorpus("planted", passages, old, new, DENSE, lambda _: None)
-    asked = Asked(judged, log=tuple(question.text for question in questions))
+    asked = QuerySet(judged, log=tuple(question.text for question in questions))
     evaluation = evaluate(corpus, asked, EvaluationOptions(thresholds={"similar": 0.3}))
     between = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

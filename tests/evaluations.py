@@ -14,10 +14,10 @@ from vecferry.evaluate.values import (
     Change,
     Evaluation,
     Finding,
+    GateResult,
     Histogram,
     HybridFit,
     Interval,
-    Judged,
     MapPoint,
     ModelFacts,
     QueryScore,
@@ -71,7 +71,7 @@ def make_evaluation(num_queries: int = 400, seed: int = 0) -> Evaluation:
         old=ModelFacts("all-MiniLM-L6-v2", "3f" * 32, 384, 256, "fp32", "onnx", 90_900_000, 412.0, 3.1, 80_348_160),
         new=ModelFacts("bge-m3", "b7" * 32, 1024, 8192, "int8", "onnx", 571_000_000, 38.5, 21.4, 214_261_760),
         compared=("dense", "dense"),
-        gate=Judged(
+        gate=GateResult(
             "passed",
             f"The new model is better: nDCG@10 went from {slices[0].old.mean:.3f} to {slices[0].new.mean:.3f} "
             f"({difference.low:+.3f} to {difference.high:+.3f} at 95% confidence) on {num_queries:,} queries.",

@@ -43,7 +43,7 @@ def graph(tiny_checkpoint: Path) -> Graph:
 
 
 @pytest.fixture(scope="module")
-def twin(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def baseline(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A copy of `tiny_artifact` that may be written to."""
     folder = tmp_path_factory.mktemp("twin")
     for file in tiny_artifact.path.iterdir():
@@ -52,8 +52,8 @@ def twin(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 @pytest.fixture(scope="module")
-def ranges(twin: Artifact) -> quantize.Ranges:
-    return calibrated(twin)
+def ranges(baseline: Artifact) -> quantize.Ranges:
+    return calibrated(baseline)
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +74,23 @@ def cosines(a: Embeddings, b: Embeddings) -> np.ndarray:
 # --- the passes -----------------------------------------------------------------------------------
 
 
-def test_ranges_are_the_largest_values_of_each_products_input(twin: Artifact, ranges: quantize.Ranges) -> None:
-    products = [node.input[1] for node in onnx.load(twin.path / MODEL, load_external_data=False).graph.node
+def test_ranges_are_the_largest_values_of_each_products_input(baseline: Artifact, ranges: quantize.Ranges) -> None:
+    products = [node.input[1] for node in onnx.load(baseline.path / MODEL, load_external_data=False).graph.node
                 if quantize.is_product(node)]  # fmt: skip
     assert sorted(ranges) == sorted(products)
     assert len(products) == 6 * 2
     assert ranges["encoder.layer.0.output.dense.weight"].shape == (128,)
     assert all((value > 0).all() for value in ranges.values())
-    assert not list(twin.path.glob("probe*"))
+    assert not list(baseline.path.glob("probe*"))
 
 
-def test_smoothing_alone_changes_nothing(graph: Graph, twin: Artifact, ranges: quantize.Ranges, tmp_path: Path) -> None:
+def test_smoothing_alone_changes_nothing(
+    graph: Graph, baseline: Artifact, ranges: quantize.Ranges, tmp_path: Path
+) -> None:
     smooth = quantize.smooth_inputs(quantize.smooth_values(graph, ranges), ranges)
     assert len(smooth.model.graph.node) > len(graph.model.graph.node)
-    found = run(smooth, twin, tmp_path)
-    for output, worst in differences(found, OnnxRuntime(twin).run(BATCH, Outputs.ALL)).items():
+    found = run(smooth, baseline, tmp_path)
+    for output, worst in differences(found, OnnxRuntime(baseline).run(BATCH, Outputs.ALL)).items():
         assert worst < 1e-5, output
 
 
@@ -123,7 +125,7 @@ def test_a_column_of_few_large_numbers_keeps_all_eight_bits() -> None:
 
 
 def test_a_token_of_zeros_is_a_row_of_zero_points_and_no_number_is_lost(
-    graph: Graph, twin: Artifact, ranges: quantize.Ranges, tmp_path: Path
+    graph: Graph, baseline: Artifact, ranges: quantize.Ranges, tmp_path: Path
 ) -> None:
     zeros = replace(
         graph,
@@ -132,7 +134,7 @@ def test_a_token_of_zeros_is_a_row_of_zero_points_and_no_number_is_lost(
             for w in graph.weights
         ),
     )
-    assert np.isfinite(run(quantize.quantize(zeros, ranges), twin, tmp_path).dense).all()
+    assert np.isfinite(run(quantize.quantize(zeros, ranges), baseline, tmp_path).dense).all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -203,14 +205,14 @@ def test_on_avx2_the_scales_of_columns_leave_nothing_to_saturate(tmp_path: Path)
 # --- what they keep -------------------------------------------------------------------------------
 
 
-def test_int8_is_near_fp32_and_a_quarter_of_it(int8: Artifact, twin: Artifact) -> None:
-    ours, theirs = (OnnxRuntime(one).run(BATCH, Outputs.ALL) for one in (int8, twin))
+def test_int8_is_near_fp32_and_a_quarter_of_it(int8: Artifact, baseline: Artifact) -> None:
+    ours, theirs = (OnnxRuntime(one).run(BATCH, Outputs.ALL) for one in (int8, baseline))
     assert 0.995 < cosines(ours, theirs).min() < 1 - 1e-7  # and it is not fp32
-    sizes = [(one.path / DATA).stat().st_size - 8194 * 64 * 4 for one in (int8, twin)]  # positions stay fp32
+    sizes = [(one.path / DATA).stat().st_size - 8194 * 64 * 4 for one in (int8, baseline)]  # positions stay fp32
     assert sizes[0] < 0.4 * sizes[1]
     assert int8.manifest.space.precision == "int8"
     assert int8.manifest.space.recipe == quantize.RECIPE
-    assert int8.fingerprint != twin.fingerprint
+    assert int8.fingerprint != baseline.fingerprint
 
 
 def test_an_int8_text_is_the_same_alone_and_in_a_batch(int8: Artifact) -> None:
@@ -235,11 +237,11 @@ def test_converting_again_gives_the_same_model(int8: Artifact, tiny_checkpoint: 
     assert again.fingerprint == int8.fingerprint
 
 
-def test_fp16_is_nearer_and_its_outputs_are_fp32(graph: Graph, twin: Artifact, tmp_path: Path) -> None:
-    found, expected = run(halve(graph, HIDDEN), twin, tmp_path), OnnxRuntime(twin).run(BATCH, Outputs.ALL)
+def test_fp16_is_nearer_and_its_outputs_are_fp32(graph: Graph, baseline: Artifact, tmp_path: Path) -> None:
+    found, expected = run(halve(graph, HIDDEN), baseline, tmp_path), OnnxRuntime(baseline).run(BATCH, Outputs.ALL)
     assert found.dense.dtype == found.colbert.vectors.dtype == np.float32
     assert cosines(found, expected).min() > 0.9999
-    assert (tmp_path / DATA).stat().st_size < 0.6 * (twin.path / DATA).stat().st_size
+    assert (tmp_path / DATA).stat().st_size < 0.6 * (baseline.path / DATA).stat().st_size
 
 
 def test_the_two_sets_of_texts_have_none_in_common() -> None:
@@ -274,7 +276,7 @@ def test_auto_takes_what_this_processor_is_faster_at(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, expected: str
 ) -> None:
     speed = {"1 × 16": ratio, "4 × 128": 3.0}
-    monkeypatch.setattr("vecferry.conversion.convert.speed_over", lambda twin, artifact: speed)
+    monkeypatch.setattr("vecferry.conversion.convert.speed_over", lambda baseline, artifact: speed)
     done = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="auto")
     manifest = Artifact.open(done.artifact.path).manifest
     assert manifest.space.precision == expected
@@ -285,8 +287,8 @@ def test_auto_takes_what_this_processor_is_faster_at(
     assert {path.name for path in tmp_path.iterdir()} <= {"out", ".out.lock"}
 
 
-def test_speed_is_measured_at_both_shapes(int8: Artifact, twin: Artifact) -> None:
-    speed = precision.speed_over(twin, int8)
+def test_speed_is_measured_at_both_shapes(int8: Artifact, baseline: Artifact) -> None:
+    speed = precision.speed_over(baseline, int8)
     assert list(speed) == ["1 × 16", "4 × 128"]
     assert all(ratio > 0 for ratio in speed.values())
 

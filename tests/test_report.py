@@ -16,8 +16,8 @@ from tests.evaluations import ATTACK, make_evaluation, only_the_verdict, with_at
 from vecferry.errors import MissingExtra, OutputWriteFailed
 from vecferry.evaluate.values import ALL, Evaluation, Interval
 from vecferry.report import render, slices_picture, write_report
+from vecferry.report.binning import BINS, MAX_POINTS, cells, differences
 from vecferry.report.charts import SHAPES, by_difference
-from vecferry.report.counted import BINS, MAX_POINTS, cells, differences
 from vecferry.report.page import SHAPE_MARKS
 from vecferry.report.words import cut, interval, language_tag, number, ratio, signed, size, summary
 

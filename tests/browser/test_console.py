@@ -19,7 +19,7 @@ from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from vecferry.console.operator import Task
 from vecferry.encode.loading import Options, load_runtime
 from vecferry.evaluate import EvaluationOptions, Model
-from vecferry.migrate.quality import QualityGate, asked_of
+from vecferry.migrate.gate import QualityGate, asked_of
 from vecferry.migrate.values import GateVerdict
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Tokenizer

@@ -21,7 +21,7 @@ from vecferry.console.operator import Operator, Task
 from vecferry.console.sessions import Sessions
 from vecferry.migrate import MigrationOptions
 from vecferry.migrate.values import GateVerdict
-from vecferry.server import running
+from vecferry.server import process
 from vecferry.server.keys import ApiKeys
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Patience
@@ -112,7 +112,7 @@ def console(work: Task, *, names: Sequence[str] = ()) -> Iterator[Console]:
     operator = Operator(work)
     app = create_app(operator, Sessions(ApiKeys([KEY])), names=names)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none"))
-    listening = running.listen("127.0.0.1", 0)
+    listening = process.listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -10,7 +10,6 @@ from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about, 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import InvalidText, SettingsError
 from vecferry.evaluate import (
-    Asked,
     Evaluation,
     EvaluationOptions,
     FolderCorpus,
@@ -18,6 +17,7 @@ from vecferry.evaluate import (
     Judgement,
     Model,
     Passage,
+    QuerySet,
     Question,
     evaluate,
 )
@@ -28,7 +28,7 @@ COUNT = 60
 PASSAGES, QUERIES = passages_about(COUNT), queries_about(COUNT)
 GOOD, FAIR, BAD = 0.2, 1.0, 2.5
 """Noise: at GOOD everything is found, at FAIR most, at BAD little."""
-JUDGED = Asked(QUERIES)
+JUDGED = QuerySet(QUERIES)
 OPTIONS = EvaluationOptions(thresholds={"related": 0.4}, sample=40)
 LOG = ("what of topic001?", "паром topic002", "topic003", "nothing of this kind")
 MEASURED = ("texts_per_s", "query_ms")
@@ -38,7 +38,7 @@ def evaluated(
     old: float,
     new: float,
     *,
-    asked: Asked = JUDGED,
+    asked: QuerySet = JUDGED,
     options: EvaluationOptions = OPTIONS,
     heads: tuple[str, ...] = ("dense",),
     passages: tuple[Passage, ...] = PASSAGES,
@@ -128,7 +128,7 @@ def test_a_question_falls_into_the_length_of_the_passage_that_answers_it_best() 
     more = (Judgement("q1", "short", 2), Judgement("q2", "short", 1), Judgement("q2", "2", 2))
     judgements = tuple(one for one in QUERIES.judgements if one.query_id != "q2") + more
     found = evaluated(
-        FAIR, GOOD, asked=Asked(JudgedQueries(QUERIES.questions, judgements)), passages=(*PASSAGES, short)
+        FAIR, GOOD, asked=QuerySet(JudgedQueries(QUERIES.questions, judgements)), passages=(*PASSAGES, short)
     )
     lengths = [query.slices["passage length"] for query in found.queries]
     assert lengths[:3] == ["up to 10 tokens", "over 10 tokens", "over 10 tokens"]
@@ -137,7 +137,7 @@ def test_a_question_falls_into_the_length_of_the_passage_that_answers_it_best() 
 def test_it_is_plain_json_without_numbers_that_json_lacks() -> None:
     """Fewer passages than hits that are looked at, so that some hits are none."""
     few = 7
-    asked = Asked(queries_about(few))
+    asked = QuerySet(queries_about(few))
     for options in (replace(OPTIONS, outputs=Outputs.ALL), replace(OPTIONS, thresholds={"none": 1.0, "all": -1.0})):
         found = evaluated(FAIR, GOOD, asked=asked, passages=PASSAGES[:few], options=options, heads=("dense", "sparse"))
         text = json.dumps(found.to_dict(), allow_nan=False)
@@ -160,7 +160,7 @@ def test_the_heads_of_the_new_model_are_looked_at() -> None:
 
 
 def test_a_log_is_replayed_and_pairs_stand_in_for_judgements() -> None:
-    found = evaluated(FAIR, GOOD, asked=Asked(pairs=sentence_pairs(PASSAGES, 40, 0), log=LOG))
+    found = evaluated(FAIR, GOOD, asked=QuerySet(pairs=sentence_pairs(PASSAGES, 40, 0), log=LOG))
     assert (found.evidence, found.queries_asked) == ("query log", 40)
     assert found.judgements >= 40
     replay = found.replay
@@ -172,12 +172,12 @@ def test_a_log_is_replayed_and_pairs_stand_in_for_judgements() -> None:
 
 
 def test_pairs_alone_are_named_as_what_they_are() -> None:
-    found = evaluated(FAIR, GOOD, asked=Asked(pairs=sentence_pairs(PASSAGES, 40, 0)))
+    found = evaluated(FAIR, GOOD, asked=QuerySet(pairs=sentence_pairs(PASSAGES, 40, 0)))
     assert (found.evidence, found.replay) == ("pairs from the corpus", None)
 
 
 def test_the_seed_decides_everything_but_the_speed() -> None:
-    asked = Asked(pairs=sentence_pairs(PASSAGES, 50, 0), log=LOG)
+    asked = QuerySet(pairs=sentence_pairs(PASSAGES, 50, 0), log=LOG)
     options = replace(OPTIONS, max_queries=30, seed=1)
     first, again = (unmeasured(evaluated(FAIR, GOOD, asked=asked, options=options)) for _ in range(2))
     assert first == again
@@ -192,7 +192,7 @@ def test_without_a_sample_there_is_no_finding_and_no_map() -> None:
 
 def test_no_question_is_refused() -> None:
     with pytest.raises(SettingsError, match="questions"):
-        evaluated(FAIR, GOOD, asked=Asked())
+        evaluated(FAIR, GOOD, asked=QuerySet())
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_passage_or_a_question_without_a_utf8_form_is_named() -> None:
         evaluated(FAIR, GOOD, passages=(*PASSAGES[:3], broken, *PASSAGES[4:]))
     questions = (*QUERIES.questions[:5], Question("q6", "\udfff?"), *QUERIES.questions[6:])
     with pytest.raises(InvalidText, match="text 5 cannot be encoded"):
-        evaluated(FAIR, GOOD, asked=Asked(JudgedQueries(questions, QUERIES.judgements)))
+        evaluated(FAIR, GOOD, asked=QuerySet(JudgedQueries(questions, QUERIES.judgements)))
 
 
 def test_a_nul_and_an_empty_text_are_texts() -> None:

@@ -11,7 +11,7 @@ from vecferry.evaluate import Question
 from vecferry.evaluate.comparing import Compared, compare
 from vecferry.evaluate.gate import MIN_IN_SLICE, MIN_QUERIES, judge
 from vecferry.evaluate.statistics import Resampling
-from vecferry.evaluate.values import ALL, Interval, Judged, SliceScore
+from vecferry.evaluate.values import ALL, GateResult, Interval, SliceScore
 
 MARGIN = 0.02
 
@@ -24,7 +24,7 @@ def one(low: float, high: float, *, queries: int = 100, by: str = ALL, value: st
     )  # fmt: skip
 
 
-def judged(*slices: SliceScore, margin: float = MARGIN) -> Judged:
+def judged(*slices: SliceScore, margin: float = MARGIN) -> GateResult:
     compared = Compared("nDCG@10", (), np.zeros(0), np.zeros(0), slices)
     return judge(compared, margin=margin, confidence=0.95)
 

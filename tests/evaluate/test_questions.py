@@ -6,7 +6,7 @@ import pytest
 
 from tests.evaluate.doubles import queries_about
 from vecferry.errors import SettingsError
-from vecferry.evaluate import Asked, Passage, Question, read_log
+from vecferry.evaluate import Passage, QuerySet, Question, read_log
 from vecferry.evaluate.pairs import sentence_pairs
 from vecferry.evaluate.questions import chosen, script_of, sliced
 
@@ -68,16 +68,16 @@ PASSAGES = [Passage(str(n), f"This is one sentence of {n}. This is another one o
 
 def test_what_is_asked_and_what_it_is_worth() -> None:
     judged, pairs = queries_about(9), sentence_pairs(PASSAGES, 9, 0)
-    assert Asked(judged).evidence == "judged queries"
-    assert Asked(judged).questions == judged.questions
-    assert Asked(pairs=pairs).evidence == "pairs from the corpus"
-    assert Asked(pairs=pairs).questions == tuple(pair.question for pair in pairs)
-    assert Asked(pairs=pairs, log=("one",)).evidence == "query log"
-    assert Asked().questions == ()
+    assert QuerySet(judged).evidence == "judged queries"
+    assert QuerySet(judged).questions == judged.questions
+    assert QuerySet(pairs=pairs).evidence == "pairs from the corpus"
+    assert QuerySet(pairs=pairs).questions == tuple(pair.question for pair in pairs)
+    assert QuerySet(pairs=pairs, log=("one",)).evidence == "query log"
+    assert QuerySet().questions == ()
 
 
 def test_at_most_so_many_of_each_kind_are_chosen_by_the_seed() -> None:
-    asked = Asked(queries_about(30), sentence_pairs(PASSAGES, 20, 0), tuple("abcdefghij"))
+    asked = QuerySet(queries_about(30), sentence_pairs(PASSAGES, 20, 0), tuple("abcdefghij"))
     few = asked.limited(5, 1)
     assert few.queries is not None
     assert (len(few.questions), len(few.pairs), len(few.log)) == (5, 5, 5)

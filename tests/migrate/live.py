@@ -65,7 +65,7 @@ class Found:
     lost: int = 0
     doubled: int = 0
     resurrected: int = 0
-    stale: int = 0
+    outdated: int = 0
     longest_write_ms: float = 0.0
     median_write_ms: float = 0.0
     longest_switch_write_ms: float = 0.0
@@ -79,7 +79,7 @@ class Found:
         """Of whatever kind."""
         counted = (self.mixed_spaces, self.epochs_backward, self.not_found_at_once, self.lost, self.doubled)
         listed = (self.failed_writes, self.failed_queries, self.dead_threads)
-        return sum(counted) + self.resurrected + self.stale + sum(map(len, listed))
+        return sum(counted) + self.resurrected + self.outdated + sum(map(len, listed))
 
 
 class Application:
@@ -226,7 +226,7 @@ class Application:
         for (key,), (text, vector) in there.items():
             right = key in self.reference and text == self.reference[key] and vector is not None
             close = right and np.allclose(vector, model.truth(self.reference[key]), atol=1e-5)  # type: ignore[arg-type]
-            self.found.stale += not close
+            self.found.outdated += not close
 
 
 # --- the migration --------------------------------------------------------------------------------

@@ -36,26 +36,27 @@ Rows = dict[str, tuple[str, Float32 | None]]
 POINTS = (
     "before prepare", "after prepare", "after move prepared", "after start_capture", "after move capturing",
     "after add_ranges", "after move backfilling", "in encode new 2", "before keep 2", "after keep 2",
-    "before write new", "in write new 2", "after write new 3", "after bury", "after close_range", "after move indexing",
-    "before build_indexes", "after build_indexes", "after move catching_up", "after application put",
-    "before settle 2", "before acknowledge", "after acknowledge", "after keep_verification", "after move verified",
-    "after move ready", "after move cutting_over", "before switch", "after switch", "after serve 2",
-    "after move serving_new", "before write old", "in write old", "after acknowledge 2", "after move rolling_back",
-    "after switch_back", "after serve 3", "after move serving_old", "before switch 2", "after move serving_new 2",
-    "after stop_capture", "after drop_old", "after move finalized",
+    "before write new", "in write new 2", "after write new 3", "after add_dead_letters", "after close_range",
+    "after move indexing", "before build_indexes", "after build_indexes", "after move catching_up",
+    "after application put", "before apply_deletes 2", "before acknowledge", "after acknowledge",
+    "after keep_verification", "after move verified", "after move ready", "after move cutting_over", "before switch",
+    "after switch", "after serve 2", "after move serving_new", "before write old", "in write old",
+    "after acknowledge 2", "after move rolling_back", "after switch_back", "after serve 3", "after move serving_old",
+    "before switch 2", "after move serving_new 2", "after stop_capture", "after drop_old", "after move finalized",
 )  # fmt: skip
 FILE_POINTS = (
     "after prepare", "after start_capture", "after add_ranges", "after keep 2", "before write new", "in write new 2",
-    "after bury", "after close_range", "after move indexing", "after application put", "before application remove",
-    "before settle 2", "after settle 2", "before acknowledge", "after keep_verification", "after move cutting_over",
-    "after switch", "after serve 2", "after move serving_new", "in write old", "after acknowledge 2",
-    "after switch_back", "after move serving_old", "after stop_capture", "after drop_old", "after move finalized",
+    "after add_dead_letters", "after close_range", "after move indexing", "after application put",
+    "before application remove", "before apply_deletes 2", "after apply_deletes 2", "before acknowledge",
+    "after keep_verification", "after move cutting_over", "after switch", "after serve 2", "after move serving_new",
+    "in write old", "after acknowledge 2", "after switch_back", "after move serving_old", "after stop_capture",
+    "after drop_old", "after move finalized",
 )  # fmt: skip
 """Where the store and the ledger are two."""
 BACKEND_POINTS = (
-    "after backend create", "before backend put 2", "in backend put 6", "after backend put 2", "after backend delete",
-    "before application backend put", "after application backend put", "after application backend delete",
-    "before backend drop", "after backend drop",
+    "after backend create", "before backend put 2", "in backend put 6", "after backend put 2",
+    "after backend delete", "before application backend put", "after application backend put",
+    "after application backend delete", "before backend drop", "after backend drop",
 )  # fmt: skip
 """Inside the calls above."""
 CASES = [("pgvector", point) for point in POINTS] + [("file", point) for point in FILE_POINTS + BACKEND_POINTS]
@@ -66,10 +67,10 @@ SWITCH_POINTS = (
 CHAIN = (
     "after prepare", "after move prepared", "after start_capture", "after move capturing", "after key_ranges",
     "after add_ranges", "after move backfilling", "in encode new", "after keep", "in write new", "after close_range",
-    "after move indexing", "after build_indexes", "after move catching_up", "after application put", "after settle",
-    "before examine", "after keep_verification", "after move ready", "after move cutting_over", "after switch",
-    "after move serving_new", "in write old", "after switch_back", "after move serving_old", "before switch",
-    "after stop_capture", "after drop_old", "after move finalized",
+    "after move indexing", "after build_indexes", "after move catching_up", "after application put",
+    "after apply_deletes", "before check_integrity", "after keep_verification", "after move ready",
+    "after move cutting_over", "after switch", "after move serving_new", "in write old", "after switch_back",
+    "after move serving_old", "before switch", "after stop_capture", "after drop_old", "after move finalized",
 )  # fmt: skip
 """One after the other."""
 BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus")

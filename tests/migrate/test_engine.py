@@ -237,11 +237,11 @@ class _Unreliable(MirrorStore):
     reads = 0
     closed = 0
 
-    def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
         type(self).reads += 1
         if type(self).reads == 3:
             raise StoreUnreachable("memory", "it went away")
-        return super().pending(within, limit, side)
+        return super().unembedded(within, limit, side)
 
     def close(self) -> None:
         type(self).closed += 1

@@ -81,7 +81,7 @@ def test_a_lost_row_and_a_stale_one_and_one_that_came_back_are_seen(tmp_path: Pa
         collection.put_unseen(5, "text 5", old_vector("text 5"))
         application.compare(collection, OLD)
         found = application.found
-        assert (found.lost, found.stale, found.resurrected, found.doubled) == (1, 3, 1, 0)
+        assert (found.lost, found.outdated, found.resurrected, found.doubled) == (1, 3, 1, 0)
         assert found.faults == 5
 
 

@@ -427,7 +427,7 @@ def test_dead_letters_go_with_rows_that_truncate_removed(connection: psycopg.Con
         assert migration.verify(TruthEncoder(), override="no gate in this test").passed
         connection.execute("TRUNCATE docs")
         migration.cutover()
-        assert migration.status().letters == ()
+        assert migration.status().first_dead_letters == ()
         migration.finalize(confirmed=True)
 
 

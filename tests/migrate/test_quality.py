@@ -14,7 +14,7 @@ from tests.stores.collections import MirrorCollection, mirror_collection
 from vecferry.errors import GateNotPassed, SettingsError
 from vecferry.migrate import GateVerdict, Migration, MigrationOptions, State
 from vecferry.migrate.config import GateConfig, MigrationConfig, ModelsConfig, StoreConfig
-from vecferry.migrate.quality import NO_OLD_MODEL, NOT_JUDGED, WEAK, QualityGate, make_gate
+from vecferry.migrate.gate import NO_OLD_MODEL, NOT_JUDGED, WEAK, QualityGate, make_gate
 
 COUNT = 60
 OLD = TopicEncoder("old", 1.0, dimension=16)

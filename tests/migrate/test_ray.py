@@ -35,8 +35,8 @@ from vecferry.errors import (
 )
 from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
+from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.engines.ray.pool import Pool
-from vecferry.migrate.engines.shipping import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import NotReadable, StagedVector
 from vecferry.migrate.staging import Staging

@@ -37,7 +37,7 @@ from vecferry.errors import OutputWriteFailed
 from vecferry.migrate import Migration, State
 from vecferry.migrate.engines import Engine, RaySettings
 from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
-from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
 from vecferry.stores.ledger import MigrationRecord

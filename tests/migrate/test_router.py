@@ -267,10 +267,10 @@ def test_a_text_that_cannot_be_encoded_is_named_by_its_position(shop: Shop) -> N
 class _Taking(MirrorStore):
     """A store that keeps what an application writes for the test to see."""
 
-    taken: list[Record]
+    run_pipeline: list[Record]
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
-        type(self).taken = list(records)
+        type(self).run_pipeline = list(records)
 
 
 def test_a_document_without_a_text_has_no_vector(shop: Shop) -> None:
@@ -278,7 +278,7 @@ def test_a_document_without_a_text_has_no_vector(shop: Shop) -> None:
     with shop.router() as router:
         router.put([Document(("1",), None, {"a": 1}), Document(("2",), "two")])
         router.put([Document(("1",), None)])
-    assert [(record.key, record.vector is None) for record in _Taking.taken] == [(("1",), True)]
+    assert [(record.key, record.vector is None) for record in _Taking.run_pipeline] == [(("1",), True)]
     assert shop.old.encoded == {"two": 1}
 
 

@@ -57,7 +57,7 @@ def under(name: str, texts: Sequence[str]) -> Embedded:
 
 def assert_same(found: Embedded | None, expected: Embedded) -> None:
     assert found is not None
-    assert found.letters == expected.letters
+    assert found.dead_letters == expected.dead_letters
     assert [(v.key, v.digest) for v in found.vectors] == [(v.key, v.digest) for v in expected.vectors]
     for a, b in zip(found.vectors, expected.vectors, strict=True):
         assert (a.vector is None, a.sparse is None, a.colbert is None) == (
@@ -107,7 +107,7 @@ def test_a_reason_with_a_lone_surrogate_can_be_kept(tmp_path: Path) -> None:
     staging.keep("a", Embedded((NewVector(("1",), b"d", None),), (DeadLetter(("1",), "bad \udcff", b"d"),)))
     found = staging.read("a")
     assert found is not None
-    assert found.letters[0].reason == "bad ?"
+    assert found.dead_letters[0].reason == "bad ?"
 
 
 def test_more_texts_than_are_written_at_once_with_colbert(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
 
 def test_a_vector_needs_a_letter_exactly_when_it_is_none(tmp_path: Path) -> None:
     staging = Staging(tmp_path, FINGERPRINT)
-    for wrong in (Embedded(embedded([], ["x"]).vectors, ()), Embedded((new("x"),), embedded([], ["x"]).letters)):
+    for wrong in (Embedded(embedded([], ["x"]).vectors, ()), Embedded((new("x"),), embedded([], ["x"]).dead_letters)):
         with pytest.raises(AssertionError, match="letter"):
             staging.keep("a", wrong)
 

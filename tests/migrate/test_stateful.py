@@ -73,11 +73,11 @@ def when(condition: Callable[[Any], bool]) -> Callable[[Step], Step]:
 
     def conditional(step: Step) -> Step:
         @wraps(step)
-        def taken(self: Machine, **drawn: object) -> None:
+        def run_pipeline(self: Machine, **drawn: object) -> None:
             if condition(self):
                 step(self, **drawn)
 
-        return taken
+        return run_pipeline
 
     return conditional
 

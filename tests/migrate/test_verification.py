@@ -211,7 +211,7 @@ def test_a_vector_of_too_few_numbers(meddler: Meddler, migration: Migration) -> 
         return
     meddler.set(9, meddler.vector(9)[:15])
     store: Any = meddler.collection.store
-    assert store.examine(16).wrong_dimension.keys == (("9",),)
+    assert store.check_integrity(16).wrong_dimension.keys == (("9",),)
 
 
 # --- rows and vectors that do not belong together -------------------------------------------------
@@ -370,4 +370,4 @@ def test_recall_of_nothing_passes() -> None:
 
 
 def test_an_examination_finds_nothing_by_default() -> None:
-    assert not any([Examination(3).stale, Examination(3).orphaned, Examination(3).off_norm])
+    assert not any([Examination(3).outdated, Examination(3).orphaned, Examination(3).off_norm])

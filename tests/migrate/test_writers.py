@@ -138,7 +138,7 @@ def test_a_row_that_is_locked_for_long_does_not_keep_the_others_from_being_follo
         wait_until(lambda: Migration(watched).status().backlog == 60)
         for number in range(70, 75):
             table.put(number, f"later {number}", old_vector(f"later {number}"))
-        wait_until(lambda: watched.stale(Side.NEW, [(str(n),) for n in range(70, 75)]) == [])
+        wait_until(lambda: watched.outdated(Side.NEW, [(str(n),) for n in range(70, 75)]) == [])
         wait_until(lambda: watched.backlog(Side.NEW) == 60)
         holder.execute("COMMIT")
         wait_until(lambda: Migration(watched).status().backlog == 0)

@@ -19,7 +19,7 @@ from vecferry.encode.runtime import Runtime
 from vecferry.errors import RuntimeFailed
 from vecferry.migrate.router import Router
 from vecferry.model.artifact import VectorSpace
-from vecferry.server import running
+from vecferry.server import process
 from vecferry.server.app import create_app
 from vecferry.server.models import Models, Served
 from vecferry.server.options import ServerOptions
@@ -137,7 +137,7 @@ def inside(
     app = create_app(service, options, router(service) if router else None)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
-    listening = running.listen("127.0.0.1", 0)
+    listening = process.listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -92,7 +92,7 @@ def test_ranges_hold_every_key_once(collection: Collection) -> None:
     prepared(collection, *"abcdefg")
     ranges = collection.store.key_ranges(3)
     assert ranges == [KeyRange(None, ("3",)), KeyRange(("3",), ("6",)), KeyRange(("6",), ("7",))]
-    found = [row.text for part in ranges for row in collection.store.pending(part, 100)]
+    found = [row.text for part in ranges for row in collection.store.unembedded(part, 100)]
     assert found == list("abcdefg")
 
 
@@ -111,21 +111,21 @@ def test_pages_by_key_go_on_where_the_last_one_ended_whatever_the_length_of_the_
     for rows_each in (1, 3, 5):
         paged: list[Key] = []
         within = EVERYTHING
-        while rows := store.pending(within, rows_each):
+        while rows := store.unembedded(within, rows_each):
             paged += [row.key for row in rows]
             within = KeyRange(rows[-1].key, None)
         assert len(paged) == len(keys)
         assert set(paged) == every
-        ranged = [row.key for part in store.key_ranges(rows_each) for row in store.pending(part, 100)]
+        ranged = [row.key for part in store.key_ranges(rows_each) for row in store.unembedded(part, 100)]
         assert ranged == paged
-    assert store.examine(DIMENSION, 3).stale.keys == tuple(paged[:3])
+    assert store.check_integrity(DIMENSION, 3).outdated.keys == tuple(paged[:3])
     assert store.count_outdated(Side.NEW, 3) == Finding(len(keys), tuple(paged[:3]))
 
 
 def test_what_is_left_out_of_a_write_stays_captured_for_that_side_until_it_is_done(collection: Collection) -> None:
     prepared(collection, "a", "b")
     store = collection.store
-    late = vectors(*store.pending(EVERYTHING, 10))
+    late = vectors(*store.unembedded(EVERYTHING, 10))
     collection.put_unseen(1, "changed", old_vector("changed"))
     assert store.backlog() == 0
     assert store.write(Side.NEW, late) == {("2",)}
@@ -133,7 +133,7 @@ def test_what_is_left_out_of_a_write_stays_captured_for_that_side_until_it_is_do
     assert (store.backlog(Side.NEW), store.backlog(Side.OLD)) == (1, 0)
     assert store.captured(10, {Side.OLD}) == []
     (change,) = store.captured(10, {Side.NEW})
-    assert store.write(Side.NEW, vectors(*store.stale(Side.NEW, [change.key]))) == {("1",)}
+    assert store.write(Side.NEW, vectors(*store.outdated(Side.NEW, [change.key]))) == {("1",)}
     store.acknowledge([change])
     assert store.backlog() == 0
 
@@ -165,9 +165,9 @@ def test_an_empty_collection_has_no_ranges(collection: Collection) -> None:
 def test_what_is_written_is_no_longer_pending(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
-    first, second, _ = store.pending(EVERYTHING, 10)
+    first, second, _ = store.unembedded(EVERYTHING, 10)
     assert store.write(Side.NEW, vectors(first, second)) == {("1",), ("2",)}
-    assert [row.text for row in store.pending(EVERYTHING, 10)] == ["c"]
+    assert [row.text for row in store.unembedded(EVERYTHING, 10)] == ["c"]
     assert store.counts().done == 2
     stored = {row.text: vector for row, vector in store.sample_vectors(10)}
     assert set(stored) == {"a", "b"}
@@ -176,15 +176,15 @@ def test_what_is_written_is_no_longer_pending(collection: Collection) -> None:
 
 def test_a_vector_of_a_former_text_is_not_written(collection: Collection) -> None:
     prepared(collection, "a", "b")
-    stale = vectors(*collection.store.pending(EVERYTHING, 10))
+    outdated = vectors(*collection.store.unembedded(EVERYTHING, 10))
     collection.put(1, "changed", None)
-    assert collection.store.write(Side.NEW, stale) == {("2",)}
-    assert [row.text for row in collection.store.pending(EVERYTHING, 10)] == ["changed"]
+    assert collection.store.write(Side.NEW, outdated) == {("2",)}
+    assert [row.text for row in collection.store.unembedded(EVERYTHING, 10)] == ["changed"]
 
 
 def test_a_deleted_row_does_not_come_back(collection: Collection) -> None:
     prepared(collection, "a", "b")
-    late = vectors(*collection.store.pending(EVERYTHING, 10))
+    late = vectors(*collection.store.unembedded(EVERYTHING, 10))
     collection.remove(1)
     assert collection.store.write(Side.NEW, late) == {("2",)}
     assert list(collection.serving()) == [("2",)]
@@ -197,15 +197,15 @@ def test_a_row_tried_without_a_vector_is_a_dead_letter_until_its_text_changes(co
     store, ledger = collection.store, collection.store.ledger
     tried = [NewVector((key,), text_digest(text), None) for key, text in (("1", "a"), ("2", "b"))]
     letters = [DeadLetter(new.key, "why", new.digest) for new in tried]
-    assert store.write(Side.NEW, tried, lambda written: ledger.bury(record, letters)) == {("1",), ("2",)}
-    assert store.pending(EVERYTHING, 10) == []
-    assert store.stale(Side.NEW, [("1",), ("2",)]) == []
+    assert store.write(Side.NEW, tried, lambda written: ledger.add_dead_letters(record, letters)) == {("1",), ("2",)}
+    assert store.unembedded(EVERYTHING, 10) == []
+    assert store.outdated(Side.NEW, [("1",), ("2",)]) == []
     assert store.counts().dead_letters == 2
     collection.put(1, "repaired", None)
-    assert store.pending(EVERYTHING, 10) == [Row(("1",), "repaired")]
-    assert store.stale(Side.NEW, [("1",), ("2",)]) == [Row(("1",), "repaired")]
+    assert store.unembedded(EVERYTHING, 10) == [Row(("1",), "repaired")]
+    assert store.outdated(Side.NEW, [("1",), ("2",)]) == [Row(("1",), "repaired")]
     store.retry_dead_letters()
-    assert len(store.pending(EVERYTHING, 10)) == 2
+    assert len(store.unembedded(EVERYTHING, 10)) == 2
 
 
 def test_a_row_whose_text_is_null_can_be_a_dead_letter(collection: Collection) -> None:
@@ -214,17 +214,23 @@ def test_a_row_whose_text_is_null_can_be_a_dead_letter(collection: Collection) -
     record = prepared(collection, None)
     store, ledger = collection.store, collection.store.ledger
     letter = DeadLetter(("1",), "the text is NULL", text_digest(None))
-    store.write(Side.NEW, [NewVector(("1",), text_digest(None), None)], lambda written: ledger.bury(record, [letter]))
-    assert store.pending(EVERYTHING, 10) == []
+    store.write(
+        Side.NEW,
+        [NewVector(("1",), text_digest(None), None)],
+        lambda written: ledger.add_dead_letters(record, [letter]),
+    )
+    assert store.unembedded(EVERYTHING, 10) == []
 
 
 def test_a_vector_that_there_was_goes_when_its_row_becomes_a_dead_letter(collection: Collection) -> None:
     record = prepared(collection, "a")
     store, ledger = collection.store, collection.store.ledger
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     collection.put(1, "poison", None)
     letter = DeadLetter(("1",), "why", text_digest("poison"))
-    store.write(Side.NEW, [NewVector(("1",), letter.digest, None)], lambda written: ledger.bury(record, [letter]))
+    store.write(
+        Side.NEW, [NewVector(("1",), letter.digest, None)], lambda written: ledger.add_dead_letters(record, [letter])
+    )
     assert store.sample_vectors(10) == []
     assert store.counts().done == 0
 
@@ -232,18 +238,18 @@ def test_a_vector_that_there_was_goes_when_its_row_becomes_a_dead_letter(collect
 def test_an_examination_finds_each_defect_and_names_the_rows(collection: Collection) -> None:
     record = prepared(collection, *"abcd")
     store, ledger = collection.store, collection.store.ledger
-    good, long, missing, _ = store.pending(EVERYTHING, 10)
+    good, long, missing, _ = store.unembedded(EVERYTHING, 10)
     store.write(Side.NEW, vectors(good))
     store.write(Side.NEW, [NewVector(long.key, long.digest, 2 * truth("new", "b", DIMENSION))])
     letter = DeadLetter(missing.key, "why", missing.digest)
     store.write(
         Side.NEW,
         [NewVector(missing.key, missing.digest, None)],
-        lambda written: ledger.bury(record, [letter]),
+        lambda written: ledger.add_dead_letters(record, [letter]),
     )
-    found = store.examine(DIMENSION)
+    found = store.check_integrity(DIMENSION)
     assert found.rows == 4
-    assert (found.stale.count, found.stale.keys) == (1, (("4",),))
+    assert (found.outdated.count, found.outdated.keys) == (1, (("4",),))
     assert (found.without_vector.count, found.without_vector.keys) == (1, (("3",),))
     assert not found.wrong_dimension
     assert not found.not_finite
@@ -252,7 +258,7 @@ def test_an_examination_finds_each_defect_and_names_the_rows(collection: Collect
     stored = {row.key: vector for row, vector in store.sample_vectors(10)}
     if np.linalg.norm(stored[long.key]) > 1.5:  # a store that normalises has nothing to find
         assert (found.off_norm.count, found.off_norm.keys) == (1, (("2",),))
-    assert store.examine(DIMENSION + 1).wrong_dimension.count == 2
+    assert store.check_integrity(DIMENSION + 1).wrong_dimension.count == 2
 
 
 def test_a_failed_transaction_leaves_nothing_in_the_ledger(collection: Collection) -> None:
@@ -263,7 +269,7 @@ def test_a_failed_transaction_leaves_nothing_in_the_ledger(collection: Collectio
     def fail_at_the_end() -> None:
         with store.transaction():
             store.ledger.close_range(record, 1)
-            store.ledger.bury(record, [DeadLetter(("9",), "why", b"")])
+            store.ledger.add_dead_letters(record, [DeadLetter(("9",), "why", b"")])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -283,19 +289,19 @@ def test_the_ledger_never_says_that_something_was_written_which_was_not(collecti
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)), fail)
+        store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)), fail)
     assert store.ledger.count_ranges(record) == (0, 1)
 
 
 def test_switch_and_switch_back_exchange_the_vectors(collection: Collection) -> None:
     prepared(collection, "a")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     switch(collection)
     assert_close(collection.serving()[("1",)][1], truth("new", "a", DIMENSION))
     switch(collection, back=True)
     assert_close(collection.serving()[("1",)][1], old_vector("a"))
-    assert store.pending(EVERYTHING, 10) == []
+    assert store.unembedded(EVERYTHING, 10) == []
     switch(collection)
     store.stop_capture()
     store.exclusively(store.drop_old, PATIENCE)
@@ -314,7 +320,7 @@ def test_dropping_the_new_side_leaves_the_collection_as_it_was(collection: Colle
     prepared(collection, "a", "b")
     store = collection.store
     before = collection.serving()
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     for _ in range(2):
         store.stop_capture()
         store.exclusively(store.drop_new, PATIENCE)
@@ -372,14 +378,14 @@ def test_an_acknowledged_change_does_not_hide_a_later_one(collection: Collection
 def test_the_side_that_does_not_serve_follows(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     collection.put(2, "b2", None)
     collection.remove(3)
     keys = [change.key for change in store.captured(10)]
-    assert store.settle(keys) == {("3",)}
-    assert store.stale(Side.NEW, keys) == [Row(("2",), "b2")]
-    store.write(Side.NEW, vectors(*store.stale(Side.NEW, keys)))
-    assert store.stale(Side.NEW, keys) == []
+    assert store.apply_deletes(keys) == {("3",)}
+    assert store.outdated(Side.NEW, keys) == [Row(("2",), "b2")]
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, keys)))
+    assert store.outdated(Side.NEW, keys) == []
     assert store.orphans(10) == []
     switch(collection)
     assert {key[0]: text for key, (text, _) in collection.serving().items()} == {"1": "a", "2": "b2"}
@@ -388,11 +394,11 @@ def test_the_side_that_does_not_serve_follows(collection: Collection) -> None:
 def test_after_the_switch_the_old_side_follows(collection: Collection) -> None:
     prepared(collection, "a", "b")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     switch(collection)
     collection.put(2, "b2", truth("new", "b2", DIMENSION))
     keys = [change.key for change in store.captured(10)]
-    rows = store.stale(Side.OLD, keys)
+    rows = store.outdated(Side.OLD, keys)
     assert rows == [Row(("2",), "b2")]
     fresh = old_vector("b2")
     assert store.write(Side.OLD, [NewVector(("2",), rows[0].digest, fresh)]) == {("2",)}
@@ -403,16 +409,16 @@ def test_after_the_switch_the_old_side_follows(collection: Collection) -> None:
 def test_writes_that_nothing_captured_are_found_by_comparison(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     collection.put_unseen(2, "b2", old_vector("b2"))
     collection.put_unseen(9, "new", old_vector("new"))
     collection.remove_unseen(3)
     assert captured_keys(collection) == []
-    assert [row.text for row in store.pending(EVERYTHING, 10)] == ["b2", "new"]
-    assert store.examine(DIMENSION).stale.count == 2
+    assert [row.text for row in store.unembedded(EVERYTHING, 10)] == ["b2", "new"]
+    assert store.check_integrity(DIMENSION).outdated.count == 2
     orphans = store.orphans(10)
-    assert store.examine(DIMENSION).orphaned.count == len(orphans)
-    assert store.settle(orphans) == set(orphans)
+    assert store.check_integrity(DIMENSION).orphaned.count == len(orphans)
+    assert store.apply_deletes(orphans) == set(orphans)
     assert store.orphans(10) == []
 
 
@@ -460,7 +466,7 @@ def test_a_search_is_exact_and_best_first(collection: Collection) -> None:
 def test_a_search_answers_in_the_side_of_its_space_wherever_it_is(collection: Collection) -> None:
     prepared(collection, *"abc")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
 
     def first(space: str, model: str, dimension: int) -> str:
         return store.search(truth(model, "b", dimension), 1, fingerprint=space)[0].key[0]
@@ -488,12 +494,12 @@ def test_rows_come_in_the_order_asked_for_each_once_and_those_that_are_not_there
 def test_rows_are_those_of_the_side_that_serves_with_their_present_texts(collection: Collection) -> None:
     prepared(collection, *"abc")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     collection.put(2, "b2", None)
     collection.remove(3)
     assert store.rows([("3",), ("2",), ("1",)]) == [Row(("2",), "b2"), Row(("1",), "a")]
-    assert store.settle([("3",)]) == {("3",)}
-    store.write(Side.NEW, vectors(*store.stale(Side.NEW, [("2",)])))
+    assert store.apply_deletes([("3",)]) == {("3",)}
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, [("2",)])))
     switch(collection)
     collection.put(1, "a3", truth("new", "a3", DIMENSION))
     assert store.rows([("3",), ("2",), ("1",)]) == [Row(("2",), "b2"), Row(("1",), "a3")]
@@ -515,7 +521,7 @@ def test_more_rows_are_had_at_once_than_a_store_reads_in_a_page(collection: Coll
 def test_stored_vectors_are_had_from_the_side_of_their_space_wherever_it_is(collection: Collection) -> None:
     prepared(collection, *"abc")
     store = collection.store
-    first, second, _ = store.pending(EVERYTHING, 10)
+    first, second, _ = store.unembedded(EVERYTHING, 10)
     store.write(Side.NEW, vectors(first, second))
     keys = [("3",), ("99",), ("2",), ("1",), ("2",)]
     for back in (None, False, True):
@@ -536,7 +542,7 @@ def test_stored_vectors_are_had_from_the_side_of_their_space_wherever_it_is(coll
 def test_vectors_of_a_side_that_was_dropped_are_refused(collection: Collection) -> None:
     prepared(collection, "a")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.pending(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
     switch(collection)
     store.stop_capture()
     store.exclusively(store.drop_old, PATIENCE)
@@ -583,11 +589,11 @@ def test_the_ledger_keeps_what_it_is_given(collection: Collection) -> None:
     ledger.close_range(record, 1)
     assert ledger.count_ranges(record) == (1, 2)
     assert [(r.number, r.keys) for r in ledger.open_ranges(record)] == [(2, KeyRange(("5",), ("9",)))]
-    ledger.bury(record, [DeadLetter(("1",), "first", b""), DeadLetter(("2", "é"), "other", b"\x01")])
-    ledger.bury(record, [DeadLetter(("1",), "second", b"\x02")])
+    ledger.add_dead_letters(record, [DeadLetter(("1",), "first", b""), DeadLetter(("2", "é"), "other", b"\x01")])
+    ledger.add_dead_letters(record, [DeadLetter(("1",), "second", b"\x02")])
     assert {letter.reason for letter in ledger.dead_letters(record, 10)} == {"second", "other"}
-    ledger.bury(record, [DeadLetter(("1",), "of the old side", b"", Side.OLD)])
-    ledger.unbury(record, Side.NEW, [("2", "é"), ("77",)])
+    ledger.add_dead_letters(record, [DeadLetter(("1",), "of the old side", b"", Side.OLD)])
+    ledger.remove_dead_letters(record, Side.NEW, [("2", "é"), ("77",)])
     assert ledger.dead_letters(record, 10, Side.NEW) == [DeadLetter(("1",), "second", b"\x02")]
     assert len(ledger.dead_letters(record, 10)) == 2
     assert (ledger.count_dead_letters(record, Side.NEW), ledger.count_dead_letters(record, Side.OLD)) == (1, 1)
@@ -626,7 +632,7 @@ def test_two_runners_exclude_each_other_and_a_lock_ends(collection: Collection) 
 def test_a_runner_whose_lease_was_taken_writes_nothing_more(collection: Collection) -> None:
     prepared(collection, "a")
     store = collection.store
-    rows = store.pending(EVERYTHING, 10)
+    rows = store.unembedded(EVERYTHING, 10)
     with store.runner(30), collection.another() as other:
         # as if it had run out: a lease is let go by its token, which counts from 1
         other.ledger.release(Lease(store.target, process_mark(), 1))
@@ -638,7 +644,7 @@ def test_a_runner_whose_lease_was_taken_writes_nothing_more(collection: Collecti
             ):
                 with pytest.raises(LeaseLost):
                     write()
-    assert store.pending(EVERYTHING, 10) == rows
+    assert store.unembedded(EVERYTHING, 10) == rows
 
 
 # --- other heads ----------------------------------------------------------------------------------
@@ -659,7 +665,7 @@ def test_all_heads_that_a_store_holds_are_kept(collection: Collection) -> None:
         pytest.skip("this store holds dense vectors alone")
     prepared(collection, "a", outputs=outputs)
     store = collection.store
-    (row,) = store.pending(EVERYTHING, 10)
+    (row,) = store.unembedded(EVERYTHING, 10)
     sparse = SparseVector(np.array([5, 250_000], np.int32), np.array([0.25, 1.5], np.float32))
     colbert = np.stack([truth("new", f"token {i}", DIMENSION) for i in range(3)])
     new = NewVector(
@@ -667,4 +673,4 @@ def test_all_heads_that_a_store_holds_are_kept(collection: Collection) -> None:
         sparse if Outputs.SPARSE in outputs else None, colbert if Outputs.COLBERT in outputs else None,
     )  # fmt: skip
     assert store.write(Side.NEW, [new]) == {row.key}
-    assert store.pending(EVERYTHING, 10) == []
+    assert store.unembedded(EVERYTHING, 10) == []

@@ -77,7 +77,7 @@ def test_a_text_changed_by_another_trigger_is_noted(store: PgVectorStore, connec
 def test_a_changed_key_is_noted_with_the_former(store: PgVectorStore, connection: psycopg.Connection) -> None:
     connection.execute("UPDATE docs SET id = 30 WHERE id = 3")
     assert set(keys(store)) == {("3",), ("30",)}
-    assert store.settle(keys(store)) == {("3",)}
+    assert store.apply_deletes(keys(store)) == {("3",)}
 
 
 def test_a_write_that_is_rolled_back_is_not_noted(store: PgVectorStore, connection: psycopg.Connection) -> None:
@@ -130,8 +130,8 @@ def test_a_writer_cannot_put_its_own_objects_in_the_way_of_the_function(
 def test_truncate_is_no_obstacle(store: PgVectorStore, connection: psycopg.Connection) -> None:
     connection.execute("UPDATE docs SET body = 'changed'")
     connection.execute("TRUNCATE docs")
-    assert store.settle(keys(store)) == set(keys(store))
-    assert store.stale(Side.OLD, keys(store)) == []
+    assert store.apply_deletes(keys(store)) == set(keys(store))
+    assert store.outdated(Side.OLD, keys(store)) == []
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -180,8 +180,8 @@ def test_a_key_is_noted_as_the_store_writes_it_whatever_anybody_has_set(
         assert [row.key for row in store.sample(1)] == keys(store) == [expected]
         noted = connection.execute("SELECT key FROM vecferry.changes").fetchall()
         assert noted == [(key_text(expected),)] == [(json.dumps(list(expected), ensure_ascii=False),)]
-        assert [row.key for row in store.stale(Side.OLD, keys(store))] == [expected]
-        assert store.settle(keys(store)) == set()
+        assert [row.key for row in store.outdated(Side.OLD, keys(store))] == [expected]
+        assert store.apply_deletes(keys(store)) == set()
 
 
 def test_texts_that_only_their_type_takes_for_equal_are_different(

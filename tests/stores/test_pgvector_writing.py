@@ -83,7 +83,7 @@ def new(*rows: Row) -> list[NewVector]:
 
 
 def fill(store: PgVectorStore) -> set[Key]:
-    return store.write(Side.NEW, new(*store.pending(EVERYTHING, 1000)))
+    return store.write(Side.NEW, new(*store.unembedded(EVERYTHING, 1000)))
 
 
 def stored(connection: psycopg.Connection, column: str, table: str = "docs") -> dict[int, Float32 | None]:
@@ -118,7 +118,7 @@ def test_the_new_side_gets_vectors_and_the_checksums_of_texts_and_vectors(
         np.testing.assert_array_equal(
             stored(connection, "embedding_vecferry_new")[key], truth("new", text, D_NEW), strict=True
         )
-    assert store.pending(EVERYTHING, 10) == store.stale(Side.NEW, [("1",), ("2",)]) == []
+    assert store.unembedded(EVERYTHING, 10) == store.outdated(Side.NEW, [("1",), ("2",)]) == []
 
 
 def test_the_old_side_gets_vectors_and_their_checksums_from_the_first_switch_on(
@@ -127,14 +127,14 @@ def test_the_old_side_gets_vectors_and_their_checksums_from_the_first_switch_on(
     fill(store)
     switch(store)
     connection.execute("UPDATE docs SET body = 'changed' WHERE id = 2")
-    rows = store.stale(Side.OLD, [("2",), ("3",), ("9",)])
-    assert rows == store.pending(EVERYTHING, 10, Side.OLD) == [Row(("2",), "changed")]
+    rows = store.outdated(Side.OLD, [("2",), ("3",), ("9",)])
+    assert rows == store.unembedded(EVERYTHING, 10, Side.OLD) == [Row(("2",), "changed")]
     assert store.count_outdated(Side.OLD) == Finding(1, (("2",),))
     vectors = [NewVector(row.key, row.digest, truth("old", row.text or "", D_OLD)) for row in rows]
     assert store.write(Side.OLD, vectors) == {("2",)}
     np.testing.assert_array_equal(stored(connection, "embedding_vecferry_old")[2], truth("old", "changed", D_OLD))
-    assert store.pending(EVERYTHING, 10, Side.OLD) == store.stale(Side.OLD, [("2",)]) == []
-    assert store.pending(EVERYTHING, 10) == rows  # nothing was said of the new side
+    assert store.unembedded(EVERYTHING, 10, Side.OLD) == store.outdated(Side.OLD, [("2",)]) == []
+    assert store.unembedded(EVERYTHING, 10) == rows  # nothing was said of the new side
 
 
 @pytest.mark.parametrize("side", Side)
@@ -187,12 +187,12 @@ def test_pages_go_on_in_the_order_of_the_key_and_not_of_its_text(
         begun(store)
         paged: list[str | None] = []
         within = EVERYTHING
-        while rows := store.pending(within, 7):
+        while rows := store.unembedded(within, 7):
             paged += [row.text for row in rows]
             within = KeyRange(rows[-1].key, None)
         assert paged == expected
-        assert [row.text for part in store.key_ranges(7) for row in store.pending(part, 100)] == expected
-        first = store.rows(store.examine(D_NEW, max_keys=3).stale.keys)
+        assert [row.text for part in store.key_ranges(7) for row in store.unembedded(part, 100)] == expected
+        first = store.rows(store.check_integrity(D_NEW, max_keys=3).outdated.keys)
         assert [row.text for row in first] == expected[:3]
 
 
@@ -210,13 +210,13 @@ def test_a_dead_letter_has_a_checksum_and_no_vector(store: PgVectorStore) -> Non
     record = store.ledger.find(store.target)
     assert record is not None
     tried = [NewVector(letter.key, letter.digest, None)]
-    assert store.write(Side.NEW, tried, lambda _: store.ledger.bury(record, [letter])) == {("2",)}
-    assert store.pending(EVERYTHING, 10) == []
-    assert store.examine(D_NEW).without_vector.keys == (("2",),)
+    assert store.write(Side.NEW, tried, lambda _: store.ledger.add_dead_letters(record, [letter])) == {("2",)}
+    assert store.unembedded(EVERYTHING, 10) == []
+    assert store.check_integrity(D_NEW).without_vector.keys == (("2",),)
     assert store.captured(10) == []
     store.retry_dead_letters()
     assert [change.key for change in store.captured(10)] == [("2",)]
-    assert store.stale(Side.NEW, [("2",)]) == [Row(("2",), "b")]
+    assert store.outdated(Side.NEW, [("2",)]) == [Row(("2",), "b")]
 
 
 def test_a_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forgotten(
@@ -226,16 +226,16 @@ def test_a_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forg
     assert record is not None
     letters = [DeadLetter((str(i),), "reason", text_digest(text)) for i, text in enumerate("abc", 1)]
     tried = [NewVector(letter.key, letter.digest, None) for letter in letters]
-    store.write(Side.NEW, tried, lambda _: store.ledger.bury(record, letters))
+    store.write(Side.NEW, tried, lambda _: store.ledger.add_dead_letters(record, letters))
     keys = [letter.key for letter in letters]
-    assert store.settle(keys) == set()
+    assert store.apply_deletes(keys) == set()
     assert store.ledger.count_dead_letters(record, Side.NEW) == 3
     connection.execute("UPDATE docs SET id = -1 WHERE id = 1; UPDATE docs SET id = 1 WHERE id = 2")
-    assert store.settle([*keys, ("-1",)]) == {("2",)}
+    assert store.apply_deletes([*keys, ("-1",)]) == {("2",)}
     assert [letter.key for letter in store.ledger.dead_letters(record, 10)] == [("3",)]
-    assert store.stale(Side.NEW, [*keys, ("-1",)]) == [Row(("-1",), "a"), Row(("1",), "b")]
+    assert store.outdated(Side.NEW, [*keys, ("-1",)]) == [Row(("-1",), "a"), Row(("1",), "b")]
     assert store.write(Side.NEW, new(Row(("3",), "c"))) == {("3",)}
-    store.settle(keys)
+    store.apply_deletes(keys)
     assert store.ledger.count_dead_letters(record, Side.NEW) == 0
 
 
@@ -246,7 +246,7 @@ def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -
 
     def fail(written: set[Key]) -> None:
         told.append(written)
-        store.ledger.bury(record, [DeadLetter(("1",), "reason", b"")])
+        store.ledger.add_dead_letters(record, [DeadLetter(("1",), "reason", b"")])
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -254,7 +254,7 @@ def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -
     with pytest.raises(ZeroDivisionError):
         store.write(Side.NEW, [], fail)
     assert told == [{("1",)}, set()]
-    assert len(store.pending(EVERYTHING, 10)) == 3
+    assert len(store.unembedded(EVERYTHING, 10)) == 3
     assert store.ledger.count_dead_letters(record, Side.NEW) == 0
 
 
@@ -267,16 +267,16 @@ def test_an_examination_counts_each_defect_and_names_some(store: PgVectorStore, 
     connection.execute("UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 2")
     record = store.ledger.find(store.target)
     assert record is not None
-    store.ledger.bury(record, [DeadLetter(("7",), "reason", text_digest("text 7"))])
-    found = store.examine(D_NEW, max_keys=2)
+    store.ledger.add_dead_letters(record, [DeadLetter(("7",), "reason", text_digest("text 7"))])
+    found = store.check_integrity(D_NEW, max_keys=2)
     assert found.rows == 9
-    assert (found.stale.count, found.stale.keys) == (3, (("1",), ("2",)))
+    assert (found.outdated.count, found.outdated.keys) == (3, (("1",), ("2",)))
     assert (found.zero.count, found.zero.keys) == (2, (("4",), ("5",)))
     assert found.off_norm.count == 3
     assert found.without_vector.keys == (("7",),)
     assert not found.wrong_dimension
     assert not found.not_finite
-    assert store.examine(D_NEW + 1).wrong_dimension.count == 7
+    assert store.check_integrity(D_NEW + 1).wrong_dimension.count == 7
     assert store.orphans(10) == []
 
 
@@ -289,7 +289,7 @@ def test_after_a_takeover_nothing_more_is_written(
     connection.execute("UPDATE docs SET body = 'captured' WHERE id = 3")
     store.start_capture(PATIENCE)
     connection.execute("UPDATE docs SET body = 'again' WHERE id = 3")
-    rows, captured = store.pending(EVERYTHING, 10), store.captured(10)
+    rows, captured = store.unembedded(EVERYTHING, 10), store.captured(10)
     with open_docs(database_url) as second, store.runner(lease_s=60):
         connection.execute("UPDATE vecferry.leases SET expires_at = '-infinity'")  # stopped for too long
         with second.runner(lease_s=60):
@@ -306,7 +306,7 @@ def test_after_a_takeover_nothing_more_is_written(
             ):
                 with pytest.raises(LeaseLost):
                     refused()
-            assert store.pending(EVERYTHING, 10) == rows
+            assert store.unembedded(EVERYTHING, 10) == rows
             assert store.captured(10) == captured
             assert second.write(Side.NEW, new(*rows)) == {("1",), ("2",), ("3",)}
     assert set(columns_of(connection)) >= {"embedding", "embedding_vecferry_new"}
@@ -320,7 +320,7 @@ def test_an_index_is_not_built_after_a_takeover(
         connection.execute("UPDATE vecferry.leases SET expires_at = '-infinity'")
         with second.runner(lease_s=60), pytest.raises(LeaseLost):
             store.build_indexes()
-    assert store.examine(D_NEW).missing_indexes == ("by_cosine_vecferry_new",)
+    assert store.check_integrity(D_NEW).missing_indexes == ("by_cosine_vecferry_new",)
 
 
 def test_nobody_takes_over_in_the_middle_of_a_transaction(
@@ -381,7 +381,7 @@ def test_a_lease_is_renewed_while_a_transaction_is_open(store: PgVectorStore, da
 
 
 def test_transactions_nest_and_an_inner_one_may_fail_alone(store: PgVectorStore) -> None:
-    rows = store.pending(EVERYTHING, 10)
+    rows = store.unembedded(EVERYTHING, 10)
 
     def write_and_fail() -> None:
         with store.transaction():
@@ -392,7 +392,7 @@ def test_transactions_nest_and_an_inner_one_may_fail_alone(store: PgVectorStore)
         store.write(Side.NEW, new(rows[0]))
         with pytest.raises(ZeroDivisionError):
             write_and_fail()
-    assert store.pending(EVERYTHING, 10) == rows[1:]
+    assert store.unembedded(EVERYTHING, 10) == rows[1:]
 
 
 def test_nobody_else_uses_the_table_while_one_store_works_exclusively(
@@ -461,10 +461,10 @@ def test_the_ledger_keeps_sides_control_and_pauses(store: PgVectorStore) -> None
     record = ledger.find(store.target)
     assert record is not None
     assert record.spec.outputs == ("dense",)
-    ledger.bury(record, [DeadLetter(("1",), "x", b"\1"), DeadLetter(("1",), "y", b"\2", "old")])
+    ledger.add_dead_letters(record, [DeadLetter(("1",), "x", b"\1"), DeadLetter(("1",), "y", b"\2", "old")])
     assert ledger.dead_letters(record, 10, Side.OLD) == [DeadLetter(("1",), "y", b"\2", "old")]
     assert len(ledger.dead_letters(record, 10)) == 2
-    ledger.unbury(record, Side.NEW, [("1",)])
+    ledger.remove_dead_letters(record, Side.NEW, [("1",)])
     assert (ledger.count_dead_letters(record, Side.NEW), ledger.count_dead_letters(record, Side.OLD)) == (0, 1)
     assert ledger.control(record) == Control()
     ledger.set_control(record, Control(5.5, postponed=True))
@@ -504,19 +504,19 @@ def test_put_inserts_and_replaces_in_the_side_that_serves(store: PgVectorStore, 
     ]
     np.testing.assert_array_equal(stored(connection, "embedding")[1], old("a2"))
     assert [change.key for change in store.captured(10)] == [("1",), ("4",)]
-    assert store.stale(Side.NEW, [("1",), ("2",), ("4",)]) == [Row(("1",), "a2"), Row(("4",), "d")]
+    assert store.outdated(Side.NEW, [("1",), ("2",), ("4",)]) == [Row(("1",), "a2"), Row(("4",), "d")]
 
 
 def test_what_is_put_into_the_new_side_is_current_there(store: PgVectorStore, connection: psycopg.Connection) -> None:
     switch(store)
     store.start_capture(PATIENCE)
     store.put([Record(("2",), "b2", truth("new", "b2", D_NEW))], fingerprint=NEW_SPACE)
-    assert store.stale(Side.NEW, [("2",)]) == []
-    assert [row.key for row in store.pending(EVERYTHING, 10)] == [("1",), ("3",)]
+    assert store.outdated(Side.NEW, [("2",)]) == []
+    assert [row.key for row in store.unembedded(EVERYTHING, 10)] == [("1",), ("3",)]
     assert [change.key for change in store.captured(10)] == [("2",)]
     np.testing.assert_array_equal(stored(connection, "embedding_vecferry_old")[2], old("b"))
     store.put([Record(("3",), "c", None)], fingerprint=NEW_SPACE)
-    assert [row.key for row in store.stale(Side.NEW, [("3",)])] == [("3",)]
+    assert [row.key for row in store.outdated(Side.NEW, [("3",)])] == [("3",)]
 
 
 @pytest.mark.parametrize(("fingerprint", "dimension"), [(NEW_SPACE, D_OLD), ("another", D_OLD), (OLD_SPACE, D_OLD + 1)])
@@ -570,7 +570,7 @@ def test_awkward_names_and_keys_of_several_parts(connection: psycopg.Connection,
         assert store.rows(asked) == [Row(("7", "eu"), "x")]
         assert list(store.vectors(asked, fingerprint=NEW_SPACE)) == [("7", "eu")]
         store.remove([("7", "eu"), ("8", "eu")])
-        assert store.settle([("7", "eu")]) == {("7", "eu")}
+        assert store.apply_deletes([("7", "eu")]) == {("7", "eu")}
         store.stop_capture()
 
 
@@ -581,7 +581,7 @@ def test_removed_rows_are_gone_and_captured(store: PgVectorStore, connection: ps
     store.remove([])
     assert connection.execute("SELECT id FROM docs").fetchall() == [(2,)]
     assert {change.key for change in store.captured(10)} == {("1",), ("3",)}
-    assert store.settle([("1",), ("2",), ("3",)]) == {("1",), ("3",)}
+    assert store.apply_deletes([("1",), ("2",), ("3",)]) == {("1",), ("3",)}
 
 
 def test_a_put_of_the_former_space_is_refused_after_a_switch(store: PgVectorStore) -> None:
@@ -708,7 +708,7 @@ def test_a_column_of_half_precision_is_migrated_in_half_precision(
         np.testing.assert_array_equal(read, half)
         assert store.build_indexes() == ("by_cosine_vecferry_new",)
         assert store.build_indexes() == ()
-        assert store.examine(D_NEW) == Examination(rows=2)
+        assert store.check_integrity(D_NEW) == Examination(rows=2)
         switch(store)
         assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
         store.put([Record(("1",), "a2", truth("new", "a2", D_NEW))], fingerprint=NEW_SPACE)
@@ -730,7 +730,7 @@ def test_sparse_and_colbert_vectors_come_back_as_they_were(connection: psycopg.C
         begun(store, Outputs.ALL)
         assert columns_of(connection)["embedding_sparse"] == "sparsevec(250002)"
         assert columns_of(connection)["embedding_colbert"].startswith("halfvec")
-        rows = store.pending(EVERYTHING, 10)
+        rows = store.unembedded(EVERYTHING, 10)
         vectors = [
             NewVector(rows[0].key, rows[0].digest, truth("new", "a", D_NEW), SPARSE, COLBERT),
             NewVector(rows[1].key, rows[1].digest, truth("new", "b", D_NEW), SPARSE, COLBERT[:1]),

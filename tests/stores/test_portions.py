@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vecferry.stores.backend import Point
-from vecferry.stores.portions import Portion, slices
+from vecferry.stores.request_batches import Portion, slices
 from vecferry.stores.values import SparseVector
 
 

@@ -117,23 +117,25 @@ def test_the_ledger_keeps_what_it_is_given(ledger: SqliteLedger, record: Migrati
 def test_dead_letters_are_of_a_side_and_a_later_one_replaces_the_earlier(
     ledger: SqliteLedger, record: MigrationRecord
 ) -> None:
-    ledger.bury(record, [DeadLetter(("1",), "first", b""), DeadLetter(("2", "é"), "other", b"\x01")])
-    ledger.bury(record, [DeadLetter(("1",), "second", b"\x02"), DeadLetter(("1",), "back", b"\x03", side="old")])
+    ledger.add_dead_letters(record, [DeadLetter(("1",), "first", b""), DeadLetter(("2", "é"), "other", b"\x01")])
+    ledger.add_dead_letters(
+        record, [DeadLetter(("1",), "second", b"\x02"), DeadLetter(("1",), "back", b"\x03", side="old")]
+    )
     assert {letter.reason for letter in ledger.dead_letters(record, 10)} == {"second", "other", "back"}
     assert [letter.reason for letter in ledger.dead_letters(record, 10, Side.NEW)] == ["other", "second"]
     assert [letter.reason for letter in ledger.dead_letters(record, 1)] == ["other"]
     assert (ledger.count_dead_letters(record, Side.NEW), ledger.count_dead_letters(record, Side.OLD)) == (2, 1)
     assert ledger.letters_of(record, Side.NEW, [("1",), ("77",)]) == {("1",): b"\x02"}
-    ledger.unbury(record, Side.NEW, [("2", "é"), ("77",)])
+    ledger.remove_dead_letters(record, Side.NEW, [("2", "é"), ("77",)])
     assert ledger.dead_letters(record, 10, Side.NEW) == [DeadLetter(("1",), "second", b"\x02")]
     assert ledger.dead_letters(record, 10, Side.OLD) == [DeadLetter(("1",), "back", b"\x03", side="old")]
 
 
 def test_letters_are_found_for_any_number_of_keys(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    ledger.bury(record, [DeadLetter((str(i),), "why", b"\x01") for i in range(0, 50_000, 1000)])
+    ledger.add_dead_letters(record, [DeadLetter((str(i),), "why", b"\x01") for i in range(0, 50_000, 1000)])
     many = [(str(i),) for i in range(50_000)]
     assert len(ledger.letters_of(record, Side.NEW, many)) == 50
-    ledger.unbury(record, Side.NEW, many)
+    ledger.remove_dead_letters(record, Side.NEW, many)
     assert ledger.count_dead_letters(record, Side.NEW) == 0
 
 

@@ -51,7 +51,7 @@ def console(
         from vecferry.console.app import create_app
         from vecferry.console.operator import Operator
         from vecferry.console.sessions import Sessions
-        from vecferry.server import logs, running
+        from vecferry.server import logs, process
     except ImportError as exc:
         raise MissingExtra("console", exc.name or "jinja2") from exc
     keys = keys_of(api_keys, read_settings())
@@ -59,7 +59,7 @@ def console(
         raise SettingsError("--host", host, "127.0.0.1, or API keys (VECFERRY_API_KEYS, --api-keys FILE)")
     own_key = "" if keys else secrets.token_urlsafe(24)
     sessions = Sessions(keys or ApiKeys([own_key]))
-    with running.listen(host, port) as listening:
+    with process.listen(host, port) as listening:
         operator = Operator(_task(Target(read_config(config))))
         logs.set_up(as_json=False)
         shown, taken = listening.getsockname()[:2]
@@ -67,12 +67,12 @@ def console(
         if own_key:
             errors.out(f"Its key, made for this run: {own_key}")
         app = create_app(operator, sessions, names=host_name or ())
-        running.serve(app, ServerOptions(host, keys or ApiKeys([own_key]), limits=LIMITS), listening)
+        process.serve(app, ServerOptions(host, keys or ApiKeys([own_key]), limits=LIMITS), listening)
 
 
 def _task(target: Target) -> Task:
     from vecferry.console.operator import Task
-    from vecferry.migrate.quality import make_gate
+    from vecferry.migrate.gate import make_gate
 
     new, old = target.new, target.old
     return Task(

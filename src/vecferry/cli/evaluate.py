@@ -18,14 +18,23 @@ from vecferry.cli.output import Json, output, show, show_table, stages
 from vecferry.embeddings import Outputs
 from vecferry.encode.loading import load_encoder
 from vecferry.errors import SettingsError
-from vecferry.evaluate import Asked, Corpus, Evaluation, EvaluationOptions, FolderCorpus, Model, StoreCorpus, evaluate
+from vecferry.evaluate import (
+    Corpus,
+    Evaluation,
+    EvaluationOptions,
+    FolderCorpus,
+    Model,
+    QuerySet,
+    StoreCorpus,
+    evaluate,
+)
 from vecferry.evaluate.corpora import Stage
-from vecferry.evaluate.judged import Passage, read_passages, read_queries
 from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
+from vecferry.evaluate.qrels import read_passages, read_queries
 from vecferry.evaluate.questions import read_log
-from vecferry.evaluate.values import Interval, Threshold
+from vecferry.evaluate.values import Interval, Passage, Threshold
 from vecferry.migrate.config import MigrationConfig, read_config
-from vecferry.migrate.quality import asked_of, options_of
+from vecferry.migrate.gate import asked_of, options_of
 from vecferry.settings import read_settings
 
 PAIRS = 1000
@@ -187,18 +196,18 @@ def _of_store(given: Given, config: MigrationConfig, stage: Stage, provenance: d
         store.close()
 
 
-def _asked(given: Given, folder: Path) -> tuple[Asked, tuple[Passage, ...]]:
+def _asked(given: Given, folder: Path) -> tuple[QuerySet, tuple[Passage, ...]]:
     """Questions, and the passages to be searched for them; titles that are asked are not among these."""
     passages = read_passages(folder)
     judged = given.queries if given.queries is not None and given.queries.is_dir() else folder
     if (judged / "qrels").is_dir():
-        return Asked(read_queries(judged)), passages
+        return QuerySet(read_queries(judged)), passages
     log = read_log(given.queries) if given.queries is not None else ()
     number = given.options.max_queries or PAIRS
     if sum(len(passage.title) >= MIN_CHARS for passage in passages) > len(passages) / 2:
         pairs = title_pairs(passages, number, given.options.seed)
-        return Asked(pairs=pairs, log=log), tuple(replace(passage, title="") for passage in passages)
-    return Asked(pairs=sentence_pairs(passages, number, given.options.seed), log=log), passages
+        return QuerySet(pairs=pairs, log=log), tuple(replace(passage, title="") for passage in passages)
+    return QuerySet(pairs=sentence_pairs(passages, number, given.options.seed), log=log), passages
 
 
 def _model(folder: Path) -> Model:

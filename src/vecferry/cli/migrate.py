@@ -199,7 +199,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate."""
-    from vecferry.migrate.quality import make_gate
+    from vecferry.migrate.gate import make_gate
 
     target = _with_models(target, artifact, old_artifact)
     new, old = target.new, target.old

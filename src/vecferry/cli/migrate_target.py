@@ -18,7 +18,7 @@ from vecferry.errors import SettingsError
 from vecferry.migrate import EngineFor, Migration, MigrationOptions
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
-from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.staging import Staging
 from vecferry.settings import read_settings
 from vecferry.stores.ledger import MigrationRecord

@@ -80,7 +80,7 @@ def status_rows(status: Status) -> Rows:
         *([("limit", f"{status.control.rows_per_s:g} rows a second")] if status.control.rows_per_s else []),
         *([("switch", "postponed")] if status.control.postponed else []),
         ("dead letters", f"{status.dead_letters:,}"),
-        *(("", f"{', '.join(letter.key)} ({letter.side}): {letter.reason}") for letter in status.letters),
+        *(("", f"{', '.join(letter.key)} ({letter.side}): {letter.reason}") for letter in status.first_dead_letters),
         *_verification(status.verification),
         *_serving(status.serving),
         *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),

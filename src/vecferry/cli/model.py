@@ -23,7 +23,7 @@ from vecferry.encode.runtime.host import machine
 from vecferry.errors import SettingsError, VecferryError, VerificationFailed
 from vecferry.evaluate import read_beir
 from vecferry.migrate.engines import RaySettings
-from vecferry.migrate.engines.shipping import ShippedArtifact
+from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides
 from vecferry.settings import Settings, read_settings

@@ -88,7 +88,7 @@ def serve(
     """
     given = locals()
     try:
-        from vecferry.server import logs, running, tracing
+        from vecferry.server import logs, process, tracing
         from vecferry.server.app import create_app
     except ImportError as exc:
         raise MissingExtra("server", exc.name or "fastapi") from exc
@@ -103,12 +103,12 @@ def serve(
     )
     if traces:
         tracing.require()
-    with running.listen(host, port) as listening:
+    with process.listen(host, port) as listening:
         service, router = _service(models, config, settings, options.limits)
         logs.set_up(as_json=not plain_logs)
         shown, taken = listening.getsockname()[:2]
         errors.out(f"vecferry serves {', '.join(one.name for one in service.models.all)} at http://{shown}:{taken}")
-        running.serve(create_app(service, options, router), options, listening)
+        process.serve(create_app(service, options, router), options, listening)
 
 
 def keys_of(file: Path | None, settings: Settings) -> ApiKeys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vecferry.console.lighting import Lamp, Run, Scores, scores_of
+from vecferry.console.highlighting import Highlighter, Run, Scores, scores_of
 from vecferry.console.operator import Task
 from vecferry.embeddings import DENSE
 from vecferry.encode.encoder import TextEncoder
@@ -148,9 +148,9 @@ def _lit(task: Task, query: str, column: Column) -> Column:
     asked = task.new.encode([query], outputs=outputs, role="query")
     passages = task.new.encode(texts, outputs=outputs, role="passage")
     space = task.new.space
-    lamp = Lamp(query, asked, task.pieces, (space.query_prefix, space.passage_prefix))
-    lit = [
-        replace(found, scores=scores, runs=lamp.light(text, passages, row))
+    highlighter = Highlighter(query, asked, task.pieces, (space.query_prefix, space.passage_prefix))
+    highlighted = [
+        replace(found, scores=scores, runs=highlighter.light(text, passages, row))
         for row, (found, scores, text) in enumerate(zip(column.found, scores_of(asked, passages), texts, strict=True))
     ]
-    return replace(column, found=tuple(lit))
+    return replace(column, found=tuple(highlighted))

@@ -95,7 +95,7 @@ class Seen:
     status: Status | None = None
     before: State | None = None
     is_held: bool = False
-    trouble: Outcome | None = None
+    problem: Outcome | None = None
     run: Doing | None = None
     hand: Doing | None = None
 
@@ -134,7 +134,7 @@ class Operator:
         try:
             return await self._looking.do(self._seen)
         except StoreError as exc:
-            return Seen(self.task.store.target, time.monotonic(), trouble=Outcome.of("status", exc))
+            return Seen(self.task.store.target, time.monotonic(), problem=Outcome.of("status", exc))
 
     def _seen(self, store: Store) -> Seen:
         at, target = time.monotonic(), store.target

@@ -96,7 +96,7 @@ class Look:
 
     target: str
     status: Status | None
-    trouble: Outcome | None
+    problem: Outcome | None
     state: State | None
     title: str
     words: str
@@ -133,10 +133,10 @@ def look_at(seen: Seen, pace: Pace, *, is_stopping: bool = False) -> Look:
     return Look(
         target=seen.target,
         status=status,
-        trouble=seen.trouble,
+        problem=seen.problem,
         state=state,
-        title="not seen" if seen.trouble else "not begun" if state is None else _title(state),
-        words=seen.trouble.words if seen.trouble else NOT_BEGUN if state is None else WORDS[state],
+        title="not seen" if seen.problem else "not begun" if state is None else _title(state),
+        words=seen.problem.words if seen.problem else NOT_BEGUN if state is None else WORDS[state],
         path=path_of(state, seen.before),
         verbs=_verbs(seen),
         next=_next(seen),
@@ -182,7 +182,7 @@ def _title(state: State) -> str:
 
 def _verbs(seen: Seen) -> frozenset[str]:
     """A verb that takes a while waits for the one that is at work; nothing is possible where nothing is seen."""
-    if seen.trouble is not None:
+    if seen.problem is not None:
         return frozenset()
     verbs = {"start"} if not seen.is_running and not _has_ended(seen) else set()
     if seen.status is None:
@@ -202,7 +202,7 @@ def _has_ended(seen: Seen) -> bool:
 
 
 def _next(seen: Seen) -> str:
-    if seen.trouble is not None:
+    if seen.problem is not None:
         return ""
     if seen.status is None:
         return "start"
@@ -221,8 +221,8 @@ def _eta(status: Status, pace: Pace) -> str:
 
 
 def _letters(status: Status) -> tuple[tuple[str, str, str], ...]:
-    keys = shown([letter.key for letter in status.letters])
-    return tuple((key, letter.side, letter.reason) for key, letter in zip(keys, status.letters, strict=True))
+    keys = shown([letter.key for letter in status.first_dead_letters])
+    return tuple((key, letter.side, letter.reason) for key, letter in zip(keys, status.first_dead_letters, strict=True))
 
 
 def _serving(status: Status | None) -> str:

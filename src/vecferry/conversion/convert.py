@@ -19,7 +19,7 @@ from vecferry.conversion.precision import (
     Quality,
     Wanted,
     evidence,
-    narrowed,
+    quantized,
     save_manifest,
     speed_over,
 )
@@ -82,7 +82,7 @@ def convert(
 class _Narrowing:
     """An fp32 artifact in its place, and a folder beside for its narrower form."""
 
-    twin: Artifact
+    baseline: Artifact
     graph: Graph
     beside: Path
     quality: Quality | None
@@ -99,18 +99,18 @@ class _Narrowing:
     def chosen(self, report: Report | None) -> tuple[Artifact, Report | None]:
         found = self._narrowed("int8")
         self.progress("measuring int8 against fp32 on this processor")
-        speed = speed_over(self.twin, found.artifact)
+        speed = speed_over(self.baseline, found.artifact)
         refused = found.report is not None and found.report.failed
         if not refused and min(speed.values()) >= WORTH:
             return self._taken(found, report, speed)
         said = evidence("fp32", found.report, speed)
-        artifact = replace(self.twin, manifest=self.twin.manifest.model_copy(update={"evidence": said}))
+        artifact = replace(self.baseline, manifest=self.baseline.manifest.model_copy(update={"evidence": said}))
         save_manifest(artifact)
         return artifact, report
 
     def _narrowed(self, precision: Literal["fp16", "int8"]) -> Narrowed:
-        return narrowed(
-            self.twin,
+        return quantized(
+            self.baseline,
             self.graph,
             precision,
             self.beside,
@@ -126,11 +126,11 @@ class _Narrowing:
         space = found.artifact.manifest.space
         said = evidence(space.precision, found.report, speed)
         manifest = found.artifact.manifest.model_copy(update={"evidence": said})
-        for file in self.twin.path.iterdir():
+        for file in self.baseline.path.iterdir():
             file.unlink()
         for file in self.beside.iterdir():
-            file.rename(self.twin.path / file.name)
-        artifact = Artifact(self.twin.path, manifest)
+            file.rename(self.baseline.path / file.name)
+        artifact = Artifact(self.baseline.path, manifest)
         save_manifest(artifact)
         if found.report is None or report is None:
             return artifact, found.report

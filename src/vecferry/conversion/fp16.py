@@ -38,10 +38,10 @@ def halve(graph: Graph, last: str) -> Graph:
         b.op("Cast", narrow.output[0], out=last, to=TensorProto.FLOAT)
         return True
 
-    return rewritten(replace(graph, weights=tuple(map(halved, graph.weights))), change)
+    return rewritten(replace(graph, weights=tuple(map(to_fp16, graph.weights))), change)
 
 
-def halved(weight: Initializer) -> Initializer:
+def to_fp16(weight: Initializer) -> Initializer:
     if not weight.name.startswith(HALVED):
         return weight
     return replace(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from vecferry.conversion.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder
+from vecferry.conversion.onnx_file import MICROSOFT, WORD_EMBEDDINGS, Graph, GraphBuilder
 from vecferry.embeddings import Float32
 from vecferry.model.checkpoint import Model
 from vecferry.model.spec import EncoderSpec
@@ -92,7 +92,9 @@ class _Writer:
         """Rows of the word embeddings, in fp32; the table stays fp16 where the checkpoint has it so."""
         half, shape = table.dtype == np.float16, (self.spec.vocabulary, self.spec.hidden)
         name = (
-            self.b.weight(WORDS, shape, table.read, np.float16) if half else self.b.weight(WORDS, shape, table.as_fp32)
+            self.b.weight(WORD_EMBEDDINGS, shape, table.read, np.float16)
+            if half
+            else self.b.weight(WORD_EMBEDDINGS, shape, table.as_fp32)
         )
         rows = self.b.op("Gather", name, "input_ids")
         return self.b.op("Cast", rows, to=TensorProto.FLOAT) if half else rows

@@ -23,7 +23,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from vecferry.conversion.onnx_file import MICROSOFT, WORDS, Graph, GraphBuilder, Initializer, rewritten
+from vecferry.conversion.onnx_file import MICROSOFT, WORD_EMBEDDINGS, Graph, GraphBuilder, Initializer, rewritten
 from vecferry.embeddings import Float32
 
 Ranges = Mapping[str, Float32]
@@ -205,11 +205,11 @@ def column_scales(array: Float32) -> Float32:
 
 def quantize_words(graph: Graph) -> Graph:
     """A row of int8, and its scale, are looked up instead of a row of fp32."""
-    words = next(weight for weight in graph.weights if weight.name == WORDS)
+    words = next(weight for weight in graph.weights if weight.name == WORD_EMBEDDINGS)
     count = words.shape[0]
 
     def change(b: GraphBuilder, node: onnx.NodeProto) -> bool:
-        if WORDS not in node.input:
+        if WORD_EMBEDDINGS not in node.input:
             return False
 
         def scales() -> Float32:
@@ -220,8 +220,8 @@ def quantize_words(graph: Graph) -> Graph:
             return rounded(array, scales_of(array, LEVELS, axis=1)[:, None])
 
         ids = node.input[1]
-        row = b.op("Gather", b.weight(f"{WORDS}.int8", words.shape, rows, np.int8), ids)  # [B, S, H]
-        scale = b.op("Gather", b.weight(f"{WORDS}.scales", (count, 1), scales), ids)  # [B, S, 1]
+        row = b.op("Gather", b.weight(f"{WORD_EMBEDDINGS}.int8", words.shape, rows, np.int8), ids)  # [B, S, H]
+        scale = b.op("Gather", b.weight(f"{WORD_EMBEDDINGS}.scales", (count, 1), scales), ids)  # [B, S, 1]
         b.op("Mul", b.op("Cast", row, to=TensorProto.FLOAT), scale, out=node.output[0])
         return True
 

@@ -18,7 +18,7 @@ from vecferry.model.checkpoint import in_pieces
 from vecferry.model.weights import Array
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
-WORDS = "embeddings.words"
+WORD_EMBEDDINGS = "embeddings.words"
 """The name of the word embeddings, [vocabulary, H]."""
 MAPPED_FROM_BYTES, PAGE, CACHE_LINE = 1 << 20, 65536, 64
 

@@ -43,8 +43,8 @@ class Narrowed:
     report: Report | None
 
 
-def narrowed(
-    twin: Artifact,
+def quantized(
+    baseline: Artifact,
     graph: Graph,
     precision: Literal["fp16", "int8"],
     folder: Path,
@@ -53,34 +53,34 @@ def narrowed(
     verified: bool,
     progress: Progress,
 ) -> Narrowed:
-    """Write the narrower form of `twin`, whose graph is `graph`, to `folder`, and compare the two."""
-    artifact = _write(twin, graph, precision, folder, progress)
+    """Write the narrower form of `baseline`, whose graph is `graph`, to `folder`, and compare the two."""
+    artifact = _write(baseline, graph, precision, folder, progress)
     if not verified:
         return Narrowed(artifact, None)
-    reference = Reference(lambda: OnnxRuntime(twin))
+    reference = Reference(lambda: OnnxRuntime(baseline))
     report = verify(artifact, lambda: OnnxRuntime(artifact), reference, progress)
     if quality is not None:
         progress("nDCG@10 on the labelled set")
-        report = report.with_checks(_quality_lost(twin, artifact, quality))
+        report = report.with_checks(_quality_lost(baseline, artifact, quality))
     return Narrowed(artifact, report)
 
 
 def _write(
-    twin: Artifact, graph: Graph, precision: Literal["fp16", "int8"], folder: Path, progress: Progress
+    baseline: Artifact, graph: Graph, precision: Literal["fp16", "int8"], folder: Path, progress: Progress
 ) -> Artifact:
     if precision == "int8":
         progress("calibrating")
-        graph = quantize(graph, calibrated(twin))
+        graph = quantize(graph, calibrated(baseline))
     else:
         graph = halve(graph, HIDDEN)
     progress(f"writing the {precision} form")
     files = write_graph(graph, folder)
-    shutil.copyfile(twin.path / TOKENIZER, folder / TOKENIZER)
-    files[TOKENIZER] = twin.manifest.files[TOKENIZER]
+    shutil.copyfile(baseline.path / TOKENIZER, folder / TOKENIZER)
+    files[TOKENIZER] = baseline.manifest.files[TOKENIZER]
     recipe = RECIPE if precision == "int8" else None
-    space = twin.manifest.space.model_copy(update={"precision": precision, "recipe": recipe})
+    space = baseline.manifest.space.model_copy(update={"precision": precision, "recipe": recipe})
     said = {"space": space, "fingerprint": space.fingerprint, "files": files}
-    artifact = Artifact(folder, twin.manifest.model_copy(update=said))
+    artifact = Artifact(folder, baseline.manifest.model_copy(update=said))
     save_manifest(artifact)
     return artifact
 
@@ -89,12 +89,12 @@ def save_manifest(artifact: Artifact) -> None:
     write_json(artifact.path / MANIFEST, artifact.manifest.model_dump(mode="json"))
 
 
-def calibrated(twin: Artifact) -> Ranges:
+def calibrated(baseline: Artifact) -> Ranges:
     """What the shipped texts make of each product's input; each text runs alone, so that no padding counts."""
-    manifest, probe = twin.manifest, twin.path / PROBE
-    onnx.save(probed(onnx.load(twin.path / MODEL, load_external_data=False)), probe)
+    manifest, probe = baseline.manifest, baseline.path / PROBE
+    onnx.save(probed(onnx.load(baseline.path / MODEL, load_external_data=False)), probe)
     texts = calibration_texts()
-    tokens = Tokenizer(twin.read_tokenizer(), manifest.space.max_tokens)(texts, manifest.space.passage_prefix)
+    tokens = Tokenizer(baseline.read_tokenizer(), manifest.space.max_tokens)(texts, manifest.space.passage_prefix)
     rows = (tokens.take(np.array([row])) for row in range(len(texts)))
     largest: dict[str, Any] = {}
     try:
@@ -110,8 +110,8 @@ def calibrated(twin: Artifact) -> Ranges:
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def _quality_lost(twin: Artifact, artifact: Artifact, quality: Quality) -> Check:
-    before, after = (quality(_encoder(one)) for one in (twin, artifact))
+def _quality_lost(baseline: Artifact, artifact: Artifact, quality: Quality) -> Check:
+    before, after = (quality(_encoder(one)) for one in (baseline, artifact))
     limit = LOSSES[artifact.manifest.space.precision]["ndcg"]
     return at_most("nDCG@10 lost to fp32", before - after, limit, note=f"{before:.4f} → {after:.4f}")
 
@@ -121,13 +121,13 @@ def _encoder(artifact: Artifact) -> Encoder:
     return Encoder(tokenizer, OnnxRuntime(artifact), spec=artifact.manifest.encoder)
 
 
-def speed_over(twin: Artifact, artifact: Artifact) -> dict[str, float]:
+def speed_over(baseline: Artifact, artifact: Artifact) -> dict[str, float]:
     """How many times as fast as its twin an artifact is here, by batch × tokens: the median of turns A B A B."""
-    runtimes = (OnnxRuntime(twin), OnnxRuntime(artifact))
+    runtimes = (OnnxRuntime(baseline), OnnxRuntime(artifact))
     return {
-        f"{rows} × {tokens}": round(_ratio(runtimes, _batch(twin, rows, tokens)), 3)
+        f"{rows} × {tokens}": round(_ratio(runtimes, _batch(baseline, rows, tokens)), 3)
         for rows, tokens in SPEED_SHAPES
-        if tokens <= twin.manifest.space.max_tokens
+        if tokens <= baseline.manifest.space.max_tokens
     }
 
 

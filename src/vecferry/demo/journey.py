@@ -17,10 +17,10 @@ from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encode.encoder import Encoder, Progress
 from vecferry.encode.loading import Options, load_runtime
 from vecferry.errors import CutoverRefused, MissingExtra
-from vecferry.evaluate import Asked, Evaluation, EvaluationOptions, Model, StoreCorpus, evaluate
+from vecferry.evaluate import Evaluation, EvaluationOptions, Model, QuerySet, StoreCorpus, evaluate
 from vecferry.evaluate.values import ALL
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
-from vecferry.migrate.quality import QualityGate
+from vecferry.migrate.gate import QualityGate
 from vecferry.migrate.router import Router
 from vecferry.model.artifact import write_json
 from vecferry.model.sources import open_source
@@ -125,7 +125,7 @@ class Journey:
             asked = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
             command = {"command": f"vecferry demo{f' --model {self.model}' if self.model else ''}"}
             corpus = StoreCorpus(store, *models, slices)
-            evaluation = evaluate(corpus, Asked(demo.queries), asked, self.stage, command)
+            evaluation = evaluate(corpus, QuerySet(demo.queries), asked, self.stage, command)
         measured = {
             "plan": plan,
             "verification": verification.to_dict(),
@@ -144,7 +144,7 @@ class Journey:
         self.states += [event.what for event in started.events if event.what in set(State)]
         self.stage("verifying")
         options = EvaluationOptions(max_queries=GATE_QUERIES, thresholds=THRESHOLDS, sample=0)
-        gate = QualityGate(*models, options, lambda _: Asked(demo.queries), self.stage)
+        gate = QualityGate(*models, options, lambda _: QuerySet(demo.queries), self.stage)
         verification = migration.verify(new, old=old, gate=gate)
         if not verification.passed:
             failed = [check.name for check in verification.checks if not check.passed]

@@ -1,6 +1,6 @@
 """Retrieval quality: the old and the new side asked the same questions, and what a switch would change.
 
-judged.py      judged queries, and the folder in BEIR layout
+qrels.py      judged queries, and the folder in BEIR layout
 questions.py   what is asked, and into which slices it falls; pairs.py makes questions where nobody judged any
 corpora.py     where the passages are: a folder, a live store
 asking.py      questions to rankings and values; ranking.py, metrics.py, hybrid.py
@@ -12,12 +12,11 @@ evaluation.py  puts it all into one `Evaluation` (values.py), from which a repor
 
 from vecferry.evaluate.corpora import Corpus, FolderCorpus, Model, StoreCorpus
 from vecferry.evaluate.evaluation import EvaluationOptions, evaluate
-from vecferry.evaluate.judged import JudgedQueries, Judgement, LabelledSet, Passage, Question, read_beir, read_queries
-from vecferry.evaluate.questions import Asked, read_log
-from vecferry.evaluate.values import Evaluation
+from vecferry.evaluate.qrels import LabelledSet, read_beir, read_queries
+from vecferry.evaluate.questions import QuerySet, read_log
+from vecferry.evaluate.values import Evaluation, JudgedQueries, Judgement, Passage, Question
 
 __all__ = [
-    "Asked",
     "Corpus",
     "Evaluation",
     "EvaluationOptions",
@@ -27,6 +26,7 @@ __all__ = [
     "LabelledSet",
     "Model",
     "Passage",
+    "QuerySet",
     "Question",
     "StoreCorpus",
     "evaluate",

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vecferry.evaluate.asking import HITS, NEW, OLD, Answers, relevance_of
 from vecferry.evaluate.comparing import Compared
 from vecferry.evaluate.corpora import Corpus
 from vecferry.evaluate.questions import SCRIPT, script_of
 from vecferry.evaluate.ranking import NONE, Ranked
 from vecferry.evaluate.replay import overlap_at, rank_biased_overlap
+from vecferry.evaluate.retrieval import HITS, NEW, OLD, Answers, relevance_of
 from vecferry.evaluate.statistics import Resampling, mean_with_interval
 from vecferry.evaluate.values import Change, Replay, ShownHit
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vecferry.embeddings import Int64
-from vecferry.evaluate.judged import Question
 from vecferry.evaluate.metrics import Float64
 from vecferry.evaluate.statistics import Resampling, mean_with_interval
-from vecferry.evaluate.values import ALL, QueryScore, SliceScore
+from vecferry.evaluate.values import ALL, QueryScore, Question, SliceScore
 
 MIN_IN_SLICE = 5
 """Queries; slices with fewer are not shown."""

@@ -12,8 +12,8 @@ import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Int64, Outputs
 from vecferry.encode.encoder import TextEncoder
-from vecferry.evaluate.judged import Passage
 from vecferry.evaluate.ranking import NONE, Ranked, lexically_nearest, nearest
+from vecferry.evaluate.values import Passage
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Hit, Key
 

@@ -13,7 +13,6 @@ from typing import Any
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.runtime.host import machine
 from vecferry.errors import SettingsError
-from vecferry.evaluate.asking import NEW, OLD, Answers, System, ask
 from vecferry.evaluate.changes import MAX_CHARS, changes, replayed
 from vecferry.evaluate.comparing import compare
 from vecferry.evaluate.corpora import Corpus, Model, PassageSample, Stage
@@ -21,7 +20,8 @@ from vecferry.evaluate.distributions import distribution
 from vecferry.evaluate.findings import Sampled, look_at
 from vecferry.evaluate.gate import judge
 from vecferry.evaluate.metrics import require_metrics
-from vecferry.evaluate.questions import LANGUAGE, SCRIPT, Asked, script_of
+from vecferry.evaluate.questions import LANGUAGE, SCRIPT, QuerySet, script_of
+from vecferry.evaluate.retrieval import NEW, OLD, Answers, System, ask
 from vecferry.evaluate.space_map import space_map
 from vecferry.evaluate.statistics import Resampling, mean_with_interval
 from vecferry.evaluate.thresholds import Scored, all_mapped
@@ -73,7 +73,7 @@ class EvaluationOptions:
 
 def evaluate(
     corpus: Corpus,
-    asked: Asked,
+    asked: QuerySet,
     options: EvaluationOptions,
     stage: Stage = lambda _: None,
     provenance: Mapping[str, Any] | None = None,

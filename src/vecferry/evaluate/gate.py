@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vecferry.evaluate.comparing import Compared
-from vecferry.evaluate.values import ALL, Judged
+from vecferry.evaluate.values import ALL, GateResult
 
 MIN_QUERIES = 20
 """Fewer say nothing that a switch may rest on, whatever the interval is."""
 MIN_IN_SLICE = 20
 
 
-def judge(compared: Compared, *, margin: float, confidence: float) -> Judged:
+def judge(compared: Compared, *, margin: float, confidence: float) -> GateResult:
     """Non-inferiority: passed if the whole interval of the paired difference lies above -margin.
 
     Failed if it lies below, or that of a slice of 20 queries or more does; inconclusive in between.
@@ -39,7 +39,7 @@ def judge(compared: Compared, *, margin: float, confidence: float) -> Judged:
     else:
         better = "better" if overall.difference.low > 0 else "not worse"
         verdict, words = "passed", f"The new model is {better}: {said} ({where}) on {overall.queries:,} queries."
-    return Judged(verdict, words, margin, confidence, compared.metric, overall.difference, worse)  # type: ignore[arg-type]
+    return GateResult(verdict, words, margin, confidence, compared.metric, overall.difference, worse)  # type: ignore[arg-type]
 
 
 def _joined(names: Sequence[str]) -> str:

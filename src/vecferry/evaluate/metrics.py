@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.errors import MissingExtra
 from vecferry.evaluate.ranking import NONE, Ranked
-
-if TYPE_CHECKING:
-    from vecferry.evaluate.judged import JudgedQueries
+from vecferry.evaluate.values import JudgedQueries
 
 Float64 = NDArray[np.float64]
 QUERIES_EACH = 2000

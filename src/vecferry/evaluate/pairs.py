@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vecferry.evaluate.judged import JudgedQueries, Judgement, Passage, Question
 from vecferry.evaluate.ranking import NONE, Ranked
+from vecferry.evaluate.values import JudgedQueries, Judgement, Passage, Question
 
 MIN_CHARS, MAX_CHARS = 15, 300
 MAX_SHARE = 0.6

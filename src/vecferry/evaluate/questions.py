@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vecferry.errors import SettingsError, reason_of
-from vecferry.evaluate.judged import JudgedQueries, Question
 from vecferry.evaluate.pairs import Pair
-from vecferry.evaluate.values import Evidence
+from vecferry.evaluate.values import Evidence, JudgedQueries, Question
 
 T = TypeVar("T")
 LANGUAGE, SCRIPT, QUERY_LENGTH, PASSAGE_LENGTH = "language", "script", "query length", "passage length"
@@ -24,7 +23,7 @@ SCRIPTS = {"CJK": "Han", "HIRAGANA": "Japanese", "KATAKANA": "Japanese"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuerySet:
     """queries: None where nobody has judged any; then pairs were made of the passages. log: what users asked."""
 
     queries: JudgedQueries | None = None
@@ -39,14 +38,14 @@ class Asked:
     def evidence(self) -> Evidence:
         return "judged queries" if self.queries is not None else "query log" if self.log else "pairs from the corpus"
 
-    def limited(self, number: int | None, seed: int) -> Asked:
+    def limited(self, number: int | None, seed: int) -> QuerySet:
         """At most so many of each kind, chosen by the seed."""
         queries = self.queries
         if queries is not None:
             queries = replace(queries, questions=chosen(queries.questions, number, seed))
             kept = {question.id for question in queries.questions}
             queries = replace(queries, judgements=tuple(j for j in queries.judgements if j.query_id in kept))
-        return Asked(queries, chosen(self.pairs, number, seed), chosen(self.log, number, seed))
+        return QuerySet(queries, chosen(self.pairs, number, seed), chosen(self.log, number, seed))
 
 
 def chosen(of: Sequence[T], number: int | None, seed: int) -> tuple[T, ...]:

@@ -17,6 +17,46 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """relevance: 0 is not relevant; higher is better."""
+
+    query_id: str
+    passage_id: str
+    relevance: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """slices: what it belongs to, by kind: {"language": "en"}."""
+
+    id: str
+    text: str
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """title goes before the text where both are encoded."""
+
+    id: str
+    text: str
+    title: str = ""
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def full(self) -> str:
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True)
+class JudgedQueries:
+    """Questions with judgements, over passages that are kept elsewhere, in a store. Every question is judged."""
+
+    questions: tuple[Question, ...]
+    judgements: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True)
 class Interval(Value):
     """A mean, and where the bootstrap puts it."""
 
@@ -208,7 +248,7 @@ class SpaceMap(Value):
 
 
 @dataclass(frozen=True)
-class Judged(Value):
+class GateResult(Value):
     """The gate's words. verdict: "passed"; "failed", shown worse by more than the margin; "inconclusive"."""
 
     verdict: Literal["passed", "failed", "inconclusive"]
@@ -237,7 +277,7 @@ class Evaluation(Value):
     old: ModelFacts
     new: ModelFacts
     compared: tuple[Method, Method]
-    gate: Judged
+    gate: GateResult
     systems: tuple[SystemScore, ...] = ()
     slices: tuple[SliceScore, ...] = ()
     queries: tuple[QueryScore, ...] = ()

@@ -12,8 +12,8 @@ from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import MigrationConflict
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines.task import embed_unknown
-from vecferry.migrate.governor import Governor
 from vecferry.migrate.staged_file import StagedVector
+from vecferry.migrate.throttle import Throttle
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import BOTH_SIDES, EVERYTHING, Change, Key, KeyRange, NewVector, Row, Side
@@ -71,7 +71,7 @@ class Applier:
     """
 
     store: Store
-    governor: Governor
+    throttle: Throttle
     models: Models
     rows_at_once: int
     rows_per_write: int
@@ -87,7 +87,7 @@ class Applier:
 
     @property
     def _record(self) -> MigrationRecord:
-        return self.governor.record
+        return self.throttle.record
 
     def can_follow(self, side: Side) -> bool:
         """Until the first switch the application alone keeps the old side, and no model is needed for it."""
@@ -116,13 +116,13 @@ class Applier:
         """
         for side in filter(self.can_follow, NEW_SIDE_FIRST):
             keys = EVERYTHING
-            while rows := self.store.pending(keys, self.rows_at_once, side):
-                self.governor.admit(len(rows))
+            while rows := self.store.unembedded(keys, self.rows_at_once, side):
+                self.throttle.acquire(len(rows))
                 self._bring_current(side, rows)
                 keys = KeyRange(rows[-1].key, None)
         for gone in iter(lambda: self.store.orphans(self.rows_at_once), []):
-            self.governor.admit(len(gone))
-            self.store.settle(gone)
+            self.throttle.acquire(len(gone))
+            self.store.apply_deletes(gone)
         self.forget_gone_letters()
 
     def forget_gone_letters(self) -> None:
@@ -130,10 +130,10 @@ class Applier:
         serving = self._ledger.serving(self.store.target)
         other = Side.OLD if serving is not None and serving.generation == self._record.spec.generation else Side.NEW
         if number := self._ledger.count_dead_letters(self._record, other):
-            keys = [letter.key for letter in self._ledger.dead_letters(self._record, number, other)]
-            if gone := self.store.settle(keys):
+            keys = [dead_letter.key for dead_letter in self._ledger.dead_letters(self._record, number, other)]
+            if gone := self.store.apply_deletes(keys):
                 with self.store.transaction():
-                    self._ledger.unbury(self._record, other, sorted(gone))
+                    self._ledger.remove_dead_letters(self._record, other, sorted(gone))
 
     # --- what was captured ------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Applier:
             elif time.monotonic() >= until:
                 return False
             else:
-                self.governor.rest(pause_s)
+                self.throttle.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_IDLE_S)
         return True
 
@@ -164,7 +164,7 @@ class Applier:
     def _captured(self, sides: Collection[Side]) -> list[Change]:
         changes = self.store.captured(FOLLOWED_AT_ONCE, self._followed(sides))
         if changes:
-            self.governor.admit(len(changes))
+            self.throttle.acquire(len(changes))
         return changes
 
     def _followed(self, sides: Collection[Side]) -> frozenset[Side]:
@@ -177,7 +177,7 @@ class Applier:
         keys = self._settled_keys(changes)
         followed, left = self._followed(sides), dict[Side, set[Key]]()
         for side in NEW_SIDE_FIRST:
-            rows = self.store.stale(side, _keys(changes, side))
+            rows = self.store.outdated(side, _keys(changes, side))
             done = self._bring_current(side, rows) if side in followed else set()
             left[side] = {row.key for row in rows} - done
         with self.store.transaction():
@@ -189,9 +189,9 @@ class Applier:
     def _settled_keys(self, changes: Sequence[Change]) -> list[Key]:
         """Whose keys they are, once what needs no model was done."""
         keys = _keys(changes)
-        if gone := sorted(self.store.settle(keys)):
+        if gone := sorted(self.store.apply_deletes(keys)):
             for side in Side:
-                self._ledger.unbury(self._record, side, gone)
+                self._ledger.remove_dead_letters(self._record, side, gone)
         return keys
 
     def follow(self, until: Callable[[], bool]) -> None:
@@ -206,8 +206,8 @@ class Applier:
                 was_switched = True
                 self.sweep()
             is_held_up = not self.catch_up(wait_s=0)
-            self.governor.look()
-            self.governor.rest(pause_s)
+            self.throttle.poll()
+            self.throttle.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_IDLE_S) if is_held_up else IDLE_S
 
     def finish(self, side: Side, within_s: float) -> bool:
@@ -222,7 +222,7 @@ class Applier:
         keys = self._settled_keys(changes)
         if not self._was_switched():
             self.store.adopt(keys)
-        rows = self.store.stale(side, keys)
+        rows = self.store.outdated(side, keys)
         if not rows:
             return True
         until = time.monotonic() + within_s
@@ -282,9 +282,11 @@ class Applier:
 
     def _keep_part(self, side: Side, vectors: Sequence[NewVector], embedded: Embedded, closes: int | None) -> set[Key]:
         def note(written: set[Key]) -> None:
-            letters = [replace(letter, side=side) for letter in embedded.letters if letter.key in written]
-            self._ledger.unbury(self._record, side, sorted(written))
-            self._ledger.bury(self._record, letters)
+            dead_letters = [
+                replace(dead_letter, side=side) for dead_letter in embedded.dead_letters if dead_letter.key in written
+            ]
+            self._ledger.remove_dead_letters(self._record, side, sorted(written))
+            self._ledger.add_dead_letters(self._record, dead_letters)
             if closes is not None:
                 self._ledger.close_range(self._record, closes)
 

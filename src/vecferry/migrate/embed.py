@@ -24,10 +24,10 @@ from vecferry.stores.values import NewVector, Row, SparseVector
 
 @dataclass(frozen=True)
 class Embedded:
-    """Every row is in `vectors`, dead letters with None; each of these is in `letters` too."""
+    """Every row is in `vectors`, dead letters with None; each of these is in `dead_letters` too."""
 
     vectors: tuple[NewVector, ...]
-    letters: tuple[DeadLetter, ...]
+    dead_letters: tuple[DeadLetter, ...]
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -
     failures = list(outcomes.values())
     if len(failures) > 1 and all(isinstance(failure, ModelRuntimeError) for failure in failures):
         raise next(f for f in failures if isinstance(f, ModelRuntimeError))
-    vectors, letters = [], []
+    vectors, dead_letters = [], []
     for row in rows:
         outcome = "the text is NULL" if row.text is None else outcomes[row.text]
         if isinstance(outcome, Heads):
             vectors.append(NewVector(row.key, row.digest, outcome.dense, outcome.sparse, outcome.colbert))
         else:
             vectors.append(NewVector(row.key, row.digest, None))
-            letters.append(DeadLetter(row.key, _reason(outcome), row.digest))
-    return Embedded(tuple(vectors), tuple(letters))
+            dead_letters.append(DeadLetter(row.key, _reason(outcome), row.digest))
+    return Embedded(tuple(vectors), tuple(dead_letters))
 
 
 def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[Outcome]:

@@ -29,12 +29,12 @@ from vecferry.migrate.applier import Applier, Models, refuse_conflicts
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.following import SwitchFollower
-from vecferry.migrate.governor import DiskGuard, Governor, Guard, LatencyGuard
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.runner import Counter, Runner
 from vecferry.migrate.staging import Staging, remove_staged
 from vecferry.migrate.states import ENDED, State, can_move, possible_verbs, require
-from vecferry.migrate.switch import Switch, locked_switch, settled
+from vecferry.migrate.switch import Switch, locked_switch, recover_interrupted_switch
+from vecferry.migrate.throttle import DiskGuard, Guard, LatencyGuard, Throttle
 from vecferry.migrate.values import (
     CutoverReport,
     MigrationOptions,
@@ -48,7 +48,7 @@ from vecferry.migrate.values import (
 from vecferry.migrate.verification import (
     MAX_CAPTURED,
     Gate,
-    examine,
+    check_integrity,
     index_recall,
     recall_check,
     recomputation_check,
@@ -163,12 +163,12 @@ class Migration:
             record = self._begin(models)
             if self._ledger.followed(record) != models.sides:
                 self._ledger.set_followed(record, models.sides)
-            governor = Governor(self._ledger, record, self._guards(record), stop)
+            throttle = Throttle(self._ledger, record, self._guards(record), stop)
             counter = Counter(progress)
-            applier = self._applier(governor, models, counter)
+            applier = self._applier(throttle, models, counter)
             staging = self._staging(record)
             options = self.options
-            runner = Runner(self._store, governor, applier, counter, options.patience, options.wait_for_writers_s)
+            runner = Runner(self._store, throttle, applier, counter, options.patience, options.wait_for_writers_s)
             runner.run((engine or self._local_engine(models))(self._store, staging, record), staging)
             if follow is not None:
                 with suppress(_EndedByOthers):
@@ -184,9 +184,9 @@ class Migration:
                 raise _EndedByOthers from None
             raise
 
-    def _applier(self, governor: Governor, models: Models, counter: Counter | None = None) -> Applier:
+    def _applier(self, throttle: Throttle, models: Models, counter: Counter | None = None) -> Applier:
         options, counter = self.options, counter or Counter(None)
-        return Applier(self._store, governor, models, options.rows_per_range, options.rows_per_write, counter.add)
+        return Applier(self._store, throttle, models, options.rows_per_range, options.rows_per_write, counter.add)
 
     def _staging(self, record: MigrationRecord) -> Staging:
         return Staging(self.options.staging, record.spec.fingerprint, Outputs.parse(",".join(record.spec.outputs)))
@@ -294,7 +294,7 @@ class Migration:
             old_backlog=self._store.backlog(Side.OLD),
             control=self._ledger.control(record),
             dead_letters=counts.dead_letters,
-            letters=tuple(self._ledger.dead_letters(record, LETTERS_SHOWN)),
+            first_dead_letters=tuple(self._ledger.dead_letters(record, LETTERS_SHOWN)),
             old_fingerprint=record.spec.old_fingerprint,
             new_fingerprint=record.spec.fingerprint,
             dimension=record.spec.dimension,
@@ -375,7 +375,7 @@ class Migration:
         override back. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
         """
         models, overriding = Models(new, old), None if override is None else Override.for_reason(override)
-        with self._by_hand("verify") as record:
+        with self._operator_lock("verify") as record:
             refuse_conflicts(record, self._store, models)
             report = self._examine(record, new, models, sample)
             if report.state is State.VERIFIED:
@@ -414,7 +414,7 @@ class Migration:
         SettingsError for a blank reason, CutoverRefused if a check of the last verification failed.
         """
         override = Override.for_reason(reason)
-        with self._by_hand("override") as record, self._store.transaction():
+        with self._operator_lock("override") as record, self._store.transaction():
             verification = record.verification or {}
             self._refuse_failed(verification)
             overridden = {"passed": True, "state": State.READY, "override": override.to_dict()}
@@ -434,13 +434,15 @@ class Migration:
     def _examine(self, record: MigrationRecord, new: TextEncoder, models: Models, sample: int) -> VerifyReport:
         with self._follower(record, models) as follower:
             follower.catch_up(Side.NEW, few=MAX_CAPTURED)
-            found = examine(self._store, record.spec.dimension, lambda: follower.catch_up(Side.NEW, few=MAX_CAPTURED))
-        letters = self._ledger.count_dead_letters(record, Side.NEW)
+            found = check_integrity(
+                self._store, record.spec.dimension, lambda: follower.catch_up(Side.NEW, few=MAX_CAPTURED)
+            )
+        dead_letters = self._ledger.count_dead_letters(record, Side.NEW)
         cosines = recomputed_cosines(self._store, new, sample)
         recall = index_recall(self._store, record.spec.fingerprint)
-        comparable = found.rows - found.without_vector.count - found.stale.count
+        comparable = found.rows - found.without_vector.count - found.outdated.count
         checks = (
-            *structural_checks(found, letters, record.spec.dimension, unit=new.space.normalize),
+            *structural_checks(found, dead_letters, record.spec.dimension, unit=new.space.normalize),
             recomputation_check(cosines, expected=-(-min(sample, comparable) // 2)),  # rows may be written meanwhile
             recall_check(recall, self.options.min_recall),
         )
@@ -449,7 +451,7 @@ class Migration:
             target=record.spec.target,
             passed=False,
             rows=found.rows,
-            dead_letters=letters,
+            dead_letters=dead_letters,
             sampled=len(cosines),
             lowest_cosine=min(cosines.values(), default=None),
             recall=recall,
@@ -460,10 +462,10 @@ class Migration:
     def retry(self, new: TextEncoder, *, old: TextEncoder | None = None) -> Status:
         """Encode dead letters again, those of a side whose model is given. What fails again stays a dead letter."""
         models = Models(new, old)
-        with self._by_hand("retry") as record, self._store.runner(self.options.lease_s):
+        with self._operator_lock("retry") as record, self._store.runner(self.options.lease_s):
             refuse_conflicts(record, self._store, models)
             self._store.retry_dead_letters()
-            applier = self._applier(Governor(self._ledger, record), models)
+            applier = self._applier(Throttle(self._ledger, record), models)
             applier.catch_up(wait_s=self.options.wait_for_writers_s)
         return self.status()
 
@@ -488,7 +490,7 @@ class Migration:
         still serve.
         """
         patience = patience or self.options.patience
-        with self._by_hand("cutover", patience) as record:
+        with self._operator_lock("cutover", patience) as record:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --off")
             with self._switch(record, Models(new), patience) as switch:
@@ -509,7 +511,10 @@ class Migration:
         could not be had. Then the new vectors still serve.
         """
         patience = patience or self.options.patience.surer()
-        with self._by_hand("rollback", patience) as record, self._switch(record, Models(old=old), patience) as switch:
+        with (
+            self._operator_lock("rollback", patience) as record,
+            self._switch(record, Models(old=old), patience) as switch,
+        ):
             return switch.rollback(accept_stale=accept_stale)
 
     def finalize(
@@ -530,7 +535,7 @@ class Migration:
         patience = patience or self.options.patience
         if State(self._find().state) is State.FINALIZED:
             return self.status()
-        with self._by_hand("finalize", patience) as record:
+        with self._operator_lock("finalize", patience) as record:
             if not confirmed:
                 raise FinalizeNotConfirmed
             with self._switch(record, Models(new), patience) as switch:
@@ -557,8 +562,8 @@ class Migration:
         if last is not None and State(last.state) is State.ABORTED:
             self._sweep_ended()
             return last
-        with self._by_hand("abort", patience) as record, self._store.runner(self.options.lease_s):
-            applier = self._applier(Governor(self._ledger, record), Models(old=old))
+        with self._operator_lock("abort", patience) as record, self._store.runner(self.options.lease_s):
+            applier = self._applier(Throttle(self._ledger, record), Models(old=old))
             follower = SwitchFollower(self._store, applier)
             switch = Switch(self._store, record, self.options.thresholds, patience, follower)
             switch.abort(accept_dead_letters, accept_stale=accept_stale)
@@ -573,7 +578,7 @@ class Migration:
     @contextmanager
     def _follower(self, record: MigrationRecord, models: Models) -> Iterator[SwitchFollower]:
         """What applies the captured writes: this process, or the one that runs the migration too."""
-        applier = self._applier(Governor(self._ledger, record), models)
+        applier = self._applier(Throttle(self._ledger, record), models)
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._store.runner(self.options.lease_s))
@@ -585,11 +590,11 @@ class Migration:
     # --- the record -------------------------------------------------------------------------------
 
     @contextmanager
-    def _by_hand(self, verb: str, patience: Patience = AT_ONCE) -> Iterator[MigrationRecord]:
+    def _operator_lock(self, verb: str, patience: Patience = AT_ONCE) -> Iterator[MigrationRecord]:
         """The record in a state in which `verb` is possible, while nobody else changes it by hand."""
         self._find()
         with self._held_switch(patience):
-            record = settled(self._store, self._find())
+            record = recover_interrupted_switch(self._store, self._find())
             if record.paused is not None and (verb in UNASKED or not record.paused.by_operator):
                 record = self._unpause(record)
             _require(verb, record)

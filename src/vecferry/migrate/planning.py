@@ -54,7 +54,7 @@ def make_plan(
         staging_bytes=vector_bytes + head_bytes,
         sample_rows=len(rows),
         sample_seconds=seconds,
-        sample_failures=len(embedded.letters),
+        sample_failures=len(embedded.dead_letters),
         seconds=seconds / len(rows) * table.rows if rows else 0.0,
         cost=cost_of(Sampled(len(rows), counting.tokens, seconds), table.rows, resources),
         creates=table.creates,

@@ -11,9 +11,9 @@ from vecferry.encode.encoder import Progress
 from vecferry.errors import SpaceMismatch
 from vecferry.migrate.applier import Applier
 from vecferry.migrate.engines import Engine, range_name
-from vecferry.migrate.governor import Governor
 from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State
+from vecferry.migrate.throttle import Throttle
 from vecferry.stores.ledger import Ledger, MigrationRecord
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import BOTH_SIDES, Patience, Side
@@ -46,7 +46,7 @@ class Runner:
     """
 
     store: Store
-    governor: Governor
+    throttle: Throttle
     applier: Applier
     counter: Counter
     patience: Patience
@@ -58,7 +58,7 @@ class Runner:
 
     @property
     def _record(self) -> MigrationRecord:
-        return self.governor.record
+        return self.throttle.record
 
     @property
     def _state(self) -> State:
@@ -69,7 +69,7 @@ class Runner:
     def run(self, engine: Engine, staging: Staging) -> None:
         """From any state: up to `catching_up`, with nothing captured left undone."""
         self.counter.begin(self.store)
-        self.governor.look(now=True)
+        self.throttle.poll(now=True)
         steps: Mapping[State, Callable[[], None]] = {
             State.PLANNED: self._prepare,
             State.PREPARED: self._capture,
@@ -108,17 +108,17 @@ class Runner:
 
     def _prepare(self) -> None:
         self.store.exclusively(self._make_new_side, self.patience)
-        self.governor.move(State.PREPARED)
+        self.throttle.move(State.PREPARED)
 
     def _capture(self) -> None:
         self.store.start_capture(self.patience)
-        self.governor.move(State.CAPTURING)
+        self.throttle.move(State.CAPTURING)
 
     def _list_ranges(self) -> None:
         ranges = self.store.key_ranges(self.applier.rows_at_once)
         with self.store.transaction():
             self._ledger.add_ranges(self._record, ranges)
-        self.governor.move(State.BACKFILLING, ranges=len(ranges))
+        self.throttle.move(State.BACKFILLING, ranges=len(ranges))
 
     # --- the backfill -----------------------------------------------------------------------------
 
@@ -128,15 +128,15 @@ class Runner:
             for number in committed:
                 staged = staging.read(range_name(self._record.spec.uid, number))
                 if staged is not None:  # lost between engine and us: the sweep finds its rows
-                    self.governor.admit(len(staged.vectors))
+                    self.throttle.acquire(len(staged.vectors))
                     self.applier.keep(Side.NEW, staged, closes=number)
         self.applier.sweep()
-        self.governor.move(State.INDEXING)
+        self.throttle.move(State.INDEXING)
 
     def _index(self) -> None:
         self.applier.catch_up_once(BOTH_SIDES)  # each row is written once less with an index there
         self._build_indexes()
-        self.governor.move(State.CATCHING_UP)
+        self.throttle.move(State.CATCHING_UP)
 
     def _build_indexes(self) -> None:
         self.applier.write_few()

@@ -189,7 +189,7 @@ def _heads(new: NewVector) -> Outputs:
 
 def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) -> list[StagedRow]:
     """The vectors of each digest that is not known yet go into the first of its rows; known ones may be left out."""
-    reasons, rows, held = {letter.key: letter.reason for letter in embedded.letters}, [], set(known)
+    reasons, rows, held = {dead_letter.key: dead_letter.reason for dead_letter in embedded.dead_letters}, [], set(known)
     for new in embedded.vectors:
         reason, vectors = reasons.get(new.key), None
         is_right = new.digest in known or (new.vector is None) == (reason is not None)

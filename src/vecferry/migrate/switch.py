@@ -67,14 +67,14 @@ class Switch:
     def rollback(self, *, accept_stale: bool) -> RollbackReport:
         states = (State.ROLLING_BACK, State.SERVING_NEW)
         held = self._when_current(Side.OLD, states, self._to_old, accept_stale=accept_stale)
-        serving, stale = held.result
-        letters = self._ledger.count_dead_letters(self.record, Side.OLD)
+        serving, outdated = held.result
+        dead_letters = self._ledger.count_dead_letters(self.record, Side.OLD)
         restored = False
         if self.record.spec.old_not_null:
             with suppress(Locked):  # it is rolled back all the same; the next `start` requires them
                 restored = self.store.require_vectors(self.patience)
         return RollbackReport(
-            self.store.target, serving, stale, letters, restored, self._tries, held.pause_s, State.SERVING_OLD
+            self.store.target, serving, outdated, dead_letters, restored, self._tries, held.pause_s, State.SERVING_OLD
         )
 
     def finalize(self, accepted: int) -> None:
@@ -112,21 +112,21 @@ class Switch:
         return serving
 
     def _to_old(self) -> tuple[Serving, int]:
-        spec, stale = self.record.spec, self._left_behind()
+        spec, outdated = self.record.spec, self._left_behind()
         self.store.switch_back()
         thresholds = {**self.thresholds, **self._mapped("old")}
         serving = self._next_epoch(Side.OLD, spec.generation - 1, spec.old_fingerprint, thresholds)
-        self._move(State.SERVING_OLD, epoch=serving.epoch, stale_rows=stale)
-        return serving, stale
+        self._move(State.SERVING_OLD, epoch=serving.epoch, stale_rows=outdated)
+        return serving, outdated
 
     def _left_behind(self) -> int:
         """How many rows were written since the switch and not followed on the old side."""
         changes = self.store.captured(self.store.backlog(Side.OLD), {Side.OLD})
         keys = list(dict.fromkeys(change.key for change in changes))
         if self.store.rows_outlive_vectors:
-            return len(self.store.stale(Side.OLD, keys))
-        self.store.settle(keys)
-        rows = self.store.stale(Side.OLD, keys)
+            return len(self.store.outdated(Side.OLD, keys))
+        self.store.apply_deletes(keys)
+        rows = self.store.outdated(Side.OLD, keys)
         self._set_aside(rows)
         self.store.acknowledge(changes)
         return len(rows)
@@ -136,9 +136,9 @@ class Switch:
 
         Otherwise the side that serves would be followed, and what was written since the switch be lost for good.
         """
-        letters = [DeadLetter(row.key, WITHOUT_OLD_MODEL, row.digest, Side.OLD) for row in rows]
+        dead_letters = [DeadLetter(row.key, WITHOUT_OLD_MODEL, row.digest, Side.OLD) for row in rows]
         vectors = [NewVector(row.key, row.digest, None) for row in rows]
-        self.store.write(Side.OLD, vectors, lambda _: self._ledger.bury(self.record, letters))
+        self.store.write(Side.OLD, vectors, lambda _: self._ledger.add_dead_letters(self.record, dead_letters))
 
     def _mapped(self, space: str) -> dict[str, float]:
         """The thresholds of the last verdict, in the space "old" or "new"; none if it gave none."""
@@ -195,7 +195,7 @@ class Switch:
             is_followed = accept_stale or self.follower.catch_up(side)
             with suppress(_NotFollowed):
                 when_current = work if accept_stale else lambda: self._once_current(side, work)
-                return self.store.exclusively(self._afresh(when_current), self.patience)
+                return self.store.exclusively(self._retryable(when_current), self.patience)
             if not is_followed or (until is not None and time.monotonic() > until):
                 raise self._never_current(side)
             self.patience.notify(f"try {self._tries}: a write came in between")
@@ -208,7 +208,7 @@ class Switch:
             raise _NotFollowed
         return work()
 
-    def _afresh(self, work: Callable[[], T]) -> Callable[[], T]:
+    def _retryable(self, work: Callable[[], T]) -> Callable[[], T]:
         """`work` that goes out from the record of now, since `exclusively` may undo it and try again."""
         record = self.record
 
@@ -252,17 +252,17 @@ class Switch:
     def _refuse_letters(self, accepted: int, side: Side) -> None:
         found = self._ledger.count_dead_letters(self.record, side)
         if found != accepted:
-            letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
+            dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
             reason = f"{found} rows have no {side} vector (dead letters), {accepted} were accepted"
             remedy = f"Repair their texts, or retry them, or accept exactly {found}."
-            raise CutoverRefused(reason, shown([letter.key for letter in letters]) or ("none",), remedy)
+            raise CutoverRefused(reason, shown([dead_letter.key for dead_letter in dead_letters]) or ("none",), remedy)
 
     def _move(self, state: State, **detail: object) -> None:
         assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"
         self.record = self._ledger.move(self.record, state, detail)
 
 
-def settled(store: Store, record: MigrationRecord) -> MigrationRecord:
+def recover_interrupted_switch(store: Store, record: MigrationRecord) -> MigrationRecord:
     """The record, with the marks of a switch that was killed taken back: its transaction did not happen."""
     before = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW}.get(State(record.state))
     return record if before is None else store.ledger.move(record, before, {"taken_back": record.state})

@@ -140,7 +140,7 @@ class Status(Value):
     """rows_done: with a new vector. backlog, old_backlog: captured writes that were not applied to the new side yet,
     and to the old one, which is followed from the first switch on.
 
-    paused: why, while it is. serving is None before `start`. letters: the first ten dead letters.
+    paused: why, while it is. serving is None before `start`. first_dead_letters: ten at most.
     """
 
     target: str
@@ -155,7 +155,7 @@ class Status(Value):
     old_backlog: int
     control: Control
     dead_letters: int
-    letters: tuple[DeadLetter, ...]
+    first_dead_letters: tuple[DeadLetter, ...]
     old_fingerprint: str | None
     new_fingerprint: str
     dimension: int
@@ -164,7 +164,7 @@ class Status(Value):
     events: tuple[Event, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"letters": [letter.to_dict() for letter in self.letters]}
+        return super().to_dict() | {"first_dead_letters": [each.to_dict() for each in self.first_dead_letters]}
 
 
 @dataclass(frozen=True)

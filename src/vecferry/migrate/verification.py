@@ -30,45 +30,45 @@ class Gate(Protocol):
     def __call__(self, store: Store) -> GateVerdict: ...
 
 
-def examine(store: Store, dimension: int, catch_up: Callable[[], object]) -> Examination:
+def check_integrity(store: Store, dimension: int, catch_up: Callable[[], object]) -> Examination:
     """Every row; those that were only just written, and are captured, count as current."""
-    found = store.examine(dimension, MAX_SUSPECTS)
-    if found.stale.count > MAX_SUSPECTS or found.orphaned.count > MAX_SUSPECTS:
+    found = store.check_integrity(dimension, MAX_SUSPECTS)
+    if found.outdated.count > MAX_SUSPECTS or found.orphaned.count > MAX_SUSPECTS:
         return found
-    stale, orphaned = list(found.stale.keys), list(found.orphaned.keys)
+    outdated, orphaned = list(found.outdated.keys), list(found.orphaned.keys)
     for _ in range(SECOND_LOOKS):
-        if not stale and not orphaned:
+        if not outdated and not orphaned:
             break
         catch_up()
-        stale = [row.key for row in store.stale(Side.NEW, stale)]
+        outdated = [row.key for row in store.outdated(Side.NEW, outdated)]
         orphaned = [key for key in store.orphans(MAX_SUSPECTS) if key in set(orphaned)]
         captured = {change.key for change in store.captured(MAX_SUSPECTS)}
-        stale = [key for key in stale if key not in captured]
+        outdated = [key for key in outdated if key not in captured]
         orphaned = [key for key in orphaned if key not in captured]
-    return _replaced(found, stale, orphaned)
+    return _replaced(found, outdated, orphaned)
 
 
-def _replaced(found: Examination, stale: Sequence[Key], orphaned: Sequence[Key]) -> Examination:
+def _replaced(found: Examination, outdated: Sequence[Key], orphaned: Sequence[Key]) -> Examination:
     parts = {name: getattr(found, name) for name in found.__dataclass_fields__}
-    return Examination(**parts | {"stale": _finding(stale), "orphaned": _finding(orphaned)})
+    return Examination(**parts | {"outdated": _finding(outdated), "orphaned": _finding(orphaned)})
 
 
 def _finding(keys: Sequence[Key]) -> Finding:
     return Finding(len(keys), tuple(keys)) if keys else NOTHING
 
 
-def structural_checks(found: Examination, letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
-    """letters: dead letters in the ledger; every row without a vector must have one."""
+def structural_checks(found: Examination, dead_letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
+    """dead_letters: those in the ledger; every row without a vector must have one."""
     without = found.without_vector
-    with_vector = found.rows - without.count - found.stale.count
+    with_vector = found.rows - without.count - found.outdated.count
     norm = "farther than 0.001 from length 1"
     return (
-        _check("text unchanged", found.stale, "without a vector of their present text"),
+        _check("text unchanged", found.outdated, "without a vector of their present text"),
         _check("no vector without a row", found.orphaned, "are gone, their vectors are not"),
         Check(
             "every row has a vector",
-            without.count <= letters,
-            f"{with_vector} of {found.rows} rows, {letters} dead letters{_named(without)}",
+            without.count <= dead_letters,
+            f"{with_vector} of {found.rows} rows, {dead_letters} dead letters{_named(without)}",
             shown(without.keys[:10]),
         ),
         _check("dimension", found.wrong_dimension, f"without {dimension} numbers"),

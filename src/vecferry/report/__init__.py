@@ -1,7 +1,7 @@
 """An evaluation as one HTML file that needs nothing else: no script, no network, charts as SVG.
 
 words.py     numbers and findings as a person reads them
-counted.py   queries counted for the charts that show them all
+binning.py   queries counted for the charts that show them all
 charts.py    charts as SVG (the only importer of altair and vl_convert)
 page.py      the page from its templates (the only importer of jinja2)
 """

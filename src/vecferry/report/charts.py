@@ -28,7 +28,7 @@ from vecferry.evaluate.values import (
     SliceScore,
     Threshold,
 )
-from vecferry.report.counted import Cell
+from vecferry.report.binning import Bin
 from vecferry.report.words import cut, interval, number, signed
 
 try:
@@ -190,7 +190,7 @@ def _sign(difference: Interval) -> int:
 # --- queries --------------------------------------------------------------------------------------
 
 
-def scatter(cells: Sequence[Cell], metric: str) -> str:
+def scatter(cells: Sequence[Bin], metric: str) -> str:
     """Old to the right, new upwards: above the diagonal the new side is ahead. Points, or squares of a grid."""
     most = max((cell.queries for cell in cells), default=1)
     rows = [
@@ -219,7 +219,7 @@ def scatter(cells: Sequence[Cell], metric: str) -> str:
     return _svg(_fit(panel, WIDTH), PAGE, f"{metric} of each query, old against new")
 
 
-def _hover(cell: Cell) -> str:
+def _hover(cell: Bin) -> str:
     if not cell.is_point:
         ends = [number(end, 2) for end in (*cell.old, *cell.new)]
         return "old {} to {}, new {} to {}: ".format(*ends) + f"{cell.queries:,} queries"
@@ -263,7 +263,7 @@ def distribution(scores: ScoreDistribution, thresholds: Sequence[Threshold]) -> 
 
 
 def _steps(seen: Histogram | None, mark: alt.MarkDef) -> alt.Chart | None:
-    """None where nothing was counted."""
+    """None where nothing was binning."""
     if seen is None or not (total := sum(seen.counts)):
         return None
     shares = [count / total for count in seen.counts]

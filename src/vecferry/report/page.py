@@ -24,7 +24,7 @@ from vecferry.evaluate.values import (
     SpaceMap,
 )
 from vecferry.model.artifact import write_json
-from vecferry.report import charts, counted, words
+from vecferry.report import binning, charts, words
 
 try:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -145,7 +145,7 @@ def _group(evaluation: Evaluation, title: str, slices: list[SliceScore]) -> Mapp
 def _queries(evaluation: Evaluation) -> Section | None:
     if not (evaluation.queries or evaluation.gains or evaluation.losses):
         return None
-    cells, bars = counted.cells(evaluation.queries), counted.differences(evaluation.queries)
+    cells, bars = binning.cells(evaluation.queries), binning.differences(evaluation.queries)
     metric, changed = evaluation.gate.metric, sum(bars.counts)
     languages = {query.text: query.slices.get("language") for query in evaluation.queries}
     return Section("queries", "Queries", {

@@ -17,7 +17,7 @@ MAX_HEADER_BYTES = 65_536
 log = logging.getLogger("vecferry.server")
 
 
-class Impatient(HttpToolsProtocol):
+class TimeoutHttpProtocol(HttpToolsProtocol):
     """A connection that is closed when its headers, or the reader of its answers, do not come on, or never end.
 
     uvicorn has a time for idle connections only, which ends with the first byte. Over its own limit of connections it

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
-from vecferry.server.documented import OPENAI_ERRORS, binary_forms
+from vecferry.server.openapi_schema import OPENAI_ERRORS, binary_forms
 from vecferry.server.requests import Body, Input, ServiceHere, embed, headers_of, require_dimension, role_of, service_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)

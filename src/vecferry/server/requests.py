@@ -26,7 +26,7 @@ from vecferry.encode.encoder import Role
 from vecferry.errors import BadRequest
 from vecferry.server.lanes import Name
 from vecferry.server.models import Served
-from vecferry.server.service import Answer, Asked, Service, Texts
+from vecferry.server.service import Answer, QuerySet, Service, Texts
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ async def embed(
     """`Service.embed`, for as long as the client waits. Raises what that raises, and Abandoned."""
     service = service_of(request)
     texts = texts_of(given)
-    asked = Asked(
+    asked = QuerySet(
         model,
         texts,
         outputs,

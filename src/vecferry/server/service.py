@@ -33,7 +33,7 @@ Texts = Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuerySet:
     """What of a request decides how it is encoded. truncate: whether texts may be cut. since: on `time.monotonic`."""
 
     model: Served
@@ -85,7 +85,7 @@ class Service:
         self._watch.stop()
         self._tokenisers.shutdown()
 
-    async def embed(self, asked: Asked) -> Answer:
+    async def embed(self, asked: QuerySet) -> Answer:
         """Embeddings in the order of the texts.
 
         Raises EmptyInput, InvalidText, HeadUnavailable, RequestTooLarge, TextTooLong, NotReady, Overloaded,
@@ -103,7 +103,7 @@ class Service:
         self.metrics.truncated.labels(asked.model.name).inc(found.num_truncated)
         return Answer(found, name)
 
-    def submit(self, asked: Asked) -> Future[Embeddings]:
+    def submit(self, asked: QuerySet) -> Future[Embeddings]:
         """The same for threads, for up to `TEXTS_EACH` texts. Raises what `embed` raises, but DeadlineExceeded."""
         assert len(asked.texts) <= TEXTS_EACH, "a request in one part"
         _, (job,) = self._queued(asked, [self._part(asked, asked.texts)])
@@ -111,7 +111,7 @@ class Service:
 
     # --- the steps --------------------------------------------------------------------------------
 
-    async def _prepared(self, asked: Asked) -> list[Work]:
+    async def _prepared(self, asked: QuerySet) -> list[Work]:
         """In parts of as many texts as the library takes at a time."""
         self.check_texts(asked.texts)
         asked.model.require()
@@ -134,13 +134,13 @@ class Service:
             return make()
         return await asyncio.get_running_loop().run_in_executor(self._tokenisers, make)
 
-    def _part(self, asked: Asked, texts: Texts) -> Work:
+    def _part(self, asked: QuerySet, texts: Texts) -> Work:
         encoder = asked.model.encoder
         if all(isinstance(text, str) for text in texts):
             return encoder.prepare(texts, outputs=asked.outputs, role=asked.role)  # type: ignore[arg-type]
         return encoder.prepare_tokens(_with_ends(asked.model, texts), outputs=asked.outputs)
 
-    def _queued(self, asked: Asked, works: Sequence[Work]) -> tuple[Name, list[Job]]:
+    def _queued(self, asked: QuerySet, works: Sequence[Work]) -> tuple[Name, list[Job]]:
         tokens = sum(work.num_tokens for work in works)
         name = self._lane_of(asked, tokens)
         self._lanes[name].check_room(tokens)
@@ -149,7 +149,7 @@ class Service:
         self.metrics.accepted.labels(name).inc()
         return name, jobs
 
-    def _lane_of(self, asked: Asked, tokens: int) -> Name:
+    def _lane_of(self, asked: QuerySet, tokens: int) -> Name:
         if asked.lane is not None:
             return asked.lane
         return Name.QUERY if tokens <= self.limits.query_tokens else Name.BULK
@@ -170,7 +170,7 @@ class Service:
         if tokens > (allowed := self.limits.max_request_tokens):
             raise RequestTooLarge("tokens of a request", tokens, allowed, "--max-request-tokens")
 
-    def _check_tokens(self, asked: Asked, works: Sequence[Work]) -> None:
+    def _check_tokens(self, asked: QuerySet, works: Sequence[Work]) -> None:
         self.check_num_tokens(sum(work.num_tokens for work in works))
         dimension = asked.model.encoder.dimension
         vectors = len(asked.texts)
@@ -204,7 +204,7 @@ class QueuedEncoder:
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """As `Encoder.encode`; Overloaded and DeadlineExceeded too."""
-        asked = Asked(self._model, texts, outputs, role)
+        asked = QuerySet(self._model, texts, outputs, role)
         parts = [
             self._service.submit(replace(asked, texts=texts[at : at + TEXTS_EACH]))
             for at in range(0, len(texts), TEXTS_EACH)

@@ -12,9 +12,9 @@ from vecferry import __version__
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.errors import BadRequest
 from vecferry.server.answers import JSON, Style, binary, error_of, in_pieces, json, sparse_rows, wanted_form
-from vecferry.server.documented import TEI_ERRORS, binary_forms
 from vecferry.server.metrics import CONTENT_TYPE
 from vecferry.server.models import Served
+from vecferry.server.openapi_schema import TEI_ERRORS, binary_forms
 from vecferry.server.requests import (
     Body,
     Input,

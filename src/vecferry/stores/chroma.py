@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Found, Point
-from vecferry.stores.portions import Portion, slices
+from vecferry.stores.request_batches import Portion, slices
 
 try:
     import chromadb

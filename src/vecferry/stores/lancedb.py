@@ -27,7 +27,7 @@ from filelock import FileLock
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Found, Point
-from vecferry.stores.portions import slices
+from vecferry.stores.request_batches import slices
 
 try:
     import lancedb

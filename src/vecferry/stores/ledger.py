@@ -163,10 +163,10 @@ class Ledger(Protocol):
     def count_ranges(self, record: MigrationRecord) -> tuple[int, int]:
         """(done, in all)."""
 
-    def bury(self, record: MigrationRecord, letters: Sequence[DeadLetter]) -> None:
+    def add_dead_letters(self, record: MigrationRecord, dead_letters: Sequence[DeadLetter]) -> None:
         """A later letter for the same row and side replaces the earlier."""
 
-    def unbury(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None: ...
+    def remove_dead_letters(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None: ...
     def dead_letters(self, record: MigrationRecord, limit: int, side: Side | None = None) -> list[DeadLetter]:
         """The oldest; of one side, or of both."""
 

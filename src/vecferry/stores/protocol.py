@@ -95,7 +95,7 @@ class Application(Protocol):
 class Capture(Protocol):
     """Which rows were written, deletions included, so that the side that does not serve can follow.
 
-    A store whose writers cannot be watched also knows `orphans`, and `NewSide.pending` compares all.
+    A store whose writers cannot be watched also knows `orphans`, and `NewSide.unembedded` compares all.
     """
 
     def start_capture(self, patience: Patience) -> None:
@@ -116,7 +116,7 @@ class Capture(Protocol):
     def capture_again(self, keys: Sequence[Key], side: Side) -> None:
         """Leaves these captured, as if they had just been written, to be followed on that side. Repeating is safe."""
 
-    def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
+    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
         """Those of the rows that are there, and whose vectors on `side` are not known to be current.
 
         Dead letters are not among them. Empty for the side that serves, where the store cannot tell whose vectors
@@ -130,7 +130,7 @@ class Capture(Protocol):
         which nothing is left to be done; rows that others are just writing are captured again. Repeating is safe.
         """
 
-    def settle(self, keys: Sequence[Key]) -> set[Key]:
+    def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
         """Those keys that have no row any more. Leaves done what needs no model: no vector of these, beside the
         vectors of the other side what else the application keeps, and no dead letter that is none any more.
         Repeating is safe.
@@ -150,7 +150,7 @@ class NewSide(Protocol):
     def key_ranges(self, rows_each: int) -> list[KeyRange]:
         """All keys of now, in the store's order, in ranges of `rows_each` rows; the last may have fewer."""
 
-    def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
         """Rows whose vector on `side` is not known to be of their text and that are no dead letters.
 
         At most `limit`, by ascending key in the order of `KeyRange`, so that a sweep goes on above the last.
@@ -159,9 +159,9 @@ class NewSide(Protocol):
         """
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
-        """All rows that `pending` would give for that side, in one go; with_vector: those alone that have a vector."""
+        """All rows that `unembedded` would give for that side, in one go; with_vector: those that have a vector."""
 
-    def examine(self, dimension: int, max_keys: int = 10) -> Examination: ...
+    def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination: ...
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
         """Random rows that are current, with their new vectors."""
 

@@ -167,13 +167,13 @@ NOTHING = Finding()
 class Examination(Value):
     """What a look at every row and every new vector found.
 
-    stale: rows whose new side is not of their present text, the untried included; orphaned: new
+    outdated: rows whose new side is not of their present text, the untried included; orphaned: new
     vectors without a row; without_vector: tried, and without a vector. off_norm: length farther than
     1e-3 from 1, zero vectors included.
     """
 
     rows: int
-    stale: Finding = NOTHING
+    outdated: Finding = NOTHING
     orphaned: Finding = NOTHING
     without_vector: Finding = NOTHING
     wrong_dimension: Finding = NOTHING

@@ -3,7 +3,7 @@
 Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning", section 2: one hash of a
 feature chooses its place in the vector, another its sign, so that the inner product of two vectors
 estimates that of the texts' bags of features. What it finds is shared spelling; it knows neither
-synonyms nor translations. The measured quality is in docs/fine-print.md (bench/lightweight_quality.py).
+synonyms nor translations. The measured quality is in docs/fine-print.md (bench/lightweight_gate.py).
 
 Equal texts give equal bits in every process, on every platform and Python version: hashes are integers
 modulo 2**64, sums are of integers and so exact in any order, and square root and division are rounded

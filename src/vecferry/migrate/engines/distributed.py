@@ -20,10 +20,10 @@ from vecferry.encode.encoder import Role, TextEncoder, chunks
 from vecferry.encode.export import as_npz, load_npz
 from vecferry.errors import InvalidText
 from vecferry.migrate.engines import RaySettings, range_name
+from vecferry.migrate.engines.model_distribution import ArtifactRef
+from vecferry.migrate.engines.pipeline import Queue, Stage, run_pipeline
 from vecferry.migrate.engines.ray.pool import Pool
-from vecferry.migrate.engines.shipping import NodeModel
 from vecferry.migrate.engines.task import RangeTask
-from vecferry.migrate.engines.threads import Part, Queue, taken
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
@@ -41,7 +41,7 @@ class RayEngine:
     staging: Staging
     uid: str
     rows_per_range: int
-    model: NodeModel
+    model: ArtifactRef
     settings: RaySettings
 
     def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
@@ -51,13 +51,13 @@ class RayEngine:
         to be done Ray is not started; closing it ends all that was.
         """
         numbers: Queue[int] = Queue(self.settings.jobs_per_wave)
-        yield from taken(Part("stager", lambda: self._stage(ranges, numbers), numbers))
+        yield from run_pipeline(Stage("stager", lambda: self._stage(ranges, numbers), numbers))
 
     def _stage(self, ranges: Sequence[RangeRecord], numbers: Queue[int]) -> None:
         do, failed = partial(_range_file, outputs=self.staging.outputs), set[bytes]()
         with (
             closing(self.store.another()) as store,
-            Pool(self.settings, self.model, self.encoder, do, numbers.heed) as pool,
+            Pool(self.settings, self.model, self.encoder, do, numbers.raise_if_cancelled) as pool,
         ):
             for start in range(0, len(ranges), self.settings.jobs_per_wave):
                 wave = {each.number: each for each in ranges[start : start + self.settings.jobs_per_wave]}
@@ -103,7 +103,7 @@ class RayEngine:
 
     def _plan(self, store: Store, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, _Leaning] | None:
         """None if it is staged with the texts that it has now. coming: what ranges before it will hold."""
-        name, rows = range_name(self.uid, each.number), store.pending(each.keys, self.rows_per_range)
+        name, rows = range_name(self.uid, each.number), store.unembedded(each.keys, self.rows_per_range)
         if self.staging.holds(name, rows):
             return None
         digests = {row.digest for row in rows if row.text is not None}
@@ -130,7 +130,7 @@ def _range_file(encoder: TextEncoder, job: bytes, outputs: Outputs) -> bytes:
 
 def encode_on_workers(
     settings: RaySettings,
-    model: NodeModel,
+    model: ArtifactRef,
     encoder: TextEncoder,
     texts: Iterable[str],
     *,

@@ -16,8 +16,8 @@ from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines import range_name
+from vecferry.migrate.engines.pipeline import Queue, Stage, run_pipeline
 from vecferry.migrate.engines.task import embed_unknown
-from vecferry.migrate.engines.threads import Part, Queue, taken
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
@@ -50,15 +50,15 @@ class LocalEngine:
         """
         rows: Queue[tuple[int, list[Row] | None]] = Queue(self.ahead)
         numbers: Queue[int] = Queue(self.ahead)
-        reader = Part("reader", lambda: self._read(ranges, rows), rows)
-        encoder = Part("encoder", lambda: self._encode(rows, numbers), numbers)
-        yield from taken(encoder, reader)
+        reader = Stage("reader", lambda: self._read(ranges, rows), rows)
+        encoder = Stage("encoder", lambda: self._encode(rows, numbers), numbers)
+        yield from run_pipeline(encoder, reader)
 
     def _read(self, ranges: Sequence[RangeRecord], rows: Queue[tuple[int, list[Row] | None]]) -> None:
         """Each range's rows; None where all of them are staged with the text that they have now."""
         with closing(self.store.another()) as store:
             for each in ranges:
-                found = store.pending(each.keys, self.rows_per_range)
+                found = store.unembedded(each.keys, self.rows_per_range)
                 rows.put((each.number, None if self.staging.holds(range_name(self.uid, each.number), found) else found))
 
     def _encode(self, rows: Queue[tuple[int, list[Row] | None]], numbers: Queue[int]) -> None:

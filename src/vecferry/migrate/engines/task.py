@@ -75,4 +75,4 @@ def embed_unknown(
             vectors.append(NewVector(row.key, digest, old.vector, old.sparse, old.colbert))
         else:
             vectors.append(next(fresh))
-    return Embedded(tuple(vectors), made.letters)
+    return Embedded(tuple(vectors), made.dead_letters)

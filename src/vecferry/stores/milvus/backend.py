@@ -15,7 +15,7 @@ from vecferry.errors import StoreError, StoreSchemaError
 from vecferry.stores.backend import Fields, Found, Point
 from vecferry.stores.milvus.connection import KIND, TIMEOUT_S, Address, translated
 from vecferry.stores.milvus.layout import DYNAMIC, SPARSE, Layout
-from vecferry.stores.portions import Portion, slices
+from vecferry.stores.request_batches import Portion, slices
 
 STRONG = "Strong"
 METRICS = ("COSINE", "IP", "L2")

@@ -58,8 +58,8 @@ class Comparison(MirrorSides):
         self._sorted_ids = sorted(self._backend.ids(self._sides().serving))
         return self._sorted_ids
 
-    def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
-        """See `NewSide.pending`. Ids are listed once for a sweep from the beginning, and remembered for its rest."""
+    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+        """See `NewSide.unembedded`. Ids are listed once for a sweep from the beginning, and remembered for its rest."""
         sides = self._sides()
         if sides.name(side) == sides.serving or self._is_half_finalized(sides):
             return []
@@ -75,22 +75,22 @@ class Comparison(MirrorSides):
         return rows[:limit]
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
-        keys = [row.key for row in self.pending(EVERYTHING, sys.maxsize, side)]
+        keys = [row.key for row in self.unembedded(EVERYTHING, sys.maxsize, side)]
         if with_vector:
             there = {point.id for point in self._backend.get(self._sides().name(side), [key[0] for key in keys])}
             keys = [key for key in keys if key[0] in there]
         return Finding(len(keys), tuple(keys[:max_keys])) if keys else NOTHING
 
-    def examine(self, dimension: int, max_keys: int = 10) -> Examination:
+    def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         sides = self._sides()
         findings = Findings(dimension, max_keys)
         rows = 0
         for points in self._pages(sides.serving):
             rows += len(points)
             new = {p.id: p for p in self._backend.get(sides.other, [p.id for p in points], vectors=True)}
-            letters = self._letters(Side.NEW, [(point.id,) for point in points])
+            dead_letters = self._letters(Side.NEW, [(point.id,) for point in points])
             for point in sorted(points, key=lambda point: point.id):
-                findings.look(point, new.get(point.id), letters.get((point.id,)))
+                findings.look(point, new.get(point.id), dead_letters.get((point.id,)))
         orphans = self.orphans(10 * max_keys)
         return Examination(
             rows,
@@ -110,7 +110,7 @@ class Comparison(MirrorSides):
             if point.vector is not None and texts.get(point.id) == point.text
         ]
 
-    def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
+    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
         sides = self._sides()
         if sides.name(side) == sides.serving or self._is_half_finalized(sides):
             return []
@@ -125,8 +125,8 @@ class Comparison(MirrorSides):
         source = self._backend.get(sides.serving, ids)
         texts = {point.id: point.text for point in self._backend.get(sides.other, ids)}
         rows = [Row((p.id,), p.text) for p in source if p.id not in texts or texts[p.id] != p.text]
-        letters = self._letters(side, [row.key for row in rows])
-        return [row for row in rows if letters.get(row.key) != row.digest]
+        dead_letters = self._letters(side, [row.key for row in rows])
+        return [row for row in rows if dead_letters.get(row.key) != row.digest]
 
     def _letters(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
         record = self._open_record()
@@ -139,14 +139,14 @@ class Comparison(MirrorSides):
             return []
         gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))
         keys: list[Key] = [(name,) for name in sorted(gone)]
-        letters = self._letters(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
-        there = self._backend.get(sides.other, [key[0] for key in letters])
-        kept = {(point.id,) for point in there if text_digest(point.text) == letters[point.id,]}
+        dead_letters = self._letters(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
+        there = self._backend.get(sides.other, [key[0] for key in dead_letters])
+        kept = {(point.id,) for point in there if text_digest(point.text) == dead_letters[point.id,]}
         return [key for key in keys if key not in kept][:limit]
 
 
 class Findings:
-    """What `examine` sees, point by point."""
+    """What `check_integrity` sees, point by point."""
 
     def __init__(self, dimension: int, max_keys: int) -> None:
         self._dimension = dimension
@@ -159,14 +159,14 @@ class Findings:
         if len(keys := self._keys.setdefault(defect, [])) < self._max_keys:
             keys.append(key)
 
-    def look(self, point: Point, new: Point | None, letter: bytes | None) -> None:
+    def look(self, point: Point, new: Point | None, dead_letter: bytes | None) -> None:
         """letter: digest of the text that could not be embedded."""
         key = (point.id,)
         if new is None:
-            self._note("without_vector" if letter == text_digest(point.text) else "stale", key)
+            self._note("without_vector" if dead_letter == text_digest(point.text) else "outdated", key)
             return
         if new.text != point.text or not same(new.payload, point.payload):
-            self._note("stale", key)
+            self._note("outdated", key)
         if new.vector is None:
             self._note("without_vector", key)
         elif new.vector.shape != (self._dimension,):

@@ -84,8 +84,8 @@ class MirrorStore(MirrorReading, Comparison):
         """See `Capture.adopt`. The points of the side that serves count as right anyway."""
         return set(keys)
 
-    def settle(self, keys: Sequence[Key]) -> set[Key]:
-        """See `Capture.settle`: deletes follow, and payload that changed without its text."""
+    def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
+        """See `Capture.apply_deletes`: deletes follow, and payload that changed without its text."""
         sides, ids = self._sides(), [key[0] for key in keys]
         if self._is_half_finalized(sides):
             return set()
@@ -111,7 +111,7 @@ class MirrorStore(MirrorReading, Comparison):
         side, record = Side.NEW if sides.serving == sides.new else Side.OLD, self._open_record()
         if record is not None and self._letters(side, keys):
             with self.transaction():
-                self._ledger.unbury(record, side, keys)
+                self._ledger.remove_dead_letters(record, side, keys)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -169,10 +169,10 @@ class MirrorStore(MirrorReading, Comparison):
         record, sides = self._open_record(), self._sides()
         if record is not None:
             side = Side.OLD if sides.serving == sides.new else Side.NEW
-            letters = self._ledger.dead_letters(record, self._ledger.count_dead_letters(record, side), side)
+            dead_letters = self._ledger.dead_letters(record, self._ledger.count_dead_letters(record, side), side)
             with self.transaction():
-                self._ledger.unbury(record, side, [letter.key for letter in letters])
-                self._ledger.note(self._target, [letter.key for letter in letters], side)
+                self._ledger.remove_dead_letters(record, side, [dead_letter.key for dead_letter in dead_letters])
+                self._ledger.note(self._target, [dead_letter.key for dead_letter in dead_letters], side)
 
     def build_indexes(self) -> tuple[str, ...]:
         sides = self._sides()

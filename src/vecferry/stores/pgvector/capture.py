@@ -145,7 +145,7 @@ class PgCapture(Session):
             with self._guard.transaction():
                 self._outbox.add(keys, side)
 
-    def stale(self, side: Side, keys: Sequence[Key]) -> list[Row]:
+    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
         if not keys:
             return []
         among, params = self._among(keys)
@@ -179,12 +179,12 @@ class PgCapture(Session):
                 current=self._checksum(Side.OLD, columns),
             )
             self._db.execute(query, params)
-            left_out = [row.key for row in self.stale(Side.OLD, keys)]
+            left_out = [row.key for row in self.outdated(Side.OLD, keys)]
             self._outbox.add(left_out, Side.OLD)
         return set(keys) - set(left_out)
 
-    def settle(self, keys: Sequence[Key]) -> set[Key]:
-        """See `Capture.settle`. A row goes with both its vectors, and its other columns are one for both sides."""
+    def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
+        """See `Capture.apply_deletes`. A row goes with both its vectors; its other columns are one for both sides."""
         if not keys:
             return set()
         self._forget_letters(keys)

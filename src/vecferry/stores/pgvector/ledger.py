@@ -210,16 +210,16 @@ class PgLedger:
         )
         return done, total
 
-    def bury(self, record: MigrationRecord, letters: Sequence[DeadLetter]) -> None:
-        if letters:
+    def add_dead_letters(self, record: MigrationRecord, dead_letters: Sequence[DeadLetter]) -> None:
+        if dead_letters:
             self._db.execute_many(
                 "INSERT INTO vecferry.dead_letters (migration_id, side, key, reason, text_sha256)"
                 " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (migration_id, side, key) DO UPDATE"
                 " SET reason = excluded.reason, text_sha256 = excluded.text_sha256, at = now()",
-                [(record.id, each.side, key_text(each.key), each.reason, each.digest) for each in letters],
+                [(record.id, each.side, key_text(each.key), each.reason, each.digest) for each in dead_letters],
             )
 
-    def unbury(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None:
+    def remove_dead_letters(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None:
         if keys:
             self._db.execute(
                 "DELETE FROM vecferry.dead_letters WHERE migration_id = %s AND side = %s AND key = ANY(%s::text[])",

@@ -10,7 +10,7 @@ from psycopg import sql
 from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import Session
-from vecferry.stores.pgvector.spaces import UNMARKED
+from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.values import NORM_TOLERANCE, NOTHING, Counts, Examination, Finding, Key, KeyRange, Row, Side
 
 NORM_FUNCTIONS = {"vector": "vector_norm", "halfvec": "l2_norm"}
@@ -28,13 +28,15 @@ class PgNewSide(Session):
         with self._pinned():
             columns = self._catalogue.columns()
             if (side := columns.of_side(Side.NEW)) is not None:
-                letters: Fragment = self._without_vector(side)
+                dead_letters: Fragment = self._without_vector(side)
             elif columns.by_name[self._table.vector].space is not None:
-                side, letters = self._table.vector, sql.SQL("false")  # finalized
+                side, dead_letters = self._table.vector, sql.SQL("false")  # finalized
             else:
                 return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._name)))
-            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {letters}) FROM {table} AS t")
-            return Counts(*self._db.row(query.format(side=self._column(side), letters=letters, table=self._name)))
+            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}) FROM {table} AS t")
+            return Counts(
+                *self._db.row(query.format(side=self._column(side), dead_letters=dead_letters, table=self._name))
+            )
 
     def _without_vector(self, column: str) -> sql.Composed:
         return sql.SQL("{} IS NULL AND {}").format(self._column(column), self._is_dead_letter(Side.NEW))
@@ -57,7 +59,7 @@ class PgNewSide(Session):
         ends: list[Key | None] = [None, *(tuple(row) for row in self._db.rows(query, [rows_each]))]
         return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
 
-    def pending(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
         above, above_params = self._beyond(sql.SQL(">"), within.lo)
         up_to, up_to_params = self._beyond(sql.SQL("<="), within.hi)
         with self._pinned():
@@ -85,7 +87,7 @@ class PgNewSide(Session):
         values = sql.SQL(", ").join(sql.SQL("%s::text::") + verbatim(column.type) for column in self._table.key)
         return sql.SQL("({}) {} ({})").format(self._keys, operator, values), end
 
-    def examine(self, dimension: int, max_keys: int = 10) -> Examination:
+    def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         with self._pinned():
             defects = self._defects(dimension)
             counted = sql.SQL(", ").join(
@@ -108,7 +110,7 @@ class PgNewSide(Session):
         length = sql.SQL("{}({})").format(identifier(extension, NORM_FUNCTIONS[self._table.kind]), side)
         lo, hi = sql.Literal(1 - NORM_TOLERANCE), sql.Literal(1 + NORM_TOLERANCE)
         return {
-            "stale": self._outdated(Side.NEW, columns),
+            "outdated": self._outdated(Side.NEW, columns),
             "without_vector": self._without_vector(columns.required(Side.NEW)),
             "wrong_dimension": sql.SQL("{}({}) <> {}").format(
                 identifier(extension, "vector_dims"), side, sql.Literal(dimension)

@@ -16,7 +16,7 @@ from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.locks import TableLocks
 from vecferry.stores.pgvector.outbox import Outbox
-from vecferry.stores.pgvector.spaces import Spaces
+from vecferry.stores.pgvector.side_resolver import Spaces
 from vecferry.stores.pgvector.table import Table, find_table
 from vecferry.stores.values import Key, NewVector, Record, Row, Side
 

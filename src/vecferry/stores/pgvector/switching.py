@@ -13,7 +13,7 @@ from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal
 from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
 from vecferry.stores.pgvector.session import Session
-from vecferry.stores.pgvector.spaces import UNMARKED
+from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, SPARSE, suffixed
 from vecferry.stores.values import Patience, Side
 

@@ -138,8 +138,8 @@ class PgWriting(Session):
             if record is not None:
                 for side in Side:
                     number = self._ledger.count_dead_letters(record, side)
-                    keys = [letter.key for letter in self._ledger.dead_letters(record, number, side)]
-                    self._ledger.unbury(record, side, keys)
+                    keys = [dead_letter.key for dead_letter in self._ledger.dead_letters(record, number, side)]
+                    self._ledger.remove_dead_letters(record, side, keys)
                     self._outbox.add(keys, side)
 
     # --- keeping things together ------------------------------------------------------------------

@@ -13,9 +13,9 @@ from qdrant_client import models
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import Fields, Found, Point
-from vecferry.stores.portions import Portion, slices
 from vecferry.stores.qdrant.connection import KIND, Connection
 from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, Layout, create, missing_indexes
+from vecferry.stores.request_batches import Portion, slices
 from vecferry.stores.values import SparseVector
 
 MAX_NUMBER = 2**64 - 1

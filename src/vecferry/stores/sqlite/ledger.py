@@ -179,15 +179,18 @@ class SqliteLedger(SqliteJournal):
 
     # --- dead letters -----------------------------------------------------------------------------
 
-    def bury(self, record: MigrationRecord, letters: Sequence[DeadLetter]) -> None:
+    def add_dead_letters(self, record: MigrationRecord, dead_letters: Sequence[DeadLetter]) -> None:
         at = _now()
         self._db.execute_many(
             "INSERT OR REPLACE INTO dead_letters (migration_id, side, key, reason, text_sha256, at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            [(record.id, letter.side, as_text(letter.key), letter.reason, letter.digest, at) for letter in letters],
+            [
+                (record.id, dead_letter.side, as_text(dead_letter.key), dead_letter.reason, dead_letter.digest, at)
+                for dead_letter in dead_letters
+            ],
         )
 
-    def unbury(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None:
+    def remove_dead_letters(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None:
         self._db.execute(
             "DELETE FROM dead_letters WHERE migration_id = ? AND side = ? AND key IN (SELECT value FROM json_each(?))",
             [record.id, side, _as_texts(keys)],

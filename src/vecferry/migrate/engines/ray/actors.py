@@ -15,13 +15,13 @@ import vecferry.errors
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import SpaceMismatch, VecferryError
 from vecferry.migrate.engines import RaySettings
-from vecferry.migrate.engines.shipping import NodeModel
+from vecferry.migrate.engines.model_distribution import ArtifactRef
 
 Do = Callable[[TextEncoder, bytes], bytes]
 """What a worker does with a job. To be pickled."""
 
 
-class Conductor:
+class RunOwner:
     """Owns one run of Ray Data at a time; they end with it."""
 
     def run(
@@ -56,7 +56,7 @@ class Conductor:
                 yield row["number"], row["found"], row["failure"]
 
 
-class Turnstile:
+class AckGate:
     """Lets a worker on when the result of its last job is kept. Workers wait in it, so it is asynchronous."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Worker:
     """Loads the model once, with as many threads as Ray was told it takes. Failures of ours come back as values."""
 
     def __init__(
-        self, model: NodeModel, do: Do, threads: int, jobs: Mapping[int, ray.ObjectRef[bytes]], turnstile: Any
+        self, model: ArtifactRef, do: Do, threads: int, jobs: Mapping[int, ray.ObjectRef[bytes]], turnstile: Any
     ) -> None:
         self._do, self._jobs, self._turnstile, self._failure = do, jobs, turnstile, ""
         self._last: int | None = None

@@ -18,8 +18,8 @@ from vecferry.embeddings import Float32
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import EngineUnreachable, NodeRefused, VecferryError
 from vecferry.migrate.engines import RaySettings
+from vecferry.migrate.engines.model_distribution import ArtifactRef
 from vecferry.migrate.engines.ray.session import machines_alive
-from vecferry.migrate.engines.shipping import NodeModel
 
 HEED_S = 0.5
 
@@ -35,11 +35,11 @@ def on(machine: str, what: Any, *, num_cpus: float = 0, num_gpus: float = 0, **o
     return ray.remote(what).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=placed, **options)
 
 
-def late(tasks: list[Any], patience_s: float, heed: Callable[[], None]) -> list[Any]:
+def late(tasks: list[Any], patience_s: float, raise_if_cancelled: Callable[[], None]) -> list[Any]:
     """Those without a result after so long; comes back as soon as all have one. heed: called meanwhile."""
     until, waited_for = time.monotonic() + patience_s, tasks
     while waited_for and (left_s := until - time.monotonic()) > 0:
-        heed()
+        raise_if_cancelled()
         _, waited_for = ray.wait(tasks, num_returns=len(tasks), timeout=min(left_s, HEED_S))
     return waited_for
 
@@ -49,12 +49,12 @@ class Machines:
     """Knows which it has examined. encoder: of the driver, whose vectors those of other machines are held against."""
 
     settings: RaySettings
-    model: NodeModel
+    model: ArtifactRef
     encoder: TextEncoder
-    heed: Callable[[], None]
+    raise_if_cancelled: Callable[[], None]
     examined: set[str] = field(default_factory=set)
 
-    def examine(self, threads: int) -> None:
+    def check_integrity(self, threads: int) -> None:
         """Leaves the model on every machine that can have a worker with so many threads and was not seen before.
 
         Raises NodeRefused, EngineUnreachable, RayError, Stalled.
@@ -110,7 +110,7 @@ class Machines:
         if not machines:
             return {}
         tasks = {name: on(name, function, **needs).remote(*args) for name in machines}
-        if silent := late([*tasks.values()], self.settings.stall_s, self.heed):
+        if silent := late([*tasks.values()], self.settings.stall_s, self.raise_if_cancelled):
             hosts = ", ".join(machines[name] for name, task in tasks.items() if task in silent)
             raise Stalled(f"{hosts} did not answer for {self.settings.stall_s:g} s")
         return {name: ray.get(task) for name, task in tasks.items()}
@@ -119,7 +119,7 @@ class Machines:
 # --- on the machines ------------------------------------------------------------------------------
 
 
-def _look(model: NodeModel) -> tuple[str, str, str, str]:
+def _look(model: ArtifactRef) -> tuple[str, str, str, str]:
     """Kind of machine, vecferry's version, why the model is missing, why the machine is to be refused."""
     try:
         missing, refusal = model.missing(), ""
@@ -128,7 +128,7 @@ def _look(model: NodeModel) -> tuple[str, str, str, str]:
     return model.kind(), vecferry.__version__, missing, refusal
 
 
-def _receive(model: NodeModel, pieces: Sequence[tuple[str, Any]]) -> str:
+def _receive(model: ArtifactRef, pieces: Sequence[tuple[str, Any]]) -> str:
     """Why it could not be; empty if it is there."""
     try:
         model.receive((name, ray.get(piece)) for name, piece in pieces)
@@ -137,7 +137,7 @@ def _receive(model: NodeModel, pieces: Sequence[tuple[str, Any]]) -> str:
     return ""
 
 
-def _encode_probes(model: NodeModel, threads: int) -> Float32 | str:
+def _encode_probes(model: ArtifactRef, threads: int) -> Float32 | str:
     """float32 [TEXTS, D], or why not."""
     try:
         return model.load(threads).encode(TEXTS).dense

@@ -12,10 +12,10 @@ from ray.exceptions import RayError
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import EngineStalled, SpaceMismatch
 from vecferry.migrate.engines import RaySettings
-from vecferry.migrate.engines.ray.actors import Conductor, Do, Turnstile, rebuilt
+from vecferry.migrate.engines.model_distribution import ArtifactRef
+from vecferry.migrate.engines.ray.actors import AckGate, Do, RunOwner, rebuilt
 from vecferry.migrate.engines.ray.machines import Machines, Stalled, late, on
 from vecferry.migrate.engines.ray.session import Session, first_line
-from vecferry.migrate.engines.shipping import NodeModel
 
 RESULTS_AHEAD = 8
 """Results that wait for the driver at most; then workers wait too."""
@@ -29,10 +29,10 @@ class Pool:
     def __init__(
         self,
         settings: RaySettings,
-        model: NodeModel,
+        model: ArtifactRef,
         encoder: TextEncoder,
         do: Do,
-        heed: Callable[[], None] = lambda: None,
+        raise_if_cancelled: Callable[[], None] = lambda: None,
     ) -> None:
         """encoder: of the driver, whose vectors those of other machines are held against. heed: called while workers
         are waited for; what it raises ends that. Raises SpaceMismatch.
@@ -41,8 +41,8 @@ class Pool:
             raise SpaceMismatch(
                 expected=encoder.fingerprint, found=model.fingerprint, where="the model for the workers"
             )
-        self._settings, self._model, self._do, self._heed = settings, model, do, heed
-        self._machines = Machines(settings, model, encoder, heed)
+        self._settings, self._model, self._do, self._heed = settings, model, do, raise_if_cancelled
+        self._machines = Machines(settings, model, encoder, raise_if_cancelled)
         self._session: Session | None = None
         self._conductor: Any = None
         self._turnstile: Any = None
@@ -105,7 +105,7 @@ class Pool:
         """Those that come out before something breaks. Raises RayError, Stalled."""
         session = self._open()
         threads = session.cpus_per_worker
-        self._machines.examine(threads)
+        self._machines.check_integrity(threads)
         self._begin_run(session.node)
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
         arguments = (self._model, self._do, threads, self._jobs, self._turnstile)
@@ -124,8 +124,8 @@ class Pool:
 
     def _begin_run(self, machine: str) -> None:
         if self._conductor is None:
-            self._conductor = on(machine, Conductor).remote()
-            self._turnstile = on(machine, Turnstile, max_concurrency=MANY).remote()
+            self._conductor = on(machine, RunOwner).remote()
+            self._turnstile = on(machine, AckGate, max_concurrency=MANY).remote()
         self._turnstile.begin.remote()
 
     def _end_actors(self) -> None:

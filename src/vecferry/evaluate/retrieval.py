@@ -12,14 +12,13 @@ import numpy as np
 from vecferry.embeddings import DENSE, Embeddings, HybridWeights, Int64, Outputs
 from vecferry.evaluate.corpora import Corpus, Stage
 from vecferry.evaluate.hybrid import fitted
-from vecferry.evaluate.judged import JudgedQueries
 from vecferry.evaluate.metrics import Float64, per_query
 from vecferry.evaluate.pairs import judged_by_text
-from vecferry.evaluate.questions import Asked, sliced
+from vecferry.evaluate.questions import QuerySet, sliced
 from vecferry.evaluate.ranking import NONE, Ranked, candidates
 from vecferry.evaluate.statistics import Resampling
 from vecferry.evaluate.thresholds import Scored
-from vecferry.evaluate.values import METRICS, HybridFit, Method
+from vecferry.evaluate.values import METRICS, HybridFit, JudgedQueries, Method
 
 DEPTH = 100
 CANDIDATES = 50
@@ -61,7 +60,7 @@ def relevance_of(queries: JudgedQueries) -> Mapping[str, Mapping[str, int]]:
     return judged
 
 
-def ask(corpus: Corpus, asked: Asked, outputs: Outputs, how: Resampling, stage: Stage) -> Answers:
+def ask(corpus: Corpus, asked: QuerySet, outputs: Outputs, how: Resampling, stage: Stage) -> Answers:
     """outputs: heads of the new model."""
     texts = [question.text for question in asked.questions]
     stage(f"asking {len(texts):,} questions in the old space")

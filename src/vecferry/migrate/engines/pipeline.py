@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Abandoned(Exception):
+class Cancelled(Exception):
     """Nobody takes from the queue any more."""
 
 
@@ -29,14 +29,14 @@ class Queue(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._abandoned or len(self._items) < self._size)
             if self._abandoned:
-                raise Abandoned
+                raise Cancelled
             self._items.append(item)
             self._changed.notify_all()
 
-    def heed(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raises Abandoned."""
         if self._abandoned:
-            raise Abandoned
+            raise Cancelled
 
     def __iter__(self) -> Iterator[T]:
         while True:
@@ -62,7 +62,7 @@ class Queue(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Part(Generic[T]):
+class Stage(Generic[T]):
     """Of an engine: work that a thread of its own does, and the queue that this fills."""
 
     name: str
@@ -70,12 +70,12 @@ class Part(Generic[T]):
     out: Queue[T]
 
 
-def taken(last: Part[T], *before: Part[Any]) -> Generator[T, None, None]:
+def run_pipeline(last: Stage[T], *before: Stage[Any]) -> Generator[T, None, None]:
     """What the last part puts out, to its end; then raises the first failure of all parts, if there was one.
 
     Closing it waits for what the parts have in hand; no thread is left then.
     """
-    parts: tuple[Part[Any], ...] = (*before, last)
+    parts: tuple[Stage[Any], ...] = (*before, last)
     failures: list[BaseException] = []
     threads = [_thread(part, failures) for part in parts]
     try:
@@ -91,13 +91,13 @@ def taken(last: Part[T], *before: Part[Any]) -> Generator[T, None, None]:
         raise failures[0]
 
 
-def _thread(part: Part[Any], failures: list[BaseException]) -> threading.Thread:
+def _thread(part: Stage[Any], failures: list[BaseException]) -> threading.Thread:
     """A daemon, so that a process whose main thread died does not wait for one who takes no more."""
 
     def run() -> None:
         try:
             part.work()
-        except Abandoned:
+        except Cancelled:
             pass
         except BaseException as exc:  # noqa: BLE001  # raised again in the thread that takes
             failures.append(exc)

@@ -18,7 +18,7 @@ BINS = 20
 
 
 @dataclass(frozen=True)
-class Cell:
+class Bin:
     """Queries that share a place in the plane of old and new.
 
     old, new: from, to; the same twice for a point. texts: of some of the queries; none in a grid.
@@ -39,24 +39,24 @@ class Cell:
         return self.old[0] == self.old[1]
 
 
-def cells(queries: Sequence[QueryScore]) -> tuple[Cell, ...]:
+def cells(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
     """One for each pair of values, to three digits; above `MAX_POINTS` queries, for each square of a grid."""
     known = [query for query in queries if math.isfinite(query.old) and math.isfinite(query.new)]
     return _grid(known) if len(known) > MAX_POINTS else _points(known)
 
 
-def _points(queries: Sequence[QueryScore]) -> tuple[Cell, ...]:
+def _points(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
     found: dict[tuple[float, float], list[str]] = {}
     for query in queries:
         found.setdefault((round(query.old, 3), round(query.new, 3)), []).append(cut(query.text, 80))
     return tuple(
-        Cell((old, old), (new, new), len(texts), tuple(texts[:5])) for (old, new), texts in sorted(found.items())
+        Bin((old, old), (new, new), len(texts), tuple(texts[:5])) for (old, new), texts in sorted(found.items())
     )
 
 
-def _grid(queries: Sequence[QueryScore]) -> tuple[Cell, ...]:
-    counted = Counter((_bin(query.old), _bin(query.new)) for query in queries)
-    return tuple(Cell(_edges(old), _edges(new), count) for (old, new), count in sorted(counted.items()))
+def _grid(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
+    binning = Counter((_bin(query.old), _bin(query.new)) for query in queries)
+    return tuple(Bin(_edges(old), _edges(new), count) for (old, new), count in sorted(binning.items()))
 
 
 def _bin(value: float) -> int:

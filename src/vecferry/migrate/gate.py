@@ -9,11 +9,11 @@ from typing import Any
 
 from vecferry.encode.encoder import TextEncoder
 from vecferry.evaluate import (
-    Asked,
     Evaluation,
     EvaluationOptions,
     Model,
     Passage,
+    QuerySet,
     StoreCorpus,
     evaluate,
     read_log,
@@ -22,7 +22,7 @@ from vecferry.evaluate import (
 from vecferry.evaluate.corpora import id_of
 from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.pairs import sentence_pairs
-from vecferry.evaluate.values import ALL, Judged, SliceScore
+from vecferry.evaluate.values import ALL, GateResult, SliceScore
 from vecferry.migrate.config import MigrationConfig
 from vecferry.migrate.values import Check, GateVerdict, Threshold
 from vecferry.migrate.verification import Gate
@@ -71,7 +71,7 @@ class QualityGate:
     old: Model
     new: Model
     options: EvaluationOptions
-    asked: Callable[[Store], Asked]
+    asked: Callable[[Store], QuerySet]
     stage: Callable[[str], None] = lambda _: None
     evaluation: Evaluation | None = field(default=None, init=False)
 
@@ -83,18 +83,18 @@ class QualityGate:
         return verdict_of(self.evaluation)
 
 
-def asked_of(store: Store, queries: Path | None, options: EvaluationOptions) -> Asked:
+def asked_of(store: Store, queries: Path | None, options: EvaluationOptions) -> QuerySet:
     """Judged queries of a folder in BEIR layout, whose document ids are the rows' keys; or pairs, and a query log.
 
     Raises SettingsError, MissingExtra.
     """
     if queries is not None and queries.is_dir():
-        return Asked(read_queries(queries))
+        return QuerySet(read_queries(queries))
     log = read_log(queries) if queries is not None else ()
     number = options.max_queries or 500
     rows = store.sample(SPARE * number)
     passages = [Passage(id_of(row.key), row.text or "") for row in rows]
-    return Asked(pairs=sentence_pairs(passages, number, options.seed), log=log)
+    return QuerySet(pairs=sentence_pairs(passages, number, options.seed), log=log)
 
 
 def verdict_of(evaluation: Evaluation) -> GateVerdict:
@@ -111,7 +111,7 @@ def verdict_of(evaluation: Evaluation) -> GateVerdict:
     )
 
 
-def _check(one: SliceScore, judged: Judged) -> Check:
+def _check(one: SliceScore, judged: GateResult) -> Check:
     """All queries must be shown to be no worse; a slice must not be shown to be worse."""
     if one.by == ALL:
         name, passed = "all queries", judged.verdict != "inconclusive" and one.difference.low >= -judged.margin

@@ -10,7 +10,7 @@ import pytest
 from vecferry.embeddings import Embeddings
 from vecferry.errors import SettingsError
 from vecferry.evaluate import Judgement, Passage, Question, read_beir, read_queries
-from vecferry.evaluate.judged import MAX_VALUE, read_passages, slices_of
+from vecferry.evaluate.qrels import MAX_VALUE, read_passages, slices_of
 
 
 class Planted:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vecferry.console.lighting import LEVELS, Lamp, Run, scores_of
+from vecferry.console.highlighting import LEVELS, Highlighter, Run, scores_of
 from vecferry.embeddings import DENSE, Outputs, colbert_scores, dense_scores, lexical_scores
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import Options, load_runtime
@@ -25,7 +25,7 @@ def pieces(encoder: Encoder) -> Callable[[str], list[Piece]]:
     return encoder.tokenizer.pieces
 
 
-def lit(
+def highlighted(
     encoder: Encoder,
     pieces: Callable[[str], list[Piece]],
     query: str,
@@ -34,7 +34,7 @@ def lit(
 ) -> tuple[Run, ...]:
     asked = encoder.encode([prefixes[0] + query], outputs=Outputs.ALL)
     found = encoder.encode([prefixes[1] + passage], outputs=Outputs.ALL)
-    return Lamp(query, asked, pieces, prefixes).light(passage, found, 0)
+    return Highlighter(query, asked, pieces, prefixes).light(passage, found, 0)
 
 
 def words(runs: tuple[Run, ...]) -> str:
@@ -47,7 +47,7 @@ def words(runs: tuple[Run, ...]) -> str:
 def test_the_runs_are_the_text(
     encoder: Encoder, pieces: Callable[[str], list[Piece]], query: str, passage: str
 ) -> None:
-    assert "".join(run.text for run in lit(encoder, pieces, query, passage)) == passage
+    assert "".join(run.text for run in highlighted(encoder, pieces, query, passage)) == passage
 
 
 def test_words_that_both_have_are_lit_and_no_others(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
@@ -55,20 +55,20 @@ def test_words_that_both_have_are_lit_and_no_others(encoder: Encoder, pieces: Ca
     query = "Scheele discovered oxygen in 1773"
     asked, found = (encoder.encode([text], outputs=Outputs.SPARSE).sparse.row(0) for text in (query, PASSAGE))
     shared = [piece for piece in pieces(PASSAGE) if piece.id in asked.keys() & found.keys()]
-    runs = lit(encoder, pieces, query, PASSAGE)
+    runs = highlighted(encoder, pieces, query, PASSAGE)
     assert words(runs) == "".join(piece.text for piece in shared) != ""
     assert max(run.word for run in runs) == LEVELS
 
 
 def test_nothing_is_lit_by_words_where_none_is_shared(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
-    assert words(lit(encoder, pieces, "氧气", "Scheele")) == ""
+    assert words(highlighted(encoder, pieces, "氧气", "Scheele")) == ""
 
 
 def test_the_best_match_of_a_token_in_the_same_text_is_itself(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
     """Its cosine is 1, said with two digits."""
-    runs = lit(encoder, pieces, PASSAGE, PASSAGE)
+    runs = highlighted(encoder, pieces, PASSAGE, PASSAGE)
     said = [run for run in runs if run.why]
     assert {run.why.rpartition(" ")[2] for run in said} == {"1.00"}
     lit_texts = "".join(run.text for run in runs if run.best)
@@ -78,7 +78,7 @@ def test_the_best_match_of_a_token_in_the_same_text_is_itself(
 def test_a_models_prefixes_are_not_lit_and_shift_nothing(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
-    runs = lit(encoder, pieces, "discovered", PASSAGE, ("query: ", "passage: "))
+    runs = highlighted(encoder, pieces, "discovered", PASSAGE, ("query: ", "passage: "))
     assert "".join(run.text for run in runs) == PASSAGE
     assert words(runs).strip() in "discovered"
 
@@ -87,12 +87,12 @@ def test_a_passage_that_is_cut_is_lit_as_far_as_it_was_read(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
     passage = "word " * (encoder.space.max_tokens + 50) + "discovered"
-    runs = lit(encoder, pieces, "discovered", passage)
+    runs = highlighted(encoder, pieces, "discovered", passage)
     assert "".join(run.text for run in runs) == passage
 
 
 def test_a_tokenizer_that_says_no_pieces_lights_nothing(encoder: Encoder) -> None:
-    assert lit(encoder, lambda _: [], "discovered", PASSAGE) == (Run(PASSAGE),)
+    assert highlighted(encoder, lambda _: [], "discovered", PASSAGE) == (Run(PASSAGE),)
 
 
 def test_scores_are_those_of_the_heads(encoder: Encoder) -> None:

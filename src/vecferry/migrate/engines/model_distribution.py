@@ -20,7 +20,7 @@ CACHE = Path("~/.cache/vecferry/artifacts")
 """On each machine that has not the artifact under the path that the driver knows."""
 
 
-class NodeModel(Protocol):
+class ArtifactRef(Protocol):
     """Small and to be pickled. `pieces` is for the driver's machine, the other methods for a worker's."""
 
     @property

@@ -58,7 +58,7 @@ def scores_of(query: Embeddings, passages: Embeddings) -> list[Scores]:
 
 
 @dataclass(frozen=True)
-class Lamp:
+class Highlighter:
     """A query, ready to light passages. prefixes: what the model puts before a query and a passage."""
 
     query: str

@@ -22,7 +22,7 @@ GIGABYTE = 10**9
 class Guard(Protocol):
     """Something that must be well for the run to go on."""
 
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What is not well, with its figures; None if it is."""
 
 
@@ -33,7 +33,7 @@ class DiskGuard:
     folder: Path
     min_free_gb: float
 
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
         free = shutil.disk_usage(there).free / GIGABYTE
         if free >= self.min_free_gb:
@@ -48,7 +48,7 @@ class LatencyGuard:
         self._store, self._query, self._fingerprint, self._max_ms = store, query, fingerprint, max_ms
         self._last_ms: list[float] = []
 
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         began = time.perf_counter()
         self._store.search(self._query, 1, fingerprint=self._fingerprint)
         self._last_ms = [*self._last_ms[-4:], 1000 * (time.perf_counter() - began)]
@@ -56,7 +56,7 @@ class LatencyGuard:
         return None if median <= self._max_ms else f"queries slow: {median:.0f} ms, limit {self._max_ms:g} ms"
 
 
-class Governor:
+class Throttle:
     """Holds the newest record of the migration, and a runner back.
 
     stop: asked often; true ends the run with Interrupted. poll_s: how often an operator's wishes, the
@@ -81,19 +81,19 @@ class Governor:
 
     # --- waiting ----------------------------------------------------------------------------------
 
-    def admit(self, rows: int) -> None:
+    def acquire(self, rows: int) -> None:
         """Returns when `rows` may be written. Raises Interrupted if the run is to end."""
-        self.look()
+        self.poll()
         while (rate := self._ledger.control(self.record).rows_per_s) and (left_s := self._left_s(rate)) > 0:
-            self.rest(min(self._poll_s, left_s))
-            self.look()
+            self.sleep(min(self._poll_s, left_s))
+            self.poll()
         self._admitted, self._admitted_at = (rows if rate else 0), time.monotonic()
 
     def _left_s(self, rate: float) -> float:
         """Until the rows that were admitted last have had their time, at the rate of now."""
         return self._admitted_at + self._admitted / rate - time.monotonic()
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep, in parts short enough to be stopped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -104,14 +104,14 @@ class Governor:
         if self._stop():
             raise Interrupted("it was asked to stop")
 
-    def look(self, *, now: bool = False) -> None:
+    def poll(self, *, now: bool = False) -> None:
         """Wait while the migration is paused, or while a guard is not content; then the run is paused by itself."""
         self._end_if_asked()
         if not now and time.monotonic() < self._next_look:
             return
         self.refresh()
         while self._must_wait():
-            self.rest(self._poll_s)
+            self.sleep(self._poll_s)
             self.refresh()
         self._next_look = time.monotonic() + self._poll_s
 
@@ -127,13 +127,13 @@ class Governor:
             return True
         if State(self.record.state) not in WORKING | {State.PAUSED}:
             return False
-        trouble = next((found for guard in self._guards if (found := guard.trouble())), None)
-        if trouble and paused is None:
-            before = Paused(self.record.state, trouble, by_operator=False)
-            self._try_move(State.PAUSED, {"reason": trouble}, before)
-        if trouble is None and paused is not None:
+        problem = next((found for guard in self._guards if (found := guard.problem())), None)
+        if problem and paused is None:
+            before = Paused(self.record.state, problem, by_operator=False)
+            self._try_move(State.PAUSED, {"reason": problem}, before)
+        if problem is None and paused is not None:
             self._try_move(State(paused.before), {"resumed": paused.reason}, None)
-        return trouble is not None
+        return problem is not None
 
     def _try_move(self, state: State, detail: dict[str, object], paused: Paused | None) -> None:
         try:
@@ -146,7 +146,7 @@ class Governor:
     def move(self, state: State, **detail: object) -> None:
         """To the next state of the run; waits first while the migration is paused."""
         while True:
-            self.look(now=True)
+            self.poll(now=True)
             assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"
             try:
                 self.record = self._ledger.move(self.record, state, detail)

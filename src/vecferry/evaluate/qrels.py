@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +13,13 @@ from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import SettingsError
 from vecferry.evaluate.metrics import per_query, require_metrics
 from vecferry.evaluate.ranking import ranked
+from vecferry.evaluate.values import JudgedQueries, Judgement, Passage, Question
 
 NDCG = "nDCG@10"
 NAMES_OF_SLICES = {"lang": "language"}
 UNSLICED = ("_id", "text", "title")
 MAX_VALUE = 40
 """Characters of a value that a slice can be named after; longer ones are texts."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """relevance: 0 is not relevant; higher is better."""
-
-    query_id: str
-    passage_id: str
-    relevance: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """slices: what it belongs to, by kind: {"language": "en"}."""
-
-    id: str
-    text: str
-    slices: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Passage:
-    """title goes before the text where both are encoded."""
-
-    id: str
-    text: str
-    title: str = ""
-    slices: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def full(self) -> str:
-        return f"{self.title} {self.text}".strip()
-
-
-@dataclass(frozen=True)
-class JudgedQueries:
-    """Questions with judgements, over passages that are kept elsewhere, in a store. Every question is judged."""
-
-    questions: tuple[Question, ...]
-    judgements: tuple[Judgement, ...]
 
 
 @dataclass(frozen=True)
