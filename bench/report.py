@@ -71,7 +71,7 @@ def main() -> None:
         ended = time.perf_counter()
         sizes = ", ".join(f"{file.stat().st_size / 1e6:.1f} MB {file.suffix[1:]}" for file in path.parent.iterdir())
     print(f"{args.queries:,} queries: evaluation {between - began:.1f} s, report {ended - between:.1f} s; {sizes}")
-    print(evaluation.gate.words)
+    print(evaluation.gate.message)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from statistics import median
 from typing import Any
 from urllib.request import urlopen
 
+from bench.interleaved import Process
 from bench.load import Target, queries_beside_bulk
-from bench.turns import Process
 from vecferry.conversion.convert import convert
 from vecferry.demo.passages import load_passages
 from vecferry.demo.standin import make_standin

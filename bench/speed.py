@@ -31,8 +31,8 @@ import numpy as np
 
 from bench.avx2 import environment
 from bench.contender import gemm_rows
+from bench.interleaved import Process, in_turns, ratio
 from bench.make_checkpoint import Shape
-from bench.turns import Process, in_turns, ratio
 from vecferry.demo.passages import load_passages
 from vecferry.encode.batching import Limits, plan
 from vecferry.encode.runtime.host import available_cpus, instruction_sets, machine

@@ -19,7 +19,7 @@ from vecferry.report import render, slices_picture, write_report
 from vecferry.report.binning import BINS, MAX_POINTS, cells, differences
 from vecferry.report.charts import SHAPES, by_difference
 from vecferry.report.page import SHAPE_MARKS
-from vecferry.report.words import cut, interval, language_tag, number, ratio, signed, size, summary
+from vecferry.report.text import interval, language_tag, number, ratio, shorten, signed, size, summary
 
 
 class Read(HTMLParser):
@@ -112,10 +112,10 @@ def test_what_xml_cannot_hold_does_not_break_a_chart(evaluation: Evaluation) -> 
 
 
 def test_the_verdict_comes_first_with_the_numbers_of_the_evaluation(evaluation: Evaluation, read: Read) -> None:
-    overall, words = evaluation.slices[0], evaluation.gate.words
+    overall, message = evaluation.slices[0], evaluation.gate.message
     assert read.count("h1") == 1
-    assert "Gate passed" in read.text[: read.text.index(words)]
-    assert read.text.index(words) < read.text.index("Looked at:") < read.text.index("Provenance")
+    assert "Gate passed" in read.text[: read.text.index(message)]
+    assert read.text.index(message) < read.text.index("Looked at:") < read.text.index("Provenance")
     assert f"{overall.old.mean:.3f} → {overall.new.mean:.3f}" in read.text
     assert f"a difference of {signed(overall.difference.mean)}" in read.text
     assert f"{overall.wins} of {overall.queries} queries get better answers" in read.text
@@ -152,7 +152,7 @@ def test_absent_parts_leave_nothing_behind(evaluation: Evaluation) -> None:
     read = Read(render(only_the_verdict(evaluation)))
     assert [one["id"] for tag, one in read.elements if tag == "section"] == ["models", "provenance"]
     assert read.count("svg") == read.count("figure") == 0
-    assert evaluation.gate.words in read.text
+    assert evaluation.gate.message in read.text
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_numbers_read_as_a_person_writes_them() -> None:
         "0 B", "999 B", "1.0 kB", "571 MB", "2.4 GB", "–",
     ]  # fmt: skip
     assert [ratio(2.0, 1.0), ratio(1.0, 0.0), ratio(None, 1.0)] == ["× 2.00", "–", "–"]
-    assert [cut("a\n  b", 3), cut("abcdef", 4)] == ["a b", "abc…"]
+    assert [shorten("a\n  b", 3), shorten("abcdef", 4)] == ["a b", "abc…"]
 
 
 def test_the_picture_stands_alone(evaluation: Evaluation, tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ class TokenBatch:
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[int]], truncated: Sequence[bool] | None = None) -> TokenBatch:
         flat = np.fromiter((i for row in rows for i in row), dtype=np.int32)
-        cut = np.zeros(len(rows), bool) if truncated is None else np.asarray(truncated, bool)
-        return cls(flat, indptr_of([len(row) for row in rows]), cut)
+        is_truncated = np.zeros(len(rows), bool) if truncated is None else np.asarray(truncated, bool)
+        return cls(flat, indptr_of([len(row) for row in rows]), is_truncated)
 
     @property
     def lengths(self) -> Int64:
@@ -324,5 +324,5 @@ def take_ragged(flat: NDArray[T], indptr: Int64, rows: NDArray[np.intp]) -> NDAr
     """The flat array of the given rows, in the given order."""
     lengths = np.diff(indptr)[rows]
     inner = np.arange(lengths.sum()) - np.repeat(indptr_of(lengths)[:-1], lengths)
-    taken: NDArray[T] = flat[np.repeat(indptr[:-1][rows], lengths) + inner]
-    return taken
+    values: NDArray[T] = flat[np.repeat(indptr[:-1][rows], lengths) + inner]
+    return values

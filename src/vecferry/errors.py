@@ -602,11 +602,11 @@ class IllegalTransition(MigrationError):
 
 @dataclass(eq=False)
 class GateNotPassed(IllegalTransition):
-    """words: the verdict of the gate."""
+    """verdict: the one of the gate, as a sentence."""
 
-    template = "{verb} is not possible in state {state!r}, since the gate has not passed: {words}"
+    template = "{verb} is not possible in state {state!r}, since the gate has not passed: {verdict}"
     advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason WORDS"
-    words: str
+    verdict: str
 
 
 @dataclass(eq=False)

@@ -55,8 +55,8 @@ class Story:
     def await_state(self, state: str) -> None:
         expect(self.page.locator("#state-title")).to_have_text(state, timeout=self.patience_ms)
 
-    def await_words(self, words: str) -> None:
-        expect(self.page.locator("#part-said")).to_contain_text(words, timeout=self.patience_ms)
+    def await_words(self, message: str) -> None:
+        expect(self.page.locator("#part-outcome")).to_contain_text(message, timeout=self.patience_ms)
 
     def start(self) -> None:
         self.press("Start and follow")
@@ -84,9 +84,9 @@ class Story:
     def back(self) -> None:
         self.page.get_by_role("link", name="Migration", exact=True).click()
 
-    def verify(self, words: str) -> None:
+    def verify(self, message: str) -> None:
         self.press("Verify")
-        self.await_words(words)
+        self.await_words(message)
 
     def switch(self, button: str, *, key: str | None = None, accepted: str | None = None) -> None:
         """With the collection's name and the key, both typed. accepted: dead letters, where there are some."""

@@ -76,7 +76,7 @@ def test_a_switch_from_the_login_to_the_way_back(opened: Console, page: Page, tm
     page.wait_for_function("before => document.querySelector('progress').value > before", arg=done)
     story.set_limit("")
     story.await_state("catching up")
-    expect(page.locator("#part-letters")).to_contain_text("it is poison")
+    expect(page.locator("#part-dead_letters")).to_contain_text("it is poison")
 
     story.search(text(7))
     expect(page.locator("#new-1 .text")).to_have_text(text(7))
@@ -220,4 +220,4 @@ def test_tokens_that_are_lit_can_be_read(
 
 
 def no_gate(_: Store) -> GateVerdict:
-    return GateVerdict(passed=False, words="There is none in this test.", evidence="none")
+    return GateVerdict(passed=False, message="There is none in this test.", evidence="none")

@@ -53,7 +53,7 @@ def task(
     folder: Path,
     *,
     gates: Sequence[bool] = (True,),
-    words: str = "Too few queries to tell.",
+    message: str = "Too few queries to tell.",
     hold: Callable[[], object] = lambda: None,
     new: TruthEncoder | None = None,
 ) -> Task:
@@ -66,7 +66,7 @@ def task(
     def gate(_: Store) -> GateVerdict:
         hold()
         passed = said.pop(0) if len(said) > 1 else said[0]
-        return GateVerdict(passed, "The new model is better." if passed else words, "judged queries")
+        return GateVerdict(passed, "The new model is better." if passed else message, "judged queries")
 
     old = TruthEncoder("old", OLD_DIMENSION)
     return Task(store, options(folder), new or TruthEncoder("new", 16), old, lambda: gate)
@@ -102,8 +102,8 @@ class Console:
         assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
         return self.page()
 
-    def wait_for(self, words: str) -> str:
-        wait_until(lambda: words in self.page())
+    def wait_for(self, message: str) -> str:
+        wait_until(lambda: message in self.page())
         return self.page()
 
 

@@ -210,7 +210,7 @@ def test_a_query_that_cannot_be_encoded_is_said(inside: Console) -> None:
 def test_what_is_in_the_collection_is_never_markup(collection: MirrorCollection, tmp_path: Path) -> None:
     collection.put(40, f"BAD {XSS}", old_vector(XSS))
     collection.put(41, XSS, old_vector(XSS))
-    work = task(collection.store, tmp_path, gates=(False,), words=XSS, new=TruthEncoder("new", 16, complain))
+    work = task(collection.store, tmp_path, gates=(False,), message=XSS, new=TruthEncoder("new", 16, complain))
     with console(work) as opened:
         opened.log_in()
         opened.do("start")

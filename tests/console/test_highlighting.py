@@ -37,7 +37,7 @@ def highlighted(
     return Highlighter(query, asked, pieces, prefixes).light(passage, found, 0)
 
 
-def words(runs: tuple[Run, ...]) -> str:
+def message(runs: tuple[Run, ...]) -> str:
     """What the sparse head lights."""
     return "".join(run.text for run in runs if run.word)
 
@@ -56,12 +56,12 @@ def test_words_that_both_have_are_lit_and_no_others(encoder: Encoder, pieces: Ca
     asked, found = (encoder.encode([text], outputs=Outputs.SPARSE).sparse.row(0) for text in (query, PASSAGE))
     shared = [piece for piece in pieces(PASSAGE) if piece.id in asked.keys() & found.keys()]
     runs = highlighted(encoder, pieces, query, PASSAGE)
-    assert words(runs) == "".join(piece.text for piece in shared) != ""
+    assert message(runs) == "".join(piece.text for piece in shared) != ""
     assert max(run.word for run in runs) == LEVELS
 
 
 def test_nothing_is_lit_by_words_where_none_is_shared(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
-    assert words(highlighted(encoder, pieces, "氧气", "Scheele")) == ""
+    assert message(highlighted(encoder, pieces, "氧气", "Scheele")) == ""
 
 
 def test_the_best_match_of_a_token_in_the_same_text_is_itself(
@@ -80,7 +80,7 @@ def test_a_models_prefixes_are_not_lit_and_shift_nothing(
 ) -> None:
     runs = highlighted(encoder, pieces, "discovered", PASSAGE, ("query: ", "passage: "))
     assert "".join(run.text for run in runs) == PASSAGE
-    assert words(runs).strip() in "discovered"
+    assert message(runs).strip() in "discovered"
 
 
 def test_a_passage_that_is_cut_is_lit_as_far_as_it_was_read(

@@ -59,15 +59,15 @@ class TopicEncoder:
     ) -> Embeddings:
         require_heads(outputs, self.space.outputs)
         check_texts(texts)
-        words = [WORDS.findall(text.lower())[: self.space.max_tokens] for text in texts]
+        tokens = [WORDS.findall(text.lower())[: self.space.max_tokens] for text in texts]
         lengths = np.array([len(WORDS.findall(text)) for text in texts], np.int64)
         return Embeddings(
             self.fingerprint,
             np.minimum(lengths, self.space.max_tokens),
             lengths > self.space.max_tokens,
             np.stack([self._vector(text) for text in texts]) if Outputs.DENSE in outputs else None,
-            _sparse(words) if Outputs.SPARSE in outputs else None,
-            self._colbert(words) if Outputs.COLBERT in outputs else None,
+            _sparse(tokens) if Outputs.SPARSE in outputs else None,
+            self._colbert(tokens) if Outputs.COLBERT in outputs else None,
         )
 
     def _vector(self, text: str) -> Float32:
@@ -75,14 +75,14 @@ class TopicEncoder:
         topic = truth(self.model, named.group() if named else text, self.dimension)
         return unit(topic + self.noise * truth(self.model, text, self.dimension))
 
-    def _colbert(self, words: Sequence[Sequence[str]]) -> MultiVector:
-        vectors = [truth(self.model, word, self.dimension) for row in words for word in row]
+    def _colbert(self, tokens: Sequence[Sequence[str]]) -> MultiVector:
+        vectors = [truth(self.model, word, self.dimension) for row in tokens for word in row]
         flat = np.array(vectors, np.float32).reshape(-1, self.dimension)
-        return MultiVector(indptr_of([len(row) for row in words]), flat)
+        return MultiVector(indptr_of([len(row) for row in tokens]), flat)
 
 
-def _sparse(words: Sequence[Sequence[str]]) -> Sparse:
-    rows = [sorted({_token(word) for word in row}) for row in words]
+def _sparse(tokens: Sequence[Sequence[str]]) -> Sparse:
+    rows = [sorted({_token(word) for word in row}) for row in tokens]
     flat = [token for row in rows for token in row]
     return Sparse(indptr_of([len(row) for row in rows]), np.array(flat, np.int32), np.full(len(flat), 0.5, np.float32))
 

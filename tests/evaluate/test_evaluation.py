@@ -63,7 +63,7 @@ def unmeasured(found: Evaluation) -> dict[str, Any]:
 def test_a_better_model_passes() -> None:
     found = evaluated(FAIR, GOOD)
     assert found.gate.verdict == "passed"
-    assert "better" in found.gate.words
+    assert "better" in found.gate.message
     assert (found.evidence, found.passages, found.queries_asked, found.judgements) == (
         "judged queries", COUNT, COUNT, COUNT,
     )  # fmt: skip
@@ -111,7 +111,7 @@ def test_everything_there_is_to_see_is_there() -> None:
     assert [one.side for one in found.scores] == ["old", "new"]
     assert all(one.relevant is not None for one in found.scores)
     (threshold,) = found.thresholds
-    assert (threshold.name, threshold.old, threshold.how) == ("related", 0.4, "matched precision")
+    assert (threshold.name, threshold.old, threshold.method) == ("related", 0.4, "matched precision")
     assert threshold.low <= threshold.new <= threshold.high
     assert found.findings
     assert found.map is not None

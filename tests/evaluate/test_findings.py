@@ -58,7 +58,7 @@ def test_an_ordinary_sample_has_every_finding_with_nothing_in_it() -> None:
     ]
     for finding in findings:
         assert (finding.count, finding.examples) == (0, ())
-        assert finding.words.startswith("None of 60 passages is ")
+        assert finding.message.startswith("None of 60 passages is ")
 
 
 def test_what_the_old_model_cut_and_the_new_one_reads_is_told_with_the_part_never_seen() -> None:
@@ -68,7 +68,7 @@ def test_what_the_old_model_cut_and_the_new_one_reads_is_told_with_the_part_neve
     new = embedded(scattered(5, 2), [10, 10, 40, 80, 1000], cut=[4])
     finding = found(sampled(old, new, texts))["hidden by truncation"]
     assert (finding.count, finding.of) == (2, 5)
-    assert finding.words == (
+    assert finding.message == (
         "2 of 5 passages are cut by the old model and read whole by the new (small reads 10 tokens, large 1,000); "
         "1 is cut even by the new."
     )
@@ -93,7 +93,7 @@ def test_equal_texts_are_duplicates_and_not_near_duplicates() -> None:
     findings = found(sampled(embedded(vectors), embedded(vectors), ("one", "two", " one\n", "three", "one")))
     finding = findings["duplicates"]
     assert (finding.count, finding.of) == (2, 5)
-    assert finding.words == "2 of 5 passages are the same, word for word, as an earlier one."
+    assert finding.message == "2 of 5 passages are the same, word for word, as an earlier one."
     assert [(name, seen) for name, _, seen in finding.examples] == [
         ("p2", "the same text as p0"),
         ("p4", "the same text as p0"),
@@ -136,7 +136,7 @@ def test_outliers_are_not_looked_for_in_a_handful() -> None:
     vectors[40] = -vectors[0]
     finding = found(sampled(embedded(vectors), embedded(vectors)))["outliers"]
     assert finding.count == 0
-    assert finding.words == "Outliers are not looked for in fewer than 50 passages that have no near duplicate."
+    assert finding.message == "Outliers are not looked for in fewer than 50 passages that have no near duplicate."
 
 
 def test_a_passage_that_no_other_leads_to_has_an_empty_neighbourhood() -> None:
@@ -149,7 +149,7 @@ def test_a_passage_that_no_other_leads_to_has_an_empty_neighbourhood() -> None:
     assert (finding.count, finding.of) == (1, 13)
     assert [name for name, _, _ in finding.examples] == ["p12"]
     assert finding.examples[0][2] == f"among the 10 nearest of {times_in_old[12]} others in the old space"
-    assert finding.words == (
+    assert finding.message == (
         "1 of 13 passages is among the 10 nearest of no other in the new space, and none is in the old; the passage "
         f"found most, p{times_in_new.index(12)}, is among those of 12 others, "
         f"against {max(times_in_old)} in the old space."
@@ -175,8 +175,8 @@ def test_neighbours_found_block_by_block_are_those_of_the_whole() -> None:
     assert finding.count == len(unreached) > 5
     first = sorted(unreached, key=lambda number: -in_old[number])[:5]
     assert [name for name, _, _ in finding.examples] == [f"p{number}" for number in first]
-    assert f"{in_old.count(0)} {'is' if in_old.count(0) == 1 else 'are'} in the old" in finding.words
-    assert f"those of {max(in_new)} others, against {max(in_old)} in the old space" in finding.words
+    assert f"{in_old.count(0)} {'is' if in_old.count(0) == 1 else 'are'} in the old" in finding.message
+    assert f"those of {max(in_new)} others, against {max(in_old)} in the old space" in finding.message
 
 
 @pytest.mark.parametrize("count", [1, 2, 11])
@@ -184,7 +184,7 @@ def test_a_few_passages_are_looked_at_without_a_neighbourhood(count: int) -> Non
     findings = found(sampled(embedded(scattered(count, 14)), embedded(scattered(count, 15))))
     assert {finding.count for finding in findings.values()} == {0}
     assert (
-        findings["empty neighbourhoods"].words
+        findings["empty neighbourhoods"].message
         == "Empty neighbourhoods are not looked for in fewer than 12 distinct passages."
     )
 

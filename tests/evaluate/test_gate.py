@@ -30,7 +30,7 @@ def judged(*slices: SliceScore, margin: float = MARGIN) -> GateResult:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict", "words"),
+    ("low", "high", "verdict", "message"),
     [
         (0.01, 0.05, "passed", "The new model is better: nDCG@10 went from 0.500 to 0.530"),
         (0.0, 0.05, "passed", "The new model is not worse"),
@@ -40,10 +40,10 @@ def judged(*slices: SliceScore, margin: float = MARGIN) -> GateResult:
         (-0.06, -0.021, "failed", "The new model is worse: nDCG@10 went from 0.500 to"),
     ],
 )
-def test_the_whole_interval_decides(low: float, high: float, verdict: str, words: str) -> None:
+def test_the_whole_interval_decides(low: float, high: float, verdict: str, message: str) -> None:
     found = judged(one(low, high))
     assert found.verdict == verdict
-    assert words in found.words
+    assert message in found.message
     assert (found.margin, found.confidence, found.metric, found.worse_slices) == (MARGIN, 0.95, "nDCG@10", ())
     assert found.difference == one(low, high).difference
 
@@ -54,8 +54,8 @@ def test_a_slice_that_is_worse_fails_although_all_pass() -> None:
     fine = one(-0.3, 0.1, by="language", value="en")
     found = judged(one(0.01, 0.05), german, arabic, fine)
     assert (found.verdict, found.worse_slices) == ("failed", ("language de", "language ar"))
-    assert found.words.startswith("The new model is worse for language de and language ar by more than 0.02, though")
-    assert judged(one(0.01, 0.05), german).words.startswith("The new model is worse for language de by more than")
+    assert found.message.startswith("The new model is worse for language de and language ar by more than 0.02, though")
+    assert judged(one(0.01, 0.05), german).message.startswith("The new model is worse for language de by more than")
 
 
 def test_a_slice_of_too_few_queries_is_not_judged() -> None:
@@ -67,14 +67,14 @@ def test_a_slice_of_too_few_queries_is_not_judged() -> None:
 @pytest.mark.parametrize(("low", "high"), [(0.3, 0.4), (-0.4, -0.3)])
 def test_too_few_queries_are_inconclusive_whatever_they_show(low: float, high: float) -> None:
     found = judged(one(low, high, queries=MIN_QUERIES - 1))
-    assert (found.verdict, found.words) == ("inconclusive", "19 queries are too few to judge by; 20 are needed.")
+    assert (found.verdict, found.message) == ("inconclusive", "19 queries are too few to judge by; 20 are needed.")
 
 
 def test_where_neither_side_finds_anything_the_ids_are_asked_about() -> None:
     nothing = replace(one(0, 0), old=Interval(0, 0, 0), new=Interval(0, 0, 0))
     found = judged(nothing)
     assert found.verdict == "inconclusive"
-    assert "are the judged ids those of the passages, or keys of the rows?" in found.words
+    assert "are the judged ids those of the passages, or keys of the rows?" in found.message
 
 
 @given(

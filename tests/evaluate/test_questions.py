@@ -33,7 +33,7 @@ def test_a_log_is_its_distinct_queries_in_their_order(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("log.txt", " \n\n", "one that has queries"),
         ("log.jsonl", '{"text": ""}\n', "one that has queries"),
@@ -45,11 +45,11 @@ def test_a_log_is_its_distinct_queries_in_their_order(
         ("log.jsonl", '{"text": ["one"]}\n', "a query that is no text"),
     ],
 )
-def test_another_form_of_log_is_refused_by_name(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_another_form_of_log_is_refused_by_name(tmp_path: Path, name: str, content: str, message: str) -> None:
     path = written(tmp_path, name, content)
     with pytest.raises(SettingsError, match="the query log") as caught:
         read_log(path)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
@@ -101,11 +101,11 @@ def slices_of(question: Question, cut: dict[str, bool] | None = None) -> dict[st
 
 
 @pytest.mark.parametrize(
-    ("words", "length"),
+    ("message", "length"),
     [(2, "under 4 words"), (3, "under 4 words"), (4, "4 to 9 words"), (9, "4 to 9 words"), (10, "10 words or more")],
 )
-def test_the_length_of_a_query_is_told_in_words(words: int, length: str) -> None:
-    assert slices_of(Question("q", " ".join(["word"] * words))) == {"script": "Latin", "query length": length}
+def test_the_length_of_a_query_is_told_in_words(message: int, length: str) -> None:
+    assert slices_of(Question("q", " ".join(["word"] * message))) == {"script": "Latin", "query length": length}
 
 
 def test_words_are_not_counted_where_no_space_tells_them() -> None:

@@ -51,7 +51,7 @@ def test_scores_that_are_only_moved_and_stretched_map_a_cut_off_to_its_image_by_
     old = unjudged(planted())
     new = replace(old, scores=np.asarray(image(old.scores), np.float32))
     found = mapped("similar", cut, old, new, HOW)
-    assert (found.name, found.old, found.how) == ("similar", cut, BY_QUANTILE)
+    assert (found.name, found.old, found.method) == ("similar", cut, BY_QUANTILE)
     assert found.new == pytest.approx(image(cut), abs=gap(new.scores, float(image(cut))))
     assert found.new_share == found.old_share == old.share(cut)
     assert (found.old_precision, found.new_precision) == (None, None)
@@ -67,7 +67,7 @@ def test_the_same_hits_are_as_precise_at_the_image_by_precision(cut: float) -> N
     old = planted()
     new = replace(old, scores=np.asarray(image(old.scores), np.float32))
     found = mapped("similar", cut, old, new, HOW)
-    assert found.how == BY_PRECISION
+    assert found.method == BY_PRECISION
     one_gap = gap(new.scores, float(image(cut)))
     assert image(cut) - 0.02 <= found.new <= image(cut) + one_gap
     assert found.new_precision is not None
@@ -79,7 +79,7 @@ def test_where_precision_falls_with_every_hit_the_image_is_found_exactly() -> No
     old = of_rows([0.9, 0.8, 0.7], [0.6, 0.5, 0.4], relevant=[[True, True, True], [False, False, False]])
     new = replace(old, scores=np.asarray(image(old.scores), np.float32))
     found = mapped("similar", 0.55, old, new, HOW)  # 3 of 4
-    assert (found.new, found.how) == (pytest.approx(image(0.6)), BY_PRECISION)
+    assert (found.new, found.method) == (pytest.approx(image(0.6)), BY_PRECISION)
     assert found.old_precision == found.new_precision == 0.75
 
 
@@ -88,7 +88,7 @@ def test_equal_scores_pass_together_and_count_together() -> None:
     old = of_rows([0.9, 0.2], [0.8, 0.1], relevant=[[True, False], [True, False]])
     new = of_rows([0.9, 0.5], [0.7, 0.5], relevant=[[True, True], [True, False]])
     found = mapped("similar", 0.5, old, new, HOW)
-    assert found.how == BY_PRECISION
+    assert found.method == BY_PRECISION
     assert found.new == pytest.approx(0.7)
     assert found.new_precision == found.old_precision == 1.0
 
@@ -97,7 +97,7 @@ def test_where_every_new_hit_is_precise_enough_the_quantile_stands_in() -> None:
     old = planted()
     assert old.relevant is not None
     found = mapped("similar", CUT, old, replace(old, relevant=np.ones_like(old.relevant)), HOW)
-    assert found.how == BY_QUANTILE
+    assert found.method == BY_QUANTILE
     assert found.new == pytest.approx(CUT, abs=gap(old.scores, CUT))
 
 
@@ -105,13 +105,13 @@ def test_where_no_new_hit_is_precise_enough_the_quantile_stands_in() -> None:
     old = planted()
     assert old.relevant is not None
     found = mapped("similar", CUT, old, replace(old, relevant=np.zeros_like(old.relevant)), HOW)
-    assert (found.how, found.new_precision) == (BY_QUANTILE, 0.0)
+    assert (found.method, found.new_precision) == (BY_QUANTILE, 0.0)
 
 
 def test_a_cut_off_that_no_hit_passes_is_mapped_to_one_that_none_passes() -> None:
     found = mapped("duplicate", 0.95, planted(1), planted(2), HOW)
     highest = float(planted(2).scores.max())
-    assert found.how == BY_QUANTILE
+    assert found.method == BY_QUANTILE
     assert highest < found.new < highest + 1e-6
     assert found.old_share == found.new_share == 0
     assert planted(2).share(found.new) == 0
@@ -175,7 +175,7 @@ def test_by_precision_a_higher_cut_off_that_is_less_precise_maps_to_a_lower_one(
     old = of_rows([0.9, 0.8, 0.7, 0.6, 0.5], relevant=[[False, True, True, False, False]])
     new = of_rows([0.95, 0.85, 0.75, 0.65, 0.55], relevant=[[True, True, False, False, False]])
     lower, higher = (mapped("similar", cut, old, new, HOW) for cut in (0.65, 0.75))
-    assert lower.how == higher.how == BY_PRECISION
+    assert lower.method == higher.method == BY_PRECISION
     assert (lower.old_precision, lower.new) == (pytest.approx(2 / 3), pytest.approx(0.75))
     assert (higher.old_precision, higher.new) == (pytest.approx(1 / 2), pytest.approx(0.65))
 

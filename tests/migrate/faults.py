@@ -40,9 +40,9 @@ class Fuse:
     """
 
     def __init__(self, point: str = "", number: signal.Signals = signal.SIGKILL) -> None:
-        words = point.split()
-        self._nth = int(words.pop()) if words and words[-1].isdigit() else 1
-        self._point = " ".join(words)
+        message = point.split()
+        self._nth = int(message.pop()) if message and message[-1].isdigit() else 1
+        self._point = " ".join(message)
         self._number = number
         self._lock = threading.Lock()
         self.passed: Counter[str] = Counter()

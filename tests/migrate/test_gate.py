@@ -53,7 +53,7 @@ def test_without_a_gate_the_switch_is_refused_with_what_to_type(migration: Migra
     assert (report.passed, report.state, report.gate) == (False, State.VERIFIED, None)
     with pytest.raises(GateNotPassed) as refused:
         migration.cutover()
-    assert refused.value.words == "none was asked."
+    assert refused.value.message == "none was asked."
     assert "migrate verify" in refused.value.hint
     assert "migrate override --reason" in refused.value.hint
     assert migration.status().state == State.VERIFIED
@@ -65,7 +65,7 @@ def test_a_gate_that_fails_is_kept_with_the_migration_and_named_at_the_switch(mi
     def gate(store: Store) -> GateVerdict:
         return GateVerdict(
             passed=False,
-            words="worse by 0.06.",
+            message="worse by 0.06.",
             evidence="30 judged queries",
             checks=(check,),
             thresholds=MAPPED,
@@ -79,7 +79,7 @@ def test_a_gate_that_fails_is_kept_with_the_migration_and_named_at_the_switch(mi
     assert (kept["passed"], kept["override"]) == (False, None)
     assert kept["gate"] == {
         "passed": False,
-        "words": "worse by 0.06.",
+        "message": "worse by 0.06.",
         "evidence": "30 judged queries",
         "checks": [{"name": "quality", "passed": False, "seen": "nDCG@10 0.41 → 0.35", "keys": []}],
         "thresholds": {"duplicate": DUPLICATE.to_dict(), "related": RELATED.to_dict()},

@@ -69,12 +69,12 @@ def asked(migration: Migration, new: TopicEncoder, config: MigrationConfig) -> G
 def test_judged_queries_are_the_strongest_evidence(collection: MirrorCollection, judged: Path, tmp_path: Path) -> None:
     verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged))
     assert (verdict.passed, verdict.evidence) == (True, "judged queries")
-    assert verdict.words.startswith("The new model is")
+    assert verdict.message.startswith("The new model is")
     assert [check.name for check in verdict.checks] == ["all queries", "language de", "language en"]
     assert all(check.passed for check in verdict.checks)
     assert f"{COUNT} queries" in verdict.checks[0].seen
     related = verdict.thresholds["related"]
-    assert (related.old, related.how) == (0.4, "matched precision")
+    assert (related.old, related.method) == (0.4, "matched precision")
     assert related.low <= related.new <= related.high
 
 
@@ -86,7 +86,7 @@ def test_a_query_log_is_replayed_beside_pairs(collection: MirrorCollection, tmp_
     assert isinstance(gate, QualityGate)
     verdict = gate(migration._store)
     assert (verdict.passed, verdict.evidence) == (True, "query log")
-    assert verdict.words.startswith(WEAK)
+    assert verdict.message.startswith(WEAK)
     assert gate.evaluation is not None
     assert gate.evaluation.replay is not None
     assert gate.evaluation.replay.queries == 2
@@ -95,7 +95,7 @@ def test_a_query_log_is_replayed_beside_pairs(collection: MirrorCollection, tmp_
 def test_without_either_the_rows_own_sentences_are_asked(collection: MirrorCollection, tmp_path: Path) -> None:
     verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(max_queries=30))
     assert (verdict.passed, verdict.evidence) == (True, "pairs from the corpus")
-    assert verdict.words.startswith(WEAK)
+    assert verdict.message.startswith(WEAK)
     assert verdict.detail["queries"] == 30
 
 
@@ -104,9 +104,9 @@ def test_without_an_old_model_it_does_not_pass_and_says_what_to_do(
 ) -> None:
     migration = started(collection, BETTER, tmp_path)
     verdict = make_gate(configured(), old=None, new=BETTER)(migration._store)
-    assert (verdict.passed, verdict.words, verdict.evidence) == (False, NO_OLD_MODEL, "none")
-    assert "[models] old" in verdict.words
-    assert "override" in verdict.words
+    assert (verdict.passed, verdict.message, verdict.evidence) == (False, NO_OLD_MODEL, "none")
+    assert "[models] old" in verdict.message
+    assert "override" in verdict.message
 
 
 def test_rows_too_short_to_ask_for_a_part_of_do_not_pass(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_rows_too_short_to_ask_for_a_part_of_do_not_pass(tmp_path: Path) -> None
         for number in range(3):
             collection.put(number, f"row {number}", OLD.encode([f"row {number}"]).dense[0])
         verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured())
-    assert (verdict.passed, verdict.words) == (False, NOT_JUDGED)
+    assert (verdict.passed, verdict.message) == (False, NOT_JUDGED)
 
 
 def test_judgements_of_other_keys_do_not_pass(collection: MirrorCollection, judged: Path, tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_judgements_of_other_keys_do_not_pass(collection: MirrorCollection, judg
     (judged / "qrels" / "test.tsv").write_text("\n".join([header, *of_others]))
     verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged))
     assert not verdict.passed
-    assert "Neither side found anything relevant" in verdict.words
+    assert "Neither side found anything relevant" in verdict.message
     assert [check.passed for check in verdict.checks] == [False, True, True]
 
 
 def test_too_few_queries_do_not_pass(collection: MirrorCollection, judged: Path, tmp_path: Path) -> None:
     verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged, max_queries=19))
     assert not verdict.passed
-    assert verdict.words == "19 queries are too few to judge by; 20 are needed."
+    assert verdict.message == "19 queries are too few to judge by; 20 are needed."
     assert not verdict.checks[0].passed
 
 
@@ -160,7 +160,7 @@ def test_a_better_model_is_ready_and_the_same_model_degraded_is_not(
     assert (report.passed, report.state) == (False, State.VERIFIED)
     assert report.gate is not None
     assert report.gate.evidence == evidence
-    assert "The new model is worse" in report.gate.words
+    assert "The new model is worse" in report.gate.message
     assert not report.gate.checks[0].passed
     with pytest.raises(GateNotPassed, match="worse"):
         worse.cutover()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vecferry.stores.backend import Point
-from vecferry.stores.request_batches import Portion, slices
+from vecferry.stores.request_batches import RequestBatches, slices
 from vecferry.stores.values import SparseVector
 
 
@@ -11,13 +11,13 @@ def point(number: int, *, text: str = "", dimension: int = 0, pairs: int = 0, **
     return Point(str(number), text, np.zeros(dimension, np.float32), payload, sparse)
 
 
-def numbers(portion: Portion, points: list[Point]) -> list[list[str]]:
-    return [[each.id for each in part] for part in portion.cut(points, bytes_per_number=4)]
+def numbers(batch: RequestBatches, points: list[Point]) -> list[list[str]]:
+    return [[each.id for each in part] for part in batch.split(points, bytes_per_number=4)]
 
 
 def test_points_are_cut_by_their_number_and_keep_their_order() -> None:
-    assert numbers(Portion(2, 10**6), [point(n) for n in range(5)]) == [["0", "1"], ["2", "3"], ["4"]]
-    assert numbers(Portion(2, 10**6), []) == []
+    assert numbers(RequestBatches(2, 10**6), [point(n) for n in range(5)]) == [["0", "1"], ["2", "3"], ["4"]]
+    assert numbers(RequestBatches(2, 10**6), []) == []
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ def test_points_are_cut_by_their_number_and_keep_their_order() -> None:
 )
 def test_points_are_cut_by_the_bytes_of_all_their_parts(big: dict[str, object]) -> None:
     points = [point(0), point(1, **big), point(2, **big), point(3)]  # type: ignore[arg-type]
-    assert numbers(Portion(10, 1000), points) == [["0", "1"], ["2", "3"]]
+    assert numbers(RequestBatches(10, 1000), points) == [["0", "1"], ["2", "3"]]
 
 
 def test_a_point_that_is_too_large_goes_alone() -> None:
     points = [point(0), point(1, text="\ud800" * 5000), point(2)]
-    assert numbers(Portion(10, 1000), points) == [["0"], ["1"], ["2"]]
+    assert numbers(RequestBatches(10, 1000), points) == [["0"], ["1"], ["2"]]
 
 
 def test_slices_are_full_but_for_the_last() -> None:

@@ -62,8 +62,8 @@ def console(
     with process.listen(host, port) as listening:
         operator = Operator(_task(Target(read_config(config))))
         logs.set_up(as_json=False)
-        shown, taken = listening.getsockname()[:2]
-        errors.out(f"vecferry's console is at http://{shown}:{taken}")
+        shown_host, port = listening.getsockname()[:2]
+        errors.out(f"vecferry's console is at http://{shown_host}:{port}")
         if own_key:
             errors.out(f"Its key, made for this run: {own_key}")
         app = create_app(operator, sessions, names=host_name or ())

@@ -135,12 +135,12 @@ def _options(
 def _threshold(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        cut = float(value)
+        threshold = float(value)
     except ValueError:
-        cut = float("nan")
-    if not name or not -1 <= cut <= 1:
+        threshold = float("nan")
+    if not name or not -1 <= threshold <= 1:
         raise SettingsError("--threshold", text, "NAME=COSINE, for instance similar=0.7")
-    return name, cut
+    return name, threshold
 
 
 def _drawer(report: Path | None) -> Callable[[Evaluation], None]:
@@ -238,15 +238,15 @@ def _show(found: Evaluation, report: Path | None) -> None:
     ]
     show_table("by method", ("", *metrics), rows)
     if found.thresholds:
-        show_table("thresholds", ("", "old", "new", "interval", "how"), [_cut(one) for one in found.thresholds])
-    show_table("", ("", ""), [(finding.name, finding.words) for finding in found.findings])
-    output.print(found.gate.words, markup=False, highlight=False)
+        show_table("thresholds", ("", "old", "new", "interval", "by"), [_cut(one) for one in found.thresholds])
+    show_table("", ("", ""), [(finding.name, finding.message) for finding in found.findings])
+    output.print(found.gate.message, markup=False, highlight=False)
     if report is not None:
         output.print(f"The report is in {report}.", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cut(found: Threshold) -> tuple[str, ...]:
-    return (found.name, f"{found.old:.3f}", f"{found.new:.3f}", f"{found.low:.3f} to {found.high:.3f}", found.how)
+    return (found.name, f"{found.old:.3f}", f"{found.new:.3f}", f"{found.low:.3f} to {found.high:.3f}", found.method)
 
 
 def _interval(found: Interval) -> str:

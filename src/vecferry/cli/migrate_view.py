@@ -80,7 +80,10 @@ def status_rows(status: Status) -> Rows:
         *([("limit", f"{status.control.rows_per_s:g} rows a second")] if status.control.rows_per_s else []),
         *([("switch", "postponed")] if status.control.postponed else []),
         ("dead letters", f"{status.dead_letters:,}"),
-        *(("", f"{', '.join(letter.key)} ({letter.side}): {letter.reason}") for letter in status.first_dead_letters),
+        *(
+            ("", f"{', '.join(dead_letter.key)} ({dead_letter.side}): {dead_letter.reason}")
+            for dead_letter in status.first_dead_letters
+        ),
         *_verification(status.verification),
         *_serving(status.serving),
         *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
@@ -149,7 +152,7 @@ def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("gate", "not asked")]
     if gate is not None:
         rows = [
-            ("gate", f"{'passed' if gate['passed'] else 'not passed'}: {gate['words']}"),
+            ("gate", f"{'passed' if gate['passed'] else 'not passed'}: {gate['message']}"),
             ("judged by", gate["evidence"]),
             *((f"threshold {name}", _mapped(each)) for name, each in gate["thresholds"].items()),
         ]

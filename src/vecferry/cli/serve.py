@@ -106,8 +106,10 @@ def serve(
     with process.listen(host, port) as listening:
         service, router = _service(models, config, settings, options.limits)
         logs.set_up(as_json=not plain_logs)
-        shown, taken = listening.getsockname()[:2]
-        errors.out(f"vecferry serves {', '.join(one.name for one in service.models.all)} at http://{shown}:{taken}")
+        shown, bound_port = listening.getsockname()[:2]
+        errors.out(
+            f"vecferry serves {', '.join(one.name for one in service.models.all)} at http://{shown}:{bound_port}"
+        )
         process.serve(create_app(service, options, router), options, listening)
 
 

@@ -26,8 +26,8 @@ class Action:
 async def act(verb: str, operator: Operator, form: Form) -> Outcome | None:
     """What came of it, errors included; None where the page says it by itself."""
     try:
-        words = await ACTIONS[verb].do(operator, form)
-        return Outcome(verb, words) if words else None
+        message = await ACTIONS[verb].do(operator, form)
+        return Outcome(verb, message) if message else None
     except VecferryError as exc:
         return Outcome.of(verb, exc)
 
@@ -87,8 +87,8 @@ async def _verify(operator: Operator, _: Form) -> str:
     def verify(migration: Migration) -> Outcome:
         report = migration.verify(task.new, task.sample, old=task.old, gate=task.gate())
         failed = [check.name for check in report.checks if not check.passed]
-        said = report.gate.words if report.gate is not None else f"The state is {report.state}."
-        return Outcome("verify", f"Failed: {', '.join(failed)}." if failed else said, failed=not report.passed)
+        message = report.gate.message if report.gate is not None else f"The state is {report.state}."
+        return Outcome("verify", f"Failed: {', '.join(failed)}." if failed else message, failed=not report.passed)
 
     operator.by_hand("verify", verify)
     return ""

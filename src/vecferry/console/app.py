@@ -49,11 +49,11 @@ def create_app(operator: Operator, sessions: Sessions, *, names: Collection[str]
 
 def _lifespan(operator: Operator) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(operator.close)
 
-    return running
+    return lifespan
 
 
 # --- who asks -------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ async def _to_login(_: Request, __: Exception) -> Response:
 
 async def _refused(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    return _page(request, "refused", {"words": str(exc.detail)}, exc.status_code)
+    return _page(request, "refused", {"message": str(exc.detail)}, exc.status_code)
 
 
 def _session(request: Request) -> Session:
@@ -126,14 +126,14 @@ def _own_page(request: Request, session: Session, name: str, values: dict[str, A
 
 @router.get("/login")
 async def login_page(request: Request) -> Response:
-    return _page(request, "login", {"words": ""})
+    return _page(request, "login", {"message": ""})
 
 
 @router.post("/login")
 async def log_in(request: Request) -> Response:
     key = (await form_of(request)).get("key", "")
-    if words := _problem_with(request, key):
-        return _page(request, "login", {"words": words})
+    if message := _problem_with(request, key):
+        return _page(request, "login", {"message": message})
     session = _sessions(request).begin()
     response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     is_https = request.headers.get("origin", "").startswith("https:")
@@ -173,7 +173,7 @@ async def search_page(request: Request, session: OfSession, q: str = "") -> Resp
     query, comparison, problem = q.strip()[:MAX_QUERY_CHARS], None, None
     if query:
         try:
-            comparison = await operator.ask(lambda store: compare(store, operator.task, query))
+            comparison = await operator.read(lambda store: compare(store, operator.task, query))
         except VecferryError as exc:
             problem = Outcome.of("search", exc)
     look = await _look(request)
@@ -187,8 +187,8 @@ async def do(request: Request, session: OfSession, verb: str, form: OwnForm) -> 
     if verb not in ACTIONS:
         raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such verb.")
     operator = _operator(request)
-    words = _unconfirmed(request, form) if ACTIONS[verb].is_guarded else ""
-    session.notice = Outcome(verb, words, failed=True) if words else await act(verb, operator, form)
+    message = _unconfirmed(request, form) if ACTIONS[verb].is_guarded else ""
+    session.notice = Outcome(verb, message, failed=True) if message else await act(verb, operator, form)
     await operator.look(anew=True)
     return RedirectResponse("/", HTTPStatus.SEE_OTHER)
 

@@ -52,11 +52,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Column:
-    """What one side answers; `words` says why there is nothing."""
+    """What one side answers; `message` says why there is nothing."""
 
     side: str
     found: tuple[Found, ...] = ()
-    words: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def compare(store: Store, task: Task, query: str) -> Comparison:
 @dataclass(frozen=True)
 class _Answer:
     hits: Sequence[Hit]
-    words: str = ""
+    message: str = ""
 
 
 def _asked(store: Store, model: TextEncoder | None, query: str, otherwise: str) -> _Answer:
@@ -133,7 +133,7 @@ def _column(
         found.append(
             Found(key, rank, hit.score, ranks.get(hit.key), (shortened,), len(text) > MAX_SHOWN_CHARS, crossed)
         )
-    return Column(side, tuple(found), answer.words)
+    return Column(side, tuple(found), answer.message)
 
 
 # --- why ------------------------------------------------------------------------------------------

@@ -70,23 +70,23 @@ class Highlighter:
         """`text`, which is passage `row`, in runs; together they are the text."""
         found = self.pieces(self.prefixes[1] + text)
         places = [_moved(piece, len(self.prefixes[1])) for piece in found]
-        words = np.zeros(len(text))
+        message = np.zeros(len(text))
         best, why = np.zeros(len(text)), [""] * len(text)
         if passages.sparse_or_none is not None:
-            self._light_words(found, places, passages.sparse.row(row), words)
+            self._light_words(found, places, passages.sparse.row(row), message)
         if passages.colbert_or_none is not None:
             self._light_best(places, passages.colbert[row], best, why)
-        return _runs(text, _levels(words), _levels(best), why)
+        return _runs(text, _levels(message), _levels(best), why)
 
     def _light_words(
         self, found: Sequence[Piece], places: Sequence[tuple[int, int] | None], weights: dict[int, float],
-        words: np.ndarray,
+        message: np.ndarray,
     ) -> None:  # fmt: skip
         """The product of both weights, wherever a shared token stands."""
         wanted = self.embedded.sparse.row(0)
         for piece, place in zip(found, places, strict=True):
             if place is not None and piece.id in wanted and piece.id in weights:
-                words[slice(*place)] = wanted[piece.id] * weights[piece.id]
+                message[slice(*place)] = wanted[piece.id] * weights[piece.id]
 
     def _light_best(
         self, places: Sequence[tuple[int, int] | None], vectors: Float32, best: np.ndarray, why: list[str]
@@ -122,11 +122,11 @@ def _levels(strength: np.ndarray) -> list[int]:
     return [int(level) for level in np.ceil(LEVELS * np.maximum(strength, 0.0) / highest)]
 
 
-def _runs(text: str, words: Sequence[int], best: Sequence[int], why: Sequence[str]) -> tuple[Run, ...]:
+def _runs(text: str, message: Sequence[int], best: Sequence[int], why: Sequence[str]) -> tuple[Run, ...]:
     runs: list[Run] = []
     start = 0
     for i in range(1, len(text) + 1):
-        if i == len(text) or (words[i], best[i], why[i]) != (words[start], best[start], why[start]):
-            runs.append(Run(text[start:i], words[start], best[start], why[start]))
+        if i == len(text) or (message[i], best[i], why[i]) != (message[start], best[start], why[start]):
+            runs.append(Run(text[start:i], message[start], best[start], why[start]))
             start = i
     return tuple(runs)

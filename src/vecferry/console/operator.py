@@ -53,7 +53,7 @@ class Outcome:
     """What came of a verb. is_elsewhere: it could not be, because another process is at work."""
 
     verb: str
-    words: str
+    message: str
     hint: str = ""
     failed: bool = False
     is_elsewhere: bool = False
@@ -148,7 +148,7 @@ class Operator:
             return Seen(target, at, status=status)
         return Seen(target, at, status=status, before=State(paused.before), is_held=paused.by_operator)
 
-    async def ask(self, question: Callable[[Store], T]) -> T:
+    async def read(self, question: Callable[[Store], T]) -> T:
         """`question` with a store, for what may take a moment: a search. Raises as it does."""
         return await self._asking.do(question)
 

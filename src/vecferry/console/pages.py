@@ -13,14 +13,14 @@ from vecferry.console.view import Look
 PARTS = (
     "state",
     "progress",
-    "said",
+    "outcome",
     "run",
     "pace",
     "verify",
     "override",
     "switch",
     "gate",
-    "letters",
+    "dead_letters",
     "serving",
     "events",
 )

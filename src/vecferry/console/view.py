@@ -31,7 +31,7 @@ NEXT: Mapping[State, str] = {
     State.PAUSED: "resume",
 }
 """The verb that goes on from there, of those that are here."""
-WORDS: Mapping[State, str] = {
+MESSAGES: Mapping[State, str] = {
     State.PLANNED: "The migration is written down; nothing was made yet.",
     State.PREPARED: "The place for the new vectors is there, and empty.",
     State.CAPTURING: "Writes of the application are captured from now on.",
@@ -99,7 +99,7 @@ class Look:
     problem: Outcome | None
     state: State | None
     title: str
-    words: str
+    message: str
     path: tuple[Step, ...]
     verbs: frozenset[str]
     next: str
@@ -111,7 +111,7 @@ class Look:
     hand: Outcome | None
     rows_per_s: float | None
     eta: str
-    letters: tuple[tuple[str, str, str], ...]
+    dead_letters: tuple[tuple[str, str, str], ...]
     serving: str
     side: str
     verification: Mapping[str, Any] | None
@@ -136,7 +136,7 @@ def look_at(seen: Seen, pace: Pace, *, is_stopping: bool = False) -> Look:
         problem=seen.problem,
         state=state,
         title="not seen" if seen.problem else "not begun" if state is None else _title(state),
-        words=seen.problem.words if seen.problem else NOT_BEGUN if state is None else WORDS[state],
+        message=seen.problem.message if seen.problem else NOT_BEGUN if state is None else MESSAGES[state],
         path=path_of(state, seen.before),
         verbs=_verbs(seen),
         next=_next(seen),
@@ -148,7 +148,7 @@ def look_at(seen: Seen, pace: Pace, *, is_stopping: bool = False) -> Look:
         hand=hand.outcome if hand is not None and seen.now - hand.ended_at < SAID_S else None,
         rows_per_s=pace.rows_per_s if status is not None and state not in CAUGHT_UP else None,
         eta=_eta(status, pace) if status is not None else "",
-        letters=_letters(status) if status is not None else (),
+        dead_letters=_dead_letters(status) if status is not None else (),
         serving=_serving(status),
         side=side_of(status),
         verification=verification,
@@ -220,9 +220,12 @@ def _eta(status: Status, pace: Pace) -> str:
     return f"about {seconds:.0f} s left"
 
 
-def _letters(status: Status) -> tuple[tuple[str, str, str], ...]:
-    keys = shown([letter.key for letter in status.first_dead_letters])
-    return tuple((key, letter.side, letter.reason) for key, letter in zip(keys, status.first_dead_letters, strict=True))
+def _dead_letters(status: Status) -> tuple[tuple[str, str, str], ...]:
+    keys = shown([dead_letter.key for dead_letter in status.first_dead_letters])
+    return tuple(
+        (key, dead_letter.side, dead_letter.reason)
+        for key, dead_letter in zip(keys, status.first_dead_letters, strict=True)
+    )
 
 
 def _serving(status: Status | None) -> str:

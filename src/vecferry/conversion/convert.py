@@ -103,8 +103,8 @@ class _Narrowing:
         refused = found.report is not None and found.report.failed
         if not refused and min(speed.values()) >= WORTH:
             return self._taken(found, report, speed)
-        said = evidence("fp32", found.report, speed)
-        artifact = replace(self.baseline, manifest=self.baseline.manifest.model_copy(update={"evidence": said}))
+        measured = evidence("fp32", found.report, speed)
+        artifact = replace(self.baseline, manifest=self.baseline.manifest.model_copy(update={"evidence": measured}))
         save_manifest(artifact)
         return artifact, report
 
@@ -124,8 +124,8 @@ class _Narrowing:
     ) -> tuple[Artifact, Report | None]:
         """The narrower form moves to where its twin was; the twin's checks stay in the report."""
         space = found.artifact.manifest.space
-        said = evidence(space.precision, found.report, speed)
-        manifest = found.artifact.manifest.model_copy(update={"evidence": said})
+        measured = evidence(space.precision, found.report, speed)
+        manifest = found.artifact.manifest.model_copy(update={"evidence": measured})
         for file in self.baseline.path.iterdir():
             file.unlink()
         for file in self.beside.iterdir():

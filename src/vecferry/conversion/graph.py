@@ -56,8 +56,8 @@ class _Writer:
             hidden = self.flat(self.embeddings())
         for n in range(self.spec.layers):
             with b.part(f"layer.{n}"):
-                asking = hidden if n < self.spec.layers - 1 else self.needed(hidden)
-                hidden = self.layer(f"encoder.layer.{n}.", hidden, asking)
+                queries = hidden if n < self.spec.layers - 1 else self.needed(hidden)
+                hidden = self.layer(f"encoder.layer.{n}.", hidden, queries)
         hidden = b.op("Reshape", hidden, self.shape_by_row, out=HIDDEN)  # [B, S, H]; dense alone may have [B, 1, H]
         outputs: dict[str, tuple[str, list[Any]]] = {"dense": (self.dense(hidden), ["batch", hidden_size])}
         if self.heads is not None:
@@ -84,20 +84,20 @@ class _Writer:
         expect(weights, at + "position_embeddings.weight", (spec.positions, spec.hidden))
         expect(weights, at + "token_type_embeddings.weight", (spec.token_types, spec.hidden))
         position_table = self.b.weight(at + "positions", (spec.positions, spec.hidden), positions_and_type)
-        words = self.words(weights[at + "word_embeddings.weight"])  # [B, S, H]
+        word_embeddings = self.word_embeddings(weights[at + "word_embeddings.weight"])  # [B, S, H]
         positions = self.b.op("Gather", position_table, self.position_ids())  # [S, H] or [B, S, H]
-        return self.norm(at + "LayerNorm", words, positions)
+        return self.norm(at + "LayerNorm", word_embeddings, positions)
 
-    def words(self, table: LazyTensor) -> str:
+    def word_embeddings(self, table: LazyTensor) -> str:
         """Rows of the word embeddings, in fp32; the table stays fp16 where the checkpoint has it so."""
-        half, shape = table.dtype == np.float16, (self.spec.vocabulary, self.spec.hidden)
+        is_fp16, shape = table.dtype == np.float16, (self.spec.vocabulary, self.spec.hidden)
         name = (
             self.b.weight(WORD_EMBEDDINGS, shape, table.read, np.float16)
-            if half
+            if is_fp16
             else self.b.weight(WORD_EMBEDDINGS, shape, table.as_fp32)
         )
         rows = self.b.op("Gather", name, "input_ids")
-        return self.b.op("Cast", rows, to=TensorProto.FLOAT) if half else rows
+        return self.b.op("Cast", rows, to=TensorProto.FLOAT) if is_fp16 else rows
 
     def position_ids(self) -> str:
         """BERT counts from 0: [S]. XLM-RoBERTa counts the tokens that are not padding, from pad_id + 1: [B, S]."""
@@ -106,8 +106,8 @@ class _Writer:
             length = b.op("Squeeze", b.op("Shape", "input_ids", start=1, end=2))
             return b.op("Range", b.constant(0), length, b.constant(1))
         is_padding = b.op("Equal", "input_ids", b.constant(pad_id))
-        counted = b.op("Cast", b.op("Not", is_padding), to=TensorProto.INT64)
-        up_to_here = b.op("Mul", b.op("CumSum", counted, b.constant(1)), counted)
+        is_token = b.op("Cast", b.op("Not", is_padding), to=TensorProto.INT64)
+        up_to_here = b.op("Mul", b.op("CumSum", is_token, b.constant(1)), is_token)
         return b.op("Add", up_to_here, b.constant(pad_id))
 
     def needed(self, hidden: str) -> str:
@@ -124,18 +124,18 @@ class _Writer:
 
     # --- one layer --------------------------------------------------------------------------------
 
-    def layer(self, at: str, hidden: str, asking: str) -> str:
-        """One layer, of whose tokens [T, H] those `asking` [Q, H] go on -> [Q, H]."""
+    def layer(self, at: str, hidden: str, queries: str) -> str:
+        """One layer, of whose tokens [T, H] those `queries` [Q, H] go on -> [Q, H]."""
         spec = self.spec
-        attended = self.attention(at + "attention.self.", hidden, asking)
+        attended = self.attention(at + "attention.self.", hidden, queries)
         projected = self.linear(at + "attention.output.dense", attended, spec.hidden, spec.hidden)
-        attended = self.norm(at + "attention.output.LayerNorm", projected, asking)
+        attended = self.norm(at + "attention.output.LayerNorm", projected, queries)
         inner = self.linear(at + "intermediate.dense", attended, spec.hidden, spec.feed_forward)  # [Q, F]
         outer = self.linear(at + "output.dense", self.b.op("Gelu", inner), spec.feed_forward, spec.hidden)  # with erf
         return self.norm(at + "output.LayerNorm", outer, attended)
 
-    def attention(self, at: str, hidden: str, asking: str) -> str:
-        """Attention of the tokens `asking` to all of their row: [T, H] and [Q, H] -> [Q, H].
+    def attention(self, at: str, hidden: str, queries: str) -> str:
+        """Attention of the tokens `queries` to all of their row: [T, H] and [Q, H] -> [Q, H].
 
         Three products: a single one would have to be taken apart again, which costs more than it saves. The operator
         adds their biases.
@@ -150,7 +150,7 @@ class _Writer:
         bias = self.b.weight(at + "qkv.bias", (3 * size,), merged_bias)
         query, key, value = (
             self.by_row(self.matmul(f"{at}{part}.weight", x, size, size))
-            for part, x in zip(parts, (asking, hidden, hidden), strict=True)
+            for part, x in zip(parts, (queries, hidden, hidden), strict=True)
         )
 
         def attend(inner: GraphBuilder, *mask: str) -> str:

@@ -205,22 +205,24 @@ def column_scales(array: Float32) -> Float32:
 
 def quantize_words(graph: Graph) -> Graph:
     """A row of int8, and its scale, are looked up instead of a row of fp32."""
-    words = next(weight for weight in graph.weights if weight.name == WORD_EMBEDDINGS)
-    count = words.shape[0]
+    word_embeddings = next(weight for weight in graph.weights if weight.name == WORD_EMBEDDINGS)
+    count = word_embeddings.shape[0]
 
     def change(b: GraphBuilder, node: onnx.NodeProto) -> bool:
         if WORD_EMBEDDINGS not in node.input:
             return False
 
         def scales() -> Float32:
-            return scales_of(words.read().astype(np.float32), LEVELS, axis=1)[:, None]
+            return scales_of(word_embeddings.read().astype(np.float32), LEVELS, axis=1)[:, None]
 
         def rows() -> NDArray[np.int8]:
-            array = words.read().astype(np.float32)
+            array = word_embeddings.read().astype(np.float32)
             return rounded(array, scales_of(array, LEVELS, axis=1)[:, None])
 
         ids = node.input[1]
-        row = b.op("Gather", b.weight(f"{WORD_EMBEDDINGS}.int8", words.shape, rows, np.int8), ids)  # [B, S, H]
+        row = b.op(
+            "Gather", b.weight(f"{WORD_EMBEDDINGS}.int8", word_embeddings.shape, rows, np.int8), ids
+        )  # [B, S, H]
         scale = b.op("Gather", b.weight(f"{WORD_EMBEDDINGS}.scales", (count, 1), scales), ids)  # [B, S, 1]
         b.op("Mul", b.op("Cast", row, to=TensorProto.FLOAT), scale, out=node.output[0])
         return True

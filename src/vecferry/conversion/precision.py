@@ -30,7 +30,7 @@ Wanted = Literal["fp32", "fp16", "int8", "auto"]
 Quality = Callable[[Encoder], float]
 """nDCG@10 of an encoder on a labelled set."""
 
-PROBE, SPEED_SHAPES, TURNS = "probe.onnx", ((1, 16), (4, 128)), 7
+PROBE, SPEED_SHAPES, REPEATS = "probe.onnx", ((1, 16), (4, 128)), 7
 WORTH = 1.1
 """How much faster than fp32 int8 must be, at both shapes, to be chosen."""
 
@@ -79,8 +79,8 @@ def _write(
     files[TOKENIZER] = baseline.manifest.files[TOKENIZER]
     recipe = RECIPE if precision == "int8" else None
     space = baseline.manifest.space.model_copy(update={"precision": precision, "recipe": recipe})
-    said = {"space": space, "fingerprint": space.fingerprint, "files": files}
-    artifact = Artifact(folder, baseline.manifest.model_copy(update=said))
+    changes = {"space": space, "fingerprint": space.fingerprint, "files": files}
+    artifact = Artifact(folder, baseline.manifest.model_copy(update=changes))
     save_manifest(artifact)
     return artifact
 
@@ -143,8 +143,8 @@ def _ratio(runtimes: tuple[OnnxRuntime, OnnxRuntime], batch: TokenBatch) -> floa
         runtime.run(batch, DENSE)
         return time.perf_counter() - started
 
-    turns = [tuple(map(seconds, runtimes)) for _ in range(TURNS + 1)][1:]  # the first makes room
-    return median(ours / theirs for ours, theirs in turns)
+    repeats = [tuple(map(seconds, runtimes)) for _ in range(REPEATS + 1)][1:]  # the first makes room
+    return median(ours / theirs for ours, theirs in repeats)
 
 
 def evidence(precision: Precision, report: Report | None, speed: dict[str, float] | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Journey:
             "rows": len(demo.passages),
             "seconds": round(time.perf_counter() - started, 1),
             "states": self.states,
-            "gate": evaluation.gate.words,
+            "gate": evaluation.gate.message,
             **measured,
         }
         write_json(self.folder / "journey.json", journey)

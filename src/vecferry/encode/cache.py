@@ -254,9 +254,9 @@ def _embeddings(fingerprint: str, rows: dict[str, Row], names: tuple[str, ...]) 
 
 
 def _sparse(numbers: bytes) -> Sparse:
-    half = len(numbers) // 2
-    indices = np.frombuffer(numbers[:half], "<i4").astype(np.int32)
-    return Sparse(indptr_of([len(indices)]), indices, _floats(numbers[half:]))
+    middle = len(numbers) // 2
+    indices = np.frombuffer(numbers[:middle], "<i4").astype(np.int32)
+    return Sparse(indptr_of([len(indices)]), indices, _floats(numbers[middle:]))
 
 
 def _colbert(numbers: bytes, tokens: int) -> MultiVector:

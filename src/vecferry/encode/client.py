@@ -88,8 +88,8 @@ class RemoteEncoder:
         except ServerFailed as exc:
             if exc.status != httpx2.codes.CONTENT_TOO_LARGE or len(texts) == 1:
                 raise
-        half = len(texts) // 2
-        return Embeddings.concat([self._encoded(part, outputs, role) for part in (texts[:half], texts[half:])])
+        middle = len(texts) // 2
+        return Embeddings.concat([self._encoded(part, outputs, role) for part in (texts[:middle], texts[middle:])])
 
     def _encoded_at_once(self, texts: Sequence[str], outputs: Outputs, role: Role) -> Embeddings:
         body = {"inputs": list(texts), "outputs": outputs.names, "role": role, "model": self._model}
@@ -109,8 +109,8 @@ class RemoteEncoder:
                 raise ServerFailed(self._url, 0, str(exc) or type(exc).__name__) from exc
             if answer.status_code not in AGAIN or tried == TRIES:
                 break
-            said = answer.headers.get("retry-after", "")  # of others' servers it may be a date
-            time.sleep(float(said) if said.isdigit() else pause_s)
+            retry_after = answer.headers.get("retry-after", "")  # of others' servers it may be a date
+            time.sleep(float(retry_after) if retry_after.isdigit() else pause_s)
             pause_s *= 2
         if answer.status_code != httpx2.codes.OK:
             raise ServerFailed(self._url, answer.status_code, _reason(answer))

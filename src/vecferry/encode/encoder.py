@@ -251,10 +251,10 @@ class Work:
     @property
     def truncated(self) -> NDArray[np.bool_]:
         """Of each of the texts asked for, whether it is longer than the model's limit."""
-        cut = np.array([one is not None and one.num_truncated > 0 for one in self.found])
+        is_truncated = np.array([one is not None and one.num_truncated > 0 for one in self.found])
         if self.tokens is not None:
-            cut[self.missing] = self.tokens.truncated
-        return cut[self.places]
+            is_truncated[self.missing] = self.tokens.truncated
+        return is_truncated[self.places]
 
 
 class _Gathered:

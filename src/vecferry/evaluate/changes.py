@@ -44,7 +44,7 @@ def changes(corpus: Corpus, answers: Answers, compared: Compared) -> tuple[tuple
     return tuple(map(change, gains)), tuple(map(change, losses))
 
 
-def replayed(corpus: Corpus, log: Sequence[str], how: Resampling) -> Replay:
+def replayed(corpus: Corpus, log: Sequence[str], resampling: Resampling) -> Replay:
     """The queries of a log, asked on both sides."""
     old = corpus.search("old", corpus.old.encoder.encode(log, role="query"), HITS)
     new = corpus.search("new", corpus.new.encoder.encode(log, role="query"), HITS)
@@ -56,8 +56,8 @@ def replayed(corpus: Corpus, log: Sequence[str], how: Resampling) -> Replay:
             "by": SCRIPT,
             "value": str(script),
             "queries": int((scripts == script).sum()),
-            "overlap": mean_with_interval(overlap[scripts == script], how).to_dict(),
-            "rbo": mean_with_interval(rbo[scripts == script], how).to_dict(),
+            "overlap": mean_with_interval(overlap[scripts == script], resampling).to_dict(),
+            "rbo": mean_with_interval(rbo[scripts == script], resampling).to_dict(),
         }
         for script in np.unique(scripts)
     ]
@@ -68,8 +68,8 @@ def replayed(corpus: Corpus, log: Sequence[str], how: Resampling) -> Replay:
     return Replay(
         queries=len(log),
         k=HITS,
-        overlap=mean_with_interval(overlap, how),
-        rbo=mean_with_interval(rbo, how),
+        overlap=mean_with_interval(overlap, resampling),
+        rbo=mean_with_interval(rbo, resampling),
         rbo_p=RBO_P,
         slices=tuple(slices),
         most_changed=tuple(most),

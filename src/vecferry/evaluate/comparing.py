@@ -46,7 +46,7 @@ class Compared:
         return gains, losses
 
 
-def compare(metric: str, questions: Sequence[Question], old: Float64, new: Float64, how: Resampling) -> Compared:
+def compare(metric: str, questions: Sequence[Question], old: Float64, new: Float64, resampling: Resampling) -> Compared:
     """Paired by question."""
 
     def scored(by: str, value: str, rows: Int64) -> SliceScore:
@@ -55,9 +55,9 @@ def compare(metric: str, questions: Sequence[Question], old: Float64, new: Float
             by=by,
             value=value,
             queries=len(rows),
-            old=mean_with_interval(old[rows], how),
-            new=mean_with_interval(new[rows], how),
-            difference=mean_with_interval(difference, how, bounds=(-1.0, 1.0)),
+            old=mean_with_interval(old[rows], resampling),
+            new=mean_with_interval(new[rows], resampling),
+            difference=mean_with_interval(difference, resampling, bounds=(-1.0, 1.0)),
             wins=int((difference > SAME).sum()),
             losses=int((difference < -SAME).sum()),
             ties=int((np.abs(difference) <= SAME).sum()),

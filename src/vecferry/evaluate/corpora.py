@@ -126,8 +126,8 @@ class FolderCorpus:
         return replace(held, colbert_or_none=made.colbert)
 
     def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
-        cut = dict(zip(self.ids, self._old.truncated.tolist(), strict=True))
-        return {passage_id: cut[passage_id] for passage_id in ids if passage_id in cut}
+        is_truncated = dict(zip(self.ids, self._old.truncated.tolist(), strict=True))
+        return {passage_id: is_truncated[passage_id] for passage_id in ids if passage_id in is_truncated}
 
     def sample(self, number: int, seed: int) -> PassageSample:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self._texts))[:number])

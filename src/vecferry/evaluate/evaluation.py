@@ -21,7 +21,7 @@ from vecferry.evaluate.findings import Sampled, look_at
 from vecferry.evaluate.gate import judge
 from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.questions import LANGUAGE, SCRIPT, QuerySet, script_of
-from vecferry.evaluate.retrieval import NEW, OLD, Answers, System, ask
+from vecferry.evaluate.retrieval import NEW, OLD, Answers, System, search
 from vecferry.evaluate.space_map import space_map
 from vecferry.evaluate.statistics import Resampling, mean_with_interval
 from vecferry.evaluate.thresholds import Scored, all_mapped
@@ -84,7 +84,7 @@ def evaluate(
     if not asked.questions:
         raise SettingsError("questions", 0, "judged queries, or passages long enough to ask for a part of them")
     outputs = options.outputs & corpus.new.encoder.space.outputs | DENSE
-    answers = ask(corpus, asked, outputs, options.resampling, stage)
+    answers = search(corpus, asked, outputs, options.resampling, stage)
     first = METRICS[0]
     compared = compare(
         first, answers.queries.questions, answers.values[OLD][first], answers.values[NEW][first], options.resampling

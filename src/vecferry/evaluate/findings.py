@@ -82,7 +82,7 @@ def look_at(sampled: Sampled) -> tuple[Finding, ...]:
 def _hidden_by_truncation(sampled: Sampled) -> Finding:
     old, new = sampled.old, sampled.new
     rows = np.flatnonzero(old.truncated & ~new.truncated)
-    words = (
+    message = (
         f"{_of(len(rows), len(sampled))} cut by the old model and read whole by the new ({sampled.old_name} reads "
         f"{sampled.old_max_tokens:,} tokens, {sampled.new_name} {sampled.new_max_tokens:,}); "
         f"{_some(new.num_truncated)} cut even by the new."
@@ -92,7 +92,7 @@ def _hidden_by_truncation(sampled: Sampled) -> Finding:
         (row, f"{_part(unread[row], len(sampled.texts[row]))}; {new.num_tokens[row]:,} tokens to the new model")
         for row in rows[np.argsort(-new.num_tokens[rows], kind="stable")]
     )
-    return _finding("hidden by truncation", sampled, len(rows), words, examples)
+    return _finding("hidden by truncation", sampled, len(rows), message, examples)
 
 
 def _unread_share(old: Embeddings, new: Embeddings) -> Float64:
@@ -124,9 +124,9 @@ def _first_with_the_text(texts: Sequence[str]) -> Int64:
 
 def _duplicates(sampled: Sampled, first: Int64) -> Finding:
     rows = np.flatnonzero(first < np.arange(len(first)))
-    words = f"{_of(len(rows), len(sampled))} the same, word for word, as an earlier one."
+    message = f"{_of(len(rows), len(sampled))} the same, word for word, as an earlier one."
     examples = ((row, f"the same text as {sampled.ids[first[row]]}") for row in rows)
-    return _finding("duplicates", sampled, len(rows), words, examples)
+    return _finding("duplicates", sampled, len(rows), message, examples)
 
 
 # --- neighbours -----------------------------------------------------------------------------------
@@ -154,12 +154,12 @@ def _near_duplicates(distinct: Sampled, new: Ranked) -> Finding:
     cosine = _nearest_cosine(new)
     rows = np.flatnonzero(cosine >= NEAR)
     seen = f"nearly the same as another of other words (cosine of {NEAR} or more in the new space)"
-    words = f"{_of(len(rows), len(distinct))} {seen}."
+    message = f"{_of(len(rows), len(distinct))} {seen}."
     pairs: dict[frozenset[int], int] = {}
     for row in rows[np.argsort(-cosine[rows], kind="stable")].tolist():
         pairs.setdefault(frozenset((row, int(new.passages[row, 0]))), row)
     examples = ((row, f"cosine {cosine[row]:.3f} with {distinct.ids[new.passages[row, 0]]}") for row in pairs.values())
-    return _finding("near duplicates", distinct, len(rows), words, examples)
+    return _finding("near duplicates", distinct, len(rows), message, examples)
 
 
 def _outliers(distinct: Sampled, new: Ranked) -> Finding:
@@ -170,18 +170,18 @@ def _outliers(distinct: Sampled, new: Ranked) -> Finding:
     cosine = _nearest_cosine(new).astype(np.float64)
     usual = cosine[cosine < NEAR]
     if len(usual) < MIN_FOR_OUTLIERS:
-        words = f"Outliers are not looked for in fewer than {MIN_FOR_OUTLIERS} passages that have no near duplicate."
-        return _finding("outliers", distinct, 0, words, ())
+        message = f"Outliers are not looked for in fewer than {MIN_FOR_OUTLIERS} passages that have no near duplicate."
+        return _finding("outliers", distinct, 0, message, ())
     middle = float(np.median(usual))
     spread = max(float(np.median(np.abs(usual - middle))), MIN_SPREAD)
     rows = np.flatnonzero(0.6745 * (cosine - middle) < UNUSUAL_Z * spread)
     seen = f"unusually far from every other in the new space (the cosine to the nearest is {middle:.2f} as a rule)"
-    words = f"{_of(len(rows), len(distinct))} {seen}."
+    message = f"{_of(len(rows), len(distinct))} {seen}."
     examples = (
         (row, f"cosine {cosine[row]:.3f} with the nearest, {distinct.ids[new.passages[row, 0]]}")
         for row in rows[np.argsort(cosine[rows], kind="stable")]
     )
-    return _finding("outliers", distinct, len(rows), words, examples)
+    return _finding("outliers", distinct, len(rows), message, examples)
 
 
 def _times_found(neighbours: Ranked) -> Int64:
@@ -195,11 +195,11 @@ def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> Finding:
     Examples: those that most others led to in the old space come first.
     """
     if len(distinct) <= NEIGHBOURS + 1:
-        words = f"Empty neighbourhoods are not looked for in fewer than {NEIGHBOURS + 2} distinct passages."
-        return _finding("empty neighbourhoods", distinct, 0, words, ())
+        message = f"Empty neighbourhoods are not looked for in fewer than {NEIGHBOURS + 2} distinct passages."
+        return _finding("empty neighbourhoods", distinct, 0, message, ())
     rows = np.flatnonzero(new == 0)
     hub = int(new.argmax())
-    words = (
+    message = (
         f"{_of(len(rows), len(distinct))} among the {NEIGHBOURS} nearest of no other in the new space, and "
         f"{_some(int((old == 0).sum()))} in the old; the passage found most, {distinct.ids[hub]}, is among those of "
         f"{new[hub]:,} others, against {old.max():,} in the old space."
@@ -208,18 +208,18 @@ def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> Finding:
         (row, f"among the {NEIGHBOURS} nearest of {old[row]:,} others in the old space")
         for row in rows[np.argsort(-old[rows], kind="stable")]
     )
-    return _finding("empty neighbourhoods", distinct, len(rows), words, examples)
+    return _finding("empty neighbourhoods", distinct, len(rows), message, examples)
 
 
 # --- words ----------------------------------------------------------------------------------------
 
 
 def _finding(
-    name: str, sampled: Sampled, count: int, words: str, examples: Iterable[tuple[int | np.int64, str]]
+    name: str, sampled: Sampled, count: int, message: str, examples: Iterable[tuple[int | np.int64, str]]
 ) -> Finding:
     """examples: (row, what was seen), of which the first five are kept."""
     shown = [(sampled.ids[row], sampled.texts[row][:MAX_CHARS], seen) for row, seen in islice(examples, EXAMPLES)]
-    return Finding(name, count, len(sampled), words, tuple(shown))
+    return Finding(name, count, len(sampled), message, tuple(shown))
 
 
 def _of(count: int, total: int) -> str:

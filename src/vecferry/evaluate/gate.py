@@ -20,26 +20,31 @@ def judge(compared: Compared, *, margin: float, confidence: float) -> GateResult
     overall, *slices = compared.slices
     large = [one for one in slices if one.queries >= MIN_IN_SLICE]
     worse = tuple(f"{one.by} {one.value}" for one in large if one.difference.high < -margin)
-    said = f"{compared.metric} went from {overall.old.mean:.3f} to {overall.new.mean:.3f}"
+    summary = f"{compared.metric} went from {overall.old.mean:.3f} to {overall.new.mean:.3f}"
     where = f"{overall.difference.low:+.3f} to {overall.difference.high:+.3f} at {confidence:.0%} confidence"
     assert overall.by == ALL
     if overall.queries < MIN_QUERIES:
-        verdict, words = "inconclusive", f"{overall.queries} queries are too few to judge by; {MIN_QUERIES} are needed."
+        verdict, message = (
+            "inconclusive",
+            f"{overall.queries} queries are too few to judge by; {MIN_QUERIES} are needed.",
+        )
     elif overall.old.mean == overall.new.mean == 0:
         verdict = "inconclusive"
-        words = "Neither side found anything relevant: are the judged ids those of the passages, or keys of the rows?"
+        message = "Neither side found anything relevant: are the judged ids those of the passages, or keys of the rows?"
     elif overall.difference.high < -margin:
-        verdict, words = "failed", f"The new model is worse: {said} ({where}), more than the margin of {margin:g}."
+        verdict, message = "failed", f"The new model is worse: {summary} ({where}), more than the margin of {margin:g}."
     elif worse:
         verdict = "failed"
-        words = f"The new model is worse for {_joined(worse)} by more than {margin:g}, though {said} in all."
+        message = f"The new model is worse for {_joined(worse)} by more than {margin:g}, though {summary} in all."
     elif overall.difference.low < -margin:
         verdict = "inconclusive"
-        words = f"Too few queries to tell: {said} ({where}), which may be a loss of more than the margin of {margin:g}."
+        message = (
+            f"Too few queries to tell: {summary} ({where}), which may be a loss of more than the margin of {margin:g}."
+        )
     else:
         better = "better" if overall.difference.low > 0 else "not worse"
-        verdict, words = "passed", f"The new model is {better}: {said} ({where}) on {overall.queries:,} queries."
-    return GateResult(verdict, words, margin, confidence, compared.metric, overall.difference, worse)  # type: ignore[arg-type]
+        verdict, message = "passed", f"The new model is {better}: {summary} ({where}) on {overall.queries:,} queries."
+    return GateResult(verdict, message, margin, confidence, compared.metric, overall.difference, worse)  # type: ignore[arg-type]
 
 
 def _joined(names: Sequence[str]) -> str:

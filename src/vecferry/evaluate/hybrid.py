@@ -24,7 +24,7 @@ def fitted(
     scored: Candidates,
     judge: Callable[[Ranked, Int64], Float64],
     alone: Mapping[Method, Float64],
-    how: Resampling,
+    resampling: Resampling,
 ) -> HybridFit | None:
     """None for too few queries.
 
@@ -34,7 +34,7 @@ def fitted(
     number = len(scored.passages)
     if number < MIN_QUERIES:
         return None
-    order = np.random.default_rng(how.seed).permutation(number)
+    order = np.random.default_rng(resampling.seed).permutation(number)
     here, there = np.sort(order[: number // 2][:MAX_FITTED]), np.sort(order[number // 2 :])
 
     def value(weights: HybridWeights, queries: Int64) -> Float64:
@@ -45,9 +45,11 @@ def fitted(
         _grid(alone),
         key=lambda weights: (round(float(value(weights, here).mean()), 6), -_distance(weights, published)),
     )
-    held_out: dict[str, Interval] = {method: mean_with_interval(values[there], how) for method, values in alone.items()}
-    held_out["hybrid"] = mean_with_interval(value(best, there), how)
-    of_published = mean_with_interval(value(published, there), how)
+    held_out: dict[str, Interval] = {
+        method: mean_with_interval(values[there], resampling) for method, values in alone.items()
+    }
+    held_out["hybrid"] = mean_with_interval(value(best, there), resampling)
+    of_published = mean_with_interval(value(published, there), resampling)
     return HybridFit(asdict(best), len(here), len(there), held_out, of_published)
 
 

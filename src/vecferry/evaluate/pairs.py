@@ -65,8 +65,8 @@ def _choices(text: str) -> list[str]:
     starts = [match.start() for match in re.finditer(r"\S+", text)]
     nearest = min(starts, key=lambda start: abs(start - len(text) / 2), default=0)
     middle = nearest if 1 - MAX_SHARE <= nearest / max(len(text), 1) <= MAX_SHARE else len(text) // 2
-    half = text[middle:][:MAX_CHARS].strip()
-    return [half] if len(half) >= MIN_CHARS else []
+    remainder = text[middle:][:MAX_CHARS].strip()
+    return [remainder] if len(remainder) >= MIN_CHARS else []
 
 
 def judged_by_text(

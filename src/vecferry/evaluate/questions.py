@@ -100,19 +100,19 @@ def sliced(
 def _told(
     question: Question, relevant: Mapping[str, Sequence[str]], are_cut: Mapping[str, bool], max_tokens: int
 ) -> dict[str, str]:
-    told = {} if LANGUAGE in question.slices else {SCRIPT: script_of(question.text)}
+    slices = {} if LANGUAGE in question.slices else {SCRIPT: script_of(question.text)}
     if " " in question.text:  # elsewhere words are not told by spaces
-        told[QUERY_LENGTH] = _length(len(question.text.split()))
-    cut = [are_cut[passage_id] for passage_id in relevant.get(question.id, ()) if passage_id in are_cut]
-    if cut:
-        told[PASSAGE_LENGTH] = f"over {max_tokens} tokens" if any(cut) else f"up to {max_tokens} tokens"
-    return told
+        slices[QUERY_LENGTH] = _length(len(question.text.split()))
+    is_truncated = [are_cut[passage_id] for passage_id in relevant.get(question.id, ()) if passage_id in are_cut]
+    if is_truncated:
+        slices[PASSAGE_LENGTH] = f"over {max_tokens} tokens" if any(is_truncated) else f"up to {max_tokens} tokens"
+    return slices
 
 
-def _length(words: int) -> str:
-    if words < SHORT:
+def _length(message: int) -> str:
+    if message < SHORT:
         return f"under {SHORT} words"
-    return f"{LONG} words or more" if words >= LONG else f"{SHORT} to {LONG - 1} words"
+    return f"{LONG} words or more" if message >= LONG else f"{SHORT} to {LONG - 1} words"
 
 
 def script_of(text: str) -> str:

@@ -139,8 +139,8 @@ def _score(scored: Candidates, numbers: Int64, queries: Embeddings, part: Embedd
     """Fills in the scores of these passages. numbers: ascending; part: their embeddings."""
     rows, places = np.nonzero(np.isin(scored.passages, numbers))  # [P]
     column = np.searchsorted(numbers, scored.passages[rows, places])
-    asking, row = np.unique(rows, return_inverse=True)
-    own = queries.take(asking)
+    query_rows, row = np.unique(rows, return_inverse=True)
+    own = queries.take(query_rows)
     scored.dense[rows, places] = (own.dense @ part.dense.T)[row, column]
     if own.sparse_or_none is not None:
         scored.sparse[rows, places] = lexical_scores(own, part)[row, column]

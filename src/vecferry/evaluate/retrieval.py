@@ -60,7 +60,7 @@ def relevance_of(queries: JudgedQueries) -> Mapping[str, Mapping[str, int]]:
     return judged
 
 
-def ask(corpus: Corpus, asked: QuerySet, outputs: Outputs, how: Resampling, stage: Stage) -> Answers:
+def search(corpus: Corpus, asked: QuerySet, outputs: Outputs, resampling: Resampling, stage: Stage) -> Answers:
     """outputs: heads of the new model."""
     texts = [question.text for question in asked.questions]
     stage(f"asking {len(texts):,} questions in the old space")
@@ -75,7 +75,7 @@ def ask(corpus: Corpus, asked: QuerySet, outputs: Outputs, how: Resampling, stag
     hybrid = None
     if outputs != DENSE:
         stage(f"ordering by {' and '.join((outputs & ~DENSE).names)} vectors")
-        hybrid = _by_heads(corpus, new, found, judging, how)
+        hybrid = _by_heads(corpus, new, found, judging, resampling)
     stage("judging")
     values = {system: judging.values(ranked) for system, ranked in found.items()}
     return Answers(_with_slices(queries, corpus), tuple(corpus.ids), found, values, hybrid)
@@ -96,22 +96,22 @@ class _Judging:
 
 
 def _by_heads(
-    corpus: Corpus, queries: Embeddings, found: dict[System, Ranked], judging: _Judging, how: Resampling
+    corpus: Corpus, queries: Embeddings, found: dict[System, Ranked], judging: _Judging, resampling: Resampling
 ) -> HybridFit | None:
     """Leaves the rankings of the other heads in `found`, and that of the published weights."""
-    words = corpus.search_words(queries, DEPTH) if queries.sparse_or_none is not None else None
+    message = corpus.search_words(queries, DEPTH) if queries.sparse_or_none is not None else None
     outputs = _outputs_of(queries)
-    first = [one.first(CANDIDATES) for one in (found[NEW], words) if one is not None]
+    first = [one.first(CANDIDATES) for one in (found[NEW], message) if one is not None]
     scored = candidates(first, queries, lambda numbers: corpus.embeddings(numbers, outputs))
     if queries.sparse_or_none is not None:
-        found["new", "sparse"] = words or scored.best(DEPTH, HybridWeights(0, 1, 0))
+        found["new", "sparse"] = message or scored.best(DEPTH, HybridWeights(0, 1, 0))
     if queries.colbert_or_none is not None:
         found["new", "colbert"] = scored.best(DEPTH, HybridWeights(0, 0, 1))
     heads: list[Method] = [method for side, method in found if side == "new"]
     found["new", "hybrid"] = scored.best(DEPTH, HybridWeights())
     everything = np.arange(len(queries))
     alone = {method: judging.first_metric(found["new", method], everything) for method in heads}
-    return fitted(scored, judging.first_metric, alone, how)
+    return fitted(scored, judging.first_metric, alone, resampling)
 
 
 def _outputs_of(queries: Embeddings) -> Outputs:

@@ -21,7 +21,9 @@ class Resampling:
     seed: int = 0
 
 
-def mean_with_interval(values: Float64, how: Resampling, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval:
+def mean_with_interval(
+    values: Float64, resampling: Resampling, *, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
     """The mean of values [Q], and the bootstrap's percentile interval; `bounds` where fewer than two say nothing.
 
     The mean of paired differences gives the paired interval.
@@ -35,8 +37,8 @@ def mean_with_interval(values: Float64, how: Resampling, *, bounds: tuple[float,
         np.mean,
         n_resamples=RESAMPLES,
         batch=max(1, NUMBERS_AT_ONCE // len(values)),
-        confidence_level=how.confidence,
+        confidence_level=resampling.confidence,
         method="percentile",
-        rng=np.random.default_rng(how.seed),
+        rng=np.random.default_rng(resampling.seed),
     ).confidence_interval
     return Interval(float(values.mean()), float(found.low), float(found.high))

@@ -32,66 +32,68 @@ class Scored:
     def flat(self) -> Float32:
         return self.scores[self.there]
 
-    def share(self, cut: float) -> float:
+    def share(self, threshold: float) -> float:
         """Of the hits, those at or above the cut-off."""
         scores = self.flat()
-        return float((scores >= cut).mean()) if len(scores) else 0.0
+        return float((scores >= threshold).mean()) if len(scores) else 0.0
 
-    def precision(self, cut: float) -> float | None:
+    def precision(self, threshold: float) -> float | None:
         """Of the hits at or above the cut-off, the relevant ones; None where there is none, or nobody judged."""
-        passing = self.there & (self.scores >= cut)
+        passing = self.there & (self.scores >= threshold)
         return float(self.relevant[passing].mean()) if self.relevant is not None and passing.any() else None
 
 
-def all_mapped(cuts: Mapping[str, float], old: Scored, new: Scored, how: Resampling) -> tuple[Threshold, ...]:
+def all_mapped(cuts: Mapping[str, float], old: Scored, new: Scored, resampling: Resampling) -> tuple[Threshold, ...]:
     """By ascending cut-off; a stricter one never becomes a looser one, though precision need not rise with scores."""
     found: list[Threshold] = []
-    for name, cut in sorted(cuts.items(), key=lambda one: one[1]):
-        found.append(mapped(name, cut, old, new, how, at_least=found[-1].new if found else -np.inf))
+    for name, threshold in sorted(cuts.items(), key=lambda one: one[1]):
+        found.append(mapped(name, threshold, old, new, resampling, at_least=found[-1].new if found else -np.inf))
     return tuple(found)
 
 
-def mapped(name: str, cut: float, old: Scored, new: Scored, how: Resampling, *, at_least: float = -np.inf) -> Threshold:
-    """The cut-off of the new side that is as precise as `cut` is on the old one, or lets as large a share pass.
+def mapped(
+    name: str, threshold: float, old: Scored, new: Scored, resampling: Resampling, *, at_least: float = -np.inf
+) -> Threshold:
+    """The cut-off of the new side that is as precise as `threshold` is on the old one, or lets as large a share pass.
 
-    By precision where relevance is known and the new side has such a cut-off; `how` says which. The interval is the
+    By precision where relevance is known and the new side has such a cut-off; `method` says which. The interval is the
     bootstrap's, over queries, of the same way of matching. Both sides hold the hits of the same queries.
     """
-    way = BY_PRECISION if _by_precision(cut, old, new) is not None else BY_QUANTILE
-    found = max(_matched(way, cut, old, new), at_least)
-    rng = np.random.default_rng(how.seed)
+    method = BY_PRECISION if _by_precision(threshold, old, new) is not None else BY_QUANTILE
+    found = max(_matched(method, threshold, old, new), at_least)
+    rng = np.random.default_rng(resampling.seed)
     again = []
     for _ in range(RESAMPLES):
         rows = rng.integers(len(old.scores), size=len(old.scores))
-        again.append(_matched(way, cut, old.take(rows), new.take(rows)))
-    tail = 50 * (1 - how.confidence)
+        again.append(_matched(method, threshold, old.take(rows), new.take(rows)))
+    tail = 50 * (1 - resampling.confidence)
     low, high = np.percentile(again, [tail, 100 - tail])
     return Threshold(
         name=name,
-        old=cut,
+        old=threshold,
         new=found,
         low=min(float(low), found),
         high=max(float(high), found),
-        how=way,
-        old_share=old.share(cut),
+        method=method,
+        old_share=old.share(threshold),
         new_share=new.share(found),
-        old_precision=old.precision(cut),
+        old_precision=old.precision(threshold),
         new_precision=new.precision(found),
     )
 
 
-def _matched(way: str, cut: float, old: Scored, new: Scored) -> float:
+def _matched(method: str, threshold: float, old: Scored, new: Scored) -> float:
     """Where precision cannot be matched in a resample, the quantile stands in."""
-    found = _by_precision(cut, old, new) if way == BY_PRECISION else None
-    return _by_quantile(cut, old, new) if found is None else found
+    found = _by_precision(threshold, old, new) if method == BY_PRECISION else None
+    return _by_quantile(threshold, old, new) if found is None else found
 
 
-def _by_precision(cut: float, old: Scored, new: Scored) -> float | None:
+def _by_precision(threshold: float, old: Scored, new: Scored) -> float | None:
     """The lowest cut-off at which the new hits are at least as precise.
 
     None where there is none, or where all of them are, which would be no cut-off.
     """
-    wanted = old.precision(cut)
+    wanted = old.precision(threshold)
     if wanted is None or new.relevant is None:
         return None
     scores, relevant = new.flat(), new.relevant[new.there]
@@ -102,11 +104,11 @@ def _by_precision(cut: float, old: Scored, new: Scored) -> float | None:
     return float(scores[order[reached[-1]]]) if len(reached) > 0 and reached[-1] < len(scores) - 1 else None
 
 
-def _by_quantile(cut: float, old: Scored, new: Scored) -> float:
+def _by_quantile(threshold: float, old: Scored, new: Scored) -> float:
     """The cut-off that lets as large a share of the new hits pass; just above all of them where none did."""
-    share, scores = old.share(cut), new.flat()
+    share, scores = old.share(threshold), new.flat()
     if not len(scores):
-        return cut
+        return threshold
     if share == 0:
         return float(np.nextafter(scores.max(), np.float32(np.inf)))
     return float(np.quantile(scores, 1 - share))

@@ -209,7 +209,7 @@ class Threshold(Value):
     new: float
     low: float
     high: float
-    how: str
+    method: str
     old_share: float
     new_share: float
     old_precision: float | None = None
@@ -223,7 +223,7 @@ class Finding(Value):
     name: str
     count: int
     of: int
-    words: str
+    message: str
     examples: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -252,7 +252,7 @@ class GateResult(Value):
     """The gate's words. verdict: "passed"; "failed", shown worse by more than the margin; "inconclusive"."""
 
     verdict: Literal["passed", "failed", "inconclusive"]
-    words: str
+    message: str
     margin: float
     confidence: float
     metric: str

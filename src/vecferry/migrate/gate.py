@@ -47,7 +47,7 @@ def make_gate(
     Raises MissingExtra. What it judges by is read when it is asked, and SettingsError is raised then.
     """
     if old is None:
-        return lambda _: GateVerdict(passed=False, words=NO_OLD_MODEL, evidence="none")
+        return lambda _: GateVerdict(passed=False, message=NO_OLD_MODEL, evidence="none")
     require_metrics()
     models = Model.of_folder(config.models.old or Path("old"), old), Model.of_folder(config.models.new, new)
     options = replace(options_of(config), sample=0)
@@ -78,7 +78,7 @@ class QualityGate:
     def __call__(self, store: Store) -> GateVerdict:
         asked = self.asked(store)
         if not asked.questions:
-            return GateVerdict(passed=False, words=NOT_JUDGED, evidence=asked.evidence)
+            return GateVerdict(passed=False, message=NOT_JUDGED, evidence=asked.evidence)
         self.evaluation = evaluate(StoreCorpus(store, self.old, self.new), asked, self.options, self.stage)
         return verdict_of(self.evaluation)
 
@@ -103,10 +103,12 @@ def verdict_of(evaluation: Evaluation) -> GateVerdict:
     weak = "" if evaluation.evidence == "judged queries" else WEAK
     return GateVerdict(
         passed=judged.verdict == "passed",
-        words=weak + judged.words,
+        message=weak + judged.message,
         evidence=evaluation.evidence,
         checks=tuple(_check(one, judged) for one in evaluation.slices),
-        thresholds={one.name: Threshold(one.old, one.new, one.low, one.high, one.how) for one in evaluation.thresholds},
+        thresholds={
+            one.name: Threshold(one.old, one.new, one.low, one.high, one.method) for one in evaluation.thresholds
+        },
         detail=_detail(evaluation),
     )
 

@@ -394,7 +394,7 @@ class Migration:
     def _keep_report(self, report: VerifyReport) -> None:
         detail = {
             "failed": [check.name for check in report.checks if not check.passed],
-            "gate": report.gate.words if report.gate else None,
+            "gate": report.gate.message if report.gate else None,
         }
         with self._store.transaction():
             record = self._find()
@@ -636,8 +636,8 @@ def _require(verb: str, record: MigrationRecord) -> None:
     """As `states.require`, but a cutover that waits for the gate alone is told its verdict."""
     state = State(record.state)
     if verb == "cutover" and state is State.VERIFIED:
-        verdict = (record.verification or {}).get("gate") or {"words": "none was asked."}
-        raise GateNotPassed(verb, state.value, possible_verbs(state), verdict["words"])
+        verdict = (record.verification or {}).get("gate") or {"message": "none was asked."}
+        raise GateNotPassed(verb, state.value, possible_verbs(state), verdict["message"])
     require(verb, state)
 
 

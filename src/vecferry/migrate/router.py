@@ -97,12 +97,12 @@ class Router:
     def search(self, text: str, k: int = 10) -> Answer:
         """The k rows nearest to the text. Raises InvalidText, ModelRuntimeError."""
 
-        def ask(store: Store, serving: Serving) -> Answer:
+        def search(store: Store, serving: Serving) -> Answer:
             query = self._encoded(serving, text)
             hits = store.search(query.vector, k, fingerprint=query.fingerprint)
             return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits), query.thresholds)
 
-        return self._following(ask)
+        return self._following(search)
 
     def encode_query(self, text: str) -> Query:
         """For applications that ask the index themselves, which they must do at once. Raises as `search` does."""

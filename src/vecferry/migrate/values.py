@@ -188,7 +188,7 @@ class Threshold(Value):
     new: float
     low: float
     high: float
-    how: str
+    method: str
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class GateVerdict(Value):
     """
 
     passed: bool
-    words: str
+    message: str
     evidence: str
     checks: tuple[Check, ...] = ()
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)

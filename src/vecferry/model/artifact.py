@@ -265,8 +265,8 @@ def _put_back(path: Path) -> None:
 
 def _sweep(path: Path) -> None:
     """Remove what killed writers left; the lock says that none is at work."""
-    for stale in [*path.parent.glob(f".{path.name}.partial-*"), *([_aside(path)] if path.exists() else [])]:
-        shutil.rmtree(stale, ignore_errors=True)
+    for leftover in [*path.parent.glob(f".{path.name}.partial-*"), *([_aside(path)] if path.exists() else [])]:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

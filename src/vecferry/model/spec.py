@@ -121,9 +121,9 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
              "max_position_embeddings")  # fmt: skip
     lowest = dict.fromkeys(sizes, 1) | {"type_vocab_size": 1, "pad_token_id": 0}
-    said = {"type_vocab_size": 2, **{name: value for name, value in config.items() if value is not None}}
+    declared = {"type_vocab_size": 2, **{name: value for name, value in config.items() if value is not None}}
     for name, least in lowest.items():
-        value = said.get(name, None if name in sizes else least)
+        value = declared.get(name, None if name in sizes else least)
         if type(value) is not int or value < least:
             raise CheckpointDamaged(folder / "config.json", f"its {name} is {value!r}")
     if not isinstance(config.get("layer_norm_eps", 0.0), int | float):
@@ -133,9 +133,9 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _tokenizer_class(folder: Path, config: dict[str, Any]) -> str:
-    said = _tokenizer_config(folder).get("tokenizer_class") or config.get("tokenizer_class")
+    declared = _tokenizer_config(folder).get("tokenizer_class") or config.get("tokenizer_class")
     of_family = {"bert": "BertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}[FAMILIES[config["model_type"]]]
-    tokenizer_class = str(said or of_family)
+    tokenizer_class = str(declared or of_family)
     if tokenizer_class.startswith("BertTokenizer"):
         _check_normalizer(folder)
     return tokenizer_class
@@ -143,11 +143,11 @@ def _tokenizer_class(folder: Path, config: dict[str, Any]) -> str:
 
 def _check_normalizer(folder: Path) -> None:
     """Transformers normalises for BERT as tokenizer_config.json says, whatever tokenizer.json holds."""
-    said = _tokenizer_config(folder)
+    declared = _tokenizer_config(folder)
     by_config = {
-        "lowercase": said.get("do_lower_case", True),
-        "strip_accents": said.get("strip_accents"),
-        "handle_chinese_chars": said.get("tokenize_chinese_chars", True),
+        "lowercase": declared.get("do_lower_case", True),
+        "strip_accents": declared.get("strip_accents"),
+        "handle_chinese_chars": declared.get("tokenize_chinese_chars", True),
     }
     held = (_read_json(folder / "tokenizer.json", dict) or {}).get("normalizer")
     for name, value in by_config.items():
@@ -163,14 +163,14 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
 
 def _pooling(folder: Path, overrides: Overrides, prompts: dict[str, str]) -> Pooling:
     file = "1_Pooling/config.json"
-    said = _read_json(folder / file, dict) or {}
-    if said.get("include_prompt") is False and any(prompts.values()):
-        raise UnsupportedModel("the pooling option include_prompt =", said["include_prompt"], "true")
+    declared = _read_json(folder / file, dict) or {}
+    if declared.get("include_prompt") is False and any(prompts.values()):
+        raise UnsupportedModel("the pooling option include_prompt =", declared["include_prompt"], "true")
     if overrides.pooling:
         return overrides.pooling
-    modes = said.get("pooling_mode")  # sentence-transformers 6; before, a flag for each mode
+    modes = declared.get("pooling_mode")  # sentence-transformers 6; before, a flag for each mode
     if modes is None:
-        flags = [name for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
+        flags = [name for name, on in declared.items() if name.startswith("pooling_mode_") and on is True]
         modes = [name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for name in flags]
     modes = [modes] if isinstance(modes, str) else modes
     if not modes:
@@ -201,8 +201,8 @@ def _max_tokens(folder: Path, room: int, overrides: Overrides) -> int:
     tokenizer = _tokenizer_config(folder)
     if transformer.get("do_lower_case") and not tokenizer.get("do_lower_case"):
         raise UnsupportedModel("the option do_lower_case =", transformer["do_lower_case"], "what the tokenizer does")
-    said = (overrides.max_tokens, transformer.get("max_seq_length"), tokenizer.get("model_max_length"))
-    for tokens in said:
+    declared = (overrides.max_tokens, transformer.get("max_seq_length"), tokenizer.get("model_max_length"))
+    for tokens in declared:
         if isinstance(tokens, int) and tokens <= 10**9:  # transformers writes 1e30 for "not said"
             if not 2 <= tokens <= room:
                 raise UnsupportedModel("the maximum number of tokens", tokens, f"2 to {room}, the model's positions")
@@ -213,12 +213,12 @@ def _max_tokens(folder: Path, room: int, overrides: Overrides) -> int:
 def _prompts(folder: Path, overrides: Overrides) -> dict[str, str]:
     """Under "query" and "passage"; sentence-transformers calls the latter document, passage or corpus."""
     file = folder / "config_sentence_transformers.json"
-    said = (_read_json(file, dict) or {}).get("prompts") or {}
-    if not isinstance(said, dict) or not all(isinstance(prompt, str | None) for prompt in said.values()):
-        raise CheckpointDamaged(file, f"its prompts are {said!r:.80}")
-    passage = said.get("document") or said.get("passage") or said.get("corpus") or ""
+    declared = (_read_json(file, dict) or {}).get("prompts") or {}
+    if not isinstance(declared, dict) or not all(isinstance(prompt, str | None) for prompt in declared.values()):
+        raise CheckpointDamaged(file, f"its prompts are {declared!r:.80}")
+    passage = declared.get("document") or declared.get("passage") or declared.get("corpus") or ""
     return {
-        "query": said.get("query") or "" if overrides.query_prefix is None else overrides.query_prefix,
+        "query": declared.get("query") or "" if overrides.query_prefix is None else overrides.query_prefix,
         "passage": passage if overrides.passage_prefix is None else overrides.passage_prefix,
     }
 

@@ -73,13 +73,13 @@ class Tokenizer:
         Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
         """
         check_texts(texts)
-        rows, cut = [], np.zeros(len(texts), bool)
+        rows, is_truncated = [], np.zeros(len(texts), bool)
         for row, encoding in enumerate(self._tokenizer.encode_batch_fast([prefix + text for text in texts])):
             ids = encoding.ids
             if len(ids) > self._max_tokens:
-                ids, cut[row] = [*ids[: self._max_tokens - 1], ids[-1]], True
+                ids, is_truncated[row] = [*ids[: self._max_tokens - 1], ids[-1]], True
             rows.append(np.asarray(ids, np.int32))
-        return TokenBatch(np.concatenate(rows), indptr_of([len(ids) for ids in rows]), cut)
+        return TokenBatch(np.concatenate(rows), indptr_of([len(ids) for ids in rows]), is_truncated)
 
     @property
     def ends(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vecferry.evaluate.values import Histogram, QueryScore
-from vecferry.report.words import cut
+from vecferry.report.text import shorten
 
 MAX_POINTS = 2000
 """More queries than these are counted in a grid."""
@@ -48,7 +48,7 @@ def cells(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
 def _points(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
     found: dict[tuple[float, float], list[str]] = {}
     for query in queries:
-        found.setdefault((round(query.old, 3), round(query.new, 3)), []).append(cut(query.text, 80))
+        found.setdefault((round(query.old, 3), round(query.new, 3)), []).append(shorten(query.text, 80))
     return tuple(
         Bin((old, old), (new, new), len(texts), tuple(texts[:5])) for (old, new), texts in sorted(found.items())
     )

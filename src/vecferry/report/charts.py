@@ -29,7 +29,7 @@ from vecferry.evaluate.values import (
     Threshold,
 )
 from vecferry.report.binning import Bin
-from vecferry.report.words import cut, interval, number, signed
+from vecferry.report.text import interval, number, shorten, signed
 
 try:
     import altair as alt
@@ -154,7 +154,7 @@ def _whiskers(base: alt.Chart, x: alt.X) -> alt.Chart:
 
 
 def _label(one: SliceScore) -> str:
-    return f"all · {one.queries:,}" if one.by == ALL else f"{_plain(cut(one.value, 18))} · {one.queries:,}"
+    return f"all · {one.queries:,}" if one.by == ALL else f"{_plain(shorten(one.value, 18))} · {one.queries:,}"
 
 
 def _slices_axis(slices: Sequence[SliceScore], *, labelled: bool = True) -> alt.Y:
@@ -251,7 +251,7 @@ def histogram(seen: Histogram, metric: str) -> str:
 def distribution(scores: ScoreDistribution, thresholds: Sequence[Threshold]) -> str:
     """Shares of cosines: of relevant pairs (filled), of first hits (line), of tenth hits (dashed); cut-offs."""
     colour = PAGE.old if scores.side == "old" else PAGE.new
-    cuts = [(_plain(cut(t.name, 18)), t.old if scores.side == "old" else t.new) for t in thresholds]
+    cuts = [(_plain(shorten(t.name, 18)), t.old if scores.side == "old" else t.new) for t in thresholds]
     layers = [
         _steps(scores.relevant, alt.MarkDef("area", fill=colour, fillOpacity=0.3)),
         _steps(scores.first, alt.MarkDef("line", stroke=colour, strokeWidth=2.5)),
@@ -282,7 +282,7 @@ def space(points: Sequence[MapPoint], slices: Sequence[str], side: Side) -> str:
     """One space. A slice's shape and colour go by its place in `slices`."""
     rows = [
         {"x": at[0], "y": at[1], "slice": min(slices.index(point.slice), len(SHAPES) - 1),
-         "hover": _plain(f"{point.slice}: {cut(point.text, 120)}")}
+         "hover": _plain(f"{point.slice}: {shorten(point.text, 120)}")}
         for point in points
         if all(map(math.isfinite, at := point.old if side == "old" else point.new))
     ]  # fmt: skip
@@ -310,7 +310,7 @@ def slices_picture(evaluation: Evaluation, path: Path) -> None:
     right = _differences(slices, gate.margin, PICTURE, unlabelled).properties(width=215, height=height - AXIS)
     title = alt.TitleParams(
         f"{gate.metric} by language", anchor="start", offset=14, fontSize=16, color=PICTURE.text, subtitlePadding=6,
-        subtitle=_plain(f"○ {cut(evaluation.old.name, 40)}   ● {cut(evaluation.new.name, 40)}   ┆ margin"),
+        subtitle=_plain(f"○ {shorten(evaluation.old.name, 40)}   ● {shorten(evaluation.new.name, 40)}   ┆ margin"),
         subtitleFontSize=13, subtitleColor=PICTURE.muted,
     )  # fmt: skip
     both = (
@@ -343,8 +343,8 @@ def _vertical(at: float, colour: str, dash: Sequence[int] = (1, 0), name: str = 
     """A line at `at` from bottom to top, with its name above it."""
     base = alt.Chart(alt.InlineData(values=[{"at": at, "name": name}])).encode(x="at:Q")
     line = base.mark_rule(color=colour, strokeWidth=1.5, strokeDash=list(dash), aria=False)
-    words = base.mark_text(color=colour, baseline="bottom", dy=-3, fontSize=12, aria=False)
-    return alt.LayerChart(layer=[line, words.encode(text="name:N", y=alt.value(0))] if name else [line])
+    message = base.mark_text(color=colour, baseline="bottom", dy=-3, fontSize=12, aria=False)
+    return alt.LayerChart(layer=[line, message.encode(text="name:N", y=alt.value(0))] if name else [line])
 
 
 def _plain(text: str) -> str:

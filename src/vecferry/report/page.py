@@ -24,7 +24,7 @@ from vecferry.evaluate.values import (
     SpaceMap,
 )
 from vecferry.model.artifact import write_json
-from vecferry.report import binning, charts, words
+from vecferry.report import binning, charts, text
 
 try:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -63,10 +63,10 @@ def render(evaluation: Evaluation) -> str:
     return page.render(
         evaluation=evaluation,
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704  # ours
-        verdict=words.verdict(evaluation),
+        verdict=text.verdict(evaluation),
         verdict_mark=VERDICTS[evaluation.gate.verdict],
-        summary=words.summary(evaluation),
-        overall=words.overall(evaluation),
+        summary=text.summary(evaluation),
+        overall=text.overall(evaluation),
         sections=[section for build in SECTIONS if (section := build(evaluation)) is not None],
     )
 
@@ -106,8 +106,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("number", "signed", "percent", "interval", "size", "ratio", "cut", "language_tag")
-    environment.filters |= {name: getattr(words, name) for name in names}
+    names = ("number", "signed", "percent", "interval", "size", "ratio", "shorten", "language_tag")
+    environment.filters |= {name: getattr(text, name) for name in names}
     return environment
 
 
@@ -130,7 +130,10 @@ def _grouped(slices: Sequence[SliceScore]) -> Iterable[tuple[str, list[SliceScor
     if everything and not kinds:
         yield "All queries", everything
     for kind in kinds:
-        yield f"By {words.cut(kind, 60)}", charts.by_difference([*everything, *(s for s in slices if s.by == kind)])
+        yield (
+            f"By {text.shorten(kind, 60)}",
+            charts.by_difference([*everything, *(s for s in slices if s.by == kind)]),
+        )
 
 
 def _group(evaluation: Evaluation, title: str, slices: list[SliceScore]) -> Mapping[str, Any]:
@@ -160,14 +163,14 @@ def _queries(evaluation: Evaluation) -> Section | None:
 
 
 def _gained(change: Change, metric: str, language: str | None) -> Mapping[str, Any]:
-    return _card(change, f"{metric} {words.signed(change.difference)}", language)
+    return _card(change, f"{metric} {text.signed(change.difference)}", language)
 
 
 def _card(change: Change, moved: str, language: str | None = None) -> Mapping[str, Any]:
     """moved: how the answers to the query changed, in words."""
     old, new = ({hit.id: rank for rank, hit in enumerate(hits, 1)} for hits in (change.old_hits, change.new_hits))
     return {
-        "change": change, "moved": moved, "language": words.language_tag(language),
+        "change": change, "moved": moved, "language": text.language_tag(language),
         "old": [Place(rank, hit, new.get(hit.id)) for rank, hit in enumerate(change.old_hits, 1)],
         "new": [Place(rank, hit, old.get(hit.id)) for rank, hit in enumerate(change.new_hits, 1)],
     }  # fmt: skip
@@ -197,7 +200,7 @@ def _replay(evaluation: Evaluation) -> Section | None:
     columns = list(dict.fromkeys(name for one in replay.slices for name in one))
     rows = [[_told(one.get(name)) for name in columns] for one in replay.slices]
     cards = [
-        _card(change, f"{words.percent(1 + change.difference)} of the answers stay the same")
+        _card(change, f"{text.percent(1 + change.difference)} of the answers stay the same")
         for change in replay.most_changed
     ]
     return Section("replay", "Replay of the query log", {
@@ -240,13 +243,13 @@ def _models(evaluation: Evaluation) -> Section:
     old, new = evaluation.old, evaluation.new
     measured: list[tuple[str, str, Callable[[Any], str]]] = [
         ("Numbers in a vector", "dimension", _count), ("Longest text, tokens", "max_tokens", _count),
-        ("Artifact on disk", "bytes", words.size), ("Vectors of all passages", "index_bytes", words.size),
-        ("Passages encoded a second", "texts_per_s", lambda rate: words.number(rate, 1)),
-        ("One query, median ms", "query_ms", lambda ms: words.number(ms, 1)),
+        ("Artifact on disk", "bytes", text.size), ("Vectors of all passages", "index_bytes", text.size),
+        ("Passages encoded a second", "texts_per_s", lambda rate: text.number(rate, 1)),
+        ("One query, median ms", "query_ms", lambda ms: text.number(ms, 1)),
     ]  # fmt: skip
     figures = [(title, shown, getattr(old, name), getattr(new, name)) for title, name, shown in measured]
     rows = [
-        (title, shown(before), shown(after), words.ratio(after, before))
+        (title, shown(before), shown(after), text.ratio(after, before))
         for title, shown, before, after in figures
         if before is not None or after is not None
     ]
@@ -254,7 +257,7 @@ def _models(evaluation: Evaluation) -> Section:
 
 
 def _count(value: int | None) -> str:
-    return words.number(value, 0)
+    return text.number(value, 0)
 
 
 def _provenance(evaluation: Evaluation) -> Section:
@@ -273,12 +276,12 @@ def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         return _told(Interval(**value)) if value.keys() == {"mean", "low", "high"} else _told([*value.items()])
     if isinstance(value, Interval):
-        return f"{words.number(value.mean)} ({words.interval(value)})"
+        return f"{text.number(value.mean)} ({text.interval(value)})"
     if isinstance(value, float):
-        return words.number(value)
+        return text.number(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return words.UNKNOWN if value is None else str(value)
+    return text.UNKNOWN if value is None else str(value)
 
 
 def _drawn(svg: str) -> Markup:

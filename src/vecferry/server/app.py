@@ -55,7 +55,7 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
 
 def _lifespan(service: Service, router: Router | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         try:
             yield
@@ -64,7 +64,7 @@ def _lifespan(service: Service, router: Router | None) -> Callable[[FastAPI], Ab
             if router is not None:
                 router.close()
 
-    return running
+    return lifespan
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ class Lane:
         with self._changed:
             self._changed.wait_for(lambda: self._wanted() or self._closed)
             cohort = cohort_of(self._jobs, COHORT_TEXTS[self.name])
-            taken = set(map(id, cohort))
-            self._jobs = deque(job for job in self._jobs if id(job) not in taken)
+            started = set(map(id, cohort))
+            self._jobs = deque(job for job in self._jobs if id(job) not in started)
             return cohort
 
     def ran(self, tokens: int, seconds: float) -> None:

@@ -179,9 +179,9 @@ class Service:
         if (answer := vectors * dimension * 4) > (allowed := self.limits.max_answer_mb * MB):
             raise RequestTooLarge("bytes of numbers in the answer", answer, allowed, "--max-answer-mb")
         if not asked.truncate:
-            cut = np.concatenate([work.truncated for work in works])
-            if cut.any():
-                raise TextTooLong(int(cut.argmax()), asked.model.encoder.space.max_tokens)
+            is_truncated = np.concatenate([work.truncated for work in works])
+            if is_truncated.any():
+                raise TextTooLong(int(is_truncated.argmax()), asked.model.encoder.space.max_tokens)
 
 
 class QueuedEncoder:
@@ -237,4 +237,4 @@ def _with_ends(model: Served, rows: Texts) -> TokenBatch:
             raise InvalidText(row, reason)
         inner = [i for i in known if i not in (first, last)]
         whole.append(([first, *inner[: limit - 2], last], len(inner) > limit - 2))
-    return TokenBatch.from_lists([ids for ids, _ in whole], [cut for _, cut in whole])
+    return TokenBatch.from_lists([ids for ids, _ in whole], [is_truncated for _, is_truncated in whole])

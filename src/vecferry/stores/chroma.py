@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Found, Point
-from vecferry.stores.request_batches import Portion, slices
+from vecferry.stores.request_batches import RequestBatches, slices
 
 try:
     import chromadb
@@ -90,7 +90,7 @@ class ChromaBackend:
         self._url: str | None = None
         self._lock: FileLock | None = None
         with _translated():
-            self._portion = Portion(client.get_max_batch_size(), REQUEST_BYTES)
+            self._portion = RequestBatches(client.get_max_batch_size(), REQUEST_BYTES)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -199,8 +199,8 @@ class ChromaBackend:
         """
         self._require_fit(collection, points)
         found = self._collection(collection)
-        for portion in self._portion.cut(points, BYTES_PER_NUMBER):
-            _put(found, portion)
+        for batch in self._portion.split(points, BYTES_PER_NUMBER):
+            _put(found, batch)
 
     @_translated()
     def delete(self, collection: str, ids: Sequence[str]) -> None:

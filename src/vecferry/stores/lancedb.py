@@ -224,8 +224,8 @@ class LanceBackend:
             numbers = np.concatenate([point.vector for point in points if point.vector is not None])
             return pa.FixedSizeListArray.from_arrays(pa.array(numbers).cast(field.type.value_type), type=field.type)
         if field.name == self._colbert:
-            half = [None if point.colbert is None else list(point.colbert.astype(np.float16)) for point in points]
-            return pa.array(half, field.type)
+            halfvecs = [None if point.colbert is None else list(point.colbert.astype(np.float16)) for point in points]
+            return pa.array(halfvecs, field.type)
         return pa.array([point.payload.get(field.name) for point in points], field.type)
 
     def _points(self, rows: pa.Table) -> list[Point]:

@@ -13,25 +13,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Portion:
+class RequestBatches:
     """Limits of one request. A point that is over `num_bytes` by itself goes alone."""
 
     num_points: int
     num_bytes: int
 
-    def cut(self, points: Sequence[Point], bytes_per_number: int) -> Iterator[list[Point]]:
+    def split(self, points: Sequence[Point], bytes_per_number: int) -> Iterator[list[Point]]:
         """The points in their order. bytes_per_number: of a vector, as the request spells it."""
-        portion: list[Point] = []
+        batch: list[Point] = []
         filled = 0
         for point in points:
             size = _size(point, bytes_per_number)
-            if portion and (len(portion) == self.num_points or filled + size > self.num_bytes):
-                yield portion
-                portion, filled = [], 0
-            portion.append(point)
+            if batch and (len(batch) == self.num_points or filled + size > self.num_bytes):
+                yield batch
+                batch, filled = [], 0
+            batch.append(point)
             filled += size
-        if portion:
-            yield portion
+        if batch:
+            yield batch
 
 
 def slices(values: Sequence[T], num: int) -> Iterator[Sequence[T]]:

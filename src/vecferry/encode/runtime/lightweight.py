@@ -78,8 +78,8 @@ class LightweightTokenizer:
         rows = [self._characters(prefix + text) for text in texts]
         truncated = np.array([len(row) > MAX_CHARACTERS for row in rows])
         kept = [
-            np.append(row[: MAX_CHARACTERS - 1], SPACE) if cut else row
-            for row, cut in zip(rows, truncated, strict=True)
+            np.append(row[: MAX_CHARACTERS - 1], SPACE) if is_truncated else row
+            for row, is_truncated in zip(rows, truncated, strict=True)
         ]
         return TokenBatch(np.concatenate(kept).astype(np.int32), indptr_of([len(row) for row in kept]), truncated)
 

@@ -72,52 +72,52 @@ class RayEngine:
         A range that waited for the vectors of a text which then failed in another range is left out; the text is
         added to `failed`, so that in the next pass each range tries it by itself.
         """
-        leans = dict[int, _Leaning]()
+        dependencies = dict[int, Dependencies]()
         coming = set[bytes]()
         for each in ranges:
             planned = self._plan(store, each, coming - failed)
             if planned is None:
                 yield each.number
             else:
-                task, leans[each.number] = planned
+                task, dependencies[each.number] = planned
                 pool.put(each.number, task.to_bytes())
-                coming |= leans[each.number].made
+                coming |= dependencies[each.number].made
         with closing(pool.results()) as results:
-            yield from self._keep(results, leans, failed)
+            yield from self._keep(results, dependencies, failed)
 
     def _keep(
-        self, results: Iterable[tuple[int, bytes]], leans: Mapping[int, _Leaning], failed: set[bytes]
+        self, results: Iterable[tuple[int, bytes]], dependencies: Mapping[int, Dependencies], failed: set[bytes]
     ) -> Iterator[int]:
         """Stages each file as soon as those that it leans on are staged."""
         held = dict[int, bytes]()
         for number, file in results:
             held[number] = file
-            while ready := [number for number in held if self._are_staged(leans[number].awaited)]:
+            while ready := [number for number in held if self._are_staged(dependencies[number].depends_on)]:
                 for done in ready:
                     there = self.staging.keep_file(range_name(self.uid, done), held.pop(done))
-                    failed |= leans[done].made - there
+                    failed |= dependencies[done].made - there
                     yield done
 
     def _are_staged(self, digests: set[bytes]) -> bool:
         return digests <= self.staging.known([*digests])
 
-    def _plan(self, store: Store, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, _Leaning] | None:
+    def _plan(self, store: Store, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, Dependencies] | None:
         """None if it is staged with the texts that it has now. coming: what ranges before it will hold."""
         name, rows = range_name(self.uid, each.number), store.unembedded(each.keys, self.rows_per_range)
         if self.staging.holds(name, rows):
             return None
         digests = {row.digest for row in rows if row.text is not None}
         there = self.staging.known([*digests], but=name)
-        awaited = (coming & digests) - there
-        made = digests - there - awaited
-        return RangeTask(rows, there | awaited, self.staging.vectors([*made])), _Leaning(awaited, made)
+        depends_on = (coming & digests) - there
+        made = digests - there - depends_on
+        return RangeTask(rows, there | depends_on, self.staging.vectors([*made])), Dependencies(depends_on, made)
 
 
 @dataclass(frozen=True)
-class _Leaning:
+class Dependencies:
     """Digests. awaited: of texts whose vectors ranges before it will hold; made: of those that it will hold itself."""
 
-    awaited: set[bytes]
+    depends_on: set[bytes]
     made: set[bytes]
 
 

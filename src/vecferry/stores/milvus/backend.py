@@ -15,12 +15,12 @@ from vecferry.errors import StoreError, StoreSchemaError
 from vecferry.stores.backend import Fields, Found, Point
 from vecferry.stores.milvus.connection import KIND, TIMEOUT_S, Address, translated
 from vecferry.stores.milvus.layout import DYNAMIC, SPARSE, Layout
-from vecferry.stores.request_batches import Portion, slices
+from vecferry.stores.request_batches import RequestBatches, slices
 
 STRONG = "Strong"
 METRICS = ("COSINE", "IP", "L2")
 INDEX_TIMEOUT_S = 3600
-PORTION = Portion(num_points=1000, num_bytes=16 * 2**20)  # a server takes 64 MiB unless told otherwise
+PORTION = RequestBatches(num_points=1000, num_bytes=16 * 2**20)  # a server takes 64 MiB unless told otherwise
 BYTES_PER_NUMBER = 4
 IDS_AT_A_TIME = 500
 PAGE = 5000  # of 16,384 that a server gives at most
@@ -111,7 +111,7 @@ class MilvusBackend:
                     num_shards=layout.described["num_shards"],
                     consistency_level=layout.described["consistency_level_name"],
                 )
-                client.create_index(collection, _told(indexes), timeout=TIMEOUT_S, sync=False)
+                client.create_index(collection, _as_params(indexes), timeout=TIMEOUT_S, sync=False)
                 client.load_collection(collection, timeout=TIMEOUT_S)  # waits for the indexes
         except StoreError:
             self.drop(collection)  # it may be there without its indexes
@@ -156,8 +156,8 @@ class MilvusBackend:
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
         layout = self._layout(collection)
-        for portion in PORTION.cut(points, BYTES_PER_NUMBER):
-            rows = [layout.row(point) for point in portion]
+        for batch in PORTION.split(points, BYTES_PER_NUMBER):
+            rows = [layout.row(point) for point in batch]
             self._name_what_goes(layout, collection, rows)
             with self._client() as client:
                 client.upsert(collection, rows, timeout=TIMEOUT_S)
@@ -210,8 +210,8 @@ class MilvusBackend:
         if missing:
             given = self._indexes(like)
             with self._client() as client:
-                told = _told({name: given[name] for name in missing})
-                client.create_index(collection, told, timeout=INDEX_TIMEOUT_S, sync=not self._address.is_lite)
+                params = _as_params({name: given[name] for name in missing})
+                client.create_index(collection, params, timeout=INDEX_TIMEOUT_S, sync=not self._address.is_lite)
         return missing
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
@@ -253,7 +253,7 @@ class MilvusBackend:
             point(resolved, alias, timeout=TIMEOUT_S)
 
 
-def _told(indexes: Mapping[str, Mapping[str, Any]]) -> IndexParams:
+def _as_params(indexes: Mapping[str, Mapping[str, Any]]) -> IndexParams:
     """Indexes as the store describes them, as it wants to be told."""
     params = MilvusClient.prepare_index_params()
     for field, index in indexes.items():

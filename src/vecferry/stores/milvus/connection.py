@@ -83,14 +83,14 @@ def translated(address: Address) -> Iterator[None]:
     """Inside, what the client raises becomes an error of ours, without the token."""
     secret = address.token.rpartition(":")[2]
 
-    def said(reason: object) -> str:
+    def message(reason: object) -> str:
         text = " ".join(str(reason).split())
         return text.replace(secret, "***") if secret else text
 
     try:
         yield
     except MilvusException as exc:
-        reason = said(exc.message) or type(exc).__name__
+        reason = message(exc.message) or type(exc).__name__
         if exc.code in (NOT_CONNECTED, ErrorCode.RATE_LIMIT, *_AWAY):
             raise StoreUnreachable(KIND, reason) from exc
         if exc.code == ErrorCode.COLLECTION_NOT_FOUND:
@@ -98,9 +98,9 @@ def translated(address: Address) -> Iterator[None]:
         raise StoreFailed(KIND, reason) from exc
     except grpc.RpcError as exc:
         code = exc.code() if isinstance(exc, grpc.Call) else None
-        reason = said(exc.details() if isinstance(exc, grpc.Call) else exc)
+        reason = message(exc.details() if isinstance(exc, grpc.Call) else exc)
         raise (StoreUnreachable if code in _AWAY else StoreFailed)(KIND, reason) from exc
     except (grpc.FutureTimeoutError, OSError) as exc:
-        raise StoreUnreachable(KIND, said(exc) or "no answer in time") from exc
+        raise StoreUnreachable(KIND, message(exc) or "no answer in time") from exc
     except (ValueError, TypeError) as exc:  # what cannot be put into a request
-        raise StoreFailed(KIND, said(exc)) from exc
+        raise StoreFailed(KIND, message(exc)) from exc

@@ -43,9 +43,9 @@ class PgApplication(Session):
                 self._db.execute_many(query, [[value for _, value in row.values()] for row in rows])
 
     def _refuse_unknown(self, names: Sequence[str], columns: Columns) -> None:
-        taken = columns.ours() | {self._table.text} | {column.name for column in self._table.key}
+        reserved = columns.ours() | {self._table.text} | {column.name for column in self._table.key}
         for name in names:
-            if name not in columns.by_name or name in taken:
+            if name not in columns.by_name or name in reserved:
                 what = f"{self._table.schema}.{self._table.name} has no column {name} for the payload of a record"
                 raise StoreSchemaError(what, "Names are spelled as in the database; key, text and vectors stand apart.")
 

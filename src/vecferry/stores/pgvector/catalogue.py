@@ -121,8 +121,11 @@ class Catalogue:
 
     def missing_indexes(self) -> list[VectorIndex]:
         """Those of the wanted whose twin is not there, or is half-built."""
-        twins = {twin.name: twin.valid for twin in self.vector_indexes(suffixed(self._table.vector, NEW))}
-        return [index for index in self.wanted_indexes() if not twins.get(index.new_name, False)]
+        counterparts = {
+            counterpart.name: counterpart.valid
+            for counterpart in self.vector_indexes(suffixed(self._table.vector, NEW))
+        }
+        return [index for index in self.wanted_indexes() if not counterparts.get(index.new_name, False)]
 
     def index_names(self, column: str) -> set[str]:
         return {index.name for index in self.vector_indexes(column)}

@@ -322,10 +322,10 @@ class PgLedger:
         if not is_over and not gone:
             raise Locked(target, before)
         try:
-            taken = self._take(Lease(target, holder, token + 1), seconds, from_the_gone=gone)
+            acquired = self._take(Lease(target, holder, token + 1), seconds, from_the_gone=gone)
         except LockTimedOut as exc:
             raise Locked(target, before) from exc
-        if not taken:
+        if not acquired:
             raise Locked(target, self._holder(target))
         return Lease(target, holder, token + 1)
 
@@ -333,7 +333,7 @@ class PgLedger:
         """Compare and set on the token; false if somebody was faster."""
         with self._db.transaction():
             self._db.rows("SELECT set_config('lock_timeout', %s, true)", [f"{TAKEOVER_WAIT_S}s"])
-            taken = self._db.execute(
+            acquired = self._db.execute(
                 "INSERT INTO vecferry.leases AS held (target, holder, token, expires_at)"
                 " VALUES (%s, %s, %s, clock_timestamp() + make_interval(secs => %s))"
                 " ON CONFLICT (target) DO UPDATE"
@@ -341,7 +341,7 @@ class PgLedger:
                 " WHERE held.token = excluded.token - 1 AND (held.expires_at < clock_timestamp() OR %s)",
                 [lease.target, lease.holder, lease.token, seconds, from_the_gone],
             )
-            return bool(taken)
+            return bool(acquired)
 
     def _holder(self, target: str) -> str:
         rows = self._db.rows("SELECT holder FROM vecferry.leases WHERE target = %s", [target])

@@ -90,10 +90,10 @@ class PgNewSide(Session):
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         with self._pinned():
             defects = self._defects(dimension)
-            counted = sql.SQL(", ").join(
+            counts_sql = sql.SQL(", ").join(
                 sql.SQL("count(*) FILTER (WHERE {})").format(each) for each in defects.values()
             )
-            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {} AS t").format(counted, self._name))
+            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {} AS t").format(counts_sql, self._name))
             findings = {
                 name: Finding(count, self._keys_where(defects[name], max_keys))
                 for name, count in zip(defects, counts, strict=True)

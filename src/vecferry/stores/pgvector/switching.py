@@ -173,12 +173,12 @@ class PgSwitching(Session):
     def _index_renames(self, *, came_from: str, goes_to: str) -> list[tuple[str, str]]:
         """For each index that serves and has a twin: out of the way, and the twin in its place."""
         vector = self._table.vector
-        twins = self._catalogue.index_names(suffixed(vector, came_from))
+        counterparts = self._catalogue.index_names(suffixed(vector, came_from))
         return [
             rename
             for index in self._catalogue.vector_indexes(vector)
-            if (twin := suffixed(index.name, came_from)) in twins
-            for rename in ((index.name, suffixed(index.name, goes_to)), (twin, index.name))
+            if (counterpart := suffixed(index.name, came_from)) in counterparts
+            for rename in ((index.name, suffixed(index.name, goes_to)), (counterpart, index.name))
         ]
 
     # --- dropping ---------------------------------------------------------------------------------

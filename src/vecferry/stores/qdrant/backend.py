@@ -15,13 +15,13 @@ from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import Fields, Found, Point
 from vecferry.stores.qdrant.connection import KIND, Connection
 from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, Layout, create, missing_indexes
-from vecferry.stores.request_batches import Portion, slices
+from vecferry.stores.request_batches import RequestBatches, slices
 from vecferry.stores.values import SparseVector
 
 MAX_NUMBER = 2**64 - 1
 INDEX_TIMEOUT_S = 3600
 INDEX_POLL_S = 1.0
-PORTION = Portion(num_points=500, num_bytes=16 * 2**20)  # a server takes 32 MiB unless told otherwise
+PORTION = RequestBatches(num_points=500, num_bytes=16 * 2**20)  # a server takes 32 MiB unless told otherwise
 BYTES_PER_NUMBER = 20
 DELETED_AT_A_TIME = 1000
 READ_AT_A_TIME = 200
@@ -136,9 +136,9 @@ class QdrantBackend:
     def put(self, collection: str, points: Sequence[Point]) -> None:
         self._layout(collection).refuse_others()
         structs = {point.id: _point_id(point.id) for point in points}
-        for portion in PORTION.cut(points, BYTES_PER_NUMBER):
+        for batch in PORTION.split(points, BYTES_PER_NUMBER):
             with self._connection.client() as client:
-                written = [self._struct(structs[point.id], point) for point in portion]
+                written = [self._struct(structs[point.id], point) for point in batch]
                 client.upsert(collection, written, wait=True, ordering=models.WriteOrdering.STRONG)
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:

@@ -86,24 +86,24 @@ def _local_client(folder: Path) -> QdrantClient:
 def translated(secret: str | None) -> Iterator[None]:
     """Inside, what the client raises becomes an error of ours, without the key."""
 
-    def said(exc: object) -> str:
+    def message(exc: object) -> str:
         reason = " ".join(str(exc).split()) or type(exc).__name__
         return reason.replace(secret, "***") if secret else reason
 
     try:
         yield
     except UnexpectedResponse as exc:
-        raise _refusal(exc.status_code or 0, said(_server_message(exc))) from exc
+        raise _refusal(exc.status_code or 0, message(_server_message(exc))) from exc
     except ResourceExhaustedResponse as exc:
-        raise StoreUnreachable(KIND, said(exc)) from exc
+        raise StoreUnreachable(KIND, message(exc)) from exc
     except ResponseHandlingException as exc:
         if isinstance(exc.source, ValidationError):
-            raise StoreFailed(KIND, f"an answer that this client does not know: {said(exc.source)}") from exc
-        raise StoreUnreachable(KIND, said(exc.source)) from exc
+            raise StoreFailed(KIND, f"an answer that this client does not know: {message(exc.source)}") from exc
+        raise StoreUnreachable(KIND, message(exc.source)) from exc
     except (ApiException, QdrantException) as exc:
-        raise StoreFailed(KIND, said(exc)) from exc
+        raise StoreFailed(KIND, message(exc)) from exc
     except _LOCAL_ERRORS as exc:
-        reason = said(exc)
+        reason = message(exc)
         if isinstance(exc, RuntimeError) and "already accessed" in reason:
             raise StoreUnreachable(KIND, reason) from exc
         if isinstance(exc, ValueError) and reason.startswith("Collection ") and reason.endswith(" not found"):

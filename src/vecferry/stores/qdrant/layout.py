@@ -108,8 +108,8 @@ def create(
 
 def _as(kind: type[M], value: BaseModel | None) -> M | None:
     """What a server says of itself, as it wants to be told."""
-    said = value.model_dump(exclude_none=True) if value is not None else {}
-    known = {name: part for name, part in said.items() if name in kind.model_fields}
+    settings = value.model_dump(exclude_none=True) if value is not None else {}
+    known = {name: part for name, part in settings.items() if name in kind.model_fields}
     return kind(**known) if known else None
 
 

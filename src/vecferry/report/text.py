@@ -52,7 +52,7 @@ def ratio(new: float | None, old: float | None) -> str:
     return f"× {new / old:.2f}" if new is not None and old and math.isfinite(new / old) else UNKNOWN
 
 
-def cut(text: str, length: int = 400) -> str:
+def shorten(text: str, length: int = 400) -> str:
     """At most `length` characters, in one line."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
@@ -65,7 +65,7 @@ def language_tag(value: str | None) -> str | None:
 
 def verdict(evaluation: Evaluation) -> tuple[str, str]:
     """The gate's first sentence, and what it says beyond that."""
-    first, stop, rest = evaluation.gate.words.partition(". ")
+    first, stop, rest = evaluation.gate.message.partition(". ")
     return first + stop.strip(), rest
 
 
@@ -109,7 +109,7 @@ def _extremes(evaluation: Evaluation) -> str:
 
 
 def _listed(slices: list[SliceScore]) -> str:
-    return ", ".join(f"{s.by} {cut(s.value, 60)} ({signed(s.difference.mean)})" for s in slices)
+    return ", ".join(f"{s.by} {shorten(s.value, 60)} ({signed(s.difference.mean)})" for s in slices)
 
 
 def _for_users(evaluation: Evaluation) -> str:
@@ -123,7 +123,7 @@ def _for_users(evaluation: Evaluation) -> str:
         same = f"{percent(evaluation.replay.overlap.mean)} of the first {evaluation.replay.k} answers stay the same"
         sentences.append(f"In the replay of {evaluation.replay.queries:,} queries {same}.")
     if evaluation.thresholds:
-        moved = ", ".join(f"{cut(t.name, 40)} {number(t.old)} → {number(t.new)}" for t in evaluation.thresholds)
+        moved = ", ".join(f"{shorten(t.name, 40)} {number(t.old)} → {number(t.new)}" for t in evaluation.thresholds)
         sentences.append(f"Cut-offs move: {moved}.")
     return " ".join(sentences)
 
