@@ -7,7 +7,7 @@
     actions.py    what each form does
     view.py       a status in words and figures; pure
     comparing.py  one query, asked on both sides
-    lighting.py   which characters of a passage matched, by the heads of the model
+    highlighting.py  which characters of a passage matched, by the heads of the model
     pages.py      values to HTML; the templates are in templates/, style and script in static/
 
 Forms are ordinary ones, answered by a redirect. The script only puts in the place of a part of the page what the

@@ -1,4 +1,4 @@
-"""Values to HTML. The only file here that imports `jinja2`; what is put into a page is text, whatever it holds."""
+"""Values to HTML. What is put into a page is text, whatever it holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An encoder that asks a server; for programs that have no room for a model. The only file that imports `httpx2`.
+"""An encoder that asks a server; for programs that have no room for a model.
 
 `RemoteEncoder` has the methods of `Encoder`, and its answers hold the same bits as the server's.
 """

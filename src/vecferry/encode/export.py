@@ -1,4 +1,4 @@
-"""Files of texts in, files of embeddings out. The only file that imports `pyarrow`.
+"""Files of texts in, files of embeddings out.
 
 In: one text per line, UTF-8, with or without a BOM, lines ended by LF or CRLF; blank lines are left out.
 Lines are records `{"id": ..., "text": "..."}` in a file named .jsonl, plain texts in one named .txt;

@@ -1,9 +1,9 @@
 """Retrieval quality: the old and the new side asked the same questions, and what a switch would change.
 
-qrels.py      judged queries, and the folder in BEIR layout
+qrels.py       judged queries, and the folder in BEIR layout
 questions.py   what is asked, and into which slices it falls; pairs.py makes questions where nobody judged any
 corpora.py     where the passages are: a folder, a live store
-asking.py      questions to rankings and values; ranking.py, metrics.py, hybrid.py
+retrieval.py   questions to rankings and values; ranking.py, metrics.py, hybrid.py
 comparing.py   by query and by slice; statistics.py says how sure that is; gate.py, whether it is enough
 thresholds.py  cut-offs of the old space in the new one
 replay.py, distributions.py, findings.py, space_map.py   what else there is to see

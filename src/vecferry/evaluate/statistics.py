@@ -1,4 +1,4 @@
-"""How sure a mean is: the bootstrap over queries (Sakai, SIGIR 2006), by `scipy.stats`, which nothing else imports."""
+"""How sure a mean is: the bootstrap over queries (Sakai, SIGIR 2006), by `scipy.stats`."""
 
 from __future__ import annotations
 

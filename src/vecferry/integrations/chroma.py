@@ -1,4 +1,4 @@
-"""Chroma's embedding function. With stores/chroma.py the only file that imports chromadb.
+"""Chroma's embedding function.
 
 A collection keeps its function's connection and vector space. Opened again, by whatever process, it refuses a
 model of another space; the module has to be imported first, so that Chroma knows the function's name.

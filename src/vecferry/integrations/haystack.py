@@ -1,4 +1,4 @@
-"""Haystack's text and document embedders, dense and sparse. Only this file imports haystack.
+"""Haystack's text and document embedders, dense and sparse.
 
 In a pipeline's file the encoder is a mapping, `encoder: {artifact: models/bge-m3-onnx}`; Haystack reads such a file
 with `Pipeline.load(..., allowed_modules=["vecferry.integrations.haystack"])`. An asynchronous pipeline runs

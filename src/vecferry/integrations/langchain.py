@@ -1,4 +1,4 @@
-"""LangChain's embeddings; the sparse ones are in langchain_qdrant.py. Only this file imports langchain_core."""
+"""LangChain's embeddings; the sparse ones are in langchain_qdrant.py."""
 
 from __future__ import annotations
 

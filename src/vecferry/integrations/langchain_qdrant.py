@@ -1,4 +1,4 @@
-"""Sparse vectors for the hybrid search of LangChain's Qdrant store. Only this file imports langchain_qdrant."""
+"""Sparse vectors for the hybrid search of LangChain's Qdrant store."""
 
 from __future__ import annotations
 

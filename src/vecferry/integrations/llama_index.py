@@ -1,4 +1,4 @@
-"""LlamaIndex's embedding model, and the sparse functions of its Qdrant store. Only this file imports llama_index."""
+"""LlamaIndex's embedding model, and the sparse functions of its Qdrant store."""
 
 from __future__ import annotations
 

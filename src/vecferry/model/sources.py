@@ -1,6 +1,6 @@
 """Where a checkpoint comes from: a folder, an installed package, or the Hugging Face hub.
 
-The only file that imports `huggingface_hub`. Whatever the source, the result is a folder on disk in
+Whatever the source, the result is a folder on disk in
 Hugging Face layout and a record of it; reading the files is spec.py's and weights.py's business.
 """
 

@@ -1,4 +1,4 @@
-"""Text to token ids. The only file that imports `tokenizers`.
+"""Text to token ids.
 
 XLM-RoBERTa checkpoints carry a tokenizer.json whose pre-tokenizer differs from sentencepiece (and
 from transformers 5) on texts that end in white space or in a zero-width character: it adds a lone

@@ -1,9 +1,9 @@
 """An evaluation as one HTML file that needs nothing else: no script, no network, charts as SVG.
 
-words.py     numbers and findings as a person reads them
+text.py      numbers and findings as a person reads them
 binning.py   queries counted for the charts that show them all
-charts.py    charts as SVG (the only importer of altair and vl_convert)
-page.py      the page from its templates (the only importer of jinja2)
+charts.py    charts as SVG
+page.py      the page from its templates
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn while the report is written. The only file that imports `altair` and `vl_convert`.
+"""Charts as SVG, drawn while the report is written.
 
 A panel is 440 units wide and may be shown at any width. Its colours are the page's custom properties, so that light,
 dark and print follow from CSS; its hover texts are `<title>` elements, and it holds no script.

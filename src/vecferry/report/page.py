@@ -1,4 +1,4 @@
-"""The report's page, from its templates. The only file that imports `jinja2`; every text is escaped by it."""
+"""The report's page, from its templates. Every text is escaped by Jinja."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@
     lanes.py       what waits, and what is taken next; decides, and starts nothing
     workers.py     one thread for each lane, which runs what it takes
     models.py      the models that are served, and whether they work
-    running.py     the process, from listening to its end; app.py puts the parts together
-    metrics.py, logs.py, tracing.py, keys.py, options.py, documented.py
+    process.py     the process, from listening to its end; app.py puts the parts together
+    metrics.py, logs.py, tracing.py, keys.py, options.py, openapi_schema.py
 
 Two lanes, a thread each (docs/decisions/0016): short requests never wait behind long ones, since the thread of the
 bulk lane gives way to the other wherever both want a processor.

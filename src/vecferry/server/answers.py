@@ -1,4 +1,4 @@
-"""Embeddings and errors to bytes. The only file that imports `orjson`.
+"""Embeddings and errors to bytes.
 
 Numbers in JSON are the shortest that read back as the same float32, so every form of an answer holds the same bits.
 """

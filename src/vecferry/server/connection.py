@@ -1,4 +1,4 @@
-"""One connection: closed where its headers do not come on, or its answers are not taken. With running.py on uvicorn."""
+"""One connection: closed where its headers do not come on, or its answers are not taken. With process.py on uvicorn."""
 
 from __future__ import annotations
 

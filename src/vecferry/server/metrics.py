@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics; docs/serving.md explains it. The only file that imports `prometheus_client`."""
+"""What Prometheus reads at /metrics; docs/serving.md explains it."""
 
 from __future__ import annotations
 

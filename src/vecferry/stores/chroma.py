@@ -1,4 +1,4 @@
-"""Collections of Chroma, in a server or embedded in this process. Only this file imports chromadb.
+"""Collections of Chroma, in a server or embedded in this process.
 
 The text is Chroma's document, the payload its metadata, where a field that is None is one that is not
 there. No embedding function is ever set, so that Chroma embeds nothing by itself.

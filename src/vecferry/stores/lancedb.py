@@ -1,4 +1,4 @@
-"""Tables of a LanceDB folder. Only this file imports lancedb.
+"""Tables of a LanceDB folder.
 
 A point is a whole row, and columns of any Arrow type are its payload; values with nanoseconds stay Arrow
 scalars, since Python's own types would round them. ColBERT vectors have a column `<vector>_colbert`

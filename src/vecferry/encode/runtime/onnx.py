@@ -1,4 +1,4 @@
-"""The ONNX Runtime. The only file that imports `onnxruntime`.
+"""The ONNX Runtime.
 
 Since 1.29 it reports usage to its maker from a thread that starts with the import, which also hangs a
 forked child as it ends. It is switched off here, unless the application has chosen otherwise or has

@@ -1,8 +1,7 @@
 """The PyTorch runtime: transformers' encoder and BGE-M3's three heads, on the checkpoint itself.
 
-The only file that imports `torch` and `transformers`; both are the extra `torch`. It is the fallback
-where ONNX Runtime cannot run, and the reference that conversions are checked against. Why not
-FlagEmbedding: docs/decisions/0003-pytorch-runtime.md.
+The fallback where ONNX Runtime cannot run, and the reference that conversions are checked against; needs the
+extra `torch`. Why not FlagEmbedding: docs/decisions/0003-pytorch-runtime.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collections of Milvus: a server's, or those of Milvus Lite in a `.db` folder. Only this package imports pymilvus.
+"""Collections of Milvus: a server's, or those of Milvus Lite in a `.db` folder.
 
 The text is a VARCHAR field, or an entry of the dynamic field; all other scalar fields and the rest of
 the dynamic field are the payload. BGE-M3's lexical weights are a field `sparse`; that name is ours.

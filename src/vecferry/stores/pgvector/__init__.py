@@ -1,4 +1,4 @@
-"""A PostgreSQL table with a pgvector column. Only this package imports psycopg.
+"""A PostgreSQL table with a pgvector column.
 
 Names of columns, for a vector column `embedding`:
 

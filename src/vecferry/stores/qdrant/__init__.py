@@ -1,4 +1,4 @@
-"""Collections of Qdrant: a server's, or a folder's in the client's local mode. Only this package imports qdrant_client.
+"""Collections of Qdrant: a server's, or a folder's in the client's local mode.
 
 The text is a field of the payload. The heads of BGE-M3 are two further named vectors, `sparse` and
 `colbert`; those names are ours. With the cosine metric Qdrant keeps vectors at unit length, so that

@@ -1,4 +1,4 @@
-"""Ray, and what Ray Data does here. The only package that imports `ray`.
+"""Ray, and what Ray Data does here.
 
     driver ── jobs ──► conductor ── Ray Data: map_batches over a pool of actors ──► workers, one model each
        ◄── results, one by one, each as soon as it is there ──┘
