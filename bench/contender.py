@@ -29,9 +29,9 @@ class Ours:
     """vecferry's artifact; low-memory if its name says so."""
 
     def __init__(self, artifact: Path, threads: int, *, low_memory: bool = False) -> None:
-        from vecferry.encode.loading import Options, load_runtime
+        from vecferry.encode.loading import EncoderOptions, load_runtime
 
-        options = Options(artifact=artifact, threads=threads, low_memory=low_memory)
+        options = EncoderOptions(artifact=artifact, threads=threads, low_memory=low_memory)
         self.encoder = load_runtime(options, "onnx")
 
     def batch(self, tokens: TokenBatch) -> None:

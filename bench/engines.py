@@ -27,7 +27,7 @@ import numpy as np
 
 from bench.overhead import converted
 from vecferry.demo.passages import load_passages
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.encode.runtime.host import available_cpus
 from vecferry.migrate import MigrationOptions
 from vecferry.migrate.engines import Engine, RaySettings, range_name
@@ -93,12 +93,12 @@ def engines_for(artifact: Path, cores: int, rows: int) -> dict[str, EngineFor]:
 
 
 def local(artifact: Path, threads: int, rows: int) -> EngineFor:
-    encoder = load_runtime(Options(artifact=artifact, threads=threads), "onnx")
+    encoder = load_runtime(EncoderOptions(artifact=artifact, threads=threads), "onnx")
     return lambda store, folder: LocalEngine(store, encoder, Staging(folder, encoder.fingerprint), "bench", rows)
 
 
 def on_ray(artifact: Path, workers: int, cpus: int, rows: int) -> EngineFor:
-    options = Options(artifact=artifact)
+    options = EncoderOptions(artifact=artifact)
     encoder, model = load_runtime(options, "onnx"), ShippedArtifact.of(options)
     settings = RaySettings(workers=workers, cpus_per_worker=cpus, wave=10_000)
     return lambda store, folder: RayEngine(

@@ -23,11 +23,11 @@ import numpy as np
 import psycopg
 
 from bench.make_checkpoint import Shape, make_checkpoint
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
 from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.model.sources import open_source
 from vecferry.stores.pgvector import PgVectorStore
@@ -66,8 +66,8 @@ def models(layers: int) -> dict[str, Encoder]:
 
 
 def converted(source: str, folder: Path) -> Encoder:
-    artifact = convert(open_source(source), folder / "artifact", verified=False).artifact
-    return load_runtime(Options(artifact=artifact.path), "onnx")
+    artifact = convert_checkpoint(open_source(source), folder / "artifact", verified=False).artifact
+    return load_runtime(EncoderOptions(artifact=artifact.path), "onnx")
 
 
 def alone(encoder: Encoder, demo: DemoSet) -> float:

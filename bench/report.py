@@ -18,7 +18,7 @@ import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encode.encoder import Role
-from vecferry.evaluate import EvaluationOptions, FolderCorpus, JudgedQueries, Judgement, Model, QuerySet, evaluate
+from vecferry.evaluate import EvaluationOptions, FolderCorpus, JudgedQueries, Judgement, Model, QuerySet, run_evaluation
 from vecferry.evaluate.values import Passage, Question
 from vecferry.model.artifact import VectorSpace
 from vecferry.report import write_report
@@ -63,7 +63,7 @@ def main() -> None:
     began = time.perf_counter()
     corpus = FolderCorpus("planted", passages, old, new, DENSE, lambda _: None)
     asked = QuerySet(judged, log=tuple(question.text for question in questions))
-    evaluation = evaluate(corpus, asked, EvaluationOptions(thresholds={"similar": 0.3}))
+    evaluation = run_evaluation(corpus, asked, EvaluationOptions(thresholds={"similar": 0.3}))
     between = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"

@@ -29,7 +29,7 @@ from urllib.request import urlopen
 
 from bench.interleaved import Process
 from bench.load import Target, queries_beside_bulk
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.demo.passages import load_passages
 from vecferry.demo.standin import make_standin
 from vecferry.encode.runtime.host import available_cpus, machine
@@ -154,7 +154,7 @@ def _texts(count: int) -> tuple[list[str], list[str]]:
 def _standin() -> Path:
     checkpoint = make_standin(WORK / "checkpoint")
     if not (WORK / "fp32").exists():
-        convert(open_source(str(checkpoint)), WORK / "fp32", verified=False)
+        convert_checkpoint(open_source(str(checkpoint)), WORK / "fp32", verified=False)
     return WORK
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.make_checkpoint import Shape, make_checkpoint
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.runtime.host import available_cpus
 from vecferry.model.artifact import Artifact
 from vecferry.model.sources import open_source
@@ -35,7 +35,7 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """`tiny_checkpoint`, converted but not verified. Not to be written to."""
-    return convert(
+    return convert_checkpoint(
         open_source(str(tiny_checkpoint)), tmp_path_factory.mktemp("artifact") / "tiny", verified=False
     ).artifact
 
@@ -43,6 +43,6 @@ def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def wide_artifact(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """`wide_checkpoint`, converted but not verified. Not to be written to."""
-    return convert(
+    return convert_checkpoint(
         open_source(str(wide_checkpoint)), tmp_path_factory.mktemp("artifact") / "wide", verified=False
     ).artifact

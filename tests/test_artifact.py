@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
 from vecferry.model.artifact import Artifact, _sole_writer, writing
@@ -160,12 +160,12 @@ def test_opening_waits_for_a_writer_between_its_two_renames(copied: Path, tiny_a
 def test_an_unwritable_folder_is_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(ArtifactWriteFailed, match="Permission denied"):
-        convert(open_source(str(tiny_checkpoint)), tmp_path / "locked" / "out", verified=False)
+        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "locked" / "out", verified=False)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tiny_checkpoint: Path) -> None:
     with pytest.raises(ArtifactWriteFailed, match="/proc/nowhere/out was not written"):
-        convert(open_source(str(tiny_checkpoint)), Path("/proc/nowhere/out"), verified=False)
+        convert_checkpoint(open_source(str(tiny_checkpoint)), Path("/proc/nowhere/out"), verified=False)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path, tiny_c
     out.mkdir()
     (out / "manifest.json").write_text("the old one")
     with pytest.raises(ArtifactWriteFailed, match="the disk is full"):
-        convert(open_source(str(tiny_checkpoint)), out, verified=False)
+        convert_checkpoint(open_source(str(tiny_checkpoint)), out, verified=False)
     assert (out / "manifest.json").read_text() == "the old one"
     assert leftovers(small_disk) == ["out"]
 
@@ -196,7 +196,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from vecferry.conversion import onnx_file
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.model.sources import open_source
 written = 0
 original = onnx_file._write_weight
@@ -208,7 +208,7 @@ def write_weight(weight, data):
         signal.pause()
     return original(weight, data)
 onnx_file._write_weight = write_weight
-convert(open_source(sys.argv[1]), Path(sys.argv[2]), verified=False)
+convert_checkpoint(open_source(sys.argv[1]), Path(sys.argv[2]), verified=False)
 """
 
 
@@ -224,7 +224,7 @@ def test_kill_9_in_the_middle_of_a_conversion_leaves_the_old_artifact(tiny_check
     process.stdout.close()
     assert Artifact.open(copied) == before
     assert len(leftovers(copied.parent)) == 2  # the half-written folder, under its temporary name
-    convert(open_source(str(tiny_checkpoint)), copied, verified=False)
+    convert_checkpoint(open_source(str(tiny_checkpoint)), copied, verified=False)
     assert leftovers(copied.parent) == ["copied"]
     assert Artifact.open(copied).manifest == before.manifest
 
@@ -236,5 +236,5 @@ def test_the_old_artifact_keeps_running_while_a_new_one_takes_its_place(copied: 
 
     runtime, batch = OnnxRuntime(Artifact.open(copied)), TokenBatch.from_lists([[0, 10, 2]])
     before = runtime.run(batch, Outputs.ALL).dense
-    convert(open_source(str(tiny_checkpoint)), copied, verified=False)
+    convert_checkpoint(open_source(str(tiny_checkpoint)), copied, verified=False)
     np.testing.assert_array_equal(runtime.run(batch, Outputs.ALL).dense, before)

@@ -9,7 +9,7 @@ import pytest
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TokenBatch, indptr_of
 from vecferry.encode.cache import FILE, Cache
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import Artifact
 
@@ -70,8 +70,8 @@ def test_another_space_another_text_and_another_output_are_not_found(tmp_path: P
 
 
 def test_a_second_encoder_computes_nothing_and_gives_equal_bits(tiny_artifact: Artifact, tmp_path: Path) -> None:
-    options = Options(artifact=tiny_artifact.path, cache=tmp_path)
-    plain = load_runtime(Options(artifact=tiny_artifact.path), "onnx")
+    options = EncoderOptions(artifact=tiny_artifact.path, cache=tmp_path)
+    plain = load_runtime(EncoderOptions(artifact=tiny_artifact.path), "onnx")
     first = load_runtime(options, "onnx").encode(TEXTS, outputs=Outputs.ALL)
     assert_equal(first, plain.encode(TEXTS, outputs=Outputs.ALL))
     second = Encoder(Unused(), plain.runtime, cache=Cache(tmp_path))
@@ -85,7 +85,7 @@ def test_a_second_encoder_computes_nothing_and_gives_equal_bits(tiny_artifact: A
 def test_texts_that_are_there_and_texts_that_are_not_come_in_their_order(
     tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
-    encoder = load_runtime(Options(artifact=tiny_artifact.path, cache=tmp_path), "onnx")
+    encoder = load_runtime(EncoderOptions(artifact=tiny_artifact.path, cache=tmp_path), "onnx")
     before = encoder.encode(TEXTS[2:4], outputs=Outputs.ALL)
     together = encoder.encode(TEXTS, outputs=Outputs.ALL)
     assert_equal(together.take(np.array([2, 3])), before)

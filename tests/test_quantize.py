@@ -18,7 +18,7 @@ from bench.avx2 import environment
 from vecferry.conversion import int8 as quantize
 from vecferry.conversion import precision
 from vecferry.conversion.calibration import calibration_texts, comparison_texts
-from vecferry.conversion.convert import convert, verify_artifact
+from vecferry.conversion.convert import convert_checkpoint, verify_artifact
 from vecferry.conversion.fp16 import halve
 from vecferry.conversion.graph import HIDDEN, build_graph
 from vecferry.conversion.onnx_file import Graph, write_graph
@@ -26,7 +26,7 @@ from vecferry.conversion.precision import calibrated
 from vecferry.conversion.verify import differences
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.encode.runtime.torch import TorchRuntime
 from vecferry.errors import PrecisionRefused, RuntimeUnavailable
@@ -59,7 +59,7 @@ def ranges(baseline: Artifact) -> quantize.Ranges:
 @pytest.fixture(scope="module")
 def int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("int8") / "tiny"
-    return convert(open_source(str(tiny_checkpoint)), folder, precision="int8").artifact
+    return convert_checkpoint(open_source(str(tiny_checkpoint)), folder, precision="int8").artifact
 
 
 def run(graph: Graph, of: Artifact, folder: Path) -> Embeddings:
@@ -152,7 +152,7 @@ def test_words_that_are_fp16_stay_so_and_every_form_reads_them(tiny_checkpoint: 
     model, found = read_model(tmp_path / "halved"), {}
     for name in ("fp32", "int8", "fp16"):
         source = open_source(str(tmp_path / "halved"))
-        done = convert(source, tmp_path / name, precision=name, verified=False)  # type: ignore[arg-type]
+        done = convert_checkpoint(source, tmp_path / name, precision=name, verified=False)  # type: ignore[arg-type]
         found[name] = OnnxRuntime(done.artifact).run(BATCH, Outputs.ALL)
         words = [w for w in onnx.load(tmp_path / name / MODEL, load_external_data=False).graph.initializer
                  if w.name.startswith("embeddings.words")]  # fmt: skip
@@ -232,7 +232,9 @@ def test_its_report_holds_both_forms_and_its_manifest_the_losses(int8: Artifact)
 
 
 def test_converting_again_gives_the_same_model(int8: Artifact, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    again = convert(open_source(str(tiny_checkpoint)), tmp_path / "again", precision="int8", verified=False).artifact
+    again = convert_checkpoint(
+        open_source(str(tiny_checkpoint)), tmp_path / "again", precision="int8", verified=False
+    ).artifact
     assert again.manifest.files == int8.manifest.files
     assert again.fingerprint == int8.fingerprint
 
@@ -258,7 +260,7 @@ def test_int8_that_loses_too_much_is_refused_with_the_figures(
 ) -> None:
     monkeypatch.setattr(quantize, "rounded", lambda array, scales: np.sign(array).astype(np.int8))
     with pytest.raises(PrecisionRefused, match=r"dense: 1 - cosine .*\(at most 0.005\)") as caught:
-        convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8")
+        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8")
     assert "--precision fp32" in caught.value.hint
     assert {path.name for path in tmp_path.iterdir()} <= {".out.lock"}
 
@@ -268,7 +270,7 @@ def test_int8_that_finds_less_is_refused(tiny_checkpoint: Path, tmp_path: Path) 
         return {"fp32": 0.6, "int8": 0.594}[encoder.space.precision]
 
     with pytest.raises(PrecisionRefused, match=r"nDCG@10 lost to fp32 0.006 \(at most 0.005\): 0.6000 → 0.5940"):
-        convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", quality=found)
+        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", quality=found)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(2.0, "int8"), (1.05, "fp32")])
@@ -277,7 +279,7 @@ def test_auto_takes_what_this_processor_is_faster_at(
 ) -> None:
     speed = {"1 × 16": ratio, "4 × 128": 3.0}
     monkeypatch.setattr("vecferry.conversion.convert.speed_over", lambda baseline, artifact: speed)
-    done = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="auto")
+    done = convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="auto")
     manifest = Artifact.open(done.artifact.path).manifest
     assert manifest.space.precision == expected
     assert manifest.evidence is not None
@@ -298,11 +300,11 @@ def test_pytorch_is_no_fallback_for_int8(int8: Artifact, tmp_path: Path) -> None
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / MODEL).write_bytes(b"x" * (int8.path / MODEL).stat().st_size)
     with pytest.raises(Exception, match=r"model\.onnx has SHA-256"):
-        load_encoder(Options(artifact=tmp_path))
+        load_encoder(EncoderOptions(artifact=tmp_path))
 
 
 def test_fp16_on_a_processor_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = convert(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="fp16", verified=False)
+    done = convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="fp16", verified=False)
     with pytest.raises(RuntimeUnavailable, match="6 to 9 times") as caught:
-        load_encoder(Options(artifact=done.artifact.path))
+        load_encoder(EncoderOptions(artifact=done.artifact.path))
     assert "--precision int8" in caught.value.hint

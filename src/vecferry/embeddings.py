@@ -59,7 +59,7 @@ class Value:
         return asdict(self)  # type: ignore[call-overload,no-any-return]  # every subclass is a dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenBatch:
     """Token ids of N texts, special tokens included.
 
@@ -103,7 +103,7 @@ class TokenBatch:
         return ids, mask.astype(np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sparse:
     """Lexical weights of N texts as CSR, ids ascending within a row.
 
@@ -137,7 +137,7 @@ class Sparse:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MultiVector:
     """ColBERT vectors of N texts. indptr: int64 [N + 1]; vectors: float32 [sum of tokens, D], unit length."""
 
@@ -158,7 +158,7 @@ class MultiVector:
         return cls(concat_indptr([p.indptr for p in parts]), np.concatenate([p.vectors for p in parts]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Embeddings:
     """What `encode` returns, whatever was asked for; N texts in the order given.
 

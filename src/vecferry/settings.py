@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vecferry.encode.batching import Limits
-from vecferry.encode.loading import Options
+from vecferry.encode.loading import EncoderOptions
 from vecferry.encode.runtime import Device
 from vecferry.errors import SettingsError
 
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         Limits.memory_budget_mb, alias="VECFERRY_MEMORY_BUDGET_MB", ge=1, description="a number from 1"
     )
     cache: Path | None = Field(None, alias="VECFERRY_CACHE", description="a folder")
-    cache_mb: int = Field(Options.cache_mb, alias="VECFERRY_CACHE_MB", ge=1, description="a number from 1")
+    cache_mb: int = Field(EncoderOptions.cache_mb, alias="VECFERRY_CACHE_MB", ge=1, description="a number from 1")
     fingerprint: str | None = Field(
         None, alias="VECFERRY_FINGERPRINT", pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits"
     )
@@ -47,9 +47,9 @@ class Settings(BaseSettings):
         None, alias="VECFERRY_API_KEYS", description="keys of at least 16 characters, joined by commas"
     )
 
-    def options(self) -> Options:
+    def options(self) -> EncoderOptions:
         """What to load."""
-        return Options(
+        return EncoderOptions(
             artifact=self.onnx_model_path,
             use_onnx=self.use_onnx,
             lightweight=self.lightweight_embedding,

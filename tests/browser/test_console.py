@@ -17,7 +17,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from vecferry.console.operator import Task
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.evaluate import EvaluationOptions, Model
 from vecferry.migrate.gate import QualityGate, asked_of
 from vecferry.migrate.values import GateVerdict
@@ -203,7 +203,7 @@ def test_tokens_that_are_lit_can_be_read(
     collection = PgCollection(connection, database_url)
     for key in range(1, 20):
         collection.put(key, text(key), old_vector(text(key)))
-    new = load_runtime(Options(artifact=tiny_artifact.path), "onnx")
+    new = load_runtime(EncoderOptions(artifact=tiny_artifact.path), "onnx")
     assert isinstance(new.tokenizer, Tokenizer)
     old = TruthEncoder("old", OLD_DIMENSION)
     work = Task(collection.store, options(tmp_path), new, old, lambda: no_gate, pieces=new.tokenizer.pieces)

@@ -7,7 +7,7 @@ import pytest
 from vecferry.console.highlighting import LEVELS, Highlighter, Run, scores_of
 from vecferry.embeddings import DENSE, Outputs, colbert_scores, dense_scores, lexical_scores
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Piece, Tokenizer
 
@@ -16,7 +16,7 @@ PASSAGE = "Oxygen was discovered by Scheele, اكتشف الأكسجين, 氧气
 
 @pytest.fixture(scope="module")
 def encoder(tiny_artifact: Artifact) -> Encoder:
-    return load_runtime(Options(artifact=tiny_artifact.path), "onnx")
+    return load_runtime(EncoderOptions(artifact=tiny_artifact.path), "onnx")
 
 
 @pytest.fixture(scope="module")

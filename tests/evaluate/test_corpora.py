@@ -13,7 +13,7 @@ from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import MirrorCollection, mirror_collection
 from vecferry.embeddings import DENSE, Embeddings, Outputs
-from vecferry.evaluate import EvaluationOptions, FolderCorpus, Model, Passage, QuerySet, StoreCorpus, evaluate
+from vecferry.evaluate import EvaluationOptions, FolderCorpus, Model, Passage, QuerySet, StoreCorpus, run_evaluation
 from vecferry.evaluate.corpora import Side, id_of
 from vecferry.evaluate.ranking import NONE, Ranked
 from vecferry.migrate import Migration, MigrationOptions
@@ -149,8 +149,8 @@ def test_a_row_that_is_deleted_meanwhile_has_no_text(collection: MirrorCollectio
 
 def test_a_store_is_evaluated_with_every_head_of_the_new_model(collection: MirrorCollection) -> None:
     options = EvaluationOptions(outputs=Outputs.ALL, sample=20, thresholds={"related": 0.4})
-    found = evaluate(StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT - 1)), options)
-    here = evaluate(folder(), QuerySet(queries_about(COUNT - 1)), replace(options, outputs=DENSE))
+    found = run_evaluation(StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT - 1)), options)
+    here = run_evaluation(folder(), QuerySet(queries_about(COUNT - 1)), replace(options, outputs=DENSE))
     assert found.queries == here.queries
     assert found.gate == here.gate
     means = {one.method: one.metrics["nDCG@10"].mean for one in found.systems if one.side == "new"}
@@ -164,7 +164,7 @@ def test_a_store_without_rows_is_evaluated_too(collection: MirrorCollection, tmp
     for number in range(1, COUNT + 1):
         collection.remove(number)
     fill_new_side(collection, tmp_path)
-    found = evaluate(StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT)), EvaluationOptions())
+    found = run_evaluation(StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT)), EvaluationOptions())
     assert (found.gate.verdict, found.passages, found.map) == ("inconclusive", 0, None)
 
 

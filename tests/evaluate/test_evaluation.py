@@ -19,7 +19,7 @@ from vecferry.evaluate import (
     Passage,
     QuerySet,
     Question,
-    evaluate,
+    run_evaluation,
 )
 from vecferry.evaluate.pairs import sentence_pairs
 from vecferry.evaluate.values import METRICS
@@ -48,7 +48,7 @@ def evaluated(
         Model("large", TopicEncoder("new", new, heads=heads), "double", 1234),  # type: ignore[arg-type]
     )
     corpus = FolderCorpus("folder", passages, *models, options.outputs, lambda _: None)
-    return evaluate(corpus, asked, options, provenance={"command": "as typed"})
+    return run_evaluation(corpus, asked, options, provenance={"command": "as typed"})
 
 
 def unmeasured(found: Evaluation) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_a_model_that_is_worse_in_one_language_fails_by_its_name() -> None:
 
     models = Model("old", TopicEncoder("old", GOOD)), Model("new", Blind("new", GOOD))  # type: ignore[arg-type]
     corpus = FolderCorpus("folder", passages, *models, DENSE, lambda _: None)
-    found = evaluate(corpus, JUDGED, replace(OPTIONS, sample=0, margin=0.1))
+    found = run_evaluation(corpus, JUDGED, replace(OPTIONS, sample=0, margin=0.1))
     by_name = {one.value: one for one in found.slices}
     assert by_name["en"].difference.mean == pytest.approx(0, abs=0.05)
     assert by_name["de"].difference.high < -0.1

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.integrations.connecting import Connection
 from vecferry.model.artifact import Artifact
 from vecferry.model.sources import open_source
@@ -37,18 +37,18 @@ def prefixed_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     """`tiny_checkpoint` with other prefixes for queries than for passages. Not to be written to."""
     prefixes = Overrides(query_prefix="query: ", passage_prefix="passage: ")
     folder = tmp_path_factory.mktemp("artifact") / "prefixed"
-    return convert(open_source(str(tiny_checkpoint)), folder, overrides=prefixes, verified=False).artifact
+    return convert_checkpoint(open_source(str(tiny_checkpoint)), folder, overrides=prefixes, verified=False).artifact
 
 
 @pytest.fixture(scope="session")
 def encoder(prefixed_artifact: Artifact) -> Encoder:
-    return load_encoder(Options(artifact=prefixed_artifact.path)).encoder
+    return load_encoder(EncoderOptions(artifact=prefixed_artifact.path)).encoder
 
 
 @pytest.fixture(scope="session")
 def plain_encoder(tiny_artifact: Artifact) -> Encoder:
     """Without prefixes, as BGE-M3."""
-    return load_encoder(Options(artifact=tiny_artifact.path)).encoder
+    return load_encoder(EncoderOptions(artifact=tiny_artifact.path)).encoder
 
 
 @pytest.fixture

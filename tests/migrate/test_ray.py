@@ -23,7 +23,7 @@ from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges
 from tests.migrate.workers import TruthModel, as_vector
 from vecferry.cli import main
 from vecferry.embeddings import Outputs
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.errors import (
     ArtifactDamaged,
     EngineStalled,
@@ -228,7 +228,7 @@ def test_a_file_is_encoded_as_without_ray_and_in_its_order(
 def test_a_text_that_cannot_be_encoded_is_named_by_its_place_in_all(
     ray_here: None, tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
-    options = Options(artifact=tiny_artifact.path)
+    options = EncoderOptions(artifact=tiny_artifact.path)
     encoder, texts = load_encoder(options).encoder, [*map(str, range(2000)), "\ud800"]
     model = ShippedArtifact.of(options, tmp_path)
     two_waves = replace(TWO, workers=1, wave=1)
@@ -250,9 +250,9 @@ def test_a_machine_of_another_kind_is_refused_if_its_vectors_are_not_the_same(ra
 
 @pytest.mark.slow
 def test_a_machine_with_a_damaged_artifact_is_refused(ray_here: None, tiny_artifact: Artifact, tmp_path: Path) -> None:
-    encoder = load_encoder(Options(artifact=tiny_artifact.path)).encoder
+    encoder = load_encoder(EncoderOptions(artifact=tiny_artifact.path)).encoder
     copy = shutil.copytree(tiny_artifact.path, tmp_path / "copy")
-    model = ShippedArtifact.of(Options(artifact=copy), tmp_path / "cache")
+    model = ShippedArtifact.of(EncoderOptions(artifact=copy), tmp_path / "cache")
     damage(copy / "model.onnx.data")
     with pytest.raises(NodeRefused, match=r"copy is damaged: model\.onnx\.data has SHA-256"):
         list(encode_on_workers(TWO, model, encoder, ["a"], outputs=Outputs.DENSE, role="passage"))
@@ -267,7 +267,7 @@ def damage(file: Path) -> None:
 def test_an_artifact_that_is_not_there_is_received_whole_once_and_verified(
     tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
-    here = ShippedArtifact.of(Options(artifact=tiny_artifact.path), tmp_path / "cache")
+    here = ShippedArtifact.of(EncoderOptions(artifact=tiny_artifact.path), tmp_path / "cache")
     there = replace(here, options=replace(here.options, artifact=tmp_path / "not on this machine"))
     assert "no converted model" in there.missing()
     threads = [threading.Thread(target=there.receive, args=(list(here.pieces()),)) for _ in range(3)]
@@ -286,7 +286,7 @@ def test_an_artifact_that_is_not_there_is_received_whole_once_and_verified(
 
 
 def test_an_artifact_that_is_damaged_on_its_way_leaves_nothing(tiny_artifact: Artifact, tmp_path: Path) -> None:
-    here = ShippedArtifact.of(Options(artifact=tiny_artifact.path), tmp_path / "cache")
+    here = ShippedArtifact.of(EncoderOptions(artifact=tiny_artifact.path), tmp_path / "cache")
     there = replace(here, options=replace(here.options, artifact=tmp_path / "not on this machine"))
     pieces = [(name, piece[:-1] + b"!" if name == "model.onnx.data" else piece) for name, piece in here.pieces()]
     with pytest.raises(ArtifactDamaged, match=r"model\.onnx\.data has SHA-256"):

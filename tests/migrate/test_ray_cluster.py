@@ -32,7 +32,7 @@ from tests.migrate.workers import TruthModel
 from tests.stores.backends_chroma import free_port
 from tests.stores.collections import Collection, PgCollection
 from vecferry.embeddings import Outputs
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.errors import OutputWriteFailed
 from vecferry.migrate import Migration, State
 from vecferry.migrate.engines import Engine, RaySettings
@@ -110,7 +110,7 @@ class NotShared(ShippedArtifact):
 def test_an_artifact_that_the_machines_do_not_see_comes_to_them_through_ray(
     tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
-    options = Options(artifact=tiny_artifact.path, threads=1)
+    options = EncoderOptions(artifact=tiny_artifact.path, threads=1)
     encoder = load_encoder(options).encoder
     made = ShippedArtifact.of(options, tmp_path / "cache")
     model = NotShared(made.options, made.fingerprint, made.manifest, made.cache, os.getpid())

@@ -30,9 +30,9 @@ import numpy as np
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
 from tests.server.conftest import KEY, Server, serving
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.model.sources import open_source
 
 MB = 1_000_000
@@ -772,8 +772,8 @@ def main() -> int:
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(Path(folder, "checkpoint"), TINY)
-        model = convert(open_source(str(checkpoint)), Path(folder, "tiny"), verified=False).artifact.path
-        good = Good(load_encoder(Options(artifact=model)).encoder)
+        model = convert_checkpoint(open_source(str(checkpoint)), Path(folder, "tiny"), verified=False).artifact.path
+        good = Good(load_encoder(EncoderOptions(artifact=model)).encoder)
         with serving(f"tiny={model}", *ARGUMENTS, env=ENVIRONMENT) as server:
             rows = asyncio.run(_watched(server, good, given.minutes, tally))
             code = server.stop()

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.model.artifact import Artifact
 
 STARTED = re.compile(r"at (http://\S+)")
@@ -97,7 +97,7 @@ def server(tiny_artifact: Artifact) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def library(tiny_artifact: Artifact) -> Encoder:
     """The same model without a server."""
-    return load_encoder(Options(artifact=tiny_artifact.path)).encoder
+    return load_encoder(EncoderOptions(artifact=tiny_artifact.path)).encoder
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.server.inside import wait_until
 from vecferry.cli.migrate_target import Target
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.migrate import Migration
 from vecferry.migrate.config import read_config
 from vecferry.model.artifact import Artifact
@@ -51,7 +51,7 @@ def shop(
     tiny_artifact: Artifact, wide_artifact: Artifact, library: Encoder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shop]:
     tmp_path = tmp_path_factory.mktemp("shop")
-    new = load_encoder(Options(artifact=wide_artifact.path)).encoder
+    new = load_encoder(EncoderOptions(artifact=wide_artifact.path)).encoder
     table = pa.table({
         "id": [f"d{number}" for number in range(len(TEXTS))],
         "text": TEXTS,

@@ -26,7 +26,7 @@ from vecferry.evaluate import (
     Model,
     QuerySet,
     StoreCorpus,
-    evaluate,
+    run_evaluation,
 )
 from vecferry.evaluate.corpora import Stage
 from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
@@ -166,7 +166,7 @@ def _evaluated(given: Given, stage: Stage) -> Evaluation:
     corpus: Corpus = FolderCorpus(
         str(given.folder), passages, _model(given.old_artifact), _model(new), given.options.outputs, stage
     )
-    return evaluate(corpus, asked, given.options, stage, provenance)
+    return run_evaluation(corpus, asked, given.options, stage, provenance)
 
 
 def _digests(given: Given) -> dict[str, str]:
@@ -191,7 +191,7 @@ def _of_store(given: Given, config: MigrationConfig, stage: Stage, provenance: d
     store = target.open_store()
     try:
         asked = asked_of(store, given.queries or target.config.gate.queries, given.options)
-        return evaluate(StoreCorpus(store, *models), asked, given.options, stage, provenance)
+        return run_evaluation(StoreCorpus(store, *models), asked, given.options, stage, provenance)
     finally:
         store.close()
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from vecferry.encode.encoder import TextEncoder
-from vecferry.encode.loading import LazyEncoder, Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
 from vecferry.errors import SettingsError
 from vecferry.migrate import EngineFor, Migration, MigrationOptions
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
@@ -94,7 +94,7 @@ def _encoder(artifact: Path) -> LazyEncoder:
     return LazyEncoder(lambda: load_encoder(_model_options(artifact)))
 
 
-def _model_options(artifact: Path) -> Options:
+def _model_options(artifact: Path) -> EncoderOptions:
     return replace(read_settings().options(), artifact=artifact)
 
 

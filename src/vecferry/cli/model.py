@@ -18,7 +18,7 @@ from vecferry.cli.output import Json, counting, plain, short, show, show_table, 
 from vecferry.conversion.verify import Check, Report
 from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.encoder import Encoder, Role
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.host import machine
 from vecferry.errors import SettingsError, VecferryError, VerificationFailed
 from vecferry.evaluate import read_beir
@@ -66,7 +66,7 @@ def convert(
 
     Example: vecferry convert BAAI/bge-m3 models/bge-m3-onnx --precision auto
     """
-    from vecferry.conversion.convert import convert as run
+    from vecferry.conversion.convert import convert_checkpoint as run
     from vecferry.conversion.precision import Wanted
 
     if pooling not in (None, "cls", "mean"):
@@ -206,7 +206,7 @@ def doctor(as_json: Json = False) -> None:
 # --- details --------------------------------------------------------------------------------------
 
 
-def _options(settings: Settings, artifact: Path) -> Options:
+def _options(settings: Settings, artifact: Path) -> EncoderOptions:
     """The settings, for an artifact named on the command line: it and nothing else is meant."""
     return replace(settings.options(), artifact=artifact, use_onnx=True, lightweight=False)
 
@@ -220,7 +220,7 @@ def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encode
 
 
 def _on_workers(
-    settings: RaySettings, options: Options, encoder: Encoder, texts: Iterable[str], outputs: Outputs, role: Role
+    settings: RaySettings, options: EncoderOptions, encoder: Encoder, texts: Iterable[str], outputs: Outputs, role: Role
 ) -> Generator[Embeddings, None, None]:
     from vecferry.migrate.engines.distributed import encode_on_workers
 

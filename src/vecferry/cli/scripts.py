@@ -12,7 +12,7 @@ import typer
 
 from vecferry.cli.model import Offline, convert, verify
 from vecferry.cli.output import Json, output, short, show, show_table
-from vecferry.encode.loading import Options, RuntimeName, chosen_runtime, load_runtime
+from vecferry.encode.loading import EncoderOptions, RuntimeName, chosen_runtime, load_runtime
 from vecferry.errors import VecferryError
 from vecferry.model.sources import BGE_M3
 from vecferry.settings import DEFAULT_ARTIFACT, read_settings
@@ -51,7 +51,7 @@ def test_model(as_json: Json = False) -> None:
         raise typer.Exit(3)
 
 
-def _tried(options: Options, name: RuntimeName) -> dict[str, Any]:
+def _tried(options: EncoderOptions, name: RuntimeName) -> dict[str, Any]:
     try:
         encoder = load_runtime(options, name)
         encoder.encode(TEXTS)

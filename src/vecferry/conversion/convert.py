@@ -40,7 +40,7 @@ class Conversion:
     report: Report | None
 
 
-def convert(
+def convert_checkpoint(
     checkpoint: Checkpoint,
     output: Path,
     *,

@@ -9,15 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from vecferry.conversion.convert import convert
+from vecferry.conversion.convert import convert_checkpoint
 from vecferry.demo.application import Application
 from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
 from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encode.encoder import Encoder, Progress
-from vecferry.encode.loading import Options, load_runtime
+from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.errors import CutoverRefused, MissingExtra
-from vecferry.evaluate import Evaluation, EvaluationOptions, Model, QuerySet, StoreCorpus, evaluate
+from vecferry.evaluate import Evaluation, EvaluationOptions, Model, QuerySet, StoreCorpus, run_evaluation
 from vecferry.evaluate.values import ALL
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.gate import QualityGate
@@ -91,8 +91,8 @@ class Journey:
     def _converted(self, source: str, name: str) -> Encoder:
         self.stage(f"converting {source}")
         output = self._folder_of(name)
-        convert(open_source(source), output, progress=lambda step: self.stage(f"{name}: {step}"))
-        return load_runtime(Options(artifact=output), "onnx")
+        convert_checkpoint(open_source(source), output, progress=lambda step: self.stage(f"{name}: {step}"))
+        return load_runtime(EncoderOptions(artifact=output), "onnx")
 
     def _folder_of(self, name: str) -> Path:
         return self.folder / "models" / name
@@ -125,7 +125,7 @@ class Journey:
             asked = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
             command = {"command": f"vecferry demo{f' --model {self.model}' if self.model else ''}"}
             corpus = StoreCorpus(store, *models, slices)
-            evaluation = evaluate(corpus, QuerySet(demo.queries), asked, self.stage, command)
+            evaluation = run_evaluation(corpus, QuerySet(demo.queries), asked, self.stage, command)
         measured = {
             "plan": plan,
             "verification": verification.to_dict(),

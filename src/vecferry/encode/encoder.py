@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -51,7 +53,7 @@ class TextTokenizer(Protocol):
 
 
 class Encoder:
-    """Thread-safe and synchronous. `loading.load_encoder` builds one from an artifact."""
+    """Thread-safe and synchronous. `Encoder.open` and `load_encoder` make one from an artifact."""
 
     def __init__(
         self,
@@ -68,6 +70,17 @@ class Encoder:
         self._spec = spec
         self._cache = cache
         self.runtime = runtime
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Encoder:
+        """Open a converted model with ONNX Runtime, and with nothing else.
+
+        path: the folder that `convert_checkpoint` wrote. threads: processors to use; None is all that this process
+        may. `load_encoder` also knows fallbacks, limits and a cache. Raises ArtifactError, ModelRuntimeError.
+        """
+        from vecferry.encode.loading import EncoderOptions, load_runtime
+
+        return load_runtime(EncoderOptions(artifact=Path(path), threads=threads), "onnx")
 
     @property
     def space(self) -> VectorSpace:

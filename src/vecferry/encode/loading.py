@@ -43,7 +43,7 @@ log = logging.getLogger("vecferry")
 
 
 @dataclass(frozen=True)
-class Options:
+class EncoderOptions:
     """What to load.
 
     use_onnx: False goes to PyTorch at once. lightweight: hashed features, another vector space.
@@ -75,7 +75,7 @@ class Loaded:
     reason: str
 
 
-def load_encoder(options: Options) -> Loaded:
+def load_encoder(options: EncoderOptions) -> Loaded:
     """Raises ArtifactError, SourceError, ModelRuntimeError, MissingExtra, SpaceMismatch: the first choice's, if
     the fallback cannot be had either.
     """
@@ -88,7 +88,7 @@ def load_encoder(options: Options) -> Loaded:
     return loaded
 
 
-def load_runtime(options: Options, name: RuntimeName) -> Encoder:
+def load_runtime(options: EncoderOptions, name: RuntimeName) -> Encoder:
     """The encoder on one named runtime, without a fallback. Raises as `load_encoder` does."""
     if name == "lightweight":
         return _lightweight(options)
@@ -97,12 +97,12 @@ def load_runtime(options: Options, name: RuntimeName) -> Encoder:
     return _onnx(options)
 
 
-def chosen_runtime(options: Options) -> RuntimeName:
+def chosen_runtime(options: EncoderOptions) -> RuntimeName:
     """The first choice of these options."""
     return "lightweight" if options.lightweight else "onnx" if options.use_onnx else "torch"
 
 
-def _choose(options: Options) -> Loaded:
+def _choose(options: EncoderOptions) -> Loaded:
     name = chosen_runtime(options)
     if name != "onnx":
         return Loaded(load_runtime(options, name), "asked for by the settings")
@@ -112,7 +112,7 @@ def _choose(options: Options) -> Loaded:
         return _fall_back(options, cause)
 
 
-def _fall_back(options: Options, cause: VecferryError) -> Loaded:
+def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
     """PyTorch in the same space; nothing is downloaded for it. Otherwise the cause is what the caller meets."""
     try:
         expected = _expected_space(options, cause)
@@ -125,7 +125,7 @@ def _fall_back(options: Options, cause: VecferryError) -> Loaded:
     return Loaded(encoder, f"fallback: {cause.message}")
 
 
-def _expected_space(options: Options, cause: VecferryError) -> str | None:
+def _expected_space(options: EncoderOptions, cause: VecferryError) -> str | None:
     """The artifact's space. A folder that is there but does not say its space allows no fallback.
 
     Nor does a narrower precision: PyTorch runs the checkpoint in fp32, which is another space.
@@ -138,7 +138,7 @@ def _expected_space(options: Options, cause: VecferryError) -> str | None:
     return manifest.fingerprint
 
 
-def _onnx(options: Options) -> Encoder:
+def _onnx(options: EncoderOptions) -> Encoder:
     artifact = Artifact.open(options.artifact)
     if artifact.manifest.space.precision == "fp16" and options.device == "cpu":
         reason = "the model is fp16, for which a processor takes 6 to 9 times as long as for fp32"
@@ -155,7 +155,7 @@ def _onnx(options: Options) -> Encoder:
     return Encoder(tokenizer, runtime, options.limits, spec=artifact.manifest.encoder, cache=_cache(options))
 
 
-def _torch(options: Options, model: Model) -> Encoder:
+def _torch(options: EncoderOptions, model: Model) -> Encoder:
     from vecferry.encode.runtime.torch import TorchRuntime
 
     runtime = TorchRuntime(model, threads=options.threads, device=options.device)
@@ -163,17 +163,17 @@ def _torch(options: Options, model: Model) -> Encoder:
     return Encoder(tokenizer, runtime, options.limits, spec=model.spec, cache=_cache(options))
 
 
-def _lightweight(options: Options) -> Encoder:
+def _lightweight(options: EncoderOptions) -> Encoder:
     from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 
     return Encoder(LightweightTokenizer(), LightweightRuntime(), options.limits)
 
 
-def _cache(options: Options) -> Cache | None:
+def _cache(options: EncoderOptions) -> Cache | None:
     return None if options.cache is None else Cache(options.cache, options.cache_mb)
 
 
-def _checkpoint(options: Options, *, offline: bool = False) -> Model:
+def _checkpoint(options: EncoderOptions, *, offline: bool = False) -> Model:
     """The checkpoint that PyTorch is to run, read as the artifact's was where there is one."""
     manifest = Artifact.peek(options.artifact)
     if options.source is None and manifest is not None:
@@ -181,7 +181,7 @@ def _checkpoint(options: Options, *, offline: bool = False) -> Model:
     return read_model(open_source(options.source or BGE_M3, offline=offline or options.offline).folder)
 
 
-def peek_dimension(options: Options) -> int | None:
+def peek_dimension(options: EncoderOptions) -> int | None:
     """The dimension as far as it is known without loading a model."""
     if options.lightweight:
         return _lightweight(options).dimension

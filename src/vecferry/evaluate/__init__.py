@@ -11,7 +11,7 @@ evaluation.py  puts it all into one `Evaluation` (values.py), from which a repor
 """
 
 from vecferry.evaluate.corpora import Corpus, FolderCorpus, Model, StoreCorpus
-from vecferry.evaluate.evaluation import EvaluationOptions, evaluate
+from vecferry.evaluate.evaluation import EvaluationOptions, run_evaluation
 from vecferry.evaluate.qrels import LabelledSet, read_beir, read_queries
 from vecferry.evaluate.questions import QuerySet, read_log
 from vecferry.evaluate.values import Evaluation, JudgedQueries, Judgement, Passage, Question
@@ -29,8 +29,8 @@ __all__ = [
     "QuerySet",
     "Question",
     "StoreCorpus",
-    "evaluate",
     "read_beir",
     "read_log",
     "read_queries",
+    "run_evaluation",
 ]

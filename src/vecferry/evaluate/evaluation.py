@@ -71,7 +71,7 @@ class EvaluationOptions:
         return Resampling(self.confidence, self.seed)
 
 
-def evaluate(
+def run_evaluation(
     corpus: Corpus,
     asked: QuerySet,
     options: EvaluationOptions,

@@ -15,9 +15,9 @@ from vecferry.evaluate import (
     Passage,
     QuerySet,
     StoreCorpus,
-    evaluate,
     read_log,
     read_queries,
+    run_evaluation,
 )
 from vecferry.evaluate.corpora import id_of
 from vecferry.evaluate.metrics import require_metrics
@@ -79,7 +79,7 @@ class QualityGate:
         asked = self.asked(store)
         if not asked.questions:
             return GateVerdict(passed=False, message=NOT_JUDGED, evidence=asked.evidence)
-        self.evaluation = evaluate(StoreCorpus(store, self.old, self.new), asked, self.options, self.stage)
+        self.evaluation = run_evaluation(StoreCorpus(store, self.old, self.new), asked, self.options, self.stage)
         return verdict_of(self.evaluation)
 
 

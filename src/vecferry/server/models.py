@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vecferry.embeddings import DENSE
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Loaded, Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, Loaded, load_encoder
 from vecferry.errors import BadRequest, ModelNotServed, ModelRuntimeError, NotReady, SettingsError
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Tokenizer
@@ -110,7 +110,7 @@ class ModelChoice:
         name, equals, folder = text.partition("=")
         return cls(Path(folder), name) if equals else cls(Path(text))
 
-    def load(self, options: Options) -> Served:
+    def load(self, options: EncoderOptions) -> Served:
         """options: with this folder as its artifact. Raises as `load_encoder` does."""
         loaded = load_encoder(options)
         manifest = Artifact.peek(options.artifact)

@@ -1,7 +1,8 @@
 """What embeds the ranges of a backfill: ranges in, the numbers of those out that lie durably in the staging.
 
 local.py         in this process, two threads
-distributed.py   on workers of a Ray cluster; ray/ is Ray itself, task.py what a worker does, model_distribution.py the model
+distributed.py   on workers of a Ray cluster: ray/ is Ray itself, task.py what a worker does, model_distribution.py how
+                 the model gets there
 """
 
 from __future__ import annotations

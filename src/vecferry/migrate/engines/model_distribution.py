@@ -10,7 +10,7 @@ from typing import Protocol
 from filelock import FileLock
 
 from vecferry.encode.encoder import TextEncoder
-from vecferry.encode.loading import Options, load_encoder
+from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.host import instruction_sets, machine
 from vecferry.errors import ArtifactDamaged, ArtifactError
 from vecferry.model.artifact import MANIFEST, Artifact, sha256_of, writing
@@ -45,13 +45,13 @@ class ArtifactRef(Protocol):
 class ShippedArtifact:
     """options: as on the driver's machine. manifest: the SHA-256 of manifest.json, which has those of all files."""
 
-    options: Options
+    options: EncoderOptions
     fingerprint: str
     manifest: str
     cache: Path = CACHE
 
     @classmethod
-    def of(cls, options: Options, cache: Path = CACHE) -> ShippedArtifact:
+    def of(cls, options: EncoderOptions, cache: Path = CACHE) -> ShippedArtifact:
         """Of an artifact on this machine. Raises ArtifactNotFound, ArtifactDamaged, Locked."""
         artifact = Artifact.open(options.artifact)
         found = replace(

@@ -1,0 +1,69 @@
+"""User code over the public names; mypy checks it strictly, and nothing runs it."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecferry import (
+    Artifact,
+    Embeddings,
+    Encoder,
+    EncoderOptions,
+    Limits,
+    Migration,
+    MigrationOptions,
+    Outputs,
+    RemoteEncoder,
+    Router,
+    VecferryError,
+    convert_checkpoint,
+    dense_scores,
+    hybrid_scores,
+    load_encoder,
+    open_source,
+    open_store,
+)
+
+
+def converted() -> Artifact:
+    return convert_checkpoint(open_source("BAAI/bge-m3"), Path("models/bge-m3-onnx"), precision="auto").artifact
+
+
+def encoded(folder: Path) -> Embeddings:
+    encoder: Encoder = Encoder.open(folder, threads=2)
+    return encoder.encode(["one", "two"], outputs=Outputs.DENSE | Outputs.SPARSE, role="query")
+
+
+def loaded(folder: Path) -> Encoder:
+    return load_encoder(EncoderOptions(artifact=folder, limits=Limits(), cache=folder / "cache")).encoder
+
+
+def scores(queries: Embeddings, passages: Embeddings) -> NDArray[np.float32]:
+    try:
+        return hybrid_scores(queries, passages)
+    except VecferryError as exc:
+        print(exc.message, exc.hint)
+        return dense_scores(queries, passages)
+
+
+def asked(url: str) -> Embeddings:
+    remote = RemoteEncoder(url)
+    return remote.encode(["one"])
+
+
+def moved(folder: Path, old: Encoder, new: Encoder) -> str:
+    store = open_store(
+        "postgresql://localhost/shop",
+        "products",
+        text="title",
+        vector="embedding",
+        key="id",
+        control=folder / "control.db",
+    )
+    migration = Migration(store, MigrationOptions(staging=folder / "staging"))
+    migration.start(new, old=old)
+    migration.verify(new, override="judged by hand")
+    report = migration.cutover(new=new)
+    answers = Router(store, old=old, new=new).search("a question", 10)
+    return f"{report.state}, {answers.hits[0].key}"
