@@ -4,11 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
+from typer.testing import CliRunner
 
+from vecferry.cli import app
 from vecferry.model.artifact import Artifact
 
 
@@ -33,6 +38,26 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     assert "130 interrupted" in text
     verbs = vecferry("migrate", "--help").stdout
     assert all(re.search(rf"\b{verb}\b", verbs) for verb in VERBS)
+
+
+def pages(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from pages(sub, (*path, name))
+
+
+def test_every_help_page_shows_what_is_written_brackets_included() -> None:
+    root = typer.main.get_command(app)
+    bracketed = set[str]()
+    for path, command in pages(root):
+        shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).stdout
+        written = [command.help or "", *(getattr(each, "help", None) or "" for each in command.params)]
+        expected = {part for text in written for part in re.findall(r"\[\w+\]", text)}
+        assert {part for part in expected if part not in shown} == set(), path
+        bracketed |= expected
+        first, *_ = (command.help or "").split("\n\n")
+        assert " ".join(first.split()) in " ".join(shown.replace("`", "").split()) or "`" in first, path
+    assert {"[gate]", "[torch]"} <= bracketed
 
 
 @pytest.mark.parametrize(

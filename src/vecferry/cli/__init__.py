@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 model.register(app)
 evaluate.register(app)
@@ -73,7 +73,7 @@ def run(command: typer.Typer, argv: list[str]) -> NoReturn:
 
 def run_script(command: Callable[..., None]) -> NoReturn:
     """One function as a script of its own."""
-    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     script.command(epilog=EXIT_CODES)(command)
     run(script, sys.argv[1:])
 

@@ -22,6 +22,7 @@ from vecferry.stores.values import Patience
 
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     help="""Move the vectors of a table or collection to another model: plan, start, verify, cutover; rollback until
     finalize.
 
