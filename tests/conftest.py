@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bench.make_checkpoint import Shape, make_checkpoint
 from vecferry.conversion.convert import convert_checkpoint
@@ -12,6 +13,9 @@ from vecferry.model.sources import open_source
 
 TINY = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=4000)
 WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocabulary=4000, positions=514)
+
+settings.register_profile("vecferry", deadline=None)  # a slow machine is no fault
+settings.load_profile("vecferry")
 
 
 @pytest.hookimpl(optionalhook=True)

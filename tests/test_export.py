@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vecferry.embeddings import Embeddings, MultiVector, Outputs, Sparse, indptr_of
@@ -137,7 +137,6 @@ def test_a_bad_line_is_named_by_file_and_number(line: bytes, reason: str) -> Non
 
 
 @given(st.lists(st.tuples(st.integers() | st.text(), st.text()), min_size=1))
-@settings(deadline=None)
 def test_whatever_json_writes_is_read_back(records: list[tuple[int | str, str]]) -> None:
     valid = [(i, t) for i, t in records if "\0" not in str(i)]
     content = "\n".join(json.dumps({"id": i, "text": t}) for i, t in valid)

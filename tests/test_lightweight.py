@@ -73,7 +73,6 @@ def test_fingerprint_fold_and_sample_are_those_of_version_1(encoder: Encoder) ->
 
 
 @given(st.lists(st.integers(0, 0x10FFFF), min_size=1, max_size=12), st.integers(0, 20))
-@settings(deadline=None)
 def test_span_hashes_equal_the_plain_loop_wherever_the_span_lies(characters: list[int], before: int) -> None:
     def fmix64(k: int) -> int:
         for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
@@ -123,7 +122,7 @@ def test_shared_words_are_nearer_than_none_in_every_script(encoder: Encoder, tex
 
 
 @given(st.lists(ANY_TEXT, min_size=1, max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_texts_give_finite_unit_vectors_alone_as_in_a_batch(texts: list[str]) -> None:
     encoder = Encoder(LightweightTokenizer(), LightweightRuntime())
     together = encoder.encode(texts, outputs=BOTH)

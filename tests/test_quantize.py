@@ -137,7 +137,7 @@ def test_a_token_of_zeros_is_a_row_of_zero_points_and_no_number_is_lost(
     assert np.isfinite(run(quantize.quantize(zeros, ranges), baseline, tmp_path).dense).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_words_keep_seven_bits_of_their_rows(seed: int) -> None:
     rows = np.random.default_rng(seed).standard_normal((7, 33)).astype(np.float32)

@@ -149,7 +149,7 @@ def test_a_megabyte_of_text_has_the_references_ids(tokenizer: Tokenizer, referen
     assert rows_of(tokenizer, [MEGABYTE]) == reference([MEGABYTE])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text("a \u2581\u200b\u200d\u0301<s>/mak\n好"))
 def test_any_text_has_the_references_ids(tokenizer: Tokenizer, reference: Reference, text: str) -> None:
     assert rows_of(tokenizer, [text]) == reference([text])

@@ -503,7 +503,7 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @a_damaged_name_may_warn
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_raises_anything_but_a_source_error(
     tmp_path: Path, whole_files: dict[str, bytes], name: str, data: st.DataObject

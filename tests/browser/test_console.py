@@ -12,10 +12,11 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.story import Story
-from tests.console.inside import KEY, Console, console, options, wait_until
+from tests.console.inside import KEY, Console, console, options
 from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
+from tests.waiting import wait_until
 from vecferry.console.operator import Task
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.evaluate import EvaluationOptions, Model

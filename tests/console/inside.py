@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import uvicorn
 
 from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import OLD_DIMENSION
+from tests.waiting import wait_until
 from vecferry.console.app import create_app
 from vecferry.console.operator import Operator, Task
 from vecferry.console.sessions import Sessions
@@ -28,13 +28,6 @@ from vecferry.stores.values import Patience
 
 KEY = "a-key-of-the-tests-1234"
 WAIT_S = 30.0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < until, "it did not come true"
-        time.sleep(0.02)
 
 
 def options(folder: Path, **others: Any) -> MigrationOptions:

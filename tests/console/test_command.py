@@ -16,8 +16,8 @@ import httpx2
 import psycopg
 import pytest
 
-from tests.console.inside import wait_until
 from tests.postgres import connection, database_url, postgres_url
+from tests.waiting import wait_until
 from vecferry.model.artifact import Artifact
 
 __all__ = ["connection", "database_url", "postgres_url"]

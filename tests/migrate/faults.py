@@ -24,6 +24,7 @@ from typing import Any, Self
 import psycopg
 import pytest
 
+from tests.waiting import wait_until
 from vecferry.stores.protocol import Then
 from vecferry.stores.values import Key
 
@@ -181,13 +182,6 @@ def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[ob
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread, outcome
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.02)
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ import psycopg
 
 from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
+from tests.waiting import wait_until
 from vecferry.errors import VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.engines import Engine
@@ -256,8 +257,8 @@ def go(
     with application.running(query_threads):
         began = time.monotonic()
         follow()
-        _await(lambda: collection.store.ledger.find(collection.store.target) is not None)
-        _await(lambda: operator.status().state == State.CATCHING_UP)
+        wait_until(lambda: collection.store.ledger.find(collection.store.target) is not None)
+        wait_until(lambda: operator.status().state == State.CATCHING_UP)
         found.seconds["start"] = time.monotonic() - began
         _timed(found, "verify", lambda: _verify(operator))
         for step, verb in (
@@ -272,7 +273,7 @@ def go(
             time.sleep(1.5)  # in the new epoch
             found.longest_switch_write_ms = max(found.longest_switch_write_ms, application.longest_write_since(at))
         with application.quiet():
-            _await(lambda: operator.status().backlog == 0)
+            wait_until(lambda: operator.status().backlog == 0)
             application.compare(collection, NEW)
             operator.rollback()
             application.compare(collection, OLD)
@@ -293,13 +294,6 @@ def _timed(found: Found, step: str, verb: Callable[[], object]) -> object:
     result = verb()
     found.seconds[step] = time.monotonic() - began
     return result
-
-
-def _await(condition: Callable[[], bool], seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 
 from tests.stores import backends_chroma
+from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.cli import output as cli_output
 from vecferry.model.artifact import Artifact
@@ -90,13 +91,6 @@ def running(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]
         if process.poll() is None:
             process.kill()
         process.communicate()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + START_S
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
+from tests.waiting import wait_until
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
 from vecferry.encode.encoder import Role
 from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
@@ -71,14 +72,6 @@ def in_ranges(store: MirrorStore, rows_each: int = 4) -> list[RangeRecord]:
 
 def own_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("vecferry")]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if is_so():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come to be")
 
 
 @pytest.fixture(autouse=True)

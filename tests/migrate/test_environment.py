@@ -19,10 +19,11 @@ import pytest
 
 from tests.migrate.crashing import ROWS_PER_RANGE, TEXTS
 from tests.migrate.doubles import TruthEncoder
-from tests.migrate.faults import Mother, OwnServer, TcpProxy, fill_up, in_background, mother, small_disk, wait_until
+from tests.migrate.faults import Mother, OwnServer, TcpProxy, fill_up, in_background, mother, small_disk
 from tests.migrate.file_backend import FileBackend
 from tests.migrate.test_crashes import World, assert_complete, assert_true, fill, world_of_points, world_of_rows
 from tests.stores import backends, backends_chroma
+from tests.waiting import wait_until
 from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.chroma import ChromaBackend

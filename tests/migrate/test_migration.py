@@ -12,6 +12,7 @@ import pytest
 
 from tests.migrate.doubles import TruthEncoder, gate_that_says
 from tests.stores.collections import OLD_DIMENSION, Collection, old_vector
+from tests.waiting import wait_until
 from vecferry.errors import (
     CutoverRefused,
     FinalizeNotConfirmed,
@@ -545,13 +546,6 @@ def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[ob
     thread = threading.Thread(target=run)
     thread.start()
     return thread, outcome
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:

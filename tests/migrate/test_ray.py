@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from tests.migrate.faults import wait_until
 from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges
 from tests.migrate.workers import TruthModel, as_vector
+from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.embeddings import Outputs
 from vecferry.encode.loading import EncoderOptions, load_encoder
@@ -190,7 +190,7 @@ def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: Non
     engine = on_ray(store, tmp_path, RaySettings(workers=1, cpus_per_worker=1, stall_s=6, tries=20))
 
     def go_on_after_the_second_try() -> None:
-        wait_until(lambda: encoded_by(engine)["a"] == 2, seconds=120)
+        wait_until(lambda: encoded_by(engine)["a"] == 2)
         (tmp_path / "stall").unlink()
 
     thread = threading.Thread(target=go_on_after_the_second_try)

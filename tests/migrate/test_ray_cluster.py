@@ -23,7 +23,7 @@ import psycopg
 import pytest
 
 from tests.migrate import live
-from tests.migrate.faults import fill_up, small_disk, wait_until
+from tests.migrate.faults import fill_up, small_disk
 from tests.migrate.live import NEW, STABLE, Application, fill, following_in_a_thread, go
 from tests.migrate.test_engine import ROOT, collection, in_ranges
 from tests.migrate.test_live import assert_faultless
@@ -31,6 +31,7 @@ from tests.migrate.test_ray import made_by_us, on_ray, workers_of_ray
 from tests.migrate.workers import TruthModel
 from tests.stores.backends_chroma import free_port
 from tests.stores.collections import Collection, PgCollection
+from tests.waiting import wait_until
 from vecferry.embeddings import Outputs
 from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.errors import OutputWriteFailed
@@ -128,7 +129,7 @@ def ray_start(log: Path, env: Mapping[str, str], *options: str) -> Iterator[None
     with log.open("w") as out:
         process = subprocess.Popen([BIN / "ray", "start", "--block", *options], env=env, stdout=out, stderr=out)
     try:
-        wait_until(lambda: "Ray runtime started" in log.read_text(), seconds=60)
+        wait_until(lambda: "Ray runtime started" in log.read_text())
         yield
     finally:
         process.terminate()
@@ -229,10 +230,10 @@ def test_kill_9_of_the_driver_leaves_no_ray_and_repeats_one_range_a_worker_at_mo
     command = [sys.executable, "-W", "ignore", "-c", START, database_url, str(tmp_path), "0.05"]
     driver = subprocess.Popen(command, cwd=ROOT)
     notes = TruthModel(tmp_path)
-    wait_until(lambda: notes.encoded().total() >= ROWS // 4, seconds=60)
+    wait_until(lambda: notes.encoded().total() >= ROWS // 4)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_until(lambda: not workers_of_ray() and f"vecferry-ray-{driver.pid}-" not in listed(), seconds=60)
+    wait_until(lambda: not workers_of_ray() and f"vecferry-ray-{driver.pid}-" not in listed())
     staged = len([*(tmp_path / "staging").glob("*/*/*.parquet")])
     assert 0 < staged < ROWS / ROWS_PER_RANGE
     start(database_url, tmp_path)

@@ -488,7 +488,6 @@ def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path,
             stateful_step_count=50,
             derandomize=not new,
             database=None,
-            deadline=None,
             phases=[Phase.generate],  # to shrink takes longer than to read
             suppress_health_check=list(HealthCheck),
         ),

@@ -15,8 +15,9 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder
-from tests.migrate.faults import in_background, wait_until
+from tests.migrate.faults import in_background
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
+from tests.waiting import wait_until
 from vecferry.errors import Locked, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.values import Patience, Record, Side

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import httpx2
 import numpy as np
 import uvicorn
 
+from tests.waiting import wait_until
 from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import Loaded
@@ -111,13 +111,6 @@ class Inside:
 def float32(numbers: object) -> Float32:
     """Of JSON's numbers, or lists of them."""
     return np.asarray(numbers, np.float32)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < until, "it did not come true"
-        time.sleep(0.005)
 
 
 @contextmanager

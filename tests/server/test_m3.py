@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tests.server.conftest import KEY, Server
-from tests.server.inside import float32, inside, unruly, wait_until
+from tests.server.inside import float32, inside, unruly
 from tests.server.test_bytes import assert_same
+from tests.waiting import wait_until
 from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder

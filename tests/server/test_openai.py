@@ -14,7 +14,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tests.server.conftest import KEY, Server
-from tests.server.inside import float32, inside, unruly, wait_until
+from tests.server.inside import float32, inside, unruly
+from tests.waiting import wait_until
 from vecferry.encode.encoder import Encoder
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerLimits, ServerOptions

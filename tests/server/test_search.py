@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from tests.server.conftest import serving
-from tests.server.inside import wait_until
+from tests.waiting import wait_until
 from vecferry.cli.migrate_target import Target
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder

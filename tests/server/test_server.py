@@ -21,7 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import KEY, Server, serving
-from tests.server.inside import UnrulyRuntime, float32, inside, unruly, wait_until
+from tests.server.inside import UnrulyRuntime, float32, inside, unruly
+from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.embeddings import TokenBatch
 from vecferry.encode.encoder import Encoder

@@ -405,7 +405,7 @@ class Follower:
         self.owed.clear()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STEPS)
 def test_no_order_of_steps_loses_a_write_that_ended_under_a_capture(steps: list[tuple[str, object]]) -> None:
     follower = Follower()
