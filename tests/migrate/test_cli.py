@@ -198,7 +198,7 @@ def test_every_verb_in_a_process_of_its_own_from_one_file(
     assert run("cutover")["serving"]["epoch"] == 2
     assert dimension(documents) == 1024
     documents.execute("UPDATE documents SET body = 'changed' WHERE id = 7")
-    assert run("rollback")["stale_rows"] == 0
+    assert run("rollback")["outdated_rows"] == 0
     assert dimension(documents) == 64
     assert run("cutover")["serving"]["epoch"] == 4
     assert run("finalize", code=4)["error"]["type"] == "FinalizeNotConfirmed"
@@ -497,7 +497,7 @@ def test_a_follower_keeps_both_sides_current_until_others_have_finalized(
         assert cli("cutover")["serving"]["epoch"] == 2
         documents.execute("UPDATE documents SET body = 'changed again' WHERE id = 9")
         rolled = cli("rollback")
-        assert (rolled["stale_rows"], rolled["serving"]["epoch"]) == (0, 3)
+        assert (rolled["outdated_rows"], rolled["serving"]["epoch"]) == (0, 3)
         assert cli("cutover")["serving"]["epoch"] == 4
         assert follower.poll() is None
         assert cli("finalize", "--yes")["state"] == "finalized"

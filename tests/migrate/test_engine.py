@@ -105,7 +105,7 @@ def test_equal_texts_are_encoded_once_over_all_ranges_and_runs(tmp_path: Path) -
     staged = engine.staging.read(range_name("uid", 4))
     assert staged is not None
     np.testing.assert_array_equal(staged.vectors[0].vector, encoder.truth("a"))
-    assert [letter.key for letter in staged.letters] == [("007",)]
+    assert [letter.key for letter in staged.dead_letters] == [("007",)]
     again = TruthEncoder()
     assert list(replace(engine_of(store, tmp_path, again), uid="another").run(in_ranges(store, 3))) == [1, 2, 3]
     assert set(again.encoded) == {"POISON"}  # a dead letter is tried again

@@ -337,8 +337,8 @@ def test_a_required_vector_column(connection: psycopg.Connection, database_url: 
         assert migration.verify(encoder, override="no gate in this test").passed
         migration.cutover()
         connection.execute(insert, [4, "d", encoder.truth("d").tolist()])
-        report = migration.rollback(accept_stale=True)
-        assert (report.stale_rows, report.not_null_restored) == (1, False)
+        report = migration.rollback(accept_outdated=True)
+        assert (report.outdated_rows, report.not_null_restored) == (1, False)
         migration.start(encoder, old=OLD)
         assert migration.verify(encoder, old=OLD, override="no gate in this test").passed
         migration.cutover()

@@ -365,7 +365,7 @@ class Machine(RuleBasedStateMachine):
         report = self.migration.rollback(old=self.old)
         assert report.serving.epoch == before.epoch + 1
         assert report.serving.fingerprint == self.old.fingerprint
-        assert report.stale_rows == 0
+        assert report.outdated_rows == 0
 
     def finalize(self) -> None:
         with pytest.raises(FinalizeNotConfirmed):
@@ -375,7 +375,7 @@ class Machine(RuleBasedStateMachine):
 
     def abort(self) -> None:
         letters = 0 if self.collection.keeps_rows else self._letters(Side.OLD)
-        self.migration.abort(letters, old=self.old, accept_stale=not self.is_swept)
+        self.migration.abort(letters, old=self.old, accept_outdated=not self.is_swept)
         assert self.collection.store.new_space() is None
         self._end(kept=Side.OLD, model=self.old)
 

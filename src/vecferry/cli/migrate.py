@@ -287,8 +287,8 @@ def _patience(configured: Patience, *, wait: bool, max_pause_s: float | None) ->
 @on_target
 def rollback(
     target: Target,
-    accept_stale: Annotated[
-        bool, typer.Option("--accept-stale", help="Even if rows written since the switch have no old vector yet.")
+    accept_outdated: Annotated[
+        bool, typer.Option("--accept-outdated", help="Even if rows written since the switch have no old vector yet.")
     ] = False,
     wait: Wait = False,
     max_pause: MaxPause = None,
@@ -300,7 +300,7 @@ def rollback(
     with target.migration() as migration:
         surer = migration.options.patience.surer()
         with _patience(surer, wait=wait, max_pause_s=max_pause) as patience:
-            report = migration.rollback(old=target.old, accept_stale=accept_stale, patience=patience)
+            report = migration.rollback(old=target.old, accept_outdated=accept_outdated, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
 
 
@@ -343,8 +343,8 @@ def abort(
     target: Target,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
-    accept_stale: Annotated[
-        bool, typer.Option("--accept-stale", help="Even if rows have no old vector of their text.")
+    accept_outdated: Annotated[
+        bool, typer.Option("--accept-outdated", help="Even if rows have no old vector of their text.")
     ] = False,
     wait: Wait = False,
     max_pause: MaxPause = None,
@@ -358,7 +358,9 @@ def abort(
         if not was_aborted:
             _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            record = migration.abort(accept_dead_letters, old=target.old, accept_stale=accept_stale, patience=patience)
+            record = migration.abort(
+                accept_dead_letters, old=target.old, accept_outdated=accept_outdated, patience=patience
+            )
     value = {"target": record.spec.target, "state": record.state}
     title = "the migration was given up before" if was_aborted else "the migration is given up"
     show(value, as_json=as_json, title=title)

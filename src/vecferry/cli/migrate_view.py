@@ -124,7 +124,7 @@ def rollback_rows(report: RollbackReport) -> Rows:
     return [
         ("column", report.target),
         *_serving(report.serving),
-        ("rows with an old vector of a former text", f"{report.stale_rows:,}"),
+        ("rows with an old vector of a former text", f"{report.outdated_rows:,}"),
         ("rows that the old model cannot embed", f"{report.dead_letters:,}"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
         ("next", "vecferry migrate cutover, or abort"),

@@ -131,10 +131,10 @@ def _whole(text: str) -> int:
 
 
 async def _rollback(operator: Operator, form: Form) -> str:
-    task, accept_stale = operator.task, form.get("accept_stale") == "1"
+    task, accept_outdated = operator.task, form.get("accept_outdated") == "1"
 
     def rollback(migration: Migration) -> Outcome:
-        report = migration.rollback(old=task.old, accept_stale=accept_stale)
+        report = migration.rollback(old=task.old, accept_outdated=accept_outdated)
         return _switched("rollback", "old", report)
 
     operator.by_hand("rollback", rollback)

@@ -500,13 +500,13 @@ class Migration:
         self,
         *,
         old: TextEncoder | None = None,
-        accept_stale: bool = False,
+        accept_outdated: bool = False,
         patience: Patience | None = None,
     ) -> RollbackReport:
         """Let the old vectors serve again, with the old thresholds, in one transaction. Undone by `cutover`.
 
         Rows that were written since the switch have their old vectors too, made by the run that follows, or now
-        with `old`. Where neither has made them: CutoverRefused, unless `accept_stale`: then these rows are counted.
+        with `old`. Where neither has made them: CutoverRefused, unless `accept_outdated`: then these rows are counted.
         patience: instead of that of the options, which is made surer (`Patience.surer`). Raises Locked if the table
         could not be had. Then the new vectors still serve.
         """
@@ -515,7 +515,7 @@ class Migration:
             self._operator_lock("rollback", patience) as record,
             self._switch(record, Models(old=old), patience) as switch,
         ):
-            return switch.rollback(accept_stale=accept_stale)
+            return switch.rollback(accept_outdated=accept_outdated)
 
     def finalize(
         self,
@@ -547,14 +547,14 @@ class Migration:
         accept_dead_letters: int = 0,
         *,
         old: TextEncoder | None = None,
-        accept_stale: bool = False,
+        accept_outdated: bool = False,
         patience: Patience | None = None,
     ) -> MigrationRecord:
         """Give the migration up: leaves the store as before `start`, and the ledger. Another one may begin.
 
         The vectors that serve are not touched. Not possible while the new ones do: `rollback` first. After a
         rollback every row is compared: CutoverRefused if one has no old vector of its text that `old` cannot make,
-        unless `accept_stale`; and, where a row without a vector has no place, unless `accept_dead_letters` is the
+        unless `accept_outdated`; and, where a row without a vector has no place, unless `accept_dead_letters` is the
         number of those that are on the new side alone. Repeating is safe. Raises Locked while a run is at work.
         """
         patience = patience or self.options.patience
@@ -566,7 +566,7 @@ class Migration:
             applier = self._applier(Throttle(self._ledger, record), Models(old=old))
             follower = SwitchFollower(self._store, applier)
             switch = Switch(self._store, record, self.options.thresholds, patience, follower)
-            switch.abort(accept_dead_letters, accept_stale=accept_stale)
+            switch.abort(accept_dead_letters, accept_outdated=accept_outdated)
         self._sweep_staging(switch.record)
         return switch.record
 

@@ -64,9 +64,9 @@ class Switch:
         held = self._when_current(Side.NEW, (State.CUTTING_OVER, State.READY), lambda: self._to_new(accepted))
         return CutoverReport(self.store.target, held.result, accepted, self._tries, held.pause_s, State.SERVING_NEW)
 
-    def rollback(self, *, accept_stale: bool) -> RollbackReport:
+    def rollback(self, *, accept_outdated: bool) -> RollbackReport:
         states = (State.ROLLING_BACK, State.SERVING_NEW)
-        held = self._when_current(Side.OLD, states, self._to_old, accept_stale=accept_stale)
+        held = self._when_current(Side.OLD, states, self._to_old, accept_outdated=accept_outdated)
         serving, outdated = held.result
         dead_letters = self._ledger.count_dead_letters(self.record, Side.OLD)
         restored = False
@@ -82,19 +82,19 @@ class Switch:
         self._refuse_outdated(Side.NEW)
         self._when_current(Side.NEW, None, lambda: self._drop_old(accepted))
 
-    def abort(self, accepted: int, *, accept_stale: bool) -> None:
+    def abort(self, accepted: int, *, accept_outdated: bool) -> None:
         """After a rollback, what was written to the side that goes must be on the one that stays.
 
         A side that is gone was dropped by an abort that was killed.
         """
         was_switched = self._was_switched() and self.store.new_space() is not None
-        if was_switched and not accept_stale:
+        if was_switched and not accept_outdated:
             self.follower.catch_up(Side.OLD)
             self._refuse_outdated(Side.OLD, with_vector=True)
         if self.record.spec.old_not_null:
             self.store.require_vectors(self.patience)
         self._when_current(
-            Side.OLD, None, lambda: self._drop_new(accepted), accept_stale=accept_stale or not was_switched
+            Side.OLD, None, lambda: self._drop_new(accepted), accept_outdated=accept_outdated or not was_switched
         )
 
     def _was_switched(self) -> bool:
@@ -116,7 +116,7 @@ class Switch:
         self.store.switch_back()
         thresholds = {**self.thresholds, **self._mapped("old")}
         serving = self._next_epoch(Side.OLD, spec.generation - 1, spec.old_fingerprint, thresholds)
-        self._move(State.SERVING_OLD, epoch=serving.epoch, stale_rows=outdated)
+        self._move(State.SERVING_OLD, epoch=serving.epoch, outdated_rows=outdated)
         return serving, outdated
 
     def _left_behind(self) -> int:
@@ -171,9 +171,9 @@ class Switch:
     # --- getting there ----------------------------------------------------------------------------
 
     def _when_current(
-        self, side: Side, states: tuple[State, State] | None, work: Callable[[], T], *, accept_stale: bool = False
+        self, side: Side, states: tuple[State, State] | None, work: Callable[[], T], *, accept_outdated: bool = False
     ) -> Held[T]:
-        """`work` while nothing that was captured is left to be done on that side, or whatever is with `accept_stale`.
+        """`work` while nothing that was captured is left to be done on that side, or whatever is with `accept_outdated`.
 
         Tried for as long as the patience says, since writes go on until the lock is had. states: the one meanwhile,
         and the one that is left again if nothing comes of it.
@@ -181,20 +181,20 @@ class Switch:
         if states is not None:
             self._move(states[0])
         try:
-            return self._try_on(side, work, accept_stale=accept_stale)
+            return self._try_on(side, work, accept_outdated=accept_outdated)
         except BaseException:
             if states is not None:
                 with suppress(StoreError):  # the next verb takes the mark back
                     self._step_back(*states)
             raise
 
-    def _try_on(self, side: Side, work: Callable[[], T], *, accept_stale: bool) -> Held[T]:
+    def _try_on(self, side: Side, work: Callable[[], T], *, accept_outdated: bool) -> Held[T]:
         until = None if self.patience.wait_s is None else time.monotonic() + self.patience.wait_s
         while True:
             self._tries += 1
-            is_followed = accept_stale or self.follower.catch_up(side)
+            is_followed = accept_outdated or self.follower.catch_up(side)
             with suppress(_NotFollowed):
-                when_current = work if accept_stale else lambda: self._once_current(side, work)
+                when_current = work if accept_outdated else lambda: self._once_current(side, work)
                 return self.store.exclusively(self._retryable(when_current), self.patience)
             if not is_followed or (until is not None and time.monotonic() > until):
                 raise self._never_current(side)
@@ -228,7 +228,9 @@ class Switch:
         changes = self.store.captured(LETTERS_SHOWN, {side})
         reason = f"{self.store.backlog(side)} writes were not followed on the {side} side yet in {self._tries} tries"
         if side is Side.OLD:
-            remedy = "Give the old model, or run start --follow with it; or say --accept-stale, and these rows have no"
+            remedy = (
+                "Give the old model, or run start --follow with it; or say --accept-outdated, and these rows have no"
+            )
             remedy += " old vector of their text."
         else:
             remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."

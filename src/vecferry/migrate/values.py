@@ -269,7 +269,7 @@ class CutoverReport(Value):
 
 @dataclass(frozen=True)
 class RollbackReport(Value):
-    """stale_rows: written since the switch and not followed, so that their old vector is missing or of another
+    """outdated_rows: written since the switch and not followed, so that their old vector is missing or of another
     text; 0 unless this was accepted. dead_letters: rows whose present text the old model cannot embed.
 
     not_null_restored: false if the old vectors were required and cannot be, because some are missing.
@@ -278,7 +278,7 @@ class RollbackReport(Value):
 
     target: str
     serving: Serving
-    stale_rows: int
+    outdated_rows: int
     dead_letters: int
     not_null_restored: bool
     tries: int
