@@ -21,8 +21,8 @@ from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Patience
 
 OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder()
-DUPLICATE = Threshold(old=0.92, new=0.871, low=0.85, high=0.89, how="matched precision")
-RELATED = Threshold(old=0.5, new=0.44, low=0.4, high=0.5, how="matched quantile")
+DUPLICATE = Threshold(old=0.92, new=0.871, low=0.85, high=0.89, method="matched precision")
+RELATED = Threshold(old=0.5, new=0.44, low=0.4, high=0.5, method="matched quantile")
 MAPPED = {"duplicate": DUPLICATE, "related": RELATED}
 IN_OLD, IN_NEW = {"duplicate": 0.92, "related": 0.5}, {"duplicate": 0.871, "related": 0.44}
 
@@ -53,7 +53,7 @@ def test_without_a_gate_the_switch_is_refused_with_what_to_type(migration: Migra
     assert (report.passed, report.state, report.gate) == (False, State.VERIFIED, None)
     with pytest.raises(GateNotPassed) as refused:
         migration.cutover()
-    assert refused.value.message == "none was asked."
+    assert refused.value.verdict == "none was asked."
     assert "migrate verify" in refused.value.hint
     assert "migrate override --reason" in refused.value.hint
     assert migration.status().state == State.VERIFIED

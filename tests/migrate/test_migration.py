@@ -345,7 +345,7 @@ def test_rollback_without_the_old_model_says_what_it_would_lose_and_loses_nothin
         assert_serving(collection, OLD)
     else:
         assert texts_of(collection) == {"1": "a"}
-        assert {letter.key[0] for letter in migration.status().dead_letters} == {"2", "3"}
+        assert {letter.key[0] for letter in migration.status().first_dead_letters} == {"2", "3"}
     migration.cutover(new=encoder)
     assert texts_of(collection) == {"1": "a", "2": "b2", "3": "c"}
     assert_serving(collection, encoder)
@@ -386,7 +386,7 @@ def test_dead_letters_keep_their_reason_and_the_other_rows_are_done(collection: 
     migration, encoder = fill(collection, *texts), TruthEncoder()
     status = migration.start(encoder)
     assert (status.rows_done, status.dead_letters) == (5, 4)
-    reasons = {letter.key[0]: letter.reason for letter in status.dead_letters}
+    reasons = {letter.key[0]: letter.reason for letter in status.first_dead_letters}
     assert reasons["2"] == "it is poison"
     assert "not finite" in reasons["5"]
     assert "zero" in reasons["6"]
@@ -400,7 +400,7 @@ def test_a_row_without_a_text_is_a_dead_letter(collection: Collection) -> None:
     if not collection.nullable:
         pytest.skip("every row of this store has a text")
     migration, encoder = fill(collection, "a", None, "c"), TruthEncoder()
-    (letter,) = migration.start(encoder).dead_letters
+    (letter,) = migration.start(encoder).first_dead_letters
     assert (letter.key, letter.reason) == (("2",), "the text is NULL")
     collection.put(1, None, None)
     migration.start(encoder)
@@ -448,7 +448,7 @@ def test_a_repaired_dead_letter_is_followed(collection: Collection) -> None:
     collection.put(2, "cured", old_vector("cured"))
     collection.remove(3)
     status = migration.start(encoder)
-    assert (status.rows, status.rows_done, status.dead_letters, status.dead_letters) == (2, 2, 0, ())
+    assert (status.rows, status.rows_done, status.dead_letters, status.first_dead_letters) == (2, 2, 0, ())
     assert migration.verify(encoder, override="no gate in this test").passed
     migration.cutover()
     assert_serving(collection, encoder)
@@ -492,7 +492,7 @@ def test_a_wrong_dimension_makes_dead_letters_not_vectors(collection: Collection
     encoder.truth = TruthEncoder(dimension=15).truth  # type: ignore[method-assign]
     status = migration.start(encoder)
     assert (status.rows_done, status.dead_letters) == (0, 2)
-    assert status.dead_letters[0].reason == "its vector has 15 numbers, not 16"
+    assert status.first_dead_letters[0].reason == "its vector has 15 numbers, not 16"
 
 
 # --- verification ---------------------------------------------------------------------------------
@@ -724,7 +724,7 @@ def test_dead_letters_go_with_rows_that_were_removed_unseen(collection: Collecti
     migration, _ = ready(collection, "a", "POISON")
     collection.remove_unseen(2)
     migration.cutover()
-    assert migration.status().dead_letters == ()
+    assert migration.status().first_dead_letters == ()
 
 
 def test_finalize_and_abort_may_be_repeated_and_what_was_staged_is_taken_away_by_any_later_verb(

@@ -173,7 +173,7 @@ class Switch:
     def _when_current(
         self, side: Side, states: tuple[State, State] | None, work: Callable[[], T], *, accept_outdated: bool = False
     ) -> Held[T]:
-        """`work` while nothing that was captured is left to be done on that side, or whatever is with `accept_outdated`.
+        """`work` while nothing that was captured is left to be done on that side, or even so if `accept_outdated`.
 
         Tried for as long as the patience says, since writes go on until the lock is had. states: the one meanwhile,
         and the one that is left again if nothing comes of it.
