@@ -562,7 +562,7 @@ def test_a_request_has_a_span_with_tokenise_and_compute_in_it(
     assert request.attributes is not None
     assert (request.attributes["http.route"], request.attributes["http.response.status_code"]) == ("/embed", 200)
     assert dict(inner["tokenise"].attributes or {}) == {"vecferry.texts": "2"}
-    assert set(inner["compute"].attributes or {}) == {"vecferry.lane", "vecferry.model.tokens"}
+    assert set(inner["compute"].attributes or {}) == {"vecferry.lane", "vecferry.tokens"}
     assert SECRET not in "".join(span.to_json() for span in spans)
 
 
