@@ -18,7 +18,15 @@ import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encode.encoder import Role
-from vecferry.evaluate import EvaluationOptions, FolderCorpus, JudgedQueries, Judgement, Model, QuerySet, run_evaluation
+from vecferry.evaluate import (
+    EvaluatedModel,
+    EvaluationOptions,
+    FolderCorpus,
+    JudgedQueries,
+    Judgement,
+    QuerySet,
+    run_evaluation,
+)
 from vecferry.evaluate.values import Passage, Question
 from vecferry.model.artifact import VectorSpace
 from vecferry.report import write_report
@@ -59,7 +67,7 @@ def main() -> None:
     passages = [Passage(f"p{i}", f"{i} {WORDS}") for i in numbers]
     questions = tuple(Question(f"q{i}", f"{i} is asked for", {"language": LANGUAGES[i % 5]}) for i in numbers)
     judged = JudgedQueries(questions, tuple(Judgement(f"q{i}", f"p{i}", 1) for i in numbers))
-    old, new = (Model(name, Planted(name, vectors)) for name in ("old", "new"))
+    old, new = (EvaluatedModel(name, Planted(name, vectors)) for name in ("old", "new"))
     began = time.perf_counter()
     corpus = FolderCorpus("planted", passages, old, new, DENSE, lambda _: None)
     asked = QuerySet(judged, log=tuple(question.text for question in questions))

@@ -11,15 +11,15 @@ import numpy as np
 from vecferry.evaluate.values import (
     ALL,
     METRICS,
-    Change,
+    CorpusFinding,
     Evaluation,
-    Finding,
     GateResult,
     Histogram,
     HybridFit,
     Interval,
     MapPoint,
     ModelFacts,
+    QueryChange,
     QueryScore,
     Replay,
     ScoreDistribution,
@@ -99,9 +99,9 @@ def make_evaluation(num_queries: int = 400, seed: int = 0) -> Evaluation:
             Threshold("duplicate", 0.85, 0.903, 0.889, 0.915, "matched quantile", 0.04, 0.04),
         ),
         findings=(
-            Finding("truncated", 1834, 52_310, "1,834 of 52,310 passages are longer than the old model reads.",
+            CorpusFinding("truncated", 1834, 52_310, "1,834 of 52,310 passages are longer than the old model reads.",
                     (("p-17", PASSAGES["en"] * 3, "311 of 567 tokens were cut"), ("p-18", ATTACK, "40 were cut"))),
-            Finding("equal texts", 212, 52_310, "212 of 52,310 passages have the same text as another."),
+            CorpusFinding("equal texts", 212, 52_310, "212 of 52,310 passages have the same text as another."),
         ),
         map=_map(random),
         provenance={
@@ -178,7 +178,7 @@ def _systems(random: np.random.Generator) -> tuple[SystemScore, ...]:
     )
 
 
-def _change(query: QueryScore, random: np.random.Generator) -> Change:
+def _change(query: QueryScore, random: np.random.Generator) -> QueryChange:
     language = query.slices["language"]
     names = [language, *(name for name in QUERIES if name != language)]
     texts = [ATTACK if at == 4 else PASSAGES[name] for at, name in enumerate(names)]
@@ -191,7 +191,7 @@ def _change(query: QueryScore, random: np.random.Generator) -> Change:
             for at, score in zip(order, scores, strict=True)
         ))  # fmt: skip
     old, new = sides if query.new >= query.old else reversed(sides)
-    return Change(query.text, query.new - query.old, (wanted,), old, new)
+    return QueryChange(query.text, query.new - query.old, (wanted,), old, new)
 
 
 def _distribution(side: str, middle: float, random: np.random.Generator) -> ScoreDistribution:

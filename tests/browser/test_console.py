@@ -19,7 +19,7 @@ from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from tests.waiting import wait_until
 from vecferry.console.operator import Task
 from vecferry.encode.loading import EncoderOptions, load_runtime
-from vecferry.evaluate import EvaluationOptions, Model
+from vecferry.evaluate import EvaluatedModel, EvaluationOptions
 from vecferry.migrate.gate import QualityGate, asked_of
 from vecferry.migrate.values import GateVerdict
 from vecferry.model.artifact import Artifact
@@ -56,7 +56,10 @@ def opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) ->
     old, new = TruthEncoder("old", OLD_DIMENSION), TruthEncoder("new", 16)
     judging = EvaluationOptions(sample=0)
     gate = QualityGate(
-        Model("old", old), Model("new", new), judging, lambda store: asked_of(store, tmp_path / "judged", judging)
+        EvaluatedModel("old", old),
+        EvaluatedModel("new", new),
+        judging,
+        lambda store: asked_of(store, tmp_path / "judged", judging),
     )
     settings = options(tmp_path, rows_per_range=20, rows_per_s=60.0)
     with console(Task(collection.store, settings, new, old, lambda: gate)) as started:

@@ -13,7 +13,15 @@ from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import MirrorCollection, mirror_collection
 from vecferry.embeddings import DENSE, Embeddings, Outputs
-from vecferry.evaluate import EvaluationOptions, FolderCorpus, Model, Passage, QuerySet, StoreCorpus, run_evaluation
+from vecferry.evaluate import (
+    EvaluatedModel,
+    EvaluationOptions,
+    FolderCorpus,
+    Passage,
+    QuerySet,
+    StoreCorpus,
+    run_evaluation,
+)
 from vecferry.evaluate.corpora import Side, id_of
 from vecferry.evaluate.ranking import NONE, Ranked
 from vecferry.migrate import Migration, MigrationOptions
@@ -23,7 +31,7 @@ __all__ = ["connection", "database_url", "postgres_url"]
 COUNT = 30
 OLD = TopicEncoder("old", 1.0, dimension=16, max_tokens=10)
 NEW = TopicEncoder("new", 1.0, heads=("dense", "sparse", "colbert"))
-MODELS = Model("old", OLD), Model("new", NEW)  # type: ignore[arg-type]  # doubles of an encoder
+MODELS = EvaluatedModel("old", OLD), EvaluatedModel("new", NEW)  # type: ignore[arg-type]  # doubles of an encoder
 SIDES: tuple[Side, ...] = ("old", "new")
 PASSAGES = (*passages_about(COUNT - 1), Passage(str(COUNT), "short"))
 QUESTIONS = [question.text for question in queries_about(COUNT).questions]

@@ -8,7 +8,7 @@ import pytest
 from vecferry.embeddings import Embeddings, Float32
 from vecferry.errors import EmptyInput
 from vecferry.evaluate.findings import ROWS_EACH, Sampled, look_at
-from vecferry.evaluate.values import Finding
+from vecferry.evaluate.values import CorpusFinding
 
 
 def unit(vectors: Float32) -> Float32:
@@ -32,7 +32,7 @@ def sampled(old: Embeddings, new: Embeddings, texts: Sequence[str] = ()) -> Samp
     return Sampled(ids, tuple(texts) or tuple(f"text {i}" for i in ids), old, new, "small", "large", 10, 1000)
 
 
-def found(sample: Sampled) -> dict[str, Finding]:
+def found(sample: Sampled) -> dict[str, CorpusFinding]:
     return {finding.name: finding for finding in look_at(sample)}
 
 

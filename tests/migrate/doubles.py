@@ -13,7 +13,7 @@ import numpy as np
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encode.encoder import Progress, Role
 from vecferry.errors import InvalidText, OutOfMemory
-from vecferry.migrate import Gate, GateVerdict, Threshold
+from vecferry.migrate import Gate, GateVerdict, MappedThreshold
 from vecferry.model.artifact import VectorSpace
 
 
@@ -24,7 +24,7 @@ def truth(model: str, text: str, dimension: int) -> Float32:
     return vector / np.linalg.norm(vector)
 
 
-def gate_that_says(*, passed: bool, thresholds: Mapping[str, Threshold] | None = None) -> Gate:
+def gate_that_says(*, passed: bool, thresholds: Mapping[str, MappedThreshold] | None = None) -> Gate:
     return lambda store: GateVerdict(passed, "judged.", "nothing", thresholds=dict(thresholds or {}))
 
 

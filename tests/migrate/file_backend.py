@@ -12,7 +12,7 @@ import numpy as np
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreSchemaError
-from vecferry.stores.backend import Found, Point
+from vecferry.stores.backend import BackendHit, Point
 
 
 class FileBackend:
@@ -78,9 +78,9 @@ class FileBackend:
         for i in ids:
             (self._there(collection) / quote(i, safe="")).unlink(missing_ok=True)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         points = self.get(collection, list(self.ids(collection)), vectors=True)
-        found = [Found(p.id, float(p.vector @ vector)) for p in points if p.vector is not None]  # of unit length
+        found = [BackendHit(p.id, float(p.vector @ vector)) for p in points if p.vector is not None]  # of unit length
         return sorted(found, key=lambda hit: (-hit.score, hit.id))[:k]
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 from tests.migrate.doubles import TruthEncoder, gate_that_says
 from tests.stores.collections import OLD_DIMENSION, Collection, old_vector
 from vecferry.errors import CutoverRefused, GateNotPassed, IllegalTransition, SettingsError
-from vecferry.migrate import Check, GateVerdict, Migration, MigrationOptions, State, Threshold
+from vecferry.migrate import Check, GateVerdict, MappedThreshold, Migration, MigrationOptions, State
 from vecferry.migrate.router import Router
 from vecferry.stores.ledger import Serving
 from vecferry.stores.pgvector import PgVectorStore
@@ -21,8 +21,8 @@ from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Patience
 
 OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder()
-DUPLICATE = Threshold(old=0.92, new=0.871, low=0.85, high=0.89, method="matched precision")
-RELATED = Threshold(old=0.5, new=0.44, low=0.4, high=0.5, method="matched quantile")
+DUPLICATE = MappedThreshold(old=0.92, new=0.871, low=0.85, high=0.89, method="matched precision")
+RELATED = MappedThreshold(old=0.5, new=0.44, low=0.4, high=0.5, method="matched quantile")
 MAPPED = {"duplicate": DUPLICATE, "related": RELATED}
 IN_OLD, IN_NEW = {"duplicate": 0.92, "related": 0.5}, {"duplicate": 0.871, "related": 0.44}
 

@@ -27,7 +27,7 @@ from vecferry.errors import (
     SpaceMismatch,
 )
 from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State
-from vecferry.migrate.planning import Sampled, cost_of
+from vecferry.migrate.planning import EncodedSample, cost_of
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Patience
 
@@ -154,7 +154,7 @@ def test_a_plan_counts_and_writes_nothing(collection: Collection) -> None:
 
 
 def test_a_cost_is_what_takes_longer_encoding_or_writing() -> None:
-    sampled = Sampled(rows=10, tokens=2000, seconds=4.0)
+    sampled = EncodedSample(rows=10, tokens=2000, seconds=4.0)
     alone = cost_of(sampled, 1_000_000, Resources(write_rows_per_s=1000))
     assert (alone.tokens, alone.tokens_per_s) == (200_000_000, 500)
     assert (alone.encode_seconds, alone.write_seconds, alone.seconds) == (400_000, 1000, 400_000)
@@ -162,7 +162,7 @@ def test_a_cost_is_what_takes_longer_encoding_or_writing() -> None:
     many = cost_of(sampled, 1_000_000, Resources(workers=1000, write_rows_per_s=1000, price_per_hour=1.8))
     assert (many.encode_seconds, many.seconds) == (400, 1000)
     assert many.price == pytest.approx(1.8 * 1000 * 1000 / 3600)
-    assert cost_of(Sampled(0, 0, 0.0), 0, Resources()).seconds == 0
+    assert cost_of(EncodedSample(0, 0, 0.0), 0, Resources()).seconds == 0
     for wrong in ({"workers": 0}, {"write_rows_per_s": 0}, {"price_per_hour": -1}):
         with pytest.raises(SettingsError, match=next(iter(wrong)).replace("_", "-")):
             Resources(**wrong)  # type: ignore[arg-type]

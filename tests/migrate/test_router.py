@@ -12,7 +12,7 @@ from vecferry.encode.encoder import Role
 from vecferry.errors import InvalidText, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.router import Answer, Document, Router
-from vecferry.stores.backend import Found, Point
+from vecferry.stores.backend import BackendHit, Point
 from vecferry.stores.ledger import MigrationSpec, Serving
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
@@ -142,7 +142,7 @@ def test_a_search_whose_index_is_dropped_as_it_reads_is_asked_again(
     with shop.router() as router:
         router.search("red", 1)
 
-        def dropped_meanwhile(_: object, collection: str, vector: np.ndarray, k: int) -> list[Found]:
+        def dropped_meanwhile(_: object, collection: str, vector: np.ndarray, k: int) -> list[BackendHit]:
             monkeypatch.undo()
             shop.switch(2)
             shop.finalize()

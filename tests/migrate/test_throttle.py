@@ -15,7 +15,7 @@ from tests.stores.backends import COLLECTION
 from tests.stores.collections import OLD_DIMENSION, old_vector
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate import Migration, MigrationOptions, State, throttle
-from vecferry.migrate.throttle import DiskGuard, Guard, LatencyGuard, Throttle
+from vecferry.migrate.throttle import DiskGuard, LatencyGuard, PauseCondition, Throttle
 from vecferry.stores.backend import Point
 from vecferry.stores.ledger import Control
 from vecferry.stores.memory import MemoryBackend
@@ -71,7 +71,7 @@ def operator(tmp_path: Path) -> Iterator[Migration]:
     store.close()
 
 
-def governing(operator: Migration, *guards: Guard, stop: Callable[[], bool] = lambda: False) -> Throttle:
+def governing(operator: Migration, *guards: PauseCondition, stop: Callable[[], bool] = lambda: False) -> Throttle:
     store = operator._store
     record = store.ledger.find(store.target)
     assert record is not None

@@ -21,7 +21,7 @@ from vecferry.migrate.router import Router
 from vecferry.model.artifact import VectorSpace
 from vecferry.server import process
 from vecferry.server.app import create_app
-from vecferry.server.models import Models, Served
+from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerOptions
 from vecferry.server.service import Service
 
@@ -125,7 +125,7 @@ def inside(
     options = options or ServerOptions()
     names = ["tiny", *(f"tiny-{number}" for number in range(2, len(encoders) + 1))]
     served = [Served(name, Loaded(one, "first choice")) for name, one in zip(names, encoders, strict=True)]
-    service = Service(Models(served), options.limits)
+    service = Service(ServedModels(served), options.limits)
     service._watch._every_s = probe_every_s
     app = create_app(service, options, router(service) if router else None)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10)

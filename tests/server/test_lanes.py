@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from vecferry.embeddings import DENSE, Outputs, TokenBatch
 from vecferry.encode.encoder import TEXTS_EACH, Work
 from vecferry.errors import Overloaded
-from vecferry.server.lanes import COHORT_TEXTS, RETRY_AT_MOST_S, Job, Lane, Name, Speed, cohort_of
+from vecferry.server.lanes import COHORT_TEXTS, RETRY_AT_MOST_S, Job, Lane, LaneName, Speed, cohort_of
 
 LATER = 1e9
-QUERY_TEXTS = COHORT_TEXTS[Name.QUERY]
+QUERY_TEXTS = COHORT_TEXTS[LaneName.QUERY]
 
 
 def job(model: str = "tiny", texts: int = 1, tokens: int = 3, outputs: Outputs = DENSE, until: float = LATER) -> Job:
@@ -30,7 +30,7 @@ def job(model: str = "tiny", texts: int = 1, tokens: int = 3, outputs: Outputs =
     return Job(served, Work((), outputs, [None] * texts, everything, found, everything), until)
 
 
-def lane_of(*jobs: Job, name: Name = Name.QUERY, max_tokens: int = 100) -> Lane:
+def lane_of(*jobs: Job, name: LaneName = LaneName.QUERY, max_tokens: int = 100) -> Lane:
     lane = Lane(name, max_tokens)
     for one in jobs:
         lane.put([one])
@@ -61,8 +61,8 @@ def test_a_job_that_is_larger_than_a_cohort_is_one_by_itself() -> None:
     assert cohort_of([], 64) == []
 
 
-@pytest.mark.parametrize(("name", "texts"), [(Name.QUERY, QUERY_TEXTS), (Name.BULK, TEXTS_EACH)])
-def test_each_lane_has_its_size_of_a_cohort(name: Name, texts: int) -> None:
+@pytest.mark.parametrize(("name", "texts"), [(LaneName.QUERY, QUERY_TEXTS), (LaneName.BULK, TEXTS_EACH)])
+def test_each_lane_has_its_size_of_a_cohort(name: LaneName, texts: int) -> None:
     halves = [job(texts=texts // 2) for _ in range(3)]
     lane = lane_of(*halves, name=name)
     assert lane.take() == halves[:2]
@@ -92,7 +92,7 @@ def test_what_was_passed_over_is_first_the_next_time() -> None:
 
 
 def test_a_lane_has_room_up_to_its_tokens_and_an_empty_one_for_anything() -> None:
-    lane = Lane(Name.BULK, 10)
+    lane = Lane(LaneName.BULK, 10)
     lane.check_room(1_000_000)
     lane.put([job(tokens=6)])
     lane.check_room(4)
@@ -126,7 +126,7 @@ def test_a_lane_that_is_closed_gives_what_is_left_and_then_nothing() -> None:
 
 @pytest.mark.parametrize("wakes", ["a job", "the end"])
 def test_one_who_waits_for_a_job_is_woken(wakes: str) -> None:
-    lane, taken = Lane(Name.QUERY, 100), []
+    lane, taken = Lane(LaneName.QUERY, 100), []
     waiting = threading.Thread(target=lambda: taken.append(lane.take()))
     waiting.start()
     waiting.join(0.02)
@@ -147,7 +147,7 @@ STEPS = st.lists(st.one_of(st.none(), st.lists(st.tuples(KINDS, st.integers(1, 7
 @given(STEPS)
 def test_every_job_is_taken_once_and_in_the_order_of_its_kind(steps: list[Any]) -> None:
     """None takes a cohort, if anything waits; else a request of some jobs comes."""
-    lane = Lane(Name.QUERY, 10**9)
+    lane = Lane(LaneName.QUERY, 10**9)
     put: list[Job] = []
     cohorts: list[list[Job]] = []
     for step in steps:

@@ -31,7 +31,7 @@ from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightT
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import Artifact
 from vecferry.server.keys import ApiKeys
-from vecferry.server.models import Models, Served
+from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerLimits, ServerOptions
 
 OTHER_KEY = "another-key-of-the-tests"
@@ -415,7 +415,7 @@ def test_a_model_without_token_ids_and_a_third_head_says_so() -> None:
 def test_a_name_that_is_given_twice_is_refused(library: Encoder) -> None:
     twice = [Served("tiny", Loaded(library, "first choice")) for _ in range(2)]
     with pytest.raises(SettingsError, match="NAME=FOLDER"):
-        Models(twice)
+        ServedModels(twice)
 
 
 # --- log ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from tests.stores.processes import Child
 from vecferry.errors import Locked, SpaceMismatch
 from vecferry.stores.ledger import Serving
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.sqlite.connection import Database
+from vecferry.stores.sqlite.connection import SqliteDatabase
 from vecferry.stores.values import Change, Key
 
 KEYS = [("1",), ("2", "é")]
@@ -248,7 +248,7 @@ def test_writers_wait_while_they_are_held_off(ledger: SqliteLedger) -> None:
 
 
 def test_a_write_that_looked_before_the_hold_and_comes_after_it_waits(path: Path) -> None:
-    database = Database(path)
+    database = SqliteDatabase(path)
     holder, writer = SqliteLedger(database), SqliteLedger.open(path)
     with ThreadPoolExecutor(1) as pool:
         with holder.transaction():
@@ -364,7 +364,7 @@ class Follower:
     """
 
     def __init__(self) -> None:
-        database = Database(None)
+        database = SqliteDatabase(None)
         self.patient, self.hasty = SqliteLedger(database), SqliteLedger(database, abandoned_after_s=0)
         self.unended: list[tuple[int, list[Key]]] = []
         self.looks: list[list[Change]] = []

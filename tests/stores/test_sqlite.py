@@ -21,7 +21,7 @@ from vecferry.errors import (
 )
 from vecferry.stores.ledger import Control, DeadLetter, MigrationRecord, MigrationSpec, Paused, Serving
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.sqlite.connection import Database
+from vecferry.stores.sqlite.connection import SqliteDatabase
 from vecferry.stores.values import KeyRange, Side
 
 SPEC = MigrationSpec(
@@ -201,7 +201,7 @@ def test_a_guard_holds_to_the_end_of_its_transaction(path: Path) -> None:
 
 
 def test_nothing_is_written_alone_after_the_database_gave_up_a_transaction(path: Path) -> None:
-    database = Database(path)
+    database = SqliteDatabase(path)
     ledger = SqliteLedger(database)
     ledger.serve("docs", Serving(1, 1, "docs", None))
 
@@ -336,7 +336,7 @@ def test_a_path_that_cannot_be_opened_is_unreachable(path: Path) -> None:
     [("PRAGMA max_page_count = 1", "the disk is full"), ("PRAGMA query_only = 1", "is read-only")],
 )
 def test_a_refused_write_says_why_and_leaves_nothing(path: Path, condition: str, reason: str) -> None:
-    database = Database(path)
+    database = SqliteDatabase(path)
     ledger = SqliteLedger(database)
     record = ledger.create(SPEC, "planned")
     database.rows(condition)

@@ -20,10 +20,10 @@ from vecferry.encode.loading import load_encoder
 from vecferry.errors import SettingsError
 from vecferry.evaluate import (
     Corpus,
+    EvaluatedModel,
     Evaluation,
     EvaluationOptions,
     FolderCorpus,
-    Model,
     QuerySet,
     StoreCorpus,
     run_evaluation,
@@ -210,9 +210,9 @@ def _asked(given: Given, folder: Path) -> tuple[QuerySet, tuple[Passage, ...]]:
     return QuerySet(pairs=sentence_pairs(passages, number, given.options.seed), log=log), passages
 
 
-def _model(folder: Path) -> Model:
+def _model(folder: Path) -> EvaluatedModel:
     encoder = load_encoder(replace(read_settings().options(), artifact=folder)).encoder
-    return Model.of_folder(folder, encoder, encoder.runtime.name)
+    return EvaluatedModel.of_folder(folder, encoder, encoder.runtime.name)
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from vecferry.cli.output import Json, counting, plain, short, show, show_table, stages
-from vecferry.conversion.verify import Check, Report
+from vecferry.conversion.verify import ConversionCheck, Report
 from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.encoder import Encoder, Role
 from vecferry.encode.loading import EncoderOptions, load_encoder
@@ -264,7 +264,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
 def _show_report(report: Report) -> None:
     """One row for a question that was asked of several batches, with the worst answer; failures each on their own."""
     signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
-    asked: dict[str, list[Check]] = defaultdict(list)
+    asked: dict[str, list[ConversionCheck]] = defaultdict(list)
     for check in report.checks:
         asked[check.name if check.status == "failed" else check.name.split(", ")[0]].append(check)
     rows = []

@@ -125,7 +125,7 @@ def _service(
     names: list[str] | None, config: Path | None, settings: Settings, limits: ServerLimits
 ) -> tuple[Service, Router | None]:
     """The service with its models loaded, and the router where there is a migration to follow."""
-    from vecferry.server.models import ModelChoice, Models
+    from vecferry.server.models import ModelChoice, ServedModels
     from vecferry.server.service import Service
 
     target = None if config is None else Target(read_config(config))
@@ -140,7 +140,7 @@ def _service(
         for choice in choices:
             stage(f"loading {choice.folder}")
             served.append(choice.load(replace(settings.options(), artifact=choice.folder)))
-    service = Service(Models(served), limits)
+    service = Service(ServedModels(served), limits)
     return service, None if target is None else _router(target, service)
 
 

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 
 from vecferry.console.actions import ACTIONS, act
 from vecferry.console.comparing import MAX_QUERY_CHARS, compare
-from vecferry.console.guard import MAX_FORM_BYTES, Guard, form_of
+from vecferry.console.guard import MAX_FORM_BYTES, ConsoleGuard, form_of
 from vecferry.console.operator import Operator, Outcome
 from vecferry.console.pages import STATIC, Pages, static
-from vecferry.console.sessions import COOKIE, Session, Sessions
+from vecferry.console.sessions import COOKIE, LoginSession, Sessions
 from vecferry.console.view import Look, Pace, look_at
 from vecferry.errors import VecferryError
 
@@ -43,7 +43,7 @@ def create_app(operator: Operator, sessions: Sessions, *, names: Collection[str]
     app.include_router(router)
     app.add_exception_handler(_LoggedOut, _to_login)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_middleware(Guard, names=names)
+    app.add_middleware(ConsoleGuard, names=names)
     return app
 
 
@@ -72,14 +72,14 @@ async def _refused(request: Request, exc: Exception) -> Response:
     return _page(request, "refused", {"message": str(exc.detail)}, exc.status_code)
 
 
-def _session(request: Request) -> Session:
+def _session(request: Request) -> LoginSession:
     session = _sessions(request).find(request.cookies.get(COOKIE, ""))
     if session is None:
         raise _LoggedOut
     return session
 
 
-async def _form(request: Request, session: Annotated[Session, Depends(_session)]) -> dict[str, str]:
+async def _form(request: Request, session: Annotated[LoginSession, Depends(_session)]) -> dict[str, str]:
     """Of this session's own pages."""
     form = await form_of(request)
     if not session.owns(form.get("csrf", "")):
@@ -87,7 +87,7 @@ async def _form(request: Request, session: Annotated[Session, Depends(_session)]
     return form
 
 
-OfSession = Annotated[Session, Depends(_session)]
+OfSession = Annotated[LoginSession, Depends(_session)]
 OwnForm = Annotated[dict[str, str], Depends(_form)]
 
 
@@ -115,7 +115,7 @@ def _page(request: Request, name: str, values: dict[str, Any], status: int = HTT
     return HTMLResponse(_pages(request).render(name, shared | values), status)
 
 
-def _own_page(request: Request, session: Session, name: str, values: dict[str, Any]) -> Response:
+def _own_page(request: Request, session: LoginSession, name: str, values: dict[str, Any]) -> Response:
     """With what came of the session's last form, once."""
     notice, session.notice = session.notice, None
     return _page(request, name, {"csrf": session.csrf, "notice": notice} | values)

@@ -29,7 +29,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Found:
+class RankedPassage:
     """One answer. rank: from 1. other: its rank on the other side; None if it is not among the first there.
 
     runs: the text, lit where the model's heads say why. scores: of these heads.
@@ -51,11 +51,11 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Column:
+class ResultColumn:
     """What one side answers; `message` says why there is nothing."""
 
     side: str
-    found: tuple[Found, ...] = ()
+    found: tuple[RankedPassage, ...] = ()
     message: str = ""
 
 
@@ -64,8 +64,8 @@ class Comparison:
     """heads: of the new model. shared: how many both have among their first K."""
 
     query: str
-    old: Column
-    new: Column
+    old: ResultColumn
+    new: ResultColumn
     heads: tuple[str, ...]
 
     @property
@@ -92,19 +92,19 @@ def compare(store: Store, task: Task, query: str) -> Comparison:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _SideAnswer:
     hits: Sequence[Hit]
     message: str = ""
 
 
-def _asked(store: Store, model: TextEncoder | None, query: str, otherwise: str) -> _Answer:
+def _asked(store: Store, model: TextEncoder | None, query: str, otherwise: str) -> _SideAnswer:
     if model is None:
-        return _Answer((), otherwise)
+        return _SideAnswer((), otherwise)
     vector = model.encode([query], role="query").dense[0]
     try:
-        return _Answer(store.search(vector, K, fingerprint=model.fingerprint))
+        return _SideAnswer(store.search(vector, K, fingerprint=model.fingerprint))
     except SpaceMismatch:
-        return _Answer((), "This side is not in the space of its model.")
+        return _SideAnswer((), "This side is not in the space of its model.")
 
 
 def _texts(store: Store, hits: Sequence[Hit]) -> dict[Key, str]:
@@ -121,8 +121,8 @@ def _cuts(store: Store, task: Task) -> dict[str, Mapping[str, float]]:
 
 
 def _column(
-    side: str, answer: _Answer, others: Sequence[Hit], texts: Mapping[Key, str], cuts: Mapping[str, float]
-) -> Column:
+    side: str, answer: _SideAnswer, others: Sequence[Hit], texts: Mapping[Key, str], cuts: Mapping[str, float]
+) -> ResultColumn:
     ranks = {hit.key: rank for rank, hit in enumerate(others, 1)}
     found = []
     for rank, hit in enumerate(answer.hits, 1):
@@ -131,15 +131,15 @@ def _column(
         shortened = Run(text[:MAX_SHOWN_CHARS])
         (key,) = shown([hit.key])
         found.append(
-            Found(key, rank, hit.score, ranks.get(hit.key), (shortened,), len(text) > MAX_SHOWN_CHARS, crossed)
+            RankedPassage(key, rank, hit.score, ranks.get(hit.key), (shortened,), len(text) > MAX_SHOWN_CHARS, crossed)
         )
-    return Column(side, tuple(found), answer.message)
+    return ResultColumn(side, tuple(found), answer.message)
 
 
 # --- why ------------------------------------------------------------------------------------------
 
 
-def _lit(task: Task, query: str, column: Column) -> Column:
+def _lit(task: Task, query: str, column: ResultColumn) -> ResultColumn:
     """The new side's answers with the scores of each head, and the tokens that matched."""
     outputs = task.new.space.outputs
     if outputs == DENSE or not column.found:

@@ -27,7 +27,7 @@ FAULT = "A fault of the console; its terminal says which."
 log = logging.getLogger("vecferry.console")
 
 
-class Guard:
+class ConsoleGuard:
     """Middleware around everything else. names: of hosts, beside addresses and localhost, under which it is found."""
 
     def __init__(self, app: App, *, names: Collection[str]) -> None:

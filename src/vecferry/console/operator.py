@@ -74,7 +74,7 @@ class Doing:
     outcome: Outcome | None = None
 
 
-class Place(StrEnum):
+class TaskThread(StrEnum):
     """Where something is done: there is one thread for each."""
 
     RUN = "run"
@@ -109,8 +109,8 @@ class Operator:
     """For the event loop: no method waits for the store but in a thread."""
 
     task: Task
-    _doing: dict[Place, Doing] = field(default_factory=dict)
-    _threads: dict[Place, threading.Thread] = field(default_factory=dict)
+    _doing: dict[TaskThread, Doing] = field(default_factory=dict)
+    _threads: dict[TaskThread, threading.Thread] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Operator:
             if anew or self._look is None or self._look.done():
                 self._look = asyncio.create_task(self._look_anew())
             self._last = await asyncio.shield(self._look)
-        doing = {place.value: self._doing.get(place) for place in Place}
+        doing = {place.value: self._doing.get(place) for place in TaskThread}
         return replace(self._last, now=time.monotonic(), run=doing["run"], hand=doing["hand"])
 
     async def _look_anew(self) -> Seen:
@@ -169,7 +169,7 @@ class Operator:
             )
             return Outcome("start", f"The migration has ended: {ended.state}.")
 
-        self._begin(Place.RUN, "start", follow)
+        self._begin(TaskThread.RUN, "start", follow)
 
     def stop(self) -> None:
         """The run ends at the next row; `start` goes on from there."""
@@ -182,9 +182,9 @@ class Operator:
 
     def by_hand(self, verb: str, work: Callable[[Migration], Outcome]) -> None:
         """`work` in a thread. Raises Locked while another one is at work."""
-        self._begin(Place.HAND, verb, work)
+        self._begin(TaskThread.HAND, verb, work)
 
-    def _begin(self, place: Place, verb: str, work: Callable[[Migration], Outcome]) -> None:
+    def _begin(self, place: TaskThread, verb: str, work: Callable[[Migration], Outcome]) -> None:
         doing = self._doing.get(place)
         if doing is not None and doing.outcome is None:
             raise Locked(self.task.store.target, f"this console ({doing.verb})")
@@ -193,7 +193,7 @@ class Operator:
         self._threads[place] = thread
         thread.start()
 
-    def _do(self, place: Place, work: Callable[[Migration], Outcome]) -> None:
+    def _do(self, place: TaskThread, work: Callable[[Migration], Outcome]) -> None:
         doing = self._doing[place]
         outcome = Outcome(doing.verb, FAULT, failed=True)
         try:

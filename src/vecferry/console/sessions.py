@@ -23,7 +23,7 @@ MAX_REMEMBERED = 1024
 
 
 @dataclass
-class Session:
+class LoginSession:
     """csrf: to be in every form of this session. notice: what came of its last form, until it is shown."""
 
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
@@ -42,7 +42,7 @@ class Sessions:
     def __init__(self, keys: ApiKeys, clock: Callable[[], float] = time.monotonic) -> None:
         assert keys, "a console without a key would be open to everybody"
         self._keys, self._clock = keys, clock
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, LoginSession] = {}
         self._failures: dict[str, tuple[int, float]] = {}
 
     def accepts(self, key: str, client: str) -> bool:
@@ -65,13 +65,13 @@ class Sessions:
         wait: float = min(MAX_WAIT_S, 2.0 ** (number - FREE_FAILURES))
         return max(0.0, last + wait - self._clock())
 
-    def begin(self) -> Session:
-        session = Session(seen_at=self._clock())
+    def begin(self) -> LoginSession:
+        session = LoginSession(seen_at=self._clock())
         self._sessions[session.token] = session
         _keep(self._sessions)
         return session
 
-    def find(self, token: str, *, active: bool = True) -> Session | None:
+    def find(self, token: str, *, active: bool = True) -> LoginSession | None:
         """The session of that cookie, if it is not over. active: somebody did something, so that it goes on."""
         session = self._sessions.get(token)
         if session is None:
@@ -83,7 +83,7 @@ class Sessions:
             session.seen_at = self._clock()
         return session
 
-    def end(self, session: Session) -> None:
+    def end(self, session: LoginSession) -> None:
         self._sessions.pop(session.token, None)
 
 

@@ -18,7 +18,7 @@ from vecferry.conversion.fp16 import halve
 from vecferry.conversion.graph import HIDDEN
 from vecferry.conversion.int8 import RECIPE, Ranges, probed, quantize, range_of
 from vecferry.conversion.onnx_file import Graph, write_graph
-from vecferry.conversion.verify import LOSSES, Check, Progress, Reference, Report, at_most, verify
+from vecferry.conversion.verify import LOSSES, ConversionCheck, Progress, Reference, Report, at_most, verify
 from vecferry.embeddings import DENSE, TokenBatch
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.runtime.host import machine
@@ -110,7 +110,7 @@ def calibrated(baseline: Artifact) -> Ranges:
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def _quality_lost(baseline: Artifact, artifact: Artifact, quality: Quality) -> Check:
+def _quality_lost(baseline: Artifact, artifact: Artifact, quality: Quality) -> ConversionCheck:
     before, after = (quality(_encoder(one)) for one in (baseline, artifact))
     limit = LOSSES[artifact.manifest.space.precision]["ndcg"]
     return at_most("nDCG@10 lost to fp32", before - after, limit, note=f"{before:.4f} → {after:.4f}")

@@ -54,7 +54,7 @@ PUBLISHED_WEIGHTS = "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6
 
 
 @dataclass(frozen=True)
-class Check:
+class ConversionCheck:
     """One question and its answer. seen: the figure that was measured; limit: what it may be at most."""
 
     name: str
@@ -74,13 +74,13 @@ class Report:
 
     fingerprint: str
     machine: dict[str, str]
-    checks: tuple[Check, ...]
+    checks: tuple[ConversionCheck, ...]
 
     @property
     def failed(self) -> list[str]:
         return [str(check) for check in self.checks if check.status == "failed"]
 
-    def with_checks(self, *more: Check) -> Report:
+    def with_checks(self, *more: ConversionCheck) -> Report:
         return replace(self, checks=(*self.checks, *more))
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,26 +164,30 @@ def _comparison(artifact: Artifact) -> list[TokenBatch]:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _digests(artifact: Artifact) -> Check:
+def _digests(artifact: Artifact) -> ConversionCheck:
     damaged = list(artifact.damaged_files())
-    return Check("files have the manifest's SHA-256", "failed" if damaged else "passed", note="; ".join(damaged))
+    return ConversionCheck(
+        "files have the manifest's SHA-256", "failed" if damaged else "passed", note="; ".join(damaged)
+    )
 
 
-def at_most(name: str, seen: float, limit: float, note: str = "") -> Check:
+def at_most(name: str, seen: float, limit: float, note: str = "") -> ConversionCheck:
     """Passed if what was seen is within the limit."""
     if not np.isfinite(seen):  # JSON has no NaN
-        return Check(name, "failed", None, limit, "the difference is not a finite number")
-    return Check(name, "passed" if seen <= limit else "failed", float(seen), limit, note)
+        return ConversionCheck(name, "failed", None, limit, "the difference is not a finite number")
+    return ConversionCheck(name, "passed" if seen <= limit else "failed", float(seen), limit, note)
 
 
-def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[Check]:
+def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[ConversionCheck]:
     space = artifact.manifest.space
     arrays = [array for found in seen.values() for array in _arrays(found).values()]
     finite = all(np.isfinite(array).all() for array in arrays)
-    yield Check("every number is finite", "passed" if finite else "failed")
+    yield ConversionCheck("every number is finite", "passed" if finite else "failed")
     shapes = {found.dense.shape[1] for found in seen.values()}
     note = f"dimension {', '.join(map(str, sorted(shapes)))}"
-    yield Check("dense has the manifest's dimension", "passed" if shapes == {space.dimension} else "failed", note=note)
+    yield ConversionCheck(
+        "dense has the manifest's dimension", "passed" if shapes == {space.dimension} else "failed", note=note
+    )
     if space.normalize:
         worst = max(float(np.abs(np.linalg.norm(found.dense, axis=1) - 1).max()) for found in seen.values())
         yield at_most("dense vectors have unit length", worst, TOLERANCES["unit_norm"])
@@ -191,7 +195,7 @@ def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[Ch
 
 def _agrees_with_itself(
     runtime: Runtime, probes: dict[str, TokenBatch], seen: dict[str, Embeddings]
-) -> Iterator[Check]:
+) -> Iterator[ConversionCheck]:
     """The texts were run as one padded batch; each alone, and the batch in another order, must give the same."""
     outputs, texts, together = runtime.space.outputs, probes["texts"], seen["texts"]
     precision = runtime.space.precision
@@ -212,14 +216,14 @@ def _agrees_with_itself(
 
 def _agrees_with_reference(
     probes: dict[str, TokenBatch], seen: dict[str, Embeddings], reference: Reference, progress: Progress
-) -> Iterator[Check]:
+) -> Iterator[ConversionCheck]:
     if reference.open is None:
-        yield Check("agrees with PyTorch", "skipped", note=reference.missing)
+        yield ConversionCheck("agrees with PyTorch", "skipped", note=reference.missing)
         return
     runtime = reference.open()
     fingerprints = {runtime.space.fingerprint, *(found.fingerprint for found in seen.values())}
     if len(fingerprints) > 1:
-        yield Check("agrees with PyTorch", "failed", note="the checkpoint is not the one that was converted")
+        yield ConversionCheck("agrees with PyTorch", "failed", note="the checkpoint is not the one that was converted")
         return
     for name, batch in probes.items():
         progress(f"PyTorch, {name}")
@@ -230,20 +234,20 @@ def _agrees_with_reference(
 
 def _keeps_fp32(
     artifact: Artifact, batches: list[TokenBatch], kept: list[Embeddings], reference: Reference, progress: Progress
-) -> Iterator[Check]:
+) -> Iterator[ConversionCheck]:
     if reference.open is None:
-        yield Check("keeps what fp32 has", "skipped", note=reference.missing)
+        yield ConversionCheck("keeps what fp32 has", "skipped", note=reference.missing)
         return
     progress("encoding them in fp32")
     runtime = reference.open()
     if runtime.space.weights != artifact.manifest.space.weights:
-        yield Check("keeps what fp32 has", "failed", note="the checkpoint is not the one that was converted")
+        yield ConversionCheck("keeps what fp32 has", "failed", note="the checkpoint is not the one that was converted")
         return
     expected = Embeddings.concat([runtime.run(batch, runtime.space.outputs) for batch in batches])
     yield from _losses(Embeddings.concat(kept), expected, LOSSES[artifact.manifest.space.precision])
 
 
-def _losses(kept: Embeddings, expected: Embeddings, limits: dict[str, float]) -> Iterator[Check]:
+def _losses(kept: Embeddings, expected: Embeddings, limits: dict[str, float]) -> Iterator[ConversionCheck]:
     """1 - cosine with fp32, of each text's dense and lexical vector and of each token's ColBERT vector."""
     lost = float((1 - _cosines(kept.dense, expected.dense)).max())
     yield at_most("dense: 1 - cosine with fp32 at worst", lost, limits["dense"])
@@ -256,10 +260,10 @@ def _losses(kept: Embeddings, expected: Embeddings, limits: dict[str, float]) ->
         yield at_most("colbert: 1 - cosine with fp32 by token on average", lost, limits["colbert"])
 
 
-def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[Check]:
+def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[ConversionCheck]:
     """BGE-M3's model card: scores of two queries and two passages, lexical weights of the first query."""
     if artifact.manifest.source.files.get("pytorch_model.bin") != PUBLISHED_WEIGHTS:
-        yield Check("agrees with BGE-M3's published values", "skipped", note="these are not BGE-M3's weights")
+        yield ConversionCheck("agrees with BGE-M3's published values", "skipped", note="these are not BGE-M3's weights")
         return
     tokenizer = Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
     queries = runtime.run(tokenizer(["What is BGE M3?", "Defination of BM25"]), Outputs.ALL)

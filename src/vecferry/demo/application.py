@@ -19,7 +19,7 @@ VISITORS = 10
 
 
 @dataclass
-class Application:
+class DemoApplication:
     """Inserts, changes and deletes rows, and asks for each that it has just written."""
 
     router: Router

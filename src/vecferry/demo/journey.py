@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vecferry.conversion.convert import convert_checkpoint
-from vecferry.demo.application import Application
+from vecferry.demo.application import DemoApplication
 from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
 from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encode.encoder import Encoder, Progress
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.errors import CutoverRefused, MissingExtra
-from vecferry.evaluate import Evaluation, EvaluationOptions, Model, QuerySet, StoreCorpus, run_evaluation
+from vecferry.evaluate import EvaluatedModel, Evaluation, EvaluationOptions, QuerySet, StoreCorpus, run_evaluation
 from vecferry.evaluate.values import ALL
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.gate import QualityGate
@@ -97,11 +97,13 @@ class Journey:
     def _folder_of(self, name: str) -> Path:
         return self.folder / "models" / name
 
-    def _models(self, old: Encoder, new: Encoder) -> tuple[Model, Model]:
+    def _models(self, old: Encoder, new: Encoder) -> tuple[EvaluatedModel, EvaluatedModel]:
         """As an evaluation names them."""
         _, new_folder = self._new_source()
-        found = Model.of_folder(self._folder_of(new_folder), new, new.runtime.name)
-        return Model.of_folder(self._folder_of(OLD_MODEL), old, old.runtime.name), replace(found, name=self._new_name)
+        found = EvaluatedModel.of_folder(self._folder_of(new_folder), new, new.runtime.name)
+        return EvaluatedModel.of_folder(self._folder_of(OLD_MODEL), old, old.runtime.name), replace(
+            found, name=self._new_name
+        )
 
     # --- migration --------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class Journey:
             migration = Migration(store, options)
             self.stage("planning")
             plan = migration.plan(new).to_dict()
-            application = Application(router, demo.passages)
+            application = DemoApplication(router, demo.passages)
             with application.running():
                 verification = self._migrate_and_switch(migration, demo, models, len(demo.passages))
             self._catch_up(migration, store, old, new)
@@ -135,7 +137,7 @@ class Journey:
         return measured, evaluation
 
     def _migrate_and_switch(
-        self, migration: Migration, demo: DemoSet, models: tuple[Model, Model], rows: int
+        self, migration: Migration, demo: DemoSet, models: tuple[EvaluatedModel, EvaluatedModel], rows: int
     ) -> VerifyReport:
         """While the application is at work."""
         old, new = (model.encoder for model in models)

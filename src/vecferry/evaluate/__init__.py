@@ -10,7 +10,7 @@ replay.py, distributions.py, findings.py, space_map.py   what else there is to s
 evaluation.py  puts it all into one `Evaluation` (values.py), from which a report is drawn
 """
 
-from vecferry.evaluate.corpora import Corpus, FolderCorpus, Model, StoreCorpus
+from vecferry.evaluate.corpora import Corpus, EvaluatedModel, FolderCorpus, StoreCorpus
 from vecferry.evaluate.evaluation import EvaluationOptions, run_evaluation
 from vecferry.evaluate.qrels import LabelledSet, read_beir, read_queries
 from vecferry.evaluate.questions import QuerySet, read_log
@@ -18,13 +18,13 @@ from vecferry.evaluate.values import Evaluation, JudgedQueries, Judgement, Passa
 
 __all__ = [
     "Corpus",
+    "EvaluatedModel",
     "Evaluation",
     "EvaluationOptions",
     "FolderCorpus",
     "JudgedQueries",
     "Judgement",
     "LabelledSet",
-    "Model",
     "Passage",
     "QuerySet",
     "Question",

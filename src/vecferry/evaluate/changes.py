@@ -13,7 +13,7 @@ from vecferry.evaluate.ranking import NONE, Ranked
 from vecferry.evaluate.replay import overlap_at, rank_biased_overlap
 from vecferry.evaluate.retrieval import HITS, NEW, OLD, Answers, relevance_of
 from vecferry.evaluate.statistics import Resampling, mean_with_interval
-from vecferry.evaluate.values import Change, Replay, ShownHit
+from vecferry.evaluate.values import QueryChange, Replay, ShownHit
 
 SHOWN_HITS, SHOWN_CHANGES = 5, 10
 MAX_CHARS = 400
@@ -22,17 +22,19 @@ RBO_P = 0.9
 """Persistence: the first ten answers hold 0.86 of the weight."""
 
 
-def changes(corpus: Corpus, answers: Answers, compared: Compared) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+def changes(
+    corpus: Corpus, answers: Answers, compared: Compared
+) -> tuple[tuple[QueryChange, ...], tuple[QueryChange, ...]]:
     """The largest gains, and the largest losses."""
     judged = relevance_of(answers.queries)
     numbers = {passage_id: number for number, passage_id in enumerate(answers.ids)}
 
-    def change(row: int) -> Change:
+    def change(row: int) -> QueryChange:
         question = answers.queries.questions[row]
         grades = judged[question.id]
         relevant = sorted(grades.items(), key=lambda one: (-one[1], one[0]))
         wanted = [numbers[passage_id] for passage_id, grade in relevant if grade > 0 and passage_id in numbers]
-        return Change(
+        return QueryChange(
             query=question.text,
             difference=float(compared.new[row] - compared.old[row]),
             wanted=_shown(corpus, wanted[:SHOWN_HITS], [0.0] * SHOWN_HITS, grades),
@@ -62,7 +64,7 @@ def replayed(corpus: Corpus, log: Sequence[str], resampling: Resampling) -> Repl
         for script in np.unique(scripts)
     ]
     most = [
-        Change(log[row], float(overlap[row]) - 1, (), _first(corpus, old, row, {}), _first(corpus, new, row, {}))
+        QueryChange(log[row], float(overlap[row]) - 1, (), _first(corpus, old, row, {}), _first(corpus, new, row, {}))
         for row in np.lexsort((rbo, overlap))[:SHOWN_CHANGES]
     ]
     return Replay(

@@ -22,7 +22,7 @@ Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """A model that is compared. bytes: of its files, where it has some here."""
 
     name: str
@@ -31,7 +31,7 @@ class Model:
     bytes: int | None = None
 
     @classmethod
-    def of_folder(cls, folder: Path, encoder: TextEncoder, runtime: str = "") -> Model:
+    def of_folder(cls, folder: Path, encoder: TextEncoder, runtime: str = "") -> EvaluatedModel:
         """Under the folder's name."""
         size = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else None
         return cls(folder.absolute().name, encoder, runtime, size)
@@ -40,8 +40,8 @@ class Model:
 class Corpus(Protocol):
     """Passages by number; `ids` grows as they are found."""
 
-    old: Model
-    new: Model
+    old: EvaluatedModel
+    new: EvaluatedModel
 
     @property
     def target(self) -> str:
@@ -87,7 +87,13 @@ class FolderCorpus:
     """Passages that are encoded here, by both models, and searched exactly."""
 
     def __init__(
-        self, target: str, passages: Sequence[Passage], old: Model, new: Model, outputs: Outputs, stage: Stage
+        self,
+        target: str,
+        passages: Sequence[Passage],
+        old: EvaluatedModel,
+        new: EvaluatedModel,
+        outputs: Outputs,
+        stage: Stage,
     ) -> None:
         """outputs: heads of the new model, those that it lacks left out; ColBERT vectors are made when asked for."""
         self.old, self.new, self.target = old, new, target
@@ -100,7 +106,7 @@ class FolderCorpus:
         self._new, new_rate = self._encoded(new, DENSE | outputs & new.encoder.space.outputs & ~Outputs.COLBERT)
         self.texts_per_s = (old_rate, new_rate)
 
-    def _encoded(self, model: Model, outputs: Outputs) -> tuple[Embeddings, float]:
+    def _encoded(self, model: EvaluatedModel, outputs: Outputs) -> tuple[Embeddings, float]:
         began = time.perf_counter()
         found = model.encoder.encode(self._texts, outputs=outputs)
         return found, len(self._texts) / (time.perf_counter() - began)
@@ -139,7 +145,11 @@ class StoreCorpus:
     """The rows of a collection, asked through its own indexes, as an application would. An id is the row's key."""
 
     def __init__(
-        self, store: Store, old: Model, new: Model, slices: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        store: Store,
+        old: EvaluatedModel,
+        new: EvaluatedModel,
+        slices: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """slices: what passages belong to, by id, where it is known; for the map."""
         self.old, self.new, self.target = old, new, store.target

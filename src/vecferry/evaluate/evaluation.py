@@ -15,7 +15,7 @@ from vecferry.encode.runtime.host import machine
 from vecferry.errors import SettingsError
 from vecferry.evaluate.changes import MAX_CHARS, changes, replayed
 from vecferry.evaluate.comparing import compare
-from vecferry.evaluate.corpora import Corpus, Model, PassageSample, Stage
+from vecferry.evaluate.corpora import Corpus, EvaluatedModel, PassageSample, Stage
 from vecferry.evaluate.distributions import distribution
 from vecferry.evaluate.findings import Sampled, look_at
 from vecferry.evaluate.gate import judge
@@ -27,8 +27,8 @@ from vecferry.evaluate.statistics import Resampling, mean_with_interval
 from vecferry.evaluate.thresholds import Scored, all_mapped
 from vecferry.evaluate.values import (
     METRICS,
+    CorpusFinding,
     Evaluation,
-    Finding,
     ModelFacts,
     ScoreDistribution,
     SpaceMap,
@@ -147,7 +147,7 @@ def _distributions(scored: Mapping[System, Scored]) -> tuple[ScoreDistribution, 
 # --- texts, models, where it comes from -----------------------------------------------------------
 
 
-def _findings(corpus: Corpus, sample: PassageSample) -> tuple[Finding, ...]:
+def _findings(corpus: Corpus, sample: PassageSample) -> tuple[CorpusFinding, ...]:
     return look_at(
         Sampled(
             ids=tuple(passage.id for passage in sample.passages),
@@ -175,7 +175,7 @@ def _map(sample: PassageSample) -> SpaceMap | None:
     )
 
 
-def _facts(model: Model, passages: int, texts_per_s: float | None, questions: Sequence[str]) -> ModelFacts:
+def _facts(model: EvaluatedModel, passages: int, texts_per_s: float | None, questions: Sequence[str]) -> ModelFacts:
     space = model.encoder.space
     return ModelFacts(
         name=model.name,
@@ -191,7 +191,7 @@ def _facts(model: Model, passages: int, texts_per_s: float | None, questions: Se
     )
 
 
-def _query_seconds(model: Model, questions: Sequence[str]) -> float:
+def _query_seconds(model: EvaluatedModel, questions: Sequence[str]) -> float:
     """The median of single queries."""
     seconds = []
     for question in questions[:TIMED_QUERIES]:

@@ -12,7 +12,7 @@ from vecferry.embeddings import Embeddings, Float32, Int64
 from vecferry.errors import EmptyInput
 from vecferry.evaluate.metrics import Float64
 from vecferry.evaluate.ranking import Ranked, concat, ranked
-from vecferry.evaluate.values import Finding
+from vecferry.evaluate.values import CorpusFinding
 
 NEIGHBOURS = 10
 NEAR = 0.99
@@ -55,7 +55,7 @@ class Sampled:
         return Sampled(ids, texts, old, new, self.old_name, self.new_name, self.old_max_tokens, self.new_max_tokens)
 
 
-def look_at(sampled: Sampled) -> tuple[Finding, ...]:
+def look_at(sampled: Sampled) -> tuple[CorpusFinding, ...]:
     """Five findings, always in this order: hidden by truncation, duplicates, near duplicates, outliers, empty
     neighbourhoods. One that found nothing has count 0 and says so.
 
@@ -79,7 +79,7 @@ def look_at(sampled: Sampled) -> tuple[Finding, ...]:
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def _hidden_by_truncation(sampled: Sampled) -> Finding:
+def _hidden_by_truncation(sampled: Sampled) -> CorpusFinding:
     old, new = sampled.old, sampled.new
     rows = np.flatnonzero(old.truncated & ~new.truncated)
     message = (
@@ -122,7 +122,7 @@ def _first_with_the_text(texts: Sequence[str]) -> Int64:
     return np.array([known.setdefault(text.strip(), number) for number, text in enumerate(texts)], np.int64)
 
 
-def _duplicates(sampled: Sampled, first: Int64) -> Finding:
+def _duplicates(sampled: Sampled, first: Int64) -> CorpusFinding:
     rows = np.flatnonzero(first < np.arange(len(first)))
     message = f"{_of(len(rows), len(sampled))} the same, word for word, as an earlier one."
     examples = ((row, f"the same text as {sampled.ids[first[row]]}") for row in rows)
@@ -150,7 +150,7 @@ def _nearest_cosine(neighbours: Ranked) -> Float32:
     return nearest
 
 
-def _near_duplicates(distinct: Sampled, new: Ranked) -> Finding:
+def _near_duplicates(distinct: Sampled, new: Ranked) -> CorpusFinding:
     cosine = _nearest_cosine(new)
     rows = np.flatnonzero(cosine >= NEAR)
     seen = f"nearly the same as another of other words (cosine of {NEAR} or more in the new space)"
@@ -162,7 +162,7 @@ def _near_duplicates(distinct: Sampled, new: Ranked) -> Finding:
     return _finding("near duplicates", distinct, len(rows), message, examples)
 
 
-def _outliers(distinct: Sampled, new: Ranked) -> Finding:
+def _outliers(distinct: Sampled, new: Ranked) -> CorpusFinding:
     """By the modified z-score (Iglewicz and Hoaglin, 1993) of the cosine to the nearest other passage.
 
     Near duplicates do not count towards what is usual, or a corpus of templates would make every other text strange.
@@ -189,7 +189,7 @@ def _times_found(neighbours: Ranked) -> Int64:
     return np.bincount(neighbours.passages.ravel(), minlength=len(neighbours))
 
 
-def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> Finding:
+def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> CorpusFinding:
     """Anti-hubs and the largest hub (Radovanović, Nanopoulos and Ivanović, JMLR 11, 2010).
 
     Examples: those that most others led to in the old space come first.
@@ -216,10 +216,10 @@ def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> Finding:
 
 def _finding(
     name: str, sampled: Sampled, count: int, message: str, examples: Iterable[tuple[int | np.int64, str]]
-) -> Finding:
+) -> CorpusFinding:
     """examples: (row, what was seen), of which the first five are kept."""
     shown = [(sampled.ids[row], sampled.texts[row][:MAX_CHARS], seen) for row, seen in islice(examples, EXAMPLES)]
-    return Finding(name, count, len(sampled), message, tuple(shown))
+    return CorpusFinding(name, count, len(sampled), message, tuple(shown))
 
 
 def _of(count: int, total: int) -> str:

@@ -132,7 +132,7 @@ class ShownHit(Value):
 
 
 @dataclass(frozen=True)
-class Change(Value):
+class QueryChange(Value):
     """A query whose answers changed much: `difference` of the first metric, or of overlap in a replay.
 
     wanted: relevant passages, best first. Hits are the first five of each side.
@@ -172,7 +172,7 @@ class Replay(Value):
     rbo: Interval
     rbo_p: float
     slices: tuple[Mapping[str, Any], ...]
-    most_changed: tuple[Change, ...]
+    most_changed: tuple[QueryChange, ...]
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Threshold(Value):
 
 
 @dataclass(frozen=True)
-class Finding(Value):
+class CorpusFinding(Value):
     """Something about the texts themselves. examples: (id, text, what was seen)."""
 
     name: str
@@ -281,12 +281,12 @@ class Evaluation(Value):
     systems: tuple[SystemScore, ...] = ()
     slices: tuple[SliceScore, ...] = ()
     queries: tuple[QueryScore, ...] = ()
-    gains: tuple[Change, ...] = ()
-    losses: tuple[Change, ...] = ()
+    gains: tuple[QueryChange, ...] = ()
+    losses: tuple[QueryChange, ...] = ()
     hybrid: HybridFit | None = None
     replay: Replay | None = None
     scores: tuple[ScoreDistribution, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[CorpusFinding, ...] = ()
     map: SpaceMap | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -8,13 +8,13 @@ from vecferry.migrate.values import (
     Cost,
     CutoverReport,
     GateVerdict,
+    MappedThreshold,
     MigrationOptions,
     Override,
     Plan,
     Resources,
     RollbackReport,
     Status,
-    Threshold,
     VerifyReport,
 )
 from vecferry.migrate.verification import Gate
@@ -26,6 +26,7 @@ __all__ = [
     "EngineFor",
     "Gate",
     "GateVerdict",
+    "MappedThreshold",
     "Migration",
     "MigrationOptions",
     "Override",
@@ -36,6 +37,5 @@ __all__ = [
     "State",
     "Status",
     "TextEncoder",
-    "Threshold",
     "VerifyReport",
 ]

@@ -34,7 +34,7 @@ MAX_LAST_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Models:
+class SideModels:
     """None where a model is not given: then its side is not followed."""
 
     new: TextEncoder | None = None
@@ -48,7 +48,7 @@ class Models:
         return frozenset(side for side in Side if self.of(side) is not None)
 
 
-def refuse_conflicts(record: MigrationRecord, store: Store, models: Models) -> None:
+def refuse_conflicts(record: MigrationRecord, store: Store, models: SideModels) -> None:
     """Raises MigrationConflict if the migration was begun with something else."""
     begun = record.spec
     given_now: dict[str, object] = {"text_source": store.text_source}
@@ -72,7 +72,7 @@ class Applier:
 
     store: Store
     throttle: Throttle
-    models: Models
+    models: SideModels
     rows_at_once: int
     rows_per_write: int
     tell: Callable[[int], None]
@@ -97,7 +97,7 @@ class Applier:
         """Looked at when it is first needed, since a verb that calls no model can do without one that is there."""
         model = self.models.of(side)
         if model is not None and side not in self._checked:
-            given = Models(model) if side is Side.NEW else Models(old=model)
+            given = SideModels(model) if side is Side.NEW else SideModels(old=model)
             refuse_conflicts(self._record, self.store, given)
             self._checked.add(side)
         return model

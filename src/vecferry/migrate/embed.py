@@ -31,7 +31,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Heads:
+class TextVectors:
     """What a model made of one text: float32 [D], and the other heads where they were asked for."""
 
     dense: Float32
@@ -39,7 +39,7 @@ class Heads:
     colbert: Float32 | None
 
 
-Outcome = Heads | VecferryError | str
+Outcome = TextVectors | VecferryError | str
 
 
 def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -> Embedded:
@@ -57,7 +57,7 @@ def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -
     vectors, dead_letters = [], []
     for row in rows:
         outcome = "the text is NULL" if row.text is None else outcomes[row.text]
-        if isinstance(outcome, Heads):
+        if isinstance(outcome, TextVectors):
             vectors.append(NewVector(row.key, row.digest, outcome.dense, outcome.sparse, outcome.colbert))
         else:
             vectors.append(NewVector(row.key, row.digest, None))
@@ -83,13 +83,13 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
     return [_defect(embeddings.dense[i], encoder.dimension) or _heads(embeddings, i) for i in range(len(texts))]
 
 
-def _heads(embeddings: Embeddings, i: int) -> Heads:
+def _heads(embeddings: Embeddings, i: int) -> TextVectors:
     sparse = None
     if embeddings.sparse_or_none is not None:
         part = slice(embeddings.sparse.indptr[i], embeddings.sparse.indptr[i + 1])
         sparse = SparseVector(embeddings.sparse.indices[part], embeddings.sparse.weights[part])
     colbert = None if embeddings.colbert_or_none is None else embeddings.colbert[i]
-    return Heads(embeddings.dense[i], sparse, colbert)
+    return TextVectors(embeddings.dense[i], sparse, colbert)
 
 
 def _reason(failure: VecferryError | str) -> str:

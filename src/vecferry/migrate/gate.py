@@ -9,9 +9,9 @@ from typing import Any
 
 from vecferry.encode.encoder import TextEncoder
 from vecferry.evaluate import (
+    EvaluatedModel,
     Evaluation,
     EvaluationOptions,
-    Model,
     Passage,
     QuerySet,
     StoreCorpus,
@@ -24,7 +24,7 @@ from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.pairs import sentence_pairs
 from vecferry.evaluate.values import ALL, GateResult, SliceScore
 from vecferry.migrate.config import MigrationConfig
-from vecferry.migrate.values import Check, GateVerdict, Threshold
+from vecferry.migrate.values import Check, GateVerdict, MappedThreshold
 from vecferry.migrate.verification import Gate
 from vecferry.stores.protocol import Store
 
@@ -49,7 +49,10 @@ def make_gate(
     if old is None:
         return lambda _: GateVerdict(passed=False, message=NO_OLD_MODEL, evidence="none")
     require_metrics()
-    models = Model.of_folder(config.models.old or Path("old"), old), Model.of_folder(config.models.new, new)
+    models = (
+        EvaluatedModel.of_folder(config.models.old or Path("old"), old),
+        EvaluatedModel.of_folder(config.models.new, new),
+    )
     options = replace(options_of(config), sample=0)
     return QualityGate(*models, options, lambda store: asked_of(store, config.gate.queries, options), stage)
 
@@ -68,8 +71,8 @@ def options_of(config: MigrationConfig) -> EvaluationOptions:
 class QualityGate:
     """asked: what is asked of a store. evaluation: what the last verdict rests on; None without a question."""
 
-    old: Model
-    new: Model
+    old: EvaluatedModel
+    new: EvaluatedModel
     options: EvaluationOptions
     asked: Callable[[Store], QuerySet]
     stage: Callable[[str], None] = lambda _: None
@@ -107,7 +110,7 @@ def verdict_of(evaluation: Evaluation) -> GateVerdict:
         evidence=evaluation.evidence,
         checks=tuple(_check(one, judged) for one in evaluation.slices),
         thresholds={
-            one.name: Threshold(one.old, one.new, one.low, one.high, one.method) for one in evaluation.thresholds
+            one.name: MappedThreshold(one.old, one.new, one.low, one.high, one.method) for one in evaluation.thresholds
         },
         detail=_detail(evaluation),
     )

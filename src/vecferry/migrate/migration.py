@@ -25,7 +25,7 @@ from vecferry.errors import (
     StoreSchemaError,
     StoreUnreachable,
 )
-from vecferry.migrate.applier import Applier, Models, refuse_conflicts
+from vecferry.migrate.applier import Applier, SideModels, refuse_conflicts
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.following import SwitchFollower
@@ -34,7 +34,7 @@ from vecferry.migrate.runner import Counter, Runner
 from vecferry.migrate.staging import Staging, remove_staged
 from vecferry.migrate.states import ENDED, State, can_move, possible_verbs, require
 from vecferry.migrate.switch import Switch, locked_switch, recover_interrupted_switch
-from vecferry.migrate.throttle import DiskGuard, Guard, LatencyGuard, Throttle
+from vecferry.migrate.throttle import DiskGuard, LatencyGuard, PauseCondition, Throttle
 from vecferry.migrate.values import (
     CutoverReport,
     MigrationOptions,
@@ -134,7 +134,7 @@ class Migration:
         true raises Interrupted. Raises MigrationConflict if the migration was begun with something else,
         SpaceMismatch if the new side is another model's, Locked if another process runs it.
         """
-        models = Models(new, old)
+        models = SideModels(new, old)
         self._refuse_outputs()
         self._sweep_ended()
         outage = _Outage(self.options)
@@ -150,7 +150,7 @@ class Migration:
 
     def _run(
         self,
-        models: Models,
+        models: SideModels,
         progress: Progress | None,
         follow: Callable[[], bool] | None,
         stop: Callable[[], bool],
@@ -184,14 +184,14 @@ class Migration:
                 raise _EndedByOthers from None
             raise
 
-    def _applier(self, throttle: Throttle, models: Models, counter: Counter | None = None) -> Applier:
+    def _applier(self, throttle: Throttle, models: SideModels, counter: Counter | None = None) -> Applier:
         options, counter = self.options, counter or Counter(None)
         return Applier(self._store, throttle, models, options.rows_per_range, options.rows_per_write, counter.add)
 
     def _staging(self, record: MigrationRecord) -> Staging:
         return Staging(self.options.staging, record.spec.fingerprint, Outputs.parse(",".join(record.spec.outputs)))
 
-    def _local_engine(self, models: Models) -> EngineFor:
+    def _local_engine(self, models: SideModels) -> EngineFor:
         new = models.new
         assert new is not None, "a run has the new model"
 
@@ -219,8 +219,8 @@ class Migration:
             else:
                 return
 
-    def _guards(self, record: MigrationRecord) -> list[Guard]:
-        options, guards = self.options, list[Guard]()
+    def _guards(self, record: MigrationRecord) -> list[PauseCondition]:
+        options, guards = self.options, list[PauseCondition]()
         if options.min_free_gb is not None:
             guards.append(DiskGuard(options.staging, options.min_free_gb))
         if options.max_query_ms is not None:
@@ -231,7 +231,7 @@ class Migration:
                 guards.append(LatencyGuard(self._store, query, serving.fingerprint or "unknown", options.max_query_ms))
         return guards
 
-    def _begin(self, models: Models) -> MigrationRecord:
+    def _begin(self, models: SideModels) -> MigrationRecord:
         """The record to go on with; a new one if there is none, or if the last has ended."""
         record = self._ledger.find(self._store.target)
         if record is None or State(record.state) in ENDED:
@@ -244,7 +244,7 @@ class Migration:
             raise MigrationConflict(record.spec.target, "old_fingerprint", stored, given)
         return record
 
-    def _create(self, models: Models) -> MigrationRecord:
+    def _create(self, models: SideModels) -> MigrationRecord:
         store, target, new = self._store, self._store.target, models.new
         assert new is not None, "a run has the new model"
         table, serving = store.describe(), self._ledger.serving(target)
@@ -374,7 +374,7 @@ class Migration:
         check that failed is never overridden. A failure raises nothing, but takes an earlier pass or
         override back. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
         """
-        models, overriding = Models(new, old), None if override is None else Override.for_reason(override)
+        models, overriding = SideModels(new, old), None if override is None else Override.for_reason(override)
         with self._operator_lock("verify") as record:
             refuse_conflicts(record, self._store, models)
             report = self._examine(record, new, models, sample)
@@ -431,7 +431,7 @@ class Migration:
     def _note_override(self, record: MigrationRecord, override: Override) -> None:
         self._ledger.add_event(record, "gate overridden", {"reason": override.reason, "by": override.by})
 
-    def _examine(self, record: MigrationRecord, new: TextEncoder, models: Models, sample: int) -> VerifyReport:
+    def _examine(self, record: MigrationRecord, new: TextEncoder, models: SideModels, sample: int) -> VerifyReport:
         with self._follower(record, models) as follower:
             follower.catch_up(Side.NEW, few=MAX_CAPTURED)
             found = check_integrity(
@@ -461,7 +461,7 @@ class Migration:
 
     def retry(self, new: TextEncoder, *, old: TextEncoder | None = None) -> Status:
         """Encode dead letters again, those of a side whose model is given. What fails again stays a dead letter."""
-        models = Models(new, old)
+        models = SideModels(new, old)
         with self._operator_lock("retry") as record, self._store.runner(self.options.lease_s):
             refuse_conflicts(record, self._store, models)
             self._store.retry_dead_letters()
@@ -493,7 +493,7 @@ class Migration:
         with self._operator_lock("cutover", patience) as record:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --off")
-            with self._switch(record, Models(new), patience) as switch:
+            with self._switch(record, SideModels(new), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 
     def rollback(
@@ -513,7 +513,7 @@ class Migration:
         patience = patience or self.options.patience.surer()
         with (
             self._operator_lock("rollback", patience) as record,
-            self._switch(record, Models(old=old), patience) as switch,
+            self._switch(record, SideModels(old=old), patience) as switch,
         ):
             return switch.rollback(accept_outdated=accept_outdated)
 
@@ -538,7 +538,7 @@ class Migration:
         with self._operator_lock("finalize", patience) as record:
             if not confirmed:
                 raise FinalizeNotConfirmed
-            with self._switch(record, Models(new), patience) as switch:
+            with self._switch(record, SideModels(new), patience) as switch:
                 switch.finalize(accept_dead_letters)
         return self.status()
 
@@ -563,7 +563,7 @@ class Migration:
             self._sweep_ended()
             return last
         with self._operator_lock("abort", patience) as record, self._store.runner(self.options.lease_s):
-            applier = self._applier(Throttle(self._ledger, record), Models(old=old))
+            applier = self._applier(Throttle(self._ledger, record), SideModels(old=old))
             follower = SwitchFollower(self._store, applier)
             switch = Switch(self._store, record, self.options.thresholds, patience, follower)
             switch.abort(accept_dead_letters, accept_outdated=accept_outdated)
@@ -571,12 +571,12 @@ class Migration:
         return switch.record
 
     @contextmanager
-    def _switch(self, record: MigrationRecord, models: Models, patience: Patience) -> Iterator[Switch]:
+    def _switch(self, record: MigrationRecord, models: SideModels, patience: Patience) -> Iterator[Switch]:
         with self._follower(record, models) as follower:
             yield Switch(self._store, record, self.options.thresholds, patience, follower)
 
     @contextmanager
-    def _follower(self, record: MigrationRecord, models: Models) -> Iterator[SwitchFollower]:
+    def _follower(self, record: MigrationRecord, models: SideModels) -> Iterator[SwitchFollower]:
         """What applies the captured writes: this process, or the one that runs the migration too."""
         applier = self._applier(Throttle(self._ledger, record), models)
         with ExitStack() as stack:

@@ -56,7 +56,7 @@ def make_plan(
         sample_seconds=seconds,
         sample_failures=len(embedded.dead_letters),
         seconds=seconds / len(rows) * table.rows if rows else 0.0,
-        cost=cost_of(Sampled(len(rows), counting.tokens, seconds), table.rows, resources),
+        cost=cost_of(EncodedSample(len(rows), counting.tokens, seconds), table.rows, resources),
         creates=table.creates,
         undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
         warnings=plan_warnings(table),
@@ -78,7 +78,7 @@ class _CountingEncoder:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class EncodedSample:
     """Rows that were encoded, the tokens of their texts, equal ones once, and the time it took."""
 
     rows: int
@@ -86,7 +86,7 @@ class Sampled:
     seconds: float
 
 
-def cost_of(sampled: Sampled, rows: int, resources: Resources) -> Cost:
+def cost_of(sampled: EncodedSample, rows: int, resources: Resources) -> Cost:
     """What a backfill of `rows` would take, if they are as those of the sample."""
     share = rows / sampled.rows if sampled.rows else 0.0
     encode_seconds = sampled.seconds * share / resources.workers

@@ -19,7 +19,7 @@ from vecferry.stores.protocol import Reading
 GIGABYTE = 10**9
 
 
-class Guard(Protocol):
+class PauseCondition(Protocol):
     """Something that must be well for the run to go on."""
 
     def problem(self) -> str | None:
@@ -67,7 +67,7 @@ class Throttle:
         self,
         ledger: Ledger,
         record: MigrationRecord,
-        guards: Sequence[Guard] = (),
+        guards: Sequence[PauseCondition] = (),
         stop: Callable[[], bool] = lambda: False,
         poll_s: float = 0.5,
     ) -> None:

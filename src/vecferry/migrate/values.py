@@ -178,7 +178,7 @@ class Check(Value):
 
 
 @dataclass(frozen=True)
-class Threshold(Value):
+class MappedThreshold(Value):
     """A cut-off of the application, mapped to the new space. low and high: the interval in which `new` may lie.
 
     how: "matched precision" or "matched quantile".
@@ -202,7 +202,7 @@ class GateVerdict(Value):
     message: str
     evidence: str
     checks: tuple[Check, ...] = ()
-    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    thresholds: Mapping[str, MappedThreshold] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -15,9 +15,9 @@ from vecferry.errors import MissingExtra, OutputWriteFailed, reason_of
 from vecferry.evaluate.values import (
     ALL,
     METRICS,
-    Change,
     Evaluation,
     Interval,
+    QueryChange,
     ScoreDistribution,
     ShownHit,
     SliceScore,
@@ -49,7 +49,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankedHit:
     """A hit as a card shows it. elsewhere: its rank on the other side, None if not among those shown."""
 
     rank: int
@@ -162,17 +162,17 @@ def _queries(evaluation: Evaluation) -> Section | None:
     })  # fmt: skip
 
 
-def _gained(change: Change, metric: str, language: str | None) -> Mapping[str, Any]:
+def _gained(change: QueryChange, metric: str, language: str | None) -> Mapping[str, Any]:
     return _card(change, f"{metric} {text.signed(change.difference)}", language)
 
 
-def _card(change: Change, moved: str, language: str | None = None) -> Mapping[str, Any]:
+def _card(change: QueryChange, moved: str, language: str | None = None) -> Mapping[str, Any]:
     """moved: how the answers to the query changed, in words."""
     old, new = ({hit.id: rank for rank, hit in enumerate(hits, 1)} for hits in (change.old_hits, change.new_hits))
     return {
         "change": change, "moved": moved, "language": text.language_tag(language),
-        "old": [Place(rank, hit, new.get(hit.id)) for rank, hit in enumerate(change.old_hits, 1)],
-        "new": [Place(rank, hit, old.get(hit.id)) for rank, hit in enumerate(change.new_hits, 1)],
+        "old": [RankedHit(rank, hit, new.get(hit.id)) for rank, hit in enumerate(change.old_hits, 1)],
+        "new": [RankedHit(rank, hit, old.get(hit.id)) for rank, hit in enumerate(change.new_hits, 1)],
     }  # fmt: skip
 
 

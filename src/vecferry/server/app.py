@@ -18,7 +18,7 @@ from vecferry.errors import BadRequest, ServingError, VecferryError
 from vecferry.migrate.router import Router
 from vecferry.server import m3, openai, tei
 from vecferry.server.answers import BODY, JSON, error_answer, error_of, style_of, unread
-from vecferry.server.guard import ABANDONED, Guard
+from vecferry.server.guard import ABANDONED, RequestGuard
 from vecferry.server.options import ServerOptions
 from vecferry.server.requests import Abandoned
 from vecferry.server.service import Service
@@ -44,7 +44,7 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
         app.include_router(part)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(Guard, keys=options.keys, limits=options.limits, metrics=service.metrics)
+    app.add_middleware(RequestGuard, keys=options.keys, limits=options.limits, metrics=service.metrics)
     if options.origins:  # around the guard: browsers ask without a key, and read no error that does not allow it
         app.add_middleware(
             CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"]

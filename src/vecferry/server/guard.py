@@ -34,7 +34,7 @@ log = logging.getLogger("vecferry.server")
 access = logging.getLogger("vecferry.server.access")
 
 
-class Guard:
+class RequestGuard:
     """Middleware around everything else."""
 
     def __init__(self, app: App, *, keys: ApiKeys, limits: ServerLimits, metrics: Metrics) -> None:
@@ -50,13 +50,13 @@ class Guard:
         request_id.set(own_id)
         scope[ARRIVED_AT] = arrived_at = time.monotonic()
         scope.setdefault("state", {})
-        answer = _Answer(send, own_id)
+        answer = _Response(send, own_id)
         try:
             await self._admitted(scope, headers, receive, answer)
         finally:
             self._record(scope, answer, time.monotonic() - arrived_at)
 
-    async def _admitted(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, answer: _Answer) -> None:
+    async def _admitted(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, answer: _Response) -> None:
         try:
             if scope["path"] not in OPEN and not self._keys.accepts(headers.get(b"authorization", b"")):
                 raise NotAuthorized
@@ -75,7 +75,7 @@ class Guard:
                 raise
             await error_answer(exc, style_of(scope["path"]))(scope, receive, answer.send)
 
-    def _record(self, scope: Scope, answer: _Answer, seconds: float) -> None:
+    def _record(self, scope: Scope, answer: _Response, seconds: float) -> None:
         """Paths are the routes', so that an unknown one makes no series of its own."""
         route = scope.get("route")
         endpoint = getattr(route, "path", "unknown")
@@ -95,7 +95,7 @@ class Guard:
         access.info("%(method)s %(path)s %(status)s", fields, extra=fields)
 
 
-class _Answer:
+class _Response:
     """What is sent; the status is 0 until there is one."""
 
     def __init__(self, send: Send, own_id: str) -> None:

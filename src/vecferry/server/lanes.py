@@ -20,14 +20,14 @@ from vecferry.errors import Overloaded
 from vecferry.server.models import Served
 
 
-class Name(StrEnum):
+class LaneName(StrEnum):
     """Which lane."""
 
     QUERY = "query"
     BULK = "bulk"
 
 
-COHORT_TEXTS = {Name.QUERY: 64, Name.BULK: TEXTS_EACH}
+COHORT_TEXTS = {LaneName.QUERY: 64, LaneName.BULK: TEXTS_EACH}
 """Texts of a cohort: in the bulk lane as many as the library plans at a time, few where somebody waits."""
 RETRY_AT_MOST_S = 60
 
@@ -53,7 +53,7 @@ class Job:
 class Lane:
     """One queue. max_tokens: what may wait in it."""
 
-    def __init__(self, name: Name, max_tokens: int) -> None:
+    def __init__(self, name: LaneName, max_tokens: int) -> None:
         self.name = name
         self._max_tokens = max_tokens
         self._jobs: deque[Job] = deque()

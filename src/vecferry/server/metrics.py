@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from vecferry.server.lanes import Lane
-from vecferry.server.models import Models, Served
+from vecferry.server.models import Served, ServedModels
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody asked for
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -47,7 +47,7 @@ class Metrics:
             tokens.labels(lane.name).set_function(partial(getattr, lane, "tokens"))
             parts.labels(lane.name).set_function(lane.__len__)
 
-    def watch_models(self, models: Models) -> None:
+    def watch_models(self, models: ServedModels) -> None:
         works = Gauge("model_works", "1 if the last probe passed.", ["model"], **self._new)
         fallback = Gauge("model_fallback", "1 if another runtime than the first choice serves.", ["model"], **self._new)
         info = Gauge(

@@ -66,7 +66,7 @@ class Served:
         self._problem = None
 
 
-class Models:
+class ServedModels:
     """By name or alias; the first is meant where none is said."""
 
     def __init__(self, served: Sequence[Served]) -> None:
@@ -123,7 +123,7 @@ class ModelChoice:
 class Watch:
     """Probes what does not work, now and then, until it is stopped; in a thread of its own."""
 
-    def __init__(self, models: Models, every_s: float = 5.0) -> None:
+    def __init__(self, models: ServedModels, every_s: float = 5.0) -> None:
         self._models, self._every_s = models, every_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="vecferry-watch", daemon=True)

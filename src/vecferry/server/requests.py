@@ -24,9 +24,9 @@ from pydantic_core import PydanticCustomError
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import Role
 from vecferry.errors import BadRequest
-from vecferry.server.lanes import Name
+from vecferry.server.lanes import LaneName
 from vecferry.server.models import Served
-from vecferry.server.service import Answer, QuerySet, Service, Texts
+from vecferry.server.service import EncodeRequest, EncodeResult, Service, Texts
 
 T = TypeVar("T")
 
@@ -102,11 +102,11 @@ async def embed(
     outputs: Outputs = DENSE,
     role: Role = "passage",
     truncate: bool = True,
-) -> Answer:
+) -> EncodeResult:
     """`Service.embed`, for as long as the client waits. Raises what that raises, and Abandoned."""
     service = service_of(request)
     texts = texts_of(given)
-    asked = QuerySet(
+    asked = EncodeRequest(
         model,
         texts,
         outputs,
@@ -121,7 +121,7 @@ async def embed(
     return answer
 
 
-def headers_of(model: Served, answer: Answer) -> dict[str, str]:
+def headers_of(model: Served, answer: EncodeResult) -> dict[str, str]:
     """What runs, in which vector space, and whether it read everything."""
     return {
         "x-vecferry-fingerprint": model.fingerprint,
@@ -142,12 +142,12 @@ def _seconds_of(request: Request, allowed: float) -> float:
     return min(seconds, allowed)
 
 
-def _lane_of(request: Request) -> Name | None:
+def _lane_of(request: Request) -> LaneName | None:
     """A client may say that nobody waits for its request. Raises BadRequest."""
     given = request.headers.get(LANE_HEADER)
     if given not in (None, "bulk"):
         raise BadRequest(LANE_HEADER, 'only "bulk" can be asked for; short requests have the other lane by themselves')
-    return Name.BULK if given else None
+    return LaneName.BULK if given else None
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

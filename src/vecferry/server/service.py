@@ -16,12 +16,12 @@ from vecferry.encode.batching import MB
 from vecferry.encode.encoder import TEXTS_EACH, Role, Work
 from vecferry.errors import DeadlineExceeded, EmptyInput, InvalidText, RequestTooLarge, TextTooLong
 from vecferry.model.artifact import VectorSpace
-from vecferry.server.lanes import Job, Lane, Name
+from vecferry.server.lanes import Job, Lane, LaneName
 from vecferry.server.metrics import Metrics
-from vecferry.server.models import Models, Served, Watch
+from vecferry.server.models import Served, ServedModels, Watch
 from vecferry.server.options import ServerLimits
 from vecferry.server.tracing import span
-from vecferry.server.workers import WatchedRuntime, Worker
+from vecferry.server.workers import LaneWorker, WatchedRuntime
 
 TOKENISERS = 2
 CHARS_AT_ONCE = 2048
@@ -33,7 +33,7 @@ Texts = Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class QuerySet:
+class EncodeRequest:
     """What of a request decides how it is encoded. truncate: whether texts may be cut. since: on `time.monotonic`."""
 
     model: Served
@@ -41,7 +41,7 @@ class QuerySet:
     outputs: Outputs = DENSE
     role: Role = "passage"
     truncate: bool = True
-    lane: Name | None = None
+    lane: LaneName | None = None
     seconds: float = ServerLimits.deadline_s
     since: float = field(default_factory=time.monotonic)
 
@@ -51,18 +51,18 @@ class QuerySet:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EncodeResult:
     embeddings: Embeddings
-    lane: Name
+    lane: LaneName
 
 
 class Service:
     """Everything behind HTTP. `start` before the first request, `stop` after the last."""
 
-    def __init__(self, models: Models, limits: ServerLimits) -> None:
+    def __init__(self, models: ServedModels, limits: ServerLimits) -> None:
         self.models, self.limits, self.metrics = models, limits, Metrics()
-        self._lanes = {name: Lane(name, limits.max_queue_tokens) for name in Name}
-        self._workers = [Worker(lane) for lane in self._lanes.values()]
+        self._lanes = {name: Lane(name, limits.max_queue_tokens) for name in LaneName}
+        self._workers = [LaneWorker(lane) for lane in self._lanes.values()]
         self._tokenisers = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="vecferry-tokens")
         self._watch = Watch(models)
         for model in models.all:
@@ -85,7 +85,7 @@ class Service:
         self._watch.stop()
         self._tokenisers.shutdown()
 
-    async def embed(self, asked: QuerySet) -> Answer:
+    async def embed(self, asked: EncodeRequest) -> EncodeResult:
         """Embeddings in the order of the texts.
 
         Raises EmptyInput, InvalidText, HeadUnavailable, RequestTooLarge, TextTooLong, NotReady, Overloaded,
@@ -101,9 +101,9 @@ class Service:
             raise DeadlineExceeded(asked.seconds) from exc
         found = Embeddings.concat(parts)
         self.metrics.truncated.labels(asked.model.name).inc(found.num_truncated)
-        return Answer(found, name)
+        return EncodeResult(found, name)
 
-    def submit(self, asked: QuerySet) -> Future[Embeddings]:
+    def submit(self, asked: EncodeRequest) -> Future[Embeddings]:
         """The same for threads, for up to `TEXTS_EACH` texts. Raises what `embed` raises, but DeadlineExceeded."""
         assert len(asked.texts) <= TEXTS_EACH, "a request in one part"
         _, (job,) = self._queued(asked, [self._part(asked, asked.texts)])
@@ -111,7 +111,7 @@ class Service:
 
     # --- the steps --------------------------------------------------------------------------------
 
-    async def _prepared(self, asked: QuerySet) -> list[Work]:
+    async def _prepared(self, asked: EncodeRequest) -> list[Work]:
         """In parts of as many texts as the library takes at a time."""
         self.check_texts(asked.texts)
         asked.model.require()
@@ -134,13 +134,13 @@ class Service:
             return make()
         return await asyncio.get_running_loop().run_in_executor(self._tokenisers, make)
 
-    def _part(self, asked: QuerySet, texts: Texts) -> Work:
+    def _part(self, asked: EncodeRequest, texts: Texts) -> Work:
         encoder = asked.model.encoder
         if all(isinstance(text, str) for text in texts):
             return encoder.prepare(texts, outputs=asked.outputs, role=asked.role)  # type: ignore[arg-type]
         return encoder.prepare_tokens(_with_ends(asked.model, texts), outputs=asked.outputs)
 
-    def _queued(self, asked: QuerySet, works: Sequence[Work]) -> tuple[Name, list[Job]]:
+    def _queued(self, asked: EncodeRequest, works: Sequence[Work]) -> tuple[LaneName, list[Job]]:
         tokens = sum(work.num_tokens for work in works)
         name = self._lane_of(asked, tokens)
         self._lanes[name].check_room(tokens)
@@ -149,10 +149,10 @@ class Service:
         self.metrics.accepted.labels(name).inc()
         return name, jobs
 
-    def _lane_of(self, asked: QuerySet, tokens: int) -> Name:
+    def _lane_of(self, asked: EncodeRequest, tokens: int) -> LaneName:
         if asked.lane is not None:
             return asked.lane
-        return Name.QUERY if tokens <= self.limits.query_tokens else Name.BULK
+        return LaneName.QUERY if tokens <= self.limits.query_tokens else LaneName.BULK
 
     def check_texts(self, texts: Texts) -> None:
         """Raises EmptyInput, RequestTooLarge."""
@@ -170,7 +170,7 @@ class Service:
         if tokens > (allowed := self.limits.max_request_tokens):
             raise RequestTooLarge("tokens of a request", tokens, allowed, "--max-request-tokens")
 
-    def _check_tokens(self, asked: QuerySet, works: Sequence[Work]) -> None:
+    def _check_tokens(self, asked: EncodeRequest, works: Sequence[Work]) -> None:
         self.check_num_tokens(sum(work.num_tokens for work in works))
         dimension = asked.model.encoder.dimension
         vectors = len(asked.texts)
@@ -204,7 +204,7 @@ class QueuedEncoder:
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """As `Encoder.encode`; Overloaded and DeadlineExceeded too."""
-        asked = QuerySet(self._model, texts, outputs, role)
+        asked = EncodeRequest(self._model, texts, outputs, role)
         parts = [
             self._service.submit(replace(asked, texts=texts[at : at + TEXTS_EACH]))
             for at in range(0, len(texts), TEXTS_EACH)

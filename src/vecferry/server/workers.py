@@ -19,14 +19,14 @@ from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.encode.runtime import Runtime
 from vecferry.errors import ModelRuntimeError, NotReady
 from vecferry.model.artifact import VectorSpace
-from vecferry.server.lanes import Job, Lane, Name
+from vecferry.server.lanes import Job, Lane, LaneName
 
 BULK_NICENESS = 10
 """As good for queries as 19, the most there is, and better for bulk beside other programs (docs/decisions/0016)."""
 log = logging.getLogger("vecferry.server")
 
 
-class Worker:
+class LaneWorker:
     """Runs what is in a lane until that is closed and empty."""
 
     def __init__(self, lane: Lane) -> None:
@@ -40,7 +40,7 @@ class Worker:
         self._thread.join()
 
     def _work(self) -> None:
-        if self._lane.name is Name.BULK and sys.platform == "linux":  # elsewhere it would be the whole process's
+        if self._lane.name is LaneName.BULK and sys.platform == "linux":  # elsewhere it would be the whole process's
             with suppress(OSError):  # a sandbox may forbid it; then both lanes are equals
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
         while cohort := self._lane.take():

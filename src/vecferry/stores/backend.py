@@ -27,7 +27,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Found:
+class BackendHit:
     """One answer to a search, best first. score: the cosine."""
 
     id: str
@@ -92,7 +92,7 @@ class Backend(Protocol):
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         """Ids that are not there are no error. Any number."""
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         """By the store's own index, best first, over what was written before."""
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:

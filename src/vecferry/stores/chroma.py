@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import Found, Point
+from vecferry.stores.backend import BackendHit, Point
 from vecferry.stores.request_batches import RequestBatches, slices
 
 try:
@@ -209,13 +209,13 @@ class ChromaBackend:
             found.delete(ids=list(some))
 
     @_translated()
-    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         """The score is the cosine; in a collection with another distance, only that of unit vectors."""
         found = self._collection(collection)
         cosine = COSINES[_space(found)]
         answer = _steady(lambda: found.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"]))
         distances = (answer["distances"] or [[]])[0]
-        return [Found(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
+        return [BackendHit(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
 
     def _require_fit(self, collection: str, points: Sequence[Point]) -> None:
         if any(point.sparse is not None or point.colbert is not None for point in points):

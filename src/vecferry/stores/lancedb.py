@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import Fields, Found, Point
+from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.request_batches import slices
 
 try:
@@ -190,14 +190,14 @@ class LanceBackend:
             self._write(collection, methodcaller("delete", some))
 
     @_translated()
-    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         """The score is the cosine; by an index with another metric, only that of unit vectors."""
         table = self._table(collection)
         metric = self._metric(table)
         query = cast(VectorQuery, table.search(vector, vector_column_name=self._fields.vector)).distance_type(metric)
         rows = query.refine_factor(REFINE).select([self._fields.key, "_distance"]).limit(k).to_arrow()
         distances = zip(rows[self._fields.key].to_pylist(), rows["_distance"].to_pylist(), strict=True)
-        return [Found(str(key), COSINES[metric](distance)) for key, distance in distances]
+        return [BackendHit(str(key), COSINES[metric](distance)) for key, distance in distances]
 
     def _require_fit(self, collection: str, schema: pa.Schema, points: Sequence[Point]) -> None:
         own = {self._fields.key, self._fields.text, self._fields.vector, self._colbert}

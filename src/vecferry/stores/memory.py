@@ -11,7 +11,7 @@ import numpy as np
 
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import StoreSchemaError
-from vecferry.stores.backend import Found, Point
+from vecferry.stores.backend import BackendHit, Point
 
 
 @dataclass
@@ -99,10 +99,10 @@ class MemoryBackend:
             for i in ids:
                 self._collection(collection).points.pop(i, None)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         with self._held.lock:
             stored = {i: p.vector for i, p in self._collection(collection).points.items() if p.vector is not None}
-        found = [Found(i, _cosine(stored_vector, vector)) for i, stored_vector in stored.items()]
+        found = [BackendHit(i, _cosine(stored_vector, vector)) for i, stored_vector in stored.items()]
         return sorted(found, key=lambda hit: (-hit.score, hit.id))[:k]
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002  # a search is exact

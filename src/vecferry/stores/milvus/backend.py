@@ -12,9 +12,9 @@ from pymilvus.milvus_client import IndexParams
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreError, StoreSchemaError
-from vecferry.stores.backend import Fields, Found, Point
+from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.milvus.connection import KIND, TIMEOUT_S, Address, translated
-from vecferry.stores.milvus.layout import DYNAMIC, SPARSE, Layout
+from vecferry.stores.milvus.layout import DYNAMIC, SPARSE, MilvusLayout
 from vecferry.stores.request_batches import RequestBatches, slices
 
 STRONG = "Strong"
@@ -125,10 +125,10 @@ class MilvusBackend:
             with self._client() as client:
                 client.drop_collection(collection, timeout=TIMEOUT_S)
 
-    def _layout(self, collection: str) -> Layout:
+    def _layout(self, collection: str) -> MilvusLayout:
         with self._client() as client:
             described = client.describe_collection(collection, timeout=TIMEOUT_S)
-        return Layout.of(described, self._fields)
+        return MilvusLayout.of(described, self._fields)
 
     # --- points -----------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class MilvusBackend:
             with self._client() as client:
                 client.upsert(collection, rows, timeout=TIMEOUT_S)
 
-    def _name_what_goes(self, layout: Layout, collection: str, rows: Sequence[dict[str, Any]]) -> None:
+    def _name_what_goes(self, layout: MilvusLayout, collection: str, rows: Sequence[dict[str, Any]]) -> None:
         """Milvus Lite keeps entries of the dynamic field that an upsert does not name."""
         if not (self._address.is_lite and layout.is_dynamic):
             return
@@ -177,7 +177,7 @@ class MilvusBackend:
             with self._client() as client:
                 client.delete(collection, filter=layout.is_in(part), timeout=TIMEOUT_S)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         layout = self._layout(collection)
         metric = self._metric(layout)
         with self._client(loaded=collection) as client:
@@ -189,9 +189,11 @@ class MilvusBackend:
                 consistency_level=STRONG,
                 timeout=TIMEOUT_S,
             )
-        return [Found(str(hit[self._fields.key]), _cosine(hit["distance"], metric)) for hit in hits]
+        return [BackendHit(str(hit[self._fields.key]), _cosine(hit["distance"], metric)) for hit in hits]
 
-    def _rows(self, layout: Layout, collection: str, ids: Sequence[str], fields: list[str]) -> list[Mapping[str, Any]]:
+    def _rows(
+        self, layout: MilvusLayout, collection: str, ids: Sequence[str], fields: list[str]
+    ) -> list[Mapping[str, Any]]:
         keys = [layout.key(id_) for id_ in ids]
         parts = slices(keys, IDS_AT_A_TIME)
         return [row for part in parts for row in self._query(collection, layout.is_in(part), fields)]
@@ -226,7 +228,7 @@ class MilvusBackend:
             described = [client.describe_index(collection, name, timeout=TIMEOUT_S) for name in names]
         return {index["field_name"]: index for index in described}
 
-    def _metric(self, layout: Layout) -> str:
+    def _metric(self, layout: MilvusLayout) -> str:
         metric = str(self._indexes(layout.collection).get(self._fields.vector, {}).get("metric_type"))
         if metric not in METRICS:
             what = f"the metric of {layout.collection} is {metric}"

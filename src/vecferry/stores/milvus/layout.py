@@ -26,7 +26,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\
 
 
 @dataclass(frozen=True)
-class Layout:
+class MilvusLayout:
     """described: what the store says of the collection. fields: its own fields by name, the dynamic one aside."""
 
     described: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Layout:
     made_by_functions: frozenset[str]
 
     @classmethod
-    def of(cls, described: Mapping[str, Any], names: Fields) -> Layout:
+    def of(cls, described: Mapping[str, Any], names: Fields) -> MilvusLayout:
         """Raises StoreSchemaError if the key, the text or the vector is not there, or of another type."""
         fields = {field["name"]: field for field in described["fields"] if not field.get("is_dynamic")}
         made = frozenset(name for function in described["functions"] for name in function["output_field_names"])

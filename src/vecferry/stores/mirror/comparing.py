@@ -32,7 +32,7 @@ def same(a: object, b: object) -> bool:
     return a == b or repr(a) == repr(b)  # a NaN is the same as itself here
 
 
-class Comparison(MirrorSides):
+class SideComparison(MirrorSides):
     """`protocol.NewSide`, and those parts of `protocol.Capture` that only look."""
 
     def new_space(self) -> str | None:

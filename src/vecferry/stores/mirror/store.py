@@ -12,7 +12,7 @@ from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores.backend import Aliased, Point
 from vecferry.stores.lease import held
-from vecferry.stores.mirror.comparing import Comparison, same
+from vecferry.stores.mirror.comparing import SideComparison, same
 from vecferry.stores.mirror.reading import UNKNOWN, MirrorReading
 from vecferry.stores.mirror.sides import Sides
 from vecferry.stores.protocol import Then, nothing_more
@@ -22,7 +22,7 @@ from vecferry.stores.waiting import patiently
 T = TypeVar("T")
 
 
-class MirrorStore(MirrorReading, Comparison):
+class MirrorStore(MirrorReading, SideComparison):
     """`stores.Store` over two collections of one backend."""
 
     # --- the application's writes -----------------------------------------------------------------

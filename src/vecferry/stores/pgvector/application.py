@@ -10,10 +10,10 @@ from psycopg.types.json import Json, Jsonb
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.binary import Binary
-from vecferry.stores.pgvector.catalogue import Columns, Heads
+from vecferry.stores.pgvector.catalogue import Columns, HeadColumns
 from vecferry.stores.pgvector.checksum import checksum
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
-from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.values import Key, Record, Side, text_digest
 
 Given = dict[str, tuple[Fragment, object]]
@@ -22,7 +22,7 @@ Given = dict[str, tuple[Fragment, object]]
 PLAIN = sql.SQL("%s")
 
 
-class PgApplication(Session):
+class PgApplication(TableSession):
     """`protocol.Application`. What is written by other ways is captured too."""
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
@@ -69,10 +69,10 @@ class PgApplication(Session):
             given[name] = (PLAIN, _adaptable(value, columns.by_name[name].kind))
         return given
 
-    def _served_heads(self, columns: Columns) -> Heads:
+    def _served_heads(self, columns: Columns) -> HeadColumns:
         """Those of the side that serves: those of a side that is still being made are the migration's."""
         if columns.of_side(Side.NEW) not in (None, self._table.vector):
-            return Heads()
+            return HeadColumns()
         return columns.heads(Side.NEW)
 
     def _upsert(self, placeholders: Mapping[str, Fragment]) -> sql.Composed:

@@ -18,7 +18,7 @@ from psycopg import sql
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, literal, verbatim
 from vecferry.stores.pgvector.ledger import key_text
-from vecferry.stores.pgvector.session import Session, key_text_sql
+from vecferry.stores.pgvector.session import TableSession, key_text_sql
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.values import BOTH_SIDES, Change, Key, Patience, Row, Side
 
@@ -43,7 +43,7 @@ class CaptureNames:
         return cls(f"capture_{digest}", tuple(f"vecferry_{operation}_{digest}" for operation in OPERATIONS))
 
 
-class PgCapture(Session):
+class PgCapture(TableSession):
     """`protocol.Capture`."""
 
     def start_capture(self, patience: Patience) -> None:

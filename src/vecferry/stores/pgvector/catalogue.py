@@ -24,7 +24,7 @@ class ColumnInfo:
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadColumns:
     """The columns of sparse and ColBERT vectors; None where there is none."""
 
     sparse: str | None = None
@@ -67,9 +67,9 @@ class Columns:
             raise StoreSchemaError(f"{self.table.target} has no {side} side", "It was dropped: run start again.")
         return column
 
-    def heads(self, side: Side) -> Heads:
+    def heads(self, side: Side) -> HeadColumns:
         """The old side has none: those of a former migration are not followed."""
-        return Heads() if side is Side.OLD else Heads(self.head(SPARSE), self.head(COLBERT))
+        return HeadColumns() if side is Side.OLD else HeadColumns(self.head(SPARSE), self.head(COLBERT))
 
     def head(self, suffix: str) -> str | None:
         """The column of sparse or ColBERT vectors, if it is ours: in the space of the new side, or of what serves."""

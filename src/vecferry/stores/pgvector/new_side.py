@@ -9,14 +9,14 @@ from psycopg import sql
 
 from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
-from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.values import NORM_TOLERANCE, NOTHING, Counts, Examination, Finding, Key, KeyRange, Row, Side
 
 NORM_FUNCTIONS = {"vector": "vector_norm", "halfvec": "l2_norm"}
 
 
-class PgNewSide(Session):
+class PgNewSide(TableSession):
     """`protocol.NewSide`."""
 
     def new_space(self) -> str | None:

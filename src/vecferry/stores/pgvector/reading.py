@@ -11,7 +11,7 @@ from vecferry.embeddings import Float32, Outputs
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
-from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
 from vecferry.stores.values import Hit, Key, Row, Side, TableInfo, in_order
 
@@ -19,7 +19,7 @@ MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
 
 
-class PgReading(Session):
+class PgReading(TableSession):
     """`protocol.Reading`."""
 
     @property

@@ -9,7 +9,7 @@ from typing import Self
 from psycopg import sql
 
 from vecferry.stores.pgvector.binary import colbert_array, sparse_bytes, vector_bytes
-from vecferry.stores.pgvector.catalogue import Catalogue, Columns, Heads
+from vecferry.stores.pgvector.catalogue import Catalogue, Columns, HeadColumns
 from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum_sql, digest_sql
 from vecferry.stores.pgvector.connection import Database, Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
@@ -21,7 +21,7 @@ from vecferry.stores.pgvector.table import Table, find_table
 from vecferry.stores.values import Key, NewVector, Record, Row, Side
 
 
-class Session:
+class TableSession:
     """The connection, its ledger, and the pieces of SQL that name the table, its key and its text.
 
     In every query the table is called `t`, and its columns are named with it: an ORDER BY of a bare name would
@@ -145,7 +145,7 @@ class Session:
             )
         )
 
-    def _stored(self, digest: bytes, given: NewVector | Record, heads: Heads) -> Stored:
+    def _stored(self, digest: bytes, given: NewVector | Record, heads: HeadColumns) -> Stored:
         """What is given for a row, in the form in which it is sent. digest: of the row's text."""
         kind, types = self._table.kind, self._table.types
         sparse = None if heads.sparse is None else given.sparse

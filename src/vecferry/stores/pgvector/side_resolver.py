@@ -14,7 +14,7 @@ UNMARKED = "not recorded"
 
 
 @dataclass(frozen=True)
-class Place:
+class ResolvedSide:
     """A side's column. dimension and space are None where nobody has said them; an unmarked new side is in no space."""
 
     side: Side
@@ -31,7 +31,7 @@ class Spaces:
         self._ledger = ledger
         self._target = target
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[ResolvedSide]:
         """Of the sides that are there; the one that serves is first."""
         columns = self._catalogue.columns()
         served, old = self._ledger.recorded_spaces(self._target)
@@ -42,18 +42,18 @@ class Spaces:
                 here = served if side is columns.serving else None
                 known = (here, old, info.space) if side is Side.OLD else (here, info.space, UNMARKED)
                 space = next((each for each in known if each is not None), None)
-                places.append(Place(side, column, info.dimension, space))
+                places.append(ResolvedSide(side, column, info.dimension, space))
         return places
 
-    def searched(self, fingerprint: str, dimension: int) -> Place:
+    def searched(self, fingerprint: str, dimension: int) -> ResolvedSide:
         """Where vectors of that space are; a side of unknown space is the last resort. Raises SpaceMismatch."""
         return self._fitting(self.places(), fingerprint, dimension, f"a search in {self._target}")
 
-    def read(self, fingerprint: str) -> Place:
+    def read(self, fingerprint: str) -> ResolvedSide:
         """The same where vectors are only looked at, of whatever dimension they are. Raises SpaceMismatch."""
         return self._fitting(self.places(), fingerprint, None, f"a read of vectors in {self._target}")
 
-    def written(self, fingerprint: str, dimensions: Collection[int | None]) -> Place:
+    def written(self, fingerprint: str, dimensions: Collection[int | None]) -> ResolvedSide:
         """The side that serves. Raises SpaceMismatch if it is in another space, or one of the dimensions is not its."""
         where, (serving, *others) = f"a write to {self._target}", self.places()
         if fingerprint in {other.space for other in others} - {serving.space}:
@@ -62,7 +62,7 @@ class Spaces:
             self._fitting([serving], fingerprint, dimension, where)
         return serving
 
-    def _fitting(self, places: list[Place], fingerprint: str, dimension: int | None, where: str) -> Place:
+    def _fitting(self, places: list[ResolvedSide], fingerprint: str, dimension: int | None, where: str) -> ResolvedSide:
         """dimension: None where no vector is given."""
         for place in sorted(places, key=lambda place: place.space is None):
             if place.space in (None, fingerprint):

@@ -12,7 +12,7 @@ from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal
 from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
-from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, SPARSE, suffixed
 from vecferry.stores.values import Patience, Side
@@ -21,7 +21,7 @@ MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
 REQUIRED = "_vecferry_not_null"
 
 
-class PgSwitching(Session):
+class PgSwitching(TableSession):
     """`protocol.Writing`, as far as it is about columns and indexes."""
 
     # --- making the new side ----------------------------------------------------------------------

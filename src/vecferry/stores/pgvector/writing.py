@@ -10,10 +10,10 @@ from typing import TypeVar
 from psycopg import sql
 
 from vecferry.stores.pgvector.binary import BYTEA_OID, TEXT_OID, Binary, array
-from vecferry.stores.pgvector.catalogue import Columns, Heads
+from vecferry.stores.pgvector.catalogue import Columns, HeadColumns
 from vecferry.stores.pgvector.checksum import checksum, digest_sql
 from vecferry.stores.pgvector.connection import Fragment, identifier
-from vecferry.stores.pgvector.session import Session
+from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.protocol import Then, nothing_more
 from vecferry.stores.values import Held, Key, NewVector, Patience, Side
 
@@ -33,7 +33,7 @@ class Destination:
 
     vector: str
     checksum: str
-    heads: Heads
+    heads: HeadColumns
     adopted: tuple[str, Fragment] | None = None
 
     @property
@@ -42,7 +42,7 @@ class Destination:
         return ROWS_PER_STATEMENT if self.heads.colbert is None else 1
 
 
-class PgWriting(Session):
+class PgWriting(TableSession):
     """`protocol.Writing`, as far as it is about rows."""
 
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:

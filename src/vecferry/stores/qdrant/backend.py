@@ -12,9 +12,9 @@ from qdrant_client import models
 
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Fields, Found, Point
-from vecferry.stores.qdrant.connection import KIND, Connection
-from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, Layout, create, missing_indexes
+from vecferry.stores.backend import BackendHit, Fields, Point
+from vecferry.stores.qdrant.connection import KIND, QdrantConnection
+from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, QdrantLayout, create, missing_indexes
 from vecferry.stores.request_batches import RequestBatches, slices
 from vecferry.stores.values import SparseVector
 
@@ -33,7 +33,7 @@ COLBERT_DECIMALS = 5  # as exact as float16 is below 0.1, in half of the bytes
 class QdrantBackend:
     """See `Backend` and `Aliased`. An id is a whole number below 2^64 or a UUID, in its usual spelling."""
 
-    def __init__(self, connection: Connection, fields: Fields) -> None:
+    def __init__(self, connection: QdrantConnection, fields: Fields) -> None:
         self._connection = connection
         self._fields = fields
         self._is_closed = False
@@ -44,7 +44,7 @@ class QdrantBackend:
 
         Raises StoreUnreachable; no message carries the key. A folder must be there.
         """
-        return cls(Connection.open(url, api_key), fields)
+        return cls(QdrantConnection.open(url, api_key), fields)
 
     @property
     def kind(self) -> str:
@@ -85,7 +85,7 @@ class QdrantBackend:
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
         info = self._info(like)
-        layout = Layout.of(info, like, self._fields.vector)
+        layout = QdrantLayout.of(info, like, self._fields.vector)
         layout.check()
         if self._fields.vector in outputs.names:
             raise StoreSchemaError(f"the vector of {like} is named {self._fields.vector}", "That name is a head's.")
@@ -101,8 +101,8 @@ class QdrantBackend:
         with self._connection.client() as client:
             return client.get_collection(collection)
 
-    def _layout(self, collection: str) -> Layout:
-        return Layout.of(self._info(collection), collection, self._fields.vector)
+    def _layout(self, collection: str) -> QdrantLayout:
+        return QdrantLayout.of(self._info(collection), collection, self._fields.vector)
 
     # --- points -----------------------------------------------------------------------------------
 
@@ -147,13 +147,13 @@ class QdrantBackend:
                 selector = models.PointIdsList(points=list(part))
                 client.delete(collection, selector, wait=True, ordering=models.WriteOrdering.STRONG)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[Found]:
+    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         distance = self._layout(collection).dense.distance
         with self._connection.client() as client:
             answer = client.query_points(
                 collection, vector.tolist(), using=self._fields.vector or None, limit=k, with_payload=False
             )
-        return [Found(str(point.id), _cosine(point.score, distance)) for point in answer.points]
+        return [BackendHit(str(point.id), _cosine(point.score, distance)) for point in answer.points]
 
     def _point(self, record: models.Record) -> Point:
         payload = dict(record.payload or {})

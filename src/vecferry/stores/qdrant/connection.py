@@ -25,7 +25,7 @@ _LOCAL_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError, sqlite3
 """What local mode raises, and the client for what cannot be sent."""
 
 
-class Connection:
+class QdrantConnection:
     """A client, shared by the backends that came from one `open`. Local mode takes one call at a time."""
 
     def __init__(self, client: QdrantClient, secret: str | None = None, *, is_local: bool = False) -> None:

@@ -19,7 +19,7 @@ NO_VECTOR_NAME = ""
 
 
 @dataclass(frozen=True)
-class Layout:
+class QdrantLayout:
     """The vectors of a collection. others: names of those that are neither the dense one nor a head of ours."""
 
     collection: str
@@ -30,7 +30,7 @@ class Layout:
     is_sharded_by_key: bool
 
     @classmethod
-    def of(cls, info: models.CollectionInfo, collection: str, name: str) -> Layout:
+    def of(cls, info: models.CollectionInfo, collection: str, name: str) -> QdrantLayout:
         """Raises StoreSchemaError if there is no dense vector of that name."""
         params = info.config.params
         given = params.vectors or {}
@@ -86,7 +86,12 @@ class Layout:
 
 
 def create(
-    client: QdrantClient, collection: str, like: models.CollectionInfo, layout: Layout, dimension: int, outputs: Outputs
+    client: QdrantClient,
+    collection: str,
+    like: models.CollectionInfo,
+    layout: QdrantLayout,
+    dimension: int,
+    outputs: Outputs,
 ) -> None:
     """A collection with the settings of `like`, whose layout is given; its payload indexes are not made."""
     config, params = like.config, like.config.params

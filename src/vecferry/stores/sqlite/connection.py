@@ -18,7 +18,7 @@ BUSY_TIMEOUT_S = 10.0
 WAL_PAUSE_S = 0.01
 
 
-class Database:
+class SqliteDatabase:
     """One connection, which threads may share: each statement, and each transaction, has it for itself.
 
     path: None is a database in memory, which all its `another` share. It is made by the first
@@ -214,10 +214,10 @@ class Database:
 
     # --- several connections ----------------------------------------------------------------------
 
-    def another(self) -> Database:
+    def another(self) -> SqliteDatabase:
         """A connection of its own to the file; the same one in memory. To be closed."""
         if self._path is not None:
-            return Database(self._path, self._busy_timeout_s)
+            return SqliteDatabase(self._path, self._busy_timeout_s)
         with self._lock:
             self._users += 1
         return self

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from vecferry.errors import Locked, SpaceMismatch, StoreError
 from vecferry.stores.lease import process_mark
-from vecferry.stores.sqlite.connection import Database
+from vecferry.stores.sqlite.connection import SqliteDatabase
 from vecferry.stores.values import BOTH_SIDES, Change, Key, Side
 
 ABANDONED_AFTER_S = 30.0
@@ -28,7 +28,7 @@ NO_KEY: Key = ()
 class SqliteJournal:
     """`ledger.Journal` in the control database."""
 
-    def __init__(self, database: Database, abandoned_after_s: float = ABANDONED_AFTER_S) -> None:
+    def __init__(self, database: SqliteDatabase, abandoned_after_s: float = ABANDONED_AFTER_S) -> None:
         self._db = database
         self._abandoned_after_s = abandoned_after_s
         self._holds: dict[str, str] = {}

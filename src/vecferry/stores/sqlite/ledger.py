@@ -24,7 +24,7 @@ from vecferry.stores.ledger import (
     RangeRecord,
     Serving,
 )
-from vecferry.stores.sqlite.connection import BUSY_TIMEOUT_S, Database
+from vecferry.stores.sqlite.connection import BUSY_TIMEOUT_S, SqliteDatabase
 from vecferry.stores.sqlite.journal import ABANDONED_AFTER_S, SqliteJournal, as_key, as_text
 from vecferry.stores.values import Key, KeyRange, Side
 
@@ -37,12 +37,12 @@ class SqliteLedger(SqliteJournal):
         cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, abandoned_after_s: float = ABANDONED_AFTER_S
     ) -> SqliteLedger:
         """Nothing is made, nor looked at, before the first use; the first write makes the file and its folder."""
-        return cls(Database(path, busy_timeout_s), abandoned_after_s)
+        return cls(SqliteDatabase(path, busy_timeout_s), abandoned_after_s)
 
     @classmethod
     def in_memory(cls, *, abandoned_after_s: float = ABANDONED_AFTER_S) -> SqliteLedger:
         """For this process alone; shared by all its `another`, and gone when the last of them is closed."""
-        return cls(Database(None), abandoned_after_s)
+        return cls(SqliteDatabase(None), abandoned_after_s)
 
     @property
     def location(self) -> str:

@@ -29,7 +29,7 @@ class RunOwner:
     ) -> Generator[tuple[int, bytes, str], None, None]:
         """(number, result, failure) of each job as soon as it is there. One job is one block, and one task.
 
-        arguments: of `Worker`.
+        arguments: of `RayWorker`.
         """
         import ray.data
 
@@ -41,7 +41,7 @@ class RunOwner:
             max_tasks_in_flight_per_actor=1,  # or the last of a wave would wait for one worker beside idle ones
         )
         done = ray.data.from_arrow([pa.table({"number": [number]}) for number in numbers]).map_batches(
-            Worker,
+            RayWorker,
             fn_constructor_args=arguments,
             batch_size=1,
             batch_format="pyarrow",
@@ -78,7 +78,7 @@ class AckGate:
             self._kept.remove(number)
 
 
-class Worker:
+class RayWorker:
     """Loads the model once, with as many threads as Ray was told it takes. Failures of ours come back as values."""
 
     def __init__(

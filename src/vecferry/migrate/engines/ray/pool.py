@@ -15,7 +15,7 @@ from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.model_distribution import ArtifactRef
 from vecferry.migrate.engines.ray.actors import AckGate, Do, RunOwner, rebuilt
 from vecferry.migrate.engines.ray.machines import Machines, Stalled, late, on
-from vecferry.migrate.engines.ray.session import Session, first_line
+from vecferry.migrate.engines.ray.session import RaySession, first_line
 
 RESULTS_AHEAD = 8
 """Results that wait for the driver at most; then workers wait too."""
@@ -43,7 +43,7 @@ class Pool:
             )
         self._settings, self._model, self._do, self._heed = settings, model, do, raise_if_cancelled
         self._machines = Machines(settings, model, encoder, raise_if_cancelled)
-        self._session: Session | None = None
+        self._session: RaySession | None = None
         self._conductor: Any = None
         self._turnstile: Any = None
         self._jobs: dict[int, ray.ObjectRef[bytes]] = {}
@@ -72,9 +72,9 @@ class Pool:
         self._open()
         self._jobs[number] = ray.put(job)
 
-    def _open(self) -> Session:
+    def _open(self) -> RaySession:
         if self._session is None:
-            self._session = Session(self._settings)
+            self._session = RaySession(self._settings)
         return self._session
 
     def results(self) -> Generator[tuple[int, bytes], None, None]:

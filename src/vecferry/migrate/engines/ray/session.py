@@ -26,7 +26,7 @@ ANSWER_S = 5.0
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
-class Session:
+class RaySession:
     """Ends what it has begun: the Ray of this machine, with its processes and its folder, or the connection to a
     cluster. Where the process is connected already, that connection is used and left.
     """
