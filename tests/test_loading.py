@@ -125,7 +125,7 @@ from vecferry.errors import OutOfMemory
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.encode.batching import Limits
 limits = Limits(max_batch_tokens=10**7, memory_budget_mb=10**6)
-encoder = load_runtime(Options(artifact=Path(sys.argv[1]), threads=1, limits=limits), "onnx")
+encoder = load_runtime(EncoderOptions(artifact=Path(sys.argv[1]), threads=1, limits=limits), "onnx")
 encoder.encode(["warm"])
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)

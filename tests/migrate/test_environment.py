@@ -288,7 +288,7 @@ def follows(world: World, connection: psycopg.Connection, check: Callable[[], No
     text = f"written at {time.monotonic()}"
     expected = TruthEncoder().truth(text)
     connection.execute("UPDATE docs SET body = %s WHERE id = 5", [text])
-    wait_until(is_followed, 60)
+    wait_until(is_followed)
 
 
 LONG_LEASE = replace(OPTIONS, reconnect_s=30.0, lease_s=60.0)
