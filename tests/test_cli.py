@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from vecferry.cli import app
+from vecferry.errors import VecferryError
 from vecferry.model.artifact import Artifact
 
 
@@ -60,6 +62,25 @@ def test_every_help_page_shows_what_is_written_brackets_included() -> None:
     assert {"[gate]", "[torch]"} <= bracketed
 
 
+def error_classes(base: type[VecferryError] = VecferryError) -> Iterator[type[VecferryError]]:
+    for each in base.__subclasses__():
+        yield each
+        yield from error_classes(each)
+
+
+def test_hints_name_commands_options_and_extras_that_there_are() -> None:
+    """Those of the classes; where a hint is made on the spot, its own test looks at it."""
+    known = {" ".join(path): command for path, command in pages(typer.main.get_command(app))}
+    options = {name for command in known.values() for each in command.params for name in each.opts}
+    extras = metadata("vecferry").get_all("Provides-Extra") or []
+    for error in error_classes():
+        commands = re.findall(r"\bvecferry ((?:migrate )?[a-z]+)", error.advice)
+        assert set(commands) <= set(known), error
+        assert set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", error.advice)) <= options | {"--help", "--head"}, error
+        assert set(re.findall(r"vecferry\[(\w+)\]", error.advice)) <= set(extras), error
+        assert ".py" not in error.advice, error  # a wheel has none of our scripts
+
+
 @pytest.mark.parametrize(
     "command", [*([name] for name in COMMANDS), *(["migrate", verb] for verb in VERBS)], ids=" ".join
 )
@@ -86,10 +107,18 @@ def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path
             ["error: no checkpoint at '/no/such/folder'", "hint: Give a folder"],
         ),
         (["convert", "package:no_such_package", "out"], 3, ["no installed package"]),
-        (["verify", "/nowhere"], 3, ["no converted model at /nowhere", "hint: Convert one: python convert_to_onnx.py"]),
+        (
+            ["verify", "/nowhere"],
+            3,
+            ["no converted model at /nowhere", "hint: Convert one: vecferry convert BAAI/bge-m3 /nowhere"],
+        ),
         (["encode", "/nowhere", "-o", "out.csv"], 2, ["--output=out.csv is not valid"]),
         (["encode", "/nowhere", "--role", "title"], 2, ["--role=title", "passage or query"]),
-        (["migrate", "status", "--table", "t"], 2, ["VECFERRY_DATABASE_URL"]),
+        (
+            ["migrate", "status", "--table", "t"],
+            2,
+            ["error: the URL of the store is missing", "hint: Add --store URL, or VECFERRY_DATABASE_URL=postgresql"],
+        ),
         (["convert"], 2, ["Missing argument"]),
     ],
 )

@@ -92,7 +92,7 @@ def test_without_judgements_sentences_ask_for_their_passages_and_a_log_is_replay
         (["nowhere", "--outputs", "title"], ["outputs=title"]),
         (["nowhere", "--margin", "2"], ["margin=2"]),
         (["nowhere", "--max-queries", "0"], ["--max-queries"]),
-        (["nowhere", "--config", "none.toml"], ["--config=none.toml"]),
+        (["nowhere", "--config", "none.toml"], ["--config none.toml cannot be read"]),
     ],
 )
 def test_what_is_wrong_is_named_with_exit_code_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_model_that_is_not_there_says_what_to_type(application: Path, tmp_path
     )
     assert done.returncode == 1
     assert (
-        "ArtifactNotFound: no converted model at nowhere. Convert one: python convert_to_onnx.py --output nowhere"
+        "ArtifactNotFound: no converted model at nowhere. Convert one: vecferry convert BAAI/bge-m3 nowhere"
         in done.stderr
     )
 

@@ -8,6 +8,10 @@ VecferryError                      exit  what happened
 │   ├── HeadUnavailable                  an output that this model does not have
 │   └── NotEncoded                       an output that was not asked for
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
+│   ├── MissingOption                    one that has no default was not given
+│   ├── UnreadableFile                   a file that was named
+│   ├── InvalidStoreUrl
+│   └── AddressUnavailable               another process listens there, or this host has no such address
 ├── MissingExtra                   3     an optional dependency is not installed
 ├── SourceError                    3     where a checkpoint comes from
 │   ├── SourceNotFound
@@ -169,6 +173,41 @@ class SettingsError(VecferryError):
     expected: str
 
 
+class MissingOption(SettingsError):
+    """An option that has no default was not given. example: how to give it."""
+
+    template = "{name} is missing: {expected}."
+    advice = "Add {example}"
+
+    def __init__(self, name: str, expected: str, example: str) -> None:
+        super().__init__(name, "", expected)
+        self.example = example
+
+
+class UnreadableFile(SettingsError):
+    """A file that was named cannot be read. expected: why."""
+
+    template = "{name} {value} cannot be read: {expected}."
+    advice = "Give a file that is there and that this process may read."
+
+
+class InvalidStoreUrl(SettingsError):
+    """value: the URL as far as it holds no password."""
+
+    template = "{value} is not the URL of a store: expected {expected}."
+    advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_DATABASE_URL."
+
+    def __init__(self, value: str, expected: str) -> None:
+        super().__init__("url", value, expected)
+
+
+class AddressUnavailable(SettingsError):
+    """A server cannot listen there. expected: why."""
+
+    template = "{value} cannot be listened on: {expected}."
+    advice = "Choose another --host or --port; --port 0 takes a free one."
+
+
 @dataclass(eq=False)
 class MissingExtra(VecferryError):
     """An optional dependency is not installed."""
@@ -265,7 +304,7 @@ class ArtifactNotFound(ArtifactError):
     """There is no converted model."""
 
     template = "no converted model at {path}."
-    advice = "Convert one: python convert_to_onnx.py --output {path}"
+    advice = "Convert one: vecferry convert BAAI/bge-m3 {path}"
     path: Path
 
 
@@ -274,7 +313,7 @@ class ArtifactDamaged(ArtifactError):
     """The folder does not hold what its manifest says."""
 
     template = "{path} is damaged: {reason}."
-    advice = "Convert again: python convert_to_onnx.py --output {path}"
+    advice = "Convert again: vecferry convert SOURCE {path}"
     path: Path
     reason: str
 

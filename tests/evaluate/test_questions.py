@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluate.doubles import queries_about
-from vecferry.errors import SettingsError
+from vecferry.errors import SettingsError, UnreadableFile
 from vecferry.evaluate import Passage, QuerySet, Question, read_log
 from vecferry.evaluate.pairs import sentence_pairs
 from vecferry.evaluate.questions import chosen, script_of, sliced
@@ -54,7 +54,7 @@ def test_another_form_of_log_is_refused_by_name(tmp_path: Path, name: str, conte
 
 
 def test_a_log_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="a file that can be read"):
+    with pytest.raises(UnreadableFile, match="the query log"):
         read_log(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes("Fähre\n".encode("latin-1"))
     with pytest.raises(SettingsError, match="the query log"):

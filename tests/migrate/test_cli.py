@@ -398,13 +398,13 @@ def test_models_that_are_away_are_missed_only_by_verbs_that_call_them(
 def test_exit_code_2_is_for_what_was_typed(cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[store]\ncollection = 'docs'\nvectr = 'v'\n[models]\nnew = 'm'\n")
     (tmp_path / "no.toml").write_text("this is no TOML")
-    assert Cli(capsys).error("status", code=2) == "SettingsError"
-    assert cli.error("status", "--store", "mysql://app@localhost/app", code=2) == "SettingsError"
+    assert Cli(capsys).error("status", code=2) == "MissingOption"
+    assert cli.error("status", "--store", "mysql://app@localhost/app", code=2) == "InvalidStoreUrl"
     assert cli.error("start", "--outputs", "dense,smell", code=2) == "SettingsError"
     assert cli.error("start", "--outputs", "sparse", code=2) == "SettingsError"
     assert cli.error("start", "--rows-per-s=-1", code=2) == "SettingsError"
-    for file in ("bad.toml", "no.toml", "not-there.toml"):
-        assert Cli(capsys, ("--config", str(tmp_path / file))).error("status", code=2) == "SettingsError"
+    for file, error in (("bad.toml", "SettingsError"), ("no.toml", "SettingsError"), ("none.toml", "UnreadableFile")):
+        assert Cli(capsys, ("--config", str(tmp_path / file))).error("status", code=2) == error
 
 
 def test_exit_code_3_is_for_what_is_missing_or_broken(cli: Cli, tmp_path: Path) -> None:
@@ -555,7 +555,7 @@ def test_an_option_goes_over_the_file_and_the_file_over_the_environment(
     over = Cli(cli.capsys, ("--config", str(other), "--database", database_url))
     assert over.error("status", code=4) == "MigrationNotFound"
     monkeypatch.delenv("VECFERRY_DATABASE_URL")
-    assert cli.error("status", code=2) == "SettingsError"
+    assert cli.error("status", code=2) == "MissingOption"
     assert "VECFERRY_DATABASE_URL" in cli.text("status", code=2)
 
 

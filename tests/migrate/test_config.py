@@ -248,7 +248,9 @@ def test_a_configuration_can_be_made_without_a_file() -> None:
 @pytest.mark.parametrize("kind", ["chroma", "lancedb", "milvus", "qdrant"])
 def test_each_scheme_leads_to_its_store(kind: str, tmp_path: Path) -> None:
     with pytest.raises(StoreUnreachable) as failed:
-        open_store(f"{kind}://{tmp_path}/no", "docs", text="body", vector="v", key="id", control=tmp_path / "control")
+        open_store(
+            f"{kind}://{tmp_path}/no.db", "docs", text="body", vector="v", key="id", control=tmp_path / "control"
+        )
     assert failed.value.store == kind
 
 

@@ -12,7 +12,7 @@ from tests.stores.backends import COLLECTION, DIMENSION, unit
 from tests.stores.backends_chroma import chroma_server, create_docs, http_client, opened, opened_server
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE
-from vecferry.errors import Locked, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, Locked, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Point
 from vecferry.stores.chroma import ChromaBackend
 
@@ -60,7 +60,7 @@ def test_a_relative_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Monk
     ["chroma://vectors", "chroma+ftp://host", "chroma+http://", "chroma+http://me:pw@host", "chroma+http://h/api"],
 )
 def test_a_url_that_names_no_chroma_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(StoreSchemaError) as caught:
+    with pytest.raises(InvalidStoreUrl) as caught:
         ChromaBackend.open(url)
     assert "pw" not in str(caught.value)
 

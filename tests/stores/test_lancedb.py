@@ -18,7 +18,7 @@ from lancedb import index
 from tests.stores.backends import COLLECTION, DIMENSION, unit
 from tests.stores.backends_lancedb import SCHEMA, opened
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.lancedb import LanceBackend
 
@@ -67,7 +67,7 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(StoreUnreachable):
         LanceBackend.open(f"lancedb://{tmp_path}/nowhere", Fields())
     assert not (tmp_path / "nowhere").exists()
-    with pytest.raises(StoreSchemaError):
+    with pytest.raises(InvalidStoreUrl, match="lancedb:relative/path"):
         LanceBackend.open("lancedb://nowhere", Fields())
 
 

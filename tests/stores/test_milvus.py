@@ -15,7 +15,7 @@ from tests.stores.backends import COLLECTION, DIMENSION, unit
 from tests.stores.backends_milvus import FIELDS, end, make, schema
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.milvus import MilvusBackend
 from vecferry.stores.milvus import backend as milvus_backend
@@ -461,7 +461,7 @@ def test_a_store_that_goes_away_is_unreachable(backend: MilvusBackend, tmp_path:
     "url", ["milvus:docs", "milvus://host/docs.db", "milvus+http://", "http://h", "milvus+http://h:s3cret"]
 )
 def test_a_url_of_another_form_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(StoreUnreachable, match="not of the form") as raised:
+    with pytest.raises(InvalidStoreUrl, match="expected milvus:") as raised:
         MilvusBackend.open(url, FIELDS)
     assert "s3cret" not in str(raised.value)
 

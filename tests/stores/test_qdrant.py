@@ -16,7 +16,7 @@ from tests.stores.backends import COLLECTION, DIMENSION, unit
 from tests.stores.backends_qdrant import COSINE, FIELDS, make
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.qdrant import QdrantBackend
 from vecferry.stores.qdrant.layout import create, missing_indexes
@@ -371,7 +371,7 @@ def test_a_folder_without_collections_is_not_made_into_a_store(tmp_path: Path) -
     "url",
     [
         "qdrant://folder",
-        "qdrant:folder",
+        "qdrant:",
         "qdrant+http://",
         "qdrant+ftp://host",
         "http://host",
@@ -379,7 +379,7 @@ def test_a_folder_without_collections_is_not_made_into_a_store(tmp_path: Path) -
     ],
 )
 def test_a_url_of_another_form_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(StoreUnreachable, match="not of the form") as raised:
+    with pytest.raises(InvalidStoreUrl, match="expected qdrant:") as raised:
         QdrantBackend.open(url, FIELDS)
     assert "s3cret" not in str(raised.value)
 

@@ -17,7 +17,7 @@ from vecferry.cli.migrate_target import Target
 from vecferry.cli.output import Json, output, show, show_table, stages
 from vecferry.embeddings import Outputs
 from vecferry.encode.loading import load_encoder
-from vecferry.errors import SettingsError
+from vecferry.errors import MissingOption, SettingsError
 from vecferry.evaluate import (
     Corpus,
     EvaluatedModel,
@@ -157,9 +157,9 @@ def _evaluated(given: Given, stage: Stage) -> Evaluation:
     if given.config is not None:
         return _of_store(given, given.config, stage, provenance)
     if given.folder is None:
-        raise SettingsError("FOLDER", "", "a folder in BEIR layout, or --config with a migration")
+        raise MissingOption("FOLDER", "what to ask", "a folder in BEIR layout, or --config migration.toml")
     if given.old_artifact is None:
-        raise SettingsError("--old-artifact", "", "the folder of the old model")
+        raise MissingOption("--old-artifact", "the folder of the old model", "--old-artifact FOLDER")
     new = given.artifact or read_settings().options().artifact
     stage("loading the models")
     asked, passages = _asked(given, given.folder)
@@ -185,7 +185,9 @@ def _of_store(given: Given, config: MigrationConfig, stage: Stage, provenance: d
     target = Target(config)
     old = given.old_artifact or target.config.models.old
     if old is None:
-        raise SettingsError("[models] old", "", "the folder of the old model")
+        raise MissingOption(
+            "the old model", "both sides are asked", "--old-artifact FOLDER, or [models] old to the file"
+        )
     stage("loading the models")
     models = _model(old), _model(given.artifact or target.config.models.new)
     store = target.open_store()

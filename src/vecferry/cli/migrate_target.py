@@ -14,7 +14,7 @@ import typer
 
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
-from vecferry.errors import SettingsError
+from vecferry.errors import MissingOption
 from vecferry.migrate import EngineFor, Migration, MigrationOptions
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
@@ -101,7 +101,11 @@ def _model_options(artifact: Path) -> EncoderOptions:
 def _url_of_settings() -> str:
     url = read_settings().database_url
     if url is None:
-        raise SettingsError("VECFERRY_DATABASE_URL", "", "postgresql://user:password@host/database, or --store")
+        raise MissingOption(
+            "the URL of the store",
+            "where the vectors are",
+            "--store URL, or VECFERRY_DATABASE_URL=postgresql://user:password@host/database to the environment",
+        )
     return url.get_secret_value()
 
 
@@ -139,7 +143,9 @@ def _target(
 
 def _without_file(collection: str | None) -> MigrationConfig:
     if collection is None:
-        raise SettingsError("--table", "", "the name of a table or collection, or --config with a file that has it")
+        raise MissingOption(
+            "--table", "the name of a table or collection", "--table NAME, or --config FILE with [store] collection"
+        )
     return MigrationConfig(
         store=StoreConfig(collection=collection), models=ModelsConfig(new=read_settings().options().artifact)
     )

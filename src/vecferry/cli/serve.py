@@ -10,7 +10,7 @@ import typer
 
 from vecferry.cli.migrate_target import Target
 from vecferry.cli.output import errors, stages
-from vecferry.errors import MissingExtra, SettingsError
+from vecferry.errors import MissingExtra, MissingOption
 from vecferry.migrate.config import read_config
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerLimits, ServerOptions
@@ -132,7 +132,11 @@ def _service(
     choices = [ModelChoice.parse(name) for name in names or []]
     if target is not None:
         if target.config.models.old is None:
-            raise SettingsError("[models] old", "", "the folder of the old model, which answers until the switch")
+            raise MissingOption(
+                "[models] old",
+                "the old model, which answers until the switch",
+                'old = "FOLDER" to [models] of the file',
+            )
         choices += [ModelChoice(target.config.models.new), ModelChoice(target.config.models.old)]
     choices = choices or [ModelChoice(settings.options().artifact)]
     served = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vecferry.errors import SettingsError, reason_of
+from vecferry.errors import SettingsError, UnreadableFile, reason_of
 from vecferry.evaluate.pairs import Pair
 from vecferry.evaluate.values import Evidence, JudgedQueries, Question
 
@@ -63,7 +63,7 @@ def read_log(path: Path) -> tuple[str, ...]:
         if path.suffix == ".jsonl":
             lines = [_query_of(json.loads(line)) for line in lines]
     except OSError as exc:
-        raise SettingsError("the query log", path, f"a file that can be read ({reason_of(exc)})") from exc
+        raise UnreadableFile("the query log", path, reason_of(exc)) from exc
     except (ValueError, KeyError, TypeError) as exc:
         raise SettingsError(
             "the query log", path, f'a query a line, or JSON lines with "text" or "query" ({exc!r})'

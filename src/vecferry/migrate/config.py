@@ -61,7 +61,7 @@ from pydantic import (
 )
 
 from vecferry.embeddings import Outputs
-from vecferry.errors import SettingsError, reason_of
+from vecferry.errors import SettingsError, UnreadableFile, reason_of
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.values import MigrationOptions
 from vecferry.stores.values import Patience
@@ -216,7 +216,7 @@ def read_config(path: Path) -> MigrationConfig:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise SettingsError("--config", path, f"a file that can be read ({reason_of(exc)})") from exc
+        raise UnreadableFile("--config", path, reason_of(exc)) from exc
     except UnicodeDecodeError as exc:
         raise SettingsError("--config", path, f"a file in UTF-8 (byte {exc.start} is not)") from exc
     except tomllib.TOMLDecodeError as exc:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from vecferry.errors import SettingsError, reason_of
+from vecferry.errors import SettingsError, UnreadableFile, reason_of
 
 MIN_CHARACTERS = 16
 
@@ -30,7 +30,7 @@ class ApiKeys:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it is not UTF-8"
-            raise SettingsError("--api-keys", path, f"a file with a key a line ({reason})") from exc
+            raise UnreadableFile("--api-keys", path, reason) from exc
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise SettingsError("--api-keys", path, "a file with a key a line (it has none)")

@@ -10,7 +10,7 @@ from typing import NoReturn
 import uvicorn
 from fastapi import FastAPI
 
-from vecferry.errors import SettingsError, reason_of
+from vecferry.errors import AddressUnavailable, reason_of
 from vecferry.server.connection import TimeoutHttpProtocol
 from vecferry.server.options import ServerOptions
 
@@ -51,9 +51,9 @@ def _end(*_: object) -> NoReturn:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises SettingsError where that address cannot be had."""
+    """Raises AddressUnavailable."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as exc:
-        raise SettingsError("--host, --port", f"{host}:{port}", f"a free address ({reason_of(exc)})") from exc
+        raise AddressUnavailable("--host, --port", f"{host}:{port}", reason_of(exc)) from exc

@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import BackendHit, Point
 from vecferry.stores.request_batches import RequestBatches, slices
 
@@ -292,7 +292,7 @@ def _space(collection: Collection) -> str:
 def _folder(path: str) -> str:
     """As it is spelled: chromadb takes two spellings for two stores."""
     if path.startswith("//") and not path.startswith("///"):
-        raise StoreSchemaError(f"chroma:{path} names no folder", URLS)
+        raise InvalidStoreUrl(f"chroma:{path}", URLS)
     folder = path.removeprefix("//")
     if not (Path(folder) / "chroma.sqlite3").is_file():
         raise StoreUnreachable("chroma", f"there is no Chroma database in {folder}")
@@ -326,10 +326,11 @@ def _embedded(folder: str) -> ClientAPI:
 def _connected(url: str) -> ClientAPI:
     parts = urlsplit(url)
     if parts.scheme not in ("chroma+http", "chroma+https") or not parts.hostname:
-        raise StoreSchemaError("this names no Chroma server", URLS)
+        raise InvalidStoreUrl(f"{parts.scheme}:…", URLS)
     if parts.username or parts.password or parts.path not in ("", "/"):
-        expected = "Give ChromaBackend a client that has them."
-        raise StoreSchemaError("the URL of a Chroma server has no user, password or path", expected)
+        raise InvalidStoreUrl(
+            f"{parts.scheme}:…", "no user, password or path; or give ChromaBackend a client of your own"
+        )
     ssl = parts.scheme.endswith("https")
     try:
         client = chromadb.HttpClient(

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 
 from vecferry.embeddings import Float32, Outputs
-from vecferry.errors import MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.request_batches import slices
 
@@ -97,7 +97,7 @@ class LanceBackend:
         """url: lancedb:///an/absolute/path, or lancedb:a/relative/one."""
         path = url.removeprefix("lancedb:")
         if path.startswith("//") and not path.startswith("///"):
-            raise StoreSchemaError(f"{url} names no folder", "lancedb:///absolute/path, or lancedb:relative/path")
+            raise InvalidStoreUrl(url, "lancedb:///absolute/path, or lancedb:relative/path")
         return cls(Path(path.removeprefix("//")), fields)
 
     def another(self) -> LanceBackend:

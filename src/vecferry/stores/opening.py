@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vecferry.errors import SettingsError, VecferryError
+from vecferry.errors import InvalidStoreUrl, VecferryError
 from vecferry.stores.backend import Backend, Fields
 from vecferry.stores.protocol import Store
 
@@ -15,7 +15,7 @@ def open_store(url: str, collection: str, *, text: str, vector: str, key: str, c
     """The collection at that URL; to be closed. Its scheme says which store, and with `+` how it is reached.
 
     text, vector, key: columns or fields; PostgreSQL knows its key. control: the SQLite file of the ledger,
-    for all but PostgreSQL, which keeps it itself. Raises SettingsError for an unknown scheme, MissingExtra,
+    for all but PostgreSQL, which keeps it itself. Raises InvalidStoreUrl, MissingExtra,
     StoreUnreachable, StoreSchemaError.
     """
     if url.partition(":")[0].lower() in POSTGRES:
@@ -31,7 +31,7 @@ def open_backend(url: str, fields: Fields) -> Backend:
     openers = {"chroma": _chroma, "lancedb": _lancedb, "milvus": _milvus, "qdrant": _qdrant}
     if (opener := openers.get(scheme.partition("+")[0])) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
-        raise SettingsError("url", f"{scheme}:…", f"one that begins with {known}")  # the rest may hold a password
+        raise InvalidStoreUrl(f"{scheme}:…", f"one that begins with {known}")  # the rest may hold a password
     return opener(url, fields)
 
 

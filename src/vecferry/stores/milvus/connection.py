@@ -13,14 +13,14 @@ from filelock import FileLock
 from pymilvus import MilvusClient, MilvusException
 from pymilvus.exceptions import ConnectionConfigException, ErrorCode
 
-from vecferry.errors import MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 
 KIND = "milvus"
 TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 10
 NOT_CONNECTED = 2
 LOCK_FILE = "vecferry.lock"
-URL_FORM = "the URL is not of the form milvus:///PATH.db or milvus+http://HOST:PORT"
+URL_FORM = "milvus:///PATH.db, milvus:PATH.db or milvus+http://HOST:PORT"
 
 _AWAY = (
     grpc.StatusCode.UNAVAILABLE,
@@ -49,11 +49,11 @@ class Address:
             address, host = parts.netloc.rpartition("@")[2], parts.hostname
             _ = parts.port  # raises if it is none
         except ValueError:
-            raise StoreUnreachable(KIND, URL_FORM) from None  # its message repeats parts of the URL
+            raise InvalidStoreUrl(f"{KIND}:…", URL_FORM) from None  # its message repeats parts of the URL
         if parts.scheme == KIND and not parts.netloc and parts.path.endswith(".db"):
             return cls(str(_folder(Path(unquote(parts.path)))), is_lite=True)
         if parts.scheme not in ("milvus+http", "milvus+https") or not host:
-            raise StoreUnreachable(KIND, URL_FORM)
+            raise InvalidStoreUrl(f"{KIND}:…", URL_FORM)
         return cls(f"{parts.scheme.removeprefix('milvus+')}://{address}{parts.path}", token or given)
 
     def turn(self) -> AbstractContextManager[object]:

@@ -40,7 +40,7 @@ class QdrantBackend:
 
     @classmethod
     def open(cls, url: str, fields: Fields, api_key: str | None = None) -> Self:
-        """url: `qdrant:///folder`, `qdrant+http://host:6333`, `qdrant+https://:API_KEY@host:6333`.
+        """url: `qdrant:///folder`, `qdrant:folder`, `qdrant+http://host:6333`, `qdrant+https://:API_KEY@host:6333`.
 
         Raises StoreUnreachable; no message carries the key. A folder must be there.
         """

@@ -15,11 +15,11 @@ from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from vecferry.errors import StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 
 KIND = "qdrant"
 TIMEOUT_S = 60
-URL_FORM = "the URL is not of the form qdrant:///FOLDER or qdrant+http://HOST:PORT"
+URL_FORM = "qdrant:///FOLDER, qdrant:FOLDER or qdrant+http://HOST:PORT"
 
 _LOCAL_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError, sqlite3.Error)
 """What local mode raises, and the client for what cannot be sent."""
@@ -44,11 +44,11 @@ class QdrantConnection:
             address, host = parts.netloc.rpartition("@")[2], parts.hostname
             _ = parts.port  # raises if it is none
         except ValueError:
-            raise StoreUnreachable(KIND, URL_FORM) from None  # its message repeats parts of the URL
-        if parts.scheme == KIND and parts.path.startswith("/") and not parts.netloc:
+            raise InvalidStoreUrl(f"{KIND}:…", URL_FORM) from None  # its message repeats parts of the URL
+        if parts.scheme == KIND and parts.path and not parts.netloc:
             return cls(_local_client(Path(unquote(parts.path))), is_local=True)
         if parts.scheme not in ("qdrant+http", "qdrant+https") or not host:
-            raise StoreUnreachable(KIND, URL_FORM)
+            raise InvalidStoreUrl(f"{KIND}:…", URL_FORM)
         server = f"{parts.scheme.removeprefix('qdrant+')}://{address}{parts.path}"
         return cls(_remote_client(server, secret), secret)
 
