@@ -28,7 +28,10 @@ class SwitchFollower:
     elsewhere: Collection[Side] = ()
 
     def catch_up(self, side: Side, few: int = MAX_LAST_ROWS) -> bool:
-        """See `switch.Follower.catch_up`. few: so many may be left where a run elsewhere follows."""
+        """Bring that side up to date, as far as it can be while others write.
+
+        few: so many may be left where a run elsewhere follows.
+        """
         can_follow = self.applier.can_follow(side)
         if side in self.elsewhere:
             self._await_run(side, few)

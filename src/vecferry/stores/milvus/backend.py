@@ -29,7 +29,10 @@ _STATISTICS = ("total_rows", "indexed_rows", "pending_index_rows", "state", "fie
 
 
 class MilvusBackend:
-    """See `Backend` and `Aliased`. An id is any text, or a whole number of 64 bits, as the primary key is."""
+    """`Backend` and `Aliased` over one database of Milvus.
+
+    An id is any text, or a whole number of 64 bits, as the primary key is.
+    """
 
     def __init__(self, address: Address, fields: Fields) -> None:
         self._address = address
@@ -90,7 +93,7 @@ class MilvusBackend:
         return int(row["count(*)"])
 
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """See `Backend.create`. Properties, shards and all indexes are those of `like`; it is loaded."""
+        """Create an empty collection. Properties, shards and all indexes are those of `like`; it is loaded."""
         for head in (outputs & ~self.outputs).names:
             raise StoreSchemaError(f"a collection of Milvus cannot keep {head} vectors", "Leave that head out.")
         if self.exists(collection):

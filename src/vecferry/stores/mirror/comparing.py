@@ -59,7 +59,10 @@ class SideComparison(MirrorSides):
         return self._sorted_ids
 
     def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
-        """See `NewSide.unembedded`. Ids are listed once for a sweep from the beginning, and remembered for its rest."""
+        """Return rows without a vector of their text.
+
+        Ids are listed once for a sweep from the beginning, and remembered for its rest.
+        """
         sides = self._sides()
         if sides.name(side) == sides.serving or self._is_half_finalized(sides):
             return []
@@ -133,7 +136,10 @@ class SideComparison(MirrorSides):
         return self._ledger.letters_of(record, side, keys) if record and keys else {}
 
     def orphans(self, limit: int) -> list[Key]:
-        """See `Capture.orphans`. A dead letter of the side that serves is none: the other side alone has its row."""
+        """Return keys with a vector and without a row.
+
+        A dead letter of the side that serves is none: the other side alone has its row.
+        """
         sides = self._sides()
         if self._is_half_finalized(sides):
             return []

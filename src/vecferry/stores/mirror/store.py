@@ -28,7 +28,10 @@ class MirrorStore(MirrorReading, SideComparison):
     # --- the application's writes -----------------------------------------------------------------
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
-        """See `Application.put`. A journal entry goes first, so that no crash hides the write from the other side."""
+        """Write points to the side that serves.
+
+        A journal entry goes first, so that no crash hides the write from the other side.
+        """
         if missing := [record.key[0] for record in records if record.vector is None]:
             raise StoreSchemaError(f"{self._target}: no vector for {', '.join(missing[:10])}", "Every point has one.")
         with self._journalled([record.key for record in records], fingerprint):
@@ -81,11 +84,11 @@ class MirrorStore(MirrorReading, SideComparison):
             self._ledger.note(self._target, keys, side)
 
     def adopt(self, keys: Sequence[Key]) -> set[Key]:
-        """See `Capture.adopt`. The points of the side that serves count as right anyway."""
+        """Return all keys: there is nothing to adopt. The points of the side that serves count as right anyway."""
         return set(keys)
 
     def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
-        """See `Capture.apply_deletes`: deletes follow, and payload that changed without its text."""
+        """Let deletes follow, and payload that changed without its text."""
         sides, ids = self._sides(), [key[0] for key in keys]
         if self._is_half_finalized(sides):
             return set()
@@ -116,7 +119,7 @@ class MirrorStore(MirrorReading, SideComparison):
     # --- writing ----------------------------------------------------------------------------------
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # in the spec
-        """See `Writing.prepare`. A collection of that name that has points in it is not ours: StoreSchemaError."""
+        """Create the new collection. A collection of that name that has points in it is not ours: StoreSchemaError."""
         sides = self._sides()
         if not self._backend.exists(sides.other):
             self._backend.create(sides.other, like=sides.serving, dimension=dimension, outputs=outputs)
@@ -125,8 +128,10 @@ class MirrorStore(MirrorReading, SideComparison):
             raise StoreSchemaError(what, "Rename or drop it.")
 
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
-        """See `Writing.write`. What was read as a row's text is compared with the text now; a write that comes
-        between this and the store's answer is in the journal, so that the row is done again.
+        """Write vectors to rows whose text is unchanged.
+
+        What was read as a row's text is compared with the text now; a write that comes between this and the store's
+        answer is in the journal, so that the row is done again.
         """
         with self._writing():
             written = self._put_current(side, vectors)
@@ -165,7 +170,7 @@ class MirrorStore(MirrorReading, SideComparison):
                 yield
 
     def retry_dead_letters(self) -> None:
-        """See `Writing.retry_dead_letters`. Those of the side that serves have no text that they could be done from."""
+        """Let dead letters be done again. Those of the side that serves have no text that they could be done from."""
         record, sides = self._open_record(), self._sides()
         if record is not None:
             side = Side.OLD if sides.serving == sides.new else Side.NEW
@@ -185,7 +190,7 @@ class MirrorStore(MirrorReading, SideComparison):
         self._point_alias(self._sides().name(Side.OLD))
 
     def require_vectors(self, patience: Patience) -> bool:  # noqa: ARG002
-        """See `Writing.require_vectors`. No store of points knows NOT NULL."""
+        """Return false. No store of points knows NOT NULL."""
         return False
 
     def _point_alias(self, collection: str) -> None:
@@ -215,8 +220,10 @@ class MirrorStore(MirrorReading, SideComparison):
             yield
 
     def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """See `Writing.exclusively`. Writers through `put` and `remove` wait; they go on by themselves after the
-        pause that a try may take, and then nothing of the work is kept in the ledger.
+        """Run `work` while nobody else writes.
+
+        Writers through `put` and `remove` wait; they go on by themselves after the pause that a try may take, and then
+        nothing of the work is kept in the ledger.
         """
         return patiently(lambda pause_s: self._hold_writers(work, pause_s, patience.max_pause_s), patience)
 

@@ -26,7 +26,9 @@ class PgApplication(TableSession):
     """`protocol.Application`. What is written by other ways is captured too."""
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
-        """See `Application.put`. All or none. payload: values as psycopg takes them; anything for a JSON column.
+        """Write rows with their vectors, all or none.
+
+        payload: values as psycopg takes them; anything for a JSON column.
 
         Rows are taken by ascending key, so that two who put the same ones wait for each other and nothing worse.
         """
@@ -88,7 +90,7 @@ class PgApplication(TableSession):
         )
 
     def remove(self, keys: Sequence[Key]) -> None:
-        """See `Application.remove`. The rows are locked by ascending key first, as in `put`."""
+        """Delete rows. They are locked by ascending key first, as in `put`."""
         if not keys:
             return
         among, params = self._among(keys)

@@ -47,7 +47,7 @@ class PgCapture(TableSession):
     """`protocol.Capture`."""
 
     def start_capture(self, patience: Patience) -> None:
-        """See `Capture.start_capture`. Waits for writes that have begun, since they would go unnoticed."""
+        """Capture every write from now on; waits for those that have begun, since they would go unnoticed."""
         with self._guard.transaction():
             self._ledger.install()
         if self._is_capturing():
@@ -101,7 +101,7 @@ class PgCapture(TableSession):
         ]
 
     def stop_capture(self) -> None:
-        """See `Capture.stop_capture`. Waits for whoever uses the table, and raises Locked in the end; inside
+        """Remove the capture. Waits for whoever uses the table, and raises Locked in the end; inside
         `exclusively`, the patience of that holds. A table that was dropped is no obstacle.
         """
         if self._has_triggers() and not self._db.in_transaction:
@@ -132,7 +132,7 @@ class PgCapture(TableSession):
         return self._outbox.oldest(limit, sides)
 
     def backlog(self, side: Side | None = None) -> int:
-        """See `Capture.backlog`. Writes that have not ended cannot be seen."""
+        """Count the writes that are to be followed; those that have not ended cannot be seen."""
         return self._outbox.count(side)
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
@@ -156,7 +156,10 @@ class PgCapture(TableSession):
             return self._rows(sql.SQL("{} AND {}").format(among, self._outdated(side, columns)), params)
 
     def adopt(self, keys: Sequence[Key]) -> set[Key]:
-        """See `Capture.adopt`. The checksum of these rows' old vectors is noted; the vectors stay as they are."""
+        """Take the old vectors of these rows for right.
+
+        The checksum of these rows' old vectors is noted; the vectors stay as they are.
+        """
         if not keys:
             return set()
         with self._guard.transaction():
@@ -184,7 +187,10 @@ class PgCapture(TableSession):
         return set(keys) - set(left_out)
 
     def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
-        """See `Capture.apply_deletes`. A row goes with both its vectors; its other columns are one for both sides."""
+        """Return the keys that have no row any more.
+
+        A row goes with both its vectors; its other columns are one for both sides.
+        """
         if not keys:
             return set()
         self._forget_letters(keys)

@@ -36,7 +36,7 @@ class LeaseGuard:
 
     @contextmanager
     def holding(self, target: str, lease_s: float) -> Iterator[None]:
-        """See `Writing.runner`."""
+        """Hold the lease of `target` inside; raise Locked, naming the holder, if it is taken."""
         with held(self._ledger, target, lease_s, self._former) as lease:
             self._lease = self._former = lease
             try:

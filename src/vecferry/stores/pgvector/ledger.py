@@ -312,7 +312,7 @@ class PgLedger:
     # --- who may write ----------------------------------------------------------------------------
 
     def acquire(self, target: str, holder: str, seconds: float, former: Lease | None = None) -> Lease:
-        """See `Ledger.acquire`. A transaction that the former holder is in ends first."""
+        """Take the lease, or raise Locked. A transaction that the former holder is in ends first."""
         self.install()
         rows = self._db.rows(
             "SELECT holder, token, expires_at < clock_timestamp() FROM vecferry.leases WHERE target = %s", [target]
@@ -357,7 +357,7 @@ class PgLedger:
             raise LeaseLost(lease.target)
 
     def release(self, lease: Lease) -> None:
-        """See `Ledger.release`. The row stays, so that tokens go on ascending."""
+        """Give the lease back. The row stays, so that tokens go on ascending."""
         self._db.execute(
             "UPDATE vecferry.leases SET expires_at = '-infinity' WHERE target = %s AND token = %s",
             [lease.target, lease.token],

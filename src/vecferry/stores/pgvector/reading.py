@@ -103,7 +103,9 @@ class PgReading(TableSession):
         return in_order(found, keys)
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        """See `Reading.search`. The epoch and the vectors are read under one lock, so they belong together.
+        """Return the k rows nearest to `vector`, best first.
+
+        The epoch and the vectors are read under one lock, so they belong together.
 
         Without `exact`, an index with `*_cosine_ops` answers, if the column has one.
         """

@@ -27,7 +27,7 @@ class PgSwitching(TableSession):
     # --- making the new side ----------------------------------------------------------------------
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
-        """See `Writing.prepare`. Adds nullable columns, which rewrites nothing.
+        """Add nullable columns for the new side, which rewrites nothing.
 
         Sparse vectors are a `sparsevec` whose ids PostgreSQL shows from 1: token id + 1. Raises
         StoreSchemaError for a column that is there and not ours, for a type that this pgvector does not
@@ -90,7 +90,10 @@ class PgSwitching(TableSession):
         self._alter(sql.SQL(", ").join(additions))
 
     def build_indexes(self) -> tuple[str, ...]:
-        """See `Writing.build_indexes`. Writers go on; the build waits for transactions older than itself to end."""
+        """Build the new side's indexes, and return their names.
+
+        Writers go on; the build waits for transactions older than itself to end.
+        """
         missing = self._catalogue.missing_indexes()
         if missing:
             self._size_builds()
@@ -120,7 +123,10 @@ class PgSwitching(TableSession):
     # --- changing places --------------------------------------------------------------------------
 
     def switch(self) -> None:
-        """See `Writing.switch`. Sparse and ColBERT columns are of the new side alone, and keep their names."""
+        """Let the new vectors serve, by exchanging the columns' names.
+
+        Sparse and ColBERT columns are of the new side alone, and keep their names.
+        """
         vector = self._table.vector
         renames = self._index_renames(came_from=NEW, goes_to=OLD)
         if self._catalogue.columns().by_name[vector].is_required:  # so that rows can be written without an old vector
@@ -136,7 +142,7 @@ class PgSwitching(TableSession):
         self._rename_indexes(renames)
 
     def require_vectors(self, patience: Patience) -> bool:
-        """See `Writing.require_vectors`. A constraint is added that binds new rows alone, and then looked through
+        """Require vectors again (NOT NULL). A constraint is added that binds new rows alone, and then looked through
         without a lock that anybody waits for; by it the server knows that no row is without a vector.
         """
         vector = self._table.vector
@@ -184,13 +190,13 @@ class PgSwitching(TableSession):
     # --- dropping ---------------------------------------------------------------------------------
 
     def drop_old(self) -> None:
-        """See `Writing.drop_old`. Sparse and ColBERT columns stay with the new vectors."""
+        """Drop the old vectors. Sparse and ColBERT columns stay with the new vectors."""
         columns = self._catalogue.columns()
         if columns.serving is Side.NEW:
             self._drop_columns([columns.required(Side.OLD), *map(columns.checksum, Side)])
 
     def drop_new(self) -> None:
-        """See `Writing.drop_new`. Raises StoreSchemaError while the new vectors serve."""
+        """Drop the new vectors. Raises StoreSchemaError while the new vectors serve."""
         columns = self._catalogue.columns()
         if columns.serving is Side.NEW:
             raise StoreSchemaError(f"the new vectors of {self.target} serve", "Roll back first.")

@@ -46,8 +46,10 @@ class PgWriting(TableSession):
     """`protocol.Writing`, as far as it is about rows."""
 
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
-        """See `Writing.write`. A row that somebody else is writing just now is left as it is too: so we wait for
-        nobody, and nobody can be in a deadlock with us. What is left out is captured in the same transaction.
+        """Write vectors to rows whose text is unchanged.
+
+        A row that somebody else is writing now is left out too: so we wait for nobody, and nobody can be in a deadlock
+        with us. What is left out is captured in the same transaction.
         """
         with self._guard.transaction():
             written = self._write(side, vectors) if vectors else set()
@@ -132,7 +134,7 @@ class PgWriting(TableSession):
         return params
 
     def retry_dead_letters(self) -> None:
-        """See `Writing.retry_dead_letters`. No row is touched before it is written."""
+        """Let every dead letter be done again. No row is touched before it is written."""
         with self._guard.transaction():
             record = self._ledger.find(self.target)
             if record is not None:
@@ -150,7 +152,7 @@ class PgWriting(TableSession):
             yield
 
     def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """See `Writing.exclusively`. Readers wait too."""
+        """Run `work` in a transaction while nobody else uses the table; readers wait too."""
         return self._locks.alone(work, patience)
 
     def pause_left_s(self) -> float:

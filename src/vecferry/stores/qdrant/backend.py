@@ -31,7 +31,7 @@ COLBERT_DECIMALS = 5  # as exact as float16 is below 0.1, in half of the bytes
 
 
 class QdrantBackend:
-    """See `Backend` and `Aliased`. An id is a whole number below 2^64 or a UUID, in its usual spelling."""
+    """`Backend` and `Aliased` over one Qdrant. An id is a whole number below 2^64 or a UUID, in its usual spelling."""
 
     def __init__(self, connection: QdrantConnection, fields: Fields) -> None:
         self._connection = connection
@@ -81,7 +81,7 @@ class QdrantBackend:
             return client.count(collection, exact=True).count
 
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """See `Backend.create`. HNSW, quantisation, sharding and payload indexes are those of `like`."""
+        """Create an empty collection. HNSW, quantisation, sharding and payload indexes are those of `like`."""
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
         info = self._info(like)
@@ -188,7 +188,7 @@ class QdrantBackend:
     # --- indexes ----------------------------------------------------------------------------------
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """See `Backend.build_indexes`. A server builds HNSW by itself; this waits for it, an hour at most."""
+        """Wait for the index. A server builds HNSW by itself; this waits for it, an hour at most."""
         missing = self.missing_indexes(collection, like)
         self._create_payload_indexes(collection, self._info(like))
         end = time.monotonic() + INDEX_TIMEOUT_S

@@ -37,7 +37,7 @@ class QdrantConnection:
 
     @classmethod
     def open(cls, url: str, api_key: str | None) -> Self:
-        """See `QdrantBackend.open`."""
+        """Open a server or a folder by its URL. Raises InvalidStoreUrl, StoreUnreachable."""
         try:
             parts = urlsplit(url)
             secret = api_key or unquote(parts.password or parts.username or "") or None
