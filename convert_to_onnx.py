@@ -1,4 +1,4 @@
-"""python convert_to_onnx.py [--source ...] [--output ...] [--verify-only] [--offline]"""
+"""Convert: python convert_to_onnx.py [--source ...] [--output ...] [--verify-only] [--offline]."""
 
 from vecferry.cli import run_script
 from vecferry.cli.scripts import convert_to_onnx

@@ -1,4 +1,4 @@
-"""python test_model.py: does the converted model work here, and what else would?"""
+"""Say whether the converted model works here, and what else would: python test_model.py."""
 
 from vecferry.cli import run_script
 from vecferry.cli.scripts import test_model

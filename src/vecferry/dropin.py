@@ -17,7 +17,9 @@ _default = LazyEncoder(lambda: load_encoder(read_settings().options()))
 
 
 def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32:
-    """A string gives float32 [dimension]; a list gives float32 [len(text), dimension], one vector per text.
+    """Encode one text or many.
+
+    A string gives float32 [dimension]; a list gives float32 [len(text), dimension], one vector per text.
 
     The dimension is 1,024 for BGE-M3; vectors have unit length. Raises VecferryError.
     """
@@ -38,5 +40,5 @@ def get_embedding_dimension() -> int:
 
 
 def active() -> Loaded:
-    """The encoder in use and why it runs on what it runs on: `active().encoder.runtime.name`, `active().reason`."""
+    """Return the encoder in use, and the reason: `active().encoder.runtime.name`, `active().reason`."""
     return _default.get()

@@ -200,7 +200,7 @@ class Embeddings:
         return self.colbert_or_none
 
     def take(self, rows: NDArray[np.intp]) -> Embeddings:
-        """The given rows, in the given order."""
+        """Return the given rows, in the given order."""
         return Embeddings(
             self.fingerprint,
             self.num_tokens[rows],

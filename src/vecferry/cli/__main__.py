@@ -1,4 +1,4 @@
-"""python -m vecferry.cli"""
+"""Run the command line: python -m vecferry.cli."""
 
 from vecferry.cli import main
 

@@ -143,14 +143,14 @@ class Encoder:
     # --- the two halves: before the runtime, and the runtime ------------------------------------------
 
     def prepare(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Work:
-        """What `compute` takes: `encode` up to the runtime. Raises what `encode` raises before it."""
+        """Prepare texts for `compute`: `encode` up to the runtime. Raises what `encode` raises before it."""
         require_heads(outputs, self.space.outputs)
         check_texts(texts)
         distinct, places = _distinct(texts)
         return self._prepare(distinct, outputs, role, places)
 
     def prepare_tokens(self, tokens: TokenBatch, *, outputs: Outputs = DENSE) -> Work:
-        """The same for texts that are token ids already, special tokens included; no cache is asked."""
+        """Prepare texts that are token ids already, special tokens included; no cache is asked."""
         require_heads(outputs, self.space.outputs)
         everything = np.arange(len(tokens))
         return self._checked_budget(Work((), outputs, [None] * len(tokens), everything, tokens, everything))
@@ -317,7 +317,7 @@ class _Counting:
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
-    """The distinct texts in the order of their first occurrence, and for each text its place among them."""
+    """Return the distinct texts in the order of their first occurrence, and for each text its place among them."""
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     return list(places), np.array([places[text] for text in texts], np.intp)
 

@@ -76,7 +76,9 @@ class Loaded:
 
 
 def load_encoder(options: EncoderOptions) -> Loaded:
-    """Raises ArtifactError, SourceError, ModelRuntimeError, MissingExtra, SpaceMismatch: the first choice's, if
+    """Load an encoder: ONNX Runtime first, PyTorch where that cannot run, lightweight only if asked for.
+
+    Raises ArtifactError, SourceError, ModelRuntimeError, MissingExtra, SpaceMismatch: the first choice's, if
     the fallback cannot be had either.
     """
     loaded = _choose(options)
@@ -89,7 +91,7 @@ def load_encoder(options: EncoderOptions) -> Loaded:
 
 
 def load_runtime(options: EncoderOptions, name: RuntimeName) -> Encoder:
-    """The encoder on one named runtime, without a fallback. Raises as `load_encoder` does."""
+    """Load the encoder on one named runtime, without a fallback. Raises as `load_encoder` does."""
     if name == "lightweight":
         return _lightweight(options)
     if name == "torch":
@@ -98,7 +100,7 @@ def load_runtime(options: EncoderOptions, name: RuntimeName) -> Encoder:
 
 
 def chosen_runtime(options: EncoderOptions) -> RuntimeName:
-    """The first choice of these options."""
+    """Return the first choice of these options."""
     return "lightweight" if options.lightweight else "onnx" if options.use_onnx else "torch"
 
 

@@ -78,7 +78,10 @@ def run_evaluation(
     stage: Stage = lambda _: None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Raises MissingExtra, SettingsError where there is no question; what the models and the store raise."""
+    """Compare the two sides of a corpus by these queries.
+
+    Raises MissingExtra, SettingsError where there is no question; what the models and the store raise.
+    """
     require_metrics()
     asked = asked.limited(options.max_queries, options.seed)
     if not asked.questions:

@@ -89,7 +89,7 @@ class Migration:
     # --- plan -------------------------------------------------------------------------------------
 
     def plan(self, new: TextEncoder, sample: int = 32, resources: Resources | None = None) -> Plan:
-        """What a migration to `new` would do and cost. Writes nothing; a read-only role will do.
+        """Say what a migration to `new` would do and cost. Writes nothing; a read-only role will do.
 
         `sample` rows are really encoded, to measure the time.
         """
@@ -201,7 +201,7 @@ class Migration:
         return made
 
     def _reconnect(self, failure: StoreUnreachable, outage: _Outage, stop: Callable[[], bool]) -> None:
-        """Returns when the store answers again. Raises `failure` if it does not within `reconnect_s`."""
+        """Return when the store answers again. Raises `failure` if it does not within `reconnect_s`."""
         outage.begin()
         pause_s = 0.1
         while True:

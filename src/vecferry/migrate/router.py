@@ -95,7 +95,7 @@ class Router:
             encoder.encode(["warm"], role="query")
 
     def search(self, text: str, k: int = 10) -> Answer:
-        """The k rows nearest to the text. Raises InvalidText, ModelRuntimeError."""
+        """Return the k rows nearest to the text. Raises InvalidText, ModelRuntimeError."""
 
         def search(store: Store, serving: Serving) -> Answer:
             query = self._encoded(serving, text)
@@ -109,7 +109,7 @@ class Router:
         return self._following(lambda _, serving: self._encoded(serving, text))
 
     def serving(self) -> Serving:
-        """The present epoch. Raises StoreUnreachable, StoreFailed."""
+        """Return the present epoch. Raises StoreUnreachable, StoreFailed."""
         return self._following(lambda _, serving: serving)
 
     def put(self, documents: Sequence[Document]) -> Serving:
@@ -131,7 +131,7 @@ class Router:
         self._connected(lambda store: store.remove(keys))
 
     def close(self) -> None:
-        """Closes the stores that the router has opened, once no thread asks any more. Repeating is safe."""
+        """Close the stores that the router has opened, once no thread asks any more. Repeating is safe."""
         with self._opening:
             self._closed = True
             stores = list(self._stores.values())

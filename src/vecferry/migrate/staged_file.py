@@ -1,4 +1,4 @@
-"""One file of staged embeddings, in Parquet by `pyarrow`. One row for each `NewVector`:
+"""One file of staged embeddings, in Parquet by `pyarrow`. One row for each `NewVector`.
 
     key             list<string>
     digest          binary, SHA-256 of the text; empty where there is none

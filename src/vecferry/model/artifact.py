@@ -71,7 +71,7 @@ class VectorSpace(_Value):
         return hashlib.sha256(canonical_json(self.model_dump(exclude_none=True))).hexdigest()
 
     def prefix(self, role: Literal["passage", "query"]) -> str:
-        """What goes before each text in that role."""
+        """Return what goes before each text in that role."""
         return self.query_prefix if role == "query" else self.passage_prefix
 
     @property
@@ -127,7 +127,10 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path) -> Artifact:
-        """Raises ArtifactNotFound, ArtifactDamaged, Locked. A path to the model.onnx inside is accepted."""
+        """Open a converted model's folder, also by the model.onnx inside.
+
+        Raises ArtifactNotFound, ArtifactDamaged, Locked.
+        """
         path = Path(path)
         path = path.parent if path.name == MODEL else path
         if _is_half_replaced(path):
@@ -144,7 +147,7 @@ class Artifact:
 
     @staticmethod
     def peek(path: Path) -> Manifest | None:
-        """The manifest alone, or None where there is none that can be read."""
+        """Return the manifest alone, or None where there is none that can be read."""
         path = Path(path)
         try:
             return _read_manifest(path.parent if path.name == MODEL else path)
@@ -160,7 +163,7 @@ class Artifact:
                 yield f"{name} has {file.stat().st_size} bytes, not {record.bytes}"
 
     def damaged_files(self, but: str | None = None) -> Iterator[str]:
-        """A sentence for each file whose SHA-256 is not the manifest's."""
+        """Yield a sentence for each file whose SHA-256 is not the manifest's."""
         for name, record in self.manifest.files.items():
             if name != but and (found := sha256_of(self.path / name)) != record.sha256:
                 yield f"{name} has SHA-256 {found[:12]}…, not {record.sha256[:12]}…"

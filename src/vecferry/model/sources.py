@@ -63,7 +63,7 @@ def open_source(source: str, *, revision: str | None = None, offline: bool = Fal
 
 
 def reopen(record: SourceRecord) -> Checkpoint:
-    """The checkpoint that a manifest names, without going to the network. Raises SourceNotFound."""
+    """Open the checkpoint that a manifest names, without going to the network. Raises SourceNotFound."""
     if record.kind == "hub":
         return _from_hub(record.id, record.revision or "main", offline=True)
     return open_source(f"package:{record.id}" if record.kind == "package" else record.id)

@@ -12,7 +12,7 @@ POSTGRES = ("postgresql", "postgres")
 
 
 def open_store(url: str, collection: str, *, text: str, vector: str, key: str, control: Path) -> Store:
-    """The collection at that URL; to be closed. Its scheme says which store, and with `+` how it is reached.
+    """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
     text, vector, key: columns or fields; PostgreSQL knows its key. control: the SQLite file of the ledger,
     for all but PostgreSQL, which keeps it itself. Raises InvalidStoreUrl, MissingExtra,
@@ -26,7 +26,7 @@ def open_store(url: str, collection: str, *, text: str, vector: str, key: str, c
 
 
 def open_backend(url: str, fields: Fields) -> Backend:
-    """The store at that URL, any but PostgreSQL; to be closed. Raises as `open_store` does."""
+    """Open the store at that URL, any but PostgreSQL; to be closed. Raises as `open_store` does."""
     scheme = url.partition(":")[0].lower() if ":" in url else ""
     openers = {"chroma": _chroma, "lancedb": _lancedb, "milvus": _milvus, "qdrant": _qdrant}
     if (opener := openers.get(scheme.partition("+")[0])) is None:

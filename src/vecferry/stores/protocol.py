@@ -59,14 +59,14 @@ class Reading(Protocol):
         """
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
-        """The stored vectors, float32 [D], of those rows that have one in the side whose space is `fingerprint`.
+        """Return the stored vectors, float32 [D], of those rows that have one in the side whose space is `fingerprint`.
 
         In the order of `keys`; sides as in `search`. On the side that follows, a vector may still be
         of a former text. Raises SpaceMismatch if neither side is in that space.
         """
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        """The k rows nearest to `vector` [D], best first, in the side whose space is `fingerprint`.
+        """Return the k rows nearest to `vector` [D], best first, in the side whose space is `fingerprint`.
 
         Before a migration, and for a side whose space nobody has recorded, any fingerprint is taken
         at its word. Raises SpaceMismatch if neither side is in that space, or D is not the side's.
@@ -105,7 +105,7 @@ class Capture(Protocol):
         """Leaves nothing captured, and nothing of the capture in the store. Repeating is safe."""
 
     def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
-        """The oldest that are to be followed on one of these sides; a write that has not ended is not among them."""
+        """Return the oldest to be followed on one of these sides; a write that has not ended is not among them."""
 
     def backlog(self, side: Side | None = None) -> int:
         """How many are to be followed on that side, or at all; unended writes included where they can be seen."""
@@ -252,7 +252,7 @@ class Store(Reading, Application, Capture, NewSide, Writing, Protocol):
     @property
     def ledger(self) -> Ledger: ...
     def another(self) -> Store:
-        """The same collection through a connection of its own; to be closed."""
+        """Open the same collection through a connection of its own; to be closed."""
 
     def reconnect(self) -> None:
         """Leaves a new connection in the place of one that was lost. Raises StoreUnreachable."""
