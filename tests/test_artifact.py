@@ -31,7 +31,7 @@ def test_what_was_written_is_opened_by_folder_or_by_model_file(tiny_artifact: Ar
 def test_a_missing_artifact_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(ArtifactNotFound) as caught:
         Artifact.open(tmp_path / "none")
-    assert caught.value.hint == f"Convert one: python convert_to_onnx.py --output {tmp_path / 'none'}"
+    assert caught.value.hint == f"Convert one: vecferry convert BAAI/bge-m3 {tmp_path / 'none'}"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
