@@ -34,15 +34,21 @@ class Outputs(Flag):
     ALL = 7
 
     @classmethod
-    def parse(cls, text: str) -> Outputs:
-        """'dense,sparse' -> Outputs.DENSE | Outputs.SPARSE. Raises SettingsError."""
-        chosen = cls(0)
-        for name in text.split(","):
+    def of(cls, names: Iterable[str]) -> Outputs:
+        """Return the outputs of these names, such as "dense" and "sparse". Raises SettingsError."""
+        chosen, given = cls(0), tuple(names)
+        for name in given:
             try:
                 chosen |= cls[name.strip().upper()]
             except KeyError:
-                raise SettingsError("outputs", text, "some of dense, sparse, colbert, joined by commas") from None
+                expected = "some of dense, sparse, colbert, joined by commas"
+                raise SettingsError("outputs", ",".join(given), expected) from None
         return chosen
+
+    @classmethod
+    def parse(cls, text: str) -> Outputs:
+        """Return the outputs of their names joined by commas: "dense,sparse". Raises SettingsError."""
+        return cls.of(text.split(","))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def test_any_of_the_three_vectors_come_from_one_pass(
     http: httpx2.Client, library: Encoder, outputs: tuple[str, ...]
 ) -> None:
     answer = http.post("/v1/m3", json={"inputs": TEXTS, "outputs": outputs})
-    found, expected = answer.json(), library.encode(TEXTS, outputs=Outputs.parse(",".join(outputs)))
+    found, expected = answer.json(), library.encode(TEXTS, outputs=Outputs.of(outputs))
     assert set(found) == FIELDS
     assert (found["model"], found["runtime"], found["serving"]) == ("tiny", "onnx", None)
     assert found["fingerprint"] == answer.headers["x-vecferry-fingerprint"] == library.fingerprint
@@ -126,7 +126,7 @@ def test_search_without_a_migration_says_how_to_have_one(http: httpx2.Client) ->
 # --- the encoder that asks it ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outputs", [Outputs.parse(",".join(subset)) for subset in SUBSETS])
+@pytest.mark.parametrize("outputs", [Outputs.of(subset) for subset in SUBSETS])
 def test_the_remote_encoder_is_the_library_for_six_hundred_texts(
     server: Server, library: Encoder, outputs: Outputs
 ) -> None:

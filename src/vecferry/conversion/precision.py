@@ -23,7 +23,8 @@ from vecferry.embeddings import DENSE, TokenBatch
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.runtime.host import machine
 from vecferry.encode.runtime.onnx import OnnxRuntime, run_each
-from vecferry.model.artifact import MANIFEST, MODEL, TOKENIZER, Artifact, Precision, write_json
+from vecferry.model.artifact import MANIFEST, MODEL, TOKENIZER, Artifact, Precision
+from vecferry.model.files import write_json
 from vecferry.model.tokens import Tokenizer
 
 Wanted = Literal["fp32", "fp16", "int8", "auto"]

@@ -22,7 +22,7 @@ from vecferry.evaluate.values import ALL
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.gate import QualityGate
 from vecferry.migrate.router import Router
-from vecferry.model.artifact import write_json
+from vecferry.model.files import write_json
 from vecferry.model.sources import open_source
 from vecferry.report import slices_picture, write_report
 

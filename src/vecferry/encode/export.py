@@ -24,10 +24,8 @@ A file appears whole or not at all: it is written under a temporary name beside 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -46,6 +44,7 @@ from vecferry.errors import (
     SpaceMismatch,
     reason_of,
 )
+from vecferry.model.files import replacing
 
 Chunks = Iterable[tuple[list[str], Embeddings]]
 """Ids (without NUL, which NumPy drops at a string's end) and their embeddings, of one space, with the same outputs."""
@@ -222,24 +221,12 @@ def write(target: Path | None, chunks: Chunks) -> Written:
             sys.stdout.write(line)
         return written
     check_target(target)
-    with _replacing(target) as temporary:
-        WRITERS[target.suffix.lower()](temporary, written.counting(chunks))
-    return written
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`; what was written there takes its place on leaving without an error."""
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            WRITERS[target.suffix.lower()](temporary, written.counting(chunks))
     except OSError as exc:
         raise OutputWriteFailed(target, reason_of(exc)) from exc
-    finally:
-        temporary.unlink(missing_ok=True)
+    return written
 
 
 def _write_npz(path: Path, chunks: Chunks) -> None:

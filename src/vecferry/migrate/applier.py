@@ -262,7 +262,7 @@ class Applier:
         return embedded
 
     def _outputs(self, side: Side) -> Outputs:
-        return Outputs.parse(",".join(self._record.spec.outputs)) if side is Side.NEW else Outputs.DENSE
+        return Outputs.of(self._record.spec.outputs) if side is Side.NEW else Outputs.DENSE
 
     def keep(self, side: Side, embedded: Embedded, closes: int | None = None) -> set[Key]:
         """Leaves these vectors written and their dead letters noted; then the mark of the range `closes`.

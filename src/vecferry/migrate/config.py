@@ -134,7 +134,7 @@ class ModelsConfig(_Section):
     @property
     def heads(self) -> Outputs:
         """The same as a flag."""
-        return Outputs.parse(",".join(self.outputs))
+        return Outputs.of(self.outputs)
 
 
 class LimitsConfig(_Section):

@@ -189,7 +189,7 @@ class Migration:
         return Applier(self._store, throttle, models, options.rows_per_range, options.rows_per_write, counter.add)
 
     def _staging(self, record: MigrationRecord) -> Staging:
-        return Staging(self.options.staging, record.spec.fingerprint, Outputs.parse(",".join(record.spec.outputs)))
+        return Staging(self.options.staging, record.spec.fingerprint, Outputs.of(record.spec.outputs))
 
     def _local_engine(self, models: SideModels) -> EngineFor:
         new = models.new

@@ -213,7 +213,7 @@ def _outputs(store: Store, encoder: TextEncoder) -> Outputs:
     record = store.ledger.find(store.target)
     if record is None or record.spec.fingerprint != encoder.fingerprint:
         return DENSE
-    return Outputs.parse(",".join(record.spec.outputs))
+    return Outputs.of(record.spec.outputs)
 
 
 def _encode(encoder: TextEncoder, texts: Sequence[str], role: Role, outputs: Outputs = DENSE) -> Embeddings:

@@ -104,7 +104,7 @@ class Runner:
 
     def _make_new_side(self) -> None:
         spec = self._record.spec
-        self.store.prepare(spec.dimension, spec.fingerprint, Outputs.parse(",".join(spec.outputs)))
+        self.store.prepare(spec.dimension, spec.fingerprint, Outputs.of(spec.outputs))
 
     def _prepare(self) -> None:
         self.store.exclusively(self._make_new_side, self.patience)

@@ -31,6 +31,7 @@ from vecferry.migrate.staged_file import (
     write,
 )
 from vecferry.migrate.staged_index import StagedIndex
+from vecferry.model.files import sync_folder
 from vecferry.stores.ledger import DeadLetter
 from vecferry.stores.values import NewVector, Row
 
@@ -236,11 +237,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _locked_partial(path: Path) -> tuple[Path, BinaryIO]:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vecferry.embeddings import Outputs
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, reason_of
+from vecferry.model.files import sync_folder, write_json
 from vecferry.model.spec import EncoderSpec, Pooling
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
@@ -76,7 +77,7 @@ class VectorSpace(_Value):
 
     @property
     def outputs(self) -> Outputs:
-        return Outputs.parse(",".join(self.heads))
+        return Outputs.of(self.heads)
 
 
 class SourceRecord(_Value):
@@ -247,7 +248,7 @@ def _replace(path: Path, new: Path) -> None:
     if path.exists():
         path.rename(aside)
     new.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -276,16 +277,7 @@ def _sync(folder: Path) -> None:
     for file in folder.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    sync_folder(folder)
 
 
 def file_record(path: Path) -> FileRecord:
@@ -302,10 +294,3 @@ def sha256_of(path: Path) -> str:
 def canonical_json(value: Any) -> bytes:
     """The same bytes for equal values: keys sorted, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a temporary name, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

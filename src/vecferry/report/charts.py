@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from vecferry.evaluate.values import (
     SliceScore,
     Threshold,
 )
+from vecferry.model.files import replacing
 from vecferry.report.binning import Bin
 from vecferry.report.text import interval, number, shorten, signed
 
@@ -319,10 +319,9 @@ def slices_picture(evaluation: Evaluation, path: Path) -> None:
         .resolve_scale(color="independent", fill="independent")
     )
     svg = _svg(both, PICTURE, f"{gate.metric} by language", width=760)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(svg + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(svg + "\n", encoding="utf-8")
     except OSError as exc:
         raise OutputWriteFailed(path, reason_of(exc)) from exc
 

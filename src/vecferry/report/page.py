@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from vecferry.evaluate.values import (
     SliceScore,
     SpaceMap,
 )
-from vecferry.model.artifact import write_json
+from vecferry.model.files import replacing, write_json
 from vecferry.report import binning, charts, text
 
 try:
@@ -81,11 +80,10 @@ def write_report(evaluation: Evaluation, path: Path) -> None:
     if values == path:
         raise OutputWriteFailed(path, "a name that ends in .json is that of the values beside the page")
     page = render(evaluation).encode("utf-8", errors="replace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write_json(values, _finite(evaluation.to_dict()))
-        temporary.write_bytes(page)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(page)
     except OSError as exc:
         raise OutputWriteFailed(path, reason_of(exc)) from exc
 

@@ -90,7 +90,7 @@ async def m3(request: Request, body: M3Request) -> Response:
     service = service_of(request)
     model = service.models.get(body.model)
     form = wanted_form(request)
-    outputs = Outputs.parse(",".join(body.outputs))
+    outputs = Outputs.of(body.outputs)
     answer = await embed(request, model, body.inputs, outputs=outputs, role=body.role, truncate=body.truncate)
     found, headers = answer.embeddings, headers_of(model, answer)
     if form != JSON:
