@@ -44,17 +44,17 @@ def main() -> None:
     with running_database() as url, psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION vector")
         register_vector(connection)
-        turns = []
+        repeats = []
         for _ in range(args.runs):
             copied_s = seconds_to_copy(connection, new)
             make_docs(connection, texts, old)
-            turns.append((copied_s, seconds_to_write(url, vectors)))
+            repeats.append((copied_s, seconds_to_write(url, vectors)))
     figures = {
         "rows": args.rows,
-        "copy_rows_per_s": round(median(args.rows / copied for copied, _ in turns)),
-        "write_rows_per_s": round(median(args.rows / written for _, written in turns)),
-        "ratio": round(median(copied / written for copied, written in turns), 3),
-        "turns_s": [[round(copied, 3), round(written, 3)] for copied, written in turns],
+        "copy_rows_per_s": round(median(args.rows / copied for copied, _ in repeats)),
+        "write_rows_per_s": round(median(args.rows / written for _, written in repeats)),
+        "ratio": round(median(copied / written for copied, written in repeats), 3),
+        "turns_s": [[round(copied, 3), round(written, 3)] for copied, written in repeats],
     }
     print(f"{args.rows} rows of vector({NEW_DIMENSION}), median of {args.runs} alternating runs")
     print(f"COPY into a fresh table      {figures['copy_rows_per_s']:>8} rows/s")

@@ -32,7 +32,7 @@ class DemoApplication:
     epochs: set[int] = field(default_factory=set)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def under_load(self) -> Iterator[None]:
         ending = threading.Event()
         thread = threading.Thread(target=self._run, args=(ending,), name="demo-application")
         thread.start()

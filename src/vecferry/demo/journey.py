@@ -119,7 +119,7 @@ class Journey:
             self.stage("planning")
             plan = migration.plan(new).to_dict()
             application = DemoApplication(router, demo.passages)
-            with application.running():
+            with application.under_load():
                 verification = self._migrate_and_switch(migration, demo, models, len(demo.passages))
             self._catch_up(migration, store, old, new)
             thresholds = dict(migration.serving().thresholds)

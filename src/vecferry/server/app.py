@@ -20,7 +20,7 @@ from vecferry.server import m3, openai, tei
 from vecferry.server.answers import BODY, JSON, error_answer, error_of, style_of, unread
 from vecferry.server.guard import ABANDONED, RequestGuard
 from vecferry.server.options import ServerOptions
-from vecferry.server.requests import Abandoned
+from vecferry.server.requests import ClientGone
 from vecferry.server.service import Service
 
 MAX_SHOWN = 200
@@ -93,11 +93,11 @@ async def _http(request: Request, exc: Exception) -> Response:
     if isinstance(exc.__cause__, ServingError):
         return unread(exc.__cause__, style_of(request.url.path))
     if isinstance(exc.__cause__, ClientDisconnect):
-        return await _abandoned(request, exc)
+        return await _client_gone(request, exc)
     return error_of(exc.status_code, str(exc.detail), style_of(request.url.path), headers=exc.headers)
 
 
-async def _abandoned(_: Request, __: Exception) -> Response:
+async def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=ABANDONED)
 
 
@@ -105,7 +105,7 @@ HANDLERS: dict[type[Exception], Any] = {
     VecferryError: _known,
     RequestValidationError: _invalid,
     HTTPException: _http,
-    Abandoned: _abandoned,
+    ClientGone: _client_gone,
 }
 
 

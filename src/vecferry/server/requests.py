@@ -55,7 +55,7 @@ TIMEOUT_HEADER, LANE_HEADER = "x-request-timeout", "x-vecferry-lane"
 ROLES: dict[str | None, Role] = {None: "passage", "passage": "passage", "document": "passage", "query": "query"}
 
 
-class Abandoned(Exception):
+class ClientGone(Exception):
     """The client went away."""
 
 
@@ -158,7 +158,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise Abandoned
+        raise ClientGone
     finally:
         for task in (working, leaving):
             if not task.done():
