@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, gate_that_says
-from tests.stores.collections import OLD_DIMENSION, Collection, old_vector
+from tests.stores.collections import OLD_DIMENSION, Collection, mirror_collection, old_vector
 from tests.waiting import wait_until
 from vecferry.errors import (
     CutoverRefused,
@@ -27,9 +27,11 @@ from vecferry.errors import (
     SpaceMismatch,
 )
 from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State
+from vecferry.migrate.applier import Applier
 from vecferry.migrate.planning import EncodedSample, cost_of
+from vecferry.stores.mirror.sides import MirrorSides
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Patience
+from vecferry.stores.values import Counts, Patience
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 OPTIONS = MigrationOptions(
@@ -660,6 +662,42 @@ def test_a_follower_applies_writes_through_switches_and_ends_with_the_migration(
         thread.join(10)
         assert not thread.is_alive()
         assert not isinstance(outcome[0], BaseException), outcome
+
+
+def test_a_migration_that_is_finalized_in_the_middle_of_a_write_ends_the_follower_well(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migration, encoder = ready(collection, "a", "b")
+    migration.cutover(new=encoder)
+    apply, finalized = Applier._apply, list[bool]()
+
+    def finalized_first(self: Applier, *arguments: object) -> bool:
+        """What was captured was read before the old side was dropped."""
+        if not finalized:
+            finalized.append(True)
+            with collection.another() as store:
+                store.acknowledge(store.captured(10))
+                Migration(store, OPTIONS).finalize(confirmed=True)
+        return apply(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Applier, "_apply", finalized_first)
+    collection.put(2, "b2", encoder.truth("b2"))
+    status = migration.start(encoder, old=OLD, follow=lambda: False)
+    assert finalized
+    assert status.state == State.FINALIZED
+
+
+def test_a_status_that_meets_the_end_of_the_migration_tells_of_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mirror_collection("memory", tmp_path) as collection:
+        migration, encoder = ready(collection, "a", "b")
+        migration.cutover(new=encoder)
+        sides, before = MirrorSides._sides, [collection.store._sides()]
+        migration.rollback(old=OLD)
+        migration.abort()
+        monkeypatch.setattr(MirrorSides, "_sides", lambda self: before.pop() if before else sides(self))
+        assert collection.store.counts() == Counts(2, 0, 0)
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -169,20 +169,20 @@ class Migration:
             staging = self._staging(record)
             options = self.options
             runner = Runner(self._store, throttle, applier, counter, options.patience, options.wait_for_writers_s)
-            runner.run((engine or self._local_engine(models))(self._store, staging, record), staging)
-            if follow is not None:
-                with suppress(_EndedByOthers):
-                    self._follow(applier, follow)
+            try:
+                runner.run((engine or self._local_engine(models))(self._store, staging, record), staging)
+                if follow is not None:
+                    applier.follow(follow)
+            except (Interrupted, StoreSchemaError) as exc:  # a side may be dropped in the middle of a write
+                if not self._is_ended():
+                    raise
+                if follow is None:
+                    raise Interrupted("the migration was ended by somebody else") from exc
         return self.status()
 
-    def _follow(self, applier: Applier, until: Callable[[], bool]) -> None:
-        try:
-            applier.follow(until)
-        except Interrupted:
-            record = self._ledger.find(self._store.target)
-            if record is None or State(record.state) in ENDED:
-                raise _EndedByOthers from None
-            raise
+    def _is_ended(self) -> bool:
+        record = self._ledger.find(self._store.target)
+        return record is None or State(record.state) in ENDED
 
     def _applier(self, throttle: Throttle, models: SideModels, counter: Counter | None = None) -> Applier:
         options, counter = self.options, counter or Counter(None)
@@ -639,10 +639,6 @@ def _require(verb: str, record: MigrationRecord) -> None:
         verdict = (record.verification or {}).get("gate") or {"message": "none was asked."}
         raise GateNotPassed(verb, state.value, possible_verbs(state), verdict["message"])
     require(verb, state)
-
-
-class _EndedByOthers(Exception):
-    """The migration that was followed is finalized or aborted."""
 
 
 class _Outage:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from vecferry.embeddings import Float32
+from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Point
 from vecferry.stores.mirror.sides import PAGE, MirrorSides, Sides
 from vecferry.stores.values import (
@@ -40,7 +41,16 @@ class SideComparison(MirrorSides):
         return spec.fingerprint if spec is not None and self._backend.exists(spec.new_locator) else None
 
     def counts(self) -> Counts:
-        sides, record = self._sides(), self._open_record()
+        sides = self._sides()
+        try:
+            return self._counts(sides)
+        except StoreSchemaError:
+            if (now := self._sides()) == sides:
+                raise
+            return self._counts(now)  # the migration was ended in between, and a side dropped
+
+    def _counts(self, sides: Sides) -> Counts:
+        record = self._open_record()
         rows = self._backend.count(sides.serving)
         if record is None or sides.new is None:
             return Counts(rows, rows if self._ledger.find(self._target) else 0, 0)
