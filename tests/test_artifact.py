@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ def test_a_folder_that_cannot_be_made_is_named(tiny_checkpoint: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB, where this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()

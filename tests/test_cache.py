@@ -1,6 +1,7 @@
 import logging
 import multiprocessing
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def all_of(cache: Cache, texts: list[str], outputs: Outputs = Outputs.ALL) -> Em
 class Unused:
     """A tokenizer that must not be called."""
 
-    def __call__(self, texts: list[str], prefix: str = "") -> TokenBatch:
+    def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
         raise AssertionError(texts)
 
 

@@ -174,7 +174,7 @@ def test_threads_that_ask_at_once_load_once(tiny_artifact: Artifact) -> None:
 
 def test_a_failed_load_is_tried_again() -> None:
     loaded = load_encoder(EncoderOptions(artifact=Path("none"), lightweight=True))
-    outcomes = [ArtifactNotFound(Path("none")), loaded]
+    outcomes: list[ArtifactNotFound | Loaded] = [ArtifactNotFound(Path("none")), loaded]
 
     def load() -> Loaded:
         outcome = outcomes.pop(0)

@@ -21,7 +21,7 @@ from vecferry.conversion.calibration import calibration_texts, comparison_texts
 from vecferry.conversion.convert import convert_checkpoint, verify_artifact
 from vecferry.conversion.fp16 import halve
 from vecferry.conversion.graph import HIDDEN, build_graph
-from vecferry.conversion.onnx_file import Graph, write_graph
+from vecferry.conversion.onnx_file import Graph, Initializer, write_graph
 from vecferry.conversion.precision import calibrated
 from vecferry.conversion.verify import differences
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
@@ -67,8 +67,12 @@ def run(graph: Graph, of: Artifact, folder: Path) -> Embeddings:
     return OnnxRuntime(Artifact(folder, of.manifest)).run(BATCH, Outputs.ALL)
 
 
+def of_zeros(weight: Initializer) -> Initializer:
+    return replace(weight, read=lambda: np.zeros(weight.shape, np.float32))
+
+
 def cosines(a: Embeddings, b: Embeddings) -> np.ndarray:
-    return np.einsum("nd,nd->n", a.dense, b.dense)
+    return np.asarray(np.einsum("nd,nd->n", a.dense, b.dense))
 
 
 # --- the passes -----------------------------------------------------------------------------------
@@ -129,10 +133,7 @@ def test_a_token_of_zeros_is_a_row_of_zero_points_and_no_number_is_lost(
 ) -> None:
     zeros = replace(
         graph,
-        weights=tuple(
-            replace(w, read=lambda w=w: np.zeros(w.shape, np.float32)) if w.name.startswith("embeddings.") else w
-            for w in graph.weights
-        ),
+        weights=tuple(of_zeros(w) if w.name.startswith("embeddings.") else w for w in graph.weights),
     )
     assert np.isfinite(run(quantize.quantize(zeros, ranges), baseline, tmp_path).dense).all()
 
@@ -152,7 +153,7 @@ def test_words_that_are_fp16_stay_so_and_every_form_reads_them(tiny_checkpoint: 
     model, found = read_model(tmp_path / "halved"), {}
     for name in ("fp32", "int8", "fp16"):
         source = open_source(str(tmp_path / "halved"))
-        done = convert_checkpoint(source, tmp_path / name, precision=name, verified=False)  # type: ignore[arg-type]
+        done = convert_checkpoint(source, tmp_path / name, precision=name, verified=False)
         found[name] = OnnxRuntime(done.artifact).run(BATCH, Outputs.ALL)
         words = [w for w in onnx.load(tmp_path / name / MODEL, load_external_data=False).graph.initializer
                  if w.name.startswith("embeddings.words")]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,8 @@ def test_one_text_in_the_place_of_a_list_is_refused(tokenizer: Tokenizer) -> Non
 
 
 def test_no_texts_are_refused(tokenizer: Tokenizer) -> None:
-    for nothing in ([], ()):
+    nothings: tuple[Sequence[str], ...] = ([], ())
+    for nothing in nothings:
         with pytest.raises(EmptyInput):
             tokenizer(nothing)
 

@@ -82,7 +82,7 @@ def test_a_state_dict_with_its_metadata_and_tied_weights_reads(tmp_path: Path) -
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3), torch.nn.BatchNorm1d(3))
     module[1].weight = module[0].bias
     state = module.state_dict()
-    assert state._metadata
+    assert vars(state)["_metadata"]
     torch.save(state, tmp_path / "pytorch_model.bin")
     assert_equal_to_torch(open_weights(tmp_path), dict(state))
 

@@ -102,7 +102,7 @@ class Story:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where models, judged queries and settings go")
     parser.add_argument("--pictures", type=Path, required=True)
     given = parser.parse_args()

@@ -223,5 +223,5 @@ def test_tokens_that_are_lit_can_be_read(
         story.stop("lit")
 
 
-def no_gate(_: Store) -> GateVerdict:
+def no_gate(store: Store) -> GateVerdict:
     return GateVerdict(passed=False, message="There is none in this test.", evidence="none")

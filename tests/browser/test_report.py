@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Dialog, Page
 
 from tests.browser.conftest import axe, shoot
 from tests.evaluations import make_evaluation, with_attacks_everywhere
@@ -49,8 +49,13 @@ def test_a_narrow_window_scrolls_downwards_only(report: Path, open_page: Callabl
 
 def test_names_of_others_run_nothing(page: Page, tmp_path: Path) -> None:
     write_report(with_attacks_everywhere(make_evaluation()), tmp_path / "report.html")
-    dialogs = []
-    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    dialogs: list[str] = []
+
+    def note(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", note)
     page.goto((tmp_path / "report.html").as_uri())
     page.mouse.move(600, 400)
     page.mouse.wheel(0, 4000)

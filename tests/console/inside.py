@@ -56,7 +56,7 @@ def task(
     """
     said = list(gates)
 
-    def gate(_: Store) -> GateVerdict:
+    def gate(store: Store) -> GateVerdict:
         hold()
         passed = said.pop(0) if len(said) > 1 else said[0]
         return GateVerdict(passed, "The new model is better." if passed else message, "judged queries")
@@ -91,7 +91,7 @@ class Console:
 
     def do(self, verb: str, **fields: str) -> str:
         """The page to which the form leads."""
-        answer = self.post(f"/do/{verb}", csrf=self.csrf, **fields)
+        answer = self.post(f"/do/{verb}", headers=None, csrf=self.csrf, **fields)
         assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
         return self.page()
 

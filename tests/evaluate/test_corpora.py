@@ -31,7 +31,7 @@ __all__ = ["connection", "database_url", "postgres_url"]
 COUNT = 30
 OLD = TopicEncoder("old", 1.0, dimension=16, max_tokens=10)
 NEW = TopicEncoder("new", 1.0, heads=("dense", "sparse", "colbert"))
-MODELS = EvaluatedModel("old", OLD), EvaluatedModel("new", NEW)  # type: ignore[arg-type]  # doubles of an encoder
+MODELS = EvaluatedModel("old", OLD), EvaluatedModel("new", NEW)
 SIDES: tuple[Side, ...] = ("old", "new")
 PASSAGES = (*passages_about(COUNT - 1), Passage(str(COUNT), "short"))
 QUESTIONS = [question.text for question in queries_about(COUNT).questions]

@@ -44,8 +44,8 @@ def evaluated(
     passages: tuple[Passage, ...] = PASSAGES,
 ) -> Evaluation:
     models = (
-        EvaluatedModel("small", TopicEncoder("old", old, dimension=16, max_tokens=10)),  # type: ignore[arg-type]  # a double
-        EvaluatedModel("large", TopicEncoder("new", new, heads=heads), "double", 1234),  # type: ignore[arg-type]
+        EvaluatedModel("small", TopicEncoder("old", old, dimension=16, max_tokens=10)),
+        EvaluatedModel("large", TopicEncoder("new", new, heads=heads), "double", 1234),
     )
     corpus = FolderCorpus("folder", passages, *models, options.outputs, lambda _: None)
     return run_evaluation(corpus, asked, options, provenance={"command": "as typed"})
@@ -90,7 +90,7 @@ def test_a_model_that_is_worse_in_one_language_fails_by_its_name() -> None:
         def _vector(self, text: str) -> Float32:
             return super()._vector(text.replace("topic", "") if text.endswith(german) else text)
 
-    models = EvaluatedModel("old", TopicEncoder("old", GOOD)), EvaluatedModel("new", Blind("new", GOOD))  # type: ignore[arg-type]
+    models = EvaluatedModel("old", TopicEncoder("old", GOOD)), EvaluatedModel("new", Blind("new", GOOD))
     corpus = FolderCorpus("folder", passages, *models, DENSE, lambda _: None)
     found = run_evaluation(corpus, JUDGED, replace(OPTIONS, sample=0, margin=0.1))
     by_name = {one.value: one for one in found.slices}
@@ -201,8 +201,9 @@ def test_no_question_is_refused() -> None:
      ("max_queries", 0), ("sample", -1)],
 )  # fmt: skip
 def test_options_that_are_wrong_are_named(name: str, value: float) -> None:
+    wrong: dict[str, Any] = {name: value}
     with pytest.raises(SettingsError, match=name):
-        EvaluationOptions(**{name: value})
+        EvaluationOptions(**wrong)
 
 
 # --- texts that are no texts ----------------------------------------------------------------------

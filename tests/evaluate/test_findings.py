@@ -1,9 +1,11 @@
 """What is planted in a sample is found, and nothing else."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from vecferry.embeddings import Embeddings, Float32
 from vecferry.errors import EmptyInput
@@ -11,7 +13,7 @@ from vecferry.evaluate.findings import ROWS_EACH, Sampled, look_at
 from vecferry.evaluate.values import CorpusFinding
 
 
-def unit(vectors: Float32) -> Float32:
+def unit(vectors: NDArray[np.floating[Any]]) -> Float32:
     found: Float32 = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     return found
 

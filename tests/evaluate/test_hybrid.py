@@ -29,7 +29,7 @@ def candidates(random: np.random.Generator, queries: int = QUERIES) -> Candidate
 
 
 def first_is_relevant(found: Ranked, queries: Int64) -> Float64:
-    return (found.passages[:, 0] == queries % PASSAGES).astype(np.float64)
+    return np.asarray(found.passages[:, 0] == queries % PASSAGES, np.float64)
 
 
 def alone(heads: tuple[Method, ...], queries: int = QUERIES) -> dict[Method, Float64]:

@@ -28,7 +28,7 @@ def places(found: SpaceMap, side: str) -> np.ndarray:
 def embedded(plane: np.ndarray, dimension: int) -> Float32:
     """A flat picture in a space of more dimensions, away from its origin."""
     axes, _ = np.linalg.qr(random.normal(size=(dimension, 2)))
-    return (plane @ axes.T + random.normal(size=dimension)).astype(np.float32)
+    return np.asarray(plane @ axes.T + random.normal(size=dimension), np.float32)
 
 
 @pytest.mark.parametrize("mirrored", [1, -1])
@@ -87,7 +87,7 @@ def test_a_picture_does_not_depend_on_the_direction_of_an_axis() -> None:
 
 def test_equal_vectors_fall_on_one_point() -> None:
     found = mapped(np.ones((40, 8), np.float32), np.ones((40, 9), np.float32))
-    assert found.explained == (0, 0)
+    assert found.explained == (0.0, 0.0)
     assert not places(found, "old").any()
     assert not places(found, "new").any()
 

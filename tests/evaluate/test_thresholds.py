@@ -79,7 +79,8 @@ def test_where_precision_falls_with_every_hit_the_image_is_found_exactly() -> No
     old = of_rows([0.9, 0.8, 0.7], [0.6, 0.5, 0.4], relevant=[[True, True, True], [False, False, False]])
     new = replace(old, scores=np.asarray(image(old.scores), np.float32))
     found = mapped("similar", 0.55, old, new, HOW)  # 3 of 4
-    assert (found.new, found.method) == (pytest.approx(image(0.6)), BY_PRECISION)
+    assert found.new == pytest.approx(image(0.6))
+    assert found.method == BY_PRECISION
     assert found.old_precision == found.new_precision == 0.75
 
 
@@ -176,8 +177,10 @@ def test_by_precision_a_higher_cut_off_that_is_less_precise_maps_to_a_lower_one(
     new = of_rows([0.95, 0.85, 0.75, 0.65, 0.55], relevant=[[True, True, False, False, False]])
     lower, higher = (mapped("similar", cut, old, new, HOW) for cut in (0.65, 0.75))
     assert lower.method == higher.method == BY_PRECISION
-    assert (lower.old_precision, lower.new) == (pytest.approx(2 / 3), pytest.approx(0.75))
-    assert (higher.old_precision, higher.new) == (pytest.approx(1 / 2), pytest.approx(0.65))
+    assert lower.old_precision == pytest.approx(2 / 3)
+    assert lower.new == pytest.approx(0.75)
+    assert higher.old_precision == pytest.approx(1 / 2)
+    assert higher.new == pytest.approx(0.65)
 
 
 def test_together_a_stricter_cut_off_never_becomes_a_looser_one() -> None:

@@ -4,18 +4,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
-import chromadb
 import numpy as np
 import pytest
-from chromadb.api import ClientAPI
+from chromadb.api.client import Client
+from chromadb.api.types import Embeddable, EmbeddingFunction
 from chromadb.config import Settings
 
 from tests.integrations.conftest import TEXTS
+from tests.stores.backends_chroma import persistent_client
 from vecferry.encode.encoder import Encoder
 from vecferry.errors import SettingsError, SpaceMismatch
 from vecferry.integrations.chroma import VecferryEmbeddingFunction
-from vecferry.integrations.connecting import Connection
+from vecferry.integrations.connecting import Connection, EncoderLike
 from vecferry.model.artifact import Artifact
 
 REOPENED = """
@@ -28,10 +30,14 @@ print(json.dumps(client.get_collection("texts").query(query_texts=[sys.argv[2]],
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[ClientAPI]:
-    client = chromadb.PersistentClient(tmp_path / "chroma", Settings(anonymized_telemetry=False))
-    yield client
-    client.close()
+def client(tmp_path: Path) -> Iterator[Client]:
+    with persistent_client(tmp_path / "chroma", Settings(anonymized_telemetry=False)) as client:
+        yield client
+
+
+def for_collection(encoder: EncoderLike) -> EmbeddingFunction[Embeddable]:
+    """Chroma wants a function of texts and of images, by its annotation, but takes one of texts."""
+    return cast(EmbeddingFunction[Embeddable], VecferryEmbeddingFunction(encoder))
 
 
 def test_documents_and_queries_get_the_librarys_vectors(connection: Connection, encoder: Encoder) -> None:
@@ -44,21 +50,21 @@ def test_documents_and_queries_get_the_librarys_vectors(connection: Connection, 
 
 
 def test_a_collection_stores_passages_and_asks_with_queries(
-    client: ClientAPI, connection: Connection, encoder: Encoder
+    client: Client, connection: Connection, encoder: Encoder
 ) -> None:
-    collection = client.create_collection("texts", embedding_function=VecferryEmbeddingFunction(connection))
+    collection = client.create_collection("texts", embedding_function=for_collection(connection))
     collection.add(ids=["0", "1"], documents=TEXTS[:2])
     stored = collection.get(include=["embeddings"])["embeddings"]
-    np.testing.assert_allclose(stored, encoder.encode(TEXTS[:2]).dense, atol=2e-7)  # Chroma normalises again
+    assert stored is not None
+    # Chroma normalises again
+    np.testing.assert_allclose(np.asarray(stored), encoder.encode(TEXTS[:2]).dense, atol=2e-7)
     (distances,) = collection.query(query_texts=["ship"], n_results=2)["distances"] or []
     query = encoder.encode(["ship"], role="query").dense[0]
     assert sorted(distances) == pytest.approx(sorted(1 - encoder.encode(TEXTS[:2]).dense @ query), abs=1e-6)
 
 
-def test_a_collection_opened_again_knows_its_function(
-    client: ClientAPI, tiny_artifact: Artifact, tmp_path: Path
-) -> None:
-    function = VecferryEmbeddingFunction(Connection(str(tiny_artifact.path)))
+def test_a_collection_opened_again_knows_its_function(client: Client, tiny_artifact: Artifact, tmp_path: Path) -> None:
+    function = for_collection(Connection(str(tiny_artifact.path)))
     client.create_collection("texts", embedding_function=function).add(ids=["0", "1"], documents=TEXTS[:2])
     (found,) = client.get_collection("texts").query(query_texts=[TEXTS[1]], n_results=1)["documents"] or []
     assert found == [TEXTS[1]]
@@ -87,7 +93,7 @@ def test_a_function_is_rebuilt_from_its_configuration(connection: Connection, en
 
 
 def test_a_model_of_another_space_in_the_same_folder_is_refused(
-    client: ClientAPI, connection: Connection, tiny_artifact: Artifact, tmp_path: Path
+    client: Client, connection: Connection, tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     folder.symlink_to(tiny_artifact.path)
@@ -101,10 +107,10 @@ def test_a_model_of_another_space_in_the_same_folder_is_refused(
     VecferryEmbeddingFunction.build_from_config(config).validate_config_update(config, config)
 
 
-def test_an_encoder_without_an_address_serves_until_the_process_ends(client: ClientAPI, encoder: Encoder) -> None:
-    collection = client.create_collection("texts", embedding_function=VecferryEmbeddingFunction(encoder))
+def test_an_encoder_without_an_address_serves_until_the_process_ends(client: Client, encoder: Encoder) -> None:
+    collection = client.create_collection("texts", embedding_function=for_collection(encoder))
     collection.add(ids=["0"], documents=["one"])
     with pytest.raises(SettingsError, match="the folder of a converted model"):
         client.get_collection("texts").query(query_texts=["one"])
-    brought = client.get_collection("texts", embedding_function=VecferryEmbeddingFunction(encoder))
+    brought = client.get_collection("texts", embedding_function=for_collection(encoder))
     assert brought.query(query_texts=["one"])["ids"] == [["0"]]

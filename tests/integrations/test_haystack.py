@@ -35,7 +35,7 @@ def documents() -> list[Document]:
 def test_dense_vectors_are_the_librarys(encoder: Encoder) -> None:
     given = documents()
     found = VecferryDocumentEmbedder(encoder).run(given)["documents"]
-    assert np.array_equal(np.float32([one.embedding for one in found]), encoder.encode(TEXTS).dense)
+    assert np.array_equal(np.asarray([one.embedding for one in found], np.float32), encoder.encode(TEXTS).dense)
     assert [one.content for one in found] == TEXTS
     assert all(one.embedding is None for one in given)
     query = VecferryTextEmbedder(encoder).run("ship")["embedding"]
@@ -49,8 +49,8 @@ def test_sparse_vectors_are_the_librarys(encoder: Encoder) -> None:
         assert one.sparse_embedding is not None
         assert dict(zip(one.sparse_embedding.indices, one.sparse_embedding.values, strict=True)) == expected.row(row)
     query = VecferrySparseTextEmbedder(encoder).run("ship")["sparse_embedding"]
-    row = encoder.encode(["ship"], outputs=Outputs.SPARSE, role="query").sparse.row(0)
-    assert (query.indices, query.values) == (list(row), list(row.values()))
+    weights = encoder.encode(["ship"], outputs=Outputs.SPARSE, role="query").sparse.row(0)
+    assert (query.indices, query.values) == (list(weights), list(weights.values()))
 
 
 def test_metadata_comes_before_the_content(encoder: Encoder) -> None:

@@ -20,10 +20,10 @@ def embeddings(connection: Connection) -> VecferryEmbeddings:
 
 
 def test_documents_and_queries_get_the_librarys_vectors(embeddings: VecferryEmbeddings, encoder: Encoder) -> None:
-    assert np.array_equal(np.float32(embeddings.embed_documents(TEXTS)), encoder.encode(TEXTS).dense)
+    assert np.array_equal(np.asarray(embeddings.embed_documents(TEXTS), np.float32), encoder.encode(TEXTS).dense)
     queries = [embeddings.embed_query(text) for text in TEXTS[:2]]
     expected = [encoder.encode([text], role="query").dense[0] for text in TEXTS[:2]]
-    assert np.array_equal(np.float32(queries), expected)
+    assert np.array_equal(np.asarray(queries, np.float32), expected)
     assert queries[0] != embeddings.embed_documents(TEXTS)[0]
     assert embeddings.embed_documents([]) == []
 

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient
 
 from tests.integrations.conftest import TEXTS
 from vecferry.embeddings import Outputs
-from vecferry.encode.encoder import Encoder
+from vecferry.encode.encoder import Encoder, Role
 from vecferry.errors import SettingsError, SpaceMismatch
 from vecferry.integrations.connecting import Connection
 from vecferry.integrations.llama_index import VecferryEmbedding, sparse_functions
@@ -30,11 +30,12 @@ def nodes() -> list[TextNode]:
 
 def test_texts_and_queries_get_the_librarys_vectors(model: VecferryEmbedding, encoder: Encoder) -> None:
     expected = encoder.encode(TEXTS).dense
-    assert np.array_equal(np.float32(model.get_text_embedding_batch(TEXTS)), expected)
-    assert np.array_equal(np.float32(model.get_text_embedding(TEXTS[0])), encoder.encode(TEXTS[:1]).dense[0])
+    assert np.array_equal(np.asarray(model.get_text_embedding_batch(TEXTS), np.float32), expected)
+    text = model.get_text_embedding(TEXTS[0])
+    assert np.array_equal(np.asarray(text, np.float32), encoder.encode(TEXTS[:1]).dense[0])
     query = model.get_query_embedding(TEXTS[0])
-    assert np.array_equal(np.float32(query), encoder.encode(TEXTS[:1], role="query").dense[0])
-    assert query != model.get_text_embedding(TEXTS[0])
+    assert np.array_equal(np.asarray(query, np.float32), encoder.encode(TEXTS[:1], role="query").dense[0])
+    assert query != text
 
 
 def test_the_asynchronous_forms_give_the_same(model: VecferryEmbedding) -> None:
@@ -88,7 +89,8 @@ def test_hybrid_search_in_qdrant_finds_the_text_itself(plain_encoder: Encoder, n
 
 
 def test_the_sparse_functions_give_the_librarys_weights(encoder: Encoder) -> None:
-    for function, role in zip(sparse_functions(encoder), ("passage", "query"), strict=True):
+    roles: tuple[Role, Role] = ("passage", "query")
+    for function, role in zip(sparse_functions(encoder), roles, strict=True):
         indices, values = function(TEXTS)
         expected = encoder.encode(TEXTS, outputs=Outputs.SPARSE, role=role).sparse
         rows = [dict(zip(*row, strict=True)) for row in zip(indices, values, strict=True)]

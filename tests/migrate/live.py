@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psycopg
@@ -33,7 +34,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
 from tests.waiting import wait_until
 from vecferry.errors import VecferryError
-from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate import CutoverReport, Migration, MigrationOptions, RollbackReport, State
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.router import Document, Router
 from vecferry.migrate.staging import Staging
@@ -44,6 +45,7 @@ from vecferry.stores.values import Patience, Record
 OLD = TruthEncoder("old", OLD_DIMENSION)
 NEW = TruthEncoder("new", 32)
 EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
+T = TypeVar("T")
 STABLE = 200
 """Rows that are asked for and never written; their keys come first."""
 
@@ -261,11 +263,12 @@ def go(
         wait_until(lambda: operator.status().state == State.CATCHING_UP)
         found.seconds["start"] = time.monotonic() - began
         _timed(found, "verify", lambda: _verify(operator))
-        for step, verb in (
+        switches: tuple[tuple[str, Callable[[], CutoverReport | RollbackReport]], ...] = (
             ("cutover", operator.cutover),
             ("rollback", operator.rollback),
             ("cutover again", operator.cutover),
-        ):
+        )
+        for step, verb in switches:
             at = time.monotonic()
             report = _timed(found, step, verb)
             found.held_ms[step], found.tries[step] = 1000 * report.seconds, report.tries
@@ -289,7 +292,7 @@ def _verify(operator: Migration) -> None:
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
-def _timed(found: Found, step: str, verb: Callable[[], object]) -> object:
+def _timed(found: Found, step: str, verb: Callable[[], T]) -> T:
     began = time.monotonic()
     result = verb()
     found.seconds[step] = time.monotonic() - began

@@ -235,7 +235,7 @@ def test_what_has_ended_already_says_so_and_takes_its_leftovers_away(
     def leave_something() -> Path:
         record = documents.execute("SELECT spec ->> 'fingerprint', spec ->> 'uid' FROM vecferry.migrations").fetchall()
         space, uid = record[-1]
-        left = tmp_path / ".vecferry" / "staging" / space / "dense" / f"{uid}-00000001.parquet"
+        left: Path = tmp_path / ".vecferry" / "staging" / space / "dense" / f"{uid}-00000001.parquet"
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_bytes(b"left by a process that was killed")
         return left

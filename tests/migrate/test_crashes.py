@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +170,10 @@ def made(name: str, folder: Path) -> str:
         return str(folder)
     with backends.opened(name, folder):
         pass
-    urls = {"chroma-server": shared_server, "milvus": lambda: f"milvus://{folder}/docs.db"}
+    urls: dict[str, Callable[[], str]] = {
+        "chroma-server": shared_server,
+        "milvus": lambda: f"milvus://{folder}/docs.db",
+    }
     return urls.get(name, lambda: f"{name}://{folder}")()
 
 
@@ -184,8 +187,8 @@ def fill(world: World, texts: Mapping[str, str]) -> World:
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """Empty."""
     if request.param == "pgvector":
-        names = ("connection", "database_url")
-        with world_of_rows(*map(request.getfixturevalue, names), tmp_path) as made:
+        connection, url = map(request.getfixturevalue, ("connection", "database_url"))
+        with world_of_rows(connection, url, tmp_path) as made:
             yield made
     else:
         with world_of_points(request.param, tmp_path) as made:
@@ -215,6 +218,7 @@ def assert_true(
         if key in dead:
             assert vector is None
         else:
+            assert vector is not None, key
             np.testing.assert_allclose(vector, truth(model, text, dimension), rtol=0, atol=tolerance, err_msg=key)
 
 

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,7 +93,7 @@ def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on_with_
 
 
 def test_a_run_pauses_while_the_disk_is_low_and_goes_on_by_itself(table: World) -> None:
-    with small_disk(Path("small"), kib=1024) as disk, table.store.another() as watched:
+    with small_disk(Path("small"), kib=1024) as disk, closing(table.store.another()) as watched:
         options = replace(OPTIONS, staging=disk / "staging", min_free_gb=0.0005)
         encoder = TruthEncoder()
         ballast = fill_up(disk, leave_kib=300)
@@ -363,9 +363,14 @@ def through_proxy(table: World) -> Iterator[tuple[TcpProxy, PgVectorStore]]:
 def test_a_network_that_is_cut_in_the_middle_of_a_write_is_waited_for(table: World) -> None:
     with through_proxy(table) as (proxy, store):
 
+        def mend_after_the_cut() -> None:
+            wait_until(lambda: proxy.num_cuts == 1)
+            time.sleep(0.5)
+            proxy.mend()
+
         def arm() -> None:
             proxy.cut_at = [b"free.vector"]  # in the statement that writes vectors
-            in_background(lambda: (wait_until(lambda: proxy.num_cuts == 1), time.sleep(0.5), proxy.mend()))
+            in_background(mend_after_the_cut)
 
         encoder = at_call(1, TruthEncoder(), arm)  # a statement that is sent often is not sent as text any more
         status = Migration(store, replace(OPTIONS, reconnect_s=20.0)).start(encoder)
@@ -553,7 +558,7 @@ def running(store: Store) -> Iterator[None]:
 
 
 def test_a_run_pauses_while_queries_are_slow_and_goes_on_when_they_are_fast(table: World) -> None:
-    with through_proxy(table) as (proxy, store), table.store.another() as watched:
+    with through_proxy(table) as (proxy, store), closing(table.store.another()) as watched:
 
         def slow_down() -> None:
             proxy.delay_s = 0.1

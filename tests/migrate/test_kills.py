@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -191,7 +192,7 @@ def kill_at_random_times(
     for number in range(kills):
         running = mother.begin(do="endless", seed=seed + number, **job)
         time.sleep(longest_s * chance.choice((0.1, 0.3, 1)) * chance.random())
-        running.send(9)
+        running.send(signal.SIGKILL)
         assert running.wait() == "killed"
         record, serving = world.store.ledger.find(world.store.target), world.store.ledger.serving(world.store.target)
         states[record.state if record else "none"] += 1
@@ -224,13 +225,15 @@ def complete(world: World, script: Script, texts: dict[str, str]) -> None:
 def assert_equal(rows: Rows, texts: dict[str, str], encoder: TruthEncoder, tolerance: float) -> None:
     assert {key: text for key, (text, _) in rows.items()} == texts
     for key, (text, vector) in rows.items():
+        assert vector is not None, key
         np.testing.assert_allclose(vector, encoder.truth(text), rtol=0, atol=tolerance, err_msg=key)
 
 
 def world_of(name: str, request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[World]:
     if name != "pgvector":
         return world_of_points(name, folder)
-    return world_of_rows(*map(request.getfixturevalue, ("connection", "database_url")), folder)
+    connection, url = map(request.getfixturevalue, ("connection", "database_url"))
+    return world_of_rows(connection, url, folder)
 
 
 @pytest.mark.parametrize(("name", "kills"), [("pgvector", 8), ("file", 8)])

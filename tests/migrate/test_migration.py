@@ -167,7 +167,7 @@ def test_a_cost_is_what_takes_longer_encoding_or_writing() -> None:
     assert cost_of(EncodedSample(0, 0, 0.0), 0, Resources()).seconds == 0
     for wrong in ({"workers": 0}, {"write_rows_per_s": 0}, {"price_per_hour": -1}):
         with pytest.raises(SettingsError, match=next(iter(wrong)).replace("_", "-")):
-            Resources(**wrong)  # type: ignore[arg-type]
+            Resources(**wrong)
 
 
 def test_a_plan_of_an_empty_collection(collection: Collection) -> None:
@@ -203,8 +203,11 @@ def test_an_identity_migration_is_exact(collection: Collection) -> None:
     assert migration.verify(OLD, override="no gate in this test").passed
     migration.cutover()
     for key, (text, vector) in collection.serving().items():
-        assert text == before[key][0]
-        np.testing.assert_allclose(vector, before[key][1], atol=1e-6)
+        text_before, vector_before = before[key]
+        assert text == text_before
+        assert vector is not None
+        assert vector_before is not None
+        np.testing.assert_allclose(vector, vector_before, atol=1e-6)
 
 
 # --- writes meanwhile -----------------------------------------------------------------------------
@@ -613,7 +616,7 @@ def test_a_run_pauses_by_itself_while_the_disk_is_low_and_goes_on_when_it_is_not
     free = [10]
 
     def disk_usage(path: Path) -> tuple[int, int, int]:
-        return shutil._ntuple_diskusage(100, 0, free[0])  # type: ignore[attr-defined,no-any-return]
+        return shutil._ntuple_diskusage(100, 0, free[0])
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     fill(collection, "a")
@@ -645,8 +648,11 @@ def test_a_follower_applies_writes_through_switches_and_ends_with_the_migration(
     with collection.another() as store:
         operator = Migration(store, OPTIONS)
         thread, outcome = in_background(lambda: migration.start(encoder, old=OLD, follow=lambda: False))
-        collection_is_up = lambda: store.ledger.find(store.target) is not None  # noqa: E731
-        wait_until(lambda: collection_is_up() and operator.status().state == State.CATCHING_UP)
+
+        def is_catching_up() -> bool:
+            return store.ledger.find(store.target) is not None and operator.status().state == State.CATCHING_UP
+
+        wait_until(is_catching_up)
         collection.put(2, "b2", old_vector("b2"))
         wait_until(lambda: operator.status().backlog == 0)
         assert operator.verify(TruthEncoder(), override="no gate in this test").passed
@@ -726,23 +732,26 @@ def test_an_encoder_that_answers_in_another_space_is_refused(collection: Collect
 
 def test_verbs_out_of_turn_are_refused(collection: Collection) -> None:
     migration, encoder = fill(collection, "a"), TruthEncoder()
-    for verb in (
+    verbs: list[Callable[[], object]] = [
         migration.cutover, migration.rollback, lambda: migration.finalize(confirmed=True), migration.serving,
         migration.abort, migration.pause, migration.resume, migration.postpone, lambda: migration.throttle(1.0),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for verb in verbs:
         with pytest.raises(MigrationNotFound):
             verb()
     migration.start(encoder)
-    for verb in (migration.cutover, migration.rollback, lambda: migration.finalize(confirmed=True), migration.resume):
+    verbs = [migration.cutover, migration.rollback, lambda: migration.finalize(confirmed=True), migration.resume]
+    for verb in verbs:
         with pytest.raises(IllegalTransition):
             verb()
     migration.verify(encoder, override="no gate in this test")
     migration.cutover()
-    for verb in (
+    verbs = [
         migration.cutover,
         lambda: migration.verify(encoder, override="no gate in this test"),
         migration.abort,
-    ):
+    ]
+    for verb in verbs:
         with pytest.raises(IllegalTransition):
             verb()
 

@@ -43,7 +43,7 @@ def make_docs(connection: psycopg.Connection, texts: list[str | None], extra: st
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO docs VALUES (%s, %s, %s::real[]::vector)",
-            [(i, text, (old_vector(text or "")).tolist()) for i, text in enumerate(texts, start=1)],
+            [(i, text, old_vector(text or "").tolist()) for i, text in enumerate(texts, start=1)],
         )
 
 
@@ -84,7 +84,7 @@ def test_a_backfill_leaves_most_rows_on_their_pages(connection: psycopg.Connecti
     """Of the rows of a page the first must move; in its place there is room for the next ones, one after the other."""
     make_docs(connection, [f"text {i} {'x' * 1500}" for i in range(512)])  # five a page
     connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
-    pages = dict(connection.execute("SELECT id, (ctid::text::point)[0] FROM docs").fetchall())
+    pages: dict[int, float] = dict(connection.execute("SELECT id, (ctid::text::point)[0] FROM docs").fetchall())
     with open_docs(database_url) as store:
         Migration(store, replace(OPTIONS, rows_per_range=256)).start(TruthEncoder(dimension=1024))
     now = connection.execute("SELECT id, (ctid::text::point)[0] FROM docs").fetchall()

@@ -60,7 +60,7 @@ def two_machines() -> Iterator[Any]:
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         try:
@@ -145,7 +145,7 @@ def test_a_cluster_of_ray_start_is_used_by_its_address_with_its_token(tiny_artif
     token = without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     def vecferry(env: Mapping[str, str], out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [BIN / "vecferry", *given, "-o", str(out), *options]
+        command: list[str | Path] = [BIN / "vecferry", *given, "-o", str(out), *options]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
     head = ("--head", "--port", address.partition(":")[2], "--num-cpus", "0", "--include-dashboard=false")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import wraps
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psycopg
@@ -38,6 +38,7 @@ from vecferry.errors import (
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.states import CAUGHT_UP, ENDED, WORKING, allowed
 from vecferry.stores.memory import MemoryBackend
+from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Key, Patience, Side
 
@@ -68,6 +69,15 @@ Step = Callable[..., None]
 Vector = NDArray[np.float32]
 
 
+class Sided(Collection, Protocol):
+    """by_sql: whether the application also writes by SQL."""
+
+    by_sql: bool
+
+    def of_side(self, side: Side) -> dict[Key, Content]:
+        """Every row's text and its vector on that side, whichever serves."""
+
+
 def when(condition: Callable[[Any], bool]) -> Callable[[Step], Step]:
     """Otherwise the step is none: how far a stopped run came is chance, on which what is drawn must not hang."""
 
@@ -89,7 +99,7 @@ class Machine(RuleBasedStateMachine):
     application left it; later, the vectors of the old side, by text, that count as right because it left them so.
     """
 
-    def __init__(self, collection: Collection, staging: Path) -> None:
+    def __init__(self, collection: Sided, staging: Path) -> None:
         super().__init__()
         self.collection = collection
         self.staging = staging
@@ -108,7 +118,7 @@ class Machine(RuleBasedStateMachine):
         self.num_models += 1
         self.migration = self._operator(self.collection.store)
 
-    def _operator(self, store: object) -> Migration:
+    def _operator(self, store: Store) -> Migration:
         options = MigrationOptions(
             rows_per_range=2,
             old_fingerprint=self.old.fingerprint,
@@ -117,7 +127,7 @@ class Machine(RuleBasedStateMachine):
             reconnect_s=0.0,
             min_recall=0.0,
         )
-        return Migration(store, options)  # type: ignore[arg-type]
+        return Migration(store, options)
 
     def teardown(self) -> None:
         """Whatever there is can be brought to its end."""
@@ -175,7 +185,7 @@ class Machine(RuleBasedStateMachine):
                 if vector is not None:
                     self.as_written.setdefault(text or "", []).append(vector)
 
-    def _put(self, put: Callable[[int, str | None, object], None], key: int, text: str) -> None:
+    def _put(self, put: Callable[[int, str | None, Vector | None], None], key: int, text: str) -> None:
         side = self.serving_side
         text = f"{BAD} {next(self.numbers)}" if text == BAD else text
         put(key, text, self._model(side).truth(text))
@@ -184,7 +194,7 @@ class Machine(RuleBasedStateMachine):
 
     def _write(self, key: int, text: str | None) -> None:
         if text is not None:
-            self._put(self.collection.put, key, text)  # type: ignore[arg-type]
+            self._put(self.collection.put, key, text)
         else:
             self.collection.remove(key)
             self.reference.pop(str(key), None)
@@ -194,7 +204,8 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self.collection.by_sql)
     def write_by_sql(self, statements: Sequence[tuple[str, int, str]], together: bool, abandon: bool) -> None:  # noqa: FBT001
         """together: in one transaction, which is rolled back with `abandon`."""
-        connection, side = self.collection.connection, self.serving_side  # type: ignore[attr-defined]
+        assert isinstance(self.collection, InPostgres)
+        connection, side = self.collection.connection, self.serving_side
         with connection.transaction(force_rollback=abandon) if together else nullcontext():
             for kind, key, text in statements:
                 self._execute(connection, kind, key, f"{BAD} {next(self.numbers)}" if text == BAD else text, side)
@@ -229,7 +240,7 @@ class Machine(RuleBasedStateMachine):
             if str(key) in self.reference.keys() - self._visible(self.serving_side).keys():
                 continue
             if text is not None:
-                self._put(self.collection.put_unseen, key, text)  # type: ignore[arg-type]
+                self._put(self.collection.put_unseen, key, text)
             else:
                 self.collection.remove_unseen(key)
                 self.reference.pop(str(key), None)
@@ -466,7 +477,7 @@ class InPostgres(PgCollection):
         return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
 
 
-def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path, examples: int, *, new: bool) -> None:
+def run(make: Callable[[], tuple[Sided, Callable[[], None]]], folder: Path, examples: int, *, new: bool) -> None:
     """new: other examples each time, instead of the same ones."""
     numbers = count()
 
@@ -481,7 +492,7 @@ def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path,
             finally:
                 self.close()
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         OnIt,
         settings=settings(
             max_examples=examples,
@@ -494,7 +505,7 @@ def run(make: Callable[[], tuple[Collection, Callable[[], None]]], folder: Path,
     )
 
 
-def in_memory() -> tuple[Collection, Callable[[], None]]:
+def in_memory() -> tuple[Sided, Callable[[], None]]:
     collection = Mirrored(MemoryBackend({backends.COLLECTION: []}), SqliteLedger.in_memory(), nullable=True)
 
     def close() -> None:
@@ -504,7 +515,7 @@ def in_memory() -> tuple[Collection, Callable[[], None]]:
     return collection, close
 
 
-def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Collection, Callable[[], None]]:
+def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Sided, Callable[[], None]]:
     for statement in ("DROP TABLE IF EXISTS docs", "DROP SCHEMA IF EXISTS vecferry CASCADE"):
         connection.execute(statement)
     collection = InPostgres(connection, url)

@@ -168,7 +168,8 @@ def test_a_stop_ends_every_wait_within_a_tenth_of_a_second(operator: Migration, 
     with pytest.raises(Interrupted):
         throttle.acquire(1)
     assert 3 <= clock.seconds <= 3.1
-    for wait in (lambda: throttle.sleep(60), throttle.poll, lambda: throttle.acquire(1)):
+    waits: tuple[Callable[[], object], ...] = (lambda: throttle.sleep(60), throttle.poll, lambda: throttle.acquire(1))
+    for wait in waits:
         with pytest.raises(Interrupted):
             wait()
     assert clock.seconds <= 3.1
@@ -333,7 +334,7 @@ def disk_of(monkeypatch: pytest.MonkeyPatch, free_gb: float) -> list[Path]:
 
     def disk_usage(path: Path) -> Any:
         asked.append(Path(path))
-        return shutil._ntuple_diskusage(10**12, 0, int(free_gb * 10**9))  # type: ignore[attr-defined]
+        return shutil._ntuple_diskusage(10**12, 0, int(free_gb * 10**9))
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     return asked

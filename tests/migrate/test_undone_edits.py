@@ -191,10 +191,11 @@ def edit_before_the_switch(application: Application, migration: Migration, edit:
     migration.rollback(old=OLD)
     for key, (text, vector) in application.collection.serving().items():
         assert text == written[key][0]
-        if vector is None or written[key][1] is None:
-            assert vector is written[key][1], name_of(key[0])
+        before = written[key][1]
+        if vector is None or before is None:
+            assert vector is before, name_of(key[0])
         else:
-            np.testing.assert_allclose(vector, written[key][1], atol=1e-6, err_msg=name_of(key[0]))
+            np.testing.assert_allclose(vector, before, atol=1e-6, err_msg=name_of(key[0]))
 
 
 def edit_after_a_switch(
@@ -288,4 +289,6 @@ def test_a_row_that_the_application_never_embedded_gets_its_old_vector_after_the
     assert table.store.count_outdated(Side.OLD).keys == (("99",),)
     migration.start(NEW, old=OLD)
     migration.rollback()
-    np.testing.assert_allclose(application.row(99)[1], truth("old", "never embedded", OLD_DIMENSION), atol=1e-6)
+    vector = application.row(99)[1]
+    assert vector is not None
+    np.testing.assert_allclose(vector, truth("old", "never embedded", OLD_DIMENSION), atol=1e-6)

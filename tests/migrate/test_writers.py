@@ -298,7 +298,11 @@ def test_every_verb_gets_past_an_autovacuum_and_writers_do_not_wait_for_it(
         for verb in verbs:
             at_work()
             thread, outcome = in_background(verb)
-            wait_until(lambda ended=outcome: waits_for_maintenance(table.connection) or bool(ended))
+
+            def waits_or_has_ended(ended: list[object] = outcome) -> bool:
+                return waits_for_maintenance(table.connection) or bool(ended)
+
+            wait_until(waits_or_has_ended)
             table.connection.execute("SET lock_timeout = '2s'")
             table.put(5, "written meanwhile", None)
             thread.join(60)

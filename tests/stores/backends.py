@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from vecferry.embeddings import Float32
-from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.backend import Backend, Fields, Point
 from vecferry.stores.opening import open_backend
 
 COLLECTION = "docs"
@@ -99,3 +99,9 @@ def unit(seed: int, dimension: int = DIMENSION) -> Float32:
     """A direction of its own for each seed: float32 [dimension], length 1."""
     vector = np.random.default_rng(seed).standard_normal(dimension)
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def vector_of(point: Point) -> Float32:
+    """Of a point that must have one."""
+    assert point.vector is not None, point.id
+    return point.vector

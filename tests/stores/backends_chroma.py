@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import chromadb
 import pytest
+from chromadb.api import ClientAPI
+from chromadb.api.client import Client
+from chromadb.config import Settings
 
 from tests.stores.backends import COLLECTION
 from vecferry.stores.backend import Backend
@@ -25,7 +29,7 @@ STOP_TIMEOUT_S = 10
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Backend]:
-    with chromadb.PersistentClient(folder) as application:
+    with persistent_client(folder) as application:
         create_docs(application)
     with closing(ChromaBackend.open(f"chroma://{folder}")) as backend:
         yield backend
@@ -55,18 +59,32 @@ def shared_server() -> str:
 
 
 @contextmanager
-def http_client(url: str) -> Iterator[chromadb.ClientAPI]:
+def persistent_client(folder: Path | str, settings: Settings | None = None) -> Iterator[Client]:
+    """The application's client of that folder, closed at the end."""
+    with _closable(chromadb.PersistentClient(folder, settings)) as client:
+        yield client
+
+
+@contextmanager
+def http_client(url: str) -> Iterator[Client]:
     """The application's client of the server at that URL."""
     host, _, port = url.removeprefix("chroma+http://").partition(":")
-    with chromadb.HttpClient(host, int(port)) as client:
+    with _closable(chromadb.HttpClient(host, int(port))) as client:
         try:
             yield client
         finally:
-            for holder in (client, client._admin_client):
+            holders: tuple[Any, ...] = (client, client._admin_client)  # a server's have a session
+            for holder in holders:
                 holder._server._session.close()  # which the end of the client does not do
 
 
-def create_docs(client: chromadb.ClientAPI) -> None:
+def _closable(client: ClientAPI) -> Client:
+    """Chroma declares an interface that cannot be closed."""
+    assert isinstance(client, Client)
+    return client
+
+
+def create_docs(client: ClientAPI) -> None:
     client.create_collection(COLLECTION, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
 
 
@@ -78,8 +96,9 @@ def chroma_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    command = [Path(sys.executable).parent / "chroma", "run", "--path", folder, "--host", "127.0.0.1", "--port"]
-    process = subprocess.Popen([*command, str(port)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    at: tuple[str | Path, ...] = ("--path", folder, "--host", "127.0.0.1", "--port", str(port))
+    command = [Path(sys.executable).parent / "chroma", "run", *at]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port, process)
         yield f"chroma+http://127.0.0.1:{port}", process

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 import psycopg
@@ -21,6 +21,10 @@ OLD_DIMENSION = 8
 Content = tuple[str | None, Float32 | None]
 
 
+@overload
+def old_vector(text: str) -> Float32: ...
+@overload
+def old_vector(text: str | None) -> Float32 | None: ...
 def old_vector(text: str | None) -> Float32 | None:
     """What the old model made of a text."""
     return None if text is None else truth("old", text, OLD_DIMENSION)
@@ -33,10 +37,11 @@ class Collection(Protocol):
     in the collection after the switch. exact_vectors: whether vectors come back bit for bit.
     """
 
-    store: Store
     nullable: bool
     keeps_rows: bool
 
+    @property
+    def store(self) -> Store: ...
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         """Insert or replace a row, with the vector that the application would write."""
 

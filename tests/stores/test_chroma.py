@@ -3,13 +3,20 @@
 from contextlib import closing
 from pathlib import Path
 
-import chromadb
 import numpy as np
 import pytest
+from chromadb.api.types import Space
 from chromadb.config import Settings
 
 from tests.stores.backends import COLLECTION, DIMENSION, unit
-from tests.stores.backends_chroma import chroma_server, create_docs, http_client, opened, opened_server
+from tests.stores.backends_chroma import (
+    chroma_server,
+    create_docs,
+    http_client,
+    opened,
+    opened_server,
+    persistent_client,
+)
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE
 from vecferry.errors import InvalidStoreUrl, Locked, StoreFailed, StoreSchemaError, StoreUnreachable
@@ -49,7 +56,7 @@ def test_a_damaged_database_is_unreachable_and_stays_unlocked(tmp_path: Path) ->
 
 def test_a_relative_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with chromadb.PersistentClient("vectors") as application:
+    with persistent_client("vectors") as application:
         create_docs(application)
     with closing(ChromaBackend.open("chroma:vectors")) as backend:
         assert backend.exists(COLLECTION)
@@ -75,7 +82,7 @@ def test_a_server_that_is_not_there_is_unreachable() -> None:
 
 def test_a_folder_that_another_process_has_open_is_locked_until_it_ends(tmp_path: Path) -> None:
     url = f"chroma://{tmp_path}"
-    with chromadb.PersistentClient(tmp_path) as application:
+    with persistent_client(tmp_path) as application:
         create_docs(application)
     with Child(HOLD, url) as holder:
         assert holder.hear() == "open"
@@ -89,7 +96,7 @@ def test_a_folder_that_another_process_has_open_is_locked_until_it_ends(tmp_path
 
 def test_the_folder_is_free_once_the_last_handle_is_closed(tmp_path: Path) -> None:
     url = f"chroma://{tmp_path}"
-    with chromadb.PersistentClient(tmp_path) as application:
+    with persistent_client(tmp_path) as application:
         create_docs(application)
     one = ChromaBackend.open(url)
     two = one.another()
@@ -104,7 +111,7 @@ def test_the_folder_is_free_once_the_last_handle_is_closed(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("settings", [None, Settings(anonymized_telemetry=False)])
 def test_an_application_in_the_same_process_may_have_the_folder_open(tmp_path: Path, settings: Settings | None) -> None:
-    with chromadb.PersistentClient(tmp_path, settings) as application:
+    with persistent_client(tmp_path, settings) as application:
         create_docs(application)
         with closing(ChromaBackend.open(f"chroma://{tmp_path}")) as backend:
             backend.put(COLLECTION, [Point("1", "text", unit(1))])
@@ -112,7 +119,7 @@ def test_an_application_in_the_same_process_may_have_the_folder_open(tmp_path: P
 
 
 def test_a_client_that_was_given_stays_open(tmp_path: Path) -> None:
-    with chromadb.PersistentClient(tmp_path, Settings(allow_reset=True)) as application:
+    with persistent_client(tmp_path, Settings(allow_reset=True)) as application:
         create_docs(application)
         with closing(ChromaBackend(application)) as backend, closing(backend.another()) as other:
             backend.put(COLLECTION, [Point("1", "text", unit(1))])
@@ -126,8 +133,8 @@ def test_a_client_that_was_given_stays_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("space", ["cosine", "l2", "ip"])
-def test_every_distance_is_kept_and_gives_cosines(tmp_path: Path, space: str) -> None:
-    with chromadb.PersistentClient(tmp_path) as application:
+def test_every_distance_is_kept_and_gives_cosines(tmp_path: Path, space: Space) -> None:
+    with persistent_client(tmp_path) as application:
         application.create_collection("model", configuration={"hnsw": {"space": space, "max_neighbors": 24}})
         with closing(ChromaBackend(application)) as backend:
             backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
@@ -142,7 +149,7 @@ def test_every_distance_is_kept_and_gives_cosines(tmp_path: Path, space: str) ->
 
 
 def test_a_new_collection_has_the_metadata_of_the_old_but_embeds_nothing(tmp_path: Path) -> None:
-    with chromadb.PersistentClient(tmp_path) as application:
+    with persistent_client(tmp_path) as application:
         with_minilm = application.create_collection("model", metadata={"hnsw:space": "cosine", "owner": "us"})
         with closing(ChromaBackend(application)) as backend:
             backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from lancedb import index
 
-from tests.stores.backends import COLLECTION, DIMENSION, unit
+from tests.stores.backends import COLLECTION, DIMENSION, unit, vector_of
 from tests.stores.backends_lancedb import SCHEMA, opened
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
@@ -268,7 +268,7 @@ def test_the_new_vectors_get_an_index_of_the_same_kind(
 def assert_found(backend: LanceBackend, id_: str, vector: Float32) -> None:
     found = backend.search(NEW, vector, 3)
     assert found[0].id == id_
-    stored = {one.id: one.vector for one in backend.get(NEW, [hit.id for hit in found], vectors=True)}
+    stored = {one.id: vector_of(one) for one in backend.get(NEW, [hit.id for hit in found], vectors=True)}
     expected = [float(np.dot(stored[hit.id], vector)) for hit in found]
     np.testing.assert_allclose([hit.score for hit in found], expected, rtol=0, atol=1e-5)  # float32
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,8 +152,9 @@ def test_a_vector_of_a_former_text_and_one_of_a_deleted_row_are_not_written(
     after = stored(connection, column)
     np.testing.assert_array_equal(after.pop(3), truth("late", "c", dimension))
     assert list(after) == [1]
-    assert (after[1] is None) == (before[1] is None)
-    assert before[1] is None or (after[1] == before[1]).all()
+    then, now = before[1], after[1]
+    assert (now is None) == (then is None)
+    assert then is None or now is None or np.array_equal(now, then)
 
 
 def test_a_row_that_somebody_is_writing_is_left_out_and_nobody_waits(
@@ -625,7 +626,8 @@ def found(store: PgVectorStore, fingerprint: str, query: Float32, **how: Any) ->
 
 def test_each_space_is_searched_where_it_is_before_and_after_a_switch(store: PgVectorStore) -> None:
     fill(store)
-    for change in (lambda: None, lambda: switch(store)):
+    changes: tuple[Callable[[], None], ...] = (lambda: None, lambda: switch(store))
+    for change in changes:
         change()
         for fingerprint, model, dimension in ((OLD_SPACE, "old", D_OLD), (NEW_SPACE, "new", D_NEW)):
             hits = store.search(truth(model, "b", dimension), 3, fingerprint=fingerprint)

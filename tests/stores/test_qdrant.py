@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from tests.stores.backends import COLLECTION, DIMENSION, unit
+from tests.stores.backends import COLLECTION, DIMENSION, unit, vector_of
 from tests.stores.backends_qdrant import COSINE, FIELDS, make
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, Float32, Outputs
@@ -319,7 +319,7 @@ def test_threads_write_at_once_with_backends_of_their_own(backend: QdrantBackend
     for thread in threads:
         thread.join()
     assert backend.count(COLLECTION) == 200
-    assert all(np.allclose(p.vector, unit(int(p.id)), atol=1e-6) for p in _all(backend))
+    assert all(np.allclose(vector_of(p), unit(int(p.id)), atol=1e-6) for p in _all(backend))
 
 
 def _all(backend: QdrantBackend) -> list[Point]:
