@@ -399,8 +399,8 @@ def test_an_examination_that_found_nothing_passes_every_check() -> None:
 
 @pytest.mark.parametrize("finding", FINDINGS)
 def test_each_finding_fails_its_own_check_and_no_other(finding: str) -> None:
-    found = Examination(3, **{finding: Finding(1, (("7",),))})
-    assert failed_by(found) == {FINDINGS[finding]: ("7",)}
+    only: dict[str, Any] = {finding: Finding(1, (("7",),))}
+    assert failed_by(Examination(3, **only)) == {FINDINGS[finding]: ("7",)}
 
 
 def test_a_missing_index_fails_the_check_of_indexes_alone() -> None:
