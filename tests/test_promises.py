@@ -4,7 +4,10 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from string import ascii_lowercase, digits
 
 import pytest
 
@@ -104,9 +107,39 @@ def test_every_cell_names_a_test_or_says_why_not() -> None:
             assert re.fullmatch(r"\d+(, \d+)*|not promised: .+", cell), (row[0], cell)
 
 
-def test_there_are_twelve_promises() -> None:
-    numbers = {int(found[1]) for row in rows()[1:] if (found := re.match(r"(\d+)", row[0]))}
-    assert numbers == set(range(1, 13))
+def test_each_promise_has_a_number_of_its_own_and_none_is_left_out() -> None:
+    numbers = names_of_promises()
+    assert numbers[0] == "1"
+    for before, after in pairwise(numbers):
+        number, letter = before.rstrip(ascii_lowercase), before.lstrip(digits)
+        next_letter = chr(ord(letter) + 1) if letter else "a"
+        assert after in (f"{number}{next_letter}", str(int(number) + 1)), f"{after} after {before}"
+
+
+def names_of_promises() -> list[str]:
+    """Such as 3 and 3a, in the order of the table."""
+    return [row[0].partition(". ")[0] for row in rows()[1:]]
+
+
+def test_each_test_of_the_list_has_a_number_of_its_own_and_is_there_once() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    found = re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE)
+    assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
+    assert [name for name, times in Counter(name for _, name in found).items() if times > 1] == []
+
+
+def test_a_cell_names_each_test_once_in_the_order_of_the_list() -> None:
+    for row in rows()[1:]:
+        for cell in row[1:]:
+            numbers = [int(number) for number in re.findall(r"\d+", cell.partition("not promised")[0])]
+            assert numbers == sorted(set(numbers)), (row[0], cell)
+
+
+def test_the_fine_print_is_of_promises_that_there_are() -> None:
+    page = PAGE.read_text(encoding="utf-8").partition("## What the table does not say")[2].partition("\n## ")[0]
+    meant = {number for found in re.findall(r"\((\d+[a-z]?(?:, \d+[a-z]?)*)\)", page) for number in found.split(", ")}
+    assert meant
+    assert meant <= set(names_of_promises())
 
 
 def test_every_number_is_in_the_list_and_every_test_of_the_list_is_used() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +17,10 @@ from tests.stores.collections import Collection, MirrorCollection, PgCollection,
 from vecferry.embeddings import Float32
 from vecferry.errors import IllegalTransition, StoreFailed
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
-from vecferry.migrate.verification import MIN_COSINE, cosine, recall_check, recomputation_check
+from vecferry.migrate.verification import MIN_COSINE, cosine, recall_check, recomputation_check, structural_checks
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Examination, Hit, NewVector, Patience, Side, text_digest
+from vecferry.stores.values import Examination, Finding, Hit, NewVector, Patience, Side, text_digest
 
 ROWS = 12
 NEW = TruthEncoder()
@@ -254,8 +254,8 @@ def test_ten_rows_are_named_and_all_are_counted(meddler: Meddler, migration: Mig
 # --- writes meanwhile are no defects --------------------------------------------------------------
 
 
-def doing(store: Any, method: str, work: Callable[[], None]) -> None:
-    """`work` once, right after that method of the store has looked."""
+def doing(store: Any, method: str, work: Callable[[], None]) -> list[bool]:
+    """`work` once, right after that method of the store has looked. Returned is whether it was done yet."""
     original, done = getattr(store, method), list[bool]()
 
     def looked(*args: Any, **given: Any) -> Any:
@@ -266,6 +266,7 @@ def doing(store: Any, method: str, work: Callable[[], None]) -> None:
         return found
 
     setattr(store, method, looked)
+    return done
 
 
 def test_rows_that_are_written_while_all_are_compared_are_no_defects(meddler: Meddler, migration: Migration) -> None:
@@ -275,8 +276,9 @@ def test_rows_that_are_written_while_all_are_compared_are_no_defects(meddler: Me
         meddler.collection.remove(8)
 
     store: Any = meddler.collection.store
-    doing(store, "backlog", write)  # after it was caught up, before it is compared
+    written = doing(store, "backlog", write)  # after it was caught up, before it is compared
     report = migration.verify(NEW, ROWS, override="no gate in this test")
+    assert written
     assert failed(report) == {}
     assert report.passed
 
@@ -284,7 +286,10 @@ def test_rows_that_are_written_while_all_are_compared_are_no_defects(meddler: Me
 def test_a_defect_beside_such_a_row_is_still_found(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put_unseen(5, "unseen", old_vector("unseen"))
     store: Any = meddler.collection.store
-    doing(store, "backlog", lambda: meddler.collection.put(3, "changed", old_vector("changed")))
+    written = doing(store, "backlog", lambda: meddler.collection.put(3, "changed", old_vector("changed")))
+    report = migration.verify(NEW, ROWS, override="no gate in this test")
+    assert written
+    assert failed(report) == {"text unchanged": {"5"}}
     assert_refused(migration, {"text unchanged": {"5"}})
 
 
@@ -369,5 +374,42 @@ def test_recall_of_nothing_passes() -> None:
     assert not recall_check(0.8999, 0.9).passed
 
 
-def test_an_examination_finds_nothing_by_default() -> None:
-    assert not any([Examination(3).outdated, Examination(3).orphaned, Examination(3).off_norm])
+FINDINGS = {
+    "outdated": "text unchanged",
+    "orphaned": "no vector without a row",
+    "without_vector": "every row has a vector",
+    "wrong_dimension": "dimension",
+    "not_finite": "finite",
+    "zero": "no zero vector",
+    "off_norm": "unit norm",
+}
+"""The check that each finding is for."""
+
+
+def failed_by(found: Examination, *, dead_letters: int = 0, unit: bool = True) -> dict[str, tuple[str, ...]]:
+    checks = structural_checks(found, dead_letters, 4, unit=unit)
+    assert [check.name for check in checks] == [*FINDINGS.values(), "indexes"]
+    return {check.name: check.keys for check in checks if not check.passed}
+
+
+def test_an_examination_that_found_nothing_passes_every_check() -> None:
+    assert {field.name for field in fields(Examination)} == {"rows", *FINDINGS, "missing_indexes"}
+    assert failed_by(Examination(3)) == {}
+
+
+@pytest.mark.parametrize("finding", FINDINGS)
+def test_each_finding_fails_its_own_check_and_no_other(finding: str) -> None:
+    only: dict[str, Any] = {finding: Finding(1, (("7",),))}
+    assert failed_by(Examination(3, **only)) == {FINDINGS[finding]: ("7",)}
+
+
+def test_a_missing_index_fails_the_check_of_indexes_alone() -> None:
+    assert failed_by(Examination(3, missing_indexes=("docs_new",))) == {"indexes": ()}
+
+
+def test_what_is_allowed_for_fails_no_check() -> None:
+    """A dead letter for each row without a vector; any length where the model sets none."""
+    without = Examination(3, without_vector=Finding(2, (("7",), ("8",))))
+    assert failed_by(without, dead_letters=2) == {}
+    assert failed_by(without, dead_letters=1) == {"every row has a vector": ("7", "8")}
+    assert failed_by(Examination(3, off_norm=Finding(1, (("7",),))), unit=False) == {}

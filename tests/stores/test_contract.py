@@ -8,9 +8,9 @@ import pytest
 from tests.migrate.doubles import truth
 from tests.stores.collections import Collection, old_vector
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.errors import LeaseLost, Locked, MigrationConflict, SpaceMismatch, StoreSchemaError
+from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores.lease import process_mark
-from vecferry.stores.ledger import Control, DeadLetter, Lease, MigrationRecord, MigrationSpec, Paused, Serving
+from vecferry.stores.ledger import DeadLetter, Lease, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.values import (
     EVERYTHING,
     Change,
@@ -567,58 +567,6 @@ def test_a_search_with_another_dimension_is_refused(collection: Collection) -> N
     fill(collection, "a")
     with pytest.raises(SpaceMismatch):
         collection.store.search(truth("old", "a", 9), 1, fingerprint="unknown")
-
-
-def test_moves_are_compare_and_set(collection: Collection) -> None:
-    record = prepared(collection)
-    ledger = collection.store.ledger
-    moved = ledger.move(record, "prepared", {"why": "test"})
-    assert (moved.state, moved.version) == ("prepared", record.version + 1)
-    with pytest.raises(MigrationConflict):
-        ledger.move(record, "prepared", {})
-    assert ledger.find(collection.store.target) == moved
-    assert [event.what for event in ledger.events(record, 10)] == ["planned", "prepared"]
-    assert ledger.events(record, 1)[0].detail == {"why": "test"}
-
-
-def test_the_ledger_keeps_what_it_is_given(collection: Collection) -> None:
-    record = prepared(collection)
-    ledger = collection.store.ledger
-    ledger.install()
-    ledger.add_ranges(record, [KeyRange(None, ("5",)), KeyRange(("5",), ("9",))])
-    ledger.close_range(record, 1)
-    assert ledger.count_ranges(record) == (1, 2)
-    assert [(r.number, r.keys) for r in ledger.open_ranges(record)] == [(2, KeyRange(("5",), ("9",)))]
-    ledger.add_dead_letters(record, [DeadLetter(("1",), "first", b""), DeadLetter(("2", "é"), "other", b"\x01")])
-    ledger.add_dead_letters(record, [DeadLetter(("1",), "second", b"\x02")])
-    assert {letter.reason for letter in ledger.dead_letters(record, 10)} == {"second", "other"}
-    ledger.add_dead_letters(record, [DeadLetter(("1",), "of the old side", b"", Side.OLD)])
-    ledger.remove_dead_letters(record, Side.NEW, [("2", "é"), ("77",)])
-    assert ledger.dead_letters(record, 10, Side.NEW) == [DeadLetter(("1",), "second", b"\x02")]
-    assert len(ledger.dead_letters(record, 10)) == 2
-    assert (ledger.count_dead_letters(record, Side.NEW), ledger.count_dead_letters(record, Side.OLD)) == (1, 1)
-    ledger.add_ranges(record, [EVERYTHING])
-    assert ledger.count_ranges(record) == (0, 1)
-    ledger.keep_verification(record, {"passed": True})
-    found = ledger.find(record.spec.target)
-    assert found is not None
-    assert found.verification == {"passed": True}
-
-
-def test_nothing_is_found_where_nothing_was_begun(collection: Collection) -> None:
-    assert collection.store.ledger.find(collection.store.target) is None
-    assert collection.store.ledger.serving(collection.store.target) is None
-
-
-def test_a_pause_and_wishes_are_kept(collection: Collection) -> None:
-    record = prepared(collection)
-    ledger = collection.store.ledger
-    assert ledger.control(record) == Control()
-    ledger.set_control(record, Control(rows_per_s=2.5, postponed=True))
-    assert ledger.control(record) == Control(rows_per_s=2.5, postponed=True)
-    paused = ledger.move(record, "paused", {}, Paused("planned", "why", by_operator=True))
-    assert paused.paused == Paused("planned", "why", by_operator=True)
-    assert ledger.move(paused, "planned", {}).paused is None
 
 
 def test_two_runners_exclude_each_other_and_a_lock_ends(collection: Collection) -> None:

@@ -13,7 +13,7 @@ from tests.migrate.doubles import truth
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError, StoreUnreachable
 from vecferry.stores.lease import is_gone, process_mark
-from vecferry.stores.ledger import Control, DeadLetter, MigrationSpec, Paused, Serving
+from vecferry.stores.ledger import DeadLetter, MigrationSpec, Serving
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import (
@@ -452,32 +452,6 @@ def test_a_lost_connection_is_made_anew_under_the_same_lease(
             fill(store)
         store.reconnect()
         assert len(fill(store)) == 3
-
-
-# --- the ledger -----------------------------------------------------------------------------------
-
-
-def test_the_ledger_keeps_sides_control_and_pauses(store: PgVectorStore) -> None:
-    ledger = store.ledger
-    record = ledger.find(store.target)
-    assert record is not None
-    assert record.spec.outputs == ("dense",)
-    ledger.add_dead_letters(record, [DeadLetter(("1",), "x", b"\1"), DeadLetter(("1",), "y", b"\2", "old")])
-    assert ledger.dead_letters(record, 10, Side.OLD) == [DeadLetter(("1",), "y", b"\2", "old")]
-    assert len(ledger.dead_letters(record, 10)) == 2
-    ledger.remove_dead_letters(record, Side.NEW, [("1",)])
-    assert (ledger.count_dead_letters(record, Side.NEW), ledger.count_dead_letters(record, Side.OLD)) == (0, 1)
-    assert ledger.control(record) == Control()
-    ledger.set_control(record, Control(5.5, postponed=True))
-    ledger.set_control(record, Control(None, postponed=True))
-    assert ledger.control(record) == Control(None, postponed=True)
-    paused = ledger.move(record, "paused", {}, Paused("backfilling", "disk full", by_operator=False))
-    assert ledger.find(store.target) == paused
-    assert paused.paused == Paused("backfilling", "disk full", by_operator=False)
-    assert ledger.move(paused, "backfilling", {}).paused is None
-    ledger.add_ranges(record, [EVERYTHING, EVERYTHING])
-    ledger.add_ranges(record, [EVERYTHING])
-    assert ledger.count_ranges(record) == (0, 1)
 
 
 # --- the application's writes ---------------------------------------------------------------------

@@ -1,7 +1,6 @@
-"""The control database: what it keeps, its transactions, and what its errors say."""
+"""The control database: its transactions, and what its errors say; what it keeps is in test_ledger.py."""
 
 import random
-import re
 import sqlite3
 import threading
 import time
@@ -13,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from vecferry.errors import (
-    MigrationConflict,
     StoreError,
     StoreFailed,
     StoreSchemaError,
     StoreUnreachable,
 )
-from vecferry.stores.ledger import Control, DeadLetter, MigrationRecord, MigrationSpec, Paused, Serving
+from vecferry.stores.ledger import DeadLetter, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.sqlite.connection import SqliteDatabase
 from vecferry.stores.values import KeyRange, Side
@@ -47,88 +45,19 @@ def record(ledger: SqliteLedger) -> MigrationRecord:
     return ledger.create(SPEC, "planned")
 
 
-# --- the ledger -----------------------------------------------------------------------------------
+# --- what this ledger alone has -------------------------------------------------------------------
 
 
-def test_a_record_comes_back_as_it_was_given(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    assert record.spec == SPEC
-    assert ledger.find("docs") == record
-    assert ledger.find("other docs") is None
+def test_keys_are_kept_that_are_no_text_of_unicode(ledger: SqliteLedger, record: MigrationRecord) -> None:
+    within = KeyRange(("5",), ("9", "\ud800"))
+    ledger.add_ranges(record, [within])
+    assert [part.keys for part in ledger.open_ranges(record)] == [within]
 
 
-def test_moves_are_compare_and_set(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    moved = ledger.move(record, "prepared", {"why": "test"})
-    assert (moved.state, moved.version) == ("prepared", record.version + 1)
-    with pytest.raises(MigrationConflict, match="state=prepared, version 2, not planned, version 1"):
-        ledger.move(record, "prepared", {})
-    assert ledger.find("docs") == moved
-    assert [event.what for event in ledger.events(record, 10)] == ["planned", "prepared"]
-    assert ledger.events(record, 1)[0].detail == {"why": "test"}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", ledger.events(record, 1)[0].at)
-
-
-def test_a_record_that_was_moved_and_came_back_is_another(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    ledger.move(ledger.move(record, "prepared", {}), "planned", {})
-    with pytest.raises(MigrationConflict, match="planned, version 3"):
-        ledger.move(record, "prepared", {})
-
-
-def test_a_pause_is_kept_until_the_next_move(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    reason = Paused("filling", "the disk is full", by_operator=False)
-    paused = ledger.move(record, "paused", {}, paused=reason)
-    assert paused.paused == reason
-    assert ledger.find("docs") == paused
-    assert ledger.move(paused, "filling", {}).paused is None
-
-
-def test_there_is_one_open_migration_of_a_collection(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    with pytest.raises(StoreFailed, match="UNIQUE"):
-        ledger.create(SPEC, "planned")
-    ledger.move(record, "finalized", {})
-    later = ledger.create(SPEC, "planned")
-    assert ledger.find("docs") == later
-
-
-def test_an_aborted_migration_is_not_found(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    ledger.move(record, "finalized", {})
-    aborted = ledger.move(ledger.create(SPEC, "planned"), "aborted", {})
-    found = ledger.find("docs")
-    assert found is not None
-    assert (found.id, found.state) == (record.id, "finalized")
-    with pytest.raises(MigrationConflict, match="state=finalized, version 2, not planned"):
-        ledger.move(MigrationRecord(aborted.id, SPEC, "planned", 1), "prepared", {})
-
-
-def test_the_ledger_keeps_what_it_is_given(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    ledger.install()
-    ledger.add_ranges(record, [KeyRange(None, ("5",)), KeyRange(("5",), ("9", "\ud800"))])
-    ledger.close_range(record, 1)
-    assert ledger.count_ranges(record) == (1, 2)
-    assert [(r.number, r.keys) for r in ledger.open_ranges(record)] == [(2, KeyRange(("5",), ("9", "\ud800")))]
-    ledger.keep_verification(record, {"passed": True})
-    found = ledger.find(record.spec.target)
-    assert found is not None
-    assert found.verification == {"passed": True}
-    assert ledger.control(record) == Control()
-    ledger.set_control(record, Control(rows_per_s=2.5, postponed=True))
-    assert ledger.control(record) == Control(rows_per_s=2.5, postponed=True)
-
-
-def test_dead_letters_are_of_a_side_and_a_later_one_replaces_the_earlier(
-    ledger: SqliteLedger, record: MigrationRecord
-) -> None:
-    ledger.add_dead_letters(record, [DeadLetter(("1",), "first", b""), DeadLetter(("2", "é"), "other", b"\x01")])
-    ledger.add_dead_letters(
-        record, [DeadLetter(("1",), "second", b"\x02"), DeadLetter(("1",), "back", b"\x03", side="old")]
-    )
-    assert {letter.reason for letter in ledger.dead_letters(record, 10)} == {"second", "other", "back"}
-    assert [letter.reason for letter in ledger.dead_letters(record, 10, Side.NEW)] == ["other", "second"]
-    assert [letter.reason for letter in ledger.dead_letters(record, 1)] == ["other"]
-    assert (ledger.count_dead_letters(record, Side.NEW), ledger.count_dead_letters(record, Side.OLD)) == (2, 1)
+def test_letters_are_found_by_their_keys_on_one_side(ledger: SqliteLedger, record: MigrationRecord) -> None:
+    letters = [DeadLetter(("1",), "why", b"\x02"), DeadLetter(("2",), "why", b"\x01")]
+    ledger.add_dead_letters(record, [*letters, DeadLetter(("1",), "back", b"\x03", side="old")])
     assert ledger.letters_of(record, Side.NEW, [("1",), ("77",)]) == {("1",): b"\x02"}
-    ledger.remove_dead_letters(record, Side.NEW, [("2", "é"), ("77",)])
-    assert ledger.dead_letters(record, 10, Side.NEW) == [DeadLetter(("1",), "second", b"\x02")]
-    assert ledger.dead_letters(record, 10, Side.OLD) == [DeadLetter(("1",), "back", b"\x03", side="old")]
 
 
 def test_letters_are_found_for_any_number_of_keys(ledger: SqliteLedger, record: MigrationRecord) -> None:
@@ -137,12 +66,6 @@ def test_letters_are_found_for_any_number_of_keys(ledger: SqliteLedger, record: 
     assert len(ledger.letters_of(record, Side.NEW, many)) == 50
     ledger.remove_dead_letters(record, Side.NEW, many)
     assert ledger.count_dead_letters(record, Side.NEW) == 0
-
-
-def test_who_serves_is_one_record(ledger: SqliteLedger) -> None:
-    ledger.serve("docs", Serving(1, 1, "docs", None))
-    ledger.serve("docs", Serving(2, 2, "docs_2", "new"))
-    assert ledger.serving("docs") == Serving(2, 2, "docs_2", "new")
 
 
 # --- transactions ---------------------------------------------------------------------------------
