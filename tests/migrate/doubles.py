@@ -96,3 +96,32 @@ class TruthEncoder:
             if text.startswith("ZERO"):
                 dense[row] = 0
         return dense
+
+
+class Clock:
+    """Stands for the module `time`: to sleep is to let it go on, past what was planned for a moment on the way."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._plans: list[tuple[float, Callable[[], object]]] = []
+
+    def at(self, seconds: float, do: Callable[[], object]) -> None:
+        """seconds: after the beginning."""
+        self._plans.append((1000 + seconds, do))
+
+    @property
+    def seconds(self) -> float:
+        return round(self.now - 1000, 6)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now += seconds
+        for plan in [plan for plan in self._plans if plan[0] <= self.now + 1e-9]:
+            self._plans.remove(plan)
+            plan[1]()
+        assert self.seconds < 3600, "it waits for ever"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.migrate.doubles import TruthEncoder, gate_that_says
+from tests.migrate.doubles import Clock, TruthEncoder, gate_that_says
 from tests.stores.collections import OLD_DIMENSION, Collection, mirror_collection, old_vector
 from tests.waiting import wait_until
 from vecferry.errors import (
@@ -26,7 +26,7 @@ from vecferry.errors import (
     SettingsError,
     SpaceMismatch,
 )
-from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State
+from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State, throttle
 from vecferry.migrate.applier import Applier
 from vecferry.migrate.planning import EncodedSample, cost_of
 from vecferry.stores.mirror.sides import MirrorSides
@@ -582,22 +582,30 @@ def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
         assert operator.status().rows_done == 80
 
 
-def test_a_rate_is_kept_and_can_be_changed_while_it_runs(collection: Collection) -> None:
+def test_a_rate_is_kept_and_can_be_changed_while_it_runs(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, seen = Clock(), list[int]()
+    monkeypatch.setattr(throttle, "time", clock)
     with collection.another() as store:
         operator = Migration(store, OPTIONS)
         migration, encoder = fill(collection, *[f"text {i}" for i in range(40)]), TruthEncoder()
 
-        def throttle(texts: object) -> None:
+        def limit(texts: object) -> None:
             if encoder.calls == 0:
                 operator.throttle(8.0)
 
-        encoder.before_each = throttle
-        thread, _ = in_background(lambda: migration.start(encoder))
-        time.sleep(2.0)
-        assert 4 <= operator.status().rows_done <= 8 * 3  # 2 s, one range ahead, and a second to notice
-        operator.throttle(None)
-        thread.join(10)
-        assert operator.status().rows_done == 40
+        def look() -> None:
+            seen.append(operator.status().rows_done)
+
+        encoder.before_each = limit
+        for seconds in (1.1, 2.1):
+            clock.at(seconds, look)
+        clock.at(2.1, lambda: operator.throttle(None))
+        assert migration.start(encoder).rows_done == 40
+    assert seen == [3 * 4, 5 * 4]  # a range of 4 at the beginning, and one more in each half second
+    assert 2.1 <= clock.seconds <= 2.1 + 1  # a second to notice
+    assert encoder.calls == 10
 
 
 def test_a_postponed_switch_is_refused_until_it_is_taken_back(collection: Collection) -> None:
