@@ -124,6 +124,7 @@ def test_a_bad_setting_in_dotenv_is_refused_by_name(application: Path, tmp_path:
     assert "SettingsError: USE_ONNX=sometimes is not valid: expected true or false." in done.stderr
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_fails_verify_only(application: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(application / "models/bge-m3-onnx", tmp_path / "damaged"))
     with (damaged / "model.onnx.data").open("r+b") as file:

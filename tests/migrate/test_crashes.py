@@ -287,6 +287,7 @@ def test_after_a_switch_was_killed_start_takes_up_what_is_there(point: str, worl
     complete(world, mother)
 
 
+@pytest.mark.parametrize("world", ["pgvector", pytest.param("file", marks=pytest.mark.slow)], indirect=True)
 def test_killed_at_one_point_after_the_other(world: World, mother: Mother) -> None:
     fill(world, TEXTS)
     for point in CHAIN:

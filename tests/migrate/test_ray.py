@@ -154,6 +154,7 @@ def test_a_run_that_is_closed_early_leaves_no_worker_and_can_go_on(ray_here: Non
     wait_until(lambda: workers_of_ray() == [])
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_range_alone_is_done_again(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, [f"t{i}" for i in range(40)])
     (tmp_path / "die").touch()
