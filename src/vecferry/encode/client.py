@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx2
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs, require_heads
-from vecferry.encode.encoder import Role
+from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.encode.export import load_npz
 from vecferry.errors import ModelNotServed, ServerFailed, SpaceMismatch
 from vecferry.model.artifact import VectorSpace
@@ -27,7 +27,7 @@ AGAIN = (429, 503)
 FIRST_PAUSE_S = 0.5
 
 
-class RemoteEncoder:
+class RemoteEncoder(TextEncoder):
     """Thread-safe. Requests raise ServerFailed, with what the server said."""
 
     def __init__(
@@ -63,14 +63,6 @@ class RemoteEncoder:
             if self._model in (None, name, *ours["aliases"]):
                 return VectorSpace.model_validate(ours["space"])
         raise ModelNotServed(str(self._model), list(served))
-
-    @property
-    def fingerprint(self) -> str:
-        return self.space.fingerprint
-
-    @property
-    def dimension(self) -> int:
-        return self.space.dimension
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """As `Encoder.encode`. Raises EmptyInput, InvalidText, HeadUnavailable; SpaceMismatch if the server's model has

@@ -38,10 +38,15 @@ class TextEncoder(Protocol):
 
     @property
     def space(self) -> VectorSpace: ...
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        return self.space.fingerprint
+
     @property
-    def dimension(self) -> int: ...
+    def dimension(self) -> int:
+        return self.space.dimension
+
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings: ...
 
 
@@ -52,7 +57,7 @@ class TextTokenizer(Protocol):
         """Raises EmptyInput and InvalidText."""
 
 
-class Encoder:
+class Encoder(TextEncoder):
     """Thread-safe and synchronous. `Encoder.open` and `load_encoder` make one from an artifact."""
 
     def __init__(
@@ -85,14 +90,6 @@ class Encoder:
     @property
     def space(self) -> VectorSpace:
         return self.runtime.space
-
-    @property
-    def fingerprint(self) -> str:
-        return self.space.fingerprint
-
-    @property
-    def dimension(self) -> int:
-        return self.space.dimension
 
     def encode(
         self,

@@ -14,7 +14,7 @@ from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.staged_file import StagedVector
 from vecferry.migrate.throttle import Throttle
-from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.ledger import MigrationRecord, was_switched
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import BOTH_SIDES, EVERYTHING, Change, Key, KeyRange, NewVector, Row, Side
 
@@ -103,9 +103,7 @@ class Applier:
         return model
 
     def _was_switched(self) -> bool:
-        """Whether the migration was switched at least once."""
-        serving = self._ledger.serving(self.store.target)
-        return serving is not None and serving.epoch > self._record.spec.epoch
+        return was_switched(self._ledger, self._record)
 
     # --- every row --------------------------------------------------------------------------------
 
@@ -200,10 +198,10 @@ class Applier:
         At the first switch every row is compared: the old side, which the application kept until then, is followed
         from then on.
         """
-        pause_s, was_switched = IDLE_S, self._was_switched()
+        pause_s, are_compared = IDLE_S, self._was_switched()
         while not until():
-            if not was_switched and self._was_switched():
-                was_switched = True
+            if not are_compared and self._was_switched():
+                are_compared = True
                 self.sweep()
             is_held_up = not self.catch_up(wait_s=0)
             self.throttle.poll()

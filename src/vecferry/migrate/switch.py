@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from vecferry.errors import CutoverRefused, Locked, StoreError, VecferryError
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import CutoverReport, RollbackReport
-from vecferry.stores.ledger import DeadLetter, MigrationRecord, Serving
+from vecferry.stores.ledger import DeadLetter, MigrationRecord, Serving, was_switched
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Held, NewVector, Patience, Row, Side, shown
 
@@ -87,19 +87,15 @@ class Switch:
 
         A side that is gone was dropped by an abort that was killed.
         """
-        was_switched = self._was_switched() and self.store.new_space() is not None
-        if was_switched and not accept_outdated:
+        needs_comparing = was_switched(self._ledger, self.record) and self.store.new_space() is not None
+        if needs_comparing and not accept_outdated:
             self.follower.catch_up(Side.OLD)
             self._refuse_outdated(Side.OLD, with_vector=True)
         if self.record.spec.old_not_null:
             self.store.require_vectors(self.patience)
         self._when_current(
-            Side.OLD, None, lambda: self._drop_new(accepted), accept_outdated=accept_outdated or not was_switched
+            Side.OLD, None, lambda: self._drop_new(accepted), accept_outdated=accept_outdated or not needs_comparing
         )
-
-    def _was_switched(self) -> bool:
-        serving = self._ledger.serving(self.store.target)
-        return serving is not None and serving.epoch > self.record.spec.epoch
 
     # --- inside the lock --------------------------------------------------------------------------
 
@@ -228,10 +224,8 @@ class Switch:
         changes = self.store.captured(LETTERS_SHOWN, {side})
         reason = f"{self.store.backlog(side)} writes were not followed on the {side} side yet in {self._tries} tries"
         if side is Side.OLD:
-            remedy = (
-                "Give the old model, or run start --follow with it; or say --accept-outdated, and these rows have no"
-            )
-            remedy += " old vector of their text."
+            remedy = "Give the old model, or run start --follow with it; or say --accept-outdated, and these rows have"
+            remedy += " no old vector of their text."
         else:
             remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."
         return CutoverRefused(reason, shown(list(dict.fromkeys(change.key for change in changes))), remedy)

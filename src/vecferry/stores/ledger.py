@@ -249,3 +249,9 @@ class Journal(Protocol):
     def still_held(self, target: str) -> bool: ...
     def passing(self, target: str) -> AbstractContextManager[None]:
         """A write of the migration's own: it waits while writers are held, and they for it; it is not captured."""
+
+
+def was_switched(ledger: Ledger, record: MigrationRecord) -> bool:
+    """Say whether that migration was switched at least once."""
+    serving = ledger.serving(record.spec.target)
+    return serving is not None and serving.epoch > record.spec.epoch
