@@ -90,7 +90,7 @@ class _Narrowing:
     progress: Progress
 
     def only(self, precision: Literal["fp16", "int8"], report: Report | None) -> tuple[Artifact, Report | None]:
-        """The narrower form in the twin's place. Raises PrecisionRefused, with what it would lose."""
+        """The narrower form in the fp32 baseline's place. Raises PrecisionRefused, with what it would lose."""
         found = self._narrowed(precision)
         if found.report is not None and found.report.failed:
             raise PrecisionRefused(precision, found.report.failed)
@@ -122,7 +122,7 @@ class _Narrowing:
     def _taken(
         self, found: Narrowed, report: Report | None, speed: dict[str, float] | None
     ) -> tuple[Artifact, Report | None]:
-        """The narrower form moves to where its twin was; the twin's checks stay in the report."""
+        """The narrower form moves to where its baseline was; the baseline's checks stay in the report."""
         space = found.artifact.manifest.space
         measured = evidence(space.precision, found.report, speed)
         manifest = found.artifact.manifest.model_copy(update={"evidence": measured})
