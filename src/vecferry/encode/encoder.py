@@ -91,6 +91,11 @@ class Encoder(TextEncoder):
     def space(self) -> VectorSpace:
         return self.runtime.space
 
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens the architecture could read; `space.max_tokens` may be fewer. None where it is not known."""
+        return None if self._spec is None else self._spec.positions - self._spec.first_position
+
     def encode(
         self,
         texts: Sequence[str],

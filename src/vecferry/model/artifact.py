@@ -65,6 +65,8 @@ class VectorSpace(_Value):
     heads: tuple[Head, ...]
     recipe: str | None = None
     """How the numbers were quantized (quantize.RECIPE), where they were."""
+    adapted: str | None = None
+    """What an application does beside the model, where it does (encode.adapted.Adaptation, as JSON)."""
 
     @property
     def fingerprint(self) -> str:

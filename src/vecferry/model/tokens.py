@@ -8,6 +8,7 @@ reference, WhitespaceSplit and Metaspace, once, at conversion; the artifact carr
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ class Tokenizer:
         except Exception as exc:  # the library raises plain Exception
             raise ValueError(f"not a tokenizer: {exc}") from exc
         self._max_tokens = max_tokens
+
+    def with_max_tokens(self, max_tokens: int) -> Tokenizer:
+        """Return the same tokenizer with another limit."""
+        limited = copy.copy(self)
+        limited._max_tokens = max_tokens
+        return limited
 
     @property
     def special_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,188 @@
+"""Which text of a row is embedded: a field, a template over several, or a rendering that a framework makes.
+
+    body                       the field alone
+    {title}\n{body}            a template; {metadata.title} goes into nested values, {{ and }} are braces
+    llama-index                metadata before the text, by the templates that LlamaIndex stores in each node
+
+A text source is a pure function of the row's fields, so that it means the same to every store, and before a migration
+can be tried on a sample (`migrate/provenance.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vecferry.errors import SettingsError
+
+Fields = Mapping[str, Any]
+LLAMA_INDEX = "llama-index"
+NODE = "_node_content"
+"""Where LlamaIndex keeps a node as JSON, in the metadata of every store."""
+
+
+class TextSource(Protocol):
+    """How the text of a row is made. name: as in migration.toml."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The top-level fields that are read."""
+
+    def render(self, fields: Fields) -> str | None:
+        """Return the text of a row; None where it has none."""
+
+
+@dataclass(frozen=True)
+class FieldText:
+    """The text of one field, as it is."""
+
+    name: str
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def render(self, fields: Fields) -> str | None:
+        return as_text(fields.get(self.name))
+
+
+@dataclass(frozen=True)
+class TemplateText:
+    """Several fields in a template. A field that is missing or null adds nothing; without any there is no text."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        try:
+            parts = self._parts()
+        except ValueError as exc:
+            raise SettingsError("text", self.name, f"a template such as {{title}}\\n{{body}} ({exc})") from exc
+        if not any(path for _, path in parts):
+            raise SettingsError("text", self.name, "a template that names a field, such as {title}\\n{body}")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(path.split(".")[0] for _, path in self._parts() if path))
+
+    def render(self, fields: Fields) -> str | None:
+        values = {path: as_text(value_at(fields, path)) for _, path in self._parts() if path}
+        if all(value is None for value in values.values()):
+            return None
+        return "".join(literal + (values[path] or "" if path else "") for literal, path in self._parts())
+
+    def _parts(self) -> list[tuple[str, str | None]]:
+        """(literal text, path of the field that follows it). Raises ValueError."""
+        parts = []
+        for literal, path, form, conversion in string.Formatter().parse(self.name):
+            if path == "" or form or conversion:
+                raise ValueError("a field is its name in braces and nothing else")
+            parts.append((literal, path))
+        return parts
+
+
+@dataclass(frozen=True)
+class LlamaIndexText:
+    """What LlamaIndex embeds of a node: `TextNode.get_content(metadata_mode=MetadataMode.EMBED)`.
+
+    text: the field that holds the text where the stored node has none of its own (PGVectorStore, Chroma).
+    """
+
+    text: str = "text"
+    name: str = LLAMA_INDEX
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.text, "metadata_", NODE)
+
+    def render(self, fields: Fields) -> str | None:
+        node = stored_node(fields)
+        text = (node.get("text") if node else None) or as_text(fields.get(self.text))
+        if text is None or node is None:
+            return text
+        excluded = set(node.get("excluded_embed_metadata_keys") or ())
+        line = node.get("metadata_template") or node.get("metadata_tmpl") or "{key}: {value}"
+        separator = node.get("metadata_separator", node.get("metadata_seperator", "\n"))
+        metadata = separator.join(
+            _filled(line, {"key": key, "value": str(value)})
+            for key, value in (node.get("metadata") or {}).items()
+            if key not in excluded
+        ).strip()
+        if not metadata:
+            return text
+        template = node.get("text_template") or node.get("text_tmpl") or "{metadata_str}\n\n{content}"
+        return _filled(template, {"content": text, "metadata_str": metadata}).strip()
+
+
+def text_source(name: str, text_field: str = "text") -> TextSource:
+    """Return the source that a name in migration.toml stands for. Raises SettingsError.
+
+    text_field: where LlamaIndex's stores keep the text.
+    """
+    if name == LLAMA_INDEX:
+        return LlamaIndexText(text_field)
+    return TemplateText(name) if "{" in name or "}" in name else FieldText(name)
+
+
+def value_at(fields: Fields, path: str) -> Any:
+    """The value at a dotted path; None where there is none. A whole name that has dots goes before its parts."""
+    if path in fields:
+        return fields[path]
+    head, _, rest = path.partition(".")
+    inner = fields.get(head)
+    if isinstance(inner, str) and inner.startswith("{"):
+        inner = _parsed(inner)
+    return value_at(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def as_text(value: Any) -> str | None:
+    """A value as text: numbers and booleans as JSON writes them; None for what is null, and for lists and objects."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, bool | int | float) else None
+
+
+def scalar_paths(fields: Fields, depth: int = 3) -> Iterator[tuple[str, str]]:
+    """(dotted path, text) of every value that is not nested."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and depth > 1:
+            for path, text in scalar_paths(value, depth - 1):
+                yield f"{name}.{path}", text
+        elif (text := as_text(value)) is not None:
+            yield str(name), text
+
+
+def stored_node(fields: Fields) -> dict[str, Any] | None:
+    """LlamaIndex's node as it is stored beside a vector; None where there is none."""
+    for value in (fields.get(NODE), *(value_at(fields, f"{name}.{NODE}") for name in fields)):
+        if isinstance(value, str) and (node := _parsed(value)):
+            return node
+    return None
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    """`template.format(**values)`, for a template out of a database: nothing but these names is looked up.
+
+    Raises ValueError for any other replacement.
+    """
+    parts = []
+    for literal, name, form, conversion in string.Formatter().parse(template):
+        parts.append(literal)
+        if name is not None:
+            if name not in values or form or conversion:
+                raise ValueError(f"a template with the field {name!r}")
+            parts.append(values[name])
+    return "".join(parts)
+
+
+def _parsed(value: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
