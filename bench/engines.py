@@ -43,7 +43,7 @@ from vecferry.stores.ledger import MigrationSpec, RangeRecord
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Patience
+from vecferry.stores.values import Patience, Side
 
 ROWS_PER_RANGE = MigrationOptions().rows_per_range
 RESULTS, WORK = Path("bench/results"), Path("bench/work")
@@ -140,13 +140,13 @@ def driver_rows_per_s(texts: list[str], dimension: int = 1024) -> float:
         staging = Staging(Path(name) / "staging", "bench")
         files = []
         for each in ranges:
-            rows = store.unembedded(each.keys, ROWS_PER_RANGE)
+            rows = store.outdated(Side.NEW, each.keys, ROWS_PER_RANGE)
             made = BytesIO()
             write(made, [StagedRow(row.key, row.digest, None, StagedVector(vectors[i])) for i, row in enumerate(rows)])
             files.append(made.getvalue())
         began = time.perf_counter()
         for each, file in zip(ranges, files, strict=True):
-            rows = store.unembedded(each.keys, ROWS_PER_RANGE)
+            rows = store.outdated(Side.NEW, each.keys, ROWS_PER_RANGE)
             staging.known([row.digest for row in rows])
             RangeTask(rows, set(), {}).to_bytes()
             staging.keep_file(range_name("bench", each.number), file)

@@ -177,7 +177,7 @@ class Application:
             self.deleted.add(key)
         else:
             text = f"text {key} of write {self.found.writes}"
-            payload = {} if self._store.text_source == "body" else {"lang": "en", "year": 2000}
+            payload = {} if self._store.traits.text_source == "body" else {"lang": "en", "year": 2000}
             self.router.put([Document((key,), text, payload)])
             self.reference[key] = text
             self.deleted.discard(key)
@@ -246,7 +246,7 @@ def fill(store: Store, rows: int) -> None:
     """In one go, as before any migration."""
     for start in range(1, rows + 1, 1000):
         keys = range(start, min(start + 1000, rows + 1))
-        payload = {} if store.text_source == "body" else {"lang": "en", "year": 2000}
+        payload = {} if store.traits.text_source == "body" else {"lang": "en", "year": 2000}
         records = [Record((str(key),), f"text {key}", OLD.truth(f"text {key}"), payload) for key in keys]
         store.put(records, fingerprint=OLD.fingerprint)
 

@@ -258,7 +258,7 @@ def test_a_store_of_points_is_opened_with_its_fields_and_makes_nothing(tmp_path:
     url = f"lancedb://{tmp_path}"
     store = open_store(url, "docs", text="body", vector="v", key="id", control=tmp_path / "control.db")
     try:
-        assert (store.target, store.text_source, store.ledger.find("docs")) == ("docs", "body", None)
+        assert (store.target, store.traits.text_source, store.ledger.find("docs")) == ("docs", "body", None)
     finally:
         store.close()
     assert list(tmp_path.iterdir()) == []
@@ -269,7 +269,7 @@ def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, databas
     store = open_store(database_url, "docs", text="body", vector="v", key="-", control=tmp_path / "control.db")
     try:
         assert store.target.startswith("public.docs")
-        assert store.text_source == "body"
+        assert store.traits.text_source == "body"
     finally:
         store.close()
 

@@ -25,7 +25,7 @@ from vecferry.stores.ledger import MigrationSpec, RangeRecord
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import KeyRange, Patience, Row, Side
+from vecferry.stores.values import EVERYTHING, Key, KeyRange, Patience, Row, Side
 
 ROOT = Path(__file__).parents[2]
 LEAVE_IN_THE_MIDDLE = """
@@ -230,11 +230,11 @@ class _Unreliable(MirrorStore):
     reads = 0
     closed = 0
 
-    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
         type(self).reads += 1
         if type(self).reads == 3:
             raise StoreUnreachable("memory", "it went away")
-        return super().unembedded(within, limit, side)
+        return super().outdated(side, among, limit)
 
     def close(self) -> None:
         type(self).closed += 1

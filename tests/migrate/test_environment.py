@@ -492,16 +492,16 @@ def picture(world: World) -> list[Any]:
 # --- a switch that is stopped ---------------------------------------------------------------------
 
 STOPPED_IN = {
-    "cutover": ("before switch", "after switch", "after serve", "after move serving_new"),
-    "rollback": ("before switch_back", "after switch_back", "after serve", "after move serving_old"),
-    "finalize": ("before stop_capture", "after stop_capture", "after drop_old", "after move finalized"),
+    "cutover": ("before switch new", "after switch new", "after serve", "after move serving_new"),
+    "rollback": ("before switch old", "after switch old", "after serve", "after move serving_old"),
+    "finalize": ("before stop_capture", "after stop_capture", "after drop old", "after move finalized"),
 }
 """Points inside the transaction of a verb, by the step of `crashing.Course` that reaches it."""
 QUICK = {
-    ("cutover", "after switch", True),
+    ("cutover", "after switch new", True),
     ("cutover", "after move serving_new", False),
     ("rollback", "after move serving_old", True),
-    ("finalize", "after drop_old", False),
+    ("finalize", "after drop old", False),
 }
 STOPS = [
     pytest.param(verb, point, follows, marks=[] if (verb, point, follows) in QUICK else [pytest.mark.slow])

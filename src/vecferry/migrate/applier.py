@@ -51,7 +51,7 @@ class SideModels:
 def refuse_conflicts(record: MigrationRecord, store: Store, models: SideModels) -> None:
     """Raises MigrationConflict if the migration was begun with something else."""
     begun = record.spec
-    given_now: dict[str, object] = {"text_source": store.text_source}
+    given_now: dict[str, object] = {"text_source": store.traits.text_source}
     if models.new is not None:
         given_now |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
     if models.old is not None:
@@ -114,7 +114,7 @@ class Applier:
         """
         for side in filter(self.can_follow, NEW_SIDE_FIRST):
             keys = EVERYTHING
-            while rows := self.store.unembedded(keys, self.rows_at_once, side):
+            while rows := self.store.outdated(side, keys, self.rows_at_once):
                 self.throttle.acquire(len(rows))
                 self._bring_current(side, rows)
                 keys = KeyRange(rows[-1].key, None)
@@ -125,13 +125,29 @@ class Applier:
 
     def forget_gone_letters(self) -> None:
         """Dead letters whose row was deleted unseen. Those of the side that serves may have theirs on the other."""
+        side = self._side_that_follows()
+        if (keys := self._dead_letter_keys(side)) and (gone := self.store.apply_deletes(keys)):
+            with self.store.transaction():
+                self._ledger.remove_dead_letters(self._record, side, sorted(gone))
+
+    def retry_dead_letters(self) -> None:
+        """Leaves every dead letter to be done again, and captured. No row is touched before it is written.
+
+        Where a row goes with its vector, those of the side that serves have no text that they could be done from.
+        """
+        with self.store.transaction():
+            for side in Side if self.store.traits.rows_outlive_vectors else (self._side_that_follows(),):
+                keys = self._dead_letter_keys(side)
+                self._ledger.remove_dead_letters(self._record, side, keys)
+                self.store.capture_again(keys, side)
+
+    def _side_that_follows(self) -> Side:
         serving = self._ledger.serving(self.store.target)
-        other = Side.OLD if serving is not None and serving.generation == self._record.spec.generation else Side.NEW
-        if number := self._ledger.count_dead_letters(self._record, other):
-            keys = [dead_letter.key for dead_letter in self._ledger.dead_letters(self._record, number, other)]
-            if gone := self.store.apply_deletes(keys):
-                with self.store.transaction():
-                    self._ledger.remove_dead_letters(self._record, other, sorted(gone))
+        return Side.OLD if serving is not None and serving.generation == self._record.spec.generation else Side.NEW
+
+    def _dead_letter_keys(self, side: Side) -> list[Key]:
+        number = self._ledger.count_dead_letters(self._record, side)
+        return [dead_letter.key for dead_letter in self._ledger.dead_letters(self._record, number, side)]
 
     # --- what was captured ------------------------------------------------------------------------
 

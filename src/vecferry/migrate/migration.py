@@ -101,9 +101,10 @@ class Migration:
         return make_plan(self._store, new, self.options.outputs, old, sample, resources or Resources())
 
     def _refuse_outputs(self) -> None:
-        if beyond := self.options.outputs & ~self._store.outputs:
+        possible = self._store.traits.outputs
+        if beyond := self.options.outputs & ~possible:
             what = f"{self._store.target} cannot hold {', '.join(beyond.names)} vectors"
-            raise StoreSchemaError(what, f"This store holds {', '.join(self._store.outputs.names)}.")
+            raise StoreSchemaError(what, f"This store holds {', '.join(possible.names)}.")
 
     def _known_old_fingerprint(self, recorded: str | None, old: TextEncoder | None = None) -> str | None:
         given = self.options.old_fingerprint or (old.fingerprint if old else None)
@@ -256,7 +257,7 @@ class Migration:
         serving = replace(serving, fingerprint=old_fingerprint, thresholds=dict(thresholds))
         spec = MigrationSpec(
             target=target,
-            text_source=store.text_source,
+            text_source=store.traits.text_source,
             dimension=new.dimension,
             fingerprint=new.fingerprint,
             old_fingerprint=old_fingerprint,
@@ -464,8 +465,8 @@ class Migration:
         models = SideModels(new, old)
         with self._operator_lock("retry") as record, self._store.runner(self.options.lease_s):
             refuse_conflicts(record, self._store, models)
-            self._store.retry_dead_letters()
             applier = self._applier(Throttle(self._ledger, record), models)
+            applier.retry_dead_letters()
             applier.catch_up(wait_s=self.options.wait_for_writers_s)
         return self.status()
 

@@ -14,7 +14,7 @@ import numpy as np
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate.states import ENDED, WORKING, State, can_move
 from vecferry.stores.ledger import Ledger, MigrationRecord, Paused
-from vecferry.stores.protocol import Reading
+from vecferry.stores.protocol import Store
 
 GIGABYTE = 10**9
 
@@ -44,7 +44,7 @@ class DiskGuard:
 class LatencyGuard:
     """A search in the serving vectors takes no longer than `max_ms`, as the median of the last five."""
 
-    def __init__(self, store: Reading, query: np.ndarray, fingerprint: str, max_ms: float) -> None:
+    def __init__(self, store: Store, query: np.ndarray, fingerprint: str, max_ms: float) -> None:
         self._store, self._query, self._fingerprint, self._max_ms = store, query, fingerprint, max_ms
         self._last_ms: list[float] = []
 

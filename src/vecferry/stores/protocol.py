@@ -10,6 +10,7 @@ from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.stores.ledger import Ledger
 from vecferry.stores.values import (
     BOTH_SIDES,
+    EVERYTHING,
     Change,
     Counts,
     Examination,
@@ -23,30 +24,46 @@ from vecferry.stores.values import (
     Record,
     Row,
     Side,
+    StoreTraits,
     TableInfo,
 )
 
 T = TypeVar("T")
+Then = Callable[[set[Key]], None]
 
 
-class Reading(Protocol):
-    """What anybody may ask at any time. Nothing is written; a read-only role will do."""
+def nothing_more(written: set[Key]) -> None:
+    """For `write` without `then`."""
+
+
+class Store(Protocol):
+    """One collection. Not thread-safe: a thread has a store of its own, by `another`.
+
+    All methods raise StoreUnreachable, StoreSchemaError or StoreFailed where the store does not do
+    as it should. What is written is kept at once, unless inside `transaction` or `exclusively`. While
+    this store holds the lease of `runner`, whatever a migration writes is refused with LeaseLost once
+    somebody else has it.
+    """
 
     @property
     def target(self) -> str:
         """The name of what is migrated; a migration is kept under it."""
 
     @property
-    def text_source(self) -> str:
-        """Where in a row the text is: a column, a field."""
+    def traits(self) -> StoreTraits:
+        """What does not change as long as the store is open."""
 
     @property
-    def outputs(self) -> Outputs:
-        """The heads that this store can hold."""
+    def ledger(self) -> Ledger: ...
+    def another(self) -> Store:
+        """Open the same collection through a connection of its own; to be closed."""
 
-    @property
-    def rows_outlive_vectors(self) -> bool:
-        """Whether a row without a new vector stays in the collection when the old side is dropped."""
+    def reconnect(self) -> None:
+        """Leaves a new connection in the place of one that was lost. Raises StoreUnreachable."""
+
+    def close(self) -> None: ...
+
+    # --- for anybody, at any time; a read-only role will do -----------------------------------------
 
     def describe(self) -> TableInfo: ...
     def sample(self, num_rows: int) -> list[Row]:
@@ -78,9 +95,7 @@ class Reading(Protocol):
     def serving_locator(self, side: Side) -> str:
         """Where an index of that side is found when it serves: a column, the name of a collection."""
 
-
-class Application(Protocol):
-    """The application's own writes, made so that none is lost to a migration."""
+    # --- the application's own writes, none of which a migration loses -------------------------------
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
         """Leaves these rows, new or replaced, in the side that serves; captured. Repeating is safe.
@@ -91,12 +106,7 @@ class Application(Protocol):
     def remove(self, keys: Sequence[Key]) -> None:
         """Leaves the collection without these rows; captured. Repeating is safe."""
 
-
-class Capture(Protocol):
-    """Which rows were written, deletions included, so that the side that does not serve can follow.
-
-    A store whose writers cannot be watched also knows `orphans`, and `NewSide.unembedded` compares all.
-    """
+    # --- capture: which rows were written, deletions included, so that the other side can follow ----
 
     def start_capture(self, patience: Patience) -> None:
         """Leaves every write that ends from now on captured. Repeating is safe. Raises Locked."""
@@ -116,13 +126,6 @@ class Capture(Protocol):
     def capture_again(self, keys: Sequence[Key], side: Side) -> None:
         """Leaves these captured, as if they had just been written, to be followed on that side. Repeating is safe."""
 
-    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
-        """Those of the rows that are there, and whose vectors on `side` are not known to be current.
-
-        Dead letters are not among them. Empty for the side that serves, where the store cannot tell whose vectors
-        are there; then the application's count as right.
-        """
-
     def adopt(self, keys: Sequence[Key]) -> set[Key]:
         """Leaves the old vectors of these rows known as current, whatever the application has written there.
 
@@ -136,12 +139,7 @@ class Capture(Protocol):
         Repeating is safe.
         """
 
-    def orphans(self, limit: int) -> list[Key]:
-        """Keys with a vector on the side that does not serve and no row on the one that does."""
-
-
-class NewSide(Protocol):
-    """The side that a migration makes; from `prepare` on."""
+    # --- the sides, and what is not current on them -------------------------------------------------
 
     def new_space(self) -> str | None:
         """Fingerprint recorded on the new side; None if there is no new side."""
@@ -150,35 +148,29 @@ class NewSide(Protocol):
     def key_ranges(self, rows_each: int) -> list[KeyRange]:
         """All keys of now, in the store's order, in ranges of `rows_each` rows; the last may have fewer."""
 
-    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
         """Rows whose vector on `side` is not known to be of their text and that are no dead letters.
 
-        At most `limit`, by ascending key in the order of `KeyRange`, so that a sweep goes on above the last.
-        Found by comparing every row, so also what no capture has seen. Empty for the side that serves, where
-        the store cannot tell whose vectors are there.
+        among: those of these keys that have a row; or all of the range, found by comparing every row, so also what
+        no capture has seen. At most `limit`, by ascending key in the order of `KeyRange`, so that a sweep goes on
+        above the last. Empty for the side that serves, where the store cannot tell whose vectors are there; then
+        the application's count as right.
         """
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
-        """All rows that `unembedded` would give for that side, in one go; with_vector: those that have a vector."""
+        """All rows that `outdated` would give for that side, in one go; with_vector: those that have a vector."""
+
+    def orphans(self, limit: int) -> list[Key]:
+        """Keys with a vector on the side that does not serve and no row on the one that does.
+
+        Empty where both vectors are in the row.
+        """
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination: ...
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
         """Random rows that are current, with their new vectors."""
 
-
-Then = Callable[[set[Key]], None]
-
-
-def nothing_more(written: set[Key]) -> None:
-    """For `write` without `then`."""
-
-
-class Writing(Protocol):
-    """What a migration changes. Each says what it leaves behind and whether it may be repeated.
-
-    What is written is kept at once, unless inside `transaction` or `exclusively`. While this store
-    holds the lease of `runner`, every write is refused with LeaseLost once somebody else has it.
-    """
+    # --- what a migration changes: what each leaves behind, and whether it may be repeated ----------
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         """Leaves an empty new side in the space `fingerprint`. Only inside `exclusively`. Repeating is safe."""
@@ -191,20 +183,17 @@ class Writing(Protocol):
         in the ledger what was written; in the same transaction where the store has them, else after it.
         """
 
-    def retry_dead_letters(self) -> None:
-        """Leaves every dead letter to be done again, and captured. Repeating is safe."""
-
     def build_indexes(self) -> tuple[str, ...]:
         """Leaves, for each index on the serving vectors, an equal one on the new; the names of those built.
 
         Repeating is safe: a half-built one is built anew. Outside of a transaction.
         """
 
-    def switch(self) -> None:
-        """Leaves the new vectors serving, the old beside them. Only inside `exclusively`. Undone by `switch_back`."""
+    def switch(self, to: Side) -> None:
+        """Leaves the vectors of that side serving, those of the other beside them. Only inside `exclusively`.
 
-    def switch_back(self) -> None:
-        """Undoes `switch`. Only inside `exclusively`."""
+        Undone by switching to the other.
+        """
 
     def require_vectors(self, patience: Patience) -> bool:
         """Leaves the serving vectors required (NOT NULL), if every row has one; whether that is so.
@@ -212,15 +201,11 @@ class Writing(Protocol):
         Nobody waits while the rows are looked at. Repeating is safe. Undone by `switch`.
         """
 
-    def drop_old(self) -> None:
-        """Leaves the new vectors alone. Only inside `exclusively`, once nothing is captured any more.
+    def drop(self, side: Side) -> None:
+        """Leaves the vectors of the other side alone. Only inside `exclusively`, once nothing is captured any more.
 
-        Repeating is safe. Cannot be undone.
-        """
-
-    def drop_new(self) -> None:
-        """Leaves the old vectors alone, as before `prepare`. Only inside `exclusively`, once nothing is captured any
-        more. Repeating is safe.
+        Repeating is safe. That of the old side, once the new serves, cannot be undone; without the new one, all is
+        as before `prepare`.
         """
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -240,21 +225,3 @@ class Writing(Protocol):
 
         The lease is renewed meanwhile. A process that was stopped loses it after `lease_s` seconds.
         """
-
-
-class Store(Reading, Application, Capture, NewSide, Writing, Protocol):
-    """One collection. Not thread-safe: a thread has a store of its own, by `another`.
-
-    All methods raise StoreUnreachable, StoreSchemaError or StoreFailed where the store does not do
-    as it should.
-    """
-
-    @property
-    def ledger(self) -> Ledger: ...
-    def another(self) -> Store:
-        """Open the same collection through a connection of its own; to be closed."""
-
-    def reconnect(self) -> None:
-        """Leaves a new connection in the place of one that was lost. Raises StoreUnreachable."""
-
-    def close(self) -> None: ...

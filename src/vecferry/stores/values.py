@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.embeddings import Float32, Value
+from vecferry.embeddings import Float32, Outputs, Value
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -26,8 +26,25 @@ class Side(StrEnum):
     OLD = "old"
     NEW = "new"
 
+    @property
+    def other(self) -> Side:
+        return Side.NEW if self is Side.OLD else Side.OLD
+
 
 BOTH_SIDES = frozenset(Side)
+
+
+@dataclass(frozen=True)
+class StoreTraits:
+    """What holds for a store as long as it is open.
+
+    text_source: where in a row the text is, a column or a field. outputs: the heads that the store can hold.
+    rows_outlive_vectors: whether a row without a new vector stays in the collection when the old side is dropped.
+    """
+
+    text_source: str
+    outputs: Outputs
+    rows_outlive_vectors: bool
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
+from vecferry.stores.values import Side
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class RayEngine:
 
     def _plan(self, store: Store, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, Dependencies] | None:
         """None if it is staged with the texts that it has now. coming: what ranges before it will hold."""
-        name, rows = range_name(self.uid, each.number), store.unembedded(each.keys, self.rows_per_range)
+        name, rows = range_name(self.uid, each.number), store.outdated(Side.NEW, each.keys, self.rows_per_range)
         if self.staging.holds(name, rows):
             return None
         digests = {row.digest for row in rows if row.text is not None}

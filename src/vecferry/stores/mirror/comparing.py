@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -34,7 +33,7 @@ def same(a: object, b: object) -> bool:
 
 
 class SideComparison(MirrorSides):
-    """`protocol.NewSide`, and those parts of `protocol.Capture` that only look."""
+    """What is current on the sides."""
 
     def new_space(self) -> str | None:
         spec = self._open_spec()
@@ -68,7 +67,7 @@ class SideComparison(MirrorSides):
         self._sorted_ids = sorted(self._backend.ids(self._sides().serving))
         return self._sorted_ids
 
-    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
         """Return rows without a vector of their text.
 
         Ids are listed once for a sweep from the beginning, and remembered for its rest.
@@ -76,19 +75,23 @@ class SideComparison(MirrorSides):
         sides = self._sides()
         if sides.name(side) == sides.serving or self._is_half_finalized(sides):
             return []
-        known = self._sorted_ids
-        ids = self._refreshed_ids() if known is None or within == KeyRange() else known
-        start = bisect_right(ids, within.lo[0]) if within.lo else 0
-        end = bisect_right(ids, within.hi[0]) if within.hi else len(ids)
+        ids = self._ids_within(among) if isinstance(among, KeyRange) else sorted({key[0] for key in among})
         rows: list[Row] = []
-        for first in range(start, end, PAGE):
-            rows += sorted(self._behind(sides, side, ids[first : min(first + PAGE, end)]), key=lambda row: row.key)
-            if len(rows) >= limit:
+        for first in range(0, len(ids), PAGE):
+            rows += sorted(self._behind(sides, side, ids[first : first + PAGE]), key=lambda row: row.key)
+            if limit is not None and len(rows) >= limit:
                 break
         return rows[:limit]
 
+    def _ids_within(self, keys: KeyRange) -> list[str]:
+        known = self._sorted_ids
+        ids = self._refreshed_ids() if known is None or keys == EVERYTHING else known
+        start = bisect_right(ids, keys.lo[0]) if keys.lo else 0
+        end = bisect_right(ids, keys.hi[0]) if keys.hi else len(ids)
+        return ids[start:end]
+
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
-        keys = [row.key for row in self.unembedded(EVERYTHING, sys.maxsize, side)]
+        keys = [row.key for row in self.outdated(side)]
         if with_vector:
             there = {point.id for point in self._backend.get(self._sides().name(side), [key[0] for key in keys])}
             keys = [key for key in keys if key[0] in there]
@@ -122,12 +125,6 @@ class SideComparison(MirrorSides):
             for point in self._backend.get(sides.name(Side.NEW), chosen, vectors=True)
             if point.vector is not None and texts.get(point.id) == point.text
         ]
-
-    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
-        sides = self._sides()
-        if sides.name(side) == sides.serving or self._is_half_finalized(sides):
-            return []
-        return self._behind(sides, side, [key[0] for key in keys])
 
     def _is_half_finalized(self, sides: Sides) -> bool:
         """Whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""

@@ -18,7 +18,7 @@ UNKNOWN = "not recorded"
 
 
 class MirrorReading(MirrorSides):
-    """`protocol.Reading`."""
+    """What anybody may ask."""
 
     def users(self) -> str:
         return ""

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from vecferry.embeddings import Outputs
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, Point
 from vecferry.stores.ledger import Lease, MigrationRecord, MigrationSpec
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Side
+from vecferry.stores.values import Side, StoreTraits
 
 PAGE = 500
 """Points that are read at a time."""
@@ -53,16 +52,8 @@ class MirrorSides:
         return self._target
 
     @property
-    def text_source(self) -> str:
-        return self._backend.text_field
-
-    @property
-    def outputs(self) -> Outputs:
-        return self._backend.outputs
-
-    @property
-    def rows_outlive_vectors(self) -> bool:
-        return False
+    def traits(self) -> StoreTraits:
+        return StoreTraits(self._backend.text_field, self._backend.outputs, rows_outlive_vectors=False)
 
     @property
     def ledger(self) -> SqliteLedger:

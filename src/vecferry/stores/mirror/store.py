@@ -169,25 +169,12 @@ class MirrorStore(MirrorReading, SideComparison):
             with self._ledger.passing(self._target):
                 yield
 
-    def retry_dead_letters(self) -> None:
-        """Let dead letters be done again. Those of the side that serves have no text that they could be done from."""
-        record, sides = self._open_record(), self._sides()
-        if record is not None:
-            side = Side.OLD if sides.serving == sides.new else Side.NEW
-            dead_letters = self._ledger.dead_letters(record, self._ledger.count_dead_letters(record, side), side)
-            with self.transaction():
-                self._ledger.remove_dead_letters(record, side, [dead_letter.key for dead_letter in dead_letters])
-                self._ledger.note(self._target, [dead_letter.key for dead_letter in dead_letters], side)
-
     def build_indexes(self) -> tuple[str, ...]:
         sides = self._sides()
         return () if self._is_half_finalized(sides) else self._backend.build_indexes(sides.other, sides.serving)
 
-    def switch(self) -> None:
-        self._point_alias(self._sides().name(Side.NEW))
-
-    def switch_back(self) -> None:
-        self._point_alias(self._sides().name(Side.OLD))
+    def switch(self, to: Side) -> None:
+        self._point_alias(self._sides().name(to))
 
     def require_vectors(self, patience: Patience) -> bool:  # noqa: ARG002
         """Return false. No store of points knows NOT NULL."""
@@ -199,16 +186,13 @@ class MirrorStore(MirrorReading, SideComparison):
         if isinstance(backend, Aliased) and backend.is_alias(self._target):
             backend.point_alias(self._target, collection)
 
-    def drop_old(self) -> None:
+    def drop(self, side: Side) -> None:
         sides = self._sides()
-        if sides.serving != sides.old:
-            self._backend.drop(sides.old)
-
-    def drop_new(self) -> None:
-        sides = self._sides()
-        if sides.new is not None and sides.serving != sides.new:
+        if side is Side.NEW and sides.new is not None and sides.serving != sides.new:
             self._point_alias(sides.serving)
             self._backend.drop(sides.new)
+        elif side is Side.OLD and sides.serving != sides.old:
+            self._backend.drop(sides.old)
 
     # --- keeping things together ------------------------------------------------------------------
 

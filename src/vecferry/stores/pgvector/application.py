@@ -23,7 +23,7 @@ PLAIN = sql.SQL("%s")
 
 
 class PgApplication(TableSession):
-    """`protocol.Application`. What is written by other ways is captured too."""
+    """The application's writes. What is written by other ways is captured too."""
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
         """Write rows with their vectors, all or none.

@@ -20,7 +20,7 @@ from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, litera
 from vecferry.stores.pgvector.ledger import key_text
 from vecferry.stores.pgvector.session import TableSession, key_text_sql
 from vecferry.stores.pgvector.table import Table
-from vecferry.stores.values import BOTH_SIDES, Change, Key, Patience, Row, Side
+from vecferry.stores.values import BOTH_SIDES, Change, Key, Patience, Side
 
 OPERATIONS = ("insert", "update", "delete")
 SCHEMA = "vecferry"
@@ -44,7 +44,7 @@ class CaptureNames:
 
 
 class PgCapture(TableSession):
-    """`protocol.Capture`."""
+    """What was captured, and what of it can be done without a model."""
 
     def start_capture(self, patience: Patience) -> None:
         """Capture every write from now on; waits for those that have begun, since they would go unnoticed."""
@@ -145,16 +145,6 @@ class PgCapture(TableSession):
             with self._guard.transaction():
                 self._outbox.add(keys, side)
 
-    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
-        if not keys:
-            return []
-        among, params = self._among(keys)
-        with self._pinned():
-            columns = self._catalogue.columns()
-            if not columns.is_compared(side):
-                return []
-            return self._rows(sql.SQL("{} AND {}").format(among, self._outdated(side, columns)), params)
-
     def adopt(self, keys: Sequence[Key]) -> set[Key]:
         """Take the old vectors of these rows for right.
 
@@ -169,6 +159,7 @@ class PgCapture(TableSession):
                 return set()
             columns = self._catalogue.columns()
             among, params = self._among(keys)
+            outdated = self._outdated(Side.OLD, columns)
             query = sql.SQL(
                 "WITH free AS MATERIALIZED (SELECT t.ctid AS place FROM {table} AS t WHERE {among} AND {outdated}"
                 " ORDER BY {keys} FOR NO KEY UPDATE OF t SKIP LOCKED)"
@@ -176,13 +167,13 @@ class PgCapture(TableSession):
             ).format(
                 table=self._name,
                 among=among,
-                outdated=self._outdated(Side.OLD, columns),
+                outdated=outdated,
                 keys=self._keys,
                 checksum=identifier(columns.checksum(Side.OLD)),
                 current=self._checksum(Side.OLD, columns),
             )
             self._db.execute(query, params)
-            left_out = [row.key for row in self.outdated(Side.OLD, keys)]
+            left_out = [row.key for row in self._rows(sql.SQL("{} AND {}").format(among, outdated), params)]
             self._outbox.add(left_out, Side.OLD)
         return set(keys) - set(left_out)
 

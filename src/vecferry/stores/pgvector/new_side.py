@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,13 +12,24 @@ from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
-from vecferry.stores.values import NORM_TOLERANCE, NOTHING, Counts, Examination, Finding, Key, KeyRange, Row, Side
+from vecferry.stores.values import (
+    EVERYTHING,
+    NORM_TOLERANCE,
+    NOTHING,
+    Counts,
+    Examination,
+    Finding,
+    Key,
+    KeyRange,
+    Row,
+    Side,
+)
 
 NORM_FUNCTIONS = {"vector": "vector_norm", "halfvec": "l2_norm"}
 
 
 class PgNewSide(TableSession):
-    """`protocol.NewSide`."""
+    """What is current on the sides."""
 
     def new_space(self) -> str | None:
         columns = self._catalogue.columns()
@@ -59,15 +71,15 @@ class PgNewSide(TableSession):
         ends: list[Key | None] = [None, *(tuple(row) for row in self._db.rows(query, [rows_each]))]
         return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
 
-    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
-        above, above_params = self._beyond(sql.SQL(">"), within.lo)
-        up_to, up_to_params = self._beyond(sql.SQL("<="), within.hi)
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
+        if not isinstance(among, KeyRange) and not among:
+            return []
+        selected, params = self._within(among) if isinstance(among, KeyRange) else self._among(among)
         with self._pinned():
             columns = self._catalogue.columns()
             if not columns.is_compared(side):
                 return []
-            condition = sql.SQL("{} AND {} AND {}").format(above, up_to, self._outdated(side, columns))
-            return self._rows(condition, [*above_params, *up_to_params], limit)
+            return self._rows(sql.SQL("{} AND {}").format(selected, self._outdated(side, columns)), params, limit)
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         with self._pinned():
@@ -81,11 +93,15 @@ class PgNewSide(TableSession):
             (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self._name, outdated))
             return Finding(count, self._keys_where(outdated, max_keys)) if count else NOTHING
 
-    def _beyond(self, operator: sql.SQL, end: Key | None) -> tuple[Fragment, Key]:
-        if end is None:
-            return sql.SQL("true"), ()
+    def _within(self, keys: KeyRange) -> tuple[sql.Composed, list[str]]:
+        """A condition that is true of the rows in that range, and its parameters."""
+        ends = [(sql.SQL(">"), keys.lo), (sql.SQL("<="), keys.hi)]
         values = sql.SQL(", ").join(sql.SQL("%s::text::") + verbatim(column.type) for column in self._table.key)
-        return sql.SQL("({}) {} ({})").format(self._keys, operator, values), end
+        bounds: list[Fragment] = [
+            sql.SQL("true") if end is None else sql.SQL("({}) {} ({})").format(self._keys, operator, values)
+            for operator, end in ends
+        ]
+        return sql.SQL(" AND ").join(bounds), [part for _, end in ends if end is not None for part in end]
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         with self._pinned():

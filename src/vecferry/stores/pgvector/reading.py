@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from psycopg import sql
 
-from vecferry.embeddings import Float32, Outputs
+from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
@@ -20,15 +20,7 @@ MAX_EF_SEARCH = 1000
 
 
 class PgReading(TableSession):
-    """`protocol.Reading`."""
-
-    @property
-    def outputs(self) -> Outputs:
-        return Outputs.ALL
-
-    @property
-    def rows_outlive_vectors(self) -> bool:
-        return True
+    """What anybody may ask."""
 
     def describe(self) -> TableInfo:
         with self._pinned():

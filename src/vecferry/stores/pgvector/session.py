@@ -8,6 +8,7 @@ from typing import Self
 
 from psycopg import sql
 
+from vecferry.embeddings import Outputs
 from vecferry.stores.pgvector.binary import colbert_array, sparse_bytes, vector_bytes
 from vecferry.stores.pgvector.catalogue import Catalogue, Columns, HeadColumns
 from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum_sql, digest_sql
@@ -18,7 +19,7 @@ from vecferry.stores.pgvector.locks import TableLocks
 from vecferry.stores.pgvector.outbox import Outbox
 from vecferry.stores.pgvector.side_resolver import Spaces
 from vecferry.stores.pgvector.table import Table, find_table
-from vecferry.stores.values import Key, NewVector, Record, Row, Side
+from vecferry.stores.values import Key, NewVector, Record, Row, Side, StoreTraits
 
 
 class TableSession:
@@ -77,8 +78,8 @@ class TableSession:
         return self._table.target
 
     @property
-    def text_source(self) -> str:
-        return self._table.text
+    def traits(self) -> StoreTraits:
+        return StoreTraits(self._table.text, Outputs.ALL, rows_outlive_vectors=True)
 
     @property
     def ledger(self) -> PgLedger:

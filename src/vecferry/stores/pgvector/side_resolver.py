@@ -36,7 +36,7 @@ class Spaces:
         columns = self._catalogue.columns()
         served, old = self._ledger.recorded_spaces(self._target)
         places = []
-        for side in (columns.serving, Side.OLD if columns.serving is Side.NEW else Side.NEW):
+        for side in (columns.serving, columns.serving.other):
             if (column := columns.of_side(side)) is not None:
                 info = columns.by_name[column]
                 here = served if side is columns.serving else None

@@ -22,7 +22,7 @@ REQUIRED = "_vecferry_not_null"
 
 
 class PgSwitching(TableSession):
-    """`protocol.Writing`, as far as it is about columns and indexes."""
+    """What a migration changes of columns and indexes."""
 
     # --- making the new side ----------------------------------------------------------------------
 
@@ -122,23 +122,19 @@ class PgSwitching(TableSession):
 
     # --- changing places --------------------------------------------------------------------------
 
-    def switch(self) -> None:
-        """Let the new vectors serve, by exchanging the columns' names.
+    def switch(self, to: Side) -> None:
+        """Let the vectors of that side serve, by exchanging the columns' names.
 
         Sparse and ColBERT columns are of the new side alone, and keep their names.
         """
         vector = self._table.vector
-        renames = self._index_renames(came_from=NEW, goes_to=OLD)
-        if self._catalogue.columns().by_name[vector].is_required:  # so that rows can be written without an old vector
-            self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
-        self._drop_constraint()
-        self._rename_columns((vector, suffixed(vector, OLD)), (suffixed(vector, NEW), vector))
-        self._rename_indexes(renames)
-
-    def switch_back(self) -> None:
-        vector = self._table.vector
-        renames = self._index_renames(came_from=OLD, goes_to=NEW)
-        self._rename_columns((vector, suffixed(vector, NEW)), (suffixed(vector, OLD), vector))
+        comes, goes = (NEW, OLD) if to is Side.NEW else (OLD, NEW)
+        renames = self._index_renames(came_from=comes, goes_to=goes)
+        if to is Side.NEW:
+            if self._catalogue.columns().by_name[vector].is_required:  # rows may be written without an old vector
+                self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
+            self._drop_constraint()
+        self._rename_columns((vector, suffixed(vector, goes)), (suffixed(vector, comes), vector))
         self._rename_indexes(renames)
 
     def require_vectors(self, patience: Patience) -> bool:
@@ -189,15 +185,18 @@ class PgSwitching(TableSession):
 
     # --- dropping ---------------------------------------------------------------------------------
 
-    def drop_old(self) -> None:
-        """Drop the old vectors. Sparse and ColBERT columns stay with the new vectors."""
+    def drop(self, side: Side) -> None:
+        """Drop the vectors of one side; sparse and ColBERT columns go with the new vectors.
+
+        Raises StoreSchemaError for the new side while it serves. The old one is gone, where it alone is there.
+        """
         columns = self._catalogue.columns()
-        if columns.serving is Side.NEW:
+        if side is Side.NEW:
+            self._drop_new(columns)
+        elif columns.serving is Side.NEW:
             self._drop_columns([columns.required(Side.OLD), *map(columns.checksum, Side)])
 
-    def drop_new(self) -> None:
-        """Drop the new vectors. Raises StoreSchemaError while the new vectors serve."""
-        columns = self._catalogue.columns()
+    def _drop_new(self, columns: Columns) -> None:
         if columns.serving is Side.NEW:
             raise StoreSchemaError(f"the new vectors of {self.target} serve", "Roll back first.")
         self._drop_constraint()

@@ -43,7 +43,7 @@ class Destination:
 
 
 class PgWriting(TableSession):
-    """`protocol.Writing`, as far as it is about rows."""
+    """What a migration writes to the rows, and what is kept together."""
 
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
         """Write vectors to rows whose text is unchanged.
@@ -132,17 +132,6 @@ class PgWriting(TableSession):
             (only,) = stored
             params.append(only.colbert)
         return params
-
-    def retry_dead_letters(self) -> None:
-        """Let every dead letter be done again. No row is touched before it is written."""
-        with self._guard.transaction():
-            record = self._ledger.find(self.target)
-            if record is not None:
-                for side in Side:
-                    number = self._ledger.count_dead_letters(record, side)
-                    keys = [dead_letter.key for dead_letter in self._ledger.dead_letters(record, number, side)]
-                    self._ledger.remove_dead_letters(record, side, keys)
-                    self._outbox.add(keys, side)
 
     # --- keeping things together ------------------------------------------------------------------
 
