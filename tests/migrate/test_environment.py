@@ -296,7 +296,7 @@ LONG_LEASE = replace(OPTIONS, reconnect_s=30.0, lease_s=60.0)
 
 
 def test_any_number_of_outages_is_waited_for(table: World, connection: psycopg.Connection) -> None:
-    with through_proxy(table) as (proxy, store), followed(store._db._url, TruthEncoder(), LONG_LEASE) as check:
+    with through_proxy(table) as (proxy, store), followed(store._session.db._url, TruthEncoder(), LONG_LEASE) as check:
         wait_until(lambda: table.store.ledger.find(table.store.target) is not None)
         wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
         for _ in range(4):
@@ -313,7 +313,7 @@ def test_sessions_that_are_terminated_again_and_again_are_made_anew(
     with followed(table.where, TruthEncoder(), LONG_LEASE) as check:
         wait_until(lambda: table.store.ledger.find(table.store.target) is not None)
         wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
-        own = table.store._db.row("SELECT pg_backend_pid()")[0]  # type: ignore[attr-defined]
+        own = table.store._session.db.row("SELECT pg_backend_pid()")[0]  # type: ignore[attr-defined]
         for number in range(30):
             connection.execute("UPDATE docs SET body = 'text ' || id || %s", [str(number)])
             time.sleep(0.02 * (number % 3))

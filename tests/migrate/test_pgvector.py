@@ -261,7 +261,7 @@ def test_a_connection_that_is_cut_within_a_pipeline_is_known_as_lost(
     connection: psycopg.Connection, database_url: str
 ) -> None:
     make_docs(connection, ["t"])
-    with open_docs(database_url) as store, pytest.raises(StoreUnreachable), store._db._translated():
+    with open_docs(database_url) as store, pytest.raises(StoreUnreachable), store._session.db._translated():
         raise psycopg.OperationalError("cannot exit pipeline mode while busy")
 
 

@@ -160,7 +160,7 @@ def test_a_vector_of_a_former_text_and_one_of_a_deleted_row_are_not_written(
 def test_a_row_that_somebody_is_writing_is_left_out_and_nobody_waits(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
-    store._db.execute("SET lock_timeout = '2s'")  # a store that waits is to fail, not to hang
+    store._session.db.execute("SET lock_timeout = '2s'")  # a store that waits is to fail, not to hang
     with connection.transaction():
         connection.execute("UPDATE docs SET note = 'mine' WHERE id = 2")
         assert fill(store) == {("1",), ("3",)}
@@ -445,7 +445,7 @@ def test_a_lost_connection_is_made_anew_under_the_same_lease(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     with store.runner(lease_s=60):
-        (pid,) = store._db.row("SELECT pg_backend_pid()")
+        (pid,) = store._session.db.row("SELECT pg_backend_pid()")
         connection.execute("SELECT pg_terminate_backend(%s)", [pid])
         with pytest.raises(StoreUnreachable):
             fill(store)
@@ -654,14 +654,14 @@ def test_an_index_answers_unless_the_answer_is_to_be_exact(
 
     before = scans()
     assert len(store.search(old("a"), 50, fingerprint=OLD_SPACE, exact=True)) == 50
-    store._db.execute("SELECT pg_stat_force_next_flush()")
+    store._session.db.execute("SELECT pg_stat_force_next_flush()")
     assert scans() == before
     hits = store.search(old("a"), 50, fingerprint=OLD_SPACE)
-    store._db.execute("SELECT pg_stat_force_next_flush()")
+    store._session.db.execute("SELECT pg_stat_force_next_flush()")
     assert len(hits) == 50  # more than hnsw.ef_search is by itself
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert scans() == before + 1
-    assert store._db.row("SELECT current_setting('hnsw.ef_search')") == ("40",)
+    assert store._session.db.row("SELECT current_setting('hnsw.ef_search')") == ("40",)
 
 
 # --- types ----------------------------------------------------------------------------------------
