@@ -707,10 +707,10 @@ def test_a_status_that_meets_the_end_of_the_migration_tells_of_what_is_there(
     with mirror_collection("memory", tmp_path) as collection:
         migration, encoder = ready(collection, "a", "b")
         migration.cutover(new=encoder)
-        sides, before = MirrorSides._sides, [collection.store._sides()]
+        sides, before = MirrorSides.now, [collection.store._sides.now()]
         migration.rollback(old=OLD)
         migration.abort()
-        monkeypatch.setattr(MirrorSides, "_sides", lambda self: before.pop() if before else sides(self))
+        monkeypatch.setattr(MirrorSides, "now", lambda self: before.pop() if before else sides(self))
         assert collection.store.counts() == Counts(2, 0, 0)
 
 

@@ -32,24 +32,28 @@ def same(a: object, b: object) -> bool:
     return a == b or repr(a) == repr(b)  # a NaN is the same as itself here
 
 
-class SideComparison(MirrorSides):
+class MirrorComparison:
     """What is current on the sides."""
 
+    def __init__(self, sides: MirrorSides) -> None:
+        self._sides, self._backend, self._target, self._ledger = sides, sides.backend, sides.target, sides.ledger
+        self._sorted_ids: list[str] | None = None
+
     def new_space(self) -> str | None:
-        spec = self._open_spec()
+        spec = self._sides.open_spec()
         return spec.fingerprint if spec is not None and self._backend.exists(spec.new_locator) else None
 
     def counts(self) -> Counts:
-        sides = self._sides()
+        sides = self._sides.now()
         try:
             return self._counts(sides)
         except StoreSchemaError:
-            if (now := self._sides()) == sides:
+            if (now := self._sides.now()) == sides:
                 raise
             return self._counts(now)  # the migration was ended in between, and a side dropped
 
     def _counts(self, sides: Sides) -> Counts:
-        record = self._open_record()
+        record = self._sides.open_record()
         rows = self._backend.count(sides.serving)
         if record is None or sides.new is None:
             return Counts(rows, rows if self._ledger.find(self._target) else 0, 0)
@@ -64,7 +68,7 @@ class SideComparison(MirrorSides):
         return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
 
     def _refreshed_ids(self) -> list[str]:
-        self._sorted_ids = sorted(self._backend.ids(self._sides().serving))
+        self._sorted_ids = sorted(self._backend.ids(self._sides.now().serving))
         return self._sorted_ids
 
     def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
@@ -72,8 +76,8 @@ class SideComparison(MirrorSides):
 
         Ids are listed once for a sweep from the beginning, and remembered for its rest.
         """
-        sides = self._sides()
-        if sides.name(side) == sides.serving or self._is_half_finalized(sides):
+        sides = self._sides.now()
+        if sides.name(side) == sides.serving or self._sides.is_half_finalized(sides):
             return []
         ids = self._ids_within(among) if isinstance(among, KeyRange) else sorted({key[0] for key in among})
         rows: list[Row] = []
@@ -93,18 +97,18 @@ class SideComparison(MirrorSides):
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         keys = [row.key for row in self.outdated(side)]
         if with_vector:
-            there = {point.id for point in self._backend.get(self._sides().name(side), [key[0] for key in keys])}
+            there = {point.id for point in self._backend.get(self._sides.now().name(side), [key[0] for key in keys])}
             keys = [key for key in keys if key[0] in there]
         return Finding(len(keys), tuple(keys[:max_keys])) if keys else NOTHING
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
-        sides = self._sides()
+        sides = self._sides.now()
         findings = Findings(dimension, max_keys)
         rows = 0
-        for points in self._pages(sides.serving):
+        for points in self._sides.pages(sides.serving):
             rows += len(points)
             new = {p.id: p for p in self._backend.get(sides.other, [p.id for p in points], vectors=True)}
-            dead_letters = self._letters(Side.NEW, [(point.id,) for point in points])
+            dead_letters = self._sides.dead_letter_digests(Side.NEW, [(point.id,) for point in points])
             for point in sorted(points, key=lambda point: point.id):
                 findings.look(point, new.get(point.id), dead_letters.get((point.id,)))
         orphans = self.orphans(10 * max_keys)
@@ -116,7 +120,7 @@ class SideComparison(MirrorSides):
         )
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
-        sides = self._sides()
+        sides = self._sides.now()
         ids = list(self._backend.ids(sides.name(Side.NEW)))
         chosen = random.sample(ids, min(num_rows, len(ids)))
         texts = {point.id: point.text for point in self._backend.get(sides.serving, chosen)}
@@ -126,33 +130,25 @@ class SideComparison(MirrorSides):
             if point.vector is not None and texts.get(point.id) == point.text
         ]
 
-    def _is_half_finalized(self, sides: Sides) -> bool:
-        """Whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
-        return sides.serving == sides.new and not self._backend.exists(sides.old)
-
     def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
         """Rows whose text is not that of their point on the side that follows, and no dead letters."""
         source = self._backend.get(sides.serving, ids)
         texts = {point.id: point.text for point in self._backend.get(sides.other, ids)}
         rows = [Row((p.id,), p.text) for p in source if p.id not in texts or texts[p.id] != p.text]
-        dead_letters = self._letters(side, [row.key for row in rows])
+        dead_letters = self._sides.dead_letter_digests(side, [row.key for row in rows])
         return [row for row in rows if dead_letters.get(row.key) != row.digest]
-
-    def _letters(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
-        record = self._open_record()
-        return self._ledger.letters_of(record, side, keys) if record and keys else {}
 
     def orphans(self, limit: int) -> list[Key]:
         """Return keys with a vector and without a row.
 
         A dead letter of the side that serves is none: the other side alone has its row.
         """
-        sides = self._sides()
-        if self._is_half_finalized(sides):
+        sides = self._sides.now()
+        if self._sides.is_half_finalized(sides):
             return []
         gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))
         keys: list[Key] = [(name,) for name in sorted(gone)]
-        dead_letters = self._letters(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
+        dead_letters = self._sides.dead_letter_digests(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
         there = self._backend.get(sides.other, [key[0] for key in dead_letters])
         kept = {(point.id,) for point in there if text_digest(point.text) == dead_letters[point.id,]}
         return [key for key in keys if key not in kept][:limit]
