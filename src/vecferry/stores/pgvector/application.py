@@ -27,7 +27,7 @@ class PgApplicationWriter:
 
     def __init__(self, session: TableSession) -> None:
         self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
-        self._locks, self._catalogue, self._spaces = session.locks, session.catalogue, session.spaces
+        self._locks, self._catalogue, self._side_resolver = session.locks, session.catalogue, session.side_resolver
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
         """Write rows with their vectors, all or none.
@@ -39,7 +39,7 @@ class PgApplicationWriter:
         dimensions = {len(record.vector) for record in records if record.vector is not None}
         with self._db.transaction():
             self._locks.lock("ROW EXCLUSIVE")  # no switch comes between this and the end
-            side = self._spaces.written(fingerprint, dimensions).side
+            side = self._side_resolver.written(fingerprint, dimensions).side
             columns = self._catalogue.columns()
             in_order = sorted(records, key=lambda record: record.key)
             for names, group in groupby(in_order, key=lambda record: tuple(record.payload)):

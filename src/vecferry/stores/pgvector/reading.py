@@ -24,7 +24,7 @@ class PgReader:
 
     def __init__(self, session: TableSession) -> None:
         self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
-        self._ledger, self._catalogue, self._spaces = session.ledger, session.catalogue, session.spaces
+        self._ledger, self._catalogue, self._side_resolver = session.ledger, session.catalogue, session.side_resolver
 
     def describe(self) -> TableInfo:
         with self._session.pinned():
@@ -88,7 +88,7 @@ class PgReader:
             query = sql.SQL(
                 "SELECT {vector}::real[], {keys} FROM {table} AS t WHERE {vector} IS NOT NULL AND {among}"
             ).format(
-                vector=self._sql.column(self._spaces.read(fingerprint).column),
+                vector=self._sql.column(self._side_resolver.read(fingerprint).column),
                 keys=self._sql.keys_as_text,
                 table=self._sql.name,
                 among=among,
@@ -106,7 +106,7 @@ class PgReader:
         Without `exact`, an index with `*_cosine_ops` answers, if the column has one.
         """
         with self._session.pinned():
-            place = self._spaces.searched(fingerprint, len(vector))
+            place = self._side_resolver.searched(fingerprint, len(vector))
             if exact or k > MAX_EF_SEARCH:
                 self._db.execute("SET LOCAL enable_indexscan = off")
                 query = self._nearest(place.column, limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))

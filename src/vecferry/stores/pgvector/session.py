@@ -15,7 +15,7 @@ from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.locks import TableLocks
 from vecferry.stores.pgvector.outbox import Outbox
-from vecferry.stores.pgvector.side_resolver import Spaces
+from vecferry.stores.pgvector.side_resolver import SideResolver
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import TableSql, key_text_sql
 from vecferry.stores.values import NewVector, Record, Row, Side
@@ -33,7 +33,7 @@ class TableSession:
         self.locks = TableLocks(database, self.guard, table)
         self.outbox = Outbox(database, self.ledger, table.target)
         self.catalogue = Catalogue(database, table)
-        self.spaces = Spaces(self.catalogue, self.ledger, table.target)
+        self.side_resolver = SideResolver(self.catalogue, self.ledger, table.target)
 
     @contextmanager
     def pinned(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ class ResolvedSide:
     space: str | None
 
 
-class Spaces:
+class SideResolver:
     """To be asked in a transaction in which the columns keep their names."""
 
     def __init__(self, catalogue: Catalogue, ledger: PgLedger, target: str) -> None:

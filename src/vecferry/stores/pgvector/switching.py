@@ -193,7 +193,7 @@ class PgSwitch:
     def drop(self, side: Side) -> None:
         """Drop the vectors of one side; sparse and ColBERT columns go with the new vectors.
 
-        Raises StoreSchemaError for the new side while it serves. The old one is gone, where it alone is there.
+        Raises StoreSchemaError for the new side while it serves; the old is left as it is while it does.
         """
         columns = self._catalogue.columns()
         if side is Side.NEW:
