@@ -143,7 +143,7 @@ class SideComparison(MirrorSides):
 
     def _letters(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
         record = self._open_record()
-        return self._ledger.letters_of(record, side, keys) if record and keys else {}
+        return self._ledger.dead_letter_digests(record, side, keys) if record and keys else {}
 
     def orphans(self, limit: int) -> list[Key]:
         """Return keys with a vector and without a row.
