@@ -233,7 +233,8 @@ def test_what_has_ended_already_says_so_and_takes_its_leftovers_away(
     cli: Cli, documents: psycopg.Connection, tmp_path: Path
 ) -> None:
     def leave_something() -> Path:
-        record = documents.execute("SELECT spec ->> 'fingerprint', spec ->> 'uid' FROM vecferry.migrations").fetchall()
+        query = "SELECT spec::json ->> 'fingerprint', spec::json ->> 'uid' FROM vecferry.migrations"
+        record = documents.execute(query).fetchall()
         space, uid = record[-1]
         left: Path = tmp_path / ".vecferry" / "staging" / space / "dense" / f"{uid}-00000001.parquet"
         left.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, gate_that_says
@@ -17,9 +14,7 @@ from vecferry.errors import CutoverRefused, GateNotPassed, IllegalTransition, Se
 from vecferry.migrate import Check, GateVerdict, MappedThreshold, Migration, MigrationOptions, State
 from vecferry.migrate.router import Router
 from vecferry.stores.ledger import Serving
-from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.protocol import Store
-from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Patience
 
 OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder()
@@ -238,70 +233,3 @@ def test_the_next_migration_begins_with_the_thresholds_that_serve(collection: Co
 def test_a_threshold_that_is_no_cosine_is_named(wrong: float) -> None:
     with pytest.raises(SettingsError, match="thresholds duplicate"):
         MigrationOptions(thresholds={"duplicate": wrong})
-
-
-# --- a ledger that was made before there were thresholds ------------------------------------------
-
-FORMER_SQLITE = (
-    "DROP TABLE serving",
-    """
-    CREATE TABLE serving (
-        target TEXT PRIMARY KEY,
-        epoch INTEGER NOT NULL,
-        generation INTEGER NOT NULL,
-        locator TEXT NOT NULL,
-        fingerprint TEXT,
-        since TEXT NOT NULL
-    ) WITHOUT ROWID
-    """,
-    "INSERT INTO serving VALUES ('docs', 3, 1, 'docs', 'old', '2026-01-01T00:00:00.000000Z')",
-)
-BEFORE, AFTER = Serving(3, 1, "docs", "old"), Serving(4, 2, "docs_2", "new", IN_NEW)
-
-
-def is_extended(path: Path) -> bool:
-    """By a connection of its own: what was written last is not in the file itself, but in the log beside it."""
-    with closing(sqlite3.connect(path)) as another:
-        return bool(another.execute("SELECT 1 FROM pragma_table_info('serving') WHERE name = 'thresholds'").fetchall())
-
-
-def test_a_control_database_of_the_former_form_is_read_as_it_is_and_extended_by_a_write(tmp_path: Path) -> None:
-    path = tmp_path / "control.db"
-    made = SqliteLedger.open(path)
-    for statement in FORMER_SQLITE:
-        made._db.execute(statement)
-    made.close()
-    assert not is_extended(path)
-    reader, writer = SqliteLedger.open(path), SqliteLedger.open(path)
-    assert reader.serving("docs") == BEFORE
-    assert not is_extended(path)
-    writer.serve("docs", AFTER)
-    assert is_extended(path)
-    assert reader.serving("docs") == writer.serving("docs") == AFTER
-    reader.serve("docs", BEFORE)
-    assert writer.serving("docs") == BEFORE
-    reader.close()
-    writer.close()
-
-
-def test_a_schema_of_the_former_form_is_read_as_it_is_and_extended_by_install(
-    connection: psycopg.Connection, database_url: str
-) -> None:
-    def is_extended() -> bool:
-        query = "SELECT FROM information_schema.columns WHERE table_schema = 'vecferry' AND table_name = 'serving'"
-        return bool(connection.execute(f"{query} AND column_name = 'thresholds'").fetchall())
-
-    connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(8))")
-    with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
-        store.ledger.install()
-        store.ledger.serve("docs", BEFORE)
-        connection.execute("ALTER TABLE vecferry.serving DROP COLUMN thresholds")
-        assert store.ledger.serving("docs") == BEFORE
-        assert not is_extended()
-        store.ledger.install()
-        assert is_extended()
-        assert store.ledger.serving("docs") == BEFORE
-        store.ledger.serve("docs", AFTER)
-        assert store.ledger.serving("docs") == AFTER
-        store.ledger.install()
-        assert store.ledger.serving("docs") == AFTER

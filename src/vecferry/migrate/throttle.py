@@ -13,8 +13,9 @@ import numpy as np
 
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate.states import ENDED, WORKING, State, can_move
-from vecferry.stores.ledger import Ledger, MigrationRecord, Paused
+from vecferry.stores.ledger import MigrationRecord, Paused
 from vecferry.stores.protocol import Store
+from vecferry.stores.sql_ledger import Ledger
 
 GIGABYTE = 10**9
 

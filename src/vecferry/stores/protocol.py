@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.stores.ledger import Ledger
+from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import (
     BOTH_SIDES,
     EVERYTHING,

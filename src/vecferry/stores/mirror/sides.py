@@ -81,4 +81,4 @@ class MirrorSides:
 
     def dead_letter_digests(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
         record = self.open_record()
-        return self.ledger.letters_of(record, side, keys) if record and keys else {}
+        return self.ledger.dead_letter_digests(record, side, keys) if record and keys else {}

@@ -17,10 +17,10 @@ from psycopg import sql
 
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, literal, verbatim
-from vecferry.stores.pgvector.ledger import key_text
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import key_text_sql
+from vecferry.stores.sql_ledger import key_text
 from vecferry.stores.values import Change, Key, Patience, Side
 
 OPERATIONS = ("insert", "update", "delete")
