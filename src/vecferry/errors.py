@@ -6,6 +6,7 @@ VecferryError                      exit  what happened
 │   ├── InvalidText                      one text, by its position
 │   ├── InvalidRecord                    one line of an input file
 │   ├── HeadUnavailable                  an output that this model does not have
+│   ├── MissingModel                     a model that a verb of a migration needs
 │   └── NotEncoded                       an output that was not asked for
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
 │   ├── MissingOption                    one that has no default was not given
@@ -150,6 +151,16 @@ class HeadUnavailable(InvalidInput):
     advice = "Leave it out, or use a model that has it (BGE-M3 has dense, sparse and colbert)."
     requested: str
     available: Sequence[str]
+
+
+@dataclass(eq=False)
+class MissingModel(InvalidInput):
+    """A migration was made without a model that this verb needs. side: "new" or "old"."""
+
+    template = "{verb} needs the {side} model, and this migration was made without it."
+    advice = "Migration(store, {side}=ENCODER)"
+    verb: str
+    side: str
 
 
 @dataclass(eq=False)

@@ -256,14 +256,3 @@ class Switch:
     def _move(self, state: State, **detail: object) -> None:
         assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"
         self.record = self._ledger.move(self.record, state, detail)
-
-
-def recover_interrupted_switch(store: Store, record: MigrationRecord) -> MigrationRecord:
-    """The record, with the marks of a switch that was killed taken back: its transaction did not happen."""
-    before = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW}.get(State(record.state))
-    return record if before is None else store.ledger.move(record, before, {"taken_back": record.state})
-
-
-def locked_switch(target: str) -> str:
-    """Name of the lease under which a state is changed by hand; the runner has one of its own."""
-    return f"{target} (switch)"
