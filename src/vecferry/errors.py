@@ -673,13 +673,17 @@ class MigrationConflict(MigrationError):
 
 @dataclass(eq=False)
 class CutoverRefused(MigrationError):
-    """keys: the rows concerned, as far as a person can read them."""
+    """keys: the rows concerned, as far as a person can read them; none where it is not about rows."""
 
-    template = "not switched: {reason}. Rows: {keys}"
+    template = "not switched: {reason}."
     advice = "{remedy}"
     reason: str
-    keys: Sequence[str]
     remedy: str
+    keys: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        return f"{super().message} Rows: {', '.join(self.keys)}" if self.keys else super().message
 
 
 class FinalizeNotConfirmed(MigrationError):

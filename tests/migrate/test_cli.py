@@ -374,9 +374,17 @@ def test_thresholds_of_the_file_are_shown_with_the_epoch_that_serves(
 def test_a_threshold_that_was_mapped_is_shown_with_its_interval_and_method() -> None:
     mapped = MappedThreshold(0.92, 0.81, 0.79, 0.83, "matched precision")
     verdict = GateVerdict(passed=True, message="Better.", evidence="judged queries", thresholds={"duplicate": mapped})
-    counts = {"rows": 1, "dead_letters": 0, "sampled": 1}
     report = VerifyReport(
-        "docs", passed=True, **counts, lowest_cosine=1.0, recall=1.0, checks=(), state=State.READY, gate=verdict
+        "docs",
+        passed=True,
+        rows=1,
+        dead_letters=0,
+        sampled=1,
+        lowest_cosine=1.0,
+        recall=1.0,
+        checks=(),
+        state=State.READY,
+        gate=verdict,
     )
     rows = verdict_rows(report)
     assert ("threshold duplicate", "0.920 → 0.810 (0.790–0.830), by matched precision") in rows

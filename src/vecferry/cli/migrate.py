@@ -265,7 +265,7 @@ def _await_ready(migration: Migration) -> None:
     with errors.status("waiting until it is ready"):
         while (found := migration.status()).state != State.READY or found.control.postponed:
             if found.state in (State.SERVING_NEW, State.FINALIZED):
-                raise CutoverRefused(f"the state is {found.state}", ("none",), "Nothing to do: the new vectors serve.")
+                raise CutoverRefused(f"the state is {found.state}", "Nothing to do: the new vectors serve.")
             time.sleep(WAIT_POLL_S)
 
 

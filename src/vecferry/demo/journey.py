@@ -149,7 +149,8 @@ class Journey:
         verification = migration.verify(gate=gate)
         if not verification.passed:
             failed = [check.name for check in verification.checks if not check.passed]
-            raise CutoverRefused("verification failed", failed or ["gate"], "vecferry migrate verify --help")
+            reason = f"the verification failed ({', '.join(failed) or 'gate'})"
+            raise CutoverRefused(reason, "vecferry migrate verify --help")
         self._note(migration.status().state)
         self.stage("switching, rolling back, switching again")
         for switch in (migration.cutover, migration.rollback, migration.cutover):

@@ -123,7 +123,7 @@ def _refuse_failed(verification: Mapping[str, Any]) -> None:
     failed = [check["name"] for check in verification.get("checks", ()) if not check["passed"]]
     if failed or not verification:
         reason = f"the last verification failed ({', '.join(failed)})" if failed else "nothing was verified"
-        raise CutoverRefused(reason, ("none",), "vecferry migrate verify")
+        raise CutoverRefused(reason, "vecferry migrate verify")
 
 
 def _note_override(store: Store, record: MigrationRecord, override: Override) -> None:
