@@ -87,7 +87,7 @@ def migrated(encoder: Encoder, demo: DemoSet) -> float:
         options = MigrationOptions(rows_per_range=ROWS_PER_RANGE, staging=Path(folder))
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store:
             began = time.perf_counter()
-            status = Migration(store, options).start(encoder)
+            status = Migration(store, new=encoder, options=options).start()
             took = time.perf_counter() - began
     assert status.rows_done == len(demo.passages)
     return took

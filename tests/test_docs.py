@@ -1,7 +1,6 @@
 """Documentation is executed: Python blocks run, command lines parse, links lead somewhere."""
 
 import contextlib
-import inspect
 import json
 import os
 import re
@@ -9,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -18,10 +18,14 @@ import typer
 
 from tests.postgres import connection, database_url, postgres_url
 from vecferry.cli import app, scripts
+from vecferry.errors import MissingModel
 from vecferry.migrate import Migration, states
 from vecferry.migrate.config import SECTIONS, MigrationConfig, read_config
 from vecferry.model.artifact import Artifact
 from vecferry.settings import Settings
+from vecferry.stores.memory import MemoryBackend
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.sqlite import SqliteLedger
 
 __all__ = ["connection", "database_url", "postgres_url"]
 
@@ -131,14 +135,15 @@ def models_of_verbs() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("verb", "new", "old"), models_of_verbs())
 def test_a_verb_takes_the_models_that_the_page_says(verb: str, new: str, old: str) -> None:
-    """In Python and as options; "needed" is an argument without a default."""
-    arguments = inspect.signature(getattr(Migration, verb)).parameters
+    """As options; what the page calls needed is asked for by name where the migration was made without it."""
     migrate = typer.main.get_command(app).commands["migrate"]  # type: ignore[attr-defined]
     options = {option for parameter in migrate.commands[verb].params for option in parameter.opts}
     for model, option, cell in (("new", "--artifact", new), ("old", "--old-artifact", old)):
-        assert (model in arguments) == (option in options) == (cell != "–")
-        if model in arguments:
-            assert (arguments[model].default is inspect.Parameter.empty) == (cell == "needed")
+        assert (option in options) == (cell != "–")
+        if cell == "needed":
+            store = MirrorStore(MemoryBackend(), "docs", SqliteLedger.in_memory())
+            with closing(store), pytest.raises(MissingModel, match=f"needs the {model} model"):
+                getattr(Migration(store), verb)()
 
 
 def test_every_verb_is_in_the_table_of_models() -> None:

@@ -6,6 +6,7 @@ VecferryError                      exit  what happened
 │   ├── InvalidText                      one text, by its position
 │   ├── InvalidRecord                    one line of an input file
 │   ├── HeadUnavailable                  an output that this model does not have
+│   ├── MissingModel                     a model that a verb of a migration needs
 │   └── NotEncoded                       an output that was not asked for
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
 │   ├── MissingOption                    one that has no default was not given
@@ -150,6 +151,16 @@ class HeadUnavailable(InvalidInput):
     advice = "Leave it out, or use a model that has it (BGE-M3 has dense, sparse and colbert)."
     requested: str
     available: Sequence[str]
+
+
+@dataclass(eq=False)
+class MissingModel(InvalidInput):
+    """A migration was made without a model that this verb needs. side: "new" or "old"."""
+
+    template = "{verb} needs the {side} model, and this migration was made without it."
+    advice = "Migration(store, {side}=ENCODER)"
+    verb: str
+    side: str
 
 
 @dataclass(eq=False)
@@ -662,13 +673,17 @@ class MigrationConflict(MigrationError):
 
 @dataclass(eq=False)
 class CutoverRefused(MigrationError):
-    """keys: the rows concerned, as far as a person can read them."""
+    """keys: the rows concerned, as far as a person can read them; none where it is not about rows."""
 
-    template = "not switched: {reason}. Rows: {keys}"
+    template = "not switched: {reason}."
     advice = "{remedy}"
     reason: str
-    keys: Sequence[str]
     remedy: str
+    keys: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        return f"{super().message} Rows: {', '.join(self.keys)}" if self.keys else super().message
 
 
 class FinalizeNotConfirmed(MigrationError):

@@ -159,7 +159,9 @@ def test_a_switch_wants_name_and_key_typed(ready: Console) -> None:
 
 def test_a_run_of_another_process_is_recognised(collection: MirrorCollection, inside: Console, tmp_path: Path) -> None:
     with collection.another() as other:
-        Migration(other, options(tmp_path)).start(TruthEncoder("new", 16), old=TruthEncoder("old", OLD_DIMENSION))
+        Migration(
+            other, new=TruthEncoder("new", 16), old=TruthEncoder("old", OLD_DIMENSION), options=options(tmp_path)
+        ).start()
         with other.runner(lease_s=5.0):
             inside.do("start")
             page = inside.wait_for("It runs in another process:")

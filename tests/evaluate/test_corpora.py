@@ -49,7 +49,9 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
 
 def fill_new_side(collection: MirrorCollection, staging: Path) -> None:
     """With what was written since, too."""
-    Migration(collection.store, MigrationOptions(old_fingerprint=OLD.fingerprint, staging=staging)).start(NEW)
+    Migration(
+        collection.store, new=NEW, options=MigrationOptions(old_fingerprint=OLD.fingerprint, staging=staging)
+    ).start()
 
 
 def folder(outputs: Outputs = DENSE) -> FolderCorpus:

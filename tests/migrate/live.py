@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -255,7 +255,7 @@ def go(
     collection: Collection, application: Application, folder: Path, follow: Callable[[], None], query_threads: int
 ) -> Found:
     """Start, switch, rollback, switch, finalize, with the application at work throughout."""
-    found, operator = application.found, Migration(collection.store, options(folder))
+    found, operator = application.found, Migration(collection.store, options=options(folder))
     with application.running(query_threads):
         began = time.monotonic()
         follow()
@@ -288,7 +288,7 @@ def go(
 
 
 def _verify(operator: Migration) -> None:
-    report = operator.verify(TruthEncoder("new", NEW.dimension), override="no gate in this test")
+    report = replace(operator, new=TruthEncoder("new", NEW.dimension)).verify(override="no gate in this test")
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
@@ -310,8 +310,8 @@ def following_in_a_thread(
     def run() -> None:
         try:
             with collection.another() as store:
-                migration = Migration(store, options(folder))
-                migration.start(NEW, old=OLD, follow=lambda: False, stop=ending.is_set, engine=engine)
+                migration = Migration(store, new=NEW, old=OLD, options=options(folder))
+                migration.start(follow=lambda: False, stop=ending.is_set, engine=engine)
         except BaseException as exc:  # noqa: BLE001
             failures.append(exc)
 
@@ -342,7 +342,7 @@ def follow_postgres(url: str, folder: Path) -> None:
     from vecferry.stores.pgvector import PgVectorStore
 
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
-        Migration(store, options(folder)).start(NEW, old=OLD, follow=lambda: False)
+        Migration(store, new=NEW, old=OLD, options=options(folder)).start(follow=lambda: False)
 
 
 # --- the command ----------------------------------------------------------------------------------

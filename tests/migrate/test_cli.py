@@ -26,6 +26,8 @@ from tests.stores import backends_chroma
 from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.cli import output as cli_output
+from vecferry.cli.migrate_view import verdict_rows
+from vecferry.migrate import GateVerdict, MappedThreshold, State, VerifyReport
 from vecferry.model.artifact import Artifact
 
 ROWS = 60
@@ -368,6 +370,26 @@ def test_thresholds_of_the_file_are_shown_with_the_epoch_that_serves(
     ours("verify", *OVERRIDE)
     assert ours("cutover")["serving"]["thresholds"] == {}, "without the old model none is mapped"
     assert ours("rollback")["serving"]["thresholds"] == {"duplicate": 0.92}
+
+
+def test_a_threshold_that_was_mapped_is_shown_with_its_interval_and_method() -> None:
+    mapped = MappedThreshold(0.92, 0.81, 0.79, 0.83, "matched precision")
+    verdict = GateVerdict(passed=True, message="Better.", evidence="judged queries", thresholds={"duplicate": mapped})
+    report = VerifyReport(
+        "docs",
+        passed=True,
+        rows=1,
+        dead_letters=0,
+        sampled=1,
+        lowest_cosine=1.0,
+        recall=1.0,
+        checks=(),
+        state=State.READY,
+        gate=verdict,
+    )
+    rows = verdict_rows(report)
+    assert ("threshold duplicate", "0.920 → 0.810 (0.790–0.830), by matched precision") in rows
+    assert ("next", "vecferry migrate cutover") in rows
 
 
 def test_models_that_are_away_are_missed_only_by_verbs_that_call_them(

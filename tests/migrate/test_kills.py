@@ -208,14 +208,14 @@ def kill_at_random_times(
 
 def complete(world: World, script: Script, texts: dict[str, str]) -> None:
     old, new = script.models(world.store)
-    migration = Migration(world.store, script.options(old.fingerprint))
-    migration.start(new, old=old)
+    migration = Migration(world.store, new=new, old=old, options=script.options(old.fingerprint))
+    migration.start()
     serves_new = migration.serving().fingerprint == new.fingerprint
     assert_equal(world.serving(), texts, new if serves_new else old, world.tolerance)
     assert_equal(world.other(), texts, old if serves_new else new, world.tolerance)
     if not serves_new:
         if migration.status().state in CAUGHT_UP - {State.SERVING_OLD}:
-            assert migration.verify(new, old=old, override="no gate in this test").passed
+            assert migration.verify(override="no gate in this test").passed
         migration.cutover()
     migration.finalize(confirmed=True)
     assert_equal(world.serving(), texts, new, world.tolerance)

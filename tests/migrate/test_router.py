@@ -432,15 +432,15 @@ def test_a_table_is_followed_through_a_migration_and_a_lost_connection(
     connection.execute("CREATE TABLE docs (id text PRIMARY KEY, body text, embedding vector(8), year integer)")
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
         router = Router(store, old=old, new=new, max_age_s=0)
-        migration = Migration(store, MigrationOptions(staging=tmp_path))
+        migration = Migration(store, new=new, old=old, options=MigrationOptions(staging=tmp_path))
         with router:
             assert router.put([Document((text,), text, {"year": 1}) for text in TEXTS]).epoch == 0
             assert router.search("red").hits[0].key == ("red",)
-            migration.start(new, old=old)
-            assert migration.verify(new, override="no gate in this test").passed
+            migration.start()
+            assert migration.verify(override="no gate in this test").passed
             router._max_age_s = 1000
             before = router.search("green")
-            migration.cutover(new=new)
+            migration.cutover()
             router.put([Document(("black",), "black")])
             after = router.search("black")
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")

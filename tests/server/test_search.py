@@ -72,7 +72,7 @@ def shop(
             serving("--config", str(config)) as server,
             httpx2.Client(base_url=server.url, timeout=60) as http,
         ):
-            yield Shop(http, Migration(store, target.options()), library, new)
+            yield Shop(http, Migration(store, new=new, old=library, options=target.options()), library, new)
     finally:
         store.close()
 
@@ -95,13 +95,13 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
     assert_searched_by(shop, shop.old, tiny, epoch=0)
     assert shop.serving() == {"epoch": 0, "generation": 0, "fingerprint": None, "model": None}, "nobody has recorded it"
 
-    shop.migration.start(shop.new, old=shop.old)
-    assert shop.migration.verify(shop.new, old=shop.old, override="no gate in this test").passed
+    shop.migration.start()
+    assert shop.migration.verify(override="no gate in this test").passed
     assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=0))
     before = shop.serving()
     assert (before["fingerprint"], before["model"]) == (shop.old.fingerprint, tiny)
 
-    shop.migration.cutover(new=shop.new)
+    shop.migration.cutover()
     after = until_epoch(shop, after=before["epoch"])
     assert_searched_by(shop, shop.new, wide, epoch=after)
     served = shop.serving()
@@ -109,7 +109,7 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
     with RemoteEncoder(str(shop.http.base_url), model=served["model"]) as encoder:
         np.testing.assert_array_equal(encoder.encode(["a"]).dense, shop.new.encode(["a"]).dense)
 
-    shop.migration.rollback(old=shop.old)
+    shop.migration.rollback()
     assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=after))
 
 

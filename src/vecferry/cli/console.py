@@ -74,16 +74,15 @@ def _task(target: Target) -> Task:
     from vecferry.console.operator import Task
     from vecferry.migrate.gate import make_gate
 
-    new, old = target.new, target.old
     return Task(
         target.open_store(),
         target.options(),
-        new,
-        old,
-        gate=lambda: make_gate(target.config, old=old, new=new),
+        target.new,
+        target.old,
+        gate=lambda: make_gate(target.config, old=target.old, new=target.new),
         sample=target.config.verify.sample,
-        engine=target.engine(new),
-        pieces=lambda text: _pieces(new, text),
+        engine=target.engine(),
+        pieces=lambda text: _pieces(target.new, text),
     )
 
 

@@ -84,7 +84,7 @@ def plan(
     target = _with_models(target, artifact, outputs=outputs)
     resources = Resources(workers or target.config.engine.workers, write_rate, price)
     with target.migration() as migration:
-        found = migration.plan(target.new, sample or target.config.verify.sample, resources)
+        found = migration.plan(sample or target.config.verify.sample, resources)
     show(found.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(found))
 
 
@@ -111,11 +111,10 @@ def start(
     values: dict[str, object] = {"limits.rows_per_range": rows_each, "limits.rows_per_s": rate}
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
     target = Target(merged(target.config, values))
-    new, until = target.new, (lambda: False) if follow else None
-    with target.migration() as migration, counting("rows", "rows") as progress:
-        migration.options = replace(migration.options, old_fingerprint=old_fingerprint)
-        found = migration.start(new, progress, old=target.old, follow=until, engine=target.engine(new))
-    show(found.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(found))
+    until = (lambda: False) if follow else None
+    with target.migration(old_fingerprint) as migration, counting("rows", "rows") as progress:
+        status = migration.start(progress, follow=until, engine=target.engine())
+    show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
 
 
 @app.command()
@@ -203,13 +202,12 @@ def verify(
     from vecferry.migrate.gate import make_gate
 
     target = _with_models(target, artifact, old_artifact)
-    new, old = target.new, target.old
     with stages() as stage:
-        gate = make_gate(target.config, old=old, new=new, stage=stage)
+        gate = make_gate(target.config, old=target.old, new=target.new, stage=stage)
         with target.migration() as migration:
             stage("comparing every row")
             sample = sample or target.config.verify.sample
-            report = migration.verify(new, sample, old=old, gate=gate, override=override_gate)
+            report = migration.verify(sample, gate=gate, override=override_gate)
     if as_json:
         show(report.to_dict(), as_json=True)
     else:
@@ -237,7 +235,7 @@ def retry(target: Target, artifact: Artifact = None, old_artifact: OldArtifact =
     """Encode the dead letters again."""
     target = _with_models(target, artifact, old_artifact)
     with target.migration() as migration:
-        _show_status(migration.retry(target.new, old=target.old), as_json=as_json)
+        _show_status(migration.retry(), as_json=as_json)
 
 
 @app.command()
@@ -259,7 +257,7 @@ def cutover(
         if wait:
             _await_ready(migration)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            report = migration.cutover(accept_dead_letters, new=target.new, patience=patience)
+            report = migration.cutover(accept_dead_letters, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
 
 
@@ -267,7 +265,7 @@ def _await_ready(migration: Migration) -> None:
     with errors.status("waiting until it is ready"):
         while (found := migration.status()).state != State.READY or found.control.postponed:
             if found.state in (State.SERVING_NEW, State.FINALIZED):
-                raise CutoverRefused(f"the state is {found.state}", ("none",), "Nothing to do: the new vectors serve.")
+                raise CutoverRefused(f"the state is {found.state}", "Nothing to do: the new vectors serve.")
             time.sleep(WAIT_POLL_S)
 
 
@@ -300,7 +298,7 @@ def rollback(
     with target.migration() as migration:
         surer = migration.options.patience.surer()
         with _patience(surer, wait=wait, max_pause_s=max_pause) as patience:
-            report = migration.rollback(old=target.old, accept_outdated=accept_outdated, patience=patience)
+            report = migration.rollback(accept_outdated=accept_outdated, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
 
 
@@ -322,12 +320,7 @@ def finalize(
         if not was_finalized:
             _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            found = migration.finalize(
-                confirmed=True,
-                accept_dead_letters=accept_dead_letters,
-                new=target.new,
-                patience=patience,
-            )
+            found = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
     show(found.to_dict(), as_json=as_json, title=title, rows=status_rows(found))
 
@@ -358,9 +351,7 @@ def abort(
         if not was_aborted:
             _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            record = migration.abort(
-                accept_dead_letters, old=target.old, accept_outdated=accept_outdated, patience=patience
-            )
+            record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}
     title = "the migration was given up before" if was_aborted else "the migration is given up"
     show(value, as_json=as_json, title=title)

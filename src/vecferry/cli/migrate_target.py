@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
 from vecferry.errors import MissingOption
 from vecferry.migrate import EngineFor, Migration, MigrationOptions
@@ -29,17 +28,15 @@ from vecferry.stores.values import Patience
 
 @dataclass(frozen=True)
 class Target:
-    """A migration to be opened, and its models, loaded when they are first needed."""
+    """A migration to be opened, and its models, loaded when a verb first needs them."""
 
     config: MigrationConfig
 
     @contextmanager
-    def migration(self) -> Iterator[Migration]:
-        opened = self.open_store()
-        try:
-            yield Migration(opened, self.options())
-        finally:
-            opened.close()
+    def migration(self, old_fingerprint: str | None = None) -> Iterator[Migration]:
+        with closing(self.open_store()) as store:
+            options = replace(self.options(), old_fingerprint=old_fingerprint)
+            yield Migration(store, new=self.new, old=self.old, options=options)
 
     def open_store(self) -> Store:
         store = self.config.store
@@ -64,7 +61,7 @@ class Target:
             thresholds=self.config.thresholds,
         )
 
-    def engine(self, new: TextEncoder) -> EngineFor | None:
+    def engine(self) -> EngineFor | None:
         """None for the one that a migration takes by itself. Raises MissingExtra, ArtifactError."""
         config = self.config
         if config.engine.kind == "local":
@@ -75,15 +72,15 @@ class Target:
 
         def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
             rows = config.limits.rows_per_range
-            return RayEngine(store, new, staging, record.spec.uid, rows, model, config.engine.ray)
+            return RayEngine(store, self.new, staging, record.spec.uid, rows, model, config.engine.ray)
 
         return made
 
-    @property
+    @cached_property
     def new(self) -> LazyEncoder:
         return _encoder(self.config.models.new)
 
-    @property
+    @cached_property
     def old(self) -> LazyEncoder | None:
         folder = self.config.models.old
         return None if folder is None else _encoder(folder)

@@ -10,25 +10,10 @@ from rich.filesize import decimal
 
 from vecferry.cli.output import Rows, plain, short
 from vecferry.migrate import Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
+from vecferry.migrate.states import next_verbs
 from vecferry.stores.ledger import Event, Serving
 
-NEXT: Mapping[State, str] = {
-    State.PLANNED: "start",
-    State.PREPARED: "start",
-    State.CAPTURING: "start",
-    State.BACKFILLING: "start",
-    State.INDEXING: "start",
-    State.CATCHING_UP: "verify",
-    State.VERIFIED: "verify, once the gate can pass; or vecferry migrate override --reason WORDS",
-    State.READY: "cutover",
-    State.CUTTING_OVER: "cutover",
-    State.SERVING_NEW: "finalize, or rollback",
-    State.ROLLING_BACK: "rollback",
-    State.SERVING_OLD: "cutover, or abort",
-    State.FINALIZED: "nothing; a new migration may begin",
-    State.PAUSED: "resume",
-    State.ABORTED: "nothing; a new migration may begin",
-}
+WITHOUT_GATE = "verify, once the gate can pass; or vecferry migrate override --reason WORDS"
 
 
 def plan_rows(plan: Plan) -> Rows:
@@ -87,8 +72,15 @@ def status_rows(status: Status) -> Rows:
         *_verification(status.verification),
         *_serving(status.serving),
         *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
-        ("next", f"vecferry migrate {NEXT[status.state]}"),
+        ("next", _next(status.state)),
     ]
+
+
+def _next(state: State) -> str:
+    verbs = next_verbs(state)
+    if not verbs:
+        return "nothing; a new migration may begin"
+    return f"vecferry migrate {WITHOUT_GATE if state is State.VERIFIED else ', or '.join(verbs)}"
 
 
 def _in_the_way(event: Event) -> str:
@@ -106,8 +98,8 @@ def check_rows(report: VerifyReport) -> Rows:
 
 def verdict_rows(report: VerifyReport) -> Rows:
     """What the gate said, and what to type next."""
-    next_verb = "start, then verify" if report.state is State.CATCHING_UP else NEXT[report.state]
-    return [*_gate(report.to_dict()), ("state", report.state), ("next", f"vecferry migrate {next_verb}")]
+    next_step = "vecferry migrate start, then verify" if report.state is State.CATCHING_UP else _next(report.state)
+    return [*_gate(report.to_dict()), ("state", report.state), ("next", next_step)]
 
 
 def cutover_rows(report: CutoverReport) -> Rows:
@@ -127,7 +119,7 @@ def rollback_rows(report: RollbackReport) -> Rows:
         ("rows with an old vector of a former text", f"{report.outdated_rows:,}"),
         ("rows that the old model cannot embed", f"{report.dead_letters:,}"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
-        ("next", "vecferry migrate cutover, or abort"),
+        ("next", _next(report.state)),
     ]
 
 
@@ -163,7 +155,7 @@ def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _mapped(threshold: Mapping[str, Any]) -> str:
     old, new, low, high = (f"{threshold[name]:.3f}" for name in ("old", "new", "low", "high"))
-    return f"{old} → {new} ({low}–{high}), by {threshold['how']}"
+    return f"{old} → {new} ({low}–{high}), by {threshold['method']}"
 
 
 def _duration(seconds: float) -> str:

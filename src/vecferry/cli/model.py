@@ -266,11 +266,11 @@ def _show_report(report: Report) -> None:
     signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
     asked: dict[str, list[ConversionCheck]] = defaultdict(list)
     for check in report.checks:
-        asked[check.name if check.status == "failed" else check.name.split(", ")[0]].append(check)
+        asked[check.name if check.status == "failed" else check.question].append(check)
     rows = []
     for name, checks in asked.items():
         worst = max(checks, key=lambda check: check.seen or 0)
-        note = worst.note or ", ".join(check.name.split(", ")[-1] for check in checks if len(checks) > 1)
+        note = worst.note or ", ".join(check.batch for check in checks if len(checks) > 1)
         rows.append((signs[worst.status], name, short(worst.seen), short(worst.limit), note.replace(" tokens,", ",")))
     show_table("verification", ("", "check", "seen", "at most", ""), rows)
 

@@ -85,7 +85,7 @@ async def _verify(operator: Operator, _: Form) -> str:
     task = operator.task
 
     def verify(migration: Migration) -> Outcome:
-        report = migration.verify(task.new, task.sample, old=task.old, gate=task.gate())
+        report = migration.verify(task.sample, gate=task.gate())
         failed = [check.name for check in report.checks if not check.passed]
         message = report.gate.message if report.gate is not None else f"The state is {report.state}."
         return Outcome("verify", f"Failed: {', '.join(failed)}." if failed else message, failed=not report.passed)
@@ -101,10 +101,8 @@ async def _override(operator: Operator, form: Form) -> str:
 
 
 async def _retry(operator: Operator, _: Form) -> str:
-    task = operator.task
-
     def retry(migration: Migration) -> Outcome:
-        status = migration.retry(task.new, old=task.old)
+        status = migration.retry()
         return Outcome("retry", f"{status.dead_letters} rows are still without a vector.")
 
     operator.by_hand("retry", retry)
@@ -112,10 +110,10 @@ async def _retry(operator: Operator, _: Form) -> str:
 
 
 async def _cutover(operator: Operator, form: Form) -> str:
-    task, accepted = operator.task, _whole(form.get("accept_dead_letters", ""))
+    accepted = _whole(form.get("accept_dead_letters", ""))
 
     def cutover(migration: Migration) -> Outcome:
-        report = migration.cutover(accepted, new=task.new)
+        report = migration.cutover(accepted)
         return _switched("cutover", "new", report)
 
     operator.by_hand("cutover", cutover)
@@ -131,10 +129,10 @@ def _whole(text: str) -> int:
 
 
 async def _rollback(operator: Operator, form: Form) -> str:
-    task, accept_outdated = operator.task, form.get("accept_outdated") == "1"
+    accept_outdated = form.get("accept_outdated") == "1"
 
     def rollback(migration: Migration) -> Outcome:
-        report = migration.rollback(old=task.old, accept_outdated=accept_outdated)
+        report = migration.rollback(accept_outdated=accept_outdated)
         return _switched("rollback", "old", report)
 
     operator.by_hand("rollback", rollback)

@@ -47,6 +47,9 @@ class Task:
     engine: EngineFor | None = None
     pieces: Callable[[str], list[Piece]] = lambda _: []
 
+    def migration(self, store: Store) -> Migration:
+        return Migration(store, new=self.new, old=self.old, options=self.options)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -139,7 +142,7 @@ class Operator:
     def _seen(self, store: Store) -> Seen:
         at, target = time.monotonic(), store.target
         try:
-            status = Migration(store, self.task.options).status()
+            status = self.task.migration(store).status()
         except MigrationNotFound:
             return Seen(target, at)
         record = store.ledger.find(target)
@@ -156,17 +159,14 @@ class Operator:
 
     async def at_once(self, verb: Callable[[Migration], object]) -> None:
         """A verb that only writes down what is wanted. Raises as it does."""
-        await self._looking.do(lambda store: verb(Migration(store, self.task.options)))
+        await self._looking.do(lambda store: verb(self.task.migration(store)))
 
     def start(self) -> None:
         """Leaves the migration running here, until `stop` or its end. Raises Locked if it does already."""
         self._stopping.clear()
-        task = self.task
 
         def follow(migration: Migration) -> Outcome:
-            ended = migration.start(
-                task.new, old=task.old, follow=lambda: False, stop=self._stopping.is_set, engine=task.engine
-            )
+            ended = migration.start(follow=lambda: False, stop=self._stopping.is_set, engine=self.task.engine)
             return Outcome("start", f"The migration has ended: {ended.state}.")
 
         self._begin(TaskThread.RUN, "start", follow)
@@ -198,7 +198,7 @@ class Operator:
         outcome = Outcome(doing.verb, FAULT, failed=True)
         try:
             with closing(self.task.store.another()) as store:
-                outcome = work(Migration(store, self.task.options))
+                outcome = work(self.task.migration(store))
         except VecferryError as exc:
             outcome = Outcome.of(doing.verb, exc)
         finally:

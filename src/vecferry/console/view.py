@@ -9,28 +9,13 @@ from typing import Any
 
 from vecferry.console.operator import Outcome, Seen
 from vecferry.migrate import State, Status
-from vecferry.migrate.states import CAUGHT_UP, allowed
+from vecferry.migrate.states import CAUGHT_UP, allowed, next_verbs
 from vecferry.stores.values import shown
 
 SAID_S = 120.0
 """How long the outcome of a verb by hand is shown."""
 PACE_S = 30.0
 """How far back the rate is measured."""
-NEXT: Mapping[State, str] = {
-    State.PLANNED: "start",
-    State.PREPARED: "start",
-    State.CAPTURING: "start",
-    State.BACKFILLING: "start",
-    State.INDEXING: "start",
-    State.CATCHING_UP: "verify",
-    State.VERIFIED: "verify",
-    State.READY: "cutover",
-    State.CUTTING_OVER: "cutover",
-    State.ROLLING_BACK: "rollback",
-    State.SERVING_OLD: "cutover",
-    State.PAUSED: "resume",
-}
-"""The verb that goes on from there, of those that are here."""
 MESSAGES: Mapping[State, str] = {
     State.PLANNED: "The migration is written down; nothing was made yet.",
     State.PREPARED: "The place for the new vectors is there, and empty.",
@@ -206,7 +191,7 @@ def _next(seen: Seen) -> str:
         return ""
     if seen.status is None:
         return "start"
-    return NEXT.get(seen.status.state, "")
+    return next(iter(next_verbs(seen.status.state)), "")
 
 
 def _eta(status: Status, pace: Pace) -> str:

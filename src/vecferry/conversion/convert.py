@@ -134,7 +134,7 @@ class _Narrowing:
         save_manifest(artifact)
         if found.report is None or report is None:
             return artifact, found.report
-        before = [replace(check, name=f"fp32 form: {check.name}") for check in report.checks]
+        before = [replace(check, question=f"fp32 form: {check.question}") for check in report.checks]
         return artifact, found.report.with_checks(*before)
 
 

@@ -8,7 +8,7 @@ and the checkpoint at hand, and with BGE-M3's published values where the checkpo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,13 +55,26 @@ PUBLISHED_WEIGHTS = "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6
 
 @dataclass(frozen=True)
 class ConversionCheck:
-    """One question and its answer. seen: the figure that was measured; limit: what it may be at most."""
+    """One question and its answer. seen: the figure that was measured; limit: what it may be at most.
 
-    name: str
+    batch: of a question that is asked of several, the one that this is the answer for.
+    """
+
+    question: str
     status: Literal["passed", "failed", "skipped"]
     seen: float | None = None
     limit: float | None = None
     note: str = ""
+    batch: str = ""
+
+    @property
+    def name(self) -> str:
+        """The question with its batch; no two checks of a report have the same."""
+        return f"{self.question}, {self.batch}" if self.batch else self.question
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {"status": self.status, "seen": self.seen, "limit": self.limit, "note": self.note}
+        return {"name": self.name, **facts}
 
     def __str__(self) -> str:
         figures = "" if self.seen is None else f" {self.seen:.2g} (at most {self.limit:.2g})"
@@ -84,7 +97,8 @@ class Report:
         return replace(self, checks=(*self.checks, *more))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"passed": not self.failed, **asdict(self)}
+        checks = [check.to_dict() for check in self.checks]
+        return {"passed": not self.failed, "fingerprint": self.fingerprint, "machine": self.machine, "checks": checks}
 
     def gate(self, path: Path) -> None:
         """Raises VerificationFailed if a check failed."""
@@ -171,11 +185,11 @@ def _digests(artifact: Artifact) -> ConversionCheck:
     )
 
 
-def at_most(name: str, seen: float, limit: float, note: str = "") -> ConversionCheck:
+def at_most(question: str, seen: float, limit: float, note: str = "", batch: str = "") -> ConversionCheck:
     """Passed if what was seen is within the limit."""
     if not np.isfinite(seen):  # JSON has no NaN
-        return ConversionCheck(name, "failed", None, limit, "the difference is not a finite number")
-    return ConversionCheck(name, "passed" if seen <= limit else "failed", float(seen), limit, note)
+        return ConversionCheck(question, "failed", None, limit, "the difference is not a finite number", batch)
+    return ConversionCheck(question, "passed" if seen <= limit else "failed", float(seen), limit, note, batch)
 
 
 def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[ConversionCheck]:
@@ -229,7 +243,7 @@ def _agrees_with_reference(
         progress(f"PyTorch, {name}")
         expected = runtime.run(batch, runtime.space.outputs)
         for output, worst in differences(seen[name], expected).items():
-            yield at_most(f"{output} agrees with PyTorch, {name}", worst, TOLERANCES["reference"])
+            yield at_most(f"{output} agrees with PyTorch", worst, TOLERANCES["reference"], batch=name)
 
 
 def _keeps_fp32(

@@ -115,13 +115,13 @@ class Journey:
         )
         models = self._models(old, new)
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store, Router(store, old=old, new=new) as router:
-            migration = Migration(store, options)
+            migration = Migration(store, new=new, old=old, options=options)
             self.stage("planning")
-            plan = migration.plan(new).to_dict()
+            plan = migration.plan().to_dict()
             application = DemoApplication(router, demo.passages)
             with application.under_load():
                 verification = self._migrate_and_switch(migration, demo, models, len(demo.passages))
-            self._catch_up(migration, store, old, new)
+            self._catch_up(migration)
             thresholds = dict(migration.serving().thresholds)
             slices = {passage.id: {"language": passage.lang} for passage in demo.passages}
             asked = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
@@ -140,33 +140,29 @@ class Journey:
         self, migration: Migration, demo: DemoSet, models: tuple[EvaluatedModel, EvaluatedModel], rows: int
     ) -> VerifyReport:
         """While the application is at work."""
-        old, new = (model.encoder for model in models)
         self.stage(f"encoding {rows} passages anew, while an application writes and asks")
-        started = migration.start(new, self.progress, old=old)
+        started = migration.start(self.progress)
         self.states += [event.what for event in started.events if event.what in set(State)]
         self.stage("verifying")
         options = EvaluationOptions(max_queries=GATE_QUERIES, thresholds=THRESHOLDS, sample=0)
         gate = QualityGate(*models, options, lambda _: QuerySet(demo.queries), self.stage)
-        verification = migration.verify(new, old=old, gate=gate)
+        verification = migration.verify(gate=gate)
         if not verification.passed:
             failed = [check.name for check in verification.checks if not check.passed]
-            raise CutoverRefused("verification failed", failed or ["gate"], "vecferry migrate verify --help")
+            reason = f"the verification failed ({', '.join(failed) or 'gate'})"
+            raise CutoverRefused(reason, "vecferry migrate verify --help")
         self._note(migration.status().state)
         self.stage("switching, rolling back, switching again")
-        for switch in (
-            lambda: migration.cutover(new=new),
-            lambda: migration.rollback(old=old),
-            lambda: migration.cutover(new=new),
-        ):
+        for switch in (migration.cutover, migration.rollback, migration.cutover):
             switch()
             self._note(migration.status().state)
             time.sleep(EPOCH_S)
         return verification
 
-    def _catch_up(self, migration: Migration, store: Any, old: Encoder, new: Encoder) -> None:
+    def _catch_up(self, migration: Migration) -> None:
         """What the application wrote last is followed; then no row may be on one side alone."""
-        migration.start(new, old=old)
-        rows, backlog = store.describe().rows, migration.status().backlog
+        migration.start()
+        rows, backlog = migration.store.describe().rows, migration.status().backlog
         assert backlog == 0, f"{backlog} writes were not followed"
         self.stage(f"{rows} rows, as at the beginning")
 

@@ -69,10 +69,11 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An encoder, and why it runs on what it runs on."""
+    """An encoder, and why it runs on what it runs on. is_fallback: another runtime than the first choice."""
 
     encoder: Encoder
     reason: str
+    is_fallback: bool = False
 
 
 def load_encoder(options: EncoderOptions) -> Loaded:
@@ -124,7 +125,7 @@ def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
     if expected is not None and encoder.fingerprint != expected:
         raise SpaceMismatch(expected=expected, found=encoder.fingerprint, where="the PyTorch fallback") from cause
     log.warning("ONNX cannot be used, so PyTorch serves, in vector space %s: %s", encoder.fingerprint, cause)
-    return Loaded(encoder, f"fallback: {cause.message}")
+    return Loaded(encoder, f"fallback: {cause.message}", is_fallback=True)
 
 
 def _expected_space(options: EncoderOptions, cause: VecferryError) -> str | None:

@@ -19,7 +19,7 @@ def judge(compared: Compared, *, margin: float, confidence: float) -> GateResult
     """
     overall, *slices = compared.slices
     large = [one for one in slices if one.queries >= MIN_IN_SLICE]
-    worse = tuple(f"{one.by} {one.value}" for one in large if one.difference.high < -margin)
+    worse = tuple(one.name for one in large if one.difference.high < -margin)
     summary = f"{compared.metric} went from {overall.old.mean:.3f} to {overall.new.mean:.3f}"
     where = f"{overall.difference.low:+.3f} to {overall.difference.high:+.3f} at {confidence:.0%} confidence"
     assert overall.by == ALL

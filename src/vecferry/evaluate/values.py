@@ -109,6 +109,10 @@ class SliceScore(Value):
     losses: int
     ties: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.by} {self.value}"
+
 
 @dataclass(frozen=True)
 class QueryScore(Value):

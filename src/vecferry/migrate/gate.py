@@ -121,7 +121,7 @@ def _check(one: SliceScore, judged: GateResult) -> Check:
     if one.by == ALL:
         name, passed = "all queries", judged.verdict != "inconclusive" and one.difference.low >= -judged.margin
     else:
-        name = f"{one.by} {one.value}"
+        name = one.name
         passed = name not in judged.worse_slices
     difference = f"{one.difference.low:+.3f} to {one.difference.high:+.3f}"
     seen = (

@@ -224,7 +224,7 @@ class Switch:
             remedy += " no old vector of their text."
         else:
             remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."
-        return CutoverRefused(reason, shown(list(dict.fromkeys(change.key for change in changes))), remedy)
+        return CutoverRefused(reason, remedy, shown(list(dict.fromkeys(change.key for change in changes))))
 
     def _refuse_outdated(self, side: Side, *, with_vector: bool = False) -> None:
         """What is dropped cannot be had back, so every row is compared first; what is captured is not missing.
@@ -239,7 +239,7 @@ class Switch:
             self.follower.catch_up(side)
         remedy = "Run start, with both models, which compares every row and repairs them."
         reason = f"{found.count} rows have no {side} vector of their present text"
-        raise CutoverRefused(reason, shown(keys[:LETTERS_SHOWN]), remedy)
+        raise CutoverRefused(reason, remedy, shown(keys[:LETTERS_SHOWN]))
 
     def _refuse_letters(self, accepted: int, side: Side) -> None:
         found = self._ledger.count_dead_letters(self.record, side)
@@ -247,19 +247,8 @@ class Switch:
             dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
             reason = f"{found} rows have no {side} vector (dead letters), {accepted} were accepted"
             remedy = f"Repair their texts, or retry them, or accept exactly {found}."
-            raise CutoverRefused(reason, shown([dead_letter.key for dead_letter in dead_letters]) or ("none",), remedy)
+            raise CutoverRefused(reason, remedy, shown([dead_letter.key for dead_letter in dead_letters]))
 
     def _move(self, state: State, **detail: object) -> None:
         assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"
         self.record = self._ledger.move(self.record, state, detail)
-
-
-def recover_interrupted_switch(store: Store, record: MigrationRecord) -> MigrationRecord:
-    """The record, with the marks of a switch that was killed taken back: its transaction did not happen."""
-    before = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW}.get(State(record.state))
-    return record if before is None else store.ledger.move(record, before, {"taken_back": record.state})
-
-
-def locked_switch(target: str) -> str:
-    """Name of the lease under which a state is changed by hand; the runner has one of its own."""
-    return f"{target} (switch)"

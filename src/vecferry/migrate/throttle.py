@@ -13,7 +13,8 @@ import numpy as np
 
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate.states import ENDED, WORKING, State, can_move
-from vecferry.stores.ledger import MigrationRecord, Paused
+from vecferry.migrate.values import MigrationOptions
+from vecferry.stores.ledger import MigrationRecord, Paused, was_switched
 from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
 
@@ -55,6 +56,21 @@ class LatencyGuard:
         self._last_ms = [*self._last_ms[-4:], 1000 * (time.perf_counter() - began)]
         median = float(np.median(self._last_ms))
         return None if median <= self._max_ms else f"queries slow: {median:.0f} ms, limit {self._max_ms:g} ms"
+
+
+def guards_of(store: Store, record: MigrationRecord, options: MigrationOptions) -> list[PauseCondition]:
+    """What the options want to be well. Queries are looked at until the first switch."""
+    guards = list[PauseCondition]()
+    if options.min_free_gb is not None:
+        guards.append(DiskGuard(options.staging, options.min_free_gb))
+    if options.max_query_ms is not None and not was_switched(store.ledger, record):
+        dimension = store.describe().dimension
+        if dimension is not None:
+            query = np.random.default_rng(0).standard_normal(dimension).astype(np.float32)
+            serving = store.ledger.serving(store.target)
+            fingerprint = (serving.fingerprint if serving else None) or "unknown"
+            guards.append(LatencyGuard(store, query, fingerprint, options.max_query_ms))
+    return guards
 
 
 class Throttle:

@@ -62,7 +62,6 @@ def render(evaluation: Evaluation) -> str:
     return page.render(
         evaluation=evaluation,
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704  # ours
-        verdict=text.verdict(evaluation),
         verdict_mark=VERDICTS[evaluation.gate.verdict],
         summary=text.summary(evaluation),
         overall=text.overall(evaluation),

@@ -63,12 +63,6 @@ def language_tag(value: str | None) -> str | None:
     return value if value and LANGUAGE.fullmatch(value) else None
 
 
-def verdict(evaluation: Evaluation) -> tuple[str, str]:
-    """The gate's first sentence, and what it says beyond that."""
-    first, stop, rest = evaluation.gate.message.partition(". ")
-    return first + stop.strip(), rest
-
-
 def overall(evaluation: Evaluation) -> SliceScore | None:
     """All queries, under the two systems that are compared."""
     return next((one for one in evaluation.slices if one.by == ALL), None)

@@ -27,17 +27,13 @@ class Served:
         self.aliases = tuple(aliases)
         self.encoder: Encoder = loaded.encoder
         self.fingerprint = loaded.encoder.fingerprint  # which is computed each time
-        self.reason = loaded.reason
+        self.reason, self.is_fallback = loaded.reason, loaded.is_fallback
         self._problem: str | None = "no run has succeeded yet"
 
     @property
     def problem(self) -> str | None:
         """Why it cannot answer; None if it can."""
         return self._problem
-
-    @property
-    def is_fallback(self) -> bool:
-        return self.reason.startswith("fallback")
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -75,6 +75,6 @@ class TableSql:
 
 
 def key_text_sql(row: str, table: Table, quoted: Callable[[str], Fragment] = identifier) -> sql.Composed:
-    """The same JSON as `sql_ledger.key_text`, of a row by that name. quoted: for a statement that has no placeholders."""
+    """The JSON of `sql_ledger.key_text`, of a row by that name. quoted: for a statement that has no placeholders."""
     parts = [sql.SQL("to_json({}.{}::text)::text").format(sql.SQL(row), quoted(column.name)) for column in table.key]
     return sql.SQL("('[' || {} || ']')").format(sql.SQL(" || ', ' || ").join(parts))
