@@ -221,7 +221,7 @@ class Migration:
 
     def _guards(self, record: MigrationRecord) -> list[PauseCondition]:
         options, guards = self.options, list[PauseCondition]()
-        if options.min_free_gb is not None:
+        if options.min_free_gb:
             guards.append(DiskGuard(options.staging, options.min_free_gb))
         if options.max_query_ms is not None:
             serving = self.serving()
@@ -492,7 +492,7 @@ class Migration:
         patience = patience or self.options.patience
         with self._operator_lock("cutover", patience) as record:
             if self._ledger.control(record).postponed:
-                raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --off")
+                raise CutoverRefused("it is postponed", ("none",), "vecferry migrate postpone --undo")
             with self._switch(record, SideModels(new), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 
