@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL ?=
+SOURCE ?=
 # Options of bench.speed, for instance make bench BENCH="--texts texts.jsonl --avx2"
 BENCH ?=
 # PyTorch's CPU build, where the package index in use offers one as 2.13.0+cpu; elsewhere say
@@ -15,7 +15,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 .PHONY: demo test test-slow check browser bench lock clean
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/vecferry demo $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope

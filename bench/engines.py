@@ -1,11 +1,11 @@
 """The engine on Ray against the one in this process, on the same texts with the same cores, side by side.
 
-    python -m bench.engines [--artifact FOLDER] [--texts 2000] [--runs 3] [--cores N] [--equal-cores-alone]
+    python -m bench.engines [--model FOLDER] [--texts 2000] [--runs 3] [--cores N] [--equal-cores-alone]
         [--rows-per-range 256]
 
 A collection in memory with one row for each text; ranges of its rows go through the engine into a staging of its own.
 The demo's passages are the texts, repeated with a number before them, so that none is equal to another. Without
---artifact the model is all-MiniLM-L6-v2, the least favourable, since it is fast. The engines take turns. Two figures
+--model the model is all-MiniLM-L6-v2, the least favourable, since it is fast. The engines take turns. Two figures
 of each run: texts a second from the first range that is done to the last, and the seconds before the first, which is
 where Ray and the models are begun. Beside it, with vectors of 1,024 numbers, what the driver alone can do: read, send
 off, and stage what comes back.
@@ -52,7 +52,7 @@ EngineFor = Callable[[MirrorStore, Path], Engine]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", type=Path)
+    parser.add_argument("--model", dest="artifact", type=Path)
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=available_cpus())

@@ -1,7 +1,7 @@
 """How long an evaluation and its report take, and how large they get: 20,000 queries on 20,000 passages.
 
 The vectors are planted, so that no model runs: each query lies near its passage, under the new model nearer than under
-the old. Everything else is as `vecferry eval --report` does it: exact search, metrics, intervals, a replay, the page.
+the old. Everything else is as `vecferry eval --output` does it: exact search, metrics, intervals, a replay, the page.
 
     python -m bench.report [--queries 20000]
 """

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def models(tiny_artifact: Artifact) -> list[str]:
     """The same one on both sides, so that nothing changes."""
-    return ["--artifact", str(tiny_artifact.path), "--old-artifact", str(tiny_artifact.path)]
+    return ["--new-model", str(tiny_artifact.path), "--old-model", str(tiny_artifact.path)]
 
 
 def test_tables_show_slices_methods_thresholds_and_the_verdict(folder: Path, models: list[str]) -> None:
@@ -55,7 +55,7 @@ def test_json_is_the_whole_evaluation(folder: Path, models: list[str]) -> None:
     assert found["old"]["fingerprint"] == found["new"]["fingerprint"]
     assert found["old"]["bytes"] > 0
     assert found["provenance"]["seed"] == 3
-    assert found["provenance"]["command"].startswith(f"vecferry eval {folder} --artifact")
+    assert found["provenance"]["command"].startswith(f"vecferry eval {folder} --new-model")
 
 
 def test_too_few_queries_are_refused_with_exit_code_4(folder: Path, models: list[str]) -> None:
@@ -83,14 +83,14 @@ def test_without_judgements_sentences_ask_for_their_passages_and_a_log_is_replay
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], ["--old-artifact", "the folder of the old model"]),
-        (["nowhere", "--old-artifact", "old"], ["the labelled set=nowhere"]),
+        (["nowhere"], ["--old-model", "the folder of the old model"]),
+        (["nowhere", "--old-model", "old"], ["the labelled set=nowhere"]),
         ([], ["FOLDER", "--config"]),
         (["nowhere", "--threshold", "related"], ["--threshold=related", "NAME=COSINE"]),
         (["nowhere", "--threshold", "related=1.5"], ["--threshold=related=1.5"]),
         (["nowhere", "--threshold", "=0.5"], ["--threshold==0.5"]),
         (["nowhere", "--outputs", "title"], ["outputs=title"]),
-        (["nowhere", "--margin", "2"], ["margin=2"]),
+        (["nowhere", "--margin", "2"], ["--margin"]),
         (["nowhere", "--max-queries", "0"], ["--max-queries"]),
         (["nowhere", "--config", "none.toml"], ["--config none.toml cannot be read"]),
     ],
@@ -103,5 +103,5 @@ def test_what_is_wrong_is_named_with_exit_code_2(arguments: list[str], words: li
 
 
 def test_a_model_that_is_not_there_is_named(folder: Path) -> None:
-    done = vecferry("eval", str(folder), "--old-artifact", "/nowhere", "--artifact", "/nowhere", code=3)
+    done = vecferry("eval", str(folder), "--old-model", "/nowhere", "--new-model", "/nowhere", code=3)
     assert "no converted model at /nowhere" in done.stderr

@@ -241,6 +241,6 @@ def test_settings_are_read_from_dotenv_and_the_environment_wins(
 
 
 def test_the_database_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VECFERRY_DATABASE_URL", "postgresql://app:hunter2@localhost/app")
+    monkeypatch.setenv("VECFERRY_STORE_URL", "postgresql://app:hunter2@localhost/app")
     assert "hunter2" not in repr(read_settings())
     assert "hunter2" not in str(read_settings().model_dump())

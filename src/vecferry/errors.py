@@ -206,7 +206,7 @@ class InvalidStoreUrl(SettingsError):
     """value: the URL as far as it holds no password."""
 
     template = "{value} is not the URL of a store: expected {expected}."
-    advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_DATABASE_URL."
+    advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_STORE_URL."
 
     def __init__(self, value: str, expected: str) -> None:
         super().__init__("url", value, expected)
@@ -372,7 +372,7 @@ class RuntimeFailed(ModelRuntimeError):
     """A runtime failed on a batch of that shape."""
 
     template = "the {runtime} runtime failed on a batch of {rows} × {tokens} tokens: {reason}."
-    advice = "Check the model: vecferry verify ARTIFACT"
+    advice = "Check the model: vecferry verify MODEL"
     runtime: str
     rows: int
     tokens: int
@@ -557,7 +557,7 @@ class StoreUnreachable(StoreError):
     """The database did not answer, or went away."""
 
     template = "the {store} store cannot be reached: {reason}."
-    advice = "Check --database or VECFERRY_DATABASE_URL, and that the server runs."
+    advice = "Check --store, [store] url of the --config file, or VECFERRY_STORE_URL, and that the server runs."
     store: str
     reason: str
 
@@ -655,7 +655,7 @@ class GateNotPassed(IllegalTransition):
     """verdict: the one of the gate, as a sentence."""
 
     template = "{verb} is not possible in state {state!r}, since the gate has not passed: {verdict}"
-    advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason WORDS"
+    advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason REASON"
     verdict: str
 
 
@@ -690,7 +690,7 @@ class FinalizeNotConfirmed(MigrationError):
     """Dropping the old vectors needs a word of its own."""
 
     template = "finalize drops the old vectors and cannot be undone; it was not confirmed."
-    advice = "vecferry migrate finalize ... --yes"
+    advice = "Give the same command once more with --yes."
 
 
 @dataclass(eq=False)

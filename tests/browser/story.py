@@ -220,7 +220,7 @@ def serving(folder: Path, url: str) -> Iterator[str]:
         "--port",
         "0",
     ]
-    environment = os.environ | {"VECFERRY_DATABASE_URL": url, "VECFERRY_API_KEYS": KEY}
+    environment = os.environ | {"VECFERRY_STORE_URL": url, "VECFERRY_API_KEYS": KEY}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

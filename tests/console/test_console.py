@@ -98,7 +98,7 @@ def test_a_pause_and_a_limit_are_the_ledgers(inside: Console) -> None:
 def test_a_switch_that_is_postponed_has_no_form(ready: Console) -> None:
     page = ready.do("postpone")
     assert "/do/cutover" not in page
-    assert "/do/cutover" in ready.do("postpone", off="1")
+    assert "/do/cutover" in ready.do("postpone", undo="1")
 
 
 def test_dead_letters_are_shown_with_their_reasons_and_encoded_again(

@@ -80,7 +80,7 @@ def test_a_function_is_rebuilt_from_its_configuration(connection: Connection, en
     config = json.loads(json.dumps(function.get_config()))
     assert config == {
         "artifact": connection.artifact,
-        "api_key_env": "VECFERRY_API_KEY",
+        "api_key_env": "VECFERRY_API_KEYS",
         "fingerprint": encoder.fingerprint,
     }
     VecferryEmbeddingFunction.validate_config(config)

@@ -75,7 +75,7 @@ def test_a_component_is_rebuilt_from_its_dictionary(embedder: Any, connection: C
     written = one.to_dict()
     assert written["init_parameters"]["encoder"] == {
         "artifact": connection.artifact,
-        "api_key_env": "VECFERRY_API_KEY",
+        "api_key_env": "VECFERRY_API_KEYS",
     }
     again = embedder.from_dict(written)
     again.warm_up()

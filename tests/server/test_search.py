@@ -72,7 +72,7 @@ def shop(
             serving("--config", str(config)) as server,
             httpx2.Client(base_url=server.url, timeout=60) as http,
         ):
-            yield Shop(http, Migration(store, new=new, old=library, options=target.options()), library, new)
+            yield Shop(http, Migration(store, new=new, old=library, options=target.config.options), library, new)
     finally:
         store.close()
 

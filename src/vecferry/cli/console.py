@@ -32,6 +32,7 @@ Names = Annotated[
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command()(console)
 
 
@@ -71,12 +72,13 @@ def console(
 
 
 def _task(target: Target) -> Task:
+    """The migration that the console steers, with its gate and its engine."""
     from vecferry.console.operator import Task
     from vecferry.migrate.gate import make_gate
 
     return Task(
         target.open_store(),
-        target.options(),
+        target.config.options,
         target.new,
         target.old,
         gate=lambda: make_gate(target.config, old=target.old, new=target.new),

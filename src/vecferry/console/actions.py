@@ -73,7 +73,7 @@ async def _resume(operator: Operator, _: Form) -> str:
 
 
 async def _postpone(operator: Operator, form: Form) -> str:
-    postponed = form.get("off") != "1"
+    postponed = form.get("undo") != "1"
     await operator.at_once(lambda migration: migration.postpone(postponed=postponed))
     return "No switch until this is taken back." if postponed else "A switch is allowed again."
 

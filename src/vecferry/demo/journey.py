@@ -39,10 +39,10 @@ EPOCH_S = 2.0
 
 @dataclass
 class Journey:
-    """folder: where models, database and report go. model: the new one, or None for the stand-in."""
+    """folder: where models, database and report go. source: of the new model, or None for the stand-in."""
 
     folder: Path
-    model: str | None
+    source: str | None
     stage: Callable[[str], None]
     progress: Progress
     states: list[str] = field(default_factory=list)
@@ -80,11 +80,11 @@ class Journey:
 
     @property
     def _new_name(self) -> str:
-        return self.model or STANDIN_NAME
+        return self.source or STANDIN_NAME
 
     def _new_source(self) -> tuple[str, str]:
-        if self.model is not None:
-            return self.model, "new-model"
+        if self.source is not None:
+            return self.source, "new-model"
         self.stage("unpacking multilingual-e5-small, the stand-in for BGE-M3")
         return str(make_standin(self.folder / "checkpoints" / "multilingual-e5-small")), "multilingual-e5-small"
 
@@ -125,7 +125,7 @@ class Journey:
             thresholds = dict(migration.serving().thresholds)
             slices = {passage.id: {"language": passage.lang} for passage in demo.passages}
             asked = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
-            command = {"command": f"vecferry demo{f' --model {self.model}' if self.model else ''}"}
+            command = {"command": f"vecferry demo{f' --source {self.source}' if self.source else ''}"}
             corpus = StoreCorpus(store, *models, slices)
             evaluation = run_evaluation(corpus, QuerySet(demo.queries), asked, self.stage, command)
         measured = {

@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vecferry.options import Checked, Count
+
 MB = 1_000_000
 RUN_TOKENS = 8
 """What a run costs by itself, as a number of tokens. Measured on BGE-M3's shape, 2 cores with AVX-512: 9."""
@@ -30,7 +32,7 @@ class BytesOf(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Checked):
     """What one run of the model may hold.
 
     max_batch_tokens: padded tokens (rows x longest row); a single longer text still runs, alone.
@@ -39,14 +41,9 @@ class Limits:
     weights are not among them. A single text over it is refused.
     """
 
-    max_batch_tokens: int = 1024
-    max_batch_rows: int = 64
-    memory_budget_mb: int = 2048
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_tokens", "max_batch_rows", "memory_budget_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+    max_batch_tokens: Count = 1024
+    max_batch_rows: Count = 64
+    memory_budget_mb: Count = 2048
 
 
 def plan(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None = None) -> list[NDArray[np.intp]]:

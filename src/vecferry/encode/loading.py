@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.batching import Limits
@@ -37,13 +39,15 @@ from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import BGE_M3, open_source, reopen
 from vecferry.model.spec import Overrides
 from vecferry.model.tokens import Tokenizer
+from vecferry.options import Checked, Count
 
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
 RuntimeName = Literal["onnx", "torch", "lightweight"]
 log = logging.getLogger("vecferry")
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
+class EncoderOptions(Checked):
     """What to load.
 
     use_onnx: False goes to PyTorch at once. lightweight: hashed features, another vector space.
@@ -58,12 +62,12 @@ class EncoderOptions:
     lightweight: bool = False
     source: str | None = None
     offline: bool = False
-    threads: int | None = None
+    threads: Count | None = None
     device: Device = "cpu"
     limits: Limits = field(default_factory=Limits)
-    fingerprint: str | None = None
+    fingerprint: Fingerprint | None = None
     cache: Path | None = None
-    cache_mb: int = 1024
+    cache_mb: Count = 1024
     low_memory: bool = False
 
 
@@ -145,7 +149,9 @@ def _onnx(options: EncoderOptions) -> Encoder:
     artifact = Artifact.open(options.artifact)
     if artifact.manifest.space.precision == "fp16" and options.device == "cpu":
         reason = "the model is fp16, for which a processor takes 6 to 9 times as long as for fp32"
-        raise RuntimeUnavailable("onnx", reason, "VECFERRY_DEVICE=cuda, or vecferry convert ... --precision int8")
+        raise RuntimeUnavailable(
+            "onnx", reason, "VECFERRY_DEVICE=cuda, or vecferry convert SOURCE OUTPUT --precision int8"
+        )
     try:
         from vecferry.encode.runtime.onnx import OnnxRuntime
     except ImportError as exc:  # a broken or missing build of onnxruntime

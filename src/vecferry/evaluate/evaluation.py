@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.runtime.host import machine
@@ -28,43 +30,47 @@ from vecferry.evaluate.thresholds import Scored, all_mapped
 from vecferry.evaluate.values import (
     METRICS,
     CorpusFinding,
+    CutOffs,
     Evaluation,
     ModelFacts,
     ScoreDistribution,
     SpaceMap,
     SystemScore,
 )
+from vecferry.options import Checked, Count, CountFrom0, Help, Number, Share
 
 TIMED_QUERIES = 21
 MAX_ON_MAP = 1000
 
 
+MaxQueries = Annotated[Count | None, Help("queries asked on both sides, at most")]
+
+
 @dataclass(frozen=True)
-class EvaluationOptions:
-    """margin: of nDCG@10, by which the new side may be worse. max_queries: None asks all.
+class GateOptions(Checked):
+    """When the new side counts as not worse."""
+
+    margin: Annotated[Share, Help("largest acceptable drop in nDCG@10")] = 0.02
+    confidence: Annotated[
+        Number,
+        Field(gt=0, lt=1, description="a number between 0 and 1"),
+        Help("confidence with which a larger drop must be excluded"),
+    ] = 0.95
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(GateOptions):
+    """How two sides are compared. max_queries: None asks all.
 
     outputs: heads of the new model to look at; those that it lacks are left out. thresholds: cut-offs of the
-    application in the old space, by name. sample: passages for findings and map; 0 leaves both out.
+    application in the old space, by name. sample: 0 leaves findings and map out. Raises SettingsError.
     """
 
-    margin: float = 0.02
-    confidence: float = 0.95
-    seed: int = 0
-    max_queries: int | None = None
+    seed: Annotated[int, Help("seed of every random choice")] = 0
+    max_queries: MaxQueries = None
     outputs: Outputs = DENSE
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    sample: int = 1000
-
-    def __post_init__(self) -> None:
-        checks: tuple[tuple[str, Any, bool, str], ...] = (
-            ("margin", self.margin, 0 <= self.margin <= 1, "a number from 0 to 1"),
-            ("confidence", self.confidence, 0 < self.confidence < 1, "a number between 0 and 1"),
-            ("max_queries", self.max_queries, self.max_queries is None or self.max_queries >= 1, "1 or more"),
-            ("sample", self.sample, self.sample >= 0, "0 or more"),
-        )
-        for name, value, is_right, expected in checks:
-            if not is_right:
-                raise SettingsError(name, value, expected)
+    thresholds: CutOffs = field(default_factory=dict)
+    sample: Annotated[CountFrom0, Help("passages that are looked at for findings and map")] = 1000
 
     @property
     def resampling(self) -> Resampling:

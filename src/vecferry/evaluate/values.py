@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from vecferry.embeddings import Value
+from vecferry.options import Cosine, Help, Name
 
 Evidence = Literal["judged queries", "query log", "pairs from the corpus"]
 """Strongest first. A log says what changes and not whether that is good; pairs ask for what is easy to find."""
@@ -14,6 +17,11 @@ Method = Literal["dense", "sparse", "colbert", "hybrid"]
 METRICS = ("nDCG@10", "R@10", "R@100", "RR@10")
 """By their names in ir-measures; the first is the one that is judged by."""
 ALL = "all"
+CutOffs = Annotated[
+    Mapping[Name, Cosine],
+    Field(description="names, each with a number from -1 to 1"),
+    Help("the application's cut-offs, if it has any: cosines in the old space"),
+]
 
 
 @dataclass(frozen=True)

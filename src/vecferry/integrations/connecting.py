@@ -24,14 +24,15 @@ class Connection:
 
     artifact: a converted model's folder, for an encoder in this process; threads, device, cache and the like are as
     the settings say. url: a server, and model: which of its models; api_key_env: the name of the environment variable
-    that holds its key, never the key. fingerprint: the only vector space that is accepted, if given.
+    that holds its key, never the key; of several the first is sent. fingerprint: the only vector space that is
+    accepted, if given.
     With neither artifact nor url it says only which space is meant, and cannot be opened.
     """
 
     artifact: str | None = None
     url: str | None = None
     model: str | None = None
-    api_key_env: str = "VECFERRY_API_KEY"
+    api_key_env: str = "VECFERRY_API_KEYS"
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
@@ -99,4 +100,5 @@ def _encoder_at(folder: Path | None, url: str | None, model: str | None, api_key
         raise SettingsError("artifact", folder, "the folder of a converted model, or a server's url instead")
     from vecferry.encode.client import RemoteEncoder
 
-    return RemoteEncoder(url, api_key=os.environ.get(api_key_env), model=model)
+    api_key, *_ = os.environ.get(api_key_env, "").split(",")
+    return RemoteEncoder(url, api_key=api_key.strip() or None, model=model)

@@ -309,7 +309,7 @@ class Migration:
         patience = patience or self.options.patience
         with self._operator_lock("cutover", patience) as record:
             if self._ledger.control(record).postponed:
-                raise CutoverRefused("it is postponed", "vecferry migrate postpone --off")
+                raise CutoverRefused("it is postponed", "vecferry migrate postpone --undo")
             with self._switch(record, SideModels(new=self.new), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 

@@ -223,7 +223,7 @@ class Switch:
             remedy = "Give the old model, or run start --follow with it; or say --accept-outdated, and these rows have"
             remedy += " no old vector of their text."
         else:
-            remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."
+            remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause-s."
         return CutoverRefused(reason, remedy, shown(list(dict.fromkeys(change.key for change in changes))))
 
     def _refuse_outdated(self, side: Side, *, with_vector: bool = False) -> None:

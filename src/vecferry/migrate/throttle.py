@@ -61,7 +61,7 @@ class LatencyGuard:
 def guards_of(store: Store, record: MigrationRecord, options: MigrationOptions) -> list[PauseCondition]:
     """What the options want to be well. Queries are looked at until the first switch."""
     guards = list[PauseCondition]()
-    if options.min_free_gb is not None:
+    if options.min_free_gb:
         guards.append(DiskGuard(options.staging, options.min_free_gb))
     if options.max_query_ms is not None and not was_switched(store.ledger, record):
         dimension = store.describe().dimension

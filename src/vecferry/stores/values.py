@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.embeddings import Float32, Outputs, Value
+from vecferry.options import Checked, Help, Seconds
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -212,8 +213,11 @@ def tell_nobody(message: str) -> None:
     """For a `Patience` without `notify`."""
 
 
+MaxPause = Annotated[Seconds, Help("seconds that others wait for a switch at most; three times as long for a rollback")]
+
+
 @dataclass(frozen=True)
-class Patience:
+class Patience(Checked):
     """How long to try for a moment in which nobody else uses the collection, and how long others may wait for it.
 
     In each try those who have begun are waited for, and whoever comes later waits behind us: `first_pause_s` at
@@ -222,7 +226,7 @@ class Patience:
     in the way.
     """
 
-    max_pause_s: float = 1.0
+    max_pause_s: MaxPause = 1.0
     wait_s: float | None = 30.0
     first_pause_s: float = 0.1
     notify: Callable[[str], None] = tell_nobody
