@@ -29,7 +29,7 @@ from vecferry.cli import output as cli_output
 from vecferry.model.artifact import Artifact
 
 ROWS = 60
-START_S = 60
+START_S = 300
 OVERRIDE = ("--override-gate", "no gate in this test")
 
 
