@@ -183,7 +183,7 @@ def open_in_a_process(source: str, home: Path, *arguments: str, **environment: s
         [sys.executable, "-m", "tests.hub", source, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parent.parent,
         env=kept
         | {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -30,7 +30,7 @@ from vecferry.stores.opening import open_store
 def vecferry(*arguments: str, stdin: str = "", code: int = 0) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "vecferry.cli", *arguments],
-        input=stdin, capture_output=True, text=True, timeout=120, check=False,
+        input=stdin, capture_output=True, text=True, timeout=600, check=False,
         env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr

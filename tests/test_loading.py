@@ -204,7 +204,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_child_gets_an_encoder_of_its_own(tiny_artifact: Artifact) -> None:
     environment = {"ONNX_MODEL_PATH": str(tiny_artifact.path), "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout == "0\n"
 

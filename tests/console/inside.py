@@ -27,7 +27,7 @@ from vecferry.stores.protocol import Store
 from vecferry.stores.values import Patience
 
 KEY = "a-key-of-the-tests-1234"
-WAIT_S = 30.0
+WAIT_S = 300.0
 
 
 def options(folder: Path, **others: Any) -> MigrationOptions:

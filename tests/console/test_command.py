@@ -23,7 +23,7 @@ from vecferry.model.artifact import Artifact
 __all__ = ["connection", "database_url", "postgres_url"]
 
 ADDRESS, OWN_KEY = re.compile(r"at (http://\S+)"), re.compile(r"made for this run: (\S+)")
-WAIT_S = 60
+WAIT_S = 300
 
 
 @pytest.fixture

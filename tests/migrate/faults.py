@@ -115,11 +115,9 @@ class Job:
         with suppress(ProcessLookupError):  # it has ended
             os.kill(self.pid, number)
 
-    def wait_until_stopped(self, seconds: float = 20.0) -> None:
-        until = time.monotonic() + seconds
-        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < until, "it was not stopped"
-            time.sleep(0.01)
+    def wait_until_stopped(self) -> None:
+        stat = Path(f"/proc/{self.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
     def wait(self) -> str:
         """How it ended: `killed`, `done`, or the name of what it raised."""

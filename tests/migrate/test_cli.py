@@ -31,7 +31,7 @@ from vecferry.migrate import GateVerdict, MappedThreshold, State, VerifyReport
 from vecferry.model.artifact import Artifact
 
 ROWS = 60
-START_S = 60
+START_S = 300
 OVERRIDE = ("--override", "no gate in this test")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
 from vecferry.encode.encoder import Role
 from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
@@ -201,14 +201,14 @@ def test_an_interrupt_while_a_range_is_encoded_ends_the_threads(tmp_path: Path) 
 
     def block(texts: Sequence[str]) -> None:
         encoding.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_S)
 
     numbers = engine_of(collection(tmp_path, ["a"] * 8), tmp_path, TruthEncoder(before_each=block)).run(
         [RangeRecord(1, KeyRange(None, ("003",))), RangeRecord(2, KeyRange(("003",), ("007",)))]
     )
 
     def interrupt() -> None:
-        encoding.wait(10)
+        encoding.wait(PATIENCE_S)
         threading.Timer(0.1, go_on.set).start()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -220,7 +220,7 @@ def test_an_interrupt_while_a_range_is_encoded_ends_the_threads(tmp_path: Path) 
 
 def test_a_process_that_leaves_a_run_in_the_middle_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LEAVE_IN_THE_MIDDLE, str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=20, check=False)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False)
     assert (ended.returncode, ended.stderr.strip()) == (1, b"left at 1")
 
 

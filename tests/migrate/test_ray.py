@@ -319,7 +319,7 @@ print(list(on_ray(store, folder, RaySettings()).run(in_ranges(store))))
 def test_a_ray_of_its_own_ends_with_the_run_and_a_wrong_address_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert out.splitlines() == ["EngineUnreachable 127.0.0.1:9", "SettingsError ray://head:10001", "[1]"]
     assert list(Path("/tmp").glob(f"vecferry-ray-{process.pid}-*")) == []

@@ -38,7 +38,7 @@ from vecferry.model.sources import open_source
 MB = 1_000_000
 RECEIVE_S = 2.0
 """Of the server under abuse; a slow sender is refused after that."""
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """For what should come after `RECEIVE_S` or at once; two busy cores are slow, and what hangs hangs for longer."""
 MAX_TEXTS, MAX_TEXT_CHARS, MAX_BODY_MB = 200, 20_000, 4
 ARGUMENTS = (

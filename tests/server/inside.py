@@ -25,7 +25,7 @@ from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerOptions
 from vecferry.server.service import Service
 
-WAIT_S = 30.0
+WAIT_S = 300.0
 
 
 class UnrulyRuntime:
