@@ -12,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Each is refused by name where a request is over it.
+    """The limits of a request; one that is over a limit is refused by the limit's name.
 
     max_body_mb: millions of bytes. max_texts: of one request; it is split into batches whatever their number.
     max_text_chars: of one text, before it is cut to the model's tokens. max_request_tokens: tokens to compute.
@@ -43,7 +43,7 @@ class ServerLimits:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """host: other than loopback only with keys, or with `without_key`. origins: of browsers that may ask (CORS)."""
+    """Where and how a server listens. host: not loopback only with keys or `without_key`. origins: allowed by CORS."""
 
     host: str = "127.0.0.1"
     keys: ApiKeys = field(default_factory=ApiKeys)
