@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def text_of(number: int) -> str:
-    words = np.random.default_rng(number).choice(["harbour", "ferry", "tide", "vector", "north", "lamp"], 60)
-    return f"{number}: {' '.join(words)}"[:TEXT_CHARACTERS]
+    chosen = np.random.default_rng(number).choice(["harbour", "ferry", "tide", "vector", "north", "lamp"], 60)
+    return f"{number}: {' '.join(chosen)}"[:TEXT_CHARACTERS]
 
 
 def unit_vectors(rows: int, dimension: int) -> Float32:

@@ -161,7 +161,7 @@ def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespac
         "texts": args.texts,
         "cores": args.cores,
         "rows_per_range": args.rows_per_range,
-        "texts_per_s": {name: round(median(found), 1) for name, found in rates.items()},
+        "texts_per_s": {name: round(median(samples), 1) for name, samples in rates.items()},
         "seconds_before_the_first": {name: round(median(s for _, s in runs), 1) for name, runs in turns.items()},
         "over_local": {
             name: round(median(b / a for a, b in zip(rates[alone], rates[name], strict=True)), 3) for name in others
@@ -175,8 +175,8 @@ def scaling(rates: dict[str, list[float]]) -> dict[str, float]:
     """All workers over one of them, where both were run."""
     if len(rates) < 4:
         return {}
-    *_, many, one = rates.values()
-    return {"more_workers_over_one": round(median(b / a for a, b in zip(one, many, strict=True)), 3)}
+    *_, many, single = rates.values()
+    return {"more_workers_over_one": round(median(b / a for a, b in zip(single, many, strict=True)), 3)}
 
 
 if __name__ == "__main__":

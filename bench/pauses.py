@@ -161,12 +161,12 @@ class Scenario:
     def pauses(self) -> list[Pause]:
         log = self.application.stop()
         assert not log.failures, log.failures[:3]
-        found = []
+        measured = []
         for name, interval in self.steps.intervals.items():
             times = sorted(write.ms for write in log.during(*interval))
             if times:
-                found.append(Pause(name, times[-1], times[len(times) // 2], len(times)))
-        return found
+                measured.append(Pause(name, times[-1], times[len(times) // 2], len(times)))
+        return measured
 
 
 # --- the scenarios --------------------------------------------------------------------------------

@@ -77,26 +77,26 @@ def main() -> None:
         register_vector(connection)
         costs = capture_costs(url, connection, args.rows // 4, args.runs)
         refusals = [
-            found
+            refusal
             for rows_per_write in ROWS_PER_WRITE
-            for found in refused_beside_a_backfill(url, connection, args.rows, rows_per_write)
+            for refusal in refused_beside_a_backfill(url, connection, args.rows, rows_per_write)
         ]
     for cost in costs:
         print(
             f"UPDATE of {cost.update:<24} {cost.without:6.1f} us a row, captured {cost.captured - cost.without:+6.1f}"
         )
-    for found in refusals:
-        share = 100 * found.refused / max(found.transactions, 1)
+    for refusal in refusals:
+        share = 100 * refusal.refused / max(refusal.transactions, 1)
         print(
-            f"{found.rows_per_write:>4} rows a write, {found.rows_per_s:>7,.0f} rows/s; {found.kind:<16}"
-            f" {found.refused:>4} of {found.transactions:>6} refused, {share:.2f} %"
+            f"{refusal.rows_per_write:>4} rows a write, {refusal.rows_per_s:>7,.0f} rows/s; {refusal.kind:<16}"
+            f" {refusal.refused:>4} of {refusal.transactions:>6} refused, {share:.2f} %"
         )
     if args.json:
         report = {
             "machine": machine(),
             "rows": args.rows,
             "capture": [asdict(cost) for cost in costs],
-            "refusals": [asdict(found) for found in refusals],
+            "refusals": [asdict(refusal) for refusal in refusals],
         }
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

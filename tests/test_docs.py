@@ -38,16 +38,16 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+    return [body for named, body in BLOCK.findall(page.read_text(encoding="utf-8")) if named == language]
 
 
 def test_python_blocks_of_readme_run(wide_artifact: Artifact, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "backend", tmp_path / "backend")
     (tmp_path / "models").mkdir()
     (tmp_path / "models/bge-m3-onnx").symlink_to(wide_artifact.path)
-    found = blocks(ROOT / "README.md", "python")
-    assert len(found) == 2
-    for block in found:
+    examples = blocks(ROOT / "README.md", "python")
+    assert len(examples) == 2
+    for block in examples:
         command = [sys.executable, "-W", "error", "-c", block]
         environment = {"PATH": os.environ["PATH"]}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -186,13 +186,13 @@ def command_lines() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), command_lines())
 def test_command_lines_of_the_pages_parse(page: str, line: str) -> None:
     """Every command, option and argument is one that there is."""
-    words = shlex.split(line)
-    if words[0] == "python":
+    parts = shlex.split(line)
+    if parts[0] == "python":
         script = typer.Typer()
-        script.command()(getattr(scripts, words[1].removesuffix(".py")))
-        command, arguments = typer.main.get_command(script), words[2:]
+        script.command()(getattr(scripts, parts[1].removesuffix(".py")))
+        command, arguments = typer.main.get_command(script), parts[2:]
     else:
-        command, arguments = typer.main.get_command(app), words[1:]
+        command, arguments = typer.main.get_command(app), parts[1:]
     while hasattr(command, "commands"):
         options = [word for word in arguments if not word.startswith("-")]
         command = command.commands[options[0]]

@@ -162,14 +162,14 @@ def test_threads_that_ask_at_once_load_once(tiny_artifact: Artifact) -> None:
         loads.append(1)
         return load_encoder(EncoderOptions(artifact=tiny_artifact.path))
 
-    lazy, found = LazyEncoder(load), []
-    threads = [threading.Thread(target=lambda: found.append(lazy.get().encoder)) for _ in range(8)]
+    lazy, encoders = LazyEncoder(load), []
+    threads = [threading.Thread(target=lambda: encoders.append(lazy.get().encoder)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(loads) == 1
-    assert len({id(encoder) for encoder in found}) == 1
+    assert len({id(encoder) for encoder in encoders}) == 1
 
 
 def test_a_failed_load_is_tried_again() -> None:

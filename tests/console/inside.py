@@ -54,11 +54,11 @@ def task(
 
     hold: called before it says anything.
     """
-    said = list(gates)
+    verdicts = list(gates)
 
     def gate(store: Store) -> GateVerdict:
         hold()
-        passed = said.pop(0) if len(said) > 1 else said[0]
+        passed = verdicts.pop(0) if len(verdicts) > 1 else verdicts[0]
         return GateVerdict(passed, "The new model is better." if passed else message, "judged queries")
 
     old = TruthEncoder("old", OLD_DIMENSION)

@@ -37,7 +37,7 @@ def test_threads_and_equal_connections_share_one_encoder(connection: Connection)
     again = Connection(**json.loads(json.dumps(connection.pinned().to_dict())))
     assert again == connection.pinned()
     with ThreadPoolExecutor(8) as pool:
-        assert len({id(one) for one in pool.map(Connection.open, [connection, again] * 8)}) == 1
+        assert len({id(encoder) for encoder in pool.map(Connection.open, [connection, again] * 8)}) == 1
 
 
 def test_opening_loads_nothing_until_it_is_used(tmp_path: Path) -> None:

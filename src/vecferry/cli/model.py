@@ -276,9 +276,9 @@ def _show_report(report: Report) -> None:
         asked[check.name if check.status == "failed" else check.question].append(check)
     rows = []
     for name, checks in asked.items():
-        worst = max(checks, key=lambda check: check.seen or 0)
+        worst = max(checks, key=lambda check: check.value or 0)
         note = worst.note or ", ".join(check.batch for check in checks if len(checks) > 1)
-        rows.append((signs[worst.status], name, short(worst.seen), short(worst.limit), note.replace(" tokens,", ",")))
+        rows.append((signs[worst.status], name, short(worst.value), short(worst.limit), note.replace(" tokens,", ",")))
     show_table("verification", ("", "check", "seen", "at most", ""), rows)
 
 

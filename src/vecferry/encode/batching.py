@@ -25,10 +25,10 @@ PADDED_COST = 1.02
 
 
 class BytesOf(Protocol):
-    """How much memory a run takes."""
+    """A function that predicts how much memory a run takes."""
 
     def __call__(self, rows: int, tokens: int, *, padded: bool) -> int:
-        """tokens: of the longest row. padded: whether shorter ones are among them."""
+        """Return bytes. tokens: of the longest row. padded: whether shorter ones are among them."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Limits(Checked):
 
 
 def plan(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None = None) -> list[NDArray[np.intp]]:
-    """Batches of row numbers, longest texts first, so that the largest batch is met at once.
+    """Split rows into batches, longest texts first, so that the largest batch is met at once.
 
     lengths: [N] tokens of each text. bytes_of: must not fall as rows are added; None where memory is no matter.
     Every row is in exactly one batch, those of equal length in their order. Batches of several rows stay within the
@@ -59,7 +59,7 @@ def plan(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None 
 
 
 def _cheapest_sizes(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None) -> list[int]:
-    """lengths: [N], descending. From the end: the cheapest way on from each row, by the size of its first batch."""
+    """Return the sizes of the cheapest batches. lengths: [N], descending; decided from the end, row by row."""
     count = len(lengths)
     equal_until = np.searchsorted(-lengths, -lengths, side="right")  # [N]
     cost, size_at = np.zeros(count + 1), np.ones(count, np.int64)

@@ -120,7 +120,7 @@ def _choose(options: EncoderOptions) -> Loaded:
 
 
 def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
-    """PyTorch in the same space; nothing is downloaded for it. Otherwise the cause is what the caller meets."""
+    """Load PyTorch in the same space; nothing is downloaded for it. Raises the cause where that is impossible."""
     try:
         expected = _expected_space(options, cause)
         encoder = _torch(options, _checkpoint(options, offline=True))
@@ -133,7 +133,7 @@ def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
 
 
 def _expected_space(options: EncoderOptions, cause: VecferryError) -> str | None:
-    """The artifact's space. A folder that is there but does not say its space allows no fallback.
+    """Return the artifact's space. A folder that exists but does not say its space allows no fallback.
 
     Nor does a narrower precision: PyTorch runs the checkpoint in fp32, which is another space.
     """
@@ -183,7 +183,7 @@ def _cache(options: EncoderOptions) -> Cache | None:
 
 
 def _checkpoint(options: EncoderOptions, *, offline: bool = False) -> Model:
-    """The checkpoint that PyTorch is to run, read as the artifact's was where there is one."""
+    """Read the checkpoint that PyTorch is to run, as the artifact's was read where there is one."""
     manifest = Artifact.peek(options.artifact)
     if options.source is None and manifest is not None:
         return read_model(reopen(manifest.source).folder, Overrides.of(manifest.encoder))
@@ -191,7 +191,7 @@ def _checkpoint(options: EncoderOptions, *, offline: bool = False) -> Model:
 
 
 def peek_dimension(options: EncoderOptions) -> int | None:
-    """The dimension as far as it is known without loading a model."""
+    """Return the dimension as far as it is known without loading a model."""
     if options.lightweight:
         return _lightweight(options).dimension
     manifest = Artifact.peek(options.artifact)
@@ -200,7 +200,7 @@ def peek_dimension(options: EncoderOptions) -> int | None:
 
 
 class LazyEncoder:
-    """Loads on first use, once, whatever the number of threads; again in a forked child. Made to last for the process.
+    """An encoder that loads on first use, once for all threads; again in a forked child. Lasts for the process.
 
     A failed load is not remembered: the next call tries again. It also stands for the encoder itself.
     """
@@ -233,11 +233,11 @@ class LazyEncoder:
         return self.get().encoder.dimension
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
-        """As `Encoder.encode`."""
+        """Encode texts as `Encoder.encode` does; the first call loads the encoder."""
         return self.get().encoder.encode(texts, outputs=outputs, role=role)
 
     def after_fork(self) -> None:
-        """In the child: forget the parent's encoder, without ever freeing it.
+        """Forget, in the child, the parent's encoder, without ever freeing it.
 
         Its session waits for its threads when it is freed, and they did not come along: the child
         would hang. The lock may have been held by one of them.

@@ -14,7 +14,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class ServerLimits(Checked):
-    """What a server takes on at most. What is over a limit is refused by the limit's name.
+    """The limits of a request; one that is over a limit is refused by the limit's name.
 
     deadline_s: from the request's arrival to its answer. receive_s: for its headers, then for its body, and for a
     reader that does not read. Raises SettingsError for a limit that is not above 0.
@@ -37,7 +37,7 @@ class ServerLimits(Checked):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """host: other than loopback only with keys, or with `without_key`. origins: of browsers that may ask (CORS)."""
+    """Where and how a server listens. host: not loopback only with keys or `without_key`. origins: allowed by CORS."""
 
     host: str = "127.0.0.1"
     keys: ApiKeys = field(default_factory=ApiKeys)
