@@ -27,6 +27,7 @@ import numpy as np
 
 from bench.overhead import converted
 from vecferry.demo.passages import load_passages
+from vecferry.embeddings import TextVectors
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.encode.runtime.host import available_cpus
 from vecferry.migrate import MigrationOptions
@@ -35,7 +36,7 @@ from vecferry.migrate.engines.distributed import RayEngine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
-from vecferry.migrate.staged_file import StagedRow, StagedVector, write
+from vecferry.migrate.staged_file import StagedRow, write
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
 from vecferry.stores.backend import Point
@@ -120,7 +121,7 @@ def timed(engine_for: EngineFor, texts: list[str], rows: int) -> tuple[float, fl
 def collection(
     folder: Path, texts: list[str], rows_each: int = ROWS_PER_RANGE
 ) -> tuple[MirrorStore, list[RangeRecord]]:
-    points = [Point(f"{i:08}", text, np.ones(4, np.float32)) for i, text in enumerate(texts)]
+    points = [Point(f"{i:08}", text, TextVectors(np.ones(4, np.float32))) for i, text in enumerate(texts)]
     store = MirrorStore(MemoryBackend({"docs": points}), "docs", SqliteLedger.open(folder / "control.db"))
     spec = MigrationSpec(
         target="docs", text_source="text", dimension=4, fingerprint="bench", old_fingerprint=None, old_not_null=False,
@@ -142,7 +143,7 @@ def driver_rows_per_s(texts: list[str], dimension: int = 1024) -> float:
         for each in ranges:
             rows = store.outdated(Side.NEW, each.keys, ROWS_PER_RANGE)
             made = BytesIO()
-            write(made, [StagedRow(row.key, row.digest, None, StagedVector(vectors[i])) for i, row in enumerate(rows)])
+            write(made, [StagedRow(row.key, row.digest, None, TextVectors(vectors[i])) for i, row in enumerate(rows)])
             files.append(made.getvalue())
         began = time.perf_counter()
         for each, file in zip(ranges, files, strict=True):

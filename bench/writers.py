@@ -31,6 +31,7 @@ from pgvector.psycopg import register_vector
 
 from bench.applier import NEW_DIMENSION, make_docs, text_of, unit_vectors
 from vecferry.demo.database import running_database
+from vecferry.embeddings import TextVectors
 from vecferry.encode.runtime.host import machine
 from vecferry.migrate import MigrationOptions
 from vecferry.stores.pgvector import PgVectorStore
@@ -142,7 +143,7 @@ def write_all(store: PgVectorStore, rows: int, rows_per_write: int) -> None:
     vectors = unit_vectors(rows, NEW_DIMENSION)
     for first in range(0, rows, rows_per_write):
         part = range(first, min(first + rows_per_write, rows))
-        store.write(Side.NEW, [NewVector((str(i),), text_digest(text_of(i)), vectors[i]) for i in part])
+        store.write(Side.NEW, [NewVector((str(i),), text_digest(text_of(i)), TextVectors(vectors[i])) for i in part])
 
 
 # --- the backfill ---------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def refused_beside_a_backfill(
 ) -> list[Refusals]:
     make_table(connection, rows)
     vectors = unit_vectors(rows, NEW_DIMENSION)
-    made = [NewVector((str(i),), text_digest(text_of(i)), vectors[i]) for i in range(rows)]
+    made = [NewVector((str(i),), text_digest(text_of(i)), TextVectors(vectors[i])) for i in range(rows)]
     writers = {"FOR UPDATE NOWAIT": take_at_once, "REPEATABLE READ": take_later}
     with prepared(url) as store, store.runner(60):
         ending = threading.Event()

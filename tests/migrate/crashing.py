@@ -25,6 +25,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, MigrationError, StoreError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.engines import Engine
@@ -247,7 +248,7 @@ class Course:
             if text is None:
                 self.application.remove([(key,)])
             else:
-                record = Record((key,), text, encoder.truth(text))
+                record = Record((key,), text, TextVectors(encoder.truth(text)))
                 self.application.put([record], fingerprint=encoder.fingerprint)
 
     def verify(self) -> None:

@@ -33,6 +33,7 @@ import psycopg
 from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
 from tests.waiting import wait_until
+from vecferry.embeddings import TextVectors
 from vecferry.errors import VecferryError
 from vecferry.migrate import CutoverReport, Migration, MigrationOptions, RollbackReport, State
 from vecferry.migrate.engines import Engine
@@ -247,7 +248,7 @@ def fill(store: Store, rows: int) -> None:
     for start in range(1, rows + 1, 1000):
         keys = range(start, min(start + 1000, rows + 1))
         payload = {} if store.traits.text_source == "body" else {"lang": "en", "year": 2000}
-        records = [Record((str(key),), f"text {key}", OLD.truth(f"text {key}"), payload) for key in keys]
+        records = [Record((str(key),), f"text {key}", TextVectors(OLD.truth(f"text {key}")), payload) for key in keys]
         store.put(records, fingerprint=OLD.fingerprint)
 
 

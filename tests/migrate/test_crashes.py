@@ -20,7 +20,7 @@ from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
 from tests.stores.backends_chroma import shared_server
 from tests.stores.collections import old_vector
-from vecferry.embeddings import Float32
+from vecferry.embeddings import Float32, TextVectors
 from vecferry.migrate.states import State
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.opening import open_backend
@@ -128,7 +128,8 @@ class World:
         assert isinstance(self.store, MirrorStore)
         ids = list(self.store._backend.ids(name))
         assert len(ids) == len(set(ids))
-        return {p.id: (p.text or "", p.vector) for p in self.store._backend.get(name, ids, vectors=True)}
+        points = self.store._backend.get(name, ids, vectors=True)
+        return {p.id: (p.text or "", None if p.vectors is None else p.vectors.dense) for p in points}
 
     def leftovers(self) -> list[str]:
         """What a migration made and should have taken away in the end."""
@@ -179,7 +180,7 @@ def made(name: str, folder: Path) -> str:
 
 
 def fill(world: World, texts: Mapping[str, str]) -> World:
-    records = [Record((key,), text, old_vector(text)) for key, text in texts.items()]
+    records = [Record((key,), text, TextVectors(old_vector(text))) for key, text in texts.items()]
     world.store.put(records, fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint)
     return world
 

@@ -24,6 +24,7 @@ from tests.migrate.file_backend import FileBackend
 from tests.migrate.test_crashes import World, assert_complete, assert_true, fill, world_of_points, world_of_rows
 from tests.stores import backends, backends_chroma
 from tests.waiting import wait_until
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.chroma import ChromaBackend
@@ -247,7 +248,9 @@ def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> N
             in_background(serve_again)
 
         with MirrorStore(ChromaBackend.open(url), backends.COLLECTION, ledger) as store:
-            store.put([Record((k,), t, OLD.truth(t)) for k, t in TWENTY.items()], fingerprint="whatever serves")
+            store.put(
+                [Record((k,), t, TextVectors(OLD.truth(t))) for k, t in TWENTY.items()], fingerprint="whatever serves"
+            )
             encoder = at_call(3, TruthEncoder(), kill)
             try:
                 status = Migration(store, new=encoder, options=replace(OPTIONS, reconnect_s=60.0)).start()

@@ -20,6 +20,7 @@ from tests.migrate.crashing import Script
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Mother, mother
 from tests.migrate.test_crashes import Rows, World, world_of_points, world_of_rows
+from vecferry.embeddings import TextVectors
 from vecferry.errors import SpaceMismatch
 from vecferry.migrate import Migration
 from vecferry.migrate.states import CAUGHT_UP, ENDED, State
@@ -85,7 +86,7 @@ class Writer(threading.Thread):
         serving = self._store.ledger.serving(self._store.target)
         encoder = self._encoders[serving.fingerprint or ""] if serving is not None else self._first
         try:
-            self._store.put([Record((key,), text, encoder.truth(text))], fingerprint=encoder.fingerprint)
+            self._store.put([Record((key,), text, TextVectors(encoder.truth(text)))], fingerprint=encoder.fingerprint)
         except SpaceMismatch:
             return False
         return True

@@ -460,7 +460,7 @@ class Mirrored(MirrorCollection):
     def of_side(self, side: Side) -> dict[Key, Content]:
         name = self.store.serving_locator(side)
         points = self.backend.get(name, list(self.backend.ids(name)), vectors=True)
-        return {(point.id,): (point.text, point.vector) for point in points}
+        return {(p.id,): (p.text, None if p.vectors is None else p.vectors.dense) for p in points}
 
 
 class InPostgres(PgCollection):

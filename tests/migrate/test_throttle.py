@@ -14,6 +14,7 @@ import pytest
 from tests.migrate.doubles import Clock, TruthEncoder
 from tests.stores.backends import COLLECTION
 from tests.stores.collections import OLD_DIMENSION, old_vector
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate import Migration, MigrationOptions, State, throttle
 from vecferry.migrate.throttle import DiskGuard, LatencyGuard, PauseCondition, Throttle
@@ -35,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def operator(tmp_path: Path) -> Iterator[Migration]:
     """Of a migration that is catching up."""
-    points = [Point("1", "a", old_vector("a"), {}, None, None)]
+    points = [Point("1", "a", TextVectors(old_vector("a")))]
     store = MirrorStore(MemoryBackend({COLLECTION: points}), COLLECTION, SqliteLedger.in_memory())
     migration = Migration(
         store,

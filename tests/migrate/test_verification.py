@@ -14,7 +14,7 @@ import pytest
 from tests.migrate.doubles import TruthEncoder
 from tests.stores import backends
 from tests.stores.collections import Collection, MirrorCollection, PgCollection, old_vector
-from vecferry.embeddings import Float32
+from vecferry.embeddings import Float32, TextVectors
 from vecferry.errors import IllegalTransition, StoreFailed
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.verification import MIN_COSINE, cosine, recall_check, recomputation_check, structural_checks
@@ -45,10 +45,10 @@ class InMemory:
         return self.backend._held.collections["docs_vecferry_2"].points
 
     def vector(self, key: int) -> Float32:
-        return np.array(self.points[str(key)].vector)
+        return np.array(self.points[str(key)].vectors.dense)
 
     def set(self, key: int, vector: Float32 | None) -> None:
-        self.points[str(key)] = replace(self.points[str(key)], vector=vector)
+        self.points[str(key)] = replace(self.points[str(key)], vectors=None if vector is None else TextVectors(vector))
 
 
 class InPostgres:
@@ -65,7 +65,7 @@ class InPostgres:
     def set(self, key: int, vector: Float32 | None) -> None:
         """As if it had been made so: what others write into the column is not known as current."""
         ((text,),) = self._connection.execute("SELECT body FROM docs WHERE id = %s", [key]).fetchall()
-        new = NewVector((str(key),), text_digest(text), vector)
+        new = NewVector((str(key),), text_digest(text), None if vector is None else TextVectors(vector))
         assert self.collection.store.write(Side.NEW, [new]) == {new.key}
 
 

@@ -18,6 +18,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import in_background
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from tests.waiting import wait_until
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.values import Patience, Record, Side
@@ -228,7 +229,9 @@ def test_two_who_put_and_remove_the_same_rows_in_another_order_wait_for_each_oth
         with table.another() as store:
             try:
                 for number in range(6):
-                    records = [Record((key,), f"{number} {key}", OLD.truth(key), {"meta": 1}) for key in order]
+                    records = [
+                        Record((key,), f"{number} {key}", TextVectors(OLD.truth(key)), {"meta": 1}) for key in order
+                    ]
                     store.put(records, fingerprint=OLD.fingerprint)
                     store.remove([(key,) for key in order])
             except VecferryError as exc:

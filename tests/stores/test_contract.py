@@ -7,7 +7,7 @@ import pytest
 
 from tests.migrate.doubles import truth
 from tests.stores.collections import Collection, old_vector
-from vecferry.embeddings import DENSE, Outputs
+from vecferry.embeddings import DENSE, Outputs, SparseVector, TextVectors
 from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores.lease import process_mark
 from vecferry.stores.ledger import DeadLetter, Lease, MigrationRecord, MigrationSpec, Serving
@@ -22,7 +22,6 @@ from vecferry.stores.values import (
     Record,
     Row,
     Side,
-    SparseVector,
     text_digest,
 )
 
@@ -70,7 +69,7 @@ def switch(collection: Collection, *, back: bool = False) -> None:
 
 
 def vectors(*rows: Row) -> list[NewVector]:
-    return [NewVector(row.key, row.digest, truth("new", row.text or "", DIMENSION)) for row in rows]
+    return [NewVector(row.key, row.digest, TextVectors(truth("new", row.text or "", DIMENSION))) for row in rows]
 
 
 def test_a_collection_is_described_without_being_changed(collection: Collection) -> None:
@@ -237,7 +236,7 @@ def test_an_examination_finds_each_defect_and_names_the_rows(collection: Collect
     store, ledger = collection.store, collection.store.ledger
     good, long, missing, _ = store.outdated(Side.NEW, limit=10)
     store.write(Side.NEW, vectors(good))
-    store.write(Side.NEW, [NewVector(long.key, long.digest, 2 * truth("new", "b", DIMENSION))])
+    store.write(Side.NEW, [NewVector(long.key, long.digest, TextVectors(2 * truth("new", "b", DIMENSION)))])
     letter = DeadLetter(missing.key, "why", missing.digest)
     store.write(
         Side.NEW,
@@ -398,7 +397,7 @@ def test_after_the_switch_the_old_side_follows(collection: Collection) -> None:
     rows = store.outdated(Side.OLD, keys)
     assert rows == [Row(("2",), "b2")]
     fresh = old_vector("b2")
-    assert store.write(Side.OLD, [NewVector(("2",), rows[0].digest, fresh)]) == {("2",)}
+    assert store.write(Side.OLD, [NewVector(("2",), rows[0].digest, TextVectors(fresh))]) == {("2",)}
     switch(collection, back=True)
     assert_close(collection.serving()[("2",)][1], fresh)
 
@@ -426,9 +425,12 @@ def test_put_and_remove_write_to_the_side_that_serves(collection: Collection) ->
     prepared(collection, "a")
     store = collection.store
     with pytest.raises(SpaceMismatch):
-        store.put([Record(("1",), "b", truth("new", "b", DIMENSION))], fingerprint="space-new")
+        store.put([Record(("1",), "b", TextVectors(truth("new", "b", DIMENSION)))], fingerprint="space-new")
     assert collection.serving()[("1",)][0] == "a"
-    store.put([Record(("1",), "b", old_vector("b")), Record(("7",), "c", old_vector("c"))], fingerprint="space-old")
+    store.put(
+        [Record(("1",), "b", TextVectors(old_vector("b"))), Record(("7",), "c", TextVectors(old_vector("c")))],
+        fingerprint="space-old",
+    )
     assert {key[0]: text for key, (text, _) in collection.serving().items()} == {"1": "b", "7": "c"}
     assert_close(collection.serving()[("7",)][1], old_vector("c"))
     store.remove([("7",), ("99",)])
@@ -439,7 +441,7 @@ def test_put_and_remove_write_to_the_side_that_serves(collection: Collection) ->
 def test_put_of_another_dimension_is_refused(collection: Collection) -> None:
     prepared(collection, "a")
     with pytest.raises((SpaceMismatch, StoreSchemaError)):
-        collection.store.put([Record(("1",), "b", truth("old", "b", 9))], fingerprint="space-old")
+        collection.store.put([Record(("1",), "b", TextVectors(truth("old", "b", 9)))], fingerprint="space-old")
     assert collection.serving()[("1",)][0] == "a"
 
 
@@ -505,7 +507,7 @@ def test_rows_are_those_of_the_side_that_serves_with_their_present_texts(collect
 def test_more_rows_are_had_at_once_than_a_store_reads_in_a_page(collection: Collection) -> None:
     texts: dict[Key, str] = {(str(number),): f"text {number}" for number in range(1, 1201)}
     store = collection.store
-    records = [Record(key, text, old_vector(text)) for key, text in texts.items()]
+    records = [Record(key, text, TextVectors(old_vector(text))) for key, text in texts.items()]
     store.put(records, fingerprint="whatever serves")
     keys = list(reversed(texts))
     assert store.rows(keys) == [Row(key, texts[key]) for key in keys]
@@ -613,9 +615,11 @@ def test_all_heads_that_a_store_holds_are_kept(collection: Collection) -> None:
     (row,) = store.outdated(Side.NEW, limit=10)
     sparse = SparseVector(np.array([5, 250_000], np.int32), np.array([0.25, 1.5], np.float32))
     colbert = np.stack([truth("new", f"token {i}", DIMENSION) for i in range(3)])
-    new = NewVector(
-        row.key, row.digest, truth("new", "a", DIMENSION),
-        sparse if Outputs.SPARSE in outputs else None, colbert if Outputs.COLBERT in outputs else None,
-    )  # fmt: skip
+    made = TextVectors(
+        truth("new", "a", DIMENSION),
+        sparse if Outputs.SPARSE in outputs else None,
+        colbert if Outputs.COLBERT in outputs else None,
+    )
+    new = NewVector(row.key, row.digest, made)
     assert store.write(Side.NEW, [new]) == {row.key}
     assert store.outdated(Side.NEW, limit=10) == []

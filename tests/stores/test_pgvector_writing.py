@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import truth
-from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError, StoreUnreachable
 from vecferry.stores.lease import is_gone, process_mark
 from vecferry.stores.ledger import DeadLetter, MigrationSpec, Serving
@@ -27,7 +27,6 @@ from vecferry.stores.values import (
     Record,
     Row,
     Side,
-    SparseVector,
     text_digest,
 )
 
@@ -79,7 +78,7 @@ def switch(store: PgVectorStore, epoch: int = 2) -> None:
 
 
 def new(*rows: Row) -> list[NewVector]:
-    return [NewVector(row.key, row.digest, truth("new", row.text or "", D_NEW)) for row in rows]
+    return [NewVector(row.key, row.digest, TextVectors(truth("new", row.text or "", D_NEW))) for row in rows]
 
 
 def fill(store: PgVectorStore) -> set[Key]:
@@ -130,7 +129,7 @@ def test_the_old_side_gets_vectors_and_their_checksums_from_the_first_switch_on(
     rows = store.outdated(Side.OLD, [("2",), ("3",), ("9",)])
     assert rows == store.outdated(Side.OLD, limit=10) == [Row(("2",), "changed")]
     assert store.count_outdated(Side.OLD) == Finding(1, (("2",),))
-    vectors = [NewVector(row.key, row.digest, truth("old", row.text or "", D_OLD)) for row in rows]
+    vectors = [NewVector(row.key, row.digest, TextVectors(truth("old", row.text or "", D_OLD))) for row in rows]
     assert store.write(Side.OLD, vectors) == {("2",)}
     np.testing.assert_array_equal(stored(connection, "embedding_vecferry_old")[2], truth("old", "changed", D_OLD))
     assert store.outdated(Side.OLD, limit=10) == store.outdated(Side.OLD, [("2",)]) == []
@@ -144,7 +143,10 @@ def test_a_vector_of_a_former_text_and_one_of_a_deleted_row_are_not_written(
     dimension, column = (D_NEW, "embedding_vecferry_new") if side is Side.NEW else (D_OLD, "embedding_vecferry_old")
     if side is Side.OLD:
         switch(store)
-    late = [NewVector((str(i),), text_digest(text), truth("late", text, dimension)) for i, text in enumerate("abc", 1)]
+    late = [
+        NewVector((str(i),), text_digest(text), TextVectors(truth("late", text, dimension)))
+        for i, text in enumerate("abc", 1)
+    ]
     before = stored(connection, column)
     connection.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
     connection.execute("DELETE FROM docs WHERE id = 2")
@@ -261,8 +263,12 @@ def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -
 def test_an_examination_counts_each_defect_and_names_some(store: PgVectorStore, connection: psycopg.Connection) -> None:
     connection.execute("INSERT INTO docs SELECT i, 'text ' || i FROM generate_series(4, 9) i")
     fill(store)
-    made = {4: np.zeros(16, np.float32), 5: np.zeros(16, np.float32), 6: np.ones(16, np.float32), 7: None}
-    store.write(Side.NEW, [NewVector((str(i),), text_digest(f"text {i}"), vector) for i, vector in made.items()])
+    made = {4: np.zeros(16, np.float32), 5: np.zeros(16, np.float32), 6: np.ones(16, np.float32)}
+    store.write(
+        Side.NEW,
+        [NewVector((str(i),), text_digest(f"text {i}"), TextVectors(vector)) for i, vector in made.items()]
+        + [NewVector(("7",), text_digest("text 7"), None)],
+    )
     connection.execute("UPDATE docs SET body = 'changed' WHERE id IN (1, 3)")
     connection.execute("UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 2")
     record = store.ledger.find(store.target)
@@ -464,9 +470,9 @@ def test_put_inserts_and_replaces_in_the_side_that_serves(store: PgVectorStore, 
     store.start_capture(PATIENCE)
     fill(store)
     records = [
-        Record(("1",), "a2", old("a2"), {"note": "new", "extra": {"n": [1]}}),
-        Record(("4",), "d", old("d")),
-        Record(("2",), "b", old("b")),
+        Record(("1",), "a2", TextVectors(old("a2")), {"note": "new", "extra": {"n": [1]}}),
+        Record(("4",), "d", TextVectors(old("d"))),
+        Record(("2",), "b", TextVectors(old("b"))),
     ]
     for _ in range(2):
         store.put(records, fingerprint=OLD_SPACE)
@@ -484,7 +490,7 @@ def test_put_inserts_and_replaces_in_the_side_that_serves(store: PgVectorStore, 
 def test_what_is_put_into_the_new_side_is_current_there(store: PgVectorStore, connection: psycopg.Connection) -> None:
     switch(store)
     store.start_capture(PATIENCE)
-    store.put([Record(("2",), "b2", truth("new", "b2", D_NEW))], fingerprint=NEW_SPACE)
+    store.put([Record(("2",), "b2", TextVectors(truth("new", "b2", D_NEW)))], fingerprint=NEW_SPACE)
     assert store.outdated(Side.NEW, [("2",)]) == []
     assert [row.key for row in store.outdated(Side.NEW, limit=10)] == [("1",), ("3",)]
     assert [change.key for change in store.captured(10)] == [("2",)]
@@ -498,7 +504,10 @@ def test_a_record_of_another_space_is_refused_and_nothing_is_written(
     fingerprint: str, dimension: int, store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     before = connection.execute("SELECT * FROM docs ORDER BY id").fetchall()
-    records = [Record(("1",), "x", old("x")), Record(("9",), "y", truth("old", "y", dimension))]
+    records = [
+        Record(("1",), "x", TextVectors(old("x"))),
+        Record(("9",), "y", TextVectors(truth("old", "y", dimension))),
+    ]
     with pytest.raises(SpaceMismatch):
         store.put(records, fingerprint=fingerprint)
     assert connection.execute("SELECT * FROM docs ORDER BY id").fetchall() == before
@@ -507,21 +516,21 @@ def test_a_record_of_another_space_is_refused_and_nothing_is_written(
 def test_a_space_that_nobody_recorded_is_taken_at_its_word(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, "a")
     with open_docs(database_url) as store:
-        store.put([Record(("1",), "b", old("b"))], fingerprint="whatever")
+        store.put([Record(("1",), "b", TextVectors(old("b")))], fingerprint="whatever")
         assert store.search(old("b"), 1, fingerprint="whatever")[0].key == ("1",)
         begun(store, old_fingerprint=None)
-        store.put([Record(("1",), "c", old("c"))], fingerprint="whatever")
+        store.put([Record(("1",), "c", TextVectors(old("c")))], fingerprint="whatever")
         with pytest.raises(SpaceMismatch):
-            store.put([Record(("1",), "c", old("c"))], fingerprint=NEW_SPACE)
+            store.put([Record(("1",), "c", TextVectors(old("c")))], fingerprint=NEW_SPACE)
         with pytest.raises(SpaceMismatch):
-            store.put([Record(("1",), "c", truth("old", "c", D_OLD + 1))], fingerprint="whatever")
+            store.put([Record(("1",), "c", TextVectors(truth("old", "c", D_OLD + 1)))], fingerprint="whatever")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "embedding_vecferry_new", "embedding", "body", "id"])
 def test_payload_that_is_no_other_column_is_refused_by_name(
     name: str, store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
-    records = [Record(("8",), "x", old("x")), Record(("9",), "y", old("y"), {name: None})]
+    records = [Record(("8",), "x", TextVectors(old("x"))), Record(("9",), "y", TextVectors(old("y")), {name: None})]
     with pytest.raises(StoreSchemaError, match=name):
         store.put(records, fingerprint=OLD_SPACE)
     assert connection.execute("SELECT count(*) FROM docs").fetchone() == (3,)
@@ -535,7 +544,7 @@ def test_awkward_names_and_keys_of_several_parts(connection: psycopg.Connection,
     with PgVectorStore.connect(database_url, '"We""ird %s"', "te xt", "v{}") as store:
         store.start_capture(PATIENCE)
         begun(store)
-        record = Record(("7", "eu"), "x", old("x"), {"p%ay": [1, 2]})
+        record = Record(("7", "eu"), "x", TextVectors(old("x")), {"p%ay": [1, 2]})
         store.put([record], fingerprint=OLD_SPACE)
         assert store.captured(10)[0].key == ("7", "eu")
         assert fill(store) == {("7", "eu")}
@@ -561,7 +570,7 @@ def test_removed_rows_are_gone_and_captured(store: PgVectorStore, connection: ps
 def test_a_put_of_the_former_space_is_refused_after_a_switch(store: PgVectorStore) -> None:
     switch(store)
     with pytest.raises(SpaceMismatch):
-        store.put([Record(("1",), "x", old("x"))], fingerprint=OLD_SPACE)
+        store.put([Record(("1",), "x", TextVectors(old("x")))], fingerprint=OLD_SPACE)
 
 
 def test_a_put_that_waited_for_a_switch_sees_what_serves_after_it(
@@ -572,7 +581,7 @@ def test_a_put_that_waited_for_a_switch_sees_what_serves_after_it(
     def put() -> None:
         with open_docs(database_url) as application:
             try:
-                application.put([Record(("1",), "x", old("x"))], fingerprint=OLD_SPACE)
+                application.put([Record(("1",), "x", TextVectors(old("x")))], fingerprint=OLD_SPACE)
             except SpaceMismatch as mismatch:
                 refused.append(mismatch)
 
@@ -686,8 +695,8 @@ def test_a_column_of_half_precision_is_migrated_in_half_precision(
         assert store.check_integrity(D_NEW) == Examination(rows=2)
         switch(store)
         assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
-        store.put([Record(("1",), "a2", truth("new", "a2", D_NEW))], fingerprint=NEW_SPACE)
-        assert store.write(Side.OLD, [NewVector(("1",), text_digest("a2"), old("a2"))]) == {("1",)}
+        store.put([Record(("1",), "a2", TextVectors(truth("new", "a2", D_NEW)))], fingerprint=NEW_SPACE)
+        assert store.write(Side.OLD, [NewVector(("1",), text_digest("a2"), TextVectors(old("a2")))]) == {("1",)}
         store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
         store.exclusively(lambda: store.prepare(4000, "next"), PATIENCE)
         store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
@@ -707,14 +716,16 @@ def test_sparse_and_colbert_vectors_come_back_as_they_were(connection: psycopg.C
         assert columns_of(connection)["embedding_colbert"].startswith("halfvec")
         rows = store.outdated(Side.NEW, limit=10)
         vectors = [
-            NewVector(rows[0].key, rows[0].digest, truth("new", "a", D_NEW), SPARSE, COLBERT),
-            NewVector(rows[1].key, rows[1].digest, truth("new", "b", D_NEW), SPARSE, COLBERT[:1]),
+            NewVector(rows[0].key, rows[0].digest, TextVectors(truth("new", "a", D_NEW), SPARSE, COLBERT)),
+            NewVector(rows[1].key, rows[1].digest, TextVectors(truth("new", "b", D_NEW), SPARSE, COLBERT[:1])),
             NewVector(rows[2].key, rows[2].digest, None),
         ]
         assert store.write(Side.NEW, vectors) == {("1",), ("2",), ("3",)}
         switch(store)
-        store.put([Record(("4",), "d", truth("new", "d", D_NEW), {}, SPARSE, COLBERT[1:])], fingerprint=NEW_SPACE)
-        store.put([Record(("2",), "b2", truth("new", "b2", D_NEW))], fingerprint=NEW_SPACE)
+        store.put(
+            [Record(("4",), "d", TextVectors(truth("new", "d", D_NEW), SPARSE, COLBERT[1:]))], fingerprint=NEW_SPACE
+        )
+        store.put([Record(("2",), "b2", TextVectors(truth("new", "b2", D_NEW)))], fingerprint=NEW_SPACE)
     read = connection.execute(
         "SELECT embedding_sparse::text, embedding_colbert::text[] FROM docs ORDER BY id"
     ).fetchall()
@@ -760,7 +771,7 @@ def test_the_old_vectors_are_dropped_once_and_the_heads_stay(connection: psycopg
             assert columns_of(connection)["embedding"] == "vector(16)"
             assert set(columns_of(connection)) == {"id", "body", "embedding", "note", "extra", "embedding_sparse"}
         store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
-        store.put([Record(("1",), "z", truth("new", "z", D_NEW), {}, SPARSE)], fingerprint=NEW_SPACE)
+        store.put([Record(("1",), "z", TextVectors(truth("new", "z", D_NEW), SPARSE))], fingerprint=NEW_SPACE)
     assert connection.execute("SELECT embedding_sparse IS NOT NULL FROM docs").fetchall() == [(True,)]
 
 

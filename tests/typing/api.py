@@ -35,6 +35,10 @@ def encoded(folder: Path) -> Embeddings:
     return encoder.encode(["one", "two"], outputs=Outputs.DENSE | Outputs.SPARSE, role="query")
 
 
+def first_vector(passages: Embeddings) -> NDArray[np.float32]:
+    return passages[0].dense
+
+
 def loaded(folder: Path) -> Encoder:
     return load_encoder(EncoderOptions(artifact=folder, limits=Limits(), cache=folder / "cache")).encoder
 

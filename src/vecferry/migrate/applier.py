@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-from vecferry.embeddings import Outputs
+from vecferry.embeddings import Outputs, TextVectors
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import MigrationConflict
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines.task import embed_unknown
-from vecferry.migrate.staged_file import StagedVector
 from vecferry.migrate.throttle import Throttle
 from vecferry.stores.ledger import MigrationRecord, was_switched
 from vecferry.stores.protocol import Store
@@ -79,7 +78,7 @@ class Applier:
 
     def __post_init__(self) -> None:
         self._ledger = self.store.ledger
-        self._unwritten: dict[Side, dict[bytes, StagedVector]] = {side: {} for side in Side}
+        self._unwritten: dict[Side, dict[bytes, TextVectors]] = {side: {} for side in Side}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecferry-last-rows")
         self._embedding: Future[Embedded] | None = None
         self._checked = set[Side]()
@@ -271,8 +270,8 @@ class Applier:
         outputs, unwritten = self._outputs(side), self._unwritten[side]
         embedded = embed_unknown(model, rows, outputs, unwritten)
         for new in embedded.vectors:
-            if new.vector is not None:
-                unwritten[new.digest] = StagedVector(new.vector, new.sparse, new.colbert)
+            if new.vectors is not None:
+                unwritten[new.digest] = new.vectors
         return embedded
 
     def _outputs(self, side: Side) -> Outputs:

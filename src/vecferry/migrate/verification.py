@@ -198,7 +198,7 @@ def recomputed_cosines(store: Store, encoder: TextEncoder, sample: int) -> dict[
     pairs: list[tuple[Row, Float32]] = store.sample_vectors(sample)
     again = embed(encoder, [row for row, _ in pairs]).vectors
     return {
-        new.key: 0.0 if new.vector is None else cosine(new.vector, stored)
+        new.key: 0.0 if new.vectors is None else cosine(new.vectors.dense, stored)
         for new, (_, stored) in zip(again, pairs, strict=True)
     }
 

@@ -9,9 +9,8 @@ from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vecferry.embeddings import Float32, Outputs, Value
+from vecferry.embeddings import Float32, Outputs, TextVectors, Value
 from vecferry.options import Checked, Help, Seconds
 
 T = TypeVar("T")
@@ -60,28 +59,18 @@ class Row:
         return text_digest(self.text)
 
 
-@dataclass(frozen=True)
-class SparseVector:
-    """ids: int32 [n], ascending token ids. weights: float32 [n], above zero."""
-
-    ids: NDArray[np.int32]
-    weights: Float32
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
-    """A row as an application writes it: text, float32 vector [D], and what else the store keeps with it.
+    """A row as an application writes it, such as `Record(("7",), text, embeddings[0])`.
 
-    payload: other columns, fields or metadata by name; those that are left out keep their values.
-    sparse and colbert: as in `NewVector`, where the side that serves has them.
+    vectors: each that the side that serves has a place for. payload: other columns, fields or metadata by name; those
+    that are left out keep their values.
     """
 
     key: Key
     text: str | None
-    vector: Float32 | None
+    vectors: TextVectors | None
     payload: Mapping[str, Any] = field(default_factory=dict)
-    sparse: SparseVector | None = None
-    colbert: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -95,19 +84,17 @@ class KeyRange:
 EVERYTHING = KeyRange()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NewVector:
-    """What is to be written for a row: float32 [D], or None for a dead letter.
+    """What is to be written for a row; no vectors for a dead letter.
 
-    digest: of the text that it was made from; the row is left alone if its text is another by now.
-    colbert: float32 [tokens, D]. Both heads only where the migration was begun with them.
+    digest: of the text that they were made from; the row is left alone if its text is another by now.
+    vectors: with the outputs that the migration was begun with.
     """
 
     key: Key
     digest: bytes
-    vector: Float32 | None
-    sparse: SparseVector | None = None
-    colbert: Float32 | None = None
+    vectors: TextVectors | None
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,9 @@ class MirrorComparison:
         chosen = random.sample(ids, min(num_rows, len(ids)))
         texts = {point.id: point.text for point in self._backend.get(sides.serving, chosen)}
         return [
-            (Row((point.id,), point.text), point.vector)
+            (Row((point.id,), point.text), point.vectors.dense)
             for point in self._backend.get(sides.name(Side.NEW), chosen, vectors=True)
-            if point.vector is not None and texts.get(point.id) == point.text
+            if point.vectors is not None and texts.get(point.id) == point.text
         ]
 
     def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
@@ -176,14 +176,14 @@ class Findings:
             return
         if new.text != point.text or not same(new.payload, point.payload):
             self._note("outdated", key)
-        if new.vector is None:
+        if new.vectors is None:
             self._note("without_vector", key)
-        elif new.vector.shape != (self._dimension,):
+        elif (dense := new.vectors.dense).shape != (self._dimension,):
             self._note("wrong_dimension", key)
-        elif not np.isfinite(new.vector).all():
+        elif not np.isfinite(dense).all():
             self._note("not_finite", key)
         else:
-            norm = float(np.linalg.norm(new.vector))
+            norm = float(np.linalg.norm(dense))
             if norm == 0:
                 self._note("zero", key)
             if abs(norm - 1) > NORM_TOLERANCE:

@@ -64,7 +64,7 @@ class MirrorReader:
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         with self._collection_in(fingerprint, f"a read of vectors in {self._target}") as collection:
             points = self._points(collection, keys, vectors=True)
-            found: dict[Key, Float32] = {(p.id,): p.vector for p in points if p.vector is not None}
+            found: dict[Key, Float32] = {(p.id,): p.vectors.dense for p in points if p.vectors is not None}
         return in_order(found, keys)
 
     def _points(self, collection: str, keys: Sequence[Key], *, vectors: bool = False) -> Iterator[Point]:
@@ -111,10 +111,10 @@ class MirrorReader:
         query = vector.astype(np.float64) / np.linalg.norm(vector)
         best: list[Hit] = []
         for points in self._sides.pages(collection, vectors=True):
-            filled = [point for point in points if point.vector is not None and has_direction(point.vector)]
-            if filled:
-                matrix = np.stack([p.vector for p in filled if p.vector is not None]).astype(np.float64)  # [n, D]
+            dense = {point.id: point.vectors.dense for point in points if point.vectors is not None}
+            if filled := {id_: stored for id_, stored in dense.items() if has_direction(stored)}:
+                matrix = np.stack([*filled.values()]).astype(np.float64)  # [n, D]
                 scores = matrix @ query / np.linalg.norm(matrix, axis=1)
-                best += [Hit((p.id,), float(score)) for p, score in zip(filled, scores, strict=True)]
+                best += [Hit((id_,), float(score)) for id_, score in zip(filled, scores, strict=True)]
                 best = sorted(best, key=lambda hit: (-hit.score, hit.key))[:k]
         return best

@@ -116,20 +116,17 @@ class MirrorStore(Store):
 
         A journal entry goes first, so that no crash hides the write from the other side.
         """
-        if missing := [record.key[0] for record in records if record.vector is None]:
+        if missing := [record.key[0] for record in records if record.vectors is None]:
             raise StoreSchemaError(f"{self._target}: no vector for {', '.join(missing[:10])}", "Every point has one.")
         with self._journalled([record.key for record in records], fingerprint):
             serving = self._sides.now().serving
             dimension = self._backend.dimension(serving)
             for record in records:
-                if record.vector is not None and dimension not in (None, len(record.vector)):
-                    where = f"a write to {serving} with {len(record.vector)} numbers, which has {dimension}"
+                if record.vectors is not None and dimension not in (None, len(record.vectors.dense)):
+                    where = f"a write to {serving} with {len(record.vectors.dense)} numbers, which has {dimension}"
                     raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where)
             before = {point.id: point.payload for point in self._backend.get(serving, [r.key[0] for r in records])}
-            points = [
-                Point(r.key[0], r.text, r.vector, {**before.get(r.key[0], {}), **r.payload}, r.sparse, r.colbert)
-                for r in records
-            ]
+            points = [Point(r.key[0], r.text, r.vectors, {**before.get(r.key[0], {}), **r.payload}) for r in records]
             self._backend.put(serving, points)
 
     def remove(self, keys: Sequence[Key]) -> None:
@@ -256,14 +253,10 @@ class MirrorStore(Store):
             return set()
         source = {p.id: p for p in self._backend.get(sides.serving, [vector.key[0] for vector in vectors])}
         current = [v for v in vectors if v.key[0] in source and text_digest(source[v.key[0]].text) == v.digest]
-        dead = [v.key[0] for v in current if v.vector is None]
+        dead = [v.key[0] for v in current if v.vectors is None]
         if dead:
             self._backend.delete(sides.other, dead)
-        points = [
-            replace(source[v.key[0]], vector=v.vector, sparse=v.sparse, colbert=v.colbert)
-            for v in current
-            if v.vector is not None
-        ]
+        points = [replace(source[v.key[0]], vectors=v.vectors) for v in current if v.vectors is not None]
         if points:
             self._backend.put(sides.other, points)
         return {vector.key for vector in current}

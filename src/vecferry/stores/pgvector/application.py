@@ -36,7 +36,7 @@ class PgApplicationWriter:
 
         Rows are taken by ascending key, so that two who put the same ones wait for each other and nothing worse.
         """
-        dimensions = {len(record.vector) for record in records if record.vector is not None}
+        dimensions = {len(record.vectors.dense) for record in records if record.vectors is not None}
         with self._db.transaction():
             self._locks.lock("ROW EXCLUSIVE")  # no switch comes between this and the end
             side = self._side_resolver.written(fingerprint, dimensions).side
@@ -58,7 +58,7 @@ class PgApplicationWriter:
     def _given(self, record: Record, side: Side, columns: Columns) -> Given:
         table = self._table
         heads = self._served_heads(columns)
-        stored = self._session.stored(text_digest(record.text), record, heads)
+        stored = self._session.stored(text_digest(record.text), record.vectors, heads)
         given: Given = {
             column.name: (sql.SQL("%s::text::") + verbatim(column.type), part)
             for column, part in zip(table.key, record.key, strict=True)

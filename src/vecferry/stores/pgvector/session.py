@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from psycopg import sql
 
+from vecferry.embeddings import TextVectors
 from vecferry.stores.pgvector.binary import colbert_array, sparse_bytes, vector_bytes
 from vecferry.stores.pgvector.catalogue import Catalogue, Columns, HeadColumns
 from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum_sql, digest_sql
@@ -18,7 +19,7 @@ from vecferry.stores.pgvector.outbox import Outbox
 from vecferry.stores.pgvector.side_resolver import SideResolver
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import TableSql, key_text_sql
-from vecferry.stores.values import NewVector, Record, Row, Side
+from vecferry.stores.values import Row, Side
 
 
 class TableSession:
@@ -91,14 +92,16 @@ class TableSession:
             )
         )
 
-    def stored(self, digest: bytes, given: NewVector | Record, heads: HeadColumns) -> Stored:
-        """What is given for a row, in the form in which it is sent. digest: of the row's text."""
+    def stored(self, digest: bytes, vectors: TextVectors | None, heads: HeadColumns) -> Stored:
+        """Return the vectors of a row in the form in which they are sent. digest: of the row's text."""
+        if vectors is None:
+            return Stored(digest, None)
         kind, types = self.table.kind, self.table.types
-        sparse = None if heads.sparse is None else given.sparse
-        colbert = None if heads.colbert is None else given.colbert
+        sparse = None if heads.sparse is None else vectors.sparse
+        colbert = None if heads.colbert is None else vectors.colbert
         return Stored(
             digest,
-            None if given.vector is None else vector_bytes(given.vector, kind),
+            vector_bytes(vectors.dense, kind),
             None if sparse is None else sparse_bytes(sparse),
             None if colbert is None else colbert_array(colbert, types["halfvec"]),
         )

@@ -119,7 +119,7 @@ class PgWriter:
     def _params(self, vectors: Sequence[NewVector], to: Destination) -> list[Binary | None]:
         """In the order of the placeholders."""
         types = self._table.types
-        stored = [self._session.stored(new.digest, new, to.heads) for new in vectors]
+        stored = [self._session.stored(new.digest, new.vectors, to.heads) for new in vectors]
         params: list[Binary | None] = [
             array(TEXT_OID, [part.encode() for part in parts])
             for parts in zip(*(vector.key for vector in vectors), strict=True)
