@@ -60,9 +60,8 @@ def test_defaults_of_the_page_are_the_command_lines_and_the_servers() -> None:
     documented_limits = {name.replace("-", "_"): float(value.replace(",", "")) for name, value in written.items()}
     documented_limits["query_tokens"] = float(re.search(r"`--query-tokens` \((\d+)\)", PAGE.read_text())[1])  # type: ignore[index]
     assert documented_limits == vars(ServerLimits())
-    parameters = {
-        parameter.name: parameter.default for parameter in typer.main.get_command(app).commands["serve"].params
-    }  # type: ignore[attr-defined]
+    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    parameters = {parameter.name: parameter.default for parameter in serve.params}
     assert {name: parameters[name] for name in documented_limits} == documented_limits
 
 
