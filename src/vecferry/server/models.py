@@ -76,7 +76,7 @@ class ServedModels:
         self._by_name: dict[str, Served] = {}
         for one in self.all:
             if one.name in self._by_name:
-                raise SettingsError("MODEL", one.name, "names that differ: NAME=FOLDER")
+                raise SettingsError("MODEL", one.name, "names that differ: NAME=MODEL")
             self._by_name[one.name] = one
         for one in self.all:
             for alias in one.aliases:
@@ -100,7 +100,7 @@ class ServedModels:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What is to be served: `NAME=FOLDER`, or a folder under the name that its manifest or the folder itself gives."""
+    """What is to be served: `NAME=MODEL`, or a folder under the name that its manifest or the folder itself gives."""
 
     folder: Path
     name: str | None = None
