@@ -411,7 +411,7 @@ def test_a_model_without_token_ids_and_a_third_head_says_so() -> None:
 
 def test_a_name_that_is_given_twice_is_refused(library: Encoder) -> None:
     twice = [Served("tiny", Loaded(library, "first choice")) for _ in range(2)]
-    with pytest.raises(SettingsError, match="NAME=FOLDER"):
+    with pytest.raises(SettingsError, match="NAME=MODEL"):
         ServedModels(twice)
 
 

@@ -163,7 +163,7 @@ def _evaluated(given: Given, stage: Stage) -> Evaluation:
     if given.folder is None:
         raise MissingOption("FOLDER", "what to ask", "a folder in BEIR layout, or --config migration.toml")
     if given.old_model is None:
-        raise MissingOption("--old-model", "the folder of the old model", "--old-model FOLDER")
+        raise MissingOption("--old-model", "the folder of the old model", "--old-model MODEL")
     new = given.new_model or read_settings().options().artifact
     stage("loading the models")
     asked, passages = _asked(given, given.folder)
@@ -190,7 +190,7 @@ def _of_store(given: Given, config: MigrationConfig, stage: Stage, provenance: d
     target = Target(config)
     old = given.old_model or target.config.models.old
     if old is None:
-        raise MissingOption("the old model", "both sides are asked", "--old-model FOLDER, or [models] old to the file")
+        raise MissingOption("the old model", "both sides are asked", "--old-model MODEL, or [models] old to the file")
     stage("loading the models")
     models = _model(old), _model(given.new_model or target.config.models.new)
     store = target.open_store()

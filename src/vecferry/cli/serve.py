@@ -105,7 +105,7 @@ def _choices(names: list[str], target: Target | None, settings: Settings) -> lis
             raise MissingOption(
                 "[models] old",
                 "the old model, which answers until the switch",
-                'old = "FOLDER" to [models] of the file',
+                'old = "MODEL" to [models] of the file',
             )
         choices += [ModelChoice(models.new), ModelChoice(models.old)]
     return choices or [ModelChoice(settings.options().artifact)]

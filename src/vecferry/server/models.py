@@ -72,7 +72,7 @@ class ServedModels:
         self._by_name: dict[str, Served] = {}
         for model in self.all:
             if model.name in self._by_name:
-                raise SettingsError("MODEL", model.name, "names that differ: NAME=FOLDER")
+                raise SettingsError("MODEL", model.name, "names that differ: NAME=MODEL")
             self._by_name[model.name] = model
         for model in self.all:
             for alias in model.aliases:
@@ -96,7 +96,7 @@ class ServedModels:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model to serve: `NAME=FOLDER`, or a folder under the name that its manifest or the folder itself gives."""
+    """A model to serve: `NAME=MODEL`, or a folder under the name that its manifest or the folder itself gives."""
 
     folder: Path
     name: str | None = None
