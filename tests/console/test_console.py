@@ -162,7 +162,7 @@ def test_a_run_of_another_process_is_recognised(collection: MirrorCollection, in
         Migration(other, options(tmp_path)).start(TruthEncoder("new", 16), old=TruthEncoder("old", OLD_DIMENSION))
         with other.runner(lease_s=5.0):
             inside.do("start")
-            page = inside.wait_for("It runs in another process:")
+            page = inside.wait_for("The migration runs in another process:")
     assert "pid " in page
     assert "catching up</h1>" in page
 
