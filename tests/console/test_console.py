@@ -164,7 +164,7 @@ def test_a_run_of_another_process_is_recognised(collection: MirrorCollection, in
         ).start()
         with other.runner(lease_s=5.0):
             inside.do("start")
-            page = inside.wait_for("It runs in another process:")
+            page = inside.wait_for("The migration runs in another process:")
     assert "pid " in page
     assert "catching up</h1>" in page
 

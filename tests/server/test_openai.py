@@ -135,7 +135,7 @@ def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("request_", "param", "message"),
     [
-        ({"dimensions": 32}, "dimensions", "64 numbers"),
+        ({"dimensions": 32}, "dimensions", "64 dimensions"),
         ({"input": []}, "input", "no texts were given"),
         ({"input": [4000]}, "input", "from 0 to 3999"),
         ({"input": [[1], [-1]]}, "input", "whole numbers from 0"),
