@@ -254,7 +254,7 @@ def stopped_and_killed(scenario: Scenario) -> None:
 
         def until_stopped(name: str, point: str, **more: object) -> Job:
             stopped = mother.begin(**job, **more, point=point, signal="SIGSTOP")
-            stopped.wait_until_stopped(120)
+            stopped.wait_until_stopped()
             with scenario.steps.step(name):
                 time.sleep(STOPPED_S)
             return stopped
