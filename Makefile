@@ -67,7 +67,7 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml locks/dev.txt locks/torch.txt lo
 	$(BIN)/python -m pip check
 	@touch $@
 
-.venv-bench/bench.stamp: $(VENV)/dev.stamp bench/requirements.txt
+.venv-bench/bench.stamp: pyproject.toml locks/dev.txt locks/torch.txt locks/cuda.txt bench/requirements.txt
 	$(MAKE) VENV=.venv-bench .venv-bench/dev.stamp
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	@touch $@

@@ -277,4 +277,4 @@ def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on(
             ballast.unlink()
             Migration(store, new=NEW, options=options).start(engine=ray_engine(tmp_path))
     assert_all_true(rows, database_url, tmp_path)
-    assert workers_of_ray() == []
+    wait_until(lambda: workers_of_ray() == [])
