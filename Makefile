@@ -2,20 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL ?=
+SOURCE ?=
 # Options of bench.speed, for instance make bench BENCH="--texts texts.jsonl --avx2"
 BENCH ?=
 # PyTorch's CPU build, where the package index in use offers one as 2.13.0+cpu; elsewhere say
 # make test TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED := --no-deps --require-hashes --no-compile
+SELF := --no-deps --no-build-isolation -e .
+COMPILE := .venv-lock/bin/uv pip compile pyproject.toml - --universal --python-version 3.11 --quiet --no-header --no-annotate
 AXE := $(VENV)/browser/node_modules/axe-core/axe.min.js
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
+# Of a line of a lock: which file it belongs to.
+IN := /^[a-z]/ {file = /^torch==/ ? "torch" : /^(cuda|nvidia|triton)/ ? "cuda" : "dev"} file
 
 .PHONY: demo test test-slow check browser bench lock clean
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/vecferry demo $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
@@ -49,28 +54,42 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: $(BIN)/python pyproject.toml requirements.lock
-	$(PIP) -c requirements.lock -e ".[demo]"
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml locks/demo.txt
+	$(PIP) $(LOCKED) -r locks/demo.txt
+	$(PIP) $(SELF)
 	@touch $@
 
-$(VENV)/dev.stamp: $(BIN)/python pyproject.toml requirements.lock
-	$(PIP) $(TORCH_INDEX) torch==2.13.0
-	$(PIP) -c requirements.lock -e ".[dev]"
+$(VENV)/dev.stamp: $(BIN)/python pyproject.toml locks/dev.txt locks/torch.txt locks/cuda.txt
+	$(PIP) $(LOCKED) -r locks/dev.txt
+	$(PIP) $(TORCH_INDEX) $(LOCKED) -r locks/torch.txt
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(LOCKED) -r locks/cuda.txt
+	$(PIP) $(SELF)
+	$(BIN)/python -m pip check
 	@touch $@
 
-.venv-bench/bench.stamp: pyproject.toml requirements.lock bench/requirements.txt
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) torch==2.13.0
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
-	    -e ".[torch,eval]" -r bench/requirements.txt
+.venv-bench/bench.stamp: pyproject.toml locks/dev.txt locks/torch.txt locks/cuda.txt bench/requirements.txt
+	$(MAKE) VENV=.venv-bench .venv-bench/dev.stamp
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	@touch $@
 
-# Without the CUDA packages that the registry's Linux build of PyTorch names: nothing here installs them.
-lock: $(VENV)/dev.stamp
-	$(PIP) uv
-	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	    --upgrade --quiet --no-header --no-annotate -c - | grep -Ev '^(cuda|nvidia|triton)' > requirements.lock.new
-	mv requirements.lock.new requirements.lock
+# Each lock is whole (pip resolves nothing) and has the hashes of every file of a version, for every platform. dev.txt
+# decides the versions. torch.txt is kept by hand; cuda.txt is what the registry's Linux build of PyTorch loads beside it.
+# demo.txt is without PyTorch, which the package of all-MiniLM-L6-v2 asks for and its weights do not need.
+lock: .venv-lock/bin/uv
+	cat locks/torch.txt locks/build.in | $(COMPILE) --generate-hashes --upgrade --extra dev > locks/all
+	awk '$(IN) == "dev"' locks/all > locks/dev.txt
+	awk '$(IN) == "cuda"' locks/all > locks/cuda.txt
+	$(COMPILE) --generate-hashes --extra demo -c locks/all < locks/build.in > locks/part
+	awk '$(IN) == "dev"' locks/part > locks/demo.txt
+	$(COMPILE) --generate-hashes --extra server -c locks/all < locks/build.in > locks/server.txt
+	$(COMPILE) --extra pgvector,parquet -c locks/all < /dev/null > locks/part
+	{ sed '/^#/!d' requirements.txt; cat locks/part; echo ".[pgvector,parquet]"; } > locks/requirements
+	mv locks/requirements requirements.txt
+	rm locks/all locks/part
+
+.venv-lock/bin/uv:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 clean:
-	rm -rf $(VENV) .venv-bench bench/work demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache

@@ -22,7 +22,7 @@ import psycopg
 from pgvector.psycopg import register_vector
 
 from vecferry.demo.database import running_database
-from vecferry.embeddings import Float32
+from vecferry.embeddings import Float32, TextVectors
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.values import NewVector, Patience, Side, text_digest
 
@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = [text_of(i) for i in range(args.rows)]
     old, new = unit_vectors(args.rows, OLD_DIMENSION), unit_vectors(args.rows, NEW_DIMENSION)
-    vectors = [NewVector((str(i),), text_digest(texts[i]), new[i]) for i in range(args.rows)]
+    vectors = [NewVector((str(i),), text_digest(texts[i]), TextVectors(new[i])) for i in range(args.rows)]
     with running_database() as url, psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION vector")
         register_vector(connection)
@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def text_of(number: int) -> str:
-    words = np.random.default_rng(number).choice(["harbour", "ferry", "tide", "vector", "north", "lamp"], 60)
-    return f"{number}: {' '.join(words)}"[:TEXT_CHARACTERS]
+    chosen = np.random.default_rng(number).choice(["harbour", "ferry", "tide", "vector", "north", "lamp"], 60)
+    return f"{number}: {' '.join(chosen)}"[:TEXT_CHARACTERS]
 
 
 def unit_vectors(rows: int, dimension: int) -> Float32:

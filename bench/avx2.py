@@ -78,9 +78,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def onnxruntime_folder() -> Path:
-    found = find_spec("onnxruntime")
-    assert found is not None
-    return Path(next(iter(found.submodule_search_locations or ())))
+    spec = find_spec("onnxruntime")
+    assert spec is not None
+    return Path(next(iter(spec.submodule_search_locations or ())))
 
 
 def trap_cpuid(library: Path) -> None:

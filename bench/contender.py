@@ -146,23 +146,23 @@ def memory(file: str, field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-def answer(contender: Any, asked: dict[str, Any]) -> float:
-    match asked["do"]:
+def answer(contender: Any, job: dict[str, Any]) -> float:
+    match job["do"]:
         case "batch":
-            batch = random_batch(asked["rows"], asked["tokens"])
+            batch = random_batch(job["rows"], job["tokens"])
             return seconds(lambda: contender.batch(batch))
         case "texts":
-            more = [Outputs.ALL] if asked.get("all") and isinstance(contender, Ours) else []
-            return seconds(lambda: contender.texts(asked["texts"], *more))
+            more = [Outputs.ALL] if job.get("all") and isinstance(contender, Ours) else []
+            return seconds(lambda: contender.texts(job["texts"], *more))
         case "idle":
             before = time.process_time()
-            time.sleep(asked["seconds"])
+            time.sleep(job["seconds"])
             return time.process_time() - before
         case "peak":
             return memory("status", "VmHWM")
         case "private":
             return memory("smaps_rollup", "Private_Dirty")  # not the pages of mapped files
-    raise ValueError(asked)
+    raise ValueError(job)
 
 
 def seconds(work: Callable[[], None]) -> float:

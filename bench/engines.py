@@ -1,11 +1,11 @@
 """The engine on Ray against the one in this process, on the same texts with the same cores, side by side.
 
-    python -m bench.engines [--artifact FOLDER] [--texts 2000] [--runs 3] [--cores N] [--equal-cores-alone]
+    python -m bench.engines [--model FOLDER] [--texts 2000] [--runs 3] [--cores N] [--equal-cores-alone]
         [--rows-per-range 256]
 
 A collection in memory with one row for each text; ranges of its rows go through the engine into a staging of its own.
 The demo's passages are the texts, repeated with a number before them, so that none is equal to another. Without
---artifact the model is all-MiniLM-L6-v2, the least favourable, since it is fast. The engines take turns. Two figures
+--model the model is all-MiniLM-L6-v2, the least favourable, since it is fast. The engines take turns. Two figures
 of each run: texts a second from the first range that is done to the last, and the seconds before the first, which is
 where Ray and the models are begun. Beside it, with vectors of 1,024 numbers, what the driver alone can do: read, send
 off, and stage what comes back.
@@ -27,6 +27,7 @@ import numpy as np
 
 from bench.overhead import converted
 from vecferry.demo.passages import load_passages
+from vecferry.embeddings import TextVectors
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.encode.runtime.host import available_cpus
 from vecferry.migrate import MigrationOptions
@@ -35,7 +36,7 @@ from vecferry.migrate.engines.distributed import RayEngine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.engines.task import RangeTask
-from vecferry.migrate.staged_file import StagedRow, StagedVector, write
+from vecferry.migrate.staged_file import StagedRow, write
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
 from vecferry.stores.backend import Point
@@ -43,7 +44,7 @@ from vecferry.stores.ledger import MigrationSpec, RangeRecord
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Patience
+from vecferry.stores.values import Patience, Side
 
 ROWS_PER_RANGE = MigrationOptions().rows_per_range
 RESULTS, WORK = Path("bench/results"), Path("bench/work")
@@ -52,7 +53,7 @@ EngineFor = Callable[[MirrorStore, Path], Engine]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", type=Path)
+    parser.add_argument("--model", dest="artifact", type=Path)
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=available_cpus())
@@ -120,7 +121,7 @@ def timed(engine_for: EngineFor, texts: list[str], rows: int) -> tuple[float, fl
 def collection(
     folder: Path, texts: list[str], rows_each: int = ROWS_PER_RANGE
 ) -> tuple[MirrorStore, list[RangeRecord]]:
-    points = [Point(f"{i:08}", text, np.ones(4, np.float32)) for i, text in enumerate(texts)]
+    points = [Point(f"{i:08}", text, TextVectors(np.ones(4, np.float32))) for i, text in enumerate(texts)]
     store = MirrorStore(MemoryBackend({"docs": points}), "docs", SqliteLedger.open(folder / "control.db"))
     spec = MigrationSpec(
         target="docs", text_source="text", dimension=4, fingerprint="bench", old_fingerprint=None, old_not_null=False,
@@ -140,13 +141,13 @@ def driver_rows_per_s(texts: list[str], dimension: int = 1024) -> float:
         staging = Staging(Path(name) / "staging", "bench")
         files = []
         for each in ranges:
-            rows = store.unembedded(each.keys, ROWS_PER_RANGE)
+            rows = store.outdated(Side.NEW, each.keys, ROWS_PER_RANGE)
             made = BytesIO()
-            write(made, [StagedRow(row.key, row.digest, None, StagedVector(vectors[i])) for i, row in enumerate(rows)])
+            write(made, [StagedRow(row.key, row.digest, None, TextVectors(vectors[i])) for i, row in enumerate(rows)])
             files.append(made.getvalue())
         began = time.perf_counter()
         for each, file in zip(ranges, files, strict=True):
-            rows = store.unembedded(each.keys, ROWS_PER_RANGE)
+            rows = store.outdated(Side.NEW, each.keys, ROWS_PER_RANGE)
             staging.known([row.digest for row in rows])
             RangeTask(rows, set(), {}).to_bytes()
             staging.keep_file(range_name("bench", each.number), file)
@@ -161,7 +162,7 @@ def summary(turns: dict[str, list[tuple[float, float]]], args: argparse.Namespac
         "texts": args.texts,
         "cores": args.cores,
         "rows_per_range": args.rows_per_range,
-        "texts_per_s": {name: round(median(found), 1) for name, found in rates.items()},
+        "texts_per_s": {name: round(median(samples), 1) for name, samples in rates.items()},
         "seconds_before_the_first": {name: round(median(s for _, s in runs), 1) for name, runs in turns.items()},
         "over_local": {
             name: round(median(b / a for a, b in zip(rates[alone], rates[name], strict=True)), 3) for name in others
@@ -175,8 +176,8 @@ def scaling(rates: dict[str, list[float]]) -> dict[str, float]:
     """All workers over one of them, where both were run."""
     if len(rates) < 4:
         return {}
-    *_, many, one = rates.values()
-    return {"more_workers_over_one": round(median(b / a for a, b in zip(one, many, strict=True)), 3)}
+    *_, many, single = rates.values()
+    return {"more_workers_over_one": round(median(b / a for a, b in zip(single, many, strict=True)), 3)}
 
 
 if __name__ == "__main__":

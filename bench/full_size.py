@@ -47,8 +47,8 @@ def main() -> None:
             f"peak {run['peak_bytes'] / 1e9:.2f} GB = {run['peak_bytes'] / size:.2f} × the checkpoint",
         )
     for check in run["result"]["verification"]["checks"]:
-        seen = "" if check["seen"] is None else f"{check['seen']:.2g}"
-        print(f"  {check['status']:8} {check['name']:60} {seen:>8} {check['note']}")
+        value = "" if check["value"] is None else f"{check['value']:.2g}"
+        print(f"  {check['status']:8} {check['name']:60} {value:>8} {check['note']}")
 
 
 if __name__ == "__main__":

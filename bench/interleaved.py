@@ -34,7 +34,7 @@ class Process:
         self._answer()
         self.start_s = time.perf_counter() - started
 
-    def ask(self, do: str, **what: Any) -> float:
+    def request(self, do: str, **what: Any) -> float:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, **what}) + "\n")
         self._process.stdin.flush()
@@ -57,16 +57,16 @@ def in_turns(
     processes: Sequence[Process], turns: int, do: str, *, warm: bool = True, **what: Any
 ) -> dict[str, list[float]]:
     """Seconds of each, A B C A B C. warm: a turn goes before, in which memory is made, and is left out."""
-    found: dict[str, list[float]] = {process.name: [] for process in processes}
+    seconds: dict[str, list[float]] = {process.name: [] for process in processes}
     for turn in range(turns + warm):
         for process in processes:
-            took = process.ask(do, **what)
+            took = process.request(do, **what)
             if turn >= warm:
-                found[process.name].append(took)
+                seconds[process.name].append(took)
             time.sleep(PAUSE_S)
-    return found
+    return seconds
 
 
-def ratio(found: Mapping[str, Sequence[float]], slower: str, faster: str) -> float:
+def ratio(seconds: Mapping[str, Sequence[float]], slower: str, faster: str) -> float:
     """How many times as fast: the median of the ratios of the same turn."""
-    return median(a / b for a, b in zip(found[slower], found[faster], strict=True))
+    return median(a / b for a, b in zip(seconds[slower], seconds[faster], strict=True))

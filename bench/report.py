@@ -1,7 +1,7 @@
 """How long an evaluation and its report take, and how large they get: 20,000 queries on 20,000 passages.
 
 The vectors are planted, so that no model runs: each query lies near its passage, under the new model nearer than under
-the old. Everything else is as `vecferry eval --report` does it: exact search, metrics, intervals, a replay, the page.
+the old. Everything else is as `vecferry eval --output` does it: exact search, metrics, intervals, a replay, the page.
 
     python -m bench.report [--queries 20000]
 """
@@ -50,12 +50,12 @@ class Planted:
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         assert outputs == DENSE
-        found = self._vectors[[int(text.split()[0]) for text in texts]]
+        vectors = self._vectors[[int(text.split()[0]) for text in texts]]
         if role == "query":
-            noise = np.random.default_rng(len(self._name)).standard_normal(found.shape, np.float32)
-            found = found + np.float32(NOISE[self._name]) * noise
-        found = found / np.linalg.norm(found, axis=1, keepdims=True)
-        return Embeddings(self.fingerprint, np.full(len(texts), 60), np.zeros(len(texts), bool), found)
+            noise = np.random.default_rng(len(self._name)).standard_normal(vectors.shape, np.float32)
+            vectors = vectors + np.float32(NOISE[self._name]) * noise
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return Embeddings(self.fingerprint, np.full(len(texts), 60), np.zeros(len(texts), bool), vectors)
 
 
 def main() -> None:
@@ -70,8 +70,8 @@ def main() -> None:
     old, new = (EvaluatedModel(name, Planted(name, vectors)) for name in ("old", "new"))
     began = time.perf_counter()
     corpus = FolderCorpus("planted", passages, old, new, DENSE, lambda _: None)
-    asked = QuerySet(judged, log=tuple(question.text for question in questions))
-    evaluation = run_evaluation(corpus, asked, EvaluationOptions(thresholds={"similar": 0.3}))
+    query_set = QuerySet(judged, log=tuple(question.text for question in questions))
+    evaluation = run_evaluation(corpus, query_set, EvaluationOptions(thresholds={"similar": 0.3}))
     between = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"

@@ -70,19 +70,19 @@ def _throughput(
     library: Process, targets: Sequence[Target], texts: Sequence[str], counts: Sequence[int], turns: int
 ) -> list[dict[str, Any]]:
     """Of each number of clients: the rate as a fraction of the library's of the same turn, and latencies."""
-    library.ask("texts", texts=list(texts[:8]))
+    library.request("texts", texts=list(texts[:8]))
     for target in targets:
         target.run(texts[:8], 4)
     rows = []
     for clients in counts:
-        seen: dict[str, list[Any]] = {target.name: [] for target in targets}
+        loads_of: dict[str, list[Any]] = {target.name: [] for target in targets}
         rates = []
         for _ in range(turns):
-            rates.append(len(texts) / library.ask("texts", texts=list(texts)))
+            rates.append(len(texts) / library.request("texts", texts=list(texts)))
             for target in targets:
-                seen[target.name].append(target.run(texts, clients))
+                loads_of[target.name].append(target.run(texts, clients))
         row: dict[str, Any] = {"clients": clients, "texts": len(texts), "library_texts_per_s": round(median(rates), 2)}
-        for name, loads in seen.items():
+        for name, loads in loads_of.items():
             fraction = median(load.texts_per_s / rate for load, rate in zip(loads, rates, strict=True))
             row[name] = {
                 "of_library": round(fraction, 3),
@@ -143,11 +143,11 @@ def _started(command: Sequence[str], port: int, environment: dict[str, str]) -> 
 
 def _texts(count: int) -> tuple[list[str], list[str]]:
     """Passages and questions of the demo, spread over its languages."""
-    found = load_passages()
-    step = len(found.passages) // count
+    demo = load_passages()
+    step = len(demo.passages) // count
     return (
-        [passage.text for passage in found.passages[:: max(step, 1)][:count]],
-        [question.text for question in found.questions[:: len(found.questions) // QUERIES][:QUERIES]],
+        [passage.text for passage in demo.passages[:: max(step, 1)][:count]],
+        [question.text for question in demo.questions[:: len(demo.questions) // QUERIES][:QUERIES]],
     )
 
 

@@ -71,36 +71,37 @@ class Bench:
         with self.at_work("gemm", "transformers", "fp32", "int8") as processes:
             for count, tokens in (*SHAPES, (1, LONGEST)):
                 turns = 1 if tokens == LONGEST else self.turns if count * tokens < 2048 else 3
-                found = in_turns(processes, turns, "batch", warm=tokens < LONGEST, rows=count, tokens=tokens)
-                rows.append(self._shape(found, count, tokens))
+                results = in_turns(processes, turns, "batch", warm=tokens < LONGEST, rows=count, tokens=tokens)
+                rows.append(self._shape(results, count, tokens))
                 print(shown(rows[-1]), flush=True)
-            rows[-1]["idle_cpu_s_per_s"] = {process.name: process.ask("idle", seconds=2) / 2 for process in processes}
+            idle = {process.name: process.request("idle", seconds=2) / 2 for process in processes}
+            rows[-1]["idle_cpu_s_per_s"] = idle
         return rows
 
-    def _shape(self, found: dict[str, list[float]], rows: int, tokens: int) -> dict[str, Any]:
+    def _shape(self, seconds: dict[str, list[float]], rows: int, tokens: int) -> dict[str, Any]:
         ours = flops(self.shape, rows, tokens, last_for_first_token=True)
         peak = 4 * 2 * gemm_rows(rows * tokens) * 1024 * 4096
         work = {"gemm": peak, "transformers": flops(self.shape, rows, tokens), "fp32": ours, "int8": ours}
-        rate = {name: work[name] / median(took) / 1e9 for name, took in found.items()}
-        fraction = median((ours / a) / (peak / b) for a, b in zip(found["fp32"], found["gemm"], strict=True))
+        rate = {name: work[name] / median(took) / 1e9 for name, took in seconds.items()}
+        fraction = median((ours / a) / (peak / b) for a, b in zip(seconds["fp32"], seconds["gemm"], strict=True))
         return {
             "shape": f"{rows} × {tokens}",
-            "ms": {name: round(median(took) * 1e3, 2) for name, took in found.items()},
+            "ms": {name: round(median(took) * 1e3, 2) for name, took in seconds.items()},
             "gflop_per_s": {name: round(value, 1) for name, value in rate.items()},
             "fp32_of_gemm_peak": round(fraction, 3),
-            "fp32_over_transformers": round(ratio(found, "transformers", "fp32"), 3),
-            "int8_over_fp32": round(ratio(found, "fp32", "int8"), 3),
+            "fp32_over_transformers": round(ratio(seconds, "transformers", "fp32"), 3),
+            "int8_over_fp32": round(ratio(seconds, "fp32", "int8"), 3),
         }
 
     def latency(self) -> dict[str, Any]:
         """One query of 16 tokens, as users call it."""
         with self.at_work("fp32", "int8", *self.peers) as processes:
-            found = in_turns(processes, 30, "texts", texts=[QUERY])
+            results = in_turns(processes, 30, "texts", texts=[QUERY])
         ms = {
             name: {"p50": round(median(t) * 1e3, 1), "p95": round(quantiles(t, n=20)[-1] * 1e3, 1)}
-            for name, t in found.items()
+            for name, t in results.items()
         }
-        return {"tokens": len(self.tokenizer([QUERY]).ids), "ms": ms, **ratios(found)}
+        return {"tokens": len(self.tokenizer([QUERY]).ids), "ms": ms, **ratios(results)}
 
     def mix(self, texts: Sequence[str], tokens: int) -> dict[str, Any]:
         """A sample of real lengths, as users call it; padding, and tokenising at the rate of fp32.
@@ -111,28 +112,28 @@ class Bench:
         sample = of_all_lengths(texts, self.tokenizer(texts).lengths, tokens)
         with self.at_work("fp32", "int8", *self.peers) as processes:
             for process in processes:
-                process.ask("texts", texts=sample[-16:], all=True)  # the shortest, to be warm
-            found = {process.name: [process.ask("texts", texts=sample, all=True)] for process in processes}
+                process.request("texts", texts=sample[-16:], all=True)  # the shortest, to be warm
+            results = {process.name: [process.request("texts", texts=sample, all=True)] for process in processes}
         count = int(self.tokenizer(sample).lengths.sum())
-        rate = {name: round(count / took[0], 1) for name, took in found.items()}
+        rate = {name: round(count / took[0], 1) for name, took in results.items()}
         planned = self.planning(texts, rate["fp32"])
-        return {"texts": len(sample), "tokens": count, "tokens_per_s": rate, **ratios(found), "all_texts": planned}
+        return {"texts": len(sample), "tokens": count, "tokens_per_s": rate, **ratios(results), "all_texts": planned}
 
     def memory(self) -> dict[str, Any]:
         """Of a process of its own: from its start to the first embedding, and one text of 8,192 tokens."""
         report = {}
         for name in ("fp32", "int8", "fp32-low-memory", "int8-low-memory", "sentence-transformers"):
             with self.at_work(name) as (process,):
-                first = process.ask("texts", texts=[QUERY])
+                first = process.request("texts", texts=[QUERY])
                 report[name] = {
                     "start_to_first_embedding_s": round(process.start_s + first, 2),
                     "first_embedding_s": round(first, 3),
-                    "loaded_mb": round(process.ask("peak") / 1e6),
-                    "private_mb": round(process.ask("private") / 1e6),
+                    "loaded_mb": round(process.request("peak") / 1e6),
+                    "private_mb": round(process.request("private") / 1e6),
                 }
                 if name in ("fp32", "int8"):
-                    process.ask("batch", rows=1, tokens=LONGEST)
-                    report[name]["peak_at_8192_tokens_mb"] = round(process.ask("peak") / 1e6)
+                    process.request("batch", rows=1, tokens=LONGEST)
+                    report[name]["peak_at_8192_tokens_mb"] = round(process.request("peak") / 1e6)
         return report
 
     def planning(self, texts: Sequence[str], tokens_per_s: float) -> dict[str, Any]:
@@ -162,15 +163,17 @@ def flops(shape: Shape, rows: int, tokens: int, *, last_for_first_token: bool = 
     square, wide = shape.hidden**2, shape.hidden * shape.feed_forward
     attention = 4 * tokens * shape.hidden
     layer = tokens * (2 * (4 * square + 2 * wide) + attention)
-    cut = tokens * 4 * square + 2 * (2 * square + 2 * wide) + attention
-    return rows * (shape.layers * layer - (layer - cut if last_for_first_token else 0))
+    saved = tokens * 4 * square + 2 * (2 * square + 2 * wide) + attention
+    return rows * (shape.layers * layer - (layer - saved if last_for_first_token else 0))
 
 
-def ratios(found: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """By how much ours are faster than each other one."""
-    ours = {name for name in ("fp32", "int8") if name in found}
+    ours = {name for name in ("fp32", "int8") if name in seconds}
     return {
-        f"{name}_over": {other: round(ratio(found, other, name), 3) for other in found if other not in {name, "int8"}}
+        f"{name}_over": {
+            other: round(ratio(seconds, other, name), 3) for other in seconds if other not in {name, "int8"}
+        }
         for name in sorted(ours)
     }
 
@@ -219,13 +222,13 @@ def facts(threads: int, *, avx2: bool) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    results = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            results[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            results[name] = "not installed"
+    return results
 
 
 def main() -> None:
@@ -248,10 +251,10 @@ def main() -> None:
     texts = read_texts(args.texts)
     target = RESULTS / file_name(args.layers, avx2=args.avx2)
     for part in args.only.split(","):
-        found = bench.mix(texts, args.tokens) if part == "mix" else getattr(bench, part)()
-        print(part, shown(found), flush=True)
-        seen = {"command": command(), "date": date.today().isoformat(), "seen": found}
-        save(target, bench, {part: seen}, avx2=args.avx2)
+        results = bench.mix(texts, args.tokens) if part == "mix" else getattr(bench, part)()
+        print(part, shown(results), flush=True)
+        outcome = {"command": command(), "date": date.today().isoformat(), "seen": results}
+        save(target, bench, {part: outcome}, avx2=args.avx2)
     print(f"{target}; python -m bench.plot draws it")
 
 

@@ -31,6 +31,7 @@ from pgvector.psycopg import register_vector
 
 from bench.applier import NEW_DIMENSION, make_docs, text_of, unit_vectors
 from vecferry.demo.database import running_database
+from vecferry.embeddings import TextVectors
 from vecferry.encode.runtime.host import machine
 from vecferry.migrate import MigrationOptions
 from vecferry.stores.pgvector import PgVectorStore
@@ -77,26 +78,26 @@ def main() -> None:
         register_vector(connection)
         costs = capture_costs(url, connection, args.rows // 4, args.runs)
         refusals = [
-            found
+            refusal
             for rows_per_write in ROWS_PER_WRITE
-            for found in refused_beside_a_backfill(url, connection, args.rows, rows_per_write)
+            for refusal in refused_beside_a_backfill(url, connection, args.rows, rows_per_write)
         ]
     for cost in costs:
         print(
             f"UPDATE of {cost.update:<24} {cost.without:6.1f} us a row, captured {cost.captured - cost.without:+6.1f}"
         )
-    for found in refusals:
-        share = 100 * found.refused / max(found.transactions, 1)
+    for refusal in refusals:
+        share = 100 * refusal.refused / max(refusal.transactions, 1)
         print(
-            f"{found.rows_per_write:>4} rows a write, {found.rows_per_s:>7,.0f} rows/s; {found.kind:<16}"
-            f" {found.refused:>4} of {found.transactions:>6} refused, {share:.2f} %"
+            f"{refusal.rows_per_write:>4} rows a write, {refusal.rows_per_s:>7,.0f} rows/s; {refusal.kind:<16}"
+            f" {refusal.refused:>4} of {refusal.transactions:>6} refused, {share:.2f} %"
         )
     if args.json:
         report = {
             "machine": machine(),
             "rows": args.rows,
             "capture": [asdict(cost) for cost in costs],
-            "refusals": [asdict(found) for found in refusals],
+            "refusals": [asdict(refusal) for refusal in refusals],
         }
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -142,7 +143,7 @@ def write_all(store: PgVectorStore, rows: int, rows_per_write: int) -> None:
     vectors = unit_vectors(rows, NEW_DIMENSION)
     for first in range(0, rows, rows_per_write):
         part = range(first, min(first + rows_per_write, rows))
-        store.write(Side.NEW, [NewVector((str(i),), text_digest(text_of(i)), vectors[i]) for i in part])
+        store.write(Side.NEW, [NewVector((str(i),), text_digest(text_of(i)), TextVectors(vectors[i])) for i in part])
 
 
 # --- the backfill ---------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def refused_beside_a_backfill(
 ) -> list[Refusals]:
     make_table(connection, rows)
     vectors = unit_vectors(rows, NEW_DIMENSION)
-    made = [NewVector((str(i),), text_digest(text_of(i)), vectors[i]) for i in range(rows)]
+    made = [NewVector((str(i),), text_digest(text_of(i)), TextVectors(vectors[i])) for i in range(rows)]
     writers = {"FOR UPDATE NOWAIT": take_at_once, "REPEATABLE READ": take_later}
     with prepared(url) as store, store.runner(60):
         ending = threading.Event()

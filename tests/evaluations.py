@@ -140,7 +140,7 @@ def only_the_verdict(evaluation: Evaluation) -> Evaluation:
 
 def _queries(count: int, random: np.random.Generator) -> list[QueryScore]:
     names = list(QUERIES)
-    found = []
+    queries = []
     for at in range(count):
         language = names[at % len(names)]
         old = float(np.clip(random.choice([0.0, 0.39, 0.5, 0.63, 1.0]) + random.normal(0, 0.1), 0, 1))
@@ -148,8 +148,8 @@ def _queries(count: int, random: np.random.Generator) -> list[QueryScore]:
         new = float(np.clip(old + moves * random.normal(GAIN[language], 0.25), 0, 1))
         text = ATTACK if at == 3 else f"{QUERIES[language]} ({at})"
         slices = {"language": language, "length": LENGTHS[at % len(LENGTHS)]}
-        found.append(QueryScore(f"q{at}", text, round(old, 4), round(new, 4), slices))
-    return found
+        queries.append(QueryScore(f"q{at}", text, round(old, 4), round(new, 4), slices))
+    return queries
 
 
 def _slice(by: str, value: str, queries: Sequence[QueryScore]) -> SliceScore:

@@ -49,8 +49,8 @@ class Hub:
 
     def downloads(self) -> list[str]:
         """The files whose content was asked for, in order."""
-        found = (re.search(r"/resolve/[^/]+/(.+)", path) for method, path, _ in self.requests if method == "GET")
-        return [match.group(1) for match in found if match]
+        matches = (re.search(r"/resolve/[^/]+/(.+)", path) for method, path, _ in self.requests if method == "GET")
+        return [match.group(1) for match in matches if match]
 
     @contextmanager
     def serving(self) -> Iterator[Hub]:
@@ -130,19 +130,25 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cuts = self.hub.cut_after.get(name, [])
-        cut = cuts.pop(0) if with_body and cuts else None
-        return self._send(206 if start else 200, headers, content[start:], cut=cut, with_body=with_body)
+        cut_at = cuts.pop(0) if with_body and cuts else None
+        return self._send(206 if start else 200, headers, content[start:], cut_at=cut_at, with_body=with_body)
 
     def _send(
-        self, status: int, headers: dict[str, str], body: bytes = b"", *, cut: int | None = None, with_body: bool = True
+        self,
+        status: int,
+        headers: dict[str, str],
+        body: bytes = b"",
+        *,
+        cut_at: int | None = None,
+        with_body: bool = True,
     ) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
         if with_body:
-            self.wfile.write(body[:cut])
-        if cut is not None:
+            self.wfile.write(body[:cut_at])
+        if cut_at is not None:
             self.close_connection = True
 
     def _sha256(self, name: str, content: bytes) -> str:
@@ -183,7 +189,7 @@ def open_in_a_process(source: str, home: Path, *arguments: str, **environment: s
         [sys.executable, "-m", "tests.hub", source, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parent.parent,
         env=kept
         | {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecferry.encode.batching import MB, RUN_TOKENS, Limits, plan
+from vecferry.errors import SettingsError
 
 LENGTHS = st.lists(st.integers(0, 9000) | st.integers(2, 40), max_size=300)
 
@@ -67,5 +68,5 @@ def test_no_texts_make_no_batches() -> None:
 
 @pytest.mark.parametrize("limits", [{"max_batch_tokens": 0}, {"max_batch_rows": 0}, {"memory_budget_mb": 0}])
 def test_limits_below_one_are_refused(limits: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least 1, not 0"):
+    with pytest.raises(SettingsError, match="=0 is not valid: expected a whole number from 1"):
         Limits(**limits)

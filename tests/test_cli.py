@@ -1,34 +1,44 @@
 """The command line as a user meets it: help, results, errors, exit codes."""
 
+import ast
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from vecferry.cli import app
+from vecferry import errors
+from vecferry.cli import EXIT_CODES, app
 from vecferry.errors import VecferryError
 from vecferry.model.artifact import Artifact
+from vecferry.stores.opening import open_store
 
 
 def vecferry(*arguments: str, stdin: str = "", code: int = 0) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "vecferry.cli", *arguments],
-        input=stdin, capture_output=True, text=True, timeout=120, check=False,
+        input=stdin, capture_output=True, text=True, timeout=600, check=False,
         env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
+PROSE = {"behind", "can", "raises", "serves", "that"}
+"""Words that follow our name in a sentence."""
 COMMANDS = ["convert", "verify", "encode", "doctor", "demo", "migrate"]
 VERBS = ["plan", "start", "status", "verify", "override", "cutover", "rollback", "finalize"]
 
@@ -59,7 +69,7 @@ def test_every_help_page_shows_what_is_written_brackets_included() -> None:
         bracketed |= expected
         first, *_ = (command.help or "").split("\n\n")
         assert " ".join(first.split()) in " ".join(shown.replace("`", "").split()) or "`" in first, path
-    assert {"[gate]", "[torch]"} <= bracketed
+    assert {"[VECFERRY_CACHE]", "[torch]"} <= bracketed
 
 
 def error_classes(base: type[VecferryError] = VecferryError) -> Iterator[type[VecferryError]]:
@@ -68,14 +78,59 @@ def error_classes(base: type[VecferryError] = VecferryError) -> Iterator[type[Ve
         yield from error_classes(each)
 
 
-def test_hints_name_commands_options_and_extras_that_there_are() -> None:
+COMMAND = re.compile(
+    r"\bvecferry ((?:migrate )?[a-z]+)((?: (?:-[\w-]+(?: [\w./=-]*\w)?|[A-Z]+\b[\w/-]*|[\w.-]+/[\w./-]+))*)"
+)
+"""A command of ours in a sentence, with the options and placeholders after it; X stands for a value."""
+
+
+def texts_of(file: Path) -> Iterator[str]:
+    """Every string of a module, docstrings included; of an f-string with X for what is put in."""
+    inside = set[int]()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            inside |= {id(part) for part in node.values}
+            yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)  # type: ignore[misc]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield re.sub(r"\{\w+\}", "X", node.value)
+
+
+def mentioned_commands() -> list[tuple[str, str]]:
+    """The command lines that errors, help, results and the console's pages name."""
+    folder = Path(errors.__file__).parent
+    texts = [text for file in folder.rglob("*.py") for text in texts_of(file)]
+    texts += [file.read_text(encoding="utf-8") for file in folder.rglob("*.j2")]
+    return sorted({(name, rest) for text in texts for name, rest in COMMAND.findall(text)})
+
+
+def test_the_commands_that_texts_name_are_found() -> None:
+    lines = {f"{name}{rest}" for name, rest in mentioned_commands()}
+    for line in (
+        "verify MODEL",
+        "migrate override --reason REASON",
+        "convert BAAI/bge-m3 X",
+        "migrate postpone --undo",
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize(("name", "rest"), mentioned_commands())
+def test_a_command_that_a_text_names_parses(name: str, rest: str) -> None:
+    known = {" ".join(path): command for path, command in pages(typer.main.get_command(app))}
+    if name in PROSE:
+        return
+    assert name in known
+    with contextlib.suppress(typer.Exit):  # --help ends here
+        if rest:
+            known[name].make_context("vecferry", rest.split())
+
+
+def test_hints_name_options_and_extras_that_there_are() -> None:
     """Those of the classes; where a hint is made on the spot, its own test looks at it."""
     known = {" ".join(path): command for path, command in pages(typer.main.get_command(app))}
     options = {name for command in known.values() for each in command.params for name in each.opts}
     extras = metadata("vecferry").get_all("Provides-Extra") or []
     for error in error_classes():
-        commands = re.findall(r"\bvecferry ((?:migrate )?[a-z]+)", error.advice)
-        assert set(commands) <= set(known), error
         assert set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", error.advice)) <= options | {"--help", "--head"}, error
         assert set(re.findall(r"vecferry\[(\w+)\]", error.advice)) <= set(extras), error
         assert ".py" not in error.advice, error  # a wheel has none of our scripts
@@ -115,9 +170,9 @@ def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path
         (["encode", "/nowhere", "-o", "out.csv"], 2, ["--output=out.csv is not valid"]),
         (["encode", "/nowhere", "--role", "title"], 2, ["--role=title", "passage or query"]),
         (
-            ["migrate", "status", "--table", "t"],
+            ["migrate", "status", "--collection", "t"],
             2,
-            ["error: the URL of the store is missing", "hint: Add --store URL, or VECFERRY_DATABASE_URL=postgresql"],
+            ["error: the URL of the store is missing", "hint: Add --store URL, or VECFERRY_STORE_URL=postgresql"],
         ),
         (["convert"], 2, ["Missing argument"]),
     ],
@@ -175,7 +230,7 @@ def test_encode_names_a_bad_line(tiny_artifact: Artifact) -> None:
 def test_doctor_says_what_runs_and_why(tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vecferry.cli", "doctor", "--json"],
-        env={"ONNX_MODEL_PATH": str(tiny_artifact.path), "VECFERRY_DATABASE_URL": "postgresql://u:hunter2@h/d"},
+        env={"ONNX_MODEL_PATH": str(tiny_artifact.path), "VECFERRY_STORE_URL": "postgresql://u:hunter2@h/d"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     report = json.loads(done.stdout)
@@ -206,3 +261,49 @@ def test_a_precision_that_is_none_is_refused(tiny_checkpoint: Path, tmp_path: Pa
     assert "fp32, fp16, int8, auto" in done.stderr
     done = vecferry("convert", str(tiny_checkpoint), str(tmp_path / "out"), "--labelled", str(tmp_path), code=2)
     assert "a narrower --precision" in done.stderr
+
+
+# --- exit codes -----------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_each_exit_code_means() -> None:
+    page = (Path(__file__).parent.parent / "docs/commands.md").read_text(encoding="utf-8")
+    assert {int(code): text for code, text in re.findall(r"^\| (\d+) \| (.+) \|$", page, re.MULTILINE)} == EXIT_CODES
+
+
+def test_each_exit_code_is_had_by_a_command(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    broken = "from vecferry.cli import main, model; model.load_encoder = None; main(['encode', 'anywhere'])"
+    codes = {
+        vecferry("--version", code=0).returncode,
+        subprocess.run([sys.executable, "-c", broken], capture_output=True, check=False).returncode,
+        vecferry("convert", "--no-such-option", code=2).returncode,
+        vecferry("encode", "/nowhere", "--role", "title", code=2).returncode,
+        vecferry("verify", "/nowhere", code=3).returncode,
+        *exit_codes_without_a_migration_and_beside_another_run(tiny_artifact, tmp_path),
+        exit_code_of_an_interrupt(tiny_artifact, tmp_path),
+    }
+    assert codes == set(EXIT_CODES)
+
+
+def exit_codes_without_a_migration_and_beside_another_run(artifact: Artifact, folder: Path) -> tuple[int, int]:
+    url, control = f"lancedb:{folder / 'data'}", folder / "control.db"
+    rows = [{"id": str(n), "text": f"text {n}", "embedding": [1.0, 0.0]} for n in range(2)]
+    lancedb.connect(folder / "data").create_table("docs", rows)
+    place = ("--store", url, "--collection", "docs", "--control", str(control))
+    without = vecferry("migrate", "abort", "--yes", *place, code=4)
+    assert "there is no migration" in without.stderr
+    store = open_store(url, "docs", text="text", vector="embedding", key="id", control=control)
+    with closing(store), store.runner(lease_s=60):
+        beside = vecferry("migrate", "start", "--new-model", str(artifact.path), *place, code=5)
+    return without.returncode, beside.returncode
+
+
+def exit_code_of_an_interrupt(artifact: Artifact, folder: Path) -> int:
+    """Once the command reads its texts, from a pipe that nobody writes to."""
+    os.mkfifo(folder / "texts")
+    command = [sys.executable, "-m", "vecferry.cli", "encode", str(artifact.path), str(folder / "texts")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with (folder / "texts").open("w"):
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    return process.returncode

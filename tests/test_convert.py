@@ -104,9 +104,9 @@ def test_the_graph_passes_the_checker_and_loads_at_default_options(tiny_artifact
 
 
 def test_a_head_that_is_not_wanted_is_empty(tiny_artifact: Artifact) -> None:
-    found = OnnxRuntime(tiny_artifact).run(random_batch([5, 9], TINY.vocabulary), Outputs.DENSE)
-    assert found.sparse_or_none is None
-    assert found.colbert_or_none is None
+    embeddings = OnnxRuntime(tiny_artifact).run(random_batch([5, 9], TINY.vocabulary), Outputs.DENSE)
+    assert embeddings.sparse_or_none is None
+    assert embeddings.colbert_or_none is None
 
 
 def test_converting_again_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -202,9 +202,9 @@ def test_numbers_that_are_not_finite_fail_verification_and_the_report_is_json(ti
     whole = runtime.run
 
     def broken(batch: TokenBatch, outputs: Outputs) -> Embeddings:
-        found = whole(batch, outputs)
-        found.dense[0, 0] = np.nan
-        return found
+        embeddings = whole(batch, outputs)
+        embeddings.dense[0, 0] = np.nan
+        return embeddings
 
     runtime.run = broken  # type: ignore[method-assign]
     report = verify(tiny_artifact, lambda: runtime, Reference(None))

@@ -124,8 +124,8 @@ def test_blocks_are_unpacked_as_the_plain_loop_does(small: Path) -> None:
     at, count = model.tensors["l0.fi.w"].offset, model.tensors["l0.fi.w"].count
     raw = small.read_bytes()[at : at + count // 32 * 18]
     expected = [number for start in range(0, len(raw), 18) for number in numbers_of_block(raw[start : start + 18])]
-    found = np.concatenate(list(model.read("l0.fi.w", (64, 32))))
-    np.testing.assert_array_equal(found, np.array(expected, np.float32))
+    values = np.concatenate(list(model.read("l0.fi.w", (64, 32))))
+    np.testing.assert_array_equal(values, np.array(expected, np.float32))
 
 
 def test_the_checkpoint_holds_every_tensor_in_its_shape_as_fp16(small: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_parts_of_a_large_tensor_join_without_a_seam(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_off_anywhere_is_called_damaged(small: Path, tmp_path: Path) -> None:
-    whole, cut = small.read_bytes(), tmp_path / "cut.bin"
+    whole, truncated = small.read_bytes(), tmp_path / "cut.bin"
     model = PackedModel.open(small)
     header_end = min(t.offset for t in model.tensors.values())
     for length in [
@@ -162,9 +162,9 @@ def test_a_file_cut_off_anywhere_is_called_damaged(small: Path, tmp_path: Path) 
         (header_end + len(whole)) // 2,
         len(whole) - 1,
     ]:
-        cut.write_bytes(whole[:length])
+        truncated.write_bytes(whole[:length])
         with pytest.raises(CheckpointDamaged):
-            write_safetensors(tmp_path / "model.safetensors", PackedModel.open(cut))
+            write_safetensors(tmp_path / "model.safetensors", PackedModel.open(truncated))
 
 
 @pytest.mark.parametrize("change", [{"magic": b"GGUF"}, {"version": 2}])

@@ -1,7 +1,6 @@
 """Documentation is executed: Python blocks run, command lines parse, links lead somewhere."""
 
 import contextlib
-import inspect
 import json
 import os
 import re
@@ -9,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -18,10 +19,16 @@ import typer
 
 from tests.postgres import connection, database_url, postgres_url
 from vecferry.cli import app, scripts
+from vecferry.embeddings import Outputs
+from vecferry.errors import MissingModel
 from vecferry.migrate import Migration, states
-from vecferry.migrate.config import SECTIONS, MigrationConfig, read_config
+from vecferry.migrate.config import SECTIONS, read_config
 from vecferry.model.artifact import Artifact
+from vecferry.options import default_of, help_of, names_of
 from vecferry.settings import Settings
+from vecferry.stores.memory import MemoryBackend
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.sqlite import SqliteLedger
 
 __all__ = ["connection", "database_url", "postgres_url"]
 
@@ -31,16 +38,16 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+    return [body for named, body in BLOCK.findall(page.read_text(encoding="utf-8")) if named == language]
 
 
 def test_python_blocks_of_readme_run(wide_artifact: Artifact, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "backend", tmp_path / "backend")
     (tmp_path / "models").mkdir()
     (tmp_path / "models/bge-m3-onnx").symlink_to(wide_artifact.path)
-    found = blocks(ROOT / "README.md", "python")
-    assert len(found) == 2
-    for block in found:
+    examples = blocks(ROOT / "README.md", "python")
+    assert len(examples) == 2
+    for block in examples:
         command = [sys.executable, "-W", "error", "-c", block]
         environment = {"PATH": os.environ["PATH"]}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -97,20 +104,37 @@ def test_sql_of_the_migration_page_runs(connection: psycopg.Connection) -> None:
         connection.execute("DROP OWNED BY app; DROP ROLE app")
 
 
-def test_the_file_of_the_migration_page_can_be_read_and_names_every_default(tmp_path: Path) -> None:
-    """Values that stand behind a `#` are the defaults, but for two limits and two values of the engine that are off."""
+OFF_BY_DEFAULT = {"rows_per_s", "max_query_ms", "address", "cpus_per_worker"}
+
+
+def test_the_file_of_the_migration_page_has_every_option_with_its_default_and_help(tmp_path: Path) -> None:
+    """Values that stand behind a `#` are the defaults, but for those that are off by default."""
     (block,) = blocks(ROOT / "docs/migrate.md", "toml")
-    file = tmp_path / "migration.toml"
-    file.write_text(block, encoding="utf-8")
-    as_it_stands = read_config(file)
-    file.write_text(re.sub(r"^# (\w+ = )", r"\1", block, flags=re.MULTILINE), encoding="utf-8")
-    written_out = read_config(file)
-    assert written_out.model_fields_set == set(MigrationConfig.model_fields)
-    for name, section in SECTIONS.items():
-        assert getattr(written_out, name).model_fields_set == set(section.model_fields)
-    limits = written_out.limits.model_copy(update={"rows_per_s": None, "max_query_ms": None})
-    engine = written_out.engine.model_copy(update={"address": None, "cpus_per_worker": None})
-    assert written_out.model_copy(update={"limits": limits, "engine": engine}) == as_it_stands
+    named, section = dict[str, list[str]](), ""
+    for line in block.splitlines()[1:]:
+        if header := re.match(r"\[(\w+)\]", line):
+            section = header[1]
+        elif option := re.fullmatch(r"(# )?(\w+) = (.+?) +# (.+)", line):
+            named.setdefault(section, []).append(option[2])
+            assert section == "thresholds" or option[4] == help_of(SECTIONS[section], option[2])
+            if option[1] and option[2] not in OFF_BY_DEFAULT:
+                value, default = (
+                    tomllib.loads(option[0][2:])[option[2]],
+                    default_of(SECTIONS[section], option[2]),
+                )
+                assert (Outputs.of(value) if isinstance(default, Outputs) else type(default)(value)) == default
+    assert {name: set(options) for name, options in named.items() if name != "thresholds"} == {
+        name: set(names_of(options)) for name, options in SECTIONS.items()
+    }
+    (tmp_path / "migration.toml").write_text(block, encoding="utf-8")
+    assert read_config(tmp_path / "migration.toml").thresholds == {"duplicate": 0.92}
+
+
+def test_the_example_file_of_settings_has_their_defaults() -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    defaults = {field.alias: field.default for field in Settings.model_fields.values()}
+    for name, number in re.findall(r"^#?([A-Z_]+)=(\d+)$", example, re.MULTILINE):
+        assert name == "VECFERRY_THREADS" or int(number) == defaults[name]
 
 
 def test_the_states_are_drawn_as_they_are() -> None:
@@ -131,14 +155,15 @@ def models_of_verbs() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("verb", "new", "old"), models_of_verbs())
 def test_a_verb_takes_the_models_that_the_page_says(verb: str, new: str, old: str) -> None:
-    """In Python and as options; "needed" is an argument without a default."""
-    arguments = inspect.signature(getattr(Migration, verb)).parameters
+    """As options; what the page calls needed is asked for by name where the migration was made without it."""
     migrate = typer.main.get_command(app).commands["migrate"]  # type: ignore[attr-defined]
     options = {option for parameter in migrate.commands[verb].params for option in parameter.opts}
-    for model, option, cell in (("new", "--artifact", new), ("old", "--old-artifact", old)):
-        assert (model in arguments) == (option in options) == (cell != "–")
-        if model in arguments:
-            assert (arguments[model].default is inspect.Parameter.empty) == (cell == "needed")
+    for model, option, cell in (("new", "--new-model", new), ("old", "--old-model", old)):
+        assert (option in options) == (cell != "–")
+        if cell == "needed":
+            store = MirrorStore(MemoryBackend(), "docs", SqliteLedger.in_memory())
+            with closing(store), pytest.raises(MissingModel, match=f"needs the {model} model"):
+                getattr(Migration(store), verb)()
 
 
 def test_every_verb_is_in_the_table_of_models() -> None:
@@ -161,13 +186,13 @@ def command_lines() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), command_lines())
 def test_command_lines_of_the_pages_parse(page: str, line: str) -> None:
     """Every command, option and argument is one that there is."""
-    words = shlex.split(line)
-    if words[0] == "python":
+    parts = shlex.split(line)
+    if parts[0] == "python":
         script = typer.Typer()
-        script.command()(getattr(scripts, words[1].removesuffix(".py")))
-        command, arguments = typer.main.get_command(script), words[2:]
+        script.command()(getattr(scripts, parts[1].removesuffix(".py")))
+        command, arguments = typer.main.get_command(script), parts[2:]
     else:
-        command, arguments = typer.main.get_command(app), words[1:]
+        command, arguments = typer.main.get_command(app), parts[1:]
     while hasattr(command, "commands"):
         options = [word for word in arguments if not word.startswith("-")]
         command = command.commands[options[0]]

@@ -86,6 +86,23 @@ def test_an_output_that_was_not_asked_for_is_named() -> None:
             getattr(bare, name)
 
 
+def test_the_vectors_of_one_text_are_taken_by_its_position() -> None:
+    vectors = PASSAGES[1]
+    assert vectors.outputs == Outputs.ALL
+    np.testing.assert_array_equal(vectors.dense, PASSAGES.dense[1])
+    assert vectors.sparse is not None
+    assert vectors.sparse.as_dict() == PASSAGES.sparse.row(1)
+    np.testing.assert_array_equal(vectors.colbert, PASSAGES.colbert[1])
+    last, counted_back = PASSAGES[3].colbert, PASSAGES[-1].colbert
+    np.testing.assert_array_equal(last, counted_back)
+    with pytest.raises(IndexError):
+        PASSAGES[4]
+    dense_alone = Embeddings("a", np.array([2]), np.array([False]), PASSAGES.dense[:1])
+    assert dense_alone[0].outputs == Outputs.DENSE
+    with pytest.raises(NotEncoded, match="dense"):
+        Embeddings("a", np.array([2]), np.array([False]), sparse_or_none=PASSAGES.sparse)[0]
+
+
 def test_concat_and_take_are_inverse() -> None:
     joined = Embeddings.concat([QUERIES, PASSAGES])
     again = joined.take(np.arange(3, 7))

@@ -60,15 +60,15 @@ def test_the_iterator_counts_a_bad_text_from_the_first_of_all(encoder: Encoder) 
 def test_eight_threads_get_what_one_gets(encoder: Encoder) -> None:
     expected = encoder.encode(TEXTS).dense
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: encoder.encode(TEXTS).dense, range(24)):
-            np.testing.assert_array_equal(found, expected)
+        for embeddings in pool.map(lambda _: encoder.encode(TEXTS).dense, range(24)):
+            np.testing.assert_array_equal(embeddings, expected)
 
 
 def test_a_text_over_the_limit_is_cut_and_counted(encoder: Encoder) -> None:
-    found = encoder.encode(["short", "word " * 300_000])  # 1.5 MB
-    assert found.truncated.tolist() == [False, True]
-    assert found.num_truncated == 1
-    assert found.num_tokens[1] == 8192
+    embeddings = encoder.encode(["short", "word " * 300_000])  # 1.5 MB
+    assert embeddings.truncated.tolist() == [False, True]
+    assert embeddings.num_truncated == 1
+    assert embeddings.num_tokens[1] == 8192
 
 
 class Watching:
@@ -87,23 +87,23 @@ def test_equal_texts_are_computed_once_and_are_equal_to_the_last_bit(encoder: En
     runtime = Watching(encoder)
     texts = ["one", "two", "one", "three words here", "two", "one"]
     watched = Encoder(encoder.tokenizer, runtime)
-    found = watched.encode(texts, outputs=Outputs.ALL)
+    embeddings = watched.encode(texts, outputs=Outputs.ALL)
     assert runtime.rows == 3
-    np.testing.assert_array_equal(found.dense[[0, 2, 1]], found.dense[[5, 0, 4]])
-    np.testing.assert_array_equal(found.colbert[0], found.colbert[5])
-    assert found.sparse.row(1) == found.sparse.row(4)
+    np.testing.assert_array_equal(embeddings.dense[[0, 2, 1]], embeddings.dense[[5, 0, 4]])
+    np.testing.assert_array_equal(embeddings.colbert[0], embeddings.colbert[5])
+    assert embeddings.sparse.row(1) == embeddings.sparse.row(4)
     assert len(Embeddings.concat(list(watched.encode_iter(texts * 2, texts_each=12)))) == 12
     assert runtime.rows == 6
 
 
 def test_a_corpus_of_several_slices_keeps_its_order_and_counts_its_progress(encoder: Encoder) -> None:
     texts = [f"{n % 1500} text" for n in range(TEXTS_EACH + 1000)]
-    seen: list[tuple[int, int]] = []
-    found = encoder.encode(texts, progress=lambda done, total: seen.append((done, total)))
-    some = [0, 7, 1023, 1024, 1499, 1500, 2023]
-    np.testing.assert_allclose(found.dense[some], encoder.encode([texts[i] for i in some]).dense, atol=1e-5)
-    assert seen[-1] == (len(texts), len(texts))
-    assert seen == sorted(seen)
+    calls: list[tuple[int, int]] = []
+    embeddings = encoder.encode(texts, progress=lambda done, total: calls.append((done, total)))
+    rows = [0, 7, 1023, 1024, 1499, 1500, 2023]
+    np.testing.assert_allclose(embeddings.dense[rows], encoder.encode([texts[i] for i in rows]).dense, atol=1e-5)
+    assert calls[-1] == (len(texts), len(texts))
+    assert calls == sorted(calls)
 
 
 def test_a_bad_text_far_behind_is_named_before_anything_is_computed(encoder: Encoder) -> None:
@@ -122,10 +122,10 @@ def test_a_text_over_the_memory_budget_is_refused_before_it_runs(tiny_artifact: 
 
 
 def test_progress_counts_to_the_end(encoder: Encoder) -> None:
-    seen: list[tuple[int, int]] = []
-    encoder.encode(TEXTS, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (len(TEXTS), len(TEXTS))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    calls: list[tuple[int, int]] = []
+    encoder.encode(TEXTS, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (len(TEXTS), len(TEXTS))
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
 
 def test_no_texts_and_bad_texts_are_named(encoder: Encoder) -> None:

@@ -55,13 +55,13 @@ def in_chunks(whole: Embeddings) -> Iterator[tuple[list[str], Embeddings]]:
     yield IDS[2:], whole.take(np.arange(2, 5))
 
 
-def assert_same(found: Embeddings, expected: Embeddings) -> None:
+def assert_same(embeddings: Embeddings, expected: Embeddings) -> None:
     """To the bit, outputs that were not asked for included."""
-    assert found.fingerprint == expected.fingerprint
-    np.testing.assert_array_equal(found.num_tokens, expected.num_tokens)
-    np.testing.assert_array_equal(found.truncated, expected.truncated)
+    assert embeddings.fingerprint == expected.fingerprint
+    np.testing.assert_array_equal(embeddings.num_tokens, expected.num_tokens)
+    np.testing.assert_array_equal(embeddings.truncated, expected.truncated)
     for output in ("dense_or_none", "sparse_or_none", "colbert_or_none"):
-        ours, theirs = getattr(found, output), getattr(expected, output)
+        ours, theirs = getattr(embeddings, output), getattr(expected, output)
         assert type(ours) is type(theirs)
         for mine, other in zip(arrays_of(ours), arrays_of(theirs), strict=True):
             assert mine.dtype == other.dtype
@@ -189,9 +189,9 @@ def test_a_file_that_cannot_be_read_is_a_wrong_argument(tmp_path: Path) -> None:
 def test_npz_gives_back_the_same_bits_and_only_the_keys_asked_for(tmp_path: Path, outputs: Outputs) -> None:
     whole = embeddings(outputs)
     write(tmp_path / "out.npz", in_chunks(whole))
-    ids, found = load_npz(tmp_path / "out.npz")
+    ids, loaded = load_npz(tmp_path / "out.npz")
     assert ids == IDS
-    assert_same(found, whole)
+    assert_same(loaded, whole)
     keys = {
         "dense": {"dense"},
         "sparse": {"sparse_indptr", "sparse_indices", "sparse_weights"},

@@ -52,7 +52,7 @@ def run(folder: Path, *arguments: str, **settings: str) -> "subprocess.Completed
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     command = [sys.executable, *arguments]
     return subprocess.run(
-        command, cwd=folder, env={**kept, **settings}, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env={**kept, **settings}, capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -78,9 +78,9 @@ def test_affinity_is_this_processs_own() -> None:
     ],
 )  # fmt: skip
 def test_memory_is_the_machines_and_the_groups(files: dict[str, str], limit: int | None) -> None:
-    found = memory({"/proc/meminfo": MEMINFO, **files}.get)
-    assert found == Memory(8_192_000_000, 6_144_000_000, limit)
-    assert found.usable == (limit or 8_192_000_000)
+    available = memory({"/proc/meminfo": MEMINFO, **files}.get)
+    assert available == Memory(8_192_000_000, 6_144_000_000, limit)
+    assert available.usable == (limit or 8_192_000_000)
 
 
 def test_a_system_that_says_nothing_is_no_error() -> None:

@@ -81,8 +81,8 @@ def test_span_hashes_equal_the_plain_loop_wherever_the_span_lies(characters: lis
 
     polynomial = sum(fmix64(c + 1) * 0x9E3779B97F4A7C15**i for i, c in enumerate(characters))
     row = np.array([7] * before + characters + [9, 9], np.int32)
-    found = span_hashes(row, *(np.array([n]) for n in (before, len(characters), 4)))
-    assert found.tolist() == [fmix64((polynomial + fmix64(4)) % 2**64)]
+    hashes = span_hashes(row, *(np.array([n]) for n in (before, len(characters), 4)))
+    assert hashes.tolist() == [fmix64((polynomial + fmix64(4)) % 2**64)]
 
 
 @pytest.mark.parametrize("seed", ["0", "1", "4242"])

@@ -162,14 +162,14 @@ def test_threads_that_ask_at_once_load_once(tiny_artifact: Artifact) -> None:
         loads.append(1)
         return load_encoder(EncoderOptions(artifact=tiny_artifact.path))
 
-    lazy, found = LazyEncoder(load), []
-    threads = [threading.Thread(target=lambda: found.append(lazy.get().encoder)) for _ in range(8)]
+    lazy, encoders = LazyEncoder(load), []
+    threads = [threading.Thread(target=lambda: encoders.append(lazy.get().encoder)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(loads) == 1
-    assert len({id(encoder) for encoder in found}) == 1
+    assert len({id(encoder) for encoder in encoders}) == 1
 
 
 def test_a_failed_load_is_tried_again() -> None:
@@ -204,7 +204,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_child_gets_an_encoder_of_its_own(tiny_artifact: Artifact) -> None:
     environment = {"ONNX_MODEL_PATH": str(tiny_artifact.path), "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout == "0\n"
 
@@ -241,6 +241,6 @@ def test_settings_are_read_from_dotenv_and_the_environment_wins(
 
 
 def test_the_database_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VECFERRY_DATABASE_URL", "postgresql://app:hunter2@localhost/app")
+    monkeypatch.setenv("VECFERRY_STORE_URL", "postgresql://app:hunter2@localhost/app")
     assert "hunter2" not in repr(read_settings())
     assert "hunter2" not in str(read_settings().model_dump())

@@ -76,6 +76,6 @@ def test_the_prediction_is_near_what_a_run_takes(
 ) -> None:
     padded = padding > 0
     predicted = predicted_bytes(two_layers.manifest.encoder, rows, tokens, outputs=outputs, padded=padded)
-    asked = [str(Path(two_layers.path)), str(rows), str(tokens), str(padding), str(outputs.value)]
-    done = subprocess.run([sys.executable, "-c", ONE_RUN, *asked], capture_output=True, text=True, check=True)
+    arguments = [str(Path(two_layers.path)), str(rows), str(tokens), str(padding), str(outputs.value)]
+    done = subprocess.run([sys.executable, "-c", ONE_RUN, *arguments], capture_output=True, text=True, check=True)
     assert 0.75 <= predicted / int(done.stdout) <= 1.35

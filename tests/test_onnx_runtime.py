@@ -63,10 +63,10 @@ def figures(script: str, *arguments: str) -> dict[str, object]:
 
 @linux
 def test_a_session_has_its_threads_but_the_callers_and_none_of_them_works_when_idle(tiny_artifact: Artifact) -> None:
-    found = figures(TWO_SESSIONS, str(tiny_artifact.path))
-    before, one, two = found["threads"]  # type: ignore[misc]
-    assert (one - before, two - one) == (2, 2)  # type: ignore[has-type]
-    assert found["idle"] < 0.01  # type: ignore[operator]  # seconds of processor time; threads that spin take 0.04
+    values = figures(TWO_SESSIONS, str(tiny_artifact.path))
+    before, with_one, with_two = values["threads"]  # type: ignore[misc]
+    assert (with_one - before, with_two - with_one) == (2, 2)  # type: ignore[has-type]
+    assert values["idle"] < 0.01  # type: ignore[operator]  # seconds of processor time; threads that spin take 0.04
 
 
 def test_low_memory_changes_no_number_beyond_rounding(tiny_artifact: Artifact) -> None:
@@ -87,12 +87,12 @@ def test_low_memory_keeps_weights_in_their_file_and_gives_a_runs_memory_back(wid
 
 def test_heads_that_are_not_asked_for_are_not_computed(tiny_artifact: Artifact) -> None:
     runtime = OnnxRuntime(tiny_artifact)
-    asked: list[dict[str, np.ndarray]] = []
+    results_of_runs: list[dict[str, np.ndarray]] = []
     results = runtime._results
-    runtime._results = lambda feed: asked.append(results(feed)) or asked[-1]  # type: ignore[func-returns-value,method-assign]
+    runtime._results = lambda feed: results_of_runs.append(results(feed)) or results_of_runs[-1]  # type: ignore[func-returns-value,method-assign]
     for outputs in (Outputs.DENSE, Outputs.SPARSE | Outputs.DENSE, Outputs.ALL):
         runtime.run(BATCH, outputs)
-    assert [(found["sparse"].size > 0, found["colbert"].size > 0) for found in asked] == [
+    assert [(values["sparse"].size > 0, values["colbert"].size > 0) for values in results_of_runs] == [
         (False, False),
         (True, False),
         (True, True),
@@ -112,8 +112,8 @@ def test_bound_inputs_and_outputs_give_the_same(tiny_artifact: Artifact) -> None
         "want_colbert": np.ones((), bool),
     }
     expected = session.run(None, feed)
-    for found, value in zip(run_bound(session, feed, "cpu").values(), expected, strict=True):
-        np.testing.assert_array_equal(found, value)
+    for values, value in zip(run_bound(session, feed, "cpu").values(), expected, strict=True):
+        np.testing.assert_array_equal(values, value)
 
 
 def test_heavy_operators_on_another_provider_are_named(tiny_artifact: Artifact) -> None:
@@ -138,6 +138,9 @@ def test_no_fallback_to_the_cpu_goes_unnoticed(tiny_artifact: Artifact, monkeypa
     """A package that offers CUDA on a machine without: ONNX Runtime logs a line and takes the CPU."""
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
-    with pytest.warns(UserWarning, match="not in available provider names"), pytest.raises(RuntimeUnavailable) as found:
+    with (
+        pytest.warns(UserWarning, match="not in available provider names"),
+        pytest.raises(RuntimeUnavailable) as values,
+    ):
         OnnxRuntime(tiny_artifact, device="cuda")
-    assert found.value.reason == "CUDAExecutionProvider does not start here"
+    assert values.value.reason == "CUDAExecutionProvider does not start here"

@@ -74,8 +74,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     command = [sys.executable, "-c", COLLECT, str(answer), *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, list[str]] = json.loads(answer.read_text())
-    return found
+    matches: dict[str, list[str]] = json.loads(answer.read_text())
+    return matches
 
 
 def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[str]:
@@ -123,9 +123,9 @@ def names_of_promises() -> list[str]:
 
 def test_each_test_of_the_list_has_a_number_of_its_own_and_is_there_once() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    found = re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE)
-    assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
-    assert [name for name, times in Counter(name for _, name in found).items() if times > 1] == []
+    matches = re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE)
+    assert [int(number) for number, _ in matches] == list(range(1, len(matches) + 1))
+    assert [name for name, times in Counter(name for _, name in matches).items() if times > 1] == []
 
 
 def test_a_cell_names_each_test_once_in_the_order_of_the_list() -> None:
@@ -137,7 +137,9 @@ def test_a_cell_names_each_test_once_in_the_order_of_the_list() -> None:
 
 def test_the_fine_print_is_of_promises_that_there_are() -> None:
     page = PAGE.read_text(encoding="utf-8").partition("## What the table does not say")[2].partition("\n## ")[0]
-    meant = {number for found in re.findall(r"\((\d+[a-z]?(?:, \d+[a-z]?)*)\)", page) for number in found.split(", ")}
+    meant = {
+        number for matches in re.findall(r"\((\d+[a-z]?(?:, \d+[a-z]?)*)\)", page) for number in matches.split(", ")
+    }
     assert meant
     assert meant <= set(names_of_promises())
 
@@ -149,9 +151,9 @@ def test_every_number_is_in_the_list_and_every_test_of_the_list_is_used() -> Non
 def test_every_test_that_is_named_is_there_and_runs(collected: dict[str, list[str]]) -> None:
     missing, skipped, not_run = [], [], []
     for promise, column, number in promised():
-        found = instances(listed()[number], column, collected)
-        marks = {mark for test in found for mark in collected[test]}
-        if not found:
+        matches = instances(listed()[number], column, collected)
+        marks = {mark for test in matches for mark in collected[test]}
+        if not matches:
             missing.append((promise, column, listed()[number]))
         if marks & {"skip", "skipif"}:
             skipped.append((promise, column, listed()[number]))

@@ -19,7 +19,7 @@ NAMES = {
     "Encoder": "class (tokenizer, runtime, limits, *, spec, cache)",
     "EncoderOptions": "class",
     "Limits": "class",
-    "Migration": "class (store, options)",
+    "Migration": "class (store, *, new, old, options)",
     "MigrationOptions": "class",
     "Outputs": "class",
     "RemoteEncoder": "class (url, *, api_key, model, timeout_s)",

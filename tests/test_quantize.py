@@ -93,8 +93,8 @@ def test_smoothing_alone_changes_nothing(
 ) -> None:
     smooth = quantize.smooth_inputs(quantize.smooth_values(graph, ranges), ranges)
     assert len(smooth.model.graph.node) > len(graph.model.graph.node)
-    found = run(smooth, baseline, tmp_path)
-    for output, worst in differences(found, OnnxRuntime(baseline).run(BATCH, Outputs.ALL)).items():
+    results = run(smooth, baseline, tmp_path)
+    for output, worst in differences(results, OnnxRuntime(baseline).run(BATCH, Outputs.ALL)).items():
         assert worst < 1e-5, output
 
 
@@ -150,16 +150,16 @@ def test_words_that_are_fp16_stay_so_and_every_form_reads_them(tiny_checkpoint: 
     shutil.copytree(tiny_checkpoint, tmp_path / "halved")
     tensors = torch.load(tmp_path / "halved" / "pytorch_model.bin")
     torch.save({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "halved" / "pytorch_model.bin")
-    model, found = read_model(tmp_path / "halved"), {}
+    model, results = read_model(tmp_path / "halved"), {}
     for name in ("fp32", "int8", "fp16"):
         source = open_source(str(tmp_path / "halved"))
         done = convert_checkpoint(source, tmp_path / name, precision=name, verified=False)
-        found[name] = OnnxRuntime(done.artifact).run(BATCH, Outputs.ALL)
-        words = [w for w in onnx.load(tmp_path / name / MODEL, load_external_data=False).graph.initializer
+        results[name] = OnnxRuntime(done.artifact).run(BATCH, Outputs.ALL)
+        tables = [w for w in onnx.load(tmp_path / name / MODEL, load_external_data=False).graph.initializer
                  if w.name.startswith("embeddings.words")]  # fmt: skip
-        assert words[0].data_type == (onnx.TensorProto.INT8 if name == "int8" else onnx.TensorProto.FLOAT16)
-    assert max(differences(found["fp32"], TorchRuntime(model).run(BATCH, Outputs.ALL)).values()) < 1e-4
-    assert min(cosines(found["fp32"], found[name]).min() for name in ("int8", "fp16")) > 0.995
+        assert tables[0].data_type == (onnx.TensorProto.INT8 if name == "int8" else onnx.TensorProto.FLOAT16)
+    assert max(differences(results["fp32"], TorchRuntime(model).run(BATCH, Outputs.ALL)).values()) < 1e-4
+    assert min(cosines(results["fp32"], results[name]).min() for name in ("int8", "fp16")) > 0.995
 
 
 PRODUCT = """
@@ -207,9 +207,9 @@ def test_on_avx2_the_scales_of_columns_leave_nothing_to_saturate(tmp_path: Path)
 
 
 def test_int8_is_near_fp32_and_a_quarter_of_it(int8: Artifact, baseline: Artifact) -> None:
-    ours, theirs = (OnnxRuntime(one).run(BATCH, Outputs.ALL) for one in (int8, baseline))
+    ours, theirs = (OnnxRuntime(form).run(BATCH, Outputs.ALL) for form in (int8, baseline))
     assert 0.995 < cosines(ours, theirs).min() < 1 - 1e-7  # and it is not fp32
-    sizes = [(one.path / DATA).stat().st_size - 8194 * 64 * 4 for one in (int8, baseline)]  # positions stay fp32
+    sizes = [(form.path / DATA).stat().st_size - 8194 * 64 * 4 for form in (int8, baseline)]  # positions stay fp32
     assert sizes[0] < 0.4 * sizes[1]
     assert int8.manifest.space.precision == "int8"
     assert int8.manifest.space.recipe == quantize.RECIPE
@@ -229,7 +229,7 @@ def test_its_report_holds_both_forms_and_its_manifest_the_losses(int8: Artifact)
     assert Artifact.open(int8.path).manifest == int8.manifest
     report = verify_artifact(int8)
     assert report.failed == []
-    assert any(check.name.startswith("sparse: 1 - cosine") and check.seen for check in report.checks)
+    assert any(check.name.startswith("sparse: 1 - cosine") and check.value for check in report.checks)
 
 
 def test_converting_again_gives_the_same_model(int8: Artifact, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -241,9 +241,9 @@ def test_converting_again_gives_the_same_model(int8: Artifact, tiny_checkpoint: 
 
 
 def test_fp16_is_nearer_and_its_outputs_are_fp32(graph: Graph, baseline: Artifact, tmp_path: Path) -> None:
-    found, expected = run(halve(graph, HIDDEN), baseline, tmp_path), OnnxRuntime(baseline).run(BATCH, Outputs.ALL)
-    assert found.dense.dtype == found.colbert.vectors.dtype == np.float32
-    assert cosines(found, expected).min() > 0.9999
+    results, expected = run(halve(graph, HIDDEN), baseline, tmp_path), OnnxRuntime(baseline).run(BATCH, Outputs.ALL)
+    assert results.dense.dtype == results.colbert.vectors.dtype == np.float32
+    assert cosines(results, expected).min() > 0.9999
     assert (tmp_path / DATA).stat().st_size < 0.6 * (baseline.path / DATA).stat().st_size
 
 
@@ -267,11 +267,11 @@ def test_int8_that_loses_too_much_is_refused_with_the_figures(
 
 
 def test_int8_that_finds_less_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    def found(encoder: Encoder) -> float:
+    def quality_of(encoder: Encoder) -> float:
         return {"fp32": 0.6, "int8": 0.594}[encoder.space.precision]
 
     with pytest.raises(PrecisionRefused, match=r"nDCG@10 lost to fp32 0.006 \(at most 0.005\): 0.6000 → 0.5940"):
-        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", quality=found)
+        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", quality=quality_of)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(2.0, "int8"), (1.05, "fp32")])

@@ -85,7 +85,11 @@ def assert_inert(page: str) -> None:
 
 def test_the_report_holds_no_script_and_asks_for_nothing(page: str, read: Read) -> None:
     assert_inert(page)
-    policies = [one["content"] for tag, one in read.elements if one.get("http-equiv") == "Content-Security-Policy"]
+    policies = [
+        attributes["content"]
+        for tag, attributes in read.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
 
 
@@ -115,7 +119,7 @@ def test_the_verdict_comes_first_with_the_numbers_of_the_evaluation(evaluation: 
     overall, message = evaluation.slices[0], evaluation.gate.message
     assert read.count("h1") == 1
     assert "Gate passed" in read.text[: read.text.index(message)]
-    assert read.text.index(message) < read.text.index("Looked at:") < read.text.index("Provenance")
+    assert read.text.index(message) < read.text.index("Compared on ") < read.text.index("Provenance")
     assert f"{overall.old.mean:.3f} → {overall.new.mean:.3f}" in read.text
     assert f"a difference of {signed(overall.difference.mean)}" in read.text
     assert f"{overall.wins} of {overall.queries} queries get better answers" in read.text
@@ -133,16 +137,16 @@ def test_the_summary_says_how_strong_the_evidence_is(evaluation: Evaluation, evi
 def test_the_summary_names_who_gains_and_who_loses(evaluation: Evaluation) -> None:
     everything, english = evaluation.slices[:2]
     lost = replace(english, difference=Interval(-0.25, -0.3, -0.2))
-    assert "Most lost: language en (−0.250)." in summary(replace(evaluation, slices=(everything, lost)))[2]
+    assert "Largest losses: language en (−0.250)." in summary(replace(evaluation, slices=(everything, lost)))[2]
     gained = replace(english, difference=Interval(0.25, 0.2, 0.3))
     assert summary(replace(evaluation, slices=(everything, gained)))[2] == (
-        "Most gained: language en (+0.250). No slice has a lower mean than before."
+        "Largest gains: language en (+0.250). No slice has a lower mean than before."
     )
 
 
 def test_every_part_is_listed_and_linked(read: Read) -> None:
-    linked = [one["href"] for tag, one in read.elements if tag == "a" and one.get("href")]
-    sections = [one["id"] for tag, one in read.elements if tag == "section"]
+    linked = [attributes["href"] for tag, attributes in read.elements if tag == "a" and attributes.get("href")]
+    sections = [attributes["id"] for tag, attributes in read.elements if tag == "section"]
     assert sections == ["quality", "queries", "scores", "replay", "findings", "map", "models", "provenance"]
     assert linked == ["#main", *(f"#{section}" for section in sections)]
     assert len(read.ids) == len(set(read.ids))
@@ -150,7 +154,7 @@ def test_every_part_is_listed_and_linked(read: Read) -> None:
 
 def test_absent_parts_leave_nothing_behind(evaluation: Evaluation) -> None:
     read = Read(render(only_the_verdict(evaluation)))
-    assert [one["id"] for tag, one in read.elements if tag == "section"] == ["models", "provenance"]
+    assert [attributes["id"] for tag, attributes in read.elements if tag == "section"] == ["models", "provenance"]
     assert read.count("svg") == read.count("figure") == 0
     assert evaluation.gate.message in read.text
 
@@ -182,26 +186,26 @@ def test_what_is_not_known_is_a_dash(evaluation: Evaluation) -> None:
 
 
 def test_texts_of_any_direction_and_language_say_so(read: Read) -> None:
-    queries = [one for tag, one in read.elements if tag == "span" and one.get("class") == "query"]
-    hits = [one for tag, one in read.elements if one.get("class") == "text"]
-    assert {one["dir"] for one in [*queries, *hits]} == {"auto"}
-    assert {"ar", "zh"} <= {one.get("lang") for one in queries}
+    queries = [attributes for tag, attributes in read.elements if tag == "span" and attributes.get("class") == "query"]
+    hits = [attributes for tag, attributes in read.elements if attributes.get("class") == "text"]
+    assert {attributes["dir"] for attributes in [*queries, *hits]} == {"auto"}
+    assert {"ar", "zh"} <= {attributes.get("lang") for attributes in queries}
     assert [language_tag(value) for value in ("ar", "zh-Hant", "unknown language", "", None)] == [
         "ar", "zh-Hant", None, None, None,
     ]  # fmt: skip
 
 
 def test_relevant_hits_are_marked_in_words(read: Read) -> None:
-    relevant = sum(one.get("class") == "relevant" for _, one in read.elements)
+    relevant = sum(attributes.get("class") == "relevant" for _, attributes in read.elements)
     assert relevant == read.text.count("✓ relevant") == 12  # the first six gains and losses, one each
 
 
 def test_every_figure_has_words_and_every_table_its_caption(read: Read) -> None:
     assert read.count("figure") == read.count("figcaption") == 7
     assert read.count("table") == read.count("caption")
-    assert {one.get("role") for tag, one in read.elements if tag == "svg"} == {"img"}
-    assert all(one.get("aria-label") for tag, one in read.elements if tag == "svg")
-    assert all("scope" in one for tag, one in read.elements if tag == "th")
+    assert {attributes.get("role") for tag, attributes in read.elements if tag == "svg"} == {"img"}
+    assert all(attributes.get("aria-label") for tag, attributes in read.elements if tag == "svg")
+    assert all("scope" in attributes for tag, attributes in read.elements if tag == "th")
 
 
 def test_colours_are_defined_for_light_and_for_dark(page: str) -> None:
@@ -222,8 +226,8 @@ def test_the_map_has_a_mark_and_a_shape_for_each_place() -> None:
 def test_slices_go_by_difference_after_all_queries(evaluation: Evaluation) -> None:
     ordered = by_difference(reversed(evaluation.slices))
     assert ordered[0].by == ALL
-    found = [one.difference.mean for one in ordered[1:]]
-    assert found == sorted(found, reverse=True)
+    values = [attributes.difference.mean for attributes in ordered[1:]]
+    assert values == sorted(values, reverse=True)
 
 
 def test_the_values_lie_beside_the_page(evaluation: Evaluation, tmp_path: Path) -> None:
@@ -269,9 +273,9 @@ def test_twenty_thousand_queries_stay_small() -> None:
 @pytest.mark.parametrize("count", [MAX_POINTS, MAX_POINTS + 1])
 def test_no_query_is_lost_on_the_way_to_a_chart(count: int) -> None:
     queries = make_evaluation(count).queries
-    found = cells(queries)
-    assert sum(cell.queries for cell in found) == count
-    assert found[0].is_point == (count <= MAX_POINTS)
+    values = cells(queries)
+    assert sum(cell.queries for cell in values) == count
+    assert values[0].is_point == (count <= MAX_POINTS)
     assert sum(differences(queries).counts) == sum(query.new != query.old for query in queries)
     assert len(differences(queries).counts) == BINS
 

@@ -165,7 +165,9 @@ def test_a_cut_connection_is_resumed_where_it_was_cut(hub: Hub, tmp_path: Path) 
     hub.cut_after["model.safetensors"] = [15 << 20]
     opened = open_in_a_process(REPO, tmp_path, HF_ENDPOINT=hub.url)
     assert opened.record["files"]["model.safetensors"] == hashlib.sha256(BULK * 200).hexdigest()
-    ranges = [asked for method, path, asked in hub.requests if method == "GET" and path.endswith("model.safetensors")]
+    ranges = [
+        requested for method, path, requested in hub.requests if method == "GET" and path.endswith("model.safetensors")
+    ]
     assert ranges == [None, f"bytes={10 << 20}-"]
 
 

@@ -129,15 +129,15 @@ def test_the_tokenizers_maximum_is_taken_where_the_transformer_says_none(tmp_pat
 
 
 def test_what_is_said_takes_the_place_of_what_is_missing(tmp_path: Path) -> None:
-    said = Overrides(pooling="cls", normalize=False, max_tokens=64, query_prefix="q: ", passage_prefix="")
-    spec = read_spec(checkpoint(tmp_path, modules=None, pooling=None, transformer={}), said)
-    assert Overrides.of(spec) == said
+    overrides = Overrides(pooling="cls", normalize=False, max_tokens=64, query_prefix="q: ", passage_prefix="")
+    spec = read_spec(checkpoint(tmp_path, modules=None, pooling=None, transformer={}), overrides)
+    assert Overrides.of(spec) == overrides
 
 
 def test_what_is_said_takes_the_place_of_what_is_written(tmp_path: Path) -> None:
     prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
-    said = Overrides(pooling="cls", normalize=False, max_tokens=64, query_prefix="", passage_prefix="p: ")
-    assert Overrides.of(read_spec(checkpoint(tmp_path, sentence_transformers=prompts), said)) == said
+    overrides = Overrides(pooling="cls", normalize=False, max_tokens=64, query_prefix="", passage_prefix="p: ")
+    assert Overrides.of(read_spec(checkpoint(tmp_path, sentence_transformers=prompts), overrides)) == overrides
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_what_is_said_takes_the_place_of_what_is_written(tmp_path: Path) -> None
 def test_an_absent_value_is_transformers_default(tmp_path: Path, config: object, expected: tuple[object, ...]) -> None:
     """transformers 5.23: BertConfig() and XLMRobertaConfig(); position_embedding_type is absent as well."""
     spec = read_spec(checkpoint(tmp_path, config))
-    found = (spec.pad_id, spec.token_types, spec.layer_norm_eps, spec.tokenizer_class, spec.first_position)
-    assert found == expected
+    values = (spec.pad_id, spec.token_types, spec.layer_norm_eps, spec.tokenizer_class, spec.first_position)
+    assert values == expected
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ def rows_of(tokenizer: Tokenizer, texts: list[str], prefix: str = "") -> list[li
     return [batch.ids[start:end].tolist() for start, end in zip(batch.indptr, batch.indptr[1:], strict=False)]
 
 
-def differing(found: list[list[int]], expected: list[list[int]], texts: list[str]) -> list[str]:
-    return [text[:80] for text, ours, theirs in zip(texts, found, expected, strict=True) if ours != theirs]
+def differing(ids: list[list[int]], expected: list[list[int]], texts: list[str]) -> list[str]:
+    return [text[:80] for text, ours, theirs in zip(texts, ids, expected, strict=True) if ours != theirs]
 
 
 # --- equality -------------------------------------------------------------------------------------
@@ -222,8 +222,8 @@ def test_what_is_not_a_tokenizer_is_a_value_error(raw: bytes) -> None:
 
 
 def test_special_ids_and_pieces_are_named(tokenizer: Tokenizer) -> None:
-    found = {tokenizer.text_of(i) for i in tokenizer.special_ids}
-    assert found in ({"<s>", "<pad>", "</s>", "<unk>"}, {"[CLS]", "[PAD]", "[SEP]", "[UNK]"})
+    ids = {tokenizer.text_of(i) for i in tokenizer.special_ids}
+    assert ids in ({"<s>", "<pad>", "</s>", "<unk>"}, {"[CLS]", "[PAD]", "[SEP]", "[UNK]"})
     assert tokenizer.text_of(10**7) == ""
 
 
@@ -278,5 +278,5 @@ def test_a_prefix_counts_towards_the_limit(canonical: bytes) -> None:
 def test_eight_threads_get_what_one_gets(tokenizer: Tokenizer) -> None:
     expected = rows_of(tokenizer, TEXTS)
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: rows_of(tokenizer, TEXTS), range(16)):
-            assert found == expected
+        for ids in pool.map(lambda _: rows_of(tokenizer, TEXTS), range(16)):
+            assert ids == expected

@@ -133,9 +133,9 @@ def test_a_task_models_prefix_is_taken_off(tmp_path: Path, prefix: str) -> None:
 
 def test_half_precision_becomes_fp32_when_asked(tmp_path: Path) -> None:
     torch.save({"a": numbers(4, 4, dtype=torch.bfloat16)}, tmp_path / "pytorch_model.bin")
-    found = open_weights(tmp_path)["a"].as_fp32()
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, numbers(4, 4, dtype=torch.bfloat16).float().numpy())
+    array = open_weights(tmp_path)["a"].as_fp32()
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, numbers(4, 4, dtype=torch.bfloat16).float().numpy())
 
 
 @pytest.mark.parametrize(("name", "save"), [("model.safetensors", save_safetensors), ("pytorch_model.bin", torch.save)])

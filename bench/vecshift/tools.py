@@ -134,7 +134,7 @@ class Ours:
         self._job = job
         self._argument = json.dumps(asdict(job))
         self._store = PgVectorStore.connect(job.url, NAME, TEXT, VECTOR)
-        self._migration = Migration(self._store, _options(job))
+        self._migration = Migration(self._store, options=_options(job))
         self._follower: subprocess.Popen[bytes] | None = None
         self._verified_s = 0.0
 
@@ -194,18 +194,18 @@ def main() -> None:
     job = Job(**json.loads(argument))
     old, new = (ServedEncoder(job.server, model, job.dimensions[model]) for model in (OLD, NEW))
     with PgVectorStore.connect(job.url, NAME, TEXT, VECTOR) as store:
-        migration = Migration(store, _options(job))
+        migration = Migration(store, new=new, old=old, options=_options(job))
         match verb:
             case "start":
-                migration.start(new, old=old, follow=lambda: False)
+                migration.start(follow=lambda: False)
             case "verify":
-                report = migration.verify(new, old=old, override="a benchmark judges no queries")
+                report = migration.verify(override="a benchmark judges no queries")
                 if not report.passed:
                     sys.exit(str([check for check in report.checks if not check.passed]))
             case "cutover":
-                migration.cutover(new=new)
+                migration.cutover()
             case "rollback":
-                migration.rollback(old=old)
+                migration.rollback()
             case _:
                 raise ValueError(verb)
 

@@ -30,12 +30,12 @@ def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32
 
 
 def encode_texts(texts: Sequence[str], *, role: Role = "passage") -> Float32:
-    """float32 [len(texts), dimension], in the order given. Raises VecferryError."""
+    """Encode texts to float32 [len(texts), dimension], in the order given. Raises VecferryError."""
     return _default.get().encoder.encode(texts, role=role).dense
 
 
 def get_embedding_dimension() -> int:
-    """Numbers in a vector; read from the converted model's manifest where it is there, without loading the model."""
+    """Return the numbers in a vector, from the converted model's manifest where there is one, else from the model."""
     return peek_dimension(read_settings().options()) or _default.get().encoder.dimension
 
 

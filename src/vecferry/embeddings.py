@@ -110,6 +110,35 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class SparseVector:
+    """Lexical weights of one text. indices: int32 [n] token ids, ascending; weights: float32 [n], > 0."""
+
+    indices: Int32
+    weights: Float32
+
+    def as_dict(self) -> dict[int, float]:
+        return dict(zip(self.indices.tolist(), self.weights.tolist(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class TextVectors:
+    """What a model made of one text, and what a store holds for it.
+
+    dense: float32 [D]. sparse; colbert: float32 [tokens, D], unit length: None where they were not asked for.
+    """
+
+    dense: Float32
+    sparse: SparseVector | None = None
+    colbert: Float32 | None = None
+
+    @property
+    def outputs(self) -> Outputs:
+        """Which of the three are there."""
+        sparse = Outputs(0) if self.sparse is None else Outputs.SPARSE
+        return DENSE | sparse | (Outputs(0) if self.colbert is None else Outputs.COLBERT)
+
+
+@dataclass(frozen=True, eq=False)
 class Sparse:
     """Lexical weights of N texts as CSR, ids ascending within a row.
 
@@ -123,9 +152,13 @@ class Sparse:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
+    def __getitem__(self, i: int) -> SparseVector:
+        part = row_slice(self.indptr, i)
+        return SparseVector(self.indices[part], self.weights[part])
+
     def row(self, i: int) -> dict[int, float]:
-        part = slice(self.indptr[i], self.indptr[i + 1])
-        return dict(zip(self.indices[part].tolist(), self.weights[part].tolist(), strict=True))
+        """Return the weight of each token id of text i."""
+        return self[i].as_dict()
 
     def take(self, rows: NDArray[np.intp]) -> Sparse:
         return Sparse(
@@ -154,7 +187,7 @@ class MultiVector:
         return len(self.indptr) - 1
 
     def __getitem__(self, i: int) -> Float32:
-        return self.vectors[self.indptr[i] : self.indptr[i + 1]]
+        return self.vectors[row_slice(self.indptr, i)]
 
     def take(self, rows: NDArray[np.intp]) -> MultiVector:
         return MultiVector(indptr_of(np.diff(self.indptr)[rows]), take_ragged(self.vectors, self.indptr, rows))
@@ -182,6 +215,12 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.num_tokens)
+
+    def __getitem__(self, i: int) -> TextVectors:
+        """Return the vectors of text i, with each output that was asked for. Raises NotEncoded without dense."""
+        sparse = None if self.sparse_or_none is None else self.sparse_or_none[i]
+        colbert = None if self.colbert_or_none is None else self.colbert_or_none[i]
+        return TextVectors(self.dense[i], sparse, colbert)
 
     @property
     def num_truncated(self) -> int:
@@ -261,11 +300,11 @@ def lexical_scores(queries: Embeddings, passages: Embeddings) -> Float32:
     by_id = np.zeros(int(max(wanted.indices.max(), stored.indices.max())) + 1, np.float32)
     scores = np.empty((len(queries), len(passages)), np.float32)
     for i in range(len(wanted)):
-        part = slice(wanted.indptr[i], wanted.indptr[i + 1])
-        by_id[wanted.indices[part]] = wanted.weights[part]
+        query = wanted[i]
+        by_id[query.indices] = query.weights
         products = by_id[stored.indices] * stored.weights  # [nnz]
         scores[i] = np.bincount(row_of, weights=products, minlength=len(stored))
-        by_id[wanted.indices[part]] = 0
+        by_id[query.indices] = 0
     return scores
 
 
@@ -319,6 +358,12 @@ def indptr_of(lengths: Sequence[int] | Int64) -> Int64:
     out = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=out[1:])
     return out
+
+
+def row_slice(indptr: Int64, i: int) -> slice:
+    """Where row i is in the flat array; below 0 it counts from the end. Raises IndexError."""
+    i = range(len(indptr) - 1)[i]
+    return slice(indptr[i], indptr[i + 1])
 
 
 def concat_indptr(parts: Iterable[Int64]) -> Int64:

@@ -6,6 +6,7 @@ VecferryError                      exit  what happened
 │   ├── InvalidText                      one text, by its position
 │   ├── InvalidRecord                    one line of an input file
 │   ├── HeadUnavailable                  an output that this model does not have
+│   ├── MissingModel                     a model that a verb of a migration needs
 │   └── NotEncoded                       an output that was not asked for
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
 │   ├── MissingOption                    one that has no default was not given
@@ -153,6 +154,16 @@ class HeadUnavailable(InvalidInput):
 
 
 @dataclass(eq=False)
+class MissingModel(InvalidInput):
+    """A migration was made without a model that this verb needs. side: "new" or "old"."""
+
+    template = "{verb} needs the {side} model, and this migration was made without it."
+    advice = "Migration(store, {side}=ENCODER)"
+    verb: str
+    side: str
+
+
+@dataclass(eq=False)
 class NotEncoded(InvalidInput, AttributeError):
     """An output was read that had not been asked for."""
 
@@ -195,7 +206,7 @@ class InvalidStoreUrl(SettingsError):
     """value: the URL as far as it holds no password."""
 
     template = "{value} is not the URL of a store: expected {expected}."
-    advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_DATABASE_URL."
+    advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_STORE_URL."
 
     def __init__(self, value: str, expected: str) -> None:
         super().__init__("url", value, expected)
@@ -361,7 +372,7 @@ class RuntimeFailed(ModelRuntimeError):
     """A runtime failed on a batch of that shape."""
 
     template = "the {runtime} runtime failed on a batch of {rows} × {tokens} tokens: {reason}."
-    advice = "Check the model: vecferry verify ARTIFACT"
+    advice = "Check the model: vecferry verify MODEL"
     runtime: str
     rows: int
     tokens: int
@@ -546,7 +557,7 @@ class StoreUnreachable(StoreError):
     """The database did not answer, or went away."""
 
     template = "the {store} store cannot be reached: {reason}."
-    advice = "Check --database or VECFERRY_DATABASE_URL, and that the server runs."
+    advice = "Check --store, [store] url of the --config file, or VECFERRY_STORE_URL, and that the server runs."
     store: str
     reason: str
 
@@ -644,7 +655,7 @@ class GateNotPassed(IllegalTransition):
     """verdict: the one of the gate, as a sentence."""
 
     template = "{verb} is not possible in state {state!r}, since the gate has not passed: {verdict}"
-    advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason WORDS"
+    advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason REASON"
     verdict: str
 
 
@@ -662,20 +673,24 @@ class MigrationConflict(MigrationError):
 
 @dataclass(eq=False)
 class CutoverRefused(MigrationError):
-    """keys: the rows concerned, as far as a person can read them."""
+    """keys: the rows concerned, as far as a person can read them; none where it is not about rows."""
 
-    template = "not switched: {reason}. Rows: {keys}"
+    template = "not switched: {reason}."
     advice = "{remedy}"
     reason: str
-    keys: Sequence[str]
     remedy: str
+    keys: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        return f"{super().message} Rows: {', '.join(self.keys)}" if self.keys else super().message
 
 
 class FinalizeNotConfirmed(MigrationError):
     """Dropping the old vectors needs a word of its own."""
 
     template = "finalize drops the old vectors and cannot be undone; it was not confirmed."
-    advice = "vecferry migrate finalize ... --yes"
+    advice = "Give the same command once more with --yes."
 
 
 @dataclass(eq=False)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vecferry.encode.batching import Limits
-from vecferry.encode.loading import EncoderOptions
+from vecferry.encode.loading import EncoderOptions, Fingerprint
 from vecferry.encode.runtime import Device
 from vecferry.errors import SettingsError
+from vecferry.options import Count, expected_of
 
 DEFAULT_ARTIFACT = Path("models/bge-m3-onnx")
+CountInText = Annotated[Count, Field(strict=False)]
+"""As the environment has it."""
 
 
 class Settings(BaseSettings):
@@ -27,21 +30,15 @@ class Settings(BaseSettings):
     source: str | None = Field(None, alias="VECFERRY_SOURCE", description="a folder, package:NAME or hub id")
     offline: bool = Field(False, alias="VECFERRY_OFFLINE", description="true or false")
     device: Device = Field("cpu", alias="VECFERRY_DEVICE", description="cpu or cuda")
-    threads: int | None = Field(None, alias="VECFERRY_THREADS", ge=1, description="a number from 1")
+    threads: CountInText | None = Field(None, alias="VECFERRY_THREADS")
     low_memory: bool = Field(False, alias="VECFERRY_LOW_MEMORY", description="true or false")
-    max_batch_tokens: int = Field(
-        Limits.max_batch_tokens, alias="VECFERRY_MAX_BATCH_TOKENS", ge=1, description="a number from 1"
-    )
-    memory_budget_mb: int = Field(
-        Limits.memory_budget_mb, alias="VECFERRY_MEMORY_BUDGET_MB", ge=1, description="a number from 1"
-    )
+    max_batch_tokens: CountInText = Field(Limits.max_batch_tokens, alias="VECFERRY_MAX_BATCH_TOKENS")
+    memory_budget_mb: CountInText = Field(Limits.memory_budget_mb, alias="VECFERRY_MEMORY_BUDGET_MB")
     cache: Path | None = Field(None, alias="VECFERRY_CACHE", description="a folder")
-    cache_mb: int = Field(EncoderOptions.cache_mb, alias="VECFERRY_CACHE_MB", ge=1, description="a number from 1")
-    fingerprint: str | None = Field(
-        None, alias="VECFERRY_FINGERPRINT", pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits"
-    )
-    database_url: SecretStr | None = Field(
-        None, alias="VECFERRY_DATABASE_URL", description="postgresql://user:password@host/database"
+    cache_mb: CountInText = Field(EncoderOptions.cache_mb, alias="VECFERRY_CACHE_MB")
+    fingerprint: Fingerprint | None = Field(None, alias="VECFERRY_FINGERPRINT")
+    store_url: SecretStr | None = Field(
+        None, alias="VECFERRY_STORE_URL", description="postgresql://user:password@host/database"
     )
     api_keys: SecretStr | None = Field(
         None, alias="VECFERRY_API_KEYS", description="keys of at least 16 characters, joined by commas"
@@ -74,6 +71,6 @@ def read_settings() -> Settings:
 
 
 def _translated(problem: Any) -> SettingsError:
-    name = str(problem["loc"][0])
-    field = next(field for field in Settings.model_fields.values() if field.alias == name)
-    return SettingsError(name, problem["input"], field.description or problem["msg"])
+    alias = str(problem["loc"][0])
+    name, field = next(each for each in Settings.model_fields.items() if each[1].alias == alias)
+    return SettingsError(alias, problem["input"], field.description or expected_of(Settings, name))

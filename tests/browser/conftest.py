@@ -26,11 +26,11 @@ SCREENSHOTS = "VECFERRY_SCREENSHOTS"
 
 def chromium() -> str:
     """Where it is. A test is skipped without it or axe-core, and fails where CI=true says that they must be there."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None or not AXE.exists():
-        missing = "Chromium" if found is None else "axe-core"
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None or not AXE.exists():
+        missing = "Chromium" if program is None else "axe-core"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{missing} is not here: make browser")
-    return found
+    return program
 
 
 @pytest.fixture(scope="package")
@@ -101,8 +101,11 @@ def page(open_page: Callable[..., Page]) -> Page:
 def axe(page: Page) -> list[str]:
     """What axe-core has against the page as it is now, a line for each rule; the page's own policy stays in force."""
     page.evaluate(f"{AXE.read_text(encoding='utf-8')}\n;0")
-    found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
-    return [f"{one['id']}: {one['help']}: {json.dumps([node['target'] for node in one['nodes']])}" for one in found]
+    violations = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
+    return [
+        f"{violation['id']}: {violation['help']}: {json.dumps([node['target'] for node in violation['nodes']])}"
+        for violation in violations
+    ]
 
 
 def shoot(page: Page, name: str, *, full_page: bool = False) -> None:

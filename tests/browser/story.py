@@ -41,8 +41,8 @@ class Story:
     def stop(self, name: str, *, full_page: bool = False) -> None:
         """A look at the page as it is: no violations, and a picture where one is wanted."""
         shoot(self.page, name, full_page=full_page)
-        found = axe(self.page)
-        assert found == [], f"{name}: {found}"
+        violations = axe(self.page)
+        assert violations == [], f"{name}: {violations}"
 
     def log_in(self, key: str | None = None) -> None:
         self.page.goto(f"{self.url}/login")
@@ -72,12 +72,12 @@ class Story:
 
     def set_limit(self, rows_per_s: str) -> None:
         self.page.locator("summary", has_text="Limit:").click()
-        self.page.get_by_label("At most, rows a second").fill(rows_per_s)
+        self.page.get_by_label("Maximum rows a second").fill(rows_per_s)
         self.press("Set")
 
     def search(self, query: str) -> None:
         self.page.get_by_role("link", name="Search both").click()
-        self.page.get_by_label("A query, as your users ask").fill(query)
+        self.page.get_by_label("A query as your users type it").fill(query)
         self.press("Search")
         expect(self.page.locator(".both")).to_be_visible(timeout=self.patience_ms)
 
@@ -105,9 +105,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where models, judged queries and settings go")
     parser.add_argument("--pictures", type=Path, required=True)
-    given = parser.parse_args()
-    os.environ[SCREENSHOTS] = str(given.pictures)
-    folder = given.folder.absolute()
+    arguments = parser.parse_args()
+    os.environ[SCREENSHOTS] = str(arguments.pictures)
+    folder = arguments.folder.absolute()
     convert_models(folder)
     with prepared(folder) as url, serving(folder, url) as address, sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
@@ -200,7 +200,7 @@ def judge(folder: Path, number: int) -> None:
     (judged / "qrels").mkdir(parents=True, exist_ok=True)
     step = max(1, len(demo.questions) // number)
     chosen = {question.id: question for question in demo.questions[::step][:number]}
-    lines = [json.dumps({"_id": one.id, "text": one.text, "lang": one.lang}) for one in chosen.values()]
+    lines = [json.dumps({"_id": passage.id, "text": passage.text, "lang": passage.lang}) for passage in chosen.values()]
     (judged / "queries.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = [f"{j.query_id}\t{j.passage_id}\t{j.relevance}" for j in demo.judgements if j.query_id in chosen]
     header = "query-id\tcorpus-id\tscore"
@@ -220,11 +220,11 @@ def serving(folder: Path, url: str) -> Iterator[str]:
         "--port",
         "0",
     ]
-    environment = os.environ | {"VECFERRY_DATABASE_URL": url, "VECFERRY_API_KEYS": KEY}
+    environment = os.environ | {"VECFERRY_STORE_URL": url, "VECFERRY_API_KEYS": KEY}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        yield next(found[1] for line in process.stderr if (found := re.search(r"at (http://\S+)", line)))
+        yield next(match[1] for line in process.stderr if (match := re.search(r"at (http://\S+)", line)))
     finally:
         process.terminate()
         sys.stderr.write(process.communicate(timeout=60)[1])

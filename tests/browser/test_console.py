@@ -150,7 +150,7 @@ def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid", "the focus is to be seen"
     page.keyboard.press("Enter")
-    expect(page.locator("#part-run")).to_contain_text("It runs in this console")
+    expect(page.locator("#part-run")).to_contain_text("The migration runs in this console")
 
 
 def test_a_button_keeps_the_focus_when_its_part_is_put_anew(opened: Console, page: Page) -> None:
@@ -176,7 +176,7 @@ def test_what_is_being_typed_survives_what_changes(opened: Console, page: Page) 
     story.start()
     done = story.await_progress()
     page.locator("#limit summary").click()
-    field = page.get_by_label("At most, rows a second")
+    field = page.get_by_label("Maximum rows a second")
     field.fill("12")
     page.wait_for_function("before => document.querySelector('progress').value > before", arg=done)
     assert field.input_value() == "12"
@@ -188,7 +188,7 @@ def test_without_the_script_all_works_but_liveness(opened: Console, open_page: C
     story = Story(page, opened.url, opened.operator.task.store.target, KEY)
     story.log_in()
     story.press("Start and follow")
-    expect(page.locator("#part-run")).to_contain_text("It runs in this console")
+    expect(page.locator("#part-run")).to_contain_text("The migration runs in this console")
     expect(page.locator("#live")).to_have_text("as of now")
     wait_until(lambda: bool(page.reload() and page.get_by_role("button", name="Pause").count()))
     story.press("Pause")

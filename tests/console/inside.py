@@ -27,7 +27,7 @@ from vecferry.stores.protocol import Store
 from vecferry.stores.values import Patience
 
 KEY = "a-key-of-the-tests-1234"
-WAIT_S = 30.0
+WAIT_S = 300.0
 
 
 def options(folder: Path, **others: Any) -> MigrationOptions:
@@ -54,11 +54,11 @@ def task(
 
     hold: called before it says anything.
     """
-    said = list(gates)
+    verdicts = list(gates)
 
     def gate(store: Store) -> GateVerdict:
         hold()
-        passed = said.pop(0) if len(said) > 1 else said[0]
+        passed = verdicts.pop(0) if len(verdicts) > 1 else verdicts[0]
         return GateVerdict(passed, "The new model is better." if passed else message, "judged queries")
 
     old = TruthEncoder("old", OLD_DIMENSION)

@@ -23,7 +23,7 @@ from vecferry.model.artifact import Artifact
 __all__ = ["connection", "database_url", "postgres_url"]
 
 ADDRESS, OWN_KEY = re.compile(r"at (http://\S+)"), re.compile(r"made for this run: (\S+)")
-WAIT_S = 60
+WAIT_S = 300
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def running(config: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
     reader.start()
     try:
         assert started.wait(WAIT_S), "no start"
-        found = ADDRESS.search("".join(lines))
-        assert found, "".join(lines)
-        yield process, found[1], lines
+        address = ADDRESS.search("".join(lines))
+        assert address, "".join(lines)
+        yield process, address[1], lines
     finally:
         process.kill()
         process.wait()
@@ -110,7 +110,7 @@ def test_a_store_that_goes_away_is_said_and_one_that_comes_back_is_seen(
         with psycopg.connect(postgres_url, autocommit=True) as admin:
             admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
             admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-            wait_until(lambda: "not seen</h1>" in http.get("/").text)
+            wait_until(lambda: "unreachable</h1>" in http.get("/").text)
             assert "the pgvector store cannot be reached" in http.get("/").text
             admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         wait_until(lambda: "not begun</h1>" in http.get("/").text)

@@ -65,7 +65,7 @@ def test_a_run_is_stopped_and_started_again(inside: Console) -> None:
     inside.do("stop")
     inside.wait_for("the run ended before its work did: it was asked to stop.")
     inside.do("start")
-    inside.wait_for("It runs in this console")
+    inside.wait_for("The migration runs in this console")
 
 
 def test_the_run_takes_the_engine_that_it_was_given(collection: MirrorCollection, tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_the_run_takes_the_engine_that_it_was_given(collection: MirrorCollection
 def test_a_pause_and_a_limit_are_the_ledgers(inside: Console) -> None:
     inside.do("start")
     inside.wait_for("catching up</h1>")
-    assert "At most 12.5 rows are written a second." in inside.do("throttle", rows_per_s="12.5")
+    assert "At most 12.5 rows a second are written." in inside.do("throttle", rows_per_s="12.5")
     assert "a number above 0" in inside.do("throttle", rows_per_s="many")
     assert "Limit: 12.5 rows a second" in inside.page()
-    assert "There is no limit." in inside.do("throttle", rows_per_s="")
+    assert "The limit was removed." in inside.do("throttle", rows_per_s="")
     page = inside.do("pause")
     assert "paused</h1>" in page
     assert "/do/verify" not in page
@@ -98,7 +98,7 @@ def test_a_pause_and_a_limit_are_the_ledgers(inside: Console) -> None:
 def test_a_switch_that_is_postponed_has_no_form(ready: Console) -> None:
     page = ready.do("postpone")
     assert "/do/cutover" not in page
-    assert "/do/cutover" in ready.do("postpone", off="1")
+    assert "/do/cutover" in ready.do("postpone", undo="1")
 
 
 def test_dead_letters_are_shown_with_their_reasons_and_encoded_again(
@@ -142,14 +142,14 @@ def test_a_switch_without_the_gate_is_refused_in_words(inside: Console) -> None:
 
 
 def test_a_switch_wants_name_and_key_typed(ready: Console) -> None:
-    for wrong, said in (
+    for wrong, message in (
         ({"name": "another"}, "the name that you typed is not"),
         ({"name": ""}, "the name that you typed is not"),
         ({"key": "another-key-of-16"}, "That is not a key of this console."),
         ({"key": ""}, "That is not a key of this console."),
     ):
         page = ready.do("cutover", **confirmed(ready) | wrong)
-        assert said in page
+        assert message in page
         assert "ready</h1>" in page
         assert "epoch 1, generation 1" in page
 
@@ -159,10 +159,12 @@ def test_a_switch_wants_name_and_key_typed(ready: Console) -> None:
 
 def test_a_run_of_another_process_is_recognised(collection: MirrorCollection, inside: Console, tmp_path: Path) -> None:
     with collection.another() as other:
-        Migration(other, options(tmp_path)).start(TruthEncoder("new", 16), old=TruthEncoder("old", OLD_DIMENSION))
+        Migration(
+            other, new=TruthEncoder("new", 16), old=TruthEncoder("old", OLD_DIMENSION), options=options(tmp_path)
+        ).start()
         with other.runner(lease_s=5.0):
             inside.do("start")
-            page = inside.wait_for("It runs in another process:")
+            page = inside.wait_for("The migration runs in another process:")
     assert "pid " in page
     assert "catching up</h1>" in page
 
@@ -186,7 +188,7 @@ def test_both_sides_are_asked_and_what_moved_is_said(inside: Console) -> None:
     page = inside.page("/search?q=text+number+7")
     assert 'id="old-1"' in page
     assert 'id="new-1"' not in page
-    assert "The new vectors are not there before start." in page
+    assert "There are no new vectors before start." in page
     inside.do("start")
     inside.wait_for("catching up</h1>")
     page = inside.page("/search?q=text+number+7")
@@ -217,9 +219,9 @@ def test_what_is_in_the_collection_is_never_markup(collection: MirrorCollection,
         assert "it has &lt;script&gt;" in opened.wait_for("catching up</h1>")
         opened.do("verify")
         assert "&lt;script&gt;" in opened.wait_for("verified</h1>")
-        found = opened.http.get("/search", params={"q": XSS}).text
-        assert '<p class="text" dir="auto">&lt;script&gt;' in found
-        for page in (found, opened.do("throttle", rows_per_s=XSS), opened.do("override", reason=XSS)):
+        search_page = opened.http.get("/search", params={"q": XSS}).text
+        assert '<p class="text" dir="auto">&lt;script&gt;' in search_page
+        for page in (search_page, opened.do("throttle", rows_per_s=XSS), opened.do("override", reason=XSS)):
             assert "&lt;script&gt;" in page
             assert XSS not in page
 

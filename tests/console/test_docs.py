@@ -22,18 +22,18 @@ def test_numbers_of_the_page_are_those_of_the_code() -> None:
         r"of the\s+first ([\d,.]+) characters": comparing.MAX_SHOWN_CHARS,
         r"in the last ([\d,.]+) s\b": view.PACE_S,
     }
-    assert {pattern: numbers_said(pattern) for pattern in numbers} == {one: [n] for one, n in numbers.items()}
+    assert {pattern: numbers_said(pattern) for pattern in numbers} == {path: [n] for path, n in numbers.items()}
 
 
 def numbers_said(pattern: str) -> list[float]:
     """Whole numbers, not the end of a longer one, wherever the page says it so."""
-    return [float(found.replace(",", "")) for found in re.findall(pattern, PAGE)]
+    return [float(figure.replace(",", "")) for figure in re.findall(pattern, PAGE)]
 
 
 def test_wrong_keys_have_to_wait_as_long_as_the_page_says() -> None:
-    said = re.search(r"(\d+) are free, then ((?:\d+ s, )*\d+ s) \.\.\.", PAGE)
-    assert said is not None
-    free, expected = int(said[1]), [float(wait) for wait in re.findall(r"\d+", said[2])]
+    sentence = re.search(r"(\d+) are free, then ((?:\d+ s, )*\d+ s) \.\.\.", PAGE)
+    assert sentence is not None
+    free, expected = int(sentence[1]), [float(wait) for wait in re.findall(r"\d+", sentence[2])]
     now, waits = [1000.0], list[float]()
     made = Sessions(ApiKeys(["the-right-key-of-this-test"]), clock=lambda: now[0])
     for _ in range(free + len(expected)):
@@ -46,17 +46,17 @@ def test_wrong_keys_have_to_wait_as_long_as_the_page_says() -> None:
 def test_the_verbs_that_are_left_to_the_command_line_are_those_without_a_form() -> None:
     left = set(VERBS) - set(ACTIONS) - {"plan", "status"}  # these two change nothing, and the page shows a status
     assert set(re.findall(r"^vecferry migrate (\w+) ", PAGE, re.MULTILINE)) == left
-    (said,) = re.findall(r"^(.+) are left to the command line:$", PAGE, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", said)) == left
+    (sentence,) = re.findall(r"^(.+) are left to the command line:$", PAGE, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", sentence)) == left
 
 
 def test_pictures_are_small_and_each_is_on_the_page() -> None:
     pictures = sorted((ROOT / "docs/console").glob("*.png"))
-    assert [one.name for one in pictures] == sorted(re.findall(r"!\[[^\]]+\]\(console/([^)]+)\)", PAGE))
-    assert [one.name for one in pictures if one.stat().st_size > 150_000] == []
+    assert [path.name for path in pictures] == sorted(re.findall(r"!\[[^\]]+\]\(console/([^)]+)\)", PAGE))
+    assert [path.name for path in pictures if path.stat().st_size > 150_000] == []
 
 
 def test_every_part_has_a_template_and_every_static_file_is_there() -> None:
     folder = ROOT / "src/vecferry/console"
-    assert {one.name for one in (folder / "templates/parts").iterdir()} == {f"{n}.html.j2" for n in pages.PARTS}
-    assert {one.name for one in (folder / "static").iterdir()} == set(pages.STATIC)
+    assert {path.name for path in (folder / "templates/parts").iterdir()} == {f"{n}.html.j2" for n in pages.PARTS}
+    assert {path.name for path in (folder / "static").iterdir()} == set(pages.STATIC)

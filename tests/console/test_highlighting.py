@@ -32,9 +32,9 @@ def highlighted(
     passage: str,
     prefixes: tuple[str, str] = ("", ""),
 ) -> tuple[Run, ...]:
-    asked = encoder.encode([prefixes[0] + query], outputs=Outputs.ALL)
-    found = encoder.encode([prefixes[1] + passage], outputs=Outputs.ALL)
-    return Highlighter(query, asked, pieces, prefixes).light(passage, found, 0)
+    query_embeddings = encoder.encode([prefixes[0] + query], outputs=Outputs.ALL)
+    passage_embeddings = encoder.encode([prefixes[1] + passage], outputs=Outputs.ALL)
+    return Highlighter(query, query_embeddings, pieces, prefixes).highlight(passage, passage_embeddings, 0)
 
 
 def message(runs: tuple[Run, ...]) -> str:
@@ -53,8 +53,10 @@ def test_the_runs_are_the_text(
 def test_words_that_both_have_are_lit_and_no_others(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
     """Of those that both have, the head gives a weight to some."""
     query = "Scheele discovered oxygen in 1773"
-    asked, found = (encoder.encode([text], outputs=Outputs.SPARSE).sparse.row(0) for text in (query, PASSAGE))
-    shared = [piece for piece in pieces(PASSAGE) if piece.id in asked.keys() & found.keys()]
+    query_embeddings, passage_embeddings = (
+        encoder.encode([text], outputs=Outputs.SPARSE).sparse.row(0) for text in (query, PASSAGE)
+    )
+    shared = [piece for piece in pieces(PASSAGE) if piece.id in query_embeddings.keys() & passage_embeddings.keys()]
     runs = highlighted(encoder, pieces, query, PASSAGE)
     assert message(runs) == "".join(piece.text for piece in shared) != ""
     assert max(run.word for run in runs) == LEVELS
@@ -69,8 +71,8 @@ def test_the_best_match_of_a_token_in_the_same_text_is_itself(
 ) -> None:
     """Its cosine is 1, said with two digits."""
     runs = highlighted(encoder, pieces, PASSAGE, PASSAGE)
-    said = [run for run in runs if run.why]
-    assert {run.why.rpartition(" ")[2] for run in said} == {"1.00"}
+    explained = [run for run in runs if run.why]
+    assert {run.why.rpartition(" ")[2] for run in explained} == {"1.00"}
     lit_texts = "".join(run.text for run in runs if run.best)
     assert lit_texts.replace(" ", "") == PASSAGE.replace(" ", "")
 
@@ -96,11 +98,11 @@ def test_a_tokenizer_that_says_no_pieces_lights_nothing(encoder: Encoder) -> Non
 
 
 def test_scores_are_those_of_the_heads(encoder: Encoder) -> None:
-    asked = encoder.encode(["who discovered oxygen?"], outputs=Outputs.ALL)
-    found = encoder.encode([PASSAGE, "another"], outputs=Outputs.ALL)
-    for number, score in enumerate(scores_of(asked, found)):
-        assert score.dense == dense_scores(asked, found)[0, number]
-        assert score.sparse == lexical_scores(asked, found)[0, number]
-        assert score.colbert == colbert_scores(asked, found)[0, number]
+    query_embeddings = encoder.encode(["who discovered oxygen?"], outputs=Outputs.ALL)
+    passage_embeddings = encoder.encode([PASSAGE, "another"], outputs=Outputs.ALL)
+    for number, score in enumerate(scores_of(query_embeddings, passage_embeddings)):
+        assert score.dense == dense_scores(query_embeddings, passage_embeddings)[0, number]
+        assert score.sparse == lexical_scores(query_embeddings, passage_embeddings)[0, number]
+        assert score.colbert == colbert_scores(query_embeddings, passage_embeddings)[0, number]
     dense_only = encoder.encode(["x"], outputs=DENSE)
     assert (scores_of(dense_only, dense_only)[0].sparse, scores_of(dense_only, dense_only)[0].colbert) == (None, None)

@@ -92,8 +92,8 @@ def _token(word: str) -> int:
 
 
 def unit(vector: Float32) -> Float32:
-    found: Float32 = (vector / np.linalg.norm(vector)).astype(np.float32)
-    return found
+    scaled: Float32 = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return scaled
 
 
 def text_about(number: int) -> str:

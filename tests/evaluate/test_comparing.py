@@ -16,13 +16,13 @@ def questions(slices: Sequence[Mapping[str, str]]) -> tuple[Question, ...]:
 
 
 def compared(old: Sequence[float], new: Sequence[float], slices: Sequence[Mapping[str, str]] = ()) -> Compared:
-    asked = questions(slices or [{}] * len(old))
-    return compare("nDCG@10", asked, np.array(old), np.array(new), Resampling())
+    asked_questions = questions(slices or [{}] * len(old))
+    return compare("nDCG@10", asked_questions, np.array(old), np.array(new), Resampling())
 
 
 def test_wins_losses_and_ties_are_counted_by_query() -> None:
-    found = compared([0.5, 0.5, 0.5, 0.5, 0.0], [0.6, 0.4, 0.5, 0.5 + SAME / 2, 1.0])
-    overall = found.slices[0]
+    comparison = compared([0.5, 0.5, 0.5, 0.5, 0.0], [0.6, 0.4, 0.5, 0.5 + SAME / 2, 1.0])
+    overall = comparison.slices[0]
     assert (overall.by, overall.value, overall.queries) == (ALL, ALL, 5)
     assert (overall.wins, overall.losses, overall.ties) == (2, 1, 2)
     assert overall.old.mean == pytest.approx(0.4)
@@ -33,8 +33,8 @@ def test_wins_losses_and_ties_are_counted_by_query() -> None:
 
 def test_a_slice_has_the_values_of_its_own_queries() -> None:
     slices = [{"language": "en" if n % 2 else "de"} for n in range(20)]
-    found = compared([0.5] * 20, [0.9 if n % 2 else 0.3 for n in range(20)], slices)
-    by_name = {one.value: one for one in found.slices}
+    comparison = compared([0.5] * 20, [0.9 if n % 2 else 0.3 for n in range(20)], slices)
+    by_name = {score.value: score for score in comparison.slices}
     assert list(by_name) == [ALL, "de", "en"]
     assert by_name["en"].difference.mean == pytest.approx(0.4)
     assert by_name["de"].difference.mean == pytest.approx(-0.2)
@@ -46,8 +46,8 @@ def test_slices_of_too_few_queries_are_left_out_and_so_are_kinds_of_one_value() 
         {"source": "web", "language": "en" if n < MIN_IN_SLICE else "de" if n < 2 * MIN_IN_SLICE - 1 else "zh"}
         for n in range(3 * MIN_IN_SLICE)
     ]
-    found = slices_by_kind(questions(slices))
-    assert {by: {value: rows.tolist() for value, rows in values.items()} for by, values in found.items()} == {
+    comparison = slices_by_kind(questions(slices))
+    assert {by: {value: rows.tolist() for value, rows in values.items()} for by, values in comparison.items()} == {
         "language": {
             "en": list(range(MIN_IN_SLICE)),
             "zh": list(range(2 * MIN_IN_SLICE - 1, 3 * MIN_IN_SLICE)),
@@ -61,14 +61,14 @@ def test_of_a_kind_with_many_values_the_largest_are_kept_in_the_order_of_their_n
 
 
 def test_extremes_are_the_largest_changes_and_hold_no_tie() -> None:
-    found = compared([0.5, 0.5, 0.5, 0.5, 0.5], [0.6, 0.1, 0.5, 0.9, 0.4])
-    assert found.extremes(1) == ([3], [1])
-    assert found.extremes(10) == ([3, 0], [1, 4])
+    comparison = compared([0.5, 0.5, 0.5, 0.5, 0.5], [0.6, 0.1, 0.5, 0.9, 0.4])
+    assert comparison.extremes(1) == ([3], [1])
+    assert comparison.extremes(10) == ([3, 0], [1, 4])
 
 
 def test_scores_are_those_of_each_query() -> None:
-    found = compared([0.123456789], [1.0], [{"language": "en"}])
-    (score,) = found.scores()
+    comparison = compared([0.123456789], [1.0], [{"language": "en"}])
+    (score,) = comparison.scores()
     assert (score.id, score.text, score.old, score.new, score.slices) == (
         "q0", "question 0", 0.123457, 1.0, {"language": "en"},
     )  # fmt: skip

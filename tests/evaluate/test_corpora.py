@@ -49,32 +49,34 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
 
 def fill_new_side(collection: MirrorCollection, staging: Path) -> None:
     """With what was written since, too."""
-    Migration(collection.store, MigrationOptions(old_fingerprint=OLD.fingerprint, staging=staging)).start(NEW)
+    Migration(
+        collection.store, new=NEW, options=MigrationOptions(old_fingerprint=OLD.fingerprint, staging=staging)
+    ).start()
 
 
 def folder(outputs: Outputs = DENSE) -> FolderCorpus:
     return FolderCorpus("folder", PASSAGES, *MODELS, outputs, lambda _: None)
 
 
-def asked(side: Side) -> Embeddings:
+def queries_of(side: Side) -> Embeddings:
     return (OLD if side == "old" else NEW).encode(QUESTIONS, role="query")
 
 
-def named(corpus: FolderCorpus | StoreCorpus, found: Ranked) -> list[list[str]]:
+def named(corpus: FolderCorpus | StoreCorpus, ranking: Ranked) -> list[list[str]]:
     ids = list(corpus.ids)
-    return [[ids[number] for number in row if number != NONE] for row in found.passages.tolist()]
+    return [[ids[number] for number in row if number != NONE] for row in ranking.passages.tolist()]
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_folder_and_a_store_answer_alike(collection: MirrorCollection, side: Side) -> None:
     store, here = StoreCorpus(collection.store, *MODELS), folder()
-    stored, found = store.search(side, asked(side), 10), here.search(side, asked(side), 10)
-    assert named(store, stored) == named(here, found)
+    stored, evaluation = store.search(side, queries_of(side), 10), here.search(side, queries_of(side), 10)
+    assert named(store, stored) == named(here, evaluation)
     # The store's cosine is divided by lengths that are 1 within float32's 6e-8.
-    np.testing.assert_allclose(stored.scores, found.scores, atol=1e-6)
+    np.testing.assert_allclose(stored.scores, evaluation.scores, atol=1e-6)
     assert store.num_passages == here.num_passages == COUNT
     texts = [store.texts(row) for row in stored.passages.tolist()]
-    assert texts == [here.texts(row) for row in found.passages.tolist()]
+    assert texts == [here.texts(row) for row in evaluation.passages.tolist()]
 
 
 def test_a_store_numbers_rows_as_they_are_found_and_both_sides_have_the_same_numbers(
@@ -82,46 +84,46 @@ def test_a_store_numbers_rows_as_they_are_found_and_both_sides_have_the_same_num
 ) -> None:
     corpus = StoreCorpus(collection.store, *MODELS)
     assert list(corpus.ids) == []
-    first = corpus.search("old", asked("old").take(np.array([4])), 3)
+    first = corpus.search("old", queries_of("old").take(np.array([4])), 3)
     assert first.passages.tolist() == [[0, 1, 2]]
     assert corpus.ids[0] == "5"
-    second = corpus.search("new", asked("new").take(np.array([4])), 3)
+    second = corpus.search("new", queries_of("new").take(np.array([4])), 3)
     assert second.passages[0, 0] == 0
     assert len(set(corpus.ids)) == len(corpus.ids)
 
 
 def test_where_fewer_are_there_than_asked_for_the_rest_is_none(collection: MirrorCollection) -> None:
-    found = StoreCorpus(collection.store, *MODELS).search("old", asked("old"), COUNT + 5)
-    assert found.passages.shape == (COUNT, COUNT + 5)
-    assert (found.passages[:, COUNT:] == NONE).all()
-    assert (found.scores[:, COUNT:] == -np.inf).all()
+    evaluation = StoreCorpus(collection.store, *MODELS).search("old", queries_of("old"), COUNT + 5)
+    assert evaluation.passages.shape == (COUNT, COUNT + 5)
+    assert (evaluation.passages[:, COUNT:] == NONE).all()
+    assert (evaluation.scores[:, COUNT:] == -np.inf).all()
 
 
 def test_which_passages_the_old_model_cuts_is_told_of_those_that_are_there(collection: MirrorCollection) -> None:
     store, here = StoreCorpus(collection.store, *MODELS), folder()
     assert store.are_cut(["1"]) == {}  # nothing was found yet
-    store.search("old", asked("old"), COUNT)
+    store.search("old", queries_of("old"), COUNT)
     expected = {"1": True, str(COUNT): False}
     assert store.are_cut(["1", "none", str(COUNT)]) == here.are_cut(["1", "none", str(COUNT)]) == expected
 
 
 def test_the_heads_of_some_passages_are_those_of_their_texts(collection: MirrorCollection) -> None:
     store, here = StoreCorpus(collection.store, *MODELS), folder(Outputs.ALL)
-    store.search("old", asked("old"), COUNT)
+    store.search("old", queries_of("old"), COUNT)
     numbers = np.array([0, 3, 7])
     for corpus in (store, here):
-        found = corpus.embeddings(numbers, Outputs.ALL)
+        evaluation = corpus.embeddings(numbers, Outputs.ALL)
         expected = NEW.encode(corpus.texts(numbers.tolist()), outputs=Outputs.ALL)
-        np.testing.assert_array_equal(found.dense, expected.dense)
-        np.testing.assert_array_equal(found.sparse.indices, expected.sparse.indices)
-        np.testing.assert_array_equal(found.colbert.vectors, expected.colbert.vectors)
+        np.testing.assert_array_equal(evaluation.dense, expected.dense)
+        np.testing.assert_array_equal(evaluation.sparse.indices, expected.sparse.indices)
+        np.testing.assert_array_equal(evaluation.colbert.vectors, expected.colbert.vectors)
 
 
 def test_words_are_searched_in_a_folder_only(collection: MirrorCollection) -> None:
     queries = NEW.encode(QUESTIONS[:3], outputs=Outputs.ALL)
-    found = folder(Outputs.ALL).search_words(queries, 2)
-    assert found is not None
-    assert [row[0] for row in named(folder(), found)] == ["1", "2", "3"]
+    evaluation = folder(Outputs.ALL).search_words(queries, 2)
+    assert evaluation is not None
+    assert [row[0] for row in named(folder(), evaluation)] == ["1", "2", "3"]
     assert StoreCorpus(collection.store, *MODELS).search_words(queries, 2) is None
 
 
@@ -147,7 +149,7 @@ def test_a_sample_holds_the_same_passages_under_both_models(collection: MirrorCo
 
 def test_a_row_that_is_deleted_meanwhile_has_no_text(collection: MirrorCollection) -> None:
     corpus = StoreCorpus(collection.store, *MODELS)
-    corpus.search("old", asked("old"), COUNT)
+    corpus.search("old", queries_of("old"), COUNT)
     collection.remove(3)
     number = list(corpus.ids).index("3")
     assert corpus.texts([number]) == [""]
@@ -157,23 +159,25 @@ def test_a_row_that_is_deleted_meanwhile_has_no_text(collection: MirrorCollectio
 
 def test_a_store_is_evaluated_with_every_head_of_the_new_model(collection: MirrorCollection) -> None:
     options = EvaluationOptions(outputs=Outputs.ALL, sample=20, thresholds={"related": 0.4})
-    found = run_evaluation(StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT - 1)), options)
+    evaluation = run_evaluation(StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT - 1)), options)
     here = run_evaluation(folder(), QuerySet(queries_about(COUNT - 1)), replace(options, outputs=DENSE))
-    assert found.queries == here.queries
-    assert found.gate == here.gate
-    means = {one.method: one.metrics["nDCG@10"].mean for one in found.systems if one.side == "new"}
+    assert evaluation.queries == here.queries
+    assert evaluation.gate == here.gate
+    means = {system.method: system.metrics["nDCG@10"].mean for system in evaluation.systems if system.side == "new"}
     assert list(means) == ["dense", "sparse", "colbert", "hybrid"]
     assert means["sparse"] > 0.9  # of what dense search found, the words tell the right one
-    assert found.map is not None
-    json.dumps(found.to_dict(), allow_nan=False)
+    assert evaluation.map is not None
+    json.dumps(evaluation.to_dict(), allow_nan=False)
 
 
 def test_a_store_without_rows_is_evaluated_too(collection: MirrorCollection, tmp_path: Path) -> None:
     for number in range(1, COUNT + 1):
         collection.remove(number)
     fill_new_side(collection, tmp_path)
-    found = run_evaluation(StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT)), EvaluationOptions())
-    assert (found.gate.verdict, found.passages, found.map) == ("inconclusive", 0, None)
+    evaluation = run_evaluation(
+        StoreCorpus(collection.store, *MODELS), QuerySet(queries_about(COUNT)), EvaluationOptions()
+    )
+    assert (evaluation.gate.verdict, evaluation.passages, evaluation.map) == ("inconclusive", 0, None)
 
 
 def test_a_key_of_several_parts_is_joined(connection: psycopg.Connection, database_url: str) -> None:
@@ -189,8 +193,8 @@ def test_a_key_of_several_parts_is_joined(connection: psycopg.Connection, databa
         )
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
         corpus = StoreCorpus(store, *MODELS)
-        found = corpus.search("old", asked("old").take(np.arange(2)), 4)
+        evaluation = corpus.search("old", queries_of("old").take(np.arange(2)), 4)
         assert {*corpus.ids} == {"shop 0/0", "shop 1/1", "shop 0/2", "shop 1/3"}
-        assert [row[0] for row in named(corpus, found)] == ["shop 0/0", "shop 1/1"]
-        assert corpus.texts([int(found.passages[1, 0])]) == [PASSAGES[1].text]
+        assert [row[0] for row in named(corpus, evaluation)] == ["shop 0/0", "shop 1/1"]
+        assert corpus.texts([int(evaluation.passages[1, 0])]) == [PASSAGES[1].text]
     assert id_of(("one",)) == "one"

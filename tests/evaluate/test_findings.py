@@ -14,8 +14,8 @@ from vecferry.evaluate.values import CorpusFinding
 
 
 def unit(vectors: NDArray[np.floating[Any]]) -> Float32:
-    found: Float32 = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return found
+    scaled: Float32 = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def scattered(count: int, seed: int) -> Float32:
@@ -23,9 +23,9 @@ def scattered(count: int, seed: int) -> Float32:
     return unit(1 + 0.5 * np.random.default_rng(seed).normal(size=(count, 24)))
 
 
-def embedded(vectors: Float32, tokens: Sequence[int] = (), cut: Sequence[int] = ()) -> Embeddings:
+def embedded(vectors: Float32, tokens: Sequence[int] = (), truncated_rows: Sequence[int] = ()) -> Embeddings:
     """cut: rows that were longer than the model reads."""
-    truncated = np.isin(np.arange(len(vectors)), cut)
+    truncated = np.isin(np.arange(len(vectors)), truncated_rows)
     return Embeddings("", np.array(tokens or [8] * len(vectors), np.int64), truncated, vectors)
 
 
@@ -34,7 +34,7 @@ def sampled(old: Embeddings, new: Embeddings, texts: Sequence[str] = ()) -> Samp
     return Sampled(ids, tuple(texts) or tuple(f"text {i}" for i in ids), old, new, "small", "large", 10, 1000)
 
 
-def found(sample: Sampled) -> dict[str, CorpusFinding]:
+def findings_of(sample: Sampled) -> dict[str, CorpusFinding]:
     return {finding.name: finding for finding in look_at(sample)}
 
 
@@ -66,9 +66,9 @@ def test_an_ordinary_sample_has_every_finding_with_nothing_in_it() -> None:
 def test_what_the_old_model_cut_and_the_new_one_reads_is_told_with_the_part_never_seen() -> None:
     # Texts that both read whole have two new tokens to an old one: 40 new tokens are worth 20, of which 10 were read.
     texts = ("a" * 10, "b" * 10, "c" * 200, "d" * 300, "e" * 9000)
-    old = embedded(scattered(5, 1), [5, 5, 10, 10, 10], cut=[2, 3, 4])
-    new = embedded(scattered(5, 2), [10, 10, 40, 80, 1000], cut=[4])
-    finding = found(sampled(old, new, texts))["hidden by truncation"]
+    old = embedded(scattered(5, 1), [5, 5, 10, 10, 10], truncated_rows=[2, 3, 4])
+    new = embedded(scattered(5, 2), [10, 10, 40, 80, 1000], truncated_rows=[4])
+    finding = findings_of(sampled(old, new, texts))["hidden by truncation"]
     assert (finding.count, finding.of) == (2, 5)
     assert finding.message == (
         "2 of 5 passages are cut by the old model and read whole by the new (small reads 10 tokens, large 1,000); "
@@ -81,9 +81,9 @@ def test_what_the_old_model_cut_and_the_new_one_reads_is_told_with_the_part_neve
 
 
 def test_a_part_that_cannot_be_told_is_not_made_up() -> None:
-    old, new = embedded(scattered(2, 1), [10, 10], cut=[0, 1]), embedded(scattered(2, 2), [40, 50])
-    finding = found(sampled(old, new, ("a" * 200, "b" * 300)))["hidden by truncation"]
-    assert [seen for _, _, seen in finding.examples] == [
+    old, new = embedded(scattered(2, 1), [10, 10], truncated_rows=[0, 1]), embedded(scattered(2, 2), [40, 50])
+    finding = findings_of(sampled(old, new, ("a" * 200, "b" * 300)))["hidden by truncation"]
+    assert [note for _, _, note in finding.examples] == [
         "the old model never saw the end of 300 characters; 50 tokens to the new model",
         "the old model never saw the end of 200 characters; 40 tokens to the new model",
     ]
@@ -92,11 +92,11 @@ def test_a_part_that_cannot_be_told_is_not_made_up() -> None:
 def test_equal_texts_are_duplicates_and_not_near_duplicates() -> None:
     vectors = scattered(5, 3)
     vectors[[2, 4]] = vectors[0]
-    findings = found(sampled(embedded(vectors), embedded(vectors), ("one", "two", " one\n", "three", "one")))
+    findings = findings_of(sampled(embedded(vectors), embedded(vectors), ("one", "two", " one\n", "three", "one")))
     finding = findings["duplicates"]
     assert (finding.count, finding.of) == (2, 5)
     assert finding.message == "2 of 5 passages are the same, word for word, as an earlier one."
-    assert [(name, seen) for name, _, seen in finding.examples] == [
+    assert [(name, note) for name, _, note in finding.examples] == [
         ("p2", "the same text as p0"),
         ("p4", "the same text as p0"),
     ]
@@ -107,19 +107,19 @@ def test_near_duplicates_are_looked_for_in_the_new_space_and_a_pair_is_shown_onc
     old, new = scattered(6, 4), scattered(6, 5)
     old[3] = old[2]
     new[5] = unit(new[1:2] + 0.01)[0]
-    finding = found(sampled(embedded(old), embedded(new)))["near duplicates"]
+    finding = findings_of(sampled(embedded(old), embedded(new)))["near duplicates"]
     assert (finding.count, finding.of) == (2, 6)
-    assert [(name, seen) for name, _, seen in finding.examples] == [("p1", f"cosine {new[1] @ new[5]:.3f} with p5")]
+    assert [(name, note) for name, _, note in finding.examples] == [("p1", f"cosine {new[1] @ new[5]:.3f} with p5")]
 
 
 def test_outliers_are_told_farthest_first() -> None:
     vectors = scattered(80, 6)
     vectors[11] = unit(np.tile([[1, -1]], 12))[0]
     vectors[40] = -vectors[0]
-    finding = found(sampled(embedded(scattered(80, 7)), embedded(vectors)))["outliers"]
+    finding = findings_of(sampled(embedded(scattered(80, 7)), embedded(vectors)))["outliers"]
     cosines = vectors @ vectors.T - 2 * np.eye(80)
     assert (finding.count, finding.of) == (2, 80)
-    assert [(name, seen) for name, _, seen in finding.examples] == [
+    assert [(name, note) for name, _, note in finding.examples] == [
         (f"p{row}", f"cosine {cosines[row].max():.3f} with the nearest, p{cosines[row].argmax()}") for row in (40, 11)
     ]
 
@@ -128,7 +128,7 @@ def test_templates_do_not_make_every_other_text_an_outlier() -> None:
     # 100 fillings of one template, all within a cosine of 0.999 of each other, beside 60 ordinary texts.
     templates = unit(np.array([0, 0, 1]) + 0.001 * np.random.default_rng(8).normal(size=(100, 3)))
     vectors = np.concatenate([templates, circle()])
-    findings = found(sampled(embedded(vectors), embedded(vectors)))
+    findings = findings_of(sampled(embedded(vectors), embedded(vectors)))
     assert findings["near duplicates"].count == 100
     assert findings["outliers"].count == 0
 
@@ -136,7 +136,7 @@ def test_templates_do_not_make_every_other_text_an_outlier() -> None:
 def test_outliers_are_not_looked_for_in_a_handful() -> None:
     vectors = scattered(49, 6)
     vectors[40] = -vectors[0]
-    finding = found(sampled(embedded(vectors), embedded(vectors)))["outliers"]
+    finding = findings_of(sampled(embedded(vectors), embedded(vectors)))["outliers"]
     assert finding.count == 0
     assert finding.message == "Outliers are not looked for in fewer than 50 passages that have no near duplicate."
 
@@ -145,7 +145,7 @@ def test_a_passage_that_no_other_leads_to_has_an_empty_neighbourhood() -> None:
     # Twelve that are near each other are each other's ten nearest, so nothing leads to the thirteenth in the new space.
     old, new = scattered(13, 10), scattered(13, 11)
     new[12] = -new[0]
-    findings = found(sampled(embedded(old), embedded(new)))
+    findings = findings_of(sampled(embedded(old), embedded(new)))
     finding = findings["empty neighbourhoods"]
     times_in_old, times_in_new = times_found(old), times_found(new)
     assert (finding.count, finding.of) == (1, 13)
@@ -153,7 +153,7 @@ def test_a_passage_that_no_other_leads_to_has_an_empty_neighbourhood() -> None:
     assert finding.examples[0][2] == f"among the 10 nearest of {times_in_old[12]} others in the old space"
     assert finding.message == (
         "1 of 13 passages is among the 10 nearest of no other in the new space, and none is in the old; the passage "
-        f"found most, p{times_in_new.index(12)}, is among those of 12 others, "
+        f"found most often, p{times_in_new.index(12)}, is among those of 12 others, "
         f"against {max(times_in_old)} in the old space."
     )
 
@@ -171,7 +171,7 @@ def test_neighbours_found_block_by_block_are_those_of_the_whole() -> None:
     count = ROWS_EACH + 90
     distance = np.random.default_rng(16).uniform(0.3, 2, size=(count, 1))  # from the middle, where the hubs are
     old, new = (unit(1 + distance * np.random.default_rng(seed).normal(size=(count, 40))) for seed in (12, 13))
-    finding = found(sampled(embedded(old), embedded(new)))["empty neighbourhoods"]
+    finding = findings_of(sampled(embedded(old), embedded(new)))["empty neighbourhoods"]
     in_old, in_new = times_found(old), times_found(new)
     unreached = [number for number in range(count) if in_new[number] == 0]
     assert finding.count == len(unreached) > 5
@@ -183,7 +183,7 @@ def test_neighbours_found_block_by_block_are_those_of_the_whole() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 11])
 def test_a_few_passages_are_looked_at_without_a_neighbourhood(count: int) -> None:
-    findings = found(sampled(embedded(scattered(count, 14)), embedded(scattered(count, 15))))
+    findings = findings_of(sampled(embedded(scattered(count, 14)), embedded(scattered(count, 15))))
     assert {finding.count for finding in findings.values()} == {0}
     assert (
         findings["empty neighbourhoods"].message

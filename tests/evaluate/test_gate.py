@@ -16,7 +16,7 @@ from vecferry.evaluate.values import ALL, GateResult, Interval, SliceScore
 MARGIN = 0.02
 
 
-def one(low: float, high: float, *, queries: int = 100, by: str = ALL, value: str = ALL) -> SliceScore:
+def score(low: float, high: float, *, queries: int = 100, by: str = ALL, value: str = ALL) -> SliceScore:
     middle = (low + high) / 2
     return SliceScore(
         by, value, queries, Interval(0.5, 0.4, 0.6), Interval(0.5 + middle, 0.4, 0.6), Interval(middle, low, high),
@@ -41,40 +41,40 @@ def judged(*slices: SliceScore, margin: float = MARGIN) -> GateResult:
     ],
 )
 def test_the_whole_interval_decides(low: float, high: float, verdict: str, message: str) -> None:
-    found = judged(one(low, high))
-    assert found.verdict == verdict
-    assert message in found.message
-    assert (found.margin, found.confidence, found.metric, found.worse_slices) == (MARGIN, 0.95, "nDCG@10", ())
-    assert found.difference == one(low, high).difference
+    result = judged(score(low, high))
+    assert result.verdict == verdict
+    assert message in result.message
+    assert (result.margin, result.confidence, result.metric, result.worse_slices) == (MARGIN, 0.95, "nDCG@10", ())
+    assert result.difference == score(low, high).difference
 
 
 def test_a_slice_that_is_worse_fails_although_all_pass() -> None:
-    german = one(-0.3, -0.1, by="language", value="de")
-    arabic = one(-0.3, -0.03, by="language", value="ar")
-    fine = one(-0.3, 0.1, by="language", value="en")
-    found = judged(one(0.01, 0.05), german, arabic, fine)
-    assert (found.verdict, found.worse_slices) == ("failed", ("language de", "language ar"))
-    assert found.message.startswith("The new model is worse for language de and language ar by more than 0.02, though")
-    assert judged(one(0.01, 0.05), german).message.startswith("The new model is worse for language de by more than")
+    german = score(-0.3, -0.1, by="language", value="de")
+    arabic = score(-0.3, -0.03, by="language", value="ar")
+    fine = score(-0.3, 0.1, by="language", value="en")
+    result = judged(score(0.01, 0.05), german, arabic, fine)
+    assert (result.verdict, result.worse_slices) == ("failed", ("language de", "language ar"))
+    assert result.message.startswith("The new model is worse for language de and language ar by more than 0.02, though")
+    assert judged(score(0.01, 0.05), german).message.startswith("The new model is worse for language de by more than")
 
 
 def test_a_slice_of_too_few_queries_is_not_judged() -> None:
-    small = one(-0.3, -0.1, queries=MIN_IN_SLICE - 1, by="language", value="de")
-    assert judged(one(0.01, 0.05), small).verdict == "passed"
-    assert judged(one(0.01, 0.05), replace(small, queries=MIN_IN_SLICE)).verdict == "failed"
+    small = score(-0.3, -0.1, queries=MIN_IN_SLICE - 1, by="language", value="de")
+    assert judged(score(0.01, 0.05), small).verdict == "passed"
+    assert judged(score(0.01, 0.05), replace(small, queries=MIN_IN_SLICE)).verdict == "failed"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.3, 0.4), (-0.4, -0.3)])
 def test_too_few_queries_are_inconclusive_whatever_they_show(low: float, high: float) -> None:
-    found = judged(one(low, high, queries=MIN_QUERIES - 1))
-    assert (found.verdict, found.message) == ("inconclusive", "19 queries are too few to judge by; 20 are needed.")
+    result = judged(score(low, high, queries=MIN_QUERIES - 1))
+    assert (result.verdict, result.message) == ("inconclusive", "19 queries are too few to judge by; 20 are needed.")
 
 
 def test_where_neither_side_finds_anything_the_ids_are_asked_about() -> None:
-    nothing = replace(one(0, 0), old=Interval(0, 0, 0), new=Interval(0, 0, 0))
-    found = judged(nothing)
-    assert found.verdict == "inconclusive"
-    assert "are the judged ids those of the passages, or keys of the rows?" in found.message
+    nothing = replace(score(0, 0), old=Interval(0, 0, 0), new=Interval(0, 0, 0))
+    result = judged(nothing)
+    assert result.verdict == "inconclusive"
+    assert "are the judged ids those of the passages, or keys of the rows?" in result.message
 
 
 @given(
@@ -86,7 +86,7 @@ def test_a_new_side_that_answers_as_the_old_does_always_passes(
     values: list[float], margin: float, languages: int
 ) -> None:
     questions = [Question(f"q{n}", "?", {"language": f"l{n % languages}"}) for n in range(len(values))]
-    found = judge(
+    result = judge(
         compare("nDCG@10", questions, np.array(values), np.array(values), Resampling()), margin=margin, confidence=0.95
     )
-    assert (found.verdict, found.difference) == ("passed", Interval(0, 0, 0))
+    assert (result.verdict, result.difference) == ("passed", Interval(0, 0, 0))

@@ -28,8 +28,8 @@ def candidates(random: np.random.Generator, queries: int = QUERIES) -> Candidate
     return Candidates(np.tile(np.arange(PASSAGES), (queries, 1)), dense, sparse, colbert)
 
 
-def first_is_relevant(found: Ranked, queries: Int64) -> Float64:
-    return np.asarray(found.passages[:, 0] == queries % PASSAGES, np.float64)
+def first_is_relevant(ranking: Ranked, queries: Int64) -> Float64:
+    return np.asarray(ranking.passages[:, 0] == queries % PASSAGES, np.float64)
 
 
 def alone(heads: tuple[Method, ...], queries: int = QUERIES) -> dict[Method, Float64]:
@@ -39,35 +39,35 @@ def alone(heads: tuple[Method, ...], queries: int = QUERIES) -> dict[Method, Flo
 def fit(
     scored: Candidates, judge: Callable[[Ranked, Int64], Float64], heads: dict[Method, Float64], seed: int = 0
 ) -> HybridFit:
-    found = fitted(scored, judge, heads, Resampling(seed=seed))
-    assert found is not None
-    return found
+    fit_result = fitted(scored, judge, heads, Resampling(seed=seed))
+    assert fit_result is not None
+    return fit_result
 
 
 def test_the_weights_go_to_the_only_head_that_tells_something() -> None:
-    found = fit(candidates(np.random.default_rng(1)), first_is_relevant, alone(HEADS))
-    assert found.weights == {"dense": 0.0, "sparse": 1.0, "colbert": 0.0}
-    assert (found.fitted_on, found.reported_on) == (QUERIES // 2, QUERIES // 2)
-    assert found.held_out["hybrid"].mean == 1.0
-    assert found.published is not None
-    assert found.published.mean < 0.5  # chance is 1 in 12
+    fit_result = fit(candidates(np.random.default_rng(1)), first_is_relevant, alone(HEADS))
+    assert fit_result.weights == {"dense": 0.0, "sparse": 1.0, "colbert": 0.0}
+    assert (fit_result.fitted_on, fit_result.reported_on) == (QUERIES // 2, QUERIES // 2)
+    assert fit_result.held_out["hybrid"].mean == 1.0
+    assert fit_result.published is not None
+    assert fit_result.published.mean < 0.5  # chance is 1 in 12
 
 
 def test_what_is_reported_is_of_the_half_that_the_weights_were_not_chosen_on() -> None:
     judged: list[Int64] = []
 
-    def judge(found: Ranked, queries: Int64) -> Float64:
+    def judge(ranking: Ranked, queries: Int64) -> Float64:
         judged.append(queries)
         return queries / 100
 
     each = np.arange(QUERIES) / 100
-    found = fit(candidates(np.random.default_rng(2)), judge, dict.fromkeys(HEADS, each))
+    fit_result = fit(candidates(np.random.default_rng(2)), judge, dict.fromkeys(HEADS, each))
     halves = {tuple(rows.tolist()) for rows in judged}
     assert len(halves) == 2
     chosen_on, reported_on = tuple(judged[0].tolist()), tuple(judged[-1].tolist())
     assert sorted(chosen_on + reported_on) == list(range(QUERIES))
-    assert found.held_out["hybrid"].mean == pytest.approx(np.mean(reported_on) / 100)
-    assert {method: one.mean for method, one in found.held_out.items()} == pytest.approx(
+    assert fit_result.held_out["hybrid"].mean == pytest.approx(np.mean(reported_on) / 100)
+    assert {method: interval.mean for method, interval in fit_result.held_out.items()} == pytest.approx(
         dict.fromkeys((*HEADS, "hybrid"), np.mean(reported_on) / 100)
     )
 
@@ -84,10 +84,10 @@ def test_the_seed_decides_on_the_halves() -> None:
 def test_a_head_that_is_absent_has_no_weight(absent: Method) -> None:
     heads = tuple(head for head in HEADS if head != absent)
     random = np.random.default_rng(4)
-    found = fit(candidates(random), lambda ranked, queries: random.random(len(queries)), alone(heads))
-    assert found.weights[absent] == 0
-    assert sum(found.weights.values()) == pytest.approx(1)
-    assert set(found.held_out) == {*heads, "hybrid"}
+    fit_result = fit(candidates(random), lambda ranked, queries: random.random(len(queries)), alone(heads))
+    assert fit_result.weights[absent] == 0
+    assert sum(fit_result.weights.values()) == pytest.approx(1)
+    assert set(fit_result.held_out) == {*heads, "hybrid"}
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_a_head_that_is_absent_has_no_weight(absent: Method) -> None:
 def test_of_weights_that_are_equally_good_those_nearest_to_the_published_are_taken(
     heads: tuple[Method, ...], weights: HybridWeights
 ) -> None:
-    found = fit(candidates(np.random.default_rng(5)), lambda ranked, queries: np.ones(len(queries)), alone(heads))
-    assert found.weights == pytest.approx(vars(weights))
+    fit_result = fit(candidates(np.random.default_rng(5)), lambda ranked, queries: np.ones(len(queries)), alone(heads))
+    assert fit_result.weights == pytest.approx(vars(weights))
 
 
 def test_too_few_queries_are_not_fitted() -> None:
@@ -115,5 +115,5 @@ def test_too_few_queries_are_not_fitted() -> None:
 def test_of_many_queries_a_part_is_fitted_on_and_the_other_half_is_reported() -> None:
     many = 2 * MAX_FITTED + 100
     scored = candidates(np.random.default_rng(7), many)
-    found = fit(scored, lambda ranked, queries: np.ones(len(queries)), alone(("dense",), many))
-    assert (found.fitted_on, found.reported_on) == (MAX_FITTED, many - many // 2)
+    fit_result = fit(scored, lambda ranked, queries: np.ones(len(queries)), alone(("dense",), many))
+    assert (fit_result.fitted_on, fit_result.reported_on) == (MAX_FITTED, many - many // 2)

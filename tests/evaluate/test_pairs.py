@@ -35,8 +35,8 @@ def test_each_sentence_of_a_text_may_be_asked(language: str) -> None:
     """Sentences end with the marks of their script; Chinese ones without a space."""
     sentences = SENTENCES[language]
     text = ("" if language == "zh" else " ").join(sentences)
-    asked = {sentence_pairs([passage(1, text)], 1, seed)[0].question.text for seed in range(40)}
-    assert asked == set(sentences)
+    question = {sentence_pairs([passage(1, text)], 1, seed)[0].question.text for seed in range(40)}
+    assert question == set(sentences)
 
 
 def test_a_line_is_a_sentence_too() -> None:
@@ -56,10 +56,10 @@ WORDS = st.text("abcdefg . ?。渡轮\n؟", max_size=200)
 
 @given(WORDS)
 def test_a_question_is_a_proper_part_of_its_passage(text: str) -> None:
-    asked = asked_of(text)
-    if asked is not None:
-        assert asked in text
-        assert MIN_CHARS <= len(asked) <= min(MAX_CHARS, MAX_SHARE * len(text) + 1)
+    question = asked_of(text)
+    if question is not None:
+        assert question in text
+        assert MIN_CHARS <= len(question) <= min(MAX_CHARS, MAX_SHARE * len(text) + 1)
 
 
 @pytest.mark.parametrize(
@@ -85,22 +85,22 @@ def test_a_long_sentence_is_cut() -> None:
 
 def test_the_seed_decides_and_the_order_of_the_passages_does_not() -> None:
     passages = [passage(number, " ".join(f"Sentence {number} and {i}." for i in range(9))) for number in range(30)]
-    found = sentence_pairs(passages, 10, 1)
-    assert len(found) == 10
-    assert len({pair.origin for pair in found}) == 10
-    assert sentence_pairs(passages[::-1], 10, 1) == found
-    assert sentence_pairs(passages, 10, 2) != found
+    pairs = sentence_pairs(passages, 10, 1)
+    assert len(pairs) == 10
+    assert len({pair.origin for pair in pairs}) == 10
+    assert sentence_pairs(passages[::-1], 10, 1) == pairs
+    assert sentence_pairs(passages, 10, 2) != pairs
 
 
 def test_titles_ask_for_their_texts() -> None:
     passages = [passage(number, f"The text of {number}.", f"A title of its own, {number}") for number in range(9)]
     short, empty = passage(20, "text", "Short"), passage(21, "", "A title without a text")
-    found = title_pairs([*passages, short, empty], 100, 0)
-    assert {pair.origin for pair in found} == {one.id for one in passages}
-    for pair in found:
-        one = next(one for one in passages if one.id == pair.origin)
-        assert (pair.question.text, pair.needle) == (one.title, one.text)
-        assert pair.question.text not in replace(one, title="").full
+    pairs = title_pairs([*passages, short, empty], 100, 0)
+    assert {pair.origin for pair in pairs} == {passage.id for passage in passages}
+    for pair in pairs:
+        origin = next(passage for passage in passages if passage.id == pair.origin)
+        assert (pair.question.text, pair.needle) == (origin.title, origin.text)
+        assert pair.question.text not in replace(origin, title="").full
     assert title_pairs(passages, 4, 3) == title_pairs(passages[::-1], 4, 3)
     assert len(title_pairs(passages, 4, 3)) == 4
 
@@ -114,8 +114,8 @@ def test_what_holds_the_sentence_too_is_relevant_where_either_side_finds_it() ->
     def side(*numbers: int) -> Ranked:
         return Ranked(np.array([numbers]), np.zeros((1, len(numbers)), np.float32))
 
-    def judged(pairs: Sequence[Pair], *found: Ranked) -> list[Judgement]:
-        return list(judged_by_text(pairs, found, ids, lambda numbers: [texts[n] for n in numbers]).judgements)
+    def judged(pairs: Sequence[Pair], *rankings: Ranked) -> list[Judgement]:
+        return list(judged_by_text(pairs, rankings, ids, lambda numbers: [texts[n] for n in numbers]).judgements)
 
     assert judged([pair], side(1, NONE), side(1, 2)) == [Judgement("a", "a", 1), Judgement("a", "c", 1)]
     assert judged([pair], side(NONE, NONE), side(1, NONE)) == [Judgement("a", "a", 1)]

@@ -77,14 +77,14 @@ def test_what_is_asked_and_what_it_is_worth() -> None:
 
 
 def test_at_most_so_many_of_each_kind_are_chosen_by_the_seed() -> None:
-    asked = QuerySet(queries_about(30), sentence_pairs(PASSAGES, 20, 0), tuple("abcdefghij"))
-    few = asked.limited(5, 1)
+    query_set = QuerySet(queries_about(30), sentence_pairs(PASSAGES, 20, 0), tuple("abcdefghij"))
+    few = query_set.limited(5, 1)
     assert few.queries is not None
     assert (len(few.questions), len(few.pairs), len(few.log)) == (5, 5, 5)
     assert {judgement.query_id for judgement in few.queries.judgements} == {question.id for question in few.questions}
-    assert few == asked.limited(5, 1)
-    assert few != asked.limited(5, 2)
-    assert asked.limited(None, 1) == asked.limited(99, 1) == asked
+    assert few == query_set.limited(5, 1)
+    assert few != query_set.limited(5, 2)
+    assert query_set.limited(None, 1) == query_set.limited(99, 1) == query_set
 
 
 def test_chosen_keeps_the_order() -> None:
@@ -95,9 +95,9 @@ def test_chosen_keeps_the_order() -> None:
 # --- slices ---------------------------------------------------------------------------------------
 
 
-def slices_of(question: Question, cut: dict[str, bool] | None = None) -> dict[str, str]:
-    (found,) = sliced([question], {question.id: ["p1", "p2", "gone"]}, cut or {}, 256)
-    return dict(found.slices)
+def slices_of(question: Question, truncated: dict[str, bool] | None = None) -> dict[str, str]:
+    (question_with_slices,) = sliced([question], {question.id: ["p1", "p2", "gone"]}, truncated or {}, 256)
+    return dict(question_with_slices.slices)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_a_question_says_of_itself_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cut", "length"),
+    ("truncated", "length"),
     [
         ({"p1": False, "p2": False}, "up to 256 tokens"),
         ({"p1": False, "p2": True}, "over 256 tokens"),
@@ -129,8 +129,10 @@ def test_what_a_question_says_of_itself_is_kept() -> None:
         ({"other": True}, None),
     ],
 )
-def test_the_length_of_passages_is_told_by_what_the_old_model_cuts(cut: dict[str, bool], length: str | None) -> None:
-    assert slices_of(Question("q", "?"), cut).get("passage length") == length
+def test_the_length_of_passages_is_told_by_what_the_old_model_cuts(
+    truncated: dict[str, bool], length: str | None
+) -> None:
+    assert slices_of(Question("q", "?"), truncated).get("passage length") == length
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,11 @@ def by_sorting(scores: Float32, k: int) -> Int64:
 
 @given(scores=SCORES, k=st.integers(1, 15))
 def test_ranked_is_the_beginning_of_a_full_stable_sort(scores: Float32, k: int) -> None:
-    found = ranked(scores, k)
+    ranking = ranked(scores, k)
     expected = by_sorting(scores, k)
-    np.testing.assert_array_equal(found.passages, expected)
-    np.testing.assert_array_equal(found.scores, np.take_along_axis(scores, expected, axis=1))
-    assert (len(found), found.depth) == (len(scores), min(k, scores.shape[1]))
+    np.testing.assert_array_equal(ranking.passages, expected)
+    np.testing.assert_array_equal(ranking.scores, np.take_along_axis(scores, expected, axis=1))
+    assert (len(ranking), ranking.depth) == (len(scores), min(k, scores.shape[1]))
 
 
 def test_of_equal_scores_at_the_edge_the_first_stay() -> None:
@@ -57,9 +57,9 @@ def test_of_equal_scores_at_the_edge_the_first_stay() -> None:
 
 
 def test_part_of_a_ranking() -> None:
-    found = Ranked(np.array([[3, 1], [2, 0]]), np.array([[0.9, 0.1], [0.8, 0.2]], np.float32))
-    assert found.take(np.array([1])).passages.tolist() == [[2, 0]]
-    assert found.first(1).passages.tolist() == [[3], [2]]
+    ranking = Ranked(np.array([[3, 1], [2, 0]]), np.array([[0.9, 0.1], [0.8, 0.2]], np.float32))
+    assert ranking.take(np.array([1])).passages.tolist() == [[2, 0]]
+    assert ranking.first(1).passages.tolist() == [[3], [2]]
 
 
 @pytest.mark.parametrize("k", [5, 40, 60])
@@ -67,9 +67,9 @@ def test_the_nearest_are_those_of_the_whole_matrix_in_blocks_of_queries(k: int) 
     random = np.random.default_rng(1)
     queries, passages = embedded(QUERIES_EACH + 9, random), embedded(40, random)
     scores = dense_scores(queries, passages)
-    found = nearest(queries, passages, k)
-    np.testing.assert_array_equal(found.passages, by_sorting(scores, k))
-    np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :k], atol=BLAS)
+    ranking = nearest(queries, passages, k)
+    np.testing.assert_array_equal(ranking.passages, by_sorting(scores, k))
+    np.testing.assert_allclose(ranking.scores, -np.sort(-scores, axis=1)[:, :k], atol=BLAS)
 
 
 @pytest.mark.parametrize("k", [5, 40, 60])
@@ -78,9 +78,9 @@ def test_the_lexically_nearest_are_those_of_the_whole_matrix_in_blocks_of_querie
     queries, passages = embedded(QUERIES_EACH + 9, random), embedded(40, random)
     scores = lexical_scores(queries, passages)
     assert (scores == 0).mean() > 0.1  # ties, where no word is shared
-    found = lexically_nearest(queries, passages, k)
-    np.testing.assert_array_equal(found.passages, by_sorting(scores, k))
-    np.testing.assert_array_equal(found.scores, np.take_along_axis(scores, found.passages, axis=1))
+    ranking = lexically_nearest(queries, passages, k)
+    np.testing.assert_array_equal(ranking.passages, by_sorting(scores, k))
+    np.testing.assert_array_equal(ranking.scores, np.take_along_axis(scores, ranking.passages, axis=1))
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -91,34 +91,36 @@ class Portions:
 
     def __init__(self, passages: Embeddings) -> None:
         self.passages = passages
-        self.asked: list[list[int]] = []
+        self.requested: list[list[int]] = []
 
     def __call__(self, numbers: Int64) -> Embeddings:
-        self.asked.append(numbers.tolist())
+        self.requested.append(numbers.tolist())
         return self.passages.take(numbers)
 
 
 def test_candidates_are_scored_as_by_the_whole_matrices_and_each_passage_is_asked_for_once() -> None:
     random = np.random.default_rng(3)
     queries, passages = embedded(60, random), embedded(2 * PASSAGES_EACH, random)
-    found = [nearest(queries, passages, 20), lexically_nearest(queries, passages, 20)]
+    rankings = [nearest(queries, passages, 20), lexically_nearest(queries, passages, 20)]
     portions = Portions(passages)
-    scored = candidates(found, queries, portions)
+    scored = candidates(rankings, queries, portions)
 
-    union = [sorted({*a, *b}) for a, b in zip(*(one.passages.tolist() for one in found), strict=True)]
+    union = [sorted({*a, *b}) for a, b in zip(*(ranking.passages.tolist() for ranking in rankings), strict=True)]
     assert [[n for n in row if n != NONE] for row in scored.passages.tolist()] == union
-    there = scored.passages != NONE
-    assert not there[np.arange(there.shape[1]) >= there.sum(axis=1)[:, None]].any()  # those that are none come last
+    is_candidate = scored.passages != NONE
+    assert not is_candidate[
+        np.arange(is_candidate.shape[1]) >= is_candidate.sum(axis=1)[:, None]
+    ].any()  # those that are none come last
 
     wanted = sorted({number for row in union for number in row})
     assert len(wanted) > PASSAGES_EACH
-    assert [len(part) <= PASSAGES_EACH for part in portions.asked] == [True] * len(portions.asked)
-    assert [number for part in portions.asked for number in part] == wanted
+    assert [len(part) <= PASSAGES_EACH for part in portions.requested] == [True] * len(portions.requested)
+    assert [number for part in portions.requested for number in part] == wanted
 
     for name, scores in (("dense", dense_scores), ("sparse", lexical_scores), ("colbert", colbert_scores)):
         whole = np.take_along_axis(scores(queries, passages), scored.passages, axis=1)
-        np.testing.assert_allclose(getattr(scored, name)[there], whole[there], atol=BLAS, err_msg=name)
-        assert (getattr(scored, name)[~there] == 0).all()
+        np.testing.assert_allclose(getattr(scored, name)[is_candidate], whole[is_candidate], atol=BLAS, err_msg=name)
+        assert (getattr(scored, name)[~is_candidate] == 0).all()
 
 
 def test_a_portion_that_only_some_queries_look_into_is_scored_for_these() -> None:
@@ -137,10 +139,10 @@ def test_the_best_by_weights_are_in_the_order_of_the_hybrid_score() -> None:
     queries, passages = embedded(30, random), embedded(50, random)
     scored = candidates([nearest(queries, passages, 50)], queries, passages.take)
     weights = HybridWeights(0.3, 0.5, 0.2)
-    found = scored.best(50, weights)
+    ranking = scored.best(50, weights)
     scores = hybrid_scores(queries, passages, weights)  # the weights sum to 1
-    np.testing.assert_array_equal(found.passages, by_sorting(scores, 50))
-    np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1), atol=BLAS)
+    np.testing.assert_array_equal(ranking.passages, by_sorting(scores, 50))
+    np.testing.assert_allclose(ranking.scores, -np.sort(-scores, axis=1), atol=BLAS)
 
 
 def test_heads_that_are_absent_are_zero() -> None:
@@ -154,10 +156,10 @@ def test_heads_that_are_absent_are_zero() -> None:
 
 
 def test_of_equal_candidates_the_first_passage_comes_first_and_those_that_are_none_last() -> None:
-    found = [Ranked(np.array([[7, 2], [4, NONE]]), np.zeros((2, 2), np.float32)),
+    rankings = [Ranked(np.array([[7, 2], [4, NONE]]), np.zeros((2, 2), np.float32)),
              Ranked(np.array([[2, 5], [4, NONE]]), np.zeros((2, 2), np.float32))]  # fmt: skip
     zeros = Embeddings("a", np.zeros(9, np.int64), np.zeros(9, bool), np.zeros((9, 3), np.float32))
-    scored = candidates(found, zeros.take(np.arange(2)), zeros.take)
+    scored = candidates(rankings, zeros.take(np.arange(2)), zeros.take)
     assert scored.passages.tolist() == [[2, 5, 7], [4, NONE, NONE]]
     best = scored.best(2, HybridWeights())
     assert best.passages.tolist() == [[2, 5], [4, NONE]]

@@ -45,9 +45,9 @@ def by_a_loop(a: list[int], b: list[int], p: float) -> float:
     short, long = sorted((a, b), key=len)
     s, n = len(short), len(long)
     common = [len(set(short[:d]) & set(long[:d])) for d in range(n + 1)]
-    seen = sum(common[d] / d * p**d for d in range(1, n + 1))
+    agreement = sum(common[d] / d * p**d for d in range(1, n + 1))
     assumed = sum(common[s] * (d - s) / (s * d) * p**d for d in range(s + 1, n + 1))
-    return (1 - p) / p * (seen + assumed) + ((common[n] - common[s]) / n + common[s] / s) * p**n
+    return (1 - p) / p * (agreement + assumed) + ((common[n] - common[s]) / n + common[s] / s) * p**n
 
 
 @given(rankings.filter(bool), rankings.filter(bool), patience)

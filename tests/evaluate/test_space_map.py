@@ -16,13 +16,13 @@ HALF_A_DECIMAL = 5e-5
 
 
 def mapped(old: Float32, new: Float32) -> SpaceMap:
-    found = space_map(IDS, TEXTS, SLICES, old, new, "language")
-    assert found is not None
-    return found
+    space = space_map(IDS, TEXTS, SLICES, old, new, "language")
+    assert space is not None
+    return space
 
 
-def places(found: SpaceMap, side: str) -> np.ndarray:
-    return np.array([getattr(point, side) for point in found.points])
+def places(space: SpaceMap, side: str) -> np.ndarray:
+    return np.array([getattr(point, side) for point in space.points])
 
 
 def embedded(plane: np.ndarray, dimension: int) -> Float32:
@@ -35,20 +35,20 @@ def embedded(plane: np.ndarray, dimension: int) -> Float32:
 def test_the_same_shape_turned_mirrored_and_scaled_lies_on_the_old_one(mirrored: int) -> None:
     plane = random.normal(size=(40, 2)) * [2, 1]
     turned = 7 * plane @ np.array([[0.6, -0.8], [0.8, 0.6]]) * [1, mirrored]
-    found = mapped(embedded(plane, 24), embedded(turned, 64))
-    np.testing.assert_allclose(places(found, "old"), places(found, "new"), atol=1e-4 + 1e-5)  # two roundings, float32
+    space = mapped(embedded(plane, 24), embedded(turned, 64))
+    np.testing.assert_allclose(places(space, "old"), places(space, "new"), atol=1e-4 + 1e-5)  # two roundings, float32
     centred = plane - plane.mean(axis=0)
     np.testing.assert_allclose(
-        np.linalg.norm(places(found, "old"), axis=1), np.linalg.norm(centred, axis=1), atol=2 * HALF_A_DECIMAL
+        np.linalg.norm(places(space, "old"), axis=1), np.linalg.norm(centred, axis=1), atol=2 * HALF_A_DECIMAL
     )
-    assert found.explained == pytest.approx((1, 1), abs=1e-6)
+    assert space.explained == pytest.approx((1, 1), abs=1e-6)
 
 
 @pytest.mark.parametrize("mirrored", [1, -1])
 def test_no_other_turn_brings_a_sheared_shape_nearer_to_the_old_one(mirrored: int) -> None:
     plane = random.normal(size=(40, 2)) * [1.2, 1]
-    found = mapped(embedded(plane, 24), embedded(plane @ np.array([[1, 1.5], [0, 1]]) * [1, mirrored], 64))
-    old, new = places(found, "old"), places(found, "new")
+    space = mapped(embedded(plane, 24), embedded(plane @ np.array([[1, 1.5], [0, 1]]) * [1, mirrored], 64))
+    old, new = places(space, "old"), places(space, "new")
     apart = np.linalg.norm(new - old)
     assert apart > 1  # of a norm of about 10: a shear is not a turn
     for angle in np.linspace(0, 2 * np.pi, 360, endpoint=False):
@@ -59,25 +59,25 @@ def test_no_other_turn_brings_a_sheared_shape_nearer_to_the_old_one(mirrored: in
 
 def test_the_axes_are_those_of_the_singular_value_decomposition() -> None:
     old, new = (random.normal(size=(40, size)).astype(np.float32) for size in (12, 30))
-    found = mapped(old, new)
-    for side, vectors, explained in zip(("old", "new"), (old, new), found.explained, strict=True):
+    space = mapped(old, new)
+    for side, vectors, explained in zip(("old", "new"), (old, new), space.explained, strict=True):
         _, values, axes = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
         assert explained == pytest.approx((values[:2] ** 2).sum() / (values**2).sum(), abs=1e-5)  # float32
         if side == "old":
             expected = (vectors - vectors.mean(axis=0)) @ axes[:2].T
-            np.testing.assert_allclose(np.abs(places(found, side)), np.abs(expected), atol=2 * HALF_A_DECIMAL)
+            np.testing.assert_allclose(np.abs(places(space, side)), np.abs(expected), atol=2 * HALF_A_DECIMAL)
 
 
 def test_unlike_spaces_are_drawn_with_the_same_spread() -> None:
-    found = mapped(*(scale * random.normal(size=(40, 16)).astype(np.float32) for scale in (1, 30)))
-    old, new = (np.linalg.norm(places(found, side)) for side in ("old", "new"))
+    space = mapped(*(scale * random.normal(size=(40, 16)).astype(np.float32) for scale in (1, 30)))
+    old, new = (np.linalg.norm(places(space, side)) for side in ("old", "new"))
     assert new == pytest.approx(old, abs=40 * HALF_A_DECIMAL)
 
 
 def test_points_carry_what_they_were_given_in_its_order() -> None:
-    found = mapped(*(random.normal(size=(40, 16)).astype(np.float32) for _ in range(2)))
-    assert found.colour == "language"
-    assert [(p.id, p.text, p.slice) for p in found.points] == list(zip(IDS, TEXTS, SLICES, strict=True))
+    space = mapped(*(random.normal(size=(40, 16)).astype(np.float32) for _ in range(2)))
+    assert space.colour == "language"
+    assert [(p.id, p.text, p.slice) for p in space.points] == list(zip(IDS, TEXTS, SLICES, strict=True))
 
 
 def test_a_picture_does_not_depend_on_the_direction_of_an_axis() -> None:
@@ -86,10 +86,10 @@ def test_a_picture_does_not_depend_on_the_direction_of_an_axis() -> None:
 
 
 def test_equal_vectors_fall_on_one_point() -> None:
-    found = mapped(np.ones((40, 8), np.float32), np.ones((40, 9), np.float32))
-    assert found.explained == (0.0, 0.0)
-    assert not places(found, "old").any()
-    assert not places(found, "new").any()
+    space = mapped(np.ones((40, 8), np.float32), np.ones((40, 9), np.float32))
+    assert space.explained == (0.0, 0.0)
+    assert not places(space, "old").any()
+    assert not places(space, "new").any()
 
 
 def test_two_passages_are_no_picture() -> None:

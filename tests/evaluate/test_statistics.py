@@ -16,14 +16,17 @@ def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(1)
     held = 0
     for seed in range(200):
-        found = mean_with_interval(random.beta(0.6, 0.4, 80), Resampling(0.95, seed))
-        held += found.low <= 0.6 <= found.high
+        interval = mean_with_interval(random.beta(0.6, 0.4, 80), Resampling(0.95, seed))
+        held += interval.low <= 0.6 <= interval.high
     assert 0.90 <= held / 200 <= 0.99
 
 
 def test_an_interval_of_more_confidence_is_wider() -> None:
     values = np.random.default_rng(2).random(50)
-    widths = [one.high - one.low for one in (mean_with_interval(values, Resampling(c)) for c in (0.5, 0.9, 0.99))]
+    widths = [
+        interval.high - interval.low
+        for interval in (mean_with_interval(values, Resampling(c)) for c in (0.5, 0.9, 0.99))
+    ]
     assert widths == sorted(widths)
     assert widths[0] < widths[2]
 

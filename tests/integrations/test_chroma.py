@@ -66,8 +66,8 @@ def test_a_collection_stores_passages_and_asks_with_queries(
 def test_a_collection_opened_again_knows_its_function(client: Client, tiny_artifact: Artifact, tmp_path: Path) -> None:
     function = for_collection(Connection(str(tiny_artifact.path)))
     client.create_collection("texts", embedding_function=function).add(ids=["0", "1"], documents=TEXTS[:2])
-    (found,) = client.get_collection("texts").query(query_texts=[TEXTS[1]], n_results=1)["documents"] or []
-    assert found == [TEXTS[1]]
+    (documents,) = client.get_collection("texts").query(query_texts=[TEXTS[1]], n_results=1)["documents"] or []
+    assert documents == [TEXTS[1]]
     client.close()
     command = [sys.executable, "-W", "error", "-c", REOPENED, str(tmp_path / "chroma"), TEXTS[1]]
     done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
@@ -80,7 +80,7 @@ def test_a_function_is_rebuilt_from_its_configuration(connection: Connection, en
     config = json.loads(json.dumps(function.get_config()))
     assert config == {
         "artifact": connection.artifact,
-        "api_key_env": "VECFERRY_API_KEY",
+        "api_key_env": "VECFERRY_API_KEYS",
         "fingerprint": encoder.fingerprint,
     }
     VecferryEmbeddingFunction.validate_config(config)

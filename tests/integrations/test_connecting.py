@@ -37,7 +37,7 @@ def test_threads_and_equal_connections_share_one_encoder(connection: Connection)
     again = Connection(**json.loads(json.dumps(connection.pinned().to_dict())))
     assert again == connection.pinned()
     with ThreadPoolExecutor(8) as pool:
-        assert len({id(one) for one in pool.map(Connection.open, [connection, again] * 8)}) == 1
+        assert len({id(encoder) for encoder in pool.map(Connection.open, [connection, again] * 8)}) == 1
 
 
 def test_opening_loads_nothing_until_it_is_used(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_pinned_connection_refuses_another_space(tiny_artifact: Artifact, conn
 
 def test_an_encoder_without_an_address_is_written_down_by_its_space(encoder: Encoder) -> None:
     connection = connection_to(encoder)
-    assert connection.to_dict() == {"api_key_env": "VECFERRY_API_KEY", "fingerprint": encoder.fingerprint}
+    assert connection.to_dict() == {"api_key_env": "VECFERRY_API_KEYS", "fingerprint": encoder.fingerprint}
     with pytest.raises(SettingsError, match="the folder of a converted model, or a server's url"):
         connection.open()
 

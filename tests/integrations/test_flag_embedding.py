@@ -21,22 +21,22 @@ def model(tiny_artifact: Artifact) -> BGEM3FlagModel:
 
 
 def test_the_three_vectors_are_the_librarys(model: BGEM3FlagModel, plain_encoder: Encoder) -> None:
-    found = model.encode(TEXTS, batch_size=2, max_length=8192, **ALL)
+    outputs = model.encode(TEXTS, batch_size=2, max_length=8192, **ALL)
     expected = plain_encoder.encode(TEXTS, outputs=Outputs.ALL)
-    assert list(found) == ["dense_vecs", "lexical_weights", "colbert_vecs"]
-    assert np.array_equal(found["dense_vecs"], expected.dense)
+    assert list(outputs) == ["dense_vecs", "lexical_weights", "colbert_vecs"]
+    assert np.array_equal(outputs["dense_vecs"], expected.dense)
     for row in range(len(TEXTS)):
-        weights = {int(token_id): weight for token_id, weight in found["lexical_weights"][row].items()}
+        weights = {int(token_id): weight for token_id, weight in outputs["lexical_weights"][row].items()}
         assert weights == expected.sparse.row(row)
-        assert np.array_equal(found["colbert_vecs"][row], expected.colbert[row])
-    assert found["lexical_weights"][0]["no such token"] == 0
+        assert np.array_equal(outputs["colbert_vecs"][row], expected.colbert[row])
+    assert outputs["lexical_weights"][0]["no such token"] == 0
 
 
 def test_a_single_text_gives_single_values_and_what_was_not_asked_for_is_none(model: BGEM3FlagModel) -> None:
-    one, many = model.encode(TEXTS[0], **ALL), model.encode(TEXTS[:1], **ALL)
-    assert np.array_equal(one["dense_vecs"], many["dense_vecs"][0])
-    assert one["lexical_weights"] == many["lexical_weights"][0]
-    assert np.array_equal(one["colbert_vecs"], many["colbert_vecs"][0])
+    single, many = model.encode(TEXTS[0], **ALL), model.encode(TEXTS[:1], **ALL)
+    assert np.array_equal(single["dense_vecs"], many["dense_vecs"][0])
+    assert single["lexical_weights"] == many["lexical_weights"][0]
+    assert np.array_equal(single["colbert_vecs"], many["colbert_vecs"][0])
     dense_only = model.encode_corpus(TEXTS)
     assert dense_only["lexical_weights"] is None
     assert dense_only["colbert_vecs"] is None
@@ -69,9 +69,9 @@ def test_normalisation_is_the_models(plain_encoder: Encoder) -> None:
 def test_scores_of_pairs_are_the_librarys(model: BGEM3FlagModel, plain_encoder: Encoder) -> None:
     queries, passages = ["a ship", "the harbour"], [TEXTS[1], TEXTS[0]]
     pairs = list(zip(queries, passages, strict=True))
-    found = model.compute_score(pairs, weights_for_different_modes=[0.4, 0.2, 0.4])
-    assert isinstance(found, dict)
-    assert list(found) == ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
+    outputs = model.compute_score(pairs, weights_for_different_modes=[0.4, 0.2, 0.4])
+    assert isinstance(outputs, dict)
+    assert list(outputs) == ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
     q = plain_encoder.encode(queries, outputs=Outputs.ALL, role="query")
     p = plain_encoder.encode(passages, outputs=Outputs.ALL)
     dense, sparse, colbert = (np.diag(score(q, p)) for score in (dense_scores, lexical_scores, colbert_scores))
@@ -82,7 +82,7 @@ def test_scores_of_pairs_are_the_librarys(model: BGEM3FlagModel, plain_encoder: 
         (0.4 * dense + 0.2 * sparse) / 0.6,
         0.4 * dense + 0.2 * sparse + 0.4 * colbert,
     ]
-    np.testing.assert_allclose(list(found.values()), expected, atol=1e-6)  # one row at a time, or all at once
+    np.testing.assert_allclose(list(outputs.values()), expected, atol=1e-6)  # one row at a time, or all at once
     equal = model.compute_score(pairs[0])
     assert isinstance(equal, dict)
     assert equal["colbert+sparse+dense"] == pytest.approx((dense[0] + sparse[0] + colbert[0]) / 3, abs=1e-6)
@@ -91,17 +91,17 @@ def test_scores_of_pairs_are_the_librarys(model: BGEM3FlagModel, plain_encoder: 
 
 
 def test_scores_of_vectors_are_the_librarys(model: BGEM3FlagModel, plain_encoder: Encoder) -> None:
-    found = model.encode(TEXTS, **ALL)
+    outputs = model.encode(TEXTS, **ALL)
     expected = plain_encoder.encode(TEXTS, outputs=Outputs.ALL)
-    weights = found["lexical_weights"]
+    weights = outputs["lexical_weights"]
     np.testing.assert_allclose(
         model.compute_lexical_matching_score(weights, weights), lexical_scores(expected, expected), rtol=1e-5
     )
-    one = model.compute_lexical_matching_score(weights[0], weights[1])
-    assert one == pytest.approx(lexical_scores(expected, expected)[0, 1], rel=1e-5)
+    single = model.compute_lexical_matching_score(weights[0], weights[1])
+    assert single == pytest.approx(lexical_scores(expected, expected)[0, 1], rel=1e-5)
     with pytest.raises(ValueError, match="two dicts, or two lists"):
         model.compute_lexical_matching_score(weights[0], weights)
-    score = model.colbert_score(found["colbert_vecs"][0], found["colbert_vecs"][1])
+    score = model.colbert_score(outputs["colbert_vecs"][0], outputs["colbert_vecs"][1])
     assert score == pytest.approx(colbert_scores(expected, expected)[0, 1], abs=1e-6)
 
 

@@ -33,21 +33,25 @@ def documents() -> list[Document]:
 
 
 def test_dense_vectors_are_the_librarys(encoder: Encoder) -> None:
-    given = documents()
-    found = VecferryDocumentEmbedder(encoder).run(given)["documents"]
-    assert np.array_equal(np.asarray([one.embedding for one in found], np.float32), encoder.encode(TEXTS).dense)
-    assert [one.content for one in found] == TEXTS
-    assert all(one.embedding is None for one in given)
+    originals = documents()
+    embedded = VecferryDocumentEmbedder(encoder).run(originals)["documents"]
+    assert np.array_equal(
+        np.asarray([document.embedding for document in embedded], np.float32), encoder.encode(TEXTS).dense
+    )
+    assert [document.content for document in embedded] == TEXTS
+    assert all(document.embedding is None for document in originals)
     query = VecferryTextEmbedder(encoder).run("ship")["embedding"]
     assert np.array_equal(np.float32(query), encoder.encode(["ship"], role="query").dense[0])
 
 
 def test_sparse_vectors_are_the_librarys(encoder: Encoder) -> None:
-    found = VecferrySparseDocumentEmbedder(encoder).run(documents())["documents"]
+    embedded = VecferrySparseDocumentEmbedder(encoder).run(documents())["documents"]
     expected = encoder.encode(TEXTS, outputs=Outputs.SPARSE).sparse
-    for row, one in enumerate(found):
-        assert one.sparse_embedding is not None
-        assert dict(zip(one.sparse_embedding.indices, one.sparse_embedding.values, strict=True)) == expected.row(row)
+    for row, document in enumerate(embedded):
+        assert document.sparse_embedding is not None
+        assert dict(
+            zip(document.sparse_embedding.indices, document.sparse_embedding.values, strict=True)
+        ) == expected.row(row)
     query = VecferrySparseTextEmbedder(encoder).run("ship")["sparse_embedding"]
     weights = encoder.encode(["ship"], outputs=Outputs.SPARSE, role="query").sparse.row(0)
     assert (query.indices, query.values) == (list(weights), list(weights.values()))
@@ -55,9 +59,9 @@ def test_sparse_vectors_are_the_librarys(encoder: Encoder) -> None:
 
 def test_metadata_comes_before_the_content(encoder: Encoder) -> None:
     embedder = VecferryDocumentEmbedder(encoder, ["title", "none", "missing"], embedding_separator=" | ")
-    (found,) = embedder.run(documents()[1:2])["documents"]
+    (embedded,) = embedder.run(documents()[1:2])["documents"]
     expected = encoder.encode([f"no. 1 | {TEXTS[1]}"]).dense[0]
-    assert np.array_equal(np.float32(found.embedding), expected)
+    assert np.array_equal(np.float32(embedded.embedding), expected)
 
 
 @pytest.mark.parametrize("embedder", EMBEDDERS)
@@ -71,16 +75,16 @@ def test_the_wrong_kind_of_input_is_refused_and_none_at_all_is_not(embedder: Any
 
 @pytest.mark.parametrize("embedder", EMBEDDERS)
 def test_a_component_is_rebuilt_from_its_dictionary(embedder: Any, connection: Connection, encoder: Encoder) -> None:
-    one = embedder(connection)
-    written = one.to_dict()
+    document = embedder(connection)
+    written = document.to_dict()
     assert written["init_parameters"]["encoder"] == {
         "artifact": connection.artifact,
-        "api_key_env": "VECFERRY_API_KEY",
+        "api_key_env": "VECFERRY_API_KEYS",
     }
     again = embedder.from_dict(written)
     again.warm_up()
-    given = documents() if "Document" in embedder.__name__ else "ship"
-    assert again.run(given) == one.run(given) == embedder(encoder).run(given)
+    originals = documents() if "Document" in embedder.__name__ else "ship"
+    assert again.run(originals) == document.run(originals) == embedder(encoder).run(originals)
     assert again.to_dict() == written
     lost = embedder.from_dict(embedder(encoder).to_dict())
     with pytest.raises(SettingsError):
@@ -89,22 +93,22 @@ def test_a_component_is_rebuilt_from_its_dictionary(embedder: Any, connection: C
 
 def pipelines(connection: Connection) -> tuple[Pipeline, Pipeline]:
     store = InMemoryDocumentStore(embedding_similarity_function="cosine", index="vecferry")
-    indexing, asking = Pipeline(), Pipeline()
+    indexing, searching = Pipeline(), Pipeline()
     indexing.add_component("embedder", VecferryDocumentEmbedder(connection, embedding_separator=" "))
     indexing.add_component("writer", DocumentWriter(store))
     indexing.connect("embedder.documents", "writer.documents")
-    asking.add_component("embedder", VecferryTextEmbedder(connection))
-    asking.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=1))
-    asking.connect("embedder.embedding", "retriever.query_embedding")
+    searching.add_component("embedder", VecferryTextEmbedder(connection))
+    searching.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=1))
+    searching.connect("embedder.embedding", "retriever.query_embedding")
     allowed = ["vecferry.integrations.haystack"]
-    both = [Pipeline.loads(one.dumps(), allowed_modules=allowed) for one in (indexing, asking)]
+    both = [Pipeline.loads(document.dumps(), allowed_modules=allowed) for document in (indexing, searching)]
     return both[0], both[1]
 
 
 def test_pipelines_from_their_files_find_the_text_itself(tiny_artifact: Any) -> None:
-    indexing, asking = pipelines(Connection(str(tiny_artifact.path)))
+    indexing, searching = pipelines(Connection(str(tiny_artifact.path)))
     indexing.run({"embedder": {"documents": documents()[:4]}})
-    (found,) = asking.run({"embedder": {"text": TEXTS[1]}})["retriever"]["documents"]
-    assert found.content == TEXTS[1]
-    later = asyncio.run(asking.run_async({"embedder": {"text": TEXTS[1]}}))
-    assert later["retriever"]["documents"] == [found]
+    (embedded,) = searching.run({"embedder": {"text": TEXTS[1]}})["retriever"]["documents"]
+    assert embedded.content == TEXTS[1]
+    later = asyncio.run(searching.run_async({"embedder": {"text": TEXTS[1]}}))
+    assert later["retriever"]["documents"] == [embedded]

@@ -49,8 +49,8 @@ def test_sparse_vectors_are_the_librarys_weights(encoder: Encoder) -> None:
 def test_a_store_in_memory_finds_the_text_itself(plain_encoder: Encoder) -> None:
     store = InMemoryVectorStore(VecferryEmbeddings(plain_encoder))
     store.add_documents([Document(page_content=text, id=str(i)) for i, text in enumerate(TEXTS[:4])])
-    (found, score), *_ = store.similarity_search_with_score(TEXTS[1])
-    assert found.page_content == TEXTS[1]
+    (document, score), *_ = store.similarity_search_with_score(TEXTS[1])
+    assert document.page_content == TEXTS[1]
     assert score == pytest.approx(1, abs=1e-6)
 
 

@@ -67,9 +67,9 @@ def test_an_encoder_without_an_address_cannot_be_found_again(encoder: Encoder) -
 
 def test_a_retriever_finds_the_text_itself(plain_encoder: Encoder, nodes: list[TextNode]) -> None:
     index = VectorStoreIndex(nodes, embed_model=VecferryEmbedding(plain_encoder))
-    (found,) = index.as_retriever(similarity_top_k=1).retrieve(TEXTS[1])
-    assert found.text == TEXTS[1]
-    assert found.score == pytest.approx(1, abs=1e-6)
+    (hit,) = index.as_retriever(similarity_top_k=1).retrieve(TEXTS[1])
+    assert hit.text == TEXTS[1]
+    assert hit.score == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")  # which LlamaIndex creates

@@ -23,9 +23,9 @@ def test_a_list_gives_a_matrix_a_string_a_vector_and_nothing_nothing(
     model: SentenceTransformer, plain_encoder: Encoder
 ) -> None:
     expected = plain_encoder.encode(TEXTS).dense
-    found = model.encode(TEXTS, batch_size=2, show_progress_bar=False, device="cpu")
-    assert np.array_equal(found, expected)
-    assert found.dtype == np.float32
+    vectors = model.encode(TEXTS, batch_size=2, show_progress_bar=False, device="cpu")
+    assert np.array_equal(vectors, expected)
+    assert vectors.dtype == np.float32
     assert np.array_equal(model.encode(TEXTS[0]), plain_encoder.encode(TEXTS[:1]).dense[0])
     for many in (tuple(TEXTS), np.array(TEXTS), iter(TEXTS)):
         assert np.array_equal(model.encode(many), expected)
@@ -36,8 +36,8 @@ def test_a_list_gives_a_matrix_a_string_a_vector_and_nothing_nothing(
 
 
 def test_a_path_and_an_encoder_are_the_same_model(tiny_artifact: Artifact, plain_encoder: Encoder) -> None:
-    for given in (tiny_artifact.path, plain_encoder):
-        assert np.array_equal(SentenceTransformer(given).encode(TEXTS), plain_encoder.encode(TEXTS).dense)
+    for address in (tiny_artifact.path, plain_encoder):
+        assert np.array_equal(SentenceTransformer(address).encode(TEXTS), plain_encoder.encode(TEXTS).dense)
 
 
 def test_tensors_are_given_where_they_are_asked_for(model: SentenceTransformer) -> None:
@@ -45,7 +45,7 @@ def test_tensors_are_given_where_they_are_asked_for(model: SentenceTransformer) 
     assert isinstance(tensor, torch.Tensor)
     assert np.array_equal(tensor.numpy(), model.encode(TEXTS))
     several = model.encode(TEXTS, convert_to_numpy=False)
-    assert all(torch.equal(one, row) for one, row in zip(several, tensor, strict=True))
+    assert all(torch.equal(vector, row) for vector, row in zip(several, tensor, strict=True))
     assert model.encode("one", convert_to_tensor=True).shape == (64,)
     assert model.encode([], convert_to_tensor=True).shape == (0,)
 
@@ -71,15 +71,15 @@ def test_the_models_prompts_are_its_roles(encoder: Encoder) -> None:
     model = SentenceTransformer(encoder)
     assert model.prompts == {"query": "query: ", "document": "passage: "}
     query, passage = encoder.encode(TEXTS, role="query").dense, encoder.encode(TEXTS).dense
-    for found in (
+    for vectors in (
         model.encode_query(TEXTS),
         model.encode(TEXTS, "query"),
         model.encode(TEXTS, prompt_name="query"),
         model.encode(TEXTS, prompt="query: "),
     ):
-        assert np.array_equal(found, query)
-    for found in (model.encode(TEXTS), model.encode_document(TEXTS), model.encode_query(TEXTS, prompt="passage: ")):
-        assert np.array_equal(found, passage)
+        assert np.array_equal(vectors, query)
+    for vectors in (model.encode(TEXTS), model.encode_document(TEXTS), model.encode_query(TEXTS, prompt="passage: ")):
+        assert np.array_equal(vectors, passage)
     longer = model.encode(TEXTS, prompt="query: about ships: ")
     assert np.array_equal(longer, encoder.encode([f"about ships: {text}" for text in TEXTS], role="query").dense)
 

@@ -25,6 +25,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, MigrationError, StoreError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.engines import Engine
@@ -129,19 +130,19 @@ class Script:
         fuse = Fuse(self.point)
         replace(self, until="third writes", point="").migrate()
         with suppress(MigrationError):  # it was aborted already
-            Migration(self.open(fuse), self.options(None)).abort()
+            Migration(self.open(fuse), options=self.options(None)).abort()
 
     def start_again(self) -> None:
         """`start` alone, whatever has been done already."""
         fuse = Fuse(self.point, signal.Signals[self.signal])
         new, old = self.encoder("new", fuse), self.encoder("old", fuse)
-        Migration(self.open(fuse), self.options(old.fingerprint)).start(new, old=old)
+        Migration(self.open(fuse), new=new, old=old, options=self.options(old.fingerprint)).start()
 
     def switch_once(self) -> None:
         """`cutover` alone, of a migration that is ready."""
         fuse = Fuse(self.point, signal.Signals[self.signal])
         new, old = self.encoder("new", fuse), self.encoder("old", fuse)
-        Migration(self.open(fuse), self.options(old.fingerprint)).cutover(new=new)
+        Migration(self.open(fuse), new=new, options=self.options(old.fingerprint)).cutover()
 
     # --- until it is killed ---------------------------------------------------------------------------
 
@@ -156,9 +157,9 @@ class Script:
         while not failed:
             old, new = self.models(store)
             ending.clear()
-            migration = Migration(store, self.options(old.fingerprint))
+            migration = Migration(store, new=new, old=old, options=self.options(old.fingerprint))
             with suppress(*passing):
-                migration.start(new, old=old, follow=lambda: ending.is_set() or bool(failed))
+                migration.start(follow=lambda: ending.is_set() or bool(failed))
             while ending.is_set() and not failed:
                 threading.Event().wait(0.005)
         raise failed[0]
@@ -187,15 +188,15 @@ class Script:
 
     def _operate_once(self, store: Store, ending: threading.Event, chance: Random) -> None:
         old, new = self.models(store)
-        migration = Migration(store, self.options(old.fingerprint))
+        migration = Migration(store, new=new, options=self.options(old.fingerprint))
         state = migration.status().state
         if state in (State.CATCHING_UP, State.VERIFIED):
-            migration.verify(new, sample=5, old=old, override="no gate in this test")
+            replace(migration, old=old).verify(sample=5, override="no gate in this test")
         elif state in (State.READY, State.CUTTING_OVER) or (state is State.SERVING_OLD and chance.random() < 0.5):
             migration.cutover()
         elif state is State.SERVING_OLD:
             ending.set()  # an abort waits for the run to end
-            migration.abort(old=old)
+            replace(migration, old=old).abort()
             ending.clear()
         elif state is State.SERVING_NEW and chance.random() < 0.3:
             migration.finalize(confirmed=True)
@@ -215,7 +216,8 @@ class Course:
     def __post_init__(self) -> None:
         self.new, self.old = self.script.encoder("new", self.fuse), self.script.encoder("old", self.fuse)
         self.application = self.script.open(self.fuse, "application ")
-        self.migration = Migration(self.script.open(self.fuse), self.script.options(self.old.fingerprint))
+        options = self.script.options(self.old.fingerprint)
+        self.migration = Migration(self.script.open(self.fuse), new=self.new, old=self.old, options=options)
 
     def steps(self) -> Mapping[str, Callable[[], None]]:
         return {
@@ -232,7 +234,7 @@ class Course:
         }
 
     def start(self) -> None:
-        self.migration.start(self.new, old=self.old, engine=self._engine)
+        self.migration.start(engine=self._engine)
 
     def _engine(self, store: Store, staging: Staging, record: MigrationRecord) -> Engine:
         faulty: Any = Faulty(staging, self.fuse)
@@ -246,24 +248,24 @@ class Course:
             if text is None:
                 self.application.remove([(key,)])
             else:
-                record = Record((key,), text, encoder.truth(text))
+                record = Record((key,), text, TextVectors(encoder.truth(text)))
                 self.application.put([record], fingerprint=encoder.fingerprint)
 
     def verify(self) -> None:
-        report = self.migration.verify(self.new, old=self.old, override="no gate in this test")
+        report = self.migration.verify(override="no gate in this test")
         assert report.passed, report
 
     def switch(self, epoch: int) -> None:
         if self.migration.serving().epoch >= epoch:
             return
         if epoch == 3:
-            self.migration.rollback(old=self.old)
+            self.migration.rollback()
         else:
-            self.migration.cutover(accept_dead_letters=1, new=self.new)
+            self.migration.cutover(accept_dead_letters=1)
 
     def finalize(self) -> None:
         if self.migration.status().state is not State.FINALIZED:
-            self.migration.finalize(confirmed=True, accept_dead_letters=1, new=self.new)
+            self.migration.finalize(confirmed=True, accept_dead_letters=1)
 
 
 def _ended(job: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,11 +57,15 @@ class Fuse:
             os.kill(os.getpid(), self._number)
 
 
+DETAILS = {"write": 0, "move": 1, "switch": 0, "drop": 0}
+"""Which argument of a call is part of its name, if it is a side or a state; a backend drops a collection."""
+
+
 class Faulty:
     """The same object, but each call of a method passes a fuse before and after, under the method's name.
 
-    So do the calls of its `ledger` and of each `another`. `write` names its side and `move` its state;
-    `in write` is between what is written and its note in the ledger.
+    So do the calls of its `ledger` and of each `another`. `write`, `switch` and `drop` name their side, and `move` its
+    state; `in write` is between what is written and its note in the ledger.
     """
 
     def __init__(self, inner: Any, fuse: Fuse, prefix: str = "") -> None:
@@ -92,8 +97,8 @@ class Faulty:
         return between
 
     def _label(self, name: str, args: tuple[Any, ...]) -> str:
-        detail = {"write": 0, "move": 1}.get(name)
-        return self._prefix + (name if detail is None else f"{name} {args[detail]}")
+        detail = args[DETAILS[name]] if name in DETAILS else None
+        return self._prefix + (f"{name} {detail}" if isinstance(detail, StrEnum) else name)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -110,11 +115,9 @@ class Job:
         with suppress(ProcessLookupError):  # it has ended
             os.kill(self.pid, number)
 
-    def wait_until_stopped(self, seconds: float = 20.0) -> None:
-        until = time.monotonic() + seconds
-        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < until, "it was not stopped"
-            time.sleep(0.01)
+    def wait_until_stopped(self) -> None:
+        stat = Path(f"/proc/{self.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
     def wait(self) -> str:
         """How it ended: `killed`, `done`, or the name of what it raised."""

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import BackendHit, Point
 
@@ -67,9 +67,9 @@ class FileBackend:
     def put(self, collection: str, points: Sequence[Point]) -> None:
         folder = self._there(collection)
         for point in points:
-            assert point.vector is not None
-            assert len(point.vector) == self.dimension(collection)
-            fields = {"text": point.text, "vector": point.vector.tolist(), "payload": dict(point.payload)}
+            assert point.vectors is not None
+            assert len(point.vectors.dense) == self.dimension(collection)
+            fields = {"text": point.text, "vector": point.vectors.dense.tolist(), "payload": dict(point.payload)}
             (folder / ".partial").write_text(json.dumps(fields))
             (folder / ".partial").rename(folder / quote(point.id, safe=""))
             self._between()
@@ -80,7 +80,8 @@ class FileBackend:
 
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         points = self.get(collection, list(self.ids(collection)), vectors=True)
-        found = [BackendHit(p.id, float(p.vector @ vector)) for p in points if p.vector is not None]  # of unit length
+        dense = {point.id: point.vectors.dense for point in points if point.vectors is not None}
+        found = [BackendHit(id_, float(stored @ vector)) for id_, stored in dense.items()]  # of unit length
         return sorted(found, key=lambda hit: (-hit.score, hit.id))[:k]
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
@@ -97,5 +98,5 @@ class FileBackend:
 
 def _read(path: Path, *, vectors: bool) -> Point:
     fields = json.loads(path.read_text())
-    vector = np.asarray(fields["vector"], np.float32) if vectors else None
-    return Point(unquote(path.name), fields["text"], vector, fields["payload"])
+    stored = TextVectors(np.asarray(fields["vector"], np.float32)) if vectors else None
+    return Point(unquote(path.name), fields["text"], stored, fields["payload"])

@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +33,7 @@ import psycopg
 from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
 from tests.waiting import wait_until
+from vecferry.embeddings import TextVectors
 from vecferry.errors import VecferryError
 from vecferry.migrate import CutoverReport, Migration, MigrationOptions, RollbackReport, State
 from vecferry.migrate.engines import Engine
@@ -177,7 +178,7 @@ class Application:
             self.deleted.add(key)
         else:
             text = f"text {key} of write {self.found.writes}"
-            payload = {} if self._store.text_source == "body" else {"lang": "en", "year": 2000}
+            payload = {} if self._store.traits.text_source == "body" else {"lang": "en", "year": 2000}
             self.router.put([Document((key,), text, payload)])
             self.reference[key] = text
             self.deleted.discard(key)
@@ -246,8 +247,8 @@ def fill(store: Store, rows: int) -> None:
     """In one go, as before any migration."""
     for start in range(1, rows + 1, 1000):
         keys = range(start, min(start + 1000, rows + 1))
-        payload = {} if store.text_source == "body" else {"lang": "en", "year": 2000}
-        records = [Record((str(key),), f"text {key}", OLD.truth(f"text {key}"), payload) for key in keys]
+        payload = {} if store.traits.text_source == "body" else {"lang": "en", "year": 2000}
+        records = [Record((str(key),), f"text {key}", TextVectors(OLD.truth(f"text {key}")), payload) for key in keys]
         store.put(records, fingerprint=OLD.fingerprint)
 
 
@@ -255,7 +256,7 @@ def go(
     collection: Collection, application: Application, folder: Path, follow: Callable[[], None], query_threads: int
 ) -> Found:
     """Start, switch, rollback, switch, finalize, with the application at work throughout."""
-    found, operator = application.found, Migration(collection.store, options(folder))
+    found, operator = application.found, Migration(collection.store, options=options(folder))
     with application.running(query_threads):
         began = time.monotonic()
         follow()
@@ -288,7 +289,7 @@ def go(
 
 
 def _verify(operator: Migration) -> None:
-    report = operator.verify(TruthEncoder("new", NEW.dimension), override="no gate in this test")
+    report = replace(operator, new=TruthEncoder("new", NEW.dimension)).verify(override="no gate in this test")
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
@@ -310,8 +311,8 @@ def following_in_a_thread(
     def run() -> None:
         try:
             with collection.another() as store:
-                migration = Migration(store, options(folder))
-                migration.start(NEW, old=OLD, follow=lambda: False, stop=ending.is_set, engine=engine)
+                migration = Migration(store, new=NEW, old=OLD, options=options(folder))
+                migration.start(follow=lambda: False, stop=ending.is_set, engine=engine)
         except BaseException as exc:  # noqa: BLE001
             failures.append(exc)
 
@@ -342,7 +343,7 @@ def follow_postgres(url: str, folder: Path) -> None:
     from vecferry.stores.pgvector import PgVectorStore
 
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
-        Migration(store, options(folder)).start(NEW, old=OLD, follow=lambda: False)
+        Migration(store, new=NEW, old=OLD, options=options(folder)).start(follow=lambda: False)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def go(rows: PgCollection, folder: Path, number: int, settings: RaySettings) -> 
     def on_ray(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
         return RayEngine(store, NEW, staging, record.spec.uid, ROWS_PER_RANGE, model, settings)
 
-    migration = Migration(rows.store, replace(live.options(folder), rows_per_range=ROWS_PER_RANGE))
+    migration = Migration(rows.store, new=NEW, options=replace(live.options(folder), rows_per_range=ROWS_PER_RANGE))
     seconds = dict[str, float]()
 
     def timed(name: str, step: Callable[[], object]) -> None:
@@ -72,10 +72,10 @@ def go(rows: PgCollection, folder: Path, number: int, settings: RaySettings) -> 
 
     timed("fill", lambda: fill(rows.store, number))
     before_mb = peak_mb()
-    timed("start", lambda: migration.start(NEW, engine=on_ray))
+    timed("start", lambda: migration.start(engine=on_ray))
     after_mb = peak_mb()
-    timed("verify", lambda: migration.verify(NEW, override="no gate in this test"))
-    timed("cutover", lambda: migration.cutover(new=NEW))
+    timed("verify", lambda: migration.verify(override="no gate in this test"))
+    timed("cutover", migration.cutover)
     lost, untrue = number, 0
     for key, text, vector in served(rows):
         lost -= 1

@@ -26,11 +26,13 @@ from tests.stores import backends_chroma
 from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.cli import output as cli_output
+from vecferry.cli.migrate_view import verdict_rows
+from vecferry.migrate import GateVerdict, MappedThreshold, State, VerifyReport
 from vecferry.model.artifact import Artifact
 
 ROWS = 60
-START_S = 60
-OVERRIDE = ("--override-gate", "no gate in this test")
+START_S = 300
+OVERRIDE = ("--override", "no gate in this test")
 
 
 # --- how a command is given -----------------------------------------------------------------------
@@ -125,7 +127,7 @@ def without_text(documents: psycopg.Connection) -> psycopg.Connection:
     return documents
 
 
-TABLE = ("--table", "documents", "--text-column", "body")
+TABLE = ("--collection", "documents", "--text", "body")
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def cli(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Cli:
     """On `documents`, with the tiny model as the new one, all by options and the environment."""
-    monkeypatch.setenv("VECFERRY_DATABASE_URL", database_url)
+    monkeypatch.setenv("VECFERRY_STORE_URL", database_url)
     monkeypatch.setenv("ONNX_MODEL_PATH", str(tiny_artifact.path))
     return Cli(capsys, TABLE)
 
@@ -220,7 +222,7 @@ def test_every_verb_by_options(cli: Cli, without_text: psycopg.Connection) -> No
     assert cli.error("cutover", code=4) == "CutoverRefused"
     assert cli("postpone")["control"]["postponed"]
     assert cli.error("cutover", "--accept-dead-letters", "1", code=4) == "CutoverRefused"
-    assert not cli("postpone", "--off")["control"]["postponed"]
+    assert not cli("postpone", "--undo")["control"]["postponed"]
     assert cli("retry")["dead_letters"] == 1
     assert cli("cutover", "--accept-dead-letters", "1")["dead_letters"] == 1
     assert cli("status")["state"] == "serving_new"
@@ -233,7 +235,8 @@ def test_what_has_ended_already_says_so_and_takes_its_leftovers_away(
     cli: Cli, documents: psycopg.Connection, tmp_path: Path
 ) -> None:
     def leave_something() -> Path:
-        record = documents.execute("SELECT spec ->> 'fingerprint', spec ->> 'uid' FROM vecferry.migrations").fetchall()
+        query = "SELECT spec::json ->> 'fingerprint', spec::json ->> 'uid' FROM vecferry.migrations"
+        record = documents.execute(query).fetchall()
         space, uid = record[-1]
         left: Path = tmp_path / ".vecferry" / "staging" / space / "dense" / f"{uid}-00000001.parquet"
         left.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +296,7 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
     assert "vecferry migrate resume" in paused
     assert "10 rows a second" in cli.text("throttle", "10")
     assert "postponed" in cli.text("postpone")
-    cli.text("postpone", "--off")
+    cli.text("postpone", "--undo")
     cli.text("resume")
     assert "✓  recomputed sample" in cli.text("verify", "--sample", "5", *OVERRIDE)
     assert "vecferry migrate cutover" in cli.text("status")
@@ -338,10 +341,10 @@ def test_a_gate_that_has_not_passed_says_what_to_type_and_an_override_is_shown(
     assert "✓  recomputed sample" in shown
     assert beside("gate", shown).startswith("not passed: ")
     assert "no old model" in beside("gate", shown)
-    assert "vecferry migrate override --reason WORDS" in beside("next", shown)
+    assert "vecferry migrate override --reason REASON" in beside("next", shown)
     refused = cli.text("cutover", code=4)
     assert "cutover is not possible in state 'verified', since the gate has not passed: " in refused
-    assert "vecferry migrate override --reason WORDS" in refused
+    assert "vecferry migrate override --reason REASON" in refused
     assert cli.error("cutover", code=4) == "GateNotPassed"
     assert cli.error("override", "--reason", " ", code=2) == "SettingsError"
     cli.text("override", code=2)  # the reason is required
@@ -350,9 +353,28 @@ def test_a_gate_that_has_not_passed_says_what_to_type_and_an_override_is_shown(
     assert re.fullmatch(r"the old model is discontinued \(.+@.+, .{19}\)", beside("gate overridden", shown))
     assert cli("verify", code=4)["state"] == "verified"
     assert beside("gate overridden", cli.text("status")) == ""
-    assert cli.error("verify", "--override-gate", "", code=2) == "SettingsError"
+    assert cli.error("verify", "--override", "", code=2) == "SettingsError"
     assert beside("gate overridden", cli.text("verify", *OVERRIDE)).startswith(OVERRIDE[1])
     assert cli("cutover")["serving"]["epoch"] == 2
+
+
+def test_a_mapped_threshold_is_shown_in_both_spaces() -> None:
+    mapped = {"duplicate": MappedThreshold(0.92, 0.815, 0.8, 0.83, "matched quantile")}
+    gate = GateVerdict(passed=True, message="not worse", evidence="judged queries", thresholds=mapped)
+    report = VerifyReport(
+        "t",
+        passed=True,
+        rows=1,
+        dead_letters=0,
+        sampled=1,
+        lowest_cosine=1.0,
+        recall=1.0,
+        checks=(),
+        state=State.READY,
+        gate=gate,
+    )
+    row = ("threshold duplicate", "0.920 → 0.815 (0.800–0.830), by matched quantile")
+    assert row in verdict_rows(report)
 
 
 def test_thresholds_of_the_file_are_shown_with_the_epoch_that_serves(
@@ -369,11 +391,31 @@ def test_thresholds_of_the_file_are_shown_with_the_epoch_that_serves(
     assert ours("rollback")["serving"]["thresholds"] == {"duplicate": 0.92}
 
 
+def test_a_threshold_that_was_mapped_is_shown_with_its_interval_and_method() -> None:
+    mapped = MappedThreshold(0.92, 0.81, 0.79, 0.83, "matched precision")
+    verdict = GateVerdict(passed=True, message="Better.", evidence="judged queries", thresholds={"duplicate": mapped})
+    report = VerifyReport(
+        "docs",
+        passed=True,
+        rows=1,
+        dead_letters=0,
+        sampled=1,
+        lowest_cosine=1.0,
+        recall=1.0,
+        checks=(),
+        state=State.READY,
+        gate=verdict,
+    )
+    rows = verdict_rows(report)
+    assert ("threshold duplicate", "0.920 → 0.810 (0.790–0.830), by matched precision") in rows
+    assert ("next", "vecferry migrate cutover") in rows
+
+
 def test_models_that_are_away_are_missed_only_by_verbs_that_call_them(
     cli: Cli, documents: psycopg.Connection, tiny_artifact: Artifact, wide_artifact: Artifact
 ) -> None:
-    new, old = ("--artifact", str(wide_artifact.path)), ("--old-artifact", str(tiny_artifact.path))
-    no_new, no_old = ("--artifact", "/nowhere"), ("--old-artifact", "/nowhere")
+    new, old = ("--new-model", str(wide_artifact.path)), ("--old-model", str(tiny_artifact.path))
+    no_new, no_old = ("--new-model", "/nowhere"), ("--old-model", "/nowhere")
     cli("start", *new, *old)
     for verb in ("verify", "retry"):
         assert cli.error(verb, *no_new, *(OVERRIDE if verb == "verify" else ()), code=3) == "ArtifactNotFound"
@@ -409,15 +451,15 @@ def test_exit_code_2_is_for_what_was_typed(cli: Cli, capsys: pytest.CaptureFixtu
 
 def test_exit_code_3_is_for_what_is_missing_or_broken(cli: Cli, tmp_path: Path) -> None:
     assert cli.error("status", "--store", "postgresql://app@127.0.0.1:9/app", code=3) == "StoreUnreachable"
-    assert cli.error("status", "--vector-column", "vectors", code=3) == "StoreSchemaError"
-    assert cli.error("plan", "--artifact", str(tmp_path / "nowhere"), code=3) == "ArtifactNotFound"
+    assert cli.error("status", "--vector", "vectors", code=3) == "StoreSchemaError"
+    assert cli.error("plan", "--new-model", str(tmp_path / "nowhere"), code=3) == "ArtifactNotFound"
 
 
 def test_exit_code_4_is_for_what_the_state_or_a_check_refuses(cli: Cli, wide_artifact: Artifact) -> None:
     cli("start")
     assert cli.error("rollback", code=4) == "IllegalTransition"
     assert cli.error("resume", code=4) == "IllegalTransition"
-    assert cli.error("start", "--artifact", str(wide_artifact.path), code=4) == "MigrationConflict"
+    assert cli.error("start", "--new-model", str(wide_artifact.path), code=4) == "MigrationConflict"
 
 
 def test_exit_code_5_is_for_somebody_else_at_work(cli: Cli, documents: psycopg.Connection, database_url: str) -> None:
@@ -468,14 +510,14 @@ def test_a_run_in_another_process_is_watched_throttled_paused_and_resumed(cli: C
     with running(cli.process("cutover", "--wait")) as patient:
         time.sleep(0.5)
         assert patient.poll() is None
-        cli("postpone", "--off")
+        cli("postpone", "--undo")
         assert ended(patient)["state"] == "serving_new"
 
 
 def test_a_follower_keeps_both_sides_current_until_others_have_finalized(
     cli: Cli, documents: psycopg.Connection, tiny_artifact: Artifact, wide_artifact: Artifact
 ) -> None:
-    models = ("--artifact", str(wide_artifact.path), "--old-artifact", str(tiny_artifact.path))
+    models = ("--new-model", str(wide_artifact.path), "--old-model", str(tiny_artifact.path))
 
     def followed() -> bool:
         return bool(cli("status")["backlog"] == 0)
@@ -548,15 +590,15 @@ def test_an_option_goes_over_the_file_and_the_file_over_the_environment(
     other = write_config(tmp_path / "wrong", {"store": {"url": wrong, **place}, "models": models})
     silent = write_config(tmp_path / "silent", {"store": place, "models": models})
     assert Cli(cli.capsys, ("--config", str(silent))).error("status", code=4) == "MigrationNotFound"
-    monkeypatch.setenv("VECFERRY_DATABASE_URL", wrong)
+    monkeypatch.setenv("VECFERRY_STORE_URL", wrong)
     assert cli.error("status", code=3) == "StoreUnreachable"
     assert Cli(cli.capsys, ("--config", str(config))).error("status", code=4) == "MigrationNotFound"
     assert Cli(cli.capsys, ("--config", str(other))).error("status", code=3) == "StoreUnreachable"
-    over = Cli(cli.capsys, ("--config", str(other), "--database", database_url))
+    over = Cli(cli.capsys, ("--config", str(other), "--store", database_url))
     assert over.error("status", code=4) == "MigrationNotFound"
-    monkeypatch.delenv("VECFERRY_DATABASE_URL")
+    monkeypatch.delenv("VECFERRY_STORE_URL")
     assert cli.error("status", code=2) == "MissingOption"
-    assert "VECFERRY_DATABASE_URL" in cli.text("status", code=2)
+    assert "VECFERRY_STORE_URL" in cli.text("status", code=2)
 
 
 def test_a_password_is_in_no_message(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -565,14 +607,14 @@ def test_a_password_is_in_no_message(cli: Cli, monkeypatch: pytest.MonkeyPatch, 
     config = write_config(tmp_path, {"store": {"url": secret, "collection": "c"}, "models": models})
     broken = write_config(tmp_path / "b", {"store": {"url": secret, "collection": "c", "hunter": 1}, "models": models})
     shown = [
-        cli.text("status", "--database", secret, code=3),
-        cli.text("status", "--database", secret, "--json", code=3),
-        cli.text("status", "--database", "mysql://app:hunter2@localhost/app", code=2),
-        cli.text("status", "--database", "hunter2", code=2),
+        cli.text("status", "--store", secret, code=3),
+        cli.text("status", "--store", secret, "--json", code=3),
+        cli.text("status", "--store", "mysql://app:hunter2@localhost/app", code=2),
+        cli.text("status", "--store", "hunter2", code=2),
         Cli(cli.capsys, ("--config", str(config))).text("status", code=3),
         Cli(cli.capsys, ("--config", str(broken))).text("status", code=2),
     ]
-    monkeypatch.setenv("VECFERRY_DATABASE_URL", secret)
+    monkeypatch.setenv("VECFERRY_STORE_URL", secret)
     shown.append(cli.text("status", code=3))
     with running(cli.process("status")) as process:
         shown += process.communicate(timeout=START_S)
@@ -603,7 +645,7 @@ def test_a_plan_with_a_read_only_role_writes_nothing(
     documents.execute("ALTER ROLE reader SET default_transaction_read_only = on")
     documents.execute("GRANT SELECT ON documents TO reader")
     try:
-        reader = ("--database", database_url.replace("postgresql://postgres", "postgresql://reader", 1))
+        reader = ("--store", database_url.replace("postgresql://postgres", "postgresql://reader", 1))
         before, files = documents.execute(CATALOGUE).fetchall(), sorted(tmp_path.rglob("*"))
         assert cli("plan", "--sample", "5", *reader)["table"]["rows"] == ROWS
         assert "not known" in cli.text("plan", "--sample", "5", *reader)
@@ -636,7 +678,7 @@ def test_a_head_that_a_store_cannot_hold_is_refused_by_name(
 ) -> None:
     with backends_chroma.opened(tmp_path / "chroma"):
         place = ("--store", f"chroma:{tmp_path / 'chroma'}", "--collection", "docs")
-        cli = Cli(capsys, (*place, "--artifact", str(tiny_artifact.path), "--outputs", "dense,sparse"))
+        cli = Cli(capsys, (*place, "--new-model", str(tiny_artifact.path), "--outputs", "dense,sparse"))
         for verb in ("plan", "start"):
             error = cli(verb, code=3)["error"]
             assert error["type"] == "StoreSchemaError"

@@ -1,3 +1,4 @@
+import re
 import traceback
 from pathlib import Path
 
@@ -7,7 +8,6 @@ from pydantic import SecretStr
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError, StoreUnreachable
-from vecferry.migrate import config as module
 from vecferry.migrate.config import MigrationConfig, merged, read_config
 from vecferry.stores.opening import open_store
 
@@ -31,10 +31,10 @@ def with_line(section: str, line: str) -> str:
     return text if f"[{section}]" in text else f"{text}[{section}]\n{line}\n"
 
 
-def test_the_file_in_the_documentation_is_read_as_it_says(tmp_path: Path) -> None:
-    assert module.__doc__ is not None
-    lines = [line[4:] for line in module.__doc__.splitlines() if line.startswith("    ")]
-    found = read_config(written(tmp_path, "\n".join(lines)))
+def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/migrate.md").read_text(encoding="utf-8")
+    block = page.partition("```toml\n")[2].partition("```")[0]
+    found = read_config(written(tmp_path, re.sub(r"^# (\w+ = )", r"\1", block, flags=re.MULTILINE)))
     assert found.model_dump() == {
         "store": {
             "url": SecretStr("postgresql://app@localhost/app"),
@@ -47,7 +47,7 @@ def test_the_file_in_the_documentation_is_read_as_it_says(tmp_path: Path) -> Non
         "models": {
             "new": tmp_path / "models/bge-m3-onnx",
             "old": tmp_path / "models/all-MiniLM-L6-v2-onnx",
-            "outputs": ("dense",),
+            "outputs": DENSE,
         },
         "limits": {
             "rows_per_range": 256,
@@ -61,12 +61,13 @@ def test_the_file_in_the_documentation_is_read_as_it_says(tmp_path: Path) -> Non
         },
         "engine": {
             "kind": "local",
-            "address": "head:6379",
+            "address": "HEAD:6379",
             "workers": 1,
             "cpus_per_worker": 2,
             "gpus_per_worker": 0.0,
             "wave": 64,
             "stall_s": 600.0,
+            "tries": 3,
         },
         "verify": {"sample": 100, "min_recall": 0.9},
         "gate": {"queries": tmp_path / "judged", "margin": 0.02, "confidence": 0.95, "max_queries": 500},
@@ -80,7 +81,7 @@ def test_what_is_left_out_has_its_default_beside_the_file(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     found = read_config(Path("in/migration.toml"))
     monkeypatch.chdir("/")
-    assert (found.store.url, found.models.old, found.models.heads) == (None, None, DENSE)
+    assert (found.store.url, found.models.old, found.models.outputs) == (None, None, DENSE)
     assert (found.store.text, found.store.vector, found.store.key) == ("text", "embedding", "id")
     assert found.store.control == tmp_path / "in/.vecferry/control.db"
     assert found.limits.staging == tmp_path / "in/.vecferry/staging"
@@ -111,7 +112,7 @@ def test_a_path_in_a_url_is_relative_to_the_file_too(tmp_path: Path, url: str, e
 
 def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
     found = read_config(written(tmp_path, with_line("models", 'outputs = ["sparse", "dense"]')))
-    assert found.models.heads == DENSE | Outputs.SPARSE
+    assert found.models.outputs == DENSE | Outputs.SPARSE
 
 
 @pytest.mark.parametrize(
@@ -124,12 +125,12 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("limits", "rows_per_range = true", "[limits] rows_per_range", "True", "a whole number from 1"),
         ("limits", "max_query_ms = -1", "[limits] max_query_ms", "-1", "milliseconds above 0"),
         ("limits", "min_free_gb = -1", "[limits] min_free_gb", "-1", "gigabytes from 0"),
-        ("limits", "lease_s = 0.5", "[limits] lease_s", "0.5", "seconds from 1"),
+        ("limits", "lease_s = 0", "[limits] lease_s", "0", "seconds above 0"),
         ("engine", 'kind = "dask"', "[engine] kind", "dask", "local or ray"),
         ("engine", "workers = 0", "[engine] workers", "0", "a whole number from 1"),
         ("engine", "stall_s = 0", "[engine] stall_s", "0", "seconds above 0"),
         ("limits", "staging = 5", "[limits] staging", "5", "a folder"),
-        ("limits", "row_per_s = 5", "[limits] row_per_s", "…", "one of rows_per_range, rows_per_write, max_pause_s"),
+        ("limits", "row_per_s = 5", "[limits] row_per_s", "…", "one of rows_per_range, rows_per_write, rows_per_s"),
         ("verify", "min_recall = 1.1", "[verify] min_recall", "1.1", "a number from 0 to 1"),
         ("verify", "sample = 0", "[verify] sample", "0", "a whole number from 1"),
         ("gate", "queries = 5", "[gate] queries", "5", "a folder in BEIR layout"),
@@ -137,12 +138,12 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("gate", "margin = true", "[gate] margin", "True", "a number from 0 to 1"),
         ("gate", "confidence = 1.0", "[gate] confidence", "1.0", "a number between 0 and 1"),
         ("gate", "max_queries = 0", "[gate] max_queries", "0", "a whole number from 1"),
-        ("gate", "querys = 5", "[gate] querys", "…", "one of queries, margin, confidence, max_queries"),
+        ("gate", "querys = 5", "[gate] querys", "…", "one of margin, confidence, queries, max_queries"),
         ("thresholds", "duplicate = 1.1", "[thresholds] duplicate", "1.1", "names, each with a number from -1 to 1"),
         ("thresholds", "duplicate = nan", "[thresholds] duplicate", "nan", "names, each with a number from -1 to 1"),
         ("thresholds", 'duplicate = "0.9"', "[thresholds] duplicate", "0.9", "names, each with a number from -1 to 1"),
         ("thresholds", '"" = 0.9', "[thresholds] ", "", "names, each with a number from -1 to 1"),
-        ("models", 'outputs = ["dens"]', "[models] outputs", "dens", '["dense"]'),
+        ("models", 'outputs = ["dens"]', "[models] outputs", "['dens']", '["dense"]'),
         ("models", 'outputs = ["sparse"]', "[models] outputs", "['sparse']", '["dense"]'),
         ("store", 'text = ""', "[store] text", "", "the name of the column"),
         ("stores", "", "[stores]", "…", "one of store, models, limits, engine, verify, gate, thresholds"),
@@ -258,7 +259,7 @@ def test_a_store_of_points_is_opened_with_its_fields_and_makes_nothing(tmp_path:
     url = f"lancedb://{tmp_path}"
     store = open_store(url, "docs", text="body", vector="v", key="id", control=tmp_path / "control.db")
     try:
-        assert (store.target, store.text_source, store.ledger.find("docs")) == ("docs", "body", None)
+        assert (store.target, store.traits.text_source, store.ledger.find("docs")) == ("docs", "body", None)
     finally:
         store.close()
     assert list(tmp_path.iterdir()) == []
@@ -269,7 +270,7 @@ def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, databas
     store = open_store(database_url, "docs", text="body", vector="v", key="-", control=tmp_path / "control.db")
     try:
         assert store.target.startswith("public.docs")
-        assert store.text_source == "body"
+        assert store.traits.text_source == "body"
     finally:
         store.close()
 

@@ -20,7 +20,7 @@ from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
 from tests.stores.backends_chroma import shared_server
 from tests.stores.collections import old_vector
-from vecferry.embeddings import Float32
+from vecferry.embeddings import Float32, TextVectors
 from vecferry.migrate.states import State
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.opening import open_backend
@@ -39,18 +39,19 @@ POINTS = (
     "before write new", "in write new 2", "after write new 3", "after add_dead_letters", "after close_range",
     "after move indexing", "before build_indexes", "after build_indexes", "after move catching_up",
     "after application put", "before apply_deletes 2", "before acknowledge", "after acknowledge",
-    "after keep_verification", "after move verified", "after move ready", "after move cutting_over", "before switch",
-    "after switch", "after serve 2", "after move serving_new", "before write old", "in write old",
-    "after acknowledge 2", "after move rolling_back", "after switch_back", "after serve 3", "after move serving_old",
-    "before switch 2", "after move serving_new 2", "after stop_capture", "after drop_old", "after move finalized",
+    "after keep_verification", "after move verified", "after move ready", "after move cutting_over",
+    "before switch new", "after switch new", "after serve 2", "after move serving_new", "before write old",
+    "in write old", "after acknowledge 2", "after move rolling_back", "after switch old", "after serve 3",
+    "after move serving_old", "before switch new 2", "after move serving_new 2", "after stop_capture", "after drop old",
+    "after move finalized",
 )  # fmt: skip
 FILE_POINTS = (
     "after prepare", "after start_capture", "after add_ranges", "after keep 2", "before write new", "in write new 2",
     "after add_dead_letters", "after close_range", "after move indexing", "after application put",
     "before application remove", "before apply_deletes 2", "after apply_deletes 2", "before acknowledge",
-    "after keep_verification", "after move cutting_over", "after switch", "after serve 2", "after move serving_new",
-    "in write old", "after acknowledge 2", "after switch_back", "after move serving_old", "after stop_capture",
-    "after drop_old", "after move finalized",
+    "after keep_verification", "after move cutting_over", "after switch new", "after serve 2", "after move serving_new",
+    "in write old", "after acknowledge 2", "after switch old", "after move serving_old", "after stop_capture",
+    "after drop old", "after move finalized",
 )  # fmt: skip
 """Where the store and the ledger are two."""
 BACKEND_POINTS = (
@@ -61,26 +62,26 @@ BACKEND_POINTS = (
 """Inside the calls above."""
 CASES = [("pgvector", point) for point in POINTS] + [("file", point) for point in FILE_POINTS + BACKEND_POINTS]
 SWITCH_POINTS = (
-    "after move cutting_over", "after switch", "after move serving_new", "after switch_back", "before drop_old",
-    "after drop_old",
+    "after move cutting_over", "after switch new", "after move serving_new", "after switch old", "before drop old",
+    "after drop old",
 )  # fmt: skip
 CHAIN = (
     "after prepare", "after move prepared", "after start_capture", "after move capturing", "after key_ranges",
     "after add_ranges", "after move backfilling", "in encode new", "after keep", "in write new", "after close_range",
     "after move indexing", "after build_indexes", "after move catching_up", "after application put",
     "after apply_deletes", "before check_integrity", "after keep_verification", "after move ready",
-    "after move cutting_over", "after switch", "after move serving_new", "in write old", "after switch_back",
-    "after move serving_old", "before switch", "after stop_capture", "after drop_old", "after move finalized",
+    "after move cutting_over", "after switch new", "after move serving_new", "in write old", "after switch old",
+    "after move serving_old", "before switch new", "after stop_capture", "after drop old", "after move finalized",
 )  # fmt: skip
 """One after the other."""
 BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus")
-COMMON_POINTS = ("after prepare", "in write new 2", "after switch")
+COMMON_POINTS = ("after prepare", "in write new 2", "after switch new")
 FURTHER_POINTS = (
-    "before backend put 2", "after backend delete", "after application backend put", "before switch", "in write old",
-    "after backend drop",
+    "before backend put 2", "after backend delete", "after application backend put", "before switch new",
+    "in write old", "after backend drop",
 )  # fmt: skip
 """On every store that outlives its process; the further ones by `make test-slow`."""
-ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop_new", "after move aborted")
+ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop new", "after move aborted")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class World:
         assert isinstance(self.store, MirrorStore)
         ids = list(self.store._backend.ids(name))
         assert len(ids) == len(set(ids))
-        return {p.id: (p.text or "", p.vector) for p in self.store._backend.get(name, ids, vectors=True)}
+        points = self.store._backend.get(name, ids, vectors=True)
+        return {p.id: (p.text or "", None if p.vectors is None else p.vectors.dense) for p in points}
 
     def leftovers(self) -> list[str]:
         """What a migration made and should have taken away in the end."""
@@ -178,7 +180,7 @@ def made(name: str, folder: Path) -> str:
 
 
 def fill(world: World, texts: Mapping[str, str]) -> World:
-    records = [Record((key,), text, old_vector(text)) for key, text in texts.items()]
+    records = [Record((key,), text, TextVectors(old_vector(text))) for key, text in texts.items()]
     world.store.put(records, fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint)
     return world
 
@@ -236,7 +238,7 @@ def assert_complete(world: World) -> None:
 
 def assert_sides(world: World, serving: str, other: str | None = None) -> None:
     """After all writes; by the names of the models."""
-    keeps, tolerance = world.store.rows_outlive_vectors, world.tolerance
+    keeps, tolerance = world.store.traits.rows_outlive_vectors, world.tolerance
     assert_true(world.serving(), texts_after(3), serving, rows_outlive_vectors=keeps, tolerance=tolerance)
     if other is not None:
         assert_true(world.other(), texts_after(3), other, tolerance=tolerance)

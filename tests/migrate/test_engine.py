@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from tests.waiting import wait_until
-from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
+from tests.waiting import PATIENCE_S, wait_until
+from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TextVectors, indptr_of
 from vecferry.encode.encoder import Role
 from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
 from vecferry.migrate.engines import range_name
@@ -25,7 +25,7 @@ from vecferry.stores.ledger import MigrationSpec, RangeRecord
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import KeyRange, Patience, Row, Side
+from vecferry.stores.values import EVERYTHING, Key, KeyRange, Patience, Row, Side
 
 ROOT = Path(__file__).parents[2]
 LEAVE_IN_THE_MIDDLE = """
@@ -40,7 +40,7 @@ for number in (numbers := engine_of(store, Path(sys.argv[1])).run(in_ranges(stor
 
 def collection(folder: Path, texts: Sequence[str]) -> MirrorStore:
     """Its new side is prepared, and empty. Keys are 000, 001, ..."""
-    points = [Point(f"{i:03}", text, truth("old", text, 8)) for i, text in enumerate(texts)]
+    points = [Point(f"{i:03}", text, TextVectors(truth("old", text, 8))) for i, text in enumerate(texts)]
     store = MirrorStore(MemoryBackend({"docs": points}), "docs", SqliteLedger.open(folder / "control.db"))
     spec = MigrationSpec(
         target="docs",
@@ -104,7 +104,8 @@ def test_equal_texts_are_encoded_once_over_all_ranges_and_runs(tmp_path: Path) -
     assert {text: n for text, n in encoder.encoded.items() if not text.startswith("POISON")} == dict.fromkeys("abcd", 1)
     staged = engine.staging.read(range_name("uid", 4))
     assert staged is not None
-    np.testing.assert_array_equal(staged.vectors[0].vector, encoder.truth("a"))
+    assert staged.vectors[0].vectors is not None
+    np.testing.assert_array_equal(staged.vectors[0].vectors.dense, encoder.truth("a"))
     assert [letter.key for letter in staged.dead_letters] == [("007",)]
     again = TruthEncoder()
     assert list(replace(engine_of(store, tmp_path, again), uid="another").run(in_ranges(store, 3))) == [1, 2, 3]
@@ -117,13 +118,14 @@ def test_a_staged_range_is_not_encoded_again_unless_its_rows_have_changed(tmp_pa
     encoder = TruthEncoder()
     assert list(engine_of(store, tmp_path, encoder).run(in_ranges(store, 2))) == [1, 2]
     assert encoder.calls == 0
-    store._backend.put("docs", [Point("001", "changed", truth("old", "changed", 8))])
+    store._backend.put("docs", [Point("001", "changed", TextVectors(truth("old", "changed", 8)))])
     engine = engine_of(store, tmp_path, encoder)
     assert list(engine.run(in_ranges(store, 2))) == [1, 2]
     assert encoder.encoded == {"changed": 1}
     staged = engine.staging.read(range_name("uid", 1))
     assert staged is not None
-    np.testing.assert_array_equal(staged.vectors[1].vector, encoder.truth("changed"))
+    assert staged.vectors[1].vectors is not None
+    np.testing.assert_array_equal(staged.vectors[1].vectors.dense, encoder.truth("changed"))
 
 
 def test_a_range_whose_rows_are_gone_is_committed_too(tmp_path: Path) -> None:
@@ -161,10 +163,12 @@ def test_all_heads_are_staged_and_found_again_by_their_text(tmp_path: Path) -> N
     assert encoder.encoded == {"one": 1, "two": 1}
     staged = staging.read(range_name("uid", 2))
     assert staged is not None
-    assert staged.vectors[0].sparse is not None
-    assert staged.vectors[0].colbert is not None
-    assert staged.vectors[0].sparse.ids.tolist() == [0, 1, 2]
-    assert staged.vectors[0].colbert.shape == (3, 16)
+    vectors = staged.vectors[0].vectors
+    assert vectors is not None
+    assert vectors.sparse is not None
+    assert vectors.colbert is not None
+    assert vectors.sparse.indices.tolist() == [0, 1, 2]
+    assert vectors.colbert.shape == (3, 16)
     with pytest.raises(AssertionError, match="heads"):
         LocalEngine(store, encoder, staging, "uid", 2)
 
@@ -201,14 +205,14 @@ def test_an_interrupt_while_a_range_is_encoded_ends_the_threads(tmp_path: Path) 
 
     def block(texts: Sequence[str]) -> None:
         encoding.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_S)
 
     numbers = engine_of(collection(tmp_path, ["a"] * 8), tmp_path, TruthEncoder(before_each=block)).run(
         [RangeRecord(1, KeyRange(None, ("003",))), RangeRecord(2, KeyRange(("003",), ("007",)))]
     )
 
     def interrupt() -> None:
-        encoding.wait(10)
+        encoding.wait(PATIENCE_S)
         threading.Timer(0.1, go_on.set).start()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -220,7 +224,7 @@ def test_an_interrupt_while_a_range_is_encoded_ends_the_threads(tmp_path: Path) 
 
 def test_a_process_that_leaves_a_run_in_the_middle_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LEAVE_IN_THE_MIDDLE, str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=20, check=False)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False)
     assert (ended.returncode, ended.stderr.strip()) == (1, b"left at 1")
 
 
@@ -230,11 +234,11 @@ class _Unreliable(MirrorStore):
     reads = 0
     closed = 0
 
-    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
         type(self).reads += 1
         if type(self).reads == 3:
             raise StoreUnreachable("memory", "it went away")
-        return super().unembedded(within, limit, side)
+        return super().outdated(side, among, limit)
 
     def close(self) -> None:
         type(self).closed += 1

@@ -24,6 +24,7 @@ from tests.migrate.file_backend import FileBackend
 from tests.migrate.test_crashes import World, assert_complete, assert_true, fill, world_of_points, world_of_rows
 from tests.stores import backends, backends_chroma
 from tests.waiting import wait_until
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.chroma import ChromaBackend
@@ -64,9 +65,9 @@ def table(connection: psycopg.Connection, database_url: str, folder: Path) -> It
 
 def assert_switches(store: Any, encoder: TruthEncoder) -> None:
     """The new side is complete and true, by the migration's own checks, and can serve."""
-    migration = Migration(store, OPTIONS)
-    assert migration.verify(encoder, sample=1000, old=OLD, override="no gate in this test").passed
-    migration.cutover(new=encoder)
+    migration = Migration(store, new=encoder, old=OLD, options=OPTIONS)
+    assert migration.verify(sample=1000, override="no gate in this test").passed
+    migration.cutover()
 
 
 # --- the disk -------------------------------------------------------------------------------------
@@ -75,17 +76,17 @@ def assert_switches(store: Any, encoder: TruthEncoder) -> None:
 def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on_with_more_room(table: World) -> None:
     with small_disk(Path("small"), kib=512) as disk:
         ballast = fill_up(disk, leave_kib=12)
-        migration = Migration(table.store, replace(OPTIONS, staging=disk / "staging"))
         encoder = TruthEncoder()
+        migration = Migration(table.store, new=encoder, options=replace(OPTIONS, staging=disk / "staging"))
         with pytest.raises(OutputWriteFailed, match="the disk is full"):
-            migration.start(encoder)
+            migration.start()
         done = migration.status()
         assert 0 < encoder.calls < 5
         assert_true(table.serving(), TWENTY, "old")
         assert not list(disk.rglob("*.partial"))
         ballast.unlink()
         again = TruthEncoder()
-        assert migration.start(again).rows_done == 20
+        assert replace(migration, new=again).start().rows_done == 20
         assert done.ranges_done + again.calls <= 5  # what was staged is not encoded again
         assert encoder.encoded.total() + again.encoded.total() <= 20 + ROWS_PER_RANGE
         assert_switches(table.store, again)
@@ -97,8 +98,8 @@ def test_a_run_pauses_while_the_disk_is_low_and_goes_on_by_itself(table: World) 
         options = replace(OPTIONS, staging=disk / "staging", min_free_gb=0.0005)
         encoder = TruthEncoder()
         ballast = fill_up(disk, leave_kib=300)
-        watcher = Migration(watched, options)
-        thread, outcome = in_background(lambda: Migration(table.store, options).start(encoder))
+        watcher = Migration(watched, options=options)
+        thread, outcome = in_background(lambda: Migration(table.store, new=encoder, options=options).start())
         wait_until(lambda: watched.ledger.find(watched.target) is not None)
         wait_until(lambda: watcher.status().state == State.PAUSED)
         assert "disk low" in str(watcher.status().paused)
@@ -113,10 +114,11 @@ def test_a_run_pauses_while_the_disk_is_low_and_goes_on_by_itself(table: World) 
 def test_a_full_disk_under_the_control_database_and_the_store_loses_nothing(folder: Path) -> None:
     with small_disk(folder / "small", kib=1024) as disk, world_of_points("lancedb", disk) as world:
         fill(world, TWENTY)
-        migration, encoder = Migration(world.store, OPTIONS), TruthEncoder()
+        encoder = TruthEncoder()
+        migration = Migration(world.store, new=encoder, options=OPTIONS)
         ballast = fill_up(disk, leave_kib=40)
         with pytest.raises((StoreFailed, StoreUnreachable)) as refused:
-            migration.start(encoder)
+            migration.start()
         assert "full" in str(refused.value) or "space" in str(refused.value)
         ballast.unlink()
         assert_true(world.serving(), TWENTY, "old")
@@ -137,15 +139,16 @@ def test_a_full_disk_under_postgresql_loses_nothing(
         connection.execute("ALTER TABLE docs SET TABLESPACE small")
         fill(world, texts := {str(i): f"text {i}" for i in range(300)})
         ballast = fill_up(place, leave_kib=400)
-        migration, encoder = Migration(world.store, replace(OPTIONS, rows_per_range=50)), TruthEncoder(dimension=1024)
+        encoder = TruthEncoder(dimension=1024)
+        migration = Migration(world.store, new=encoder, options=replace(OPTIONS, rows_per_range=50))
         with pytest.raises(StoreFailed, match="No space left on device"):
-            migration.start(encoder)
+            migration.start()
         assert_true(world.serving(), texts, "old")
         ballast.unlink()
         again = TruthEncoder(dimension=1024)
-        assert migration.start(again).rows_done == 300
+        assert replace(migration, new=again).start().rows_done == 300
         assert again.encoded.total() + encoder.encoded.total() == 300  # all that was encoded is staged
-        assert migration.verify(again, sample=300, override="no gate in this test").passed
+        assert replace(migration, new=again).verify(sample=300, override="no gate in this test").passed
         connection.execute("ALTER TABLE docs SET TABLESPACE pg_default")
         connection.execute("DROP TABLESPACE small")
     place.rmdir()
@@ -189,8 +192,8 @@ def test_a_killed_server_that_comes_back_is_waited_for(own_server: OwnServer, fo
             restarts.append(in_background(own_server.start)[0])
 
         encoder = at_call(3, TruthEncoder(), kill)
-        migration = Migration(world.store, replace(OPTIONS, reconnect_s=30.0))
-        status = migration.start(encoder)
+        migration = Migration(world.store, new=encoder, options=replace(OPTIONS, reconnect_s=30.0))
+        status = migration.start()
         assert status.rows_done == 20
         assert "store came back" in [event.what for event in status.events]
         assert encoder.encoded.total() <= 20 + ROWS_PER_RANGE
@@ -205,7 +208,7 @@ def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes
 ) -> None:
     with own_table(own_server, folder) as world:
         with pytest.raises(StoreUnreachable):
-            Migration(world.store, OPTIONS).start(at_call(3, TruthEncoder(), own_server.kill))
+            Migration(world.store, new=at_call(3, TruthEncoder(), own_server.kill), options=OPTIONS).start()
         with pytest.raises(StoreUnreachable):
             PgVectorStore.connect(own_server.url, "docs", "body", "embedding")
         own_server.start()
@@ -221,7 +224,7 @@ def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes
 def started(store: Store, encoder: TruthEncoder) -> bool:
     """False while the lease of the run that was cut off is not over; its process, this one, lives."""
     try:
-        return Migration(store, OPTIONS).start(encoder, old=OLD).rows_done == 20
+        return Migration(store, new=encoder, old=OLD, options=OPTIONS).start().rows_done == 20
     except Locked:
         return False
 
@@ -245,10 +248,12 @@ def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> N
             in_background(serve_again)
 
         with MirrorStore(ChromaBackend.open(url), backends.COLLECTION, ledger) as store:
-            store.put([Record((k,), t, OLD.truth(t)) for k, t in TWENTY.items()], fingerprint="whatever serves")
+            store.put(
+                [Record((k,), t, TextVectors(OLD.truth(t))) for k, t in TWENTY.items()], fingerprint="whatever serves"
+            )
             encoder = at_call(3, TruthEncoder(), kill)
             try:
-                status = Migration(store, replace(OPTIONS, reconnect_s=60.0)).start(encoder)
+                status = Migration(store, new=encoder, options=replace(OPTIONS, reconnect_s=60.0)).start()
                 assert restarted.is_set()
                 assert status.rows_done == 20
                 assert encoder.encoded.total() <= 20 + ROWS_PER_RANGE
@@ -265,8 +270,8 @@ def followed(url: str, encoder: TruthEncoder, options: MigrationOptions) -> Iter
     """A run that follows through `url`. What is yielded fails with what the run ended with, if it did."""
     ending = threading.Event()
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
-        run = Migration(store, options)
-        thread, outcome = in_background(lambda: run.start(encoder, old=OLD, follow=ending.is_set))
+        run = Migration(store, new=encoder, old=OLD, options=options)
+        thread, outcome = in_background(lambda: run.start(follow=ending.is_set))
 
         def check() -> None:
             assert thread.is_alive(), outcome
@@ -296,7 +301,7 @@ LONG_LEASE = replace(OPTIONS, reconnect_s=30.0, lease_s=60.0)
 
 
 def test_any_number_of_outages_is_waited_for(table: World, connection: psycopg.Connection) -> None:
-    with through_proxy(table) as (proxy, store), followed(store._db._url, TruthEncoder(), LONG_LEASE) as check:
+    with through_proxy(table) as (proxy, store), followed(store._session.db._url, TruthEncoder(), LONG_LEASE) as check:
         wait_until(lambda: table.store.ledger.find(table.store.target) is not None)
         wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
         for _ in range(4):
@@ -313,7 +318,7 @@ def test_sessions_that_are_terminated_again_and_again_are_made_anew(
     with followed(table.where, TruthEncoder(), LONG_LEASE) as check:
         wait_until(lambda: table.store.ledger.find(table.store.target) is not None)
         wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
-        own = table.store._db.row("SELECT pg_backend_pid()")[0]  # type: ignore[attr-defined]
+        own = table.store._session.db.row("SELECT pg_backend_pid()")[0]  # type: ignore[attr-defined]
         for number in range(30):
             connection.execute("UPDATE docs SET body = 'text ' || id || %s", [str(number)])
             time.sleep(0.02 * (number % 3))
@@ -373,7 +378,7 @@ def test_a_network_that_is_cut_in_the_middle_of_a_write_is_waited_for(table: Wor
             in_background(mend_after_the_cut)
 
         encoder = at_call(1, TruthEncoder(), arm)  # a statement that is sent often is not sent as text any more
-        status = Migration(store, replace(OPTIONS, reconnect_s=20.0)).start(encoder)
+        status = Migration(store, new=encoder, options=replace(OPTIONS, reconnect_s=20.0)).start()
         assert proxy.num_cuts == 1
         assert status.rows_done == 20
         assert "store came back" in [event.what for event in status.events]
@@ -384,13 +389,13 @@ def test_a_network_that_is_cut_in_the_middle_of_a_write_is_waited_for(table: Wor
 
 def test_a_network_that_is_cut_in_the_middle_of_a_switch_leaves_one_side_or_the_other(table: World) -> None:
     with through_proxy(table) as (proxy, store):
-        migration, encoder = Migration(store, replace(OPTIONS, lease_s=0.5)), TruthEncoder()
-        migration.start(encoder)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration = Migration(store, new=TruthEncoder(), old=OLD, options=replace(OPTIONS, lease_s=0.5))
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
 
         def switch_while_it_is_cut() -> None:
             with pytest.raises(StoreUnreachable):
-                unlocked(lambda: migration.cutover(new=encoder))
+                unlocked(migration.cutover)
             assert not proxy.is_open
             proxy.mend()
             store.reconnect()
@@ -405,7 +410,7 @@ def test_a_network_that_is_cut_in_the_middle_of_a_switch_leaves_one_side_or_the_
         assert migration.serving().epoch == 2  # it was made, but the answer was lost
         assert migration.status().state == State.SERVING_NEW
         assert_true(table.serving(), TWENTY, "new")
-        assert unlocked(lambda: migration.rollback(old=OLD)).serving.epoch == 3
+        assert unlocked(migration.rollback).serving.epoch == 3
         assert_true(table.serving(), TWENTY, "old")
 
 
@@ -427,7 +432,7 @@ def test_of_two_runners_one_works_and_the_other_is_told_who(table: World, mother
     stopped.wait_until_stopped()
     for _ in range(2):
         with pytest.raises(Locked) as locked:
-            Migration(table.store, OPTIONS).start(TruthEncoder())
+            Migration(table.store, new=TruthEncoder(), options=OPTIONS).start()
         assert f"pid {stopped.pid} " in locked.value.holder
     stopped.send(signal.SIGCONT)
     assert stopped.wait() == "done"
@@ -492,16 +497,16 @@ def picture(world: World) -> list[Any]:
 # --- a switch that is stopped ---------------------------------------------------------------------
 
 STOPPED_IN = {
-    "cutover": ("before switch", "after switch", "after serve", "after move serving_new"),
-    "rollback": ("before switch_back", "after switch_back", "after serve", "after move serving_old"),
-    "finalize": ("before stop_capture", "after stop_capture", "after drop_old", "after move finalized"),
+    "cutover": ("before switch new", "after switch new", "after serve", "after move serving_new"),
+    "rollback": ("before switch old", "after switch old", "after serve", "after move serving_old"),
+    "finalize": ("before stop_capture", "after stop_capture", "after drop old", "after move finalized"),
 }
 """Points inside the transaction of a verb, by the step of `crashing.Course` that reaches it."""
 QUICK = {
-    ("cutover", "after switch", True),
+    ("cutover", "after switch new", True),
     ("cutover", "after move serving_new", False),
     ("rollback", "after move serving_old", True),
-    ("finalize", "after drop_old", False),
+    ("finalize", "after drop old", False),
 }
 STOPS = [
     pytest.param(verb, point, follows, marks=[] if (verb, point, follows) in QUICK else [pytest.mark.slow])
@@ -546,8 +551,8 @@ def running(store: Store) -> Iterator[None]:
     """A run that follows."""
     ending, encoder = threading.Event(), TruthEncoder()
     with store.another() as beside:  # type: ignore[attr-defined]
-        run = Migration(beside, OPTIONS)
-        thread, outcome = in_background(lambda: run.start(encoder, old=OLD, follow=ending.is_set))
+        run = Migration(beside, new=encoder, old=OLD, options=OPTIONS)
+        thread, outcome = in_background(lambda: run.start(follow=ending.is_set))
         yield
         ending.set()
         thread.join(30)
@@ -565,9 +570,9 @@ def test_a_run_pauses_while_queries_are_slow_and_goes_on_when_they_are_fast(tabl
 
         encoder = at_call(2, TruthEncoder(), slow_down)
         # so that the guard is asked before the last range
-        migration = Migration(store, replace(OPTIONS, max_query_ms=150.0))
-        watcher = Migration(watched, OPTIONS)
-        thread, outcome = in_background(lambda: migration.start(encoder))
+        migration = Migration(store, new=encoder, options=replace(OPTIONS, max_query_ms=150.0))
+        watcher = Migration(watched, options=OPTIONS)
+        thread, outcome = in_background(migration.start)
         wait_until(lambda: watched.ledger.find(watched.target) is not None)
         wait_until(lambda: watcher.status().state == State.PAUSED)
         reason = str(watcher.status().paused)
@@ -595,13 +600,13 @@ def test_a_drop_that_takes_longer_than_writers_wait_is_tried_again(folder: Path)
     FileBackend(folder / "store").create("docs", dimension=8)
     options, encoder = replace(OPTIONS, patience=Patience(0.2, 5.0)), TruthEncoder()
     with MirrorStore(SlowToDrop(folder / "store"), "docs", SqliteLedger.open(folder / "control.db")) as store:
-        migration = Migration(store, options)
+        migration = Migration(store, new=encoder, options=options)
         world = fill(World("file", str(folder / "store"), folder, store), TWENTY)
-        migration.start(encoder)
+        migration.start()
         migration.abort()
         assert world.leftovers() == []
-        migration.start(encoder)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
         migration.cutover()
         migration.finalize(confirmed=True)
         assert_true(world.serving(), TWENTY, "new")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, gate_that_says
@@ -17,9 +14,7 @@ from vecferry.errors import CutoverRefused, GateNotPassed, IllegalTransition, Se
 from vecferry.migrate import Check, GateVerdict, MappedThreshold, Migration, MigrationOptions, State
 from vecferry.migrate.router import Router
 from vecferry.stores.ledger import Serving
-from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.protocol import Store
-from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Patience
 
 OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder()
@@ -37,8 +32,8 @@ def migration(collection: Collection, tmp_path: Path) -> Migration:
     options = MigrationOptions(
         old_fingerprint=OLD.fingerprint, staging=tmp_path, patience=Patience(1.0, 5.0), thresholds=IN_OLD
     )
-    made = Migration(collection.store, options)
-    made.start(NEW)
+    made = Migration(collection.store, new=NEW, options=options)
+    made.start()
     return made
 
 
@@ -50,7 +45,7 @@ def events(migration: Migration) -> list[str]:
 
 
 def test_without_a_gate_the_switch_is_refused_with_what_to_type(migration: Migration) -> None:
-    report = migration.verify(NEW)
+    report = migration.verify()
     assert {check.passed for check in report.checks} == {True}
     assert (report.passed, report.state, report.gate) == (False, State.VERIFIED, None)
     with pytest.raises(GateNotPassed) as refused:
@@ -74,7 +69,7 @@ def test_a_gate_that_fails_is_kept_with_the_migration_and_named_at_the_switch(mi
             detail={"ndcg_at_10": [0.41, 0.35]},
         )
 
-    report = migration.verify(NEW, gate=gate)
+    report = migration.verify(gate=gate)
     assert (report.passed, report.state, report.override) == (False, State.VERIFIED, None)
     kept = migration.status().verification
     assert kept is not None
@@ -92,7 +87,7 @@ def test_a_gate_that_fails_is_kept_with_the_migration_and_named_at_the_switch(mi
 
 
 def test_a_gate_that_passes_leaves_it_ready(migration: Migration) -> None:
-    report = migration.verify(NEW, gate=gate_that_says(passed=True))
+    report = migration.verify(gate=gate_that_says(passed=True))
     assert (report.passed, report.state, migration.status().state) == (True, State.READY, State.READY)
     assert migration.cutover().serving.epoch == 2
 
@@ -102,12 +97,12 @@ def test_a_gate_is_not_asked_about_vectors_that_are_wrong(collection: Collection
         raise AssertionError("it was asked")
 
     collection.put_unseen(2, "changed", old_vector("changed"))
-    assert migration.verify(TruthEncoder(), gate=gate, override="never mind").state == State.CATCHING_UP
+    assert replace(migration, new=TruthEncoder()).verify(gate=gate, override="never mind").state == State.CATCHING_UP
 
 
 def test_a_later_verify_takes_a_pass_of_the_gate_back(migration: Migration) -> None:
-    migration.verify(NEW, gate=gate_that_says(passed=True))
-    assert migration.verify(NEW, gate=gate_that_says(passed=False)).state == State.VERIFIED
+    migration.verify(gate=gate_that_says(passed=True))
+    assert migration.verify(gate=gate_that_says(passed=False)).state == State.VERIFIED
     with pytest.raises(GateNotPassed):
         migration.cutover()
 
@@ -116,7 +111,7 @@ def test_a_later_verify_takes_a_pass_of_the_gate_back(migration: Migration) -> N
 
 
 def test_an_override_is_kept_with_who_and_why(migration: Migration) -> None:
-    migration.verify(NEW, gate=gate_that_says(passed=False))
+    migration.verify(gate=gate_that_says(passed=False))
     status = migration.override("the old model is discontinued")
     assert status.state == State.READY
     event = status.events[-1]
@@ -134,13 +129,13 @@ def test_an_override_is_kept_with_who_and_why(migration: Migration) -> None:
 
 
 def test_verify_can_override_at_once_and_the_next_one_takes_it_back(migration: Migration) -> None:
-    report = migration.verify(NEW, override="there are no judgements")
+    report = migration.verify(override="there are no judgements")
     assert (report.passed, report.state, report.gate) == (True, State.READY, None)
     assert report.override is not None
     assert report.override.reason == "there are no judgements"
     assert events(migration)[-2:] == ["ready", "gate overridden"]
 
-    again = migration.verify(NEW)
+    again = migration.verify()
     assert (again.passed, again.override, migration.status().state) == (False, None, State.VERIFIED)
     kept = migration.status().verification
     assert kept is not None
@@ -148,7 +143,7 @@ def test_verify_can_override_at_once_and_the_next_one_takes_it_back(migration: M
 
 
 def test_a_pass_needs_no_override_and_none_is_kept(migration: Migration) -> None:
-    report = migration.verify(NEW, gate=gate_that_says(passed=True), override="in any case")
+    report = migration.verify(gate=gate_that_says(passed=True), override="in any case")
     assert (report.passed, report.override) == (True, None)
     assert "gate overridden" not in events(migration)
 
@@ -156,9 +151,9 @@ def test_a_pass_needs_no_override_and_none_is_kept(migration: Migration) -> None
 @pytest.mark.parametrize("blank", ["", " \t\n"])
 def test_a_blank_reason_is_refused_before_anything_is_done(migration: Migration, blank: str) -> None:
     with pytest.raises(SettingsError, match="reason of the override"):
-        migration.verify(NEW, override=blank)
+        migration.verify(override=blank)
     assert migration.status().verification is None
-    migration.verify(NEW)
+    migration.verify()
     with pytest.raises(SettingsError, match="reason of the override"):
         migration.override(blank)
     assert migration.status().state == State.VERIFIED
@@ -166,7 +161,7 @@ def test_a_blank_reason_is_refused_before_anything_is_done(migration: Migration,
 
 def test_a_check_that_failed_cannot_be_overridden(collection: Collection, migration: Migration) -> None:
     collection.put_unseen(2, "changed", old_vector("changed"))
-    report = migration.verify(NEW, override="never mind")
+    report = migration.verify(override="never mind")
     assert (report.passed, report.state, report.override) == (False, State.CATCHING_UP, None)
     with pytest.raises(IllegalTransition, match="override is not possible in state 'catching_up'"):
         migration.override("never mind")
@@ -177,7 +172,7 @@ def test_a_verification_whose_gate_stood_among_its_checks_must_be_made_anew(
     collection: Collection, migration: Migration
 ) -> None:
     """As the first form of the ledger kept it."""
-    migration.verify(NEW)
+    migration.verify()
     ledger = collection.store.ledger
     record = ledger.find(collection.store.target)
     assert record is not None
@@ -188,7 +183,7 @@ def test_a_verification_whose_gate_stood_among_its_checks_must_be_made_anew(
     with pytest.raises(GateNotPassed, match="none was asked"):
         migration.cutover()
     assert migration.status().state == State.VERIFIED
-    migration.verify(NEW)
+    migration.verify()
     assert migration.override("never mind").state == State.READY
     assert migration.cutover().serving.epoch == 2
 
@@ -208,11 +203,11 @@ def test_thresholds_go_with_the_epoch_there_and_back(migration: Migration, route
         return answer.epoch, dict(answer.thresholds), dict(query.thresholds)
 
     assert of_router() == (1, IN_OLD, IN_OLD)
-    migration.verify(NEW, gate=gate_that_says(passed=True, thresholds=MAPPED))
+    migration.verify(gate=gate_that_says(passed=True, thresholds=MAPPED))
     assert migration.serving().thresholds == IN_OLD
     assert migration.cutover().serving.thresholds == IN_NEW
     assert of_router() == (2, IN_NEW, IN_NEW)
-    assert migration.rollback(old=OLD).serving.thresholds == IN_OLD
+    assert replace(migration, old=OLD).rollback().serving.thresholds == IN_OLD
     assert of_router() == (3, IN_OLD, IN_OLD)
     assert migration.cutover().serving.thresholds == IN_NEW
     assert migration.finalize(confirmed=True).serving == migration.serving()
@@ -220,88 +215,23 @@ def test_thresholds_go_with_the_epoch_there_and_back(migration: Migration, route
 
 
 def test_a_threshold_that_nobody_mapped_is_not_carried_over(migration: Migration) -> None:
-    migration.verify(NEW, gate=gate_that_says(passed=True, thresholds={"related": RELATED}))
+    migration.verify(gate=gate_that_says(passed=True, thresholds={"related": RELATED}))
     assert migration.cutover().serving.thresholds == {"related": 0.44}
-    assert migration.rollback(old=OLD).serving.thresholds == IN_OLD
+    assert replace(migration, old=OLD).rollback().serving.thresholds == IN_OLD
 
 
 def test_the_next_migration_begins_with_the_thresholds_that_serve(collection: Collection, migration: Migration) -> None:
-    migration.verify(NEW, gate=gate_that_says(passed=True, thresholds=MAPPED))
+    migration.verify(gate=gate_that_says(passed=True, thresholds=MAPPED))
     migration.cutover()
     migration.finalize(confirmed=True)
     third = TruthEncoder("third", 12)
-    following = Migration(collection.store, replace(migration.options, old_fingerprint=NEW.fingerprint, thresholds={}))
-    assert following.start(third).serving == Serving(2, 2, migration.serving().locator, NEW.fingerprint, IN_NEW)
+    following = Migration(
+        collection.store, new=third, options=replace(migration.options, old_fingerprint=NEW.fingerprint, thresholds={})
+    )
+    assert following.start().serving == Serving(2, 2, migration.serving().locator, NEW.fingerprint, IN_NEW)
 
 
 @pytest.mark.parametrize("wrong", [1.01, -1.01, float("nan")])
 def test_a_threshold_that_is_no_cosine_is_named(wrong: float) -> None:
     with pytest.raises(SettingsError, match="thresholds duplicate"):
         MigrationOptions(thresholds={"duplicate": wrong})
-
-
-# --- a ledger that was made before there were thresholds ------------------------------------------
-
-FORMER_SQLITE = (
-    "DROP TABLE serving",
-    """
-    CREATE TABLE serving (
-        target TEXT PRIMARY KEY,
-        epoch INTEGER NOT NULL,
-        generation INTEGER NOT NULL,
-        locator TEXT NOT NULL,
-        fingerprint TEXT,
-        since TEXT NOT NULL
-    ) WITHOUT ROWID
-    """,
-    "INSERT INTO serving VALUES ('docs', 3, 1, 'docs', 'old', '2026-01-01T00:00:00.000000Z')",
-)
-BEFORE, AFTER = Serving(3, 1, "docs", "old"), Serving(4, 2, "docs_2", "new", IN_NEW)
-
-
-def is_extended(path: Path) -> bool:
-    """By a connection of its own: what was written last is not in the file itself, but in the log beside it."""
-    with closing(sqlite3.connect(path)) as another:
-        return bool(another.execute("SELECT 1 FROM pragma_table_info('serving') WHERE name = 'thresholds'").fetchall())
-
-
-def test_a_control_database_of_the_former_form_is_read_as_it_is_and_extended_by_a_write(tmp_path: Path) -> None:
-    path = tmp_path / "control.db"
-    made = SqliteLedger.open(path)
-    for statement in FORMER_SQLITE:
-        made._db.execute(statement)
-    made.close()
-    assert not is_extended(path)
-    reader, writer = SqliteLedger.open(path), SqliteLedger.open(path)
-    assert reader.serving("docs") == BEFORE
-    assert not is_extended(path)
-    writer.serve("docs", AFTER)
-    assert is_extended(path)
-    assert reader.serving("docs") == writer.serving("docs") == AFTER
-    reader.serve("docs", BEFORE)
-    assert writer.serving("docs") == BEFORE
-    reader.close()
-    writer.close()
-
-
-def test_a_schema_of_the_former_form_is_read_as_it_is_and_extended_by_install(
-    connection: psycopg.Connection, database_url: str
-) -> None:
-    def is_extended() -> bool:
-        query = "SELECT FROM information_schema.columns WHERE table_schema = 'vecferry' AND table_name = 'serving'"
-        return bool(connection.execute(f"{query} AND column_name = 'thresholds'").fetchall())
-
-    connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(8))")
-    with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
-        store.ledger.install()
-        store.ledger.serve("docs", BEFORE)
-        connection.execute("ALTER TABLE vecferry.serving DROP COLUMN thresholds")
-        assert store.ledger.serving("docs") == BEFORE
-        assert not is_extended()
-        store.ledger.install()
-        assert is_extended()
-        assert store.ledger.serving("docs") == BEFORE
-        store.ledger.serve("docs", AFTER)
-        assert store.ledger.serving("docs") == AFTER
-        store.ledger.install()
-        assert store.ledger.serving("docs") == AFTER

@@ -20,6 +20,7 @@ from tests.migrate.crashing import Script
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Mother, mother
 from tests.migrate.test_crashes import Rows, World, world_of_points, world_of_rows
+from vecferry.embeddings import TextVectors
 from vecferry.errors import SpaceMismatch
 from vecferry.migrate import Migration
 from vecferry.migrate.states import CAUGHT_UP, ENDED, State
@@ -85,7 +86,7 @@ class Writer(threading.Thread):
         serving = self._store.ledger.serving(self._store.target)
         encoder = self._encoders[serving.fingerprint or ""] if serving is not None else self._first
         try:
-            self._store.put([Record((key,), text, encoder.truth(text))], fingerprint=encoder.fingerprint)
+            self._store.put([Record((key,), text, TextVectors(encoder.truth(text)))], fingerprint=encoder.fingerprint)
         except SpaceMismatch:
             return False
         return True
@@ -208,14 +209,14 @@ def kill_at_random_times(
 
 def complete(world: World, script: Script, texts: dict[str, str]) -> None:
     old, new = script.models(world.store)
-    migration = Migration(world.store, script.options(old.fingerprint))
-    migration.start(new, old=old)
+    migration = Migration(world.store, new=new, old=old, options=script.options(old.fingerprint))
+    migration.start()
     serves_new = migration.serving().fingerprint == new.fingerprint
     assert_equal(world.serving(), texts, new if serves_new else old, world.tolerance)
     assert_equal(world.other(), texts, old if serves_new else new, world.tolerance)
     if not serves_new:
         if migration.status().state in CAUGHT_UP - {State.SERVING_OLD}:
-            assert migration.verify(new, old=old, override="no gate in this test").passed
+            assert migration.verify(override="no gate in this test").passed
         migration.cutover()
     migration.finalize(confirmed=True)
     assert_equal(world.serving(), texts, new, world.tolerance)

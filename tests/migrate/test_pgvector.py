@@ -86,7 +86,7 @@ def test_a_backfill_leaves_most_rows_on_their_pages(connection: psycopg.Connecti
     connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
     pages: dict[int, float] = dict(connection.execute("SELECT id, (ctid::text::point)[0] FROM docs").fetchall())
     with open_docs(database_url) as store:
-        Migration(store, replace(OPTIONS, rows_per_range=256)).start(TruthEncoder(dimension=1024))
+        Migration(store, new=TruthEncoder(dimension=1024), options=replace(OPTIONS, rows_per_range=256)).start()
     now = connection.execute("SELECT id, (ctid::text::point)[0] FROM docs").fetchall()
     assert sum(pages[key] == page for key, page in now) > len(pages) / 2
 
@@ -117,15 +117,15 @@ def test_any_primary_key(kind: str, connection: psycopg.Connection, database_url
     )
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        status = migration.start(encoder)
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        status = migration.start()
         assert (status.rows_done, status.ranges_done, status.ranges) == (24, 4, 4)
         assert encoder.encoded == {f"text {i}": 1 for i in range(1, 25)}
         connection.execute("UPDATE docs SET body = 'changed' WHERE body = 'text 5'")
         (change,) = store.captured(10)
         assert len(change.key) == key.count(",") + 1
-        migration.start(encoder)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
         migration.cutover()
         rows = column(connection, sql.Identifier("docs"), "body", "embedding")
         assert len(rows) == 24
@@ -157,10 +157,10 @@ def test_any_name(name: str, connection: psycopg.Connection, database_url: str) 
     encoder = TruthEncoder()
     names = (f"{quoted}.{quoted}", f"t{name}"[:63], f"v{name}"[:63])
     with PgVectorStore.connect(database_url, *names) as store:
-        migration = Migration(store, OPTIONS)
-        migration.plan(encoder)
-        migration.start(encoder)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.plan()
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
         migration.cutover()
         assert_true(column(connection, table, names[1], names[2]), encoder)
         assert store.search(encoder.truth("text 3"), 1, fingerprint=encoder.fingerprint)[0].key == ("3",)
@@ -189,9 +189,9 @@ def test_texts_in_a_varchar_column(connection: psycopg.Connection, database_url:
     connection.execute("ALTER TABLE docs ALTER body TYPE varchar(10)")
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        migration.start(encoder)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
 
 
 # --- tables that cannot be migrated ---------------------------------------------------------------
@@ -250,18 +250,20 @@ def test_a_connection_that_is_cut_is_made_anew_and_the_run_goes_on(
     make_docs(connection, [f"t{i}" for i in range(20)])
     encoder = TruthEncoder(before_each=cut)
     with open_docs(database_url) as store:
-        status = Migration(store, replace(OPTIONS, lease_s=1.0)).start(encoder)  # its own, which it waits for
+        status = Migration(
+            store, new=encoder, options=replace(OPTIONS, lease_s=1.0)
+        ).start()  # its own, which it waits for
         assert status.rows_done == 20
         assert "store came back" in [event.what for event in status.events]
         assert encoder.encoded.total() <= 20 + 7  # the range in hand
-        assert Migration(store, OPTIONS).verify(encoder, override="no gate in this test").passed
+        assert Migration(store, new=encoder, options=OPTIONS).verify(override="no gate in this test").passed
 
 
 def test_a_connection_that_is_cut_within_a_pipeline_is_known_as_lost(
     connection: psycopg.Connection, database_url: str
 ) -> None:
     make_docs(connection, ["t"])
-    with open_docs(database_url) as store, pytest.raises(StoreUnreachable), store._db._translated():
+    with open_docs(database_url) as store, pytest.raises(StoreUnreachable), store._session.db._translated():
         raise psycopg.OperationalError("cannot exit pipeline mode while busy")
 
 
@@ -291,11 +293,11 @@ def test_a_plan_needs_only_a_role_that_may_read(connection: psycopg.Connection, 
     before = fingerprint_of_database(connection)
     try:
         with open_docs(database_url.replace("postgres:@", "reader:@")) as store:
-            plan = Migration(store, OPTIONS).plan(TruthEncoder(), sample=5)
+            plan = Migration(store, new=TruthEncoder(), options=OPTIONS).plan(sample=5)
             with pytest.raises(StoreFailed):
-                Migration(store, OPTIONS).start(TruthEncoder())
+                Migration(store, new=TruthEncoder(), options=OPTIONS).start()
             with pytest.raises(MigrationNotFound):
-                Migration(store, OPTIONS).status()
+                Migration(store, options=OPTIONS).status()
         assert fingerprint_of_database(connection) == before
     finally:
         connection.execute("DROP OWNED BY reader; DROP ROLE reader")
@@ -315,9 +317,9 @@ def test_the_planned_disk_space_is_enough_and_not_far_off(
     connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
     encoder = TruthEncoder(dimension=dimension)
     with open_docs(database_url) as store:
-        migration = Migration(store)
-        plan = migration.plan(encoder, sample=3)
-        migration.start(encoder)
+        migration = Migration(store, new=encoder)
+        plan = migration.plan(sample=3)
+        migration.start()
         grown = store.describe().table_bytes - plan.table.table_bytes
     assert grown <= plan.disk_bytes <= 1.7 * grown
 
@@ -330,17 +332,17 @@ def test_a_required_vector_column(connection: psycopg.Connection, database_url: 
     encoder = TruthEncoder()
     insert = "INSERT INTO docs (id, body, embedding) VALUES (%s, %s, %s::real[]::vector)"
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        migration.start(encoder)
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.start()
         connection.execute(insert, [3, "c", old_vector("c").tolist()])  # the application goes on
-        migration.start(encoder)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
         migration.cutover()
         connection.execute(insert, [4, "d", encoder.truth("d").tolist()])
         report = migration.rollback(accept_outdated=True)
         assert (report.outdated_rows, report.not_null_restored) == (1, False)
-        migration.start(encoder, old=OLD)
-        assert migration.verify(encoder, old=OLD, override="no gate in this test").passed
+        replace(migration, old=OLD).start()
+        assert replace(migration, old=OLD).verify(override="no gate in this test").passed
         migration.cutover()
         assert migration.rollback().not_null_restored
     assert columns_of(connection)["embedding"] == ("vector(8)", True)
@@ -350,10 +352,10 @@ def test_finalize_leaves_one_column_with_its_space_on_it(connection: psycopg.Con
     make_docs(connection, ["a"])
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        migration.start(encoder)
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.start()
         assert columns_of(connection)["embedding_vecferry_new"] == ("vector(16)", False)
-        migration.verify(encoder, override="no gate in this test")
+        migration.verify(override="no gate in this test")
         migration.cutover()
         assert set(columns_of(connection)) == {
             "id", "body", "embedding", "embedding_vecferry_old",
@@ -370,28 +372,28 @@ def test_a_new_side_of_another_space_is_refused(connection: psycopg.Connection, 
     make_docs(connection, ["a"])
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        Migration(store, OPTIONS).start(encoder)
+        Migration(store, new=encoder, options=OPTIONS).start()
         connection.execute("COMMENT ON COLUMN docs.embedding_vecferry_new IS 'vecferry:space:another'")
         with pytest.raises(SpaceMismatch):
-            Migration(store, OPTIONS).start(encoder)
+            Migration(store, new=encoder, options=OPTIONS).start()
         connection.execute("COMMENT ON COLUMN docs.embedding_vecferry_new IS NULL")
         with pytest.raises(SpaceMismatch):
-            Migration(store, OPTIONS).start(encoder)
+            Migration(store, new=encoder, options=OPTIONS).start()
 
 
 def test_a_new_side_that_was_dropped_is_made_again(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, ["a", "b"])
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        migration.start(encoder)
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.start()
         connection.execute(
             "ALTER TABLE docs DROP embedding_vecferry_new CASCADE, DROP embedding_vecferry_new_sha256 CASCADE"
         )
         with pytest.raises(StoreSchemaError):
-            migration.verify(encoder, override="no gate in this test")
-        assert migration.start(encoder).rows_done == 2
-        assert migration.verify(encoder, override="no gate in this test").passed
+            migration.verify(override="no gate in this test")
+        assert migration.start().rows_done == 2
+        assert migration.verify(override="no gate in this test").passed
 
 
 TAMPERED = (
@@ -408,23 +410,23 @@ def test_a_vector_that_was_tampered_with_is_made_anew(
     make_docs(connection, ["a", "b"])
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        migration.start(encoder)
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.start()
         connection.execute(statement)
-        assert migration.verify(encoder, override="no gate in this test").passed  # which follows what is captured
+        assert migration.verify(override="no gate in this test").passed  # which follows what is captured
         connection.execute(f"ALTER TABLE docs DISABLE TRIGGER USER; {statement}; ALTER TABLE docs ENABLE TRIGGER USER")
-        report = migration.verify(encoder, override="no gate in this test")
+        report = migration.verify(override="no gate in this test")
         assert "text unchanged" in [check.name for check in report.checks if not check.passed]
-        migration.start(encoder)
-        assert migration.verify(encoder, sample=2, override="no gate in this test").passed
+        migration.start()
+        assert migration.verify(sample=2, override="no gate in this test").passed
 
 
 def test_dead_letters_go_with_rows_that_truncate_removed(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, ["a", "POISON", "POISON too"])
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        assert migration.start(TruthEncoder()).dead_letters == 2
-        assert migration.verify(TruthEncoder(), override="no gate in this test").passed
+        migration = Migration(store, new=TruthEncoder(), options=OPTIONS)
+        assert migration.start().dead_letters == 2
+        assert migration.verify(override="no gate in this test").passed
         connection.execute("TRUNCATE docs")
         migration.cutover()
         assert migration.status().first_dead_letters == ()
@@ -448,16 +450,16 @@ def test_vector_indexes_are_made_anew_and_change_names_with_the_columns(
     original = indexes_of(connection)
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        assert {i.name: i.recreated for i in migration.plan(encoder).table.vector_indexes} == {
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        assert {i.name: i.recreated for i in migration.plan().table.vector_indexes} == {
             "by_cosine": True, "by_product": True, "by_half": False, "by_presence": False
         }  # fmt: skip
-        migration.start(encoder)
+        migration.start()
         twin = original["by_cosine"].replace("by_cosine", "by_cosine_vecferry_new")
         assert indexes_of(connection)["by_cosine_vecferry_new"] == twin.replace(
             "(embedding ", "(embedding_vecferry_new "
         )
-        assert migration.verify(encoder, override="no gate in this test").passed
+        assert migration.verify(override="no gate in this test").passed
         migration.cutover()
         switched = indexes_of(connection)
         assert {name: switched[name] for name in ("by_cosine", "by_product")} == {
@@ -476,17 +478,15 @@ def test_a_half_built_index_is_built_anew(connection: psycopg.Connection, databa
     connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        migration.start(encoder)
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.start()
         connection.execute(
             "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'by_cosine_vecferry_new'::regclass"
         )
-        failed = [
-            check for check in migration.verify(encoder, override="no gate in this test").checks if not check.passed
-        ]
+        failed = [check for check in migration.verify(override="no gate in this test").checks if not check.passed]
         assert [check.seen for check in failed] == ["missing: by_cosine_vecferry_new"]
-        migration.start(encoder)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
 
 
 def test_more_numbers_than_an_index_can_hold_are_refused_before_anything_is_made(
@@ -495,7 +495,7 @@ def test_more_numbers_than_an_index_can_hold_are_refused_before_anything_is_made
     make_docs(connection, ["a"])
     connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
     with open_docs(database_url) as store, pytest.raises(StoreSchemaError, match="2001"):
-        Migration(store, OPTIONS).start(TruthEncoder(dimension=2001))
+        Migration(store, new=TruthEncoder(dimension=2001), options=OPTIONS).start()
     assert set(columns_of(connection)) == {"id", "body", "embedding"}
 
 
@@ -509,9 +509,9 @@ def test_a_switch_that_cannot_have_the_table_gives_up_and_the_old_vectors_serve(
     make_docs(connection, ["a", "b"])
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
-        migration = Migration(store, OPTIONS)
-        migration.start(encoder)
-        migration.verify(encoder, override="no gate in this test")
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        migration.start()
+        migration.verify(override="no gate in this test")
         with connection.transaction():
             connection.execute(statement)
             with pytest.raises(Locked) as locked:

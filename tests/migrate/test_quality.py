@@ -45,8 +45,8 @@ def judged(tmp_path: Path) -> Path:
 
 def started(collection: MirrorCollection, new: TopicEncoder, folder: Path) -> Migration:
     options = MigrationOptions(old_fingerprint=OLD.fingerprint, staging=folder, thresholds={"related": 0.4})
-    migration = Migration(collection.store, options)
-    migration.start(new)
+    migration = Migration(collection.store, new=new, options=options)
+    migration.start()
     return migration
 
 
@@ -60,7 +60,7 @@ def configured(queries: Path | None = None, **gate: Any) -> MigrationConfig:
 
 
 def asked(migration: Migration, new: TopicEncoder, config: MigrationConfig) -> GateVerdict:
-    return make_gate(config, old=OLD, new=new)(migration._store)
+    return make_gate(config, old=OLD, new=new)(migration.store)
 
 
 # --- what it judges by ----------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_a_query_log_is_replayed_beside_pairs(collection: MirrorCollection, tmp_
     migration = started(collection, BETTER, tmp_path)
     gate = make_gate(configured(log), old=OLD, new=BETTER)
     assert isinstance(gate, QualityGate)
-    verdict = gate(migration._store)
+    verdict = gate(migration.store)
     assert (verdict.passed, verdict.evidence) == (True, "query log")
     assert verdict.message.startswith(WEAK)
     assert gate.evaluation is not None
@@ -103,7 +103,7 @@ def test_without_an_old_model_it_does_not_pass_and_says_what_to_do(
     collection: MirrorCollection, tmp_path: Path
 ) -> None:
     migration = started(collection, BETTER, tmp_path)
-    verdict = make_gate(configured(), old=None, new=BETTER)(migration._store)
+    verdict = make_gate(configured(), old=None, new=BETTER)(migration.store)
     assert (verdict.passed, verdict.message, verdict.evidence) == (False, NO_OLD_MODEL, "none")
     assert "[models] old" in verdict.message
     assert "override" in verdict.message
@@ -138,7 +138,7 @@ def test_what_is_not_there_is_refused_when_it_is_asked(collection: MirrorCollect
     gate = make_gate(configured(tmp_path / "none.txt"), old=OLD, new=BETTER)
     migration = started(collection, BETTER, tmp_path)
     with pytest.raises(SettingsError, match="the query log"):
-        gate(migration._store)
+        gate(migration.store)
 
 
 # --- what comes of it -----------------------------------------------------------------------------
@@ -150,12 +150,12 @@ def test_a_better_model_is_ready_and_the_same_model_degraded_is_not(
 ) -> None:
     config = configured(judged if evidence == "judged queries" else None)
     better = started(collection, BETTER, tmp_path)
-    report = better.verify(BETTER, gate=make_gate(config, old=OLD, new=BETTER))
+    report = better.verify(gate=make_gate(config, old=OLD, new=BETTER))
     assert (report.passed, report.state) == (True, State.READY)
     better.abort()
 
     worse = started(collection, WORSE, tmp_path)
-    report = worse.verify(WORSE, gate=make_gate(config, old=OLD, new=WORSE))
+    report = worse.verify(gate=make_gate(config, old=OLD, new=WORSE))
     assert {check.passed for check in report.checks} == {True}
     assert (report.passed, report.state) == (False, State.VERIFIED)
     assert report.gate is not None
@@ -171,7 +171,7 @@ def test_what_it_saw_is_kept_with_the_migration_and_its_thresholds_serve(
     collection: MirrorCollection, judged: Path, tmp_path: Path
 ) -> None:
     migration = started(collection, BETTER, tmp_path)
-    migration.verify(BETTER, gate=make_gate(configured(judged), old=OLD, new=BETTER))
+    migration.verify(gate=make_gate(configured(judged), old=OLD, new=BETTER))
     kept = migration.status().verification
     assert kept is not None
     gate = json.loads(json.dumps(kept["gate"], allow_nan=False))

@@ -199,15 +199,15 @@ start(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
 def start(url: str, folder: Path, seconds_each: float = 0.0) -> None:
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
         options = replace(live.options(folder), rows_per_range=ROWS_PER_RANGE)
-        Migration(store, options).start(NEW, engine=ray_engine(folder, seconds_each=seconds_each))
+        Migration(store, new=NEW, options=options).start(engine=ray_engine(folder, seconds_each=seconds_each))
 
 
 def assert_all_true(rows: PgCollection, url: str, folder: Path) -> None:
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
-        migration = Migration(store, live.options(folder))
+        migration = Migration(store, new=NEW, options=live.options(folder))
         assert migration.status().state is State.CATCHING_UP
-        assert migration.verify(NEW, sample=ROWS, override="no gate in this test").passed
-        migration.cutover(new=NEW)
+        assert migration.verify(sample=ROWS, override="no gate in this test").passed
+        migration.cutover()
     found = rows.serving()
     assert len(found) == ROWS
     for (key,), (text, vector) in found.items():
@@ -271,10 +271,10 @@ def test_a_full_disk_under_the_staging_ends_the_run_by_name_and_it_goes_on(
         options = replace(live.options(tmp_path), rows_per_range=ROWS_PER_RANGE, staging=disk / "staging")
         with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
             with pytest.raises(OutputWriteFailed, match="the disk is full"):
-                Migration(store, options).start(NEW, engine=ray_engine(tmp_path))
-            done = Migration(store, options).status()
+                Migration(store, new=NEW, options=options).start(engine=ray_engine(tmp_path))
+            done = Migration(store, options=options).status()
             assert 0 < done.rows_done < ROWS
             ballast.unlink()
-            Migration(store, options).start(NEW, engine=ray_engine(tmp_path))
+            Migration(store, new=NEW, options=options).start(engine=ray_engine(tmp_path))
     assert_all_true(rows, database_url, tmp_path)
-    assert workers_of_ray() == []
+    wait_until(lambda: workers_of_ray() == [])

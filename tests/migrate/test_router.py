@@ -7,7 +7,8 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, indptr_of
+from tests.stores.backends import vector_of
+from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TextVectors, indptr_of
 from vecferry.encode.encoder import Role
 from vecferry.errors import InvalidText, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
 from vecferry.migrate import Migration, MigrationOptions
@@ -28,7 +29,7 @@ class Shop:
 
     def __init__(self, folder: Path, outputs: tuple[str, ...] = ("dense",)) -> None:
         self.old, self.new = TruthEncoder("old", 8), TruthEncoder("new", 16)
-        self.backend = MemoryBackend({"docs": [Point(text, text, self.old.truth(text)) for text in TEXTS]})
+        self.backend = MemoryBackend({"docs": [Point(text, text, TextVectors(self.old.truth(text))) for text in TEXTS]})
         self.store = MirrorStore(self.backend, "docs", SqliteLedger.open(folder / "control.db"))
         self.outputs = outputs
 
@@ -51,7 +52,7 @@ class Shop:
         self.store.ledger.create(spec, "verified")
         self.store.exclusively(lambda: self.store.prepare(16, spec.fingerprint), Patience())
         self.store.ledger.serve("docs", Serving(1, 1, "docs", old))
-        self.backend.put("docs_vecferry_2", [Point(text, text, self.new.truth(text)) for text in TEXTS])
+        self.backend.put("docs_vecferry_2", [Point(text, text, TextVectors(self.new.truth(text))) for text in TEXTS])
 
     def switch(self, epoch: int) -> None:
         """To the new side with an even epoch, back with an odd one."""
@@ -211,7 +212,7 @@ def test_queries_and_passages_have_their_roles(shop: Shop) -> None:
         np.testing.assert_array_equal(router.encode_query("a").vector, truth("old", "query: a", 8))
         router.put([Document(("a",), "a")])
     (point,) = shop.backend.get("docs", ["a"], vectors=True)
-    np.testing.assert_array_equal(point.vector, truth("old", "passage: a", 8))
+    np.testing.assert_array_equal(vector_of(point), truth("old", "passage: a", 8))
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ def test_a_write_with_an_epoch_from_before_the_switch_is_encoded_again(shop: Sho
         assert_right(router.search("black"), "black", shop, epoch=2)
     (point,) = shop.backend.get("docs_vecferry_2", ["black"], vectors=True)
     assert point.payload == {"year": 1}
-    np.testing.assert_array_equal(point.vector, shop.new.truth("black"))
+    np.testing.assert_array_equal(vector_of(point), shop.new.truth("black"))
     assert shop.backend.get("docs", ["black"]) == []
 
 
@@ -278,7 +279,7 @@ def test_a_document_without_a_text_has_no_vector(shop: Shop) -> None:
     with shop.router() as router:
         router.put([Document(("1",), None, {"a": 1}), Document(("2",), "two")])
         router.put([Document(("1",), None)])
-    assert [(record.key, record.vector is None) for record in _Taking.run_pipeline] == [(("1",), True)]
+    assert [(record.key, record.vectors is None) for record in _Taking.run_pipeline] == [(("1",), True)]
     assert shop.old.encoded == {"two": 1}
 
 
@@ -310,11 +311,12 @@ def test_the_heads_of_the_index_are_written_too(tmp_path: Path) -> None:
         router.put([Document(("first",), "first"), Document(("after",), "after")])
     (before,) = shop.backend.get("docs", ["before"], vectors=True)
     (after,) = shop.backend.get("docs_vecferry_2", ["after"], vectors=True)
-    assert (before.sparse, before.colbert) == (None, None)
-    assert after.sparse is not None
-    assert after.colbert is not None
-    assert after.sparse.ids.tolist() == [1]
-    np.testing.assert_array_equal(after.colbert, [shop.new.truth("after")])
+    assert before.vectors is not None
+    assert before.vectors.outputs == DENSE
+    assert after.vectors is not None
+    assert after.vectors.sparse is not None
+    assert after.vectors.sparse.indices.tolist() == [1]
+    np.testing.assert_array_equal(after.vectors.colbert, [shop.new.truth("after")])
 
 
 # --- threads and connections ----------------------------------------------------------------------
@@ -432,15 +434,15 @@ def test_a_table_is_followed_through_a_migration_and_a_lost_connection(
     connection.execute("CREATE TABLE docs (id text PRIMARY KEY, body text, embedding vector(8), year integer)")
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
         router = Router(store, old=old, new=new, max_age_s=0)
-        migration = Migration(store, MigrationOptions(staging=tmp_path))
+        migration = Migration(store, new=new, old=old, options=MigrationOptions(staging=tmp_path))
         with router:
             assert router.put([Document((text,), text, {"year": 1}) for text in TEXTS]).epoch == 0
             assert router.search("red").hits[0].key == ("red",)
-            migration.start(new, old=old)
-            assert migration.verify(new, override="no gate in this test").passed
+            migration.start()
+            assert migration.verify(override="no gate in this test").passed
             router._max_age_s = 1000
             before = router.search("green")
-            migration.cutover(new=new)
+            migration.cutover()
             router.put([Document(("black",), "black")])
             after = router.search("black")
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")

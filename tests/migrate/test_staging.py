@@ -12,13 +12,13 @@ import pyarrow.parquet
 import pytest
 
 from tests.migrate.doubles import truth
-from vecferry.embeddings import DENSE, Outputs
+from vecferry.embeddings import DENSE, Outputs, SparseVector, TextVectors
 from vecferry.errors import MissingExtra, OutputWriteFailed, StoreFailed
 from vecferry.migrate import staged_file, staged_index
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.staging import Staging, remove_staged
 from vecferry.stores.ledger import DeadLetter
-from vecferry.stores.values import NewVector, SparseVector, text_digest
+from vecferry.stores.values import NewVector, text_digest
 
 FINGERPRINT = "f" * 64
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,11 @@ def new(text: str, outputs: Outputs = DENSE, dimension: int = 4) -> NewVector:
     return NewVector(
         (text,),
         text_digest(text),
-        truth("new", text, dimension),
-        sparse if Outputs.SPARSE in outputs else None,
-        colbert if Outputs.COLBERT in outputs else None,
+        TextVectors(
+            truth("new", text, dimension),
+            sparse if Outputs.SPARSE in outputs else None,
+            colbert if Outputs.COLBERT in outputs else None,
+        ),
     )
 
 
@@ -52,7 +54,7 @@ def embedded(texts: Sequence[str], dead: Sequence[str] = (), outputs: Outputs = 
 
 def under(name: str, texts: Sequence[str]) -> Embedded:
     """The same texts in rows of other keys."""
-    return Embedded(tuple(NewVector((name, text), text_digest(text), new(text).vector) for text in texts), ())
+    return Embedded(tuple(NewVector((name, text), text_digest(text), new(text).vectors) for text in texts), ())
 
 
 def assert_same(found: Embedded | None, expected: Embedded) -> None:
@@ -60,17 +62,20 @@ def assert_same(found: Embedded | None, expected: Embedded) -> None:
     assert found.dead_letters == expected.dead_letters
     assert [(v.key, v.digest) for v in found.vectors] == [(v.key, v.digest) for v in expected.vectors]
     for a, b in zip(found.vectors, expected.vectors, strict=True):
-        assert (a.vector is None, a.sparse is None, a.colbert is None) == (
-            b.vector is None, b.sparse is None, b.colbert is None
-        )  # fmt: skip
-        if b.vector is not None:
-            np.testing.assert_array_equal(a.vector, b.vector)
-        if a.sparse is not None and b.sparse is not None:
-            np.testing.assert_array_equal(a.sparse.ids, b.sparse.ids)
-            np.testing.assert_array_equal(a.sparse.weights, b.sparse.weights)
-        if a.colbert is not None and b.colbert is not None:
-            assert a.colbert.dtype == np.float32
-            np.testing.assert_allclose(a.colbert, b.colbert, atol=5e-4)  # half precision of numbers up to 1
+        assert (a.vectors is None) == (b.vectors is None)
+        if a.vectors is not None and b.vectors is not None:
+            assert_same_vectors(a.vectors, b.vectors)
+
+
+def assert_same_vectors(a: TextVectors, b: TextVectors) -> None:
+    assert a.outputs == b.outputs
+    np.testing.assert_array_equal(a.dense, b.dense)
+    if a.sparse is not None and b.sparse is not None:
+        np.testing.assert_array_equal(a.sparse.indices, b.sparse.indices)
+        np.testing.assert_array_equal(a.sparse.weights, b.sparse.weights)
+    if a.colbert is not None and b.colbert is not None:
+        assert a.colbert.dtype == np.float32
+        np.testing.assert_allclose(a.colbert, b.colbert, atol=5e-4)  # half precision of numbers up to 1
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -119,7 +124,7 @@ def test_more_texts_than_are_written_at_once_with_colbert(tmp_path: Path) -> Non
     assert pyarrow.parquet.read_metadata(path).num_row_groups == 3
     assert_same(staging.read("a"), expected)
     (found,) = staging.vectors([text_digest(texts[-1])]).values()
-    np.testing.assert_array_equal(found.vector, new(texts[-1]).vector)
+    np.testing.assert_array_equal(found.dense, truth("new", texts[-1], 4))
 
 
 def test_equal_texts_lie_there_once_and_are_found_from_every_row(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class Machine(RuleBasedStateMachine):
             reconnect_s=0.0,
             min_recall=0.0,
         )
-        return Migration(store, options)
+        return Migration(store, new=self.new, old=self.old, options=options)
 
     def teardown(self) -> None:
         """Whatever there is can be brought to its end."""
@@ -252,7 +252,7 @@ class Machine(RuleBasedStateMachine):
     def _start(self, before_each: Callable[[Sequence[str]], None] = lambda texts: None) -> None:
         self.new.before_each = before_each
         try:
-            status = self.migration.start(self.new, old=self.old)
+            status = self.migration.start()
         finally:
             self.new.before_each = lambda texts: None
         self._swept()
@@ -279,7 +279,7 @@ class Machine(RuleBasedStateMachine):
 
         self.new.before_each = fail
         try:
-            self.migration.start(self.new, old=self.old, stop=lambda: stopped and self.new.calls >= end)
+            self.migration.start(stop=lambda: stopped and self.new.calls >= end)
         except (Interrupted, RuntimeUnavailable):
             return
         finally:
@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
             for key, text in left:
                 self._write(key, text)
                 with self.collection.another() as store, pytest.raises(Locked) as locked:
-                    self._operator(store).start(self.new, old=self.old)
+                    self._operator(store).start()
                 refused.append(locked.value.holder)
                 return
 
@@ -311,11 +311,9 @@ class Machine(RuleBasedStateMachine):
             self.migration.resume()
             return
         self.migration.pause("for a test")
-        for verb in (self.migration.verify, self.migration.retry):
+        for verb in (self.migration.verify, self.migration.retry, self.migration.cutover):
             with pytest.raises(IllegalTransition):
-                verb(self.new, old=self.old)
-        with pytest.raises(IllegalTransition):
-            self.migration.cutover(new=self.new)
+                verb()
         if not stay:
             self.migration.resume()
 
@@ -323,7 +321,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self._can("verify"))
     def verify(self, passes: bool | None, reason: str | None) -> None:  # noqa: FBT001
         gate = None if passes is None else gate_that_says(passed=passes)
-        report = self.migration.verify(self.new, 50, old=self.old, gate=gate, override=reason)
+        report = self.migration.verify(50, gate=gate, override=reason)
         failed = {check.name for check in report.checks if not check.passed}
         if not self.unseen:
             assert not failed, report
@@ -336,14 +334,14 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self._can("override"))
     def override(self) -> None:
         with pytest.raises(GateNotPassed):
-            self.migration.cutover(new=self.new)
+            self.migration.cutover()
         self.migration.override("for a test")
         assert self.state is State.READY
 
     @rule()
     @when(lambda self: self._can("retry") and not self.unseen)
     def retry(self) -> None:
-        self.migration.retry(self.new, old=self.old)
+        self.migration.retry()
 
     @rule()
     @when(lambda self: self.state is not None and not self.unseen)
@@ -366,14 +364,14 @@ class Machine(RuleBasedStateMachine):
         if self.state is not State.SERVING_OLD:
             self.verify(passes=True, reason=None)
         before = self.migration.serving()
-        report = self.migration.cutover(self._letters(Side.NEW), new=self.new)
+        report = self.migration.cutover(self._letters(Side.NEW))
         self.was_switched = True
         assert report.serving.epoch == before.epoch + 1
         assert report.serving.fingerprint == self.new.fingerprint
 
     def rollback(self) -> None:
         before = self.migration.serving()
-        report = self.migration.rollback(old=self.old)
+        report = self.migration.rollback()
         assert report.serving.epoch == before.epoch + 1
         assert report.serving.fingerprint == self.old.fingerprint
         assert report.outdated_rows == 0
@@ -381,12 +379,12 @@ class Machine(RuleBasedStateMachine):
     def finalize(self) -> None:
         with pytest.raises(FinalizeNotConfirmed):
             self.migration.finalize(confirmed=False)
-        self.migration.finalize(confirmed=True, accept_dead_letters=self._letters(Side.NEW), new=self.new)
+        self.migration.finalize(confirmed=True, accept_dead_letters=self._letters(Side.NEW))
         self._end(kept=Side.NEW, model=self.new)
 
     def abort(self) -> None:
         letters = 0 if self.collection.keeps_rows else self._letters(Side.OLD)
-        self.migration.abort(letters, old=self.old, accept_outdated=not self.is_swept)
+        self.migration.abort(letters, accept_outdated=not self.is_swept)
         assert self.collection.store.new_space() is None
         self._end(kept=Side.OLD, model=self.old)
 
@@ -462,7 +460,7 @@ class Mirrored(MirrorCollection):
     def of_side(self, side: Side) -> dict[Key, Content]:
         name = self.store.serving_locator(side)
         points = self.backend.get(name, list(self.backend.ids(name)), vectors=True)
-        return {(point.id,): (point.text, point.vector) for point in points}
+        return {(p.id,): (p.text, None if p.vectors is None else p.vectors.dense) for p in points}
 
 
 class InPostgres(PgCollection):

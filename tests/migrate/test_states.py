@@ -1,7 +1,19 @@
 import pytest
 
 from vecferry.errors import IllegalTransition
-from vecferry.migrate.states import CAUGHT_UP, ENDED, VERBS, WORKING, State, allowed, can_move, possible_verbs, require
+from vecferry.migrate.operator_lock import INTERRUPTED
+from vecferry.migrate.states import (
+    CAUGHT_UP,
+    ENDED,
+    VERBS,
+    WORKING,
+    State,
+    allowed,
+    can_move,
+    next_verbs,
+    possible_verbs,
+    require,
+)
 
 S = State
 DRAWN = {
@@ -114,6 +126,12 @@ def test_the_verbs_that_are_possible(state: State) -> None:
     assert set(possible_verbs(state)) == {"plan", "status", "start", *VERBS_IN[state].split()}
     for verb in VERBS:
         assert allowed(verb, state) == (verb in possible_verbs(state))
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_verbs_that_lead_on_are_possible_once_a_killed_switch_is_taken_back(state: State) -> None:
+    assert set(next_verbs(state)) <= set(possible_verbs(INTERRUPTED.get(state, state)))
+    assert (next_verbs(state) == ()) == (state in ENDED)
 
 
 def test_only_a_side_that_is_complete_but_for_captured_writes_is_verified() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from tests.migrate.doubles import Clock, TruthEncoder
 from tests.stores.backends import COLLECTION
 from tests.stores.collections import OLD_DIMENSION, old_vector
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate import Migration, MigrationOptions, State, throttle
 from vecferry.migrate.throttle import DiskGuard, LatencyGuard, PauseCondition, Throttle
@@ -34,16 +36,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def operator(tmp_path: Path) -> Iterator[Migration]:
     """Of a migration that is catching up."""
-    points = [Point("1", "a", old_vector("a"), {}, None, None)]
+    points = [Point("1", "a", TextVectors(old_vector("a")))]
     store = MirrorStore(MemoryBackend({COLLECTION: points}), COLLECTION, SqliteLedger.in_memory())
-    migration = Migration(store, MigrationOptions(staging=tmp_path, patience=Patience(1.0, 5.0)))
-    migration.start(TruthEncoder(), old=TruthEncoder("old", OLD_DIMENSION))
+    migration = Migration(
+        store,
+        new=TruthEncoder(),
+        old=TruthEncoder("old", OLD_DIMENSION),
+        options=MigrationOptions(staging=tmp_path, patience=Patience(1.0, 5.0)),
+    )
+    migration.start()
     yield migration
     store.close()
 
 
 def governing(operator: Migration, *guards: PauseCondition, stop: Callable[[], bool] = lambda: False) -> Throttle:
-    store = operator._store
+    store = operator.store
     record = store.ledger.find(store.target)
     assert record is not None
     return Throttle(store.ledger, record, guards, stop, poll_s=0.5)
@@ -167,7 +174,7 @@ def test_a_migration_that_has_ended_ends_the_run(operator: Migration, clock: Clo
 def test_the_next_migration_is_not_taken_for_this_one(operator: Migration, clock: Clock) -> None:
     throttle = governing(operator)
     operator.abort()
-    operator.start(TruthEncoder("another"), old=TruthEncoder("old", OLD_DIMENSION))
+    replace(operator, new=TruthEncoder("another"), old=TruthEncoder("old", OLD_DIMENSION)).start()
     with pytest.raises(Interrupted, match="ended by somebody else"):
         throttle.poll()
 
@@ -257,8 +264,8 @@ def test_an_operator_who_is_faster_than_a_guard_is_obeyed(operator: Migration, c
 
 
 def test_guards_do_not_pause_a_switch(operator: Migration, clock: Clock) -> None:
-    store = operator._store
-    operator.verify(TruthEncoder(), override="no gate in this test")
+    store = operator.store
+    operator.verify(override="no gate in this test")
     record = store.ledger.find(store.target)
     assert record is not None
     store.ledger.move(record, State.CUTTING_OVER, {})
@@ -281,9 +288,7 @@ def test_a_pause_that_comes_just_before_a_move_is_waited_out(operator: Migration
 
 
 def test_a_state_that_somebody_else_has_moved_is_a_conflict(operator: Migration, clock: Clock) -> None:
-    throttle = governing(
-        operator, Ailing(before=[lambda: operator.verify(TruthEncoder(), override="no gate in this test")])
-    )
+    throttle = governing(operator, Ailing(before=[lambda: operator.verify(override="no gate in this test")]))
     with pytest.raises(MigrationConflict):
         throttle.move(State.VERIFIED)
     assert operator.status().state == State.READY

@@ -163,9 +163,9 @@ def migrated(application: Application, folder: Path) -> Migration:
     options = MigrationOptions(
         rows_per_range=5, old_fingerprint=OLD.fingerprint, staging=folder, patience=Patience(1.0, 5.0)
     )
-    migration = Migration(application.collection.store, options)
-    migration.start(NEW, old=OLD)
-    assert migration.verify(NEW, override="no gate in this test").passed
+    migration = Migration(application.collection.store, new=NEW, old=OLD, options=options)
+    migration.start()
+    assert migration.verify(override="no gate in this test").passed
     return migration
 
 
@@ -185,10 +185,10 @@ def edit_before_the_switch(application: Application, migration: Migration, edit:
     """The new side is true in the end, and the old one as it was written."""
     edit()
     written = application.collection.serving()
-    migration.cutover(new=NEW)
+    migration.cutover()
     assert_true(application, NEW)
     assert texts(application) == {key[0]: text for key, (text, _) in written.items()}
-    migration.rollback(old=OLD)
+    migration.rollback()
     for key, (text, vector) in application.collection.serving().items():
         assert text == written[key][0]
         before = written[key][1]
@@ -202,18 +202,18 @@ def edit_after_a_switch(
     application: Application, migration: Migration, edit: Callable[[], None], *, back: bool
 ) -> None:
     """Both sides are true in the end, whichever serves. back: after a rollback, too."""
-    migration.cutover(new=NEW)
+    migration.cutover()
     application.model = NEW
     if back:
-        migration.rollback(old=OLD)
+        migration.rollback()
         application.model = OLD
     edit()
     written = texts(application)
     for model in (NEW, OLD, NEW) if back else (OLD, NEW, OLD):
         if model is NEW:
-            migration.cutover(new=NEW)
+            migration.cutover()
         else:
-            migration.rollback(old=OLD)
+            migration.rollback()
         assert texts(application) == written
         if application.is_table or model is not application.model:  # a store of points keeps what was put
             assert_true(application, model)
@@ -249,7 +249,7 @@ def edited_unseen(table: PgCollection, folder: Path) -> tuple[Application, Migra
     """After the switch, past the triggers."""
     application = filled(table)
     migration = migrated(application, folder)
-    migration.cutover(new=NEW)
+    migration.cutover()
     application.model = NEW
     with table._without_triggers():
         edit(application)
@@ -259,18 +259,18 @@ def edited_unseen(table: PgCollection, folder: Path) -> tuple[Application, Migra
 
 def test_what_no_trigger_has_seen_is_found_on_both_sides_by_start(table: PgCollection, tmp_path: Path) -> None:
     application, migration = edited_unseen(table, tmp_path)
-    migration.start(NEW, old=OLD)
+    migration.start()
     assert_true(application, NEW)
-    migration.rollback(old=OLD)
+    migration.rollback()
     assert_true(application, OLD)
 
 
 def test_nothing_is_dropped_beside_vectors_that_are_not_of_their_texts(table: PgCollection, tmp_path: Path) -> None:
     application, migration = edited_unseen(table, tmp_path)
     with pytest.raises(CutoverRefused, match="rows have no new vector of their present text"):
-        migration.finalize(confirmed=True, new=NEW)
+        migration.finalize(confirmed=True)
     assert migration.status().state is State.SERVING_NEW
-    migration.start(NEW)
+    migration.start()
     migration.finalize(confirmed=True)
     assert_true(application, NEW)
 
@@ -282,12 +282,12 @@ def test_a_row_that_the_application_never_embedded_gets_its_old_vector_after_the
     application = filled(table)
     migration = migrated(application, tmp_path)
     application.put(99, "never embedded", None)
-    migration.start(NEW, old=OLD)
+    migration.start()
     assert application.row(99)[1] is None
-    assert migration.verify(NEW, override="no gate in this test").passed
+    assert migration.verify(override="no gate in this test").passed
     migration.cutover()
     assert table.store.count_outdated(Side.OLD).keys == (("99",),)
-    migration.start(NEW, old=OLD)
+    migration.start()
     migration.rollback()
     vector = application.row(99)[1]
     assert vector is not None

@@ -14,7 +14,7 @@ import pytest
 from tests.migrate.doubles import TruthEncoder
 from tests.stores import backends
 from tests.stores.collections import Collection, MirrorCollection, PgCollection, old_vector
-from vecferry.embeddings import Float32
+from vecferry.embeddings import Float32, TextVectors
 from vecferry.errors import IllegalTransition, StoreFailed
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.verification import MIN_COSINE, cosine, recall_check, recomputation_check, structural_checks
@@ -45,10 +45,10 @@ class InMemory:
         return self.backend._held.collections["docs_vecferry_2"].points
 
     def vector(self, key: int) -> Float32:
-        return np.array(self.points[str(key)].vector)
+        return np.array(self.points[str(key)].vectors.dense)
 
     def set(self, key: int, vector: Float32 | None) -> None:
-        self.points[str(key)] = replace(self.points[str(key)], vector=vector)
+        self.points[str(key)] = replace(self.points[str(key)], vectors=None if vector is None else TextVectors(vector))
 
 
 class InPostgres:
@@ -65,7 +65,7 @@ class InPostgres:
     def set(self, key: int, vector: Float32 | None) -> None:
         """As if it had been made so: what others write into the column is not known as current."""
         ((text,),) = self._connection.execute("SELECT body FROM docs WHERE id = %s", [key]).fetchall()
-        new = NewVector((str(key),), text_digest(text), vector)
+        new = NewVector((str(key),), text_digest(text), None if vector is None else TextVectors(vector))
         assert self.collection.store.write(Side.NEW, [new]) == {new.key}
 
 
@@ -87,9 +87,9 @@ def meddler(request: pytest.FixtureRequest) -> Iterator[Meddler]:
 def migration(meddler: Meddler, tmp_path: Path) -> Migration:
     """Verified, with all checks passed."""
     options = MigrationOptions(rows_per_range=5, staging=tmp_path, patience=Patience(1.0, 5.0))
-    made = Migration(meddler.collection.store, options)
-    made.start(NEW)
-    assert made.verify(NEW, ROWS, override="no gate in this test").passed
+    made = Migration(meddler.collection.store, new=NEW, options=options)
+    made.start()
+    assert made.verify(ROWS, override="no gate in this test").passed
     assert made.status().state == State.READY
     return made
 
@@ -101,7 +101,7 @@ def failed(report: VerifyReport) -> dict[str, set[str]]:
 
 def assert_refused(migration: Migration, expected: dict[str, set[str]]) -> VerifyReport:
     """verify names exactly these, takes the pass back, and the switch is not possible."""
-    report = migration.verify(NEW, ROWS, override="no gate in this test")
+    report = migration.verify(ROWS, override="no gate in this test")
     assert failed(report) == expected
     assert not report.passed
     assert migration.status().state == report.state == State.CATCHING_UP
@@ -132,13 +132,13 @@ def test_a_vector_that_is_not_that_of_its_text(meddler: Meddler, migration: Migr
     report = assert_refused(migration, {"recomputed sample": {"7"}})
     assert report.lowest_cosine == pytest.approx(cosine, abs=1e-5)
     meddler.set(7, right)
-    assert migration.verify(NEW, ROWS, override="no gate in this test").passed
+    assert migration.verify(ROWS, override="no gate in this test").passed
     assert migration.status().state == State.READY
 
 
 def test_a_difference_of_rounding_is_none(meddler: Meddler, migration: Migration) -> None:
     meddler.set(7, tilted(meddler.vector(7), 0.9995))
-    report = migration.verify(NEW, ROWS, override="no gate in this test")
+    report = migration.verify(ROWS, override="no gate in this test")
     assert report.passed
     assert report.lowest_cosine == pytest.approx(0.9995, abs=1e-5)
 
@@ -161,8 +161,8 @@ def test_a_vector_that_is_not_there(meddler: Meddler, migration: Migration) -> N
 
 def test_a_vector_that_is_not_there_is_not_hidden_by_a_dead_letter(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put(2, "POISON", old_vector("POISON"))
-    migration.start(NEW)
-    assert migration.verify(NEW, ROWS, override="no gate in this test").passed
+    migration.start()
+    assert migration.verify(ROWS, override="no gate in this test").passed
     meddler.set(4, None)
     is_compared = isinstance(meddler, InPostgres)
     assert_refused(migration, {"text unchanged": {"4"}} if is_compared else {"every row has a vector": {"2", "4"}})
@@ -170,7 +170,7 @@ def test_a_vector_that_is_not_there_is_not_hidden_by_a_dead_letter(meddler: Medd
 
 def test_a_vector_of_zeros(meddler: Meddler, migration: Migration) -> None:
     meddler.set(5, np.zeros(16, np.float32))
-    found = failed(migration.verify(NEW, ROWS, override="no gate in this test"))
+    found = failed(migration.verify(ROWS, override="no gate in this test"))
     assert found.pop("recomputed sample") == {"5"}
     assert found == {"no zero vector": {"5"}, "unit norm": {"5"}}
 
@@ -185,9 +185,9 @@ def test_lengths_are_free_where_the_model_does_not_set_them(meddler: Meddler, tm
     free = TruthEncoder("free")
     free.space = free.space.model_copy(update={"normalize": False})
     free.truth = lambda text: 3 * TruthEncoder("free").truth(text)  # type: ignore[method-assign]
-    made = Migration(meddler.collection.store, MigrationOptions(staging=tmp_path))
-    made.start(free)
-    assert made.verify(free, ROWS, override="no gate in this test").passed
+    made = Migration(meddler.collection.store, new=free, options=MigrationOptions(staging=tmp_path))
+    made.start()
+    assert made.verify(ROWS, override="no gate in this test").passed
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
@@ -199,7 +199,7 @@ def test_a_number_that_is_none(meddler: Meddler, migration: Migration, number: f
             meddler.set(9, broken)
         return
     meddler.set(9, broken)
-    found = failed(migration.verify(NEW, ROWS, override="no gate in this test"))
+    found = failed(migration.verify(ROWS, override="no gate in this test"))
     assert found == {"finite": {"9"}, "recomputed sample": {"9"}}
     assert migration.status().state == State.CATCHING_UP
 
@@ -220,31 +220,31 @@ def test_a_vector_of_too_few_numbers(meddler: Meddler, migration: Migration) -> 
 def test_a_text_that_was_changed_past_the_capture(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put_unseen(10, "changed", old_vector("changed"))
     assert_refused(migration, {"text unchanged": {"10"}})
-    migration.start(NEW)
-    assert migration.verify(NEW, ROWS, override="no gate in this test").passed
+    migration.start()
+    assert migration.verify(ROWS, override="no gate in this test").passed
 
 
 def test_a_row_that_was_inserted_past_the_capture(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put_unseen(99, "inserted", old_vector("inserted"))
     assert_refused(migration, {"text unchanged": {"99"}})
-    migration.start(NEW)
-    assert migration.verify(NEW, ROWS + 1, override="no gate in this test").passed
+    migration.start()
+    assert migration.verify(ROWS + 1, override="no gate in this test").passed
 
 
 def test_a_vector_without_a_row(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.remove_unseen(11)
     if isinstance(meddler, InPostgres):  # a row goes with both its vectors
-        assert migration.verify(NEW, ROWS, override="no gate in this test").passed
+        assert migration.verify(ROWS, override="no gate in this test").passed
         return
     assert_refused(migration, {"no vector without a row": {"11"}})
-    migration.start(NEW)
-    assert migration.verify(NEW, ROWS, override="no gate in this test").passed
+    migration.start()
+    assert migration.verify(ROWS, override="no gate in this test").passed
 
 
 def test_ten_rows_are_named_and_all_are_counted(meddler: Meddler, migration: Migration) -> None:
     for key in range(1, ROWS + 1):
         meddler.collection.put_unseen(key, f"changed {key}", old_vector(f"changed {key}"))
-    report = migration.verify(NEW, ROWS, override="no gate in this test")
+    report = migration.verify(ROWS, override="no gate in this test")
     (check,) = (check for check in report.checks if check.name == "text unchanged")
     assert not check.passed
     assert len(check.keys) == 10
@@ -277,7 +277,7 @@ def test_rows_that_are_written_while_all_are_compared_are_no_defects(meddler: Me
 
     store: Any = meddler.collection.store
     written = doing(store, "backlog", write)  # after it was caught up, before it is compared
-    report = migration.verify(NEW, ROWS, override="no gate in this test")
+    report = migration.verify(ROWS, override="no gate in this test")
     assert written
     assert failed(report) == {}
     assert report.passed
@@ -287,7 +287,7 @@ def test_a_defect_beside_such_a_row_is_still_found(meddler: Meddler, migration: 
     meddler.collection.put_unseen(5, "unseen", old_vector("unseen"))
     store: Any = meddler.collection.store
     written = doing(store, "backlog", lambda: meddler.collection.put(3, "changed", old_vector("changed")))
-    report = migration.verify(NEW, ROWS, override="no gate in this test")
+    report = migration.verify(ROWS, override="no gate in this test")
     assert written
     assert failed(report) == {"text unchanged": {"5"}}
     assert_refused(migration, {"text unchanged": {"5"}})
@@ -330,9 +330,9 @@ def test_an_index_that_answers_with_other_rows(meddler: Meddler, migration: Migr
 def test_how_much_an_index_must_find_is_an_option(
     meddler: Meddler, migration: Migration, *, min_recall: float, passed: bool
 ) -> None:
-    migration.options = replace(migration.options, min_recall=min_recall)
+    strict = replace(migration, options=replace(migration.options, min_recall=min_recall))
     forgetful(meddler.collection.store, 0.8)
-    assert migration.verify(NEW, ROWS, override="no gate in this test").passed == passed
+    assert strict.verify(ROWS, override="no gate in this test").passed == passed
 
 
 def test_an_index_that_is_missing(meddler: Meddler, migration: Migration) -> None:
@@ -342,8 +342,8 @@ def test_an_index_that_is_missing(meddler: Meddler, migration: Migration) -> Non
     report = assert_refused(migration, {"indexes": set()})
     (check,) = (check for check in report.checks if check.name == "indexes")
     assert "docs_embedding_vecferry_new" in check.seen
-    migration.start(NEW)
-    assert migration.verify(NEW, ROWS, override="no gate in this test").passed
+    migration.start()
+    assert migration.verify(ROWS, override="no gate in this test").passed
 
 
 # --- what is decided from figures -----------------------------------------------------------------

@@ -18,6 +18,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import in_background
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from tests.waiting import wait_until
+from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.values import Patience, Record, Side
@@ -63,9 +64,9 @@ def assert_true(table: PgCollection, model: TruthEncoder) -> None:
 
 
 def ready(table: PgCollection, options: MigrationOptions) -> Migration:
-    migration = Migration(table.store, options)
-    migration.start(NEW, old=OLD)
-    assert migration.verify(NEW, override="no gate in this test").passed
+    migration = Migration(table.store, new=NEW, old=OLD, options=options)
+    migration.start()
+    assert migration.verify(override="no gate in this test").passed
     return migration
 
 
@@ -89,10 +90,10 @@ def test_rows_that_others_write_while_their_range_passes_are_waited_for(
     table: PgCollection, options: MigrationOptions
 ) -> None:
     def start(encoder: TruthEncoder) -> None:
-        migration = Migration(table.store, replace(options, wait_for_writers_s=30.0))
+        migration = Migration(table.store, new=encoder, options=replace(options, wait_for_writers_s=30.0))
         with table.another() as store:
-            watcher = Migration(store, options)
-            thread, outcome = in_background(lambda: migration.start(encoder))
+            watcher = Migration(store, options=options)
+            thread, outcome = in_background(migration.start)
             wait_until(lambda: store.ledger.find(store.target) is not None)
             wait_until(lambda: watcher.status().state == State.CATCHING_UP)
             wait_until(lambda: watcher.status().rows_done == ROWS - 60)
@@ -112,16 +113,16 @@ def test_rows_that_others_write_for_too_long_are_left_for_the_next_look_and_said
     table: PgCollection, options: MigrationOptions
 ) -> None:
     def start_twice(encoder: TruthEncoder) -> None:
-        migration = Migration(table.store, options)
-        status = migration.start(encoder)
+        migration = Migration(table.store, new=encoder, options=options)
+        status = migration.start()
         assert (status.rows_done, status.backlog, status.state) == (ROWS - 60, 60, State.CATCHING_UP)
         (event,) = (event for event in status.events if event.what == "left for later")
         assert event.detail["writes"] == 120  # on both sides
         assert f"pid {table.connection.info.backend_pid} " in event.detail["in the way"]
         assert "idle in transaction" in event.detail["in the way"]
         table.connection.execute("COMMIT")
-        migration.start(encoder, follow=lambda: table.store.backlog() == 0)
-        assert migration.verify(encoder, override="no gate in this test").passed
+        migration.start(follow=lambda: table.store.backlog() == 0)
+        assert migration.verify(override="no gate in this test").passed
 
     holding(table, start_twice)
 
@@ -129,13 +130,13 @@ def test_rows_that_others_write_for_too_long_are_left_for_the_next_look_and_said
 def test_a_row_that_is_locked_for_long_does_not_keep_the_others_from_being_followed(
     table: PgCollection, options: MigrationOptions, database_url: str
 ) -> None:
-    migration = Migration(table.store, options)
-    migration.start(NEW)
+    migration = Migration(table.store, new=NEW, options=options)
+    migration.start()
     with another(database_url) as holder, table.another() as watched, holder.transaction():
         table.connection.execute("UPDATE docs SET body = body || '!' WHERE id <= 60")
         holder.execute("SELECT FROM docs WHERE id <= 60 FOR UPDATE")
         ending = threading.Event()
-        thread, outcome = in_background(lambda: migration.start(NEW, follow=ending.is_set))
+        thread, outcome = in_background(lambda: migration.start(follow=ending.is_set))
         wait_until(lambda: Migration(watched).status().backlog == 60)
         for number in range(70, 75):
             table.put(number, f"later {number}", old_vector(f"later {number}"))
@@ -154,12 +155,12 @@ def test_a_thousand_writes_that_no_trigger_saw_are_done_by_one_start(
 ) -> None:
     """Over pages of numbers that have another order as texts."""
     table.connection.execute("INSERT INTO docs SELECT i, 'more ' || i FROM generate_series(121, 1000) i")
-    migration = Migration(table.store, options)
-    migration.start(NEW)
+    migration = Migration(table.store, new=NEW, options=options)
+    migration.start()
     with table._without_triggers():
         table.connection.execute("UPDATE docs SET body = 'unseen ' || id")
     assert table.store.count_outdated(Side.NEW).count == 1000
-    migration.start(NEW)
+    migration.start()
     assert table.store.count_outdated(Side.NEW).count == 0
 
 
@@ -199,20 +200,21 @@ def test_no_write_of_ours_brings_an_application_into_a_deadlock(
     table.connection.execute("UPDATE docs SET body = 'POISON ' || id WHERE id IN (1, 2, 3, 30, 60, 90)")
     cured = TruthEncoder("new", 16)
     cured.poison = ("HUGE",)
-    migration = Migration(table.store, options)
+    migration = Migration(table.store, new=NEW, old=OLD, options=options)
+    with_cured = replace(migration, new=cured)
     with taking_rows_downwards(database_url) as refused:
-        wait_until(lambda: migration.start(NEW, old=OLD).dead_letters == 6)
+        wait_until(lambda: migration.start().dead_letters == 6)
         for _ in range(3):
-            migration.retry(NEW)
-        wait_until(lambda: migration.retry(cured).dead_letters == 0)
+            migration.retry()
+        wait_until(lambda: with_cured.retry().dead_letters == 0)
         with table._without_triggers():
             table.connection.execute("UPDATE docs SET body = body || '?' WHERE id > 90")
-        migration.start(cured, old=OLD)
-        assert migration.verify(cured, override="no gate in this test").passed
-        migration.cutover(new=cured)
+        with_cured.start()
+        assert with_cured.verify(override="no gate in this test").passed
+        with_cured.cutover()
         table.connection.execute("UPDATE docs SET body = body || '!', embedding = NULL WHERE id > 90")
-        migration.start(cured, old=OLD)
-        migration.rollback(old=OLD)
+        with_cured.start()
+        with_cured.rollback()
     assert refused == []
     assert table.store.count_outdated(Side.NEW).count == table.store.count_outdated(Side.OLD).count == 0
 
@@ -227,7 +229,9 @@ def test_two_who_put_and_remove_the_same_rows_in_another_order_wait_for_each_oth
         with table.another() as store:
             try:
                 for number in range(6):
-                    records = [Record((key,), f"{number} {key}", OLD.truth(key), {"meta": 1}) for key in order]
+                    records = [
+                        Record((key,), f"{number} {key}", TextVectors(OLD.truth(key)), {"meta": 1}) for key in order
+                    ]
                     store.put(records, fingerprint=OLD.fingerprint)
                     store.remove([(key,) for key in order])
             except VecferryError as exc:
@@ -284,15 +288,15 @@ def waits_for_maintenance(connection: psycopg.Connection) -> bool:
 def test_every_verb_gets_past_an_autovacuum_and_writers_do_not_wait_for_it(
     table: PgCollection, options: MigrationOptions, postgres_url: str
 ) -> None:
-    migration = Migration(table.store, options)
+    migration = Migration(table.store, new=NEW, old=OLD, options=options)
     verbs: list[Callable[[], object]] = [
-        lambda: migration.start(NEW, old=OLD),
-        lambda: migration.verify(NEW, override="no gate in this test") and migration.cutover(new=NEW),
-        lambda: migration.rollback(old=OLD),
-        lambda: migration.abort(old=OLD),
-        lambda: migration.start(NEW, old=OLD),
-        lambda: migration.verify(NEW, override="no gate in this test") and migration.cutover(new=NEW),
-        lambda: migration.finalize(confirmed=True, new=NEW),
+        migration.start,
+        lambda: migration.verify(override="no gate in this test") and migration.cutover(),
+        migration.rollback,
+        migration.abort,
+        migration.start,
+        lambda: migration.verify(override="no gate in this test") and migration.cutover(),
+        lambda: migration.finalize(confirmed=True),
     ]
     with busy_autovacuum(postgres_url, table) as at_work:
         for verb in verbs:
@@ -327,7 +331,7 @@ def test_other_maintenance_is_named_and_writers_do_not_wait_for_it(
     assert isinstance(locked, Locked)
     assert f"pid {pid} (nightly, idle in transaction, transaction of" in locked.holder
     assert "LOCK TABLE docs" in locked.holder
-    migration.cutover(new=NEW)
+    migration.cutover()
 
 
 # --- writers who leave no gap ---------------------------------------------------------------------
@@ -383,20 +387,22 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
     ending = threading.Event()
     with ExitStack() as stack:
         store = stack.enter_context(table.another())
-        thread, outcome = in_background(lambda: Migration(store, options).start(NEW, old=OLD, follow=ending.is_set))
+        thread, outcome = in_background(
+            lambda: Migration(store, new=NEW, old=OLD, options=options).start(follow=ending.is_set)
+        )
         held = "SELECT count(*) FROM vecferry.leases WHERE target = %s AND expires_at > clock_timestamp()"
         wait_until(lambda: table.connection.execute(held, [store.target]).fetchone() == (1,))
         writers = [stack.enter_context(without_a_gap(database_url, seconds_each=0.3, seed=seed)) for seed in range(2)]
         patience = replace(options.patience, notify=told.append)
         for _ in range(2):
-            migration.cutover(new=NEW, patience=patience)
-            migration.rollback(old=OLD, patience=patience)
+            migration.cutover(patience=patience)
+            migration.rollback(patience=patience)
         stack.callback(thread.join)
         stack.callback(ending.set)
     assert not isinstance(outcome[0], BaseException), outcome
     assert [writer.refused for writer in writers] == [[], []]
     assert sum(writer.transactions for writer in writers) > 10
-    migration.start(NEW, old=OLD)
+    migration.start()
     assert_true(table, OLD)
     migration.cutover()
     assert_true(table, NEW)

@@ -38,7 +38,7 @@ from vecferry.model.sources import open_source
 MB = 1_000_000
 RECEIVE_S = 2.0
 """Of the server under abuse; a slow sender is refused after that."""
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """For what should come after `RECEIVE_S` or at once; two busy cores are slow, and what hangs hangs for longer."""
 MAX_TEXTS, MAX_TEXT_CHARS, MAX_BODY_MB = 200, 20_000, 4
 ARGUMENTS = (
@@ -125,11 +125,11 @@ class Wire:
         """What is there, or comes; nothing at the end of the connection."""
         if not self._buffer:
             await self._more()
-        found = bytes(self._buffer)
+        data = bytes(self._buffer)
         self._buffer.clear()
-        return found
+        return data
 
-    async def ask(self, request: bytes, *, patience_s: float = PATIENCE_S) -> Reply | None:
+    async def request(self, request: bytes, *, patience_s: float = PATIENCE_S) -> Reply | None:
         await self.send(request)
         return await self.reply(request[: request.find(b" ")].decode(), patience_s=patience_s)
 
@@ -152,17 +152,17 @@ class Wire:
         while (at := self._buffer.find(end)) < 0:
             if not await self._more():
                 return None
-        found = bytes(self._buffer[:at])
+        data = bytes(self._buffer[:at])
         del self._buffer[: at + len(end)]
-        return found
+        return data
 
     async def _take(self, size: int) -> bytes | None:
         while len(self._buffer) < size:
             if not await self._more():
                 return None
-        found = bytes(self._buffer[:size])
+        data = bytes(self._buffer[:size])
         del self._buffer[:size]
-        return found
+        return data
 
     async def _more(self) -> bool:
         try:
@@ -208,10 +208,12 @@ def message(method: str, target: str | bytes, headers: Iterable[str | bytes] = (
     return b"\r\n".join([*lines, b"", body])
 
 
-def post(target: str, value: object, *headers: str | bytes, given: Sequence[str | bytes] = (BEARER, JSON)) -> bytes:
+def post(
+    target: str, value: object, *headers: str | bytes, given_headers: Sequence[str | bytes] = (BEARER, JSON)
+) -> bytes:
     """value: bytes as they are, anything else as JSON. given: headers that a good request has."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return message("POST", target, [*given, *headers, f"Content-Length: {len(body)}"], body)
+    return message("POST", target, [*given_headers, *headers, f"Content-Length: {len(body)}"], body)
 
 
 def v1(value: object = "a", **fields: object) -> bytes:
@@ -282,7 +284,7 @@ def kinds() -> list[Kind]:
              for path, start in (("/v1/embeddings", open_brace), ("/embed", b'{"inputs": "a", "dimensions": '),
                                  ("/search", b'{"query": "a", "k": '), ("/decode", b'{"ids": ['))
              for number in (b"NaN", b"Infinity", b"-Infinity", b"1e999", digits, b"-" + digits, b"1e-999"))),
-        Kind("wrong content type", (400,), tuple(post("/embed", {"inputs": "a"}, given=(BEARER, *header))
+        Kind("wrong content type", (400,), tuple(post("/embed", {"inputs": "a"}, given_headers=(BEARER, *header))
              for header in ((), ("Content-Type: text/plain",), ("Content-Type: application/x-www-form-urlencoded",),
                             ("Content-Type: multipart/form-data; boundary=a",), ("Content-Type: \xff",),
                             ("Content-Type: application/json5",), ("Content-Type: application/xml",)))),
@@ -301,7 +303,7 @@ def kinds() -> list[Kind]:
              "//v1//models", "/v1/models/..", "/%ff%fe", "/%", "/%zz", "/;/", "/\\..\\", "/v1/models%0d%0aSet-Cookie:a",
              "/" + "a" * 50_000, "/" + "../" * 5_000, "/?" + "a=b&" * 5_000, "/%25%30%30", "*",
              "http://other/v1/model"))),
-        Kind("wrong key", (401,), (*(post(path, {"inputs": "a"}, *header, given=(JSON,))
+        Kind("wrong key", (401,), (*(post(path, {"inputs": "a"}, *header, given_headers=(JSON,))
              for path in ("/embed", "/v1/embeddings", "/nowhere")
              for header in ((), ("Authorization: Bearer",), ("Authorization: Bearer " + KEY[:-1],),
                             (b"Authorization: Bearer \xff\xfe\x80",), (f"Authorization: Basic {KEY}",),
@@ -349,7 +351,7 @@ def broken_kinds() -> list[Kind]:
 
     lengths = ("a", "-1", "+5", "1e3", "0x10", "9" * 30, "9" * 5_000, "5, 5", "", "5 5", "\xb2")
     hello = bytes.fromhex("16030100c8010000c40303") + bytes(range(180))
-    found = [
+    kinds = [
         Kind("bad content-length", (400, CLOSED), tuple(odd(f"Content-Length: {value}") for value in lengths)),
         Kind("two content-lengths", (400, CLOSED), (odd("Content-Length: 15", "Content-Length: 0"),
              odd("Content-Length: 0", "Content-Length: 15", body=hidden),
@@ -383,7 +385,7 @@ def broken_kinds() -> list[Kind]:
         Kind("targets that are no paths", (400, CLOSED), (message("CONNECT", "a:443"),
              message("GET", "a"), message("GET", "http://"), message("GET", "?a"))),
     ]  # fmt: skip
-    return [replace(kind, is_broken=True) for kind in found]
+    return [replace(kind, is_broken=True) for kind in kinds]
 
 
 # --- behaviour ------------------------------------------------------------------------------------
@@ -406,12 +408,12 @@ async def dripping_headers(address: Address) -> int:
 
 async def dripping_body(address: Address) -> int:
     async with connected(address) as wire:
-        asked = asyncio.ensure_future(wire.reply())
+        replying = asyncio.ensure_future(wire.reply())
         await wire.send(message("POST", "/embed", [BEARER, JSON, "Content-Length: 1000"]))
-        while not asked.done():
+        while not replying.done():
             await asyncio.sleep(RECEIVE_S / 20)
             await wire.send(b"a")
-        reply = await asked
+        reply = await replying
         assert reply is not None
         check_shape(reply, b"/embed")
         assert await wire.is_ended(), "the rest of a body is waited for"
@@ -420,7 +422,7 @@ async def dripping_body(address: Address) -> int:
 
 async def stuck_body(address: Address) -> int:
     async with connected(address) as wire:
-        reply = await wire.ask(
+        reply = await wire.request(
             message("POST", "/v1/embeddings", [BEARER, JSON, "Transfer-Encoding: chunked"], b"5\r\nab")
         )
         assert reply is not None
@@ -439,7 +441,7 @@ async def silence(address: Address) -> int:
 async def empty_lines(address: Address) -> int:
     """After a good request only line ends, which no parser counts as the beginning of the next."""
     async with connected(address) as wire:
-        reply = await wire.ask(message("GET", "/health"))
+        reply = await wire.request(message("GET", "/health"))
         assert reply is not None
         assert reply.status == 200
         await wire.send(b"\r\n")
@@ -480,13 +482,13 @@ async def never_reading(address: Address) -> int:
 async def endless_body(address: Address) -> int:
     """50 MB without a length; read is as much as is allowed."""
     async with connected(address) as wire:
-        asked = asyncio.ensure_future(wire.reply())
+        replying = asyncio.ensure_future(wire.reply())
         await wire.send(message("POST", "/v1/embeddings", [BEARER, JSON, "Transfer-Encoding: chunked"]))
         block = b"%x\r\n%s\r\n" % (MB, b" " * MB)
         for _ in range(50):
-            if asked.done() or not await wire.send(block):
+            if replying.done() or not await wire.send(block):
                 break
-        reply = await asked
+        reply = await replying
         assert reply is not None
         check_shape(reply, b"/v1/embeddings")
         assert await wire.is_ended(), "the rest of a body is waited for"
@@ -570,9 +572,9 @@ class Tally:
         by_kind: dict[str, Counter[int]] = {}
         for (name, status), count in self.counts.items():
             by_kind.setdefault(name, Counter())[status] += count
-        rows = [(name, ", ".join(f"{status or 'closed'}: {count}" for status, count in sorted(found.items())))
-                for name, found in sorted(by_kind.items())]  # fmt: skip
-        return "\n".join(f"{name:<32}{found}" for name, found in rows)
+        rows = [(name, ", ".join(f"{status or 'closed'}: {count}" for status, count in sorted(counts.items())))
+                for name, counts in sorted(by_kind.items())]  # fmt: skip
+        return "\n".join(f"{name:<32}{counts}" for name, counts in rows)
 
 
 async def abuse(address: Address, tally: Tally, *, cheap: int, broken: int, acts: int, connections: int = 32) -> None:
@@ -601,7 +603,7 @@ async def _cheap(address: Address, waiting: Iterator[tuple[Kind, bytes]], tally:
         async with connected(address) as wire:
             while ahead is not None:
                 kind, request = ahead
-                reply = await wire.ask(request)
+                reply = await wire.request(request)
                 tally.counts[kind.name, check(kind, request, reply)] += 1
                 ahead = next(waiting, None)
                 if reply is None or reply.headers.get(b"connection") == b"close":
@@ -634,18 +636,18 @@ class Good:
     """Requests as they should be, whose answers are the library's vectors."""
 
     def __init__(self, library: Encoder, seed: int = 0) -> None:
-        self._short = texts_of(40, words=6, seed=seed)
-        self._long = texts_of(30, words=60, seed=seed + 1)
+        self._short = texts_of(40, num_words=6, seed=seed)
+        self._long = texts_of(30, num_words=60, seed=seed + 1)
         self._expected = {text: library.encode([text]).dense[0] for text in (*self._short, *self._long)}
 
     async def check(self, wire: Wire, *, bulk: bool = False) -> None:
         """One request, of one text or of `MAX_TEXTS / 10` in the other lane. Raises AssertionError."""
         texts = random.sample(self._long, MAX_TEXTS // 10) if bulk else [random.choice(self._short)]
-        reply = await wire.ask(v1(texts), patience_s=3 * PATIENCE_S)
+        reply = await wire.request(v1(texts), patience_s=3 * PATIENCE_S)
         assert reply is not None, "a good request has no answer"
         assert reply.status == 200, reply
-        found = [row["embedding"] for row in reply.json()["data"]]
-        np.testing.assert_allclose(found, [self._expected[text] for text in texts], rtol=0, atol=TOLERANCE)
+        vectors = [row["embedding"] for row in reply.json()["data"]]
+        np.testing.assert_allclose(vectors, [self._expected[text] for text in texts], rtol=0, atol=TOLERANCE)
 
     async def go_on(self, address: Address, until: asyncio.Event, tally: Tally, *, bulk: bool = False) -> None:
         """One after the other on one connection, with a pause for the others."""
@@ -656,11 +658,11 @@ class Good:
                 await asyncio.sleep(0.02)
 
 
-def texts_of(count: int, *, words: int, seed: int = 0) -> list[str]:
+def texts_of(count: int, *, num_words: int, seed: int = 0) -> list[str]:
     """Texts that differ, of so many words each."""
     made = random.Random(seed)
     stock = [made.choice("bdfgklmnprst") + made.choice("aeiou") + made.choice("lmnrst") for _ in range(300)]
-    return [f"{number} " + " ".join(made.choices(stock, k=words)) for number in range(count)]
+    return [f"{number} " + " ".join(made.choices(stock, k=num_words)) for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -694,7 +696,9 @@ def faults_in(lines: Sequence[str]) -> list[str]:
     """Lines of the log that there should not be: a fault of ours, or a client that left and counts as answered."""
     faults = ("Traceback", '"level": "ERROR"', '"status": 500')
     return [
-        line for line in lines if any(one in line for one in faults) or (LEFT in line and '"status": 499' not in line)
+        line
+        for line in lines
+        if any(fault in line for fault in faults) or (LEFT in line and '"status": 499' not in line)
     ]
 
 
@@ -714,8 +718,10 @@ class Row:
     figures: Figures
 
     def __str__(self) -> str:
-        found = self.figures
-        return f"{self.minutes:8.2f}{self.bad:10}{self.good:9}{found.rss_mb:10.1f}{found.files:7}{found.threads:9}"
+        figures = self.figures
+        return (
+            f"{self.minutes:8.2f}{self.bad:10}{self.good:9}{figures.rss_mb:10.1f}{figures.files:7}{figures.threads:9}"
+        )
 
 
 async def mixed(server: Server, good: Good, minutes: float, tally: Tally) -> AsyncIterator[Row]:
@@ -744,14 +750,14 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         sorted(row.figures.rss_mb for row in part)[third // 2] for part in (rows[third:][:third], rows[-third:])
     )
     first, end = rows[0].figures, rows[-1].figures
-    found = []
+    problems = []
     if last > middle + GROWTH_MB:
-        found.append(f"memory grows: {middle} MB in the middle third, {last} MB in the last")
+        problems.append(f"memory grows: {middle} MB in the middle third, {last} MB in the last")
     if end.files > first.files:
-        found.append(f"files stay open: {first.files} before, {end.files} after")
+        problems.append(f"files stay open: {first.files} before, {end.files} after")
     if end.threads > first.threads + THREADS:
-        found.append(f"threads stay: {first.threads} before, {end.threads} after")
-    return found
+        problems.append(f"threads stay: {first.threads} before, {end.threads} after")
+    return problems
 
 
 async def _watched(server: Server, good: Good, minutes: float, tally: Tally) -> list[Row]:
@@ -768,24 +774,24 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--minutes", type=float, default=30)
     arguments.add_argument("--json", type=Path, help="where to write the rows, the counts and the verdict")
-    given = arguments.parse_args()
+    parsed = arguments.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(Path(folder, "checkpoint"), TINY)
         model = convert_checkpoint(open_source(str(checkpoint)), Path(folder, "tiny"), verified=False).artifact.path
         good = Good(load_encoder(EncoderOptions(artifact=model)).encoder)
         with serving(f"tiny={model}", *ARGUMENTS, env=ENVIRONMENT) as server:
-            rows = asyncio.run(_watched(server, good, given.minutes, tally))
+            rows = asyncio.run(_watched(server, good, parsed.minutes, tally))
             code = server.stop()
     wrong = verdict(rows) + ([] if code == 0 else [f"the server ended with {code}"])
     print(f"\n{tally.table()}\n\n{tally.total} bad requests, {tally.num_good} good ones")
     print("; ".join(wrong) or "as it should be")
-    if given.json is not None:
+    if parsed.json is not None:
         counts = [
             {"kind": name, "status": status, "count": count} for (name, status), count in sorted(tally.counts.items())
         ]
         written = {"rows": [asdict(row) for row in rows], "counts": counts, "good": tally.num_good, "wrong": wrong}
-        given.json.write_text(json.dumps(written, indent=1) + "\n")
+        parsed.json.write_text(json.dumps(written, indent=1) + "\n")
     return 1 if wrong else 0
 
 

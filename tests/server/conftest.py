@@ -70,9 +70,9 @@ def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Serv
     reader.start()
     try:
         assert started.wait(60), "no start within a minute"
-        found = [match[1] for line in lines if (match := STARTED.search(line))]
-        assert found, "\n".join(lines)
-        server = Server(process, found[0].replace("0.0.0.0", "127.0.0.1"), lines)
+        addresses = [match[1] for line in lines if (match := STARTED.search(line))]
+        assert addresses, "\n".join(lines)
+        server = Server(process, addresses[0].replace("0.0.0.0", "127.0.0.1"), lines)
         server.wait_until_ready()
         yield server
     finally:

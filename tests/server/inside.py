@@ -25,7 +25,7 @@ from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerOptions
 from vecferry.server.service import Service
 
-WAIT_S = 30.0
+WAIT_S = 300.0
 
 
 class UnrulyRuntime:
@@ -119,12 +119,12 @@ def inside(
     options: ServerOptions | None = None,
     router: Callable[[Service], Router] | None = None,
     probe_every_s: float = 0.02,
-    is_ready: Callable[[Sequence[Served]], bool] = lambda all_: all(one.problem is None for one in all_),
+    is_ready: Callable[[Sequence[Served]], bool] = lambda all_: all(encoder.problem is None for encoder in all_),
 ) -> Iterator[Inside]:
     """Served as `tiny`, `tiny-2` and so on. Waits until `is_ready`."""
     options = options or ServerOptions()
     names = ["tiny", *(f"tiny-{number}" for number in range(2, len(encoders) + 1))]
-    served = [Served(name, Loaded(one, "first choice")) for name, one in zip(names, encoders, strict=True)]
+    served = [Served(name, Loaded(encoder, "first choice")) for name, encoder in zip(names, encoders, strict=True)]
     service = Service(ServedModels(served), options.limits)
     service._watch._every_s = probe_every_s
     app = create_app(service, options, router(service) if router else None)

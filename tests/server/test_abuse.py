@@ -50,15 +50,15 @@ def test_bad_requests_are_refused_in_form_and_leave_nothing_behind(
 
 async def _in_halves(server: Server, good: Good, tally: Tally, requests: int) -> list[Figures]:
     address = address_of(server.url)
-    found, broken = [await rested(server, good)], 3 * requests // 100
+    figures, broken = [await rested(server, good)], 3 * requests // 100
     for _ in range(2):
         over = asyncio.Event()
         going_on = asyncio.ensure_future(good.go_on(address, over, tally))
         await abuse(address, tally, cheap=requests // 2 - broken - 3 * len(ACTS), broken=broken, acts=3)
         over.set()
         await going_on
-        found.append(await rested(server, good, found[0]))
-    return found
+        figures.append(await rested(server, good, figures[0]))
+    return figures
 
 
 def test_connections_that_say_nothing_keep_nobody_else_from_the_server(tiny_artifact: Artifact) -> None:
@@ -66,19 +66,19 @@ def test_connections_that_say_nothing_keep_nobody_else_from_the_server(tiny_arti
         address = address_of(server.url)
         health = message("GET", "/health")
         async with connected(address) as first:
-            assert (await first.ask(health)).status == 200  # type: ignore[union-attr]
+            assert (await first.request(health)).status == 200  # type: ignore[union-attr]
             async with connected(address), connected(address), connected(address), connected(address) as fifth:
                 for path in ("/info", "/v1/models"):
                     async with connected(address) as one_more:
-                        refused = await one_more.ask(message("GET", path, [BEARER]))
+                        refused = await one_more.request(message("GET", path, [BEARER]))
                         assert refused is not None
                         assert refused.status == 503
                         check_shape(refused, path.encode())
                         assert await one_more.is_ended()
-                assert (await first.ask(health)).status == 200  # type: ignore[union-attr]
+                assert (await first.request(health)).status == 200  # type: ignore[union-attr]
                 assert await fifth.is_ended()
             async with connected(address) as later:
-                assert (await later.ask(health)).status == 200  # type: ignore[union-attr]
+                assert (await later.request(health)).status == 200  # type: ignore[union-attr]
 
     with serving(f"tiny={tiny_artifact.path}", "--max-connections=5", "--receive-s=2") as server:
         asyncio.run(scenario(server))

@@ -40,28 +40,35 @@ def encoded(library: Encoder, texts: list[str]) -> Callable[[Outputs], Embedding
     return cache(lambda outputs: library.encode(texts, outputs=outputs))
 
 
-def assert_same(found: Embeddings, expected: Embeddings) -> None:
+def assert_same(embeddings: Embeddings, expected: Embeddings) -> None:
     """To the last bit; all that there is."""
-    assert found.fingerprint == expected.fingerprint
+    assert embeddings.fingerprint == expected.fingerprint
     pairs: list[tuple[np.ndarray, np.ndarray]] = [
-        (found.num_tokens, expected.num_tokens),
-        (found.truncated, expected.truncated),
+        (embeddings.num_tokens, expected.num_tokens),
+        (embeddings.truncated, expected.truncated),
     ]
-    assert (found.dense_or_none is None, found.sparse_or_none is None, found.colbert_or_none is None) == (
+    assert (
+        embeddings.dense_or_none is None,
+        embeddings.sparse_or_none is None,
+        embeddings.colbert_or_none is None,
+    ) == (
         expected.dense_or_none is None,
         expected.sparse_or_none is None,
         expected.colbert_or_none is None,
     )
     if expected.dense_or_none is not None:
-        pairs.append((found.dense, expected.dense))
+        pairs.append((embeddings.dense, expected.dense))
     if expected.sparse_or_none is not None:
-        ours, theirs = found.sparse, expected.sparse
+        ours, theirs = embeddings.sparse, expected.sparse
         pairs += [(ours.indptr, theirs.indptr), (ours.indices, theirs.indices), (ours.weights, theirs.weights)]
     if expected.colbert_or_none is not None:
-        pairs += [(found.colbert.indptr, expected.colbert.indptr), (found.colbert.vectors, expected.colbert.vectors)]
-    for one, other in pairs:
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
+        pairs += [
+            (embeddings.colbert.indptr, expected.colbert.indptr),
+            (embeddings.colbert.vectors, expected.colbert.vectors),
+        ]
+    for ours_array, other in pairs:
+        assert ours_array.dtype == other.dtype
+        np.testing.assert_array_equal(ours_array, other)
 
 
 # --- dense ----------------------------------------------------------------------------------------
@@ -69,18 +76,18 @@ def assert_same(found: Embeddings, expected: Embeddings) -> None:
 
 def numbers(http: httpx2.Client, texts: Sequence[str]) -> Float32:
     body = {"input": texts, "model": "tiny", "encoding_format": "float", "truncate": True}
-    return float32([one["embedding"] for one in http.post("/v1/embeddings", json=body).json()["data"]])
+    return float32([row["embedding"] for row in http.post("/v1/embeddings", json=body).json()["data"]])
 
 
 def base64_of_openai(http: httpx2.Client, texts: Sequence[str]) -> Float32:
     body = {"input": texts, "model": "tiny", "encoding_format": "base64", "truncate": True}
-    return decoded([one["embedding"] for one in http.post("/v1/embeddings", json=body).json()["data"]])
+    return decoded([row["embedding"] for row in http.post("/v1/embeddings", json=body).json()["data"]])
 
 
 def openai_client(http: httpx2.Client, texts: Sequence[str]) -> Float32:
     with openai.OpenAI(base_url=f"{str(http.base_url).rstrip('/')}/v1", api_key="none", max_retries=0) as client:
         answer = client.embeddings.create(model="tiny", input=list(texts), extra_body={"truncate": True})
-    return float32([one.embedding for one in answer.data])
+    return float32([row.embedding for row in answer.data])
 
 
 def embed(http: httpx2.Client, texts: Sequence[str]) -> Float32:
@@ -88,26 +95,26 @@ def embed(http: httpx2.Client, texts: Sequence[str]) -> Float32:
 
 
 def m3_numbers(http: httpx2.Client, texts: Sequence[str]) -> Float32:
-    return float32([one["dense"] for one in http.post("/v1/m3", json={"inputs": texts}).json()["embeddings"]])
+    return float32([row["dense"] for row in http.post("/v1/m3", json={"inputs": texts}).json()["embeddings"]])
 
 
 def m3_base64(http: httpx2.Client, texts: Sequence[str]) -> Float32:
-    found = http.post("/v1/m3", json={"inputs": texts, "encoding_format": "base64"}).json()["embeddings"]
-    return decoded([one["dense"] for one in found])
+    embeddings = http.post("/v1/m3", json={"inputs": texts, "encoding_format": "base64"}).json()["embeddings"]
+    return decoded([row["dense"] for row in embeddings])
 
 
 def decoded(vectors: Sequence[str]) -> Float32:
     return np.stack([np.frombuffer(base64.b64decode(vector, validate=True), "<f4") for vector in vectors])
 
 
-@pytest.mark.parametrize("ask", [numbers, base64_of_openai, openai_client, embed, m3_numbers, m3_base64])
+@pytest.mark.parametrize("request_vectors", [numbers, base64_of_openai, openai_client, embed, m3_numbers, m3_base64])
 def test_dense_vectors_are_the_librarys(
     http: httpx2.Client,
     texts: list[str],
     encoded: Callable[[Outputs], Embeddings],
-    ask: Callable[[httpx2.Client, Sequence[str]], Float32],
+    request_vectors: Callable[[httpx2.Client, Sequence[str]], Float32],
 ) -> None:
-    np.testing.assert_array_equal(ask(http, texts), encoded(DENSE).dense)
+    np.testing.assert_array_equal(request_vectors(http, texts), encoded(DENSE).dense)
 
 
 # --- the others -----------------------------------------------------------------------------------
@@ -122,21 +129,21 @@ def test_sparse_weights_are_the_librarys(
     assert len(theirs) == len(ours) == len(texts)
     for row in range(len(texts)):
         part = slice(expected.indptr[row], expected.indptr[row + 1])
-        for found in (
+        for embeddings in (
             [(value["index"], value["value"]) for value in theirs[row]],
             [(int(token), weight) for token, weight in ours[row]["sparse"].items()],
         ):
-            np.testing.assert_array_equal([index for index, _ in found], expected.indices[part])
-            np.testing.assert_array_equal(float32([weight for _, weight in found]), expected.weights[part])
+            np.testing.assert_array_equal([index for index, _ in embeddings], expected.indices[part])
+            np.testing.assert_array_equal(float32([weight for _, weight in embeddings]), expected.weights[part])
 
 
 def test_colbert_vectors_are_the_librarys(
     http: httpx2.Client, texts: list[str], encoded: Callable[[Outputs], Embeddings]
 ) -> None:
     expected = encoded(Outputs.COLBERT).colbert
-    asked = {"inputs": texts, "outputs": ["colbert"], "encoding_format": "base64"}
+    body = {"inputs": texts, "outputs": ["colbert"], "encoding_format": "base64"}
     theirs = http.post("/embed_all", json={"inputs": texts}).json()
-    ours = http.post("/v1/m3", json=asked).json()["embeddings"]
+    ours = http.post("/v1/m3", json=body).json()["embeddings"]
     assert len(theirs) == len(ours) == len(texts)
     for row in range(len(texts)):
         np.testing.assert_array_equal(float32(theirs[row]).reshape(-1, 64), expected[row])
@@ -149,9 +156,9 @@ def test_numpys_and_arrows_forms_are_the_librarys(
 ) -> None:
     expected = encoded(outputs)
     body = {"inputs": texts, "outputs": outputs.names}
-    ids, found = load_npz(BytesIO(http.post("/v1/m3", json=body, headers={"accept": NPZ}).content))
+    ids, embeddings = load_npz(BytesIO(http.post("/v1/m3", json=body, headers={"accept": NPZ}).content))
     assert ids == [str(row) for row in range(len(texts))]
-    assert_same(found, expected)
+    assert_same(embeddings, expected)
     table = pa.ipc.open_stream(http.post("/v1/m3", json=body, headers={"accept": ARROW}).content).read_all()
     assert table.schema.metadata == {b"fingerprint": expected.fingerprint.encode()}
     assert table["id"].to_pylist() == ids
@@ -176,13 +183,13 @@ def flat(table: pa.Table, name: str) -> np.ndarray:
 
 def test_a_text_over_the_maximum_is_cut_as_the_library_cuts_it(http: httpx2.Client, library: Encoder) -> None:
     texts = ["one", "word " * 9000]
-    for ask in (openai_client, embed):
-        np.testing.assert_array_equal(ask(http, texts), library.encode(texts).dense)
+    for request in (openai_client, embed):
+        np.testing.assert_array_equal(request(http, texts), library.encode(texts).dense)
     body = {"inputs": texts, "outputs": Outputs.ALL.names}
-    _, found = load_npz(BytesIO(http.post("/v1/m3", json=body, headers={"accept": NPZ}).content))
+    _, embeddings = load_npz(BytesIO(http.post("/v1/m3", json=body, headers={"accept": NPZ}).content))
     expected = library.encode(texts, outputs=Outputs.ALL)
     assert (expected.num_tokens[1], expected.num_truncated) == (8192, 1)
-    assert_same(found, expected)
+    assert_same(embeddings, expected)
 
 
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
@@ -199,5 +206,5 @@ def test_binary_forms_of_the_other_interfaces_are_the_same(http: httpx2.Client, 
 @pytest.mark.parametrize("texts", [LISTS["one"], MIXED])
 def test_the_remote_encoder_has_the_librarys_numbers(server: Server, library: Encoder, texts: list[str]) -> None:
     with RemoteEncoder(server.url) as encoder:
-        found = encoder.encode(texts, outputs=Outputs.ALL)
-    assert_same(found, library.encode(texts, outputs=Outputs.ALL))
+        embeddings = encoder.encode(texts, outputs=Outputs.ALL)
+    assert_same(embeddings, library.encode(texts, outputs=Outputs.ALL))

@@ -35,9 +35,9 @@ def documented(wide_artifact: Artifact) -> Iterator[Server]:
 
 @pytest.mark.parametrize("number", range(3))
 def test_python_of_the_page_runs(documented: Server, number: int) -> None:
-    found = blocks(PAGE, "python")
-    assert len(found) == 3
-    command = [sys.executable, "-c", found[number].replace(URL, documented.url)]
+    examples = blocks(PAGE, "python")
+    assert len(examples) == 3
+    command = [sys.executable, "-c", examples[number].replace(URL, documented.url)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -46,8 +46,8 @@ def test_curl_of_the_page_is_answered(documented: Server) -> None:
     """The command's own words are sent; /search says that it wants a migration."""
     lines = [line for block in blocks(PAGE, "sh") for line in block.replace("\\\n", " ").splitlines()]
     statuses = {}
-    for words in (shlex.split(line) for line in lines if line.startswith("curl")):
-        _, url, header, name_and_value, data, body = words
+    for command_words in (shlex.split(line) for line in lines if line.startswith("curl")):
+        _, url, header, name_and_value, data, body = command_words
         assert (header, data) == ("-H", "-d")
         name, value = name_and_value.split(": ")
         answer = httpx2.post(url.replace(URL, documented.url), headers={name: value}, content=body)
@@ -57,19 +57,20 @@ def test_curl_of_the_page_is_answered(documented: Server) -> None:
 
 def test_defaults_of_the_page_are_the_command_lines_and_the_servers() -> None:
     written = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d,]+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    said = {name.replace("-", "_"): float(value.replace(",", "")) for name, value in written.items()}
-    said["query_tokens"] = float(re.search(r"`--query-tokens` \((\d+)\)", PAGE.read_text())[1])  # type: ignore[index]
-    assert said == vars(ServerLimits())
-    parameters = {one.name: one.default for one in typer.main.get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
-    assert {name: parameters[name] for name in said} == said
+    documented_limits = {name.replace("-", "_"): float(value.replace(",", "")) for name, value in written.items()}
+    documented_limits["query_tokens"] = float(re.search(r"`--query-tokens` \((\d+)\)", PAGE.read_text())[1])  # type: ignore[index]
+    assert documented_limits == vars(ServerLimits())
+    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    parameters = {parameter.name: parameter.default for parameter in serve.params}
+    assert {name: parameters[name] for name in documented_limits} == documented_limits
 
 
 def test_metrics_of_the_page_are_those_that_there_are(documented: Server) -> None:
     httpx2.post(f"{documented.url}/embed", json={"inputs": "one"})
     families = text_string_to_metric_families(httpx2.get(f"{documented.url}/metrics").text)
-    there = {family.name for family in families}
+    exposed = {family.name for family in families}
     written = {name.removesuffix("_total") for name in re.findall(r"`(vecferry_\w+)\{", PAGE.read_text())}
-    assert written == there
+    assert written == exposed
 
 
 # --- deploy/ --------------------------------------------------------------------------------------
@@ -93,13 +94,13 @@ def test_the_containers_health_check_passes_on_a_server_that_works(documented: S
 
 def test_the_containers_command_starts_with_keys_and_not_without(wide_artifact: Artifact) -> None:
     text = (ROOT / "deploy/Containerfile").read_text()
-    words = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
-    assert words[:2] == ["vecferry", "serve"]
-    without_port = words[2 : words.index("--port")]
+    command_words = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
+    assert command_words[:2] == ["vecferry", "serve"]
+    without_port = command_words[2 : command_words.index("--port")]
     environment = {"ONNX_MODEL_PATH": str(wide_artifact.path)}
     with serving(*without_port, env=environment | {"VECFERRY_API_KEYS": "0123456789abcdef"}) as started:
         assert started.process.poll() is None
-    command = [sys.executable, "-m", "vecferry.cli", *words[1:]]
+    command = [sys.executable, "-m", "vecferry.cli", *command_words[1:]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
     assert "VECFERRY_API_KEYS" in done.stderr
@@ -109,9 +110,11 @@ def test_the_units_command_starts(wide_artifact: Artifact, tmp_path: Path) -> No
     text = (ROOT / "deploy/vecferry.service").read_text()
     (tmp_path / "api-keys").write_text("0123456789abcdef\n")
     line = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1]  # type: ignore[index]
-    words = shlex.split(line.replace("${CREDENTIALS_DIRECTORY}", str(tmp_path)))
-    at = words.index("--port")
-    with serving(*words[2:at], *words[at + 2 :], env={"ONNX_MODEL_PATH": str(wide_artifact.path)}) as started:
+    command_words = shlex.split(line.replace("${CREDENTIALS_DIRECTORY}", str(tmp_path)))
+    at = command_words.index("--port")
+    with serving(
+        *command_words[2:at], *command_words[at + 2 :], env={"ONNX_MODEL_PATH": str(wide_artifact.path)}
+    ) as started:
         assert httpx2.get(f"{started.url}/info").status_code == 401
     assert int(re.search(r"TimeoutStopSec=(\d+)", text)[1]) > ServerLimits().drain_s  # type: ignore[index]
 

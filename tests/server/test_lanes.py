@@ -25,15 +25,15 @@ QUERY_TEXTS = COHORT_TEXTS[LaneName.QUERY]
 def job(model: str = "tiny", texts: int = 1, tokens: int = 3, outputs: Outputs = DENSE, until: float = LATER) -> Job:
     """tokens: of each text."""
     everything = np.arange(texts)
-    found = TokenBatch.from_lists([[5] * tokens] * texts)
+    tokens_of_texts = TokenBatch.from_lists([[5] * tokens] * texts)
     served: Any = SimpleNamespace(name=model)  # a lane asks no more of a model than its name
-    return Job(served, Work((), outputs, [None] * texts, everything, found, everything), until)
+    return Job(served, Work((), outputs, [None] * texts, everything, tokens_of_texts, everything), until)
 
 
 def lane_of(*jobs: Job, name: LaneName = LaneName.QUERY, max_tokens: int = 100) -> Lane:
     lane = Lane(name, max_tokens)
-    for one in jobs:
-        lane.put([one])
+    for job in jobs:
+        lane.put([job])
     return lane
 
 
@@ -156,27 +156,27 @@ def test_every_job_is_taken_once_and_in_the_order_of_its_kind(steps: list[Any]) 
             lane.put(jobs)
             put += jobs
         elif len(lane):
-            oldest = next(one for one in put if not any(one in cohort for cohort in cohorts))
+            oldest = next(job for job in put if not any(job in cohort for cohort in cohorts))
             cohorts.append(lane.take())
             assert cohorts[-1][0] is oldest
-        waiting = [one for one in put if not any(one in cohort for cohort in cohorts)]
-        assert (len(lane), lane.tokens) == (len(waiting), sum(one.work.num_tokens for one in waiting))
+        waiting = [job for job in put if not any(job in cohort for cohort in cohorts)]
+        assert (len(lane), lane.tokens) == (len(waiting), sum(job.work.num_tokens for job in waiting))
     lane.close()
     while cohort := lane.take():
         cohorts.append(cohort)
-    taken = [one for cohort in cohorts for one in cohort]
+    taken = [job for cohort in cohorts for job in cohort]
     assert sorted(map(id, taken)) == sorted(map(id, put))
     assert by_kind(taken) == by_kind(put)
     for cohort in cohorts:
-        assert len({one.kind for one in cohort}) == 1
-        assert len(cohort) == 1 or sum(len(one.work.found) for one in cohort) <= QUERY_TEXTS
+        assert len({job.kind for job in cohort}) == 1
+        assert len(cohort) == 1 or sum(len(job.work.cached) for job in cohort) <= QUERY_TEXTS
 
 
 def by_kind(jobs: list[Job]) -> dict[Any, list[int]]:
-    found = defaultdict(list)
-    for one in jobs:
-        found[one.kind].append(id(one))
-    return dict(found)
+    ids = defaultdict(list)
+    for job in jobs:
+        ids[job.kind].append(id(job))
+    return dict(ids)
 
 
 # --- a job ----------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_job_is_wanted_until_it_is_answered_cancelled_or_late() -> None:
     answered, cancelled, late, wanted = job(), job(), job(until=time.monotonic()), job()
     answered.answer.set_exception(ValueError())
     cancelled.answer.cancel()
-    assert [one.is_wanted for one in (answered, cancelled, late, wanted)] == [False, False, False, True]
+    assert [job.is_wanted for job in (answered, cancelled, late, wanted)] == [False, False, False, True]
 
 
 # --- speed ----------------------------------------------------------------------------------------

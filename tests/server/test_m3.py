@@ -44,22 +44,22 @@ def test_any_of_the_three_vectors_come_from_one_pass(
     http: httpx2.Client, library: Encoder, outputs: tuple[str, ...]
 ) -> None:
     answer = http.post("/v1/m3", json={"inputs": TEXTS, "outputs": outputs})
-    found, expected = answer.json(), library.encode(TEXTS, outputs=Outputs.of(outputs))
-    assert set(found) == FIELDS
-    assert (found["model"], found["runtime"], found["serving"]) == ("tiny", "onnx", None)
-    assert found["fingerprint"] == answer.headers["x-vecferry-fingerprint"] == library.fingerprint
+    body, expected = answer.json(), library.encode(TEXTS, outputs=Outputs.of(outputs))
+    assert set(body) == FIELDS
+    assert (body["model"], body["runtime"], body["serving"]) == ("tiny", "onnx", None)
+    assert body["fingerprint"] == answer.headers["x-vecferry-fingerprint"] == library.fingerprint
     assert answer.headers["x-vecferry-runtime"] == "onnx"
-    assert found["num_tokens"] == expected.num_tokens.tolist()
-    assert (found["truncated"], found["num_truncated"]) == ([False] * len(TEXTS), 0)
-    assert all(set(one) == set(outputs) for one in found["embeddings"])
-    for row, one in enumerate(found["embeddings"]):
+    assert body["num_tokens"] == expected.num_tokens.tolist()
+    assert (body["truncated"], body["num_truncated"]) == ([False] * len(TEXTS), 0)
+    assert all(set(vectors) == set(outputs) for vectors in body["embeddings"])
+    for row, vectors in enumerate(body["embeddings"]):
         if "dense" in outputs:
-            np.testing.assert_array_equal(float32(one["dense"]), expected.dense[row])
+            np.testing.assert_array_equal(float32(vectors["dense"]), expected.dense[row])
         if "sparse" in outputs:
-            weights = {int(token): np.float32(weight) for token, weight in one["sparse"].items()}
+            weights = {int(token): np.float32(weight) for token, weight in vectors["sparse"].items()}
             assert weights == expected.sparse.row(row)
         if "colbert" in outputs:
-            np.testing.assert_array_equal(float32(one["colbert"]), expected.colbert[row])
+            np.testing.assert_array_equal(float32(vectors["colbert"]), expected.colbert[row])
 
 
 def test_texts_that_were_cut_are_counted_and_marked(http: httpx2.Client) -> None:
@@ -70,17 +70,17 @@ def test_texts_that_were_cut_are_counted_and_marked(http: httpx2.Client) -> None
 
 
 def test_by_default_there_are_dense_numbers_of_passages(http: httpx2.Client, library: Encoder) -> None:
-    (found,) = http.post("/v1/m3", json={"inputs": "one"}).json()["embeddings"]
-    np.testing.assert_array_equal(float32(found["dense"]), library.encode(["one"]).dense[0])
+    (body,) = http.post("/v1/m3", json={"inputs": "one"}).json()["embeddings"]
+    np.testing.assert_array_equal(float32(body["dense"]), library.encode(["one"]).dense[0])
 
 
 def test_token_ids_are_inputs_too(http: httpx2.Client, library: Encoder) -> None:
     ids = library.tokenizer(["one"]).ids[1:-1].tolist()
-    for given, count in ((ids, 1), ([ids, ids], 2)):
-        found = http.post("/v1/m3", json={"inputs": given, "outputs": HEADS}).json()
-        assert len(found["embeddings"]) == count
+    for inputs, count in ((ids, 1), ([ids, ids], 2)):
+        body = http.post("/v1/m3", json={"inputs": inputs, "outputs": HEADS}).json()
+        assert len(body["embeddings"]) == count
         np.testing.assert_allclose(  # two rows at once have their float32 sums in another order
-            float32(found["embeddings"][-1]["dense"]), library.encode(["one"]).dense[0], atol=1e-6
+            float32(body["embeddings"][-1]["dense"]), library.encode(["one"]).dense[0], atol=1e-6
         )
 
 
@@ -133,13 +133,13 @@ def test_the_remote_encoder_is_the_library_for_six_hundred_texts(
     """Bit for bit with the same 256 at a time; within the last places of float32 with all at once."""
     texts = [f"text {number % 400} " + "and more " * (number % 7) for number in range(600)]
     with RemoteEncoder(server.url) as encoder:
-        found = encoder.encode(texts, outputs=outputs)
+        body = encoder.encode(texts, outputs=outputs)
     parts = [library.encode(texts[at : at + 256], outputs=outputs) for at in (0, 256, 512)]
-    assert_same(found, Embeddings.concat(parts))
+    assert_same(body, Embeddings.concat(parts))
     whole = library.encode(texts, outputs=outputs)
-    np.testing.assert_array_equal(found.num_tokens, whole.num_tokens)
+    np.testing.assert_array_equal(body.num_tokens, whole.num_tokens)
     if Outputs.DENSE in outputs:
-        np.testing.assert_allclose(found.dense, whole.dense, atol=1e-6)
+        np.testing.assert_allclose(body.dense, whole.dense, atol=1e-6)
 
 
 def test_the_remote_encoder_knows_the_space_of_its_model(server: Server, library: Encoder) -> None:
@@ -149,8 +149,8 @@ def test_the_remote_encoder_knows_the_space_of_its_model(server: Server, library
 
 def test_the_remote_encoder_encodes_queries(server: Server, library: Encoder) -> None:
     with RemoteEncoder(server.url) as encoder:
-        found = encoder.encode(["one"], role="query", outputs=Outputs.ALL)
-    assert_same(found, library.encode(["one"], role="query", outputs=Outputs.ALL))
+        body = encoder.encode(["one"], role="query", outputs=Outputs.ALL)
+    assert_same(body, library.encode(["one"], role="query", outputs=Outputs.ALL))
 
 
 def test_the_remote_encoder_finds_its_model_by_name_and_by_alias(server: Server, http: httpx2.Client) -> None:
@@ -251,10 +251,10 @@ def test_a_server_of_others_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, b
 def test_what_is_too_much_for_one_request_is_sent_in_parts(library: Encoder, limits: ServerLimits) -> None:
     texts = [f"text {number} " + "and more " * 40 + " " * 8000 for number in range(150)]
     with inside(unruly(library), options=ServerOptions(limits=limits)) as server, RemoteEncoder(server.url) as encoder:
-        found = encoder.encode(texts, outputs=Outputs.ALL)
-        refused = [server.value("requests_total", endpoint=one, status=413) for one in ("/v1/m3", "unknown")]
+        body = encoder.encode(texts, outputs=Outputs.ALL)
+        refused = [server.value("requests_total", endpoint=row, status=413) for row in ("/v1/m3", "unknown")]
     assert sum(refused) > 0
-    np.testing.assert_allclose(found.dense, library.encode(texts).dense, atol=1e-6)  # batches have other shapes
+    np.testing.assert_allclose(body.dense, library.encode(texts).dense, atol=1e-6)  # batches have other shapes
 
 
 def test_a_text_that_is_too_much_by_itself_is_an_error(library: Encoder) -> None:

@@ -46,24 +46,24 @@ def ids_of(library: Encoder, text: str) -> list[int]:
 
 
 def test_a_text_and_a_list_of_texts_come_back_as_the_library_encodes_them(client: OpenAI, library: Encoder) -> None:
-    for given in ("one text", TEXTS):
-        texts = [given] if isinstance(given, str) else given
-        answer = client.embeddings.create(model="tiny", input=given)
+    for inputs in ("one text", TEXTS):
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        answer = client.embeddings.create(model="tiny", input=inputs)
         expected = library.encode(texts)
-        assert [one.index for one in answer.data] == list(range(len(texts)))
-        assert {one.object for one in answer.data} == {"embedding"}
+        assert [row.index for row in answer.data] == list(range(len(texts)))
+        assert {row.object for row in answer.data} == {"embedding"}
         assert (answer.object, answer.model) == ("list", "tiny")
-        np.testing.assert_array_equal(float32([one.embedding for one in answer.data]), expected.dense)
+        np.testing.assert_array_equal(float32([row.embedding for row in answer.data]), expected.dense)
         tokens = int(expected.num_tokens.sum())
         assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (tokens, tokens)
 
 
 def test_token_ids_stand_for_the_text_that_has_them(client: OpenAI, library: Encoder) -> None:
     ids = [ids_of(library, text) for text in TEXTS]
-    for given, texts in ((ids[0], TEXTS[:1]), (ids, TEXTS)):
-        answer = client.embeddings.create(model="tiny", input=given)
+    for inputs, texts in ((ids[0], TEXTS[:1]), (ids, TEXTS)):
+        answer = client.embeddings.create(model="tiny", input=inputs)
         expected = library.encode(texts)
-        np.testing.assert_array_equal(float32([one.embedding for one in answer.data]), expected.dense)
+        np.testing.assert_array_equal(float32([row.embedding for row in answer.data]), expected.dense)
         assert answer.usage.prompt_tokens == expected.num_tokens.sum()
 
 
@@ -111,13 +111,13 @@ def test_a_role_may_be_named(client: OpenAI) -> None:
 
 
 def test_the_asynchronous_client_has_the_same_answers(server: Server, library: Encoder) -> None:
-    async def ask() -> list[Any]:
+    async def request_both() -> list[Any]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             answers = [client.embeddings.create(model="tiny", input=[text, text]) for text in TEXTS]
             return await asyncio.gather(*answers)
 
-    for text, answer in zip(TEXTS, asyncio.run(ask()), strict=True):
-        first, second = float32([one.embedding for one in answer.data])
+    for text, answer in zip(TEXTS, asyncio.run(request_both()), strict=True):
+        first, second = float32([row.embedding for row in answer.data])
         np.testing.assert_array_equal(first, second)
         # a cohort has another shape than a request alone, and float32 sums depend on it in their last places
         np.testing.assert_allclose(first, library.encode([text]).dense[0], atol=1e-6)
@@ -133,9 +133,9 @@ def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "param", "said"),
+    ("request_", "param", "message"),
     [
-        ({"dimensions": 32}, "dimensions", "64 numbers"),
+        ({"dimensions": 32}, "dimensions", "64 dimensions"),
         ({"input": []}, "input", "no texts were given"),
         ({"input": [4000]}, "input", "from 0 to 3999"),
         ({"input": [[1], [-1]]}, "input", "whole numbers from 0"),
@@ -143,11 +143,11 @@ def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
     ],
 )
 def test_what_is_wrong_with_a_request_is_said_by_its_field(
-    client: OpenAI, request_: dict[str, Any], param: str, said: str
+    client: OpenAI, request_: dict[str, Any], param: str, message: str
 ) -> None:
     error = refused(client, openai.BadRequestError, **request_)
     assert (error.status_code, error.param, error.type) == (400, param, "invalid_request_error")
-    assert said in error.message
+    assert message in error.message
 
 
 def test_a_text_over_the_maximum_is_refused_unless_it_may_be_cut(client: OpenAI, library: Encoder) -> None:
@@ -159,7 +159,7 @@ def test_a_text_over_the_maximum_is_refused_unless_it_may_be_cut(client: OpenAI,
     )
     assert sent.headers["x-vecferry-num-truncated"] == "1"
     expected = library.encode(["short", TOO_LONG])
-    np.testing.assert_array_equal(float32([one.embedding for one in sent.parse().data]), expected.dense)
+    np.testing.assert_array_equal(float32([row.embedding for row in sent.parse().data]), expected.dense)
     assert sent.parse().usage.prompt_tokens == expected.num_tokens.sum()
 
 
@@ -178,7 +178,7 @@ def test_a_wrong_key_is_an_error_of_authentication(library: Encoder) -> None:
             assert (error.code, error.type) == ("invalid_api_key", "authentication_error")
             assert "a-wrong-key" not in error.message
         with OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
-            assert [one.id for one in client.models.list()] == ["tiny"]
+            assert [row.id for row in client.models.list()] == ["tiny"]
 
 
 def test_a_full_queue_is_an_error_of_rate_which_the_client_tries_again(library: Encoder) -> None:
@@ -191,18 +191,18 @@ def test_a_full_queue_is_an_error_of_rate_which_the_client_tries_again(library: 
         ThreadPoolExecutor(3) as threads,
     ):
 
-        def ask(max_retries: int = 0) -> object:
+        def request_both(max_retries: int = 0) -> object:
             return client.with_options(max_retries=max_retries).embeddings.create(model="tiny", input="a")
 
         with runtime.closed():
-            threads.submit(ask)
+            threads.submit(request_both)
             wait_until(lambda: len(runtime.ran) > 1)
-            threads.submit(ask)
+            threads.submit(request_both)
             wait_until(lambda: server.value("queue_parts", lane="query") == 1)
             error = refused(client, openai.RateLimitError)
             assert (error.code, error.type) == ("rate_limit_exceeded", "rate_limit_error")
             assert error.response.headers["retry-after"] == "1"
-            again = threads.submit(ask, max_retries=2)
+            again = threads.submit(request_both, max_retries=2)
             wait_until(lambda: server.value("requests_total", endpoint="/v1/embeddings", status=429) == 2)
         assert again.result() is not None
 

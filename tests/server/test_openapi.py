@@ -53,8 +53,8 @@ def schemathesis(server: Server, folder: Path, *, max_examples: int, seed: int) 
         "--exclude-checks": UNSAYABLE, "--request-timeout": 60, "--generation-database": "none",
     }  # fmt: skip
     program = str(Path(sys.executable).parent / "schemathesis")
-    words = [str(word) for option in options.items() for word in option]
-    command = [program, "run", f"{server.url}/openapi.json", "--continue-on-failure", *words]
+    flags = [str(word) for option in options.items() for word in option]
+    command = [program, "run", f"{server.url}/openapi.json", "--continue-on-failure", *flags]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     tested = re.search(r"Tested: +(\d+)", ran.stdout)

@@ -42,8 +42,8 @@ class Shop:
         return self.http.post("/search", json={"query": query} | more)
 
     def serving(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.http.post("/v1/m3", json={"inputs": "a"}).json()["serving"]
-        return found
+        answer: dict[str, Any] = self.http.post("/v1/m3", json={"inputs": "a"}).json()["serving"]
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def shop(
             serving("--config", str(config)) as server,
             httpx2.Client(base_url=server.url, timeout=60) as http,
         ):
-            yield Shop(http, Migration(store, target.options()), library, new)
+            yield Shop(http, Migration(store, new=new, old=library, options=target.config.options), library, new)
     finally:
         store.close()
 
@@ -80,28 +80,28 @@ def shop(
 def assert_searched_by(shop: Shop, encoder: Encoder, model: str, *, epoch: int) -> None:
     """The rows and cosines are those of the model's own vectors of query and texts."""
     query = "what is number 7?"
-    found = shop.search(query, k=NEAREST).json()
+    answer = shop.search(query, k=NEAREST).json()
     scores = encoder.encode(TEXTS).dense @ encoder.encode([query], role="query").dense[0]
-    assert (found["epoch"], found["fingerprint"], found["model"]) == (epoch, encoder.fingerprint, model)
-    assert found["thresholds"] == ({"duplicate": 0.9} if epoch % 2 else {})
-    assert [set(hit) for hit in found["hits"]] == [{"key", "score"}] * NEAREST
-    rows = [int(hit["key"][0].removeprefix("d")) for hit in found["hits"]]
-    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], scores[rows], atol=1e-5)  # the store's float32
+    assert (answer["epoch"], answer["fingerprint"], answer["model"]) == (epoch, encoder.fingerprint, model)
+    assert answer["thresholds"] == ({"duplicate": 0.9} if epoch % 2 else {})
+    assert [set(hit) for hit in answer["hits"]] == [{"key", "score"}] * NEAREST
+    rows = [int(hit["key"][0].removeprefix("d")) for hit in answer["hits"]]
+    np.testing.assert_allclose([hit["score"] for hit in answer["hits"]], scores[rows], atol=1e-5)  # the store's float32
     np.testing.assert_allclose(scores[rows], np.sort(scores)[::-1][:NEAREST], atol=1e-5)
 
 
 def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> None:
-    tiny, wide = (one["id"] for one in reversed(shop.http.get("/v1/models").json()["data"]))
+    tiny, wide = (model["id"] for model in reversed(shop.http.get("/v1/models").json()["data"]))
     assert_searched_by(shop, shop.old, tiny, epoch=0)
     assert shop.serving() == {"epoch": 0, "generation": 0, "fingerprint": None, "model": None}, "nobody has recorded it"
 
-    shop.migration.start(shop.new, old=shop.old)
-    assert shop.migration.verify(shop.new, old=shop.old, override="no gate in this test").passed
+    shop.migration.start()
+    assert shop.migration.verify(override="no gate in this test").passed
     assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=0))
     before = shop.serving()
     assert (before["fingerprint"], before["model"]) == (shop.old.fingerprint, tiny)
 
-    shop.migration.cutover(new=shop.new)
+    shop.migration.cutover()
     after = until_epoch(shop, after=before["epoch"])
     assert_searched_by(shop, shop.new, wide, epoch=after)
     served = shop.serving()
@@ -109,15 +109,15 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
     with RemoteEncoder(str(shop.http.base_url), model=served["model"]) as encoder:
         np.testing.assert_array_equal(encoder.encode(["a"]).dense, shop.new.encode(["a"]).dense)
 
-    shop.migration.rollback(old=shop.old)
+    shop.migration.rollback()
     assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=after))
 
 
 def until_epoch(shop: Shop, *, after: int) -> int:
     """The next epoch that the server knows: it looks once a second."""
     wait_until(lambda: shop.serving()["epoch"] > after)
-    found: int = shop.serving()["epoch"]
-    return found
+    answer: int = shop.serving()["epoch"]
+    return answer
 
 
 def test_a_migration_without_its_old_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

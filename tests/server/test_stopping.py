@@ -52,13 +52,13 @@ LONG_S = 240.0
 def test_what_does_not_fit_in_the_queue_is_told_when_to_come_again_and_the_rest_is_answered(
     tiny_artifact: Artifact, library: Encoder
 ) -> None:
-    texts = texts_of(30, words=100)
+    texts = texts_of(30, num_words=100)
     expected = library.encode(texts).dense
 
-    async def ask(address: Address, number: int) -> int:
-        request = bulk(texts) if number % 2 else post("/embed", {"inputs": texts}, given=(JSON,))
+    async def status_of(address: Address, number: int) -> int:
+        request = bulk(texts) if number % 2 else post("/embed", {"inputs": texts}, given_headers=(JSON,))
         async with connected(address) as wire:
-            reply = await wire.ask(request, patience_s=LONG_S)
+            reply = await wire.request(request, patience_s=LONG_S)
         assert reply is not None
         if reply.status == 429:
             check_shape(reply, b"/v1/" if number % 2 else b"/embed")
@@ -70,11 +70,11 @@ def test_what_does_not_fit_in_the_queue_is_told_when_to_come_again_and_the_rest_
         return reply.status
 
     async def scenario(address: Address) -> list[int]:
-        first = await ask(address, 0)
+        first = await status_of(address, 0)
         assert first == 200, "a request larger than the queue, which is empty"
-        statuses = await asyncio.gather(*(ask(address, number) for number in range(40)))
+        statuses = await asyncio.gather(*(status_of(address, number) for number in range(40)))
         assert await gauge(address, 'vecferry_queue_tokens{lane="bulk"}') == 0
-        assert await ask(address, 1) == 200
+        assert await status_of(address, 1) == 200
         return statuses
 
     with serving(f"tiny={tiny_artifact.path}", "--max-queue-tokens=2000") as server:
@@ -87,14 +87,14 @@ def test_what_does_not_fit_in_the_queue_is_told_when_to_come_again_and_the_rest_
 
 
 def test_a_client_that_left_costs_no_more_work(tiny_artifact: Artifact) -> None:
-    long = bulk(texts_of(4_000, words=60))
+    long = bulk(texts_of(4_000, num_words=60))
 
     async def scenario(address: Address) -> float:
         async with connected(address) as leaving:
             await leaving.send(long)
             await until_computing(address)
         async with connected(address) as next_one:
-            reply = await next_one.ask(bulk(texts_of(10, words=100, seed=1)), patience_s=LONG_S)
+            reply = await next_one.request(bulk(texts_of(10, num_words=100, seed=1)), patience_s=LONG_S)
             assert reply is not None
             assert reply.status == 200
         assert await gauge(address, 'vecferry_abandoned_requests_total{endpoint="/v1/embeddings"}') == 1
@@ -111,11 +111,11 @@ def test_a_client_that_left_costs_no_more_work(tiny_artifact: Artifact) -> None:
 def test_short_requests_are_answered_while_a_long_one_is_computed(tiny_artifact: Artifact) -> None:
     async def scenario(address: Address) -> None:
         async with connected(address) as far, connected(address) as near:
-            await far.send(bulk(texts_of(1_200, words=60)))
+            await far.send(bulk(texts_of(1_200, num_words=60)))
             long = asyncio.ensure_future(far.reply(patience_s=LONG_S))
             await until_computing(address)
-            for text in texts_of(3, words=4):
-                reply = await near.ask(bulk([text]))
+            for text in texts_of(3, num_words=4):
+                reply = await near.request(bulk([text]))
                 assert reply is not None
                 assert reply.status == 200
             assert not long.done(), "the long request went first"
@@ -144,7 +144,7 @@ def test_sigterm_under_load_leaves_no_accepted_request_without_its_answer(
         assert ended_s < max(told_s, answered_s) + PATIENCE_S / 4
         assert half is not None
         assert half.status == 408
-        replies = {key: one for client in (*clients, long) for key, one in client.replies.items()}
+        replies = {key: answer for client in (*clients, long) for key, answer in client.replies.items()}
         accepted = {key: status for key, status in statuses_in(server.lines).items() if key in replies}
         unanswered = [key for key, reply in replies.items() if reply is None]
         assert set(accepted.values()) == {200}
@@ -171,15 +171,15 @@ async def _stopped_under_load(
         await asyncio.sleep(0.3)
         server.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        told = await half.reply()
+        replies = await half.reply()
         told_s = time.monotonic() - began
         await asyncio.wait(going_on)
-        return told_s, time.monotonic() - began, await _ended_s(server, began), told
+        return told_s, time.monotonic() - began, await _ended_s(server, began), replies
 
 
 def test_sigterm_ends_the_server_once_the_time_to_drain_is_over(tiny_artifact: Artifact) -> None:
     drain_s = 1.0
-    texts = texts_of(1_000, words=1_000)  # each a run of its own, some 15 s together
+    texts = texts_of(1_000, num_words=1_000)  # each a run of its own, some 15 s together
 
     async def scenario(server: Server) -> tuple[float, list[Reply | None]]:
         address = address_of(server.url)
@@ -191,15 +191,15 @@ def test_sigterm_ends_the_server_once_the_time_to_drain_is_over(tiny_artifact: A
             await until_computing(address)
             server.process.send_signal(signal.SIGTERM)
             began = time.monotonic()
-            told = [await wire.reply(patience_s=LONG_S) for wire in (half, *waiting)]
-            return await _ended_s(server, began), told
+            replies = [await wire.reply(patience_s=LONG_S) for wire in (half, *waiting)]
+            return await _ended_s(server, began), replies
 
     arguments = (f"--drain-s={drain_s:g}", "--receive-s=60", "--max-request-tokens=100000000", ENDLESS_QUEUE)
     with serving(f"tiny={tiny_artifact.path}", *arguments) as server:
-        ended_s, told = asyncio.run(scenario(server))
+        ended_s, replies = asyncio.run(scenario(server))
         assert server.process.wait() == ENDED
         assert ended_s < drain_s + SLACK_S
-        for reply, target in zip(told, [b"/embed", *[b"/v1/embeddings"] * 3], strict=True):
+        for reply, target in zip(replies, [b"/embed", *[b"/v1/embeddings"] * 3], strict=True):
             assert reply is not None
             assert reply.status == 503
             check_shape(reply, target)
@@ -215,14 +215,14 @@ async def _ended_s(server: Server, began: float) -> float:
 
 
 def test_a_server_that_was_killed_starts_again_on_its_port_with_the_same_answers(tiny_artifact: Artifact) -> None:
-    texts = texts_of(5, words=20)
+    texts = texts_of(5, num_words=20)
 
-    async def ask(address: Address, *, then_kill: Server | None = None) -> np.ndarray:
+    async def status_of(address: Address, *, then_kill: Server | None = None) -> np.ndarray:
         async with connected(address) as wire, connected(address) as waiting:
-            reply = await wire.ask(bulk(texts))
+            reply = await wire.request(bulk(texts))
             assert reply is not None
             if then_kill is not None:
-                await waiting.send(bulk(texts_of(1_000, words=60)))
+                await waiting.send(bulk(texts_of(1_000, num_words=60)))
                 await asyncio.sleep(0.05)
                 then_kill.process.kill()
                 assert await waiting.reply() is None
@@ -230,11 +230,11 @@ def test_a_server_that_was_killed_starts_again_on_its_port_with_the_same_answers
 
     with serving(f"tiny={tiny_artifact.path}") as server:
         address = address_of(server.url)
-        before = asyncio.run(ask(address, then_kill=server))
+        before = asyncio.run(status_of(address, then_kill=server))
         assert server.process.wait() == -signal.SIGKILL
     with _serving_at(address, tiny_artifact.path) as again:
         again.wait_until_ready()
-        np.testing.assert_array_equal(asyncio.run(ask(address)), before)
+        np.testing.assert_array_equal(asyncio.run(status_of(address)), before)
         assert again.stop() == ENDED
 
 
@@ -286,14 +286,16 @@ class Client:
     async def _next(self, wire: Wire) -> Reply | None:
         key = f"client{self.number}-{len(self.replies)}"
         self.replies[key] = None
-        self.replies[key] = reply = await wire.ask(bulk(self._texts(key), f"X-Request-Id: {key}"), patience_s=LONG_S)
+        self.replies[key] = reply = await wire.request(
+            bulk(self._texts(key), f"X-Request-Id: {key}"), patience_s=LONG_S
+        )
         return reply
 
     def _texts(self, key: str) -> list[str]:
         """One short text, or what goes into the other lane every now and then."""
         number = int(key.rpartition("-")[2])
         count = self.texts or (20 if number % 10 == 9 else 1)
-        return texts_of(count, words=50 if count > 1 else 5, seed=self.number)
+        return texts_of(count, num_words=50 if count > 1 else 5, seed=self.number)
 
     def check(self) -> None:
         """Raises AssertionError unless all answers are the library's."""
@@ -307,7 +309,7 @@ class Client:
 
 
 def bulk(texts: list[str], *headers: str) -> bytes:
-    return post("/v1/embeddings", {"model": "tiny", "input": texts}, *headers, given=(JSON,))
+    return post("/v1/embeddings", {"model": "tiny", "input": texts}, *headers, given_headers=(JSON,))
 
 
 def vectors_of(reply: Reply) -> np.ndarray:
@@ -319,10 +321,10 @@ def vectors_of(reply: Reply) -> np.ndarray:
 async def gauge(address: Address, name: str) -> float:
     """0 where /metrics does not have it yet."""
     async with connected(address) as wire:
-        reply = await wire.ask(message("GET", "/metrics"))
+        reply = await wire.request(message("GET", "/metrics"))
     assert reply is not None
-    found = re.search(rf"^{re.escape(name)} (\S+)$", reply.body.decode(), re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    match = re.search(rf"^{re.escape(name)} (\S+)$", reply.body.decode(), re.MULTILINE)
+    return float(match[1]) if match else 0.0
 
 
 async def until_computing(
@@ -336,5 +338,5 @@ async def until_computing(
 
 def statuses_in(lines: list[str]) -> dict[str, int]:
     """Of requests that were accepted, by their id: each has a line in the log."""
-    found = (json.loads(line) for line in lines if '"vecferry.server.access"' in line)
-    return {one["request_id"]: one["status"] for one in found}
+    match = (json.loads(line) for line in lines if '"vecferry.server.access"' in line)
+    return {reply["request_id"]: reply["status"] for reply in match}

@@ -24,12 +24,12 @@ UNKNOWN = 3
 ERROR_TYPES = {"Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Unauthorized"}
 
 
-def assert_error(answer: httpx2.Response, status: int, said: str = "", kind: str = "Validation") -> None:
+def assert_error(answer: httpx2.Response, status: int, message: str = "", kind: str = "Validation") -> None:
     """In TEI's form."""
     assert (answer.status_code, set(answer.json())) == (status, {"error", "error_type"}), answer.text
     assert answer.json()["error_type"] == kind
     assert kind in ERROR_TYPES
-    assert said in answer.json()["error"]
+    assert message in answer.json()["error"]
 
 
 # --- Hugging Face's client ------------------------------------------------------------------------
@@ -37,15 +37,15 @@ def assert_error(answer: httpx2.Response, status: int, said: str = "", kind: str
 
 def test_the_client_gets_the_librarys_vectors(server: Server, library: Encoder) -> None:
     for client in (InferenceClient(model=server.url), InferenceClient(base_url=f"{server.url}/embed")):
-        for given in (TEXTS, "one text"):
-            found = client.feature_extraction(given)
-            assert found.dtype == np.float32
-            np.testing.assert_array_equal(found, library.encode([given] if isinstance(given, str) else given).dense)
+        for inputs in (TEXTS, "one text"):
+            values = client.feature_extraction(inputs)
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(values, library.encode([inputs] if isinstance(inputs, str) else inputs).dense)
 
 
 def test_the_clients_parameters_are_understood(server: Server, library: Encoder) -> None:
     client = InferenceClient(model=server.url)
-    found = client.feature_extraction(
+    values = client.feature_extraction(
         [TOO_LONG, "a"],
         normalize=True,
         prompt_name="query",
@@ -53,7 +53,7 @@ def test_the_clients_parameters_are_understood(server: Server, library: Encoder)
         truncation_direction="right",
         dimensions=64,
     )
-    np.testing.assert_array_equal(found, library.encode([TOO_LONG, "a"], role="query").dense)
+    np.testing.assert_array_equal(values, library.encode([TOO_LONG, "a"], role="query").dense)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_a_text_over_the_maximum_is_an_error_of_the_client_where_it_may_not_be_c
 def test_the_client_compares_sentences(server: Server, library: Encoder) -> None:
     expected = cosines(library, TEXTS)
     for url in (server.url, f"{server.url}/similarity"):
-        found = InferenceClient(model=url).sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
-        np.testing.assert_array_equal(float32(found), expected)
+        values = InferenceClient(model=url).sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
+        np.testing.assert_array_equal(float32(values), expected)
 
 
 def cosines(library: Encoder, texts: list[str]) -> Float32:
@@ -106,28 +106,28 @@ def test_what_is_neither_texts_nor_sentences_is_refused_at_the_root_too(http: ht
 
 
 def test_embed_answers_a_text_or_a_list_with_lists_of_numbers(http: httpx2.Client, library: Encoder) -> None:
-    for given in (TEXTS, "one text"):
-        answer = http.post("/embed", json={"inputs": given})
-        expected = library.encode([given] if isinstance(given, str) else given)
+    for inputs in (TEXTS, "one text"):
+        answer = http.post("/embed", json={"inputs": inputs})
+        expected = library.encode([inputs] if isinstance(inputs, str) else inputs)
         np.testing.assert_array_equal(float32(answer.json()), expected.dense)
         assert answer.headers["x-vecferry-fingerprint"] == library.fingerprint
         assert answer.headers["x-vecferry-num-truncated"] == "0"
 
 
 def test_embed_sparse_answers_with_indices_and_values(http: httpx2.Client, library: Encoder) -> None:
-    found = http.post("/embed_sparse", json={"inputs": TEXTS}).json()
+    rows = http.post("/embed_sparse", json={"inputs": TEXTS}).json()
     expected = library.encode(TEXTS, outputs=Outputs.SPARSE).sparse
-    assert len(found) == len(TEXTS)
-    for row, values in enumerate(found):
+    assert len(rows) == len(TEXTS)
+    for row, values in enumerate(rows):
         assert all(set(value) == {"index", "value"} for value in values)
         assert {value["index"]: value["value"] for value in values} == pytest.approx(expected.row(row), abs=0)
 
 
 def test_embed_all_answers_with_a_vector_for_each_token(http: httpx2.Client, library: Encoder) -> None:
-    found = http.post("/embed_all", json={"inputs": TEXTS}).json()
+    values = http.post("/embed_all", json={"inputs": TEXTS}).json()
     expected = library.encode(TEXTS, outputs=Outputs.COLBERT)
-    assert [len(vectors) + 1 for vectors in found] == expected.num_tokens.tolist()
-    for row, vectors in enumerate(found):
+    assert [len(vectors) + 1 for vectors in values] == expected.num_tokens.tolist()
+    for row, vectors in enumerate(values):
         np.testing.assert_array_equal(float32(vectors), expected.colbert[row])
 
 
@@ -163,12 +163,12 @@ def test_embed_refuses_vectors_that_are_not_of_unit_length_and_another_dimension
 
 
 def test_similarity_refuses_what_it_cannot_compare(http: httpx2.Client) -> None:
-    def ask(**inputs: object) -> httpx2.Response:
+    def request(**inputs: object) -> httpx2.Response:
         return http.post("/similarity", json={"inputs": inputs})
 
-    assert_error(ask(source_sentence="a", sentences=[]), 400, "inputs.sentences")
-    assert_error(ask(sentences=["a"]), 400, "inputs.source_sentence: Field required")
-    assert_error(ask(source_sentence="a", sentences=["b", 5]), 400, "inputs.sentences.1")
+    assert_error(request(source_sentence="a", sentences=[]), 400, "inputs.sentences")
+    assert_error(request(sentences=["a"]), 400, "inputs.source_sentence: Field required")
+    assert_error(request(source_sentence="a", sentences=["b", 5]), 400, "inputs.sentences.1")
     long = {"inputs": {"source_sentence": "a", "sentences": [TOO_LONG]}, "parameters": {"truncate": False}}
     assert_error(http.post("/similarity", json=long), 413)
 
@@ -201,9 +201,9 @@ def test_decoding_tokens_gives_the_text_again_as_far_as_the_model_knows_it(http:
     ids = [[token["id"] for token in row] for row in rows]
     decoded = http.post("/decode", json={"ids": ids}).json()
     assert decoded[:3] == texts[:3]
-    for given, row, text in zip(texts, ids, decoded, strict=True):
+    for inputs, row, text in zip(texts, ids, decoded, strict=True):
         if UNKNOWN not in row:
-            assert text == given
+            assert text == inputs
     assert http.post("/decode", json={"ids": ids[0]}).json() == texts[:1]
     assert http.post("/decode", json={"ids": ids[0], "skip_special_tokens": False}).json() == ["<s> and the</s>"]
     assert http.post("/decode", json={"ids": [[], ids[0]]}).json() == ["", texts[0]]
@@ -242,17 +242,17 @@ def test_tokens_of_a_query_have_its_prefix(http: httpx2.Client) -> None:
 
 
 def test_info_has_teis_fields_and_ours(http: httpx2.Client, library: Encoder) -> None:
-    found = http.get("/info").json()
+    values = http.get("/info").json()
     required = {
         "model_id": str, "model_dtype": str, "model_type": dict, "max_concurrent_requests": int,
         "max_input_length": int, "max_batch_tokens": int, "max_client_batch_size": int, "auto_truncate": bool,
         "tokenization_workers": int, "version": str,
     }  # fmt: skip
-    assert {name: type(found[name]) for name in required} == required
-    assert {"model_sha", "max_batch_requests", "sha", "docker_label"} <= set(found)
-    assert (found["model_id"], found["model_dtype"], found["max_input_length"]) == ("tiny", "float32", 8192)
-    assert found["model_type"] == {"embedding": {"pooling": "cls"}}
-    assert (found["fingerprint"], found["outputs"]) == (library.fingerprint, ["dense", "sparse", "colbert"])
+    assert {name: type(values[name]) for name in required} == required
+    assert {"model_sha", "max_batch_requests", "sha", "docker_label"} <= set(values)
+    assert (values["model_id"], values["model_dtype"], values["max_input_length"]) == ("tiny", "float32", 8192)
+    assert values["model_type"] == {"embedding": {"pooling": "cls"}}
+    assert (values["fingerprint"], values["outputs"]) == (library.fingerprint, ["dense", "sparse", "colbert"])
 
 
 def test_health_and_metrics_are_where_tei_has_them(http: httpx2.Client) -> None:

@@ -103,5 +103,5 @@ def unit(seed: int, dimension: int = DIMENSION) -> Float32:
 
 def vector_of(point: Point) -> Float32:
     """Of a point that must have one."""
-    assert point.vector is not None, point.id
-    return point.vector
+    assert point.vectors is not None, point.id
+    return point.vectors.dense

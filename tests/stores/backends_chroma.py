@@ -23,8 +23,8 @@ from tests.stores.backends import COLLECTION
 from vecferry.stores.backend import Backend
 from vecferry.stores.chroma import ChromaBackend
 
-START_TIMEOUT_S = 30
-STOP_TIMEOUT_S = 10
+START_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 60
 
 
 @contextmanager

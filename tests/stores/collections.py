@@ -10,7 +10,7 @@ import psycopg
 
 from tests.migrate.doubles import truth
 from tests.stores import backends
-from vecferry.embeddings import Float32
+from vecferry.embeddings import Float32, TextVectors
 from vecferry.stores.backend import Backend, Point
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.protocol import Store
@@ -69,7 +69,7 @@ class MirrorCollection:
 
     def _record(self, key: int, text: str | None, vector: Float32 | None) -> Record:
         filled = old_vector(text or "") if vector is None else vector
-        return Record((str(key),), text, filled, {"lang": "en", "year": 2000 + key})
+        return Record((str(key),), text, TextVectors(filled), {"lang": "en", "year": 2000 + key})
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         serving = self.application.ledger.serving(self.application.target)
@@ -78,7 +78,7 @@ class MirrorCollection:
 
     def put_unseen(self, key: int, text: str | None, vector: Float32 | None) -> None:
         record = self._record(key, text, vector)
-        self.backend.put(self._serving_name(), [Point(str(key), text, record.vector, record.payload)])
+        self.backend.put(self._serving_name(), [Point(str(key), text, record.vectors, record.payload)])
 
     def remove(self, key: int) -> None:
         self.application.remove([(str(key),)])
@@ -93,7 +93,7 @@ class MirrorCollection:
     def serving(self) -> dict[Key, Content]:
         name = self._serving_name()
         points = self.backend.get(name, list(self.backend.ids(name)), vectors=True)
-        return {(point.id,): (point.text, point.vector) for point in points}
+        return {(p.id,): (p.text, None if p.vectors is None else p.vectors.dense) for p in points}
 
     @contextmanager
     def another(self) -> Iterator[Store]:

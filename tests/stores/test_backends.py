@@ -17,8 +17,9 @@ from tests.stores.backends import (
     WITHOUT_NULL,
     opened,
     unit,
+    vector_of,
 )
-from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import StoreError, StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, Point
 
@@ -50,7 +51,7 @@ def backend(name: str, tmp_path: Path) -> Iterator[Backend]:
 
 
 def point(number: int, text: str | None = "text", dimension: int = DIMENSION, **payload: object) -> Point:
-    return Point(str(number), text, unit(number, dimension), payload)
+    return Point(str(number), text, TextVectors(unit(number, dimension)), payload)
 
 
 def everything(backend: Backend, collection: str = COLLECTION) -> dict[str, Point]:
@@ -66,9 +67,7 @@ def filled(payload: object) -> dict[str, object]:
     return {name: value for name, value in payload.items() if value is not None}
 
 
-def assert_vector(name: str, found: Float32 | None, put: Float32 | None) -> None:
-    assert found is not None
-    assert put is not None
+def assert_vector(name: str, found: Float32, put: Float32) -> None:
     assert found.dtype == np.float32
     # a float32 has 24 bits, so that dividing by a length of 1 +- 6e-8 moves a number below 1 by no more than that
     np.testing.assert_allclose(found, put, rtol=0, atol=2e-7 if name in NORMALIZING else 0)
@@ -86,12 +85,12 @@ def test_a_point_comes_back_whole(backend: Backend, name: str) -> None:
         assert stored[one.id].text == one.text
         assert filled(stored[one.id].payload) == one.payload
         assert [type(stored[one.id].payload[field]) for field in ("lang", "year")] == [str, int]
-        assert_vector(name, stored[one.id].vector, one.vector)
+        assert_vector(name, vector_of(stored[one.id]), vector_of(one))
 
 
 def test_vectors_come_only_where_they_are_asked_for(backend: Backend) -> None:
     backend.put(COLLECTION, [point(1)])
-    assert [found.vector for found in backend.get(COLLECTION, ["1"])] == [None]
+    assert [found.vectors for found in backend.get(COLLECTION, ["1"])] == [None]
 
 
 def test_texts_of_every_kind_come_back_as_they_were(backend: Backend, name: str) -> None:
@@ -105,7 +104,7 @@ def test_ids_of_every_kind_can_be_found_and_deleted(backend: Backend, name: str)
     if name in NUMBERS_ONLY:
         pytest.skip("ids are numbers or UUIDs here")
     ids = [text for text in HARD_TEXTS if text]
-    backend.put(COLLECTION, [Point(id_, id_, unit(n)) for n, id_ in enumerate(ids)])
+    backend.put(COLLECTION, [Point(id_, id_, TextVectors(unit(n))) for n, id_ in enumerate(ids)])
     assert sorted(backend.ids(COLLECTION)) == sorted(ids)
     for id_ in ids:
         assert [(found.id, found.text) for found in backend.get(COLLECTION, [id_])] == [(id_, id_)]
@@ -126,11 +125,11 @@ def test_a_text_comes_back_as_it_was_or_is_refused(backend: Backend, text: str) 
 
 def test_a_point_replaces_another_as_a_whole(backend: Backend, name: str) -> None:
     backend.put(COLLECTION, [point(1, "old", lang="en", year=1999), point(2, "other", year=7)])
-    backend.put(COLLECTION, [Point("1", "new", unit(9), {"year": 2000})])
+    backend.put(COLLECTION, [Point("1", "new", TextVectors(unit(9)), {"year": 2000})])
     stored = everything(backend)
     assert (stored["1"].text, filled(stored["1"].payload)) == ("new", {"year": 2000})
-    assert_vector(name, stored["1"].vector, unit(9))
-    backend.put(COLLECTION, [Point("1", "bare", unit(1))])
+    assert_vector(name, vector_of(stored["1"]), unit(9))
+    backend.put(COLLECTION, [Point("1", "bare", TextVectors(unit(1)))])
     assert filled(everything(backend)["1"].payload) == {}
     assert filled(everything(backend)["2"].payload) == {"year": 7}
 
@@ -150,15 +149,15 @@ def test_what_was_put_cannot_be_changed_from_outside(backend: Backend) -> None:
     given = point(1, "text", lang="en", year=1)
     backend.put(COLLECTION, [given])
     for outside in (given, everything(backend)["1"]):
-        assert outside.vector is not None
+        assert outside.vectors is not None
         assert isinstance(outside.payload, dict)
-        outside.vector.setflags(write=True)
-        outside.vector[:] = 0
+        outside.vectors.dense.setflags(write=True)
+        outside.vectors.dense[:] = 0
         outside.payload["year"] = 2
     kept = everything(backend)["1"]
     assert kept.payload["year"] == 1
-    assert kept.vector is not None
-    assert kept.vector.any()
+    assert kept.vectors is not None
+    assert kept.vectors.dense.any()
 
 
 def test_ids_that_are_not_there_are_no_error(backend: Backend) -> None:
@@ -184,7 +183,7 @@ def test_two_thousand_points_go_in_and_out_at_once(backend: Backend, name: str) 
     assert stored.keys() == put.keys()
     for id_, one in put.items():
         assert (stored[id_].text, stored[id_].payload["year"]) == (one.text, one.payload["year"])
-        assert_vector(name, stored[id_].vector, one.vector)
+        assert_vector(name, vector_of(stored[id_]), vector_of(one))
     backend.delete(COLLECTION, [str(number) for number in range(1, 3000)])
     assert list(backend.ids(COLLECTION)) == ["0"]
 
@@ -215,7 +214,9 @@ def test_a_collection_like_another_has_its_own_dimension_and_takes_the_same_poin
 
 def test_a_collection_like_another_has_its_metric(backend: Backend) -> None:
     backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
-    backend.put(NEW, [Point("1", "long", 5 * unit(1, WIDE)), Point("2", "short", unit(2, WIDE))])
+    backend.put(
+        NEW, [Point("1", "long", TextVectors(5 * unit(1, WIDE))), Point("2", "short", TextVectors(unit(2, WIDE)))]
+    )
     best = backend.search(NEW, unit(2, WIDE), 1)[0]
     assert best.id == "2"
     long = next(found for found in backend.search(NEW, unit(1, WIDE), 2) if found.id == "1")
@@ -287,7 +288,7 @@ def test_a_search_is_over_what_was_just_written(backend: Backend) -> None:
     assert backend.search(COLLECTION, unit(30), 1)[0].id != "30"
     backend.put(COLLECTION, [point(30)])
     assert backend.search(COLLECTION, unit(30), 1)[0].id == "30"
-    backend.put(COLLECTION, [Point("30", "moved", unit(31))])
+    backend.put(COLLECTION, [Point("30", "moved", TextVectors(unit(31)))])
     assert backend.search(COLLECTION, unit(31), 1)[0].id == "30"
     backend.delete(COLLECTION, ["30"])
     assert "30" not in [hit.id for hit in backend.search(COLLECTION, unit(31), 21)]

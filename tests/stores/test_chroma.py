@@ -18,7 +18,7 @@ from tests.stores.backends_chroma import (
     persistent_client,
 )
 from tests.stores.processes import Child
-from vecferry.embeddings import DENSE
+from vecferry.embeddings import DENSE, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Point
 from vecferry.stores.chroma import ChromaBackend
@@ -114,7 +114,7 @@ def test_an_application_in_the_same_process_may_have_the_folder_open(tmp_path: P
     with persistent_client(tmp_path, settings) as application:
         create_docs(application)
         with closing(ChromaBackend.open(f"chroma://{tmp_path}")) as backend:
-            backend.put(COLLECTION, [Point("1", "text", unit(1))])
+            backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)))])
             assert application.get_collection(COLLECTION).get()["ids"] == ["1"]
 
 
@@ -122,7 +122,7 @@ def test_a_client_that_was_given_stays_open(tmp_path: Path) -> None:
     with persistent_client(tmp_path, Settings(allow_reset=True)) as application:
         create_docs(application)
         with closing(ChromaBackend(application)) as backend, closing(backend.another()) as other:
-            backend.put(COLLECTION, [Point("1", "text", unit(1))])
+            backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)))])
             assert other.count(COLLECTION) == 1
         with pytest.raises(StoreUnreachable, match="client"):
             ChromaBackend.open(f"chroma://{tmp_path}")
@@ -138,7 +138,7 @@ def test_every_distance_is_kept_and_gives_cosines(tmp_path: Path, space: Space) 
         application.create_collection("model", configuration={"hnsw": {"space": space, "max_neighbors": 24}})
         with closing(ChromaBackend(application)) as backend:
             backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
-            backend.put(NEW, [Point(str(n), None, unit(n)) for n in range(50)])
+            backend.put(NEW, [Point(str(n), None, TextVectors(unit(n))) for n in range(50)])
             index = application.get_collection(NEW).configuration_json["hnsw"]
             assert (index["space"], index["max_neighbors"]) == (space, 24)
             found = backend.search(NEW, unit(99), 50)
@@ -165,13 +165,13 @@ def test_an_empty_collection_made_here_refuses_vectors_of_another_length(tmp_pat
         backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
         assert backend.dimension(NEW) == 16
         with pytest.raises(StoreSchemaError):
-            backend.put(NEW, [Point("1", "text", unit(1))])
+            backend.put(NEW, [Point("1", "text", TextVectors(unit(1)))])
         assert backend.dimension(COLLECTION) is None
 
 
 def test_an_id_of_no_characters_is_refused_by_the_store(tmp_path: Path) -> None:
     with opened(tmp_path) as backend, pytest.raises(StoreFailed):
-        backend.put(COLLECTION, [Point("", "text", unit(1))])
+        backend.put(COLLECTION, [Point("", "text", TextVectors(unit(1)))])
 
 
 # --- a server -------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_an_id_of_no_characters_is_refused_by_the_store(tmp_path: Path) -> None:
 
 def test_more_than_a_server_takes_in_one_request_is_sent_in_several(tmp_path: Path) -> None:
     with opened_server(tmp_path) as backend:
-        backend.put(COLLECTION, [Point(str(n), "text", unit(n), {"page": "x" * 2**20}) for n in range(45)])
+        backend.put(COLLECTION, [Point(str(n), "text", TextVectors(unit(n)), {"page": "x" * 2**20}) for n in range(45)])
         assert backend.count(COLLECTION) == 45
 
 
@@ -187,12 +187,12 @@ def test_a_server_that_was_killed_is_unreachable_and_comes_back_with_what_was_wr
     with chroma_server(tmp_path) as (url, process), http_client(url) as application:
         create_docs(application)
         with closing(ChromaBackend.open(url)) as backend:
-            backend.put(COLLECTION, [Point(str(n), f"text {n}", unit(n)) for n in range(100)])
+            backend.put(COLLECTION, [Point(str(n), f"text {n}", TextVectors(unit(n))) for n in range(100)])
             process.kill()
             process.wait()
             for use in (
                 lambda: backend.count(COLLECTION),
-                lambda: backend.put(COLLECTION, [Point("1", "text", unit(1))]),
+                lambda: backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)))]),
                 lambda: backend.another(),
             ):
                 with pytest.raises(StoreUnreachable):

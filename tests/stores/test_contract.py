@@ -7,7 +7,7 @@ import pytest
 
 from tests.migrate.doubles import truth
 from tests.stores.collections import Collection, old_vector
-from vecferry.embeddings import DENSE, Outputs
+from vecferry.embeddings import DENSE, Outputs, SparseVector, TextVectors
 from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores.lease import process_mark
 from vecferry.stores.ledger import DeadLetter, Lease, MigrationRecord, MigrationSpec, Serving
@@ -22,7 +22,6 @@ from vecferry.stores.values import (
     Record,
     Row,
     Side,
-    SparseVector,
     text_digest,
 )
 
@@ -60,10 +59,7 @@ def switch(collection: Collection, *, back: bool = False) -> None:
     side = Side.OLD if back else Side.NEW
 
     def work() -> None:
-        if back:
-            store.switch_back()
-        else:
-            store.switch()
+        store.switch(side)
         before = store.ledger.serving(store.target)
         assert before is not None
         fingerprint = "space-old" if back else "space-new"
@@ -73,7 +69,7 @@ def switch(collection: Collection, *, back: bool = False) -> None:
 
 
 def vectors(*rows: Row) -> list[NewVector]:
-    return [NewVector(row.key, row.digest, truth("new", row.text or "", DIMENSION)) for row in rows]
+    return [NewVector(row.key, row.digest, TextVectors(truth("new", row.text or "", DIMENSION))) for row in rows]
 
 
 def test_a_collection_is_described_without_being_changed(collection: Collection) -> None:
@@ -92,7 +88,7 @@ def test_ranges_hold_every_key_once(collection: Collection) -> None:
     prepared(collection, *"abcdefg")
     ranges = collection.store.key_ranges(3)
     assert ranges == [KeyRange(None, ("3",)), KeyRange(("3",), ("6",)), KeyRange(("6",), ("7",))]
-    found = [row.text for part in ranges for row in collection.store.unembedded(part, 100)]
+    found = [row.text for part in ranges for row in collection.store.outdated(Side.NEW, part, 100)]
     assert found == list("abcdefg")
 
 
@@ -111,12 +107,12 @@ def test_pages_by_key_go_on_where_the_last_one_ended_whatever_the_length_of_the_
     for rows_each in (1, 3, 5):
         paged: list[Key] = []
         within = EVERYTHING
-        while rows := store.unembedded(within, rows_each):
+        while rows := store.outdated(Side.NEW, within, rows_each):
             paged += [row.key for row in rows]
             within = KeyRange(rows[-1].key, None)
         assert len(paged) == len(keys)
         assert set(paged) == every
-        ranged = [row.key for part in store.key_ranges(rows_each) for row in store.unembedded(part, 100)]
+        ranged = [row.key for part in store.key_ranges(rows_each) for row in store.outdated(Side.NEW, part, 100)]
         assert ranged == paged
     assert store.check_integrity(DIMENSION, 3).outdated.keys == tuple(paged[:3])
     assert store.count_outdated(Side.NEW, 3) == Finding(len(keys), tuple(paged[:3]))
@@ -125,7 +121,7 @@ def test_pages_by_key_go_on_where_the_last_one_ended_whatever_the_length_of_the_
 def test_what_is_left_out_of_a_write_stays_captured_for_that_side_until_it_is_done(collection: Collection) -> None:
     prepared(collection, "a", "b")
     store = collection.store
-    late = vectors(*store.unembedded(EVERYTHING, 10))
+    late = vectors(*store.outdated(Side.NEW, limit=10))
     collection.put_unseen(1, "changed", old_vector("changed"))
     assert store.backlog() == 0
     assert store.write(Side.NEW, late) == {("2",)}
@@ -165,9 +161,9 @@ def test_an_empty_collection_has_no_ranges(collection: Collection) -> None:
 def test_what_is_written_is_no_longer_pending(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
-    first, second, _ = store.unembedded(EVERYTHING, 10)
+    first, second, _ = store.outdated(Side.NEW, limit=10)
     assert store.write(Side.NEW, vectors(first, second)) == {("1",), ("2",)}
-    assert [row.text for row in store.unembedded(EVERYTHING, 10)] == ["c"]
+    assert [row.text for row in store.outdated(Side.NEW, limit=10)] == ["c"]
     assert store.counts().done == 2
     stored = {row.text: vector for row, vector in store.sample_vectors(10)}
     assert set(stored) == {"a", "b"}
@@ -176,15 +172,15 @@ def test_what_is_written_is_no_longer_pending(collection: Collection) -> None:
 
 def test_a_vector_of_a_former_text_is_not_written(collection: Collection) -> None:
     prepared(collection, "a", "b")
-    outdated = vectors(*collection.store.unembedded(EVERYTHING, 10))
+    outdated = vectors(*collection.store.outdated(Side.NEW, limit=10))
     collection.put(1, "changed", None)
     assert collection.store.write(Side.NEW, outdated) == {("2",)}
-    assert [row.text for row in collection.store.unembedded(EVERYTHING, 10)] == ["changed"]
+    assert [row.text for row in collection.store.outdated(Side.NEW, limit=10)] == ["changed"]
 
 
 def test_a_deleted_row_does_not_come_back(collection: Collection) -> None:
     prepared(collection, "a", "b")
-    late = vectors(*collection.store.unembedded(EVERYTHING, 10))
+    late = vectors(*collection.store.outdated(Side.NEW, limit=10))
     collection.remove(1)
     assert collection.store.write(Side.NEW, late) == {("2",)}
     assert list(collection.serving()) == [("2",)]
@@ -198,14 +194,14 @@ def test_a_row_tried_without_a_vector_is_a_dead_letter_until_its_text_changes(co
     tried = [NewVector((key,), text_digest(text), None) for key, text in (("1", "a"), ("2", "b"))]
     letters = [DeadLetter(new.key, "why", new.digest) for new in tried]
     assert store.write(Side.NEW, tried, lambda written: ledger.add_dead_letters(record, letters)) == {("1",), ("2",)}
-    assert store.unembedded(EVERYTHING, 10) == []
+    assert store.outdated(Side.NEW, limit=10) == []
     assert store.outdated(Side.NEW, [("1",), ("2",)]) == []
     assert store.counts().dead_letters == 2
     collection.put(1, "repaired", None)
-    assert store.unembedded(EVERYTHING, 10) == [Row(("1",), "repaired")]
+    assert store.outdated(Side.NEW, limit=10) == [Row(("1",), "repaired")]
     assert store.outdated(Side.NEW, [("1",), ("2",)]) == [Row(("1",), "repaired")]
-    store.retry_dead_letters()
-    assert len(store.unembedded(EVERYTHING, 10)) == 2
+    ledger.remove_dead_letters(record, Side.NEW, [("1",), ("2",)])
+    assert len(store.outdated(Side.NEW, limit=10)) == 2
 
 
 def test_a_row_whose_text_is_null_can_be_a_dead_letter(collection: Collection) -> None:
@@ -219,13 +215,13 @@ def test_a_row_whose_text_is_null_can_be_a_dead_letter(collection: Collection) -
         [NewVector(("1",), text_digest(None), None)],
         lambda written: ledger.add_dead_letters(record, [letter]),
     )
-    assert store.unembedded(EVERYTHING, 10) == []
+    assert store.outdated(Side.NEW, limit=10) == []
 
 
 def test_a_vector_that_there_was_goes_when_its_row_becomes_a_dead_letter(collection: Collection) -> None:
     record = prepared(collection, "a")
     store, ledger = collection.store, collection.store.ledger
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     collection.put(1, "poison", None)
     letter = DeadLetter(("1",), "why", text_digest("poison"))
     store.write(
@@ -238,9 +234,9 @@ def test_a_vector_that_there_was_goes_when_its_row_becomes_a_dead_letter(collect
 def test_an_examination_finds_each_defect_and_names_the_rows(collection: Collection) -> None:
     record = prepared(collection, *"abcd")
     store, ledger = collection.store, collection.store.ledger
-    good, long, missing, _ = store.unembedded(EVERYTHING, 10)
+    good, long, missing, _ = store.outdated(Side.NEW, limit=10)
     store.write(Side.NEW, vectors(good))
-    store.write(Side.NEW, [NewVector(long.key, long.digest, 2 * truth("new", "b", DIMENSION))])
+    store.write(Side.NEW, [NewVector(long.key, long.digest, TextVectors(2 * truth("new", "b", DIMENSION)))])
     letter = DeadLetter(missing.key, "why", missing.digest)
     store.write(
         Side.NEW,
@@ -289,23 +285,23 @@ def test_the_ledger_never_says_that_something_was_written_which_was_not(collecti
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)), fail)
+        store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)), fail)
     assert store.ledger.count_ranges(record) == (0, 1)
 
 
-def test_switch_and_switch_back_exchange_the_vectors(collection: Collection) -> None:
+def test_a_switch_and_one_back_exchange_the_vectors(collection: Collection) -> None:
     prepared(collection, "a")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     switch(collection)
     assert_close(collection.serving()[("1",)][1], truth("new", "a", DIMENSION))
     switch(collection, back=True)
     assert_close(collection.serving()[("1",)][1], old_vector("a"))
-    assert store.unembedded(EVERYTHING, 10) == []
+    assert store.outdated(Side.NEW, limit=10) == []
     switch(collection)
     store.stop_capture()
-    store.exclusively(store.drop_old, PATIENCE)
-    store.exclusively(store.drop_old, PATIENCE)
+    store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
+    store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
     assert_close(collection.serving()[("1",)][1], truth("new", "a", DIMENSION))
 
 
@@ -320,10 +316,10 @@ def test_dropping_the_new_side_leaves_the_collection_as_it_was(collection: Colle
     prepared(collection, "a", "b")
     store = collection.store
     before = collection.serving()
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     for _ in range(2):
         store.stop_capture()
-        store.exclusively(store.drop_new, PATIENCE)
+        store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
     assert store.new_space() is None
     assert collection.serving().keys() == before.keys()
     for key, (text, vector) in collection.serving().items():
@@ -378,7 +374,7 @@ def test_an_acknowledged_change_does_not_hide_a_later_one(collection: Collection
 def test_the_side_that_does_not_serve_follows(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     collection.put(2, "b2", None)
     collection.remove(3)
     keys = [change.key for change in store.captured(10)]
@@ -394,14 +390,14 @@ def test_the_side_that_does_not_serve_follows(collection: Collection) -> None:
 def test_after_the_switch_the_old_side_follows(collection: Collection) -> None:
     prepared(collection, "a", "b")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     switch(collection)
     collection.put(2, "b2", truth("new", "b2", DIMENSION))
     keys = [change.key for change in store.captured(10)]
     rows = store.outdated(Side.OLD, keys)
     assert rows == [Row(("2",), "b2")]
     fresh = old_vector("b2")
-    assert store.write(Side.OLD, [NewVector(("2",), rows[0].digest, fresh)]) == {("2",)}
+    assert store.write(Side.OLD, [NewVector(("2",), rows[0].digest, TextVectors(fresh))]) == {("2",)}
     switch(collection, back=True)
     assert_close(collection.serving()[("2",)][1], fresh)
 
@@ -409,12 +405,12 @@ def test_after_the_switch_the_old_side_follows(collection: Collection) -> None:
 def test_writes_that_nothing_captured_are_found_by_comparison(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     collection.put_unseen(2, "b2", old_vector("b2"))
     collection.put_unseen(9, "new", old_vector("new"))
     collection.remove_unseen(3)
     assert captured_keys(collection) == []
-    assert [row.text for row in store.unembedded(EVERYTHING, 10)] == ["b2", "new"]
+    assert [row.text for row in store.outdated(Side.NEW, limit=10)] == ["b2", "new"]
     assert store.check_integrity(DIMENSION).outdated.count == 2
     orphans = store.orphans(10)
     assert store.check_integrity(DIMENSION).orphaned.count == len(orphans)
@@ -429,9 +425,12 @@ def test_put_and_remove_write_to_the_side_that_serves(collection: Collection) ->
     prepared(collection, "a")
     store = collection.store
     with pytest.raises(SpaceMismatch):
-        store.put([Record(("1",), "b", truth("new", "b", DIMENSION))], fingerprint="space-new")
+        store.put([Record(("1",), "b", TextVectors(truth("new", "b", DIMENSION)))], fingerprint="space-new")
     assert collection.serving()[("1",)][0] == "a"
-    store.put([Record(("1",), "b", old_vector("b")), Record(("7",), "c", old_vector("c"))], fingerprint="space-old")
+    store.put(
+        [Record(("1",), "b", TextVectors(old_vector("b"))), Record(("7",), "c", TextVectors(old_vector("c")))],
+        fingerprint="space-old",
+    )
     assert {key[0]: text for key, (text, _) in collection.serving().items()} == {"1": "b", "7": "c"}
     assert_close(collection.serving()[("7",)][1], old_vector("c"))
     store.remove([("7",), ("99",)])
@@ -442,7 +441,7 @@ def test_put_and_remove_write_to_the_side_that_serves(collection: Collection) ->
 def test_put_of_another_dimension_is_refused(collection: Collection) -> None:
     prepared(collection, "a")
     with pytest.raises((SpaceMismatch, StoreSchemaError)):
-        collection.store.put([Record(("1",), "b", truth("old", "b", 9))], fingerprint="space-old")
+        collection.store.put([Record(("1",), "b", TextVectors(truth("old", "b", 9)))], fingerprint="space-old")
     assert collection.serving()[("1",)][0] == "a"
 
 
@@ -466,7 +465,7 @@ def test_a_search_is_exact_and_best_first(collection: Collection) -> None:
 def test_a_search_answers_in_the_side_of_its_space_wherever_it_is(collection: Collection) -> None:
     prepared(collection, *"abc")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
 
     def first(space: str, model: str, dimension: int) -> str:
         return store.search(truth(model, "b", dimension), 1, fingerprint=space)[0].key[0]
@@ -494,7 +493,7 @@ def test_rows_come_in_the_order_asked_for_each_once_and_those_that_are_not_there
 def test_rows_are_those_of_the_side_that_serves_with_their_present_texts(collection: Collection) -> None:
     prepared(collection, *"abc")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     collection.put(2, "b2", None)
     collection.remove(3)
     assert store.rows([("3",), ("2",), ("1",)]) == [Row(("2",), "b2"), Row(("1",), "a")]
@@ -508,7 +507,7 @@ def test_rows_are_those_of_the_side_that_serves_with_their_present_texts(collect
 def test_more_rows_are_had_at_once_than_a_store_reads_in_a_page(collection: Collection) -> None:
     texts: dict[Key, str] = {(str(number),): f"text {number}" for number in range(1, 1201)}
     store = collection.store
-    records = [Record(key, text, old_vector(text)) for key, text in texts.items()]
+    records = [Record(key, text, TextVectors(old_vector(text))) for key, text in texts.items()]
     store.put(records, fingerprint="whatever serves")
     keys = list(reversed(texts))
     assert store.rows(keys) == [Row(key, texts[key]) for key in keys]
@@ -521,7 +520,7 @@ def test_more_rows_are_had_at_once_than_a_store_reads_in_a_page(collection: Coll
 def test_stored_vectors_are_had_from_the_side_of_their_space_wherever_it_is(collection: Collection) -> None:
     prepared(collection, *"abc")
     store = collection.store
-    first, second, _ = store.unembedded(EVERYTHING, 10)
+    first, second, _ = store.outdated(Side.NEW, limit=10)
     store.write(Side.NEW, vectors(first, second))
     keys = [("3",), ("99",), ("2",), ("1",), ("2",)]
     for back in (None, False, True):
@@ -542,10 +541,10 @@ def test_stored_vectors_are_had_from_the_side_of_their_space_wherever_it_is(coll
 def test_vectors_of_a_side_that_was_dropped_are_refused(collection: Collection) -> None:
     prepared(collection, "a")
     store = collection.store
-    store.write(Side.NEW, vectors(*store.unembedded(EVERYTHING, 10)))
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
     switch(collection)
     store.stop_capture()
-    store.exclusively(store.drop_old, PATIENCE)
+    store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
     assert list(store.vectors([("1",)], fingerprint="space-new")) == [("1",)]
     with pytest.raises(SpaceMismatch):
         store.vectors([("1",)], fingerprint="space-old")
@@ -580,7 +579,7 @@ def test_two_runners_exclude_each_other_and_a_lock_ends(collection: Collection) 
 def test_a_runner_whose_lease_was_taken_writes_nothing_more(collection: Collection) -> None:
     prepared(collection, "a")
     store = collection.store
-    rows = store.unembedded(EVERYTHING, 10)
+    rows = store.outdated(Side.NEW, limit=10)
     with store.runner(30), collection.another() as other:
         # as if it had run out: a lease is let go by its token, which counts from 1
         other.ledger.release(Lease(store.target, process_mark(), 1))
@@ -588,11 +587,11 @@ def test_a_runner_whose_lease_was_taken_writes_nothing_more(collection: Collecti
             for write in (
                 lambda: store.write(Side.NEW, vectors(*rows)),
                 lambda: store.acknowledge([Change(1, ("1",))]),
-                lambda: store.exclusively(store.switch, PATIENCE),
+                lambda: store.exclusively(lambda: store.switch(Side.NEW), PATIENCE),
             ):
                 with pytest.raises(LeaseLost):
                     write()
-    assert store.unembedded(EVERYTHING, 10) == rows
+    assert store.outdated(Side.NEW, limit=10) == rows
 
 
 # --- other heads ----------------------------------------------------------------------------------
@@ -600,7 +599,7 @@ def test_a_runner_whose_lease_was_taken_writes_nothing_more(collection: Collecti
 
 def test_heads_that_a_store_cannot_hold_are_refused_by_name(collection: Collection, tmp_path: Path) -> None:
     for head in (Outputs.SPARSE, Outputs.COLBERT):
-        if head not in collection.store.outputs:
+        if head not in collection.store.traits.outputs:
             with pytest.raises(StoreSchemaError, match=head.names[0]):
                 prepared(collection, "a", outputs=DENSE | head)
             return
@@ -608,17 +607,19 @@ def test_heads_that_a_store_cannot_hold_are_refused_by_name(collection: Collecti
 
 
 def test_all_heads_that_a_store_holds_are_kept(collection: Collection) -> None:
-    outputs = collection.store.outputs
+    outputs = collection.store.traits.outputs
     if outputs == DENSE:
         pytest.skip("this store holds dense vectors alone")
     prepared(collection, "a", outputs=outputs)
     store = collection.store
-    (row,) = store.unembedded(EVERYTHING, 10)
+    (row,) = store.outdated(Side.NEW, limit=10)
     sparse = SparseVector(np.array([5, 250_000], np.int32), np.array([0.25, 1.5], np.float32))
     colbert = np.stack([truth("new", f"token {i}", DIMENSION) for i in range(3)])
-    new = NewVector(
-        row.key, row.digest, truth("new", "a", DIMENSION),
-        sparse if Outputs.SPARSE in outputs else None, colbert if Outputs.COLBERT in outputs else None,
-    )  # fmt: skip
+    made = TextVectors(
+        truth("new", "a", DIMENSION),
+        sparse if Outputs.SPARSE in outputs else None,
+        colbert if Outputs.COLBERT in outputs else None,
+    )
+    new = NewVector(row.key, row.digest, made)
     assert store.write(Side.NEW, [new]) == {row.key}
-    assert store.unembedded(EVERYTHING, 10) == []
+    assert store.outdated(Side.NEW, limit=10) == []

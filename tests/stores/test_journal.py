@@ -30,10 +30,12 @@ input()
 
 HOLD = """
 import sys
+import time
 from pathlib import Path
 from vecferry.stores.sqlite import SqliteLedger
-with SqliteLedger.open(Path(sys.argv[1])).writers_held("docs", float(sys.argv[2])):
-    print("held", flush=True)
+ledger, began = SqliteLedger.open(Path(sys.argv[1])), time.monotonic()
+with ledger.writers_held("docs", float(sys.argv[2])):
+    print(began, flush=True)
     input()
 """
 
@@ -333,11 +335,10 @@ def test_a_killed_holder_keeps_writers_off_only_until_its_time_is_over(path: Pat
     ledger = SqliteLedger.open(path)
     ledger.install()
     with Child(HOLD, path, 1.0) as child:
-        assert child.hear() == "held"
-        held_since = time.monotonic()
+        held_since = float(child.hear())  # or a little later
         child.kill()
         ledger.begin("docs", KEYS, None)
-        assert 0.5 < time.monotonic() - held_since < 5
+        assert time.monotonic() - held_since >= 1.0
     ledger.close()
 
 

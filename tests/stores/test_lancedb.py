@@ -17,7 +17,7 @@ from lancedb import index
 
 from tests.stores.backends import COLLECTION, DIMENSION, unit, vector_of
 from tests.stores.backends_lancedb import SCHEMA, opened
-from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.lancedb import LanceBackend
@@ -50,7 +50,7 @@ def backend(tmp_path: Path) -> Iterator[LanceBackend]:
 
 
 def points(start: int, stop: int) -> list[Point]:
-    return [Point(str(n), f"text {n}", unit(n)) for n in range(start, stop)]
+    return [Point(str(n), f"text {n}", TextVectors(unit(n))) for n in range(start, stop)]
 
 
 def over(folder: Path, schema: pa.Schema, fields: Fields | None = None) -> LanceBackend:
@@ -124,13 +124,15 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path, backend: LanceBacke
     with pytest.raises(StoreSchemaError, match="'body'"):
         LanceBackend(tmp_path, Fields(text="body")).count(COLLECTION)
     with pytest.raises(StoreSchemaError, match="colour"):
-        backend.put(COLLECTION, [Point("1", "text", unit(1), {"colour": "red"})])
+        backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)), {"colour": "red"})])
     assert backend.count(COLLECTION) == 0
 
 
 def test_numbers_that_are_not_finite_are_refused(backend: LanceBackend) -> None:
     with pytest.raises(StoreSchemaError):
-        backend.put(COLLECTION, [*points(0, 2), Point("2", "text", np.full(DIMENSION, np.nan, np.float32))])
+        backend.put(
+            COLLECTION, [*points(0, 2), Point("2", "text", TextVectors(np.full(DIMENSION, np.nan, np.float32)))]
+        )
     assert backend.count(COLLECTION) == 0
 
 
@@ -140,8 +142,7 @@ def test_a_column_of_float16_is_kept_for_the_new_vectors(tmp_path: Path) -> None
     backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
     backend.put(NEW, points(0, 3))
     assert table(tmp_path, NEW).schema.field("vector").type.value_type == pa.float16()
-    stored = backend.get(NEW, ["1"], vectors=True)[0].vector
-    assert stored is not None
+    stored = vector_of(backend.get(NEW, ["1"], vectors=True)[0])
     np.testing.assert_array_equal(stored, unit(1).astype(np.float16).astype(np.float32))
 
 
@@ -156,18 +157,28 @@ def test_the_function_that_embeds_with_the_old_model_is_not_taken_over(tmp_path:
 def test_colbert_vectors_have_a_column_of_their_own(tmp_path: Path, backend: LanceBackend) -> None:
     tokens: Float32 = np.stack([unit(n) for n in range(5)])
     backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE | Outputs.COLBERT)
-    backend.put(NEW, [Point("1", "text", unit(1), colbert=tokens), Point("2", "text", unit(2)), *points(3, 9)])
+    backend.put(
+        NEW,
+        [
+            Point("1", "text", TextVectors(unit(1), colbert=tokens)),
+            Point("2", "text", TextVectors(unit(2))),
+            *points(3, 9),
+        ],
+    )
     stored = {found.id: found for found in backend.get(NEW, ["1", "2"], vectors=True)}
-    assert stored["1"].colbert is not None
-    np.testing.assert_allclose(stored["1"].colbert, tokens, rtol=0, atol=2**-11)  # half of float16's last bit below 1
-    assert stored["2"].colbert is None
+    first, second = stored["1"].vectors, stored["2"].vectors
+    assert first is not None
+    assert first.colbert is not None
+    np.testing.assert_allclose(first.colbert, tokens, rtol=0, atol=2**-11)  # half of float16's last bit below 1
+    assert second is not None
+    assert second.colbert is None
     assert "vector_colbert" not in stored["1"].payload
-    assert backend.get(NEW, ["1"])[0].colbert is None
+    assert backend.get(NEW, ["1"])[0].vectors is None
     assert backend.search(NEW, unit(2), 1)[0].id == "2"
     backend.create("third", like=NEW, dimension=4, outputs=DENSE)
     assert table(tmp_path, "third").schema.names == SCHEMA.names
     with pytest.raises(StoreSchemaError):
-        backend.put(COLLECTION, [Point("1", "text", unit(1), colbert=tokens)])
+        backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1), colbert=tokens))])
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -184,7 +195,7 @@ def test_keys_that_are_whole_numbers_stay_so(tmp_path: Path, kind: pa.DataType) 
     assert table(tmp_path).schema.field("id").type == kind
     for key in ("x", "05", str(2**64)):
         with pytest.raises(StoreSchemaError):
-            backend.put(COLLECTION, [Point(key, "text", unit(1))])
+            backend.put(COLLECTION, [Point(key, "text", TextVectors(unit(1)))])
 
 
 @pytest.mark.parametrize("keys", [["1", "1"], ["1", None]])
@@ -253,7 +264,7 @@ def test_the_new_vectors_get_an_index_of_the_same_kind(
     backend.put(COLLECTION, points(0, 300))
     table(tmp_path).create_index("vector", config=kind(distance_type=metric), name="by_meaning")
     backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
-    backend.put(NEW, [Point(str(n), "text", unit(n, 16)) for n in range(300)])
+    backend.put(NEW, [Point(str(n), "text", TextVectors(unit(n, 16))) for n in range(300)])
     assert backend.missing_indexes(NEW, COLLECTION) == ("by_meaning",)
     assert backend.build_indexes(NEW, COLLECTION) == ("by_meaning",)
     assert backend.missing_indexes(NEW, COLLECTION) == backend.build_indexes(NEW, COLLECTION) == ()
@@ -261,7 +272,7 @@ def test_the_new_vectors_get_an_index_of_the_same_kind(
     assert [made.index_type for made in new.list_indices()] == [made.index_type for made in old.list_indices()]
     assert new.index_stats("by_meaning").distance_type == metric
     assert_found(backend, "7", unit(7, 16))
-    backend.put(NEW, [Point("late", "text", unit(1000, 16))])
+    backend.put(NEW, [Point("late", "text", TextVectors(unit(1000, 16)))])
     assert_found(backend, "late", unit(1000, 16))
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vecferry.errors import MigrationConflict, StoreFailed
-from vecferry.stores.ledger import Control, DeadLetter, Ledger, MigrationRecord, MigrationSpec, Paused, Serving
+from vecferry.errors import LeaseLost, Locked, MigrationConflict, StoreFailed
+from vecferry.stores.ledger import Control, DeadLetter, MigrationRecord, MigrationSpec, Paused, Serving
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger
+from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import EVERYTHING, KeyRange, Side
 
@@ -141,8 +142,54 @@ def test_dead_letters_are_of_a_side_and_a_later_one_replaces_the_earlier(
     assert ledger.dead_letters(record, 10, Side.OLD) == [DeadLetter(("1",), "back", b"\x03", side="old")]
 
 
+def test_dead_letters_are_found_by_their_keys_on_one_side(ledger: Ledger, record: MigrationRecord) -> None:
+    letters = [DeadLetter(("1",), "why", b"\x02"), DeadLetter(("2",), "why", b"\x01")]
+    ledger.add_dead_letters(record, [*letters, DeadLetter(("1",), "back", b"\x03", side="old")])
+    assert ledger.dead_letter_digests(record, Side.NEW, [("1",), ("77",)]) == {("1",): b"\x02"}
+
+
+def test_dead_letters_are_found_for_any_number_of_keys(ledger: Ledger, record: MigrationRecord) -> None:
+    ledger.add_dead_letters(record, [DeadLetter((str(i),), "why", b"\x01") for i in range(0, 50_000, 1000)])
+    many = [(str(i),) for i in range(50_000)]
+    assert len(ledger.dead_letter_digests(record, Side.NEW, many)) == 50
+    ledger.remove_dead_letters(record, Side.NEW, many)
+    assert ledger.count_dead_letters(record, Side.NEW) == 0
+
+
 def test_who_serves_is_one_record(ledger: Ledger) -> None:
     ledger.install()
     ledger.serve("docs", Serving(1, 1, "docs", None))
     ledger.serve("docs", Serving(2, 2, "docs_2", "new"))
     assert ledger.serving("docs") == Serving(2, 2, "docs_2", "new")
+
+
+def test_a_lease_excludes_others_until_it_is_released(ledger: Ledger) -> None:
+    first = ledger.acquire("docs", "a", 60)
+    with pytest.raises(Locked, match="docs is being worked on by a"):
+        ledger.acquire("docs", "b", 60)
+    assert ledger.acquire("other docs", "b", 60).token == 1
+    ledger.release(first)
+    with pytest.raises(LeaseLost):
+        ledger.guard(first)
+    assert ledger.acquire("docs", "b", 60).token == first.token + 1
+
+
+def test_a_lease_whose_time_is_over_is_good_until_somebody_takes_it(ledger: Ledger) -> None:
+    first = ledger.acquire("docs", "a", 0)
+    ledger.guard(first)
+    ledger.renew(first, 0)
+    second = ledger.acquire("docs", "b", 60)
+    assert second.token == first.token + 1
+    with pytest.raises(LeaseLost):
+        ledger.guard(first)
+    with pytest.raises(LeaseLost):
+        ledger.renew(first, 60)
+    ledger.release(first)
+    ledger.guard(second)
+
+
+def test_a_renewed_lease_is_not_over(ledger: Ledger) -> None:
+    lease = ledger.acquire("docs", "a", 0)
+    ledger.renew(lease, 60)
+    with pytest.raises(Locked):
+        ledger.acquire("docs", "b", 60)

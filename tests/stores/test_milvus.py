@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusClient
 
-from tests.stores.backends import COLLECTION, DIMENSION, unit
+from tests.stores.backends import COLLECTION, DIMENSION, unit, vector_of
 from tests.stores.backends_milvus import FIELDS, end, make, schema
 from tests.stores.processes import Child
-from vecferry.embeddings import DENSE, Outputs
+from vecferry.embeddings import DENSE, Outputs, SparseVector, TextVectors
 from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.milvus import MilvusBackend
 from vecferry.stores.milvus import backend as milvus_backend
-from vecferry.stores.values import SparseVector
 
 WIDE = 16
 SPARSE = SparseVector(np.array([3, 250_001], np.int32), np.array([0.5, 0.25], np.float32))
@@ -66,7 +65,7 @@ AWKWARD = [
 
 
 def test_ids_of_any_letters_are_found_listed_and_deleted(backend: MilvusBackend) -> None:
-    backend.put(COLLECTION, [Point(id_, f"text {id_!r}", unit(1)) for id_ in AWKWARD])
+    backend.put(COLLECTION, [Point(id_, f"text {id_!r}", TextVectors(unit(1))) for id_ in AWKWARD])
     assert sorted(backend.ids(COLLECTION)) == sorted(AWKWARD)
     assert {p.id: p.text for p in backend.get(COLLECTION, AWKWARD)} == {id_: f"text {id_!r}" for id_ in AWKWARD}
     for id_ in AWKWARD:
@@ -78,7 +77,7 @@ def test_ids_of_any_letters_are_found_listed_and_deleted(backend: MilvusBackend)
 def test_every_id_is_listed_once_from_page_to_page(backend: MilvusBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milvus_backend, "PAGE", 3)
     monkeypatch.setattr(milvus_backend, "IDS_AT_A_TIME", 4)
-    backend.put(COLLECTION, [Point(id_, "text", unit(1)) for id_ in AWKWARD])
+    backend.put(COLLECTION, [Point(id_, "text", TextVectors(unit(1))) for id_ in AWKWARD])
     assert sorted(backend.ids(COLLECTION)) == sorted(AWKWARD)
     assert len(backend.get(COLLECTION, AWKWARD)) == len(AWKWARD)
 
@@ -86,7 +85,7 @@ def test_every_id_is_listed_once_from_page_to_page(backend: MilvusBackend, monke
 def test_whole_numbers_as_keys_have_64_bits(tmp_path: Path) -> None:
     ids = ["0", "-1", "17", str(2**63 - 1), str(-(2**63))]
     with over(tmp_path, schema(DataType.INT64)) as backend:
-        backend.put(COLLECTION, [Point(id_, "text", unit(1)) for id_ in ids])
+        backend.put(COLLECTION, [Point(id_, "text", TextVectors(unit(1))) for id_ in ids])
         assert sorted(backend.ids(COLLECTION)) == sorted(ids)
         assert {point.id for point in backend.get(COLLECTION, ids)} == set(ids)
         assert backend.search(COLLECTION, unit(1), 1)[0].id in ids
@@ -98,7 +97,7 @@ def test_whole_numbers_as_keys_have_64_bits(tmp_path: Path) -> None:
 def test_an_id_that_is_no_whole_number_is_named_where_keys_are(tmp_path: Path, id_: str) -> None:
     with over(tmp_path, schema(DataType.INT64)) as backend:
         for use in (
-            lambda: backend.put(COLLECTION, [Point(id_, "text", unit(1))]),
+            lambda: backend.put(COLLECTION, [Point(id_, "text", TextVectors(unit(1)))]),
             lambda: backend.get(COLLECTION, [id_]),
             lambda: backend.delete(COLLECTION, [id_]),
         ):
@@ -113,7 +112,7 @@ def test_a_key_of_another_name_is_used(tmp_path: Path) -> None:
     made.add_field("body", DataType.VARCHAR, max_length=64)
     made.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
     with over(tmp_path, made, fields=Fields("pk", "body")) as backend:
-        backend.put(COLLECTION, [Point("a", "text", unit(1))])
+        backend.put(COLLECTION, [Point("a", "text", TextVectors(unit(1)))])
         assert [found.id for found in backend.search(COLLECTION, unit(1), 1)] == ["a"]
         assert (list(backend.ids(COLLECTION)), backend.get(COLLECTION, ["a"])[0].text) == (["a"], "text")
 
@@ -129,15 +128,15 @@ def test_a_text_that_the_field_does_not_take_is_an_error_and_nothing_is_written(
     backend: MilvusBackend, text: str, says: str
 ) -> None:
     with pytest.raises(StoreFailed, match=says):
-        backend.put(COLLECTION, [Point("a", "fine", unit(1)), Point("b", text, unit(2))])
+        backend.put(COLLECTION, [Point("a", "fine", TextVectors(unit(1))), Point("b", text, TextVectors(unit(2)))])
     assert backend.count(COLLECTION) == 0
 
 
 def test_a_missing_text_is_refused_by_id_where_the_field_is_not_nullable(tmp_path: Path) -> None:
     with over(tmp_path, schema(nullable=False)) as backend:
         with pytest.raises(StoreSchemaError, match="point b has no text"):
-            backend.put(COLLECTION, [Point("a", "", unit(1)), Point("b", None, unit(2))])
-        backend.put(COLLECTION, [Point("a", "", unit(1))])
+            backend.put(COLLECTION, [Point("a", "", TextVectors(unit(1))), Point("b", None, TextVectors(unit(2)))])
+        backend.put(COLLECTION, [Point("a", "", TextVectors(unit(1)))])
         assert backend.get(COLLECTION, ["a"])[0].text == ""
 
 
@@ -146,22 +145,26 @@ def test_a_text_can_be_an_entry_of_the_dynamic_field(tmp_path: Path) -> None:
     made.add_field("id", DataType.INT64, is_primary=True)
     made.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
     with over(tmp_path, made) as backend:
-        backend.put(COLLECTION, [Point("1", "text", unit(1), {"year": 1}), Point("2", None, unit(2))])
+        backend.put(
+            COLLECTION, [Point("1", "text", TextVectors(unit(1)), {"year": 1}), Point("2", None, TextVectors(unit(2)))]
+        )
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
-        backend.put("new", [Point("1", "text", unit(1, WIDE), {"year": 1})])
+        backend.put("new", [Point("1", "text", TextVectors(unit(1, WIDE)), {"year": 1})])
         for collection in (COLLECTION, "new"):
             (point,) = backend.get(collection, ["1"])
             assert (point.text, point.payload) == ("text", {"year": 1})
-        backend.put(COLLECTION, [Point("1", None, unit(1))])
+        backend.put(COLLECTION, [Point("1", None, TextVectors(unit(1)))])
         assert {p.id: p.text for p in backend.get(COLLECTION, ["1", "2"])} == {"1": None, "2": None}
 
 
 def test_a_point_is_replaced_as_a_whole(backend: MilvusBackend) -> None:
-    backend.put(COLLECTION, [Point("a", "text", unit(1), {"lang": "en", "year": 1, "tags": ["x"], "n": {"m": 1}})])
-    backend.put(COLLECTION, [Point("a", None, unit(1), {"lang": "de", "other": None, "n": {"k": None}})])
+    backend.put(
+        COLLECTION, [Point("a", "text", TextVectors(unit(1)), {"lang": "en", "year": 1, "tags": ["x"], "n": {"m": 1}})]
+    )
+    backend.put(COLLECTION, [Point("a", None, TextVectors(unit(1)), {"lang": "de", "other": None, "n": {"k": None}})])
     (point,) = backend.get(COLLECTION, ["a"])
     assert (point.text, point.payload) == (None, {"lang": "de", "n": {"k": None}})
-    backend.put(COLLECTION, [Point("a", "text", unit(1), {"tags": []})])
+    backend.put(COLLECTION, [Point("a", "text", TextVectors(unit(1)), {"tags": []})])
     assert backend.get(COLLECTION, ["a"])[0].payload == {"tags": []}
 
 
@@ -175,21 +178,19 @@ def test_values_of_every_type_can_be_put_back_as_they_were_read(tmp_path: Path) 
     payload = {"flag": True, "ratio": 0.1, "small": -3, "json": {"a": [1, None, "x"]}, "list": [1, 2], "lang": "en"}
     with over(tmp_path, made) as backend:
         backend.create("new", like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
-        backend.put(COLLECTION, [Point("a", "text", unit(1), payload)])
+        backend.put(COLLECTION, [Point("a", "text", TextVectors(unit(1)), payload)])
         (first,) = backend.get(COLLECTION, ["a"], vectors=True)
         assert first.payload == {**payload, "seven": 7}
         backend.put("new", [first])
         (second,) = backend.get("new", ["a"], vectors=True)
     assert (second.text, second.payload) == (first.text, first.payload)
     assert type(first.payload["list"]) is list
-    assert first.vector is not None
-    assert second.vector is not None
-    np.testing.assert_array_equal(first.vector, second.vector)
+    np.testing.assert_array_equal(vector_of(first), vector_of(second))
 
 
 def test_a_field_that_a_strict_schema_lacks_is_refused_by_name(tmp_path: Path) -> None:
     with over(tmp_path, schema(dynamic=False)) as backend, pytest.raises(StoreFailed, match="unknown"):
-        backend.put(COLLECTION, [Point("a", "text", unit(1), {"unknown": 1})])
+        backend.put(COLLECTION, [Point("a", "text", TextVectors(unit(1)), {"unknown": 1})])
 
 
 # --- metrics and schemas --------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def test_a_field_that_a_strict_schema_lacks_is_refused_by_name(tmp_path: Path) -
 @pytest.mark.parametrize("metric", ["COSINE", "IP", "L2"])
 def test_scores_are_cosines_whatever_the_metric_is(tmp_path: Path, metric: str) -> None:
     with over(tmp_path, metric=metric) as backend:
-        backend.put(COLLECTION, [Point(str(i), "text", unit(i)) for i in range(20)])
+        backend.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i))) for i in range(20)])
         found = backend.search(COLLECTION, unit(99), 20)
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
         assert {name: index["metric_type"] for name, index in backend._indexes("new").items()} == {
@@ -263,7 +264,7 @@ def test_colbert_is_refused_by_name(backend: MilvusBackend) -> None:
 
 def test_a_name_that_is_taken_is_refused_and_its_points_stay(backend: MilvusBackend) -> None:
     backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
-    backend.put("new", [Point("a", "text", unit(1, WIDE))])
+    backend.put("new", [Point("a", "text", TextVectors(unit(1, WIDE)))])
     with pytest.raises(StoreSchemaError, match="already"):
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
     assert backend.count("new") == 1
@@ -290,10 +291,10 @@ def test_what_the_store_makes_of_a_text_is_made_again_on_the_other_side(tmp_path
     made.add_function(Function("f", FunctionType.BM25, ["text"], ["bm25"]))
     with over(tmp_path, made) as backend:
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
-        backend.put(COLLECTION, [Point("a", "ferry boat", unit(1))])
+        backend.put(COLLECTION, [Point("a", "ferry boat", TextVectors(unit(1)))])
         (point,) = backend.get(COLLECTION, ["a"], vectors=True)
         assert point.payload == {}
-        backend.put("new", [Point("a", point.text, unit(1, WIDE), point.payload)])
+        backend.put("new", [Point("a", point.text, TextVectors(unit(1, WIDE)), point.payload)])
         with backend._client() as client:
             index = client.prepare_index_params("bm25", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
             client.release_collection("new")
@@ -312,16 +313,16 @@ def test_lexical_weights_are_kept_and_can_be_searched(backend: MilvusBackend) ->
     backend.put(
         "new",
         [
-            Point("a", "text", unit(1, WIDE), {}, SPARSE),
-            Point("b", "", unit(2, WIDE), {}, empty),
-            Point("c", "", unit(3, WIDE)),
+            Point("a", "text", TextVectors(unit(1, WIDE), SPARSE)),
+            Point("b", "", TextVectors(unit(2, WIDE), empty)),
+            Point("c", "", TextVectors(unit(3, WIDE))),
         ],
     )
     points = {point.id: point for point in backend.get("new", ["a", "b", "c"], vectors=True)}
-    assert points["a"].sparse is not None
-    assert points["a"].sparse.ids.tolist() == SPARSE.ids.tolist()
-    np.testing.assert_array_equal(points["a"].sparse.weights, SPARSE.weights)
-    assert (points["b"].sparse, points["c"].sparse) == (None, None)
+    stored = {id_: point.vectors.sparse for id_, point in points.items() if point.vectors is not None}
+    assert stored["a"] is not None
+    assert stored["a"].as_dict() == SPARSE.as_dict()
+    assert (stored["b"], stored["c"]) == (None, None)
     assert all(point.payload == {} for point in points.values())
     with backend._client() as client:
         (hits,) = client.search("new", [{250_001: 2.0}], anns_field="sparse", limit=3)
@@ -331,10 +332,10 @@ def test_lexical_weights_are_kept_and_can_be_searched(backend: MilvusBackend) ->
 def test_a_collection_with_weights_can_be_copied_without_them(backend: MilvusBackend) -> None:
     backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
     backend.create("newer", like="new", dimension=24, outputs=DENSE)
-    backend.put("newer", [Point("a", "text", unit(1, 24))])
+    backend.put("newer", [Point("a", "text", TextVectors(unit(1, 24)))])
     assert (backend.dimension("newer"), backend.missing_indexes("newer", "new")) == (24, ())
     with pytest.raises(StoreSchemaError, match="sparse"):
-        backend.put("newer", [Point("a", "text", unit(1, 24), {}, SPARSE)])
+        backend.put("newer", [Point("a", "text", TextVectors(unit(1, 24), SPARSE))])
 
 
 # --- aliases --------------------------------------------------------------------------------------
@@ -347,7 +348,7 @@ def test_an_alias_moves_and_is_read_and_written_through(backend: MilvusBackend) 
         backend.point_alias("live", target)
         assert (backend.is_alias("live"), backend.resolve("live"), backend.exists("live")) == (True, target, True)
         assert backend.dimension("live") == dimension
-        backend.put("live", [Point(target, "text", unit(1, dimension))])
+        backend.put("live", [Point(target, "text", TextVectors(unit(1, dimension)))])
         assert [found.id for found in backend.search("live", unit(1, dimension), 1)] == [target]
         assert [point.id for point in backend.get("live", [target])] == [target]
     assert backend.resolve(COLLECTION) == COLLECTION
@@ -374,7 +375,7 @@ def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
     file = tmp_path / "docs.db"
     with over(tmp_path) as backend:
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
-        backend.put("new", [Point("a", "a\0b", unit(1, WIDE), {"lang": "en"}, SPARSE)])
+        backend.put("new", [Point("a", "a\0b", TextVectors(unit(1, WIDE), SPARSE), {"lang": "en"})])
         backend.point_alias("live", "new")
     with closing(MilvusBackend.open(f"milvus://{file}", FIELDS)) as again:
         (point,) = again.get("live", ["a"], vectors=True)
@@ -392,7 +393,7 @@ def test_what_threads_write_at_once_is_there_after_a_crash(tmp_path: Path) -> No
         for collection in collections:  # the first writes to each are those that milvus-lite loses
             start.wait()
             for n in range(2):
-                backend.put(collection, [Point(f"{writer}-{n}", "text", unit(writer))])
+                backend.put(collection, [Point(f"{writer}-{n}", "text", TextVectors(unit(writer)))])
 
     with over(tmp_path) as first, closing(MilvusBackend.open(f"milvus://{file}", FIELDS)) as separate:
         for collection in collections:
@@ -410,7 +411,7 @@ def test_another_outlives_the_first(backend: MilvusBackend) -> None:
     second = backend.another()
     backend.close()
     backend.close()
-    second.put(COLLECTION, [Point("a", "text", unit(1))])
+    second.put(COLLECTION, [Point("a", "text", TextVectors(unit(1)))])
     assert second.count(COLLECTION) == 1
     second.close()
 

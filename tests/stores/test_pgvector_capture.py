@@ -12,7 +12,7 @@ import pytest
 from vecferry.errors import Locked
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.pgvector.capture import CaptureNames
-from vecferry.stores.pgvector.ledger import key_text
+from vecferry.stores.sql_ledger import key_text
 from vecferry.stores.values import Key, Patience, Side
 
 PATIENCE = Patience(0.2, 0.5)

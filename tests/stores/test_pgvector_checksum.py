@@ -7,9 +7,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from vecferry.embeddings import SparseVector
 from vecferry.stores.pgvector.binary import Binary, BinaryDumper, colbert_array, sparse_bytes, vector_bytes
 from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum, checksum_sql
-from vecferry.stores.values import SparseVector, text_digest
+from vecferry.stores.values import text_digest
 
 TEXTS = ["a text", "", None, "Straße 🚢 \N{ARABIC LETTER SHEEN}", "line\r\nline\\", "a" * 100_000]
 VECTOR = np.array([0.1, -1e-7, 0.0, -0.0, 65504.0], np.float32)
@@ -90,7 +91,7 @@ def test_both_are_the_same_whatever_is_missing_and_differ_by_each_part(table: ps
         if kind == "vector"
         else replace(whole, vector=vector_bytes(VECTOR + np.float32(0.5), kind)),
         replace(whole, sparse=None),
-        replace(whole, sparse=sparse_bytes(SparseVector(SPARSE.ids, SPARSE.weights * 2))),
+        replace(whole, sparse=sparse_bytes(SparseVector(SPARSE.indices, SPARSE.weights * 2))),
         replace(whole, colbert=None),
         replace(whole, colbert=one_token),
         Stored(whole.digest, None),

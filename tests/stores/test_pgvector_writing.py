@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import truth
-from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError, StoreUnreachable
 from vecferry.stores.lease import is_gone, process_mark
 from vecferry.stores.ledger import DeadLetter, MigrationSpec, Serving
@@ -27,7 +27,6 @@ from vecferry.stores.values import (
     Record,
     Row,
     Side,
-    SparseVector,
     text_digest,
 )
 
@@ -72,18 +71,18 @@ def begun(store: PgVectorStore, outputs: Outputs = DENSE, old_fingerprint: str |
 
 def switch(store: PgVectorStore, epoch: int = 2) -> None:
     def change_places() -> None:
-        store.switch()
+        store.switch(Side.NEW)
         store.ledger.serve(store.target, Serving(epoch, 2, "embedding", NEW_SPACE))
 
     store.exclusively(change_places, PATIENCE)
 
 
 def new(*rows: Row) -> list[NewVector]:
-    return [NewVector(row.key, row.digest, truth("new", row.text or "", D_NEW)) for row in rows]
+    return [NewVector(row.key, row.digest, TextVectors(truth("new", row.text or "", D_NEW))) for row in rows]
 
 
 def fill(store: PgVectorStore) -> set[Key]:
-    return store.write(Side.NEW, new(*store.unembedded(EVERYTHING, 1000)))
+    return store.write(Side.NEW, new(*store.outdated(Side.NEW, limit=1000)))
 
 
 def stored(connection: psycopg.Connection, column: str, table: str = "docs") -> dict[int, Float32 | None]:
@@ -103,7 +102,7 @@ def test_it_is_a_store(store: PgVectorStore) -> None:
     as_store: Store = store
     with as_store.another() as other:  # type: ignore[attr-defined]
         assert other.target == store.target
-    assert store.outputs is Outputs.ALL
+    assert store.traits.outputs is Outputs.ALL
     assert store.serving_locator(Side.OLD) == store.serving_locator(Side.NEW) == "public.docs.embedding"
 
 
@@ -118,7 +117,7 @@ def test_the_new_side_gets_vectors_and_the_checksums_of_texts_and_vectors(
         np.testing.assert_array_equal(
             stored(connection, "embedding_vecferry_new")[key], truth("new", text, D_NEW), strict=True
         )
-    assert store.unembedded(EVERYTHING, 10) == store.outdated(Side.NEW, [("1",), ("2",)]) == []
+    assert store.outdated(Side.NEW, limit=10) == store.outdated(Side.NEW, [("1",), ("2",)]) == []
 
 
 def test_the_old_side_gets_vectors_and_their_checksums_from_the_first_switch_on(
@@ -128,13 +127,13 @@ def test_the_old_side_gets_vectors_and_their_checksums_from_the_first_switch_on(
     switch(store)
     connection.execute("UPDATE docs SET body = 'changed' WHERE id = 2")
     rows = store.outdated(Side.OLD, [("2",), ("3",), ("9",)])
-    assert rows == store.unembedded(EVERYTHING, 10, Side.OLD) == [Row(("2",), "changed")]
+    assert rows == store.outdated(Side.OLD, limit=10) == [Row(("2",), "changed")]
     assert store.count_outdated(Side.OLD) == Finding(1, (("2",),))
-    vectors = [NewVector(row.key, row.digest, truth("old", row.text or "", D_OLD)) for row in rows]
+    vectors = [NewVector(row.key, row.digest, TextVectors(truth("old", row.text or "", D_OLD))) for row in rows]
     assert store.write(Side.OLD, vectors) == {("2",)}
     np.testing.assert_array_equal(stored(connection, "embedding_vecferry_old")[2], truth("old", "changed", D_OLD))
-    assert store.unembedded(EVERYTHING, 10, Side.OLD) == store.outdated(Side.OLD, [("2",)]) == []
-    assert store.unembedded(EVERYTHING, 10) == rows  # nothing was said of the new side
+    assert store.outdated(Side.OLD, limit=10) == store.outdated(Side.OLD, [("2",)]) == []
+    assert store.outdated(Side.NEW, limit=10) == rows  # nothing was said of the new side
 
 
 @pytest.mark.parametrize("side", Side)
@@ -144,7 +143,10 @@ def test_a_vector_of_a_former_text_and_one_of_a_deleted_row_are_not_written(
     dimension, column = (D_NEW, "embedding_vecferry_new") if side is Side.NEW else (D_OLD, "embedding_vecferry_old")
     if side is Side.OLD:
         switch(store)
-    late = [NewVector((str(i),), text_digest(text), truth("late", text, dimension)) for i, text in enumerate("abc", 1)]
+    late = [
+        NewVector((str(i),), text_digest(text), TextVectors(truth("late", text, dimension)))
+        for i, text in enumerate("abc", 1)
+    ]
     before = stored(connection, column)
     connection.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
     connection.execute("DELETE FROM docs WHERE id = 2")
@@ -160,7 +162,7 @@ def test_a_vector_of_a_former_text_and_one_of_a_deleted_row_are_not_written(
 def test_a_row_that_somebody_is_writing_is_left_out_and_nobody_waits(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
-    store._db.execute("SET lock_timeout = '2s'")  # a store that waits is to fail, not to hang
+    store._session.db.execute("SET lock_timeout = '2s'")  # a store that waits is to fail, not to hang
     with connection.transaction():
         connection.execute("UPDATE docs SET note = 'mine' WHERE id = 2")
         assert fill(store) == {("1",), ("3",)}
@@ -188,11 +190,11 @@ def test_pages_go_on_in_the_order_of_the_key_and_not_of_its_text(
         begun(store)
         paged: list[str | None] = []
         within = EVERYTHING
-        while rows := store.unembedded(within, 7):
+        while rows := store.outdated(Side.NEW, within, 7):
             paged += [row.text for row in rows]
             within = KeyRange(rows[-1].key, None)
         assert paged == expected
-        assert [row.text for part in store.key_ranges(7) for row in store.unembedded(part, 100)] == expected
+        assert [row.text for part in store.key_ranges(7) for row in store.outdated(Side.NEW, part, 100)] == expected
         first = store.rows(store.check_integrity(D_NEW, max_keys=3).outdated.keys)
         assert [row.text for row in first] == expected[:3]
 
@@ -212,11 +214,10 @@ def test_a_dead_letter_has_a_checksum_and_no_vector(store: PgVectorStore) -> Non
     assert record is not None
     tried = [NewVector(letter.key, letter.digest, None)]
     assert store.write(Side.NEW, tried, lambda _: store.ledger.add_dead_letters(record, [letter])) == {("2",)}
-    assert store.unembedded(EVERYTHING, 10) == []
+    assert store.outdated(Side.NEW, limit=10) == []
     assert store.check_integrity(D_NEW).without_vector.keys == (("2",),)
     assert store.captured(10) == []
-    store.retry_dead_letters()
-    assert [change.key for change in store.captured(10)] == [("2",)]
+    store.ledger.remove_dead_letters(record, Side.NEW, [letter.key])
     assert store.outdated(Side.NEW, [("2",)]) == [Row(("2",), "b")]
 
 
@@ -255,15 +256,19 @@ def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -
     with pytest.raises(ZeroDivisionError):
         store.write(Side.NEW, [], fail)
     assert told == [{("1",)}, set()]
-    assert len(store.unembedded(EVERYTHING, 10)) == 3
+    assert len(store.outdated(Side.NEW, limit=10)) == 3
     assert store.ledger.count_dead_letters(record, Side.NEW) == 0
 
 
 def test_an_examination_counts_each_defect_and_names_some(store: PgVectorStore, connection: psycopg.Connection) -> None:
     connection.execute("INSERT INTO docs SELECT i, 'text ' || i FROM generate_series(4, 9) i")
     fill(store)
-    made = {4: np.zeros(16, np.float32), 5: np.zeros(16, np.float32), 6: np.ones(16, np.float32), 7: None}
-    store.write(Side.NEW, [NewVector((str(i),), text_digest(f"text {i}"), vector) for i, vector in made.items()])
+    made = {4: np.zeros(16, np.float32), 5: np.zeros(16, np.float32), 6: np.ones(16, np.float32)}
+    store.write(
+        Side.NEW,
+        [NewVector((str(i),), text_digest(f"text {i}"), TextVectors(vector)) for i, vector in made.items()]
+        + [NewVector(("7",), text_digest("text 7"), None)],
+    )
     connection.execute("UPDATE docs SET body = 'changed' WHERE id IN (1, 3)")
     connection.execute("UPDATE docs SET embedding_vecferry_new = NULL WHERE id = 2")
     record = store.ledger.find(store.target)
@@ -290,24 +295,24 @@ def test_after_a_takeover_nothing_more_is_written(
     connection.execute("UPDATE docs SET body = 'captured' WHERE id = 3")
     store.start_capture(PATIENCE)
     connection.execute("UPDATE docs SET body = 'again' WHERE id = 3")
-    rows, captured = store.unembedded(EVERYTHING, 10), store.captured(10)
+    rows, captured = store.outdated(Side.NEW, limit=10), store.captured(10)
     with open_docs(database_url) as second, store.runner(lease_s=60):
         connection.execute("UPDATE vecferry.leases SET expires_at = '-infinity'")  # stopped for too long
         with second.runner(lease_s=60):
             for refused in (
                 lambda: store.write(Side.NEW, new(*rows)),
                 lambda: store.acknowledge(captured),
-                lambda: store.exclusively(store.switch, PATIENCE),
-                lambda: store.exclusively(store.drop_new, PATIENCE),
-                lambda: store.exclusively(store.drop_old, PATIENCE),
+                lambda: store.exclusively(lambda: store.switch(Side.NEW), PATIENCE),
+                lambda: store.exclusively(lambda: store.drop(Side.NEW), PATIENCE),
+                lambda: store.exclusively(lambda: store.drop(Side.OLD), PATIENCE),
                 lambda: store.exclusively(lambda: store.prepare(D_NEW, NEW_SPACE), PATIENCE),
-                store.retry_dead_letters,
+                lambda: store.capture_again([("1",)], Side.NEW),
                 store.stop_capture,
                 lambda: store.transaction().__enter__(),
             ):
                 with pytest.raises(LeaseLost):
                     refused()
-            assert store.unembedded(EVERYTHING, 10) == rows
+            assert store.outdated(Side.NEW, limit=10) == rows
             assert store.captured(10) == captured
             assert second.write(Side.NEW, new(*rows)) == {("1",), ("2",), ("3",)}
     assert set(columns_of(connection)) >= {"embedding", "embedding_vecferry_new"}
@@ -382,7 +387,7 @@ def test_a_lease_is_renewed_while_a_transaction_is_open(store: PgVectorStore, da
 
 
 def test_transactions_nest_and_an_inner_one_may_fail_alone(store: PgVectorStore) -> None:
-    rows = store.unembedded(EVERYTHING, 10)
+    rows = store.outdated(Side.NEW, limit=10)
 
     def write_and_fail() -> None:
         with store.transaction():
@@ -393,7 +398,7 @@ def test_transactions_nest_and_an_inner_one_may_fail_alone(store: PgVectorStore)
         store.write(Side.NEW, new(rows[0]))
         with pytest.raises(ZeroDivisionError):
             write_and_fail()
-    assert store.unembedded(EVERYTHING, 10) == rows[1:]
+    assert store.outdated(Side.NEW, limit=10) == rows[1:]
 
 
 def test_nobody_else_uses_the_table_while_one_store_works_exclusively(
@@ -446,7 +451,7 @@ def test_a_lost_connection_is_made_anew_under_the_same_lease(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     with store.runner(lease_s=60):
-        (pid,) = store._db.row("SELECT pg_backend_pid()")
+        (pid,) = store._session.db.row("SELECT pg_backend_pid()")
         connection.execute("SELECT pg_terminate_backend(%s)", [pid])
         with pytest.raises(StoreUnreachable):
             fill(store)
@@ -465,9 +470,9 @@ def test_put_inserts_and_replaces_in_the_side_that_serves(store: PgVectorStore, 
     store.start_capture(PATIENCE)
     fill(store)
     records = [
-        Record(("1",), "a2", old("a2"), {"note": "new", "extra": {"n": [1]}}),
-        Record(("4",), "d", old("d")),
-        Record(("2",), "b", old("b")),
+        Record(("1",), "a2", TextVectors(old("a2")), {"note": "new", "extra": {"n": [1]}}),
+        Record(("4",), "d", TextVectors(old("d"))),
+        Record(("2",), "b", TextVectors(old("b"))),
     ]
     for _ in range(2):
         store.put(records, fingerprint=OLD_SPACE)
@@ -485,9 +490,9 @@ def test_put_inserts_and_replaces_in_the_side_that_serves(store: PgVectorStore, 
 def test_what_is_put_into_the_new_side_is_current_there(store: PgVectorStore, connection: psycopg.Connection) -> None:
     switch(store)
     store.start_capture(PATIENCE)
-    store.put([Record(("2",), "b2", truth("new", "b2", D_NEW))], fingerprint=NEW_SPACE)
+    store.put([Record(("2",), "b2", TextVectors(truth("new", "b2", D_NEW)))], fingerprint=NEW_SPACE)
     assert store.outdated(Side.NEW, [("2",)]) == []
-    assert [row.key for row in store.unembedded(EVERYTHING, 10)] == [("1",), ("3",)]
+    assert [row.key for row in store.outdated(Side.NEW, limit=10)] == [("1",), ("3",)]
     assert [change.key for change in store.captured(10)] == [("2",)]
     np.testing.assert_array_equal(stored(connection, "embedding_vecferry_old")[2], old("b"))
     store.put([Record(("3",), "c", None)], fingerprint=NEW_SPACE)
@@ -499,7 +504,10 @@ def test_a_record_of_another_space_is_refused_and_nothing_is_written(
     fingerprint: str, dimension: int, store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     before = connection.execute("SELECT * FROM docs ORDER BY id").fetchall()
-    records = [Record(("1",), "x", old("x")), Record(("9",), "y", truth("old", "y", dimension))]
+    records = [
+        Record(("1",), "x", TextVectors(old("x"))),
+        Record(("9",), "y", TextVectors(truth("old", "y", dimension))),
+    ]
     with pytest.raises(SpaceMismatch):
         store.put(records, fingerprint=fingerprint)
     assert connection.execute("SELECT * FROM docs ORDER BY id").fetchall() == before
@@ -508,21 +516,21 @@ def test_a_record_of_another_space_is_refused_and_nothing_is_written(
 def test_a_space_that_nobody_recorded_is_taken_at_its_word(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, "a")
     with open_docs(database_url) as store:
-        store.put([Record(("1",), "b", old("b"))], fingerprint="whatever")
+        store.put([Record(("1",), "b", TextVectors(old("b")))], fingerprint="whatever")
         assert store.search(old("b"), 1, fingerprint="whatever")[0].key == ("1",)
         begun(store, old_fingerprint=None)
-        store.put([Record(("1",), "c", old("c"))], fingerprint="whatever")
+        store.put([Record(("1",), "c", TextVectors(old("c")))], fingerprint="whatever")
         with pytest.raises(SpaceMismatch):
-            store.put([Record(("1",), "c", old("c"))], fingerprint=NEW_SPACE)
+            store.put([Record(("1",), "c", TextVectors(old("c")))], fingerprint=NEW_SPACE)
         with pytest.raises(SpaceMismatch):
-            store.put([Record(("1",), "c", truth("old", "c", D_OLD + 1))], fingerprint="whatever")
+            store.put([Record(("1",), "c", TextVectors(truth("old", "c", D_OLD + 1)))], fingerprint="whatever")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "embedding_vecferry_new", "embedding", "body", "id"])
 def test_payload_that_is_no_other_column_is_refused_by_name(
     name: str, store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
-    records = [Record(("8",), "x", old("x")), Record(("9",), "y", old("y"), {name: None})]
+    records = [Record(("8",), "x", TextVectors(old("x"))), Record(("9",), "y", TextVectors(old("y")), {name: None})]
     with pytest.raises(StoreSchemaError, match=name):
         store.put(records, fingerprint=OLD_SPACE)
     assert connection.execute("SELECT count(*) FROM docs").fetchone() == (3,)
@@ -536,7 +544,7 @@ def test_awkward_names_and_keys_of_several_parts(connection: psycopg.Connection,
     with PgVectorStore.connect(database_url, '"We""ird %s"', "te xt", "v{}") as store:
         store.start_capture(PATIENCE)
         begun(store)
-        record = Record(("7", "eu"), "x", old("x"), {"p%ay": [1, 2]})
+        record = Record(("7", "eu"), "x", TextVectors(old("x")), {"p%ay": [1, 2]})
         store.put([record], fingerprint=OLD_SPACE)
         assert store.captured(10)[0].key == ("7", "eu")
         assert fill(store) == {("7", "eu")}
@@ -562,7 +570,7 @@ def test_removed_rows_are_gone_and_captured(store: PgVectorStore, connection: ps
 def test_a_put_of_the_former_space_is_refused_after_a_switch(store: PgVectorStore) -> None:
     switch(store)
     with pytest.raises(SpaceMismatch):
-        store.put([Record(("1",), "x", old("x"))], fingerprint=OLD_SPACE)
+        store.put([Record(("1",), "x", TextVectors(old("x")))], fingerprint=OLD_SPACE)
 
 
 def test_a_put_that_waited_for_a_switch_sees_what_serves_after_it(
@@ -573,7 +581,7 @@ def test_a_put_that_waited_for_a_switch_sees_what_serves_after_it(
     def put() -> None:
         with open_docs(database_url) as application:
             try:
-                application.put([Record(("1",), "x", old("x"))], fingerprint=OLD_SPACE)
+                application.put([Record(("1",), "x", TextVectors(old("x")))], fingerprint=OLD_SPACE)
             except SpaceMismatch as mismatch:
                 refused.append(mismatch)
 
@@ -581,7 +589,7 @@ def test_a_put_that_waited_for_a_switch_sees_what_serves_after_it(
         writer.start()
         while connection.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is None:
             time.sleep(0.01)
-        store.switch()
+        store.switch(Side.NEW)
         store.ledger.serve(store.target, Serving(2, 2, "embedding", NEW_SPACE))
 
     writer = threading.Thread(target=put)
@@ -625,7 +633,7 @@ def test_the_old_side_is_found_after_a_switch_though_nobody_recorded_its_space(
         switch(store)
         assert found(store, "whatever", old("b")) == [("2",), ("1",)]
         assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
-        store.exclusively(store.drop_old, PATIENCE)
+        store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
         with pytest.raises(SpaceMismatch):
             store.search(old("b"), 1, fingerprint="whatever")
         assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
@@ -655,14 +663,14 @@ def test_an_index_answers_unless_the_answer_is_to_be_exact(
 
     before = scans()
     assert len(store.search(old("a"), 50, fingerprint=OLD_SPACE, exact=True)) == 50
-    store._db.execute("SELECT pg_stat_force_next_flush()")
+    store._session.db.execute("SELECT pg_stat_force_next_flush()")
     assert scans() == before
     hits = store.search(old("a"), 50, fingerprint=OLD_SPACE)
-    store._db.execute("SELECT pg_stat_force_next_flush()")
+    store._session.db.execute("SELECT pg_stat_force_next_flush()")
     assert len(hits) == 50  # more than hnsw.ef_search is by itself
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert scans() == before + 1
-    assert store._db.row("SELECT current_setting('hnsw.ef_search')") == ("40",)
+    assert store._session.db.row("SELECT current_setting('hnsw.ef_search')") == ("40",)
 
 
 # --- types ----------------------------------------------------------------------------------------
@@ -687,11 +695,11 @@ def test_a_column_of_half_precision_is_migrated_in_half_precision(
         assert store.check_integrity(D_NEW) == Examination(rows=2)
         switch(store)
         assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
-        store.put([Record(("1",), "a2", truth("new", "a2", D_NEW))], fingerprint=NEW_SPACE)
-        assert store.write(Side.OLD, [NewVector(("1",), text_digest("a2"), old("a2"))]) == {("1",)}
-        store.exclusively(store.drop_old, PATIENCE)
+        store.put([Record(("1",), "a2", TextVectors(truth("new", "a2", D_NEW)))], fingerprint=NEW_SPACE)
+        assert store.write(Side.OLD, [NewVector(("1",), text_digest("a2"), TextVectors(old("a2")))]) == {("1",)}
+        store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
         store.exclusively(lambda: store.prepare(4000, "next"), PATIENCE)
-        store.exclusively(store.drop_new, PATIENCE)
+        store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
         with pytest.raises(StoreSchemaError, match="4001"):
             store.exclusively(lambda: store.prepare(4001, "next"), PATIENCE)
 
@@ -706,16 +714,18 @@ def test_sparse_and_colbert_vectors_come_back_as_they_were(connection: psycopg.C
         begun(store, Outputs.ALL)
         assert columns_of(connection)["embedding_sparse"] == "sparsevec(250002)"
         assert columns_of(connection)["embedding_colbert"].startswith("halfvec")
-        rows = store.unembedded(EVERYTHING, 10)
+        rows = store.outdated(Side.NEW, limit=10)
         vectors = [
-            NewVector(rows[0].key, rows[0].digest, truth("new", "a", D_NEW), SPARSE, COLBERT),
-            NewVector(rows[1].key, rows[1].digest, truth("new", "b", D_NEW), SPARSE, COLBERT[:1]),
+            NewVector(rows[0].key, rows[0].digest, TextVectors(truth("new", "a", D_NEW), SPARSE, COLBERT)),
+            NewVector(rows[1].key, rows[1].digest, TextVectors(truth("new", "b", D_NEW), SPARSE, COLBERT[:1])),
             NewVector(rows[2].key, rows[2].digest, None),
         ]
         assert store.write(Side.NEW, vectors) == {("1",), ("2",), ("3",)}
         switch(store)
-        store.put([Record(("4",), "d", truth("new", "d", D_NEW), {}, SPARSE, COLBERT[1:])], fingerprint=NEW_SPACE)
-        store.put([Record(("2",), "b2", truth("new", "b2", D_NEW))], fingerprint=NEW_SPACE)
+        store.put(
+            [Record(("4",), "d", TextVectors(truth("new", "d", D_NEW), SPARSE, COLBERT[1:]))], fingerprint=NEW_SPACE
+        )
+        store.put([Record(("2",), "b2", TextVectors(truth("new", "b2", D_NEW)))], fingerprint=NEW_SPACE)
     read = connection.execute(
         "SELECT embedding_sparse::text, embedding_colbert::text[] FROM docs ORDER BY id"
     ).fetchall()
@@ -737,14 +747,14 @@ def test_the_columns_of_a_migration_go_with_it_and_those_of_others_stay(
         with pytest.raises(SpaceMismatch):
             store.exclusively(lambda: store.prepare(D_NEW, "another"), PATIENCE)
         for _ in range(2):
-            store.exclusively(store.drop_new, PATIENCE)
+            store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
             assert columns_of(connection) == before
         connection.execute("ALTER TABLE docs ADD embedding_sparse text")
         with pytest.raises(StoreSchemaError, match="embedding_sparse"):
             store.exclusively(lambda: store.prepare(D_NEW, NEW_SPACE, Outputs.ALL), PATIENCE)
         store.exclusively(lambda: store.prepare(D_NEW, NEW_SPACE), PATIENCE)
         fill(store)
-        store.exclusively(store.drop_new, PATIENCE)
+        store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
         assert columns_of(connection) == before | {"embedding_sparse": "text"}
 
 
@@ -752,16 +762,16 @@ def test_the_old_vectors_are_dropped_once_and_the_heads_stay(connection: psycopg
     make_docs(connection, "a")
     with open_docs(database_url) as store:
         fill(begun(store, DENSE | Outputs.SPARSE))
-        store.exclusively(store.drop_old, PATIENCE)  # the old vectors serve: there is nothing to drop
+        store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)  # the old vectors serve: there is nothing to drop
         switch(store)
         with pytest.raises(StoreSchemaError, match="serve"):
-            store.exclusively(store.drop_new, PATIENCE)
+            store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
         for _ in range(2):
-            store.exclusively(store.drop_old, PATIENCE)
+            store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
             assert columns_of(connection)["embedding"] == "vector(16)"
             assert set(columns_of(connection)) == {"id", "body", "embedding", "note", "extra", "embedding_sparse"}
-        store.exclusively(store.drop_new, PATIENCE)
-        store.put([Record(("1",), "z", truth("new", "z", D_NEW), {}, SPARSE)], fingerprint=NEW_SPACE)
+        store.exclusively(lambda: store.drop(Side.NEW), PATIENCE)
+        store.put([Record(("1",), "z", TextVectors(truth("new", "z", D_NEW), SPARSE))], fingerprint=NEW_SPACE)
     assert connection.execute("SELECT embedding_sparse IS NOT NULL FROM docs").fetchall() == [(True,)]
 
 

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
+from vecferry.embeddings import SparseVector, TextVectors
 from vecferry.stores.backend import Point
 from vecferry.stores.request_batches import RequestBatches, slices
-from vecferry.stores.values import SparseVector
 
 
 def point(number: int, *, text: str = "", dimension: int = 0, pairs: int = 0, **payload: object) -> Point:
     sparse = SparseVector(np.arange(pairs, dtype=np.int32), np.ones(pairs, np.float32)) if pairs else None
-    return Point(str(number), text, np.zeros(dimension, np.float32), payload, sparse)
+    return Point(str(number), text, TextVectors(np.zeros(dimension, np.float32), sparse), payload)
 
 
 def numbers(batch: RequestBatches, points: list[Point]) -> list[list[str]]:

@@ -15,12 +15,11 @@ from qdrant_client import QdrantClient, models
 from tests.stores.backends import COLLECTION, DIMENSION, unit, vector_of
 from tests.stores.backends_qdrant import COSINE, FIELDS, make
 from tests.stores.processes import Child
-from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.qdrant import QdrantBackend
 from vecferry.stores.qdrant.layout import create, missing_indexes
-from vecferry.stores.values import SparseVector
 
 UUID = "6f9619ff-8b86-d011-b42d-00cf4fc964ff"
 WIDE = 16
@@ -50,7 +49,7 @@ def over(
 
 def test_whole_numbers_and_uuids_come_back_as_they_were_written(backend: QdrantBackend) -> None:
     ids = ["0", "17", str(2**64 - 1), UUID]
-    backend.put(COLLECTION, [Point(id_, "text", unit(1)) for id_ in ids])
+    backend.put(COLLECTION, [Point(id_, "text", TextVectors(unit(1))) for id_ in ids])
     assert sorted(backend.ids(COLLECTION)) == sorted(ids)
     assert {point.id for point in backend.get(COLLECTION, ids)} == set(ids)
 
@@ -58,7 +57,7 @@ def test_whole_numbers_and_uuids_come_back_as_they_were_written(backend: QdrantB
 @pytest.mark.parametrize("id_", ["", "a", "-1", "1.5", "٣", str(2**64), "9" * 5000, "6f9619ff"])
 def test_an_id_that_is_neither_is_named(backend: QdrantBackend, id_: str) -> None:
     for use in (
-        lambda: backend.put(COLLECTION, [Point(id_, "text", unit(1))]),
+        lambda: backend.put(COLLECTION, [Point(id_, "text", TextVectors(unit(1)))]),
         lambda: backend.get(COLLECTION, [id_]),
         lambda: backend.delete(COLLECTION, [id_]),
     ):
@@ -77,7 +76,7 @@ def test_another_spelling_of_a_uuid_is_refused_with_the_usual_one(backend: Qdran
 
 def test_a_number_with_a_leading_zero_is_refused_because_it_would_come_back_without(backend: QdrantBackend) -> None:
     with pytest.raises(StoreSchemaError):
-        backend.put(COLLECTION, [Point("017", "text", unit(1))])
+        backend.put(COLLECTION, [Point("017", "text", TextVectors(unit(1)))])
 
 
 # --- texts and metrics ----------------------------------------------------------------------------
@@ -94,7 +93,7 @@ def test_a_text_field_that_holds_a_number_is_an_error_that_names_the_point(tmp_p
 @pytest.mark.parametrize("distance", [models.Distance.COSINE, models.Distance.DOT, models.Distance.EUCLID])
 def test_scores_are_cosines_whatever_the_metric_is(tmp_path: Path, distance: models.Distance) -> None:
     with over(tmp_path, models.VectorParams(size=DIMENSION, distance=distance)) as backend:
-        backend.put(COLLECTION, [Point(str(i), "text", unit(i)) for i in range(20)])
+        backend.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i))) for i in range(20)])
         found = backend.search(COLLECTION, unit(99), 20)
     expected = sorted((float(unit(i) @ unit(99)), str(i)) for i in range(20))[::-1]
     assert [each.id for each in found] == [id_ for _, id_ in expected]
@@ -102,11 +101,10 @@ def test_scores_are_cosines_whatever_the_metric_is(tmp_path: Path, distance: mod
 
 
 def test_vectors_come_back_at_unit_length_with_the_cosine_metric(backend: QdrantBackend) -> None:
-    backend.put(COLLECTION, [Point("1", "text", np.float32(3) * unit(1))])
+    backend.put(COLLECTION, [Point("1", "text", TextVectors(np.float32(3) * unit(1)))])
     (point,) = backend.get(COLLECTION, ["1"], vectors=True)
-    assert point.vector is not None
-    assert point.vector.dtype == np.float32
-    np.testing.assert_allclose(point.vector, unit(1), atol=1e-6)
+    assert vector_of(point).dtype == np.float32
+    np.testing.assert_allclose(vector_of(point), unit(1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +136,7 @@ def test_a_collection_that_cannot_be_copied_is_refused_by_name(
 def test_a_point_is_not_written_over_vectors_that_it_would_lose(tmp_path: Path) -> None:
     with over(tmp_path, {"text": COSINE, "image": COSINE}, "text") as backend:
         with pytest.raises(StoreSchemaError, match="image"):
-            backend.put(COLLECTION, [Point("1", "text", unit(1))])
+            backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)))])
         assert backend.count(COLLECTION) == 0
 
 
@@ -152,40 +150,42 @@ def test_heads_are_kept_beside_a_named_and_an_unnamed_vector(tmp_path: Path, nam
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=outputs)
         sparse = SPARSE if Outputs.SPARSE in outputs else None
         colbert = tokens(5) if Outputs.COLBERT in outputs else None
-        backend.put("new", [Point(i, "text", unit(1, WIDE), {"year": 1}, sparse, colbert) for i in ("1", "2")])
-        backend.put("new", [Point("1", "changed", unit(2, WIDE), {"year": 2}, sparse, colbert)])
+        backend.put(
+            "new", [Point(i, "text", TextVectors(unit(1, WIDE), sparse, colbert), {"year": 1}) for i in ("1", "2")]
+        )
+        backend.put("new", [Point("1", "changed", TextVectors(unit(2, WIDE), sparse, colbert), {"year": 2})])
         (point,) = backend.get("new", ["1"], vectors=True)
         found = backend.search("new", unit(2, WIDE), 1)
     assert found[0].id == "1"
     assert (point.text, point.payload) == ("changed", {"year": 2})
-    assert point.vector is not None
-    np.testing.assert_allclose(point.vector, unit(2, WIDE), atol=1e-6)
-    assert (point.sparse is not None, point.colbert is not None) == (sparse is not None, colbert is not None)
-    if point.sparse is not None:
-        assert point.sparse.ids.tolist() == SPARSE.ids.tolist()
-        np.testing.assert_array_equal(point.sparse.weights, SPARSE.weights)
-    if point.colbert is not None:
-        np.testing.assert_allclose(point.colbert, tokens(5), atol=1e-4)  # five decimals, then float16 on a server
+    assert point.vectors is not None
+    np.testing.assert_allclose(point.vectors.dense, unit(2, WIDE), atol=1e-6)
+    assert point.vectors.outputs == outputs
+    if point.vectors.sparse is not None:
+        assert point.vectors.sparse.as_dict() == SPARSE.as_dict()
+    if point.vectors.colbert is not None:  # five decimals, then float16 on a server
+        np.testing.assert_allclose(point.vectors.colbert, tokens(5), atol=1e-4)
 
 
 def test_a_text_without_tokens_has_no_sparse_and_no_colbert_vector(backend: QdrantBackend) -> None:
     backend.create("new", like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
     empty = SparseVector(np.zeros(0, np.int32), np.zeros(0, np.float32))
-    backend.put("new", [Point("1", "", unit(1, WIDE), {}, empty, np.zeros((0, WIDE), np.float32))])
+    backend.put("new", [Point("1", "", TextVectors(unit(1, WIDE), empty, np.zeros((0, WIDE), np.float32)))])
     (point,) = backend.get("new", ["1"], vectors=True)
-    assert (point.text, point.sparse, point.colbert) == ("", None, None)
+    assert point.vectors is not None
+    assert (point.text, point.vectors.outputs) == ("", DENSE)
 
 
 def test_a_collection_with_heads_can_itself_be_copied(backend: QdrantBackend) -> None:
     backend.create("new", like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
     backend.create("newer", like="new", dimension=24, outputs=DENSE)
-    backend.put("newer", [Point("1", "text", unit(1, 24))])
+    backend.put("newer", [Point("1", "text", TextVectors(unit(1, 24)))])
     assert backend.dimension("newer") == 24
 
 
 def test_a_head_that_a_collection_lacks_is_refused_and_nothing_written(backend: QdrantBackend) -> None:
     with pytest.raises(StoreFailed, match="sparse"):
-        backend.put(COLLECTION, [Point("1", "text", unit(1), {}, SPARSE)])
+        backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1), SPARSE))])
     assert backend.count(COLLECTION) == 0
 
 
@@ -252,7 +252,7 @@ def test_an_index_is_missing_while_the_server_makes_the_first_one(
 
 def test_an_alias_moves_and_is_read_through(backend: QdrantBackend) -> None:
     backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
-    backend.put("new", [Point("1", "text", unit(1, WIDE))])
+    backend.put("new", [Point("1", "text", TextVectors(unit(1, WIDE)))])
     assert (backend.is_alias("live"), backend.resolve("live"), backend.exists("live")) == (False, "live", False)
     for target in (COLLECTION, COLLECTION, "new", "new"):
         backend.point_alias("live", target)
@@ -296,21 +296,21 @@ def test_an_alias_to_nothing_is_refused_and_the_old_one_stays(backend: QdrantBac
 def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
     with over(tmp_path, COSINE) as backend:
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
-        backend.put("new", [Point("1", "a\0b", unit(1, WIDE), {"n": None}, SPARSE, tokens(3))])
+        backend.put("new", [Point("1", "a\0b", TextVectors(unit(1, WIDE), SPARSE, tokens(3)), {"n": None})])
         backend.point_alias("live", "new")
     with closing(QdrantBackend.open(f"qdrant://{tmp_path}", FIELDS)) as again:
         (point,) = again.get(again.resolve("live"), ["1"], vectors=True)
     assert (point.text, point.payload) == ("a\0b", {"n": None})
-    assert point.vector is not None
-    assert point.colbert is not None
-    assert point.vector.dtype == point.colbert.dtype == np.float32
+    assert point.vectors is not None
+    assert point.vectors.colbert is not None
+    assert point.vectors.dense.dtype == point.vectors.colbert.dtype == np.float32
 
 
 def test_threads_write_at_once_with_backends_of_their_own(backend: QdrantBackend) -> None:
     def write(start: int) -> None:
         with closing(backend.another()) as mine:
             for i in range(start, start + 50):
-                mine.put(COLLECTION, [Point(str(i), "text", unit(i))])
+                mine.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i)))])
                 list(mine.ids(COLLECTION))
 
     threads = [threading.Thread(target=write, args=(1000 * n,)) for n in range(4)]
@@ -455,13 +455,16 @@ def test_a_live_server_keeps_all_that_local_mode_keeps(outputs: Outputs) -> None
             backend.create(new, like=old, dimension=WIDE, outputs=outputs)
             sparse = SPARSE if Outputs.SPARSE in outputs else None
             colbert = tokens(5) if Outputs.COLBERT in outputs else None
-            written = [Point(str(i), f"text {i}", unit(i, WIDE), {"year": i}, sparse, colbert) for i in range(50)]
+            written = [
+                Point(str(i), f"text {i}", TextVectors(unit(i, WIDE), sparse, colbert), {"year": i}) for i in range(50)
+            ]
             backend.put(new, written)
             read = {point.id: point for point in backend.get(new, [p.id for p in written], vectors=True)}
             assert {(p.id, p.text, p.payload["year"]) for p in read.values()} == {
                 (p.id, p.text, p.payload["year"]) for p in written
             }
-            assert (read["7"].sparse is None, read["7"].colbert is None) == (sparse is None, colbert is None)
+            assert read["7"].vectors is not None
+            assert read["7"].vectors.outputs == outputs
             assert backend.search(new, unit(7, WIDE), 1)[0].id == "7"
             assert backend.missing_indexes(new, old) == ()
             backend.point_alias(f"{old}-live", old)

@@ -17,10 +17,10 @@ from vecferry.errors import (
     StoreSchemaError,
     StoreUnreachable,
 )
-from vecferry.stores.ledger import DeadLetter, MigrationRecord, MigrationSpec, Serving
+from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.sqlite.connection import SqliteDatabase
-from vecferry.stores.values import KeyRange, Side
+from vecferry.stores.values import KeyRange
 
 SPEC = MigrationSpec(
     "docs", "text", 4, "new", "old", old_not_null=False, generation=2, new_locator="docs_2", outputs=("dense", "sparse")
@@ -52,20 +52,6 @@ def test_keys_are_kept_that_are_no_text_of_unicode(ledger: SqliteLedger, record:
     within = KeyRange(("5",), ("9", "\ud800"))
     ledger.add_ranges(record, [within])
     assert [part.keys for part in ledger.open_ranges(record)] == [within]
-
-
-def test_letters_are_found_by_their_keys_on_one_side(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    letters = [DeadLetter(("1",), "why", b"\x02"), DeadLetter(("2",), "why", b"\x01")]
-    ledger.add_dead_letters(record, [*letters, DeadLetter(("1",), "back", b"\x03", side="old")])
-    assert ledger.letters_of(record, Side.NEW, [("1",), ("77",)]) == {("1",): b"\x02"}
-
-
-def test_letters_are_found_for_any_number_of_keys(ledger: SqliteLedger, record: MigrationRecord) -> None:
-    ledger.add_dead_letters(record, [DeadLetter((str(i),), "why", b"\x01") for i in range(0, 50_000, 1000)])
-    many = [(str(i),) for i in range(50_000)]
-    assert len(ledger.letters_of(record, Side.NEW, many)) == 50
-    ledger.remove_dead_letters(record, Side.NEW, many)
-    assert ledger.count_dead_letters(record, Side.NEW) == 0
 
 
 # --- transactions ---------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ def encoded(folder: Path) -> Embeddings:
     return encoder.encode(["one", "two"], outputs=Outputs.DENSE | Outputs.SPARSE, role="query")
 
 
+def first_vector(passages: Embeddings) -> NDArray[np.float32]:
+    return passages[0].dense
+
+
 def loaded(folder: Path) -> Encoder:
     return load_encoder(EncoderOptions(artifact=folder, limits=Limits(), cache=folder / "cache")).encoder
 
@@ -61,9 +65,9 @@ def moved(folder: Path, old: Encoder, new: Encoder) -> str:
         key="id",
         control=folder / "control.db",
     )
-    migration = Migration(store, MigrationOptions(staging=folder / "staging"))
-    migration.start(new, old=old)
-    migration.verify(new, override="judged by hand")
-    report = migration.cutover(new=new)
+    migration = Migration(store, new=new, old=old, options=MigrationOptions(staging=folder / "staging"))
+    migration.start()
+    migration.verify(override="judged by hand")
+    report = migration.cutover()
     answers = Router(store, old=old, new=new).search("a question", 10)
     return f"{report.state}, {answers.hits[0].key}"

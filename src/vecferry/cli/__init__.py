@@ -14,15 +14,21 @@ from vecferry.cli import console, demo, evaluate, migrate, model, serve
 from vecferry.cli.output import errors, show
 from vecferry.errors import VecferryError
 
-EXIT_CODES = """
-Exit codes: 0 done · 1 a fault of ours · 2 wrong input or setting · 3 something is missing or broken
-(model, package, database) · 4 refused by a check · 5 somebody else is at work · 130 interrupted.
-"""
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of ours",
+    2: "wrong input or setting",
+    3: "something is missing or broken (model, package, database, server)",
+    4: "refused by a check or by the state of a migration",
+    5: "somebody else is at work",
+    130: "interrupted",
+}
+EPILOG = f"Exit codes: {' · '.join(f'{code} {text}' for code, text in EXIT_CODES.items())}."
 
 app = typer.Typer(
     name="vecferry",
     help="Move an application from all-MiniLM-L6-v2 to BGE-M3 on ONNX Runtime: model, code and stored vectors.",
-    epilog=EXIT_CODES,
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,14 +42,21 @@ console.register(app)
 demo.register(app)
 
 
-@app.callback()
-def main_options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    """Print the version and stop, if --version is there."""
+    if asked:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, help="Print the version and stop.", is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Take the options before the command."""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -74,7 +87,7 @@ def run(command: typer.Typer, argv: list[str]) -> NoReturn:
 def run_script(command: Callable[..., None]) -> NoReturn:
     """One function as a script of its own."""
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-    script.command(epilog=EXIT_CODES)(command)
+    script.command(epilog=EPILOG)(command)
     run(script, sys.argv[1:])
 
 

@@ -32,6 +32,7 @@ Names = Annotated[
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command()(console)
 
 
@@ -71,19 +72,19 @@ def console(
 
 
 def _task(target: Target) -> Task:
+    """The migration that the console steers, with its gate and its engine."""
     from vecferry.console.operator import Task
     from vecferry.migrate.gate import make_gate
 
-    new, old = target.new, target.old
     return Task(
         target.open_store(),
-        target.options(),
-        new,
-        old,
-        gate=lambda: make_gate(target.config, old=old, new=new),
+        target.config.options,
+        target.new,
+        target.old,
+        gate=lambda: make_gate(target.config, old=target.old, new=target.new),
         sample=target.config.verify.sample,
-        engine=target.engine(new),
-        pieces=lambda text: _pieces(new, text),
+        engine=target.engine(),
+        pieces=lambda text: _pieces(target.new, text),
     )
 
 

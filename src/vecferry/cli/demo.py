@@ -11,14 +11,16 @@ from vecferry.cli.output import Json, counting, output, show, show_table, stages
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command()(demo)
 
 
 def demo(
-    model: Annotated[
-        str | None, typer.Option(help="The new model: a folder or hub id, e.g. BAAI/bge-m3. Default: a small stand-in.")
+    source: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint of the new model: a folder or hub id, e.g. BAAI/bge-m3. Default: a stand-in."),
     ] = None,
-    out: Annotated[Path, typer.Option("--output", help="Where models, database and report go.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("-o", "--output", help="Where models, database and report go.")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
     """Move 1,200 real passages from all-MiniLM-L6-v2 to a multilingual model in a real PostgreSQL.
@@ -31,7 +33,7 @@ def demo(
     from vecferry.demo.journey import Journey
 
     with stages() as stage, counting("encoding", "passages") as progress:
-        report = Journey(out, model, stage, progress).run()
+        report = Journey(out, source, stage, progress).run()
     if as_json:
         show(report, as_json=True)
         return
@@ -40,6 +42,7 @@ def demo(
 
 
 def _show(report: dict[str, Any]) -> None:
+    """Print what the report says, as tables."""
     old, new = report["old"], report["new"]
     rows = [
         (language, f"{old['ndcg_at_10'][language]:.3f}", f"{value:.3f}", f"{value - old['ndcg_at_10'][language]:+.3f}")

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from vecferry.cli.migrate_target import Target
+from vecferry.cli.options import option
 from vecferry.cli.output import Json, output, show, show_table, stages
 from vecferry.embeddings import Outputs
 from vecferry.encode.loading import load_encoder
-from vecferry.errors import MissingOption, SettingsError
+from vecferry.errors import MigrationError, MissingOption, SettingsError
 from vecferry.evaluate import (
     Corpus,
     EvaluatedModel,
@@ -29,17 +30,17 @@ from vecferry.evaluate import (
     run_evaluation,
 )
 from vecferry.evaluate.corpora import Stage
+from vecferry.evaluate.evaluation import GateOptions
 from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
 from vecferry.evaluate.qrels import read_passages, read_queries
 from vecferry.evaluate.questions import read_log
 from vecferry.evaluate.values import Interval, Passage, Threshold
-from vecferry.migrate.config import MigrationConfig, read_config
+from vecferry.migrate.config import GateConfig, MigrationConfig, ModelsConfig, read_config
 from vecferry.migrate.gate import asked_of, options_of
 from vecferry.settings import read_settings
 
 PAIRS = 1000
 READ = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
-REFUSED = 4
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ class Given:
 
     folder: Path | None
     config: MigrationConfig | None
-    artifact: Path | None
-    old_artifact: Path | None
+    new_model: Path | None
+    old_model: Path | None
     queries: Path | None
     options: EvaluationOptions
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command(name="eval")(evaluation)
 
 
@@ -67,14 +69,14 @@ def evaluation(
         Path | None,
         typer.Option(help="migration.toml: asks both sides of its live collection, with its models."),
     ] = None,
-    artifact: Annotated[Path | None, typer.Option("--artifact", help="The new model; else ONNX_MODEL_PATH.")] = None,
-    old_artifact: Annotated[Path | None, typer.Option("--old-artifact", help="The old model.")] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option(help="Folder with judged queries, or a query log (.txt, .jsonl). Default: as [gate] says."),
+    new_model: Annotated[
+        Path | None, option(ModelsConfig, "new", "--new-model", note="Default: ONNX_MODEL_PATH.")
     ] = None,
+    old_model: Annotated[Path | None, option(ModelsConfig, "old", "--old-model")] = None,
+    queries: Annotated[Path | None, option(GateConfig, "queries")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write the report there, one HTML file; its figures as JSON beside it.")
+        Path | None,
+        typer.Option("-o", "--output", help="HTML file to write the report to; its figures go as JSON beside it."),
     ] = None,
     outputs: Annotated[
         str | None, typer.Option(help="Heads of the new model to look at. Default: all in a folder, dense in a store.")
@@ -83,11 +85,11 @@ def evaluation(
         list[str] | None,
         typer.Option(metavar="NAME=COSINE", help="A cut-off in the old space; repeat it."),
     ] = None,
-    margin: Annotated[float | None, typer.Option(help="Of nDCG@10, to be worse by. Default: 0.02.")] = None,
-    confidence: Annotated[float | None, typer.Option(help="Of the intervals. Default: 0.95.")] = None,
-    max_queries: Annotated[int | None, typer.Option(help="Ask at most so many, chosen by the seed.", min=1)] = None,
-    sample: Annotated[int, typer.Option(help="Passages that are looked at for findings and map.", min=0)] = 1000,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    margin: Annotated[float | None, option(GateOptions, "margin")] = None,
+    confidence: Annotated[float | None, option(GateOptions, "confidence")] = None,
+    max_queries: Annotated[int | None, option(EvaluationOptions, "max_queries")] = None,
+    sample: Annotated[int, option(EvaluationOptions, "sample", note=" ")] = EvaluationOptions.sample,
+    seed: Annotated[int, option(EvaluationOptions, "seed", note=" ")] = EvaluationOptions.seed,
     as_json: Json = False,
 ) -> None:
     """Compare the old and the new model: nDCG@10, recall, MRR by slice with intervals, thresholds, what changes.
@@ -95,14 +97,14 @@ def evaluation(
     Without judged queries, a sentence is to find the passage that it stands in, or a title its text: weaker evidence,
     and named so. Exit code 4 if the new model is worse by more than the margin, or there are too few queries to tell.
 
-    Example: vecferry eval beir/nfcorpus --old-artifact models/minilm --artifact models/bge-m3-onnx --report report.html
+    Example: vecferry eval beir/nfcorpus --old-model models/minilm --new-model models/bge-m3-onnx -o report.html
     """
     file = None if config is None else read_config(config)
     options = _options(
         file, outputs=outputs, thresholds=threshold, sample=sample, seed=seed,
         given={"margin": margin, "confidence": confidence, "max_queries": max_queries},
     )  # fmt: skip
-    given = Given(folder, file, artifact, old_artifact, queries, options)
+    given = Given(folder, file, new_model, old_model, queries, options)
     draw = _drawer(report)
     with stages() as stage:
         found = _evaluated(given, stage)
@@ -112,7 +114,7 @@ def evaluation(
     else:
         _show(found, report)
     if found.gate.verdict != "passed":
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(MigrationError.exit_code)
 
 
 # --- what is given --------------------------------------------------------------------------------
@@ -133,6 +135,7 @@ def _options(
 
 
 def _threshold(text: str) -> tuple[str, float]:
+    """The name and the cosine of NAME=COSINE. Raises SettingsError."""
     name, _, value = text.partition("=")
     try:
         threshold = float(value)
@@ -153,18 +156,19 @@ def _drawer(report: Path | None) -> Callable[[Evaluation], None]:
 
 
 def _evaluated(given: Given, stage: Stage) -> Evaluation:
+    """The evaluation of a folder, or of the store that a file names. Raises MissingOption."""
     provenance = {"command": shlex.join(["vecferry", *sys.argv[1:]]), **_digests(given)}
     if given.config is not None:
         return _of_store(given, given.config, stage, provenance)
     if given.folder is None:
         raise MissingOption("FOLDER", "what to ask", "a folder in BEIR layout, or --config migration.toml")
-    if given.old_artifact is None:
-        raise MissingOption("--old-artifact", "the folder of the old model", "--old-artifact FOLDER")
-    new = given.artifact or read_settings().options().artifact
+    if given.old_model is None:
+        raise MissingOption("--old-model", "the folder of the old model", "--old-model MODEL")
+    new = given.new_model or read_settings().options().artifact
     stage("loading the models")
     asked, passages = _asked(given, given.folder)
     corpus: Corpus = FolderCorpus(
-        str(given.folder), passages, _model(given.old_artifact), _model(new), given.options.outputs, stage
+        str(given.folder), passages, _model(given.old_model), _model(new), given.options.outputs, stage
     )
     return run_evaluation(corpus, asked, given.options, stage, provenance)
 
@@ -182,14 +186,13 @@ def _digests(given: Given) -> dict[str, str]:
 
 
 def _of_store(given: Given, config: MigrationConfig, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
+    """Both sides of a live collection. Raises MissingOption."""
     target = Target(config)
-    old = given.old_artifact or target.config.models.old
+    old = given.old_model or target.config.models.old
     if old is None:
-        raise MissingOption(
-            "the old model", "both sides are asked", "--old-artifact FOLDER, or [models] old to the file"
-        )
+        raise MissingOption("the old model", "both sides are asked", "--old-model MODEL, or [models] old to the file")
     stage("loading the models")
-    models = _model(old), _model(given.artifact or target.config.models.new)
+    models = _model(old), _model(given.new_model or target.config.models.new)
     store = target.open_store()
     try:
         asked = asked_of(store, given.queries or target.config.gate.queries, given.options)
@@ -213,6 +216,7 @@ def _asked(given: Given, folder: Path) -> tuple[QuerySet, tuple[Passage, ...]]:
 
 
 def _model(folder: Path) -> EvaluatedModel:
+    """The model of a folder, loaded."""
     encoder = load_encoder(replace(read_settings().options(), artifact=folder)).encoder
     return EvaluatedModel.of_folder(folder, encoder, encoder.runtime.name)
 
@@ -221,6 +225,7 @@ def _model(folder: Path) -> EvaluatedModel:
 
 
 def _show(found: Evaluation, report: Path | None) -> None:
+    """Print slices, methods, thresholds, findings and the verdict as tables."""
     show_table(
         f"{found.gate.metric} by slice, of {found.queries_asked:,} {found.evidence}",
         ("", "queries", found.old.name, found.new.name, "difference", "better", "worse"),
@@ -248,8 +253,10 @@ def _show(found: Evaluation, report: Path | None) -> None:
 
 
 def _cut(found: Threshold) -> tuple[str, ...]:
+    """The row of a mapped threshold."""
     return (found.name, f"{found.old:.3f}", f"{found.new:.3f}", f"{found.low:.3f} to {found.high:.3f}", found.method)
 
 
 def _interval(found: Interval) -> str:
+    """A mean with its interval, both signed."""
     return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"

@@ -14,10 +14,11 @@ from rich.live import Live
 
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
+from vecferry.cli.options import option
 from vecferry.cli.output import Json, counting, errors, output, show, show_table, stages, table_of
-from vecferry.errors import CutoverRefused, FinalizeNotConfirmed
+from vecferry.errors import CutoverRefused, FinalizeNotConfirmed, VerificationFailed
 from vecferry.migrate import Migration, Resources, State, Status
-from vecferry.migrate.config import merged
+from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig, merged
 from vecferry.stores.values import Patience
 
 app = typer.Typer(
@@ -30,35 +31,24 @@ app = typer.Typer(
     best said in a file: --config migration.toml.""",
 )
 
-Artifact = Annotated[Path | None, typer.Option("--artifact", help="The new model. Default: ONNX_MODEL_PATH.")]
-OldArtifact = Annotated[
-    Path | None, typer.Option("--old-artifact", help="The old model; keeps its vectors current after the switch.")
-]
-Sample = Annotated[int | None, typer.Option(help="Rows to encode for the check or the estimate.", min=1)]
-RowsEach = Annotated[int | None, typer.Option("--rows-per-range", help="Rows encoded and kept at a time.", min=1)]
-Outputs = Annotated[str | None, typer.Option(help="Heads of the new side: dense, and sparse or colbert beside it.")]
+NewModel = Annotated[Path | None, option(ModelsConfig, "new", "--new-model", note="Default: ONNX_MODEL_PATH.")]
+OldModel = Annotated[Path | None, option(ModelsConfig, "old", "--old-model")]
+Sample = Annotated[int | None, option(VerifyConfig, "sample")]
+Outputs = Annotated[str | None, option(ModelsConfig, "outputs")]
 Accepted = Annotated[int, typer.Option(help="Go on though exactly this many rows have no new vector.", min=0)]
-EngineKind = Annotated[str | None, typer.Option("--engine", help="Where the model runs: local, or ray.")]
-Workers = Annotated[int | None, typer.Option(help="With ray: processes that each load the model.", min=1)]
-RayAddress = Annotated[
-    str | None, typer.Option(help="HOST:PORT of a Ray cluster that this machine is part of; else it runs here alone.")
-]
+Workers = Annotated[int | None, option(EngineConfig, "workers")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Go on trying, instead of giving up after a time, until it is done or Ctrl-C.")
 ]
-MaxPause = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds for which others may wait at most. Default: max_pause_s; for rollback thrice.", min=0.05
-    ),
-]
+MaxPause = Annotated[float | None, option(LimitsConfig, "max_pause_s")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 WAIT_POLL_S = 0.5
 
 
-def _with_models(target: Target, artifact: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
+def _with_models(target: Target, new: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
+    """The target with the models of the options over those of the file."""
     heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
-    values = {"models.new": artifact, "models.old": old, "models.outputs": heads}
+    values = {"models.new": new, "models.old": old, "models.outputs": heads}
     return Target(merged(target.config, values))
 
 
@@ -66,25 +56,19 @@ def _with_models(target: Target, artifact: Path | None, old: Path | None = None,
 @on_target
 def plan(
     target: Target,
-    artifact: Artifact = None,
+    new_model: NewModel = None,
     outputs: Outputs = None,
     sample: Sample = None,
-    workers: Annotated[
-        int | None, typer.Option(help="To estimate for so many, each as fast as this process.", min=1)
-    ] = None,
-    write_rate: Annotated[
-        float, typer.Option("--write-rows-per-s", help="What the store takes; the default is PostgreSQL's on 2 cores.")
-    ] = Resources.write_rows_per_s,
-    price: Annotated[
-        float | None, typer.Option("--price-per-hour", help="Of one worker, to estimate the price.")
-    ] = None,
+    workers: Workers = None,
+    write_rows_per_s: Annotated[float, option(Resources, "write_rows_per_s", note=" ")] = Resources.write_rows_per_s,
+    price_per_hour: Annotated[float | None, option(Resources, "price_per_hour")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a migration would do, take and need, and how it is undone. Writes nothing."""
-    target = _with_models(target, artifact, outputs=outputs)
-    resources = Resources(workers or target.config.engine.workers, write_rate, price)
+    target = _with_models(target, new_model, outputs=outputs)
+    resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
     with target.migration() as migration:
-        found = migration.plan(target.new, sample or target.config.verify.sample, resources)
+        found = migration.plan(sample or target.config.verify.sample, resources)
     show(found.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(found))
 
 
@@ -92,30 +76,29 @@ def plan(
 @on_target
 def start(
     target: Target,
-    artifact: Artifact = None,
-    old_artifact: OldArtifact = None,
+    new_model: NewModel = None,
+    old_model: OldModel = None,
     outputs: Outputs = None,
-    rows_each: RowsEach = None,
-    rate: Annotated[float | None, typer.Option("--rows-per-s", help="At most so many rows written a second.")] = None,
+    rows_per_range: Annotated[int | None, option(LimitsConfig, "rows_per_range")] = None,
+    rows_per_s: Annotated[float | None, option(LimitsConfig, "rows_per_s")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
-    engine: EngineKind = None,
+    engine: Annotated[str | None, option(EngineConfig, "kind", "--engine")] = None,
     workers: Workers = None,
-    ray_address: RayAddress = None,
+    ray_address: Annotated[str | None, option(EngineConfig, "address", "--ray-address")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay, and keep both sides current until finalize or Ctrl-C.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Encode every row into a new side, and capture writes. Resumes where a stopped run ended; later, it catches up."""
-    target = _with_models(target, artifact, old_artifact, outputs)
-    values: dict[str, object] = {"limits.rows_per_range": rows_each, "limits.rows_per_s": rate}
+    target = _with_models(target, new_model, old_model, outputs)
+    values: dict[str, object] = {"limits.rows_per_range": rows_per_range, "limits.rows_per_s": rows_per_s}
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
     target = Target(merged(target.config, values))
-    new, until = target.new, (lambda: False) if follow else None
-    with target.migration() as migration, counting("rows", "rows") as progress:
-        migration.options = replace(migration.options, old_fingerprint=old_fingerprint)
-        found = migration.start(new, progress, old=target.old, follow=until, engine=target.engine(new))
-    show(found.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(found))
+    until = (lambda: False) if follow else None
+    with target.migration(old_fingerprint) as migration, counting("rows", "rows") as progress:
+        status = migration.start(progress, follow=until, engine=target.engine())
+    show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
 
 
 @app.command()
@@ -133,6 +116,7 @@ def status(
 
 
 def _watch(migration: Migration) -> None:
+    """Show the status anew every second, until the migration is finalized."""
     with Live(console=output, auto_refresh=False, transient=True) as live:
         while (found := migration.status()).state != State.FINALIZED:
             live.update(table_of("status", ("", ""), status_rows(found)), refresh=True)
@@ -140,6 +124,7 @@ def _watch(migration: Migration) -> None:
 
 
 def _show_status(found: Status, *, as_json: bool) -> None:
+    """Print a status as rows or as JSON."""
     show(found.to_dict(), as_json=as_json, title="status", rows=status_rows(found))
 
 
@@ -179,44 +164,46 @@ def throttle(
 @on_target
 def postpone(
     target: Target,
-    off: Annotated[bool, typer.Option("--off", help="Allow the switch again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Allow the switch again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Refuse every cutover until this is taken back with --off; both sides go on being followed."""
+    """Refuse every cutover until this is taken back with --undo; both sides go on being followed."""
     with target.migration() as migration:
-        _show_status(migration.postpone(postponed=not off), as_json=as_json)
+        _show_status(migration.postpone(postponed=not undo), as_json=as_json)
 
 
 @app.command()
 @on_target
 def verify(
     target: Target,
-    artifact: Artifact = None,
-    old_artifact: OldArtifact = None,
+    new_model: NewModel = None,
+    old_model: OldModel = None,
     sample: Sample = None,
     override_gate: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Go on though the gate does not pass; the reason is recorded.")
+        str | None,
+        typer.Option(
+            "--override", metavar="REASON", help="Go on though the gate does not pass; the reason is recorded."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate."""
     from vecferry.migrate.gate import make_gate
 
-    target = _with_models(target, artifact, old_artifact)
-    new, old = target.new, target.old
+    target = _with_models(target, new_model, old_model)
     with stages() as stage:
-        gate = make_gate(target.config, old=old, new=new, stage=stage)
+        gate = make_gate(target.config, old=target.old, new=target.new, stage=stage)
         with target.migration() as migration:
             stage("comparing every row")
             sample = sample or target.config.verify.sample
-            report = migration.verify(new, sample, old=old, gate=gate, override=override_gate)
+            report = migration.verify(sample, gate=gate, override=override_gate)
     if as_json:
         show(report.to_dict(), as_json=True)
     else:
         show_table("verification", ("", "check", "seen"), check_rows(report))
         show_table("verdict", ("", ""), verdict_rows(report))
     if not report.passed:
-        raise typer.Exit(4)
+        raise typer.Exit(VerificationFailed.exit_code)
 
 
 @app.command()
@@ -233,11 +220,11 @@ def override(
 
 @app.command()
 @on_target
-def retry(target: Target, artifact: Artifact = None, old_artifact: OldArtifact = None, as_json: Json = False) -> None:
+def retry(target: Target, new_model: NewModel = None, old_model: OldModel = None, as_json: Json = False) -> None:
     """Encode the dead letters again."""
-    target = _with_models(target, artifact, old_artifact)
+    target = _with_models(target, new_model, old_model)
     with target.migration() as migration:
-        _show_status(migration.retry(target.new, old=target.old), as_json=as_json)
+        _show_status(migration.retry(), as_json=as_json)
 
 
 @app.command()
@@ -246,34 +233,35 @@ def cutover(
     target: Target,
     accept_dead_letters: Accepted = 0,
     wait: Wait = False,
-    max_pause: MaxPause = None,
-    artifact: Artifact = None,
+    max_pause_s: MaxPause = None,
+    new_model: NewModel = None,
     as_json: Json = False,
 ) -> None:
     """Switch to the new vectors, in one step. The old ones stay, and stay current, until finalize.
 
     With --wait also until it is ready, and not postponed.
     """
-    target = _with_models(target, artifact)
+    target = _with_models(target, new_model)
     with target.migration() as migration:
         if wait:
             _await_ready(migration)
-        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            report = migration.cutover(accept_dead_letters, new=target.new, patience=patience)
+        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
+            report = migration.cutover(accept_dead_letters, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
 
 
 def _await_ready(migration: Migration) -> None:
+    """Wait until a cutover is possible. Raises CutoverRefused where there is nothing to wait for."""
     with errors.status("waiting until it is ready"):
         while (found := migration.status()).state != State.READY or found.control.postponed:
             if found.state in (State.SERVING_NEW, State.FINALIZED):
-                raise CutoverRefused(f"the state is {found.state}", ("none",), "Nothing to do: the new vectors serve.")
+                raise CutoverRefused(f"the state is {found.state}", "Nothing to do: the new vectors serve.")
             time.sleep(WAIT_POLL_S)
 
 
 @contextmanager
 def _patience(configured: Patience, *, wait: bool, max_pause_s: float | None) -> Iterator[Patience]:
-    """That of the options, with what is in the way shown meanwhile."""
+    """Yield the patience of the options, with what is in the way shown meanwhile."""
     with stages() as stage:
         yield replace(
             configured,
@@ -291,16 +279,16 @@ def rollback(
         bool, typer.Option("--accept-outdated", help="Even if rows written since the switch have no old vector yet.")
     ] = False,
     wait: Wait = False,
-    max_pause: MaxPause = None,
-    old_artifact: OldArtifact = None,
+    max_pause_s: MaxPause = None,
+    old_model: OldModel = None,
     as_json: Json = False,
 ) -> None:
     """Switch back to the old vectors, in one step, those of rows written since the switch included."""
-    target = _with_models(target, None, old_artifact)
+    target = _with_models(target, None, old_model)
     with target.migration() as migration:
         surer = migration.options.patience.surer()
-        with _patience(surer, wait=wait, max_pause_s=max_pause) as patience:
-            report = migration.rollback(old=target.old, accept_outdated=accept_outdated, patience=patience)
+        with _patience(surer, wait=wait, max_pause_s=max_pause_s) as patience:
+            report = migration.rollback(accept_outdated=accept_outdated, patience=patience)
     show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
 
 
@@ -311,28 +299,24 @@ def finalize(
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     wait: Wait = False,
-    max_pause: MaxPause = None,
-    artifact: Artifact = None,
+    max_pause_s: MaxPause = None,
+    new_model: NewModel = None,
     as_json: Json = False,
 ) -> None:
     """Drop the old vectors. This cannot be undone."""
-    target = _with_models(target, artifact)
+    target = _with_models(target, new_model)
     with target.migration() as migration:
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
             _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
-        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            found = migration.finalize(
-                confirmed=True,
-                accept_dead_letters=accept_dead_letters,
-                new=target.new,
-                patience=patience,
-            )
+        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
+            found = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
     show(found.to_dict(), as_json=as_json, title=title, rows=status_rows(found))
 
 
 def _confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless that was answered by --yes. Raises FinalizeNotConfirmed."""
     if not yes and not (output.is_terminal and typer.confirm(question)):
         raise FinalizeNotConfirmed
 
@@ -347,20 +331,18 @@ def abort(
         bool, typer.Option("--accept-outdated", help="Even if rows have no old vector of their text.")
     ] = False,
     wait: Wait = False,
-    max_pause: MaxPause = None,
-    old_artifact: OldArtifact = None,
+    max_pause_s: MaxPause = None,
+    old_model: OldModel = None,
     as_json: Json = False,
 ) -> None:
     """Give the migration up, before the switch or after a rollback. The vectors that serve are not touched."""
-    target = _with_models(target, None, old_artifact)
+    target = _with_models(target, None, old_model)
     with target.migration() as migration:
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
             _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
-        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause) as patience:
-            record = migration.abort(
-                accept_dead_letters, old=target.old, accept_outdated=accept_outdated, patience=patience
-            )
+        with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
+            record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}
     title = "the migration was given up before" if was_aborted else "the migration is given up"
     show(value, as_json=as_json, title=title)

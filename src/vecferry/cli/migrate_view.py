@@ -10,28 +10,14 @@ from rich.filesize import decimal
 
 from vecferry.cli.output import Rows, plain, short
 from vecferry.migrate import Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
+from vecferry.migrate.states import next_verbs
 from vecferry.stores.ledger import Event, Serving
 
-NEXT: Mapping[State, str] = {
-    State.PLANNED: "start",
-    State.PREPARED: "start",
-    State.CAPTURING: "start",
-    State.BACKFILLING: "start",
-    State.INDEXING: "start",
-    State.CATCHING_UP: "verify",
-    State.VERIFIED: "verify, once the gate can pass; or vecferry migrate override --reason WORDS",
-    State.READY: "cutover",
-    State.CUTTING_OVER: "cutover",
-    State.SERVING_NEW: "finalize, or rollback",
-    State.ROLLING_BACK: "rollback",
-    State.SERVING_OLD: "cutover, or abort",
-    State.FINALIZED: "nothing; a new migration may begin",
-    State.PAUSED: "resume",
-    State.ABORTED: "nothing; a new migration may begin",
-}
+WITHOUT_GATE = "verify, once the gate can pass; or vecferry migrate override --reason REASON"
 
 
 def plan_rows(plan: Plan) -> Rows:
+    """Return what a migration would do and take, a row for each fact."""
     table = plan.table
     return [
         ("column", plan.target),
@@ -56,6 +42,7 @@ def plan_rows(plan: Plan) -> Rows:
 
 
 def _cost_rows(cost: Cost) -> Rows:
+    """The estimate, with what it rests on."""
     workers = "1 worker" if cost.workers == 1 else f"{cost.workers:,} workers, each as fast as this process"
     bound = ", which is what the store needs to write them" if cost.write_seconds > cost.encode_seconds else ""
     return [
@@ -70,6 +57,7 @@ def _cost_rows(cost: Cost) -> Rows:
 
 
 def status_rows(status: Status) -> Rows:
+    """Return how far a migration is, and what to type next."""
     return [
         ("column", status.target),
         ("state", status.state if status.paused is None else f"{status.state}: {status.paused}"),
@@ -87,8 +75,15 @@ def status_rows(status: Status) -> Rows:
         *_verification(status.verification),
         *_serving(status.serving),
         *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
-        ("next", f"vecferry migrate {NEXT[status.state]}"),
+        ("next", _next(status.state)),
     ]
+
+
+def _next(state: State) -> str:
+    verbs = next_verbs(state)
+    if not verbs:
+        return "nothing; a new migration may begin"
+    return f"vecferry migrate {WITHOUT_GATE if state is State.VERIFIED else ', or '.join(verbs)}"
 
 
 def _in_the_way(event: Event) -> str:
@@ -99,18 +94,19 @@ def _in_the_way(event: Event) -> str:
 
 
 def check_rows(report: VerifyReport) -> Rows:
-    """Those of the gate come last."""
+    """Return a row for each check; those of the gate come last."""
     checks = (*report.checks, *(report.gate.checks if report.gate else ()))
     return [("✓" if check.passed else "✗", check.name, check.seen) for check in checks]
 
 
 def verdict_rows(report: VerifyReport) -> Rows:
-    """What the gate said, and what to type next."""
-    next_verb = "start, then verify" if report.state is State.CATCHING_UP else NEXT[report.state]
-    return [*_gate(report.to_dict()), ("state", report.state), ("next", f"vecferry migrate {next_verb}")]
+    """Return what the gate said, and what to type next."""
+    next_step = "vecferry migrate start, then verify" if report.state is State.CATCHING_UP else _next(report.state)
+    return [*_gate(report.to_dict()), ("state", report.state), ("next", next_step)]
 
 
 def cutover_rows(report: CutoverReport) -> Rows:
+    """Return what serves now, and what the switch cost."""
     return [
         ("column", report.target),
         *_serving(report.serving),
@@ -121,17 +117,19 @@ def cutover_rows(report: CutoverReport) -> Rows:
 
 
 def rollback_rows(report: RollbackReport) -> Rows:
+    """Return what serves again, and what the way back cost."""
     return [
         ("column", report.target),
         *_serving(report.serving),
         ("rows with an old vector of a former text", f"{report.outdated_rows:,}"),
         ("rows that the old model cannot embed", f"{report.dead_letters:,}"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
-        ("next", "vecferry migrate cutover, or abort"),
+        ("next", _next(report.state)),
     ]
 
 
 def _serving(serving: Serving | None) -> list[tuple[str, str]]:
+    """The serving epoch, with its thresholds where it has any."""
     if serving is None:
         return [("serving", "not recorded")]
     space = short(serving.fingerprint) or "not known"
@@ -140,6 +138,7 @@ def _serving(serving: Serving | None) -> list[tuple[str, str]]:
 
 
 def _verification(stored: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The last verification as it is stored, and what the gate said."""
     if stored is None:
         return [("last verification", "none")]
     checks_passed = all(check["passed"] for check in stored["checks"])
@@ -162,9 +161,11 @@ def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mapped(threshold: Mapping[str, Any]) -> str:
+    """A threshold in both spaces, with its interval."""
     old, new, low, high = (f"{threshold[name]:.3f}" for name in ("old", "new", "low", "high"))
-    return f"{old} → {new} ({low}–{high}), by {threshold['how']}"
+    return f"{old} → {new} ({low}–{high}), by {threshold['method']}"
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as H:MM:SS."""
     return "under a second" if seconds < 1 else str(timedelta(seconds=round(seconds)))

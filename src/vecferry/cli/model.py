@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import typer
 
+from vecferry.cli.options import option
 from vecferry.cli.output import Json, counting, plain, short, show, show_table, stages
 from vecferry.conversion.verify import ConversionCheck, Report
 from vecferry.embeddings import Embeddings, Outputs
@@ -22,17 +23,19 @@ from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.host import machine
 from vecferry.errors import SettingsError, VecferryError, VerificationFailed
 from vecferry.evaluate import read_beir
+from vecferry.migrate.config import EngineConfig
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides
 from vecferry.settings import Settings, read_settings
 
-ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `vecferry convert` wrote.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder that `vecferry convert` wrote.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Only what is on this machine; no download.")]
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands."""
     for command in (convert, verify, encode, doctor):
         app.command()(command)
 
@@ -42,7 +45,9 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     source: Annotated[str, typer.Argument(help="A folder in Hugging Face layout, package:NAME, or a hub id.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; what is there is replaced as a whole.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="The folder to write; what is there is replaced as a whole.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     offline: Offline = False,
     pooling: Annotated[str | None, typer.Option(help="cls or mean, where the checkpoint does not say.")] = None,
@@ -87,14 +92,14 @@ def convert(
             verified=not skip_verification,
             progress=stage,
         )
-    summary = {"artifact": str(out), **_facts(done.artifact.manifest.model_dump(mode="json"))}
+    summary = {"output": str(out), **_facts(done.artifact.manifest.model_dump(mode="json"))}
     summary["verification"] = None if done.report is None else done.report.to_dict()
     show(summary, as_json=as_json, rows=[(k, plain(v)) for k, v in summary.items() if k != "verification"])
     if done.report is not None and not as_json:
         _show_report(done.report)
 
 
-def verify(artifact: ArtifactPath, as_json: Json = False) -> None:
+def verify(model: ModelFolder, as_json: Json = False) -> None:
     """Check a converted model: digests, numbers, batches, lengths, and PyTorch where it is at hand.
 
     The report is written to verification.json in the folder. Fails with exit code 4.
@@ -103,10 +108,10 @@ def verify(artifact: ArtifactPath, as_json: Json = False) -> None:
     from vecferry.model.artifact import Artifact
 
     with stages() as stage:
-        report = verify_artifact(Artifact.open(artifact), progress=stage)
+        report = verify_artifact(Artifact.open(model), progress=stage)
     if not as_json:
         _show_report(report)
-        report.gate(artifact)
+        report.gate(model)
         return
     show(report.to_dict(), as_json=True)
     if report.failed:
@@ -114,21 +119,22 @@ def verify(artifact: ArtifactPath, as_json: Json = False) -> None:
 
 
 def encode(
-    artifact: ArtifactPath,
+    model: ModelFolder,
     file: Annotated[
         str, typer.Argument(help='Lines {"id": ..., "text": ...} or plain texts; - for standard input.')
     ] = "-",
     out: Annotated[
-        Path | None, typer.Option("-o", "--output", help="OUT.npz, .jsonl or .parquet; else JSONL to standard output.")
+        Path | None,
+        typer.Option("-o", "--output", help="A file: .npz, .jsonl or .parquet; else JSONL to standard output."),
     ] = None,
     outputs: Annotated[str, typer.Option(help="Some of dense,sparse,colbert.")] = "dense",
     role: Annotated[str, typer.Option(help="passage or query: which of the model's prefixes to use.")] = "passage",
     cache: Annotated[
         Path | None, typer.Option(help="A folder that keeps what was encoded, for the next time. [VECFERRY_CACHE]")
     ] = None,
-    engine: Annotated[str, typer.Option(help="Where the model runs: local, or ray.")] = "local",
-    workers: Annotated[int, typer.Option(help="With ray: processes that each load the model.", min=1)] = 1,
-    ray_address: Annotated[str | None, typer.Option(help="HOST:PORT of a Ray cluster; else it runs here.")] = None,
+    engine: Annotated[str, option(EngineConfig, "kind", "--engine", note=" ")] = EngineConfig.kind,
+    workers: Annotated[int, option(EngineConfig, "workers", note=" ")] = EngineConfig.workers,
+    ray_address: Annotated[str | None, option(EngineConfig, "address", "--ray-address")] = None,
     as_json: Json = False,
 ) -> None:
     """Encode a file of texts.
@@ -139,17 +145,15 @@ def encode(
 
     if role not in ("passage", "query"):
         raise SettingsError("--role", role, "passage or query")
-    if engine not in ("local", "ray"):
-        raise SettingsError("--engine", engine, "local or ray")
+    settings = EngineConfig(kind=engine, address=ray_address, workers=workers)  # type: ignore[arg-type]
     export.check_target(out)
     chosen_role: Role = "query" if role == "query" else "passage"
     wanted, started = Outputs.parse(outputs), time.perf_counter()
-    options = _options(read_settings(), artifact)
+    options = _options(read_settings(), model)
     loaded = load_encoder(replace(options, cache=cache or options.cache))
     records, ids = export.Records(file), deque[str]()
     texts = _noting_ids(records, ids)
-    if engine == "ray":
-        settings = RaySettings(address=ray_address, workers=workers)
+    if settings.kind == "ray":
         parts = _on_workers(settings, options, loaded.encoder, texts, wanted, chosen_role)
     else:
         parts = loaded.encoder.encode_iter(texts, outputs=wanted, role=chosen_role)
@@ -222,6 +226,7 @@ def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encode
 def _on_workers(
     settings: RaySettings, options: EncoderOptions, encoder: Encoder, texts: Iterable[str], outputs: Outputs, role: Role
 ) -> Generator[Embeddings, None, None]:
+    """The embeddings of texts, encoded on Ray."""
     from vecferry.migrate.engines.distributed import encode_on_workers
 
     return encode_on_workers(settings, ShippedArtifact.of(options), encoder, texts, outputs=outputs, role=role)
@@ -237,6 +242,7 @@ def _noting_ids(records: Iterable[tuple[str, str]], ids: deque[str]) -> Iterator
 def _with_ids(
     ids: deque[str], parts: Iterable[Embeddings], number_in_all: int, progress: Any
 ) -> Iterator[tuple[list[str], Embeddings]]:
+    """The parts, each with the ids of its texts; progress is told after each."""
     done = 0
     for found in parts:
         yield [ids.popleft() for _ in range(len(found))], found
@@ -245,6 +251,7 @@ def _with_ids(
 
 
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says to people."""
     space, source = manifest["space"], manifest["source"]
     return {
         "source": f"{source['kind']} {source['id']}" + (f" @ {source['revision']}" if source["revision"] else ""),
@@ -266,12 +273,12 @@ def _show_report(report: Report) -> None:
     signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
     asked: dict[str, list[ConversionCheck]] = defaultdict(list)
     for check in report.checks:
-        asked[check.name if check.status == "failed" else check.name.split(", ")[0]].append(check)
+        asked[check.name if check.status == "failed" else check.question].append(check)
     rows = []
     for name, checks in asked.items():
-        worst = max(checks, key=lambda check: check.seen or 0)
-        note = worst.note or ", ".join(check.name.split(", ")[-1] for check in checks if len(checks) > 1)
-        rows.append((signs[worst.status], name, short(worst.seen), short(worst.limit), note.replace(" tokens,", ",")))
+        worst = max(checks, key=lambda check: check.value or 0)
+        note = worst.note or ", ".join(check.batch for check in checks if len(checks) > 1)
+        rows.append((signs[worst.status], name, short(worst.value), short(worst.limit), note.replace(" tokens,", ",")))
     show_table("verification", ("", "check", "seen", "at most", ""), rows)
 
 
@@ -281,6 +288,7 @@ def _shown(settings: Settings) -> dict[str, str]:
 
 
 def _packages() -> dict[str, str]:
+    """The versions of the packages that matter here."""
     names = (
         "vecferry",
         "onnxruntime",
@@ -299,6 +307,7 @@ def _packages() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
+    """The version of a package, or that there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -30,10 +30,12 @@ def show(value: Mapping[str, Any], *, as_json: bool, title: str = "", rows: Rows
 
 
 def show_table(title: str, header: Sequence[str], rows: Rows) -> None:
+    """Print a table on standard output."""
     output.print(table_of(title, header, rows), markup=False, highlight=False)
 
 
 def table_of(title: str, header: Sequence[str], rows: Rows) -> Table:
+    """Return a table without lines; a header of empty names is left out."""
     table = Table(title=title or None, title_justify="left", show_header=any(header), header_style="bold", box=None)
     for name in header:
         table.add_column(name, overflow="fold")
@@ -43,6 +45,7 @@ def table_of(title: str, header: Sequence[str], rows: Rows) -> Table:
 
 
 def plain(value: object) -> str:
+    """Return a value as people read it: four digits of a number, the items of a mapping or list."""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Mapping):

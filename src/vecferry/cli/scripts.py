@@ -13,7 +13,7 @@ import typer
 from vecferry.cli.model import Offline, convert, verify
 from vecferry.cli.output import Json, output, short, show, show_table
 from vecferry.encode.loading import EncoderOptions, RuntimeName, chosen_runtime, load_runtime
-from vecferry.errors import VecferryError
+from vecferry.errors import ModelRuntimeError, VecferryError
 from vecferry.model.sources import BGE_M3
 from vecferry.settings import DEFAULT_ARTIFACT, read_settings
 
@@ -23,7 +23,7 @@ TEXTS = ("What is BGE M3?", "Wie spät ist es?", "你好，世界", "")
 
 def convert_to_onnx(
     source: Annotated[str, typer.Option(help="A folder, package:NAME or hub id.")] = BGE_M3,
-    out: Annotated[Path, typer.Option("--output", help="The folder to write.")] = DEFAULT_ARTIFACT,
+    out: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = DEFAULT_ARTIFACT,
     verify_only: Annotated[bool, typer.Option("--verify-only", help="Check the folder; convert nothing.")] = False,
     offline: Offline = False,
     as_json: Json = False,
@@ -48,10 +48,11 @@ def test_model(as_json: Json = False) -> None:
     else:
         _show(chosen, results)
     if results[chosen]["result"] != "works":
-        raise typer.Exit(3)
+        raise typer.Exit(ModelRuntimeError.exit_code)
 
 
 def _tried(options: EncoderOptions, name: RuntimeName) -> dict[str, Any]:
+    """What one runtime does: how fast it encodes, or why it cannot."""
     try:
         encoder = load_runtime(options, name)
         encoder.encode(TEXTS)
@@ -72,6 +73,7 @@ def _tried(options: EncoderOptions, name: RuntimeName) -> dict[str, Any]:
 
 
 def _show(chosen: RuntimeName, results: dict[RuntimeName, dict[str, Any]]) -> None:
+    """Print the results as a table, and below it why a runtime cannot be used."""
     keys = ("result", "dimension", "ms_per_text", "fingerprint")
     rows = [
         [f"{name} (chosen)" if name == chosen else name, *(short(found.get(key)) for key in keys)]

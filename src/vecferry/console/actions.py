@@ -14,9 +14,9 @@ Form = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Action:
-    """do: returns what to say of it, nothing where the page will; raises VecferryError.
+    """What a form does. do: returns a message, empty where the page shows the outcome; raises VecferryError.
 
-    is_guarded: wants the collection's name and the key anew.
+    is_guarded: needs the collection's name and the key again.
     """
 
     do: Callable[[Operator, Form], Awaitable[str]]
@@ -24,7 +24,7 @@ class Action:
 
 
 async def act(verb: str, operator: Operator, form: Form) -> Outcome | None:
-    """What came of it, errors included; None where the page says it by itself."""
+    """Run the verb and return its outcome, errors included; None where the page shows it by itself."""
     try:
         message = await ACTIONS[verb].do(operator, form)
         return Outcome(verb, message) if message else None
@@ -51,11 +51,11 @@ async def _stop(operator: Operator, _: Form) -> str:
 async def _throttle(operator: Operator, form: Form) -> str:
     rows_per_s = _rows_per_s(form.get("rows_per_s", ""))
     await operator.at_once(lambda migration: migration.throttle(rows_per_s))
-    return "There is no limit." if rows_per_s is None else f"At most {rows_per_s:g} rows are written a second."
+    return "The limit was removed." if rows_per_s is None else f"At most {rows_per_s:g} rows a second are written."
 
 
 def _rows_per_s(text: str) -> float | None:
-    """None for an empty field. Raises SettingsError."""
+    """Parse a rate; None for an empty field. Raises SettingsError."""
     try:
         return float(text) if text.strip() else None
     except ValueError as exc:
@@ -69,13 +69,13 @@ async def _pause(operator: Operator, _: Form) -> str:
 
 async def _resume(operator: Operator, _: Form) -> str:
     await operator.at_once(Migration.resume)
-    return "It goes on."
+    return "Resumed: rows are written to the new side again."
 
 
 async def _postpone(operator: Operator, form: Form) -> str:
-    postponed = form.get("off") != "1"
+    postponed = form.get("undo") != "1"
     await operator.at_once(lambda migration: migration.postpone(postponed=postponed))
-    return "No switch until this is taken back." if postponed else "A switch is allowed again."
+    return "The switch is postponed until you allow it again." if postponed else "The switch is allowed again."
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ async def _verify(operator: Operator, _: Form) -> str:
     task = operator.task
 
     def verify(migration: Migration) -> Outcome:
-        report = migration.verify(task.new, task.sample, old=task.old, gate=task.gate())
+        report = migration.verify(task.sample, gate=task.gate())
         failed = [check.name for check in report.checks if not check.passed]
         message = report.gate.message if report.gate is not None else f"The state is {report.state}."
         return Outcome("verify", f"Failed: {', '.join(failed)}." if failed else message, failed=not report.passed)
@@ -97,14 +97,12 @@ async def _verify(operator: Operator, _: Form) -> str:
 async def _override(operator: Operator, form: Form) -> str:
     reason = form.get("reason", "")
     await operator.at_once(lambda migration: migration.override(reason))
-    return "Overridden; the reason is kept with the migration."
+    return "The gate is overridden; the reason is kept with the migration."
 
 
 async def _retry(operator: Operator, _: Form) -> str:
-    task = operator.task
-
     def retry(migration: Migration) -> Outcome:
-        status = migration.retry(task.new, old=task.old)
+        status = migration.retry()
         return Outcome("retry", f"{status.dead_letters} rows are still without a vector.")
 
     operator.by_hand("retry", retry)
@@ -112,10 +110,10 @@ async def _retry(operator: Operator, _: Form) -> str:
 
 
 async def _cutover(operator: Operator, form: Form) -> str:
-    task, accepted = operator.task, _whole(form.get("accept_dead_letters", ""))
+    accepted = _whole(form.get("accept_dead_letters", ""))
 
     def cutover(migration: Migration) -> Outcome:
-        report = migration.cutover(accepted, new=task.new)
+        report = migration.cutover(accepted)
         return _switched("cutover", "new", report)
 
     operator.by_hand("cutover", cutover)
@@ -123,7 +121,7 @@ async def _cutover(operator: Operator, form: Form) -> str:
 
 
 def _whole(text: str) -> int:
-    """0 for an empty field. Raises SettingsError."""
+    """Parse a whole number; 0 for an empty field. Raises SettingsError."""
     try:
         return int(text) if text.strip() else 0
     except ValueError as exc:
@@ -131,10 +129,10 @@ def _whole(text: str) -> int:
 
 
 async def _rollback(operator: Operator, form: Form) -> str:
-    task, accept_outdated = operator.task, form.get("accept_outdated") == "1"
+    accept_outdated = form.get("accept_outdated") == "1"
 
     def rollback(migration: Migration) -> Outcome:
-        report = migration.rollback(old=task.old, accept_outdated=accept_outdated)
+        report = migration.rollback(accept_outdated=accept_outdated)
         return _switched("rollback", "old", report)
 
     operator.by_hand("rollback", rollback)

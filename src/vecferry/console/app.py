@@ -30,7 +30,7 @@ router = APIRouter()
 
 
 def create_app(operator: Operator, sessions: Sessions, *, names: Collection[str] = ()) -> FastAPI:
-    """operator: closed with the application. names: of hosts under which the console is found, beside addresses."""
+    """Build the console. operator: closed with it. names: of hosts that lead to the console, beside addresses."""
     app = FastAPI(
         openapi_url=None,
         redirect_slashes=False,
@@ -60,7 +60,7 @@ def _lifespan(operator: Operator) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 
 class _LoggedOut(Exception):
-    """There is no session, or it is over."""
+    """A request without a session, or with one that is over."""
 
 
 async def _to_login(_: Request, __: Exception) -> Response:
@@ -80,10 +80,10 @@ def _session(request: Request) -> LoginSession:
 
 
 async def _form(request: Request, session: Annotated[LoginSession, Depends(_session)]) -> dict[str, str]:
-    """Of this session's own pages."""
+    """Return the fields of a form of this session's own pages."""
     form = await form_of(request)
     if not session.owns(form.get("csrf", "")):
-        raise HTTPException(HTTPStatus.FORBIDDEN, "This form is of another session. Load the page again.")
+        raise HTTPException(HTTPStatus.FORBIDDEN, "This form belongs to another session. Load the page again.")
     return form
 
 
@@ -116,7 +116,7 @@ def _page(request: Request, name: str, values: dict[str, Any], status: int = HTT
 
 
 def _own_page(request: Request, session: LoginSession, name: str, values: dict[str, Any]) -> Response:
-    """With what came of the session's last form, once."""
+    """Return a page with the outcome of the session's last form, once."""
     notice, session.notice = session.notice, None
     return _page(request, name, {"csrf": session.csrf, "notice": notice} | values)
 
@@ -142,7 +142,7 @@ async def log_in(request: Request) -> Response:
 
 
 def _problem_with(request: Request, key: str) -> str:
-    """Empty if it is one of the keys."""
+    """Return why the key is refused; empty if it is one of the keys."""
     sessions, client = _sessions(request), _client(request)
     if (wait_s := sessions.wait_s(client)) > 0:
         return f"Too many wrong keys. Wait {wait_s:.0f} s, then try again."
@@ -183,7 +183,7 @@ async def search_page(request: Request, session: OfSession, q: str = "") -> Resp
 
 @router.post("/do/{verb}")
 async def do(request: Request, session: OfSession, verb: str, form: OwnForm) -> Response:
-    """Runs the verb, and leaves what came of it for the page to which it leads."""
+    """Run the verb, and leave its outcome for the page to which it leads."""
     if verb not in ACTIONS:
         raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such verb.")
     operator = _operator(request)
@@ -194,7 +194,7 @@ async def do(request: Request, session: OfSession, verb: str, form: OwnForm) -> 
 
 
 def _unconfirmed(request: Request, form: dict[str, str]) -> str:
-    """What is missing from the confirmation of a switch."""
+    """Return what is missing from the confirmation of a switch."""
     target = _operator(request).task.store.target
     if form.get("name", "").strip() != target:
         return f"Nothing was switched: the name that you typed is not {target}."
@@ -219,7 +219,7 @@ async def static_file(name: str) -> Response:
 
 @router.get("/events")
 async def events(request: Request) -> Response:
-    """Server-sent events. `parts`: those that have changed, HTML by name. `over`: the session is."""
+    """Stream server-sent events. `parts`: those that have changed, HTML by name. `over`: the session is over."""
     token = request.cookies.get(COOKIE, "")
     return StreamingResponse(_events(request, token), media_type=EVENT_STREAM)
 

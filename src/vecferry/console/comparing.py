@@ -32,7 +32,7 @@ class Cut:
 class RankedPassage:
     """One answer. rank: from 1. other: its rank on the other side; None if it is not among the first there.
 
-    runs: the text, lit where the model's heads say why. scores: of these heads.
+    runs: the text, highlighted where the model's heads say why. scores: of these heads.
     """
 
     key: str
@@ -52,16 +52,16 @@ class RankedPassage:
 
 @dataclass(frozen=True)
 class ResultColumn:
-    """What one side answers; `message` says why there is nothing."""
+    """The answers of one side; `message` says why there are none."""
 
     side: str
-    found: tuple[RankedPassage, ...] = ()
+    passages: tuple[RankedPassage, ...] = ()
     message: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """heads: of the new model. shared: how many both have among their first K."""
+    """The answers of both sides. heads: of the new model. shared: how many both have among their first K."""
 
     query: str
     old: ResultColumn
@@ -70,25 +70,25 @@ class Comparison:
 
     @property
     def shared(self) -> int:
-        return sum(found.other is not None for found in self.new.found)
+        return sum(passage.other is not None for passage in self.new.passages)
 
 
 def compare(store: Store, task: Task, query: str) -> Comparison:
-    """Both sides' first K. Raises InvalidText, ModelRuntimeError, ArtifactError, StoreError."""
+    """Search both sides for their first K. Raises InvalidText, ModelRuntimeError, ArtifactError, StoreError."""
     serving = store.ledger.serving(store.target)
     cuts = _cuts(store, task)
     is_new_there = store.new_space() == task.new.fingerprint or (
         serving is not None and serving.fingerprint == task.new.fingerprint
     )
-    old = _asked(store, task.old, query, "The old model is not in the file of the migration.")
-    new = _asked(store, task.new if is_new_there else None, query, "The new vectors are not there before start.")
+    old = _search(store, task.old, query, "The migration's file does not name the old model.")
+    new = _search(store, task.new if is_new_there else None, query, "There are no new vectors before start.")
     texts = _texts(store, [*old.hits, *new.hits])
     left = _column("old", old, new.hits, texts, cuts["old"])
     right = _column("new", new, old.hits, texts, cuts["new"])
-    return Comparison(query, left, _lit(task, query, right), task.new.space.outputs.names)
+    return Comparison(query, left, _highlighted(task, query, right), task.new.space.outputs.names)
 
 
-# --- asking ---------------------------------------------------------------------------------------
+# --- searching------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class _SideAnswer:
     message: str = ""
 
 
-def _asked(store: Store, model: TextEncoder | None, query: str, otherwise: str) -> _SideAnswer:
+def _search(store: Store, model: TextEncoder | None, query: str, otherwise: str) -> _SideAnswer:
     if model is None:
         return _SideAnswer((), otherwise)
     vector = model.encode([query], role="query").dense[0]
     try:
         return _SideAnswer(store.search(vector, K, fingerprint=model.fingerprint))
     except SpaceMismatch:
-        return _SideAnswer((), "This side is not in the space of its model.")
+        return _SideAnswer((), "This side's vectors are not in its model's space.")
 
 
 def _texts(store: Store, hits: Sequence[Hit]) -> dict[Key, str]:
@@ -113,10 +113,10 @@ def _texts(store: Store, hits: Sequence[Hit]) -> dict[Key, str]:
 
 
 def _cuts(store: Store, task: Task) -> dict[str, Mapping[str, float]]:
-    """By side: those that the file names, and what the last gate has mapped them to."""
+    """Return, by side, the cut-offs that the file names, and what the last gate has mapped them to."""
     record = store.ledger.find(store.target)
     gate = (record.verification or {}).get("gate") if record is not None else None
-    mapped = {name: one["new"] for name, one in gate["thresholds"].items()} if gate else {}
+    mapped = {name: threshold["new"] for name, threshold in gate["thresholds"].items()} if gate else {}
     return {"old": task.options.thresholds, "new": mapped}
 
 
@@ -124,33 +124,35 @@ def _column(
     side: str, answer: _SideAnswer, others: Sequence[Hit], texts: Mapping[Key, str], cuts: Mapping[str, float]
 ) -> ResultColumn:
     ranks = {hit.key: rank for rank, hit in enumerate(others, 1)}
-    found = []
+    passages = []
     for rank, hit in enumerate(answer.hits, 1):
         text = texts.get(hit.key, "")
         crossed = tuple(Cut(name, value, hit.score >= value) for name, value in cuts.items())
         shortened = Run(text[:MAX_SHOWN_CHARS])
         (key,) = shown([hit.key])
-        found.append(
+        passages.append(
             RankedPassage(key, rank, hit.score, ranks.get(hit.key), (shortened,), len(text) > MAX_SHOWN_CHARS, crossed)
         )
-    return ResultColumn(side, tuple(found), answer.message)
+    return ResultColumn(side, tuple(passages), answer.message)
 
 
 # --- why ------------------------------------------------------------------------------------------
 
 
-def _lit(task: Task, query: str, column: ResultColumn) -> ResultColumn:
-    """The new side's answers with the scores of each head, and the tokens that matched."""
+def _highlighted(task: Task, query: str, column: ResultColumn) -> ResultColumn:
+    """Add to the new side's answers the scores of each head, and mark the tokens that matched."""
     outputs = task.new.space.outputs
-    if outputs == DENSE or not column.found:
+    if outputs == DENSE or not column.passages:
         return column
-    texts = [found.runs[0].text for found in column.found]
-    asked = task.new.encode([query], outputs=outputs, role="query")
-    passages = task.new.encode(texts, outputs=outputs, role="passage")
+    texts = [passage.runs[0].text for passage in column.passages]
+    embedded_query = task.new.encode([query], outputs=outputs, role="query")
+    embeddings = task.new.encode(texts, outputs=outputs, role="passage")
     space = task.new.space
-    highlighter = Highlighter(query, asked, task.pieces, (space.query_prefix, space.passage_prefix))
+    highlighter = Highlighter(query, embedded_query, task.pieces, (space.query_prefix, space.passage_prefix))
     highlighted = [
-        replace(found, scores=scores, runs=highlighter.light(text, passages, row))
-        for row, (found, scores, text) in enumerate(zip(column.found, scores_of(asked, passages), texts, strict=True))
+        replace(passage, scores=scores, runs=highlighter.highlight(text, embeddings, row))
+        for row, (passage, scores, text) in enumerate(
+            zip(column.passages, scores_of(embedded_query, embeddings), texts, strict=True)
+        )
     ]
-    return replace(column, found=tuple(highlighted))
+    return replace(column, passages=tuple(highlighted))

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
+from vecferry.console.operator import FAULT
 from vecferry.server.guard import App, Message, Receive, Scope, Send
 
 MAX_FORM_BYTES = 65_536
@@ -23,12 +24,11 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-FAULT = "A fault of the console; its terminal says which."
 log = logging.getLogger("vecferry.console")
 
 
 class ConsoleGuard:
-    """Middleware around everything else. names: of hosts, beside addresses and localhost, under which it is found."""
+    """Middleware around everything else. names: of hosts that lead here, beside addresses and localhost."""
 
     def __init__(self, app: App, *, names: Collection[str]) -> None:
         self._app, self._names = app, {name.lower() for name in names} | {"localhost"}
@@ -57,7 +57,7 @@ class ConsoleGuard:
         except ClientDisconnect:
             return
         except Exception:
-            log.exception("a fault of the console")
+            log.exception("the console failed in a request")
             if began:
                 raise
             await Response(FAULT, 500, media_type="text/plain")(scope, receive, with_headers)
@@ -71,7 +71,7 @@ class ConsoleGuard:
         return None
 
     def _is_ours(self, host: str) -> bool:
-        """An address is what somebody typed; a name may be anybody's that leads here (DNS rebinding)."""
+        """Return whether the host is an address or a known name; any name may lead here (DNS rebinding)."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
             return name in self._names or bool(ipaddress.ip_address(name))
@@ -80,7 +80,7 @@ class ConsoleGuard:
 
 
 def _is_same_origin(headers: dict[bytes, str], host: str) -> bool:
-    """As the browser says, which no page can make it say; a request without either word is nobody's form."""
+    """Return whether the browser says so, which no page can forge; without either header it is not."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is None and origin is None:
         return False
@@ -92,6 +92,6 @@ def _ascii(text: str) -> str:
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """The fields of an ordinary form."""
+    """Return the fields of an ordinary form."""
     body = await request.body()
     return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))

@@ -23,7 +23,7 @@ Pieces = Callable[[str], list[Piece]]
 
 @dataclass(frozen=True)
 class Run:
-    """Characters that look alike. word: how much the query shares them (sparse). best: how near they are to the
+    """Characters highlighted alike. word: how much the query shares them (sparse). best: how near they are to the
     token of the query whose best match they are (ColBERT). Both 0 to LEVELS. why: in words, for a pointer.
     """
 
@@ -35,7 +35,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one passage. None where the model has no such head."""
+    """The scores of one passage; None where the model has no such head."""
 
     dense: float
     sparse: float | None
@@ -43,7 +43,7 @@ class Scores:
 
 
 def scores_of(query: Embeddings, passages: Embeddings) -> list[Scores]:
-    """query: one text. One for each passage."""
+    """Return the scores of each passage. query: the embeddings of one text."""
     dense = dense_scores(query, passages)[0]
     sparse = lexical_scores(query, passages)[0] if query.sparse_or_none is not None else None
     colbert = colbert_scores(query, passages)[0] if query.colbert_or_none is not None else None
@@ -59,46 +59,46 @@ def scores_of(query: Embeddings, passages: Embeddings) -> list[Scores]:
 
 @dataclass(frozen=True)
 class Highlighter:
-    """A query, ready to light passages. prefixes: what the model puts before a query and a passage."""
+    """A query that highlights passages. prefixes: what the model puts before a query and a passage."""
 
     query: str
     embedded: Embeddings
     pieces: Pieces
     prefixes: tuple[str, str] = ("", "")
 
-    def light(self, text: str, passages: Embeddings, row: int) -> tuple[Run, ...]:
-        """`text`, which is passage `row`, in runs; together they are the text."""
-        found = self.pieces(self.prefixes[1] + text)
-        places = [_moved(piece, len(self.prefixes[1])) for piece in found]
-        message = np.zeros(len(text))
+    def highlight(self, text: str, passages: Embeddings, row: int) -> tuple[Run, ...]:
+        """Split `text`, which is passage `row`, into runs; together they are the text."""
+        tokens = self.pieces(self.prefixes[1] + text)
+        places = [_moved(piece, len(self.prefixes[1])) for piece in tokens]
+        shared = np.zeros(len(text))
         best, why = np.zeros(len(text)), [""] * len(text)
         if passages.sparse_or_none is not None:
-            self._light_words(found, places, passages.sparse.row(row), message)
+            self._highlight_words(tokens, places, passages.sparse.row(row), shared)
         if passages.colbert_or_none is not None:
-            self._light_best(places, passages.colbert[row], best, why)
-        return _runs(text, _levels(message), _levels(best), why)
+            self._highlight_best(places, passages.colbert[row], best, why)
+        return _runs(text, _levels(shared), _levels(best), why)
 
-    def _light_words(
-        self, found: Sequence[Piece], places: Sequence[tuple[int, int] | None], weights: dict[int, float],
-        message: np.ndarray,
+    def _highlight_words(
+        self, tokens: Sequence[Piece], places: Sequence[tuple[int, int] | None], weights: dict[int, float],
+        shared: np.ndarray,
     ) -> None:  # fmt: skip
-        """The product of both weights, wherever a shared token stands."""
+        """Set the product of both weights wherever a shared token stands."""
         wanted = self.embedded.sparse.row(0)
-        for piece, place in zip(found, places, strict=True):
+        for piece, place in zip(tokens, places, strict=True):
             if place is not None and piece.id in wanted and piece.id in weights:
-                message[slice(*place)] = wanted[piece.id] * weights[piece.id]
+                shared[slice(*place)] = wanted[piece.id] * weights[piece.id]
 
-    def _light_best(
+    def _highlight_best(
         self, places: Sequence[tuple[int, int] | None], vectors: Float32, best: np.ndarray, why: list[str]
     ) -> None:
-        """Each token of the query has one best token here; CLS has no vector, so that vector i is of token i + 1."""
-        asked = self.pieces(self.prefixes[0] + self.query)[1:]
-        rows = self.embedded.colbert[0][: len(asked)]  # [query tokens, D]
+        """Mark the best token here of each query token; CLS has no vector, so vector i is of token i + 1."""
+        query_tokens = self.pieces(self.prefixes[0] + self.query)[1:]
+        rows = self.embedded.colbert[0][: len(query_tokens)]  # [query tokens, D]
         here = vectors[: max(0, len(places) - 1)]  # [passage tokens, D]
         if not len(here):
             return
         similar = rows @ here.T  # [query tokens, passage tokens]
-        for piece, row in zip(asked, similar, strict=False):
+        for piece, row in zip(query_tokens, similar, strict=False):
             place = places[int(row.argmax()) + 1]
             score = float(row.max())
             if piece.place is None or place is None or score <= best[place[0]]:
@@ -108,25 +108,25 @@ class Highlighter:
 
 
 def _moved(piece: Piece, prefix: int) -> tuple[int, int] | None:
-    """Its place in the text without the prefix; None of special tokens, and of the prefix itself."""
+    """Return the token's place in the text without the prefix; None for special tokens and the prefix's."""
     if piece.place is None or piece.place[1] <= prefix:
         return None
     return max(0, piece.place[0] - prefix), piece.place[1] - prefix
 
 
 def _levels(strength: np.ndarray) -> list[int]:
-    """0 stays 0; the strongest is LEVELS."""
+    """Scale to levels: 0 stays 0; the strongest is LEVELS."""
     highest = strength.max(initial=0.0)
     if highest <= 0:
         return [0] * len(strength)
     return [int(level) for level in np.ceil(LEVELS * np.maximum(strength, 0.0) / highest)]
 
 
-def _runs(text: str, message: Sequence[int], best: Sequence[int], why: Sequence[str]) -> tuple[Run, ...]:
+def _runs(text: str, shared: Sequence[int], best: Sequence[int], why: Sequence[str]) -> tuple[Run, ...]:
     runs: list[Run] = []
     start = 0
     for i in range(1, len(text) + 1):
-        if i == len(text) or (message[i], best[i], why[i]) != (message[start], best[start], why[start]):
-            runs.append(Run(text[start:i], message[start], best[start], why[start]))
+        if i == len(text) or (shared[i], best[i], why[i]) != (shared[start], best[start], why[start]):
+            runs.append(Run(text[start:i], shared[start], best[start], why[start]))
             start = i
     return tuple(runs)

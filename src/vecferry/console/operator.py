@@ -23,7 +23,7 @@ from vecferry.model.tokens import Piece
 from vecferry.stores.protocol import Store
 
 T = TypeVar("T")
-FAULT = "A fault of the console; its terminal says which."
+FAULT = "The console failed; the log in its terminal says why."
 AT_MOST_EVERY_S = 0.9
 """A status is that old at most, however many look."""
 PATIENCE_S = 10.0
@@ -32,7 +32,7 @@ PATIENCE_S = 10.0
 
 @dataclass(frozen=True)
 class Task:
-    """What is migrated, by which models. store: closed by the operator.
+    """A migration's store and models. store: closed by the operator.
 
     gate: makes the gate of a verification. sample: rows that it encodes again. engine: as `Migration.start` takes it.
     pieces: what the new model's tokenizer makes of a text, special tokens included; nothing where nobody can say.
@@ -47,10 +47,13 @@ class Task:
     engine: EngineFor | None = None
     pieces: Callable[[str], list[Piece]] = lambda _: []
 
+    def migration(self, store: Store) -> Migration:
+        return Migration(store, new=self.new, old=self.old, options=self.options)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a verb. is_elsewhere: it could not be, because another process is at work."""
+    """The result of a verb. is_elsewhere: it was refused because another process is at work."""
 
     verb: str
     message: str
@@ -60,13 +63,13 @@ class Outcome:
 
     @classmethod
     def of(cls, verb: str, error: VecferryError) -> Outcome:
-        """An error as it is said to people."""
+        """Return an error as people read it."""
         return cls(verb, error.message, error.hint, failed=True, is_elsewhere=isinstance(error, Locked))
 
 
 @dataclass(frozen=True)
 class Doing:
-    """began_at, ended_at: of the monotonic clock. outcome: None while it goes on."""
+    """A verb under way or ended. began_at, ended_at: of the monotonic clock. outcome: None while it goes on."""
 
     verb: str
     began_at: float
@@ -75,17 +78,17 @@ class Doing:
 
 
 class TaskThread(StrEnum):
-    """Where something is done: there is one thread for each."""
+    """The threads of work: the run, and verbs by hand."""
 
     RUN = "run"
     HAND = "hand"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """status: None before `start`. trouble: why nothing could be seen. before: the state to which a pause goes back.
+class Snapshot:
+    """A migration at a moment. status: None before `start`. problem: why it is unknown.
 
-    is_held: whether that pause is an operator's.
+    before: the state to which a pause goes back. is_held: whether that pause is an operator's.
     at, now: of the monotonic clock. run, hand: what this process does, or did last.
     """
 
@@ -106,7 +109,7 @@ class Seen:
 
 @dataclass
 class Operator:
-    """For the event loop: no method waits for the store but in a thread."""
+    """The migration for the event loop: only threads wait for the store."""
 
     task: Task
     _doing: dict[TaskThread, Doing] = field(default_factory=dict)
@@ -116,13 +119,13 @@ class Operator:
     def __post_init__(self) -> None:
         self._looking = _Desk(self.task.store)
         self._asking = _Desk(self.task.store)
-        self._look: asyncio.Task[Seen] | None = None
-        self._last: Seen | None = None
+        self._look: asyncio.Task[Snapshot] | None = None
+        self._last: Snapshot | None = None
 
     # --- looking ----------------------------------------------------------------------------------
 
-    async def look(self, *, anew: bool = False) -> Seen:
-        """As it is now, or was a moment ago."""
+    async def look(self, *, anew: bool = False) -> Snapshot:
+        """Return the migration as it is now, or was a moment ago."""
         if anew or self._last is None or time.monotonic() - self._last.at > AT_MOST_EVERY_S:
             if anew or self._look is None or self._look.done():
                 self._look = asyncio.create_task(self._look_anew())
@@ -130,49 +133,46 @@ class Operator:
         doing = {place.value: self._doing.get(place) for place in TaskThread}
         return replace(self._last, now=time.monotonic(), run=doing["run"], hand=doing["hand"])
 
-    async def _look_anew(self) -> Seen:
+    async def _look_anew(self) -> Snapshot:
         try:
-            return await self._looking.do(self._seen)
+            return await self._looking.do(self._snapshot)
         except StoreError as exc:
-            return Seen(self.task.store.target, time.monotonic(), problem=Outcome.of("status", exc))
+            return Snapshot(self.task.store.target, time.monotonic(), problem=Outcome.of("status", exc))
 
-    def _seen(self, store: Store) -> Seen:
+    def _snapshot(self, store: Store) -> Snapshot:
         at, target = time.monotonic(), store.target
         try:
-            status = Migration(store, self.task.options).status()
+            status = self.task.migration(store).status()
         except MigrationNotFound:
-            return Seen(target, at)
+            return Snapshot(target, at)
         record = store.ledger.find(target)
         paused = record.paused if record is not None else None
         if paused is None:
-            return Seen(target, at, status=status)
-        return Seen(target, at, status=status, before=State(paused.before), is_held=paused.by_operator)
+            return Snapshot(target, at, status=status)
+        return Snapshot(target, at, status=status, before=State(paused.before), is_held=paused.by_operator)
 
     async def read(self, question: Callable[[Store], T]) -> T:
-        """`question` with a store, for what may take a moment: a search. Raises as it does."""
+        """Call `question` with a store, for what may take a moment: a search. Raises as it does."""
         return await self._asking.do(question)
 
     # --- acting -----------------------------------------------------------------------------------
 
     async def at_once(self, verb: Callable[[Migration], object]) -> None:
-        """A verb that only writes down what is wanted. Raises as it does."""
-        await self._looking.do(lambda store: verb(Migration(store, self.task.options)))
+        """Call a verb that only records a wish. Raises as it does."""
+        await self._looking.do(lambda store: verb(self.task.migration(store)))
 
     def start(self) -> None:
-        """Leaves the migration running here, until `stop` or its end. Raises Locked if it does already."""
+        """Run the migration here, until `stop` or its end. Raises Locked if it runs already."""
         self._stopping.clear()
-        task = self.task
 
         def follow(migration: Migration) -> Outcome:
-            ended = migration.start(
-                task.new, old=task.old, follow=lambda: False, stop=self._stopping.is_set, engine=task.engine
-            )
+            ended = migration.start(follow=lambda: False, stop=self._stopping.is_set, engine=self.task.engine)
             return Outcome("start", f"The migration has ended: {ended.state}.")
 
         self._begin(TaskThread.RUN, "start", follow)
 
     def stop(self) -> None:
-        """The run ends at the next row; `start` goes on from there."""
+        """End the run at the next row; `start` goes on from there."""
         self._stopping.set()
 
     @property
@@ -181,7 +181,7 @@ class Operator:
         return self._stopping.is_set()
 
     def by_hand(self, verb: str, work: Callable[[Migration], Outcome]) -> None:
-        """`work` in a thread. Raises Locked while another one is at work."""
+        """Run `work` in a thread. Raises Locked while another one is at work."""
         self._begin(TaskThread.HAND, verb, work)
 
     def _begin(self, place: TaskThread, verb: str, work: Callable[[Migration], Outcome]) -> None:
@@ -198,14 +198,14 @@ class Operator:
         outcome = Outcome(doing.verb, FAULT, failed=True)
         try:
             with closing(self.task.store.another()) as store:
-                outcome = work(Migration(store, self.task.options))
+                outcome = work(self.task.migration(store))
         except VecferryError as exc:
             outcome = Outcome.of(doing.verb, exc)
         finally:
             self._doing[place] = replace(doing, outcome=outcome, ended_at=time.monotonic())
 
     def close(self) -> None:
-        """Stops the run and waits for it, and for a verb that is under way, for a time."""
+        """Stop the run and wait for it, and for a verb that is under way, for a time."""
         self.stop()
         until = time.monotonic() + PATIENCE_S
         for thread in self._threads.values():
@@ -227,7 +227,7 @@ class _Desk:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._connected, work)
 
     def _connected(self, work: Callable[[Store], T]) -> T:
-        """`work`; once more, by a new connection, if the old one is gone."""
+        """Call `work`; once more, by a new connection, if the old one is gone."""
         store = self._opened()
         try:
             return work(store)

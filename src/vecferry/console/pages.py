@@ -41,12 +41,12 @@ def _template(name: str) -> str | None:
 
 
 def static(name: str) -> bytes:
-    """One of STATIC."""
+    """Return one file of STATIC."""
     return files("vecferry.console").joinpath("static", name).read_bytes()
 
 
 class Pages:
-    """Templates, read once each."""
+    """The templates, each read once."""
 
     def __init__(self) -> None:
         self._templates = Environment(
@@ -63,15 +63,15 @@ class Pages:
         return self._templates.get_template(f"{name}.html.j2").render(values)
 
     def parts(self, look: Look, csrf: str) -> dict[str, str]:
-        """Each part by its name."""
+        """Render each part by its name."""
         return {name: self.render(f"parts/{name}", {"look": look, "csrf": csrf}) for name in PARTS}
 
 
 def _figure(value: float) -> str:
-    """Three digits, or whole numbers with commas."""
+    """Format with three digits, or as whole numbers with commas."""
     return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _moment(at: str) -> str:
-    """Of ISO 8601: the date and the time to the second."""
+    """Format ISO 8601 as the date and the time to the second."""
     return at[:19].replace("T", " ")

@@ -24,7 +24,7 @@ MAX_REMEMBERED = 1024
 
 @dataclass
 class LoginSession:
-    """csrf: to be in every form of this session. notice: what came of its last form, until it is shown."""
+    """A logged-in browser. csrf: in every form of this session. notice: the outcome of its last form, until shown."""
 
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
@@ -32,12 +32,12 @@ class LoginSession:
     notice: Outcome | None = None
 
     def owns(self, form: str) -> bool:
-        """Whether a form with this token is one of the session's."""
+        """Return whether a form with this token is one of the session's."""
         return hmac.compare_digest(self.csrf.encode(), form.encode())
 
 
 class Sessions:
-    """keys: at least one. clock: monotonic seconds."""
+    """The logins of a console. keys: at least one. clock: monotonic seconds."""
 
     def __init__(self, keys: ApiKeys, clock: Callable[[], float] = time.monotonic) -> None:
         assert keys, "a console without a key would be open to everybody"
@@ -46,7 +46,7 @@ class Sessions:
         self._failures: dict[str, tuple[int, float]] = {}
 
     def accepts(self, key: str, client: str) -> bool:
-        """Whether it is one of the keys; never before `wait_s` of that client is 0."""
+        """Return whether it is one of the keys; never before `wait_s` of that client is 0."""
         if self.wait_s(client) > 0:
             return False
         if self._keys.accepts(b"Bearer " + key.strip().encode(errors="replace")) and key.strip():
@@ -58,7 +58,7 @@ class Sessions:
         return False
 
     def wait_s(self, client: str) -> float:
-        """How long that client has to wait, by the wrong keys that it gave."""
+        """Return how long that client has to wait, by the wrong keys that it gave."""
         number, last = self._failures.get(client, (0, 0.0))
         if number < FREE_FAILURES:
             return 0.0
@@ -72,7 +72,7 @@ class Sessions:
         return session
 
     def find(self, token: str, *, active: bool = True) -> LoginSession | None:
-        """The session of that cookie, if it is not over. active: somebody did something, so that it goes on."""
+        """Return the session of that cookie, if it is not over. active: a person acted, so that it goes on."""
         session = self._sessions.get(token)
         if session is None:
             return None

@@ -7,39 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vecferry.console.operator import Outcome, Seen
+from vecferry.console.operator import Outcome, Snapshot
 from vecferry.migrate import State, Status
-from vecferry.migrate.states import CAUGHT_UP, allowed
+from vecferry.migrate.states import CAUGHT_UP, allowed, next_verbs
 from vecferry.stores.values import shown
 
-SAID_S = 120.0
+OUTCOME_S = 120.0
 """How long the outcome of a verb by hand is shown."""
 PACE_S = 30.0
 """How far back the rate is measured."""
-NEXT: Mapping[State, str] = {
-    State.PLANNED: "start",
-    State.PREPARED: "start",
-    State.CAPTURING: "start",
-    State.BACKFILLING: "start",
-    State.INDEXING: "start",
-    State.CATCHING_UP: "verify",
-    State.VERIFIED: "verify",
-    State.READY: "cutover",
-    State.CUTTING_OVER: "cutover",
-    State.ROLLING_BACK: "rollback",
-    State.SERVING_OLD: "cutover",
-    State.PAUSED: "resume",
-}
-"""The verb that goes on from there, of those that are here."""
 MESSAGES: Mapping[State, str] = {
-    State.PLANNED: "The migration is written down; nothing was made yet.",
-    State.PREPARED: "The place for the new vectors is there, and empty.",
+    State.PLANNED: "The migration is recorded; nothing has been created yet.",
+    State.PREPARED: "The place for the new vectors exists and is empty.",
     State.CAPTURING: "Writes of the application are captured from now on.",
     State.BACKFILLING: "Every row is encoded anew, beside its old vector.",
     State.INDEXING: "Every row was tried; the new indexes are being built.",
     State.CATCHING_UP: "The new vectors are complete, and follow what the application writes.",
-    State.VERIFIED: "The checks passed. Without the gate's word, or yours over it, it cannot be switched.",
-    State.READY: "It may be switched.",
+    State.VERIFIED: "The checks passed. The switch is allowed once the gate passes or you override it.",
+    State.READY: "The new vectors are ready for the switch.",
     State.CUTTING_OVER: "Writers wait while the new vectors take their place.",
     State.SERVING_NEW: "The new vectors answer. The old ones are kept current, so that you can go back.",
     State.ROLLING_BACK: "Writers wait while the old vectors take their place again.",
@@ -48,7 +33,7 @@ MESSAGES: Mapping[State, str] = {
     State.PAUSED: "Nothing is written to the new side. Writes of the application are captured.",
     State.ABORTED: "The new vectors are gone. Another migration may begin.",
 }
-NOT_BEGUN = "No migration of this collection was begun. The old vectors answer."
+NOT_BEGUN = "No migration of this collection has begun. The old vectors answer."
 PATH = (
     State.PLANNED, State.PREPARED, State.CAPTURING, State.BACKFILLING, State.INDEXING, State.CATCHING_UP,
     State.VERIFIED, State.READY, State.SERVING_NEW, State.FINALIZED,
@@ -59,7 +44,7 @@ MOVING = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW
 
 @dataclass(frozen=True)
 class Step:
-    """One state of the path. at: "done", "here", "ahead"."""
+    """A state on the path. at: "done", "here", "ahead"."""
 
     name: str
     at: str
@@ -72,7 +57,7 @@ class Pace:
     marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def note(self, at: float, rows_done: int) -> None:
-        """Another migration, or rows that were taken away, begin it anew."""
+        """Record the rows done; another migration, or rows that were taken away, begin it anew."""
         if self.marks and rows_done < self.marks[-1][1]:
             self.marks.clear()
         if not self.marks or at > self.marks[-1][0]:
@@ -88,7 +73,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Look:
-    """Everything that the page shows.
+    """All that the page shows.
 
     verbs: those that the state allows. next: the one that goes on. rows_per_s: of the backfill. eta: how long that
     takes at the present rate; empty where it cannot be said. verification, with gate and override: ready for JSON.
@@ -121,31 +106,31 @@ class Look:
     thresholds: Mapping[str, float]
 
 
-def look_at(seen: Seen, pace: Pace, *, is_stopping: bool = False) -> Look:
-    """What there is to say of it; `pace` takes note of the rows."""
-    status = seen.status
+def look_at(snapshot: Snapshot, pace: Pace, *, is_stopping: bool = False) -> Look:
+    """Return what the page shows of a snapshot; `pace` records the rows."""
+    status = snapshot.status
     if status is not None:
-        pace.note(seen.at, status.rows_done)
+        pace.note(snapshot.at, status.rows_done)
     state = None if status is None else status.state
     verification = None if status is None else status.verification
     serving = None if status is None else status.serving
-    hand = seen.hand
+    hand = snapshot.hand
     return Look(
-        target=seen.target,
+        target=snapshot.target,
         status=status,
-        problem=seen.problem,
+        problem=snapshot.problem,
         state=state,
-        title="not seen" if seen.problem else "not begun" if state is None else _title(state),
-        message=seen.problem.message if seen.problem else NOT_BEGUN if state is None else MESSAGES[state],
-        path=path_of(state, seen.before),
-        verbs=_verbs(seen),
-        next=_next(seen),
-        is_running=seen.is_running,
-        is_stopping=is_stopping and seen.is_running,
-        run=seen.run.outcome if seen.run else None,
+        title="unreachable" if snapshot.problem else "not begun" if state is None else _title(state),
+        message=snapshot.problem.message if snapshot.problem else NOT_BEGUN if state is None else MESSAGES[state],
+        path=path_of(state, snapshot.before),
+        verbs=_verbs(snapshot),
+        next=_next(snapshot),
+        is_running=snapshot.is_running,
+        is_stopping=is_stopping and snapshot.is_running,
+        run=snapshot.run.outcome if snapshot.run else None,
         busy=hand.verb if hand is not None and hand.outcome is None else "",
-        busy_s=round(seen.now - hand.began_at) if hand is not None and hand.outcome is None else 0,
-        hand=hand.outcome if hand is not None and seen.now - hand.ended_at < SAID_S else None,
+        busy_s=round(snapshot.now - hand.began_at) if hand is not None and hand.outcome is None else 0,
+        hand=hand.outcome if hand is not None and snapshot.now - hand.ended_at < OUTCOME_S else None,
         rows_per_s=pace.rows_per_s if status is not None and state not in CAUGHT_UP else None,
         eta=_eta(status, pace) if status is not None else "",
         dead_letters=_dead_letters(status) if status is not None else (),
@@ -160,7 +145,7 @@ def look_at(seen: Seen, pace: Pace, *, is_stopping: bool = False) -> Look:
 
 
 def path_of(state: State | None, before: State | None) -> tuple[Step, ...]:
-    """The states in their order, a rollback's among them where there was one. before: of a pause."""
+    """Return the states in their order, a rollback's among them where there was one. before: of a pause."""
     here = before if state is State.PAUSED and before is not None else state
     here = MOVING.get(here, here) if here is not None else None
     names = PATH_BACK if State.SERVING_OLD in (here, before) else PATH
@@ -170,7 +155,7 @@ def path_of(state: State | None, before: State | None) -> tuple[Step, ...]:
 
 
 def side_of(status: Status | None) -> str:
-    """Which vectors answer: "old" or "new"."""
+    """Return which vectors answer: "old" or "new"."""
     if status is None or status.serving is None:
         return "old"
     return "new" if status.serving.fingerprint == status.new_fingerprint else "old"
@@ -180,33 +165,33 @@ def _title(state: State) -> str:
     return state.value.replace("_", " ")
 
 
-def _verbs(seen: Seen) -> frozenset[str]:
-    """A verb that takes a while waits for the one that is at work; nothing is possible where nothing is seen."""
-    if seen.problem is not None:
+def _verbs(snapshot: Snapshot) -> frozenset[str]:
+    """Return the verbs that the state allows; none where the store does not answer."""
+    if snapshot.problem is not None:
         return frozenset()
-    verbs = {"start"} if not seen.is_running and not _has_ended(seen) else set()
-    if seen.status is None:
+    verbs = {"start"} if not snapshot.is_running and not _has_ended(snapshot) else set()
+    if snapshot.status is None:
         return frozenset(verbs)
-    state = seen.before if seen.status.paused is not None and seen.before else seen.status.state
-    quick = {verb for verb in ("pause", "resume", "throttle", "postpone") if allowed(verb, seen.status.state)}
+    state = snapshot.before if snapshot.status.paused is not None and snapshot.before else snapshot.status.state
+    quick = {verb for verb in ("pause", "resume", "throttle", "postpone") if allowed(verb, snapshot.status.state)}
     slow = {verb for verb in ("verify", "override", "retry", "cutover", "rollback") if allowed(verb, state)}
-    if seen.is_held:
+    if snapshot.is_held:
         slow &= {"rollback"}  # the one that ends also an operator's pause
-    if not seen.status.dead_letters:
+    if not snapshot.status.dead_letters:
         slow.discard("retry")
     return frozenset(verbs | quick | slow)
 
 
-def _has_ended(seen: Seen) -> bool:
-    return seen.status is not None and seen.status.state is State.FINALIZED
+def _has_ended(snapshot: Snapshot) -> bool:
+    return snapshot.status is not None and snapshot.status.state is State.FINALIZED
 
 
-def _next(seen: Seen) -> str:
-    if seen.problem is not None:
+def _next(snapshot: Snapshot) -> str:
+    if snapshot.problem is not None:
         return ""
-    if seen.status is None:
+    if snapshot.status is None:
         return "start"
-    return NEXT.get(seen.status.state, "")
+    return next(iter(next_verbs(snapshot.status.state)), "")
 
 
 def _eta(status: Status, pace: Pace) -> str:

@@ -90,20 +90,20 @@ class _Narrowing:
     progress: Progress
 
     def only(self, precision: Literal["fp16", "int8"], report: Report | None) -> tuple[Artifact, Report | None]:
-        """The narrower form in the fp32 baseline's place. Raises PrecisionRefused, with what it would lose."""
-        found = self._narrowed(precision)
-        if found.report is not None and found.report.failed:
-            raise PrecisionRefused(precision, found.report.failed)
-        return self._taken(found, report, None)
+        """Put the narrower form in the fp32 baseline's place. Raises PrecisionRefused, with what it would lose."""
+        narrowed = self._narrowed(precision)
+        if narrowed.report is not None and narrowed.report.failed:
+            raise PrecisionRefused(precision, narrowed.report.failed)
+        return self._taken(narrowed, report, None)
 
     def chosen(self, report: Report | None) -> tuple[Artifact, Report | None]:
-        found = self._narrowed("int8")
+        narrowed = self._narrowed("int8")
         self.progress("measuring int8 against fp32 on this processor")
-        speed = speed_over(self.baseline, found.artifact)
-        refused = found.report is not None and found.report.failed
+        speed = speed_over(self.baseline, narrowed.artifact)
+        refused = narrowed.report is not None and narrowed.report.failed
         if not refused and min(speed.values()) >= WORTH:
-            return self._taken(found, report, speed)
-        measured = evidence("fp32", found.report, speed)
+            return self._taken(narrowed, report, speed)
+        measured = evidence("fp32", narrowed.report, speed)
         artifact = replace(self.baseline, manifest=self.baseline.manifest.model_copy(update={"evidence": measured}))
         save_manifest(artifact)
         return artifact, report
@@ -120,22 +120,22 @@ class _Narrowing:
         )
 
     def _taken(
-        self, found: Narrowed, report: Report | None, speed: dict[str, float] | None
+        self, narrowed: Narrowed, report: Report | None, speed: dict[str, float] | None
     ) -> tuple[Artifact, Report | None]:
-        """The narrower form moves to where its baseline was; the baseline's checks stay in the report."""
-        space = found.artifact.manifest.space
-        measured = evidence(space.precision, found.report, speed)
-        manifest = found.artifact.manifest.model_copy(update={"evidence": measured})
+        """Move the narrower form to where its baseline was; the baseline's checks stay in the report."""
+        space = narrowed.artifact.manifest.space
+        measured = evidence(space.precision, narrowed.report, speed)
+        manifest = narrowed.artifact.manifest.model_copy(update={"evidence": measured})
         for file in self.baseline.path.iterdir():
             file.unlink()
         for file in self.beside.iterdir():
             file.rename(self.baseline.path / file.name)
         artifact = Artifact(self.baseline.path, manifest)
         save_manifest(artifact)
-        if found.report is None or report is None:
-            return artifact, found.report
-        before = [replace(check, name=f"fp32 form: {check.name}") for check in report.checks]
-        return artifact, found.report.with_checks(*before)
+        if narrowed.report is None or report is None:
+            return artifact, narrowed.report
+        before = [replace(check, question=f"fp32 form: {check.question}") for check in report.checks]
+        return artifact, narrowed.report.with_checks(*before)
 
 
 def verify_artifact(artifact: Artifact, *, progress: Progress = lambda _: None) -> Report:
@@ -151,14 +151,14 @@ def verify_artifact(artifact: Artifact, *, progress: Progress = lambda _: None) 
 
     with TemporaryDirectory(prefix="vecferry-fp32-") as beside:
         narrow = artifact.manifest.space.precision != "fp32"
-        reference = _twin_reference(converted_from, Path(beside)) if narrow else torch_reference(converted_from)
+        reference = _fp32_reference(converted_from, Path(beside)) if narrow else torch_reference(converted_from)
         report = verify(artifact, lambda: OnnxRuntime(artifact), reference, progress)
     artifact.write_verification(report.to_dict())
     return report
 
 
 def _write(folder: Path, model: Model, graph: Graph, source: SourceRecord) -> Artifact:
-    """The fp32 artifact."""
+    """Write the fp32 artifact."""
     files = write_graph(graph, folder)
     onnx.checker.check_model(str(folder / MODEL))
     (folder / TOKENIZER).write_bytes(model.tokenizer)
@@ -178,8 +178,8 @@ def _write(folder: Path, model: Model, graph: Graph, source: SourceRecord) -> Ar
     return artifact
 
 
-def _twin_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:
-    """The fp32 form of the checkpoint, if that is at hand; written to `folder` when it is opened."""
+def _fp32_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:
+    """Return the fp32 form of the checkpoint, if that is at hand; written to `folder` when it is opened."""
     try:
         model = checkpoint()
     except SourceError as exc:
@@ -193,7 +193,7 @@ def _twin_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:
 
 
 def torch_reference(checkpoint: Callable[[], Model]) -> Reference:
-    """The PyTorch runtime over the checkpoint, where the extra is installed (else it is not read) and it is at hand."""
+    """Return the PyTorch runtime over the checkpoint, if the extra is installed and the checkpoint is at hand."""
     try:
         from vecferry.encode.runtime.torch import TorchRuntime
 

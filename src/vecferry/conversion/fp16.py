@@ -19,7 +19,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 def halve(graph: Graph, last: str) -> Graph:
-    """last: the value that the heads read, which becomes fp32 again."""
+    """Convert embeddings and layers to fp16. last: the value that the heads read, which becomes fp32 again."""
 
     def change(b: GraphBuilder, node: onnx.NodeProto) -> bool:
         if node.op_type == "Cast" and node.name.startswith("embeddings/") and node.attribute[0].i == TensorProto.FLOAT:

@@ -30,12 +30,12 @@ TO_THE_END = int(np.iinfo(np.int64).max)
 
 
 def build_graph(model: Model) -> Graph:
-    """No weight is read yet. Raises CheckpointDamaged where a tensor is missing or of another shape."""
+    """Build the graph; no weight is read yet. Raises CheckpointDamaged for a tensor missing or of another shape."""
     return _Writer(model.spec, model.weights, model.heads).graph()
 
 
 class _Writer:
-    """Writes one encoder. Methods take and return the names of values; shapes stand beside them.
+    """The writer of one encoder. Methods take and return the names of values; shapes stand beside them.
 
     T: the tokens of all rows, B·S, one below the other. Between embeddings and heads only attention knows of rows.
     """
@@ -72,7 +72,7 @@ class _Writer:
     # --- embeddings -------------------------------------------------------------------------------
 
     def embeddings(self) -> str:
-        """LayerNorm(word + position + token type 0); the token type is added to the positions beforehand."""
+        """Write LayerNorm(word + position + token type 0); the token type is added to the positions beforehand."""
         spec, weights, at = self.spec, self.weights, "embeddings."
 
         def positions_and_type() -> Float32:
@@ -89,7 +89,7 @@ class _Writer:
         return self.norm(at + "LayerNorm", word_embeddings, positions)
 
     def word_embeddings(self, table: LazyTensor) -> str:
-        """Rows of the word embeddings, in fp32; the table stays fp16 where the checkpoint has it so."""
+        """Look up rows of the word embeddings, in fp32; the table stays fp16 where the checkpoint has it so."""
         is_fp16, shape = table.dtype == np.float16, (self.spec.vocabulary, self.spec.hidden)
         name = (
             self.b.weight(WORD_EMBEDDINGS, shape, table.read, np.float16)
@@ -100,7 +100,7 @@ class _Writer:
         return self.b.op("Cast", rows, to=TensorProto.FLOAT) if is_fp16 else rows
 
     def position_ids(self) -> str:
-        """BERT counts from 0: [S]. XLM-RoBERTa counts the tokens that are not padding, from pad_id + 1: [B, S]."""
+        """Count positions: from 0 for BERT [S]; from pad_id + 1, padding aside, for XLM-RoBERTa [B, S]."""
         b, pad_id = self.b, self.spec.pad_id
         if self.spec.family == "bert":
             length = b.op("Squeeze", b.op("Shape", "input_ids", start=1, end=2))
@@ -111,7 +111,7 @@ class _Writer:
         return b.op("Add", up_to_here, b.constant(pad_id))
 
     def needed(self, hidden: str) -> str:
-        """[T, H], of which only the tokens that anything reads: the first of each row for dense with CLS."""
+        """Take of [T, H] only the tokens that anything reads: the first of each row for dense with CLS."""
         b = self.b
         if self.spec.pooling != "cls":
             return hidden
@@ -125,7 +125,7 @@ class _Writer:
     # --- one layer --------------------------------------------------------------------------------
 
     def layer(self, at: str, hidden: str, queries: str) -> str:
-        """One layer, of whose tokens [T, H] those `queries` [Q, H] go on -> [Q, H]."""
+        """Write one layer, of whose tokens [T, H] those `queries` [Q, H] go on -> [Q, H]."""
         spec = self.spec
         attended = self.attention(at + "attention.self.", hidden, queries)
         projected = self.linear(at + "attention.output.dense", attended, spec.hidden, spec.hidden)
@@ -135,7 +135,7 @@ class _Writer:
         return self.norm(at + "output.LayerNorm", outer, attended)
 
     def attention(self, at: str, hidden: str, queries: str) -> str:
-        """Attention of the tokens `queries` to all of their row: [T, H] and [Q, H] -> [Q, H].
+        """Write the attention of the tokens `queries` to all of their row: [T, H] and [Q, H] -> [Q, H].
 
         Three products: a single one would have to be taken apart again, which costs more than it saves. The operator
         adds their biases.
@@ -162,7 +162,7 @@ class _Writer:
     # --- the three heads --------------------------------------------------------------------------
 
     def dense(self, hidden: str) -> str:
-        """[B, S, H] -> [B, H]: the first token, or the mean over the tokens that are there."""
+        """Pool [B, S, H] -> [B, H]: the first token, or the mean over the tokens that are there."""
         b = self.b
         if self.spec.pooling == "cls":
             pooled = b.op("Gather", hidden, b.constant(0), axis=1)
@@ -174,7 +174,7 @@ class _Writer:
         return b.op("LpNormalization", pooled, axis=-1, p=2) if self.spec.normalize else pooled
 
     def sparse(self, hidden: str, heads: Weights) -> str:
-        """[B, S, H] -> [B, S]: relu(h · w + b)."""
+        """Weigh tokens, [B, S, H] -> [B, S]: relu(h · w + b)."""
         weight = self.matrix(heads, "sparse_linear.weight", self.spec.hidden, 1)
         bias = self.vector(heads, "sparse_linear.bias", 1)
 
@@ -185,7 +185,7 @@ class _Writer:
         return self.b.choose("want_sparse", wanted, lambda inner: nothing(inner, [0, 0]))
 
     def colbert(self, hidden: str, heads: Weights) -> str:
-        """[B, S, H] -> [B, S - 1, H]: all tokens but the first, projected, unit length, zero where padded."""
+        """Project [B, S, H] -> [B, S - 1, H]: all tokens but the first, unit length, zero where padded."""
         size = self.spec.hidden
         weight = self.matrix(heads, "colbert_linear.weight", size, size)
         bias = self.vector(heads, "colbert_linear.bias", size)
@@ -204,15 +204,15 @@ class _Writer:
     # --- building blocks --------------------------------------------------------------------------
 
     def flat(self, x: str) -> str:
-        """[B, N, H] -> [B·N, H]; no number is moved."""
+        """Reshape [B, N, H] -> [B·N, H]; no number is moved."""
         return self.b.op("Reshape", x, self.b.constant([-1, self.spec.hidden]))
 
     def by_row(self, x: str) -> str:
-        """[B·N, H] -> [B, N, H]; no number is moved."""
+        """Reshape [B·N, H] -> [B, N, H]; no number is moved."""
         return self.b.op("Reshape", x, self.shape_by_row)
 
     def norm(self, at: str, x: str, residual: str) -> str:
-        """LayerNorm(x + residual)."""
+        """Write LayerNorm(x + residual)."""
         weight, bias = (self.vector(self.weights, f"{at}.{part}", self.spec.hidden) for part in ("weight", "bias"))
         total = self.b.op("Add", x, residual)
         return self.b.op("LayerNormalization", total, weight, bias, axis=-1, epsilon=self.spec.layer_norm_eps)
@@ -225,7 +225,7 @@ class _Writer:
         return self.b.op("MatMul", x, self.matrix(self.weights, name, n_in, n_out))
 
     def matrix(self, source: Weights, name: str, n_in: int, n_out: int) -> str:
-        """A linear layer's weight, [out, in] in the checkpoint and [in, out] in the graph."""
+        """Add a linear layer's weight, [out, in] in the checkpoint and [in, out] in the graph."""
         expect(source, name, (n_out, n_in))
         return self.b.weight(name, (n_in, n_out), lambda: source[name].as_fp32().T)
 
@@ -239,6 +239,6 @@ def nothing(b: GraphBuilder, shape: list[int]) -> str:
 
 
 def expect(weights: Weights, name: str, shape: tuple[int, ...]) -> None:
-    """Raises CheckpointDamaged unless the tensor is there and of that shape."""
+    """Check a tensor. Raises CheckpointDamaged unless it is there and of that shape."""
     if weights[name].shape != shape:
         raise weights.damaged(f"tensor {name!r} has shape {weights[name].shape}, not {shape}")

@@ -46,7 +46,7 @@ OF_ATTENTION = "attention.output.dense.weight"
 
 
 def quantize(graph: Graph, ranges: Ranges) -> Graph:
-    """The int8 form of an fp32 graph. ranges: of every product in its layers, as `probed` tells them."""
+    """Convert an fp32 graph to int8. ranges: of every product in its layers, as `probed` reports them."""
     graph = smooth_values(graph, ranges)
     graph = smooth_inputs(graph, ranges)
     graph = quantize_products(graph)
@@ -54,7 +54,7 @@ def quantize(graph: Graph, ranges: Ranges) -> Graph:
 
 
 def probed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the ranges of its products' inputs as outputs, named by their weights."""
+    """Return the model with the ranges of its products' inputs as outputs, named by their weights."""
     probing = onnx.ModelProto()
     probing.CopyFrom(model)
     for node in filter(is_product, model.graph.node):
@@ -69,12 +69,12 @@ def probed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def range_of(output: str) -> str | None:
-    """The weight whose input's range this output of a probed model is; None for the model's own."""
+    """Return the weight whose input's range this output of a probed model is; None for the model's own."""
     return output.removesuffix(RANGE) if output.endswith(RANGE) else None
 
 
 def is_product(node: onnx.NodeProto) -> bool:
-    """Activations [T, K] by a layer's weight [K, N]; of query, key and value each its own."""
+    """Return whether a node multiplies activations [T, K] by a layer's weight [K, N]."""
     return bool(node.op_type == "MatMul" and node.input[1].startswith(PRODUCTS))
 
 
@@ -82,7 +82,7 @@ def is_product(node: onnx.NodeProto) -> bool:
 
 
 def smooth_values(graph: Graph, ranges: Ranges) -> Graph:
-    """Attention's result is, channel by channel, a mean of values: V / s makes it result / s, and its weight s · W."""
+    """Smooth attention's result, by channel a mean of values: V / s makes it result / s, and its weight s · W."""
     weights = {weight.name: weight for weight in graph.weights}
     for name in [name for name in weights if name.endswith(OF_ATTENTION)]:
         at = name.removesuffix("output.dense.weight") + "self."
@@ -98,7 +98,7 @@ def smooth_values(graph: Graph, ranges: Ranges) -> Graph:
 
 
 def smooth_inputs(graph: Graph, ranges: Ranges) -> Graph:
-    """Products of one input share its factors."""
+    """Smooth the inputs of products; those of one input share its factors."""
     weights = {weight.name: weight for weight in graph.weights}
     readers: dict[str, list[str]] = {}
     for node in filter(is_product, graph.model.graph.node):
@@ -126,11 +126,11 @@ def smooth_inputs(graph: Graph, ranges: Ranges) -> Graph:
 
 
 def smoothing_factors(value_range: Float32, weights: list[Initializer]) -> Float32:
-    """[K]: max|x| ** α / max|W| ** (1 - α) of each channel; 1 for one that is always 0."""
+    """Return [K]: max|x| ** α / max|W| ** (1 - α) of each channel; 1 for one that is always 0."""
     weight_range = np.max([np.abs(weight.read()).max(axis=1) for weight in weights], axis=0)
     factors = np.maximum(value_range, TINY) ** SMOOTHING / np.maximum(weight_range, TINY) ** (1 - SMOOTHING)
-    there = (value_range > 0) & (weight_range > 0)
-    return np.where(there, factors, 1).astype(np.float32)
+    nonzero = (value_range > 0) & (weight_range > 0)
+    return np.where(nonzero, factors, 1).astype(np.float32)
 
 
 def times(weight: Initializer, factors: Float32) -> Initializer:
@@ -141,7 +141,7 @@ def times(weight: Initializer, factors: Float32) -> Initializer:
 
 
 def quantize_products(graph: Graph) -> Graph:
-    """Products of one input share its quantized form."""
+    """Quantize the products; those of one input share its quantized form."""
     weights = {weight.name: weight for weight in graph.weights}
     rows: dict[str, tuple[str, str]] = {}
 
@@ -162,13 +162,13 @@ def quantize_products(graph: Graph) -> Graph:
 
 
 def zero_point_of(weight: str) -> int:
-    """Of the input of the product with that weight."""
+    """Return the zero point of the input of the product with that weight."""
     of_gelu = weight.endswith(".output.dense.weight") and not weight.endswith(OF_ATTENTION)
     return ZERO_POINT_OF_GELU if of_gelu else ZERO_POINT
 
 
 def quantized_rows(b: GraphBuilder, value: str, zero_point: int) -> tuple[str, str]:
-    """fp32 [T, K] to uint8 [T, K] around the zero point, and the scale of each row, fp32 [T, 1]."""
+    """Quantize fp32 [T, K] to uint8 [T, K] around the zero point; with the scale of each row, fp32 [T, 1]."""
     last = b.constant([-1])
     highest, lowest = (b.op(op, value, last, keepdims=0) for op in ("ReduceMax", "ReduceMin"))  # [T]
     above = b.op("Mul", highest, b.scalar(1 / (HIGHEST - zero_point), np.float32))
@@ -180,7 +180,7 @@ def quantized_rows(b: GraphBuilder, value: str, zero_point: int) -> tuple[str, s
 
 
 def quantized_columns(b: GraphBuilder, weight: Initializer) -> tuple[str, str]:
-    """fp32 [K, N] to int8 [K, N], and the scale of each column, fp32 [N]."""
+    """Quantize fp32 [K, N] to int8 [K, N]; with the scale of each column, fp32 [N]."""
 
     def scales() -> Float32:
         return column_scales(weight.read())
@@ -196,7 +196,7 @@ def quantized_columns(b: GraphBuilder, weight: Initializer) -> tuple[str, str]:
 
 
 def column_scales(array: Float32) -> Float32:
-    """[K, N] -> [N]: no number is over `LEVELS` scales, and no two neighbours of one sign are over `PAIR_LEVELS`."""
+    """Return [N] of [K, N]: no number over `LEVELS` scales, no two neighbours of one sign over `PAIR_LEVELS`."""
     first, second = array[0:-1:2], array[1::2]
     pairs = np.where((first > 0) == (second > 0), np.abs(first + second), 0)  # of one sign; others take from each other
     of_pairs = np.asarray(pairs.max(axis=0, initial=0) / PAIR_LEVELS, np.float32)
@@ -204,7 +204,7 @@ def column_scales(array: Float32) -> Float32:
 
 
 def quantize_words(graph: Graph) -> Graph:
-    """A row of int8, and its scale, are looked up instead of a row of fp32."""
+    """Look up a row of int8 and its scale instead of a row of fp32."""
     word_embeddings = next(weight for weight in graph.weights if weight.name == WORD_EMBEDDINGS)
     count = word_embeddings.shape[0]
 
@@ -231,11 +231,11 @@ def quantize_words(graph: Graph) -> Graph:
 
 
 def scales_of(array: Float32, levels: int, axis: int) -> Float32:
-    """What one step of `levels` is worth, along the axis; above 0 also where all is 0."""
+    """Return what one step of `levels` is worth, along the axis; above 0 also where all is 0."""
     largest = np.maximum(array.max(axis=axis), -array.min(axis=axis))
     return np.asarray(np.maximum(largest / levels, TINY), np.float32)
 
 
 def rounded(array: Float32, scales: Float32) -> NDArray[np.int8]:
-    """In steps of `scales`, which broadcast."""
+    """Round to steps of `scales`, which broadcast."""
     return np.asarray(np.rint(array / scales), np.int8)

@@ -38,7 +38,7 @@ class Initializer:
 
     @property
     def alignment(self) -> int:
-        """Large tensors start where any system can map them (64 KiB, Windows), small ones at a cache line."""
+        """The alignment in bytes: 64 KiB for large tensors, as Windows maps them; a cache line for small ones."""
         return PAGE if self.bytes >= MAPPED_FROM_BYTES else CACHE_LINE
 
 
@@ -52,7 +52,7 @@ class Graph:
 
 @dataclass
 class GraphBuilder:
-    """`op` adds a node and returns its output's name; weights and constants belong to the outermost graph."""
+    """A graph under construction; weights and constants belong to the outermost graph."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class GraphBuilder:
     scope: str = ""
 
     def op(self, op_type: str, *inputs: str, domain: str = "", out: str = "", **attributes: Any) -> str:
-        """out: the output's name, where it must have a certain one."""
+        """Add a node and return its output's name. out: that name, where it must be a certain one."""
         name = out or f"{self.scope}{op_type}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, inputs, [name], name, domain=domain, **attributes))
         return name
@@ -68,7 +68,7 @@ class GraphBuilder:
     def choose(
         self, condition: str, then: Callable[[GraphBuilder], str], otherwise: Callable[[GraphBuilder], str]
     ) -> str:
-        """An `If` of one float32 output; the branches see the outer graph's values and weights."""
+        """Add an `If` of one float32 output; the branches see the outer graph's values and weights."""
         name = f"{self.scope}If_{len(self.nodes)}"
         branches = {
             "then_branch": self._branch(f"{name}/then", then),
@@ -85,7 +85,7 @@ class GraphBuilder:
         )
 
     def constant(self, value: int | Sequence[int]) -> str:
-        """An int64 scalar or vector."""
+        """Add an int64 scalar or vector."""
         array = np.asarray(value, np.int64)
         name = f"const_{'_'.join(map(str, array.ravel().tolist()))}_{array.ndim}d"
         self.constants.setdefault(name, numpy_helper.from_array(array, name))
@@ -104,7 +104,7 @@ class GraphBuilder:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Names of the nodes within begin with `name/`."""
+        """Begin the names of the nodes within with `name/`."""
         outer, self.scope = self.scope, f"{self.scope}{name}/"
         yield
         self.scope = outer
@@ -112,7 +112,7 @@ class GraphBuilder:
     def finish(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: dict[str, tuple[str, list[Any]]], switches: Sequence[str]
     ) -> Graph:
-        """outputs: name -> (value, shape). switches: boolean inputs that are true where they are left out."""
+        """Return the graph. outputs: name -> (value, shape). switches: boolean inputs that are true where left out."""
         for name, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], name))
         for switch in switches:
@@ -130,7 +130,7 @@ class GraphBuilder:
 
 
 def rewritten(graph: Graph, change: Callable[[GraphBuilder, onnx.NodeProto], bool]) -> Graph:
-    """The graph with nodes replaced. change: writes what stands for a node and returns True, or False to keep it."""
+    """Replace nodes. change: writes what stands for a node and returns True, or False to keep it."""
     inner = graph.model.graph
     b = GraphBuilder(constants={tensor.name: tensor for tensor in inner.initializer}, weights=list(graph.weights))
     for node in inner.node:
@@ -164,7 +164,7 @@ def write_graph(graph: Graph, folder: Path) -> dict[str, FileRecord]:
 
 
 class _HashedFile:
-    """Writes and hashes at once, so that the record says what was meant, and a later reading can tell."""
+    """A file that is hashed as it is written, so that a later reading can tell whether it holds what was meant."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -181,7 +181,7 @@ class _HashedFile:
 
 
 def _write_weight(weight: Initializer, data: _HashedFile) -> onnx.TensorProto:
-    """The tensor's entry in the model, which says where its bytes are."""
+    """Write a weight and return its entry in the model, which tells where its bytes are."""
     data.write(b"\0" * (-data.num_bytes % weight.alignment))
     data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)
     tensor = onnx.TensorProto(name=weight.name, dims=weight.shape, data_type=data_type)

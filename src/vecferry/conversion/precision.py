@@ -38,7 +38,7 @@ WORTH = 1.1
 
 @dataclass(frozen=True)
 class Narrowed:
-    """A narrower artifact beside its fp32 twin. report: None where it was not to be compared."""
+    """A narrower artifact beside its fp32 baseline. report: None where it was not to be compared."""
 
     artifact: Artifact
     report: Report | None
@@ -91,7 +91,7 @@ def save_manifest(artifact: Artifact) -> None:
 
 
 def calibrated(baseline: Artifact) -> Ranges:
-    """What the shipped texts make of each product's input; each text runs alone, so that no padding counts."""
+    """Return the range of each product's input over the shipped texts; each runs alone, so that no padding counts."""
     manifest, probe = baseline.manifest, baseline.path / PROBE
     onnx.save(probed(onnx.load(baseline.path / MODEL, load_external_data=False)), probe)
     texts = calibration_texts()
@@ -112,7 +112,7 @@ def calibrated(baseline: Artifact) -> Ranges:
 
 
 def _quality_lost(baseline: Artifact, artifact: Artifact, quality: Quality) -> ConversionCheck:
-    before, after = (quality(_encoder(one)) for one in (baseline, artifact))
+    before, after = (quality(_encoder(form)) for form in (baseline, artifact))
     limit = LOSSES[artifact.manifest.space.precision]["ndcg"]
     return at_most("nDCG@10 lost to fp32", before - after, limit, note=f"{before:.4f} → {after:.4f}")
 
@@ -123,7 +123,10 @@ def _encoder(artifact: Artifact) -> Encoder:
 
 
 def speed_over(baseline: Artifact, artifact: Artifact) -> dict[str, float]:
-    """How many times as fast as its twin an artifact is here, by batch × tokens: the median of turns A B A B."""
+    """Measure how many times as fast as its baseline an artifact is here, by batch × tokens.
+
+    It is the median over interleaved runs A B A B.
+    """
     runtimes = (OnnxRuntime(baseline), OnnxRuntime(artifact))
     return {
         f"{rows} × {tokens}": round(_ratio(runtimes, _batch(baseline, rows, tokens)), 3)
@@ -149,6 +152,6 @@ def _ratio(runtimes: tuple[OnnxRuntime, OnnxRuntime], batch: TokenBatch) -> floa
 
 
 def evidence(precision: Precision, report: Report | None, speed: dict[str, float] | None) -> dict[str, Any]:
-    """For the manifest: what was seen, and where."""
-    losses = {} if report is None else {check.name: check.seen for check in report.checks if check.seen is not None}
+    """Return what was measured, and on which machine, for the manifest."""
+    losses = {} if report is None else {check.name: check.value for check in report.checks if check.value is not None}
     return {"chosen": precision, "losses": losses, "speed_over_fp32": speed, "machine": machine()}

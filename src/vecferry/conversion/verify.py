@@ -8,7 +8,7 @@ and the checkpoint at hand, and with BGE-M3's published values where the checkpo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,22 +55,35 @@ PUBLISHED_WEIGHTS = "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6
 
 @dataclass(frozen=True)
 class ConversionCheck:
-    """One question and its answer. seen: the figure that was measured; limit: what it may be at most."""
+    """One check and its outcome. value: the figure that was measured; limit: what it may be at most.
 
-    name: str
+    batch: of a question that is asked of several, the one that this is the answer for.
+    """
+
+    question: str
     status: Literal["passed", "failed", "skipped"]
-    seen: float | None = None
+    value: float | None = None
     limit: float | None = None
     note: str = ""
+    batch: str = ""
+
+    @property
+    def name(self) -> str:
+        """The question with its batch; no two checks of a report have the same."""
+        return f"{self.question}, {self.batch}" if self.batch else self.question
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {"status": self.status, "value": self.value, "limit": self.limit, "note": self.note}
+        return {"name": self.name, **facts}
 
     def __str__(self) -> str:
-        figures = "" if self.seen is None else f" {self.seen:.2g} (at most {self.limit:.2g})"
+        figures = "" if self.value is None else f" {self.value:.2g} (at most {self.limit:.2g})"
         return f"{self.name}{figures}{': ' + self.note if self.note else ''}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """verification.json."""
+    """The checks of an artifact, as verification.json holds them."""
 
     fingerprint: str
     machine: dict[str, str]
@@ -84,10 +97,11 @@ class Report:
         return replace(self, checks=(*self.checks, *more))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"passed": not self.failed, **asdict(self)}
+        checks = [check.to_dict() for check in self.checks]
+        return {"passed": not self.failed, "fingerprint": self.fingerprint, "machine": self.machine, "checks": checks}
 
     def gate(self, path: Path) -> None:
-        """Raises VerificationFailed if a check failed."""
+        """Raise VerificationFailed if a check failed."""
         if self.failed:
             raise VerificationFailed(path, self.failed)
 
@@ -117,17 +131,17 @@ def verify(
     progress("digests")
     checks = [_digests(artifact)]
     runtime = open_runtime()
-    seen = {}
+    results = {}
     for name, batch in probes.items():
         progress(f"running {name}")
-        seen[name] = runtime.run(batch, artifact.manifest.space.outputs)
-    checks += _well_formed(artifact, seen)
+        results[name] = runtime.run(batch, artifact.manifest.space.outputs)
+    checks += _well_formed(artifact, results)
     progress("comparing the model with itself")
-    checks += _agrees_with_itself(runtime, probes, seen)
+    checks += _agrees_with_itself(runtime, probes, results)
     if artifact.manifest.space.precision == "fp32":
         checks += _published_values(artifact, runtime)
         del runtime
-        checks += _agrees_with_reference(probes, seen, reference, progress)
+        checks += _agrees_with_reference(probes, results, reference, progress)
     else:
         progress("encoding texts to compare with fp32")
         batches = _comparison(artifact)
@@ -141,7 +155,7 @@ def verify(
 
 
 def _probes(artifact: Artifact) -> dict[str, TokenBatch]:
-    """Batches by name: the texts, then one text of random tokens per length."""
+    """Return batches by name: the texts, then one text of random tokens per length."""
     manifest = artifact.manifest
     tokenizer = Tokenizer(artifact.read_tokenizer(), manifest.space.max_tokens)
     texts = tokenizer(TEXTS)
@@ -155,7 +169,7 @@ def _probes(artifact: Artifact) -> dict[str, TokenBatch]:
 
 
 def _comparison(artifact: Artifact) -> list[TokenBatch]:
-    """The texts that were not calibrated with, in batches of equal length."""
+    """Return the texts that were not calibrated with, in batches of equal length."""
     space = artifact.manifest.space
     tokens = Tokenizer(artifact.read_tokenizer(), space.max_tokens)(comparison_texts(), space.passage_prefix)
     return [tokens.take(np.flatnonzero(tokens.lengths == length)) for length in np.unique(tokens.lengths)]
@@ -171,33 +185,34 @@ def _digests(artifact: Artifact) -> ConversionCheck:
     )
 
 
-def at_most(name: str, seen: float, limit: float, note: str = "") -> ConversionCheck:
-    """Passed if what was seen is within the limit."""
-    if not np.isfinite(seen):  # JSON has no NaN
-        return ConversionCheck(name, "failed", None, limit, "the difference is not a finite number")
-    return ConversionCheck(name, "passed" if seen <= limit else "failed", float(seen), limit, note)
+def at_most(question: str, value: float, limit: float, note: str = "", batch: str = "") -> ConversionCheck:
+    """Return a check that passed if the value is within the limit."""
+    if not np.isfinite(value):  # JSON has no NaN
+        return ConversionCheck(question, "failed", None, limit, "the difference is not a finite number", batch)
+    return ConversionCheck(question, "passed" if value <= limit else "failed", float(value), limit, note, batch)
 
 
-def _well_formed(artifact: Artifact, seen: dict[str, Embeddings]) -> Iterator[ConversionCheck]:
+def _well_formed(artifact: Artifact, results: dict[str, Embeddings]) -> Iterator[ConversionCheck]:
     space = artifact.manifest.space
-    arrays = [array for found in seen.values() for array in _arrays(found).values()]
+    arrays = [array for embeddings in results.values() for array in _arrays(embeddings).values()]
     finite = all(np.isfinite(array).all() for array in arrays)
     yield ConversionCheck("every number is finite", "passed" if finite else "failed")
-    shapes = {found.dense.shape[1] for found in seen.values()}
+    shapes = {embeddings.dense.shape[1] for embeddings in results.values()}
     note = f"dimension {', '.join(map(str, sorted(shapes)))}"
     yield ConversionCheck(
         "dense has the manifest's dimension", "passed" if shapes == {space.dimension} else "failed", note=note
     )
     if space.normalize:
-        worst = max(float(np.abs(np.linalg.norm(found.dense, axis=1) - 1).max()) for found in seen.values())
+        norms = [np.linalg.norm(embeddings.dense, axis=1) for embeddings in results.values()]
+        worst = max(float(np.abs(norm - 1).max()) for norm in norms)
         yield at_most("dense vectors have unit length", worst, TOLERANCES["unit_norm"])
 
 
 def _agrees_with_itself(
-    runtime: Runtime, probes: dict[str, TokenBatch], seen: dict[str, Embeddings]
+    runtime: Runtime, probes: dict[str, TokenBatch], results: dict[str, Embeddings]
 ) -> Iterator[ConversionCheck]:
-    """The texts were run as one padded batch; each alone, and the batch in another order, must give the same."""
-    outputs, texts, together = runtime.space.outputs, probes["texts"], seen["texts"]
+    """Compare the texts, run as one padded batch, with each alone and with the batch in another order."""
+    outputs, texts, together = runtime.space.outputs, probes["texts"], results["texts"]
     precision = runtime.space.precision
     limit = TOLERANCES["itself"] if precision == "fp32" else LOSSES[precision]["itself"]
     alone = Embeddings.concat([runtime.run(texts.take(np.array([row])), outputs) for row in range(len(texts))])
@@ -211,25 +226,25 @@ def _agrees_with_itself(
     long = probes["512 tokens"] if "512 tokens" in probes else probes[list(probes)[-1]]
     beside = TokenBatch.from_lists([probes["8 tokens"].ids.tolist(), long.ids.tolist()])
     padded = runtime.run(beside, outputs).take(np.array([0]))
-    yield at_most("8 tokens padded far equal themselves alone", difference(padded, seen["8 tokens"]), limit)
+    yield at_most("8 tokens padded far equal themselves alone", difference(padded, results["8 tokens"]), limit)
 
 
 def _agrees_with_reference(
-    probes: dict[str, TokenBatch], seen: dict[str, Embeddings], reference: Reference, progress: Progress
+    probes: dict[str, TokenBatch], results: dict[str, Embeddings], reference: Reference, progress: Progress
 ) -> Iterator[ConversionCheck]:
     if reference.open is None:
         yield ConversionCheck("agrees with PyTorch", "skipped", note=reference.missing)
         return
     runtime = reference.open()
-    fingerprints = {runtime.space.fingerprint, *(found.fingerprint for found in seen.values())}
+    fingerprints = {runtime.space.fingerprint, *(embeddings.fingerprint for embeddings in results.values())}
     if len(fingerprints) > 1:
         yield ConversionCheck("agrees with PyTorch", "failed", note="the checkpoint is not the one that was converted")
         return
     for name, batch in probes.items():
         progress(f"PyTorch, {name}")
         expected = runtime.run(batch, runtime.space.outputs)
-        for output, worst in differences(seen[name], expected).items():
-            yield at_most(f"{output} agrees with PyTorch, {name}", worst, TOLERANCES["reference"])
+        for output, worst in differences(results[name], expected).items():
+            yield at_most(f"{output} agrees with PyTorch", worst, TOLERANCES["reference"], batch=name)
 
 
 def _keeps_fp32(
@@ -248,7 +263,7 @@ def _keeps_fp32(
 
 
 def _losses(kept: Embeddings, expected: Embeddings, limits: dict[str, float]) -> Iterator[ConversionCheck]:
-    """1 - cosine with fp32, of each text's dense and lexical vector and of each token's ColBERT vector."""
+    """Return 1 - cosine with fp32, of each text's dense and lexical vector and of each token's ColBERT vector."""
     lost = float((1 - _cosines(kept.dense, expected.dense)).max())
     yield at_most("dense: 1 - cosine with fp32 at worst", lost, limits["dense"])
     if expected.sparse_or_none is not None:
@@ -261,7 +276,7 @@ def _losses(kept: Embeddings, expected: Embeddings, limits: dict[str, float]) ->
 
 
 def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[ConversionCheck]:
-    """BGE-M3's model card: scores of two queries and two passages, lexical weights of the first query."""
+    """Compare with BGE-M3's model card: scores of two queries and passages, lexical weights of the first query."""
     if artifact.manifest.source.files.get("pytorch_model.bin") != PUBLISHED_WEIGHTS:
         yield ConversionCheck("agrees with BGE-M3's published values", "skipped", note="these are not BGE-M3's weights")
         return
@@ -277,32 +292,32 @@ def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[Conversi
     )  # fmt: skip
     weights = {tokenizer.text_of(i).strip("▁"): w for i, w in queries.sparse.row(0).items()}
     published = {"What": 0.08356, "is": 0.0814, "B": 0.1296, "GE": 0.252, "M": 0.1702, "3": 0.2695, "?": 0.04092}
-    found_and_expected = {
+    comparisons = {
         "dense scores": (dense_scores(queries, passages), [[0.6265, 0.3477], [0.3499, 0.6780]]),
         "lexical score of the first pair": (lexical_scores(queries, passages)[0, 0], 0.1955),
         "lexical score of the two queries": (lexical_scores(queries, queries)[0, 1], 0.0),
         "ColBERT scores of the first query": (colbert_scores(queries, passages)[0], [0.7797, 0.4620]),
         "lexical weights": ([weights.get(token, 0.0) for token in published], list(published.values())),
     }
-    for name, (found, expected) in found_and_expected.items():
-        worst = float(np.abs(np.asarray(found) - np.asarray(expected)).max())
+    for name, (values, expected) in comparisons.items():
+        worst = float(np.abs(np.asarray(values) - np.asarray(expected)).max())
         yield at_most(f"BGE-M3's published {name}", worst, TOLERANCES["published"])
 
 
 # --- differences ----------------------------------------------------------------------------------
 
 
-def _arrays(found: Embeddings) -> dict[str, Any]:
-    arrays: dict[str, Any] = {"dense": found.dense}
-    if found.sparse_or_none is not None:
-        arrays["sparse"] = found.sparse.weights
-    if found.colbert_or_none is not None:
-        arrays["colbert"] = found.colbert.vectors
+def _arrays(embeddings: Embeddings) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"dense": embeddings.dense}
+    if embeddings.sparse_or_none is not None:
+        arrays["sparse"] = embeddings.sparse.weights
+    if embeddings.colbert_or_none is not None:
+        arrays["colbert"] = embeddings.colbert.vectors
     return arrays
 
 
 def differences(a: Embeddings, b: Embeddings) -> dict[str, float]:
-    """Largest absolute difference by output; a lexical weight that one side lacks counts as 0 there."""
+    """Return the largest absolute difference by output; a lexical weight that one side lacks counts as 0 there."""
     worst = {name: _largest(a_, b_) for (name, a_), b_ in zip(_arrays(a).items(), _arrays(b).values(), strict=True)}
     if "sparse" in worst:
         worst["sparse"] = max(_lexical_difference(a.sparse.row(i), b.sparse.row(i)) for i in range(len(a)))
@@ -310,7 +325,7 @@ def differences(a: Embeddings, b: Embeddings) -> dict[str, float]:
 
 
 def difference(a: Embeddings, b: Embeddings) -> float:
-    """The largest of `differences`, NaN if there is one."""
+    """Return the largest of `differences`, NaN if there is one."""
     return float(np.max(list(differences(a, b).values())))
 
 
@@ -323,12 +338,12 @@ def _lexical_difference(a: dict[int, float], b: dict[int, float]) -> float:
 
 
 def _cosines(a: Float32, b: Float32) -> Float32:
-    """[N, D] twice -> [N]."""
+    """Return the cosines of rows: [N, D] twice -> [N]."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray(np.einsum("nd,nd->n", a, b) / norms, np.float32)
 
 
 def _lexical_cosine(a: dict[int, float], b: dict[int, float]) -> float:
-    """1 for two that are empty."""
+    """Return the cosine of two sparse vectors; 1 for two that are empty."""
     norms = float(np.linalg.norm(list(a.values())) * np.linalg.norm(list(b.values())))
     return sum(a[i] * b[i] for i in a.keys() & b.keys()) / norms if norms else float(a == b)

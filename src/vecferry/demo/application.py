@@ -20,7 +20,7 @@ VISITORS = 10
 
 @dataclass
 class DemoApplication:
-    """Inserts, changes and deletes rows, and asks for each that it has just written."""
+    """An application that inserts, changes and deletes rows, and searches for each that it has just written."""
 
     router: Router
     passages: Sequence[Text]
@@ -53,7 +53,7 @@ class DemoApplication:
         self.router.remove([_key(i) for i in range(VISITORS)])
 
     def _visit(self, number: int) -> None:
-        """Of three visits to a row two write it, and the third deletes it."""
+        """Write a row, or in the third visit to it delete it."""
         key, passage = _key(number % VISITORS), self.passages[number % len(self.passages)]
         began = time.perf_counter()
         if (number + number // VISITORS) % 3 == 2:
@@ -61,18 +61,18 @@ class DemoApplication:
         else:
             text = f"Note {number}: {passage.text[:80]}"
             self.router.put([Document(key, text, {"lang": passage.lang})])
-            self._ask(text, key)
+            self._search(text, key)
         self.longest_write_ms = max(self.longest_write_ms, 1000 * (time.perf_counter() - began))
         self.writes += 1
 
-    def _ask(self, text: str, key: tuple[str, ...]) -> None:
+    def _search(self, text: str, key: tuple[str, ...]) -> None:
         answer = self.router.search(text, 3)
         self.epochs.add(answer.epoch)
         self.searches += 1
         self.not_found += key not in [hit.key for hit in answer.hits]
 
     def report(self) -> dict[str, Any]:
-        """longest_write_ms: with both models' encoding on the same processor, and the search that follows."""
+        """Report counts. longest_write_ms: both models' encoding on one processor and the search included."""
         return {
             "writes": self.writes,
             "searches": self.searches,

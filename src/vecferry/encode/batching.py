@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vecferry.options import Checked, Count
+
 MB = 1_000_000
 RUN_TOKENS = 8
 """What a run costs by itself, as a number of tokens. Measured on BGE-M3's shape, 2 cores with AVX-512: 9."""
@@ -23,14 +25,14 @@ PADDED_COST = 1.02
 
 
 class BytesOf(Protocol):
-    """How much memory a run takes."""
+    """A function that predicts how much memory a run takes."""
 
     def __call__(self, rows: int, tokens: int, *, padded: bool) -> int:
-        """tokens: of the longest row. padded: whether shorter ones are among them."""
+        """Return bytes. tokens: of the longest row. padded: whether shorter ones are among them."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Checked):
     """What one run of the model may hold.
 
     max_batch_tokens: padded tokens (rows x longest row); a single longer text still runs, alone.
@@ -39,18 +41,13 @@ class Limits:
     weights are not among them. A single text over it is refused.
     """
 
-    max_batch_tokens: int = 1024
-    max_batch_rows: int = 64
-    memory_budget_mb: int = 2048
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_tokens", "max_batch_rows", "memory_budget_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+    max_batch_tokens: Count = 1024
+    max_batch_rows: Count = 64
+    memory_budget_mb: Count = 2048
 
 
 def plan(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None = None) -> list[NDArray[np.intp]]:
-    """Batches of row numbers, longest texts first, so that the largest batch is met at once.
+    """Split rows into batches, longest texts first, so that the largest batch is met at once.
 
     lengths: [N] tokens of each text. bytes_of: must not fall as rows are added; None where memory is no matter.
     Every row is in exactly one batch, those of equal length in their order. Batches of several rows stay within the
@@ -62,7 +59,7 @@ def plan(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None 
 
 
 def _cheapest_sizes(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None) -> list[int]:
-    """lengths: [N], descending. From the end: the cheapest way on from each row, by the size of its first batch."""
+    """Return the sizes of the cheapest batches. lengths: [N], descending; decided from the end, row by row."""
     count = len(lengths)
     equal_until = np.searchsorted(-lengths, -lengths, side="right")  # [N]
     cost, size_at = np.zeros(count + 1), np.ones(count, np.int64)

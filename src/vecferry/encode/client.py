@@ -28,14 +28,14 @@ FIRST_PAUSE_S = 0.5
 
 
 class RemoteEncoder(TextEncoder):
-    """Thread-safe. Requests raise ServerFailed, with what the server said."""
+    """An encoder on a server; thread-safe. Requests raise ServerFailed, with the server's reason."""
 
     def __init__(
         self, url: str, *, api_key: str | None = None, model: str | None = None, timeout_s: float = 300.0
     ) -> None:
-        """url: of the server, for instance http://127.0.0.1:8080. model: by default the first that it serves.
+        """Prepare requests; nothing is sent yet. url: the server's, for instance http://127.0.0.1:8080.
 
-        timeout_s: for one request, of up to `TEXTS_EACH` texts. Nothing is asked of the server yet.
+        model: by default the first that it serves. timeout_s: for one request, of up to `TEXTS_EACH` texts.
         """
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url.rstrip("/")
@@ -53,10 +53,10 @@ class RemoteEncoder(TextEncoder):
 
     @cached_property
     def space(self) -> VectorSpace:
-        """As the server says it, once. Raises ModelNotServed."""
-        answer = self._asked("GET", "/v1/models")
+        """The vector space of the server's model, fetched once. Raises ModelNotServed."""
+        answer = self._request("GET", "/v1/models")
         try:
-            served = {one["id"]: one["vecferry"] for one in answer.json()["data"]}
+            served = {model["id"]: model["vecferry"] for model in answer.json()["data"]}
         except (ValueError, KeyError, TypeError) as exc:
             raise ServerFailed(self._url, answer.status_code, "its models are not as vecferry's") from exc
         for name, ours in served.items():
@@ -65,8 +65,10 @@ class RemoteEncoder(TextEncoder):
         raise ModelNotServed(str(self._model), list(served))
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
-        """As `Encoder.encode`. Raises EmptyInput, InvalidText, HeadUnavailable; SpaceMismatch if the server's model has
-        become another since it was first asked.
+        """Encode texts as `Encoder.encode` does, in requests of up to `TEXTS_EACH` texts.
+
+        Raises EmptyInput, InvalidText, HeadUnavailable; SpaceMismatch if the server's model has become another since
+        the first request.
         """
         require_heads(outputs, self.space.outputs)
         check_texts(texts)
@@ -74,7 +76,7 @@ class RemoteEncoder(TextEncoder):
         return Embeddings.concat(parts)
 
     def _encoded(self, texts: Sequence[str], outputs: Outputs, role: Role) -> Embeddings:
-        """In halves where that is too much for one request."""
+        """Encode in one request, or in halves where that is too much for one."""
         try:
             return self._encoded_at_once(texts, outputs, role)
         except ServerFailed as exc:
@@ -85,14 +87,15 @@ class RemoteEncoder(TextEncoder):
 
     def _encoded_at_once(self, texts: Sequence[str], outputs: Outputs, role: Role) -> Embeddings:
         body = {"inputs": list(texts), "outputs": outputs.names, "role": role, "model": self._model}
-        answer = self._asked("POST", "/v1/m3", json=body, headers={"accept": "application/x-npz"})
-        _, found = load_npz(BytesIO(answer.content))
-        if found.fingerprint != self.fingerprint:
-            raise SpaceMismatch(expected=self.fingerprint, found=found.fingerprint, where=f"the server at {self._url}")
-        return found
+        answer = self._request("POST", "/v1/m3", json=body, headers={"accept": "application/x-npz"})
+        _, embeddings = load_npz(BytesIO(answer.content))
+        if embeddings.fingerprint != self.fingerprint:
+            where = f"the server at {self._url}"
+            raise SpaceMismatch(expected=self.fingerprint, found=embeddings.fingerprint, where=where)
+        return embeddings
 
-    def _asked(self, method: str, path: str, **request: Any) -> httpx2.Response:
-        """Again after a pause where the server is busy, as long as it says."""
+    def _request(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        """Send a request; again after a pause while the server is busy, as long as it says."""
         pause_s = FIRST_PAUSE_S
         for tried in range(1, TRIES + 1):
             try:

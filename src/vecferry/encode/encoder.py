@@ -34,7 +34,7 @@ TEXTS_EACH = 1024
 
 
 class TextEncoder(Protocol):
-    """What an application, a migration and an integration need of an encoder: `Encoder`, or one that asks a server."""
+    """What applications, migrations and integrations need of an encoder: `Encoder`, or one on a server."""
 
     @property
     def space(self) -> VectorSpace: ...
@@ -51,14 +51,14 @@ class TextEncoder(Protocol):
 
 
 class TextTokenizer(Protocol):
-    """What comes before the runtime; `tokens.Tokenizer`, or the lightweight mode's."""
+    """The tokenizer before a runtime: `tokens.Tokenizer`, or the lightweight mode's."""
 
     def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
-        """Raises EmptyInput and InvalidText."""
+        """Return the token ids of each text. Raises EmptyInput and InvalidText."""
 
 
 class Encoder(TextEncoder):
-    """Thread-safe and synchronous. `Encoder.open` and `load_encoder` make one from an artifact."""
+    """A model with its tokenizer, thread-safe and synchronous; `Encoder.open` and `load_encoder` make one."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Encoder(TextEncoder):
         spec: EncoderSpec | None = None,
         cache: Cache | None = None,
     ) -> None:
-        """spec: what a run's memory is predicted from; without it there is no budget. cache: where to look first."""
+        """Combine the parts. spec: predicts a run's memory; without it there is no budget. cache: looked up first."""
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
         self._spec = spec
@@ -128,7 +128,7 @@ class Encoder(TextEncoder):
     def encode_iter(
         self, texts: Iterable[str], *, outputs: Outputs = DENSE, role: Role = "passage", texts_each: int = TEXTS_EACH
     ) -> Generator[Embeddings, None, None]:
-        """`encode` for a corpus that does not fit in memory: embeddings of `texts_each` texts at a time.
+        """Encode a corpus that does not fit in memory: yield embeddings of `texts_each` texts at a time.
 
         `texts` is read that many ahead. Equal texts are computed once among those that come together, and once in all
         where there is a cache. Raises as `encode` does; InvalidText counts from the first text of all.
@@ -164,7 +164,7 @@ class Encoder(TextEncoder):
         is_wanted: Callable[[int], bool] = lambda _: True,
         done: Callable[[int, NDArray[np.intp]], None] = lambda _, __: None,
     ) -> Iterator[tuple[int, Embeddings]]:
-        """(number of the work, its embeddings) of each as soon as its last text is there; one plan for all of them.
+        """Yield (number of the work, its embeddings) as soon as its last text is done; one plan serves all of them.
 
         The works have the same outputs. is_wanted: asked before each run; what is not wanted any more is left out and
         never comes. done: called with (number of the work, its texts) after each run. Raises RuntimeFailed,
@@ -172,7 +172,7 @@ class Encoder(TextEncoder):
         """
         gathered = [_Gathered(work) for work in works]
         for number, work in enumerate(works):
-            done(number, np.flatnonzero([one is not None for one in work.found]))
+            done(number, np.flatnonzero([hit is not None for hit in work.cached]))
             if gathered[number].is_complete:
                 yield number, gathered[number].embeddings()
         waiting = [number for number, work in enumerate(works) if work.tokens is not None]
@@ -196,27 +196,27 @@ class Encoder(TextEncoder):
                     yield int(number), gathered[number].embeddings()
 
     def _alone(self, work: Work, counting: _Counting) -> Embeddings:
-        ((_, found),) = self.compute([work], done=lambda _, rows: counting.add(rows))
-        return found
+        ((_, embeddings),) = self.compute([work], done=lambda _, rows: counting.add(rows))
+        return embeddings
 
     def _prepare(
         self, texts: Sequence[str], outputs: Outputs, role: Role, places: NDArray[np.intp] | None = None
     ) -> Work:
-        """Distinct and valid texts: what the cache has of them, and the tokens of the others."""
+        """Look distinct and valid texts up in the cache, and tokenise the others."""
         prefix = self.space.prefix(role)
         full = [prefix + text for text in texts]
-        found = self._cache.find(self.fingerprint, full, outputs) if self._cache else [None] * len(texts)
-        missing = np.array([i for i, one in enumerate(found) if one is None], np.intp)
+        hits = self._cache.find(self.fingerprint, full, outputs) if self._cache else [None] * len(texts)
+        missing = np.array([i for i, hit in enumerate(hits) if hit is None], np.intp)
         tokens = self.tokenizer([texts[i] for i in missing], prefix) if len(missing) else None
         places = np.arange(len(texts)) if places is None else places
-        return self._checked_budget(Work(full, outputs, found, missing, tokens, places))
+        return self._checked_budget(Work(full, outputs, hits, missing, tokens, places))
 
     def _keep(self, work: Work, texts: NDArray[np.intp], part: Embeddings) -> None:
         if self._cache and work.texts:
             self._cache.keep([work.texts[i] for i in texts], part)
 
     def _checked_budget(self, work: Work) -> Work:
-        """Raises OverMemoryBudget."""
+        """Return the work if its longest text fits. Raises OverMemoryBudget."""
         if self._spec is not None and work.tokens is not None:
             longest, allowed_mb = int(work.tokens.lengths.max()), self.limits.memory_budget_mb
             predicted = predicted_bytes(self._spec, 1, longest, outputs=work.outputs, padded=False)
@@ -233,21 +233,21 @@ class Encoder(TextEncoder):
 class Work:
     """Texts on their way to the runtime, distinct ones: N of them.
 
-    texts: with their prefix; none where token ids were given. found: of each its embeddings, if the cache had them.
+    texts: with their prefix; none where token ids were given. cached: of each its embeddings, if the cache had them.
     missing: int [M], which had none. tokens: of those; None if M is 0. places: int [texts asked for], of each its
     number among the N.
     """
 
     texts: Sequence[str]
     outputs: Outputs
-    found: Sequence[Embeddings | None]
+    cached: Sequence[Embeddings | None]
     missing: NDArray[np.intp]
     tokens: TokenBatch | None
     places: NDArray[np.intp]
 
     @property
     def num_tokens(self) -> int:
-        """What is left to compute."""
+        """The tokens that are left to compute."""
         return 0 if self.tokens is None else len(self.tokens.ids)
 
     @property
@@ -257,16 +257,16 @@ class Work:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each of the texts asked for, those of equal texts each time."""
-        lengths = np.array([0 if one is None else one.num_tokens[0] for one in self.found])
+        """Tokens of each text of the request, those of equal texts each time."""
+        lengths = np.array([0 if hit is None else hit.num_tokens[0] for hit in self.cached])
         if self.tokens is not None:
             lengths[self.missing] = self.tokens.lengths
         return lengths[self.places]
 
     @property
     def truncated(self) -> NDArray[np.bool_]:
-        """Of each of the texts asked for, whether it is longer than the model's limit."""
-        is_truncated = np.array([one is not None and one.num_truncated > 0 for one in self.found])
+        """Whether each text of the request is longer than the model's limit, bool [texts]."""
+        is_truncated = np.array([hit is not None and hit.num_truncated > 0 for hit in self.cached])
         if self.tokens is not None:
             is_truncated[self.missing] = self.tokens.truncated
         return is_truncated[self.places]
@@ -277,12 +277,12 @@ class _Gathered:
 
     def __init__(self, work: Work) -> None:
         self._places = work.places
-        self._missing = len(work.found)
+        self._missing = len(work.cached)
         self._rows: list[NDArray[np.intp]] = []
         self._parts: list[Embeddings] = []
-        for row, one in enumerate(work.found):
-            if one is not None:
-                self.add(np.array([row]), one)
+        for row, hit in enumerate(work.cached):
+            if hit is not None:
+                self.add(np.array([row]), hit)
 
     def add(self, rows: NDArray[np.intp], part: Embeddings) -> None:
         self._rows.append(rows)
@@ -294,13 +294,13 @@ class _Gathered:
         return self._missing == 0
 
     def embeddings(self) -> Embeddings:
-        """In the order in which they were asked for."""
+        """Return the embeddings in the order of the request."""
         order = np.argsort(np.concatenate(self._rows))
         return Embeddings.concat(self._parts).take(order[self._places])
 
 
 class _Counting:
-    """Tells how many texts are done. counts: how often each of the texts occurs."""
+    """The number of texts that are done, for `progress`. counts: how often each of the texts occurs."""
 
     def __init__(
         self,
@@ -333,7 +333,7 @@ def _checked(texts: list[str], first_row: int) -> list[str]:
 
 
 def chunks(texts: Iterable[str], size: int = TEXTS_EACH) -> Iterator[tuple[int, list[str]]]:
-    """(number of texts before, up to `size` texts)."""
+    """Yield (number of texts before, up to `size` texts)."""
     remaining, done = iter(texts), 0
     while chunk := list(islice(remaining, size)):
         yield done, chunk
@@ -341,7 +341,7 @@ def chunks(texts: Iterable[str], size: int = TEXTS_EACH) -> Iterator[tuple[int, 
 
 
 def _ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """function(item) of each, in order; the next is under way in a thread while the caller has this one.
+    """Yield function(item) of each, in order; the next is under way in a thread while the caller has this one.
 
     Items are read by the caller's thread. An error comes where its item would have come.
     """

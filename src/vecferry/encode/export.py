@@ -60,13 +60,13 @@ PARQUET_ROWS = 128
 
 
 class Records:
-    """(id, text) of each in a file, or in standard input for "-". All are checked before the first is used.
+    """Pairs (id, text) of a file, or of standard input for "-". All are checked before the first is used.
 
     A file is read once to be checked and once more for each use, and is not held in memory; a pipe is.
     """
 
     def __init__(self, file: str) -> None:
-        """Raises InvalidRecord with the line, EmptyInput, SettingsError where the file cannot be read."""
+        """Check all records. Raises InvalidRecord with the line, EmptyInput, SettingsError for an unreadable file."""
         self._file = file
         is_read_anew = file != STANDARD_INPUT and Path(file).is_file()
         self._held = None if is_read_anew else list(self._read())
@@ -78,7 +78,7 @@ class Records:
         return self._number
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Raises SettingsError at the end, where the file has another number of them by now."""
+        """Read the file again. Raises SettingsError at the end, where it has another number of records by now."""
         number = 0
         for record in self._again():
             number += 1
@@ -103,7 +103,7 @@ class Records:
 
 
 def parse_lines(lines: Iterable[bytes], path: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of each line that is not blank. Raises InvalidRecord, naming `path`."""
+    """Yield (id, text) of each line that is not blank. Raises InvalidRecord, naming `path`."""
     are_records = {".jsonl": True, ".txt": False}.get(Path(path).suffix.lower())
     for number, line in enumerate(lines, start=1):
         text = _decoded(line, path, number).rstrip("\r\n")
@@ -117,7 +117,7 @@ def parse_lines(lines: Iterable[bytes], path: str) -> Iterator[tuple[str, str]]:
 
 
 def _parquet_records(file: IO[bytes], path: str) -> Iterator[tuple[str, str]]:
-    """Raises InvalidRecord by the row, from 1; SettingsError where it is no Parquet, or has not the columns."""
+    """Yield (id, text) of each row. Raises InvalidRecord by the row, from 1; SettingsError for another file."""
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as exc:
@@ -173,7 +173,7 @@ def _checked(record: dict[str, Any], path: str, number: int) -> tuple[str, str]:
 
 @dataclass
 class Written:
-    """What went through: texts, tokens, truncated texts, and their vector space."""
+    """Counts of what was written: texts, tokens, truncated texts; and their vector space."""
 
     texts: int = 0
     tokens: int = 0
@@ -181,22 +181,23 @@ class Written:
     fingerprint: str = ""
 
     def counting(self, chunks: Chunks) -> Iterator[tuple[list[str], Embeddings]]:
-        """The same chunks, counted. Raises SpaceMismatch, and EmptyInput at the end if there were none."""
-        for ids, found in chunks:
-            assert len(ids) == len(found), f"{len(ids)} ids for {len(found)} texts"
-            self.fingerprint = self.fingerprint or found.fingerprint
-            if found.fingerprint != self.fingerprint:
-                raise SpaceMismatch(expected=self.fingerprint, found=found.fingerprint, where="a part to be written")
-            self.texts += len(found)
-            self.tokens += int(found.num_tokens.sum())
-            self.truncated += found.num_truncated
-            yield ids, found
+        """Yield the same chunks, counted. Raises SpaceMismatch, and EmptyInput at the end if there were none."""
+        for ids, embeddings in chunks:
+            assert len(ids) == len(embeddings), f"{len(ids)} ids for {len(embeddings)} texts"
+            self.fingerprint = self.fingerprint or embeddings.fingerprint
+            if embeddings.fingerprint != self.fingerprint:
+                where = "a part to be written"
+                raise SpaceMismatch(expected=self.fingerprint, found=embeddings.fingerprint, where=where)
+            self.texts += len(embeddings)
+            self.tokens += int(embeddings.num_tokens.sum())
+            self.truncated += embeddings.num_truncated
+            yield ids, embeddings
         if not self.texts:
             raise EmptyInput
 
 
 def check_target(target: Path | None) -> None:
-    """What can be said before the first text is encoded. Raises SettingsError, MissingExtra, OutputWriteFailed."""
+    """Check a target before the first text is encoded. Raises SettingsError, MissingExtra, OutputWriteFailed."""
     if target is None:
         return
     if target.suffix.lower() not in WRITERS:
@@ -231,9 +232,9 @@ def write(target: Path | None, chunks: Chunks) -> Written:
 
 def _write_npz(path: Path, chunks: Chunks) -> None:
     ids, parts = [], []
-    for some_ids, found in chunks:
+    for some_ids, embeddings in chunks:
         ids.extend(some_ids)
-        parts.append(found)
+        parts.append(embeddings)
     with path.open("wb") as file:
         _save_npz(file, ids, Embeddings.concat(parts))
 
@@ -250,20 +251,20 @@ def _save_npz(file: IO[bytes], ids: list[str], whole: Embeddings) -> None:
     np.savez(file, allow_pickle=False, fingerprint=np.array(whole.fingerprint), **arrays)
 
 
-def as_npz(ids: list[str], found: Embeddings) -> bytes:
-    """What `write` puts into an .npz file."""
+def as_npz(ids: list[str], embeddings: Embeddings) -> bytes:
+    """Return what `write` puts into an .npz file."""
     file = BytesIO()
-    _save_npz(file, ids, found)
+    _save_npz(file, ids, embeddings)
     return file.getvalue()
 
 
-def as_arrow(ids: list[str], found: Embeddings) -> bytes:
-    """The rows of a .parquet file as a stream of Arrow's. Raises MissingExtra."""
+def as_arrow(ids: list[str], embeddings: Embeddings) -> bytes:
+    """Return the rows of a .parquet file as a stream of Arrow's. Raises MissingExtra."""
     try:
         import pyarrow
     except ImportError as exc:
         raise MissingExtra("parquet", "pyarrow") from exc
-    tables = list(_tables(ids, found))
+    tables = list(_tables(ids, embeddings))
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, tables[0].schema) as stream:
         for table in tables:
@@ -273,7 +274,7 @@ def as_arrow(ids: list[str], found: Embeddings) -> bytes:
 
 
 def load_npz(path: Path | IO[bytes]) -> tuple[list[str], Embeddings]:
-    """Ids and embeddings of a file that `write` made. Raises OSError, and ValueError or KeyError for another file."""
+    """Return ids and embeddings of a file that `write` made. Raises OSError; ValueError or KeyError for others."""
     with np.load(path, allow_pickle=False) as file:
         sparse = [file[f"sparse_{part}"] for part in ("indptr", "indices", "weights") if "sparse_indptr" in file]
         colbert = [file[name] for name in ("colbert_indptr", "colbert") if "colbert" in file]
@@ -293,19 +294,19 @@ def _write_jsonl(path: Path, chunks: Chunks) -> None:
 
 
 def _json_lines(chunks: Chunks) -> Iterator[str]:
-    for ids, found in chunks:
+    for ids, embeddings in chunks:
         for row, text_id in enumerate(ids):
             fields = {"id": json.dumps(text_id)}
-            if found.dense_or_none is not None:
-                fields["dense"] = _numbers(found.dense[row])
-            if found.sparse_or_none is not None:
-                pairs = found.sparse.row(row).items()
+            if embeddings.dense_or_none is not None:
+                fields["dense"] = _numbers(embeddings.dense[row])
+            if embeddings.sparse_or_none is not None:
+                pairs = embeddings.sparse.row(row).items()
                 fields["sparse"] = "{" + ", ".join(f'"{token}": {weight:.9g}' for token, weight in pairs) + "}"
-            if found.colbert_or_none is not None:
-                fields["colbert"] = "[" + ", ".join(map(_numbers, found.colbert[row])) + "]"
-            fields["num_tokens"] = str(found.num_tokens[row])
-            fields["truncated"] = "true" if found.truncated[row] else "false"
-            fields["fingerprint"] = json.dumps(found.fingerprint)
+            if embeddings.colbert_or_none is not None:
+                fields["colbert"] = "[" + ", ".join(map(_numbers, embeddings.colbert[row])) + "]"
+            fields["num_tokens"] = str(embeddings.num_tokens[row])
+            fields["truncated"] = "true" if embeddings.truncated[row] else "false"
+            fields["fingerprint"] = json.dumps(embeddings.fingerprint)
             yield "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}\n"
 
 
@@ -318,8 +319,8 @@ def _write_parquet(path: Path, chunks: Chunks) -> None:
 
     writer = None
     try:
-        for ids, found in chunks:
-            for table in _tables(ids, found):
+        for ids, embeddings in chunks:
+            for table in _tables(ids, embeddings):
                 if writer is None:
                     writer = pyarrow.parquet.ParquetWriter(path, table.schema)
                 writer.write_table(table)
@@ -328,33 +329,33 @@ def _write_parquet(path: Path, chunks: Chunks) -> None:
             writer.close()
 
 
-def _tables(ids: list[str], found: Embeddings) -> Iterator[Any]:
-    step = len(found) if found.colbert_or_none is None else PARQUET_ROWS
-    for start in range(0, len(found), step):
-        rows = np.arange(start, min(start + step, len(found)))
-        yield _table(ids[start : start + step], found.take(rows))
+def _tables(ids: list[str], embeddings: Embeddings) -> Iterator[Any]:
+    step = len(embeddings) if embeddings.colbert_or_none is None else PARQUET_ROWS
+    for start in range(0, len(embeddings), step):
+        rows = np.arange(start, min(start + step, len(embeddings)))
+        yield _table(ids[start : start + step], embeddings.take(rows))
 
 
-def _table(ids: list[str], found: Embeddings) -> Any:
+def _table(ids: list[str], embeddings: Embeddings) -> Any:
     import pyarrow as pa
 
     columns = {"id": pa.array(ids, pa.string())}
-    if found.dense_or_none is not None:
-        columns["dense"] = _vectors(found.dense)
-    if found.sparse_or_none is not None:
-        offsets = pa.array(found.sparse.indptr, pa.int32())
-        columns["sparse_indices"] = pa.ListArray.from_arrays(offsets, pa.array(found.sparse.indices, pa.int32()))
-        columns["sparse_weights"] = pa.ListArray.from_arrays(offsets, pa.array(found.sparse.weights, pa.float32()))
-    if found.colbert_or_none is not None:
-        offsets = pa.array(found.colbert.indptr, pa.int32())
-        columns["colbert"] = pa.ListArray.from_arrays(offsets, _vectors(found.colbert.vectors))
-    columns["num_tokens"] = pa.array(found.num_tokens, pa.int64())
-    columns["truncated"] = pa.array(found.truncated, pa.bool_())
-    return pa.table(columns).replace_schema_metadata({"fingerprint": found.fingerprint})
+    if embeddings.dense_or_none is not None:
+        columns["dense"] = _vectors(embeddings.dense)
+    if embeddings.sparse_or_none is not None:
+        offsets = pa.array(embeddings.sparse.indptr, pa.int32())
+        columns["sparse_indices"] = pa.ListArray.from_arrays(offsets, pa.array(embeddings.sparse.indices, pa.int32()))
+        columns["sparse_weights"] = pa.ListArray.from_arrays(offsets, pa.array(embeddings.sparse.weights, pa.float32()))
+    if embeddings.colbert_or_none is not None:
+        offsets = pa.array(embeddings.colbert.indptr, pa.int32())
+        columns["colbert"] = pa.ListArray.from_arrays(offsets, _vectors(embeddings.colbert.vectors))
+    columns["num_tokens"] = pa.array(embeddings.num_tokens, pa.int64())
+    columns["truncated"] = pa.array(embeddings.truncated, pa.bool_())
+    return pa.table(columns).replace_schema_metadata({"fingerprint": embeddings.fingerprint})
 
 
 def _vectors(matrix: Float32) -> Any:
-    """[N, D] -> N lists of D numbers."""
+    """Convert [N, D] to N lists of D numbers."""
     import pyarrow as pa
 
     offsets = pa.array(np.arange(len(matrix) + 1) * matrix.shape[1], pa.int32())

@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.batching import Limits
@@ -37,13 +39,15 @@ from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import BGE_M3, open_source, reopen
 from vecferry.model.spec import Overrides
 from vecferry.model.tokens import Tokenizer
+from vecferry.options import Checked, Count
 
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
 RuntimeName = Literal["onnx", "torch", "lightweight"]
 log = logging.getLogger("vecferry")
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
+class EncoderOptions(Checked):
     """What to load.
 
     use_onnx: False goes to PyTorch at once. lightweight: hashed features, another vector space.
@@ -58,21 +62,22 @@ class EncoderOptions:
     lightweight: bool = False
     source: str | None = None
     offline: bool = False
-    threads: int | None = None
+    threads: Count | None = None
     device: Device = "cpu"
     limits: Limits = field(default_factory=Limits)
-    fingerprint: str | None = None
+    fingerprint: Fingerprint | None = None
     cache: Path | None = None
-    cache_mb: int = 1024
+    cache_mb: Count = 1024
     low_memory: bool = False
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An encoder, and why it runs on what it runs on."""
+    """An encoder, and why it runs on what it runs on. is_fallback: another runtime than the first choice."""
 
     encoder: Encoder
     reason: str
+    is_fallback: bool = False
 
 
 def load_encoder(options: EncoderOptions) -> Loaded:
@@ -115,7 +120,7 @@ def _choose(options: EncoderOptions) -> Loaded:
 
 
 def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
-    """PyTorch in the same space; nothing is downloaded for it. Otherwise the cause is what the caller meets."""
+    """Load PyTorch in the same space; nothing is downloaded for it. Raises the cause where that is impossible."""
     try:
         expected = _expected_space(options, cause)
         encoder = _torch(options, _checkpoint(options, offline=True))
@@ -124,11 +129,11 @@ def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
     if expected is not None and encoder.fingerprint != expected:
         raise SpaceMismatch(expected=expected, found=encoder.fingerprint, where="the PyTorch fallback") from cause
     log.warning("ONNX cannot be used, so PyTorch serves, in vector space %s: %s", encoder.fingerprint, cause)
-    return Loaded(encoder, f"fallback: {cause.message}")
+    return Loaded(encoder, f"fallback: {cause.message}", is_fallback=True)
 
 
 def _expected_space(options: EncoderOptions, cause: VecferryError) -> str | None:
-    """The artifact's space. A folder that is there but does not say its space allows no fallback.
+    """Return the artifact's space. A folder that exists but does not say its space allows no fallback.
 
     Nor does a narrower precision: PyTorch runs the checkpoint in fp32, which is another space.
     """
@@ -144,7 +149,9 @@ def _onnx(options: EncoderOptions) -> Encoder:
     artifact = Artifact.open(options.artifact)
     if artifact.manifest.space.precision == "fp16" and options.device == "cpu":
         reason = "the model is fp16, for which a processor takes 6 to 9 times as long as for fp32"
-        raise RuntimeUnavailable("onnx", reason, "VECFERRY_DEVICE=cuda, or vecferry convert ... --precision int8")
+        raise RuntimeUnavailable(
+            "onnx", reason, "VECFERRY_DEVICE=cuda, or vecferry convert SOURCE OUTPUT --precision int8"
+        )
     try:
         from vecferry.encode.runtime.onnx import OnnxRuntime
     except ImportError as exc:  # a broken or missing build of onnxruntime
@@ -176,7 +183,7 @@ def _cache(options: EncoderOptions) -> Cache | None:
 
 
 def _checkpoint(options: EncoderOptions, *, offline: bool = False) -> Model:
-    """The checkpoint that PyTorch is to run, read as the artifact's was where there is one."""
+    """Read the checkpoint that PyTorch is to run, as the artifact's was read where there is one."""
     manifest = Artifact.peek(options.artifact)
     if options.source is None and manifest is not None:
         return read_model(reopen(manifest.source).folder, Overrides.of(manifest.encoder))
@@ -184,7 +191,7 @@ def _checkpoint(options: EncoderOptions, *, offline: bool = False) -> Model:
 
 
 def peek_dimension(options: EncoderOptions) -> int | None:
-    """The dimension as far as it is known without loading a model."""
+    """Return the dimension as far as it is known without loading a model."""
     if options.lightweight:
         return _lightweight(options).dimension
     manifest = Artifact.peek(options.artifact)
@@ -193,7 +200,7 @@ def peek_dimension(options: EncoderOptions) -> int | None:
 
 
 class LazyEncoder:
-    """Loads on first use, once, whatever the number of threads; again in a forked child. Made to last for the process.
+    """An encoder that loads on first use, once for all threads; again in a forked child. Lasts for the process.
 
     A failed load is not remembered: the next call tries again. It also stands for the encoder itself.
     """
@@ -226,11 +233,11 @@ class LazyEncoder:
         return self.get().encoder.dimension
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
-        """As `Encoder.encode`."""
+        """Encode texts as `Encoder.encode` does; the first call loads the encoder."""
         return self.get().encoder.encode(texts, outputs=outputs, role=role)
 
     def after_fork(self) -> None:
-        """In the child: forget the parent's encoder, without ever freeing it.
+        """Forget, in the child, the parent's encoder, without ever freeing it.
 
         Its session waits for its threads when it is freed, and they did not come along: the child
         would hang. The lock may have been held by one of them.

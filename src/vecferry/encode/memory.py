@@ -20,7 +20,7 @@ FP32 = 4
 
 
 def predicted_bytes(spec: EncoderSpec, rows: int, tokens: int, *, outputs: Outputs, padded: bool) -> int:
-    """Bytes of a run of `rows` texts, the longest of `tokens` tokens. padded: not all are of that length."""
+    """Predict the bytes of a run of `rows` texts, the longest of `tokens` tokens. padded: not all are that long."""
     in_all = rows * tokens
     attention = 9 * in_all * spec.hidden + (score_numbers(spec, in_all, tokens) if padded else 0)
     feed_forward = in_all * (5 * spec.hidden + 2 * spec.feed_forward)

@@ -25,21 +25,21 @@ RBO_P = 0.9
 def changes(
     corpus: Corpus, answers: Answers, compared: Compared
 ) -> tuple[tuple[QueryChange, ...], tuple[QueryChange, ...]]:
-    """The largest gains, and the largest losses."""
+    """Return the largest gains, and the largest losses."""
     judged = relevance_of(answers.queries)
     numbers = {passage_id: number for number, passage_id in enumerate(answers.ids)}
 
     def change(row: int) -> QueryChange:
         question = answers.queries.questions[row]
         grades = judged[question.id]
-        relevant = sorted(grades.items(), key=lambda one: (-one[1], one[0]))
+        relevant = sorted(grades.items(), key=lambda item: (-item[1], item[0]))
         wanted = [numbers[passage_id] for passage_id, grade in relevant if grade > 0 and passage_id in numbers]
         return QueryChange(
             query=question.text,
             difference=float(compared.new[row] - compared.old[row]),
             wanted=_shown(corpus, wanted[:SHOWN_HITS], [0.0] * SHOWN_HITS, grades),
-            old_hits=_first(corpus, answers.found[OLD], row, grades),
-            new_hits=_first(corpus, answers.found[NEW], row, grades),
+            old_hits=_first(corpus, answers.rankings[OLD], row, grades),
+            new_hits=_first(corpus, answers.rankings[NEW], row, grades),
         )
 
     gains, losses = compared.extremes(SHOWN_CHANGES)
@@ -47,7 +47,7 @@ def changes(
 
 
 def replayed(corpus: Corpus, log: Sequence[str], resampling: Resampling) -> Replay:
-    """The queries of a log, asked on both sides."""
+    """Search the queries of a log on both sides, and measure how much the answers agree."""
     old = corpus.search("old", corpus.old.encoder.encode(log, role="query"), HITS)
     new = corpus.search("new", corpus.new.encoder.encode(log, role="query"), HITS)
     overlap = overlap_at(old.passages, new.passages, HITS)
@@ -78,9 +78,9 @@ def replayed(corpus: Corpus, log: Sequence[str], resampling: Resampling) -> Repl
     )
 
 
-def _first(corpus: Corpus, found: Ranked, row: int, grades: Mapping[str, int]) -> tuple[ShownHit, ...]:
-    numbers = [number for number in found.passages[row, :SHOWN_HITS].tolist() if number != NONE]
-    return _shown(corpus, numbers, found.scores[row].tolist(), grades)
+def _first(corpus: Corpus, ranking: Ranked, row: int, grades: Mapping[str, int]) -> tuple[ShownHit, ...]:
+    numbers = [number for number in ranking.passages[row, :SHOWN_HITS].tolist() if number != NONE]
+    return _shown(corpus, numbers, ranking.scores[row].tolist(), grades)
 
 
 def _shown(

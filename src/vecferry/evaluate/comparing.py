@@ -23,7 +23,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Compared:
-    """old and new: the metric of each question. slices: that of all queries first."""
+    """A metric of both sides, one number for each question. slices: that of all queries first."""
 
     metric: str
     questions: tuple[Question, ...]
@@ -38,7 +38,7 @@ class Compared:
         )
 
     def extremes(self, number: int) -> tuple[list[int], list[int]]:
-        """The questions that gain most, and those that lose most, by their places."""
+        """Return the questions that gain most, and those that lose most, by their places."""
         difference = self.new - self.old
         order = np.argsort(difference, kind="stable")
         losses = [int(i) for i in order[:number] if difference[i] < -SAME]
@@ -47,7 +47,7 @@ class Compared:
 
 
 def compare(metric: str, questions: Sequence[Question], old: Float64, new: Float64, resampling: Resampling) -> Compared:
-    """Paired by question."""
+    """Compare a metric question by question, over all of them and by slice."""
 
     def scored(by: str, value: str, rows: Int64) -> SliceScore:
         difference = new[rows] - old[rows]
@@ -70,14 +70,14 @@ def compare(metric: str, questions: Sequence[Question], old: Float64, new: Float
 
 
 def slices_by_kind(questions: Sequence[Question]) -> Mapping[str, Mapping[str, Int64]]:
-    """Kind → value → places of its questions; kinds with one value, and values with few questions, are left out."""
+    """Return kind → value → places of its questions; single values and values with few questions are left out."""
     places: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, question in enumerate(questions):
         for by, value in question.slices.items():
             places[by][value].append(place)
-    found = {}
+    slices = {}
     for by, values in sorted(places.items()):
         large = sorted((v for v in values.items() if len(v[1]) >= MIN_IN_SLICE), key=lambda v: (-len(v[1]), v[0]))
         if len(values) > 1 and large:
-            found[by] = {value: np.array(rows) for value, rows in sorted(large[:MAX_SLICES])}
-    return found
+            slices[by] = {value: np.array(rows) for value, rows in sorted(large[:MAX_SLICES])}
+    return slices

@@ -32,20 +32,20 @@ class EvaluatedModel:
 
     @classmethod
     def of_folder(cls, folder: Path, encoder: TextEncoder, runtime: str = "") -> EvaluatedModel:
-        """Under the folder's name."""
+        """Describe a model in a folder, under the folder's name."""
         size = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else None
         return cls(folder.absolute().name, encoder, runtime, size)
 
 
 class Corpus(Protocol):
-    """Passages by number; `ids` grows as they are found."""
+    """Passages by number, on both sides; `ids` grows as hits come in."""
 
     old: EvaluatedModel
     new: EvaluatedModel
 
     @property
     def target(self) -> str:
-        """Its name, for people."""
+        """The corpus's name, for people."""
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -56,22 +56,22 @@ class Corpus(Protocol):
         """Passages that each model has encoded a second; None where it encoded none."""
 
     def search(self, side: Side, queries: Embeddings, k: int) -> Ranked:
-        """By dense vectors."""
+        """Search one side by dense vectors."""
 
     def search_words(self, queries: Embeddings, k: int) -> Ranked | None:
-        """By the sparse vectors of the new model; None where these cannot be searched."""
+        """Search by the sparse vectors of the new model; None where these cannot be searched."""
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
-        """Of these passages; "" for one that has gone."""
+        """Return the texts of these passages; "" for one that has gone."""
 
     def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
-        """Of the new model."""
+        """Return embeddings of these passages by the new model."""
 
     def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
-        """Whether the old model reads only a part of each; those that are not there are left out."""
+        """Return whether the old model reads only a part of each; those that are not in the corpus are left out."""
 
     def sample(self, number: int, seed: int) -> PassageSample:
-        """Random passages with both their vectors."""
+        """Draw random passages with both their vectors."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PassageSample:
 
 
 class FolderCorpus:
-    """Passages that are encoded here, by both models, and searched exactly."""
+    """A corpus of passages that are encoded here, by both models, and searched exactly."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class FolderCorpus:
         outputs: Outputs,
         stage: Stage,
     ) -> None:
-        """outputs: heads of the new model, those that it lacks left out; ColBERT vectors are made when asked for."""
+        """Encode the passages with both models. outputs: heads of the new model; ColBERT vectors are made on demand."""
         self.old, self.new, self.target = old, new, target
         self.ids = tuple(passage.id for passage in passages)
         self._passages = passages
@@ -108,8 +108,8 @@ class FolderCorpus:
 
     def _encoded(self, model: EvaluatedModel, outputs: Outputs) -> tuple[Embeddings, float]:
         began = time.perf_counter()
-        found = model.encoder.encode(self._texts, outputs=outputs)
-        return found, len(self._texts) / (time.perf_counter() - began)
+        embeddings = model.encoder.encode(self._texts, outputs=outputs)
+        return embeddings, len(self._texts) / (time.perf_counter() - began)
 
     @property
     def num_passages(self) -> int:
@@ -142,7 +142,7 @@ class FolderCorpus:
 
 
 class StoreCorpus:
-    """The rows of a collection, asked through its own indexes, as an application would. An id is the row's key."""
+    """A corpus of a collection's rows, searched through its own indexes, as by an application. Ids are keys."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class StoreCorpus:
         new: EvaluatedModel,
         slices: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        """slices: what passages belong to, by id, where it is known; for the map."""
+        """Search a store. slices: what passages belong to, by id, where it is known; for the map."""
         self.old, self.new, self.target = old, new, store.target
         self._slices = slices or {}
         self.texts_per_s: tuple[float | None, float | None] = (None, None)
@@ -167,17 +167,17 @@ class StoreCorpus:
         fingerprint = model.encoder.fingerprint
         return self._ranked([self._store.search(vector, k, fingerprint=fingerprint) for vector in queries.dense], k)
 
-    def _ranked(self, found: Sequence[Sequence[Hit]], k: int) -> Ranked:
-        passages = np.full((len(found), k), NONE, np.int64)
-        scores = np.full((len(found), k), -np.inf, np.float32)
-        for row, hits in enumerate(found):
+    def _ranked(self, answers: Sequence[Sequence[Hit]], k: int) -> Ranked:
+        passages = np.full((len(answers), k), NONE, np.int64)
+        scores = np.full((len(answers), k), -np.inf, np.float32)
+        for row, hits in enumerate(answers):
             for place, hit in enumerate(hits):
                 passages[row, place] = self._number(hit.key)
                 scores[row, place] = hit.score
         return Ranked(passages, scores)
 
     def _number(self, key: Key) -> int:
-        """That of the row, a new one where it has none yet."""
+        """Return the row's number, a new one where it has none yet."""
         if key not in self._numbers:
             self._numbers[key] = len(self._keys)
             self._keys.append(key)
@@ -190,8 +190,8 @@ class StoreCorpus:
     def texts(self, numbers: Sequence[int]) -> list[str]:
         missing = [number for number in dict.fromkeys(numbers) if number not in self._texts]
         if missing:
-            found = self._store.rows([self._keys[number] for number in missing])
-            self._texts |= dict.fromkeys(missing, "") | {self._numbers[row.key]: row.text or "" for row in found}
+            rows = self._store.rows([self._keys[number] for number in missing])
+            self._texts |= dict.fromkeys(missing, "") | {self._numbers[row.key]: row.text or "" for row in rows}
         return [self._texts[number] for number in numbers]
 
     def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
@@ -202,8 +202,8 @@ class StoreCorpus:
         numbers = {passage_id: keys[passage_id] for passage_id in ids if passage_id in keys}
         if not numbers:
             return {}
-        found = self.old.encoder.encode(self.texts(list(numbers.values())))
-        return dict(zip(numbers, found.truncated.tolist(), strict=True))
+        embeddings = self.old.encoder.encode(self.texts(list(numbers.values())))
+        return dict(zip(numbers, embeddings.truncated.tolist(), strict=True))
 
     def sample(self, number: int, seed: int) -> PassageSample:  # noqa: ARG002  # the store chooses
         rows = sorted(self._store.sample(number), key=lambda row: row.key)
@@ -222,5 +222,5 @@ class StoreCorpus:
 
 
 def id_of(key: Key) -> str:
-    """How a row is named in judgements: its key; where that has several parts, these joined by "/"."""
+    """Return how judgements name a row: its key; where that has several parts, these joined by "/"."""
     return "/".join(key)

@@ -17,7 +17,7 @@ DECIMALS = 5
 
 
 def distribution(side: Literal["old", "new"], scores: Float32, relevant: Float32 | None) -> ScoreDistribution:
-    """scores: cosines of the hits [Q, K], best first. relevant: those of judged pairs, None without judgements.
+    """Count cosines of the hits [Q, K], best first. relevant: those of judged pairs, None without judgements.
 
     The three have the same edges. A query of fewer than ten hits has no tenth.
     """
@@ -33,7 +33,7 @@ def distribution(side: Literal["old", "new"], scores: Float32, relevant: Float32
 
 
 def histogram(scores: Float32, bins: int = BINS, limits: tuple[float, float] | None = None) -> Histogram:
-    """Of the finite scores, whatever their shape; -inf is no hit. limits: by default the scores' own, rounded outwards.
+    """Count the finite scores, whatever their shape; -inf is no hit. limits: by default the scores' own, rounded.
 
     Those beyond the limits count in the outermost bins.
     """
@@ -49,7 +49,7 @@ def _finite(scores: Float32) -> Float64:
 
 
 def _limits(values: Float64) -> tuple[float, float]:
-    """Multiples of 0.05 that hold all values; at least 0.05 apart."""
+    """Return the multiples of 0.05 that hold all values; at least 0.05 apart."""
     if not len(values):
         return 0.0, 1.0
     low = np.floor(values.min() * STEPS)

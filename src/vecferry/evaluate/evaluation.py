@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.runtime.host import machine
@@ -28,43 +30,47 @@ from vecferry.evaluate.thresholds import Scored, all_mapped
 from vecferry.evaluate.values import (
     METRICS,
     CorpusFinding,
+    CutOffs,
     Evaluation,
     ModelFacts,
     ScoreDistribution,
     SpaceMap,
     SystemScore,
 )
+from vecferry.options import Checked, Count, CountFrom0, Help, Number, Share
 
 TIMED_QUERIES = 21
 MAX_ON_MAP = 1000
 
 
+MaxQueries = Annotated[Count | None, Help("queries asked on both sides, at most")]
+
+
 @dataclass(frozen=True)
-class EvaluationOptions:
-    """margin: of nDCG@10, by which the new side may be worse. max_queries: None asks all.
+class GateOptions(Checked):
+    """When the new side counts as not worse."""
+
+    margin: Annotated[Share, Help("largest acceptable drop in nDCG@10")] = 0.02
+    confidence: Annotated[
+        Number,
+        Field(gt=0, lt=1, description="a number between 0 and 1"),
+        Help("confidence with which a larger drop must be excluded"),
+    ] = 0.95
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(GateOptions):
+    """The options of an evaluation. max_queries: None uses all.
 
     outputs: heads of the new model to look at; those that it lacks are left out. thresholds: cut-offs of the
-    application in the old space, by name. sample: passages for findings and map; 0 leaves both out.
+    application in the old space, by name. sample: 0 leaves findings and map out. Raises SettingsError.
     """
 
-    margin: float = 0.02
-    confidence: float = 0.95
-    seed: int = 0
-    max_queries: int | None = None
+    seed: Annotated[int, Help("seed of every random choice")] = 0
+    max_queries: MaxQueries = None
     outputs: Outputs = DENSE
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    sample: int = 1000
-
-    def __post_init__(self) -> None:
-        checks: tuple[tuple[str, Any, bool, str], ...] = (
-            ("margin", self.margin, 0 <= self.margin <= 1, "a number from 0 to 1"),
-            ("confidence", self.confidence, 0 < self.confidence < 1, "a number between 0 and 1"),
-            ("max_queries", self.max_queries, self.max_queries is None or self.max_queries >= 1, "1 or more"),
-            ("sample", self.sample, self.sample >= 0, "0 or more"),
-        )
-        for name, value, is_right, expected in checks:
-            if not is_right:
-                raise SettingsError(name, value, expected)
+    thresholds: CutOffs = field(default_factory=dict)
+    sample: Annotated[CountFrom0, Help("passages that are looked at for findings and map")] = 1000
 
     @property
     def resampling(self) -> Resampling:
@@ -73,7 +79,7 @@ class EvaluationOptions:
 
 def run_evaluation(
     corpus: Corpus,
-    asked: QuerySet,
+    query_set: QuerySet,
     options: EvaluationOptions,
     stage: Stage = lambda _: None,
     provenance: Mapping[str, Any] | None = None,
@@ -83,11 +89,11 @@ def run_evaluation(
     Raises MissingExtra, SettingsError where there is no question; what the models and the store raise.
     """
     require_metrics()
-    asked = asked.limited(options.max_queries, options.seed)
-    if not asked.questions:
+    query_set = query_set.limited(options.max_queries, options.seed)
+    if not query_set.questions:
         raise SettingsError("questions", 0, "judged queries, or passages long enough to ask for a part of them")
     outputs = options.outputs & corpus.new.encoder.space.outputs | DENSE
-    answers = search(corpus, asked, outputs, options.resampling, stage)
+    answers = search(corpus, query_set, outputs, options.resampling, stage)
     first = METRICS[0]
     compared = compare(
         first, answers.queries.questions, answers.values[OLD][first], answers.values[NEW][first], options.resampling
@@ -97,11 +103,11 @@ def run_evaluation(
     hits = {system: answers.scored(system) for system in (OLD, NEW)}
     sample = corpus.sample(options.sample, options.seed) if options.sample and corpus.num_passages else None
     old_rate, new_rate = corpus.texts_per_s
-    texts = [question.text for question in asked.questions]
+    texts = [question.text for question in query_set.questions]
     return Evaluation(
         target=corpus.target,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        evidence=asked.evidence,
+        evidence=query_set.evidence,
         passages=corpus.num_passages,
         queries_asked=len(texts),
         judgements=len(answers.queries.judgements),
@@ -115,7 +121,7 @@ def run_evaluation(
         gains=gains,
         losses=losses,
         hybrid=answers.hybrid,
-        replay=replayed(corpus, asked.log, options.resampling) if asked.log else None,
+        replay=replayed(corpus, query_set.log, options.resampling) if query_set.log else None,
         scores=_distributions(hits),
         thresholds=all_mapped(options.thresholds, hits[OLD], hits[NEW], options.resampling),
         findings=_findings(corpus, sample) if sample else (),
@@ -129,7 +135,9 @@ def run_evaluation(
 
 def _systems(answers: Answers, options: EvaluationOptions) -> tuple[SystemScore, ...]:
     return tuple(
-        SystemScore(side, method, {name: mean_with_interval(one, options.resampling) for name, one in metrics.items()})
+        SystemScore(
+            side, method, {name: mean_with_interval(values, options.resampling) for name, values in metrics.items()}
+        )
         for (side, method), metrics in answers.values.items()
     )
 
@@ -138,13 +146,13 @@ def _systems(answers: Answers, options: EvaluationOptions) -> tuple[SystemScore,
 
 
 def _distributions(scored: Mapping[System, Scored]) -> tuple[ScoreDistribution, ...]:
-    found = []
+    distributions = []
     for system, hits in scored.items():
-        answered = hits.there[:, 0]
+        answered = hits.is_hit[:, 0]
         if answered.any():
             relevant = hits.scores[hits.relevant] if hits.relevant is not None and hits.relevant.any() else None
-            found.append(distribution(system[0], hits.scores[answered], relevant))
-    return tuple(found)
+            distributions.append(distribution(system[0], hits.scores[answered], relevant))
+    return tuple(distributions)
 
 
 # --- texts, models, where it comes from -----------------------------------------------------------
@@ -195,7 +203,7 @@ def _facts(model: EvaluatedModel, passages: int, texts_per_s: float | None, ques
 
 
 def _query_seconds(model: EvaluatedModel, questions: Sequence[str]) -> float:
-    """The median of single queries."""
+    """Return the median time of single queries."""
     seconds = []
     for question in questions[:TIMED_QUERIES]:
         began = time.perf_counter()

@@ -49,18 +49,18 @@ class Sampled:
         return len(self.ids)
 
     def take(self, rows: Int64) -> Sampled:
-        """The given passages, in the given order."""
+        """Take the given passages, in the given order."""
         ids, texts = (tuple(column[row] for row in rows) for column in (self.ids, self.texts))
         old, new = self.old.take(rows), self.new.take(rows)
         return Sampled(ids, texts, old, new, self.old_name, self.new_name, self.old_max_tokens, self.new_max_tokens)
 
 
 def look_at(sampled: Sampled) -> tuple[CorpusFinding, ...]:
-    """Five findings, always in this order: hidden by truncation, duplicates, near duplicates, outliers, empty
-    neighbourhoods. One that found nothing has count 0 and says so.
+    """Return five findings: hidden by truncation, duplicates, near duplicates, outliers, empty neighbourhoods.
 
-    The last three are about distinct texts, as an equal text would be everyone's nearest. Raises EmptyInput for no
-    passages, and NotEncoded without dense vectors.
+    The order is always this. A finding of nothing has count 0 and says so. The last three are about distinct texts,
+    as an equal text would be everyone's nearest. Raises EmptyInput for no passages, and NotEncoded without dense
+    vectors.
     """
     if not len(sampled):
         raise EmptyInput
@@ -85,7 +85,7 @@ def _hidden_by_truncation(sampled: Sampled) -> CorpusFinding:
     message = (
         f"{_of(len(rows), len(sampled))} cut by the old model and read whole by the new ({sampled.old_name} reads "
         f"{sampled.old_max_tokens:,} tokens, {sampled.new_name} {sampled.new_max_tokens:,}); "
-        f"{_some(new.num_truncated)} cut even by the new."
+        f"{_count_is(new.num_truncated)} cut even by the new."
     )
     unread = _unread_share(old, new)
     examples = (
@@ -96,7 +96,7 @@ def _hidden_by_truncation(sampled: Sampled) -> CorpusFinding:
 
 
 def _unread_share(old: Embeddings, new: Embeddings) -> Float64:
-    """Of each text [N], the share that the old model did not see; 0 where it cannot be told.
+    """Return the share [N] of each text that the old model did not see; 0 where it cannot be told.
 
     An estimate: how many tokens of the old model one of the new is worth is the median of the texts that both read
     whole.
@@ -117,7 +117,7 @@ def _part(share: float, characters: int) -> str:
 
 
 def _first_with_the_text(texts: Sequence[str]) -> Int64:
-    """For each text, the number of the first that equals it, white space around it aside."""
+    """Return, for each text, the number of the first that equals it, white space around it aside."""
     known: dict[str, int] = {}
     return np.array([known.setdefault(text.strip(), number) for number, text in enumerate(texts)], np.int64)
 
@@ -133,7 +133,7 @@ def _duplicates(sampled: Sampled, first: Int64) -> CorpusFinding:
 
 
 def _neighbours(vectors: Float32) -> Ranked:
-    """The ten nearest others of each vector, fewer where there are fewer; one block of cosines at a time."""
+    """Return the ten nearest others of each vector, fewer where there are fewer; one block of cosines at a time."""
     k = min(NEIGHBOURS, len(vectors) - 1)
     parts = []
     for at in range(0, len(vectors), ROWS_EACH):
@@ -145,7 +145,7 @@ def _neighbours(vectors: Float32) -> Ranked:
 
 
 def _nearest_cosine(neighbours: Ranked) -> Float32:
-    """float32 [N]; -1 for a passage that is alone."""
+    """Return float32 [N]; -1 for a passage that is alone."""
     nearest: Float32 = neighbours.scores.max(axis=1, initial=-1.0)
     return nearest
 
@@ -153,8 +153,8 @@ def _nearest_cosine(neighbours: Ranked) -> Float32:
 def _near_duplicates(distinct: Sampled, new: Ranked) -> CorpusFinding:
     cosine = _nearest_cosine(new)
     rows = np.flatnonzero(cosine >= NEAR)
-    seen = f"nearly the same as another of other words (cosine of {NEAR} or more in the new space)"
-    message = f"{_of(len(rows), len(distinct))} {seen}."
+    description = f"nearly the same as another in other words (cosine of {NEAR} or more in the new space)"
+    message = f"{_of(len(rows), len(distinct))} {description}."
     pairs: dict[frozenset[int], int] = {}
     for row in rows[np.argsort(-cosine[rows], kind="stable")].tolist():
         pairs.setdefault(frozenset((row, int(new.passages[row, 0]))), row)
@@ -163,7 +163,7 @@ def _near_duplicates(distinct: Sampled, new: Ranked) -> CorpusFinding:
 
 
 def _outliers(distinct: Sampled, new: Ranked) -> CorpusFinding:
-    """By the modified z-score (Iglewicz and Hoaglin, 1993) of the cosine to the nearest other passage.
+    """Find outliers by the modified z-score (Iglewicz and Hoaglin, 1993) of the cosine to the nearest passage.
 
     Near duplicates do not count towards what is usual, or a corpus of templates would make every other text strange.
     """
@@ -175,8 +175,8 @@ def _outliers(distinct: Sampled, new: Ranked) -> CorpusFinding:
     middle = float(np.median(usual))
     spread = max(float(np.median(np.abs(usual - middle))), MIN_SPREAD)
     rows = np.flatnonzero(0.6745 * (cosine - middle) < UNUSUAL_Z * spread)
-    seen = f"unusually far from every other in the new space (the cosine to the nearest is {middle:.2f} as a rule)"
-    message = f"{_of(len(rows), len(distinct))} {seen}."
+    description = f"unusually far from every other in the new space (the median cosine to the nearest is {middle:.2f})"
+    message = f"{_of(len(rows), len(distinct))} {description}."
     examples = (
         (row, f"cosine {cosine[row]:.3f} with the nearest, {distinct.ids[new.passages[row, 0]]}")
         for row in rows[np.argsort(cosine[rows], kind="stable")]
@@ -185,12 +185,12 @@ def _outliers(distinct: Sampled, new: Ranked) -> CorpusFinding:
 
 
 def _times_found(neighbours: Ranked) -> Int64:
-    """int64 [N]: of how many others each passage is among the nearest."""
+    """Return int64 [N]: of how many others each passage is among the nearest."""
     return np.bincount(neighbours.passages.ravel(), minlength=len(neighbours))
 
 
 def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> CorpusFinding:
-    """Anti-hubs and the largest hub (Radovanović, Nanopoulos and Ivanović, JMLR 11, 2010).
+    """Find anti-hubs and the largest hub (Radovanović, Nanopoulos and Ivanović, JMLR 11, 2010).
 
     Examples: those that most others led to in the old space come first.
     """
@@ -201,8 +201,8 @@ def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> CorpusFi
     hub = int(new.argmax())
     message = (
         f"{_of(len(rows), len(distinct))} among the {NEIGHBOURS} nearest of no other in the new space, and "
-        f"{_some(int((old == 0).sum()))} in the old; the passage found most, {distinct.ids[hub]}, is among those of "
-        f"{new[hub]:,} others, against {old.max():,} in the old space."
+        f"{_count_is(int((old == 0).sum()))} in the old; the passage found most often, {distinct.ids[hub]}, "
+        f"is among those of {new[hub]:,} others, against {old.max():,} in the old space."
     )
     examples = (
         (row, f"among the {NEIGHBOURS} nearest of {old[row]:,} others in the old space")
@@ -217,18 +217,18 @@ def _empty_neighbourhoods(distinct: Sampled, new: Int64, old: Int64) -> CorpusFi
 def _finding(
     name: str, sampled: Sampled, count: int, message: str, examples: Iterable[tuple[int | np.int64, str]]
 ) -> CorpusFinding:
-    """examples: (row, what was seen), of which the first five are kept."""
-    shown = [(sampled.ids[row], sampled.texts[row][:MAX_CHARS], seen) for row, seen in islice(examples, EXAMPLES)]
+    """Build a finding. examples: (row, note), of which the first five are kept."""
+    shown = [(sampled.ids[row], sampled.texts[row][:MAX_CHARS], note) for row, note in islice(examples, EXAMPLES)]
     return CorpusFinding(name, count, len(sampled), message, tuple(shown))
 
 
 def _of(count: int, total: int) -> str:
-    """The beginning of a sentence: "None of 20 passages is", "3 of 20 passages are"."""
+    """Begin a sentence: "None of 20 passages is", "3 of 20 passages are"."""
     return f"{f'{count:,}' if count else 'None'} of {total:,} {'passage' if total == 1 else 'passages'} {_be(count)}"
 
 
-def _some(count: int) -> str:
-    """Within a sentence: "none is", "3 are"."""
+def _count_is(count: int) -> str:
+    """Return a count within a sentence: "none is", "3 are"."""
     return f"{f'{count:,}' if count else 'none'} {_be(count)}"
 
 

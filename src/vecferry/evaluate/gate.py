@@ -13,13 +13,13 @@ MIN_IN_SLICE = 20
 
 
 def judge(compared: Compared, *, margin: float, confidence: float) -> GateResult:
-    """Non-inferiority: passed if the whole interval of the paired difference lies above -margin.
+    """Judge non-inferiority: passed if the whole interval of the paired difference lies above -margin.
 
     Failed if it lies below, or that of a slice of 20 queries or more does; inconclusive in between.
     """
     overall, *slices = compared.slices
-    large = [one for one in slices if one.queries >= MIN_IN_SLICE]
-    worse = tuple(f"{one.by} {one.value}" for one in large if one.difference.high < -margin)
+    large = [score for score in slices if score.queries >= MIN_IN_SLICE]
+    worse = tuple(score.name for score in large if score.difference.high < -margin)
     summary = f"{compared.metric} went from {overall.old.mean:.3f} to {overall.new.mean:.3f}"
     where = f"{overall.difference.low:+.3f} to {overall.difference.high:+.3f} at {confidence:.0%} confidence"
     assert overall.by == ALL

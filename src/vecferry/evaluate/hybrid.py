@@ -26,7 +26,7 @@ def fitted(
     alone: Mapping[Method, Float64],
     resampling: Resampling,
 ) -> HybridFit | None:
-    """None for too few queries.
+    """Fit the weights on half of the queries and measure them on the others; None for too few queries.
 
     judge: the metric of a ranking of some queries, by their places. alone: the metric of each head by itself, of all
     queries. Of weights that are equally good the ones nearest to those published are taken.
@@ -35,7 +35,7 @@ def fitted(
     if number < MIN_QUERIES:
         return None
     order = np.random.default_rng(resampling.seed).permutation(number)
-    here, there = np.sort(order[: number // 2][:MAX_FITTED]), np.sort(order[number // 2 :])
+    fitting, reporting = np.sort(order[: number // 2][:MAX_FITTED]), np.sort(order[number // 2 :])
 
     def value(weights: HybridWeights, queries: Int64) -> Float64:
         return judge(scored.take(queries).best(K, weights), queries)
@@ -43,14 +43,14 @@ def fitted(
     published = _of_heads(HybridWeights(), alone)
     best = max(
         _grid(alone),
-        key=lambda weights: (round(float(value(weights, here).mean()), 6), -_distance(weights, published)),
+        key=lambda weights: (round(float(value(weights, fitting).mean()), 6), -_distance(weights, published)),
     )
     held_out: dict[str, Interval] = {
-        method: mean_with_interval(values[there], resampling) for method, values in alone.items()
+        method: mean_with_interval(values[reporting], resampling) for method, values in alone.items()
     }
-    held_out["hybrid"] = mean_with_interval(value(best, there), resampling)
-    of_published = mean_with_interval(value(published, there), resampling)
-    return HybridFit(asdict(best), len(here), len(there), held_out, of_published)
+    held_out["hybrid"] = mean_with_interval(value(best, reporting), resampling)
+    of_published = mean_with_interval(value(published, reporting), resampling)
+    return HybridFit(asdict(best), len(fitting), len(reporting), held_out, of_published)
 
 
 def _grid(heads: Container[Method]) -> Iterator[HybridWeights]:
@@ -62,7 +62,7 @@ def _grid(heads: Container[Method]) -> Iterator[HybridWeights]:
 
 
 def _of_heads(weights: HybridWeights, heads: Container[Method]) -> HybridWeights:
-    """Without the heads that are not there."""
+    """Return the weights without the heads that are missing."""
     return HybridWeights(
         weights.dense if "dense" in heads else 0.0,
         weights.sparse if "sparse" in heads else 0.0,
@@ -71,7 +71,7 @@ def _of_heads(weights: HybridWeights, heads: Container[Method]) -> HybridWeights
 
 
 def _distance(weights: HybridWeights, published: HybridWeights) -> float:
-    """Of two ways of sharing 1 out; rounded, so that equal distances are equal."""
+    """Return the distance of two ways of sharing 1 out; rounded, so that equal distances are equal."""
     total = published.dense + published.sparse + published.colbert
     apart = (
         abs(weights.dense - published.dense / total)

@@ -17,7 +17,7 @@ QUERIES_EACH = 2000
 
 
 def require_metrics() -> None:
-    """Raises MissingExtra."""
+    """Check that the metrics can be computed. Raises MissingExtra."""
     for package in ("ir_measures", "scipy"):
         try:
             __import__(package)
@@ -26,12 +26,12 @@ def require_metrics() -> None:
 
 
 def per_query(
-    queries: JudgedQueries, passage_ids: Sequence[str], found: Ranked, metrics: Sequence[str]
+    queries: JudgedQueries, passage_ids: Sequence[str], ranking: Ranked, metrics: Sequence[str]
 ) -> dict[str, Float64]:
-    """By metric ("nDCG@10", "R@100", "RR@10"), its value for each question, in their order; 0 where nothing was found.
+    """Return, by metric ("nDCG@10", "R@100", "RR@10"), its value for each question; 0 where there were no hits.
 
-    The order of `found` counts, not its scores, so that equal scores are not put into another order. Raises
-    MissingExtra.
+    Values are in the questions' order. The order of `ranking` counts, not its scores, so that equal scores are not
+    put into another order. Raises MissingExtra.
     """
     require_metrics()
     import ir_measures
@@ -44,12 +44,12 @@ def per_query(
     for at in range(0, len(queries.questions), QUERIES_EACH):
         part = queries.questions[at : at + QUERIES_EACH]
         place = {question.id: at + i for i, question in enumerate(part)}
-        run = {question.id: _run(passage_ids, found.passages[place[question.id]]) for question in part}
+        run = {question.id: _run(passage_ids, ranking.passages[place[question.id]]) for question in part}
         for metric in ir_measures.iter_calc(measures, {q.id: judged[q.id] for q in part}, run):
             values[str(metric.measure)][place[metric.query_id]] = metric.value
     return values
 
 
-def _run(passage_ids: Sequence[str], found: NDArray[np.int64]) -> Mapping[str, float]:
-    numbers = [number for number in found.tolist() if number != NONE]
+def _run(passage_ids: Sequence[str], row: NDArray[np.int64]) -> Mapping[str, float]:
+    numbers = [number for number in row.tolist() if number != NONE]
     return {passage_ids[number]: float(len(numbers) - place) for place, number in enumerate(numbers)}

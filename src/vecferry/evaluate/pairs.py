@@ -23,7 +23,7 @@ ENDS = re.compile(r"(?<=[.!?؟।])\s+|(?<=[。！？])|\n+")
 
 @dataclass(frozen=True)
 class Pair:
-    """needle: what every passage that is as good as `origin` contains."""
+    """A question taken from a passage. needle: what every passage that is as good as `origin` contains."""
 
     question: Question
     origin: str
@@ -31,33 +31,33 @@ class Pair:
 
 
 def sentence_pairs(passages: Sequence[Passage], number: int, seed: int) -> tuple[Pair, ...]:
-    """For up to `number` passages one of their sentences each, anywhere in the text; a half of it where it is but one.
+    """Take from up to `number` passages one sentence each, anywhere in the text; a half of it if there is but one.
 
     Passages that are too short to give one are left out.
     """
     rng = random.Random(seed)  # noqa: S311  # for a sample
     order = sorted(passages, key=lambda passage: passage.id)
     rng.shuffle(order)
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     for passage in order:
-        if len(found) == number:
+        if len(pairs) == number:
             break
         choices = _choices(passage.text)
         if choices:
             needle = rng.choice(choices)
-            found.append(Pair(Question(passage.id, needle, passage.slices), passage.id, needle))
-    return tuple(found)
+            pairs.append(Pair(Question(passage.id, needle, passage.slices), passage.id, needle))
+    return tuple(pairs)
 
 
 def title_pairs(passages: Sequence[Passage], number: int, seed: int) -> tuple[Pair, ...]:
-    """For up to `number` passages their titles, which must then not be among what is searched."""
+    """Take from up to `number` passages their titles, which must then not be among what is searched."""
     titled = sorted((p for p in passages if len(p.title) >= MIN_CHARS and p.text), key=lambda p: p.id)
     chosen = random.Random(seed).sample(titled, min(number, len(titled)))  # noqa: S311
     return tuple(Pair(Question(p.id, p.title, p.slices), p.id, p.text) for p in chosen)
 
 
 def _choices(text: str) -> list[str]:
-    """Sentences of the text that may be asked."""
+    """Return the sentences of the text that make a question."""
     sentences = [part.strip() for part in ENDS.split(text)]
     fit = [part for part in sentences if MIN_CHARS <= len(part) <= min(MAX_CHARS, MAX_SHARE * len(text))]
     if fit:
@@ -71,19 +71,19 @@ def _choices(text: str) -> list[str]:
 
 def judged_by_text(
     pairs: Sequence[Pair],
-    found: Sequence[Ranked],
+    rankings: Sequence[Ranked],
     ids: Sequence[str],
     texts_of: Callable[[Sequence[int]], Sequence[str]],
 ) -> JudgedQueries:
-    """Relevant is the passage that a question was taken from, and of those found any that contains it too.
+    """Judge hits: relevant is the passage that a question was taken from, and any that contains it too.
 
     texts_of: of passages by number; asked once.
     """
-    numbers = sorted({n for one in found for n in one.passages.ravel().tolist()} - {NONE})
+    numbers = sorted({n for ranking in rankings for n in ranking.passages.ravel().tolist()} - {NONE})
     texts = dict(zip(numbers, texts_of(numbers), strict=True))
     judgements = []
     for row, pair in enumerate(pairs):
-        shown = {n for one in found for n in one.passages[row].tolist()} - {NONE}
+        shown = {n for ranking in rankings for n in ranking.passages[row].tolist()} - {NONE}
         relevant = {pair.origin} | {ids[n] for n in shown if pair.needle in texts[n]}
         judgements += [Judgement(pair.question.id, passage_id, 1) for passage_id in sorted(relevant)]
     return JudgedQueries(tuple(pair.question for pair in pairs), tuple(judgements))

@@ -30,16 +30,16 @@ class LabelledSet:
     queries: JudgedQueries
 
     def ndcg_at_10(self, encoder: TextEncoder) -> float:
-        """Of exact search with dense vectors; the mean of all judged questions. Raises MissingExtra."""
+        """Measure exact search with dense vectors; the mean of all judged questions. Raises MissingExtra."""
         passages = encoder.encode([passage.full for passage in self.passages], role="passage")
         questions = encoder.encode([question.text for question in self.queries.questions], role="query")
-        found = ranked(dense_scores(questions, passages), 10)
-        values = per_query(self.queries, [passage.id for passage in self.passages], found, (NDCG,))[NDCG]
+        hits = ranked(dense_scores(questions, passages), 10)
+        values = per_query(self.queries, [passage.id for passage in self.passages], hits, (NDCG,))[NDCG]
         return float(values.mean())
 
 
 def read_beir(folder: Path) -> LabelledSet:
-    """corpus.jsonl, and the queries as `read_queries` does.
+    """Read corpus.jsonl, and the queries as `read_queries` does.
 
     Raises SettingsError with the file that is missing or of another form, and MissingExtra.
     """
@@ -48,11 +48,11 @@ def read_beir(folder: Path) -> LabelledSet:
 
 
 def read_passages(folder: Path) -> tuple[Passage, ...]:
-    """Of corpus.jsonl. Raises SettingsError."""
+    """Read the passages of corpus.jsonl. Raises SettingsError."""
     try:
         passages = tuple(
-            Passage(str(one["_id"]), one["text"], one.get("title") or "", slices_of(one))
-            for one in _records(folder / "corpus.jsonl")
+            Passage(str(record["_id"]), record["text"], record.get("title") or "", slices_of(record))
+            for record in _records(folder / "corpus.jsonl")
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise _refused(folder, exc) from exc
@@ -62,7 +62,7 @@ def read_passages(folder: Path) -> tuple[Passage, ...]:
 
 
 def read_queries(folder: Path) -> JudgedQueries:
-    """queries.jsonl and qrels/test.tsv with a header; questions that nobody judged are left out.
+    """Read queries.jsonl and qrels/test.tsv with a header; questions that nobody judged are left out.
 
     A query's other fields, and those of its `metadata`, are its slices where they are short texts: "lang" is its
     language. Raises SettingsError with the file that is missing or of another form, and MissingExtra.
@@ -84,7 +84,7 @@ def read_queries(folder: Path) -> JudgedQueries:
 
 
 def slices_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """The short texts among a record's fields and those of its `metadata`, by name."""
+    """Return the short texts among a record's fields and those of its `metadata`, by name."""
     fields = dict(record) | dict(record.get("metadata") or {})
     return {
         NAMES_OF_SLICES.get(name, name): value

@@ -24,7 +24,7 @@ SCRIPTS = {"CJK": "Han", "HIRAGANA": "Japanese", "KATAKANA": "Japanese"}
 
 @dataclass(frozen=True)
 class QuerySet:
-    """queries: None where nobody has judged any; then pairs were made of the passages. log: what users asked."""
+    """What an evaluation asks. queries: None where nobody judged any, so pairs stand in. log: what users asked."""
 
     queries: JudgedQueries | None = None
     pairs: tuple[Pair, ...] = ()
@@ -39,7 +39,7 @@ class QuerySet:
         return "judged queries" if self.queries is not None else "query log" if self.log else "pairs from the corpus"
 
     def limited(self, number: int | None, seed: int) -> QuerySet:
-        """At most so many of each kind, chosen by the seed."""
+        """Keep at most so many of each kind, chosen by the seed."""
         queries = self.queries
         if queries is not None:
             queries = replace(queries, questions=chosen(queries.questions, number, seed))
@@ -49,7 +49,7 @@ class QuerySet:
 
 
 def chosen(of: Sequence[T], number: int | None, seed: int) -> tuple[T, ...]:
-    """At most so many, in their order."""
+    """Choose at most so many, in their order."""
     if number is None or len(of) <= number:
         return tuple(of)
     places = sorted(random.Random(seed).sample(range(len(of)), number))  # noqa: S311  # a sample
@@ -57,7 +57,10 @@ def chosen(of: Sequence[T], number: int | None, seed: int) -> tuple[T, ...]:
 
 
 def read_log(path: Path) -> tuple[str, ...]:
-    """The distinct queries of a log: a query a line, or JSON lines with "text" or "query". Raises SettingsError."""
+    """Read the distinct queries of a log: a query a line, or JSON lines with "text" or "query".
+
+    Raises SettingsError.
+    """
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         if path.suffix == ".jsonl":
@@ -87,17 +90,17 @@ def _query_of(record: Mapping[str, Any]) -> str:
 def sliced(
     questions: Iterable[Question], relevant: Mapping[str, Sequence[str]], are_cut: Mapping[str, bool], max_tokens: int
 ) -> tuple[Question, ...]:
-    """With what can be told of each: the length of query and passage, and the script where no language is said.
+    """Add what can be told of each: the length of query and passage, and the script where no language is given.
 
     relevant: the passages that a question looks for, by its id. max_tokens: what the old model reads of a passage.
     """
     return tuple(
-        replace(question, slices={**_told(question, relevant, are_cut, max_tokens), **question.slices})
+        replace(question, slices={**_traits(question, relevant, are_cut, max_tokens), **question.slices})
         for question in questions
     )
 
 
-def _told(
+def _traits(
     question: Question, relevant: Mapping[str, Sequence[str]], are_cut: Mapping[str, bool], max_tokens: int
 ) -> dict[str, str]:
     slices = {} if LANGUAGE in question.slices else {SCRIPT: script_of(question.text)}
@@ -109,14 +112,14 @@ def _told(
     return slices
 
 
-def _length(message: int) -> str:
-    if message < SHORT:
+def _length(num_words: int) -> str:
+    if num_words < SHORT:
         return f"under {SHORT} words"
-    return f"{LONG} words or more" if message >= LONG else f"{SHORT} to {LONG - 1} words"
+    return f"{LONG} words or more" if num_words >= LONG else f"{SHORT} to {LONG - 1} words"
 
 
 def script_of(text: str) -> str:
-    """The script that most letters of the text belong to, as Unicode names it: "Latin", "Arabic", "Han"."""
+    """Return the script that most letters of the text belong to, as Unicode names it: "Latin", "Arabic", "Han"."""
     names = Counter(unicodedata.name(letter, "other").split()[0] for letter in text if letter.isalpha())
     if not names:
         return "none"

@@ -16,7 +16,7 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Ranked:
-    """passages: int64 [Q, K], numbers of passages, best first, -1 where there are fewer. scores: float32 [Q, K]."""
+    """Hits. passages: int64 [Q, K], numbers, best first, -1 where there are fewer. scores: float32 [Q, K]."""
 
     passages: Int64
     scores: Float32
@@ -37,15 +37,15 @@ class Ranked:
 
 
 def ranked(scores: Float32, k: int) -> Ranked:
-    """The k best of each row of scores [Q, N]; of equal scores the first."""
+    """Return the k best of each row of scores [Q, N]; of equal scores the first."""
     best = _best_columns(scores, k) if 0 < k < scores.shape[1] else _all_columns(scores)[:, :k]
-    found = np.take_along_axis(scores, best, axis=1)
-    order = np.argsort(-found, axis=1, kind="stable")
-    return Ranked(np.take_along_axis(best, order, axis=1), np.take_along_axis(found, order, axis=1))
+    best_scores = np.take_along_axis(scores, best, axis=1)
+    order = np.argsort(-best_scores, axis=1, kind="stable")
+    return Ranked(np.take_along_axis(best, order, axis=1), np.take_along_axis(best_scores, order, axis=1))
 
 
 def _best_columns(scores: Float32, k: int) -> Int64:
-    """int64 [Q, k], ascending: where the k best are; of those as good as the k-th, the first."""
+    """Return int64 [Q, k], ascending: where the k best are; of those as good as the k-th, the first."""
     best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     lowest = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)  # [Q, 1]
     tied = np.flatnonzero((scores >= lowest).sum(axis=1) > k)  # elsewhere there is no choice
@@ -54,7 +54,7 @@ def _best_columns(scores: Float32, k: int) -> Int64:
 
 
 def _first_columns(scores: Float32, lowest: Float32, k: int) -> Int64:
-    """int64 [Q, k]: all above the lowest, and the first of those that equal it."""
+    """Return int64 [Q, k]: all above the lowest, and the first of those that equal it."""
     better, equal = scores > lowest, scores == lowest
     room = k - better.sum(axis=1, keepdims=True)
     columns = np.nonzero(better | (equal & (equal.cumsum(axis=1) <= room)))[1]
@@ -66,13 +66,13 @@ def _all_columns(scores: Float32) -> Int64:
 
 
 def nearest(queries: Embeddings, passages: Embeddings, k: int) -> Ranked:
-    """By the inner product of dense vectors, exactly."""
+    """Search by the inner product of dense vectors, exactly."""
     blocks = (queries.dense[at : at + QUERIES_EACH] @ passages.dense.T for at in range(0, len(queries), QUERIES_EACH))
     return concat([ranked(block, k) for block in blocks])
 
 
 def lexically_nearest(queries: Embeddings, passages: Embeddings, k: int) -> Ranked:
-    """By the weights of shared tokens, exactly."""
+    """Search by the weights of shared tokens, exactly."""
     return concat([ranked(lexical_scores(part, passages), k) for part in _blocks(queries)])
 
 
@@ -90,7 +90,7 @@ def _blocks(embeddings: Embeddings) -> Iterator[Embeddings]:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What dense and sparse search found, scored by each head: int64 [Q, C], -1 where there are fewer; float32 [Q, C].
+    """Hits of dense and sparse search, scored by each head: int64 [Q, C], -1 where there are fewer; float32 [Q, C].
 
     Heads that the model does not have are zero everywhere.
     """
@@ -104,20 +104,20 @@ class Candidates:
         return Candidates(self.passages[queries], self.dense[queries], self.sparse[queries], self.colbert[queries])
 
     def best(self, k: int, weights: HybridWeights) -> Ranked:
-        """By the weighted sum of the heads' scores."""
+        """Return the k best by the weighted sum of the heads' scores."""
         summed = weights.dense * self.dense + weights.sparse * self.sparse + weights.colbert * self.colbert
         summed = np.where(self.passages == NONE, np.float32(-np.inf), summed.astype(np.float32))
-        found = ranked(summed, k)
-        return Ranked(np.take_along_axis(self.passages, found.passages, axis=1), found.scores)
+        top = ranked(summed, k)
+        return Ranked(np.take_along_axis(self.passages, top.passages, axis=1), top.scores)
 
 
-def candidates(found: Sequence[Ranked], queries: Embeddings, passages: Callable[[Int64], Embeddings]) -> Candidates:
-    """The union of what was found for each query, in the order of the passages' numbers.
+def candidates(rankings: Sequence[Ranked], queries: Embeddings, passages: Callable[[Int64], Embeddings]) -> Candidates:
+    """Unite the rankings of each query, in the order of the passages' numbers, and score them by every head.
 
     passages: the embeddings of some, by number, with the heads that the queries have; each is asked for once, in
     portions, since the ColBERT vectors of all need not fit in memory.
     """
-    joined = _union(found)
+    joined = _union(rankings)
     scored = Candidates(joined, *(np.zeros(joined.shape, np.float32) for _ in range(3)))
     wanted = np.unique(joined[joined != NONE])
     for at in range(0, len(wanted), PASSAGES_EACH):
@@ -126,9 +126,9 @@ def candidates(found: Sequence[Ranked], queries: Embeddings, passages: Callable[
     return scored
 
 
-def _union(found: Sequence[Ranked]) -> Int64:
-    """int64 [Q, C]: each passage once, those that are none last."""
-    joined = np.sort(np.concatenate([one.passages for one in found], axis=1), axis=1)
+def _union(rankings: Sequence[Ranked]) -> Int64:
+    """Return int64 [Q, C]: each passage once, those that are none last."""
+    joined = np.sort(np.concatenate([ranking.passages for ranking in rankings], axis=1), axis=1)
     joined[:, 1:][joined[:, 1:] == joined[:, :-1]] = NONE
     order = np.argsort(joined == NONE, axis=1, kind="stable")
     joined = np.take_along_axis(joined, order, axis=1)
@@ -136,7 +136,7 @@ def _union(found: Sequence[Ranked]) -> Int64:
 
 
 def _score(scored: Candidates, numbers: Int64, queries: Embeddings, part: Embeddings) -> None:
-    """Fills in the scores of these passages. numbers: ascending; part: their embeddings."""
+    """Fill in the scores of these passages. numbers: ascending; part: their embeddings."""
     rows, places = np.nonzero(np.isin(scored.passages, numbers))  # [P]
     column = np.searchsorted(numbers, scored.passages[rows, places])
     query_rows, row = np.unique(rows, return_inverse=True)

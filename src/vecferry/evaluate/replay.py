@@ -13,7 +13,7 @@ P = 0.9
 
 
 def overlap_at(a: Int64, b: Int64, k: int) -> Float64:
-    """float64 [Q]: the share of the first k answers that both have.
+    """Return float64 [Q]: the share of the first k answers that both have.
 
     a and b: numbers of passages [Q, K], each once in a row, best first, -1 after the last. Where both have fewer than
     k, it is the share of the longer list; 1 where neither has any.
@@ -25,7 +25,7 @@ def overlap_at(a: Int64, b: Int64, k: int) -> Float64:
 
 
 def rank_biased_overlap(a: Int64, b: Int64, p: float = P) -> Float64:
-    """float64 [Q], from 0 to 1: agreement of two rankings, where depth d weighs p times as much as d - 1.
+    """Return float64 [Q], from 0 to 1: agreement of two rankings; depth d weighs p times as much as d - 1.
 
     Lists as in `overlap_at`. RBO_EXT of Webber, Moffat and Zobel, ACM TOIS 28(4), 2010, equation 32: beyond what is
     seen, the lists are taken to agree as much as at their ends. 1 where neither has any, 0 where one has none.
@@ -36,11 +36,11 @@ def rank_biased_overlap(a: Int64, b: Int64, p: float = P) -> Float64:
     depth = np.arange(1, common.shape[1] + 1)
     at_shorter = np.take_along_axis(common, np.maximum(shorter - 1, 0), axis=1)  # [Q, 1]
     agreed = at_shorter / np.maximum(shorter, 1)
-    seen = common + agreed * np.maximum(depth - shorter, 0)
-    summed = (seen / depth * p**depth * (depth <= longer)).sum(axis=1, keepdims=True)
+    shared = common + agreed * np.maximum(depth - shorter, 0)
+    summed = (shared / depth * p**depth * (depth <= longer)).sum(axis=1, keepdims=True)
     beyond = (common[:, -1:] - at_shorter) / np.maximum(longer, 1) + agreed
-    found = (1 - p) / p * summed + beyond * p**longer
-    return np.where(longer > 0, found, 1.0)[:, 0].clip(0.0, 1.0)
+    overlap = (1 - p) / p * summed + beyond * p**longer
+    return np.where(longer > 0, overlap, 1.0)[:, 0].clip(0.0, 1.0)
 
 
 def _lengths(answers: Int64) -> Int64:
@@ -49,7 +49,7 @@ def _lengths(answers: Int64) -> Int64:
 
 
 def _common_by_depth(a: Int64, b: Int64) -> Int64:
-    """int64 [Q, K]: how many passages the first d of both have in common, for d from 1 to K."""
+    """Return int64 [Q, K]: how many passages the first d of both have in common, for d from 1 to K."""
     new_at = np.zeros((len(a), max(a.shape[1], b.shape[1])), np.int64)
     for place in range(a.shape[1]):
         wanted = a[:, place, None]

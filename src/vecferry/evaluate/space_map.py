@@ -17,7 +17,7 @@ DECIMALS = 4
 def space_map(
     ids: Sequence[str], texts: Sequence[str], slices: Sequence[str], old: Float32, new: Float32, colour: str
 ) -> SpaceMap | None:
-    """Each passage in the first two principal components of old [N, D] and of new [N, D'], in the order given.
+    """Map each passage to the first two principal components of old [N, D] and of new [N, D'], in order.
 
     The new picture is turned, mirrored and scaled onto the old one. None for fewer than three passages.
     """
@@ -32,7 +32,7 @@ def space_map(
 
 
 def _principal_plane(vectors: Float32) -> tuple[Float64, float]:
-    """float64 [N, 2], centred on 0, and the share of the variance that it holds.
+    """Return float64 [N, 2], centred on 0, and the share of the variance that it holds.
 
     From the eigenvectors of the scatter matrix, which are the right singular vectors of the centred ones at a seventh
     of the time. Each points to where its largest number is positive, so that a picture does not flip between machines.
@@ -47,7 +47,7 @@ def _principal_plane(vectors: Float32) -> tuple[Float64, float]:
 
 
 def _turned_onto(target: Float64, plane: Float64) -> Float64:
-    """Orthogonal Procrustes (Schönemann, Psychometrika 31, 1966), then brought to the same spread."""
+    """Apply orthogonal Procrustes (Schönemann, Psychometrika 31, 1966), then scale to the same spread."""
     left, _, right = np.linalg.svd(plane.T @ target)
     spread = float(np.linalg.norm(plane))
     scale = float(np.linalg.norm(target)) / spread if spread > 0 else 1.0

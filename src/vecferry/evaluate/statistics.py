@@ -15,7 +15,7 @@ NUMBERS_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True)
 class Resampling:
-    """How an interval is found. confidence: the share of resamples that it holds."""
+    """The bootstrap's settings. confidence: the share of resamples that it holds."""
 
     confidence: float = 0.95
     seed: int = 0
@@ -24,7 +24,7 @@ class Resampling:
 def mean_with_interval(
     values: Float64, resampling: Resampling, *, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Interval:
-    """The mean of values [Q], and the bootstrap's percentile interval; `bounds` where fewer than two say nothing.
+    """Return the mean of values [Q] with the bootstrap's percentile interval; `bounds` for fewer than two values.
 
     The mean of paired differences gives the paired interval.
     """
@@ -32,7 +32,7 @@ def mean_with_interval(
 
     if len(values) < 2:
         return Interval(float(values.mean()) if len(values) else 0.0, *bounds)
-    found = bootstrap(
+    interval = bootstrap(
         (values,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -41,4 +41,4 @@ def mean_with_interval(
         method="percentile",
         rng=np.random.default_rng(resampling.seed),
     ).confidence_interval
-    return Interval(float(values.mean()), float(found.low), float(found.high))
+    return Interval(float(values.mean()), float(interval.low), float(interval.high))

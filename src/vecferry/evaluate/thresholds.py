@@ -17,50 +17,51 @@ BY_PRECISION, BY_QUANTILE = "matched precision", "matched quantile"
 
 @dataclass(frozen=True)
 class Scored:
-    """Hits of one side. scores: float32 [Q, K]; there: bool [Q, K], whether there is such a hit.
+    """Hits of one side. scores: float32 [Q, K]; is_hit: bool [Q, K], false where there are fewer.
 
     relevant: bool [Q, K]; None where nobody judged.
     """
 
     scores: Float32
-    there: Bool
+    is_hit: Bool
     relevant: Bool | None = None
 
     def take(self, rows: Int64) -> Scored:
-        return Scored(self.scores[rows], self.there[rows], None if self.relevant is None else self.relevant[rows])
+        return Scored(self.scores[rows], self.is_hit[rows], None if self.relevant is None else self.relevant[rows])
 
     def flat(self) -> Float32:
-        return self.scores[self.there]
+        return self.scores[self.is_hit]
 
     def share(self, threshold: float) -> float:
-        """Of the hits, those at or above the cut-off."""
+        """Return the share of hits at or above the cut-off."""
         scores = self.flat()
         return float((scores >= threshold).mean()) if len(scores) else 0.0
 
     def precision(self, threshold: float) -> float | None:
-        """Of the hits at or above the cut-off, the relevant ones; None where there is none, or nobody judged."""
-        passing = self.there & (self.scores >= threshold)
+        """Return the share of relevant hits among those at or above the cut-off; None without any, or judgements."""
+        passing = self.is_hit & (self.scores >= threshold)
         return float(self.relevant[passing].mean()) if self.relevant is not None and passing.any() else None
 
 
 def all_mapped(cuts: Mapping[str, float], old: Scored, new: Scored, resampling: Resampling) -> tuple[Threshold, ...]:
-    """By ascending cut-off; a stricter one never becomes a looser one, though precision need not rise with scores."""
-    found: list[Threshold] = []
-    for name, threshold in sorted(cuts.items(), key=lambda one: one[1]):
-        found.append(mapped(name, threshold, old, new, resampling, at_least=found[-1].new if found else -np.inf))
-    return tuple(found)
+    """Map the cut-offs in ascending order; a stricter one never becomes looser, though precision need not rise."""
+    thresholds: list[Threshold] = []
+    for name, threshold in sorted(cuts.items(), key=lambda item: item[1]):
+        at_least = thresholds[-1].new if thresholds else -np.inf
+        thresholds.append(mapped(name, threshold, old, new, resampling, at_least=at_least))
+    return tuple(thresholds)
 
 
 def mapped(
     name: str, threshold: float, old: Scored, new: Scored, resampling: Resampling, *, at_least: float = -np.inf
 ) -> Threshold:
-    """The cut-off of the new side that is as precise as `threshold` is on the old one, or lets as large a share pass.
+    """Return the cut-off of the new side that is as precise as `threshold` on the old, or keeps as large a share.
 
     By precision where relevance is known and the new side has such a cut-off; `method` says which. The interval is the
     bootstrap's, over queries, of the same way of matching. Both sides hold the hits of the same queries.
     """
     method = BY_PRECISION if _by_precision(threshold, old, new) is not None else BY_QUANTILE
-    found = max(_matched(method, threshold, old, new), at_least)
+    cut_off = max(_matched(method, threshold, old, new), at_least)
     rng = np.random.default_rng(resampling.seed)
     again = []
     for _ in range(RESAMPLES):
@@ -71,32 +72,32 @@ def mapped(
     return Threshold(
         name=name,
         old=threshold,
-        new=found,
-        low=min(float(low), found),
-        high=max(float(high), found),
+        new=cut_off,
+        low=min(float(low), cut_off),
+        high=max(float(high), cut_off),
         method=method,
         old_share=old.share(threshold),
-        new_share=new.share(found),
+        new_share=new.share(cut_off),
         old_precision=old.precision(threshold),
-        new_precision=new.precision(found),
+        new_precision=new.precision(cut_off),
     )
 
 
 def _matched(method: str, threshold: float, old: Scored, new: Scored) -> float:
-    """Where precision cannot be matched in a resample, the quantile stands in."""
-    found = _by_precision(threshold, old, new) if method == BY_PRECISION else None
-    return _by_quantile(threshold, old, new) if found is None else found
+    """Match a cut-off; where precision cannot be matched in a resample, the quantile stands in."""
+    precise = _by_precision(threshold, old, new) if method == BY_PRECISION else None
+    return _by_quantile(threshold, old, new) if precise is None else precise
 
 
 def _by_precision(threshold: float, old: Scored, new: Scored) -> float | None:
-    """The lowest cut-off at which the new hits are at least as precise.
+    """Return the lowest cut-off at which the new hits are at least as precise.
 
     None where there is none, or where all of them are, which would be no cut-off.
     """
     wanted = old.precision(threshold)
     if wanted is None or new.relevant is None:
         return None
-    scores, relevant = new.flat(), new.relevant[new.there]
+    scores, relevant = new.flat(), new.relevant[new.is_hit]
     order = np.argsort(-scores, kind="stable")
     precision = np.cumsum(relevant[order]) / np.arange(1, len(order) + 1)
     last_of_equal = np.append(scores[order][1:] != scores[order][:-1], True)  # a cut-off lets all equal scores pass
@@ -105,7 +106,7 @@ def _by_precision(threshold: float, old: Scored, new: Scored) -> float | None:
 
 
 def _by_quantile(threshold: float, old: Scored, new: Scored) -> float:
-    """The cut-off that lets as large a share of the new hits pass; just above all of them where none did."""
+    """Return the cut-off that keeps as large a share of the new hits; just above them where none was kept."""
     share, scores = old.share(threshold), new.flat()
     if not len(scores):
         return threshold

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from vecferry.embeddings import Value
+from vecferry.options import Cosine, Help, Name
 
 Evidence = Literal["judged queries", "query log", "pairs from the corpus"]
 """Strongest first. A log says what changes and not whether that is good; pairs ask for what is easy to find."""
@@ -14,11 +17,16 @@ Method = Literal["dense", "sparse", "colbert", "hybrid"]
 METRICS = ("nDCG@10", "R@10", "R@100", "RR@10")
 """By their names in ir-measures; the first is the one that is judged by."""
 ALL = "all"
+CutOffs = Annotated[
+    Mapping[Name, Cosine],
+    Field(description="names, each with a number from -1 to 1"),
+    Help("the application's cut-offs, if it has any: cosines in the old space"),
+]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """relevance: 0 is not relevant; higher is better."""
+    """Whether a passage answers a query. relevance: 0 is not relevant; higher is better."""
 
     query_id: str
     passage_id: str
@@ -27,7 +35,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Question:
-    """slices: what it belongs to, by kind: {"language": "en"}."""
+    """A query. slices: what it belongs to, by kind: {"language": "en"}."""
 
     id: str
     text: str
@@ -36,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Passage:
-    """title goes before the text where both are encoded."""
+    """A text to be found; its title goes before it where both are encoded."""
 
     id: str
     text: str
@@ -67,8 +75,8 @@ class Interval(Value):
 
 @dataclass(frozen=True)
 class ModelFacts(Value):
-    """bytes: of the artifact on disk; None where unknown. texts_per_s: passages encoded a second in this evaluation,
-    None if they were not encoded anew. query_ms: median of single queries. index_bytes: the vectors of all passages.
+    """Facts about a model. bytes: of the artifact on disk; None where unknown. texts_per_s: passages encoded a second
+    in this evaluation, None if they were not. query_ms: median of single queries. index_bytes: all vectors.
     """
 
     name: str
@@ -109,6 +117,10 @@ class SliceScore(Value):
     losses: int
     ties: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.by} {self.value}"
+
 
 @dataclass(frozen=True)
 class QueryScore(Value):
@@ -123,7 +135,7 @@ class QueryScore(Value):
 
 @dataclass(frozen=True)
 class ShownHit(Value):
-    """relevance: of the judgement; None where nobody judged it."""
+    """A hit as it is shown. relevance: of the judgement; None where nobody judged it."""
 
     id: str
     text: str
@@ -161,7 +173,7 @@ class HybridFit(Value):
 
 @dataclass(frozen=True)
 class Replay(Value):
-    """What a log of queries says of the two sides' answers to the same queries. k: answers compared.
+    """A log of queries, searched on both sides. k: answers compared.
 
     overlap: share of the first k that both have. rbo: rank-biased overlap. most_changed: those that overlap least.
     """
@@ -177,7 +189,7 @@ class Replay(Value):
 
 @dataclass(frozen=True)
 class Histogram(Value):
-    """edges: n + 1, ascending. counts: n."""
+    """Counts of values in bins. edges: n + 1, ascending. counts: n."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -199,7 +211,7 @@ class ScoreDistribution(Value):
 class Threshold(Value):
     """A cut-off of the application in the old space, and the one in the new space that does the same.
 
-    low, high: the bootstrap's interval of `new`. how: "matched precision" or "matched quantile". old_share,
+    low, high: the bootstrap's interval of `new`. method: "matched precision" or "matched quantile". old_share,
     new_share: of the hits, those at or above the cut-off. old_precision, new_precision: of these, the relevant ones,
     where judged.
     """
@@ -218,7 +230,7 @@ class Threshold(Value):
 
 @dataclass(frozen=True)
 class CorpusFinding(Value):
-    """Something about the texts themselves. examples: (id, text, what was seen)."""
+    """A finding about the texts themselves. examples: (id, text, note)."""
 
     name: str
     count: int
@@ -240,7 +252,7 @@ class MapPoint(Value):
 
 @dataclass(frozen=True)
 class SpaceMap(Value):
-    """explained: share of the variance that the two axes hold, old and new. colour: what `slice` is, "language"."""
+    """Points of both spaces. explained: variance that two axes hold, old and new. colour: what `slice` is."""
 
     points: tuple[MapPoint, ...]
     explained: tuple[float, float]
@@ -249,7 +261,7 @@ class SpaceMap(Value):
 
 @dataclass(frozen=True)
 class GateResult(Value):
-    """The gate's words. verdict: "passed"; "failed", shown worse by more than the margin; "inconclusive"."""
+    """The gate's decision. verdict: "passed"; "failed", shown worse by more than the margin; "inconclusive"."""
 
     verdict: Literal["passed", "failed", "inconclusive"]
     message: str
@@ -262,7 +274,7 @@ class GateResult(Value):
 
 @dataclass(frozen=True)
 class Evaluation(Value):
-    """Everything; the report is drawn from this alone. Parts that were not looked at are None or empty.
+    """All figures of a comparison; the report is drawn from it alone. Parts that were not measured are None or empty.
 
     target: a folder, or the collection of a store. compared: the methods of the old and the new side that slices,
     queries and the gate are about. provenance: commands, seeds, versions, the machine, digests of what was read.

@@ -23,17 +23,17 @@ except ImportError as exc:
 
 @register_embedding_function
 class VecferryEmbeddingFunction(EmbeddingFunction[Documents]):
-    """Dense vectors; cosine distance, unless the collection says otherwise."""
+    """Chroma's embedding function: dense vectors; cosine distance, unless the collection says otherwise."""
 
     def __init__(self, encoder: EncoderLike) -> None:
         self._encoder = encoder
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002, the protocol's name
-        """float32 [dimension] per document. Raises VecferryError."""
+        """Embed documents, float32 [dimension] each. Raises VecferryError."""
         return self._embed(input, "passage")
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002
-        """float32 [dimension] per query. Raises VecferryError."""
+        """Embed queries, float32 [dimension] each. Raises VecferryError."""
         return self._embed(input, "query")
 
     def _embed(self, texts: Documents, role: Role) -> Embeddings:
@@ -47,21 +47,21 @@ class VecferryEmbeddingFunction(EmbeddingFunction[Documents]):
         return "cosine"
 
     def get_config(self) -> dict[str, Any]:
-        """The connection, pinned to its present vector space, for which it is opened. Raises VecferryError."""
+        """Return the connection, pinned to its present vector space, for which it is opened. Raises VecferryError."""
         return connection_to(self._encoder).pinned().to_dict()
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> VecferryEmbeddingFunction:
-        """Loads nothing yet."""
+        """Build the function from a stored configuration; loads nothing yet."""
         return VecferryEmbeddingFunction(Connection(**config))
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
-        """Raises SettingsError, and TypeError for a name that a connection does not have."""
+        """Raise SettingsError, and TypeError for a name that a connection does not have."""
         Connection(**config)
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
-        """Another address may take over, another space not. Raises SpaceMismatch."""
-        expected, found = old_config["fingerprint"], new_config["fingerprint"]
-        if expected != found:
-            raise SpaceMismatch(expected=expected, found=found, where="the new embedding function")
+        """Accept another address, but not another space. Raises SpaceMismatch."""
+        expected, fingerprint = old_config["fingerprint"], new_config["fingerprint"]
+        if expected != fingerprint:
+            raise SpaceMismatch(expected=expected, found=fingerprint, where="the new embedding function")

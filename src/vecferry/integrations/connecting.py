@@ -20,18 +20,19 @@ _OPENING = threading.Lock()
 
 @dataclass(frozen=True)
 class Connection:
-    """Where an encoder is.
+    """The address of an encoder.
 
     artifact: a converted model's folder, for an encoder in this process; threads, device, cache and the like are as
     the settings say. url: a server, and model: which of its models; api_key_env: the name of the environment variable
-    that holds its key, never the key. fingerprint: the only vector space that is accepted, if given.
+    that holds its key, never the key; of several the first is sent. fingerprint: the only vector space that is
+    accepted, if given.
     With neither artifact nor url it says only which space is meant, and cannot be opened.
     """
 
     artifact: str | None = None
     url: str | None = None
     model: str | None = None
-    api_key_env: str = "VECFERRY_API_KEY"
+    api_key_env: str = "VECFERRY_API_KEYS"
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
@@ -39,7 +40,7 @@ class Connection:
             raise SettingsError("url", self.url, "either an artifact or a url, not both")
 
     def open(self) -> TextEncoder:
-        """The encoder, one in this process for all connections to the same address; a model is loaded on first use.
+        """Open the encoder, one in this process for each address; a model is loaded on first use.
 
         Raises SpaceMismatch, SettingsError if there is no address, and as `load_encoder` and the client do.
         """
@@ -52,11 +53,11 @@ class Connection:
         return encoder
 
     def pinned(self) -> Connection:
-        """The same address, for its present vector space alone. Opens it if it is not yet pinned."""
+        """Return the same address, for its present vector space alone. Opens it if it is not yet pinned."""
         return self if self.fingerprint else replace(self, fingerprint=self.open().fingerprint)
 
     def to_dict(self) -> dict[str, str]:
-        """The fields that say something: Connection(**connection.to_dict()) == connection."""
+        """Return the fields that are set: Connection(**connection.to_dict()) == connection."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -64,12 +65,12 @@ EncoderLike = TextEncoder | Connection
 
 
 def opened(encoder: EncoderLike) -> TextEncoder:
-    """The encoder itself, or the one at a connection. Raises as `Connection.open`."""
+    """Return the encoder itself, or the one at a connection. Raises as `Connection.open`."""
     return encoder.open() if isinstance(encoder, Connection) else encoder
 
 
 def located(address: str | os.PathLike[str] | EncoderLike) -> EncoderLike:
-    """Of a string, the connection to a server's http(s) URL or else to an artifact's folder.
+    """Turn a string into a connection: to a server's http(s) URL, or else to an artifact's folder.
 
     The name of a checkpoint stands for the folder of the settings (ONNX_MODEL_PATH), if that was converted from it: so
     `BGEM3FlagModel("BAAI/bge-m3")` need not be changed.
@@ -87,7 +88,7 @@ def _converted(name: str) -> str:
 
 
 def connection_to(encoder: EncoderLike) -> Connection:
-    """What can be written down of an encoder; of one that came without an address, its vector space."""
+    """Return what can be written down of an encoder: its address, or without one its vector space."""
     return encoder if isinstance(encoder, Connection) else Connection(fingerprint=encoder.fingerprint)
 
 
@@ -99,4 +100,5 @@ def _encoder_at(folder: Path | None, url: str | None, model: str | None, api_key
         raise SettingsError("artifact", folder, "the folder of a converted model, or a server's url instead")
     from vecferry.encode.client import RemoteEncoder
 
-    return RemoteEncoder(url, api_key=os.environ.get(api_key_env), model=model)
+    api_key, *_ = os.environ.get(api_key_env, "").split(",")
+    return RemoteEncoder(url, api_key=api_key.strip() or None, model=model)

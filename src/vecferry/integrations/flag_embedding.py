@@ -30,7 +30,7 @@ Weights = dict[str, float]
 
 
 class BGEM3FlagModel:
-    """The three vectors of an artifact's folder, a server's URL, or an encoder that there is already."""
+    """FlagEmbedding's model, on an artifact's folder, a server's URL, or an encoder that is open already."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class BGEM3FlagModel:
         return_sparse: bool = False,
         return_colbert_vecs: bool = False,
     ) -> None:
-        """Raises SettingsError for a normalize_embeddings that is not the model's, and as the encoder's opening."""
+        """Open the model. Raises SettingsError for normalize_embeddings unlike the model's, and as its opening."""
         self._source = located(model_name_or_path)
         self._encoder = opened(self._source)
         if normalize_embeddings != (normalizes := self._encoder.space.normalize):
@@ -65,30 +65,34 @@ class BGEM3FlagModel:
         *,
         role: Role = "passage",
     ) -> dict[str, Any]:
-        """dense_vecs: float32 [N, dimension]; lexical_weights: N dicts, of weights by token id as a string;
-        colbert_vecs: N arrays, float32 [tokens - 1, dimension]. None for what was not asked for; of a single string
+        """Encode sentences, and return each output under its name in FlagEmbedding.
+
+        dense_vecs: float32 [N, dimension]; lexical_weights: N dicts, of weights by token id as a string;
+        colbert_vecs: N arrays, float32 [tokens - 1, dimension]. None for what was not requested; of a single string
         each is its own, not a list. Raises SettingsError for a text of more than max_length tokens, and as the encoder.
         """
-        one = isinstance(sentences, str)
+        is_single = isinstance(sentences, str)
         flags = zip((return_dense, return_sparse, return_colbert_vecs), self._returned, strict=True)
         wanted = zip(Outputs, (usual if flag is None else flag for flag, usual in flags), strict=True)
         outputs = Outputs(sum(output.value for output, want in wanted if want))
         if not outputs:
             raise SettingsError("return_dense", value=False, expected="one of the three outputs at least")
-        found = self._embeddings([sentences] if isinstance(sentences, str) else sentences, role, max_length, outputs)
-        every: dict[str, Any] = {"dense_vecs": found.dense_or_none, "lexical_weights": None, "colbert_vecs": None}
+        embeddings = self._embeddings(
+            [sentences] if isinstance(sentences, str) else sentences, role, max_length, outputs
+        )
+        every: dict[str, Any] = {"dense_vecs": embeddings.dense_or_none, "lexical_weights": None, "colbert_vecs": None}
         if Outputs.SPARSE in outputs:
-            every["lexical_weights"] = [_weights(found, i) for i in range(len(found))]
+            every["lexical_weights"] = [_weights(embeddings, i) for i in range(len(embeddings))]
         if Outputs.COLBERT in outputs:
-            every["colbert_vecs"] = [found.colbert[i] for i in range(len(found))]
-        return {name: values[0] if one and values is not None else values for name, values in every.items()}
+            every["colbert_vecs"] = [embeddings.colbert[i] for i in range(len(embeddings))]
+        return {name: values[0] if is_single and values is not None else values for name, values in every.items()}
 
     def encode_queries(self, queries: str | Sequence[str], *arguments: Any, **named: Any) -> dict[str, Any]:
-        """As `encode`, in the role of queries."""
+        """Encode as `encode` does, in the role of queries."""
         return self.encode(queries, *arguments, **named, role="query")
 
     def encode_corpus(self, corpus: str | Sequence[str], *arguments: Any, **named: Any) -> dict[str, Any]:
-        """As `encode`."""
+        """Encode as `encode` does."""
         return self.encode(corpus, *arguments, **named)
 
     def compute_score(
@@ -99,14 +103,14 @@ class BGEM3FlagModel:
         max_passage_length: int | None = None,
         weights_for_different_modes: Sequence[float] | None = None,
     ) -> dict[str, Any] | list[Any]:
-        """Scores of each pair (query, passage), by mode; numbers for a single pair, [] for none.
+        """Score each pair (query, passage), by mode; numbers for a single pair, [] for none.
 
         weights_for_different_modes: of dense, sparse and colbert; by default equal.
         """
         if not sentence_pairs:
             return []
-        one = isinstance(sentence_pairs[0], str)
-        pairs: Any = [sentence_pairs] if one else sentence_pairs
+        is_single = isinstance(sentence_pairs[0], str)
+        pairs: Any = [sentence_pairs] if is_single else sentence_pairs
         queries = self._embeddings([query for query, _ in pairs], "query", max_query_length, Outputs.ALL)
         passages = self._embeddings([passage for _, passage in pairs], "passage", max_passage_length, Outputs.ALL)
         dense, sparse, colbert = _pair_scores(queries, passages)
@@ -119,37 +123,39 @@ class BGEM3FlagModel:
             "sparse+dense": both / (of_sparse + of_dense),
             "colbert+sparse+dense": (both + colbert * of_colbert) / (of_dense + of_sparse + of_colbert),
         }
-        return {mode: found[0].item() if one else found.tolist() for mode, found in scores.items()}
+        return {mode: values[0].item() if is_single else values.tolist() for mode, values in scores.items()}
 
     def compute_lexical_matching_score(
         self, lexical_weights_1: Weights | list[Weights], lexical_weights_2: Weights | list[Weights]
     ) -> Any:
-        """Sum over shared tokens of the products of weights: a number of two dicts, an array [N, M] of two lists."""
+        """Sum products of shared tokens' weights: a number of two dicts, an array [N, M] of two lists."""
         if isinstance(lexical_weights_1, dict) and isinstance(lexical_weights_2, dict):
             return sum(weight * lexical_weights_2.get(token, 0) for token, weight in lexical_weights_1.items())
         if isinstance(lexical_weights_1, list) and isinstance(lexical_weights_2, list):
             match = self.compute_lexical_matching_score
-            return np.array([[match(one, other) for other in lexical_weights_2] for one in lexical_weights_1])
+            return np.array([[match(weights, other) for other in lexical_weights_2] for weights in lexical_weights_1])
         raise ValueError("lexical weights are two dicts, or two lists of dicts")
 
     def colbert_score(self, q_reps: Float32, p_reps: Float32) -> np.float32:
-        """Mean over query tokens of the best passage token."""
+        """Return the mean over query tokens of the best passage token."""
         score: np.float32 = (q_reps @ p_reps.T).max(axis=1).mean()
         return score
 
     def convert_id_to_token(self, lexical_weights: Weights | list[Weights]) -> Any:
-        """The same with pieces of text for token ids. Raises SettingsError unless opened from an artifact's folder."""
+        """Replace token ids by pieces of text. Raises SettingsError unless opened from an artifact's folder."""
         rows = [lexical_weights] if isinstance(lexical_weights, dict) else lexical_weights
         named = [{self._text_of(token_id): weight for token_id, weight in row.items()} for row in rows]
         return named[0] if len(named) == 1 else named
 
     def _embeddings(self, texts: Sequence[str], role: Role, max_length: int | None, outputs: Outputs) -> Embeddings:
-        found = self._encoder.encode(texts, outputs=outputs, role=role)
-        limit, longest = max_length or self._max_lengths[role], int(found.num_tokens.argmax())
-        if limit is not None and found.num_tokens[longest] > limit:
-            expected = f"{found.num_tokens[longest]} or more, the tokens of text {longest}; only the model's end cuts"
+        embeddings = self._encoder.encode(texts, outputs=outputs, role=role)
+        limit, longest = max_length or self._max_lengths[role], int(embeddings.num_tokens.argmax())
+        if limit is not None and embeddings.num_tokens[longest] > limit:
+            expected = (
+                f"{embeddings.num_tokens[longest]} or more, the tokens of text {longest}; only the model's end cuts"
+            )
             raise SettingsError("max_length", limit, expected)
-        return found
+        return embeddings
 
     def _text_of(self, token_id: str) -> str:
         return self._tokenizer.text_of(int(token_id)).removeprefix("▁").replace("▁", " ")
@@ -163,13 +169,13 @@ class BGEM3FlagModel:
         return Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
 
 
-def _weights(found: Embeddings, row: int) -> Weights:
-    """0 for a token that is not there, as in the original."""
-    return defaultdict(int, {str(token_id): weight for token_id, weight in found.sparse.row(row).items()})
+def _weights(embeddings: Embeddings, row: int) -> Weights:
+    """Return the weights by token id; 0 for a token that is not there, as in the original."""
+    return defaultdict(int, {str(token_id): weight for token_id, weight in embeddings.sparse.row(row).items()})
 
 
 def _pair_scores(queries: Embeddings, passages: Embeddings) -> Float32:
-    """float32 [3, N]: dense, sparse and ColBERT score of each query and the passage at its place."""
+    """Return float32 [3, N]: dense, sparse and ColBERT score of each query and the passage at its place."""
     pairs = [(queries.take(np.array([i])), passages.take(np.array([i]))) for i in range(len(queries))]
     scorers = (dense_scores, lexical_scores, colbert_scores)
     return np.array([[score(query, passage)[0, 0] for query, passage in pairs] for score in scorers], np.float32)

@@ -47,7 +47,10 @@ class _TextEmbedder(_Embedder):
 
 
 class _DocumentEmbedder(_Embedder):
-    """meta_fields_to_embed: whose values come before the content, all joined by `embedding_separator`."""
+    """The common part of document embedders.
+
+    meta_fields_to_embed: whose values come before the content, all joined by `embedding_separator`.
+    """
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class _DocumentEmbedder(_Embedder):
 
 @component
 class VecferryTextEmbedder(_TextEmbedder):
-    """The dense vector of a query. Raises TypeError, and VecferryError."""
+    """A component that adds the dense vector of a query. Raises TypeError, and VecferryError."""
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class VecferryTextEmbedder(_TextEmbedder):
 
 @component
 class VecferryDocumentEmbedder(_DocumentEmbedder):
-    """Copies of the documents, each with its dense vector. Raises TypeError, and VecferryError."""
+    """A component that copies documents, each with its dense vector. Raises TypeError, and VecferryError."""
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ class VecferryDocumentEmbedder(_DocumentEmbedder):
 
 @component
 class VecferrySparseTextEmbedder(_TextEmbedder):
-    """The lexical weights of a query. Raises TypeError, and VecferryError."""
+    """A component that adds the lexical weights of a query. Raises TypeError, and VecferryError."""
 
     @component.output_types(sparse_embedding=SparseEmbedding)
     def run(self, text: str) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class VecferrySparseTextEmbedder(_TextEmbedder):
 
 @component
 class VecferrySparseDocumentEmbedder(_DocumentEmbedder):
-    """Copies of the documents, each with its lexical weights. Raises TypeError, and VecferryError."""
+    """A component that copies documents, each with its lexical weights. Raises TypeError, and VecferryError."""
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -112,6 +115,6 @@ class VecferrySparseDocumentEmbedder(_DocumentEmbedder):
         return {"documents": [replace(d, sparse_embedding=v) for d, v in zip(documents, vectors, strict=True)]}
 
 
-def _sparse(found: Embeddings) -> list[SparseEmbedding]:
-    rows = [found.sparse.row(i) for i in range(len(found))]
+def _sparse(embeddings: Embeddings) -> list[SparseEmbedding]:
+    rows = [embeddings.sparse.row(i) for i in range(len(embeddings))]
     return [SparseEmbedding(indices=list(row), values=list(row.values())) for row in rows]

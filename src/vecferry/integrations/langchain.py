@@ -12,19 +12,19 @@ except ImportError as exc:
 
 
 class VecferryEmbeddings(Embeddings):
-    """Dense vectors. The asynchronous forms, LangChain's own, run these in a thread."""
+    """LangChain's embeddings: dense vectors. The asynchronous forms, LangChain's own, run these in a thread."""
 
     def __init__(self, encoder: EncoderLike) -> None:
         self._encoder = encoder
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One vector per text, in the order given. Raises VecferryError."""
+        """Return one vector per text, in the order given. Raises VecferryError."""
         if not texts:
             return []
         vectors: list[list[float]] = opened(self._encoder).encode(texts, role="passage").dense.tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
-        """Raises VecferryError."""
+        """Return the vector of a query. Raises VecferryError."""
         vector: list[float] = opened(self._encoder).encode([text], role="query").dense[0].tolist()
         return vector

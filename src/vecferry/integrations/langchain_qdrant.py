@@ -14,17 +14,17 @@ except ImportError as exc:
 
 
 class VecferrySparseEmbeddings(SparseEmbeddings):
-    """Lexical weights, by token id. Set `RetrievalMode.HYBRID` and no IDF modifier: the weights are final."""
+    """Lexical weights by token id. Set `RetrievalMode.HYBRID` and no IDF modifier: the weights are final."""
 
     def __init__(self, encoder: EncoderLike) -> None:
         self._encoder = encoder
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """One vector per text, in the order given. Raises VecferryError, HeadUnavailable among them."""
+        """Return one vector per text, in the order given. Raises VecferryError, HeadUnavailable among them."""
         return self._embed(texts, "passage") if texts else []
 
     def embed_query(self, text: str) -> SparseVector:
-        """Raises VecferryError, HeadUnavailable among them."""
+        """Return the lexical weights of a query. Raises VecferryError, HeadUnavailable among them."""
         return self._embed([text], "query")[0]
 
     def _embed(self, texts: list[str], role: Role) -> list[SparseVector]:

@@ -22,7 +22,7 @@ SparseFunction = Callable[[list[str]], tuple[list[list[int]], list[list[float]]]
 
 
 class VecferryEmbedding(BaseEmbedding):
-    """Dense vectors. connection: by which `to_dict` and a pickle find the encoder again.
+    """LlamaIndex's embedding: dense vectors. connection: by which `to_dict` and a pickle find the encoder again.
 
     `to_dict` says the vector space, so that LlamaIndex's ingestion cache does not outlive a change of model.
     """
@@ -39,7 +39,7 @@ class VecferryEmbedding(BaseEmbedding):
         embed_batch_size: int = 256,
         **fields: Any,
     ) -> None:
-        """encoder: or else a connection. fields: BaseEmbedding's others."""
+        """Wrap an encoder, or else the one at a connection. fields: BaseEmbedding's others."""
         connection = encoder if isinstance(encoder, Connection) else connection
         super().__init__(connection=connection, model_name=model_name, embed_batch_size=embed_batch_size, **fields)
         self._encoder = encoder
@@ -80,7 +80,7 @@ class VecferryEmbedding(BaseEmbedding):
 
 
 def sparse_functions(encoder: EncoderLike) -> tuple[SparseFunction, SparseFunction]:
-    """`sparse_doc_fn` and `sparse_query_fn` of QdrantVectorStore: texts -> token ids and weights of each."""
+    """Return `sparse_doc_fn` and `sparse_query_fn` of QdrantVectorStore: texts -> token ids and weights."""
     return partial(_sparse, encoder, role="passage"), partial(_sparse, encoder, role="query")
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class SentenceTransformer:
-    """Dense vectors of an artifact's folder, a server's URL, or an encoder that there is already.
+    """Sentence-transformers' model, on an artifact's folder, a server's URL, or an encoder that is open already.
 
     prompts: by name; those of the model are "query" and "document". default_prompt_name: what `encode` puts before a
     text where the call does not say; by default "document" if the model has such a prefix, else none.
@@ -42,7 +42,10 @@ class SentenceTransformer:
         token: bool | str | None = None,
         truncate_dim: int | None = None,
     ) -> None:
-        """device, cache_folder, trust_remote_code, local_files_only, token: no effect. Raises VecferryError."""
+        """Open the model. Raises VecferryError.
+
+        device, cache_folder, trust_remote_code, local_files_only, token: no effect.
+        """
         self._encoder = opened(located(model_name_or_path))
         space = self._encoder.space
         self.prompts = {"query": space.query_prefix, "document": space.passage_prefix, **(prompts or {})}
@@ -67,7 +70,7 @@ class SentenceTransformer:
         inputs: str | Iterable[str] | None = None,
         task: Literal["query", "document"] | None = None,
     ) -> Any:
-        """float32 [dimension] for a string, [len(sentences), dimension] for a list, and [0] for an empty one.
+        """Encode to float32 [dimension] for a string, [len(sentences), dimension] for a list, [0] for an empty one.
 
         convert_to_tensor: the same as a tensor. Neither that nor convert_to_numpy: a list of tensors. inputs: what
         version 6 calls sentences. batch_size, show_progress_bar, device: no effect.
@@ -76,8 +79,8 @@ class SentenceTransformer:
         """
         _one_of("output_value", output_value, ("sentence_embedding",))
         _one_of("precision", precision or "float32", ("float32",))
-        given: Any = sentences if inputs is None else inputs
-        texts = [given] if isinstance(given, str) else list(given)
+        value: Any = sentences if inputs is None else inputs
+        texts = [value] if isinstance(value, str) else list(value)
         role, prefix = self._prompt(prompt, prompt_name, task)
         if prefix:
             texts = [prefix + text for text in texts]
@@ -86,23 +89,23 @@ class SentenceTransformer:
             vectors = _normalized(vectors)
         rows = _tensor(vectors) if convert_to_tensor or not convert_to_numpy else vectors
         rows = rows if convert_to_tensor or convert_to_numpy else list(rows)
-        return rows[0] if isinstance(given, str) else rows
+        return rows[0] if isinstance(value, str) else rows
 
     def encode_query(self, *arguments: Any, **named: Any) -> Any:
-        """`encode` with the prompt "query", where the call names none."""
+        """Encode with the prompt "query", where the call names none."""
         return self.encode(*arguments, **named, task="query")
 
     def encode_document(self, *arguments: Any, **named: Any) -> Any:
-        """`encode` with the prompt "document", where the call names none."""
+        """Encode with the prompt "document", where the call names none."""
         return self.encode(*arguments, **named, task="document")
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine, float32 [len(embeddings1), len(embeddings2)]; a tensor if the first are tensors."""
+        """Return cosines, float32 [len(embeddings1), len(embeddings2)]; a tensor if the first are tensors."""
         a, b = (_normalized(np.atleast_2d(_array(part))) for part in (embeddings1, embeddings2))
         return _as_given(a @ b.T, embeddings1)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine, float32 [len(embeddings1)], of each pair at the same place; a tensor if the first are tensors."""
+        """Return cosines, float32 [len(embeddings1)], of pairs at the same place; a tensor if the first are."""
         a, b = (_normalized(_array(part)) for part in (embeddings1, embeddings2))
         return _as_given((a * b).sum(axis=-1), embeddings1)
 
@@ -114,7 +117,7 @@ class SentenceTransformer:
 
     @property
     def max_seq_length(self) -> int:
-        """In tokens; longer texts are cut. It is the model's, and cannot be set to anything else."""
+        """The limit in tokens; longer texts are cut. It is the model's, and cannot be set to anything else."""
         return self._encoder.space.max_tokens
 
     @max_seq_length.setter
@@ -122,7 +125,7 @@ class SentenceTransformer:
         _one_of("max_seq_length", value, (self.max_seq_length,))
 
     def _prompt(self, prompt: str | None, prompt_name: str | None, task: str | None) -> tuple[Role, str]:
-        """The role whose prefix begins the prompt, and the rest, which goes before the text.
+        """Split a prompt into the role whose prefix begins it, and the rest, which goes before the text.
 
         The encoder puts one of the two prefixes before every text: SettingsError for a prompt that begins with neither.
         """
@@ -155,7 +158,7 @@ def _normalized(vectors: NDArray[Any]) -> NDArray[Any]:
 
 
 def _array(vectors: Any) -> Float32:
-    """Of an array, a tensor, or a list of either."""
+    """Convert an array, a tensor, or a list of either."""
     if isinstance(vectors, list):
         return np.stack([_array(vector) for vector in vectors])
     return np.asarray(vectors.detach().cpu() if hasattr(vectors, "detach") else vectors, np.float32)

@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-from vecferry.embeddings import Outputs
+from vecferry.embeddings import Outputs, TextVectors
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import MigrationConflict
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines.task import embed_unknown
-from vecferry.migrate.staged_file import StagedVector
 from vecferry.migrate.throttle import Throttle
 from vecferry.stores.ledger import MigrationRecord, was_switched
 from vecferry.stores.protocol import Store
@@ -51,7 +50,7 @@ class SideModels:
 def refuse_conflicts(record: MigrationRecord, store: Store, models: SideModels) -> None:
     """Raises MigrationConflict if the migration was begun with something else."""
     begun = record.spec
-    given_now: dict[str, object] = {"text_source": store.text_source}
+    given_now: dict[str, object] = {"text_source": store.traits.text_source}
     if models.new is not None:
         given_now |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
     if models.old is not None:
@@ -79,7 +78,7 @@ class Applier:
 
     def __post_init__(self) -> None:
         self._ledger = self.store.ledger
-        self._unwritten: dict[Side, dict[bytes, StagedVector]] = {side: {} for side in Side}
+        self._unwritten: dict[Side, dict[bytes, TextVectors]] = {side: {} for side in Side}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecferry-last-rows")
         self._embedding: Future[Embedded] | None = None
         self._checked = set[Side]()
@@ -114,7 +113,7 @@ class Applier:
         """
         for side in filter(self.can_follow, NEW_SIDE_FIRST):
             keys = EVERYTHING
-            while rows := self.store.unembedded(keys, self.rows_at_once, side):
+            while rows := self.store.outdated(side, keys, self.rows_at_once):
                 self.throttle.acquire(len(rows))
                 self._bring_current(side, rows)
                 keys = KeyRange(rows[-1].key, None)
@@ -125,13 +124,29 @@ class Applier:
 
     def forget_gone_letters(self) -> None:
         """Dead letters whose row was deleted unseen. Those of the side that serves may have theirs on the other."""
+        side = self._side_that_follows()
+        if (keys := self._dead_letter_keys(side)) and (gone := self.store.apply_deletes(keys)):
+            with self.store.transaction():
+                self._ledger.remove_dead_letters(self._record, side, sorted(gone))
+
+    def retry_dead_letters(self) -> None:
+        """Leaves every dead letter to be done again, and captured. No row is touched before it is written.
+
+        Where a row goes with its vector, those of the side that serves have no text that they could be done from.
+        """
+        with self.store.transaction():
+            for side in Side if self.store.traits.rows_outlive_vectors else (self._side_that_follows(),):
+                keys = self._dead_letter_keys(side)
+                self._ledger.remove_dead_letters(self._record, side, keys)
+                self.store.capture_again(keys, side)
+
+    def _side_that_follows(self) -> Side:
         serving = self._ledger.serving(self.store.target)
-        other = Side.OLD if serving is not None and serving.generation == self._record.spec.generation else Side.NEW
-        if number := self._ledger.count_dead_letters(self._record, other):
-            keys = [dead_letter.key for dead_letter in self._ledger.dead_letters(self._record, number, other)]
-            if gone := self.store.apply_deletes(keys):
-                with self.store.transaction():
-                    self._ledger.remove_dead_letters(self._record, other, sorted(gone))
+        return Side.OLD if serving is not None and serving.generation == self._record.spec.generation else Side.NEW
+
+    def _dead_letter_keys(self, side: Side) -> list[Key]:
+        number = self._ledger.count_dead_letters(self._record, side)
+        return [dead_letter.key for dead_letter in self._ledger.dead_letters(self._record, number, side)]
 
     # --- what was captured ------------------------------------------------------------------------
 
@@ -255,8 +270,8 @@ class Applier:
         outputs, unwritten = self._outputs(side), self._unwritten[side]
         embedded = embed_unknown(model, rows, outputs, unwritten)
         for new in embedded.vectors:
-            if new.vector is not None:
-                unwritten[new.digest] = StagedVector(new.vector, new.sparse, new.colbert)
+            if new.vectors is not None:
+                unwritten[new.digest] = new.vectors
         return embedded
 
     def _outputs(self, side: Side) -> Outputs:

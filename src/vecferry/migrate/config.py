@@ -1,195 +1,122 @@
-"""The file of a migration: which store, which models, which limits. TOML, read by `read_config`.
+"""The file of a migration, migration.toml: which store, which models, which limits. docs/migrate.md shows all of it.
 
-    [store]
-    url = "postgresql://app@localhost/app"   # or chroma:, lancedb:, qdrant:, milvus:; else VECFERRY_DATABASE_URL
-    collection = "shop.products"             # a table or collection
-    text = "description"                     # its column or field
-    vector = "embedding"
-    key = "id"                               # not for PostgreSQL, which knows its primary key
-    control = ".vecferry/control.db"         # not for PostgreSQL, which keeps the ledger itself
-    [models]
-    new = "./models/bge-m3-onnx"
-    old = "./models/all-MiniLM-L6-v2-onnx"   # keeps the old vectors current after the switch
-    outputs = ["dense"]                      # and "sparse", "colbert"
-    [limits]
-    rows_per_range = 256
-    rows_per_write = 64                      # written, and so locked, together; fewer where that takes long
-    max_pause_s = 1.0                        # others wait for a switch; thrice as long for a rollback
-    rows_per_s = 500.0
-    max_query_ms = 250.0                     # pauses while a query takes longer
-    min_free_gb = 1.0                        # pauses while less is free at `staging`
-    lease_s = 15.0
-    staging = ".vecferry/staging"
-    [engine]
-    kind = "local"                           # or "ray"; the others are for Ray
-    address = "head:6379"                    # of a cluster that this machine is part of; else Ray runs on this machine
-    workers = 1                              # each with the model in memory
-    cpus_per_worker = 2                      # else the CPUs are shared out evenly
-    gpus_per_worker = 0.0
-    wave = 64                                # ranges read at once, for each worker
-    stall_s = 600.0                          # longer than the slowest range takes
-    [verify]
-    sample = 100
-    min_recall = 0.9
-    [gate]
-    queries = "./judged"                     # a folder in BEIR layout, or a query log
-    margin = 0.02                            # of nDCG@10, by which the new model may be worse
-    confidence = 0.95
-    max_queries = 500
-    [thresholds]                             # the application's cut-offs: cosines in the old space
-    duplicate = 0.92
-
-Needed are `collection` and `new`. Paths, those in a URL too, are relative to the folder of the file.
+Each section is a value that is passed on, or holds the values of one. Needed are `collection` and `new`. Paths, those
+in a URL too, are relative to the folder of the file.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
 
-from vecferry.embeddings import Outputs
 from vecferry.errors import SettingsError, UnreadableFile, reason_of
+from vecferry.evaluate.evaluation import GateOptions, MaxQueries
+from vecferry.evaluate.values import CutOffs
 from vecferry.migrate.engines import RaySettings
-from vecferry.migrate.values import MigrationOptions
-from vecferry.stores.values import Patience
+from vecferry.migrate.values import Heads, MigrationOptions, MinRecall, RunLimits
+from vecferry.options import Checked, Count, FolderPath, Help, Name, expected_of, folder_of, in_folder, names_of
+from vecferry.stores.values import MaxPause, Patience
 
 LOCAL_SCHEMES = ("chroma", "lancedb", "milvus", "qdrant")
 HIDDEN = "…"
 """Instead of a value that may hold a password."""
 
 
-def _folder(info: ValidationInfo) -> Path | None:
-    """Of the file; None where there is none, and paths stay as they are."""
-    folder: Path | None = info.context and info.context["folder"]
-    return folder
-
-
-def _in_folder(path: Path, info: ValidationInfo) -> Path:
-    folder = _folder(info)
-    return path if folder is None else folder / path.expanduser()
-
-
 def _url_in_folder(url: SecretStr, info: ValidationInfo) -> SecretStr:
     scheme, _, path = url.get_secret_value().partition(":")
-    if _folder(info) is None or scheme not in LOCAL_SCHEMES or not path or path.startswith("/"):
+    if folder_of(info) is None or scheme not in LOCAL_SCHEMES or not path or path.startswith("/"):
         return url
-    return SecretStr(f"{scheme}://{_in_folder(Path(path), info)}")
+    return SecretStr(f"{scheme}://{in_folder(Path(path), info)}")
 
 
-Name = Annotated[str, Field(min_length=1)]
-PathHere = Annotated[Path, AfterValidator(_in_folder)]
-Whole = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Above0 = Annotated[Number, Field(gt=0)]
-
-
-class _Section(BaseModel):
-    """A field's description is what a message says was expected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
-
-
-class StoreConfig(_Section):
+@dataclass(frozen=True)
+class StoreConfig(Checked):
     """[store]. url: None if it is not in the file."""
 
-    url: Annotated[SecretStr, AfterValidator(_url_in_folder)] | None = Field(
-        None, description="postgresql://..., chroma:..., lancedb:..., qdrant:... or milvus:..."
-    )
-    collection: Name = Field(description="the name of a table or collection")
-    text: Name = Field("text", description="the name of the column or field with the texts")
-    vector: str = Field("embedding", description="the name of the column or field with the vectors")
-    key: Name = Field("id", description="the name of the field with the keys")
-    control: PathHere = Field(Path(".vecferry/control.db"), description="a file")
+    collection: Annotated[
+        Name,
+        Field(description="the name of a table or collection"),
+        Help("a table or collection; schema.table if need be"),
+    ]
+    url: Annotated[
+        Annotated[SecretStr, AfterValidator(_url_in_folder)] | None,
+        Field(description="postgresql://..., chroma:..., lancedb:..., qdrant:... or milvus:..."),
+        Help("URL of the store: postgresql://..., or chroma:, lancedb:, milvus:, qdrant:"),
+    ] = None
+    text: Annotated[
+        Name,
+        Field(description="the name of the column or field with the texts"),
+        Help("column or field with the texts"),
+    ] = "text"
+    vector: Annotated[
+        str,
+        Field(description="the name of the column or field with the vectors"),
+        Help("column or field with the vectors"),
+    ] = "embedding"
+    key: Annotated[
+        Name,
+        Field(description="the name of the field with the keys"),
+        Help("field with the keys; PostgreSQL knows its primary key"),
+    ] = "id"
+    control: Annotated[
+        FolderPath, Field(description="a file"), Help("control database; PostgreSQL keeps the ledger itself")
+    ] = Path(".vecferry/control.db")
 
 
-class ModelsConfig(_Section):
+@dataclass(frozen=True)
+class ModelsConfig(Checked):
     """[models]. new and old: folders of converted models."""
 
-    new: PathHere = Field(description="the folder of the new model")
-    old: PathHere | None = Field(None, description="the folder of the old model")
-    outputs: tuple[Literal["dense", "sparse", "colbert"], ...] = Field(
-        ("dense",), description='["dense"], and "sparse" or "colbert" beside it'
-    )
-
-    @field_validator("outputs")
-    @classmethod
-    def _has_dense(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if "dense" not in names:
-            raise ValueError("no dense")
-        return names
-
-    @property
-    def heads(self) -> Outputs:
-        """The same as a flag."""
-        return Outputs.of(self.outputs)
+    new: Annotated[FolderPath, Field(description="the folder of the new model"), Help("folder of the new model")]
+    old: Annotated[
+        Annotated[FolderPath, Field(description="the folder of the old model")] | None,
+        Help("folder of the old model, which keeps the old vectors current after the switch"),
+    ] = None
+    outputs: Heads = MigrationOptions.outputs
 
 
-class LimitsConfig(_Section):
-    """[limits]. rows_per_s, max_query_ms: None is no limit."""
+@dataclass(frozen=True)
+class LimitsConfig(RunLimits):
+    """[limits]."""
 
-    rows_per_range: Whole = Field(256, description="a whole number from 1")
-    rows_per_write: Whole = Field(MigrationOptions.rows_per_write, description="a whole number from 1")
-    max_pause_s: Above0 = Field(Patience.max_pause_s, description="seconds above 0")
-    rows_per_s: Above0 | None = Field(None, description="a number above 0")
-    max_query_ms: Above0 | None = Field(None, description="milliseconds above 0")
-    min_free_gb: Annotated[Number, Field(ge=0)] = Field(1.0, description="gigabytes from 0")
-    lease_s: Annotated[Number, Field(ge=1)] = Field(15.0, description="seconds from 1")
-    staging: PathHere = Field(Path(".vecferry/staging"), description="a folder")
+    max_pause_s: MaxPause = Patience.max_pause_s
 
 
-class EngineConfig(_Section):
-    """[engine]. All but kind as in `RaySettings`."""
+@dataclass(frozen=True)
+class EngineConfig(RaySettings):
+    """[engine]. All but kind are for Ray."""
 
-    kind: Literal["local", "ray"] = Field("local", description="local or ray")
-    address: Name | None = Field(None, description="HOST:PORT, or auto")
-    workers: Whole = Field(RaySettings.workers, description="a whole number from 1")
-    cpus_per_worker: Whole | None = Field(None, description="a whole number from 1")
-    gpus_per_worker: Annotated[Number, Field(ge=0)] = Field(RaySettings.gpus_per_worker, description="a number from 0")
-    wave: Whole = Field(RaySettings.wave, description="a whole number from 1")
-    stall_s: Above0 = Field(RaySettings.stall_s, description="seconds above 0")
-
-    @property
-    def ray(self) -> RaySettings:
-        """Those of the kind ray."""
-        return RaySettings(**self.model_dump(exclude={"kind"}))
+    kind: Annotated[Literal["local", "ray"], Field(description="local or ray"), Help("where the model runs")] = "local"
 
 
-class VerifyConfig(_Section):
-    """[verify]. sample: rows."""
+@dataclass(frozen=True)
+class VerifyConfig(Checked):
+    """[verify]."""
 
-    sample: Whole = Field(100, description="a whole number from 1")
-    min_recall: Annotated[Number, Field(ge=0, le=1)] = Field(0.9, description="a number from 0 to 1")
-
-
-class GateConfig(_Section):
-    """[gate]. queries: judged ones, a folder in BEIR layout whose document ids are the collection's keys; or a file
-    with a query log; None is pairs made from the collection's own sentences. margin: of nDCG@10.
-    """
-
-    queries: PathHere | None = Field(None, description="a folder in BEIR layout, or a file with a query log")
-    margin: Annotated[Number, Field(ge=0, le=1)] = Field(0.02, description="a number from 0 to 1")
-    confidence: Annotated[Number, Field(gt=0, lt=1)] = Field(0.95, description="a number between 0 and 1")
-    max_queries: Whole = Field(500, description="a whole number from 1")
+    sample: Annotated[Count, Help("rows encoded again")] = 100
+    min_recall: MinRecall = MigrationOptions.min_recall
 
 
-Cosine = Annotated[Number, Field(ge=-1, le=1)]
+@dataclass(frozen=True)
+class GateConfig(GateOptions):
+    """[gate]. queries: None is pairs made from the collection's own sentences."""
+
+    queries: Annotated[
+        Annotated[FolderPath, Field(description="a folder in BEIR layout, or a file with a query log")] | None,
+        Help("judged queries (a folder in BEIR layout) or a query log; by default pairs made from the rows"),
+    ] = None
+    max_queries: MaxQueries = 500
 
 
-class MigrationConfig(_Section):
-    """The whole file."""
+class MigrationConfig(BaseModel):
+    """The whole file. A field's description is what a message says was expected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     store: StoreConfig = Field(description="a section [store]")
     models: ModelsConfig = Field(description="a section [models]")
@@ -197,10 +124,22 @@ class MigrationConfig(_Section):
     engine: EngineConfig = Field(EngineConfig(), description="a section [engine]")
     verify: VerifyConfig = Field(VerifyConfig(), description="a section [verify]")
     gate: GateConfig = Field(GateConfig(), description="a section [gate]")
-    thresholds: dict[Name, Cosine] = Field({}, description="names, each with a number from -1 to 1")
+    thresholds: CutOffs = {}
+
+    @property
+    def options(self) -> MigrationOptions:
+        """What a migration goes by."""
+        limits = {each.name: getattr(self.limits, each.name) for each in fields(RunLimits)}
+        return MigrationOptions(
+            **limits,
+            outputs=self.models.outputs,
+            patience=Patience(self.limits.max_pause_s),
+            min_recall=self.verify.min_recall,
+            thresholds=self.thresholds,
+        )
 
 
-SECTIONS: Mapping[str, type[BaseModel]] = {
+SECTIONS: Mapping[str, type[Checked]] = {
     "store": StoreConfig,
     "models": ModelsConfig,
     "limits": LimitsConfig,
@@ -247,14 +186,15 @@ def _validated(values: Mapping[str, object], folder: Path | None) -> MigrationCo
 
 def _translated(problem: Any) -> SettingsError:
     """The place as in the file, the value unless it may hold a password, and what was expected."""
-    section, *inside = (part for part in problem["loc"] if isinstance(part, str))
+    section, *inside = (part for part in problem["loc"] if isinstance(part, str) and part[:1] != "[")
     place = f"[{section}] {inside[0]}" if inside else f"[{section}]"
-    name, fields = section, MigrationConfig.model_fields
-    if inside and section in SECTIONS:
-        name, fields = inside[0], SECTIONS[section].model_fields
-    if problem["type"] == "extra_forbidden":
-        return SettingsError(place, HIDDEN, f"one of {', '.join(fields)}")
+    options = SECTIONS.get(section)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        names = MigrationConfig.model_fields if options is None or not inside else names_of(options)
+        return SettingsError(place, HIDDEN, f"one of {', '.join(names)}")
     value = problem["input"] if inside and inside[0] != "url" else HIDDEN
-    if problem["type"] == "missing":
+    if problem["type"].startswith("missing"):
         value = ""
-    return SettingsError(place, value, fields[name].description or problem["msg"])
+    if options is None or not inside:
+        return SettingsError(place, value, MigrationConfig.model_fields[section].description or problem["msg"])
+    return SettingsError(place, value, expected_of(options, inside[0]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import (
     HeadUnavailable,
@@ -19,7 +19,7 @@ from vecferry.errors import (
     VecferryError,
 )
 from vecferry.stores.ledger import DeadLetter
-from vecferry.stores.values import NewVector, Row, SparseVector
+from vecferry.stores.values import NewVector, Row
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,6 @@ class Embedded:
 
     vectors: tuple[NewVector, ...]
     dead_letters: tuple[DeadLetter, ...]
-
-
-@dataclass(frozen=True)
-class TextVectors:
-    """What a model made of one text: float32 [D], and the other heads where they were asked for."""
-
-    dense: Float32
-    sparse: SparseVector | None
-    colbert: Float32 | None
 
 
 Outcome = TextVectors | VecferryError | str
@@ -58,7 +49,7 @@ def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -
     for row in rows:
         outcome = "the text is NULL" if row.text is None else outcomes[row.text]
         if isinstance(outcome, TextVectors):
-            vectors.append(NewVector(row.key, row.digest, outcome.dense, outcome.sparse, outcome.colbert))
+            vectors.append(NewVector(row.key, row.digest, outcome))
         else:
             vectors.append(NewVector(row.key, row.digest, None))
             dead_letters.append(DeadLetter(row.key, _reason(outcome), row.digest))
@@ -80,16 +71,7 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
         return [*_outcomes(encoder, texts[:middle], outputs), *_outcomes(encoder, texts[middle:], outputs)]
     if embeddings.fingerprint != encoder.fingerprint:
         raise SpaceMismatch(expected=encoder.fingerprint, found=embeddings.fingerprint, where="the encoder's answer")
-    return [_defect(embeddings.dense[i], encoder.dimension) or _heads(embeddings, i) for i in range(len(texts))]
-
-
-def _heads(embeddings: Embeddings, i: int) -> TextVectors:
-    sparse = None
-    if embeddings.sparse_or_none is not None:
-        part = slice(embeddings.sparse.indptr[i], embeddings.sparse.indptr[i + 1])
-        sparse = SparseVector(embeddings.sparse.indices[part], embeddings.sparse.weights[part])
-    colbert = None if embeddings.colbert_or_none is None else embeddings.colbert[i]
-    return TextVectors(embeddings.dense[i], sparse, colbert)
+    return [_defect(embeddings.dense[i], encoder.dimension) or embeddings[i] for i in range(len(texts))]
 
 
 def _reason(failure: VecferryError | str) -> str:

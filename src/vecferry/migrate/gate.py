@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vecferry.evaluate import (
     run_evaluation,
 )
 from vecferry.evaluate.corpora import id_of
+from vecferry.evaluate.evaluation import GateOptions
 from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.pairs import sentence_pairs
 from vecferry.evaluate.values import ALL, GateResult, SliceScore
@@ -59,12 +60,8 @@ def make_gate(
 
 def options_of(config: MigrationConfig) -> EvaluationOptions:
     """What [gate] and [thresholds] say."""
-    return EvaluationOptions(
-        margin=config.gate.margin,
-        confidence=config.gate.confidence,
-        max_queries=config.gate.max_queries,
-        thresholds=config.thresholds,
-    )
+    judged = {each.name: getattr(config.gate, each.name) for each in fields(GateOptions)}
+    return EvaluationOptions(**judged, max_queries=config.gate.max_queries, thresholds=config.thresholds)
 
 
 @dataclass
@@ -121,7 +118,7 @@ def _check(one: SliceScore, judged: GateResult) -> Check:
     if one.by == ALL:
         name, passed = "all queries", judged.verdict != "inconclusive" and one.difference.low >= -judged.margin
     else:
-        name = f"{one.by} {one.value}"
+        name = one.name
         passed = name not in judged.worse_slices
     difference = f"{one.difference.low:+.3f} to {one.difference.high:+.3f}"
     seen = (

@@ -106,12 +106,10 @@ def cost_of(sampled: EncodedSample, rows: int, resources: Resources) -> Cost:
 
 def mean_head_bytes(embedded: Embedded) -> float:
     """Of sparse and ColBERT vectors, per row: 8 bytes an entry, and 2 bytes a number in fp16."""
-    sizes = [
-        (0 if v.sparse is None else SPARSE_ENTRY_BYTES * len(v.sparse.ids))
-        + (0 if v.colbert is None else COLBERT_NUMBER_BYTES * v.colbert.size)
-        for v in embedded.vectors
-    ]
-    return sum(sizes) / len(sizes) if sizes else 0.0
+    made = [new.vectors for new in embedded.vectors if new.vectors is not None]
+    sparse = sum(len(vectors.sparse.indices) for vectors in made if vectors.sparse is not None)
+    colbert = sum(vectors.colbert.size for vectors in made if vectors.colbert is not None)
+    return (SPARSE_ENTRY_BYTES * sparse + COLBERT_NUMBER_BYTES * colbert) / max(len(embedded.vectors), 1)
 
 
 def vector_bytes_each(dimension: int) -> int:

@@ -20,7 +20,7 @@ from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
 from vecferry.stores.ledger import Serving
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Hit, Key, Record, Side, SparseVector
+from vecferry.stores.values import Hit, Key, Record, Side
 
 T = TypeVar("T")
 
@@ -233,16 +233,5 @@ def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outpu
         except InvalidText as exc:
             raise InvalidText(list(texts)[exc.row], exc.reason) from exc
         for row, i in enumerate(texts):
-            records[i] = _with_vectors(records[i], found, row)
+            records[i] = replace(records[i], vectors=found[row])
     return records
-
-
-def _with_vectors(record: Record, found: Embeddings, row: int) -> Record:
-    sparse, multi = found.sparse_or_none, found.colbert_or_none
-    part = slice(0) if sparse is None else slice(sparse.indptr[row], sparse.indptr[row + 1])
-    return replace(
-        record,
-        vector=found.dense[row],
-        sparse=None if sparse is None else SparseVector(sparse.indices[part], sparse.weights[part]),
-        colbert=None if multi is None else multi[row],
-    )

@@ -14,8 +14,9 @@ from vecferry.migrate.engines import Engine, range_name
 from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.migrate.throttle import Throttle
-from vecferry.stores.ledger import Ledger, MigrationRecord
+from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.protocol import Store
+from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import BOTH_SIDES, Patience, Side
 
 

@@ -30,31 +30,22 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.embeddings import Float32
+from vecferry.embeddings import Float32, SparseVector, TextVectors
 from vecferry.errors import MissingExtra, StoreFailed
-from vecferry.stores.values import Key, SparseVector
+from vecferry.stores.values import Key
 
 ROWS_WITH_COLBERT = 64
 """Rows written and read at once: 64 texts of 8,192 tokens of 1,024 numbers are 2**29; offsets are int32."""
 
 
-@dataclass(frozen=True)
-class StagedVector:
-    """vector: float32 [D]; the other heads where they were asked for."""
-
-    vector: Float32
-    sparse: SparseVector | None = None
-    colbert: Float32 | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StagedRow:
     """vectors: None for a dead letter, which has a reason, and for a digest that another row holds."""
 
     key: Key
     digest: bytes
     reason: str | None
-    vectors: StagedVector | None
+    vectors: TextVectors | None
 
 
 class NotReadable(Exception):
@@ -98,21 +89,21 @@ def _crc(row: StagedRow) -> int:
     parts = [*(part.encode() for part in row.key), row.digest, (row.reason or "").encode()]
     if row.vectors is not None:
         sparse, colbert = row.vectors.sparse, row.vectors.colbert
-        parts.append(row.vectors.vector.astype(np.float32).tobytes())
-        parts += [] if sparse is None else [sparse.ids.astype(np.int32).tobytes(), sparse.weights.tobytes()]
+        parts.append(row.vectors.dense.astype(np.float32).tobytes())
+        parts += [] if sparse is None else [sparse.indices.astype(np.int32).tobytes(), sparse.weights.tobytes()]
         parts += [] if colbert is None else [colbert.astype(np.float16).tobytes()]
     return zlib.crc32(b"".join(parts))
 
 
-def _heads(rows: list[StagedVector | None]) -> dict[str, Any]:
+def _heads(rows: list[TextVectors | None]) -> dict[str, Any]:
     """The columns of the vectors of these rows; None where a row holds none."""
     sparse = [None if held is None else held.sparse for held in rows]
     colbert = [None if held is None else held.colbert for held in rows]
     columns = {}
     if any(held is not None for held in rows):
-        columns["vector"] = _vectors([None if held is None else held.vector for held in rows])
+        columns["vector"] = _vectors([None if held is None else held.dense for held in rows])
     if any(vector is not None for vector in sparse):
-        columns["sparse_ids"] = _lists([None if vector is None else vector.ids for vector in sparse], np.int32)
+        columns["sparse_ids"] = _lists([None if vector is None else vector.indices for vector in sparse], np.int32)
         weights = [None if vector is None else vector.weights for vector in sparse]
         columns["sparse_weights"] = _lists(weights, np.float32)
     if any(vector is not None for vector in colbert):
@@ -206,14 +197,14 @@ def _rows(table: Any) -> list[StagedRow]:
     return rows
 
 
-def _staged_vectors(columns: dict[str, Any]) -> Iterator[StagedVector]:
+def _staged_vectors(columns: dict[str, Any]) -> Iterator[TextVectors]:
     """Of the rows that hold them, in their order."""
     if "vector" not in columns:
         return
     dense = columns["vector"].flatten().to_numpy().reshape(-1, columns["vector"].type.list_size).copy()  # [N, D]
     ids, weights, colbert = (_parts(columns.get(name)) for name in ("sparse_ids", "sparse_weights", "colbert"))
     for i, vector in enumerate(dense):
-        yield StagedVector(
+        yield TextVectors(
             vector,
             SparseVector(ids[i], weights[i]) if ids and weights else None,
             colbert[i].astype(np.float32) if colbert else None,

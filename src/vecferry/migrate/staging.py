@@ -18,13 +18,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from vecferry.embeddings import DENSE, Outputs
+from vecferry.embeddings import DENSE, Outputs, TextVectors
 from vecferry.errors import OutputWriteFailed, reason_of
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.staged_file import (
     NotReadable,
     StagedRow,
-    StagedVector,
     held_digests,
     read,
     require_pyarrow,
@@ -99,7 +98,7 @@ class Staging:
         if missing - held.keys():
             return None
         return Embedded(
-            tuple(_new_vector(row, held.get(row.digest)) for row in rows),
+            tuple(NewVector(row.key, row.digest, held[row.digest] if row.reason is None else None) for row in rows),
             tuple(DeadLetter(row.key, row.reason, row.digest) for row in rows if row.reason is not None),
         )
 
@@ -116,7 +115,7 @@ class Staging:
         """
         return {digest for rows in self._index.find(digests, but).values() for digest in rows.values()}
 
-    def vectors(self, digests: Sequence[bytes]) -> dict[bytes, StagedVector]:
+    def vectors(self, digests: Sequence[bytes]) -> dict[bytes, TextVectors]:
         """What is staged of these; dead letters have none."""
         found = {}
         for name, wanted in self._index.find(digests).items():
@@ -183,21 +182,16 @@ def _is_plain(name: str) -> bool:
     return bool(name) and Path(name).name == name and not name.startswith(".")
 
 
-def _heads(new: NewVector) -> Outputs:
-    sparse = Outputs(0) if new.sparse is None else Outputs.SPARSE
-    return DENSE | sparse | (Outputs(0) if new.colbert is None else Outputs.COLBERT)
-
-
 def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) -> list[StagedRow]:
     """The vectors of each digest that is not known yet go into the first of its rows; known ones may be left out."""
     reasons, rows, held = {dead_letter.key: dead_letter.reason for dead_letter in embedded.dead_letters}, [], set(known)
     for new in embedded.vectors:
         reason, vectors = reasons.get(new.key), None
-        is_right = new.digest in known or (new.vector is None) == (reason is not None)
+        is_right = new.digest in known or (new.vectors is None) == (reason is not None)
         assert is_right, f"{new.key} has a vector and a letter, or neither"
-        if new.vector is not None and new.digest not in held:
-            assert _heads(new) == outputs, f"{new.key} has not the heads that are staged here"
-            vectors = StagedVector(new.vector, new.sparse, new.colbert)
+        if new.vectors is not None and new.digest not in held:
+            assert new.vectors.outputs == outputs, f"{new.key} has not the heads that are staged here"
+            vectors = new.vectors
             held.add(new.digest)
         rows.append(StagedRow(new.key, new.digest, _storable(reason), vectors))
     return rows
@@ -206,12 +200,6 @@ def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) 
 def _storable(reason: str | None) -> str | None:
     """Without lone surrogates, which a bad text may have brought into it."""
     return None if reason is None else reason.encode("utf-8", "replace").decode()
-
-
-def _new_vector(row: StagedRow, staged: StagedVector | None) -> NewVector:
-    if row.reason is not None or staged is None:
-        return NewVector(row.key, row.digest, None)
-    return NewVector(row.key, row.digest, staged.vector, staged.sparse, staged.colbert)
 
 
 # --- the disk -------------------------------------------------------------------------------------

@@ -114,6 +114,27 @@ VERBS: Mapping[str, frozenset[State]] = MappingProxyType(
 ended by themselves, unless an operator paused it; a switch that was killed has not happened.
 """
 
+_NEXT: Mapping[State, tuple[str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys((_S.PLANNED, _S.PREPARED, _S.CAPTURING, _S.BACKFILLING, _S.INDEXING), ("start",)),
+        _S.CATCHING_UP: ("verify",),
+        _S.VERIFIED: ("verify", "override"),
+        _S.READY: ("cutover",),
+        _S.CUTTING_OVER: ("cutover",),
+        _S.SERVING_NEW: ("finalize", "rollback"),
+        _S.ROLLING_BACK: ("rollback",),
+        _S.SERVING_OLD: ("cutover", "abort"),
+        _S.FINALIZED: (),
+        _S.PAUSED: ("resume",),
+        _S.ABORTED: (),
+    }
+)
+
+
+def next_verbs(state: State) -> tuple[str, ...]:
+    """Return the verbs that lead on from a state, the usual one first; none where the migration has ended."""
+    return _NEXT[state]
+
 
 def allowed(verb: str, state: State) -> bool:
     return state in VERBS[verb]

@@ -80,7 +80,7 @@ class Switch:
     def finalize(self, accepted: int) -> None:
         self.follower.catch_up(Side.NEW)
         self._refuse_outdated(Side.NEW)
-        self._when_current(Side.NEW, None, lambda: self._drop_old(accepted))
+        self._when_current(Side.NEW, None, lambda: self._drop(Side.OLD, accepted, State.FINALIZED))
 
     def abort(self, accepted: int, *, accept_outdated: bool) -> None:
         """After a rollback, what was written to the side that goes must be on the one that stays.
@@ -94,14 +94,17 @@ class Switch:
         if self.record.spec.old_not_null:
             self.store.require_vectors(self.patience)
         self._when_current(
-            Side.OLD, None, lambda: self._drop_new(accepted), accept_outdated=accept_outdated or not needs_comparing
+            Side.OLD,
+            None,
+            lambda: self._drop(Side.NEW, accepted, State.ABORTED),
+            accept_outdated=accept_outdated or not needs_comparing,
         )
 
     # --- inside the lock --------------------------------------------------------------------------
 
     def _to_new(self, accepted: int) -> Serving:
         self._refuse_letters(accepted, Side.NEW)
-        self.store.switch()
+        self.store.switch(Side.NEW)
         spec = self.record.spec
         serving = self._next_epoch(Side.NEW, spec.generation, spec.fingerprint, self._mapped("new"))
         self._move(State.SERVING_NEW, epoch=serving.epoch, accepted_dead_letters=accepted)
@@ -109,7 +112,7 @@ class Switch:
 
     def _to_old(self) -> tuple[Serving, int]:
         spec, outdated = self.record.spec, self._left_behind()
-        self.store.switch_back()
+        self.store.switch(Side.OLD)
         thresholds = {**self.thresholds, **self._mapped("old")}
         serving = self._next_epoch(Side.OLD, spec.generation - 1, spec.old_fingerprint, thresholds)
         self._move(State.SERVING_OLD, epoch=serving.epoch, outdated_rows=outdated)
@@ -119,7 +122,7 @@ class Switch:
         """How many rows were written since the switch and not followed on the old side."""
         changes = self.store.captured(self.store.backlog(Side.OLD), {Side.OLD})
         keys = list(dict.fromkeys(change.key for change in changes))
-        if self.store.rows_outlive_vectors:
+        if self.store.traits.rows_outlive_vectors:
             return len(self.store.outdated(Side.OLD, keys))
         self.store.apply_deletes(keys)
         rows = self.store.outdated(Side.OLD, keys)
@@ -150,19 +153,12 @@ class Switch:
         self._ledger.serve(self.store.target, after)
         return after
 
-    def _drop_old(self, accepted: int) -> None:
-        if not self.store.rows_outlive_vectors:  # dead letters are on the old side alone
-            self._refuse_letters(accepted, Side.NEW)
+    def _drop(self, side: Side, accepted: int, ended: State) -> None:
+        if not self.store.traits.rows_outlive_vectors:  # dead letters of the other side are on this one alone
+            self._refuse_letters(accepted, side.other)
         self.store.stop_capture()
-        self.store.drop_old()
-        self._move(State.FINALIZED)
-
-    def _drop_new(self, accepted: int) -> None:
-        if not self.store.rows_outlive_vectors:  # those of the old side are on the new one alone
-            self._refuse_letters(accepted, Side.OLD)
-        self.store.stop_capture()
-        self.store.drop_new()
-        self._move(State.ABORTED)
+        self.store.drop(side)
+        self._move(ended)
 
     # --- getting there ----------------------------------------------------------------------------
 
@@ -227,8 +223,8 @@ class Switch:
             remedy = "Give the old model, or run start --follow with it; or say --accept-outdated, and these rows have"
             remedy += " no old vector of their text."
         else:
-            remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause."
-        return CutoverRefused(reason, shown(list(dict.fromkeys(change.key for change in changes))), remedy)
+            remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause-s."
+        return CutoverRefused(reason, remedy, shown(list(dict.fromkeys(change.key for change in changes))))
 
     def _refuse_outdated(self, side: Side, *, with_vector: bool = False) -> None:
         """What is dropped cannot be had back, so every row is compared first; what is captured is not missing.
@@ -243,7 +239,7 @@ class Switch:
             self.follower.catch_up(side)
         remedy = "Run start, with both models, which compares every row and repairs them."
         reason = f"{found.count} rows have no {side} vector of their present text"
-        raise CutoverRefused(reason, shown(keys[:LETTERS_SHOWN]), remedy)
+        raise CutoverRefused(reason, remedy, shown(keys[:LETTERS_SHOWN]))
 
     def _refuse_letters(self, accepted: int, side: Side) -> None:
         found = self._ledger.count_dead_letters(self.record, side)
@@ -251,19 +247,8 @@ class Switch:
             dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
             reason = f"{found} rows have no {side} vector (dead letters), {accepted} were accepted"
             remedy = f"Repair their texts, or retry them, or accept exactly {found}."
-            raise CutoverRefused(reason, shown([dead_letter.key for dead_letter in dead_letters]) or ("none",), remedy)
+            raise CutoverRefused(reason, remedy, shown([dead_letter.key for dead_letter in dead_letters]))
 
     def _move(self, state: State, **detail: object) -> None:
         assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"
         self.record = self._ledger.move(self.record, state, detail)
-
-
-def recover_interrupted_switch(store: Store, record: MigrationRecord) -> MigrationRecord:
-    """The record, with the marks of a switch that was killed taken back: its transaction did not happen."""
-    before = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW}.get(State(record.state))
-    return record if before is None else store.ledger.move(record, before, {"taken_back": record.state})
-
-
-def locked_switch(target: str) -> str:
-    """Name of the lease under which a state is changed by hand; the runner has one of its own."""
-    return f"{target} (switch)"

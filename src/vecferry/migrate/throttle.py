@@ -13,8 +13,10 @@ import numpy as np
 
 from vecferry.errors import Interrupted, MigrationConflict
 from vecferry.migrate.states import ENDED, WORKING, State, can_move
-from vecferry.stores.ledger import Ledger, MigrationRecord, Paused
-from vecferry.stores.protocol import Reading
+from vecferry.migrate.values import MigrationOptions
+from vecferry.stores.ledger import MigrationRecord, Paused, was_switched
+from vecferry.stores.protocol import Store
+from vecferry.stores.sql_ledger import Ledger
 
 GIGABYTE = 10**9
 
@@ -44,7 +46,7 @@ class DiskGuard:
 class LatencyGuard:
     """A search in the serving vectors takes no longer than `max_ms`, as the median of the last five."""
 
-    def __init__(self, store: Reading, query: np.ndarray, fingerprint: str, max_ms: float) -> None:
+    def __init__(self, store: Store, query: np.ndarray, fingerprint: str, max_ms: float) -> None:
         self._store, self._query, self._fingerprint, self._max_ms = store, query, fingerprint, max_ms
         self._last_ms: list[float] = []
 
@@ -54,6 +56,21 @@ class LatencyGuard:
         self._last_ms = [*self._last_ms[-4:], 1000 * (time.perf_counter() - began)]
         median = float(np.median(self._last_ms))
         return None if median <= self._max_ms else f"queries slow: {median:.0f} ms, limit {self._max_ms:g} ms"
+
+
+def guards_of(store: Store, record: MigrationRecord, options: MigrationOptions) -> list[PauseCondition]:
+    """What the options want to be well. Queries are looked at until the first switch."""
+    guards = list[PauseCondition]()
+    if options.min_free_gb:
+        guards.append(DiskGuard(options.staging, options.min_free_gb))
+    if options.max_query_ms is not None and not was_switched(store.ledger, record):
+        dimension = store.describe().dimension
+        if dimension is not None:
+            query = np.random.default_rng(0).standard_normal(dimension).astype(np.float32)
+            serving = store.ledger.serving(store.target)
+            fingerprint = (serving.fingerprint if serving else None) or "unknown"
+            guards.append(LatencyGuard(store, query, fingerprint, options.max_query_ms))
+    return guards
 
 
 class Throttle:

@@ -8,82 +8,100 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from vecferry.embeddings import DENSE, Outputs, Value
 from vecferry.errors import SettingsError
+from vecferry.evaluate.values import CutOffs
+from vecferry.migrate.engines import Workers
 from vecferry.migrate.states import State
+from vecferry.options import Above0, Checked, Count, FolderPath, From0, Help, Number, Seconds, Share
 from vecferry.stores.ledger import Control, DeadLetter, Event, Serving
 from vecferry.stores.values import Patience, TableInfo
 
+MinRecall = Annotated[Share, Help("recall of the new index against exact search, at least")]
+
+
+def _outputs(names: object) -> Outputs:
+    """Of the names in a file, or as they are."""
+    try:
+        outputs = names if isinstance(names, Outputs) else Outputs.of(names)  # type: ignore[arg-type]
+    except (SettingsError, TypeError, AttributeError) as exc:
+        raise ValueError("no list of names") from exc
+    if Outputs.DENSE not in outputs:
+        raise ValueError("no dense")
+    return outputs
+
+
+Heads = Annotated[
+    Outputs,
+    BeforeValidator(_outputs),
+    Field(description='["dense"], and "sparse" or "colbert" beside it'),
+    Help("heads of the new side: dense, and sparse or colbert beside it where the store can hold them"),
+]
+
 
 @dataclass(frozen=True)
-class MigrationOptions:
-    """rows_per_range: rows that are read, encoded and kept together; what a kill repeats at most.
+class RunLimits(Checked):
+    """What a run may do at a time, and when it pauses by itself. rows_per_s, max_query_ms: None is no limit."""
+
+    rows_per_range: Annotated[Count, Help("rows encoded and kept at a time; what a kill repeats at most")] = 256
+    rows_per_write: Annotated[
+        Count, Help("rows written, and so locked, in one transaction; fewer where that takes long")
+    ] = 64
+    rows_per_s: Annotated[Above0 | None, Help("rows written a second at most, to begin with; no limit by default")] = (
+        None
+    )
+    max_query_ms: Annotated[
+        Annotated[Number, Field(gt=0, description="milliseconds above 0")] | None,
+        Help("milliseconds of a query above which a run pauses; off by default"),
+    ] = None
+    min_free_gb: Annotated[
+        Number,
+        Field(ge=0, description="gigabytes from 0"),
+        Help("gigabytes free at `staging` below which a run pauses"),
+    ] = 1.0
+    lease_s: Annotated[Seconds, Help("seconds without a sign of life after which a run may be replaced")] = 15.0
+    staging: Annotated[FolderPath, Help("folder where encoded vectors wait for their place")] = Path(
+        ".vecferry/staging"
+    )
+
+
+@dataclass(frozen=True)
+class MigrationOptions(RunLimits):
+    """What a migration goes by: the limits of a run, and what its verbs share.
 
     old_fingerprint: the space of the vectors there are, if known; then a search in another is refused
-    before the switch too. outputs: heads of the new side; dense always. staging: where encoded vectors
-    wait for their place. patience: how long the short steps wait for a moment without others, and how long
-    others may wait for these; `rollback` is surer. rows_per_write: rows that are written in one transaction,
-    and so locked together. lease_s: after this time without a sign of life a runner may be replaced.
+    before the switch too. outputs: heads of the new side; dense always. patience: how long the short steps
+    wait for a moment without others, and how long others may wait for these; `rollback` is surer.
     reconnect_s: how long a run waits for a store that went away. wait_for_writers_s: and for rows that others
-    are writing, when nothing else is left to be done; then they are left for the next look. rows_per_s: the
-    limit that a migration begins with; `throttle` changes it.
-    max_query_ms and min_free_gb: a run pauses itself while a query takes longer, or less is free at
-    `staging`. min_recall: of the new index, against exact search. thresholds: the application's cut-offs
-    in the old space, cosines by name; they stand in the serving epoch that `start` records.
+    are writing, when nothing else is left to be done; then they are left for the next look. min_recall: of the
+    new index, against exact search. thresholds: the application's cut-offs in the old space, cosines by
+    name; they stand in the serving epoch that `start` records. Raises SettingsError for a value out of bounds.
     """
 
-    rows_per_range: int = 256
     old_fingerprint: str | None = None
-    outputs: Outputs = DENSE
-    staging: Path = Path(".vecferry/staging")
+    outputs: Heads = DENSE
     patience: Patience = field(default_factory=Patience)
-    rows_per_write: int = 64
-    lease_s: float = 15.0
     reconnect_s: float = 60.0
     wait_for_writers_s: float = 10.0
-    rows_per_s: float | None = None
-    max_query_ms: float | None = None
-    min_free_gb: float | None = None
-    min_recall: float = 0.9
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        checks: tuple[tuple[str, Any, bool, str], ...] = (
-            ("rows_per_range", self.rows_per_range, self.rows_per_range >= 1, "1 or more"),
-            ("outputs", ",".join(self.outputs.names), Outputs.DENSE in self.outputs, "dense, and others"),
-            ("max_pause_s", self.patience.max_pause_s, self.patience.max_pause_s > 0, "more than 0 seconds"),
-            ("rows_per_write", self.rows_per_write, self.rows_per_write >= 1, "1 or more"),
-            ("lease_s", self.lease_s, self.lease_s > 0, "more than 0 seconds"),
-            ("rows_per_s", self.rows_per_s, self.rows_per_s is None or self.rows_per_s > 0, "more than 0"),
-            ("max_query_ms", self.max_query_ms, self.max_query_ms is None or self.max_query_ms > 0, "more than 0"),
-            ("min_free_gb", self.min_free_gb, self.min_free_gb is None or self.min_free_gb >= 0, "0 or more"),
-            ("min_recall", self.min_recall, 0 <= self.min_recall <= 1, "0 to 1"),
-            *((f"thresholds {name}", t, -1 <= t <= 1, "a cosine, -1 to 1") for name, t in self.thresholds.items()),
-        )
-        for name, value, is_right, expected in checks:
-            if not is_right:
-                raise SettingsError(name, value, expected)
+    min_recall: MinRecall = 0.9
+    thresholds: CutOffs = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(Checked):
     """What an estimate is for. workers: each as fast as the process that plans. write_rows_per_s: what the store takes;
     the default was measured with PostgreSQL on 2 cores, and is assumed anywhere else. price_per_hour: of a worker.
     """
 
-    workers: int = 1
-    write_rows_per_s: float = 19_000.0
-    price_per_hour: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise SettingsError("--workers", self.workers, "1 or more")
-        if self.write_rows_per_s <= 0:
-            raise SettingsError("--write-rows-per-s", self.write_rows_per_s, "more than 0")
-        if self.price_per_hour is not None and self.price_per_hour < 0:
-            raise SettingsError("--price-per-hour", self.price_per_hour, "0 or more")
+    workers: Workers = 1
+    write_rows_per_s: Annotated[
+        Above0, Help("rows a second that the store takes; the default is PostgreSQL's on 2 cores")
+    ] = 19_000.0
+    price_per_hour: Annotated[From0 | None, Help("of one worker, to estimate the price")] = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +199,7 @@ class Check(Value):
 class MappedThreshold(Value):
     """A cut-off of the application, mapped to the new space. low and high: the interval in which `new` may lie.
 
-    how: "matched precision" or "matched quantile".
+    method: "matched precision" or "matched quantile".
     """
 
     old: float

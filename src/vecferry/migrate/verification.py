@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from vecferry.embeddings import Float32
 from vecferry.encode.encoder import TextEncoder
+from vecferry.errors import CutoverRefused
 from vecferry.migrate.embed import embed
-from vecferry.migrate.values import Check, GateVerdict
+from vecferry.migrate.following import SwitchFollower
+from vecferry.migrate.record import find_record
+from vecferry.migrate.states import State, can_move
+from vecferry.migrate.values import Check, GateVerdict, Override, VerifyReport
+from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import NOTHING, Examination, Finding, Key, Row, Side, has_direction, shown
 
@@ -28,6 +34,103 @@ class Gate(Protocol):
     """The last word before `ready`: retrieval quality. It may search in either side of the store."""
 
     def __call__(self, store: Store) -> GateVerdict: ...
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One verification of the new side. new: the model that made it. min_recall: of the index."""
+
+    store: Store
+    record: MigrationRecord
+    new: TextEncoder
+    min_recall: float
+
+    def compare(self, follower: SwitchFollower) -> Examination:
+        """Look at every row, as soon as what was written before is followed."""
+
+        def catch_up() -> None:
+            follower.catch_up(Side.NEW, few=MAX_CAPTURED)
+
+        catch_up()
+        return check_integrity(self.store, self.record.spec.dimension, catch_up)
+
+    def conclude(
+        self, compared: Examination, sample: int, gate: Gate | None, override: Override | None
+    ) -> VerifyReport:
+        """Leaves the report in the ledger, and the state that follows. The gate is asked if all checks passed."""
+        report = self._checked(compared, sample)
+        if report.state is State.VERIFIED:
+            report = self._judged(report, gate, override)
+        self._keep(report)
+        return report
+
+    def _checked(self, compared: Examination, sample: int) -> VerifyReport:
+        spec = self.record.spec
+        dead_letters = self.store.ledger.count_dead_letters(self.record, Side.NEW)
+        cosines = recomputed_cosines(self.store, self.new, sample)
+        recall = index_recall(self.store, spec.fingerprint)
+        comparable = compared.rows - compared.without_vector.count - compared.outdated.count
+        checks = (
+            *structural_checks(compared, dead_letters, spec.dimension, unit=self.new.space.normalize),
+            recomputation_check(cosines, expected=-(-min(sample, comparable) // 2)),  # rows may be written meanwhile
+            recall_check(recall, self.min_recall),
+        )
+        return VerifyReport(
+            target=spec.target,
+            passed=False,
+            rows=compared.rows,
+            dead_letters=dead_letters,
+            sampled=len(cosines),
+            lowest_cosine=min(cosines.values(), default=None),
+            recall=recall,
+            checks=checks,
+            state=State.VERIFIED if all(check.passed for check in checks) else State.CATCHING_UP,
+        )
+
+    def _judged(self, report: VerifyReport, gate: Gate | None, override: Override | None) -> VerifyReport:
+        verdict = None if gate is None else gate(self.store)
+        passed = verdict is not None and verdict.passed
+        report = replace(report, gate=verdict, override=None if passed else override)
+        return replace(report, passed=True, state=State.READY) if passed or override is not None else report
+
+    def _keep(self, report: VerifyReport) -> None:
+        ledger = self.store.ledger
+        detail = {
+            "failed": [check.name for check in report.checks if not check.passed],
+            "gate": report.gate.message if report.gate else None,
+        }
+        with self.store.transaction():
+            record = find_record(self.store)
+            ledger.keep_verification(record, report.to_dict())
+            for state in (State.VERIFIED, report.state) if report.state is State.READY else (report.state,):
+                if state != record.state and can_move(State(record.state), state):
+                    record = ledger.move(record, state, detail)
+            if report.override is not None:
+                _note_override(self.store, record, report.override)
+
+
+def override_gate(store: Store, record: MigrationRecord, override: Override) -> None:
+    """Leaves the state `ready`, and the reason in the ledger. Raises CutoverRefused if a check failed."""
+    verification = record.verification or {}
+    _refuse_failed(verification)
+    overridden = {"passed": True, "state": State.READY, "override": override.to_dict()}
+    with store.transaction():
+        store.ledger.keep_verification(record, {**verification, **overridden})
+        _note_override(store, store.ledger.move(record, State.READY, {}), override)
+
+
+def _refuse_failed(verification: Mapping[str, Any]) -> None:
+    failed = [check["name"] for check in verification.get("checks", ()) if not check["passed"]]
+    if failed or not verification:
+        reason = f"the last verification failed ({', '.join(failed)})" if failed else "nothing was verified"
+        raise CutoverRefused(reason, "vecferry migrate verify")
+
+
+def _note_override(store: Store, record: MigrationRecord, override: Override) -> None:
+    store.ledger.add_event(record, "gate overridden", {"reason": override.reason, "by": override.by})
+
+
+# --- every row ------------------------------------------------------------------------------------
 
 
 def check_integrity(store: Store, dimension: int, catch_up: Callable[[], object]) -> Examination:
@@ -95,7 +198,7 @@ def recomputed_cosines(store: Store, encoder: TextEncoder, sample: int) -> dict[
     pairs: list[tuple[Row, Float32]] = store.sample_vectors(sample)
     again = embed(encoder, [row for row, _ in pairs]).vectors
     return {
-        new.key: 0.0 if new.vector is None else cosine(new.vector, stored)
+        new.key: 0.0 if new.vectors is None else cosine(new.vectors.dense, stored)
         for new, (_, stored) in zip(again, pairs, strict=True)
     }
 

@@ -168,14 +168,14 @@ class Artifact:
     def damaged_files(self, but: str | None = None) -> Iterator[str]:
         """Yield a sentence for each file whose SHA-256 is not the manifest's."""
         for name, record in self.manifest.files.items():
-            if name != but and (found := sha256_of(self.path / name)) != record.sha256:
-                yield f"{name} has SHA-256 {found[:12]}…, not {record.sha256[:12]}…"
+            if name != but and (digest := sha256_of(self.path / name)) != record.sha256:
+                yield f"{name} has SHA-256 {digest[:12]}…, not {record.sha256[:12]}…"
 
     def read_tokenizer(self) -> bytes:
         return (self.path / TOKENIZER).read_bytes()
 
     def write_verification(self, report: dict[str, Any]) -> None:
-        """Raises ArtifactWriteFailed where the folder cannot be written to."""
+        """Write verification.json. Raises ArtifactWriteFailed where the folder cannot be written to."""
         try:
             write_json(self.path / VERIFICATION, report)
         except OSError as exc:
@@ -203,7 +203,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; on leaving without an error it takes the place of `path`.
+    """Yield a temporary folder beside `path`; on leaving without an error it takes the place of `path`.
 
     Leaves nothing behind on an error, and what was at `path` as it was. Repeating is safe. Raises
     ArtifactWriteFailed where the system refuses to write, and Locked if another process writes `path`.
@@ -232,7 +232,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _sole_writer(path: Path, wait_s: float) -> Iterator[None]:
-    """Raises Locked if another process goes on writing `path` for longer than `wait_s`."""
+    """Hold the lock of `path`. Raises Locked if another process goes on writing for longer than `wait_s`."""
     path = path.absolute()
     lock = FileLock(path.parent / f".{path.name}.lock")
     try:
@@ -259,7 +259,7 @@ def _aside(path: Path) -> Path:
 
 
 def _is_half_replaced(path: Path) -> bool:
-    """The previous folder lies aside and its place is empty."""
+    """Return whether the previous folder lies aside and its place is empty."""
     return _aside(path.absolute()).exists() and not path.exists()
 
 
@@ -283,16 +283,16 @@ def _sync(folder: Path) -> None:
 
 
 def file_record(path: Path) -> FileRecord:
-    """Of a file as it is now; reads it whole."""
+    """Return the record of a file as it is now; reads it whole."""
     return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def sha256_of(path: Path) -> str:
-    """In hexadecimal; reads the file whole."""
+    """Return the SHA-256 of a file in hexadecimal; reads it whole."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
-    """The same bytes for equal values: keys sorted, no spaces, UTF-8."""
+    """Return the same bytes for equal values: keys sorted, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -67,7 +67,7 @@ def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:
 
 
 def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -> str:
-    """SHA-256 over the architecture and every tensor that the model uses, as the checkpoint has them, in fp32.
+    """Return the SHA-256 over the architecture and every tensor that the model uses, as fp32.
 
     It is the same for every file format that holds the same numbers, and for every runtime.
     """
@@ -84,7 +84,7 @@ def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -
 
 
 def in_pieces(array: Array, bytes_each: int = 1 << 24) -> Iterator[memoryview]:
-    """The array's bytes, little-endian, in C order, without a second copy of the whole."""
+    """Yield the array's bytes, little-endian, in C order, without a second copy of the whole."""
     flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
     for start in range(0, len(flat), bytes_each):
         yield flat[start : start + bytes_each].data

@@ -34,7 +34,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Leave the names in the folder as durable as the files; nothing to do on Windows."""
+    """Make the names in the folder as durable as the files; there is nothing to do on Windows."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

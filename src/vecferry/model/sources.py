@@ -38,7 +38,7 @@ class Checkpoint:
     revision: str | None
 
     def record(self) -> SourceRecord:
-        """With the SHA-256 of each file that a conversion reads (the weights are read whole for it)."""
+        """Return the origin, with the SHA-256 of each file that a conversion reads (weights are read whole)."""
         read = [self.folder / name for name in JSON_FILES if (self.folder / name).exists()]
         digests = {p.relative_to(self.folder).as_posix(): sha256_of(p) for p in read + weight_files(self.folder)}
         return SourceRecord.model_validate(
@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 def open_source(source: str, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
-    """`source`: a folder, `package:NAME`, or a hub id `owner/name`.
+    """Open a checkpoint: a folder, `package:NAME`, or a hub id `owner/name`.
 
     revision: a commit, tag or branch of a hub id; it is resolved to a commit, which is recorded.
     offline: only what the hub's cache holds. Raises SourceNotFound, DownloadFailed, CheckpointDamaged.
@@ -71,10 +71,10 @@ def reopen(record: SourceRecord) -> Checkpoint:
 
 def _package_folder(source: str) -> Path:
     name = source.removeprefix("package:")
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
         raise SourceNotFound(source, f"no installed package {name!r} (pip install {name.replace('_', '-')})")
-    folders = {p.parent for root in found.submodule_search_locations for p in Path(root).rglob("config.json")}
+    folders = {p.parent for root in spec.submodule_search_locations for p in Path(root).rglob("config.json")}
     models = sorted(folder for folder in folders if weight_files(folder))
     if len(models) != 1:
         raise SourceNotFound(source, f"the package holds {len(models)} checkpoints, expected 1")
@@ -82,7 +82,7 @@ def _package_folder(source: str) -> Path:
 
 
 def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
-    """Leaves each file that arrived whole in the hub's cache; repeating is safe and fetches the others."""
+    """Download from the hub. Each file that arrived whole stays in its cache, so a repeat fetches only the others."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client that it is built on
         HFValidationError,
@@ -119,7 +119,7 @@ def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
 
 
 def _from_cache(folder: Path, repo: str, revision: str) -> Checkpoint:
-    """A cache that another program has filled may lack files that it did not need."""
+    """Refuse a cached folder that lacks files: another program that filled it may not have needed them."""
     heads = [name for name in HEAD_FILES if repo == BGE_M3 and not (folder / name).exists()]
     weights = [path for path in weight_files(folder) if path.name not in HEAD_FILES]
     missing = heads if weights else ["weights", *heads]
@@ -129,13 +129,13 @@ def _from_cache(folder: Path, repo: str, revision: str) -> Checkpoint:
 
 
 def _reason(exc: Exception) -> str:
-    """The first line of a foreign error, without what could be a token or a signed address."""
+    """Return the first line of a foreign error, without what could be a token or a signed address."""
     first = (str(exc).splitlines() or [""])[0].strip() or type(exc).__name__
     return re.sub(r"Bearer \S+|hf_\w+|\?\S+", "…", first).rstrip(".")
 
 
 def files_to_fetch(names: list[str]) -> list[str]:
-    """Of a repository's files, those that a conversion reads: one form of the weights, heads, JSON."""
+    """Return the files of a repository that a conversion reads: one form of the weights, heads, JSON."""
     chosen = [name for name in names if name in JSON_FILES or name in HEAD_FILES]
     for pattern in (r"model\.safetensors", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
                     r"pytorch_model\.bin", r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"):  # fmt: skip
@@ -146,7 +146,7 @@ def files_to_fetch(names: list[str]) -> list[str]:
 
 
 def _compare_digests(folder: Path, published: dict[str, str | None]) -> None:
-    """A file that is not as published is removed from the cache, so that it is fetched anew."""
+    """Remove a file that is not as published from the cache, so that it is fetched anew."""
     for name, digest in published.items():
         path = folder / name
         if digest is not None and sha256_of(path) != digest:

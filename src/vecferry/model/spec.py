@@ -39,7 +39,7 @@ class EncoderSpec(BaseModel):
 
     @property
     def first_position(self) -> int:
-        """XLM-RoBERTa counts positions from pad_id + 1, BERT from 0."""
+        """The first position: XLM-RoBERTa counts from pad_id + 1, BERT from 0."""
         return self.pad_id + 1 if self.family == "xlm-roberta" else 0
 
 
@@ -55,7 +55,7 @@ class Overrides:
 
     @classmethod
     def of(cls, spec: EncoderSpec) -> Overrides:
-        """All that was said or read for `spec`, so that its checkpoint is read again as it was then."""
+        """Return all that was set or read for `spec`, so that its checkpoint is read again as it was then."""
         return cls(spec.pooling, spec.normalize, spec.max_tokens, spec.query_prefix, spec.passage_prefix)
 
 
@@ -142,7 +142,7 @@ def _tokenizer_class(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _check_normalizer(folder: Path) -> None:
-    """Transformers normalises for BERT as tokenizer_config.json says, whatever tokenizer.json holds."""
+    """Refuse a tokenizer.json that normalises otherwise than tokenizer_config.json, which transformers obeys."""
     declared = _tokenizer_config(folder)
     by_config = {
         "lowercase": declared.get("do_lower_case", True),
@@ -196,7 +196,7 @@ def _normalize(folder: Path, overrides: Overrides) -> bool:
 
 
 def _max_tokens(folder: Path, room: int, overrides: Overrides) -> int:
-    """Sentence-transformers 6 leaves it to the tokenizer's model_max_length."""
+    """Return the model's limit; where sentence-transformers 6 leaves it out, the tokenizer's model_max_length."""
     transformer = _read_json(folder / "sentence_bert_config.json", dict) or {}
     tokenizer = _tokenizer_config(folder)
     if transformer.get("do_lower_case") and not tokenizer.get("do_lower_case"):
@@ -211,7 +211,7 @@ def _max_tokens(folder: Path, room: int, overrides: Overrides) -> int:
 
 
 def _prompts(folder: Path, overrides: Overrides) -> dict[str, str]:
-    """Under "query" and "passage"; sentence-transformers calls the latter document, passage or corpus."""
+    """Return the prefixes "query" and "passage", which sentence-transformers also calls document or corpus."""
     file = folder / "config_sentence_transformers.json"
     declared = (_read_json(file, dict) or {}).get("prompts") or {}
     if not isinstance(declared, dict) or not all(isinstance(prompt, str | None) for prompt in declared.values()):
@@ -224,7 +224,7 @@ def _prompts(folder: Path, overrides: Overrides) -> dict[str, str]:
 
 
 def _read_json(path: Path, kind: type) -> Any:
-    """The parsed file, or None where there is none."""
+    """Return the parsed file, or None where there is none."""
     try:
         parsed = json.loads(path.read_bytes())
     except FileNotFoundError:

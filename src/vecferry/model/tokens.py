@@ -26,7 +26,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 
 
 def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
-    """tokenizer.json as the reference tokenises: no truncation, no padding, XLM-R's pre-tokenizer.
+    """Return tokenizer.json as the reference tokenises: no truncation, no padding, XLM-R's pre-tokenizer.
 
     The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer.
     """
@@ -55,7 +55,7 @@ class Tokenizer:
     """Thread-safe: nothing is set on the tokenizer after it is built."""
 
     def __init__(self, canonical: bytes, max_tokens: int) -> None:
-        """canonical: from `canonical_tokenizer`. Raises ValueError if it is not a tokenizer."""
+        """Load tokenizer.json as `canonical_tokenizer` returns it. Raises ValueError if it is not a tokenizer."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(canonical.decode())
         except Exception as exc:  # the library raises plain Exception
@@ -75,7 +75,7 @@ class Tokenizer:
         return tuple(sorted(i for i in ids if i is not None))
 
     def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
-        """Token ids of each text, special tokens included; longer texts keep their beginning and the end token.
+        """Return the token ids of each text, special tokens included; longer texts keep their beginning and end token.
 
         Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
         """
@@ -95,17 +95,17 @@ class Tokenizer:
         return ids[0], ids[-1]
 
     def pieces(self, text: str, *, with_ends: bool = True) -> list[Piece]:
-        """What a text is cut into; not cut to what the model reads. Raises InvalidText."""
+        """Split a text into tokens, however many there are. Raises InvalidText."""
         check_text(text, 0)
-        found = self._tokenizer.encode(text, add_special_tokens=with_ends)
-        columns = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+        encoding = self._tokenizer.encode(text, add_special_tokens=with_ends)
+        columns = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         return [
             Piece(i, token, None) if special else Piece(i, text[start:stop], (start, stop))
             for i, token, special, (start, stop) in columns
         ]
 
     def decode(self, ids: Sequence[int], *, without_special: bool = True) -> str:
-        """A text that has these ids, nearly: white space is not kept. ids: below `vocabulary`."""
+        """Return a text that has these ids, nearly: white space is not kept. ids: below `vocabulary`."""
         return self._tokenizer.decode(ids, skip_special_tokens=without_special)
 
     @property
@@ -114,12 +114,12 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def text_of(self, token_id: int) -> str:
-        """The piece of text that a token id stands for."""
+        """Return the piece of text that a token id stands for."""
         return self._tokenizer.id_to_token(token_id) or ""
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Raises EmptyInput, and InvalidText for what is not a list of strings that have a UTF-8 form."""
+    """Check a list of texts. Raises EmptyInput; InvalidText for what is not a list of strings with a UTF-8 form."""
     if isinstance(texts, str | bytes) or not hasattr(texts, "__len__"):
         raise InvalidText(0, f"a list of texts was expected, not {type(texts).__name__}")
     if not len(texts):
@@ -129,7 +129,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def check_text(text: object, row: int) -> None:
-    """Raises InvalidText if `text` is not a string that has a UTF-8 form."""
+    """Check one text. Raises InvalidText if it is not a string that has a UTF-8 form."""
     if not isinstance(text, str):
         raise InvalidText(row, f"it is {type(text).__name__}, not str")
     try:

@@ -58,7 +58,7 @@ class LazyTensor(_Inert):
 
 
 class Weights(Mapping[str, LazyTensor]):
-    """Name -> LazyTensor. A missing name raises CheckpointDamaged, since the caller needs it."""
+    """The tensors of a checkpoint by name. A missing name raises CheckpointDamaged, since the caller needs it."""
 
     def __init__(self, path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         self.path = path
@@ -72,7 +72,7 @@ class Weights(Mapping[str, LazyTensor]):
 
     def release(self) -> None:
         """Give the pages that were read back to the system; they are read again when they are needed."""
-        mappings = {id(found): found for tensor in self.values() if (found := _mapping(tensor)) is not None}
+        mappings = {id(mapping): mapping for tensor in self.values() if (mapping := _mapping(tensor)) is not None}
         for mapping in mappings.values():
             mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -90,7 +90,7 @@ class Weights(Mapping[str, LazyTensor]):
 
 
 def open_weights(folder: Path) -> Weights:
-    """The encoder's weights: model.safetensors, sharded safetensors, or pytorch_model.bin (single or sharded).
+    """Open the encoder's weights: model.safetensors or pytorch_model.bin, each as one file or sharded.
 
     Raises CheckpointDamaged, UnsafePickle.
     """
@@ -102,29 +102,29 @@ def open_weights(folder: Path) -> Weights:
 
 
 def open_heads(folder: Path) -> Weights | None:
-    """BGE-M3's heads as {sparse,colbert}_linear.{weight,bias}; None where the checkpoint has neither file.
+    """Open BGE-M3's heads as {sparse,colbert}_linear.{weight,bias}; None where the checkpoint has neither file.
 
     Raises CheckpointDamaged (one file without the other included), UnsafePickle.
     """
     files = {name: folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")}
-    there = [path for path in files.values() if path.exists()]
-    if not there:
+    present = [path for path in files.values() if path.exists()]
+    if not present:
         return None
-    if len(there) == 1:
-        raise CheckpointDamaged(folder, f"it has {there[0].name} alone, and BGE-M3 has two heads")
+    if len(present) == 1:
+        raise CheckpointDamaged(folder, f"it has {present[0].name} alone, and BGE-M3 has two heads")
     heads = {f"{name}.{part}": t for name, path in files.items() for part, t in _torch_zip(path).items()}
     return Weights(folder, heads)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that `open_weights` would read, heads included, in a fixed order."""
+    """Return the files that `open_weights` would read, heads included, in a fixed order."""
     path = _weights_at(folder)
     files = [] if path is None else [path, *(_shard_paths(path) if _is_index(path) else [])]
     return files + [path for name in ("sparse_linear.pt", "colbert_linear.pt") if (path := folder / name).exists()]
 
 
 def _weights_at(folder: Path) -> Path | None:
-    """The file with the weights, or the index of its shards; safetensors before PyTorch's own."""
+    """Return the file with the weights, or the index of its shards; safetensors before PyTorch's own."""
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
     return next((folder / name for name in names if (folder / name).exists()), None)
 
@@ -138,7 +138,7 @@ def _shard_paths(index: Path) -> list[Path]:
 
 
 def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """A model saved inside a task model has its tensors under "bert." or "roberta."."""
+    """Remove the "bert." or "roberta." under which a model saved inside a task model has its tensors."""
     end = "embeddings.word_embeddings.weight"
     prefixes = [name.removesuffix(end) for name in tensors if name.endswith(end)]
     prefix = prefixes[0] if len(prefixes) == 1 else ""
@@ -163,7 +163,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _inside(index: Path, name: str) -> Path:
-    """A shard's path, which must stay in the checkpoint's folder."""
+    """Return a shard's path, which must stay in the checkpoint's folder."""
     if Path(name).name != name or name in ("", ".."):
         raise CheckpointDamaged(index, f"it names a file outside the checkpoint: {name!r}")
     return index.parent / name
@@ -181,7 +181,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
 
 
 def _safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Views of the mapped file. The format is eight bytes of header length, a JSON header, the data without holes."""
+    """Map the file. The format is eight bytes of header length, a JSON header, the data without holes."""
     data = _map(path)
     try:
         (header_bytes,) = struct.unpack("<Q", data[:8].tobytes())
@@ -197,7 +197,7 @@ def _safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _check_spans(spans: list[tuple[int, int]], body_bytes: int) -> None:
-    """Each tensor's bytes begin where those of the one before end, and the last end with the file."""
+    """Check that each tensor's bytes begin where those of the one before end, and the last end with the file."""
     at = 0
     for start, end in spans:
         if start != at or end < start:
@@ -239,14 +239,14 @@ class _Storage(_Inert):
 
 
 class _StateDict(OrderedDict[Any, Any]):
-    """`Module.state_dict()` comes with version numbers as an attribute; they are left out."""
+    """A state dict without the version numbers that `Module.state_dict()` sets as an attribute."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows what `torch.save` writes for a dict of tensors, and nothing else."""
+    """An unpickler that knows what `torch.save` writes for a dict of tensors, and nothing else."""
 
     def __init__(self, pickled: bytes, path: Path, storages: Callable[[str], NDArray[np.uint8]]) -> None:
         _check_memo(pickled)
@@ -274,7 +274,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _check_memo(pickled: bytes) -> None:
-    """An index into the unpickler's memory far beyond the pickle would make it allocate gigabytes."""
+    """Refuse an index into the unpickler's memory far beyond the pickle: it would allocate gigabytes."""
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name.endswith("PUT") and int(argument or 0) > len(pickled):
             raise ValueError(f"it puts an object at {argument} in a pickle of {len(pickled)} bytes")
@@ -341,7 +341,7 @@ def _torch_zip(path: Path) -> dict[str, LazyTensor]:
 
 
 def _stored(mapped: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[np.uint8]:
-    """The bytes of an uncompressed zip entry, in place. The local header is 30 bytes, a name, an extra field."""
+    """Return the bytes of an uncompressed zip entry, in place. Its header is 30 bytes, a name, an extra field."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed")
     name_bytes, extra_bytes = struct.unpack("<HH", mapped[info.header_offset + 26 : info.header_offset + 30].tobytes())
@@ -352,11 +352,11 @@ def _stored(mapped: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[np.uint
 
 
 def _mapping(tensor: LazyTensor) -> mmap.mmap | None:
-    """The mapped file under a tensor, on a system that can be told that its pages are not needed."""
-    found: Any = tensor.read()
-    while (below := getattr(found, "base", None)) is not None:
-        found = below
-    return found if isinstance(found, mmap.mmap) and hasattr(found, "madvise") else None
+    """Return the mapped file under a tensor, on a system that can be told that its pages are not needed."""
+    owner: Any = tensor.read()
+    while (below := getattr(owner, "base", None)) is not None:
+        owner = below
+    return owner if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise") else None
 
 
 def _map(path: Path) -> NDArray[np.uint8]:

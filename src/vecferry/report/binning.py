@@ -40,23 +40,23 @@ class Bin:
 
 
 def cells(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
-    """One for each pair of values, to three digits; above `MAX_POINTS` queries, for each square of a grid."""
+    """Count queries in a bin for each pair of values, to three digits; above `MAX_POINTS`, in squares of a grid."""
     known = [query for query in queries if math.isfinite(query.old) and math.isfinite(query.new)]
     return _grid(known) if len(known) > MAX_POINTS else _points(known)
 
 
 def _points(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
-    found: dict[tuple[float, float], list[str]] = {}
+    texts_at: dict[tuple[float, float], list[str]] = {}
     for query in queries:
-        found.setdefault((round(query.old, 3), round(query.new, 3)), []).append(shorten(query.text, 80))
+        texts_at.setdefault((round(query.old, 3), round(query.new, 3)), []).append(shorten(query.text, 80))
     return tuple(
-        Bin((old, old), (new, new), len(texts), tuple(texts[:5])) for (old, new), texts in sorted(found.items())
+        Bin((old, old), (new, new), len(texts), tuple(texts[:5])) for (old, new), texts in sorted(texts_at.items())
     )
 
 
 def _grid(queries: Sequence[QueryScore]) -> tuple[Bin, ...]:
-    binning = Counter((_bin(query.old), _bin(query.new)) for query in queries)
-    return tuple(Bin(_edges(old), _edges(new), count) for (old, new), count in sorted(binning.items()))
+    counts = Counter((_bin(query.old), _bin(query.new)) for query in queries)
+    return tuple(Bin(_edges(old), _edges(new), count) for (old, new), count in sorted(counts.items()))
 
 
 def _bin(value: float) -> int:
@@ -68,8 +68,8 @@ def _edges(at: int) -> tuple[float, float]:
 
 
 def differences(queries: Sequence[QueryScore]) -> Histogram:
-    """Of new - old, in steps of 0.1. Queries with the same value under both are in none."""
-    found = [query.new - query.old for query in queries]
-    changed = [difference for difference in found if math.isfinite(difference) and difference != 0]
+    """Count new - old, in steps of 0.1. Queries with the same value under both are in no bin."""
+    values = [query.new - query.old for query in queries]
+    changed = [difference for difference in values if math.isfinite(difference) and difference != 0]
     counts, edges = np.histogram(np.clip(changed, -1, 1), bins=BINS, range=(-1, 1))
     return Histogram(tuple(np.round(edges, 6).tolist()), tuple(counts.tolist()))

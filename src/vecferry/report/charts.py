@@ -64,7 +64,7 @@ class Palette:
     font: str = "system-ui, sans-serif"
 
     def of(self, sign: float) -> str:
-        """The colour of the side that is ahead."""
+        """Return the colour of the side that is ahead."""
         return self.muted if sign == 0 else self.new if sign > 0 else self.old
 
 
@@ -85,18 +85,18 @@ PICTURE = Palette("#4f6b87", "#c2410c", "#1c2126", "#57606a", "#dde1e5", "#fffff
 
 
 def by_difference(slices: Iterable[SliceScore]) -> list[SliceScore]:
-    """All queries first, then the largest gain; those without a difference last."""
+    """Sort slices: all queries first, then the largest gain; those without a difference last."""
     return sorted(slices, key=lambda s: (s.by != ALL, -s.difference.mean if math.isfinite(s.difference.mean) else 9.0))
 
 
 def quality(slices: Sequence[SliceScore], metric: str) -> str:
-    """Per slice, from above: the old mean (hollow) and the new one (filled), each with its interval."""
+    """Draw per slice, from above: the old mean (hollow) and the new one (filled), each with its interval."""
     panel = _fit(_quality(slices, metric, PAGE), _height(slices))
     return _svg(panel, PAGE, f"{metric} of the old and the new model by slice, with intervals")
 
 
 def differences(slices: Sequence[SliceScore], margin: float) -> str:
-    """Per slice: the paired difference with its interval, no change as a line, the gate's margin as a dashed one."""
+    """Draw per slice the paired difference with its interval, no change as a line, the margin as a dashed one."""
     panel = _fit(_differences(slices, margin, PAGE, _slices_axis(slices)), _height(slices))
     return _svg(panel, PAGE, "Difference, new less old, by slice, with intervals and the gate's margin")
 
@@ -106,12 +106,12 @@ def _quality(slices: Sequence[SliceScore], metric: str, palette: Palette) -> alt
         {
             "row": row,
             "side": side,
-            **_ends(seen),
-            "hover": f"{_label(s)}, {side}: {number(seen.mean)} ({interval(seen)})",
+            **_ends(score),
+            "hover": f"{_label(s)}, {side}: {number(score.mean)} ({interval(score)})",
         }
         for row, s in enumerate(slices)
-        for side, seen in (("old", s.old), ("new", s.new))
-        if math.isfinite(seen.mean)
+        for side, score in (("old", s.old), ("new", s.new))
+        if math.isfinite(score.mean)
     ]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         y=_slices_axis(slices),
@@ -147,18 +147,18 @@ def _differences(slices: Sequence[SliceScore], margin: float, palette: Palette, 
 
 
 def _whiskers(base: alt.Chart, x: alt.X) -> alt.Chart:
-    """From low to high, where both are known."""
+    """Draw lines from low to high, where both are known."""
     known = alt.FieldValidPredicate(field="low", valid=True)
     whiskers: alt.Chart = base.transform_filter(known).mark_rule(strokeWidth=2, aria=False).encode(x=x, x2="high:Q")
     return whiskers
 
 
-def _label(one: SliceScore) -> str:
-    return f"all · {one.queries:,}" if one.by == ALL else f"{_plain(shorten(one.value, 18))} · {one.queries:,}"
+def _label(score: SliceScore) -> str:
+    return f"all · {score.queries:,}" if score.by == ALL else f"{_plain(shorten(score.value, 18))} · {score.queries:,}"
 
 
 def _slices_axis(slices: Sequence[SliceScore], *, labelled: bool = True) -> alt.Y:
-    """A row for each, in the order given; two may have the same name."""
+    """Return a row for each, in the order given; two may have the same name."""
     labels = [_label(s) if labelled else "" for s in slices]
     axis = alt.Axis(
         domain=False, ticks=False, grid=True, labelPadding=8, labelLimit=0,
@@ -169,7 +169,7 @@ def _slices_axis(slices: Sequence[SliceScore], *, labelled: bool = True) -> alt.
 
 
 def _room(label: str) -> float:
-    """What a label may take in the fonts of those who read it, which are not known here."""
+    """Return what a label may take in the fonts of those who read it, which are not known here."""
     return sum(13.0 if character >= "\u2e80" else 7.4 for character in label) + 14 if label else 0
 
 
@@ -177,13 +177,13 @@ def _height(slices: Sequence[SliceScore]) -> int:
     return ROW * len(slices) + AXIS
 
 
-def _ends(seen: Interval) -> dict[str, float | None]:
-    known = math.isfinite(seen.low) and math.isfinite(seen.high)
-    return {"mean": seen.mean, "low": seen.low if known else None, "high": seen.high if known else None}
+def _ends(value: Interval) -> dict[str, float | None]:
+    known = math.isfinite(value.low) and math.isfinite(value.high)
+    return {"mean": value.mean, "low": value.low if known else None, "high": value.high if known else None}
 
 
 def _sign(difference: Interval) -> int:
-    """1 if the interval is above no change, -1 if it is below."""
+    """Return 1 if the interval is above no change, -1 if it is below."""
     return int(difference.low > 0) - int(difference.high < 0)
 
 
@@ -191,7 +191,7 @@ def _sign(difference: Interval) -> int:
 
 
 def scatter(cells: Sequence[Bin], metric: str) -> str:
-    """Old to the right, new upwards: above the diagonal the new side is ahead. Points, or squares of a grid."""
+    """Draw old to the right, new upwards: above the diagonal the new side is ahead. Points, or a grid's squares."""
     most = max((cell.queries for cell in cells), default=1)
     rows = [
         {"old": c.old[0], "old_end": c.old[1], "new": c.new[0], "new_end": c.new[1], "ahead": c.ahead,
@@ -227,12 +227,12 @@ def _hover(cell: Bin) -> str:
     return _plain(f"{number(cell.old[0])} → {number(cell.new[0])}: {' | '.join(cell.texts)}{more}")
 
 
-def histogram(seen: Histogram, metric: str) -> str:
-    """How many queries lose (left) and gain (right), and how much."""
+def histogram(bins: Histogram, metric: str) -> str:
+    """Draw how many queries lose (left) and gain (right), and how much."""
     rows = [
         {"low": low, "high": high, "queries": count, "side": "old" if high <= 0 else "new",
          "hover": f"{signed(low, 1)} to {signed(high, 1)}: {count:,} queries"}
-        for (low, high), count in zip(pairwise(seen.edges), seen.counts, strict=True)
+        for (low, high), count in zip(pairwise(bins.edges), bins.counts, strict=True)
         if count
     ]  # fmt: skip
     bars = alt.Chart(alt.InlineData(values=rows)).mark_rect(stroke=PAGE.page, strokeWidth=1).encode(
@@ -249,7 +249,7 @@ def histogram(seen: Histogram, metric: str) -> str:
 
 
 def distribution(scores: ScoreDistribution, thresholds: Sequence[Threshold]) -> str:
-    """Shares of cosines: of relevant pairs (filled), of first hits (line), of tenth hits (dashed); cut-offs."""
+    """Draw shares of cosines: of relevant pairs (filled), first hits (line), tenth hits (dashed); cut-offs."""
     colour = PAGE.old if scores.side == "old" else PAGE.new
     cuts = [(_plain(shorten(t.name, 18)), t.old if scores.side == "old" else t.new) for t in thresholds]
     layers = [
@@ -262,12 +262,12 @@ def distribution(scores: ScoreDistribution, thresholds: Sequence[Threshold]) -> 
     return _svg(_fit(panel, 260), PAGE, f"Cosines of the {scores.side} model")
 
 
-def _steps(seen: Histogram | None, mark: alt.MarkDef) -> alt.Chart | None:
-    """None where nothing was binning."""
-    if seen is None or not (total := sum(seen.counts)):
+def _steps(bins: Histogram | None, mark: alt.MarkDef) -> alt.Chart | None:
+    """Draw a histogram as steps; None where it counts nothing."""
+    if bins is None or not (total := sum(bins.counts)):
         return None
-    shares = [count / total for count in seen.counts]
-    rows = [{"at": at, "share": share} for at, share in zip(seen.edges, [*shares, shares[-1]], strict=True)]
+    shares = [count / total for count in bins.counts]
+    rows = [{"at": at, "share": share} for at, share in zip(bins.edges, [*shares, shares[-1]], strict=True)]
     mark["interpolate"], mark["aria"] = "step-after", False
     return alt.Chart(alt.InlineData(values=rows), mark=mark).encode(
         x=alt.X("at:Q", title="cosine", scale=alt.Scale(zero=False, nice=False)),
@@ -279,7 +279,7 @@ def _steps(seen: Histogram | None, mark: alt.MarkDef) -> alt.Chart | None:
 
 
 def space(points: Sequence[MapPoint], slices: Sequence[str], side: Side) -> str:
-    """One space. A slice's shape and colour go by its place in `slices`."""
+    """Draw one space. A slice's shape and colour go by its place in `slices`."""
     rows = [
         {"x": at[0], "y": at[1], "slice": min(slices.index(point.slice), len(SHAPES) - 1),
          "hover": _plain(f"{point.slice}: {shorten(point.text, 120)}")}
@@ -302,7 +302,7 @@ def space(points: Sequence[MapPoint], slices: Sequence[str], side: Side) -> str:
 
 
 def slices_picture(evaluation: Evaluation, path: Path) -> None:
-    """Quality by language as an SVG file, 760 units wide, on a white card. Raises OutputWriteFailed."""
+    """Write quality by language as an SVG file, 760 units wide, on a white card. Raises OutputWriteFailed."""
     slices = by_difference(s for s in evaluation.slices if s.by in (ALL, "language"))
     gate, height = evaluation.gate, _height(slices)
     left = _quality(slices, gate.metric, PICTURE).properties(width=330, height=height - AXIS)
@@ -339,25 +339,25 @@ def _signed_axis(digits: str) -> alt.Axis:
 
 
 def _vertical(at: float, colour: str, dash: Sequence[int] = (1, 0), name: str = "") -> alt.LayerChart:
-    """A line at `at` from bottom to top, with its name above it."""
+    """Draw a line at `at` from bottom to top, with its name above it."""
     base = alt.Chart(alt.InlineData(values=[{"at": at, "name": name}])).encode(x="at:Q")
     line = base.mark_rule(color=colour, strokeWidth=1.5, strokeDash=list(dash), aria=False)
-    message = base.mark_text(color=colour, baseline="bottom", dy=-3, fontSize=12, aria=False)
-    return alt.LayerChart(layer=[line, message.encode(text="name:N", y=alt.value(0))] if name else [line])
+    label = base.mark_text(color=colour, baseline="bottom", dy=-3, fontSize=12, aria=False)
+    return alt.LayerChart(layer=[line, label.encode(text="name:N", y=alt.value(0))] if name else [line])
 
 
 def _plain(text: str) -> str:
-    """Without what XML cannot hold."""
+    """Replace what XML cannot hold."""
     return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _fit(chart: alt.Chart | alt.LayerChart, height: int) -> Chart:
-    """A panel of the page: this height, axes included."""
+    """Fit a panel of the page: this height, axes included."""
     return chart.properties(width=WIDTH, height=height, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
 
 
 def _svg(chart: Chart, palette: Palette, label: str, width: int | None = None) -> str:
-    """For a page, or with a width as a file of its own: namespace, card and size are in it then."""
+    """Render for a page, or with a width as a file of its own: namespace, card and size are in it then."""
     axis = {
         "labelColor": palette.muted, "titleColor": palette.muted, "gridColor": palette.line, "tickColor": palette.line,
         "domainColor": palette.line, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
@@ -378,14 +378,14 @@ def _svg(chart: Chart, palette: Palette, label: str, width: int | None = None) -
 
 
 def _clean(element: ET.Element) -> None:
-    """Hover texts become titles; roles, empty shapes and digits that nobody sees go."""
+    """Turn hover texts into titles; drop roles, empty shapes and digits that nobody sees."""
     element.tag = element.tag.removeprefix(f"{{{SVG}}}")
     attributes = element.attrib
     hover = attributes.pop("aria-label", None)
     for name in [name for name in attributes if name.startswith(("aria-", "role"))]:
         del attributes[name]
     for name in attributes.keys() & {"d", "transform", "x", "x1", "x2", "y", "y1", "y2"}:
-        attributes[name] = MANY_DIGITS.sub(lambda found: f"{float(found[0]):.2f}", attributes[name])
+        attributes[name] = MANY_DIGITS.sub(lambda match: f"{float(match[0]):.2f}", attributes[name])
     for child in list(element):
         if child.get("class") in ("background", "foreground"):
             element.remove(child)

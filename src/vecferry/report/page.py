@@ -57,12 +57,11 @@ class RankedHit:
 
 
 def render(evaluation: Evaluation) -> str:
-    """One HTML document: no script, and nothing outside it is asked for."""
+    """Render one HTML document: no script, and no request to anything outside it."""
     page = _environment().get_template("report.html.j2")
     return page.render(
         evaluation=evaluation,
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704  # ours
-        verdict=text.verdict(evaluation),
         verdict_mark=VERDICTS[evaluation.gate.verdict],
         summary=text.summary(evaluation),
         overall=text.overall(evaluation),
@@ -71,7 +70,7 @@ def render(evaluation: Evaluation) -> str:
 
 
 def write_report(evaluation: Evaluation, path: Path) -> None:
-    """The page at `path`, and beside it the values as JSON; a number that is not finite is null there.
+    """Write the page to `path`, and beside it the values as JSON; a number that is not finite is null there.
 
     Each file is whole or not there. Raises OutputWriteFailed.
     """
@@ -92,8 +91,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _environment() -> Environment:
@@ -115,16 +114,16 @@ def _environment() -> Environment:
 def _quality(evaluation: Evaluation) -> Section | None:
     if not evaluation.slices and not evaluation.systems:
         return None
-    methods = [one for one in evaluation.systems if one.metrics]
-    names = [name for name in METRICS if any(name in one.metrics for one in methods)]
+    methods = [system for system in evaluation.systems if system.metrics]
+    names = [name for name in METRICS if any(name in system.metrics for system in methods)]
     groups = [_group(evaluation, title, slices) for title, slices in _grouped(evaluation.slices)]
     return Section("quality", "Quality", {"groups": groups, "methods": methods, "metrics": names})
 
 
 def _grouped(slices: Sequence[SliceScore]) -> Iterable[tuple[str, list[SliceScore]]]:
-    """By kind, in the order given, each with all queries before it."""
-    everything = [one for one in slices if one.by == ALL]
-    kinds = dict.fromkeys(one.by for one in slices if one.by != ALL)
+    """Yield slices by kind, in the order given, each with all queries before it."""
+    everything = [score for score in slices if score.by == ALL]
+    kinds = dict.fromkeys(score.by for score in slices if score.by != ALL)
     if everything and not kinds:
         yield "All queries", everything
     for kind in kinds:
@@ -139,7 +138,8 @@ def _group(evaluation: Evaluation, title: str, slices: list[SliceScore]) -> Mapp
     return {
         "title": title, "slices": slices, "quality": _drawn(charts.quality(slices, gate.metric)),
         "differences": _drawn(charts.differences(slices, gate.margin)),
-        "lost": sum(one.difference.high < 0 for one in slices), "gained": sum(one.difference.low > 0 for one in slices),
+        "lost": sum(score.difference.high < 0 for score in slices),
+        "gained": sum(score.difference.low > 0 for score in slices),
     }  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def _gained(change: QueryChange, metric: str, language: str | None) -> Mapping[s
 
 
 def _card(change: QueryChange, moved: str, language: str | None = None) -> Mapping[str, Any]:
-    """moved: how the answers to the query changed, in words."""
+    """Describe a query whose answers changed. moved: how they changed, as a text."""
     old, new = ({hit.id: rank for rank, hit in enumerate(hits, 1)} for hits in (change.old_hits, change.new_hits))
     return {
         "change": change, "moved": moved, "language": text.language_tag(language),
@@ -178,25 +178,25 @@ def _scores(evaluation: Evaluation) -> Section | None:
     if not (evaluation.scores or evaluation.thresholds):
         return None
     sides = [
-        {"scores": one, "drawn": _drawn(charts.distribution(one, evaluation.thresholds)), "rows": _shares(one)}
-        for one in evaluation.scores
+        {"scores": scores, "drawn": _drawn(charts.distribution(scores, evaluation.thresholds)), "rows": _shares(scores)}
+        for scores in evaluation.scores
     ]
     return Section("scores", "Scores and cut-offs", {"sides": sides, "thresholds": evaluation.thresholds})
 
 
 def _shares(scores: ScoreDistribution) -> list[tuple[float, float, list[int]]]:
-    """From, to, and the counts of relevant, first and tenth; the three are counted between the same edges."""
-    found = [seen for seen in (scores.relevant, scores.first, scores.tenth) if seen is not None]
-    edges = scores.first.edges
-    return [(low, high, [seen.counts[at] for seen in found]) for at, (low, high) in enumerate(pairwise(edges))]
+    """Return from, to, and the counts of relevant, first and tenth, which share their edges."""
+    columns = [bins.counts for bins in (scores.relevant, scores.first, scores.tenth) if bins is not None]
+    edges = pairwise(scores.first.edges)
+    return [(low, high, [counts[at] for counts in columns]) for at, (low, high) in enumerate(edges)]
 
 
 def _replay(evaluation: Evaluation) -> Section | None:
     replay = evaluation.replay
     if replay is None:
         return None
-    columns = list(dict.fromkeys(name for one in replay.slices for name in one))
-    rows = [[_told(one.get(name)) for name in columns] for one in replay.slices]
+    columns = list(dict.fromkeys(name for entry in replay.slices for name in entry))
+    rows = [[_as_text(entry.get(name)) for name in columns] for entry in replay.slices]
     cards = [
         _card(change, f"{text.percent(1 + change.difference)} of the answers stay the same")
         for change in replay.most_changed
@@ -223,7 +223,7 @@ def _map(evaluation: Evaluation) -> Section | None:
 
 
 def _legend(mapped: SpaceMap, slices: Sequence[str]) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
+    entries: list[Mapping[str, Any]] = []
     for at, name in enumerate(slices):
         members = [point for point in mapped.points if point.slice == name]
         middles = [
@@ -231,10 +231,10 @@ def _legend(mapped: SpaceMap, slices: Sequence[str]) -> list[Mapping[str, Any]]:
             for side in ("old", "new")
         ]
         place = min(at, len(SHAPE_MARKS) - 1)
-        found.append(
+        entries.append(
             {"name": name, "place": place, "mark": SHAPE_MARKS[place], "num": len(members), "middles": middles}
         )
-    return found
+    return entries
 
 
 def _models(evaluation: Evaluation) -> Section:
@@ -263,16 +263,16 @@ def _provenance(evaluation: Evaluation) -> Section:
 
 
 def _entries(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Nested mappings stay; everything else becomes a line."""
+    """Yield lines of a mapping; nested mappings stay."""
     for name, value in values.items():
-        yield name, dict(_entries(value)) if isinstance(value, Mapping) else _told(value)
+        yield name, dict(_entries(value)) if isinstance(value, Mapping) else _as_text(value)
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(_told, value))
+        return ", ".join(map(_as_text, value))
     if isinstance(value, Mapping):
-        return _told(Interval(**value)) if value.keys() == {"mean", "low", "high"} else _told([*value.items()])
+        return _as_text(Interval(**value)) if value.keys() == {"mean", "low", "high"} else _as_text([*value.items()])
     if isinstance(value, Interval):
         return f"{text.number(value.mean)} ({text.interval(value)})"
     if isinstance(value, float):

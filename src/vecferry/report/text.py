@@ -31,9 +31,9 @@ def percent(value: float | None, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f} %" if value is not None and math.isfinite(value) else UNKNOWN
 
 
-def interval(seen: Interval, shown: Callable[[float | None], str] = number) -> str:
-    """Its ends, or a dash where the bootstrap had nothing to say."""
-    return f"{shown(seen.low)} to {shown(seen.high)}" if _known(seen.low) and _known(seen.high) else UNKNOWN
+def interval(value: Interval, shown: Callable[[float | None], str] = number) -> str:
+    """Return its ends, or a dash where the bootstrap had none."""
+    return f"{shown(value.low)} to {shown(value.high)}" if _known(value.low) and _known(value.high) else UNKNOWN
 
 
 def size(num_bytes: int | None) -> str:
@@ -48,64 +48,61 @@ def size(num_bytes: int | None) -> str:
 
 
 def ratio(new: float | None, old: float | None) -> str:
-    """How many times `old` `new` is."""
+    """Return how many times `old` `new` is."""
     return f"× {new / old:.2f}" if new is not None and old and math.isfinite(new / old) else UNKNOWN
 
 
 def shorten(text: str, length: int = 400) -> str:
-    """At most `length` characters, in one line."""
+    """Return at most `length` characters, in one line."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
 def language_tag(value: str | None) -> str | None:
-    """`value` where it can stand in a `lang` attribute."""
+    """Return `value` where it can stand in a `lang` attribute."""
     return value if value and LANGUAGE.fullmatch(value) else None
 
 
-def verdict(evaluation: Evaluation) -> tuple[str, str]:
-    """The gate's first sentence, and what it says beyond that."""
-    first, stop, rest = evaluation.gate.message.partition(". ")
-    return first + stop.strip(), rest
-
-
 def overall(evaluation: Evaluation) -> SliceScore | None:
-    """All queries, under the two systems that are compared."""
-    return next((one for one in evaluation.slices if one.by == ALL), None)
+    """Return the score of all queries, under the two systems that are compared."""
+    return next((score for score in evaluation.slices if score.by == ALL), None)
 
 
 def summary(evaluation: Evaluation) -> list[str]:
-    """Three to five sentences: the evidence, the figures, who gains and loses, what users will see."""
+    """Return three to five sentences: the evidence, the figures, who gains and loses, what users will see."""
     parts = (_evidence(evaluation), _figures(evaluation), _extremes(evaluation), _for_users(evaluation))
     return [part for part in parts if part]
 
 
 def _evidence(evaluation: Evaluation) -> str:
-    asked = f"{evaluation.queries_asked:,} {evaluation.evidence} over {evaluation.passages:,} passages"
-    if evaluation.evidence == "query log":
-        asked = f"{evaluation.queries_asked:,} queries of a log over {evaluation.passages:,} passages"
+    queries = "queries of a log" if evaluation.evidence == "query log" else evaluation.evidence
     judged = f", with {evaluation.judgements:,} judgements" if evaluation.judgements else ""
-    return f"Looked at: {asked}{judged}. {EVIDENCE[evaluation.evidence]}"
+    compared = f"{evaluation.queries_asked:,} {queries} over {evaluation.passages:,} passages{judged}"
+    return f"Compared on {compared}. {EVIDENCE[evaluation.evidence]}"
 
 
 def _figures(evaluation: Evaluation) -> str:
-    seen, gate = overall(evaluation), evaluation.gate
-    if seen is None:
+    score, gate = overall(evaluation), evaluation.gate
+    if score is None:
         return ""
     return (
-        f"Over all queries {gate.metric} goes from {number(seen.old.mean)} to {number(seen.new.mean)}, "
-        f"a difference of {signed(seen.difference.mean)} ({percent(gate.confidence)} interval "
-        f"{interval(seen.difference, signed)})."
+        f"Over all queries {gate.metric} goes from {number(score.old.mean)} to {number(score.new.mean)}, "
+        f"a difference of {signed(score.difference.mean)} ({percent(gate.confidence)} interval "
+        f"{interval(score.difference, signed)})."
     )
 
 
 def _extremes(evaluation: Evaluation) -> str:
-    found = [s for s in evaluation.slices if s.by != ALL and _known(s.difference.mean)]
-    ranked = sorted(found, key=lambda s: -s.difference.mean)
+    known = [s for s in evaluation.slices if s.by != ALL and _known(s.difference.mean)]
+    ranked = sorted(known, key=lambda s: -s.difference.mean)
     gains = [s for s in ranked if s.difference.mean > 0][:MANY]
     losses = [s for s in reversed(ranked) if s.difference.mean < 0][:MANY]
-    sentences = [f"{word}: {_listed(some)}." for word, some in (("Most gained", gains), ("Most lost", losses)) if some]
-    return " ".join([*sentences, *(["No slice has a lower mean than before."] if found and not losses else [])])
+    sentences = [
+        f"{word}: {_listed(slices)}."
+        for word, slices in (("Largest gains", gains), ("Largest losses", losses))
+        if slices
+    ]
+    return " ".join([*sentences, *(["No slice has a lower mean than before."] if known and not losses else [])])
 
 
 def _listed(slices: list[SliceScore]) -> str:
@@ -114,10 +111,10 @@ def _listed(slices: list[SliceScore]) -> str:
 
 def _for_users(evaluation: Evaluation) -> str:
     sentences = []
-    if (seen := overall(evaluation)) is not None:
+    if (score := overall(evaluation)) is not None:
         sentences.append(
-            f"For users: {seen.wins:,} of {seen.queries:,} queries get better answers, {seen.losses:,} worse ones, "
-            f"and {seen.ties:,} are as they were."
+            f"For users: {score.wins:,} of {score.queries:,} queries get better answers, {score.losses:,} worse ones, "
+            f"and {score.ties:,} are as they were."
         )
     if evaluation.replay is not None:
         same = f"{percent(evaluation.replay.overlap.mean)} of the first {evaluation.replay.k} answers stay the same"

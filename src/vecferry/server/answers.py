@@ -44,11 +44,11 @@ TEI_TYPES = {400: "Validation", 401: "Unauthorized", 404: "Validation", 405: "Va
              413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}  # fmt: skip
 BODY = "the request's body"
 """Where an error is that has no field."""
-FAULT = "a fault of the server; its log has it under this request's id."
+FAULT = "the server failed; its log has the reason under this request's id."
 
 
 class Style(StrEnum):
-    """Whose form an error has."""
+    """The form of an error: OpenAI's or TEI's."""
 
     OPENAI = "openai"
     TEI = "tei"
@@ -63,7 +63,7 @@ def status_of(exc: Exception) -> int:
 
 
 def error_answer(exc: Exception, style: Style) -> Response:
-    """The error's message and hint; of a fault of ours no more than that there was one."""
+    """Answer with the error's message and hint; after a fault of ours, without the reason."""
     status = status_of(exc)
     message = str(exc) if isinstance(exc, e.VecferryError) else FAULT
     headers = {"retry-after": str(exc.retry_after_s)} if isinstance(exc, e.Overloaded) else {}
@@ -73,7 +73,7 @@ def error_answer(exc: Exception, style: Style) -> Response:
 
 
 def unread(exc: e.ServingError, style: Style) -> Response:
-    """The answer to a request whose body is not read to its end, after which nothing can follow it."""
+    """Answer a request whose body is not read to its end, after which nothing can follow it."""
     response = error_answer(exc, style)
     response.headers["connection"] = "close"
     return response
@@ -118,26 +118,26 @@ def _param(exc: Exception) -> str | None:
 
 
 def wanted_form(request: Request) -> str:
-    """JSON, or what the Accept header names of the others."""
+    """Return the media type of the answer: JSON, or what the Accept header names of the others."""
     accepted = request.headers.get("accept", "")
     return next((form for form in (NPZ, ARROW) if form in accepted), JSON)
 
 
-def binary(found: Embeddings, form: str, headers: Mapping[str, str]) -> Response:
-    """All of the embeddings as `vecferry encode` writes them, ids from 0. Raises MissingExtra for Arrow."""
-    ids = [str(row) for row in range(len(found))]
-    return Response((as_npz if form == NPZ else as_arrow)(ids, found), headers=dict(headers), media_type=form)
+def binary(embeddings: Embeddings, form: str, headers: Mapping[str, str]) -> Response:
+    """Answer with the embeddings as `vecferry encode` writes them, ids from 0. Raises MissingExtra for Arrow."""
+    ids = [str(row) for row in range(len(embeddings))]
+    return Response((as_npz if form == NPZ else as_arrow)(ids, embeddings), headers=dict(headers), media_type=form)
 
 
 def json(value: object, headers: Mapping[str, str] | None = None) -> Response:
-    """float32 arrays inside are written as lists."""
+    """Answer with a value; float32 arrays inside are written as lists."""
     return Response(
         orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), headers=dict(headers or {}), media_type=JSON
     )
 
 
 async def in_pieces(rows: Iterable[object]) -> list[orjson.Fragment]:
-    """Rows for `json`, each written by itself, so that other requests have their turn while a large answer is made."""
+    """Serialise rows for `json` one by one, so that other requests have their turn while a large answer is made."""
     pieces = []
     for row in rows:
         pieces.append(orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)))
@@ -146,13 +146,13 @@ async def in_pieces(rows: Iterable[object]) -> list[orjson.Fragment]:
 
 
 def as_base64(vector: Float32) -> str:
-    """The bytes of float32, little-endian."""
+    """Return the bytes of float32, little-endian, in base64."""
     return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
 
 
-def sparse_rows(found: Embeddings) -> list[list[dict[str, float]]]:
-    """As TEI writes them: `{"index": token id, "value": weight}`."""
+def sparse_rows(embeddings: Embeddings) -> list[list[dict[str, float]]]:
+    """Return the rows as TEI writes them: `{"index": token id, "value": weight}`."""
     return [
-        [{"index": index, "value": weight} for index, weight in found.sparse.row(row).items()]
-        for row in range(len(found))
+        [{"index": index, "value": weight} for index, weight in embeddings.sparse.row(row).items()]
+        for row in range(len(embeddings))
     ]

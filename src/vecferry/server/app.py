@@ -28,7 +28,7 @@ MAX_SHOWN = 200
 
 
 def create_app(service: Service, options: ServerOptions, router: Router | None = None) -> FastAPI:
-    """router: of a migration that /search follows; closed with the application."""
+    """Build the application. router: of a migration that /search follows; closed with the application."""
     app = FastAPI(
         title="vecferry",
         version=__version__,
@@ -75,7 +75,7 @@ async def _known(request: Request, exc: Exception) -> Response:
 
 
 async def _invalid(request: Request, exc: Exception) -> Response:
-    """The first thing that is wrong, by its place; never the value, which may be anything."""
+    """Answer with the first thing that is wrong, by its place; never the value, which may be anything."""
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body")[:MAX_SHOWN]
@@ -88,7 +88,7 @@ async def _invalid(request: Request, exc: Exception) -> Response:
 
 
 async def _http(request: Request, exc: Exception) -> Response:
-    """Raised by the framework: no such path, not that method, a body that cannot be read, of which we know why."""
+    """Answer an error of the framework: no such path, not that method, a body that cannot be read."""
     assert isinstance(exc, HTTPException)
     if isinstance(exc.__cause__, ServingError):
         return unread(exc.__cause__, style_of(request.url.path))
@@ -113,7 +113,7 @@ HANDLERS: dict[type[Exception], Any] = {
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's, without the status 422, which is 400 here; with the scheme of the keys."""
+    """Return FastAPI's document, without the status 422, which is 400 here; with the scheme of the keys."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         for path in document["paths"].values():

@@ -83,7 +83,7 @@ class TimeoutHttpProtocol(HttpToolsProtocol):
 
 
 async def _no_room(scope: Any, receive: Any, send: Any) -> None:
-    """Answers a connection too many."""
+    """Answer a connection too many."""
     log.warning("a connection over --max-connections was refused")
     response = error_of(503, "the server has as many connections as it may have.", style_of(scope["path"]))
     response.headers["connection"] = "close"

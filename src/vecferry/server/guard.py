@@ -45,8 +45,8 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        own_id = given.decode() if ID.fullmatch(given) else uuid4().hex
+        client_id = headers.get(b"x-request-id", b"")
+        own_id = client_id.decode() if ID.fullmatch(client_id) else uuid4().hex
         request_id.set(own_id)
         scope[ARRIVED_AT] = arrived_at = time.monotonic()
         scope.setdefault("state", {})
@@ -70,13 +70,13 @@ class RequestGuard:
                 raise
             await error_of(503, "the server has stopped.", style_of(scope["path"]))(scope, receive, answer.send)
         except Exception as exc:  # a fault of ours: the answer has the id under which the log has the reason
-            log.exception("a fault in a request")
+            log.exception("a request failed by a fault of the server")
             if answer.status:
                 raise
             await error_answer(exc, style_of(scope["path"]))(scope, receive, answer.send)
 
     def _record(self, scope: Scope, answer: _Response, seconds: float) -> None:
-        """Paths are the routes', so that an unknown one makes no series of its own."""
+        """Count the answer. Paths are the routes', so that an unknown one makes no series of its own."""
         route = scope.get("route")
         endpoint = getattr(route, "path", "unknown")
         status, lane = answer.status or ABANDONED, scope["state"].get("lane", "none")
@@ -96,7 +96,7 @@ class RequestGuard:
 
 
 class _Response:
-    """What is sent; the status is 0 until there is one."""
+    """The answer as it is sent; the status is 0 until there is one."""
 
     def __init__(self, send: Send, own_id: str) -> None:
         self._send, self._id = send, own_id.encode()
@@ -110,7 +110,7 @@ class _Response:
 
 
 class _Body:
-    """What is received: no more than is allowed, and not for longer."""
+    """The body as it is received: no more than is allowed, and not for longer."""
 
     def __init__(self, receive: Receive, limits: ServerLimits) -> None:
         self._receive, self._limits = receive, limits

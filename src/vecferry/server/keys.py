@@ -14,10 +14,10 @@ MIN_CHARACTERS = 16
 
 
 class ApiKeys:
-    """No keys: every request is let in."""
+    """The keys that requests may carry; without any, every request is let in."""
 
     def __init__(self, keys: Iterable[str] = (), *, source: str = "VECFERRY_API_KEYS") -> None:
-        """Raises SettingsError for a key that is too short to be one, without saying it."""
+        """Keep the keys' digests. Raises SettingsError, without the key, for one that is too short."""
         keys = list(keys)
         if any(len(key) < MIN_CHARACTERS for key in keys):
             raise SettingsError(source, "…", f"keys of at least {MIN_CHARACTERS} characters")
@@ -25,7 +25,7 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """One key a line; blank lines and those that begin with # are left out. Raises SettingsError."""
+        """Read one key a line; blank lines and those that begin with # are left out. Raises SettingsError."""
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as exc:
@@ -43,13 +43,13 @@ class ApiKeys:
         return f"<{len(self._digests)} API keys>"
 
     def accepts(self, authorization: bytes) -> bool:
-        """Whether the value of an Authorization header carries one of the keys; all of them are compared."""
+        """Return whether the value of an Authorization header carries one of the keys; all of them are compared."""
         if not self._digests:
             return True
         scheme, _, key = authorization.partition(b" ")
-        given = _digest(key.strip())
-        found = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == b"bearer" and any(found)
+        digest_sent = _digest(key.strip())
+        matches = [hmac.compare_digest(digest_sent, digest) for digest in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
 
 
 def _digest(key: bytes) -> bytes:

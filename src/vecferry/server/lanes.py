@@ -21,7 +21,7 @@ from vecferry.server.models import Served
 
 
 class LaneName(StrEnum):
-    """Which lane."""
+    """The names of the lanes."""
 
     QUERY = "query"
     BULK = "bulk"
@@ -51,7 +51,7 @@ class Job:
 
 
 class Lane:
-    """One queue. max_tokens: what may wait in it."""
+    """A queue of jobs. max_tokens: what may wait in it."""
 
     def __init__(self, name: LaneName, max_tokens: int) -> None:
         self.name = name
@@ -63,7 +63,7 @@ class Lane:
 
     @property
     def tokens(self) -> int:
-        """What waits and is wanted."""
+        """The tokens that wait and are wanted."""
         with self._changed:
             return self._tokens()
 
@@ -71,7 +71,7 @@ class Lane:
         return len(self._jobs)
 
     def check_room(self, tokens: int) -> None:
-        """Raises Overloaded. An empty lane has room for anything."""
+        """Raise Overloaded unless there is room. An empty lane has room for anything."""
         with self._changed:
             if (queued := self._tokens()) and queued + tokens > self._max_tokens:
                 wait_s = self._speed.seconds_for(queued + tokens - self._max_tokens)
@@ -79,14 +79,14 @@ class Lane:
                 raise Overloaded(self.name, queued, self._max_tokens, retry_after_s)
 
     def put(self, jobs: Iterable[Job]) -> None:
-        """All of a request, which `check_room` has let in."""
+        """Queue all jobs of a request, which `check_room` has let in."""
         with self._changed:
             assert not self._closed, "the lane is closed"
             self._jobs.extend(jobs)
             self._changed.notify()
 
     def take(self) -> list[Job]:
-        """The next cohort, as soon as there is one; empty once the lane is closed and nothing is left in it."""
+        """Wait for the next cohort and take it; empty once the lane is closed and nothing is left in it."""
         with self._changed:
             self._changed.wait_for(lambda: self._wanted() or self._closed)
             cohort = cohort_of(self._jobs, COHORT_TEXTS[self.name])
@@ -95,17 +95,17 @@ class Lane:
             return cohort
 
     def ran(self, tokens: int, seconds: float) -> None:
-        """So `Overloaded` can say when to come again."""
+        """Record the speed of a run, so that `Overloaded` can say when to come again."""
         self._speed.saw(tokens, seconds)
 
     def close(self) -> None:
-        """Nothing more comes; `take` gives what is left."""
+        """Accept nothing more; `take` returns what is left."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _wanted(self) -> deque[Job]:
-        """What waits, after what nobody waits for has gone."""
+        """Return the jobs that wait, after dropping those that nobody waits for."""
         self._jobs = deque(job for job in self._jobs if job.is_wanted)
         return self._jobs
 
@@ -114,11 +114,11 @@ class Lane:
 
 
 def cohort_of(jobs: Iterable[Job], max_texts: int) -> list[Job]:
-    """The first job, and those of its kind that fit beside it, in their order."""
+    """Return the first job, and those of its kind that fit beside it, in their order."""
     cohort: list[Job] = []
     texts = 0
     for job in jobs:
-        size = len(job.work.found)
+        size = len(job.work.cached)
         if cohort and texts + size > max_texts:
             break
         if not cohort or job.kind == cohort[0].kind:
@@ -128,7 +128,7 @@ def cohort_of(jobs: Iterable[Job], max_texts: int) -> list[Job]:
 
 
 class Speed:
-    """Tokens a second, as a moving average of what was seen last."""
+    """Tokens a second, as a moving average of the last runs."""
 
     KEPT = 0.8
 
@@ -142,5 +142,5 @@ class Speed:
             self._tokens_per_s = self.KEPT * before + (1 - self.KEPT) * now
 
     def seconds_for(self, tokens: int) -> float:
-        """1 as long as nothing is known."""
+        """Return how long so many tokens take; 1 as long as nothing is known."""
         return 1.0 if self._tokens_per_s is None else tokens / self._tokens_per_s

@@ -12,7 +12,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def set_up(*, as_json: bool) -> None:
-    """To standard error; a line a request from `vecferry.server.access`."""
+    """Write the log to standard error; a line a request comes from `vecferry.server.access`."""
     handler = logging.StreamHandler()
     handler.addFilter(_with_request_id)
     fields = {"levelname": "level", "asctime": "time", "name": "logger"}

@@ -29,12 +29,12 @@ class M3Request(_Strict):
     outputs: Annotated[list[Head], Field(min_length=1, max_length=len(Outputs.ALL.names))] = ["dense"]
     role: Role = "passage"
     truncate: StrictBool = Field(True, description="false: refuse texts that are too long.")
-    encoding_format: Literal["float", "base64"] = Field("float", description="Of dense and ColBERT vectors.")
-    model: StrictStr | None = Field(None, description="By default the first that is served.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="The form of dense and ColBERT vectors.")
+    model: StrictStr | None = Field(None, description="A served model; the first one by default.")
 
 
 class M3Embedding(BaseModel):
-    """Those that were asked for. sparse: token id to weight. colbert: of each token but the first."""
+    """The requested vectors of a text. sparse: token id to weight. colbert: of each token but the first."""
 
     dense: list[float] | str | None = None
     sparse: dict[str, float] | None = None
@@ -42,7 +42,7 @@ class M3Embedding(BaseModel):
 
 
 class ServingEpoch(BaseModel):
-    """What answers /search: the epoch counts the switches of the migration."""
+    """The side that answers /search; the epoch counts the switches of the migration."""
 
     epoch: int
     generation: int
@@ -67,14 +67,14 @@ class SearchRequest(_Strict):
 
 
 class SearchHit(BaseModel):
-    """score: the cosine."""
+    """A row that was found; score is the cosine."""
 
     key: list[str]
     score: float
 
 
 class SearchAnswer(BaseModel):
-    """thresholds: the application's cut-offs for these scores, by its names."""
+    """The rows nearest to a query. thresholds: the application's cut-offs for these scores, by its names."""
 
     epoch: int
     generation: int
@@ -86,31 +86,33 @@ class SearchAnswer(BaseModel):
 
 @router.post("/v1/m3", response_class=Response, responses=OPENAI_ERRORS | binary_forms(M3Answer))
 async def m3(request: Request, body: M3Request) -> Response:
-    """Any of the three vectors, from one pass."""
+    """Return any of the three vectors, from one pass."""
     service = service_of(request)
     model = service.models.get(body.model)
     form = wanted_form(request)
     outputs = Outputs.of(body.outputs)
     answer = await embed(request, model, body.inputs, outputs=outputs, role=body.role, truncate=body.truncate)
-    found, headers = answer.embeddings, headers_of(model, answer)
+    embeddings, headers = answer.embeddings, headers_of(model, answer)
     if form != JSON:
-        return binary(found, form, headers)
+        return binary(embeddings, form, headers)
     value = {
         "model": model.name,
-        "fingerprint": found.fingerprint,
+        "fingerprint": embeddings.fingerprint,
         "runtime": model.encoder.runtime.name,
-        "num_tokens": found.num_tokens,
-        "truncated": found.truncated,
-        "num_truncated": found.num_truncated,
+        "num_tokens": embeddings.num_tokens,
+        "truncated": embeddings.truncated,
+        "num_truncated": embeddings.num_truncated,
         "serving": await _serving(request),
-        "embeddings": await in_pieces(_embedding(found, row, body.encoding_format) for row in range(len(found))),
+        "embeddings": await in_pieces(
+            _embedding(embeddings, row, body.encoding_format) for row in range(len(embeddings))
+        ),
     }
     return json(value, headers)
 
 
 @router.post("/search", response_model=SearchAnswer, responses=TEI_ERRORS)
 async def search(request: Request, body: SearchRequest, service: ServiceHere) -> Response:
-    """The rows nearest to a query, from the index that serves, by the model that made it."""
+    """Return the rows nearest to a query, from the index that serves, by the model that made it."""
     follower = _router_of(request)
     if follower is None:
         raise BadRequest("/search", "this server follows no migration: vecferry serve --config migration.toml")
@@ -142,17 +144,17 @@ async def _serving(request: Request) -> dict[str, Any] | None:
 
 
 def _router_of(request: Request) -> Router | None:
-    found: Router | None = request.app.state.router
-    return found
+    router: Router | None = request.app.state.router
+    return router
 
 
-def _embedding(found: Embeddings, row: int, encoding_format: str) -> dict[str, Any]:
+def _embedding(embeddings: Embeddings, row: int, encoding_format: str) -> dict[str, Any]:
     encoded = as_base64 if encoding_format == "base64" else lambda vector: vector
     value: dict[str, Any] = {}
-    if found.dense_or_none is not None:
-        value["dense"] = encoded(found.dense[row])
-    if found.sparse_or_none is not None:
-        value["sparse"] = {str(token): weight for token, weight in found.sparse.row(row).items()}
-    if found.colbert_or_none is not None:
-        value["colbert"] = [encoded(vector) for vector in found.colbert[row]]
+    if embeddings.dense_or_none is not None:
+        value["dense"] = encoded(embeddings.dense[row])
+    if embeddings.sparse_or_none is not None:
+        value["sparse"] = {str(token): weight for token, weight in embeddings.sparse.row(row).items()}
+    if embeddings.colbert_or_none is not None:
+        value["colbert"] = [encoded(vector) for vector in embeddings.colbert[row]]
     return value

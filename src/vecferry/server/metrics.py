@@ -18,7 +18,7 @@ TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class Metrics:
-    """In a registry of its own, so that several servers can be in one process, as in tests."""
+    """Metrics in a registry of their own, so that several servers can be in one process, as in tests."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -26,13 +26,15 @@ class Metrics:
         self.requests = Counter("requests", "Answered requests.", ["endpoint", "status"], **self._new)
         self.seconds = Histogram(
             "request_seconds",
-            "From arrival to answer.",
+            "Seconds from arrival to answer.",
             ["endpoint", "lane"],
             buckets=SECONDS,
             **self._new,
         )
-        self.run_seconds = Histogram("run_seconds", "One run of a model.", ["model"], buckets=SECONDS, **self._new)
-        self.run_tokens = Histogram("run_tokens", "Of a run, with padding.", ["model"], buckets=TOKENS, **self._new)
+        self.run_seconds = Histogram(
+            "run_seconds", "Seconds of one run of a model.", ["model"], buckets=SECONDS, **self._new
+        )
+        self.run_tokens = Histogram("run_tokens", "Tokens of a run, padded.", ["model"], buckets=TOKENS, **self._new)
         self.run_texts = Counter("run_texts", "Texts that were computed.", ["model"], **self._new)
         self.tokens = Counter("tokens", "Tokens that were computed, without padding.", ["model"], **self._new)
         self.padding = Counter("padding_tokens", "Tokens of padding that were computed.", ["model"], **self._new)
@@ -52,18 +54,18 @@ class Metrics:
         fallback = Gauge("model_fallback", "1 if another runtime than the first choice serves.", ["model"], **self._new)
         info = Gauge(
             "model_info",
-            "1; what serves is in the labels.",
+            "Always 1; the labels name what serves.",
             ["model", "runtime", "precision", "fingerprint"],
             **self._new,
         )
-        for one in models.all:
-            works.labels(one.name).set_function(partial(_works, one))
-            fallback.labels(one.name).set(one.is_fallback)
-            space = one.encoder.space
-            info.labels(one.name, one.encoder.runtime.name, space.precision, space.fingerprint).set(1)
+        for model in models.all:
+            works.labels(model.name).set_function(partial(_works, model))
+            fallback.labels(model.name).set(model.is_fallback)
+            space = model.encoder.space
+            info.labels(model.name, model.encoder.runtime.name, space.precision, space.fingerprint).set(1)
 
     def ran(self, model: Served, texts: int, padded: int, tokens: int, seconds: float) -> None:
-        """After each run of a model."""
+        """Record a run of a model."""
         self.run_seconds.labels(model.name).observe(seconds)
         self.run_tokens.labels(model.name).observe(padded)
         self.run_texts.labels(model.name).inc(texts)

@@ -27,33 +27,29 @@ class Served:
         self.aliases = tuple(aliases)
         self.encoder: Encoder = loaded.encoder
         self.fingerprint = loaded.encoder.fingerprint  # which is computed each time
-        self.reason = loaded.reason
+        self.reason, self.is_fallback = loaded.reason, loaded.is_fallback
         self._problem: str | None = "no run has succeeded yet"
 
     @property
     def problem(self) -> str | None:
-        """Why it cannot answer; None if it can."""
+        """The reason why the model cannot answer; None if it can."""
         return self._problem
 
     @property
-    def is_fallback(self) -> bool:
-        return self.reason.startswith("fallback")
-
-    @property
     def tokenizer(self) -> Tokenizer:
-        """Raises BadRequest where there are no token ids."""
+        """The model's tokenizer. Raises BadRequest where there are no token ids."""
         tokenizer = self.encoder.tokenizer
         if not isinstance(tokenizer, Tokenizer):
             raise BadRequest("model", f"{self.name} has no token ids: it runs in lightweight mode")
         return tokenizer
 
     def require(self) -> None:
-        """Raises NotReady unless it works."""
+        """Raise NotReady unless the model works."""
         if self._problem is not None:
             raise NotReady(self.name, self._problem)
 
     def probe(self) -> None:
-        """Run one text; whether it worked is known from then on."""
+        """Run one text, and remember whether it worked."""
         try:
             list(self.encoder.compute([self.encoder.prepare([PROBE], outputs=DENSE)]))
         except ModelRuntimeError as exc:
@@ -67,27 +63,27 @@ class Served:
 
 
 class ServedModels:
-    """By name or alias; the first is meant where none is said."""
+    """The served models by name or alias; the first is the default."""
 
     def __init__(self, served: Sequence[Served]) -> None:
-        """Raises SettingsError where a name is given twice."""
+        """Index the models. Raises SettingsError where a name is given twice."""
         assert served, "a server without a model"
         self.all = tuple(served)
         self._by_name: dict[str, Served] = {}
-        for one in self.all:
-            if one.name in self._by_name:
-                raise SettingsError("MODEL", one.name, "names that differ: NAME=FOLDER")
-            self._by_name[one.name] = one
-        for one in self.all:
-            for alias in one.aliases:
-                self._by_name.setdefault(alias, one)
+        for model in self.all:
+            if model.name in self._by_name:
+                raise SettingsError("MODEL", model.name, "names that differ: NAME=MODEL")
+            self._by_name[model.name] = model
+        for model in self.all:
+            for alias in model.aliases:
+                self._by_name.setdefault(alias, model)
 
     @property
     def default(self) -> Served:
         return self.all[0]
 
     def get(self, name: str | None) -> Served:
-        """Raises ModelNotServed."""
+        """Return the model of that name or alias, the default for None. Raises ModelNotServed."""
         if name is None:
             return self.default
         if name not in self._by_name:
@@ -95,12 +91,12 @@ class ServedModels:
         return self._by_name[name]
 
     def of_space(self, fingerprint: str) -> Served | None:
-        return next((one for one in self.all if one.fingerprint == fingerprint), None)
+        return next((model for model in self.all if model.fingerprint == fingerprint), None)
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What is to be served: `NAME=FOLDER`, or a folder under the name that its manifest or the folder itself gives."""
+    """A model to serve: `NAME=MODEL`, or a folder under the name that its manifest or the folder itself gives."""
 
     folder: Path
     name: str | None = None
@@ -111,7 +107,7 @@ class ModelChoice:
         return cls(Path(folder), name) if equals else cls(Path(text))
 
     def load(self, options: EncoderOptions) -> Served:
-        """options: with this folder as its artifact. Raises as `load_encoder` does."""
+        """Load the model. options: with this folder as its artifact. Raises as `load_encoder` does."""
         loaded = load_encoder(options)
         manifest = Artifact.peek(options.artifact)
         folder = options.artifact.absolute().name
@@ -121,7 +117,7 @@ class ModelChoice:
 
 
 class Watch:
-    """Probes what does not work, now and then, until it is stopped; in a thread of its own."""
+    """A thread that probes what does not work, now and then, until it is stopped."""
 
     def __init__(self, models: ServedModels, every_s: float = 5.0) -> None:
         self._models, self._every_s = models, every_s
@@ -137,8 +133,8 @@ class Watch:
 
     def _watch(self) -> None:
         while True:
-            for one in self._models.all:
-                if one.problem is not None:
-                    one.probe()
+            for model in self._models.all:
+                if model.problem is not None:
+                    model.probe()
             if self._stopped.wait(self._every_s):
                 return

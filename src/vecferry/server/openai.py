@@ -15,12 +15,12 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
 class EmbeddingsRequest(Body):
-    """As OpenAI's; `truncate` and `prompt_name` are ours."""
+    """OpenAI's request; `truncate` and `prompt_name` are ours."""
 
     input: Input = Field(description="Texts, or token ids of this model's tokenizer (POST /tokenize).")
     model: str = Field(description="A name from GET /v1/models.")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: StrictInt | None = Field(None, description="Refused unless it is the model's.")
+    dimensions: StrictInt | None = Field(None, description="The model's own number; any other is refused.")
     truncate: StrictBool = Field(False, description="Cut texts that are too long, instead of refusing them.")
     prompt_name: str | None = Field(None, description="query or passage.")
 
@@ -44,7 +44,7 @@ class EmbeddingsAnswer(BaseModel):
 
 
 class ModelObject(BaseModel):
-    """`vecferry`: what is ours to say: the vector space and its fingerprint, what runs it, other names."""
+    """OpenAI's model. `vecferry`: the vector space and its fingerprint, what runs it, other names."""
 
     id: str
     object: Literal["model"]
@@ -60,16 +60,16 @@ class ModelsAnswer(BaseModel):
 
 @router.post("/embeddings", response_class=Response, responses=binary_forms(EmbeddingsAnswer))
 async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
-    """Dense vectors of texts."""
+    """Return dense vectors of texts."""
     model = service_of(request).models.get(body.model)
     require_dimension(model, body.dimensions)
     form = wanted_form(request)
     answer = await embed(request, model, body.input, role=role_of(body.prompt_name), truncate=body.truncate)
-    found, headers = answer.embeddings, headers_of(model, answer)
+    result, headers = answer.embeddings, headers_of(model, answer)
     if form != JSON:
-        return binary(found, form, headers)
-    vectors = map(as_base64, found.dense) if body.encoding_format == "base64" else found.dense
-    tokens = int(found.num_tokens.sum())
+        return binary(result, form, headers)
+    vectors = map(as_base64, result.dense) if body.encoding_format == "base64" else result.dense
+    tokens = int(result.num_tokens.sum())
     value = {
         "object": "list",
         "data": await in_pieces(
@@ -83,13 +83,13 @@ async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
 
 @router.get("/models", response_model=ModelsAnswer)
 async def models(service: ServiceHere) -> Response:
-    """What is served, and in which vector spaces."""
-    return json({"object": "list", "data": [_model_object(one) for one in service.models.all]})
+    """Return the served models and their vector spaces."""
+    return json({"object": "list", "data": [_model_object(model) for model in service.models.all]})
 
 
 @router.get("/models/{name:path}", response_model=ModelObject)
 async def model(service: ServiceHere, name: str) -> Response:
-    """One of them."""
+    """Return one served model."""
     return json(_model_object(service.models.get(name)))
 
 

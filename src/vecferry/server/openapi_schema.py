@@ -19,13 +19,13 @@ class OpenAIErrorDetail(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """As OpenAI's."""
+    """An error in OpenAI's form."""
 
     error: OpenAIErrorDetail
 
 
 class TeiError(BaseModel):
-    """As text-embeddings-inference's."""
+    """An error in text-embeddings-inference's form."""
 
     error: str
     error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Unauthorized"]
@@ -33,14 +33,14 @@ class TeiError(BaseModel):
 
 STATUSES = {
     400: "The request is not as described.",
-    401: "No API key that this server knows.",
-    404: "No such model.",
+    401: "The API key is missing or unknown.",
+    404: "There is no such model.",
     408: "The request did not arrive in time.",
-    413: "Over one of the limits.",
+    413: "The request is over one of the limits.",
     429: "The queue is full; Retry-After says when to come again.",
-    500: "A fault of the server.",
+    500: "The server failed.",
     503: "The model does not work.",
-    504: "No answer within the request's time.",
+    504: "The request's time is over.",
 }
 
 
@@ -53,6 +53,6 @@ TEI_ERRORS = errors(TeiError)
 
 
 def binary_forms(model: Any) -> Responses:
-    """An answer in JSON, and in the forms for many vectors, by the request's Accept header."""
+    """Describe an answer in JSON, and in the forms for many vectors, by the request's Accept header."""
     stream = {"schema": {"type": "string", "format": "binary"}}
     return {200: {"model": model, "description": "The vectors.", "content": {NPZ: stream, ARROW: stream}}}

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from vecferry.errors import SettingsError
+from vecferry.options import Checked, Count, Help, Seconds
 from vecferry.server.keys import ApiKeys
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
-class ServerLimits:
-    """Each is refused by name where a request is over it.
+class ServerLimits(Checked):
+    """The limits of a request; one that is over a limit is refused by the limit's name.
 
-    max_body_mb: millions of bytes. max_texts: of one request; it is split into batches whatever their number.
-    max_text_chars: of one text, before it is cut to the model's tokens. max_request_tokens: tokens to compute.
-    max_answer_mb: numbers of an answer, as float32, in millions of bytes.
-    max_queue_tokens: what may wait in a lane; a request on an empty lane may be larger.
-    query_tokens: a request of up to so many tokens goes into the lane of queries.
     deadline_s: from the request's arrival to its answer. receive_s: for its headers, then for its body, and for a
-    reader that does not read. drain_s: how long a server that was told to stop goes on answering.
+    reader that does not read. Raises SettingsError for a limit that is not above 0.
     """
 
-    max_body_mb: int = 16
-    max_texts: int = 10_000
-    max_text_chars: int = 1_000_000
-    max_request_tokens: int = 1_000_000
-    max_answer_mb: int = 256
-    max_queue_tokens: int = 131_072
-    query_tokens: int = 128
-    deadline_s: float = 300.0
-    receive_s: float = 30.0
-    drain_s: float = 120.0
-    max_connections: int = 1024
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise SettingsError(f"--{name.replace('_', '-')}", value, "a number above 0")
+    max_body_mb: Annotated[Count, Help("millions of bytes of a request")] = 16
+    max_texts: Annotated[Count, Help("texts of a request; batches are made of any number")] = 10_000
+    max_text_chars: Annotated[Count, Help("characters of a text, before it is cut to the model's tokens")] = 1_000_000
+    max_request_tokens: Annotated[Count, Help("tokens of a request that are to be computed")] = 1_000_000
+    max_answer_mb: Annotated[Count, Help("numbers of an answer, as float32, in millions of bytes")] = 256
+    max_queue_tokens: Annotated[
+        Count, Help("tokens that may wait in each lane, then 429; on an empty lane a request may be larger")
+    ] = 131_072
+    query_tokens: Annotated[Count, Help("requests of up to so many tokens go before longer ones")] = 128
+    deadline_s: Annotated[Seconds, Help("seconds from a request to its answer")] = 300.0
+    receive_s: Annotated[Seconds, Help("seconds for a request to arrive, and for a client to take its answer")] = 30.0
+    drain_s: Annotated[Seconds, Help("seconds after SIGTERM in which accepted requests are answered")] = 120.0
+    max_connections: Annotated[Count, Help("connections at a time")] = 1024
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """host: other than loopback only with keys, or with `without_key`. origins: of browsers that may ask (CORS)."""
+    """Where and how a server listens. host: not loopback only with keys or `without_key`. origins: allowed by CORS."""
 
     host: str = "127.0.0.1"
     keys: ApiKeys = field(default_factory=ApiKeys)

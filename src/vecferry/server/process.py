@@ -18,7 +18,7 @@ KEEP_ALIVE_S = 30
 
 
 def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> None:
-    """Until SIGTERM or SIGINT; what was accepted by then is answered, for up to `drain_s`."""
+    """Serve until SIGTERM or SIGINT; what was accepted by then is answered, for up to `drain_s`."""
     limits = options.limits
     config = uvicorn.Config(
         app,
@@ -38,7 +38,7 @@ def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> Non
 
 
 class _Server(uvicorn.Server):
-    """Says to the application at once that it is to end, so that answers without an end get one."""
+    """A server that tells the application at once to end, so that answers without an end get one."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.config.app.state.is_ending = True  # type: ignore[union-attr]  # FastAPI's
@@ -46,12 +46,12 @@ class _Server(uvicorn.Server):
 
 
 def _end(*_: object) -> NoReturn:
-    """As other programs end, so that what is left to do at the exit is done: the last spans are sent."""
+    """Exit as other programs do, so that what is left to do is done: the last spans are sent."""
     raise SystemExit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises AddressUnavailable."""
+    """Open the listening socket. Raises AddressUnavailable."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)

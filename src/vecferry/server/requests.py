@@ -37,10 +37,10 @@ TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], ONE_ERRO
 SeveralTokenIds = Annotated[list[TokenIds], ONE_ERROR]
 
 
-def _known_form(given: Any, checked: ValidatorFunctionWrapHandler) -> Any:
-    """One error, of the field, instead of one for each form that it could have had."""
+def _known_form(value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
+    """Report one error, of the field, instead of one for each form that it could have had."""
     try:
-        return checked(given)
+        return checked(value)
     except ValidationError as exc:
         expected = "a text, several texts, or the token ids of one or several (whole numbers from 0) were expected"
         raise PydanticCustomError("input", expected) from exc
@@ -56,11 +56,11 @@ ROLES: dict[str | None, Role] = {None: "passage", "passage": "passage", "documen
 
 
 class ClientGone(Exception):
-    """The client went away."""
+    """The client of a request that went away."""
 
 
 class Body(BaseModel):
-    """Of requests in others' forms: fields that mean nothing here are left out of account."""
+    """A request in another server's form: fields that mean nothing here are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -73,21 +73,21 @@ def service_of(request: Request) -> Service:
 ServiceHere = Annotated[Service, Depends(service_of)]
 
 
-def texts_of(given: Input) -> Texts:
-    """A list of texts, each a string or its token ids."""
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        return [given]  # type: ignore[return-value]
-    return given  # type: ignore[return-value]
+def texts_of(value: Input) -> Texts:
+    """Return a list of texts, each a string or its token ids."""
+    if isinstance(value, str) or (value and isinstance(value[0], int)):
+        return [value]  # type: ignore[return-value]
+    return value  # type: ignore[return-value]
 
 
-def require_dimension(model: Served, asked: int | None) -> None:
-    """Raises BadRequest for another number of dimensions than the model's."""
-    if asked not in (None, model.encoder.dimension):
-        raise BadRequest("dimensions", f"{model.name} gives {model.encoder.dimension} numbers, and no other count")
+def require_dimension(model: Served, dimensions: int | None) -> None:
+    """Raise BadRequest for another number of dimensions than the model's."""
+    if dimensions not in (None, model.encoder.dimension):
+        raise BadRequest("dimensions", f"{model.name} has {model.encoder.dimension} dimensions, and no other number")
 
 
 def role_of(prompt_name: str | None) -> Role:
-    """Raises BadRequest."""
+    """Return the role that a prompt's name stands for. Raises BadRequest."""
     if prompt_name not in ROLES:
         names = ", ".join(name for name in ROLES if name)
         raise BadRequest("prompt_name", f"this model has no prompt of that name; there are {names}")
@@ -97,16 +97,16 @@ def role_of(prompt_name: str | None) -> Role:
 async def embed(
     request: Request,
     model: Served,
-    given: Input,
+    inputs: Input,
     *,
     outputs: Outputs = DENSE,
     role: Role = "passage",
     truncate: bool = True,
 ) -> EncodeResult:
-    """`Service.embed`, for as long as the client waits. Raises what that raises, and Abandoned."""
+    """Call `Service.embed`, for as long as the client waits. Raises what that raises, and ClientGone."""
     service = service_of(request)
-    texts = texts_of(given)
-    asked = EncodeRequest(
+    texts = texts_of(inputs)
+    encode_request = EncodeRequest(
         model,
         texts,
         outputs,
@@ -116,13 +116,13 @@ async def embed(
         seconds=_seconds_of(request, service.limits.deadline_s),
         since=request.scope.get(ARRIVED_AT, time.monotonic()),
     )
-    answer = await while_connected(request, service.embed(asked))
+    answer = await while_connected(request, service.embed(encode_request))
     request.state.lane = answer.lane
     return answer
 
 
 def headers_of(model: Served, answer: EncodeResult) -> dict[str, str]:
-    """What runs, in which vector space, and whether it read everything."""
+    """Return headers that say what runs, in which vector space, and whether it read everything."""
     return {
         "x-vecferry-fingerprint": model.fingerprint,
         "x-vecferry-runtime": model.encoder.runtime.name,
@@ -131,10 +131,10 @@ def headers_of(model: Served, answer: EncodeResult) -> dict[str, str]:
 
 
 def _seconds_of(request: Request, allowed: float) -> float:
-    """For how long the request may take. Raises BadRequest."""
-    given = request.headers.get(TIMEOUT_HEADER)
+    """Return for how long the request may take. Raises BadRequest."""
+    value = request.headers.get(TIMEOUT_HEADER)
     try:
-        seconds = allowed if given is None else float(given)
+        seconds = allowed if value is None else float(value)
     except ValueError:
         seconds = 0.0
     if not seconds > 0:  # NaN too
@@ -143,15 +143,15 @@ def _seconds_of(request: Request, allowed: float) -> float:
 
 
 def _lane_of(request: Request) -> LaneName | None:
-    """A client may say that nobody waits for its request. Raises BadRequest."""
-    given = request.headers.get(LANE_HEADER)
-    if given not in (None, "bulk"):
-        raise BadRequest(LANE_HEADER, 'only "bulk" can be asked for; short requests have the other lane by themselves')
-    return LaneName.BULK if given else None
+    """Return the lane that a client chose by saying that nobody waits. Raises BadRequest."""
+    value = request.headers.get(LANE_HEADER)
+    if value not in (None, "bulk"):
+        raise BadRequest(LANE_HEADER, 'the only value is "bulk"; short requests take the other lane by themselves')
+    return LaneName.BULK if value else None
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is cancelled if the client goes away before. Raises Abandoned."""
+    """Return what `work` returns; cancel it if the client goes away before. Raises ClientGone."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(request))
     try:

@@ -27,14 +27,14 @@ TOKENISERS = 2
 CHARS_AT_ONCE = 2048
 """Characters that are tokenised in well under a millisecond."""
 CHARS_PER_TOKEN = 2
-"""Fewer than in any language that was looked at, for a first guess at what a text will be."""
+"""Fewer than in any language that was measured, for a first guess at what a text will be."""
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """What of a request decides how it is encoded. truncate: whether texts may be cut. since: on `time.monotonic`."""
+    """A request to encode texts. truncate: whether texts may be cut. since: on `time.monotonic`."""
 
     model: Served
     texts: Texts
@@ -57,7 +57,7 @@ class EncodeResult:
 
 
 class Service:
-    """Everything behind HTTP. `start` before the first request, `stop` after the last."""
+    """The server without HTTP. `start` before the first request, `stop` after the last."""
 
     def __init__(self, models: ServedModels, limits: ServerLimits) -> None:
         self.models, self.limits, self.metrics = models, limits, Metrics()
@@ -71,13 +71,13 @@ class Service:
         self.metrics.watch_models(models)
 
     def start(self) -> None:
-        """Leaves the lanes at work, and the models being probed."""
+        """Start the lanes, and the probing of models."""
         for worker in self._workers:
             worker.start()
         self._watch.start()
 
     def stop(self) -> None:
-        """What waits is still computed. Not repeated."""
+        """Stop once what waits is computed. Not repeatable."""
         for lane in self._lanes.values():
             lane.close()
         for worker in self._workers:
@@ -85,77 +85,77 @@ class Service:
         self._watch.stop()
         self._tokenisers.shutdown()
 
-    async def embed(self, asked: EncodeRequest) -> EncodeResult:
-        """Embeddings in the order of the texts.
+    async def embed(self, request: EncodeRequest) -> EncodeResult:
+        """Return embeddings in the order of the texts.
 
         Raises EmptyInput, InvalidText, HeadUnavailable, RequestTooLarge, TextTooLong, NotReady, Overloaded,
         DeadlineExceeded; ModelRuntimeError of the run. One who does not wait any more costs no run that has not begun.
         """
         try:
-            async with asyncio.timeout(asked.until - time.monotonic()):
-                works = await self._prepared(asked)
-                name, jobs = self._queued(asked, works)
+            async with asyncio.timeout(request.until - time.monotonic()):
+                works = await self._prepared(request)
+                name, jobs = self._queued(request, works)
                 with span("compute", lane=name, tokens=sum(work.num_tokens for work in works)):
                     parts = await _all([asyncio.wrap_future(job.answer) for job in jobs])
         except TimeoutError as exc:
-            raise DeadlineExceeded(asked.seconds) from exc
-        found = Embeddings.concat(parts)
-        self.metrics.truncated.labels(asked.model.name).inc(found.num_truncated)
-        return EncodeResult(found, name)
+            raise DeadlineExceeded(request.seconds) from exc
+        embeddings = Embeddings.concat(parts)
+        self.metrics.truncated.labels(request.model.name).inc(embeddings.num_truncated)
+        return EncodeResult(embeddings, name)
 
-    def submit(self, asked: EncodeRequest) -> Future[Embeddings]:
-        """The same for threads, for up to `TEXTS_EACH` texts. Raises what `embed` raises, but DeadlineExceeded."""
-        assert len(asked.texts) <= TEXTS_EACH, "a request in one part"
-        _, (job,) = self._queued(asked, [self._part(asked, asked.texts)])
+    def submit(self, request: EncodeRequest) -> Future[Embeddings]:
+        """Queue up to `TEXTS_EACH` texts, for threads. Raises what `embed` raises, but DeadlineExceeded."""
+        assert len(request.texts) <= TEXTS_EACH, "a request in one part"
+        _, (job,) = self._queued(request, [self._part(request, request.texts)])
         return job.answer
 
     # --- the steps --------------------------------------------------------------------------------
 
-    async def _prepared(self, asked: EncodeRequest) -> list[Work]:
-        """In parts of as many texts as the library takes at a time."""
-        self.check_texts(asked.texts)
-        asked.model.require()
-        chars = sum(map(len, asked.texts))
-        self._lanes[self._lane_of(asked, chars // CHARS_PER_TOKEN)].check_room(0)  # before the work of tokenising
-        with span("tokenise", texts=len(asked.texts)):
+    async def _prepared(self, request: EncodeRequest) -> list[Work]:
+        """Tokenise the request in parts of as many texts as the library takes at a time."""
+        self.check_texts(request.texts)
+        request.model.require()
+        chars = sum(map(len, request.texts))
+        self._lanes[self._lane_of(request, chars // CHARS_PER_TOKEN)].check_room(0)  # before the work of tokenising
+        with span("tokenise", texts=len(request.texts)):
             works = []
-            for at in range(0, len(asked.texts), TEXTS_EACH):
-                part = asked.texts[at : at + TEXTS_EACH]
+            for at in range(0, len(request.texts), TEXTS_EACH):
+                part = request.texts[at : at + TEXTS_EACH]
                 try:
-                    works.append(await self._in_thread(partial(self._part, asked, part), chars))
+                    works.append(await self._in_thread(partial(self._part, request, part), chars))
                 except InvalidText as exc:
                     raise InvalidText(at + exc.row, exc.reason) from exc
-        self._check_tokens(asked, works)
+        self._check_tokens(request, works)
         return works
 
     async def _in_thread(self, make: Callable[[], Work], chars: int) -> Work:
-        """What `make` returns; at once where that is done sooner than another thread would begin."""
+        """Return what `make` returns; at once where that is done sooner than another thread would begin."""
         if chars <= CHARS_AT_ONCE:
             return make()
         return await asyncio.get_running_loop().run_in_executor(self._tokenisers, make)
 
-    def _part(self, asked: EncodeRequest, texts: Texts) -> Work:
-        encoder = asked.model.encoder
+    def _part(self, request: EncodeRequest, texts: Texts) -> Work:
+        encoder = request.model.encoder
         if all(isinstance(text, str) for text in texts):
-            return encoder.prepare(texts, outputs=asked.outputs, role=asked.role)  # type: ignore[arg-type]
-        return encoder.prepare_tokens(_with_ends(asked.model, texts), outputs=asked.outputs)
+            return encoder.prepare(texts, outputs=request.outputs, role=request.role)  # type: ignore[arg-type]
+        return encoder.prepare_tokens(_with_ends(request.model, texts), outputs=request.outputs)
 
-    def _queued(self, asked: EncodeRequest, works: Sequence[Work]) -> tuple[LaneName, list[Job]]:
+    def _queued(self, request: EncodeRequest, works: Sequence[Work]) -> tuple[LaneName, list[Job]]:
         tokens = sum(work.num_tokens for work in works)
-        name = self._lane_of(asked, tokens)
+        name = self._lane_of(request, tokens)
         self._lanes[name].check_room(tokens)
-        jobs = [Job(asked.model, work, asked.until) for work in works]
+        jobs = [Job(request.model, work, request.until) for work in works]
         self._lanes[name].put(jobs)
         self.metrics.accepted.labels(name).inc()
         return name, jobs
 
-    def _lane_of(self, asked: EncodeRequest, tokens: int) -> LaneName:
-        if asked.lane is not None:
-            return asked.lane
+    def _lane_of(self, request: EncodeRequest, tokens: int) -> LaneName:
+        if request.lane is not None:
+            return request.lane
         return LaneName.QUERY if tokens <= self.limits.query_tokens else LaneName.BULK
 
     def check_texts(self, texts: Texts) -> None:
-        """Raises EmptyInput, RequestTooLarge."""
+        """Check the number and the length of texts. Raises EmptyInput, RequestTooLarge."""
         if not texts:
             raise EmptyInput
         if len(texts) > self.limits.max_texts:
@@ -166,22 +166,22 @@ class Service:
                 raise RequestTooLarge(f"characters of text {row}", len(text), allowed, "--max-text-chars")
 
     def check_num_tokens(self, tokens: int) -> None:
-        """Raises RequestTooLarge."""
+        """Check the number of tokens. Raises RequestTooLarge."""
         if tokens > (allowed := self.limits.max_request_tokens):
             raise RequestTooLarge("tokens of a request", tokens, allowed, "--max-request-tokens")
 
-    def _check_tokens(self, asked: EncodeRequest, works: Sequence[Work]) -> None:
+    def _check_tokens(self, request: EncodeRequest, works: Sequence[Work]) -> None:
         self.check_num_tokens(sum(work.num_tokens for work in works))
-        dimension = asked.model.encoder.dimension
-        vectors = len(asked.texts)
-        if Outputs.COLBERT in asked.outputs:  # equal texts are computed once, and answered each
+        dimension = request.model.encoder.dimension
+        vectors = len(request.texts)
+        if Outputs.COLBERT in request.outputs:  # equal texts are computed once, and answered each
             vectors += sum(int(work.lengths.sum()) for work in works)
         if (answer := vectors * dimension * 4) > (allowed := self.limits.max_answer_mb * MB):
             raise RequestTooLarge("bytes of numbers in the answer", answer, allowed, "--max-answer-mb")
-        if not asked.truncate:
+        if not request.truncate:
             is_truncated = np.concatenate([work.truncated for work in works])
             if is_truncated.any():
-                raise TextTooLong(int(is_truncated.argmax()), asked.model.encoder.space.max_tokens)
+                raise TextTooLong(int(is_truncated.argmax()), request.model.encoder.space.max_tokens)
 
 
 class QueuedEncoder:
@@ -203,20 +203,20 @@ class QueuedEncoder:
         return self._model.encoder.dimension
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
-        """As `Encoder.encode`; Overloaded and DeadlineExceeded too."""
-        asked = EncodeRequest(self._model, texts, outputs, role)
+        """Encode texts as `Encoder.encode` does. Raises also Overloaded and DeadlineExceeded."""
+        request = EncodeRequest(self._model, texts, outputs, role)
         parts = [
-            self._service.submit(replace(asked, texts=texts[at : at + TEXTS_EACH]))
+            self._service.submit(replace(request, texts=texts[at : at + TEXTS_EACH]))
             for at in range(0, len(texts), TEXTS_EACH)
         ]
         try:
-            return Embeddings.concat([part.result(asked.until - time.monotonic()) for part in parts])
+            return Embeddings.concat([part.result(request.until - time.monotonic()) for part in parts])
         except TimeoutError as exc:
-            raise DeadlineExceeded(asked.seconds) from exc
+            raise DeadlineExceeded(request.seconds) from exc
 
 
 async def _all(answers: Sequence[Awaitable[Embeddings]]) -> list[Embeddings]:
-    """All of them, or the first error; what is not needed any more is cancelled."""
+    """Wait for all of them, or the first error; what is not needed any more is cancelled."""
     together = asyncio.gather(*answers)
     try:
         return await together
@@ -226,7 +226,7 @@ async def _all(answers: Sequence[Awaitable[Embeddings]]) -> list[Embeddings]:
 
 
 def _with_ends(model: Served, rows: Texts) -> TokenBatch:
-    """Token ids of this model's tokenizer, cut to what it reads. Raises InvalidText."""
+    """Complete token ids of this model's tokenizer, cut to what it reads. Raises InvalidText."""
     tokenizer, limit = model.tokenizer, model.encoder.space.max_tokens
     (first, last), vocabulary = tokenizer.ends, tokenizer.vocabulary
     whole: list[tuple[list[int], bool]] = []

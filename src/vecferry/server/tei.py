@@ -35,7 +35,7 @@ router = APIRouter(tags=["text-embeddings-inference"], responses=TEI_ERRORS)
 
 
 class TeiParameters(Body):
-    """truncate: by default texts are cut, as with TEI's `--auto-truncate`."""
+    """TEI's parameters of a request. truncate: by default texts are cut, as with TEI's `--auto-truncate`."""
 
     truncate: StrictBool | None = Field(None, description="false: refuse texts that are too long.")
     truncation_direction: Literal["left", "right", "Left", "Right"] = Field("right", description="left is refused.")
@@ -91,46 +91,46 @@ class SimpleToken(BaseModel):
 
 @router.post("/embed", response_class=Response, responses=binary_forms(list[list[float]]))
 async def embed_dense(request: Request, body: EmbedRequest) -> Response:
-    """Dense vectors."""
+    """Return dense vectors."""
     model = service_of(request).models.get(body.model)
     if not body.normalize and model.encoder.space.normalize:
         raise BadRequest("normalize", f"the vectors of {model.name} have unit length: its graph normalises")
     require_dimension(model, body.dimensions)
     form = wanted_form(request)
-    found, headers = await _embedded(request, model, body.inputs, body)
-    return json(await in_pieces(found.dense), headers) if form == JSON else binary(found, form, headers)
+    embeddings, headers = await _embedded(request, model, body.inputs, body)
+    return json(await in_pieces(embeddings.dense), headers) if form == JSON else binary(embeddings, form, headers)
 
 
 @router.post("/embed_sparse", response_model=list[list[SparseValue]])
 async def embed_sparse(request: Request, body: TeiRequest) -> Response:
-    """Lexical weights: per text the largest weight of each token id."""
+    """Return lexical weights: per text the largest weight of each token id."""
     model = service_of(request).models.get(body.model)
-    found, headers = await _embedded(request, model, body.inputs, body, Outputs.SPARSE)
-    return json(sparse_rows(found), headers)
+    embeddings, headers = await _embedded(request, model, body.inputs, body, Outputs.SPARSE)
+    return json(sparse_rows(embeddings), headers)
 
 
 @router.post("/embed_all", response_model=list[list[list[float]]])
 async def embed_all(request: Request, body: TeiRequest) -> Response:
-    """ColBERT vectors: one for each token but the first."""
+    """Return ColBERT vectors: one for each token but the first."""
     model = service_of(request).models.get(body.model)
-    found, headers = await _embedded(request, model, body.inputs, body, Outputs.COLBERT)
-    return json(await in_pieces(found.colbert[row] for row in range(len(found))), headers)
+    embeddings, headers = await _embedded(request, model, body.inputs, body, Outputs.COLBERT)
+    return json(await in_pieces(embeddings.colbert[row] for row in range(len(embeddings))), headers)
 
 
 @router.post("/similarity", response_model=list[float])
 async def similarity(request: Request, body: SimilarityRequest) -> Response:
-    """Cosines of the first sentence with the others."""
+    """Return cosines of the first sentence with the others."""
     model = service_of(request).models.get(body.model)
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     if not body.inputs.sentences:
         raise BadRequest("inputs.sentences", "at least one sentence was expected")
-    found, headers = await _embedded(request, model, texts, body.parameters or TeiParameters())
-    return json(found.dense[1:] @ found.dense[0], headers)
+    embeddings, headers = await _embedded(request, model, texts, body.parameters or TeiParameters())
+    return json(embeddings.dense[1:] @ embeddings.dense[0], headers)
 
 
 @router.post("/", response_class=Response, include_in_schema=False)
 async def by_body(request: Request, body: dict[str, Any]) -> Response:
-    """Where clients go that know no more than the server's address, as Hugging Face's with either task."""
+    """Answer clients that know only the server's address, as Hugging Face's with either task."""
     try:
         if isinstance(body.get("inputs"), dict):
             return await similarity(request, SimilarityRequest.model_validate(body))
@@ -140,11 +140,11 @@ async def by_body(request: Request, body: dict[str, Any]) -> Response:
 
 
 async def _embedded(
-    request: Request, model: Served, inputs: Input, given: TeiParameters, outputs: Outputs = DENSE
+    request: Request, model: Served, inputs: Input, parameters: TeiParameters, outputs: Outputs = DENSE
 ) -> tuple[Embeddings, dict[str, str]]:
-    if given.truncation_direction.lower() == "left":
+    if parameters.truncation_direction.lower() == "left":
         raise BadRequest("truncation_direction", "texts are cut at their end only")
-    role, truncate = role_of(given.prompt_name), given.truncate is not False
+    role, truncate = role_of(parameters.prompt_name), parameters.truncate is not False
     answer = await embed(request, model, inputs, outputs=outputs, role=role, truncate=truncate)
     return answer.embeddings, headers_of(model, answer)
 
@@ -154,7 +154,7 @@ async def _embedded(
 
 @router.post("/tokenize", response_model=list[list[SimpleToken]])
 def tokenize(service: ServiceHere, body: TokenizeRequest) -> Response:
-    """Ids and places of what texts are cut into."""
+    """Return ids and places of a text's tokens."""
     model = service.models.get(body.model)
     tokenizer, role = model.tokenizer, role_of(body.prompt_name)
     prefix = model.encoder.space.prefix(role) if body.prompt_name else ""
@@ -176,7 +176,7 @@ def _simple_token(piece: Any) -> dict[str, Any]:
 
 @router.post("/decode", response_model=list[str])
 def decode(service: ServiceHere, body: DecodeRequest) -> Response:
-    """Texts of token ids."""
+    """Return texts of token ids."""
     tokenizer = service.models.get(body.model).tokenizer
     rows: Any = texts_of(body.ids)
     service.check_texts(rows)
@@ -192,7 +192,7 @@ def decode(service: ServiceHere, body: DecodeRequest) -> Response:
 
 @router.get("/info")
 async def info(service: ServiceHere) -> Response:
-    """The first model, in TEI's fields; ours beside them."""
+    """Return the first model, in TEI's fields; ours beside them."""
     model, limits = service.models.default, service.limits
     space = model.encoder.space
     return json(
@@ -216,21 +216,21 @@ async def info(service: ServiceHere) -> Response:
             "runtime": model.encoder.runtime.name,
             "reason": model.reason,
             "outputs": space.heads,
-            "models": [one.name for one in service.models.all],
+            "models": [model.name for model in service.models.all],
         }
     )
 
 
 @router.get("/health")
 async def health(service: ServiceHere) -> Response:
-    """200 if every model's last run succeeded. Needs no key."""
-    problems = {one.name: one.problem for one in service.models.all if one.problem is not None}
+    """Answer 200 if every model's last run succeeded. Needs no key."""
+    problems = {model.name: model.problem for model in service.models.all if model.problem is not None}
     if problems:
         return error_of(503, "; ".join(f"{name}: {problem}" for name, problem in problems.items()), Style.TEI)
-    return json({"status": "ok", "models": [one.name for one in service.models.all]})
+    return json({"status": "ok", "models": [model.name for model in service.models.all]})
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(service: ServiceHere) -> Response:
-    """For Prometheus."""
+    """Return the metrics for Prometheus."""
     return Response(service.metrics.exposed(), media_type=CONTENT_TYPE)

@@ -15,7 +15,7 @@ except ImportError:
 
 
 def span(name: str, **attributes: object) -> AbstractContextManager[Any]:
-    """Within the span of the request. attributes: without texts, which may be private."""
+    """Open a span within that of the request. attributes: without texts, which may be private."""
     if trace is None or not trace.get_current_span().is_recording():
         return nullcontext()
     named = {f"vecferry.{key}": str(value) for key, value in attributes.items()}
@@ -24,7 +24,7 @@ def span(name: str, **attributes: object) -> AbstractContextManager[Any]:
 
 
 def require() -> None:
-    """Raises MissingExtra unless spans can be sent."""
+    """Raise MissingExtra unless spans can be sent."""
     try:
         from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: F401
     except ImportError as exc:

@@ -27,7 +27,7 @@ log = logging.getLogger("vecferry.server")
 
 
 class LaneWorker:
-    """Runs what is in a lane until that is closed and empty."""
+    """A thread that runs what is in a lane until that is closed and empty."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
@@ -52,7 +52,7 @@ class LaneWorker:
 
 
 def run(cohort: Sequence[Job]) -> None:
-    """Leaves every job that is wanted with an answer or an error.
+    """Give every job that is wanted an answer or an error.
 
     Where a run fails, each job that has none by then runs alone, so that only those fail that cannot be run.
     """
@@ -72,19 +72,19 @@ def run(cohort: Sequence[Job]) -> None:
             if job.is_wanted:
                 run([job])
     except Exception as exc:  # a fault of ours: these fail, the lane goes on
-        log.exception("a fault in a run of %d requests", len(cohort))
+        log.exception("a run of %d requests failed by a fault of the server", len(cohort))
         _fail(cohort, exc)
 
 
 def _compute(cohort: Sequence[Job]) -> None:
     works = [job.work for job in cohort]
-    for number, found in cohort[0].model.encoder.compute(works, is_wanted=lambda number: cohort[number].is_wanted):
-        _settle(cohort[number], found)
+    for number, embeddings in cohort[0].model.encoder.compute(works, is_wanted=lambda number: cohort[number].is_wanted):
+        _answer(cohort[number], embeddings)
 
 
-def _settle(job: Job, found: Embeddings) -> None:
+def _answer(job: Job, embeddings: Embeddings) -> None:
     if job.answer.set_running_or_notify_cancel():
-        job.answer.set_result(found)
+        job.answer.set_result(embeddings)
 
 
 def _fail(cohort: Sequence[Job], exc: Exception) -> None:
@@ -94,7 +94,7 @@ def _fail(cohort: Sequence[Job], exc: Exception) -> None:
 
 
 class WatchedRuntime:
-    """A runtime that says what it runs: `saw(rows, padded tokens, tokens, seconds)` after each batch."""
+    """A runtime that reports what it runs: `saw(rows, padded tokens, tokens, seconds)` after each batch."""
 
     def __init__(self, runtime: Runtime, saw: Callable[[int, int, int, float], None]) -> None:
         self._runtime, self._saw = runtime, saw
@@ -109,10 +109,10 @@ class WatchedRuntime:
 
     def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
         began = time.monotonic()
-        found = self._runtime.run(batch, outputs)
+        embeddings = self._runtime.run(batch, outputs)
         padded = len(batch) * int(batch.lengths.max())
         self._saw(len(batch), padded, int(batch.lengths.sum()), time.monotonic() - began)
-        return found
+        return embeddings
 
     def describe(self) -> dict[str, str]:
         return self._runtime.describe()

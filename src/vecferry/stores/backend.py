@@ -6,24 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from vecferry.embeddings import Float32, Outputs
-from vecferry.stores.values import SparseVector
+from vecferry.embeddings import Float32, Outputs, TextVectors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """One entry of a collection, whole. id: as text, whatever the store's type is.
 
-    vector: float32 [D]; None where it was not asked for, or the point has none. payload: all else that
-    the store keeps with it, in values that can be put back as they are.
+    vectors: None where they were not asked for, or the point has none. payload: all else that the store
+    keeps with it, in values that can be put back as they are.
     """
 
     id: str
     text: str | None
-    vector: Float32 | None = None
+    vectors: TextVectors | None = None
     payload: Mapping[str, Any] = field(default_factory=dict)
-    sparse: SparseVector | None = None
-    colbert: Float32 | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from filelock import FileLock, Timeout
 
-from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import BackendHit, Point
 from vecferry.stores.request_batches import RequestBatches, slices
@@ -218,11 +218,12 @@ class ChromaBackend:
         return [BackendHit(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
 
     def _require_fit(self, collection: str, points: Sequence[Point]) -> None:
-        if any(point.sparse is not None or point.colbert is not None for point in points):
+        vectors = [point.vectors for point in points if point.vectors is not None]
+        if any(each.outputs != DENSE for each in vectors):
             raise StoreSchemaError(f"{collection} has no place for sparse or ColBERT vectors", "Leave them out.")
         if points:
-            size = self.dimension(collection) or (0 if points[0].vector is None else len(points[0].vector))
-            if any(point.vector is None or point.vector.shape != (size,) for point in points):
+            size = self.dimension(collection) or (len(vectors[0].dense) if vectors else 0)
+            if len(vectors) < len(points) or any(each.dense.shape != (size,) for each in vectors):
                 raise StoreSchemaError(f"{collection} has vectors of {size} numbers", "Every point needs such a one.")
 
     # --- indexes ----------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def _points(collection: Collection, ids: list[str], *, vectors: bool) -> list[Po
     payloads = answer["metadatas"] or [None] * len(found)  # type: ignore[list-item]
     numbers = [None] * len(found) if answer["embeddings"] is None else np.asarray(answer["embeddings"], np.float32)
     return [
-        Point(i, text, vector, dict(payload or {}))
+        Point(i, text, None if vector is None else TextVectors(vector), dict(payload or {}))
         for i, text, payload, vector in zip(found, texts, payloads, numbers, strict=True)
     ]
 
@@ -269,7 +270,7 @@ def _put(collection: Collection, points: Sequence[Point]) -> None:
         collection.delete(ids=losing)
     collection.upsert(
         ids=[point.id for point in points],
-        embeddings=np.stack([point.vector for point in points if point.vector is not None]),
+        embeddings=np.stack([point.vectors.dense for point in points if point.vectors is not None]),
         documents=[point.text for point in points],  # type: ignore[misc]
         metadatas=[_metadata(point.payload, before.get(point.id)) for point in points],  # type: ignore[misc]
     )

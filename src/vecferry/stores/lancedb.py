@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 from filelock import FileLock
 
-from vecferry.embeddings import Float32, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.request_batches import slices
@@ -204,12 +204,13 @@ class LanceBackend:
         if strange := {name for point in points for name in point.payload} - (set(schema.names) - own):
             raise StoreSchemaError(f"{collection} has no payload column {sorted(strange)}", "Add it to the table.")
         size = schema.field(self._fields.vector).type.list_size
-        if any(point.vector is None or point.vector.shape != (size,) for point in points):
+        vectors = [point.vectors for point in points if point.vectors is not None]
+        if len(vectors) < len(points) or any(each.dense.shape != (size,) for each in vectors):
             raise StoreSchemaError(f"{collection} has vectors of {size} numbers", "Every point needs such a vector.")
-        if not all(np.isfinite(point.vector).all() for point in points if point.vector is not None):
+        if not all(np.isfinite(each.dense).all() for each in vectors):
             raise StoreSchemaError(f"{collection} takes finite numbers only", "Make the vectors anew.")
-        no_colbert = self._colbert not in schema.names
-        if any(point.sparse is not None or (no_colbert and point.colbert is not None) for point in points):
+        storable = DENSE | Outputs.COLBERT if self._colbert in schema.names else DENSE
+        if any(each.outputs & ~storable for each in vectors):
             raise StoreSchemaError(f"{collection} has no place for sparse or ColBERT vectors", "Leave them out.")
 
     def _rows(self, schema: pa.Schema, points: Sequence[Point]) -> pa.Table:
@@ -221,10 +222,11 @@ class LanceBackend:
         if field.name == self._fields.text:
             return pa.array([point.text for point in points], field.type)
         if field.name == self._fields.vector:
-            numbers = np.concatenate([point.vector for point in points if point.vector is not None])
+            numbers = np.concatenate([point.vectors.dense for point in points if point.vectors is not None])
             return pa.FixedSizeListArray.from_arrays(pa.array(numbers).cast(field.type.value_type), type=field.type)
         if field.name == self._colbert:
-            halfvecs = [None if point.colbert is None else list(point.colbert.astype(np.float16)) for point in points]
+            colberts = [None if point.vectors is None else point.vectors.colbert for point in points]
+            halfvecs = [None if each is None else list(each.astype(np.float16)) for each in colberts]
             return pa.array(halfvecs, field.type)
         return pa.array([point.payload.get(field.name) for point in points], field.type)
 
@@ -236,7 +238,12 @@ class LanceBackend:
         colberts = _colberts(rows[self._colbert]) if self._colbert in rows.column_names else nothing
         parts = zip(rows[key].to_pylist(), rows[text].to_pylist(), vectors, colberts, strict=True)
         return [
-            Point(str(i), t, v, {name: values[n] for name, values in payload.items()}, colbert=c)
+            Point(
+                str(i),
+                t,
+                None if v is None else TextVectors(v, colbert=c),
+                {name: values[n] for name, values in payload.items()},
+            )
             for n, (i, t, v, c) in enumerate(parts)
         ]
 

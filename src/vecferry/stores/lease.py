@@ -10,9 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vecferry.errors import LeaseLost, StoreError
-from vecferry.stores.ledger import Lease, Ledger
+
+if TYPE_CHECKING:
+    from vecferry.stores.ledger import Lease
+    from vecferry.stores.sql_ledger import Ledger
 
 RENEWALS_PER_LEASE = 3
 LAST_RENEWAL_S = 5.0

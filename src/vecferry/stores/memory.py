@@ -80,12 +80,12 @@ class MemoryBackend:
         with self._held.lock:
             held = self._collection(collection).points
             found = [copy.deepcopy(held[i]) for i in dict.fromkeys(ids) if i in held]
-        return found if vectors else [replace(point, vector=None, sparse=None, colbert=None) for point in found]
+        return found if vectors else [replace(point, vectors=None) for point in found]
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
         with self._held.lock:
             held = self._collection(collection)
-            lengths = {len(point.vector) for point in points if point.vector is not None}
+            lengths = {len(point.vectors.dense) for point in points if point.vectors is not None}
             expected = held.dimension or next(iter(lengths), None)
             if lengths - {expected}:
                 raise StoreSchemaError(
@@ -101,7 +101,8 @@ class MemoryBackend:
 
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         with self._held.lock:
-            stored = {i: p.vector for i, p in self._collection(collection).points.items() if p.vector is not None}
+            points = self._collection(collection).points
+            stored = {i: point.vectors.dense for i, point in points.items() if point.vectors is not None}
         found = [BackendHit(i, _cosine(stored_vector, vector)) for i, stored_vector in stored.items()]
         return sorted(found, key=lambda hit: (-hit.score, hit.id))[:k]
 

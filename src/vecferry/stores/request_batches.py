@@ -42,7 +42,10 @@ def slices(values: Sequence[T], num: int) -> Iterator[Sequence[T]]:
 
 def _size(point: Point, bytes_per_number: int) -> int:
     """Bytes of a point in a request, about."""
-    numbers = sum(part.size for part in (point.vector, point.colbert) if part is not None)
-    pairs = 0 if point.sparse is None else len(point.sparse.ids)
+    numbers = 0
+    if (vectors := point.vectors) is not None:
+        numbers += vectors.dense.size
+        numbers += 0 if vectors.sparse is None else 2 * len(vectors.sparse.indices)
+        numbers += 0 if vectors.colbert is None else vectors.colbert.size
     text = len((point.text or "").encode("utf-8", "surrogatepass"))
-    return bytes_per_number * (numbers + 2 * pairs) + text + len(json.dumps(point.payload, default=str))
+    return bytes_per_number * numbers + text + len(json.dumps(point.payload, default=str))

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vecferry.embeddings import Float32, Value
+from vecferry.embeddings import Float32, Outputs, TextVectors, Value
+from vecferry.options import Checked, Help, Seconds
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -26,8 +26,25 @@ class Side(StrEnum):
     OLD = "old"
     NEW = "new"
 
+    @property
+    def other(self) -> Side:
+        return Side.NEW if self is Side.OLD else Side.OLD
+
 
 BOTH_SIDES = frozenset(Side)
+
+
+@dataclass(frozen=True)
+class StoreTraits:
+    """What holds for a store as long as it is open.
+
+    text_source: where in a row the text is, a column or a field. outputs: the heads that the store can hold.
+    rows_outlive_vectors: whether a row without a new vector stays in the collection when the old side is dropped.
+    """
+
+    text_source: str
+    outputs: Outputs
+    rows_outlive_vectors: bool
 
 
 @dataclass(frozen=True)
@@ -42,28 +59,18 @@ class Row:
         return text_digest(self.text)
 
 
-@dataclass(frozen=True)
-class SparseVector:
-    """ids: int32 [n], ascending token ids. weights: float32 [n], above zero."""
-
-    ids: NDArray[np.int32]
-    weights: Float32
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
-    """A row as an application writes it: text, float32 vector [D], and what else the store keeps with it.
+    """A row as an application writes it, such as `Record(("7",), text, embeddings[0])`.
 
-    payload: other columns, fields or metadata by name; those that are left out keep their values.
-    sparse and colbert: as in `NewVector`, where the side that serves has them.
+    vectors: each that the side that serves has a place for. payload: other columns, fields or metadata by name; those
+    that are left out keep their values.
     """
 
     key: Key
     text: str | None
-    vector: Float32 | None
+    vectors: TextVectors | None
     payload: Mapping[str, Any] = field(default_factory=dict)
-    sparse: SparseVector | None = None
-    colbert: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -77,19 +84,17 @@ class KeyRange:
 EVERYTHING = KeyRange()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NewVector:
-    """What is to be written for a row: float32 [D], or None for a dead letter.
+    """What is to be written for a row; no vectors for a dead letter.
 
-    digest: of the text that it was made from; the row is left alone if its text is another by now.
-    colbert: float32 [tokens, D]. Both heads only where the migration was begun with them.
+    digest: of the text that they were made from; the row is left alone if its text is another by now.
+    vectors: with the outputs that the migration was begun with.
     """
 
     key: Key
     digest: bytes
-    vector: Float32 | None
-    sparse: SparseVector | None = None
-    colbert: Float32 | None = None
+    vectors: TextVectors | None
 
 
 @dataclass(frozen=True)
@@ -195,8 +200,11 @@ def tell_nobody(message: str) -> None:
     """For a `Patience` without `notify`."""
 
 
+MaxPause = Annotated[Seconds, Help("seconds that others wait for a switch at most; three times as long for a rollback")]
+
+
 @dataclass(frozen=True)
-class Patience:
+class Patience(Checked):
     """How long to try for a moment in which nobody else uses the collection, and how long others may wait for it.
 
     In each try those who have begun are waited for, and whoever comes later waits behind us: `first_pause_s` at
@@ -205,7 +213,7 @@ class Patience:
     in the way.
     """
 
-    max_pause_s: float = 1.0
+    max_pause_s: MaxPause = 1.0
     wait_s: float | None = 30.0
     first_pause_s: float = 0.1
     notify: Callable[[str], None] = tell_nobody

@@ -9,12 +9,12 @@ from typing import Literal
 
 
 def calibration_texts() -> list[str]:
-    """Those that decide the scales of the int8 form: sentences in 26 languages, passages in five."""
+    """Return the texts that decide the scales of the int8 form: sentences in 26 languages, passages in five."""
     return _texts("calibrate")
 
 
 def comparison_texts() -> list[str]:
-    """Others of the same kinds, and questions."""
+    """Return other texts of the same kinds, and questions."""
     return _texts("compare")
 
 

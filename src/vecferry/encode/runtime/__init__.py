@@ -18,29 +18,29 @@ Device = Literal["cpu", "cuda"]
 
 
 class Runtime(Protocol):
-    """Runs batches of tokens. Thread-safe; not safe across a fork."""
+    """A model that runs batches of tokens. Thread-safe; not safe across a fork."""
 
     @property
     def name(self) -> str:
-        """onnx, torch or lightweight."""
+        """The runtime's name: onnx, torch or lightweight."""
 
     @property
     def space(self) -> VectorSpace:
         """The vector space of what `run` returns."""
 
     def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
-        """Embeddings of the batch, in its order; `outputs` are among the space's.
+        """Embed the batch, in its order; `outputs` are among the space's.
 
         Raises RuntimeFailed and OutOfMemory, with the batch's shape.
         """
 
     def describe(self) -> dict[str, str]:
-        """Facts for people: provider, threads, versions."""
+        """Return facts for people: provider, threads, versions."""
 
 
 @dataclass(frozen=True)
 class RawOutputs:
-    """What a forward pass gives. dense [B, D]; token_weights [B, S]; colbert [B, S - 1, D], without the first token."""
+    """Arrays of a pass. dense [B, D]; token_weights [B, S]; colbert [B, S - 1, D], without the first token."""
 
     dense: Float32
     token_weights: Float32 | None = None
@@ -48,7 +48,7 @@ class RawOutputs:
 
 
 def finish(raw: RawOutputs, batch: TokenBatch, outputs: Outputs, space: VectorSpace) -> Embeddings:
-    """Raw outputs of a padded batch to embeddings of its texts."""
+    """Turn raw outputs of a padded batch into embeddings of its texts."""
     return Embeddings(
         space.fingerprint,
         batch.lengths,
@@ -60,17 +60,17 @@ def finish(raw: RawOutputs, batch: TokenBatch, outputs: Outputs, space: VectorSp
 
 
 def lexical_weights(token_weights: Float32, batch: TokenBatch, special_ids: tuple[int, ...]) -> Sparse:
-    """[B, S] weights to CSR: per text and token id the maximum, special ids and zeros removed."""
-    there = np.arange(token_weights.shape[1]) < batch.lengths[:, None]  # [B, S]
+    """Convert [B, S] weights to CSR: per text and token id the maximum, special ids and zeros removed."""
+    is_token = np.arange(token_weights.shape[1]) < batch.lengths[:, None]  # [B, S]
     return max_per_id(
-        np.repeat(np.arange(len(batch)), batch.lengths), batch.ids, token_weights[there], len(batch), special_ids
+        np.repeat(np.arange(len(batch)), batch.lengths), batch.ids, token_weights[is_token], len(batch), special_ids
     )
 
 
 def max_per_id(
     rows: np.ndarray, ids: np.ndarray, weights: Float32, num_rows: int, excluded: tuple[int, ...] = ()
 ) -> Sparse:
-    """Triples (row, id, weight) to CSR, keeping the largest weight of each (row, id), ids ascending."""
+    """Convert triples (row, id, weight) to CSR, keeping the largest weight of each (row, id), ids ascending."""
     kept = (weights > 0) & ~np.isin(ids, excluded)
     rows, ids, weights = rows[kept], ids[kept], weights[kept]
     order = np.lexsort((ids, rows))
@@ -81,7 +81,7 @@ def max_per_id(
 
 
 def without_padding(colbert: Float32, batch: TokenBatch) -> MultiVector:
-    """[B, S - 1, D] to ragged: of each text its tokens but the first."""
+    """Convert [B, S - 1, D] to ragged: of each text its tokens but the first."""
     kept = np.maximum(batch.lengths - 1, 0)
-    there = np.arange(colbert.shape[1]) < kept[:, None]  # [B, S - 1]
-    return MultiVector(indptr_of(kept), colbert[there])
+    is_token = np.arange(colbert.shape[1]) < kept[:, None]  # [B, S - 1]
+    return MultiVector(indptr_of(kept), colbert[is_token])

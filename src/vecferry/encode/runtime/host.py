@@ -61,7 +61,7 @@ def processors(read: Read = read_file) -> Processors:
 
 
 def available_cpus() -> int:
-    """Processors that this process may use, its quota rounded up."""
+    """Return the number of processors that this process may use, its quota rounded up."""
     return processors().usable
 
 
@@ -82,7 +82,7 @@ def _processor(read: Read) -> str:
 
 
 def instruction_sets(read: Read = read_file) -> tuple[str, ...]:
-    """Names of those that matter for a matrix product; empty where the system does not say."""
+    """Return the names of those that matter for a matrix product; empty where the system does not say."""
     lines = (read("/proc/cpuinfo") or "").splitlines()
     flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
     return tuple(name for name, signs in INSTRUCTION_SETS.items() if flags & signs)
@@ -93,7 +93,7 @@ def instruction_sets(read: Read = read_file) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Memory:
-    """In bytes; None where it is not known, and a `limit` of the control group where there is none."""
+    """Memory in bytes; None where it is not known, and for `limit` where the control group has none."""
 
     total: int | None = None
     available: int | None = None
@@ -101,7 +101,7 @@ class Memory:
 
     @property
     def usable(self) -> int | None:
-        """What the process can have at most."""
+        """The bytes that the process can have at most."""
         return min((size for size in (self.total, self.limit) if size is not None), default=None)
 
 
@@ -136,7 +136,7 @@ def _memory_limits(read: Read) -> Iterator[int]:
 
 
 def _groups(read: Read, controller: str) -> Iterator[str]:
-    """Folders of the process's groups, version 2 and 1, each with those above it.
+    """Yield folders of the process's groups, version 2 and 1, each with those above it.
 
     In a container the path may be the host's, of which only the uppermost folder is to be seen.
     """

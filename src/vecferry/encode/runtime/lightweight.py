@@ -61,7 +61,7 @@ UNSPACED = np.array([
 
 
 class LightweightTokenizer:
-    """Text to folded characters: one token each, a space before, between and after the words.
+    """A tokenizer to folded characters: one token each, a space before, between and after the words.
 
     Thread-safe. Folded: compatibility forms (NFKC), case, accents; punctuation and symbols are spaces.
     """
@@ -70,7 +70,7 @@ class LightweightTokenizer:
         self._fold = fold_table()
 
     def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
-        """int32 code points; texts of more than `MAX_CHARACTERS` keep their beginning and the last space.
+        """Return int32 code points; texts over `MAX_CHARACTERS` keep their beginning and the last space.
 
         Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
         """
@@ -94,7 +94,7 @@ class LightweightTokenizer:
 
 @cache
 def fold_table() -> Int32:
-    """int32 [65536]: for each character of the first plane what stands for it, SPACE or DROPPED. Read-only."""
+    """Return int32 [65536]: what stands for each character of the first plane, or SPACE, or DROPPED. Read-only."""
     table = np.array([_folded(chr(point)) for point in range(PLANE)], np.int32)
     table.flags.writeable = False
     return table
@@ -114,7 +114,7 @@ def _folded(character: str) -> int:
 
 
 class LightweightRuntime:
-    """Folded characters to hashed features. Needs no file, no download and no warm-up; thread-safe.
+    """A runtime from folded characters to hashed features: no file, no download, no warm-up; thread-safe.
 
     dense: float32 [N, 1024], unit length, of words, 4-grams and 6-grams of characters within a word and
     its two spaces, and in `UNSPACED` scripts of characters and their pairs. sparse: the same without
@@ -145,7 +145,7 @@ class LightweightRuntime:
 
 
 def lightweight_space() -> VectorSpace:
-    """The digests stand for the recipe, as a model's do for its files."""
+    """Return the space; its digests stand for the recipe, as a model's do for its files."""
     hashed = {
         "version": RECIPE_VERSION, "dimension": DIMENSION, "sparse_ids": SPARSE_IDS, "ngrams": NGRAMS, "scale": SCALE,
         "weights": [SHORT_WORD, SHORT_WORD_WEIGHT, WEIGHT], "unspaced": UNSPACED.tolist(),
@@ -183,35 +183,35 @@ class Features:
 
 def features_of(batch: TokenBatch) -> Features:
     unspaced = is_unspaced(batch.ids)
-    words, word_lengths = words_of(batch.ids, unspaced)
+    word_starts, word_lengths = words_of(batch.ids, unspaced)
     singles, pairs = np.flatnonzero(unspaced), np.flatnonzero(unspaced[:-1] & unspaced[1:])
     ngrams = [windows_of(batch.ids, unspaced, n) for n in NGRAMS]
-    starts = np.concatenate([words, singles, pairs, *ngrams])  # [S] each
+    starts = np.concatenate([word_starts, singles, pairs, *ngrams])  # [S] each
     fixed = [np.full(len(s), n) for s, n in zip([singles, pairs, *ngrams], [1, 2, *NGRAMS], strict=True)]
     lengths = np.concatenate([word_lengths, *fixed])
-    lexical = np.arange(len(starts)) < len(words) + len(singles) + len(pairs)
+    lexical = np.arange(len(starts)) < len(word_starts) + len(singles) + len(pairs)
     weights = np.full_like(starts, WEIGHT)
-    weights[: len(words)][word_lengths <= SHORT_WORD] = SHORT_WORD_WEIGHT
+    weights[: len(word_starts)][word_lengths <= SHORT_WORD] = SHORT_WORD_WEIGHT
     kinds = np.where(lexical, 0, lengths)  # a word of four letters is not the 4-gram of those letters
     rows = np.repeat(np.arange(len(batch)), batch.lengths)  # [characters]
     return _counted(Features(rows[starts], span_hashes(batch.ids, starts, lengths, kinds), weights, lexical))
 
 
 def is_unspaced(characters: Int32) -> Bool:
-    """Whether each character belongs to one of `UNSPACED`."""
+    """Return whether each character belongs to one of `UNSPACED`."""
     begun_or_ended = np.searchsorted(UNSPACED, characters, side="right")
     return np.equal(begun_or_ended % 2, 1)
 
 
 def words_of(characters: Int32, unspaced: Bool) -> tuple[Int64, Int64]:
-    """Starts and lengths of the runs of neither spaces nor unspaced characters."""
+    """Return starts and lengths of the runs of neither spaces nor unspaced characters."""
     inside = np.concatenate([[False], (characters != SPACE) & ~unspaced, [False]])
     edges = np.flatnonzero(inside[1:] != inside[:-1])  # start, end, start, end, ...
     return edges[::2], np.diff(edges)[::2]
 
 
 def windows_of(characters: Int32, unspaced: Bool, n: int) -> Int64:
-    """Starts of the windows of `n` characters of one word, of which the first and the last may be its spaces."""
+    """Return starts of the windows of `n` characters of one word; its spaces may be first and last."""
     spaces_before = indptr_of((characters == SPACE).astype(np.int64))  # [characters + 1]
     unspaced_before = indptr_of(unspaced.astype(np.int64))
     starts = np.arange(max(len(characters) - n + 1, 0))
@@ -220,7 +220,7 @@ def windows_of(characters: Int32, unspaced: Bool, n: int) -> Int64:
 
 
 def span_hashes(characters: Int32, starts: Int64, lengths: Int64, kinds: Int64) -> UInt64:
-    """uint64 [S]: of c[0], c[1], ... the polynomial Σ mixed(c[i]) · BASE**i modulo 2**64, mixed again with the kind.
+    """Hash spans to uint64 [S]: Σ mixed(c[i]) · BASE**i modulo 2**64 over c[0], c[1], ..., mixed with the kind.
 
     By prefix sums, so that a span of any length costs the same: the sum from `start`, times BASE**-start.
     """
@@ -237,14 +237,14 @@ def _powers(base: int, count: int) -> UInt64:
 
 
 def mixed(values: UInt64) -> UInt64:
-    """The finalizer of MurmurHash3 (Appleby 2011, fmix64): every bit of a value moves every bit of the result."""
+    """Apply MurmurHash3's finalizer (Appleby 2011, fmix64): every bit of a value moves every bit of the result."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
     return values ^ (values >> np.uint64(33))
 
 
 def _counted(occurring: Features) -> Features:
-    """Each feature of a row once; its weight is round(SCALE · weight · √count)."""
+    """Keep each feature of a row once; its weight is round(SCALE · weight · √count)."""
     order = np.lexsort((occurring.hashes, occurring.rows))
     rows, hashes = occurring.rows[order], occurring.hashes[order]
     changed = (rows[1:] != rows[:-1]) | (hashes[1:] != hashes[:-1])
@@ -258,7 +258,7 @@ def _counted(occurring: Features) -> Features:
 
 
 def dense_vectors(features: Features, num_rows: int) -> Float32:
-    """float32 [num_rows, 1024], unit length. A text without a feature is the first axis, as good as any."""
+    """Return float32 [num_rows, 1024], unit length. A text without a feature is the first axis, as good as any."""
     places = (features.hashes % np.uint64(DIMENSION)).astype(np.int64)
     signs = np.where(features.hashes >> np.uint64(63), -1, 1)
     flat = np.bincount(features.rows * DIMENSION + places, features.weights * signs, num_rows * DIMENSION)
@@ -269,7 +269,7 @@ def dense_vectors(features: Features, num_rows: int) -> Float32:
 
 
 def sparse_weights(features: Features, num_rows: int) -> Sparse:
-    """Lexical features only, each row of unit length before ids that collide are reduced to their maximum."""
+    """Return lexical features only, each row of unit length before colliding ids are reduced to their maximum."""
     rows, weights = features.rows[features.lexical], features.weights[features.lexical]
     ids = (features.hashes[features.lexical] >> np.uint64(10)) % np.uint64(SPARSE_IDS)
     norms = np.sqrt(np.bincount(rows, weights * weights, num_rows))  # [num_rows]

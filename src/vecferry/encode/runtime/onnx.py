@@ -49,14 +49,14 @@ Feed = dict[str, np.ndarray]
 
 
 class OnnxRuntime:
-    """Runs an artifact's graph. One session, shared by all threads."""
+    """An artifact's graph in one session, shared by all threads."""
 
     name = "onnx"
 
     def __init__(
         self, artifact: Artifact, *, threads: int | None = None, device: Device = "cpu", low_memory: bool = False
     ) -> None:
-        """threads: of one operator; by default the processors that this process may use, its quota regarded.
+        """Load the graph. threads: of one operator; by default the processors that this process may use.
 
         low_memory: weights stay pages of their file, which processes share, and a run's memory is given back after it.
         Short texts take longer.
@@ -111,7 +111,7 @@ class OnnxRuntime:
         return dict(zip(names, self._session.run(None, feed, self._run_options), strict=True))
 
     def _prove(self) -> None:
-        """Raises RuntimeUnavailable unless the device does the work, and a run on it succeeds."""
+        """Raise RuntimeUnavailable unless the device does the work, and a run on it succeeds."""
         if names := misplaced(self._session, PROVIDERS[self._device][0]):
             reason = f"{', '.join(names)} would run on the CPU, not on {self._device}"
             raise RuntimeUnavailable(self.name, reason, "pip install -U onnxruntime-gpu, or VECFERRY_DEVICE=cpu")
@@ -128,7 +128,7 @@ def run_bound(
     device: Device,
     run_options: onnxruntime.RunOptions | None = None,
 ) -> Feed:
-    """Outputs by name, as `session.run` gives them: inputs are put on the device once, outputs fetched once."""
+    """Return outputs by name, as `session.run` does: inputs are put on the device once, outputs fetched once."""
     binding = session.io_binding()
     for name, value in feed.items():
         place = "cpu" if name in SWITCHES else device  # which way to go is decided on the CPU
@@ -141,24 +141,24 @@ def run_bound(
 
 
 def run_each(model: Path, batches: Iterable[TokenBatch], pad_id: int) -> Iterator[Feed]:
-    """All outputs of a model file for each batch, on the CPU."""
+    """Yield all outputs of a model file for each batch, on the CPU."""
     session = _session(model, "cpu", _options(available_cpus(), "cpu", low_memory=False))
     run_options, names = _run_options(low_memory=False), [output.name for output in session.get_outputs()]
     for batch in batches:
         ids, mask = batch.padded(pad_id)
-        found = session.run(None, {"input_ids": ids, "attention_mask": mask}, run_options)
-        yield dict(zip(names, found, strict=True))
+        results = session.run(None, {"input_ids": ids, "attention_mask": mask}, run_options)
+        yield dict(zip(names, results, strict=True))
 
 
 def misplaced(session: onnxruntime.InferenceSession, provider: str) -> list[str]:
-    """Kinds of heavy operators that another provider than this would run. The session has recorded its assignment."""
+    """Return kinds of heavy operators that another provider would run. The session has recorded its assignment."""
     parts = (part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider)
     kinds = {node.op_type for part in parts for node in part.get_nodes()}
     return sorted(kind for kind in kinds if any(sign in kind for sign in HEAVY))
 
 
 def _options(threads: int, device: Device, *, low_memory: bool) -> onnxruntime.SessionOptions:
-    """Each session has threads of its own: the pool that sessions can share always spins (decision 0013)."""
+    """Return session options with threads of its own: a pool that sessions share always spins (decision 0013)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -187,7 +187,7 @@ def _run_options(*, low_memory: bool) -> onnxruntime.RunOptions:
 
 @cache
 def _share_arena() -> None:
-    """One arena for the sessions of this process; one that another part of the application registered is taken too."""
+    """Register one arena for the sessions of this process, or use one that another part of it registered."""
     place = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )

@@ -26,12 +26,12 @@ except ModuleNotFoundError as exc:
 
 
 class TorchRuntime:
-    """Runs a checkpoint. Weights are views of the checkpoint's files, not copies."""
+    """A checkpoint in PyTorch. Weights are views of the checkpoint's files, not copies."""
 
     name = "torch"
 
     def __init__(self, model: Model, *, threads: int | None = None, device: Device = "cpu") -> None:
-        """Raises RuntimeUnavailable (device) and CheckpointDamaged. `threads` is PyTorch's, so the whole process's."""
+        """Load a checkpoint; `threads` holds for the process. Raises RuntimeUnavailable (device), CheckpointDamaged."""
         if device == "cuda" and not torch.cuda.is_available():
             remedy = "install a CUDA build of PyTorch and its driver, or VECFERRY_DEVICE=cpu"
             raise RuntimeUnavailable("torch", "CUDA was asked for, but torch.cuda.is_available() is False", remedy)
@@ -98,7 +98,7 @@ class TorchRuntime:
 
 
 def _encoder(model: Model) -> Any:
-    """Transformers' model over the checkpoint's tensors, in fp32."""
+    """Return transformers' model over the checkpoint's tensors, in fp32."""
     spec = model.spec
     kind: Any = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}[spec.family]
     config = kind.config_class(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from vecferry.errors import SettingsError
+from pydantic import Field
+
+from vecferry.options import Checked, Count, From0, Help, Seconds
 from vecferry.stores.ledger import RangeRecord
 
 
@@ -30,40 +32,29 @@ def range_name(uid: str, number: int) -> str:
     return f"{uid}-{number:08d}"
 
 
-@dataclass(frozen=True)
-class RaySettings:
-    """address: of a cluster; None starts one on this machine and ends it. workers: each loads the model once a wave.
+Workers = Annotated[Count, Help("processes on Ray that each load the model; `plan` estimates for so many")]
 
-    cpus_per_worker: None is this machine's CPUs, or the cluster's, shared out evenly. wave: jobs of one Ray Data run,
-    for each worker. stall_s: without a job done for so long a wave is given up and what is missing of it begun again;
-    longer than the slowest range takes. tries: of a wave, without a job done, before it is given up for good.
+
+@dataclass(frozen=True)
+class RaySettings(Checked):
+    """How Ray is used. address: None starts a cluster on this machine and ends it. workers: load the model once a wave.
+
+    cpus_per_worker: None is this machine's CPUs, or the cluster's, shared out evenly. wave: jobs of one Ray Data run.
+    stall_s: a wave is given up then, and what is missing of it begun again. Raises SettingsError.
     """
 
-    address: str | None = None
-    workers: int = 1
-    cpus_per_worker: int | None = None
-    gpus_per_worker: float = 0.0
-    wave: int = 64
-    stall_s: float = 600.0
-    tries: int = 3
-
-    def __post_init__(self) -> None:
-        checks = (
-            ("workers", self.workers, self.workers >= 1, "1 or more"),
-            (
-                "cpus_per_worker",
-                self.cpus_per_worker,
-                self.cpus_per_worker is None or self.cpus_per_worker >= 1,
-                "1 or more",
-            ),
-            ("gpus_per_worker", self.gpus_per_worker, self.gpus_per_worker >= 0, "0 or more"),
-            ("wave", self.wave, self.wave >= 1, "1 or more"),
-            ("stall_s", self.stall_s, self.stall_s > 0, "more than 0 seconds"),
-            ("tries", self.tries, self.tries >= 1, "1 or more"),
-        )
-        for name, value, is_right, expected in checks:
-            if not is_right:
-                raise SettingsError(name, value, expected)
+    address: Annotated[
+        Annotated[str, Field(min_length=1, description="HOST:PORT, or auto")] | None,
+        Help("a Ray cluster that this machine is part of; without it Ray runs here alone"),
+    ] = None
+    workers: Workers = 1
+    cpus_per_worker: Annotated[Count | None, Help("CPUs of each worker; by default they are shared out evenly")] = None
+    gpus_per_worker: Annotated[From0, Help("GPUs of each worker; a fraction lets several share one")] = 0.0
+    wave: Annotated[Count, Help("ranges handed over at once, for each worker")] = 64
+    stall_s: Annotated[
+        Seconds, Help("seconds without a range done, after which a wave is begun again; longer than the slowest takes")
+    ] = 600.0
+    tries: Annotated[Count, Help("tries of a wave of which nothing is done, before it is given up")] = 3
 
     @property
     def jobs_per_wave(self) -> int:

@@ -8,7 +8,7 @@ Reading is cheap beside encoding, so the driver does it: workers need neither th
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
+from vecferry.stores.values import Side
 
 
 @dataclass(frozen=True)
@@ -69,56 +70,34 @@ class RayEngine:
     def _pass(self, store: Store, pool: Pool, ranges: Sequence[RangeRecord], failed: set[bytes]) -> Iterator[int]:
         """Numbers of ranges that are staged now; at least of the first.
 
-        A range that waited for the vectors of a text which then failed in another range is left out; the text is
-        added to `failed`, so that in the next pass each range tries it by itself.
+        A text is encoded by the first range that has it; the number of another comes when its vector is staged. Where
+        a text fails, the ranges that count on it are left out, and `failed` has its digest: in the next pass each
+        tries it by itself.
         """
-        dependencies = dict[int, Dependencies]()
-        coming = set[bytes]()
+        coming, depends_on = set[bytes](), dict[int, set[bytes]]()
         for each in ranges:
-            planned = self._plan(store, each, coming - failed)
-            if planned is None:
+            name, rows = range_name(self.uid, each.number), store.outdated(Side.NEW, each.keys, self.rows_per_range)
+            if self.staging.holds(name, rows):
                 yield each.number
-            else:
-                task, dependencies[each.number] = planned
-                pool.put(each.number, task.to_bytes())
-                coming |= dependencies[each.number].made
+                continue
+            digests = {row.digest for row in rows if row.text is not None}
+            staged = self.staging.known([*digests], but=name)
+            depends_on[each.number] = (coming & digests) - staged
+            elsewhere = staged | depends_on[each.number]
+            task = RangeTask(rows, elsewhere, self.staging.vectors([*(digests - elsewhere)]))
+            pool.put(each.number, task.to_bytes())
+            coming |= digests - elsewhere - failed
+        arrived = set[int]()
         with closing(pool.results()) as results:
-            yield from self._keep(results, dependencies, failed)
-
-    def _keep(
-        self, results: Iterable[tuple[int, bytes]], dependencies: Mapping[int, Dependencies], failed: set[bytes]
-    ) -> Iterator[int]:
-        """Stages each file as soon as those that it leans on are staged."""
-        held = dict[int, bytes]()
-        for number, file in results:
-            held[number] = file
-            while ready := [number for number in held if self._are_staged(dependencies[number].depends_on)]:
-                for done in ready:
-                    there = self.staging.keep_file(range_name(self.uid, done), held.pop(done))
-                    failed |= dependencies[done].made - there
-                    yield done
-
-    def _are_staged(self, digests: set[bytes]) -> bool:
-        return digests <= self.staging.known([*digests])
-
-    def _plan(self, store: Store, each: RangeRecord, coming: set[bytes]) -> tuple[RangeTask, Dependencies] | None:
-        """None if it is staged with the texts that it has now. coming: what ranges before it will hold."""
-        name, rows = range_name(self.uid, each.number), store.unembedded(each.keys, self.rows_per_range)
-        if self.staging.holds(name, rows):
-            return None
-        digests = {row.digest for row in rows if row.text is not None}
-        there = self.staging.known([*digests], but=name)
-        depends_on = (coming & digests) - there
-        made = digests - there - depends_on
-        return RangeTask(rows, there | depends_on, self.staging.vectors([*made])), Dependencies(depends_on, made)
-
-
-@dataclass(frozen=True)
-class Dependencies:
-    """Digests. awaited: of texts whose vectors ranges before it will hold; made: of those that it will hold itself."""
-
-    depends_on: set[bytes]
-    made: set[bytes]
+            for number, file in results:
+                self.staging.keep_file(range_name(self.uid, number), file)
+                arrived.add(number)
+                complete = {
+                    number for number in arrived if depends_on[number] <= self.staging.known([*depends_on[number]])
+                }
+                arrived -= complete
+                yield from complete
+        failed |= coming - self.staging.known([*coming])
 
 
 def _range_file(encoder: TextEncoder, job: bytes, outputs: Outputs) -> bytes:

@@ -21,7 +21,7 @@ from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Row
+from vecferry.stores.values import Row, Side
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LocalEngine:
         """Each range's rows; None where all of them are staged with the text that they have now."""
         with closing(self.store.another()) as store:
             for each in ranges:
-                found = store.unembedded(each.keys, self.rows_per_range)
+                found = store.outdated(Side.NEW, each.keys, self.rows_per_range)
                 rows.put((each.number, None if self.staging.holds(range_name(self.uid, each.number), found) else found))
 
     def _encode(self, rows: Queue[tuple[int, list[Row] | None]], numbers: Queue[int]) -> None:

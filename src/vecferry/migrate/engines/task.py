@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
-from vecferry.embeddings import Outputs
+from vecferry.embeddings import Outputs, TextVectors
 from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded, embed
-from vecferry.migrate.staged_file import StagedRow, StagedVector, read, write
+from vecferry.migrate.staged_file import StagedRow, read, write
 from vecferry.migrate.staging import staged_rows
 from vecferry.stores.values import NewVector, Row
 
@@ -23,7 +23,7 @@ class RangeTask:
 
     rows: Sequence[Row]
     elsewhere: Collection[bytes]
-    staged: Mapping[bytes, StagedVector]
+    staged: Mapping[bytes, TextVectors]
 
     def to_bytes(self) -> bytes:
         """To be read by `from_bytes`."""
@@ -57,7 +57,7 @@ def embed_unknown(
     encoder: TextEncoder,
     rows: Sequence[Row],
     outputs: Outputs,
-    staged: Mapping[bytes, StagedVector],
+    staged: Mapping[bytes, TextVectors],
     elsewhere: Collection[bytes] = (),
 ) -> Embedded:
     """As `embed`, but a text that is staged is not encoded again; a row of one that lies elsewhere has no vector."""
@@ -72,7 +72,7 @@ def embed_unknown(
         if digest in elsewhere:
             vectors.append(NewVector(row.key, digest, None))
         elif (old := staged.get(digest)) is not None:
-            vectors.append(NewVector(row.key, digest, old.vector, old.sparse, old.colbert))
+            vectors.append(NewVector(row.key, digest, old))
         else:
             vectors.append(next(fresh))
     return Embedded(tuple(vectors), made.dead_letters)

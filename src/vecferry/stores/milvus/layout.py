@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from pymilvus import CollectionSchema, DataType
 
-from vecferry.embeddings import Float32, Outputs
+from vecferry.embeddings import Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Fields, Point
-from vecferry.stores.values import SparseVector
 
 SPARSE = "sparse"
 DYNAMIC = "$meta"
@@ -125,23 +124,23 @@ class MilvusLayout:
         if text is not None and not isinstance(text, str):
             what = f"{self.names.text} of point {key} is no text but {type(text).__name__}"
             raise StoreSchemaError(what, "Name the field that holds the text.")
-        dense = None if vector is None else np.asarray(vector, np.float32)
-        return Point(str(key), text, dense, payload, sparse)
+        vectors = None if vector is None else TextVectors(np.asarray(vector, np.float32), sparse)
+        return Point(str(key), text, vectors, payload)
 
     def row(self, point: Point) -> dict[str, Any]:
         """Raises StoreSchemaError for what the schema does not allow."""
-        assert point.vector is not None, "every point that is put has a vector"
+        assert point.vectors is not None, "every point that is put has a vector"
         optional = (name for name, field in self.fields.items() if field.get("nullable") or "default_value" in field)
         row = {name: None for name in optional if name not in self.made_by_functions} | dict(point.payload)
-        row |= {self.names.key: self.key(point.id), self.names.vector: np.asarray(point.vector, np.float32)}
+        row |= {self.names.key: self.key(point.id), self.names.vector: np.asarray(point.vectors.dense, np.float32)}
         if point.text is not None:
             row[self.names.text] = point.text
         elif self.names.text in self.fields and not self.fields[self.names.text].get("nullable"):
             what = f"point {point.id} has no text, and {self.names.text} of {self.collection} is not nullable"
             raise StoreSchemaError(what, "An empty text can be stored.")
         if self.has_sparse:
-            row[SPARSE] = _weights(point.sparse)
-        elif point.sparse is not None:
+            row[SPARSE] = _weights(point.vectors.sparse)
+        elif point.vectors.sparse is not None:
             raise StoreSchemaError(f"{self.collection} has no field {SPARSE}", "Its migration was begun without it.")
         return row
 
@@ -179,9 +178,7 @@ def _plain(value: Any) -> Any:
 
 
 def _weights(sparse: SparseVector | None) -> dict[int, float]:
-    if sparse is None or not len(sparse.ids):
-        return NO_WEIGHTS
-    return dict(zip(sparse.ids.tolist(), sparse.weights.tolist(), strict=True))
+    return NO_WEIGHTS if sparse is None or not len(sparse.indices) else sparse.as_dict()
 
 
 def _sparse(weights: Mapping[int, float] | None) -> SparseVector | None:

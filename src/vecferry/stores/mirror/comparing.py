@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -33,24 +32,28 @@ def same(a: object, b: object) -> bool:
     return a == b or repr(a) == repr(b)  # a NaN is the same as itself here
 
 
-class SideComparison(MirrorSides):
-    """`protocol.NewSide`, and those parts of `protocol.Capture` that only look."""
+class MirrorComparison:
+    """What is current on the sides."""
+
+    def __init__(self, sides: MirrorSides) -> None:
+        self._sides, self._backend, self._target, self._ledger = sides, sides.backend, sides.target, sides.ledger
+        self._sorted_ids: list[str] | None = None
 
     def new_space(self) -> str | None:
-        spec = self._open_spec()
+        spec = self._sides.open_spec()
         return spec.fingerprint if spec is not None and self._backend.exists(spec.new_locator) else None
 
     def counts(self) -> Counts:
-        sides = self._sides()
+        sides = self._sides.now()
         try:
             return self._counts(sides)
         except StoreSchemaError:
-            if (now := self._sides()) == sides:
+            if (now := self._sides.now()) == sides:
                 raise
             return self._counts(now)  # the migration was ended in between, and a side dropped
 
     def _counts(self, sides: Sides) -> Counts:
-        record = self._open_record()
+        record = self._sides.open_record()
         rows = self._backend.count(sides.serving)
         if record is None or sides.new is None:
             return Counts(rows, rows if self._ledger.find(self._target) else 0, 0)
@@ -65,43 +68,47 @@ class SideComparison(MirrorSides):
         return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
 
     def _refreshed_ids(self) -> list[str]:
-        self._sorted_ids = sorted(self._backend.ids(self._sides().serving))
+        self._sorted_ids = sorted(self._backend.ids(self._sides.now().serving))
         return self._sorted_ids
 
-    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
         """Return rows without a vector of their text.
 
         Ids are listed once for a sweep from the beginning, and remembered for its rest.
         """
-        sides = self._sides()
-        if sides.name(side) == sides.serving or self._is_half_finalized(sides):
+        sides = self._sides.now()
+        if sides.name(side) == sides.serving or self._sides.is_half_finalized(sides):
             return []
-        known = self._sorted_ids
-        ids = self._refreshed_ids() if known is None or within == KeyRange() else known
-        start = bisect_right(ids, within.lo[0]) if within.lo else 0
-        end = bisect_right(ids, within.hi[0]) if within.hi else len(ids)
+        ids = self._ids_within(among) if isinstance(among, KeyRange) else sorted({key[0] for key in among})
         rows: list[Row] = []
-        for first in range(start, end, PAGE):
-            rows += sorted(self._behind(sides, side, ids[first : min(first + PAGE, end)]), key=lambda row: row.key)
-            if len(rows) >= limit:
+        for first in range(0, len(ids), PAGE):
+            rows += sorted(self._behind(sides, side, ids[first : first + PAGE]), key=lambda row: row.key)
+            if limit is not None and len(rows) >= limit:
                 break
         return rows[:limit]
 
+    def _ids_within(self, keys: KeyRange) -> list[str]:
+        known = self._sorted_ids
+        ids = self._refreshed_ids() if known is None or keys == EVERYTHING else known
+        start = bisect_right(ids, keys.lo[0]) if keys.lo else 0
+        end = bisect_right(ids, keys.hi[0]) if keys.hi else len(ids)
+        return ids[start:end]
+
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
-        keys = [row.key for row in self.unembedded(EVERYTHING, sys.maxsize, side)]
+        keys = [row.key for row in self.outdated(side)]
         if with_vector:
-            there = {point.id for point in self._backend.get(self._sides().name(side), [key[0] for key in keys])}
+            there = {point.id for point in self._backend.get(self._sides.now().name(side), [key[0] for key in keys])}
             keys = [key for key in keys if key[0] in there]
         return Finding(len(keys), tuple(keys[:max_keys])) if keys else NOTHING
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
-        sides = self._sides()
+        sides = self._sides.now()
         findings = Findings(dimension, max_keys)
         rows = 0
-        for points in self._pages(sides.serving):
+        for points in self._sides.pages(sides.serving):
             rows += len(points)
             new = {p.id: p for p in self._backend.get(sides.other, [p.id for p in points], vectors=True)}
-            dead_letters = self._letters(Side.NEW, [(point.id,) for point in points])
+            dead_letters = self._sides.dead_letter_digests(Side.NEW, [(point.id,) for point in points])
             for point in sorted(points, key=lambda point: point.id):
                 findings.look(point, new.get(point.id), dead_letters.get((point.id,)))
         orphans = self.orphans(10 * max_keys)
@@ -113,49 +120,35 @@ class SideComparison(MirrorSides):
         )
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
-        sides = self._sides()
+        sides = self._sides.now()
         ids = list(self._backend.ids(sides.name(Side.NEW)))
         chosen = random.sample(ids, min(num_rows, len(ids)))
         texts = {point.id: point.text for point in self._backend.get(sides.serving, chosen)}
         return [
-            (Row((point.id,), point.text), point.vector)
+            (Row((point.id,), point.text), point.vectors.dense)
             for point in self._backend.get(sides.name(Side.NEW), chosen, vectors=True)
-            if point.vector is not None and texts.get(point.id) == point.text
+            if point.vectors is not None and texts.get(point.id) == point.text
         ]
-
-    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
-        sides = self._sides()
-        if sides.name(side) == sides.serving or self._is_half_finalized(sides):
-            return []
-        return self._behind(sides, side, [key[0] for key in keys])
-
-    def _is_half_finalized(self, sides: Sides) -> bool:
-        """Whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
-        return sides.serving == sides.new and not self._backend.exists(sides.old)
 
     def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
         """Rows whose text is not that of their point on the side that follows, and no dead letters."""
         source = self._backend.get(sides.serving, ids)
         texts = {point.id: point.text for point in self._backend.get(sides.other, ids)}
         rows = [Row((p.id,), p.text) for p in source if p.id not in texts or texts[p.id] != p.text]
-        dead_letters = self._letters(side, [row.key for row in rows])
+        dead_letters = self._sides.dead_letter_digests(side, [row.key for row in rows])
         return [row for row in rows if dead_letters.get(row.key) != row.digest]
-
-    def _letters(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
-        record = self._open_record()
-        return self._ledger.letters_of(record, side, keys) if record and keys else {}
 
     def orphans(self, limit: int) -> list[Key]:
         """Return keys with a vector and without a row.
 
         A dead letter of the side that serves is none: the other side alone has its row.
         """
-        sides = self._sides()
-        if self._is_half_finalized(sides):
+        sides = self._sides.now()
+        if self._sides.is_half_finalized(sides):
             return []
         gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))
         keys: list[Key] = [(name,) for name in sorted(gone)]
-        dead_letters = self._letters(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
+        dead_letters = self._sides.dead_letter_digests(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
         there = self._backend.get(sides.other, [key[0] for key in dead_letters])
         kept = {(point.id,) for point in there if text_digest(point.text) == dead_letters[point.id,]}
         return [key for key in keys if key not in kept][:limit]
@@ -183,14 +176,14 @@ class Findings:
             return
         if new.text != point.text or not same(new.payload, point.payload):
             self._note("outdated", key)
-        if new.vector is None:
+        if new.vectors is None:
             self._note("without_vector", key)
-        elif new.vector.shape != (self._dimension,):
+        elif (dense := new.vectors.dense).shape != (self._dimension,):
             self._note("wrong_dimension", key)
-        elif not np.isfinite(new.vector).all():
+        elif not np.isfinite(dense).all():
             self._note("not_finite", key)
         else:
-            norm = float(np.linalg.norm(new.vector))
+            norm = float(np.linalg.norm(dense))
             if norm == 0:
                 self._note("zero", key)
             if abs(norm - 1) > NORM_TOLERANCE:

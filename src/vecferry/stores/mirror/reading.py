@@ -17,16 +17,16 @@ from vecferry.stores.values import Hit, Key, Row, Side, TableInfo, has_direction
 UNKNOWN = "not recorded"
 
 
-class MirrorReading(MirrorSides):
-    """`protocol.Reading`."""
+class MirrorReader:
+    """What anybody may ask."""
 
-    def users(self) -> str:
-        return ""
+    def __init__(self, sides: MirrorSides) -> None:
+        self._sides, self._backend, self._target, self._ledger = sides, sides.backend, sides.target, sides.ledger
 
     def describe(self) -> TableInfo:
-        sides = self._sides()
+        sides = self._sides.now()
         rows = null_texts = empty_texts = text_bytes = 0
-        for points in self._pages(sides.serving):
+        for points in self._sides.pages(sides.serving):
             rows += len(points)
             null_texts += sum(point.text is None for point in points)
             empty_texts += sum(point.text == "" for point in points)
@@ -45,29 +45,32 @@ class MirrorReading(MirrorSides):
             row_bytes=text_bytes,  # the new collection holds texts and payload again
             index_bytes=0,
             vector_bytes=vector_bytes,
-            creates=(f"collection {self.serving_locator(Side.NEW)}", f"control database {self._ledger.location}"),
+            creates=(
+                f"collection {self._sides.serving_locator(Side.NEW)}",
+                f"control database {self._ledger.location}",
+            ),
         )
 
     def sample(self, num_rows: int) -> list[Row]:
-        serving = self._sides().serving
+        serving = self._sides.now().serving
         ids = list(self._backend.ids(serving))
         chosen = random.sample(ids, min(num_rows, len(ids)))
         return [Row((p.id,), p.text) for p in self._backend.get(serving, chosen) if p.text is not None]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
-        found: dict[Key, Row] = {(p.id,): Row((p.id,), p.text) for p in self._points(self._sides().serving, keys)}
+        found: dict[Key, Row] = {(p.id,): Row((p.id,), p.text) for p in self._points(self._sides.now().serving, keys)}
         return list(in_order(found, keys).values())
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         with self._collection_in(fingerprint, f"a read of vectors in {self._target}") as collection:
             points = self._points(collection, keys, vectors=True)
-            found: dict[Key, Float32] = {(p.id,): p.vector for p in points if p.vector is not None}
+            found: dict[Key, Float32] = {(p.id,): p.vectors.dense for p in points if p.vectors is not None}
         return in_order(found, keys)
 
     def _points(self, collection: str, keys: Sequence[Key], *, vectors: bool = False) -> Iterator[Point]:
         """Those that are there, in any order; a key of several parts is no point's."""
         ids = list(dict.fromkeys(key[0] for key in keys if len(key) == 1))
-        for points in self._pages_of(collection, ids, vectors=vectors):
+        for points in self._sides.pages_of(collection, ids, vectors=vectors):
             yield from points
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
@@ -95,7 +98,7 @@ class MirrorReading(MirrorSides):
             raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where) from None
 
     def _found_in(self, fingerprint: str, where: str) -> str:
-        spec, sides = self._open_spec(), self._sides()
+        spec, sides = self._sides.open_spec(), self._sides.now()
         if spec is not None and spec.fingerprint == fingerprint and self._backend.exists(sides.name(Side.NEW)):
             return sides.name(Side.NEW)
         serving = self._ledger.serving(self._target)
@@ -107,11 +110,11 @@ class MirrorReading(MirrorSides):
     def _exact_search(self, collection: str, vector: Float32, k: int) -> list[Hit]:
         query = vector.astype(np.float64) / np.linalg.norm(vector)
         best: list[Hit] = []
-        for points in self._pages(collection, vectors=True):
-            filled = [point for point in points if point.vector is not None and has_direction(point.vector)]
-            if filled:
-                matrix = np.stack([p.vector for p in filled if p.vector is not None]).astype(np.float64)  # [n, D]
+        for points in self._sides.pages(collection, vectors=True):
+            dense = {point.id: point.vectors.dense for point in points if point.vectors is not None}
+            if filled := {id_: stored for id_, stored in dense.items() if has_direction(stored)}:
+                matrix = np.stack([*filled.values()]).astype(np.float64)  # [n, D]
                 scores = matrix @ query / np.linalg.norm(matrix, axis=1)
-                best += [Hit((p.id,), float(score)) for p, score in zip(filled, scores, strict=True)]
+                best += [Hit((id_,), float(score)) for id_, score in zip(filled, scores, strict=True)]
                 best = sorted(best, key=lambda hit: (-hit.score, hit.key))[:k]
         return best

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
-from vecferry.embeddings import Outputs
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, Point
-from vecferry.stores.ledger import Lease, MigrationRecord, MigrationSpec
+from vecferry.stores.ledger import MigrationRecord, MigrationSpec
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Side
+from vecferry.stores.values import Key, Side
 
 PAGE = 500
 """Points that are read at a time."""
@@ -40,82 +38,47 @@ class MirrorSides:
     """A backend, the name of a collection in it, and the ledger that knows its sides."""
 
     def __init__(self, backend: Backend, collection: str, ledger: SqliteLedger) -> None:
-        self._backend = backend
-        self._target = collection
-        self._ledger = ledger
-        self._lease: Lease | None = None
-        self._former: Lease | None = None
-        self._held_until: float | None = None
-        self._sorted_ids: list[str] | None = None
+        self.backend = backend
+        self.target = collection
+        self.ledger = ledger
 
-    @property
-    def target(self) -> str:
-        return self._target
-
-    @property
-    def text_source(self) -> str:
-        return self._backend.text_field
-
-    @property
-    def outputs(self) -> Outputs:
-        return self._backend.outputs
-
-    @property
-    def rows_outlive_vectors(self) -> bool:
-        return False
-
-    @property
-    def ledger(self) -> SqliteLedger:
-        return self._ledger
-
-    def another(self) -> Self:
-        return type(self)(self._backend.another(), self._target, self._ledger.another())
-
-    def reconnect(self) -> None:
-        """Asks the store for its collection; the clients of these stores connect anew by themselves."""
-        self._backend.exists(self._target)
-
-    def close(self) -> None:
-        self._backend.close()
-        self._ledger.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # --- which collection is which ----------------------------------------------------------------
-
-    def _open_record(self) -> MigrationRecord | None:
-        record = self._ledger.find(self._target)
+    def open_record(self) -> MigrationRecord | None:
+        record = self.ledger.find(self.target)
         return None if record is None or record.state == "finalized" else record
 
-    def _open_spec(self) -> MigrationSpec | None:
-        record = self._open_record()
+    def open_spec(self) -> MigrationSpec | None:
+        record = self.open_record()
         return None if record is None else record.spec
 
-    def _sides(self) -> Sides:
-        spec, serving = self._open_spec(), self._ledger.serving(self._target)
+    def now(self) -> Sides:
+        spec, serving = self.open_spec(), self.ledger.serving(self.target)
         source = serving.locator if serving else self._resolved()
         return Sides(source, None, source) if spec is None else Sides(spec.old_locator, spec.new_locator, source)
 
     def _resolved(self) -> str:
-        name = self._backend.resolve(self._target) if isinstance(self._backend, Aliased) else self._target
-        if not self._backend.exists(name):
-            raise StoreSchemaError(f"there is no collection {self._target}", "Names are spelled as in the store.")
+        name = self.backend.resolve(self.target) if isinstance(self.backend, Aliased) else self.target
+        if not self.backend.exists(name):
+            raise StoreSchemaError(f"there is no collection {self.target}", "Names are spelled as in the store.")
         return name
 
     def serving_locator(self, side: Side) -> str:
-        sides = self._sides()
+        sides = self.now()
         if side is Side.OLD or sides.new is not None:
             return sides.name(side)
-        serving = self._ledger.serving(self._target)
-        return f"{self._target}_vecferry_{(serving.generation if serving else 1) + 1}"
+        serving = self.ledger.serving(self.target)
+        return f"{self.target}_vecferry_{(serving.generation if serving else 1) + 1}"
 
-    def _pages(self, collection: str, *, vectors: bool = False) -> Iterator[list[Point]]:
-        yield from self._pages_of(collection, sorted(self._backend.ids(collection)), vectors=vectors)
+    def pages(self, collection: str, *, vectors: bool = False) -> Iterator[list[Point]]:
+        yield from self.pages_of(collection, sorted(self.backend.ids(collection)), vectors=vectors)
 
-    def _pages_of(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> Iterator[list[Point]]:
+    def pages_of(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> Iterator[list[Point]]:
         for start in range(0, len(ids), PAGE):
-            yield self._backend.get(collection, ids[start : start + PAGE], vectors=vectors)
+            yield self.backend.get(collection, ids[start : start + PAGE], vectors=vectors)
+
+    def is_half_finalized(self, sides: Sides) -> bool:
+        """Whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
+        return sides.serving == sides.new and not self.backend.exists(sides.old)
+
+    def dead_letter_digests(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
+        record = self.open_record()
+        return self.ledger.dead_letter_digests(record, side, keys) if record and keys else {}

@@ -6,24 +6,108 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
-from vecferry.embeddings import DENSE, Outputs
+from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
-from vecferry.stores.backend import Aliased, Point
+from vecferry.stores.backend import Aliased, Backend, Point
 from vecferry.stores.lease import held
-from vecferry.stores.mirror.comparing import SideComparison, same
-from vecferry.stores.mirror.reading import UNKNOWN, MirrorReading
-from vecferry.stores.mirror.sides import Sides
-from vecferry.stores.protocol import Then, nothing_more
-from vecferry.stores.values import BOTH_SIDES, Change, Held, Key, NewVector, Patience, Record, Side, text_digest
+from vecferry.stores.ledger import Lease
+from vecferry.stores.mirror.comparing import MirrorComparison, same
+from vecferry.stores.mirror.reading import UNKNOWN, MirrorReader
+from vecferry.stores.mirror.sides import MirrorSides, Sides
+from vecferry.stores.protocol import Store, Then, nothing_more
+from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import (
+    BOTH_SIDES,
+    EVERYTHING,
+    Change,
+    Counts,
+    Examination,
+    Finding,
+    Held,
+    Hit,
+    Key,
+    KeyRange,
+    NewVector,
+    Patience,
+    Record,
+    Row,
+    Side,
+    StoreTraits,
+    TableInfo,
+    text_digest,
+)
 from vecferry.stores.waiting import patiently
 
 T = TypeVar("T")
 
 
-class MirrorStore(MirrorReading, SideComparison):
+class MirrorStore(Store):
     """`stores.Store` over two collections of one backend."""
+
+    def __init__(self, backend: Backend, collection: str, ledger: SqliteLedger) -> None:
+        self._backend = backend
+        self._target = collection
+        self._ledger = ledger
+        self._sides = MirrorSides(backend, collection, ledger)
+        self._reader = MirrorReader(self._sides)
+        self._comparison = MirrorComparison(self._sides)
+        self._lease: Lease | None = None
+        self._former: Lease | None = None
+        self._held_until: float | None = None
+
+    @property
+    def target(self) -> str:
+        return self._target
+
+    @property
+    def traits(self) -> StoreTraits:
+        return StoreTraits(self._backend.text_field, self._backend.outputs, rows_outlive_vectors=False)
+
+    @property
+    def ledger(self) -> SqliteLedger:
+        return self._ledger
+
+    def another(self) -> Self:
+        return type(self)(self._backend.another(), self._target, self._ledger.another())
+
+    def reconnect(self) -> None:
+        """Asks the store for its collection; the clients of these stores connect anew by themselves."""
+        self._backend.exists(self._target)
+
+    def close(self) -> None:
+        self._backend.close()
+        self._ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- for anybody ------------------------------------------------------------------------------
+
+    def describe(self) -> TableInfo:
+        return self._reader.describe()
+
+    def sample(self, num_rows: int) -> list[Row]:
+        return self._reader.sample(num_rows)
+
+    def rows(self, keys: Sequence[Key]) -> list[Row]:
+        return self._reader.rows(keys)
+
+    def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
+        return self._reader.vectors(keys, fingerprint=fingerprint)
+
+    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+        return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+
+    def users(self) -> str:
+        return ""
+
+    def serving_locator(self, side: Side) -> str:
+        return self._sides.serving_locator(side)
 
     # --- the application's writes -----------------------------------------------------------------
 
@@ -32,25 +116,22 @@ class MirrorStore(MirrorReading, SideComparison):
 
         A journal entry goes first, so that no crash hides the write from the other side.
         """
-        if missing := [record.key[0] for record in records if record.vector is None]:
+        if missing := [record.key[0] for record in records if record.vectors is None]:
             raise StoreSchemaError(f"{self._target}: no vector for {', '.join(missing[:10])}", "Every point has one.")
         with self._journalled([record.key for record in records], fingerprint):
-            serving = self._sides().serving
+            serving = self._sides.now().serving
             dimension = self._backend.dimension(serving)
             for record in records:
-                if record.vector is not None and dimension not in (None, len(record.vector)):
-                    where = f"a write to {serving} with {len(record.vector)} numbers, which has {dimension}"
+                if record.vectors is not None and dimension not in (None, len(record.vectors.dense)):
+                    where = f"a write to {serving} with {len(record.vectors.dense)} numbers, which has {dimension}"
                     raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where)
             before = {point.id: point.payload for point in self._backend.get(serving, [r.key[0] for r in records])}
-            points = [
-                Point(r.key[0], r.text, r.vector, {**before.get(r.key[0], {}), **r.payload}, r.sparse, r.colbert)
-                for r in records
-            ]
+            points = [Point(r.key[0], r.text, r.vectors, {**before.get(r.key[0], {}), **r.payload}) for r in records]
             self._backend.put(serving, points)
 
     def remove(self, keys: Sequence[Key]) -> None:
         with self._journalled(keys, None):
-            self._backend.delete(self._sides().serving, [key[0] for key in keys])
+            self._backend.delete(self._sides.now().serving, [key[0] for key in keys])
 
     @contextmanager
     def _journalled(self, keys: Sequence[Key], fingerprint: str | None) -> Iterator[None]:
@@ -89,8 +170,8 @@ class MirrorStore(MirrorReading, SideComparison):
 
     def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
         """Let deletes follow, and payload that changed without its text."""
-        sides, ids = self._sides(), [key[0] for key in keys]
-        if self._is_half_finalized(sides):
+        sides, ids = self._sides.now(), [key[0] for key in keys]
+        if self._sides.is_half_finalized(sides):
             return set()
         with self._writing():
             source = {point.id: point for point in self._backend.get(sides.serving, ids)}
@@ -111,16 +192,42 @@ class MirrorStore(MirrorReading, SideComparison):
 
     def _unbury_served(self, sides: Sides, keys: Sequence[Key]) -> None:
         """A row that the application has written where it serves is no dead letter of that side any more."""
-        side, record = Side.NEW if sides.serving == sides.new else Side.OLD, self._open_record()
-        if record is not None and self._letters(side, keys):
+        side, record = Side.NEW if sides.serving == sides.new else Side.OLD, self._sides.open_record()
+        if record is not None and self._sides.dead_letter_digests(side, keys):
             with self.transaction():
                 self._ledger.remove_dead_letters(record, side, keys)
 
-    # --- writing ----------------------------------------------------------------------------------
+    # --- the sides, and what is not current on them -----------------------------------------------
+
+    def new_space(self) -> str | None:
+        return self._comparison.new_space()
+
+    def counts(self) -> Counts:
+        return self._comparison.counts()
+
+    def key_ranges(self, rows_each: int) -> list[KeyRange]:
+        return self._comparison.key_ranges(rows_each)
+
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
+        return self._comparison.outdated(side, among, limit)
+
+    def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
+        return self._comparison.count_outdated(side, max_keys, with_vector=with_vector)
+
+    def orphans(self, limit: int) -> list[Key]:
+        return self._comparison.orphans(limit)
+
+    def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
+        return self._comparison.check_integrity(dimension, max_keys)
+
+    def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
+        return self._comparison.sample_vectors(num_rows)
+
+    # --- what a migration changes -----------------------------------------------------------------
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # in the spec
         """Create the new collection. A collection of that name that has points in it is not ours: StoreSchemaError."""
-        sides = self._sides()
+        sides = self._sides.now()
         if not self._backend.exists(sides.other):
             self._backend.create(sides.other, like=sides.serving, dimension=dimension, outputs=outputs)
         elif self._backend.count(sides.other) and self._backend.dimension(sides.other) != dimension:
@@ -141,19 +248,15 @@ class MirrorStore(MirrorReading, SideComparison):
         return written
 
     def _put_current(self, side: Side, vectors: Sequence[NewVector]) -> set[Key]:
-        sides = self._sides()
+        sides = self._sides.now()
         if sides.name(side) == sides.serving or not vectors:
             return set()
         source = {p.id: p for p in self._backend.get(sides.serving, [vector.key[0] for vector in vectors])}
         current = [v for v in vectors if v.key[0] in source and text_digest(source[v.key[0]].text) == v.digest]
-        dead = [v.key[0] for v in current if v.vector is None]
+        dead = [v.key[0] for v in current if v.vectors is None]
         if dead:
             self._backend.delete(sides.other, dead)
-        points = [
-            replace(source[v.key[0]], vector=v.vector, sparse=v.sparse, colbert=v.colbert)
-            for v in current
-            if v.vector is not None
-        ]
+        points = [replace(source[v.key[0]], vectors=v.vectors) for v in current if v.vectors is not None]
         if points:
             self._backend.put(sides.other, points)
         return {vector.key for vector in current}
@@ -169,25 +272,12 @@ class MirrorStore(MirrorReading, SideComparison):
             with self._ledger.passing(self._target):
                 yield
 
-    def retry_dead_letters(self) -> None:
-        """Let dead letters be done again. Those of the side that serves have no text that they could be done from."""
-        record, sides = self._open_record(), self._sides()
-        if record is not None:
-            side = Side.OLD if sides.serving == sides.new else Side.NEW
-            dead_letters = self._ledger.dead_letters(record, self._ledger.count_dead_letters(record, side), side)
-            with self.transaction():
-                self._ledger.remove_dead_letters(record, side, [dead_letter.key for dead_letter in dead_letters])
-                self._ledger.note(self._target, [dead_letter.key for dead_letter in dead_letters], side)
-
     def build_indexes(self) -> tuple[str, ...]:
-        sides = self._sides()
-        return () if self._is_half_finalized(sides) else self._backend.build_indexes(sides.other, sides.serving)
+        sides = self._sides.now()
+        return () if self._sides.is_half_finalized(sides) else self._backend.build_indexes(sides.other, sides.serving)
 
-    def switch(self) -> None:
-        self._point_alias(self._sides().name(Side.NEW))
-
-    def switch_back(self) -> None:
-        self._point_alias(self._sides().name(Side.OLD))
+    def switch(self, to: Side) -> None:
+        self._point_alias(self._sides.now().name(to))
 
     def require_vectors(self, patience: Patience) -> bool:  # noqa: ARG002
         """Return false. No store of points knows NOT NULL."""
@@ -199,16 +289,13 @@ class MirrorStore(MirrorReading, SideComparison):
         if isinstance(backend, Aliased) and backend.is_alias(self._target):
             backend.point_alias(self._target, collection)
 
-    def drop_old(self) -> None:
-        sides = self._sides()
-        if sides.serving != sides.old:
-            self._backend.drop(sides.old)
-
-    def drop_new(self) -> None:
-        sides = self._sides()
-        if sides.new is not None and sides.serving != sides.new:
+    def drop(self, side: Side) -> None:
+        sides = self._sides.now()
+        if side is Side.NEW and sides.new is not None and sides.serving != sides.new:
             self._point_alias(sides.serving)
             self._backend.drop(sides.new)
+        elif side is Side.OLD and sides.serving != sides.old:
+            self._backend.drop(sides.old)
 
     # --- keeping things together ------------------------------------------------------------------
 
@@ -237,7 +324,7 @@ class MirrorStore(MirrorReading, SideComparison):
                     if not self._ledger.still_held(self._target):
                         raise Locked(self._target, f"writers, who were held off for {max_pause_s:g} s")
             except BaseException:
-                self._point_alias(self._sides().serving)
+                self._point_alias(self._sides.now().serving)
                 raise
             finally:
                 self._held_until = None

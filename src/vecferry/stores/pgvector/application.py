@@ -22,8 +22,12 @@ Given = dict[str, tuple[Fragment, object]]
 PLAIN = sql.SQL("%s")
 
 
-class PgApplication(TableSession):
-    """`protocol.Application`. What is written by other ways is captured too."""
+class PgApplicationWriter:
+    """The application's writes. What is written by other ways is captured too."""
+
+    def __init__(self, session: TableSession) -> None:
+        self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
+        self._locks, self._catalogue, self._side_resolver = session.locks, session.catalogue, session.side_resolver
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
         """Write rows with their vectors, all or none.
@@ -32,10 +36,10 @@ class PgApplication(TableSession):
 
         Rows are taken by ascending key, so that two who put the same ones wait for each other and nothing worse.
         """
-        dimensions = {len(record.vector) for record in records if record.vector is not None}
+        dimensions = {len(record.vectors.dense) for record in records if record.vectors is not None}
         with self._db.transaction():
             self._locks.lock("ROW EXCLUSIVE")  # no switch comes between this and the end
-            side = self._spaces.written(fingerprint, dimensions).side
+            side = self._side_resolver.written(fingerprint, dimensions).side
             columns = self._catalogue.columns()
             in_order = sorted(records, key=lambda record: record.key)
             for names, group in groupby(in_order, key=lambda record: tuple(record.payload)):
@@ -54,17 +58,17 @@ class PgApplication(TableSession):
     def _given(self, record: Record, side: Side, columns: Columns) -> Given:
         table = self._table
         heads = self._served_heads(columns)
-        stored = self._stored(text_digest(record.text), record, heads)
+        stored = self._session.stored(text_digest(record.text), record.vectors, heads)
         given: Given = {
             column.name: (sql.SQL("%s::text::") + verbatim(column.type), part)
             for column, part in zip(table.key, record.key, strict=True)
         }
         given[table.text] = (PLAIN, record.text)
-        given[table.vector] = (self._given_as(table.kind), _binary(stored.vector))
+        given[table.vector] = (self._sql.placeholder(table.kind), _binary(stored.vector))
         if heads.sparse is not None:
-            given[heads.sparse] = (self._given_as("sparsevec"), _binary(stored.sparse))
+            given[heads.sparse] = (self._sql.placeholder("sparsevec"), _binary(stored.sparse))
         if heads.colbert is not None:
-            given[heads.colbert] = (self._given_as("halfvec[]"), stored.colbert)
+            given[heads.colbert] = (self._sql.placeholder("halfvec[]"), stored.colbert)
         if (name := columns.checksum(side)) in columns.by_name:  # current at once, unless there is no vector to be
             given[name] = (PLAIN, None if stored.vector is None else checksum(stored))
         for name, value in record.payload.items():
@@ -80,7 +84,7 @@ class PgApplication(TableSession):
     def _upsert(self, placeholders: Mapping[str, Fragment]) -> sql.Composed:
         keys = {column.name for column in self._table.key}
         return sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}").format(
-            self._name,
+            self._sql.name,
             sql.SQL(", ").join(map(identifier, placeholders)),
             sql.SQL(", ").join(placeholders.values()),
             sql.SQL(", ").join(identifier(column.name) for column in self._table.key),
@@ -93,14 +97,14 @@ class PgApplication(TableSession):
         """Delete rows. They are locked by ascending key first, as in `put`."""
         if not keys:
             return
-        among, params = self._among(keys)
+        among, params = self._sql.among(keys)
         with self._db.transaction():
             in_order = sql.SQL(", ").join(
-                sql.SQL('{}::text COLLATE "C"').format(self._column(column.name)) for column in self._table.key
+                sql.SQL('{}::text COLLATE "C"').format(self._sql.column(column.name)) for column in self._table.key
             )
             lock = sql.SQL("SELECT FROM {} AS t WHERE {} ORDER BY {} FOR UPDATE")
-            self._db.execute(lock.format(self._name, among, in_order), params)
-            self._db.execute(sql.SQL("DELETE FROM {} AS t WHERE {}").format(self._name, among), params)
+            self._db.execute(lock.format(self._sql.name, among, in_order), params)
+            self._db.execute(sql.SQL("DELETE FROM {} AS t WHERE {}").format(self._sql.name, among), params)
 
 
 def _binary(data: bytes | None) -> Binary | None:

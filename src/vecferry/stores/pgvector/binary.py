@@ -10,8 +10,7 @@ import numpy as np
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
-from vecferry.embeddings import Float32
-from vecferry.stores.values import SparseVector
+from vecferry.embeddings import Float32, SparseVector
 
 BYTEA_OID, TEXT_OID = 17, 25
 SPARSE_DIMENSION = 250002
@@ -40,8 +39,8 @@ def vector_bytes(numbers: Float32, kind: str) -> bytes:
 
 def sparse_bytes(sparse: SparseVector) -> bytes:
     """Ids count from 0 here and in what the model says, but from 1 where PostgreSQL shows them: '{1:0.5}/250002'."""
-    header = struct.pack(">iii", SPARSE_DIMENSION, len(sparse.ids), 0)
-    return header + sparse.ids.astype(">i4").tobytes() + sparse.weights.astype(">f4").tobytes()
+    header = struct.pack(">iii", SPARSE_DIMENSION, len(sparse.indices), 0)
+    return header + sparse.indices.astype(">i4").tobytes() + sparse.weights.astype(">f4").tobytes()
 
 
 def array(element_oid: int, elements: Sequence[bytes | None]) -> Binary:

@@ -10,17 +10,18 @@ with it, as everybody's but ours. TRUNCATE is not noted: it leaves no row, and s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
 
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, literal, verbatim
-from vecferry.stores.pgvector.ledger import key_text
-from vecferry.stores.pgvector.session import TableSession, key_text_sql
+from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import Table
-from vecferry.stores.values import BOTH_SIDES, Change, Key, Patience, Row, Side
+from vecferry.stores.pgvector.table_sql import key_text_sql
+from vecferry.stores.sql_ledger import key_text
+from vecferry.stores.values import Change, Key, Patience, Side
 
 OPERATIONS = ("insert", "update", "delete")
 SCHEMA = "vecferry"
@@ -43,8 +44,13 @@ class CaptureNames:
         return cls(f"capture_{digest}", tuple(f"vecferry_{operation}_{digest}" for operation in OPERATIONS))
 
 
-class PgCapture(TableSession):
-    """`protocol.Capture`."""
+class PgCapture:
+    """What was captured, and what of it can be done without a model."""
+
+    def __init__(self, session: TableSession) -> None:
+        self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
+        self._guard, self._locks, self._outbox = session.guard, session.locks, session.outbox
+        self._ledger, self._catalogue = session.ledger, session.catalogue
 
     def start_capture(self, patience: Patience) -> None:
         """Capture every write from now on; waits for those that have begun, since they would go unnoticed."""
@@ -57,7 +63,7 @@ class PgCapture(TableSession):
 
     def _is_capturing(self) -> bool:
         """Whether our triggers are all there, enabled, and of the text, key and vectors that this store knows."""
-        names = CaptureNames.of(self.target)
+        names = CaptureNames.of(self._table.target)
         rows = self._db.rows(
             "SELECT t.tgname::text, t.tgenabled::text, obj_description(p.oid, 'pg_proc')"
             " FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
@@ -69,7 +75,7 @@ class PgCapture(TableSession):
 
     def _make_triggers(self) -> None:
         self._drop_triggers()
-        names, table = CaptureNames.of(self.target), self._name
+        names, table = CaptureNames.of(self._table.target), self._sql.name
         function = identifier(SCHEMA, names.function)
         self._db.execute(_create_function(function, self._table))
         self._db.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(function))
@@ -114,7 +120,7 @@ class PgCapture(TableSession):
         (found,) = self._db.row(
             "SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = %s::oid"
             " AND p.proname = %s AND p.pronamespace = to_regnamespace(%s))",
-            [self._table.oid, CaptureNames.of(self.target).function, SCHEMA],
+            [self._table.oid, CaptureNames.of(self._table.target).function, SCHEMA],
         )
         return bool(found)
 
@@ -125,15 +131,8 @@ class PgCapture(TableSession):
     def _drop_triggers(self) -> None:
         (schema,) = self._db.row("SELECT to_regnamespace(%s) IS NOT NULL", [SCHEMA])
         if schema:
-            function = identifier(SCHEMA, CaptureNames.of(self.target).function)
+            function = identifier(SCHEMA, CaptureNames.of(self._table.target).function)
             self._db.execute(sql.SQL("DROP FUNCTION IF EXISTS {}() CASCADE").format(function))
-
-    def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
-        return self._outbox.oldest(limit, sides)
-
-    def backlog(self, side: Side | None = None) -> int:
-        """Count the writes that are to be followed; those that have not ended cannot be seen."""
-        return self._outbox.count(side)
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
         if changes:
@@ -145,16 +144,6 @@ class PgCapture(TableSession):
             with self._guard.transaction():
                 self._outbox.add(keys, side)
 
-    def outdated(self, side: Side, keys: Sequence[Key]) -> list[Row]:
-        if not keys:
-            return []
-        among, params = self._among(keys)
-        with self._pinned():
-            columns = self._catalogue.columns()
-            if not columns.is_compared(side):
-                return []
-            return self._rows(sql.SQL("{} AND {}").format(among, self._outdated(side, columns)), params)
-
     def adopt(self, keys: Sequence[Key]) -> set[Key]:
         """Take the old vectors of these rows for right.
 
@@ -164,25 +153,26 @@ class PgCapture(TableSession):
             return set()
         with self._guard.transaction():
             self._locks.lock("ROW EXCLUSIVE")
-            if self._ledger.was_switched(self.target):  # in this moment: the old side is to be followed from now on
+            if self._ledger.was_switched(self._table.target):  # just now: the old side is to be followed from now on
                 self._outbox.add(keys, Side.OLD)
                 return set()
             columns = self._catalogue.columns()
-            among, params = self._among(keys)
+            among, params = self._sql.among(keys)
+            outdated = self._session.outdated(Side.OLD, columns)
             query = sql.SQL(
                 "WITH free AS MATERIALIZED (SELECT t.ctid AS place FROM {table} AS t WHERE {among} AND {outdated}"
                 " ORDER BY {keys} FOR NO KEY UPDATE OF t SKIP LOCKED)"
                 " UPDATE {table} AS t SET {checksum} = {current} FROM free WHERE t.ctid = free.place"
             ).format(
-                table=self._name,
+                table=self._sql.name,
                 among=among,
-                outdated=self._outdated(Side.OLD, columns),
-                keys=self._keys,
+                outdated=outdated,
+                keys=self._sql.keys,
                 checksum=identifier(columns.checksum(Side.OLD)),
-                current=self._checksum(Side.OLD, columns),
+                current=self._session.checksum(Side.OLD, columns),
             )
             self._db.execute(query, params)
-            left_out = [row.key for row in self.outdated(Side.OLD, keys)]
+            left_out = [row.key for row in self._session.rows(sql.SQL("{} AND {}").format(among, outdated), params)]
             self._outbox.add(left_out, Side.OLD)
         return set(keys) - set(left_out)
 
@@ -203,8 +193,8 @@ class PgCapture(TableSession):
             given=sql.SQL(", ").join(given),
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
-            table=self._name,
-            same=self._same_key(self._cast(given)),
+            table=self._sql.name,
+            same=self._sql.same_key(self._sql.cast(given)),
         )
         return {tuple(key) for key in self._db.rows(query, [list(part) for part in zip(*keys, strict=True)])}
 
@@ -212,8 +202,8 @@ class PgCapture(TableSession):
         """Dead letters whose row is gone, has another text by now, or has got its vector in another way."""
         if not self._ledger.is_installed():
             return
-        among, params = self._among(keys)
-        with self._guard.transaction(), self._pinned():
+        among, params = self._sql.among(keys)
+        with self._guard.transaction(), self._session.pinned():
             columns = self._catalogue.columns()
             for side in filter(columns.is_compared, Side):
                 query = sql.SQL(
@@ -222,16 +212,13 @@ class PgCapture(TableSession):
                     " AND d.side = %s AND d.key = ANY(%s::text[]) AND NOT EXISTS (SELECT FROM {table} AS t"
                     " WHERE {among} AND {key} = d.key AND {vector} IS NULL AND {digest} = d.text_sha256)"
                 ).format(
-                    table=self._name,
+                    table=self._sql.name,
                     among=among,
                     key=key_text_sql("t", self._table),
-                    vector=self._column(columns.required(side)),
-                    digest=digest_sql(self._text),
+                    vector=self._sql.column(columns.required(side)),
+                    digest=digest_sql(self._sql.text),
                 )
-                self._db.execute(query, [self.target, side.value, [key_text(key) for key in keys], *params])
-
-    def orphans(self, limit: int) -> list[Key]:  # noqa: ARG002  # both vectors are in the row
-        return []
+                self._db.execute(query, [self._table.target, side.value, [key_text(key) for key in keys], *params])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 from psycopg import sql
 
 from vecferry.stores.pgvector.connection import Database
-from vecferry.stores.pgvector.ledger import PgLedger, as_key, key_text
+from vecferry.stores.pgvector.ledger import PgLedger
+from vecferry.stores.sql_ledger import as_key, key_text
 from vecferry.stores.values import Change, Key, Side
 
 OLDEST = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from psycopg import sql
 
-from vecferry.embeddings import Float32, Outputs
+from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
@@ -19,25 +19,21 @@ MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
 
 
-class PgReading(TableSession):
-    """`protocol.Reading`."""
+class PgReader:
+    """What anybody may ask."""
 
-    @property
-    def outputs(self) -> Outputs:
-        return Outputs.ALL
-
-    @property
-    def rows_outlive_vectors(self) -> bool:
-        return True
+    def __init__(self, session: TableSession) -> None:
+        self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
+        self._ledger, self._catalogue, self._side_resolver = session.ledger, session.catalogue, session.side_resolver
 
     def describe(self) -> TableInfo:
-        with self._pinned():
-            serving = self._column(self._table.vector)
+        with self._session.pinned():
+            serving = self._sql.column(self._table.vector)
             rows, null_texts, empty_texts, vector_bytes = self._db.row(
                 sql.SQL(
                     "SELECT count(*), count(*) FILTER (WHERE {text} IS NULL), count(*) FILTER (WHERE {text} = ''),"
                     " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table} AS t"
-                ).format(text=self._text, vector=serving, table=self._name)
+                ).format(text=self._sql.text, vector=serving, table=self._sql.name)
             )
             table_bytes, heap_bytes, index_bytes = self._db.row(
                 "SELECT pg_total_relation_size(%s::oid), pg_relation_size(%s::oid), pg_indexes_size(%s::oid)",
@@ -65,7 +61,7 @@ class PgReading(TableSession):
 
     def _creates(self) -> tuple[str, ...]:
         """Sparse and ColBERT columns come on top, where the migration asks for them."""
-        table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self.target)
+        table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self._table.target)
         columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
         missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns
         return (
@@ -78,23 +74,23 @@ class PgReading(TableSession):
 
     def sample(self, num_rows: int) -> list[Row]:
         query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} IS NOT NULL ORDER BY random() LIMIT %s").format(
-            self._text, self._keys_as_text, self._name, self._text
+            self._sql.text, self._sql.keys_as_text, self._sql.name, self._sql.text
         )
         return [Row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
-        found = {row.key: row for row in self._rows(*self._among(keys))}
+        found = {row.key: row for row in self._session.rows(*self._sql.among(keys))}
         return list(in_order(found, keys).values())
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
-        among, params = self._among(keys)
-        with self._pinned():
+        among, params = self._sql.among(keys)
+        with self._session.pinned():
             query = sql.SQL(
                 "SELECT {vector}::real[], {keys} FROM {table} AS t WHERE {vector} IS NOT NULL AND {among}"
             ).format(
-                vector=self._column(self._spaces.read(fingerprint).column),
-                keys=self._keys_as_text,
-                table=self._name,
+                vector=self._sql.column(self._side_resolver.read(fingerprint).column),
+                keys=self._sql.keys_as_text,
+                table=self._sql.name,
                 among=among,
             )
             found: dict[Key, Float32] = {
@@ -109,8 +105,8 @@ class PgReading(TableSession):
 
         Without `exact`, an index with `*_cosine_ops` answers, if the column has one.
         """
-        with self._pinned():
-            place = self._spaces.searched(fingerprint, len(vector))
+        with self._session.pinned():
+            place = self._side_resolver.searched(fingerprint, len(vector))
             if exact or k > MAX_EF_SEARCH:
                 self._db.execute("SET LOCAL enable_indexscan = off")
                 query = self._nearest(place.column, limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
@@ -140,18 +136,12 @@ class PgReading(TableSession):
             " AS vecferry_distance, {keys} FROM {table} AS t WHERE {vector} IS NOT NULL{limited}) AS t"
             " ORDER BY vecferry_distance, {keys}{sorted_limit}"
         ).format(
-            keys_as_text=self._keys_as_text,
-            vector=self._column(column),
+            keys_as_text=self._sql.keys_as_text,
+            vector=self._sql.column(column),
             ext=identifier(self._table.extension),
-            query=self._given_as(self._table.kind),
-            keys=self._keys,
-            table=self._name,
+            query=self._sql.placeholder(self._table.kind),
+            keys=self._sql.keys,
+            table=self._sql.name,
             limited=limited,
             sorted_limit=sorted_limit,
         )
-
-    def users(self) -> str:
-        return self._locks.users()
-
-    def serving_locator(self, side: Side) -> str:  # noqa: ARG002  # the column that serves keeps its name
-        return self.target

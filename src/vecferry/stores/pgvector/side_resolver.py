@@ -23,7 +23,7 @@ class ResolvedSide:
     space: str | None
 
 
-class Spaces:
+class SideResolver:
     """To be asked in a transaction in which the columns keep their names."""
 
     def __init__(self, catalogue: Catalogue, ledger: PgLedger, target: str) -> None:
@@ -36,7 +36,7 @@ class Spaces:
         columns = self._catalogue.columns()
         served, old = self._ledger.recorded_spaces(self._target)
         places = []
-        for side in (columns.serving, Side.OLD if columns.serving is Side.NEW else Side.NEW):
+        for side in (columns.serving, columns.serving.other):
             if (column := columns.of_side(side)) is not None:
                 info = columns.by_name[column]
                 here = served if side is columns.serving else None

@@ -1,14 +1,214 @@
-"""The store itself, put together from its parts; each is one chapter of `stores.Store`."""
+"""The store itself: which of its parts does what."""
 
 from __future__ import annotations
 
-from vecferry.stores.pgvector.application import PgApplication
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Self, TypeVar
+
+from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.stores.pgvector.application import PgApplicationWriter
 from vecferry.stores.pgvector.capture import PgCapture
-from vecferry.stores.pgvector.new_side import PgNewSide
-from vecferry.stores.pgvector.reading import PgReading
-from vecferry.stores.pgvector.switching import PgSwitching
-from vecferry.stores.pgvector.writing import PgWriting
+from vecferry.stores.pgvector.comparing import PgComparison
+from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.ledger import PgLedger
+from vecferry.stores.pgvector.reading import PgReader
+from vecferry.stores.pgvector.session import TableSession
+from vecferry.stores.pgvector.switching import PgSwitch
+from vecferry.stores.pgvector.table import Table, find_table
+from vecferry.stores.pgvector.writing import PgWriter
+from vecferry.stores.protocol import Store, Then, nothing_more
+from vecferry.stores.values import (
+    BOTH_SIDES,
+    EVERYTHING,
+    Change,
+    Counts,
+    Examination,
+    Finding,
+    Held,
+    Hit,
+    Key,
+    KeyRange,
+    NewVector,
+    Patience,
+    Record,
+    Row,
+    Side,
+    StoreTraits,
+    TableInfo,
+)
+
+T = TypeVar("T")
 
 
-class PgVectorStore(PgReading, PgApplication, PgCapture, PgNewSide, PgWriting, PgSwitching):
+class PgVectorStore(Store):
     """`stores.Store` over one table, one text column and one vector column."""
+
+    def __init__(self, database: Database, table: Table) -> None:
+        self._session = TableSession(database, table)
+        self._reader = PgReader(self._session)
+        self._application = PgApplicationWriter(self._session)
+        self._capture = PgCapture(self._session)
+        self._comparison = PgComparison(self._session)
+        self._writer = PgWriter(self._session)
+        self._switch = PgSwitch(self._session)
+
+    # --- the connection ---------------------------------------------------------------------------
+
+    @classmethod
+    def connect(cls, database_url: str, table: str, text_column: str, vector_column: str) -> Self:
+        """A store with a connection of its own; close it, or use it in `with`. Writes nothing.
+
+        table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot.
+        Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
+        """
+        database = Database(database_url)
+        try:
+            return cls(database, find_table(database, table, text_column, vector_column))
+        except BaseException:
+            database.close()
+            raise
+
+    @property
+    def target(self) -> str:
+        return self._session.table.target
+
+    @property
+    def traits(self) -> StoreTraits:
+        return StoreTraits(self._session.table.text, Outputs.ALL, rows_outlive_vectors=True)
+
+    @property
+    def ledger(self) -> PgLedger:
+        return self._session.ledger
+
+    def another(self) -> Self:
+        return type(self)(self._session.db.another(), self._session.table)
+
+    def reconnect(self) -> None:
+        self._session.db.reconnect()
+
+    def close(self) -> None:
+        self._session.db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- for anybody ------------------------------------------------------------------------------
+
+    def describe(self) -> TableInfo:
+        return self._reader.describe()
+
+    def sample(self, num_rows: int) -> list[Row]:
+        return self._reader.sample(num_rows)
+
+    def rows(self, keys: Sequence[Key]) -> list[Row]:
+        return self._reader.rows(keys)
+
+    def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
+        return self._reader.vectors(keys, fingerprint=fingerprint)
+
+    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+        return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+
+    def users(self) -> str:
+        return self._session.locks.users()
+
+    def serving_locator(self, side: Side) -> str:  # noqa: ARG002  # the column that serves keeps its name
+        return self.target
+
+    # --- the application's own writes -------------------------------------------------------------
+
+    def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
+        self._application.put(records, fingerprint=fingerprint)
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        self._application.remove(keys)
+
+    # --- capture ----------------------------------------------------------------------------------
+
+    def start_capture(self, patience: Patience) -> None:
+        self._capture.start_capture(patience)
+
+    def stop_capture(self) -> None:
+        self._capture.stop_capture()
+
+    def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
+        return self._session.outbox.oldest(limit, sides)
+
+    def backlog(self, side: Side | None = None) -> int:
+        """Count the writes that are to be followed; those that have not ended cannot be seen."""
+        return self._session.outbox.count(side)
+
+    def acknowledge(self, changes: Sequence[Change]) -> None:
+        self._capture.acknowledge(changes)
+
+    def capture_again(self, keys: Sequence[Key], side: Side) -> None:
+        self._capture.capture_again(keys, side)
+
+    def adopt(self, keys: Sequence[Key]) -> set[Key]:
+        return self._capture.adopt(keys)
+
+    def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
+        return self._capture.apply_deletes(keys)
+
+    # --- the sides, and what is not current on them -----------------------------------------------
+
+    def new_space(self) -> str | None:
+        return self._comparison.new_space()
+
+    def counts(self) -> Counts:
+        return self._comparison.counts()
+
+    def key_ranges(self, rows_each: int) -> list[KeyRange]:
+        return self._comparison.key_ranges(rows_each)
+
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
+        return self._comparison.outdated(side, among, limit)
+
+    def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
+        return self._comparison.count_outdated(side, max_keys, with_vector=with_vector)
+
+    def orphans(self, limit: int) -> list[Key]:  # noqa: ARG002  # both vectors are in the row
+        return []
+
+    def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
+        return self._comparison.check_integrity(dimension, max_keys)
+
+    def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
+        return self._comparison.sample_vectors(num_rows)
+
+    # --- what a migration changes -----------------------------------------------------------------
+
+    def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
+        self._switch.prepare(dimension, fingerprint, outputs)
+
+    def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
+        return self._writer.write(side, vectors, then)
+
+    def build_indexes(self) -> tuple[str, ...]:
+        return self._switch.build_indexes()
+
+    def switch(self, to: Side) -> None:
+        self._switch.switch(to)
+
+    def require_vectors(self, patience: Patience) -> bool:
+        return self._switch.require_vectors(patience)
+
+    def drop(self, side: Side) -> None:
+        self._switch.drop(side)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        return self._session.guard.transaction()
+
+    def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
+        """Run `work` in a transaction while nobody else uses the table; readers wait too."""
+        return self._session.locks.alone(work, patience)
+
+    def pause_left_s(self) -> float:
+        return self._session.locks.pause_left_s()
+
+    def runner(self, lease_s: float) -> AbstractContextManager[None]:
+        return self._session.guard.holding(self.target, lease_s)

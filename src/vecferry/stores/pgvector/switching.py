@@ -21,8 +21,12 @@ MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
 REQUIRED = "_vecferry_not_null"
 
 
-class PgSwitching(TableSession):
-    """`protocol.Writing`, as far as it is about columns and indexes."""
+class PgSwitch:
+    """What a migration changes of columns and indexes."""
+
+    def __init__(self, session: TableSession) -> None:
+        self._db, self._table, self._sql = session.db, session.table, session.sql
+        self._guard, self._locks, self._catalogue = session.guard, session.locks, session.catalogue
 
     # --- making the new side ----------------------------------------------------------------------
 
@@ -37,7 +41,7 @@ class PgSwitching(TableSession):
         side = columns.of_side(Side.NEW) or suffixed(self._table.vector, NEW)
         found = columns.by_name.get(side)
         if found is not None and found.space != fingerprint:
-            raise SpaceMismatch(fingerprint, found.space or UNMARKED, f"the new side of {self.target}")
+            raise SpaceMismatch(fingerprint, found.space or UNMARKED, f"the new side of {self._table.target}")
         if columns.serving is Side.OLD:
             self._refuse_unindexable(dimension)
         wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
@@ -48,10 +52,11 @@ class PgSwitching(TableSession):
             self._add_columns(missing | dict.fromkeys(sorted(checksums), sql.SQL("bytea")))
             for name in missing:
                 comment = literal(COMMENT_PREFIX + fingerprint)
-                self._db.execute(sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(self._name, identifier(name), comment))
+                column = sql.SQL("{}.{}").format(self._sql.name, identifier(name))
+                self._db.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(column, comment))
 
     def _sized(self, kind: str, dimension: int) -> sql.Composed:
-        return sql.SQL("{}({})").format(self._type(kind), sql.Literal(dimension))
+        return sql.SQL("{}({})").format(self._sql.type_name(kind), sql.Literal(dimension))
 
     def _heads(self, dimension: int, outputs: Outputs) -> dict[str, sql.Composed]:
         """Column and type of each head besides the dense one."""
@@ -72,7 +77,7 @@ class PgSwitching(TableSession):
         limit = MAX_INDEXED_DIMENSION[self._table.kind]
         if dimension > limit and self._catalogue.wanted_indexes():
             raise StoreSchemaError(
-                f"an index on {self.target} cannot be made anew for {dimension} numbers",
+                f"an index on {self._table.target} cannot be made anew for {dimension} numbers",
                 f"pgvector indexes at most {limit} as {self._table.kind}; drop the index, or choose a smaller model.",
             )
 
@@ -101,7 +106,7 @@ class PgSwitching(TableSession):
             self._guard.check()
             name = identifier(self._table.schema, index.new_name)
             self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))  # half-built
-            self._db.execute(index.create_statement(self._name, identifier(suffixed(self._table.vector, NEW))))
+            self._db.execute(index.create_statement(self._sql.name, identifier(suffixed(self._table.vector, NEW))))
         return tuple(index.new_name for index in missing)
 
     def _size_builds(self) -> None:
@@ -122,23 +127,19 @@ class PgSwitching(TableSession):
 
     # --- changing places --------------------------------------------------------------------------
 
-    def switch(self) -> None:
-        """Let the new vectors serve, by exchanging the columns' names.
+    def switch(self, to: Side) -> None:
+        """Let the vectors of that side serve, by exchanging the columns' names.
 
         Sparse and ColBERT columns are of the new side alone, and keep their names.
         """
         vector = self._table.vector
-        renames = self._index_renames(came_from=NEW, goes_to=OLD)
-        if self._catalogue.columns().by_name[vector].is_required:  # so that rows can be written without an old vector
-            self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
-        self._drop_constraint()
-        self._rename_columns((vector, suffixed(vector, OLD)), (suffixed(vector, NEW), vector))
-        self._rename_indexes(renames)
-
-    def switch_back(self) -> None:
-        vector = self._table.vector
-        renames = self._index_renames(came_from=OLD, goes_to=NEW)
-        self._rename_columns((vector, suffixed(vector, NEW)), (suffixed(vector, OLD), vector))
+        comes, goes = (NEW, OLD) if to is Side.NEW else (OLD, NEW)
+        renames = self._index_renames(came_from=comes, goes_to=goes)
+        if to is Side.NEW:
+            if self._catalogue.columns().by_name[vector].is_required:  # so that no row needs an old vector
+                self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
+            self._drop_constraint()
+        self._rename_columns((vector, suffixed(vector, goes)), (suffixed(vector, comes), vector))
         self._rename_indexes(renames)
 
     def require_vectors(self, patience: Patience) -> bool:
@@ -165,7 +166,7 @@ class PgSwitching(TableSession):
 
     def _lacks_vectors(self) -> bool:
         query = sql.SQL("SELECT EXISTS (SELECT FROM {} AS t WHERE {} IS NULL)")
-        return bool(self._db.row(query.format(self._name, self._column(self._table.vector)))[0])
+        return bool(self._db.row(query.format(self._sql.name, self._sql.column(self._table.vector)))[0])
 
     def _has_constraint(self) -> bool:
         query = "SELECT count(*) FROM pg_constraint WHERE conrelid = %s::oid AND conname = %s"
@@ -189,17 +190,20 @@ class PgSwitching(TableSession):
 
     # --- dropping ---------------------------------------------------------------------------------
 
-    def drop_old(self) -> None:
-        """Drop the old vectors. Sparse and ColBERT columns stay with the new vectors."""
+    def drop(self, side: Side) -> None:
+        """Drop the vectors of one side; sparse and ColBERT columns go with the new vectors.
+
+        Raises StoreSchemaError for the new side while it serves; the old is left as it is while it does.
+        """
         columns = self._catalogue.columns()
-        if columns.serving is Side.NEW:
+        if side is Side.NEW:
+            self._drop_new(columns)
+        elif columns.serving is Side.NEW:
             self._drop_columns([columns.required(Side.OLD), *map(columns.checksum, Side)])
 
-    def drop_new(self) -> None:
-        """Drop the new vectors. Raises StoreSchemaError while the new vectors serve."""
-        columns = self._catalogue.columns()
+    def _drop_new(self, columns: Columns) -> None:
         if columns.serving is Side.NEW:
-            raise StoreSchemaError(f"the new vectors of {self.target} serve", "Roll back first.")
+            raise StoreSchemaError(f"the new vectors of {self._table.target} serve", "Roll back first.")
         self._drop_constraint()
         if (side := columns.of_side(Side.NEW)) is not None:
             heads = [head for suffix in (SPARSE, COLBERT) if (head := columns.head(suffix)) is not None]
@@ -210,7 +214,7 @@ class PgSwitching(TableSession):
         self._alter(sql.SQL(", ").join(drops))
 
     def _alter(self, change: Fragment) -> None:
-        self._db.execute(sql.SQL("ALTER TABLE {} {}").format(self._name, change))
+        self._db.execute(sql.SQL("ALTER TABLE {} {}").format(self._sql.name, change))
 
     def _rename_columns(self, *pairs: tuple[str, str]) -> None:
         for before, after in pairs:

@@ -57,7 +57,9 @@ def find_table(database: Database, table: str, text_column: str, vector_column: 
         [name, schema, schema],
     )
     if not found:
-        raise StoreSchemaError(f"there is no table {table}", "Check --table; names are spelled as in the database.")
+        raise StoreSchemaError(
+            f"there is no table {table}", "Check --collection; names are spelled as in the database."
+        )
     oid, schema, kind, has_children = found[0]
     if kind != "r" or has_children:
         raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")

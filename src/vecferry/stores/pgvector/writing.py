@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from psycopg import sql
 
@@ -15,9 +13,7 @@ from vecferry.stores.pgvector.checksum import checksum, digest_sql
 from vecferry.stores.pgvector.connection import Fragment, identifier
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.protocol import Then, nothing_more
-from vecferry.stores.values import Held, Key, NewVector, Patience, Side
-
-T = TypeVar("T")
+from vecferry.stores.values import Key, NewVector, Side
 
 ROWS_PER_STATEMENT = 64
 """So that the server is at work on one part while the next is put together."""
@@ -42,8 +38,13 @@ class Destination:
         return ROWS_PER_STATEMENT if self.heads.colbert is None else 1
 
 
-class PgWriting(TableSession):
-    """`protocol.Writing`, as far as it is about rows."""
+class PgWriter:
+    """What a migration writes to the rows."""
+
+    def __init__(self, session: TableSession) -> None:
+        self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
+        self._guard, self._locks, self._outbox = session.guard, session.locks, session.outbox
+        self._ledger, self._catalogue = session.ledger, session.catalogue
 
     def write(self, side: Side, vectors: Sequence[NewVector], then: Then = nothing_more) -> set[Key]:
         """Write vectors to rows whose text is unchanged.
@@ -65,14 +66,14 @@ class PgWriting(TableSession):
         return {tuple(key) for key in rows}
 
     def _destination(self, side: Side, columns: Columns) -> Destination:
-        is_kept_by_others = side is Side.NEW and not self._ledger.was_switched(self.target)
+        is_kept_by_others = side is Side.NEW and not self._ledger.was_switched(self._table.target)
         adopted = self._adoption(columns) if is_kept_by_others else None
         return Destination(columns.required(side), columns.checksum(side), columns.heads(side), adopted)
 
     def _adoption(self, columns: Columns) -> tuple[str, Fragment]:
         """Until the first switch what the application has on the old side counts as right, but for no vector."""
         present = sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
-            self._column(columns.required(Side.OLD)), self._checksum(Side.OLD, columns)
+            self._sql.column(columns.required(Side.OLD)), self._session.checksum(Side.OLD, columns)
         )
         return columns.checksum(Side.OLD), present
 
@@ -85,14 +86,14 @@ class PgWriting(TableSession):
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
         sent: dict[str, Fragment] = {
             "digest": sql.SQL("bytea"),
-            "vector": self._type(self._table.kind),
+            "vector": self._sql.type_name(self._table.kind),
             "checksum": sql.SQL("bytea"),
         }
         assigned: dict[str, Fragment] = {to.vector: sql.SQL("free.vector"), to.checksum: sql.SQL("free.checksum")}
         if to.heads.sparse is not None:
-            sent["sparse"], assigned[to.heads.sparse] = self._type("sparsevec"), sql.SQL("free.sparse")
+            sent["sparse"], assigned[to.heads.sparse] = self._sql.type_name("sparsevec"), sql.SQL("free.sparse")
         if to.heads.colbert is not None:
-            assigned[to.heads.colbert] = self._given_as("halfvec[]")
+            assigned[to.heads.colbert] = self._sql.placeholder("halfvec[]")
         if to.adopted is not None:
             column, checksum = to.adopted
             assigned[column] = checksum
@@ -106,9 +107,9 @@ class PgWriting(TableSession):
                 sql.SQL("%s::{}[]").format(kind) for kind in [sql.SQL("text")] * len(names) + [*sent.values()]
             ),
             columns=sql.SQL(", ").join([*names, *map(identifier, sent)]),
-            table=self._name,
-            same_key=self._same_key(self._cast([sql.SQL("given.{}").format(name) for name in names])),
-            text_digest=digest_sql(self._text),
+            table=self._sql.name,
+            same_key=self._sql.same_key(self._sql.cast([sql.SQL("given.{}").format(name) for name in names])),
+            text_digest=digest_sql(self._sql.text),
             assigned=sql.SQL(", ").join(
                 sql.SQL("{} = {}").format(identifier(column), value) for column, value in assigned.items()
             ),
@@ -118,7 +119,7 @@ class PgWriting(TableSession):
     def _params(self, vectors: Sequence[NewVector], to: Destination) -> list[Binary | None]:
         """In the order of the placeholders."""
         types = self._table.types
-        stored = [self._stored(new.digest, new, to.heads) for new in vectors]
+        stored = [self._session.stored(new.digest, new.vectors, to.heads) for new in vectors]
         params: list[Binary | None] = [
             array(TEXT_OID, [part.encode() for part in parts])
             for parts in zip(*(vector.key for vector in vectors), strict=True)
@@ -132,33 +133,3 @@ class PgWriting(TableSession):
             (only,) = stored
             params.append(only.colbert)
         return params
-
-    def retry_dead_letters(self) -> None:
-        """Let every dead letter be done again. No row is touched before it is written."""
-        with self._guard.transaction():
-            record = self._ledger.find(self.target)
-            if record is not None:
-                for side in Side:
-                    number = self._ledger.count_dead_letters(record, side)
-                    keys = [dead_letter.key for dead_letter in self._ledger.dead_letters(record, number, side)]
-                    self._ledger.remove_dead_letters(record, side, keys)
-                    self._outbox.add(keys, side)
-
-    # --- keeping things together ------------------------------------------------------------------
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        with self._guard.transaction():
-            yield
-
-    def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """Run `work` in a transaction while nobody else uses the table; readers wait too."""
-        return self._locks.alone(work, patience)
-
-    def pause_left_s(self) -> float:
-        return self._locks.pause_left_s()
-
-    @contextmanager
-    def runner(self, lease_s: float) -> Iterator[None]:
-        with self._guard.holding(self.target, lease_s):
-            yield

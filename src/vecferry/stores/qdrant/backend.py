@@ -10,13 +10,12 @@ from uuid import UUID
 import numpy as np
 from qdrant_client import models
 
-from vecferry.embeddings import Float32, Outputs
+from vecferry.embeddings import Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.qdrant.connection import KIND, QdrantConnection
 from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, QdrantLayout, create, missing_indexes
 from vecferry.stores.request_batches import RequestBatches, slices
-from vecferry.stores.values import SparseVector
 
 MAX_NUMBER = 2**64 - 1
 INDEX_TIMEOUT_S = 3600
@@ -162,27 +161,26 @@ class QdrantBackend:
             what = f"the field {self._fields.text} of point {record.id} is no text but {type(text).__name__}"
             raise StoreSchemaError(what, "Name the payload field that holds the text.")
         vectors = record.vector if isinstance(record.vector, dict) else {NO_VECTOR_NAME: record.vector}
+        if (dense := _numbers(vectors.get(self._fields.vector))) is None:
+            return Point(str(record.id), text, None, payload)
         return Point(
             str(record.id),
             text,
-            _numbers(vectors.get(self._fields.vector)),
+            TextVectors(dense, _sparse(vectors.get(SPARSE)), _numbers(vectors.get(COLBERT))),
             payload,
-            _sparse(vectors.get(SPARSE)),
-            _numbers(vectors.get(COLBERT)),
         )
 
     def _struct(self, number: int | str, point: Point) -> models.PointStruct:
-        assert point.vector is not None, "every point that is put has a vector"
+        assert point.vectors is not None, "every point that is put has a vector"
         payload = dict(point.payload)
         if point.text is not None:
             payload[self._fields.text] = point.text
-        vectors: dict[str, Any] = {self._fields.vector: point.vector.tolist()}
-        if point.sparse is not None and len(point.sparse.ids):
-            vectors[SPARSE] = models.SparseVector(
-                indices=point.sparse.ids.tolist(), values=point.sparse.weights.tolist()
-            )
-        if point.colbert is not None and len(point.colbert):
-            vectors[COLBERT] = np.round(point.colbert.astype(np.float64), COLBERT_DECIMALS).tolist()
+        vectors: dict[str, Any] = {self._fields.vector: point.vectors.dense.tolist()}
+        sparse, colbert = point.vectors.sparse, point.vectors.colbert
+        if sparse is not None and len(sparse.indices):
+            vectors[SPARSE] = models.SparseVector(indices=sparse.indices.tolist(), values=sparse.weights.tolist())
+        if colbert is not None and len(colbert):
+            vectors[COLBERT] = np.round(colbert.astype(np.float64), COLBERT_DECIMALS).tolist()
         return models.PointStruct(id=number, payload=payload, vector=vectors)
 
     # --- indexes ----------------------------------------------------------------------------------

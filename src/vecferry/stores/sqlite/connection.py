@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import StoreError, StoreFailed, StoreSchemaError, StoreUnreachable, reason_of
-from vecferry.stores.sqlite.tables import ADD_THRESHOLDS, APPLICATION_ID, CREATE, VERSION
+from vecferry.stores.sqlite.dialect import FUNCTIONS, as_params, as_statement
+from vecferry.stores.sqlite.tables import APPLICATION_ID, CREATE, VERSION
 
 STORE = "control database"
 BUSY_TIMEOUT_S = 10.0
@@ -31,7 +32,6 @@ class SqliteDatabase:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._installed = False
-        self._current = False
         self._inside = False
         self._users = 1
 
@@ -42,6 +42,11 @@ class SqliteDatabase:
             return self._inside
 
     @property
+    def is_installed(self) -> bool:
+        with self._lock, self._translated():
+            return self._opened() is not None
+
+    @property
     def location(self) -> str:
         return str(self._path) if self._path else "in memory"
 
@@ -49,7 +54,7 @@ class SqliteDatabase:
         """All rows of the answer; none where there is no control database."""
         with self._lock, self._translated():
             connection = self._opened()
-            return connection.execute(query, params).fetchall() if connection else []
+            return connection.execute(as_statement(query), as_params(params)).fetchall() if connection else []
 
     def value(self, query: str, params: Sequence[object] = ()) -> Any:
         """The first value of the first row; None where there is none."""
@@ -59,11 +64,11 @@ class SqliteDatabase:
     def execute(self, query: str, params: Sequence[object] = ()) -> int:
         """The number of rows that were written."""
         with self.transaction(), self._translated():
-            return self._writable().execute(query, params).rowcount
+            return self._writable().execute(as_statement(query), as_params(params)).rowcount
 
     def execute_many(self, query: str, params: Sequence[Sequence[object]]) -> None:
         with self.transaction(), self._translated():
-            self._writable().executemany(query, params)
+            self._writable().executemany(as_statement(query), params)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -75,8 +80,6 @@ class SqliteDatabase:
             with self._translated():
                 if not self._opened():
                     self._install()
-                if not self._current:
-                    self._bring_up_to_date()
             with self._begun():
                 yield
 
@@ -129,6 +132,8 @@ class SqliteDatabase:
             )
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA foreign_keys = ON")
+            for (name, num_args), function in FUNCTIONS.items():
+                self._connection.create_function(name, num_args, function)
         return self._connection
 
     def _has_tables(self, connection: sqlite3.Connection) -> bool:
@@ -160,15 +165,6 @@ class SqliteDatabase:
                 for statement in CREATE:
                     connection.execute(statement)
         self._installed = True
-
-    def _bring_up_to_date(self) -> None:
-        """Leaves a control database of an earlier form in that of now, which the earlier vecferry can use too."""
-        connection = self._connected("rw")
-        if not _has_thresholds(connection):
-            with self._begun():
-                if not _has_thresholds(connection):  # somebody else may have been faster
-                    connection.execute(ADD_THRESHOLDS)
-        self._current = True
 
     def _write_ahead(self, connection: sqlite3.Connection) -> None:
         """Leaves the file in WAL mode. SQLite does not wait by itself here for others who do the same."""
@@ -227,11 +223,6 @@ class SqliteDatabase:
             self._users -= 1
             if not self._users and self._connection is not None:
                 self._connection.close()
-
-
-def _has_thresholds(connection: sqlite3.Connection) -> bool:
-    query = "SELECT 1 FROM pragma_table_info('serving') WHERE name = 'thresholds'"
-    return connection.execute(query).fetchone() is not None
 
 
 def _code(exc: sqlite3.Error) -> int:

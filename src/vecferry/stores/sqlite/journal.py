@@ -1,7 +1,9 @@
-"""The journal of the application's writes, and the moments in which they are held off.
+"""The journal of the application's writes, for stores that cannot say what was written, and when writers are held off.
 
-An entry is one key of one write. It gets a new number when its write finishes. So a number that was
-read while the write was under way, and looked abandoned, never acknowledges what the write has left.
+A write is `begin`, the store's own write, `finish`. What was begun and never finished (its process died)
+is captured too, after `ABANDONED_AFTER_S`. An entry is one key of one write. It gets a new number when its
+write finishes. So a number that was read while the write was under way, and looked abandoned, never
+acknowledges what the write has left.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from vecferry.errors import Locked, SpaceMismatch, StoreError
 from vecferry.stores.lease import process_mark
+from vecferry.stores.sql_ledger import as_key, key_text
 from vecferry.stores.sqlite.connection import SqliteDatabase
 from vecferry.stores.values import BOTH_SIDES, Change, Key, Side
 
@@ -26,7 +29,7 @@ NO_KEY: Key = ()
 
 
 class SqliteJournal:
-    """`ledger.Journal` in the control database."""
+    """The application's writes, noted before they are made, in the control database."""
 
     def __init__(self, database: SqliteDatabase, abandoned_after_s: float = ABANDONED_AFTER_S) -> None:
         self._db = database
@@ -43,6 +46,10 @@ class SqliteJournal:
     # --- writes -----------------------------------------------------------------------------------
 
     def begin(self, target: str, keys: Sequence[Key], fingerprint: str | None) -> int:
+        """Return a number for `finish`, after waiting while the switch holds writers off.
+
+        Raises SpaceMismatch if `fingerprint` is given and is not what serves.
+        """
         assert not self._db.is_inside, "a write must be noted for good before it is made"
         while True:
             self._await_release(target)
@@ -64,11 +71,12 @@ class SqliteJournal:
         write_id: int = self._db.value("SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'journal'")
         self._db.execute_many(
             "INSERT INTO journal (target, key, write_id, begun_at) VALUES (?, ?, ?, ?)",
-            [(target, as_text(key), write_id, time.time()) for key in dict.fromkeys(keys)],
+            [(target, key_text(key), write_id, time.time()) for key in dict.fromkeys(keys)],
         )
         return write_id if keys else 0
 
     def finish(self, target: str, number: int) -> None:
+        """Note that the write has ended; it is captured if a capture is on."""
         with self._db.transaction():
             if self._is_started(target):
                 self._db.execute(
@@ -81,7 +89,7 @@ class SqliteJournal:
 
     @contextmanager
     def passing(self, target: str) -> Iterator[None]:
-        """A write of the migration's own: it waits for `writers_held` as any other, and is not captured."""
+        """A write of the migration's own: it waits while writers are held, and they for it; it is not captured."""
         number = self.begin(target, [NO_KEY], None)
         try:
             yield
@@ -95,10 +103,14 @@ class SqliteJournal:
         return bool(self._db.rows("SELECT 1 FROM captures WHERE target = ?", [target]))
 
     def start_journal(self, target: str) -> None:
+        """Capture what finishes from now on. Repeating is safe."""
         self._db.execute("INSERT OR IGNORE INTO captures (target) VALUES (?)", [target])
 
     def stop_journal(self, target: str) -> None:
-        """Unfinished writes stay noted: they may finish after the next `start_journal`."""
+        """Capture nothing more, and forget what was captured. Repeating is safe.
+
+        Unfinished writes stay noted: they may finish after the next `start_journal`.
+        """
         with self._db.transaction():
             self._db.execute("DELETE FROM captures WHERE target = ?", [target])
             self._db.execute(
@@ -107,6 +119,10 @@ class SqliteJournal:
             )
 
     def note(self, target: str, keys: Sequence[Key], side: Side) -> None:
+        """Capture these keys for that side, as if a write to them had just finished; if a capture is on.
+
+        Repeating is safe.
+        """
         with self._db.transaction():
             missing = self._not_noted(target, keys, side) if self._is_started(target) else []
             if missing:
@@ -118,13 +134,13 @@ class SqliteJournal:
     def _not_noted(self, target: str, keys: Sequence[Key], side: Side) -> list[Key]:
         rows = self._db.rows(
             "SELECT key FROM journal WHERE target = ? AND side = ? AND key IN (SELECT value FROM json_each(?))",
-            [target, side.value, json.dumps([as_text(key) for key in keys])],
+            [target, side.value, json.dumps([key_text(key) for key in keys])],
         )
         noted = {as_key(key) for (key,) in rows}
         return [key for key in keys if key not in noted]
 
     def journalled(self, target: str, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
-        """Each side by itself, so that an index has them in their order."""
+        """Return the oldest finished or abandoned ones that are to be followed on one of these sides; one per key."""
         if not self._is_started(target):
             return []
         query = (
@@ -133,12 +149,13 @@ class SqliteJournal:
         )
         rows = sorted(
             row
-            for side in (None, *sides)
+            for side in (None, *sides)  # each by itself, so that an index has them in their order
             for row in self._db.rows(query, [target, side and side.value, self._abandoned_before(), limit])
         )
         return [Change(number, as_key(key), None if side is None else Side(side)) for number, key, side in rows[:limit]]
 
     def journal_backlog(self, target: str, side: Side | None = None) -> int:
+        """Count those to be followed on that side, or at all, and those of unfinished writes."""
         query = "SELECT count(*) FROM journal WHERE target = ? AND acknowledged = 0 AND side IS ? AND key <> '[]'"
         sides = (None, *(Side if side is None else (side,)))
         return sum(self._db.value(query, [target, each and each.value]) or 0 for each in sides)
@@ -157,6 +174,10 @@ class SqliteJournal:
 
     @contextmanager
     def writers_held(self, target: str, wait_s: float, hold_s: float | None = None) -> Iterator[None]:
+        """Inside, nobody `begin`s, and all that had begun has finished. Raises Locked if that takes over `wait_s`.
+
+        Writers go on by themselves after `hold_s`, by default as long, and `still_held` is then false.
+        """
         assert not self._db.is_inside, "writers could neither see the hold nor finish"
         now, token = time.time(), uuid.uuid4().hex
         try:
@@ -207,12 +228,3 @@ class SqliteJournal:
             [target, self._abandoned_before()],
         )
         return count
-
-
-def as_text(key: Key) -> str:
-    """A JSON list in ASCII, so that any text at all can be in a key."""
-    return json.dumps(list(key))
-
-
-def as_key(text: str) -> Key:
-    return tuple(json.loads(text))

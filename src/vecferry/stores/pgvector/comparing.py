@@ -1,23 +1,39 @@
-"""The side that a migration makes, and what state each row of it is in."""
+"""What state each row is in, on the side that a migration makes and on the other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from psycopg import sql
 
 from vecferry.embeddings import Float32
-from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
+from vecferry.stores.pgvector.connection import Fragment, identifier
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
-from vecferry.stores.values import NORM_TOLERANCE, NOTHING, Counts, Examination, Finding, Key, KeyRange, Row, Side
+from vecferry.stores.values import (
+    EVERYTHING,
+    NORM_TOLERANCE,
+    NOTHING,
+    Counts,
+    Examination,
+    Finding,
+    Key,
+    KeyRange,
+    Row,
+    Side,
+)
 
 NORM_FUNCTIONS = {"vector": "vector_norm", "halfvec": "l2_norm"}
 
 
-class PgNewSide(TableSession):
-    """`protocol.NewSide`."""
+class PgComparison:
+    """What is current on the sides."""
+
+    def __init__(self, session: TableSession) -> None:
+        self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
+        self._catalogue = session.catalogue
 
     def new_space(self) -> str | None:
         columns = self._catalogue.columns()
@@ -25,25 +41,24 @@ class PgNewSide(TableSession):
         return None if side is None else columns.by_name[side].space or UNMARKED
 
     def counts(self) -> Counts:
-        with self._pinned():
+        with self._session.pinned():
             columns = self._catalogue.columns()
             if (side := columns.of_side(Side.NEW)) is not None:
                 dead_letters: Fragment = self._without_vector(side)
             elif columns.by_name[self._table.vector].space is not None:
                 side, dead_letters = self._table.vector, sql.SQL("false")  # finalized
             else:
-                return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._name)))
+                return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._sql.name)))
             query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}) FROM {table} AS t")
-            return Counts(
-                *self._db.row(query.format(side=self._column(side), dead_letters=dead_letters, table=self._name))
-            )
+            column = self._sql.column(side)
+            return Counts(*self._db.row(query.format(side=column, dead_letters=dead_letters, table=self._sql.name)))
 
     def _without_vector(self, column: str) -> sql.Composed:
-        return sql.SQL("{} IS NULL AND {}").format(self._column(column), self._is_dead_letter(Side.NEW))
+        return sql.SQL("{} IS NULL AND {}").format(self._sql.column(column), self._session.is_dead_letter(Side.NEW))
 
     def key_ranges(self, rows_each: int) -> list[KeyRange]:
         numbered = sql.SQL(", ").join(
-            sql.SQL("{}::text AS {}").format(self._column(column.name), identifier(f"vecferry_{i}"))
+            sql.SQL("{}::text AS {}").format(self._sql.column(column.name), identifier(f"vecferry_{i}"))
             for i, column in enumerate(self._table.key)
         )
         query = sql.SQL(
@@ -53,47 +68,42 @@ class PgNewSide(TableSession):
         ).format(
             names=sql.SQL(", ").join(identifier(f"vecferry_{i}") for i in range(len(self._table.key))),
             numbered=numbered,
-            table=self._name,
-            keys=self._keys,
+            table=self._sql.name,
+            keys=self._sql.keys,
         )
         ends: list[Key | None] = [None, *(tuple(row) for row in self._db.rows(query, [rows_each]))]
         return [KeyRange(lo, hi) for lo, hi in pairwise(ends)]
 
-    def unembedded(self, within: KeyRange, limit: int, side: Side = Side.NEW) -> list[Row]:
-        above, above_params = self._beyond(sql.SQL(">"), within.lo)
-        up_to, up_to_params = self._beyond(sql.SQL("<="), within.hi)
-        with self._pinned():
+    def outdated(self, side: Side, among: Sequence[Key] | KeyRange = EVERYTHING, limit: int | None = None) -> list[Row]:
+        if not isinstance(among, KeyRange) and not among:
+            return []
+        selected, params = self._sql.within(among) if isinstance(among, KeyRange) else self._sql.among(among)
+        with self._session.pinned():
             columns = self._catalogue.columns()
             if not columns.is_compared(side):
                 return []
-            condition = sql.SQL("{} AND {} AND {}").format(above, up_to, self._outdated(side, columns))
-            return self._rows(condition, [*above_params, *up_to_params], limit)
+            condition = sql.SQL("{} AND {}").format(selected, self._session.outdated(side, columns))
+            return self._session.rows(condition, params, limit)
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
-        with self._pinned():
+        with self._session.pinned():
             columns = self._catalogue.columns()
             if not columns.is_compared(side):
                 return NOTHING
-            outdated = self._outdated(side, columns)
+            outdated = self._session.outdated(side, columns)
             if with_vector:
-                vector = self._column(columns.required(side))
+                vector = self._sql.column(columns.required(side))
                 outdated = sql.SQL("{} IS NOT NULL AND ({})").format(vector, outdated)
-            (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self._name, outdated))
+            (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self._sql.name, outdated))
             return Finding(count, self._keys_where(outdated, max_keys)) if count else NOTHING
 
-    def _beyond(self, operator: sql.SQL, end: Key | None) -> tuple[Fragment, Key]:
-        if end is None:
-            return sql.SQL("true"), ()
-        values = sql.SQL(", ").join(sql.SQL("%s::text::") + verbatim(column.type) for column in self._table.key)
-        return sql.SQL("({}) {} ({})").format(self._keys, operator, values), end
-
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
-        with self._pinned():
+        with self._session.pinned():
             defects = self._defects(dimension)
             counts_sql = sql.SQL(", ").join(
                 sql.SQL("count(*) FILTER (WHERE {})").format(each) for each in defects.values()
             )
-            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {} AS t").format(counts_sql, self._name))
+            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {} AS t").format(counts_sql, self._sql.name))
             findings = {
                 name: Finding(count, self._keys_where(defects[name], max_keys))
                 for name, count in zip(defects, counts, strict=True)
@@ -105,12 +115,12 @@ class PgNewSide(TableSession):
     def _defects(self, dimension: int) -> dict[str, sql.Composed]:
         """The condition of each, by its name in `Examination`."""
         columns = self._catalogue.columns()
-        side = self._column(columns.required(Side.NEW))
+        side = self._sql.column(columns.required(Side.NEW))
         extension = self._table.extension
         length = sql.SQL("{}({})").format(identifier(extension, NORM_FUNCTIONS[self._table.kind]), side)
         lo, hi = sql.Literal(1 - NORM_TOLERANCE), sql.Literal(1 + NORM_TOLERANCE)
         return {
-            "outdated": self._outdated(Side.NEW, columns),
+            "outdated": self._session.outdated(Side.NEW, columns),
             "without_vector": self._without_vector(columns.required(Side.NEW)),
             "wrong_dimension": sql.SQL("{}({}) <> {}").format(
                 identifier(extension, "vector_dims"), side, sql.Literal(dimension)
@@ -122,11 +132,11 @@ class PgNewSide(TableSession):
 
     def _keys_where(self, condition: sql.Composed, max_keys: int) -> tuple[Key, ...]:
         query = sql.SQL("SELECT {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s")
-        query_of_all = query.format(self._keys_as_text, self._name, condition, self._keys)
+        query_of_all = query.format(self._sql.keys_as_text, self._sql.name, condition, self._sql.keys)
         return tuple(tuple(key) for key in self._db.rows(query_of_all, [max_keys]))
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
-        with self._pinned():
+        with self._session.pinned():
             columns = self._catalogue.columns()
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
@@ -134,11 +144,11 @@ class PgNewSide(TableSession):
                 " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
                 " WHERE NOT ({outdated}) LIMIT %s"  # so that few vectors are read
             ).format(
-                text=self._text,
-                side=self._column(columns.required(Side.NEW)),
-                keys=self._keys_as_text,
-                table=self._name,
-                outdated=self._outdated(Side.NEW, columns),
+                text=self._sql.text,
+                side=self._sql.column(columns.required(Side.NEW)),
+                keys=self._sql.keys_as_text,
+                table=self._sql.name,
+                outdated=self._session.outdated(Side.NEW, columns),
             )
             return [
                 (Row(tuple(key), text), np.asarray(vector, np.float32))

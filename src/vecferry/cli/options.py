@@ -1,0 +1,70 @@
+"""Options of commands, made from the values that they set: help, default and bounds are said there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from vecferry.embeddings import Outputs
+from vecferry.options import bounds_of, default_of, help_of, number_type
+
+Command = Callable[..., None]
+
+
+def option(section: type, name: str, *names: str, note: str = "", panel: str | None = None) -> Any:
+    """Return the option for a field of `section`, by default under the field's name.
+
+    note: said instead of the default of the field. A bound that is itself no value is left to `section`.
+    """
+    text, bounds = help_of(section, name), bounds_of(section, name)
+    note = note or _default(default_of(section, name))
+    return typer.Option(
+        *(names or (f"--{name.replace('_', '-')}",)),
+        help=f"{text[:1].upper()}{text[1:]}. {note}".strip(),
+        min=bounds.get("ge"),
+        max=bounds.get("le"),
+        rich_help_panel=panel,
+    )
+
+
+def _default(value: object) -> str:
+    """What a help text says of the default; nothing where there is none."""
+    if value is None or value is MISSING:
+        return ""
+    return f"Default: {','.join(value.names) if isinstance(value, Outputs) else value}."
+
+
+def parameters_of(section: type, panel: str) -> list[inspect.Parameter]:
+    """Return a parameter for each field of `section`, all of them numbers."""
+    return [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=Annotated[number_type(section, each.name), option(section, each.name, note=" ", panel=panel)],
+        )
+        for each in fields(section)
+    ]
+
+
+def taking(make: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Callable[[Command], Command]:
+    """Give a command these options too; what `make` returns for them is the command's first argument."""
+
+    def decorate(command: Command) -> Command:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+        @wraps(command)
+        def with_options(**values: Any) -> None:
+            command(make(**{each.name: values.pop(each.name) for each in parameters}), **values)
+
+        every = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *parameters)]
+        with_options.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in every}
+        return with_options
+
+    return decorate

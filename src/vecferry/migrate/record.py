@@ -1,0 +1,100 @@
+"""The record of a migration: found, begun or gone on with; and what an ended one has left on this disk."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+
+from vecferry.encode.encoder import TextEncoder
+from vecferry.errors import MigrationConflict, MigrationNotFound, SpaceMismatch
+from vecferry.migrate.applier import SideModels, refuse_conflicts
+from vecferry.migrate.staging import remove_staged
+from vecferry.migrate.states import ENDED, State, require
+from vecferry.migrate.values import MigrationOptions
+from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Serving
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import Side
+
+
+def find_record(store: Store) -> MigrationRecord:
+    """Return the record of the migration that was not given up. Raises MigrationNotFound."""
+    record = store.ledger.find(store.target)
+    if record is None:
+        raise MigrationNotFound(store.target)
+    return record
+
+
+def has_ended(store: Store) -> bool:
+    """Say whether no migration is open."""
+    record = store.ledger.find(store.target)
+    return record is None or State(record.state) in ENDED
+
+
+def sweep_ended(store: Store, options: MigrationOptions) -> None:
+    """Leaves nothing staged on this disk of a migration that has ended."""
+    last = store.ledger.last(store.target)
+    if last is not None and State(last.state) in ENDED:
+        sweep_staging(last, options)
+
+
+def sweep_staging(record: MigrationRecord, options: MigrationOptions) -> None:
+    """Leaves nothing staged on this disk of that migration."""
+    remove_staged(options.staging, record.spec.fingerprint, record.spec.uid)
+
+
+def begin(store: Store, new: TextEncoder, old: TextEncoder | None, options: MigrationOptions) -> MigrationRecord:
+    """Return the record to go on with; a new one if there is none, or if the last has ended.
+
+    Raises MigrationConflict if the migration was begun with something else.
+    """
+    record = store.ledger.find(store.target)
+    if record is None or State(record.state) in ENDED:
+        return _create(store, new, old, options)
+    if record.paused is None or record.paused.by_operator:
+        require("start", State(record.state))
+    refuse_conflicts(record, store, SideModels(new, old))
+    if options.old_fingerprint not in (None, record.spec.old_fingerprint):
+        stored, asked = record.spec.old_fingerprint, options.old_fingerprint
+        raise MigrationConflict(record.spec.target, "old_fingerprint", stored, asked)
+    return record
+
+
+def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: MigrationOptions) -> MigrationRecord:
+    target, ledger = store.target, store.ledger
+    table, serving = store.describe(), ledger.serving(target)
+    recorded = serving.fingerprint if serving else table.fingerprint
+    old_fingerprint = known_old_fingerprint(store, options, recorded, old)
+    new_locator = store.serving_locator(Side.NEW)
+    serving = serving or Serving(1, 1, store.serving_locator(Side.OLD), old_fingerprint)
+    thresholds = options.thresholds or serving.thresholds
+    serving = replace(serving, fingerprint=old_fingerprint, thresholds=dict(thresholds))
+    spec = MigrationSpec(
+        target=target,
+        text_source=store.traits.text_source,
+        dimension=new.dimension,
+        fingerprint=new.fingerprint,
+        old_fingerprint=old_fingerprint,
+        old_not_null=table.vector_not_null,
+        generation=serving.generation + 1,
+        epoch=serving.epoch,
+        old_locator=serving.locator,
+        new_locator=new_locator,
+        outputs=options.outputs.names,
+        uid=uuid.uuid4().hex[:12],
+    )
+    with store.transaction():
+        ledger.serve(target, serving)
+        record = ledger.create(spec, State.PLANNED)
+        ledger.set_control(record, Control(options.rows_per_s))
+    return record
+
+
+def known_old_fingerprint(
+    store: Store, options: MigrationOptions, recorded: str | None, old: TextEncoder | None = None
+) -> str | None:
+    """Return the space of the vectors there are, as far as anybody says it. Raises SpaceMismatch if two differ."""
+    stated = options.old_fingerprint or (old.fingerprint if old else None)
+    for other in (recorded, old.fingerprint if old else None):
+        if stated and other and stated != other:
+            raise SpaceMismatch(expected=stated, found=other, where=f"the vectors of {store.target}")
+    return stated or recorded
