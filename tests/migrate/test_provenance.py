@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,12 @@ import pytest
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.demo.passages import load_passages
 from vecferry.embeddings import Float32
-from vecferry.encode.adapted import AdaptedEncoder, Adaptation
+from vecferry.encode.adapted import Adaptation, AdaptedEncoder
 from vecferry.encode.encoder import Encoder
-from vecferry.migrate.provenance import Provenance, StoredRow, Verdict, examine
+from vecferry.migrate.provenance import Provenance, Verdict, examine
 from vecferry.model.sources import open_source
 from vecferry.stores.text_source import FieldText, LlamaIndexText, TemplateText, TextSource
+from vecferry.stores.values import StoredRow
 
 Fields = dict[str, Any]
 ROWS = 20
@@ -50,7 +50,10 @@ def rows() -> list[Fields]:
 def looked_at(
     encoder: Encoder, rows: Sequence[Fields], vectors: Float32, source: TextSource = TEXT, **adapted: Any
 ) -> Provenance:
-    stored = [StoredRow(fields, vector) for fields, vector in zip(rows, vectors, strict=True)]
+    stored = [
+        StoredRow((str(number),), fields, vector)
+        for number, (fields, vector) in enumerate(zip(rows, vectors, strict=True))
+    ]
     return examine(encoder, stored, source, Adaptation(**adapted))
 
 

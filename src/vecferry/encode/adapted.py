@@ -13,6 +13,7 @@ import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, Value, require_heads
 from vecferry.encode.encoder import Encoder, Role, TextEncoder, TextTokenizer
+from vecferry.errors import SettingsError
 from vecferry.model.artifact import VectorSpace, canonical_json
 from vecferry.model.tokens import Tokenizer
 
@@ -50,13 +51,25 @@ class Adaptation(Value):
         return ", ".join(phrases)
 
 
+def adapted(encoder: TextEncoder, adaptation: Adaptation) -> TextEncoder:
+    """Return the encoder behind the adaptation; itself where nothing is adapted.
+
+    Raises SettingsError for an encoder whose tokens are cut elsewhere, as on a server.
+    """
+    if not adaptation:
+        return encoder
+    if isinstance(encoder, Encoder):
+        return AdaptedEncoder(encoder, adaptation)
+    raise SettingsError("[old]", str(adaptation), "a model that runs in this process")
+
+
 class AdaptedEncoder(TextEncoder):
     """An encoder behind an adaptation. Its vectors are a space of their own, and dense alone."""
 
     def __init__(self, encoder: Encoder, adaptation: Adaptation) -> None:
         self._adaptation = adaptation
         self._encoder = Encoder(_AdaptedTokenizer(encoder.tokenizer, adaptation), encoder.runtime, encoder.limits)
-        self._space = _adapted(encoder.space, adaptation)
+        self._space = _adapted_space(encoder.space, adaptation)
 
     @property
     def space(self) -> VectorSpace:
@@ -84,10 +97,10 @@ class _AdaptedTokenizer:
         return self._tokenizer(texts, prefix if self._prefix is None else self._prefix)
 
 
-def _adapted(space: VectorSpace, adaptation: Adaptation) -> VectorSpace:
+def _adapted_space(space: VectorSpace, adaptation: Adaptation) -> VectorSpace:
     """The model's own space where nothing is adapted; else one with a fingerprint of its own."""
     if not adaptation:
         return space
     dimension = adaptation.dimension or space.dimension
-    adapted = canonical_json(asdict(adaptation)).decode()
-    return space.model_copy(update={"dimension": dimension, "heads": ("dense",), "adapted": adapted})
+    description = canonical_json(asdict(adaptation)).decode()
+    return space.model_copy(update={"dimension": dimension, "heads": ("dense",), "adapted": description})

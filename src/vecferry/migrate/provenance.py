@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.embeddings import Float32, Value
-from vecferry.encode.adapted import AdaptedEncoder, Adaptation
-from vecferry.encode.encoder import Encoder
+from vecferry.encode.adapted import Adaptation, adapted
+from vecferry.encode.encoder import Encoder, TextEncoder
+from vecferry.encode.loading import LazyEncoder
 from vecferry.stores.text_source import FieldText, LlamaIndexText, TemplateText, TextSource, scalar_paths, stored_node
+from vecferry.stores.values import StoredRow
 
 MATCH = 0.99
 """A cosine from here on is the same text and model: other runtimes, fp16 and int8 columns stay above it."""
@@ -52,14 +54,6 @@ FORMS = (
 """How a field is put beside a text. White space is all the same to a BERT tokenizer, so a line break stands for any."""
 LIKELY = ("title", "name", "heading", "header", "subject", "headline", "question", "summary", "description", "category")
 """Fields that are looked at first, by a part of their names."""
-
-
-@dataclass(frozen=True, eq=False)
-class StoredRow:
-    """A row of the sample. fields: all that the store keeps with it; vector: float32 [D], as it is stored."""
-
-    fields: Mapping[str, Any]
-    vector: Float32
 
 
 class Verdict(StrEnum):
@@ -114,7 +108,7 @@ class Provenance(Value):
         return self.verdict is Verdict.CONFIRMED
 
 
-def examine(encoder: Encoder, rows: Sequence[StoredRow], source: TextSource, adaptation: Adaptation) -> Provenance:
+def examine(encoder: TextEncoder, rows: Sequence[StoredRow], source: TextSource, adaptation: Adaptation) -> Provenance:
     """Compare stored vectors with what the old model makes of their rows, and look for the cause of a difference.
 
     source and adaptation: as the file says. Rows without a text or a vector are left out. Raises what `encode` raises.
@@ -154,10 +148,9 @@ class _Candidate:
 class _Examination:
     """One sample and one model; each text is encoded once."""
 
-    def __init__(self, encoder: Encoder, rows: Sequence[StoredRow]) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: TextEncoder, rows: Sequence[StoredRow]) -> None:
+        self._encoder = encoder.get().encoder if isinstance(encoder, LazyEncoder) else encoder
         self._rows = rows
-        self._most_tokens = encoder.max_positions or 0
 
     def provenance(self, as_told: _Candidate) -> Provenance:
         lengths = [float(np.linalg.norm(row.vector)) for row in self._rows]
@@ -188,7 +181,8 @@ class _Examination:
     def _cosines(self, candidate: _Candidate, rows: Sequence[StoredRow]) -> Float32:
         """Of stored and made vectors, float32 [N]; 0 where their lengths differ or a row has no such text."""
         texts = [candidate.source.render(row.fields) or "" for row in rows]
-        made = AdaptedEncoder(self._encoder, candidate.adaptation).encode(texts).dense
+        encoder = adapted(self._encoder, candidate.adaptation)
+        made = encoder.encode(texts).dense
         cosines = np.zeros(len(rows), np.float32)
         for i, row in enumerate(rows):
             if texts[i] and len(row.vector) == made.shape[1]:
@@ -219,14 +213,19 @@ class _Examination:
         yield from _paddings(base, rows, self._encoder.dimension)
         yield from _frameworks(base, rows)
         yield from _fields(base, rows)
-        if base.adaptation.prefix is None:
-            yield from (base.adapted(prefix=prefix) for prefix in PREFIXES)
-        if not base.adaptation.lowercase:
-            yield base.adapted(lowercase=True)
-        yield from _cuts(base, rows)
-        yield from (base.adapted(max_tokens=n) for n in TOKENS if n < self._encoder.space.max_tokens)
-        if self._most_tokens > self._encoder.space.max_tokens:
-            yield base.adapted(max_tokens=self._most_tokens)
+        if isinstance(self._encoder, Encoder):
+            yield from _model_inputs(base, self._encoder)
+            yield from _cuts(base, rows)
+
+
+def _model_inputs(base: _Candidate, encoder: Encoder) -> Iterator[_Candidate]:
+    """What may be done to any text on its way to the model."""
+    if base.adaptation.prefix is None:
+        yield from (base.adapted(prefix=prefix) for prefix in PREFIXES)
+    if not base.adaptation.lowercase:
+        yield base.adapted(lowercase=True)
+    limit, possible = encoder.space.max_tokens, encoder.max_positions or 0
+    yield from (base.adapted(max_tokens=n) for n in TOKENS if n != limit and n <= max(limit, possible))
 
 
 def _paddings(base: _Candidate, rows: Sequence[StoredRow], dimension: int) -> Iterator[_Candidate]:

@@ -24,6 +24,7 @@ from vecferry.stores.values import (
     Record,
     Row,
     Side,
+    StoredRow,
     StoreTraits,
     TableInfo,
 )
@@ -68,6 +69,9 @@ class Store(Protocol):
     def describe(self) -> TableInfo: ...
     def sample(self, num_rows: int) -> list[Row]:
         """Return random rows that have a text."""
+
+    def sample_stored(self, num_rows: int) -> list[StoredRow]:
+        """Return random rows that have a vector, whole, with the vector that serves."""
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
         """Return the rows with these keys that are there, with their present texts, in the order of `keys`.

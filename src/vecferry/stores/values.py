@@ -60,6 +60,15 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
+class StoredRow:
+    """A row as it lies in the store. fields: all that is kept with it, its text included; vector: float32 [D]."""
+
+    key: Key
+    fields: Mapping[str, Any]
+    vector: Float32
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """A row as an application writes it, such as `Record(("7",), text, embeddings[0])`.
 

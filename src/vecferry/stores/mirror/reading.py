@@ -12,7 +12,7 @@ from vecferry.embeddings import Float32
 from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
 from vecferry.stores.backend import Point
 from vecferry.stores.mirror.sides import MirrorSides
-from vecferry.stores.values import Hit, Key, Row, Side, TableInfo, has_direction, in_order
+from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, has_direction, in_order
 
 UNKNOWN = "not recorded"
 
@@ -56,6 +56,16 @@ class MirrorReader:
         ids = list(self._backend.ids(serving))
         chosen = random.sample(ids, min(num_rows, len(ids)))
         return [Row((p.id,), p.text) for p in self._backend.get(serving, chosen) if p.text is not None]
+
+    def sample_stored(self, num_rows: int) -> list[StoredRow]:
+        serving, text = self._sides.now().serving, self._backend.text_field
+        ids = list(self._backend.ids(serving))
+        chosen = random.sample(ids, min(num_rows, len(ids)))
+        return [
+            StoredRow((point.id,), {**point.payload, text: point.text}, point.vectors.dense)
+            for point in self._backend.get(serving, chosen, vectors=True)
+            if point.vectors is not None
+        ]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
         found: dict[Key, Row] = {(p.id,): Row((p.id,), p.text) for p in self._points(self._sides.now().serving, keys)}

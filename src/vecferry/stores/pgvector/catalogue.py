@@ -10,6 +10,7 @@ from vecferry.stores.pgvector.indexes import VECTOR_INDEXES, VectorIndex
 from vecferry.stores.pgvector.table import COLBERT, NEW, NEW_CHECKSUM, OLD, OLD_CHECKSUM, SPARSE, Table, suffixed
 from vecferry.stores.values import Side
 
+VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
 COMMENT_PREFIX = "vecferry:space:"
 
 
@@ -77,6 +78,11 @@ class Columns:
         dense = self.by_name[self.of_side(Side.NEW) or self.table.vector]
         found = self.by_name.get(name)
         return name if found and found.space is not None and found.space == dense.space else None
+
+    def of_vectors(self) -> set[str]:
+        """Return the names of columns that hold vectors, whoever made them, and of our checksums."""
+        vectors = {name for name, column in self.by_name.items() if column.kind.lstrip("_") in VECTOR_TYPES}
+        return vectors | {self.checksum(side) for side in Side}
 
     def ours(self) -> set[str]:
         """Those that an application does not write by name: vectors of both sides, and what goes with them."""

@@ -13,7 +13,7 @@ from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
-from vecferry.stores.values import Hit, Key, Row, Side, TableInfo, in_order
+from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, in_order
 
 MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
@@ -77,6 +77,23 @@ class PgReader:
             self._sql.text, self._sql.keys_as_text, self._sql.name, self._sql.text
         )
         return [Row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
+
+    def sample_stored(self, num_rows: int) -> list[StoredRow]:
+        with self._session.pinned():
+            query = sql.SQL(
+                "WITH drawn AS MATERIALIZED ("
+                "SELECT ctid AS place FROM {table} AS t WHERE {vector} IS NOT NULL ORDER BY random() LIMIT %s)"
+                " SELECT to_json(t), {vector}::real[], {keys} FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
+            ).format(table=self._sql.name, vector=self._sql.column(self._table.vector), keys=self._sql.keys_as_text)
+            vectors = self._catalogue.columns().of_vectors()
+            return [
+                StoredRow(
+                    tuple(key),
+                    {name: value for name, value in fields.items() if name not in vectors},
+                    np.asarray(vector, np.float32),
+                )
+                for fields, vector, *key in self._db.rows(query, [num_rows])
+            ]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
         found = {row.key: row for row in self._session.rows(*self._sql.among(keys))}

@@ -34,6 +34,7 @@ from vecferry.stores.values import (
     Record,
     Row,
     Side,
+    StoredRow,
     StoreTraits,
     TableInfo,
 )
@@ -103,6 +104,9 @@ class PgVectorStore(Store):
 
     def sample(self, num_rows: int) -> list[Row]:
         return self._reader.sample(num_rows)
+
+    def sample_stored(self, num_rows: int) -> list[StoredRow]:
+        return self._reader.sample_stored(num_rows)
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
         return self._reader.rows(keys)
