@@ -218,12 +218,13 @@ class _Forgetful(LocalEngine):
 
 
 def test_what_was_just_encoded_is_not_read_from_the_staging(collection: Collection) -> None:
-    migration, encoder = fill(collection, "a", "b", "c"), TruthEncoder()
+    encoder = TruthEncoder()
+    migration = fill(collection, "a", "b", "c", new=encoder)
 
     def engine(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
         return _Forgetful(store, encoder, staging, record.spec.uid, OPTIONS.rows_per_range)
 
-    migration.start(encoder, engine=engine)
+    migration.start(engine=engine)
     assert encoder.encoded == {"a": 1, "b": 1, "c": 1}
     assert collection.store.counts().done == 3
 
