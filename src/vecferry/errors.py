@@ -57,6 +57,7 @@ VecferryError                      exit  what happened
     ├── IllegalTransition
     │   └── GateNotPassed                no pass of the gate, and no override of it
     ├── MigrationConflict                the same name, another plan
+    ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
     ├── FinalizeNotConfirmed
     ├── Interrupted                      a runner was asked to stop, or must not go on
@@ -669,6 +670,17 @@ class MigrationConflict(MigrationError):
     field: str
     stored: object
     given: object
+
+
+@dataclass(eq=False)
+class VectorsUnconfirmed(MigrationError):
+    """finding: what a sample shows, in sentences; remedy: what to do about it."""
+
+    template = "{target} is not migrated on trust: {finding}"
+    advice = "{remedy} Or say why you know better: vecferry migrate start --accept-unconfirmed REASON"
+    target: str
+    finding: str
+    remedy: str
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollb
 from vecferry.cli.options import option
 from vecferry.cli.output import Json, counting, errors, output, show, show_table, stages, table_of
 from vecferry.errors import CutoverRefused, FinalizeNotConfirmed, VerificationFailed
-from vecferry.migrate import Migration, Resources, State, Status
+from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status
 from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig, merged
 from vecferry.stores.values import Patience
 
@@ -57,6 +57,7 @@ def _with_models(target: Target, new: Path | None, old: Path | None = None, outp
 def plan(
     target: Target,
     new_model: NewModel = None,
+    old_model: OldModel = None,
     outputs: Outputs = None,
     sample: Sample = None,
     workers: Workers = None,
@@ -65,7 +66,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a migration would do, take and need, and how it is undone. Writes nothing."""
-    target = _with_models(target, new_model, outputs=outputs)
+    target = _with_models(target, new_model, old_model, outputs)
     resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
     with target.migration() as migration:
         found = migration.plan(sample or target.config.verify.sample, resources)
@@ -82,6 +83,7 @@ def start(
     rows_per_range: Annotated[int | None, option(LimitsConfig, "rows_per_range")] = None,
     rows_per_s: Annotated[float | None, option(LimitsConfig, "rows_per_s")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
+    accept_unconfirmed: Annotated[str | None, option(MigrationOptions, "accept_unconfirmed")] = None,
     engine: Annotated[str | None, option(EngineConfig, "kind", "--engine")] = None,
     workers: Workers = None,
     ray_address: Annotated[str | None, option(EngineConfig, "address", "--ray-address")] = None,
@@ -96,7 +98,7 @@ def start(
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
     target = Target(merged(target.config, values))
     until = (lambda: False) if follow else None
-    with target.migration(old_fingerprint) as migration, counting("rows", "rows") as progress:
+    with target.migration(old_fingerprint, accept_unconfirmed) as migration, counting("rows", "rows") as progress:
         status = migration.start(progress, follow=until, engine=target.engine())
     show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
 
@@ -181,9 +183,7 @@ def verify(
     sample: Sample = None,
     override_gate: Annotated[
         str | None,
-        typer.Option(
-            "--override", metavar="REASON", help="Go on though the gate does not pass; the reason is recorded."
-        ),
+        typer.Option("--override", help="Go on though the gate does not pass; the reason is recorded."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 
 from vecferry.cli.options import option, taking
+from vecferry.encode.adapted import adapted
+from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
 from vecferry.errors import MissingOption
 from vecferry.migrate import EngineFor, Migration
@@ -33,10 +35,14 @@ class Target:
     config: MigrationConfig
 
     @contextmanager
-    def migration(self, old_fingerprint: str | None = None) -> Iterator[Migration]:
+    def migration(
+        self, old_fingerprint: str | None = None, accept_unconfirmed: str | None = None
+    ) -> Iterator[Migration]:
         """Open the store and yield its migration; close it at the end."""
         with closing(self.open_store()) as store:
-            options = replace(self.config.options, old_fingerprint=old_fingerprint)
+            options = replace(
+                self.config.options, old_fingerprint=old_fingerprint, accept_unconfirmed=accept_unconfirmed
+            )
             yield Migration(store, new=self.new, old=self.old, options=options)
 
     def open_store(self) -> Store:
@@ -68,10 +74,10 @@ class Target:
         return _encoder(self.config.models.new)
 
     @cached_property
-    def old(self) -> LazyEncoder | None:
-        """The old model, if there is one."""
+    def old(self) -> TextEncoder | None:
+        """The old model as it was used, if there is one."""
         folder = self.config.models.old
-        return None if folder is None else _encoder(folder)
+        return None if folder is None else adapted(_encoder(folder), self.config.old)
 
 
 def _encoder(artifact: Path) -> LazyEncoder:

@@ -24,6 +24,8 @@ def plan_rows(plan: Plan) -> Rows:
         ("rows", f"{table.rows:,} ({table.null_texts:,} without a text, {table.empty_texts:,} with an empty one)"),
         ("vectors", f"{plan.old_dimension} numbers → {plan.new_dimension}"),
         ("vector space", f"{short(plan.old_fingerprint) or 'not known'} → {short(plan.new_fingerprint)}"),
+        ("made from", f"{'✓' if plan.provenance.is_confirmed else '✗'} {plan.provenance.message}"),
+        *([] if plan.provenance.is_confirmed else [("", plan.provenance.remedy)]),
         ("heads", ", ".join(plan.outputs)),
         ("size of the vectors", f"{decimal(table.vector_bytes)} → {decimal(plan.vector_bytes_after)}"),
         *([("size of sparse and ColBERT", decimal(plan.head_bytes_after))] if plan.head_bytes_after else []),
@@ -37,7 +39,7 @@ def plan_rows(plan: Plan) -> Rows:
         *(("will be created", name) for name in plan.creates),
         ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),
-        ("next", "vecferry migrate start"),
+        ("next", "vecferry migrate start" if plan.provenance.is_confirmed else "plan again, once that is clear"),
     ]
 
 

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, Value, require_heads
 from vecferry.encode.encoder import Encoder, Role, TextEncoder, TextTokenizer
+from vecferry.encode.loading import LazyEncoder
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import VectorSpace, canonical_json
 from vecferry.model.tokens import Tokenizer
+from vecferry.options import Checked, Count, Help
 
 
 @dataclass(frozen=True)
-class Adaptation(Value):
-    """What was done to a text before the model, and to its vector after it. All that is None was left as it is.
+class Adaptation(Checked, Value):
+    """What was done to a text before the model, and to its vector after it. What is None was left as it is."""
 
-    prefix: before every text, in the place of the model's own. max_characters, max_tokens: a longer text keeps its
-    beginning; special tokens count. dimension: vectors are filled up with zeros to this length.
-    """
-
-    prefix: str | None = None
-    lowercase: bool = False
-    max_characters: int | None = None
-    max_tokens: int | None = None
-    dimension: int | None = None
+    prefix: Annotated[str | None, Help("text before every text, in the place of the old model's own prefix")] = None
+    lowercase: Annotated[bool, Help("whether texts were put into lower case")] = False
+    max_characters: Annotated[Count | None, Help("characters of a text that were kept, from its beginning")] = None
+    max_tokens: Annotated[Count | None, Help("tokens of a text that were kept, special ones included")] = None
+    dimension: Annotated[Count | None, Help("numbers up to which vectors were filled with zeros")] = None
 
     def __bool__(self) -> bool:
         return self != Adaptation()
@@ -51,6 +51,9 @@ class Adaptation(Value):
         return ", ".join(phrases)
 
 
+NOT_ADAPTED = Adaptation()
+
+
 def adapted(encoder: TextEncoder, adaptation: Adaptation) -> TextEncoder:
     """Return the encoder behind the adaptation; itself where nothing is adapted.
 
@@ -58,7 +61,7 @@ def adapted(encoder: TextEncoder, adaptation: Adaptation) -> TextEncoder:
     """
     if not adaptation:
         return encoder
-    if isinstance(encoder, Encoder):
+    if isinstance(encoder, Encoder | LazyEncoder):
         return AdaptedEncoder(encoder, adaptation)
     raise SettingsError("[old]", str(adaptation), "a model that runs in this process")
 
@@ -66,19 +69,22 @@ def adapted(encoder: TextEncoder, adaptation: Adaptation) -> TextEncoder:
 class AdaptedEncoder(TextEncoder):
     """An encoder behind an adaptation. Its vectors are a space of their own, and dense alone."""
 
-    def __init__(self, encoder: Encoder, adaptation: Adaptation) -> None:
-        self._adaptation = adaptation
-        self._encoder = Encoder(_AdaptedTokenizer(encoder.tokenizer, adaptation), encoder.runtime, encoder.limits)
-        self._space = _adapted_space(encoder.space, adaptation)
+    def __init__(self, model: Encoder | LazyEncoder, adaptation: Adaptation) -> None:
+        self.model, self.adaptation = model, adaptation
 
-    @property
+    @cached_property
+    def _encoder(self) -> Encoder:
+        model = self.model.get().encoder if isinstance(self.model, LazyEncoder) else self.model
+        return Encoder(_AdaptedTokenizer(model.tokenizer, self.adaptation), model.runtime, model.limits)
+
+    @cached_property
     def space(self) -> VectorSpace:
-        return self._space
+        return _adapted_space(self._encoder.space, self.adaptation)
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, adapted. Raises what it raises."""
         require_heads(outputs, self.space.outputs)
-        embeddings = self._encoder.encode([self._adaptation.text(text) for text in texts], role=role)
+        embeddings = self._encoder.encode([self.adaptation.text(text) for text in texts], role=role)
         padding = self.dimension - embeddings.dense.shape[1]
         dense = np.pad(embeddings.dense, ((0, 0), (0, padding)))  # [N, dimension]
         return replace(embeddings, fingerprint=self.fingerprint, dense_or_none=dense)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
 
+from vecferry.encode.adapted import Adaptation
 from vecferry.errors import SettingsError, UnreadableFile, reason_of
 from vecferry.evaluate.evaluation import GateOptions, MaxQueries
 from vecferry.evaluate.values import CutOffs
@@ -122,6 +123,7 @@ class MigrationConfig(BaseModel):
     models: ModelsConfig = Field(description="a section [models]")
     limits: LimitsConfig = Field(LimitsConfig(), description="a section [limits]")
     engine: EngineConfig = Field(EngineConfig(), description="a section [engine]")
+    old: Adaptation = Field(Adaptation(), description="a section [old]")
     verify: VerifyConfig = Field(VerifyConfig(), description="a section [verify]")
     gate: GateConfig = Field(GateConfig(), description="a section [gate]")
     thresholds: CutOffs = {}
@@ -144,6 +146,7 @@ SECTIONS: Mapping[str, type[Checked]] = {
     "models": ModelsConfig,
     "limits": LimitsConfig,
     "engine": EngineConfig,
+    "old": Adaptation,
     "verify": VerifyConfig,
     "gate": GateConfig,
 }

@@ -24,6 +24,7 @@ from vecferry.migrate.following import SwitchFollower
 from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, unpause
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.planning import make_plan
+from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.record import begin, find_record, has_ended, known_old_fingerprint, sweep_ended, sweep_staging
 from vecferry.migrate.runner import Counter, Runner
 from vecferry.migrate.staging import Staging
@@ -89,14 +90,16 @@ class Migration:
     def plan(self, sample: int = 32, resources: Resources | None = None) -> Plan:
         """Say what a migration to the new model would do and cost. Writes nothing; a read-only role will do.
 
-        `sample` rows are really encoded, to measure the time.
+        `sample` rows are really encoded, to measure the time; others with the old model, to see whether the vectors
+        were made of the texts that are named.
         """
         new = self._new_for("plan")
         sweep_ended(self.store, self.options)
         self._refuse_outputs()
         serving = self._ledger.serving(self.store.target)
         old = known_old_fingerprint(self.store, self.options, serving.fingerprint if serving else None)
-        return make_plan(self.store, new, self.options.outputs, old, sample, resources or Resources())
+        provenance = provenance_of(self.store, self.old)
+        return make_plan(self.store, new, self.options.outputs, old, provenance, sample, resources or Resources())
 
     def _refuse_outputs(self) -> None:
         possible = self.store.traits.outputs

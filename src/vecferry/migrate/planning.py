@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.migrate.embed import Embedded, embed
+from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.values import Cost, Plan, Resources
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import TableInfo
@@ -28,6 +29,7 @@ def make_plan(
     encoder: TextEncoder,
     outputs: Outputs,
     old_fingerprint: str | None,
+    provenance: Provenance,
     sample: int,
     resources: Resources,
 ) -> Plan:
@@ -60,6 +62,7 @@ def make_plan(
         creates=table.creates,
         undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
         warnings=plan_warnings(table),
+        provenance=provenance,
     )
 
 

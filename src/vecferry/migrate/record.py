@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from typing import Any
 
 from vecferry.encode.encoder import TextEncoder
-from vecferry.errors import MigrationConflict, MigrationNotFound, SpaceMismatch
+from vecferry.errors import MigrationConflict, MigrationNotFound, SpaceMismatch, VectorsUnconfirmed
 from vecferry.migrate.applier import SideModels, refuse_conflicts
+from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.staging import remove_staged
 from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
@@ -64,6 +66,7 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
     table, serving = store.describe(), ledger.serving(target)
     recorded = serving.fingerprint if serving else table.fingerprint
     old_fingerprint = known_old_fingerprint(store, options, recorded, old)
+    provenance = _confirmed_provenance(store, old, options.accept_unconfirmed)
     new_locator = store.serving_locator(Side.NEW)
     serving = serving or Serving(1, 1, store.serving_locator(Side.OLD), old_fingerprint)
     thresholds = options.thresholds or serving.thresholds
@@ -86,7 +89,17 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
         ledger.serve(target, serving)
         record = ledger.create(spec, State.PLANNED)
         ledger.set_control(record, Control(options.rows_per_s))
+        ledger.add_event(record, "vectors examined", provenance)
     return record
+
+
+def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfirmed: str | None) -> dict[str, Any]:
+    """What the ledger keeps about where the vectors come from. Raises VectorsUnconfirmed."""
+    provenance = provenance_of(store, old)
+    if not provenance.is_confirmed and accept_unconfirmed is None:
+        raise VectorsUnconfirmed(store.target, provenance.message, provenance.remedy)
+    detail = {"verdict": provenance.verdict, "finding": provenance.message}
+    return detail if accept_unconfirmed is None else detail | {"accepted": accept_unconfirmed}
 
 
 def known_old_fingerprint(

@@ -16,8 +16,9 @@ from vecferry.embeddings import DENSE, Outputs, Value
 from vecferry.errors import SettingsError
 from vecferry.evaluate.values import CutOffs
 from vecferry.migrate.engines import Workers
+from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.states import State
-from vecferry.options import Above0, Checked, Count, FolderPath, From0, Help, Number, Seconds, Share
+from vecferry.options import Above0, Checked, Count, FolderPath, From0, Help, Name, Number, Seconds, Share
 from vecferry.stores.ledger import Control, DeadLetter, Event, Serving
 from vecferry.stores.values import Patience, TableInfo
 
@@ -79,10 +80,15 @@ class MigrationOptions(RunLimits):
     reconnect_s: how long a run waits for a store that went away. wait_for_writers_s: and for rows that others
     are writing, when nothing else is left to be done; then they are left for the next look. min_recall: of the
     new index, against exact search. thresholds: the application's cut-offs in the old space, cosines by
-    name; they stand in the serving epoch that `start` records. Raises SettingsError for a value out of bounds.
+    name; they stand in the serving epoch that `start` records. accept_unconfirmed: why a migration may begin though a
+    sample does not show what the vectors were made from; it is kept in the ledger.
+    Raises SettingsError for a value out of bounds.
     """
 
     old_fingerprint: str | None = None
+    accept_unconfirmed: Annotated[
+        Name | None, Help("why a migration may begin though it is not known what the vectors were made from")
+    ] = None
     outputs: Heads = DENSE
     patience: Patience = field(default_factory=Patience)
     reconnect_s: float = 60.0
@@ -151,6 +157,7 @@ class Plan(Value):
     creates: tuple[str, ...]
     undo: str
     warnings: tuple[str, ...]
+    provenance: Provenance
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ reference, WhitespaceSplit and Metaspace, once, at conversion; the artifact carr
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,9 +63,7 @@ class Tokenizer:
 
     def with_max_tokens(self, max_tokens: int) -> Tokenizer:
         """Return the same tokenizer with another limit."""
-        limited = copy.copy(self)
-        limited._max_tokens = max_tokens
-        return limited
+        return Tokenizer(self._tokenizer.to_str().encode(), max_tokens)
 
     @property
     def special_ids(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Which text of a row is embedded: a field, a template over several, or a rendering that a framework makes.
+r"""Which text of a row is embedded: a field, a template over several, or a rendering that a framework makes.
 
     body                       the field alone
     {title}\n{body}            a template; {metadata.title} goes into nested values, {{ and }} are braces
@@ -151,8 +151,8 @@ def scalar_paths(fields: Fields, depth: int = 3) -> Iterator[tuple[str, str]]:
     """(dotted path, text) of every value that is not nested."""
     for name, value in fields.items():
         if isinstance(value, Mapping) and depth > 1:
-            for path, text in scalar_paths(value, depth - 1):
-                yield f"{name}.{path}", text
+            for path, inner in scalar_paths(value, depth - 1):
+                yield f"{name}.{path}", inner
         elif (text := as_text(value)) is not None:
             yield str(name), text
 

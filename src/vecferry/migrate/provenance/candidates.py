@@ -1,0 +1,136 @@
+"""The likely ways in which a vector was made of a row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vecferry.encode.adapted import Adaptation
+from vecferry.encode.encoder import Encoder, TextEncoder
+from vecferry.stores.text_source import (
+    FieldText,
+    LlamaIndexText,
+    TemplateText,
+    TextSource,
+    scalar_paths,
+    stored_node,
+)
+from vecferry.stores.values import StoredRow
+
+MAX_FIELDS = 12
+PREFIXES = (
+    "passage: ", "query: ", "search_document: ", "search_query: ", "title: none | text: ",
+    "Represent this sentence for searching relevant passages: ", "Represent this document for retrieval: ",
+    "Document: ",
+)  # fmt: skip
+CHARACTERS = (200, 256, 300, 400, 500, 512, 600, 750, 800, 1000, 1024, 1200, 1500, 2000, 2048, 3000, 4000, 4096, 8000)
+NEARBY = (80, 85, 90, 94, 97, 99, 101, 103, 106, 110, 115, 120)
+"""Percent of the best number of characters so far."""
+TOKENS = (64, 128, 256, 384, 512)
+FORMS = (
+    "{field}\n{text}", "{text}\n{field}", "# {field}\n\n{text}", "# {field}{text}", "{field}{text}", "{field}: {text}",
+    "{field}. {text}", "{field} - {text}", "{name}: {field}\n\n{text}", "{name}: {field}\ntext: {text}",
+    "{field} | {text}",
+)  # fmt: skip
+"""How a field is put beside a text. White space is all the same to a BERT tokenizer, so a line break stands for any."""
+LIKELY = ("title", "name", "heading", "header", "subject", "headline", "question", "summary", "description", "category")
+"""Fields that are looked at first, by a part of their names."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way in which the vectors may have been made. what: of the text, where it is not the file's."""
+
+    source: TextSource
+    adaptation: Adaptation
+    what: str = ""
+
+    def adapted(self, **changes: Any) -> Candidate:
+        """With another step between text and vector."""
+        return replace(self, adaptation=replace(self.adaptation, **changes))
+
+    def of(self, source: TextSource, what: str) -> Candidate:
+        """With another text."""
+        return replace(self, source=source, what=f"{self.what} and {what}" if self.what else what)
+
+    def causes(self, as_told: Candidate) -> str:
+        """What makes this one different."""
+        changed = {
+            name: value
+            for name, value in self.adaptation.to_dict().items()
+            if value != getattr(as_told.adaptation, name)
+        }
+        return " and ".join(filter(None, (self.what, str(Adaptation(**changed)))))
+
+
+def causes_on_top(base: Candidate, rows: Sequence[StoredRow], encoder: TextEncoder) -> Iterator[Candidate]:
+    """Return the likely causes on top of what is known, one at a time; the likelier ones first."""
+    yield from _paddings(base, rows, encoder.dimension)
+    yield from _frameworks(base, rows)
+    yield from _fields(base, rows)
+    if isinstance(encoder, Encoder):
+        yield from _model_inputs(base, encoder)
+        yield from _cuts(base, rows)
+
+
+def _model_inputs(base: Candidate, encoder: Encoder) -> Iterator[Candidate]:
+    """What may be done to any text on its way to the model."""
+    if base.adaptation.prefix is None:
+        yield from (base.adapted(prefix=prefix) for prefix in PREFIXES)
+    if not base.adaptation.lowercase:
+        yield base.adapted(lowercase=True)
+    limit, possible = encoder.space.max_tokens, encoder.max_positions or 0
+    yield from (base.adapted(max_tokens=n) for n in TOKENS if n != limit and n <= max(limit, possible))
+
+
+def _paddings(base: Candidate, rows: Sequence[StoredRow], dimension: int) -> Iterator[Candidate]:
+    """Zeros at the end of vectors that are longer than the model's."""
+    lengths = {len(row.vector) for row in rows}
+    if len(lengths) == 1 and max(lengths) > dimension and not any(row.vector[dimension:].any() for row in rows):
+        yield base.adapted(dimension=max(lengths))
+
+
+def _frameworks(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
+    """What a framework embeds beside the text, where it has left its marks."""
+    if isinstance(base.source, FieldText) and any(stored_node(row.fields) for row in rows):
+        yield base.of(LlamaIndexText(base.source.name), "metadata before the text, as LlamaIndex embeds it")
+
+
+def _fields(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
+    """Another field before the text or after it."""
+    if isinstance(base.source, FieldText | TemplateText):
+        inner = base.source.name if isinstance(base.source, TemplateText) else f"{{{base.source.name}}}"
+        for path in _other_fields(rows, base.source):
+            for form in FORMS if _likelihood(path) < len(LIKELY) else FORMS[:2]:
+                template = form.format(field=f"{{{path}}}", name=path, text=inner)
+                place = "after" if form.startswith("{text}") else "before"
+                yield base.of(TemplateText(template), f"{path} {place} the text")
+
+
+def _other_fields(rows: Sequence[StoredRow], source: TextSource) -> list[str]:
+    """Paths of fields that could stand beside the text, the likely ones first."""
+    counts, texts = Counter[str](), [source.render(row.fields) for row in rows]
+    for row, text in zip(rows, texts, strict=True):
+        for path, value in scalar_paths(row.fields):
+            if value.strip() and value != text and value not in (text or "")[: len(value) + 8] and len(value) < 4000:
+                counts[path] += 1
+    paths = [path for path, count in counts.items() if 3 * count >= len(rows) and not set("{}") & set(path)]
+    return sorted(paths, key=_likelihood)[:MAX_FIELDS]
+
+
+def _likelihood(path: str) -> int:
+    """A rank, 0 for a title."""
+    name = path.rsplit(".", 1)[-1].lower()
+    return next((rank for rank, word in enumerate(LIKELY) if word in name), len(LIKELY))
+
+
+def _cuts(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
+    """The first characters of longer texts: usual numbers, and once one of these is best, those around it."""
+    longest = max(len(base.source.render(row.fields) or "") for row in rows)
+    now = base.adaptation.max_characters
+    if now is None:
+        yield from (base.adapted(max_characters=n) for n in CHARACTERS if n < longest)
+    else:
+        yield from (base.adapted(max_characters=now * percent // 100) for percent in NEARBY)

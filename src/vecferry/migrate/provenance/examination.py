@@ -1,0 +1,141 @@
+"""A sample of stored vectors held against what the old model makes of the same rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecferry.embeddings import Float32
+from vecferry.encode.adapted import NOT_ADAPTED, Adaptation, AdaptedEncoder, adapted
+from vecferry.encode.encoder import TextEncoder
+from vecferry.encode.loading import LazyEncoder
+from vecferry.migrate.provenance import text
+from vecferry.migrate.provenance.candidates import Candidate, causes_on_top
+from vecferry.migrate.provenance.values import Making, Provenance, Verdict
+from vecferry.stores.protocol import Store
+from vecferry.stores.text_source import TextSource, text_source
+from vecferry.stores.values import StoredRow
+
+MATCH = 0.99
+"""A cosine from here on is the same text and model: other runtimes, fp16 and int8 columns stay above it."""
+CONFIRMED = 0.95
+"""The share of rows that must match; the others may have been edited since."""
+SAMPLE = 64
+"""Rows that are compared."""
+SCREENED = 12
+"""Rows on which the causes are tried."""
+MAX_STEPS = 5
+MIN_GAIN = 0.002
+"""By which the median must rise for a cause to be kept, if it does not explain everything."""
+
+
+def provenance_of(store: Store, old: TextEncoder | None, sample: int = SAMPLE) -> Provenance:
+    """Return what a store's vectors were made from, by encoding a sample with the old model. Writes nothing."""
+    rows = store.sample_stored(sample)
+    if not rows:
+        return Provenance(Verdict.NO_VECTORS, "No row has a vector yet.")
+    if old is None:
+        message = "No old model is named, so nobody can tell what the vectors were made from."
+        return Provenance(Verdict.NO_MODEL, message, dimensions=_dimensions(rows))
+    source = text_source(store.traits.text_source)
+    if isinstance(old, AdaptedEncoder):
+        return examine(old.model, rows, source, old.adaptation)
+    return examine(old, rows, source)
+
+
+def examine(
+    model: TextEncoder, rows: Sequence[StoredRow], source: TextSource, adaptation: Adaptation = NOT_ADAPTED
+) -> Provenance:
+    """Compare stored vectors with what the old model makes of their rows, and look for the cause of a difference.
+
+    source and adaptation: as the file says. Rows without a text are left out. Raises what `encode` raises.
+    """
+    usable = [row for row in rows if source.render(row.fields) and row.vector.any() and np.isfinite(row.vector).all()]
+    if not usable:
+        message = f"No row of the sample has both a vector and a text in {source.name!r}."
+        return Provenance(Verdict.NO_TEXTS, message, dimensions=_dimensions(rows))
+    encoder = model.get().encoder if isinstance(model, LazyEncoder) else model
+    return _Examination(encoder, usable).provenance(Candidate(source, adaptation))
+
+
+def _dimensions(rows: Sequence[StoredRow]) -> dict[int, int]:
+    return dict(Counter(len(row.vector) for row in rows))
+
+
+class _Examination:
+    """One sample and one model; each text is encoded once."""
+
+    def __init__(self, encoder: TextEncoder, rows: Sequence[StoredRow]) -> None:
+        self._encoder = encoder
+        self._rows = rows
+
+    def provenance(self, as_told: Candidate) -> Provenance:
+        lengths = [float(np.linalg.norm(row.vector)) for row in self._rows]
+        cosines = self._cosines(as_told, self._rows)
+        measured = Provenance(
+            Verdict.CONFIRMED,
+            "",
+            rows=len(self._rows),
+            matching=_share(cosines),
+            median=float(np.median(cosines)),
+            lowest=float(cosines.min()),
+            dimensions=_dimensions(self._rows),
+            shortest=min(lengths),
+            longest=max(lengths),
+        )
+        if measured.matching >= CONFIRMED:
+            return replace(measured, message=text.confirmed(measured))
+        explanation, share = self._explained(as_told, cosines)
+        if share >= CONFIRMED:
+            making = Making(explanation.source.name, explanation.adaptation)
+            measured = replace(measured, verdict=Verdict.EXPLAINED, making=making, explained=share)
+            return replace(measured, message=text.explained(measured, explanation.causes(as_told)))
+        if measured.matching >= 1 - CONFIRMED:
+            others = float(np.median(cosines[cosines < MATCH]))
+            return replace(measured, verdict=Verdict.MIXED, message=text.mixed(measured, others))
+        message = text.unexplained(measured, self._encoder.dimension)
+        return replace(measured, verdict=Verdict.UNEXPLAINED, message=message)
+
+    def _cosines(self, candidate: Candidate, rows: Sequence[StoredRow]) -> Float32:
+        """Of stored and made vectors, float32 [N]; 0 where their lengths differ or a row has no such text."""
+        texts = [candidate.source.render(row.fields) or "" for row in rows]
+        encoder = adapted(self._encoder, candidate.adaptation)
+        made = encoder.encode(texts).dense
+        cosines = np.zeros(len(rows), np.float32)
+        for i, row in enumerate(rows):
+            if texts[i] and len(row.vector) == made.shape[1]:
+                cosines[i] = row.vector @ made[i] / (np.linalg.norm(row.vector) * np.linalg.norm(made[i]))
+        return cosines
+
+    def _explained(self, as_told: Candidate, cosines: Float32) -> tuple[Candidate, float]:
+        """The making that fits best, and the share of all rows that match with it.
+
+        Tried on a few of the rows that do not fit; the best cause is kept, and others are tried on top of it.
+        """
+        screened = [self._rows[i] for i in _spread(np.flatnonzero(cosines < MATCH), SCREENED)]
+        best, best_cosines = as_told, self._cosines(as_told, screened)
+        for _ in range(MAX_STEPS):
+            if _share(best_cosines) >= CONFIRMED:
+                break
+            tried = [(c, self._cosines(c, screened)) for c in causes_on_top(best, screened, self._encoder)]
+            if not tried:
+                break
+            candidate, its_cosines = max(tried, key=lambda pair: (_share(pair[1]), float(pair[1].mean())))
+            if its_cosines.mean() < best_cosines.mean() + MIN_GAIN:
+                break
+            best, best_cosines = candidate, its_cosines
+        return best, _share(self._cosines(best, self._rows)) if best is not as_told else _share(cosines)
+
+
+def _spread(numbers: NDArray[np.intp], count: int) -> list[int]:
+    """At most `count` of them, evenly."""
+    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
+    return [int(numbers[place]) for place in places]
+
+
+def _share(cosines: Float32) -> float:
+    return float((cosines >= MATCH).mean())
