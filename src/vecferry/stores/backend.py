@@ -96,7 +96,7 @@ class Backend(Protocol):
         """Leaves the vector indexes that `like` has; the names of those built. Repeating is safe."""
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """What `build_indexes` would still build."""
+        """Return what `build_indexes` would still build."""
 
     def another(self) -> Backend: ...
     def close(self) -> None: ...
@@ -107,7 +107,7 @@ class Aliased(Protocol):
     """A backend with names that point to collections, and can be pointed to others at once."""
 
     def resolve(self, name: str) -> str:
-        """The collection behind the alias; the name itself if it is not an alias."""
+        """Return the collection behind the alias; the name itself if it is not an alias."""
 
     def is_alias(self, name: str) -> bool: ...
     def point_alias(self, alias: str, collection: str) -> None:

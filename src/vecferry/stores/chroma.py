@@ -62,7 +62,7 @@ COSINES: dict[str, Callable[[float], float]] = {
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """What chromadb raises, as errors of a store."""
+    """Raise what chromadb raises as errors of a store."""
     try:
         yield
     except NotFoundError as exc:
@@ -138,10 +138,10 @@ class ChromaBackend:
 
     @_translated()
     def dimension(self, collection: str) -> int | None:
-        found = self._collection(collection)
-        if recorded := (found.metadata or {}).get(DIMENSION):
+        opened = self._collection(collection)
+        if recorded := (opened.metadata or {}).get(DIMENSION):
             return int(recorded)
-        embeddings = _steady(lambda: found.get(limit=1, include=["embeddings"]))["embeddings"]
+        embeddings = _steady(lambda: opened.get(limit=1, include=["embeddings"]))["embeddings"]
         return None if embeddings is None or len(embeddings) == 0 else len(embeddings[0])
 
     @_translated()
@@ -150,7 +150,7 @@ class ChromaBackend:
 
     @_translated()
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Records the dimension in the collection's metadata, since Chroma itself learns it from the first point."""
+        """Record the dimension in the collection's metadata, since Chroma itself learns it from the first point."""
         if refused := outputs & ~self.outputs:
             raise StoreSchemaError(f"a Chroma collection has no place for {', '.join(refused.names)}", "Leave it out.")
         if self.exists(collection):
@@ -186,9 +186,9 @@ class ChromaBackend:
 
     @_translated()
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
-        found, points = self._collection(collection), []
-        for some in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
-            points += _points(found, list(some), vectors=vectors)
+        opened, points = self._collection(collection), []
+        for batch in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
+            points += _points(opened, list(batch), vectors=vectors)
         return points
 
     @_translated()
@@ -198,22 +198,22 @@ class ChromaBackend:
         Raises StoreSchemaError, with nothing written, for vectors of another dimension.
         """
         self._require_fit(collection, points)
-        found = self._collection(collection)
+        opened = self._collection(collection)
         for batch in self._portion.split(points, BYTES_PER_NUMBER):
-            _put(found, batch)
+            _put(opened, batch)
 
     @_translated()
     def delete(self, collection: str, ids: Sequence[str]) -> None:
-        found = self._collection(collection)
-        for some in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
-            found.delete(ids=list(some))
+        opened = self._collection(collection)
+        for batch in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
+            opened.delete(ids=list(batch))
 
     @_translated()
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """The score is the cosine; in a collection with another distance, only that of unit vectors."""
-        found = self._collection(collection)
-        cosine = COSINES[_space(found)]
-        answer = _steady(lambda: found.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"]))
+        """Score by the cosine; in a collection with another distance, only that of unit vectors."""
+        opened = self._collection(collection)
+        cosine = COSINES[_space(opened)]
+        answer = _steady(lambda: opened.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"]))
         distances = (answer["distances"] or [[]])[0]
         return [BackendHit(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
 
@@ -237,12 +237,12 @@ class ChromaBackend:
 
 
 def _steady(read: Callable[[], T]) -> T:
-    """What a read answers; once more, a few times, where its refusal is known to pass."""
+    """Return what a read answers; try a few times more where its refusal is known to pass."""
     for pause_s in READ_PAUSES_S:
         try:
             return read()
         except ChromaError as exc:
-            if not any(words in str(exc) for words in PASSING):
+            if not any(message in str(exc) for message in PASSING):
                 raise
             time.sleep(pause_s)
     return read()
@@ -251,18 +251,18 @@ def _steady(read: Callable[[], T]) -> T:
 def _points(collection: Collection, ids: list[str], *, vectors: bool) -> list[Point]:
     include: Any = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
     answer = _steady(lambda: collection.get(ids=ids, include=include))
-    found = answer["ids"]
-    texts = answer["documents"] or [None] * len(found)  # type: ignore[list-item]
-    payloads = answer["metadatas"] or [None] * len(found)  # type: ignore[list-item]
-    numbers = [None] * len(found) if answer["embeddings"] is None else np.asarray(answer["embeddings"], np.float32)
+    keys = answer["ids"]
+    texts = answer["documents"] or [None] * len(keys)  # type: ignore[list-item]
+    payloads = answer["metadatas"] or [None] * len(keys)  # type: ignore[list-item]
+    numbers = [None] * len(keys) if answer["embeddings"] is None else np.asarray(answer["embeddings"], np.float32)
     return [
         Point(i, text, None if vector is None else TextVectors(vector), dict(payload or {}))
-        for i, text, payload, vector in zip(found, texts, payloads, numbers, strict=True)
+        for i, text, payload, vector in zip(keys, texts, payloads, numbers, strict=True)
     ]
 
 
 def _put(collection: Collection, points: Sequence[Point]) -> None:
-    """An upsert adds to what is there, so that a field has to be taken away by name, and a text by the point."""
+    """Write points whole. An upsert only adds, so a field has to be taken away by name, and a text by the point."""
     without_text = {point.id for point in points if point.text is None}
     before = {point.id: point for point in _points(collection, [point.id for point in points], vectors=False)}
     losing = [i for i in without_text if i in before and before[i].text is not None]
@@ -345,7 +345,7 @@ def _connected(url: str) -> ClientAPI:
 
 
 def _sessions(client: ClientAPI) -> list[httpx.Client]:
-    """The connections of an HTTP client, which it neither closes nor gives a time limit."""
+    """Return the connections of an HTTP client, which it neither closes nor gives a time limit."""
     servers = [getattr(holder, "_server", None) for holder in (client, getattr(client, "_admin_client", None))]
     sessions = [getattr(server, "_session", None) for server in servers]
     return [session for session in sessions if isinstance(session, httpx.Client)]

@@ -69,7 +69,7 @@ COSINES: dict[Metric, Callable[[float], float]] = {
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """What lancedb and pyarrow raise, as StoreFailed."""
+    """Raise what lancedb and pyarrow raise as StoreFailed."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, OSError, OverflowError, pa.ArrowException) as exc:
@@ -84,7 +84,7 @@ class LanceBackend:
     outputs = Outputs.DENSE | Outputs.COLBERT
 
     def __init__(self, folder: Path, fields: Fields) -> None:
-        """Raises StoreUnreachable if there is no such folder."""
+        """Open the folder. Raises StoreUnreachable if there is none."""
         if not folder.is_dir():
             raise StoreUnreachable("lancedb", f"there is no folder {folder}")
         self._folder, self._fields = folder, fields
@@ -156,8 +156,8 @@ class LanceBackend:
     def _require_unique_keys(self, table: Table) -> None:
         keys = self._read(table, None, [self._fields.key])[self._fields.key]
         if surplus := len(keys) - pc.count_distinct(keys).as_py():
-            found = f"{table.name} has {surplus} rows without a key of their own in {self._fields.key!r}"
-            raise StoreSchemaError(found, "Every row needs a key, and no other row the same one.")
+            reason = f"{table.name} has {surplus} rows without a key of their own in {self._fields.key!r}"
+            raise StoreSchemaError(reason, "Every row needs a key, and no other row the same one.")
 
     # --- points -----------------------------------------------------------------------------------
 
@@ -172,26 +172,27 @@ class LanceBackend:
         heads = () if vectors else (self._fields.vector, self._colbert)
         names = [name for name in table.schema.names if name not in heads]
         return [
-            point for some in self._filters(table.schema, ids) for point in self._points(self._read(table, some, names))
+            point
+            for condition in self._filters(table.schema, ids)
+            for point in self._points(self._read(table, condition, names))
         ]
 
     @_translated()
     def put(self, collection: str, points: Sequence[Point]) -> None:
-        """Raises StoreSchemaError, with nothing written, for what the table has no place for."""
+        """Write points. Raises StoreSchemaError, with nothing written, for what the table has no place for."""
         schema = self._table(collection).schema
         self._require_fit(collection, schema, points)
-        for some in slices(points, MAX_ROWS):
-            rows = self._rows(schema, some)
-            self._write(collection, partial(self._merge, rows))
+        for batch in slices(points, MAX_ROWS):
+            self._write(collection, partial(self._merge, self._rows(schema, batch)))
 
     @_translated()
     def delete(self, collection: str, ids: Sequence[str]) -> None:
-        for some in self._filters(self._table(collection).schema, ids):
-            self._write(collection, methodcaller("delete", some))
+        for condition in self._filters(self._table(collection).schema, ids):
+            self._write(collection, methodcaller("delete", condition))
 
     @_translated()
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """The score is the cosine; by an index with another metric, only that of unit vectors."""
+        """Score by the cosine; by an index with another metric, only that of unit vectors."""
         table = self._table(collection)
         metric = self._metric(table)
         query = cast(VectorQuery, table.search(vector, vector_column_name=self._fields.vector)).distance_type(metric)
@@ -299,16 +300,16 @@ class LanceBackend:
             (self._fields.text, _is_text, "text"),
             (self._fields.vector, _is_vector, "a list of fixed size of float16, float32 or float64"),
         ):
-            found = table.schema.field(name).type if name in table.schema.names else "not there"
-            if found == "not there" or not fits(found):
-                raise StoreSchemaError(f"column {name!r} of {collection} is {found}", f"It has to be {expected}.")
+            kind = table.schema.field(name).type if name in table.schema.names else "not there"
+            if kind == "not there" or not fits(kind):
+                raise StoreSchemaError(f"column {name!r} of {collection} is {kind}", f"It has to be {expected}.")
         return table
 
     def _filters(self, schema: pa.Schema, ids: Sequence[str]) -> Iterator[str]:
-        """SQL that finds these keys, in parts; a text that can be no key of the table is in none."""
+        """Yield SQL that finds these keys, in parts; a text that can be no key of the table is in none."""
         literals = [_literal(key, schema.field(self._fields.key).type) for key in ids]
-        for some in slices([literal for literal in literals if literal is not None], MAX_IDS):
-            yield f"`{self._fields.key}` IN ({', '.join(some)})"
+        for batch in slices([literal for literal in literals if literal is not None], MAX_IDS):
+            yield f"`{self._fields.key}` IN ({', '.join(batch)})"
 
     def _read(self, table: Table, where: str | None, columns: list[str]) -> pa.Table:
         query = table.search().select(columns).limit(ALL_ROWS)

@@ -37,10 +37,10 @@ def process_mark() -> str:
 
 def is_gone(mark: str) -> bool:
     """Whether the process certainly does not exist any more. False for any that cannot be looked up from here."""
-    found = _MARK.fullmatch(mark)
-    if not found or found["system"] != _system():
+    holder = _MARK.fullmatch(mark)
+    if not holder or holder["system"] != _system():
         return False
-    pid = int(found["pid"])
+    pid = int(holder["pid"])
     try:
         os.kill(pid, 0)  # /proc may hide the processes of other users
     except ProcessLookupError:
@@ -48,7 +48,7 @@ def is_gone(mark: str) -> bool:
     except PermissionError:
         pass
     status = _status(pid)
-    return status is not None and (status[0] in "ZX" or status[1] != found["started"])
+    return status is not None and (status[0] in "ZX" or status[1] != holder["started"])
 
 
 def _status(pid: int) -> tuple[str, str] | None:
@@ -71,7 +71,7 @@ def _system() -> str | None:
 
 @contextmanager
 def held(ledger: Ledger, target: str, seconds: float, former: Lease | None = None) -> Iterator[Lease]:
-    """The lease on `target`, renewed meanwhile through a connection of its own, and given back at the end.
+    """Hold the lease on `target`, renew it meanwhile through a connection of its own, and give it back at the end.
 
     former: one of this holder that it may not have been able to give back. Raises Locked if somebody else has it.
     Whether it was lost meanwhile is for `Ledger.guard` to say.

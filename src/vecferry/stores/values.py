@@ -242,9 +242,9 @@ def has_direction(vector: Float32) -> bool:
     return bool(np.isfinite(vector).all() and vector.any())
 
 
-def in_order(found: Mapping[Key, T], keys: Sequence[Key]) -> dict[Key, T]:
-    """What was found, in the order of `keys`, each once."""
-    return {key: found[key] for key in keys if key in found}
+def in_order(values: Mapping[Key, T], keys: Sequence[Key]) -> dict[Key, T]:
+    """Return the values in the order of `keys`, each once; a key without a value is left out."""
+    return {key: values[key] for key in keys if key in values}
 
 
 def shown(keys: Sequence[Key]) -> tuple[str, ...]:

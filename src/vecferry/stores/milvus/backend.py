@@ -70,7 +70,7 @@ class MilvusBackend:
 
     @contextmanager
     def _client(self, loaded: str | None = None) -> Iterator[MilvusClient]:
-        """loaded: a collection that is going to be read."""
+        """Yield the client, for one thread at a time. loaded: a collection that is going to be read."""
         with translated(self._address), self._turn:
             if loaded is not None and loaded not in self._loaded:
                 state = self._connected.get_load_state(loaded, timeout=TIMEOUT_S)
@@ -201,10 +201,10 @@ class MilvusBackend:
         parts = slices(keys, IDS_AT_A_TIME)
         return [row for part in parts for row in self._query(collection, layout.is_in(part), fields)]
 
-    def _query(self, collection: str, condition: str, fields: list[str], **how: object) -> list[Mapping[str, Any]]:
+    def _query(self, collection: str, condition: str, fields: list[str], **options: object) -> list[Mapping[str, Any]]:
         with self._client(loaded=collection) as client:
             rows = client.query(
-                collection, condition, output_fields=fields, timeout=TIMEOUT_S, consistency_level=STRONG, **how
+                collection, condition, output_fields=fields, timeout=TIMEOUT_S, consistency_level=STRONG, **options
             )
         return list(rows)
 
@@ -213,16 +213,16 @@ class MilvusBackend:
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
         missing = self.missing_indexes(collection, like)
         if missing:
-            given = self._indexes(like)
+            indexes = self._indexes(like)
             with self._client() as client:
-                params = _as_params({name: given[name] for name in missing})
+                params = _as_params({name: indexes[name] for name in missing})
                 client.create_index(collection, params, timeout=INDEX_TIMEOUT_S, sync=not self._address.is_lite)
         return missing
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
         """By their fields."""
-        there, fields = self._indexes(collection), self._layout(collection).fields
-        return tuple(name for name in self._indexes(like) if name in fields and name not in there)
+        indexed, fields = self._indexes(collection), self._layout(collection).fields
+        return tuple(name for name in self._indexes(like) if name in fields and name not in indexed)
 
     def _indexes(self, collection: str) -> dict[str, dict[str, Any]]:
         """By field."""

@@ -41,11 +41,11 @@ class Address:
 
     @classmethod
     def parse(cls, url: str, token: str | None) -> Address:
-        """Raises StoreUnreachable if it is no URL of Milvus, or there is no such folder."""
+        """Read a URL. Raises InvalidStoreUrl if it is none of Milvus, StoreUnreachable if there is no such folder."""
         try:
             parts = urlsplit(url)
             user = unquote(parts.username or "")
-            given = f"{user}:{unquote(parts.password)}" if parts.password else user
+            credentials = f"{user}:{unquote(parts.password)}" if parts.password else user
             address, host = parts.netloc.rpartition("@")[2], parts.hostname
             _ = parts.port  # raises if it is none
         except ValueError:
@@ -54,7 +54,7 @@ class Address:
             return cls(str(_folder(Path(unquote(parts.path)))), is_lite=True)
         if parts.scheme not in ("milvus+http", "milvus+https") or not host:
             raise InvalidStoreUrl(f"{KIND}:…", URL_FORM)
-        return cls(f"{parts.scheme.removeprefix('milvus+')}://{address}{parts.path}", token or given)
+        return cls(f"{parts.scheme.removeprefix('milvus+')}://{address}{parts.path}", token or credentials)
 
     def turn(self) -> AbstractContextManager[object]:
         """To be held during a call: Milvus Lite loses writes at a crash if they came at the same time."""

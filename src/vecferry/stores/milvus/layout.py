@@ -35,7 +35,7 @@ class MilvusLayout:
 
     @classmethod
     def of(cls, described: Mapping[str, Any], names: Fields) -> MilvusLayout:
-        """Raises StoreSchemaError if the key, the text or the vector is not there, or of another type."""
+        """Read a layout. Raises StoreSchemaError if key, text or vector is not there, or of another type."""
         fields = {field["name"]: field for field in described["fields"] if not field.get("is_dynamic")}
         made = frozenset(name for function in described["functions"] for name in function["output_field_names"])
         layout = cls(described, fields, names, made)
@@ -60,7 +60,7 @@ class MilvusLayout:
         return kind == DataType.SPARSE_FLOAT_VECTOR and SPARSE not in self.made_by_functions
 
     def _check_names(self) -> None:
-        """The text may be an entry of the dynamic field."""
+        """Check key, text and vector; the text may be an entry of the dynamic field."""
         names, known = self.names, ", ".join(self.fields)
         if not self.fields.get(names.key, {}).get("is_primary"):
             raise StoreSchemaError(f"{self.collection} has no primary key {names.key!r}", f"Its fields: {known}.")
@@ -73,7 +73,7 @@ class MilvusLayout:
         return self.fields.get(name, {}).get("type")
 
     def check(self) -> None:
-        """Raises StoreSchemaError if there can be no collection like this one with other vectors."""
+        """Raise StoreSchemaError if there can be no collection like this one with other vectors."""
         if self.described["auto_id"] or self.fields[self.names.key].get("auto_id"):
             raise StoreSchemaError(f"{self.collection} makes its ids by itself", "A copy must have the same ids.")
         if self.names.vector in self.made_by_functions:
@@ -89,7 +89,7 @@ class MilvusLayout:
             raise StoreSchemaError(f"{self.collection} has partitions", "Only a partition key can be migrated.")
 
     def copied(self, dimension: int, outputs: Outputs) -> CollectionSchema:
-        """The schema of a collection like this one."""
+        """Return the schema of a collection like this one."""
         raw = copy.deepcopy(dict(self.described))
         raw["fields"] = [field for field in raw["fields"] if field["name"] != SPARSE or not self.has_sparse]
         for field in raw["fields"]:
@@ -112,7 +112,7 @@ class MilvusLayout:
         return {name for name in row if name not in self.fields}
 
     def point(self, row: Mapping[str, Any], *, keeps_nulls: bool) -> Point:
-        """A null in a field of the schema is no entry. keeps_nulls: one in the dynamic field is."""
+        """Read a row. A null in a field of the schema is no entry. keeps_nulls: one in the dynamic field is."""
         payload = {
             name: _plain(value)
             for name, value in row.items()
@@ -128,7 +128,7 @@ class MilvusLayout:
         return Point(str(key), text, vectors, payload)
 
     def row(self, point: Point) -> dict[str, Any]:
-        """Raises StoreSchemaError for what the schema does not allow."""
+        """Return the row of a point. Raises StoreSchemaError for what the schema does not allow."""
         assert point.vectors is not None, "every point that is put has a vector"
         optional = (name for name, field in self.fields.items() if field.get("nullable") or "default_value" in field)
         row = {name: None for name in optional if name not in self.made_by_functions} | dict(point.payload)
@@ -173,7 +173,7 @@ def _literal(key: str | int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An array field comes as a container of the protocol's own."""
+    """Make a list of an array field, which comes as a container of the protocol's own."""
     return value if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence) else list(value)
 
 

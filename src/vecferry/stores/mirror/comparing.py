@@ -97,8 +97,8 @@ class MirrorComparison:
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         keys = [row.key for row in self.outdated(side)]
         if with_vector:
-            there = {point.id for point in self._backend.get(self._sides.now().name(side), [key[0] for key in keys])}
-            keys = [key for key in keys if key[0] in there]
+            stored = {point.id for point in self._backend.get(self._sides.now().name(side), [key[0] for key in keys])}
+            keys = [key for key in keys if key[0] in stored]
         return Finding(len(keys), tuple(keys[:max_keys])) if keys else NOTHING
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
@@ -116,7 +116,7 @@ class MirrorComparison:
             rows,
             orphaned=Finding(len(orphans), tuple(orphans[:max_keys])),
             missing_indexes=self._backend.missing_indexes(sides.other, sides.serving),
-            **findings.found(),
+            **findings.by_defect(),
         )
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
@@ -149,8 +149,8 @@ class MirrorComparison:
         gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))
         keys: list[Key] = [(name,) for name in sorted(gone)]
         dead_letters = self._sides.dead_letter_digests(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
-        there = self._backend.get(sides.other, [key[0] for key in dead_letters])
-        kept = {(point.id,) for point in there if text_digest(point.text) == dead_letters[point.id,]}
+        points = self._backend.get(sides.other, [key[0] for key in dead_letters])
+        kept = {(point.id,) for point in points if text_digest(point.text) == dead_letters[point.id,]}
         return [key for key in keys if key not in kept][:limit]
 
 
@@ -189,5 +189,5 @@ class Findings:
             if abs(norm - 1) > NORM_TOLERANCE:
                 self._note("off_norm", key)
 
-    def found(self) -> dict[str, Finding]:
+    def by_defect(self) -> dict[str, Finding]:
         return {defect: Finding(count, tuple(self._keys[defect])) for defect, count in self._counts.items()}

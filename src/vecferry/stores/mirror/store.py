@@ -181,9 +181,9 @@ class MirrorStore(Store):
                 self._backend.delete(sides.other, gone)
             kept = [(source[point.id], point) for point in other if point.id in source]
             moved = [
-                replace(point, payload=there.payload)
-                for there, point in kept
-                if there.text == point.text and not same(there.payload, point.payload)
+                replace(point, payload=served.payload)
+                for served, point in kept
+                if served.text == point.text and not same(served.payload, point.payload)
             ]
             if moved:
                 self._backend.put(sides.other, moved)
@@ -191,7 +191,7 @@ class MirrorStore(Store):
         return {key for key in keys if key[0] not in source}
 
     def _unbury_served(self, sides: Sides, keys: Sequence[Key]) -> None:
-        """A row that the application has written where it serves is no dead letter of that side any more."""
+        """Remove the dead letters of rows that the application has written on the side that serves."""
         side, record = Side.NEW if sides.serving == sides.new else Side.OLD, self._sides.open_record()
         if record is not None and self._sides.dead_letter_digests(side, keys):
             with self.transaction():

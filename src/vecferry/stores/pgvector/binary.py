@@ -44,7 +44,7 @@ def sparse_bytes(sparse: SparseVector) -> bytes:
 
 
 def array(element_oid: int, elements: Sequence[bytes | None]) -> Binary:
-    """A one-dimensional array."""
+    """Return a one-dimensional array."""
     if not elements:
         return Binary(struct.pack(">iii", 0, 0, element_oid))
     has_null = any(element is None for element in elements)

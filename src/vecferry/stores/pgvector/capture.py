@@ -117,12 +117,12 @@ class PgCapture:
                 self._unmake()
 
     def _has_triggers(self) -> bool:
-        (found,) = self._db.row(
+        (exists,) = self._db.row(
             "SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = %s::oid"
             " AND p.proname = %s AND p.pronamespace = to_regnamespace(%s))",
             [self._table.oid, CaptureNames.of(self._table.target).function, SCHEMA],
         )
-        return bool(found)
+        return bool(exists)
 
     def _unmake(self) -> None:
         self._drop_triggers()
@@ -185,16 +185,16 @@ class PgCapture:
             return set()
         self._forget_letters(keys)
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
-        given = [sql.SQL("given.{}").format(name) for name in names]
+        parts = [sql.SQL("given.{}").format(name) for name in names]
         query = sql.SQL(
-            "SELECT {given} FROM unnest({arrays}) AS given({names})"
+            "SELECT {parts} FROM unnest({arrays}) AS given({names})"
             " WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same})"
         ).format(
-            given=sql.SQL(", ").join(given),
+            parts=sql.SQL(", ").join(parts),
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
             table=self._sql.name,
-            same=self._sql.same_key(self._sql.cast(given)),
+            same=self._sql.same_key(self._sql.cast(parts)),
         )
         return {tuple(key) for key in self._db.rows(query, [list(part) for part in zip(*keys, strict=True)])}
 
@@ -231,7 +231,7 @@ class VectorColumn:
 
 
 def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
-    """What the function and the triggers were made for; another text column needs others.
+    """Say what the function and the triggers were made for; another text column needs others.
 
     The columns keep their numbers when they change names, and so the triggers go with them through a switch.
     """
@@ -278,7 +278,7 @@ def _create_function(name: sql.Identifier, table: Table) -> sql.Composed:
 
 
 def _body(table: Table) -> str:
-    """An update notes one key, or both if the key was changed."""
+    """Return the trigger's code. An update notes one key, or both if the key was changed."""
     note = sql.SQL("INSERT INTO vecferry.changes (target, key) VALUES ({}, {});")
     target = sql.Literal(table.target)
     old, new = (key_text_sql(row, table, sql.Identifier) for row in ("OLD", "NEW"))

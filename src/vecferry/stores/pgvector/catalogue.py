@@ -44,14 +44,14 @@ class Columns:
         return Side.NEW if suffixed(self.table.vector, OLD) in self.by_name else Side.OLD
 
     def of_side(self, side: Side) -> str | None:
-        """The name of its column; None for a side that is not there."""
+        """Return the name of its column; None for a side that is not there."""
         if side is self.serving:
             return self.table.vector
         other = suffixed(self.table.vector, NEW if side is Side.NEW else OLD)
         return other if other in self.by_name else None
 
     def checksum(self, side: Side) -> str:
-        """The name of the column that says which text and vector that side was written with (`checksum.py`).
+        """Return the name of the column that says which text and vector that side was written with (`checksum.py`).
 
         It stays where it is when the sides change places.
         """
@@ -62,21 +62,21 @@ class Columns:
         return self.of_side(side) is not None and self.checksum(side) in self.by_name
 
     def required(self, side: Side) -> str:
-        """The same, or StoreSchemaError."""
+        """Return the name of its column. Raises StoreSchemaError for a side that is not there."""
         if (column := self.of_side(side)) is None:
             raise StoreSchemaError(f"{self.table.target} has no {side} side", "It was dropped: run start again.")
         return column
 
     def heads(self, side: Side) -> HeadColumns:
-        """The old side has none: those of a former migration are not followed."""
+        """Return the head columns of a side. The old one has none: those of a former migration are not followed."""
         return HeadColumns() if side is Side.OLD else HeadColumns(self.head(SPARSE), self.head(COLBERT))
 
     def head(self, suffix: str) -> str | None:
-        """The column of sparse or ColBERT vectors, if it is ours: in the space of the new side, or of what serves."""
+        """Return the column of sparse or ColBERT vectors if it is ours: in the space of the new side or what serves."""
         name = suffixed(self.table.vector, suffix)
         dense = self.by_name[self.of_side(Side.NEW) or self.table.vector]
-        found = self.by_name.get(name)
-        return name if found and found.space is not None and found.space == dense.space else None
+        column = self.by_name.get(name)
+        return name if column and column.space is not None and column.space == dense.space else None
 
     def ours(self) -> set[str]:
         """Those that an application does not write by name: vectors of both sides, and what goes with them."""
@@ -94,7 +94,7 @@ class Catalogue:
         self._table = table
 
     def columns(self) -> Columns:
-        """Raises StoreSchemaError if the vector column is not there any more."""
+        """Read the columns. Raises StoreSchemaError if the vector column is not there any more."""
         rows = self._db.rows(
             "SELECT a.attname::text, t.typname::text, nullif(a.atttypmod, -1), a.attnotnull,"
             " col_description(a.attrelid, a.attnum) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"

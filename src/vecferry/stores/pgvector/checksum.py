@@ -62,7 +62,7 @@ def digest_sql(text: Fragment) -> sql.Composed:
 
 
 def checksum_sql(stored: StoredColumns) -> sql.Composed:
-    """An expression of type bytea."""
+    """Return an expression of type bytea."""
     parts = [digest_sql(stored.text), _sent(stored.extension, f"{stored.kind}_send", stored.vector)]
     if stored.sparse is not None:
         parts.append(_sent(stored.extension, "sparsevec_send", stored.sparse))

@@ -39,7 +39,7 @@ class TableLocks:
         return patiently(lambda pause_s: self._try("SHARE ROW EXCLUSIVE", work, pause_s, patience), patience)
 
     def alone(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """The same without readers, as to change columns.
+        """Run `work` without writers and readers, as to change columns. Raises Locked, naming who uses the table.
 
         The lock is asked for at once, not after that of writers. So a transaction that has read the table and now
         wants to write it goes on before us, and nobody is ever in a deadlock with us, however long we wait.
@@ -66,11 +66,11 @@ class TableLocks:
         return self._held_until - time.monotonic()
 
     def _end_when_stopped(self, max_pause_s: float) -> None:
-        """A process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks."""
+        """Let the server end this transaction, with its locks, if the process stops (a debugger, a frozen machine)."""
         self._set("idle_in_transaction_session_timeout", max_pause_s + STOPPED_S)
 
     def _end_maintenance(self) -> None:
-        """Waits for vacuum and the like without holding writers off, and keeps them away until the end.
+        """Wait for vacuum and the like without holding writers off, and keep them away until the end.
 
         Only an autovacuum is in the way of the stronger lock for long; the server cancels it for whoever has waited
         for `deadlock_timeout`, and while we wait for this lock, others need not.

@@ -69,5 +69,5 @@ class Outbox:
 
 
 def _of(side: Side | None) -> sql.Composable:
-    """A condition, as the indexes have it: a note for that side, or for both."""
+    """Return a condition, as the indexes have it: a note for that side, or for both."""
     return sql.SQL("side IS NULL") if side is None else sql.SQL("side = {}").format(sql.Literal(side.value))

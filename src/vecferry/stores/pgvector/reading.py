@@ -79,8 +79,8 @@ class PgReader:
         return [Row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
-        found = {row.key: row for row in self._session.rows(*self._sql.among(keys))}
-        return list(in_order(found, keys).values())
+        rows = {row.key: row for row in self._session.rows(*self._sql.among(keys))}
+        return list(in_order(rows, keys).values())
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         among, params = self._sql.among(keys)
@@ -93,10 +93,10 @@ class PgReader:
                 table=self._sql.name,
                 among=among,
             )
-            found: dict[Key, Float32] = {
+            vectors: dict[Key, Float32] = {
                 tuple(key): np.asarray(vector, np.float32) for vector, *key in self._db.rows(query, params)
             }
-        return in_order(found, keys)
+        return in_order(vectors, keys)
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         """Return the k rows nearest to `vector`, best first.
@@ -118,7 +118,7 @@ class PgReader:
             return [Hit(tuple(key), float(score)) for score, *key in rows]
 
     def _let_index_find(self, k: int) -> None:
-        """The setting is only there once pgvector was used in a session, and 40 by default."""
+        """Let the index return `k` rows. The setting, 40 by default, is there once a session has used pgvector."""
         self._db.rows(
             "SELECT set_config('hnsw.ef_search',"
             " greatest(%s, coalesce(nullif(now.setting, ''), '40')::int)::text, true)"

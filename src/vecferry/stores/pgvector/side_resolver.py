@@ -50,11 +50,11 @@ class SideResolver:
         return self._fitting(self.places(), fingerprint, dimension, f"a search in {self._target}")
 
     def read(self, fingerprint: str) -> ResolvedSide:
-        """The same where vectors are only looked at, of whatever dimension they are. Raises SpaceMismatch."""
+        """Return where vectors of that space are, to look at, of whatever dimension they are. Raises SpaceMismatch."""
         return self._fitting(self.places(), fingerprint, None, f"a read of vectors in {self._target}")
 
     def written(self, fingerprint: str, dimensions: Collection[int | None]) -> ResolvedSide:
-        """The side that serves. Raises SpaceMismatch if it is in another space, or one of the dimensions is not its."""
+        """Return the side that serves. Raises SpaceMismatch if it is in another space or has not these dimensions."""
         where, (serving, *others) = f"a write to {self._target}", self.places()
         if fingerprint in {other.space for other in others} - {serving.space}:
             raise SpaceMismatch(expected=serving.space or UNMARKED, found=fingerprint, where=where)

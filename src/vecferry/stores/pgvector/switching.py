@@ -39,9 +39,9 @@ class PgSwitch:
         """
         columns = self._catalogue.columns()
         side = columns.of_side(Side.NEW) or suffixed(self._table.vector, NEW)
-        found = columns.by_name.get(side)
-        if found is not None and found.space != fingerprint:
-            raise SpaceMismatch(fingerprint, found.space or UNMARKED, f"the new side of {self._table.target}")
+        existing = columns.by_name.get(side)
+        if existing is not None and existing.space != fingerprint:
+            raise SpaceMismatch(fingerprint, existing.space or UNMARKED, f"the new side of {self._table.target}")
         if columns.serving is Side.OLD:
             self._refuse_unindexable(dimension)
         wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
@@ -83,8 +83,8 @@ class PgSwitch:
 
     def _refuse_foreign(self, wanted: dict[str, sql.Composed], columns: Columns, fingerprint: str) -> None:
         for name in wanted:
-            found = columns.by_name.get(name)
-            if found is not None and found.space != fingerprint:
+            existing = columns.by_name.get(name)
+            if existing is not None and existing.space != fingerprint:
                 what = f"{self._table.schema}.{self._table.name} has a column {name} already"
                 raise StoreSchemaError(what, "Rename or drop it.")
 
@@ -110,7 +110,7 @@ class PgSwitch:
         return tuple(index.new_name for index in missing)
 
     def _size_builds(self) -> None:
-        """A graph that outgrows maintenance_work_mem is finished many times slower.
+        """Set the memory of index builds: a graph that outgrows maintenance_work_mem is finished many times slower.
 
         A parallel build would put that memory into /dev/shm, which has 64 MiB in a container, and fail
         with "could not resize shared memory segment"; so there are no workers, and the memory is the
@@ -173,7 +173,7 @@ class PgSwitch:
         return bool(self._db.row(query, [self._table.oid, suffixed(self._table.vector, REQUIRED)])[0])
 
     def _drop_constraint(self) -> None:
-        """That of a `require_vectors` that was killed."""
+        """Drop the constraint of a `require_vectors` that was killed."""
         name = identifier(suffixed(self._table.vector, REQUIRED))
         self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS {}").format(name))
 

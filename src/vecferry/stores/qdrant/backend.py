@@ -200,9 +200,9 @@ class QdrantBackend:
         return missing_indexes(self._info(collection), self._info(like))
 
     def _create_payload_indexes(self, collection: str, like: models.CollectionInfo) -> None:
-        there = self._info(collection).payload_schema
+        indexed = self._info(collection).payload_schema
         for name, index in like.payload_schema.items():
-            if name not in there:
+            if name not in indexed:
                 with self._connection.client() as client:
                     client.create_payload_index(collection, name, index.params or index.data_type, wait=True)
 
@@ -232,7 +232,7 @@ class QdrantBackend:
 
 
 def _point_id(id_: str) -> int | str:
-    """Raises StoreSchemaError. One point has one spelling, so that what is read is found where it was put."""
+    """Return the id as Qdrant takes it. Raises StoreSchemaError for any other spelling of it, and for no id."""
     if id_.isascii() and id_.isdecimal() and len(id_) <= len(str(MAX_NUMBER)):
         number = int(id_)
         if str(number) == id_ and number <= MAX_NUMBER:

@@ -57,12 +57,12 @@ class SqliteDatabase:
             return connection.execute(as_statement(query), as_params(params)).fetchall() if connection else []
 
     def value(self, query: str, params: Sequence[object] = ()) -> Any:
-        """The first value of the first row; None where there is none."""
-        found = self.rows(query, params)
-        return found[0][0] if found else None
+        """Return the first value of the first row; None where there is none."""
+        rows = self.rows(query, params)
+        return rows[0][0] if rows else None
 
     def execute(self, query: str, params: Sequence[object] = ()) -> int:
-        """The number of rows that were written."""
+        """Return the number of rows that were written."""
         with self.transaction(), self._translated():
             return self._writable().execute(as_statement(query), as_params(params)).rowcount
 
@@ -72,7 +72,7 @@ class SqliteDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is written inside is kept as a whole or not at all. Inside another one, it is part of that."""
+        """Keep what is written inside as a whole or not at all. Inside another one, it is part of that."""
         with self._lock:
             if self._inside:
                 yield
@@ -102,7 +102,7 @@ class SqliteDatabase:
             self._inside = False
 
     def _writable(self) -> sqlite3.Connection:
-        """Raises StoreFailed after SQLite has undone the transaction by itself; a write now would stand alone."""
+        """Return the connection. Raises StoreFailed once SQLite undid the transaction: a write would stand alone."""
         connection = self._connected("rw")
         if not connection.in_transaction:
             raise StoreFailed(STORE, "the transaction has been rolled back")
@@ -137,7 +137,7 @@ class SqliteDatabase:
         return self._connection
 
     def _has_tables(self, connection: sqlite3.Connection) -> bool:
-        """Raises StoreSchemaError for a database of somebody else."""
+        """Return whether our tables are there. Raises StoreSchemaError for a database of somebody else."""
         (owner,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -211,7 +211,7 @@ class SqliteDatabase:
     # --- several connections ----------------------------------------------------------------------
 
     def another(self) -> SqliteDatabase:
-        """A connection of its own to the file; the same one in memory. To be closed."""
+        """Open a connection of its own to the file; the same one in memory. To be closed."""
         if self._path is not None:
             return SqliteDatabase(self._path, self._busy_timeout_s)
         with self._lock:

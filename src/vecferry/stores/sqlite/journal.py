@@ -89,7 +89,7 @@ class SqliteJournal:
 
     @contextmanager
     def passing(self, target: str) -> Iterator[None]:
-        """A write of the migration's own: it waits while writers are held, and they for it; it is not captured."""
+        """Let the migration itself write: it waits while writers are held, and they for it; it is not captured."""
         number = self.begin(target, [NO_KEY], None)
         try:
             yield
@@ -161,7 +161,7 @@ class SqliteJournal:
         return sum(self._db.value(query, [target, each and each.value]) or 0 for each in sides)
 
     def acknowledge(self, target: str, changes: Sequence[Change]) -> None:
-        """An abandoned write is remembered, so that it is captured if it finishes after all."""
+        """Remember an abandoned write, so that it is captured if it finishes after all."""
         numbers = [(target, change.number) for change in changes]
         with self._db.transaction():
             self._db.execute_many("DELETE FROM journal WHERE target = ? AND number = ? AND finished", numbers)
@@ -210,10 +210,10 @@ class SqliteJournal:
 
     def _holder(self, target: str) -> str | None:
         """Who holds writers off now."""
-        found: str | None = self._db.value(
+        holder: str | None = self._db.value(
             "SELECT holder FROM holds WHERE target = ? AND until > ?", [target, time.time()]
         )
-        return found
+        return holder
 
     def _await_ends(self, target: str, until: float) -> None:
         while unended := self._unended(target):

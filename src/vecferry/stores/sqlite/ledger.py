@@ -40,7 +40,7 @@ class SqliteLedger(SqliteJournal, Ledger):
         return self._db.is_installed
 
     def transaction(self) -> AbstractContextManager[None]:
-        """What is written inside is kept as a whole or not at all; nobody else writes meanwhile.
+        """Keep what is written inside as a whole or not at all; nobody else writes meanwhile.
 
         Inside another one, it is part of that. Raises StoreFailed if others write for too long.
         """
