@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 from vecferry.console.operator import Task
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.evaluate import EvaluatedModel, EvaluationOptions
-from vecferry.migrate.gate import QualityGate, asked_of
+from vecferry.migrate.gate import QualityGate, query_set_of
 from vecferry.migrate.values import GateVerdict
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Tokenizer
@@ -59,7 +59,7 @@ def opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) ->
         EvaluatedModel("old", old),
         EvaluatedModel("new", new),
         judging,
-        lambda store: asked_of(store, tmp_path / "judged", judging),
+        lambda store: query_set_of(store, tmp_path / "judged", judging),
     )
     settings = options(tmp_path, rows_per_range=20, rows_per_s=60.0)
     with console(Task(collection.store, settings, new, old, lambda: gate)) as started:

@@ -48,17 +48,17 @@ class SideModels:
 
 
 def refuse_conflicts(record: MigrationRecord, store: Store, models: SideModels) -> None:
-    """Raises MigrationConflict if the migration was begun with something else."""
+    """Raise MigrationConflict if the migration was begun with something else."""
     begun = record.spec
-    given_now: dict[str, object] = {"text_source": store.traits.text_source}
+    present: dict[str, object] = {"text_source": store.traits.text_source}
     if models.new is not None:
-        given_now |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
+        present |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
     if models.old is not None:
-        given_now["old_fingerprint"] = models.old.fingerprint if begun.old_fingerprint else None
-    for name, given in given_now.items():
+        present["old_fingerprint"] = models.old.fingerprint if begun.old_fingerprint else None
+    for name, value in present.items():
         stored = getattr(begun, name)
-        if given != stored:
-            raise MigrationConflict(begun.target, name, stored, given)
+        if value != stored:
+            raise MigrationConflict(begun.target, name, stored, value)
 
 
 @dataclass
@@ -93,11 +93,11 @@ class Applier:
         return self.models.of(side) is not None or (side is Side.OLD and not self._was_switched())
 
     def _model(self, side: Side) -> TextEncoder | None:
-        """Looked at when it is first needed, since a verb that calls no model can do without one that is there."""
+        """Return the side's model, checked when first needed: a verb that calls no model can do without a fit one."""
         model = self.models.of(side)
         if model is not None and side not in self._checked:
-            given = SideModels(model) if side is Side.NEW else SideModels(old=model)
-            refuse_conflicts(self._record, self.store, given)
+            models = SideModels(model) if side is Side.NEW else SideModels(old=model)
+            refuse_conflicts(self._record, self.store, models)
             self._checked.add(side)
         return model
 
@@ -168,7 +168,7 @@ class Applier:
         return True
 
     def catch_up_once(self, sides: Collection[Side]) -> None:
-        """Applies as many writes as are captured when it begins, each once; so it ends, however many come meanwhile."""
+        """Apply as many writes as are captured when it begins, each once; so it ends, however many come meanwhile."""
         left = sum(map(self.store.backlog, self._followed(sides)))
         while left > 0 and (changes := self._captured(sides)):
             self._apply(changes, sides)
@@ -266,7 +266,7 @@ class Applier:
         return self.keep(side, self._embed(side, model, rows))
 
     def _embed(self, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded:
-        """What is embedded is remembered until it is written, so that the next try calls no model."""
+        """Embed rows; the vectors are remembered until they are written, so that the next try calls no model."""
         outputs, unwritten = self._outputs(side), self._unwritten[side]
         embedded = embed_unknown(model, rows, outputs, unwritten)
         for new in embedded.vectors:
@@ -326,7 +326,7 @@ class Applier:
 
 
 def _spread(left: list[NewVector], number: int) -> list[NewVector]:
-    """Takes so many at most out of them, evenly.
+    """Take so many at most out of them, evenly.
 
     Rows of neighbouring keys stand on one page. PostgreSQL leaves a row that it writes on its page, and every index as
     it is, if there is room (a heap-only tuple); there is where a neighbour was written, and moved, by an earlier

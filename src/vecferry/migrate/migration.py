@@ -376,7 +376,7 @@ class Migration:
 
     @contextmanager
     def _follower(self, record: MigrationRecord, models: SideModels) -> Iterator[SwitchFollower]:
-        """What applies the captured writes: this process, or the one that runs the migration too."""
+        """Yield what applies the captured writes: this process, or the one that runs the migration too."""
         applier = self._applier(Throttle(self._ledger, record), models)
         with ExitStack() as stack:
             try:

@@ -24,7 +24,7 @@ INTERRUPTED = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVIN
 
 @contextmanager
 def operator_lock(store: Store, verb: str, lease_s: float, patience: Patience = AT_ONCE) -> Iterator[MigrationRecord]:
-    """The record in a state in which `verb` is possible, while nobody else changes it by hand.
+    """Yield the record in a state in which `verb` is possible, while nobody else changes it by hand.
 
     Raises MigrationNotFound, Locked, IllegalTransition.
     """

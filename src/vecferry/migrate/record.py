@@ -54,8 +54,8 @@ def begin(store: Store, new: TextEncoder, old: TextEncoder | None, options: Migr
         require("start", State(record.state))
     refuse_conflicts(record, store, SideModels(new, old))
     if options.old_fingerprint not in (None, record.spec.old_fingerprint):
-        stored, asked = record.spec.old_fingerprint, options.old_fingerprint
-        raise MigrationConflict(record.spec.target, "old_fingerprint", stored, asked)
+        stored, stated = record.spec.old_fingerprint, options.old_fingerprint
+        raise MigrationConflict(record.spec.target, "old_fingerprint", stored, stated)
     return record
 
 

@@ -97,10 +97,10 @@ class Runner:
         self._ledger.add_event(self._record, "left for later", detail)
 
     def _require_new_side(self) -> None:
-        spec, found = self._record.spec, self.store.new_space()
-        if found not in (None, spec.fingerprint):
-            raise SpaceMismatch(expected=spec.fingerprint, found=found, where=f"the new side of {spec.target}")
-        if found is None and self._state is not State.PLANNED:
+        spec, space = self._record.spec, self.store.new_space()
+        if space not in (None, spec.fingerprint):
+            raise SpaceMismatch(expected=spec.fingerprint, found=space, where=f"the new side of {spec.target}")
+        if space is None and self._state is not State.PLANNED:
             self.store.exclusively(self._make_new_side, self.patience)
 
     def _make_new_side(self) -> None:

@@ -140,7 +140,7 @@ class Switch:
         self.store.write(Side.OLD, vectors, lambda _: self._ledger.add_dead_letters(self.record, dead_letters))
 
     def _mapped(self, space: str) -> dict[str, float]:
-        """The thresholds of the last verdict, in the space "old" or "new"; none if it gave none."""
+        """Return the thresholds of the last verdict, in the space "old" or "new"; none if it gave none."""
         gate = (self.record.verification or {}).get("gate") or {}
         return {name: mapped[space] for name, mapped in gate.get("thresholds", {}).items()}
 
@@ -211,9 +211,9 @@ class Switch:
         return again
 
     def _step_back(self, during: State, otherwise: State) -> None:
-        found = self._ledger.find(self.store.target)
-        if found is not None and found.id == self.record.id and found.state == during:
-            self.record = found
+        record = self._ledger.find(self.store.target)
+        if record is not None and record.id == self.record.id and record.state == during:
+            self.record = record
             self._move(otherwise)
 
     def _never_current(self, side: Side) -> CutoverRefused:
@@ -227,26 +227,26 @@ class Switch:
         return CutoverRefused(reason, remedy, shown(list(dict.fromkeys(change.key for change in changes))))
 
     def _refuse_outdated(self, side: Side, *, with_vector: bool = False) -> None:
-        """What is dropped cannot be had back, so every row is compared first; what is captured is not missing.
+        """Compare every row before the drop, which cannot be undone; a row that is captured is not missing.
 
         with_vector: a row that the application never embedded may stay as it is.
         """
         for _ in range(LOOKS):
-            found = self.store.count_outdated(side, MAX_SUSPECTS, with_vector=with_vector)
+            outdated = self.store.count_outdated(side, MAX_SUSPECTS, with_vector=with_vector)
             captured = {change.key for change in self.store.captured(MAX_SUSPECTS, {side})}
-            if not found or not (keys := [key for key in found.keys if key not in captured]):
+            if not outdated or not (keys := [key for key in outdated.keys if key not in captured]):
                 return
             self.follower.catch_up(side)
         remedy = "Run start, with both models, which compares every row and repairs them."
-        reason = f"{found.count} rows have no {side} vector of their present text"
+        reason = f"{outdated.count} rows have no {side} vector of their present text"
         raise CutoverRefused(reason, remedy, shown(keys[:LETTERS_SHOWN]))
 
     def _refuse_letters(self, accepted: int, side: Side) -> None:
-        found = self._ledger.count_dead_letters(self.record, side)
-        if found != accepted:
+        count = self._ledger.count_dead_letters(self.record, side)
+        if count != accepted:
             dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
-            reason = f"{found} rows have no {side} vector (dead letters), {accepted} were accepted"
-            remedy = f"Repair their texts, or retry them, or accept exactly {found}."
+            reason = f"{count} rows have no {side} vector (dead letters), {accepted} were accepted"
+            remedy = f"Repair their texts, or retry them, or accept exactly {count}."
             raise CutoverRefused(reason, remedy, shown([dead_letter.key for dead_letter in dead_letters]))
 
     def _move(self, state: State, **detail: object) -> None:

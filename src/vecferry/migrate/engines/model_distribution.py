@@ -32,13 +32,13 @@ class ArtifactRef(Protocol):
         """Why the model cannot be loaded here before `receive`; empty if it can. Raises ArtifactDamaged."""
 
     def pieces(self) -> Iterator[tuple[str, bytes]]:
-        """The name of a file and some of its content, in order."""
+        """Yield the name of a file and a part of its content, in order."""
 
     def receive(self, pieces: Iterable[tuple[str, bytes]]) -> None:
         """Leaves the model here. Repeating is safe. Raises ArtifactDamaged, ArtifactWriteFailed."""
 
     def load(self, threads: int) -> TextEncoder:
-        """Raises what `load_encoder` raises."""
+        """Load the encoder. Raises what `load_encoder` raises."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class ShippedArtifact:
     def of(cls, options: EncoderOptions, cache: Path = CACHE) -> ShippedArtifact:
         """Of an artifact on this machine. Raises ArtifactNotFound, ArtifactDamaged, Locked."""
         artifact = Artifact.open(options.artifact)
-        found = replace(
+        shipped = replace(
             options, artifact=artifact.path.absolute(), use_onnx=True, lightweight=False, cache=None,
             fingerprint=artifact.fingerprint,
         )  # fmt: skip
-        return cls(found, artifact.fingerprint, sha256_of(artifact.path / MANIFEST), cache)
+        return cls(shipped, artifact.fingerprint, sha256_of(artifact.path / MANIFEST), cache)
 
     def kind(self) -> str:
         """Processor, instruction sets and device."""
         return f"{machine()['processor']}, {' '.join(instruction_sets())}, {self.options.device}"
 
     def missing(self) -> str:
-        """Reads all of the weights."""
+        """Return what is missing or damaged, "" if nothing is; reads all of the weights."""
         if self._is_ours(self.options.artifact):
             self._refuse_damaged(self.options.artifact)
             return ""
@@ -110,7 +110,7 @@ class ShippedArtifact:
             return False
 
     def _refuse_damaged(self, folder: Path) -> None:
-        """Raises ArtifactNotFound, ArtifactDamaged."""
+        """Raise ArtifactNotFound or ArtifactDamaged unless the folder has what was shipped."""
         for problem in Artifact.open(folder).damaged_files():
             raise ArtifactDamaged(folder, problem)
         if not self._is_ours(folder):

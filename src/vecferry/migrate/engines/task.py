@@ -38,15 +38,15 @@ class RangeTask:
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> RangeTask:
-        """Raises NotReadable."""
+        """Read a task. Raises NotReadable."""
         head, _, file = stored.partition(b"\n")
-        found = json.loads(head)
+        fields = json.loads(head)
         staged = {row.digest: row.vectors for row in (read(BytesIO(file)) if file else ()) if row.vectors is not None}
-        rows = [Row(tuple(key), text) for key, text in found["rows"]]
-        return cls(rows, {bytes.fromhex(digest) for digest in found["elsewhere"]}, staged)
+        rows = [Row(tuple(key), text) for key, text in fields["rows"]]
+        return cls(rows, {bytes.fromhex(digest) for digest in fields["elsewhere"]}, staged)
 
     def done(self, encoder: TextEncoder, outputs: Outputs) -> bytes:
-        """The file to be staged. Raises what `embed` raises."""
+        """Return the file to be staged. Raises what `embed` raises."""
         embedded = embed_unknown(encoder, self.rows, outputs, self.staged, self.elsewhere)
         file = BytesIO()
         write(file, staged_rows(embedded, outputs, self.elsewhere))

@@ -21,7 +21,7 @@ from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.model_distribution import ArtifactRef
 from vecferry.migrate.engines.ray.session import machines_alive
 
-HEED_S = 0.5
+CANCEL_POLL_S = 0.5
 
 
 class Stalled(Exception):
@@ -29,18 +29,18 @@ class Stalled(Exception):
 
 
 def on(machine: str, what: Any, *, num_cpus: float = 0, num_gpus: float = 0, **options: Any) -> Any:
-    """A function or class of ours as a task or actor on that machine, which is not begun again if it is lost."""
+    """Make a function or class of ours a task or actor on that machine, which is not begun again if it is lost."""
     options |= {"max_restarts": 0} if inspect.isclass(what) else {"max_retries": 0}
     placed = NodeAffinitySchedulingStrategy(machine, soft=False)
     return ray.remote(what).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=placed, **options)
 
 
 def late(tasks: list[Any], patience_s: float, raise_if_cancelled: Callable[[], None]) -> list[Any]:
-    """Those without a result after so long; comes back as soon as all have one. heed: called meanwhile."""
+    """Return those without a result after so long, or as soon as all have one. raise_if_cancelled: called meanwhile."""
     until, waited_for = time.monotonic() + patience_s, tasks
     while waited_for and (left_s := until - time.monotonic()) > 0:
         raise_if_cancelled()
-        _, waited_for = ray.wait(tasks, num_returns=len(tasks), timeout=min(left_s, HEED_S))
+        _, waited_for = ray.wait(tasks, num_returns=len(tasks), timeout=min(left_s, CANCEL_POLL_S))
     return waited_for
 
 
@@ -73,14 +73,14 @@ class Machines:
     def _fitting(self, threads: int) -> dict[str, str]:
         """Ray's name and the host's. Raises EngineUnreachable."""
         wanted = {"CPU": threads, "GPU": self.settings.gpus_per_worker}
-        found = {
+        hosts = {
             machine["NodeID"]: machine["NodeManagerHostname"] for machine in machines_alive()
             if all(machine["Resources"].get(name, 0) >= number for name, number in wanted.items())
         }  # fmt: skip
-        if not found:
+        if not hosts:
             reason = f"none of its machines has {threads} CPUs and {self.settings.gpus_per_worker:g} GPUs for a worker"
             raise EngineUnreachable(self.settings.address or "local", reason)
-        return found
+        return hosts
 
     def _ship(self, machines: Mapping[str, str]) -> None:
         if machines:
@@ -98,15 +98,15 @@ class Machines:
         allowed = LOSSES.get(self.encoder.space.precision, TOLERANCES)["itself"]
         expected = self.encoder.encode(TEXTS).dense
         needs = {"num_cpus": threads, "num_gpus": self.settings.gpus_per_worker}
-        for name, found in self._on_each(machines, _encode_probes, self.model, threads, **needs).items():
-            if isinstance(found, str):
-                raise NodeRefused(machines[name], found)
-            if (difference := float(np.abs(found - expected).max())) > allowed or not np.isfinite(found).all():
+        for name, answer in self._on_each(machines, _encode_probes, self.model, threads, **needs).items():
+            if isinstance(answer, str):
+                raise NodeRefused(machines[name], answer)
+            if (difference := float(np.abs(answer - expected).max())) > allowed or not np.isfinite(answer).all():
                 reason = f"its vectors differ from the driver's by {difference:.2g}, and {allowed:g} is allowed"
                 raise NodeRefused(machines[name], reason)
 
     def _on_each(self, machines: Mapping[str, str], function: Any, *args: Any, **needs: float) -> dict[str, Any]:
-        """What the function returns on each of these machines. Raises RayError, Stalled."""
+        """Return what the function returns on each of these machines. Raises RayError, Stalled."""
         if not machines:
             return {}
         tasks = {name: on(name, function, **needs).remote(*args) for name in machines}

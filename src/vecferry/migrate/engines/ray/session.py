@@ -32,7 +32,7 @@ class RaySession:
     """
 
     def __init__(self, settings: RaySettings) -> None:
-        """Raises EngineUnreachable, SettingsError."""
+        """Start Ray or connect to it. Raises EngineUnreachable, SettingsError."""
         self._is_ours, self._folder = not ray.is_initialized(), ""
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
@@ -94,7 +94,7 @@ class RaySession:
 
 
 def _refuse_deaf(address: str) -> None:
-    """Raises SettingsError, EngineUnreachable."""
+    """Raise SettingsError if it is no address of a cluster, EngineUnreachable if nobody listens there."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         expected = "HOST:PORT of a cluster that this machine is part of (ray start --address HOST:PORT), or auto"
@@ -116,7 +116,7 @@ def _cpus(machine: Mapping[str, Any]) -> float:
 
 
 def first_line(exc: BaseException) -> str:
-    """What an error of Ray's says that a person can use; the text of its own errors ends with it."""
+    """Return what an error of Ray's says that a person can use; the text of its own errors ends with it."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     if isinstance(exc, RayError) and lines:
         return f"{type(exc).__name__}: {lines[-1]}"
