@@ -21,7 +21,7 @@ class Engine(Protocol):
     """One implementation per place where models run."""
 
     def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
-        """Yield the numbers of these ranges, in any order, each once all of it lies durably in the staging.
+        """The numbers of these ranges, in any order, each once all of it lies durably in the staging.
 
         A range that is staged already is not done again. To be closed, if it is not taken to its end.
         """
