@@ -112,8 +112,8 @@ def timed(engine_for: EngineFor, texts: list[str], rows: int) -> tuple[float, fl
     with tempfile.TemporaryDirectory() as name:
         store, ranges = collection(Path(name), texts, rows)
         began = time.perf_counter()
-        with closing(engine_for(store, Path(name) / "staging").run(ranges)) as numbers:
-            times = [time.perf_counter() for _ in numbers]
+        with closing(engine_for(store, Path(name) / "staging").run(ranges)) as staged:
+            times = [time.perf_counter() for _ in staged]
     assert len(times) == len(ranges)
     return (len(texts) - rows) / (times[-1] - times[0]), times[0] - began
 

@@ -168,6 +168,15 @@ class Sparse:
         )
 
     @classmethod
+    def of(cls, rows: Sequence[SparseVector]) -> Sparse:
+        """Join the weights of one text or more."""
+        return cls(
+            indptr_of([len(row.indices) for row in rows]),
+            np.concatenate([row.indices for row in rows]),
+            np.concatenate([row.weights for row in rows]),
+        )
+
+    @classmethod
     def concat(cls, parts: Sequence[Sparse]) -> Sparse:
         return cls(
             concat_indptr([p.indptr for p in parts]),
@@ -191,6 +200,11 @@ class MultiVector:
 
     def take(self, rows: NDArray[np.intp]) -> MultiVector:
         return MultiVector(indptr_of(np.diff(self.indptr)[rows]), take_ragged(self.vectors, self.indptr, rows))
+
+    @classmethod
+    def of(cls, rows: Sequence[Float32]) -> MultiVector:
+        """Join the vectors of one text or more, each [tokens, D]."""
+        return cls(indptr_of([len(row) for row in rows]), np.concatenate(rows))
 
     @classmethod
     def concat(cls, parts: Sequence[MultiVector]) -> MultiVector:

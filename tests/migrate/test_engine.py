@@ -4,20 +4,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
+from tests.migrate.test_staging import assert_same
 from tests.waiting import PATIENCE_S, wait_until
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TextVectors, indptr_of
 from vecferry.encode.encoder import Role
 from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
-from vecferry.migrate.engines import range_name
+from vecferry.migrate.engines import StagedRange, range_name
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.staging import Staging
 from vecferry.stores.backend import Point
@@ -33,8 +35,8 @@ import sys
 from pathlib import Path
 from tests.migrate.test_engine import collection, engine_of, in_ranges
 store = collection(Path(sys.argv[1]), [f"t{i}" for i in range(40)])
-for number in (numbers := engine_of(store, Path(sys.argv[1])).run(in_ranges(store))):
-    raise SystemExit(f"left at {number}")
+for staged in (ranges := engine_of(store, Path(sys.argv[1])).run(in_ranges(store))):
+    raise SystemExit(f"left at {staged.number}")
 """
 
 
@@ -70,6 +72,10 @@ def in_ranges(store: MirrorStore, rows_each: int = 4) -> list[RangeRecord]:
     return [RangeRecord(number, keys) for number, keys in enumerate(store.key_ranges(rows_each), start=1)]
 
 
+def numbers(ranges: Iterable[StagedRange]) -> list[int]:
+    return [staged.number for staged in ranges]
+
+
 def own_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("vecferry")]
 
@@ -84,13 +90,14 @@ def test_every_range_is_staged_when_its_number_comes_out(tmp_path: Path) -> None
     texts = [f"t{i}" for i in range(18)]
     store = collection(tmp_path, texts)
     engine = engine_of(store, tmp_path)
-    numbers = []
-    for number in engine.run(in_ranges(store)):
-        staged = Staging(tmp_path / "staging", engine.encoder.fingerprint).read(range_name("uid", number))
-        assert staged is not None
-        store.write(Side.NEW, staged.vectors)
-        numbers.append(number)
-    assert numbers == [1, 2, 3, 4, 5]
+    done = []
+    for staged in engine.run(in_ranges(store)):
+        read = Staging(tmp_path / "staging", engine.encoder.fingerprint).read(range_name("uid", staged.number))
+        assert staged.embedded is not None
+        assert_same(read, staged.embedded)
+        store.write(Side.NEW, staged.embedded.vectors)
+        done.append(staged.number)
+    assert done == [1, 2, 3, 4, 5]
     assert range_name("uid", 5) == "uid-00000005"
     assert store.counts().done == 18
     for row, vector in store.sample_vectors(18):
@@ -100,7 +107,7 @@ def test_every_range_is_staged_when_its_number_comes_out(tmp_path: Path) -> None
 def test_equal_texts_are_encoded_once_over_all_ranges_and_runs(tmp_path: Path) -> None:
     store, encoder = collection(tmp_path, ["a", "b", "a", "c", "b", "d", "a", "POISON"]), TruthEncoder()
     engine = engine_of(store, tmp_path, encoder, rows_per_range=2)
-    assert list(engine.run(in_ranges(store, 2))) == [1, 2, 3, 4]
+    assert numbers(engine.run(in_ranges(store, 2))) == [1, 2, 3, 4]
     assert {text: n for text, n in encoder.encoded.items() if not text.startswith("POISON")} == dict.fromkeys("abcd", 1)
     staged = engine.staging.read(range_name("uid", 4))
     assert staged is not None
@@ -108,19 +115,19 @@ def test_equal_texts_are_encoded_once_over_all_ranges_and_runs(tmp_path: Path) -
     np.testing.assert_array_equal(staged.vectors[0].vectors.dense, encoder.truth("a"))
     assert [letter.key for letter in staged.dead_letters] == [("007",)]
     again = TruthEncoder()
-    assert list(replace(engine_of(store, tmp_path, again), uid="another").run(in_ranges(store, 3))) == [1, 2, 3]
+    assert numbers(replace(engine_of(store, tmp_path, again), uid="another").run(in_ranges(store, 3))) == [1, 2, 3]
     assert set(again.encoded) == {"POISON"}  # a dead letter is tried again
 
 
 def test_a_staged_range_is_not_encoded_again_unless_its_rows_have_changed(tmp_path: Path) -> None:
     store = collection(tmp_path, ["a", "b", "POISON", "d"])
-    list(engine_of(store, tmp_path).run(in_ranges(store, 2)))
+    numbers(engine_of(store, tmp_path).run(in_ranges(store, 2)))
     encoder = TruthEncoder()
-    assert list(engine_of(store, tmp_path, encoder).run(in_ranges(store, 2))) == [1, 2]
+    assert numbers(engine_of(store, tmp_path, encoder).run(in_ranges(store, 2))) == [1, 2]
     assert encoder.calls == 0
     store._backend.put("docs", [Point("001", "changed", TextVectors(truth("old", "changed", 8)))])
     engine = engine_of(store, tmp_path, encoder)
-    assert list(engine.run(in_ranges(store, 2))) == [1, 2]
+    assert numbers(engine.run(in_ranges(store, 2))) == [1, 2]
     assert encoder.encoded == {"changed": 1}
     staged = engine.staging.read(range_name("uid", 1))
     assert staged is not None
@@ -131,11 +138,11 @@ def test_a_staged_range_is_not_encoded_again_unless_its_rows_have_changed(tmp_pa
 def test_a_range_whose_rows_are_gone_is_committed_too(tmp_path: Path) -> None:
     store = collection(tmp_path, ["a"])
     engine = engine_of(store, tmp_path)
-    assert list(engine.run([RangeRecord(3, KeyRange(("5",), ("6",)))])) == [3]
+    assert numbers(engine.run([RangeRecord(3, KeyRange(("5",), ("6",)))])) == [3]
     staged = engine.staging.read(range_name("uid", 3))
     assert staged is not None
     assert staged.vectors == ()
-    assert list(engine.run([])) == []
+    assert numbers(engine.run([])) == []
 
 
 class _EveryHead(TruthEncoder):
@@ -159,7 +166,8 @@ def test_all_heads_are_staged_and_found_again_by_their_text(tmp_path: Path) -> N
     store, encoder = collection(tmp_path, ["one", "two", "two"]), _EveryHead()
     staging = Staging(tmp_path / "staging", encoder.fingerprint, Outputs.ALL)
     engine = LocalEngine(store, encoder, staging, "uid", 2, Outputs.ALL)
-    assert list(engine.run(in_ranges(store, 2))) == [1, 2]
+    ranges = list(engine.run(in_ranges(store, 2)))
+    assert [(staged.number, staged.embedded) for staged in ranges] == [(1, None), (2, None)]
     assert encoder.encoded == {"one": 1, "two": 1}
     staged = staging.read(range_name("uid", 2))
     assert staged is not None
@@ -178,25 +186,25 @@ def test_all_heads_are_staged_and_found_again_by_their_text(tmp_path: Path) -> N
 
 def test_one_who_takes_no_more_stops_the_whole(tmp_path: Path) -> None:
     store, encoder = collection(tmp_path, [f"t{i}" for i in range(80)]), TruthEncoder()
-    with closing(replace(engine_of(store, tmp_path, encoder), ahead=2).run(in_ranges(store))) as numbers:
-        assert next(numbers) == 1
+    with closing(replace(engine_of(store, tmp_path, encoder), ahead=2).run(in_ranges(store))) as ranges:
+        assert next(ranges).number == 1
         wait_until(lambda: encoder.calls == 4)  # one taken, two in the queue, one that waits for room
         time.sleep(0.1)
         assert encoder.calls == 4
         assert sorted(own_threads()) == ["vecferry-encoder", "vecferry-reader"]
-        assert [next(numbers) for _ in range(19)] == list(range(2, 21))
+        assert numbers(islice(ranges, 19)) == list(range(2, 21))
     assert encoder.calls == 20
 
 
 def test_a_run_that_is_closed_early_ends_its_threads(tmp_path: Path) -> None:
     store, encoder = collection(tmp_path, [f"t{i}" for i in range(80)]), TruthEncoder()
-    numbers = engine_of(store, tmp_path, encoder).run(in_ranges(store))
-    assert next(numbers) == 1
+    ranges = engine_of(store, tmp_path, encoder).run(in_ranges(store))
+    assert next(ranges).number == 1
     wait_until(lambda: encoder.calls == 4)
-    numbers.close()
+    ranges.close()
     assert own_threads() == []
     assert encoder.calls == 4
-    assert list(engine_of(store, tmp_path, encoder).run(in_ranges(store))) == list(range(1, 21))
+    assert numbers(engine_of(store, tmp_path, encoder).run(in_ranges(store))) == list(range(1, 21))
     assert encoder.encoded == {f"t{i}": 1 for i in range(80)}
 
 
@@ -207,7 +215,7 @@ def test_an_interrupt_while_a_range_is_encoded_ends_the_threads(tmp_path: Path) 
         encoding.set()
         go_on.wait(PATIENCE_S)
 
-    numbers = engine_of(collection(tmp_path, ["a"] * 8), tmp_path, TruthEncoder(before_each=block)).run(
+    ranges = engine_of(collection(tmp_path, ["a"] * 8), tmp_path, TruthEncoder(before_each=block)).run(
         [RangeRecord(1, KeyRange(None, ("003",))), RangeRecord(2, KeyRange(("003",), ("007",)))]
     )
 
@@ -218,7 +226,7 @@ def test_an_interrupt_while_a_range_is_encoded_ends_the_threads(tmp_path: Path) 
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        next(numbers)
+        next(ranges)
     assert own_threads() == []
 
 
@@ -247,19 +255,19 @@ class _Unreliable(MirrorStore):
 def test_what_the_reader_raises_comes_after_what_was_read_before_it(tmp_path: Path) -> None:
     made = collection(tmp_path, [f"t{i}" for i in range(20)])
     store = _Unreliable(made._backend, "docs", made.ledger)
-    numbers = engine_of(store, tmp_path).run(in_ranges(store))
-    assert [next(numbers), next(numbers)] == [1, 2]
+    ranges = engine_of(store, tmp_path).run(in_ranges(store))
+    assert numbers(islice(ranges, 2)) == [1, 2]
     with pytest.raises(StoreUnreachable, match="it went away"):
-        next(numbers)
+        next(ranges)
     assert (_Unreliable.reads, _Unreliable.closed) == (3, 1)
 
 
 def test_what_the_encoder_raises_comes_out_and_the_reader_ends(tmp_path: Path) -> None:
     store = collection(tmp_path, ["a", "b", "c", "d", "HUGE 1", "HUGE 2", *(f"t{i}" for i in range(40))])
-    numbers = engine_of(store, tmp_path, rows_per_range=2).run(in_ranges(store, 2))
-    assert [next(numbers), next(numbers)] == [1, 2]
+    ranges = engine_of(store, tmp_path, rows_per_range=2).run(in_ranges(store, 2))
+    assert numbers(islice(ranges, 2)) == [1, 2]
     with pytest.raises(OutOfMemory):
-        next(numbers)
+        next(ranges)
 
 
 def test_a_staging_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
@@ -269,7 +277,7 @@ def test_a_staging_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
     try:
         with pytest.raises(OutputWriteFailed, match="uid-00000001"):
-            list(engine.run(in_ranges(store)))
+            numbers(engine.run(in_ranges(store)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(engine.run(in_ranges(store))) == [1, 2, 3, 4, 5]
+    assert numbers(engine.run(in_ranges(store))) == [1, 2, 3, 4, 5]

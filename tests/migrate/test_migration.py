@@ -4,7 +4,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,11 @@ from vecferry.errors import (
 )
 from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State, throttle
 from vecferry.migrate.applier import Applier
+from vecferry.migrate.engines import Engine, StagedRange
+from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.planning import EncodedSample, cost_of
+from vecferry.migrate.staging import Staging, remove_staged
+from vecferry.stores.ledger import MigrationRecord, RangeRecord
 from vecferry.stores.mirror.sides import MirrorSides
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Counts, Patience
@@ -202,6 +206,27 @@ def test_equal_texts_are_encoded_once_over_all_ranges(collection: Collection) ->
     migration = fill(collection, *["same", "other"] * 10, new=encoder)
     migration.start()
     assert encoder.encoded == {"same": 1, "other": 1}
+
+
+class _Forgetful(LocalEngine):
+    """Its staged files are gone before anybody can read them."""
+
+    def run(self, ranges: Sequence[RangeRecord]) -> Generator[StagedRange, None, None]:
+        for staged in super().run(ranges):
+            remove_staged(OPTIONS.staging, self.encoder.fingerprint, self.uid)
+            yield staged
+
+
+def test_what_was_just_encoded_is_not_read_from_the_staging(collection: Collection) -> None:
+    encoder = TruthEncoder()
+    migration = fill(collection, "a", "b", "c", new=encoder)
+
+    def engine(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
+        return _Forgetful(store, encoder, staging, record.spec.uid, OPTIONS.rows_per_range)
+
+    migration.start(engine=engine)
+    assert encoder.encoded == {"a": 1, "b": 1, "c": 1}
+    assert collection.store.counts().done == 3
 
 
 def test_an_identity_migration_is_exact(collection: Collection) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges
+from tests.migrate.test_engine import ROOT, collection, engine_of, in_ranges, numbers
 from tests.migrate.workers import TruthModel, as_vector
 from tests.waiting import wait_until
 from vecferry.cli import main
@@ -122,17 +122,17 @@ TEXTS = [*(f"t{i % 13}" for i in range(30)), "POISON", "POISON", "NAN", "t1", "H
 def test_the_same_files_as_on_this_machine_and_no_range_twice(ray_here: None, tmp_path: Path) -> None:
     here, there = folders(tmp_path, "here", "there")
     local, store = collection(here, TEXTS), collection(there, TEXTS)
-    list(engine_of(local, here).run(in_ranges(local)))
+    numbers(engine_of(local, here).run(in_ranges(local)))
     engine = on_ray(store, there)
-    assert sorted(engine.run(in_ranges(store))) == list(range(1, 11))
+    assert sorted(numbers(engine.run(in_ranges(store)))) == list(range(1, 11))
     assert files(there) == files(here)
     once = {text: number for text, number in encoded_by(engine).items() if text.startswith("t")}
     assert once == {f"t{i}": 1 for i in range(13)}
     encoded = encoded_by(engine)
-    assert sorted(on_ray(store, there).run(in_ranges(store))) == list(range(1, 11))
+    assert sorted(numbers(on_ray(store, there).run(in_ranges(store)))) == list(range(1, 11))
     assert encoded_by(engine) == encoded
     store._backend.put("docs", [Point("002", "changed", TextVectors(truth("old", "changed", 8)))])
-    assert sorted(on_ray(store, there).run(in_ranges(store))) == list(range(1, 11))
+    assert sorted(numbers(on_ray(store, there).run(in_ranges(store)))) == list(range(1, 11))
     assert encoded_by(engine) - encoded == {"changed": 1}
     staged = on_ray(store, there).staging.read(range_name("uid", 1))
     assert staged is not None
@@ -144,12 +144,12 @@ def test_the_same_files_as_on_this_machine_and_no_range_twice(ray_here: None, tm
 def test_a_run_that_is_closed_early_leaves_no_worker_and_can_go_on(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, [f"t{i}" for i in range(40)])
     engine = on_ray(store, tmp_path, seconds_each=0.02)
-    with closing(engine.run(in_ranges(store))) as numbers:
-        first = next(numbers)
+    with closing(engine.run(in_ranges(store))) as ranges:
+        first = next(ranges).number
         assert workers_of_ray() != []
     wait_until(lambda: workers_of_ray() == [])
     assert engine.staging.read(range_name("uid", first)) is not None
-    assert sorted(engine.run(in_ranges(store))) == list(range(1, 11))
+    assert sorted(numbers(engine.run(in_ranges(store)))) == list(range(1, 11))
     wait_until(lambda: workers_of_ray() == [])
 
 
@@ -158,7 +158,7 @@ def test_a_worker_that_dies_is_replaced_and_its_range_alone_is_done_again(ray_he
     store = collection(tmp_path, [f"t{i}" for i in range(40)])
     (tmp_path / "die").touch()
     engine = on_ray(store, tmp_path, replace(TWO, workers=1))
-    assert sorted(engine.run(in_ranges(store))) == list(range(1, 11))
+    assert sorted(numbers(engine.run(in_ranges(store)))) == list(range(1, 11))
     assert not (tmp_path / "die").exists()
     encoded = encoded_by(engine)
     assert set(encoded) == {f"t{i}" for i in range(40)}
@@ -184,7 +184,7 @@ def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: Non
     (tmp_path / "stall").touch()
     impatient = on_ray(store, tmp_path, RaySettings(workers=1, cpus_per_worker=1, stall_s=1, tries=2))
     with pytest.raises(EngineStalled, match=r"did nothing in 2 tries: no job was done for 1 s; 1 machine.*1 of 1 jobs"):
-        list(impatient.run(in_ranges(store)))
+        numbers(impatient.run(in_ranges(store)))
     wait_until(lambda: workers_of_ray() == [])
     (tmp_path / "encoded").unlink(missing_ok=True)
     engine = on_ray(store, tmp_path, RaySettings(workers=1, cpus_per_worker=1, stall_s=6, tries=20))
@@ -195,7 +195,7 @@ def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: Non
 
     thread = threading.Thread(target=go_on_after_the_second_try)
     thread.start()
-    assert list(engine.run(in_ranges(store))) == [1]
+    assert numbers(engine.run(in_ranges(store))) == [1]
     thread.join()
     wait_until(lambda: workers_of_ray() == [])
 
@@ -203,10 +203,10 @@ def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: Non
 def test_a_model_that_fails_on_everything_ends_the_run_with_its_own_error(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, ["HUGE 1", "HUGE 2", "HUGE 3", "HUGE 4"])
     with pytest.raises(OutOfMemory, match="out of memory in the double runtime"):
-        list(on_ray(store, tmp_path).run(in_ranges(store)))
+        numbers(on_ray(store, tmp_path).run(in_ranges(store)))
     other = replace(on_ray(store, tmp_path), encoder=TruthEncoder("old"))
     with pytest.raises(SpaceMismatch, match="the model for the workers"):
-        list(other.run(in_ranges(store)))
+        numbers(other.run(in_ranges(store)))
 
 
 @pytest.mark.slow
@@ -244,8 +244,8 @@ def test_a_machine_of_another_kind_is_refused_if_its_vectors_are_not_the_same(ra
     store = collection(tmp_path, ["a"])
     engine = on_ray(store, tmp_path, kind_of_workers="of another kind", disturbed=True)
     with pytest.raises(NodeRefused, match=r"differ from the driver's by 0\.01, and 0\.0001 is allowed"):
-        list(engine.run(in_ranges(store)))
-    assert list(on_ray(store, tmp_path, kind_of_workers="of another kind").run(in_ranges(store))) == [1]
+        numbers(engine.run(in_ranges(store)))
+    assert numbers(on_ray(store, tmp_path, kind_of_workers="of another kind").run(in_ranges(store))) == [1]
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ def test_an_artifact_that_is_damaged_on_its_way_leaves_nothing(tiny_artifact: Ar
 ALONE = """
 import sys
 from pathlib import Path
-from tests.migrate.test_engine import collection, in_ranges
+from tests.migrate.test_engine import collection, in_ranges, numbers
 from tests.migrate.test_ray import on_ray
 from vecferry.errors import VecferryError
 from vecferry.migrate.engines import RaySettings
@@ -307,10 +307,10 @@ folder = Path(sys.argv[1])
 store = collection(folder, ["a", "b", "c"])
 for address in ("127.0.0.1:9", "ray://head:10001"):
     try:
-        list(on_ray(store, folder, RaySettings(address=address)).run(in_ranges(store)))
+        numbers(on_ray(store, folder, RaySettings(address=address)).run(in_ranges(store)))
     except VecferryError as exc:
         print(type(exc).__name__, address)
-print(list(on_ray(store, folder, RaySettings()).run(in_ranges(store))))
+print(numbers(on_ray(store, folder, RaySettings()).run(in_ranges(store))))
 """
 
 

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pytest
 from tests.migrate import live
 from tests.migrate.faults import fill_up, small_disk
 from tests.migrate.live import NEW, STABLE, Application, fill, following_in_a_thread, go
-from tests.migrate.test_engine import ROOT, collection, in_ranges
+from tests.migrate.test_engine import ROOT, collection, in_ranges, numbers
 from tests.migrate.test_live import assert_faultless
 from tests.migrate.test_ray import made_by_us, on_ray, workers_of_ray
 from tests.migrate.workers import TruthModel
@@ -82,16 +83,16 @@ def test_both_machines_of_a_cluster_work_and_one_that_is_lost_loses_nothing(tmp_
         store = collection(tmp_path, FORTY)
         settings = replace(SETTINGS, address=cluster.address)
         engine = on_ray(store, tmp_path, settings, seconds_each=0.1)
-        assert sorted(engine.run(in_ranges(store))) == list(range(1, 11))
+        assert sorted(numbers(engine.run(in_ranges(store)))) == list(range(1, 11))
         assert len(processes_of(tmp_path)) == 2
         assert made_by_us(tmp_path).encoded() == dict.fromkeys(FORTY, 1)
         again = tmp_path / "again"
         again.mkdir()
         store = collection(again, FORTY)
-        with closing(on_ray(store, again, settings, seconds_each=0.1).run(in_ranges(store))) as numbers:
-            found = [next(numbers)]
+        with closing(on_ray(store, again, settings, seconds_each=0.1).run(in_ranges(store))) as ranges:
+            found = numbers(islice(ranges, 1))
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-            found += numbers
+            found += numbers(ranges)
         assert sorted(found) == list(range(1, 11))
         encoded = made_by_us(again).encoded()
         assert set(encoded) == set(FORTY)

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tests.migrate.doubles import truth
+from tests.migrate.doubles import TruthEncoder, truth
 from vecferry.embeddings import DENSE, Outputs, SparseVector, TextVectors
-from vecferry.errors import MissingExtra, OutputWriteFailed, StoreFailed
+from vecferry.errors import InvalidText, MissingExtra, OutputWriteFailed, StoreFailed
 from vecferry.migrate import staged_file, staged_index
-from vecferry.migrate.embed import Embedded
+from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.staging import Staging, remove_staged
 from vecferry.stores.ledger import DeadLetter
-from vecferry.stores.values import NewVector, text_digest
+from vecferry.stores.values import NewVector, Row, text_digest
 
 FINGERPRINT = "f" * 64
 ROOT = Path(__file__).parents[2]
@@ -108,11 +108,14 @@ def test_nothing_and_only_dead_letters_are_kept_too(tmp_path: Path) -> None:
 
 
 def test_a_reason_with_a_lone_surrogate_can_be_kept(tmp_path: Path) -> None:
+    def refuse(texts: Sequence[str]) -> None:
+        raise InvalidText(0, "bad \udcff")
+
+    dead = embed(TruthEncoder(before_each=refuse), [Row(("1",), "text")])
+    assert [dead_letter.reason for dead_letter in dead.dead_letters] == ["bad ?"]
     staging = Staging(tmp_path, FINGERPRINT)
-    staging.keep("a", Embedded((NewVector(("1",), b"d", None),), (DeadLetter(("1",), "bad \udcff", b"d"),)))
-    found = staging.read("a")
-    assert found is not None
-    assert found.dead_letters[0].reason == "bad ?"
+    staging.keep("a", dead)
+    assert_same(staging.read("a"), dead)
 
 
 def test_more_texts_than_are_written_at_once_with_colbert(tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ def test_a_byte_that_was_changed_anywhere_never_leads_to_another_vector(tmp_path
 def test_a_row_that_is_not_what_was_written_is_not_staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staging = Staging(tmp_path, FINGERPRINT)
     with monkeypatch.context() as patched:
-        patched.setattr(staged_file, "_crc", lambda row: 12345)
+        patched.setattr(staged_file, "checksum", lambda *parts: 12345)
         staging.keep("a", embedded(["one"]))
     assert staging.read("a") is None
 

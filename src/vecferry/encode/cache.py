@@ -12,24 +12,32 @@ holds the file too long, it says so once in the log and is not used any more.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from vecferry.embeddings import Embeddings, Float32, MultiVector, Outputs, Sparse, indptr_of
+from vecferry.embeddings import Embeddings, MultiVector, Outputs, Sparse
+from vecferry.encode.stored_vectors import (
+    checksum,
+    pack_colbert,
+    pack_dense,
+    pack_sparse,
+    unpack_colbert,
+    unpack_dense,
+    unpack_sparse,
+)
 from vecferry.errors import SettingsError, reason_of
+from vecferry.stores.values import text_digest
 
 T = TypeVar("T")
 Row = tuple[bytes, str, int, int, bytes]
-"""Key, output, tokens, whether truncated, the numbers: little-endian, sparse ids (int32) before their weights."""
+"""Key, output, tokens, whether truncated, the numbers as `stored_vectors` packs them."""
 
 FILE = "embeddings.db"
 MB = 1_000_000
@@ -100,9 +108,9 @@ class Cache:
     def _entry(self, fingerprint: str, key: bytes, names: tuple[str, ...]) -> Embeddings | None:
         query = "SELECT key, output, tokens, truncated, numbers, checksum FROM entries WHERE key = ?"
         rows: dict[str, Row] = {}
-        for *entry, checksum in self._connection.execute(query, (key,)):
+        for *entry, crc in self._connection.execute(query, (key,)):
             row: Row = (entry[0], entry[1], entry[2], entry[3], entry[4])
-            if checksum_of(row) != checksum:
+            if checksum_of(row) != crc:
                 raise _Damaged("an entry does not match its checksum")
             rows[row[1]] = row
         return _embeddings(fingerprint, rows, names) if rows.keys() >= set(names) else None
@@ -217,12 +225,12 @@ def _is_damage(exc: Exception) -> bool:
 
 def key_of(fingerprint: str, text: str) -> bytes:
     """text: with its prefix. A fingerprint has always 64 characters, so no two pairs give the same input."""
-    return hashlib.sha256((fingerprint + text).encode()).digest()
+    return text_digest(fingerprint + text)
 
 
 def checksum_of(row: Row) -> int:
     key, output, tokens, truncated, numbers = row
-    return zlib.crc32(numbers, zlib.crc32(f"{key.hex()} {output} {tokens} {truncated}".encode()))
+    return checksum(key, f"{output} {tokens} {truncated}".encode(), numbers)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -232,12 +240,11 @@ def _rows(key: bytes, embeddings: Embeddings, i: int) -> Iterable[Row]:
     """What text `i` of the embeddings has, an entry for each output."""
     facts = int(embeddings.num_tokens[i]), int(embeddings.truncated[i])
     if embeddings.dense_or_none is not None:
-        yield key, "dense", *facts, _bytes(embeddings.dense[i], "<f4")
+        yield key, "dense", *facts, pack_dense(embeddings.dense[i])
     if embeddings.sparse_or_none is not None:
-        one = embeddings.sparse.take(np.array([i]))
-        yield key, "sparse", *facts, _bytes(one.indices, "<i4") + _bytes(one.weights, "<f4")
+        yield key, "sparse", *facts, pack_sparse(embeddings.sparse[i])
     if embeddings.colbert_or_none is not None:
-        yield key, "colbert", *facts, _bytes(embeddings.colbert[i], "<f4")
+        yield key, "colbert", *facts, pack_colbert(embeddings.colbert[i])
 
 
 def _embeddings(fingerprint: str, rows: dict[str, Row], names: tuple[str, ...]) -> Embeddings:
@@ -247,26 +254,7 @@ def _embeddings(fingerprint: str, rows: dict[str, Row], names: tuple[str, ...]) 
         fingerprint,
         np.array([tokens], np.int64),
         np.array([truncated], bool),
-        _floats(numbers["dense"])[None] if "dense" in numbers else None,
-        _sparse(numbers["sparse"]) if "sparse" in numbers else None,
-        _colbert(numbers["colbert"], tokens) if "colbert" in numbers else None,
+        unpack_dense(numbers["dense"])[None] if "dense" in numbers else None,
+        Sparse.of([unpack_sparse(numbers["sparse"])]) if "sparse" in numbers else None,
+        MultiVector.of([unpack_colbert(numbers["colbert"])]) if "colbert" in numbers else None,
     )
-
-
-def _sparse(numbers: bytes) -> Sparse:
-    middle = len(numbers) // 2
-    indices = np.frombuffer(numbers[:middle], "<i4").astype(np.int32)
-    return Sparse(indptr_of([len(indices)]), indices, _floats(numbers[middle:]))
-
-
-def _colbert(numbers: bytes, tokens: int) -> MultiVector:
-    """Of each token but the first a vector; a text has at least the two that begin and end it."""
-    return MultiVector(indptr_of([tokens - 1]), _floats(numbers).reshape(tokens - 1, -1))
-
-
-def _floats(numbers: bytes) -> Float32:
-    return np.frombuffer(numbers, "<f4").astype(np.float32)
-
-
-def _bytes(values: np.ndarray, dtype: str) -> bytes:
-    return np.ascontiguousarray(values, dtype).tobytes()

@@ -75,9 +75,12 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
 
 
 def _reason(failure: VecferryError | str) -> str:
+    """Without lone surrogates, which a bad text may have brought into it."""
     if isinstance(failure, InvalidText):
-        return failure.reason  # its message names a position in a batch, which says nothing here
-    return failure.message if isinstance(failure, VecferryError) else failure
+        reason = failure.reason  # its message names a position in a batch, which says nothing here
+    else:
+        reason = failure.message if isinstance(failure, VecferryError) else failure
+    return reason.encode("utf-8", "replace").decode()
 
 
 def _defect(vector: Float32, dimension: int) -> str:

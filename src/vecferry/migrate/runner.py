@@ -125,12 +125,12 @@ class Runner:
 
     def _backfill(self, engine: Engine, staging: Staging) -> None:
         """Leaves no row untried that was there when its range was read, or at the sweep."""
-        with closing(engine.run(self._ledger.open_ranges(self._record))) as committed:
-            for number in committed:
-                staged = staging.read(range_name(self._record.spec.uid, number))
-                if staged is not None:  # lost between engine and us: the sweep finds its rows
-                    self.throttle.acquire(len(staged.vectors))
-                    self.applier.keep(Side.NEW, staged, closes=number)
+        with closing(engine.run(self._ledger.open_ranges(self._record))) as ranges:
+            for staged in ranges:
+                embedded = staged.embedded or staging.read(range_name(self._record.spec.uid, staged.number))
+                if embedded is not None:  # lost between engine and us: the sweep finds its rows
+                    self.throttle.acquire(len(embedded.vectors))
+                    self.applier.keep(Side.NEW, embedded, closes=staged.number)
         self.applier.sweep()
         self.throttle.move(State.INDEXING)
 

@@ -6,11 +6,9 @@
     held            bool, the vectors are in this row. Else it is a dead letter, or another row has them,
                     of this file or of another
     crc             uint32, over all else in the row
-    vector          fixed_size_list<float32>[D]
-    sparse_ids, sparse_weights      list<int32>, list<float32>
-    colbert         list<fixed_size_list<float16>[D]>; half the bytes, rounded in the fourth digit
+    dense, sparse, colbert      binary, as `encode.stored_vectors` packs them; colbert in float16
 
-The last four are there where a row has them. The schema and the number of rows are noted in the file's
+The last three are null where a row does not have them. The schema and the number of rows are noted in the file's
 metadata once more, so that no damage is taken for data. The module can be imported without `pyarrow`;
 `require_pyarrow` tells in time.
 """
@@ -18,24 +16,31 @@ metadata once more, so that no damage is taken for data. The module can be impor
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vecferry.embeddings import Float32, SparseVector, TextVectors
+from vecferry.embeddings import Outputs, TextVectors
+from vecferry.encode.stored_vectors import (
+    checksum,
+    pack_colbert,
+    pack_dense,
+    pack_sparse,
+    unpack_colbert,
+    unpack_dense,
+    unpack_sparse,
+)
 from vecferry.errors import MissingExtra, StoreFailed
 from vecferry.stores.values import Key
 
+VECTORS = Outputs.ALL.names
 ROWS_WITH_COLBERT = 64
-"""Rows written and read at once: 64 texts of 8,192 tokens of 1,024 numbers are 2**29; offsets are int32."""
+"""Rows written and read at once: 64 texts of 8,192 tokens of 1,024 numbers are 2**30 bytes; offsets are int32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,73 +71,53 @@ def write(file: BinaryIO, rows: Sequence[StagedRow]) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
+    packed = [_packed(row.vectors) for row in rows]
     columns = {
         "key": pa.array([list(row.key) for row in rows], pa.list_(pa.string())),
         "digest": pa.array([row.digest for row in rows], pa.binary()),
         "reason": pa.array([row.reason for row in rows], pa.string()),
         "held": pa.array([row.vectors is not None for row in rows], pa.bool_()),
-        "crc": pa.array([_crc(row) for row in rows], pa.uint32()),
-    } | _heads([row.vectors for row in rows])
+        "crc": pa.array([_crc(row.key, row.digest, row.reason, packed[i]) for i, row in enumerate(rows)], pa.uint32()),
+    } | {name: pa.array([row[i] for row in packed], pa.binary()) for i, name in enumerate(VECTORS)}
     table = pa.table(columns)
+    has_colbert = any(row.vectors is not None and row.vectors.colbert is not None for row in rows)
     pyarrow.parquet.write_table(
         table.replace_schema_metadata({"schema": str(table.schema), "rows": str(len(rows))}),
         file,
-        row_group_size=ROWS_WITH_COLBERT if "colbert" in columns else None,
+        row_group_size=ROWS_WITH_COLBERT if has_colbert else None,
         compression="none",
         use_dictionary=False,
         use_compliant_nested_type=False,  # or the schema would come back with other names
         write_page_checksum=True,
+        write_statistics=False,
     )
 
 
-def _crc(row: StagedRow) -> int:
-    parts = [*(part.encode() for part in row.key), row.digest, (row.reason or "").encode()]
-    if row.vectors is not None:
-        sparse, colbert = row.vectors.sparse, row.vectors.colbert
-        parts.append(row.vectors.dense.astype(np.float32).tobytes())
-        parts += [] if sparse is None else [sparse.indices.astype(np.int32).tobytes(), sparse.weights.tobytes()]
-        parts += [] if colbert is None else [colbert.astype(np.float16).tobytes()]
-    return zlib.crc32(b"".join(parts))
+def _packed(vectors: TextVectors | None) -> list[bytes | None]:
+    """In the order of `VECTORS`."""
+    if vectors is None:
+        return [None] * len(VECTORS)
+    sparse, colbert = vectors.sparse, vectors.colbert
+    return [
+        pack_dense(vectors.dense),
+        None if sparse is None else pack_sparse(sparse),
+        None if colbert is None else pack_colbert(colbert, "<f2"),
+    ]
 
 
-def _heads(rows: list[TextVectors | None]) -> dict[str, Any]:
-    """The columns of the vectors of these rows; None where a row holds none."""
-    sparse = [None if held is None else held.sparse for held in rows]
-    colbert = [None if held is None else held.colbert for held in rows]
-    columns = {}
-    if any(held is not None for held in rows):
-        columns["vector"] = _vectors([None if held is None else held.dense for held in rows])
-    if any(vector is not None for vector in sparse):
-        columns["sparse_ids"] = _lists([None if vector is None else vector.indices for vector in sparse], np.int32)
-        weights = [None if vector is None else vector.weights for vector in sparse]
-        columns["sparse_weights"] = _lists(weights, np.float32)
-    if any(vector is not None for vector in colbert):
-        columns["colbert"] = _lists(colbert, np.float16)
-    return columns
+def _unpacked(dense: bytes | None, sparse: bytes | None, colbert: bytes | None) -> TextVectors | None:
+    if dense is None:
+        return None
+    return TextVectors(
+        unpack_dense(dense),
+        None if sparse is None else unpack_sparse(sparse),
+        None if colbert is None else unpack_colbert(colbert),
+    )
 
 
-def _vectors(rows: list[Float32 | None]) -> Any:
-    """N vectors of D numbers, or none."""
-    import pyarrow as pa
-
-    missing = np.array([row is None for row in rows])
-    filled = np.stack([row for row in rows if row is not None])
-    dense = np.zeros((len(rows), filled.shape[1]), np.float32)  # [N, D]
-    dense[~missing] = filled
-    return pa.FixedSizeListArray.from_arrays(pa.array(dense.ravel()), dense.shape[1], mask=pa.array(missing))
-
-
-def _lists(rows: Sequence[NDArray[Any] | None], dtype: type[np.generic]) -> Any:
-    """N lists of numbers, or of vectors, or none."""
-    import pyarrow as pa
-
-    flat = np.concatenate([row for row in rows if row is not None]).astype(dtype)
-    values = pa.array(flat.ravel())
-    if flat.ndim == 2:
-        values = pa.FixedSizeListArray.from_arrays(values, flat.shape[1])
-    offsets = accumulate((0 if row is None else len(row) for row in rows), initial=0)
-    missing = pa.array([row is None for row in rows])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=missing)
+def _crc(key: Sequence[str], digest: bytes, reason: str | None, packed: Sequence[bytes | None]) -> int:
+    parts = [*(part.encode() for part in key), digest, (reason or "").encode(), *packed]
+    return checksum(*(part or b"" for part in parts))
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -183,44 +168,10 @@ def _opened(source: Path | BinaryIO) -> Iterator[Any]:
 
 
 def _rows(table: Any) -> list[StagedRow]:
-    columns = {name: table[name].combine_chunks() for name in table.column_names}
-    vectors = _staged_vectors(columns)
-    keys, digests, reasons, held, crcs = (
-        columns[name].to_pylist() for name in ("key", "digest", "reason", "held", "crc")
-    )
-    rows = [
-        StagedRow(tuple(key), digest, reason, next(vectors, None) if is_held else None)
-        for key, digest, reason, is_held in zip(keys, digests, reasons, held, strict=True)
-    ]
-    if [_crc(row) for row in rows] != crcs:
-        raise NotReadable
+    names = ("key", "digest", "reason", "crc", *VECTORS)
+    rows = []
+    for key, digest, reason, crc, *packed in zip(*(table[name].to_pylist() for name in names), strict=True):
+        if crc != _crc(key, digest, reason, packed):
+            raise NotReadable
+        rows.append(StagedRow(tuple(key), digest, reason, _unpacked(*packed)))
     return rows
-
-
-def _staged_vectors(columns: dict[str, Any]) -> Iterator[TextVectors]:
-    """Of the rows that hold them, in their order."""
-    if "vector" not in columns:
-        return
-    dense = columns["vector"].flatten().to_numpy().reshape(-1, columns["vector"].type.list_size).copy()  # [N, D]
-    ids, weights, colbert = (_parts(columns.get(name)) for name in ("sparse_ids", "sparse_weights", "colbert"))
-    for i, vector in enumerate(dense):
-        yield TextVectors(
-            vector,
-            SparseVector(ids[i], weights[i]) if ids and weights else None,
-            colbert[i].astype(np.float32) if colbert else None,
-        )
-
-
-def _parts(column: Any) -> list[NDArray[Any]]:
-    """The lists that are there, each as an array of its own."""
-    import pyarrow as pa
-
-    if column is None:
-        return []
-    flat = column.flatten()
-    if pa.types.is_fixed_size_list(flat.type):
-        values = flat.flatten().to_numpy().reshape(-1, flat.type.list_size)
-    else:
-        values = flat.to_numpy()
-    ends = np.cumsum(column.drop_null().value_lengths().to_numpy())
-    return [part.copy() for part in np.split(values, ends[:-1])]

@@ -193,13 +193,8 @@ def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) 
             assert new.vectors.outputs == outputs, f"{new.key} has not the heads that are staged here"
             vectors = new.vectors
             held.add(new.digest)
-        rows.append(StagedRow(new.key, new.digest, _storable(reason), vectors))
+        rows.append(StagedRow(new.key, new.digest, reason, vectors))
     return rows
-
-
-def _storable(reason: str | None) -> str | None:
-    """Without lone surrogates, which a bad text may have brought into it."""
-    return None if reason is None else reason.encode("utf-8", "replace").decode()
 
 
 # --- the disk -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What embeds the ranges of a backfill: ranges in, the numbers of those out that lie durably in the staging.
+"""What embeds the ranges of a backfill: ranges in, those out that lie durably in the staging.
 
 local.py         in this process, two threads
 distributed.py   on workers of a Ray cluster: ray/ is Ray itself, task.py what a worker does, model_distribution.py how
@@ -13,15 +13,24 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
+from vecferry.migrate.embed import Embedded
 from vecferry.options import Checked, Count, From0, Help, Seconds
 from vecferry.stores.ledger import RangeRecord
+
+
+@dataclass(frozen=True, eq=False)
+class StagedRange:
+    """A range that lies durably in the staging. embedded: what lies there; None where it is to be read from it."""
+
+    number: int
+    embedded: Embedded | None = None
 
 
 class Engine(Protocol):
     """One implementation per place where models run."""
 
-    def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
-        """The numbers of these ranges, in any order, each once all of it lies durably in the staging.
+    def run(self, ranges: Sequence[RangeRecord]) -> Generator[StagedRange, None, None]:
+        """These ranges, in any order, each once all of it lies durably in the staging.
 
         A range that is staged already is not done again. To be closed, if it is not taken to its end.
         """

@@ -1,6 +1,6 @@
 """The engine on many machines: the driver reads ranges and stages files, workers make the files of the rows.
 
-    store ──► rows ── Pool ──► files, as bytes ──► staging ──► numbers ──► whoever applies them
+    store ──► rows ── Pool ──► files, as bytes ──► staging ──► ranges ──► whoever applies them
 
 Reading is cheap beside encoding, so the driver does it: workers need neither the store nor its password.
 """
@@ -19,7 +19,7 @@ from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder, chunks
 from vecferry.encode.export import as_npz, load_npz
 from vecferry.errors import InvalidText
-from vecferry.migrate.engines import RaySettings, range_name
+from vecferry.migrate.engines import RaySettings, StagedRange, range_name
 from vecferry.migrate.engines.model_distribution import ArtifactRef
 from vecferry.migrate.engines.pipeline import Queue, Stage, run_pipeline
 from vecferry.migrate.engines.ray.pool import Pool
@@ -45,27 +45,27 @@ class RayEngine:
     model: ArtifactRef
     settings: RaySettings
 
-    def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
+    def run(self, ranges: Sequence[RangeRecord]) -> Generator[StagedRange, None, None]:
         """Wave by wave; the rows of one are read at once. Raises what `Pool.results` raises.
 
-        A thread stages what comes as soon as it does, up to a wave ahead of who takes the numbers. Without a range
+        A thread stages what comes as soon as it does, up to a wave ahead of who takes the ranges. Without a range
         to be done Ray is not started; closing it ends all that was.
         """
-        numbers: Queue[int] = Queue(self.settings.jobs_per_wave)
-        yield from run_pipeline(Stage("stager", lambda: self._stage(ranges, numbers), numbers))
+        staged: Queue[StagedRange] = Queue(self.settings.jobs_per_wave)
+        yield from run_pipeline(Stage("stager", lambda: self._stage(ranges, staged), staged))
 
-    def _stage(self, ranges: Sequence[RangeRecord], numbers: Queue[int]) -> None:
+    def _stage(self, ranges: Sequence[RangeRecord], staged: Queue[StagedRange]) -> None:
         do, failed = partial(_range_file, outputs=self.staging.outputs), set[bytes]()
         with (
             closing(self.store.another()) as store,
-            Pool(self.settings, self.model, self.encoder, do, numbers.raise_if_cancelled) as pool,
+            Pool(self.settings, self.model, self.encoder, do, staged.raise_if_cancelled) as pool,
         ):
             for start in range(0, len(ranges), self.settings.jobs_per_wave):
                 wave = {each.number: each for each in ranges[start : start + self.settings.jobs_per_wave]}
                 while wave:
                     for number in self._pass(store, pool, [*wave.values()], failed):
                         del wave[number]
-                        numbers.put(number)
+                        staged.put(StagedRange(number))
 
     def _pass(self, store: Store, pool: Pool, ranges: Sequence[RangeRecord], failed: set[bytes]) -> Iterator[int]:
         """Numbers of ranges that are staged now; at least of the first.

@@ -1,9 +1,10 @@
 """The engine in this process.
 
     store ── reader ──► rows ── encoder ──► staging
-                              └──────────► numbers ──► whoever applies them
+                              └──────────► ranges ──► whoever applies them
 
-Both queues are short, so that memory is bounded, and one who stops taking numbers stops the whole.
+Both queues are short, so that memory is bounded, and one who stops taking ranges stops the whole. What was encoded
+goes along with its range; only ColBERT vectors, of which a range may have gigabytes, are read from the staging again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded
-from vecferry.migrate.engines import range_name
+from vecferry.migrate.engines import StagedRange, range_name
 from vecferry.migrate.engines.pipeline import Queue, Stage, run_pipeline
 from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.staging import Staging
@@ -43,15 +44,15 @@ class LocalEngine:
     def __post_init__(self) -> None:
         assert self.staging.outputs == self.outputs, "the staging is for other heads"
 
-    def run(self, ranges: Sequence[RangeRecord]) -> Generator[int, None, None]:
-        """In the order given. What a thread raises is raised here, the first of it, after the numbers before it.
+    def run(self, ranges: Sequence[RangeRecord]) -> Generator[StagedRange, None, None]:
+        """In the order given. What a thread raises is raised here, the first of it, after the ranges before it.
 
         Closing it waits for the range that is being encoded; no thread is left then.
         """
         rows: Queue[tuple[int, list[Row] | None]] = Queue(self.ahead)
-        numbers: Queue[int] = Queue(self.ahead)
+        staged: Queue[StagedRange] = Queue(self.ahead)
         reader = Stage("reader", lambda: self._read(ranges, rows), rows)
-        encoder = Stage("encoder", lambda: self._encode(rows, numbers), numbers)
+        encoder = Stage("encoder", lambda: self._encode(rows, staged), staged)
         yield from run_pipeline(encoder, reader)
 
     def _read(self, ranges: Sequence[RangeRecord], rows: Queue[tuple[int, list[Row] | None]]) -> None:
@@ -61,11 +62,13 @@ class LocalEngine:
                 found = store.outdated(Side.NEW, each.keys, self.rows_per_range)
                 rows.put((each.number, None if self.staging.holds(range_name(self.uid, each.number), found) else found))
 
-    def _encode(self, rows: Queue[tuple[int, list[Row] | None]], numbers: Queue[int]) -> None:
+    def _encode(self, rows: Queue[tuple[int, list[Row] | None]], staged: Queue[StagedRange]) -> None:
+        can_wait = Outputs.COLBERT not in self.outputs
         for number, found in rows:
-            if found is not None:
-                self.staging.keep(range_name(self.uid, number), self._embed(found))
-            numbers.put(number)
+            embedded = None if found is None else self._embed(found)
+            if embedded is not None:
+                self.staging.keep(range_name(self.uid, number), embedded)
+            staged.put(StagedRange(number, embedded if can_wait else None))
 
     def _embed(self, rows: Sequence[Row]) -> Embedded:
         """As `embed`, but a text that is staged is not encoded again."""
