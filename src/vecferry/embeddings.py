@@ -36,13 +36,13 @@ class Outputs(Flag):
     @classmethod
     def of(cls, names: Iterable[str]) -> Outputs:
         """Return the outputs of these names, such as "dense" and "sparse". Raises SettingsError."""
-        chosen, given = cls(0), tuple(names)
-        for name in given:
+        chosen, heads = cls(0), tuple(names)
+        for name in heads:
             try:
                 chosen |= cls[name.strip().upper()]
             except KeyError:
                 expected = "some of dense, sparse, colbert, joined by commas"
-                raise SettingsError("outputs", ",".join(given), expected) from None
+                raise SettingsError("outputs", ",".join(heads), expected) from None
         return chosen
 
     @classmethod
@@ -292,7 +292,7 @@ class Embeddings:
 
 
 def same_space(queries: Embeddings, passages: Embeddings) -> None:
-    """Raises SpaceMismatch unless the two can be compared."""
+    """Raise SpaceMismatch unless the two can be compared."""
     if queries.fingerprint != passages.fingerprint:
         raise SpaceMismatch(expected=passages.fingerprint, found=queries.fingerprint, where="the queries")
 
@@ -359,7 +359,7 @@ def hybrid_scores(queries: Embeddings, passages: Embeddings, weights: HybridWeig
 
 
 def require_heads(wanted: Outputs, available: Outputs) -> None:
-    """Raises HeadUnavailable for the first output that the model does not have."""
+    """Raise HeadUnavailable for the first output that the model does not have."""
     for name in (wanted & ~available).names:
         raise HeadUnavailable(name, available.names)
 
@@ -386,7 +386,7 @@ def concat_indptr(parts: Iterable[Int64]) -> Int64:
 
 
 def take_ragged(flat: NDArray[T], indptr: Int64, rows: NDArray[np.intp]) -> NDArray[T]:
-    """The flat array of the given rows, in the given order."""
+    """Return the flat array of the given rows, in the given order."""
     lengths = np.diff(indptr)[rows]
     inner = np.arange(lengths.sum()) - np.repeat(indptr_of(lengths)[:-1], lengths)
     values: NDArray[T] = flat[np.repeat(indptr[:-1][rows], lengths) + inner]

@@ -72,7 +72,7 @@ def console(
 
 
 def _task(target: Target) -> Task:
-    """The migration that the console steers, with its gate and its engine."""
+    """Return the migration that the console steers, with its gate and its engine."""
     from vecferry.console.operator import Task
     from vecferry.migrate.gate import make_gate
 

@@ -42,7 +42,7 @@ def plan_rows(plan: Plan) -> Rows:
 
 
 def _cost_rows(cost: Cost) -> Rows:
-    """The estimate, with what it rests on."""
+    """Return the estimate, with what it rests on."""
     workers = "1 worker" if cost.workers == 1 else f"{cost.workers:,} workers, each as fast as this process"
     bound = ", which is what the store needs to write them" if cost.write_seconds > cost.encode_seconds else ""
     return [
@@ -129,16 +129,16 @@ def rollback_rows(report: RollbackReport) -> Rows:
 
 
 def _serving(serving: Serving | None) -> list[tuple[str, str]]:
-    """The serving epoch, with its thresholds where it has any."""
+    """Return the serving epoch, with its thresholds where it has any."""
     if serving is None:
         return [("serving", "not recorded")]
     space = short(serving.fingerprint) or "not known"
-    found = [("serving", f"epoch {serving.epoch}, generation {serving.generation}, vector space {space}")]
-    return [*found, ("its thresholds", plain(serving.thresholds))] if serving.thresholds else found
+    rows = [("serving", f"epoch {serving.epoch}, generation {serving.generation}, vector space {space}")]
+    return [*rows, ("its thresholds", plain(serving.thresholds))] if serving.thresholds else rows
 
 
 def _verification(stored: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The last verification as it is stored, and what the gate said."""
+    """Return the last verification as it is stored, and the gate's verdict."""
     if stored is None:
         return [("last verification", "none")]
     checks_passed = all(check["passed"] for check in stored["checks"])
@@ -161,7 +161,7 @@ def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mapped(threshold: Mapping[str, Any]) -> str:
-    """A threshold in both spaces, with its interval."""
+    """Write a threshold in both spaces, with its interval."""
     old, new, low, high = (f"{threshold[name]:.3f}" for name in ("old", "new", "low", "high"))
     return f"{old} → {new} ({low}–{high}), by {threshold['method']}"
 

@@ -65,7 +65,7 @@ def short(value: object) -> str:
 
 @contextmanager
 def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rate and time left; yields `(done, total) -> None`. Silent where nobody looks."""
+    """Show a progress bar with rate and time left; yield `(done, total) -> None`. Silent where nobody looks."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -77,7 +77,7 @@ def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], N
 
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
-    """A spinner with the name of what is being done; yields `(name) -> None`. Plain lines where nobody looks."""
+    """Show a spinner with the name of what is being done; yield `(name) -> None`. Plain lines where nobody looks."""
     if not errors.is_terminal:
         yield lambda name: errors.out(f"· {name}", highlight=False)
         return

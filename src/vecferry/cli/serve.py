@@ -78,7 +78,7 @@ def serve(
 
 
 def _require_server(*, traces: bool) -> None:
-    """Raises MissingExtra before anything is loaded."""
+    """Raise MissingExtra before anything is loaded."""
     try:
         from vecferry.server import app, logs, process, tracing  # noqa: F401
     except ImportError as exc:
@@ -88,14 +88,14 @@ def _require_server(*, traces: bool) -> None:
 
 
 def _listening(host: str, port: int) -> socket:
-    """The socket, taken before the models are loaded. Raises AddressUnavailable."""
+    """Take the socket, before the models are loaded. Raises AddressUnavailable."""
     from vecferry.server import process
 
     return process.listen(host, port)
 
 
 def _choices(names: list[str], target: Target | None, settings: Settings) -> list[ModelChoice]:
-    """The models of the command line, then those of the file; else the one of the settings. Raises MissingOption."""
+    """Return the models of the command line, then of the file; else the one of the settings. Raises MissingOption."""
     from vecferry.server.models import ModelChoice
 
     choices = [ModelChoice.parse(name) for name in names]
@@ -112,7 +112,7 @@ def _choices(names: list[str], target: Target | None, settings: Settings) -> lis
 
 
 def _service(choices: list[ModelChoice], settings: Settings, limits: ServerLimits) -> Service:
-    """The service with its models loaded."""
+    """Load the models of a service."""
     from vecferry.server.models import ServedModels
     from vecferry.server.service import Service
 
@@ -125,7 +125,7 @@ def _service(choices: list[ModelChoice], settings: Settings, limits: ServerLimit
 
 
 def _router(target: Target, service: Service) -> Router:
-    """The router of a migration, over the last two models of the service: the new one and the old one."""
+    """Return the router of a migration, over the last two models of the service: the new one and the old one."""
     from vecferry.migrate.router import Router
     from vecferry.server.service import QueuedEncoder
 

@@ -34,7 +34,7 @@ Outcome = TextVectors | VecferryError | str
 
 
 def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -> Embedded:
-    """The rows' new vectors, in their order; equal texts are encoded once.
+    """Return the rows' new vectors, in their order; equal texts are encoded once.
 
     A text that cannot be encoded, and one whose vector is not fit to be kept, becomes a dead letter.
     Raises ModelRuntimeError if the model fails on every one of several texts (then it is not the

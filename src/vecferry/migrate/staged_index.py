@@ -27,7 +27,7 @@ class StagedIndex:
         self._number_of: dict[str, int] = {}
 
     def names(self) -> set[str]:
-        """The files that were added and not forgotten."""
+        """Return the files that were added and not forgotten."""
         with self._lock:
             return set(self._number_of)
 
@@ -79,7 +79,7 @@ class StagedIndex:
         return at, there
 
     def _merge(self) -> None:
-        """The dict into the arrays; the latest place of a digest stays."""
+        """Merge the dict into the arrays; the latest place of a digest stays."""
         in_order = sorted(self._recent)
         digests = np.array(in_order, "S32")
         places = np.array([self._recent[digest] for digest in in_order], np.int32)

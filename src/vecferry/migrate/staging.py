@@ -84,7 +84,7 @@ class Staging:
         self._index.add(name, held)
 
     def read(self, name: str) -> Embedded | None:
-        """What was staged under `name`, in its order; None if nothing was, or not all of it can be had."""
+        """Return what was staged under `name`, in its order; None if nothing was, or not all of it can be had."""
         rows = self._load(name)
         if rows is None:
             return None
@@ -116,7 +116,7 @@ class Staging:
         return {digest for rows in self._index.find(digests, but).values() for digest in rows.values()}
 
     def vectors(self, digests: Sequence[bytes]) -> dict[bytes, TextVectors]:
-        """What is staged of these; dead letters have none."""
+        """Return what is staged of these; dead letters have none."""
         found = {}
         for name, wanted in self._index.find(digests).items():
             for row in self._load(name, wanted) or ():
@@ -140,7 +140,7 @@ class Staging:
         return sorted(self._folder.glob("[!.]*.parquet"))
 
     def _look_around(self) -> None:
-        """Takes the files that are not in the index into it."""
+        """Take the files that are not in the index into it."""
         names = self._index.names()
         for path in self._files():
             if path.stem not in names:
@@ -183,7 +183,7 @@ def _is_plain(name: str) -> bool:
 
 
 def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) -> list[StagedRow]:
-    """The vectors of each digest that is not known yet go into the first of its rows; known ones may be left out."""
+    """Return rows; the first of a digest that is not known has its vectors, which those of known ones may lack."""
     reasons, rows, held = {dead_letter.key: dead_letter.reason for dead_letter in embedded.dead_letters}, [], set(known)
     for new in embedded.vectors:
         reason, vectors = reasons.get(new.key), None
@@ -210,7 +210,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path`, which durably takes its place on leaving without an error."""
+    """Open a file beside `path`, which durably takes its place on leaving without an error."""
     temporary, file = _locked_partial(path)
     try:
         with file:
@@ -224,7 +224,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _locked_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file, locked as long as it is open: by that `_sweep` sees that its writer lives."""
+    """Open a new file, locked as long as it is open: by that `_sweep` sees that its writer lives."""
     while True:
         handle, name = tempfile.mkstemp(PARTIAL, f".{path.stem}.", path.parent)
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -234,7 +234,7 @@ def _locked_partial(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed writers left."""
+    """Remove what killed writers left."""
     for path in folder.glob(f".*{PARTIAL}"):
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
