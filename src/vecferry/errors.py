@@ -101,7 +101,7 @@ class VecferryError(Exception):
 
 
 def reason_of(exc: OSError) -> str:
-    """Why the system refused, in words."""
+    """Say why the system refused, in words."""
     reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
     return reasons.get(exc.errno or 0, exc.strerror or str(exc))
 

@@ -71,7 +71,7 @@ class Checked:
 
 @cache
 def _adapters(section: type) -> dict[str, TypeAdapter[Any]]:
-    """Of those fields that have bounds."""
+    """Return the adapters of those fields that have bounds."""
     hints = {each.name: _hints(section)[each.name] for each in fields(section)}
     return {name: TypeAdapter(hint) for name, hint in hints.items() if any(_infos(hint))}
 

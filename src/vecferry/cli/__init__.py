@@ -60,7 +60,7 @@ def main_options(
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Entry point. An error is one line and a hint, as JSON too under --json; a traceback only under --debug."""
+    """Run the command line. An error is a line and a hint, as JSON too under --json; a traceback only under --debug."""
     run(app, sys.argv[1:] if argv is None else argv)
 
 

@@ -89,6 +89,6 @@ def _task(target: Target) -> Task:
 
 
 def _pieces(encoder: LazyEncoder, text: str) -> list[Piece]:
-    """Nothing of a model whose tokens are no pieces of the text."""
+    """Return the pieces of a text; none for a model whose tokens are no pieces of it."""
     tokenizer = encoder.get().encoder.tokenizer
     return tokenizer.pieces(text) if isinstance(tokenizer, Tokenizer) else []

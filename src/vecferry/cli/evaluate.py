@@ -174,7 +174,7 @@ def _evaluated(inputs: Inputs, stage: Stage) -> Evaluation:
 
 
 def _digests(inputs: Inputs) -> dict[str, str]:
-    """SHA-256 of the files that are read, by their names."""
+    """Return the SHA-256 of the files that are read, by their names."""
     folders = [folder for folder in (inputs.folder, inputs.queries) if folder is not None]
     paths = [folder / name for folder in folders for name in READ] + [path for path in folders if path.is_file()]
     digests = {}
@@ -186,7 +186,7 @@ def _digests(inputs: Inputs) -> dict[str, str]:
 
 
 def _of_store(inputs: Inputs, config: MigrationConfig, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
-    """Both sides of a live collection. Raises MissingOption."""
+    """Evaluate both sides of a live collection. Raises MissingOption."""
     target = Target(config)
     old = inputs.old_model or target.config.models.old
     if old is None:
@@ -202,7 +202,7 @@ def _of_store(inputs: Inputs, config: MigrationConfig, stage: Stage, provenance:
 
 
 def _query_set(inputs: Inputs, folder: Path) -> tuple[QuerySet, tuple[Passage, ...]]:
-    """Questions, and the passages to be searched for them; titles that are asked are not among these."""
+    """Return questions, and the passages to be searched for them; titles that are asked are not among these."""
     passages = read_passages(folder)
     judged = inputs.queries if inputs.queries is not None and inputs.queries.is_dir() else folder
     if (judged / "qrels").is_dir():

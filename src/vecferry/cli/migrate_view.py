@@ -87,7 +87,7 @@ def _next(state: State) -> str:
 
 
 def _in_the_way(event: Event) -> str:
-    """Of rows that were left for later: how many writes, and who was writing them."""
+    """Say of rows that were left for later how many writes, and who was writing them."""
     if event.what != "left for later":
         return ""
     return f": {event.detail['writes']} writes; in the way: {event.detail['in the way'] or 'not known'}"
@@ -146,7 +146,7 @@ def _verification(stored: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Of a verification as it is stored."""
+    """Return the rows of the gate, of a verification as it is stored."""
     gate, override = verification.get("gate"), verification.get("override")
     rows = [("gate", "not asked")]
     if gate is not None:
@@ -167,5 +167,5 @@ def _mapped(threshold: Mapping[str, Any]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as H:MM:SS."""
+    """Write seconds as H:MM:SS."""
     return "under a second" if seconds < 1 else str(timedelta(seconds=round(seconds)))

@@ -216,7 +216,7 @@ def _options(settings: Settings, artifact: Path) -> EncoderOptions:
 
 
 def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encoder], float]:
-    """nDCG@10 of an encoder on the labelled set."""
+    """Return what measures nDCG@10 of an encoder on the labelled set."""
     if precision == "fp32" or skipped:
         raise SettingsError("--labelled", folder, "a narrower --precision that is verified")
     labelled = read_beir(folder)
@@ -269,7 +269,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show_report(report: Report) -> None:
-    """One row for a question that was asked of several batches, with the worst answer; failures each on their own."""
+    """Print a row for each question, with the worst answer of several batches; failures each on their own."""
     signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
     by_question: dict[str, list[ConversionCheck]] = defaultdict(list)
     for check in report.checks:
@@ -283,7 +283,7 @@ def _show_report(report: Report) -> None:
 
 
 def _shown(settings: Settings) -> dict[str, str]:
-    """Every setting by its name; secrets stay hidden."""
+    """Return every setting by its name; secrets stay hidden."""
     return {str(field.alias): plain(getattr(settings, name)) for name, field in Settings.model_fields.items()}
 
 

@@ -22,7 +22,7 @@ Rows = Sequence[Sequence[object]]
 
 
 def show(value: Mapping[str, Any], *, as_json: bool, title: str = "", rows: Rows | None = None) -> None:
-    """`value` as JSON, or as a table of its items; `rows` where the table is to say something else."""
+    """Print `value` as JSON, or as a table of its items; `rows` where the table is to say something else."""
     if as_json:
         output.out(json.dumps(value, ensure_ascii=False, indent=2), highlight=False)
         return
@@ -56,7 +56,7 @@ def plain(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """`plain`, with two digits of a number and the beginning of a fingerprint."""
+    """Write a value as `plain` does, but with two digits of a number and the beginning of a fingerprint."""
     if isinstance(value, float):
         return f"{value:.2g}"
     text = plain(value)

@@ -123,14 +123,14 @@ class Applier:
         self.forget_gone_letters()
 
     def forget_gone_letters(self) -> None:
-        """Dead letters whose row was deleted unseen. Those of the side that serves may have theirs on the other."""
+        """Drop dead letters whose row was deleted unseen. Those of the serving side may have theirs on the other."""
         side = self._side_that_follows()
         if (keys := self._dead_letter_keys(side)) and (gone := self.store.apply_deletes(keys)):
             with self.store.transaction():
                 self._ledger.remove_dead_letters(self._record, side, sorted(gone))
 
     def retry_dead_letters(self) -> None:
-        """Leaves every dead letter to be done again, and captured. No row is touched before it is written.
+        """Leave every dead letter to be done again, and captured. No row is touched before it is written.
 
         Where a row goes with its vector, those of the side that serves have no text that they could be done from.
         """
@@ -151,7 +151,7 @@ class Applier:
     # --- what was captured ------------------------------------------------------------------------
 
     def catch_up(self, sides: Collection[Side] = BOTH_SIDES, *, wait_s: float) -> bool:
-        """Leaves nothing undone that had been captured when it last looked, on those of the sides that it can follow.
+        """Leave nothing undone that had been captured when it last looked, on those of the sides that it can follow.
 
         Rows that others are writing are waited for, `wait_s` at most after the last one that could be done; then
         they stay captured, and false is returned.
@@ -181,12 +181,12 @@ class Applier:
         return changes
 
     def _followed(self, sides: Collection[Side]) -> frozenset[Side]:
-        """Those of the sides that can be followed, and the old one as long as no model is needed for it."""
+        """Return the sides that can be followed, and the old one as long as no model is needed for it."""
         unneeded = set[Side]() if self._was_switched() else {Side.OLD}
         return frozenset(unneeded | {side for side in sides if self.can_follow(side)})
 
     def _apply(self, changes: Sequence[Change], sides: Collection[Side]) -> bool:
-        """Whether anything could be done; rows that others are just writing are captured again, for their side."""
+        """Return whether anything could be done; rows that others are writing are captured again for their side."""
         keys = self._settled_keys(changes)
         followed, left = self._followed(sides), dict[Side, set[Key]]()
         for side in NEW_SIDE_FIRST:
@@ -200,7 +200,7 @@ class Applier:
         return len(set[Key]().union(*(left[side] for side in followed))) < len(keys)
 
     def _settled_keys(self, changes: Sequence[Change]) -> list[Key]:
-        """Whose keys they are, once what needs no model was done."""
+        """Do what needs no model, and return the keys of the changes."""
         keys = _keys(changes)
         if gone := sorted(self.store.apply_deletes(keys)):
             for side in Side:
@@ -224,7 +224,7 @@ class Applier:
             pause_s = min(2 * pause_s, LONGEST_IDLE_S) if is_held_up else IDLE_S
 
     def finish(self, side: Side, within_s: float) -> bool:
-        """Whether nothing that was captured is left to be done on that side; called while writers wait.
+        """Return whether nothing that was captured is left to be done on that side; called while writers wait.
 
         A few last rows are embedded, if that takes no longer than `within_s`; what comes later is kept for the next
         try. Their notes stay, for the other side.
@@ -255,7 +255,7 @@ class Applier:
     # --- embedding and writing --------------------------------------------------------------------
 
     def _bring_current(self, side: Side, rows: Sequence[Row]) -> set[Key]:
-        """Those of the rows for which nothing is left to be done on that side; the others are captured."""
+        """Return the keys of rows for which nothing is left to be done on that side; the others are captured."""
         if not rows:
             return set()
         model = self._model(side)
@@ -278,7 +278,7 @@ class Applier:
         return Outputs.of(self._record.spec.outputs) if side is Side.NEW else Outputs.DENSE
 
     def keep(self, side: Side, embedded: Embedded, closes: int | None = None) -> set[Key]:
-        """Leaves these vectors written and their dead letters noted; then the mark of the range `closes`.
+        """Leave these vectors written and their dead letters noted; then the mark of the range `closes`.
 
         Returns the keys of the rows that were written; the others were captured.
         """
@@ -290,7 +290,7 @@ class Applier:
         return written
 
     def write_few(self) -> None:
-        """Until it is known again how long that takes; called where an index came."""
+        """Let few rows be written next, until it is known again how long that takes; called where an index came."""
         self._rows_now = min(FIRST_ROWS, self.rows_per_write)
 
     def _keep_part(self, side: Side, vectors: Sequence[NewVector], embedded: Embedded, closes: int | None) -> set[Key]:
@@ -310,7 +310,7 @@ class Applier:
         return written
 
     def _size_next(self, rows: int, seconds: float) -> None:
-        """So many rows as are written in `LOCKED_S`, since writers of the application wait for each of them so long."""
+        """Let so many rows be written next as take `LOCKED_S`: writers of the application wait that long for them."""
         if rows:
             fitting = int(rows * LOCKED_S / max(seconds, 1e-6))
             self._rows_now = min(max(fitting, 1), 2 * self._rows_now, self.rows_per_write)
@@ -339,5 +339,5 @@ def _spread(left: list[NewVector], number: int) -> list[NewVector]:
 
 
 def _keys(changes: Sequence[Change], side: Side | None = None) -> list[Key]:
-    """Each once; of those that are to be followed on that side."""
+    """Return each key once; of those that are to be followed on that side."""
     return list(dict.fromkeys(change.key for change in changes if None in (side, change.side) or change.side is side))

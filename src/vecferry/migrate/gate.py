@@ -43,7 +43,7 @@ def make_gate(
     new: TextEncoder,
     stage: Callable[[str], None] = lambda _: None,
 ) -> Gate:
-    """By the judged queries, or the query log, that [gate] names; else by pairs made of the rows.
+    """Return a gate by the judged queries, or the query log, that [gate] names; else by pairs made of the rows.
 
     Raises MissingExtra. What it judges by is read when it is asked, and SettingsError is raised then.
     """
@@ -84,7 +84,7 @@ class QualityGate:
 
 
 def query_set_of(store: Store, queries: Path | None, options: EvaluationOptions) -> QuerySet:
-    """Judged queries of a folder in BEIR layout, whose document ids are the rows' keys; or pairs, and a query log.
+    """Return judged queries of a BEIR folder, whose document ids are the rows' keys; or pairs, and a query log.
 
     Raises SettingsError, MissingExtra.
     """
@@ -115,7 +115,7 @@ def verdict_of(evaluation: Evaluation) -> GateVerdict:
 
 
 def _check(score: SliceScore, judged: GateResult) -> Check:
-    """All queries must be shown to be no worse; a slice must not be shown to be worse."""
+    """Require that all queries are shown to be no worse, and that a slice is not shown to be worse."""
     if score.by == ALL:
         name, passed = "all queries", judged.verdict != "inconclusive" and score.difference.low >= -judged.margin
     else:

@@ -72,5 +72,5 @@ class Outage:
         return 0.0 if self._began_at is None else time.monotonic() - self._began_at
 
     def _is_too_long(self) -> bool:
-        """Whether there was none, or it has taken longer than is waited for."""
+        """Return whether there was none, or it has taken longer than is waited for."""
         return self._began_at is None or self._seconds() > self._wait_s

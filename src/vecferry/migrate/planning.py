@@ -105,7 +105,7 @@ def cost_of(sampled: EncodedSample, rows: int, resources: Resources) -> Cost:
 
 
 def mean_head_bytes(embedded: Embedded) -> float:
-    """Of sparse and ColBERT vectors, per row: 8 bytes an entry, and 2 bytes a number in fp16."""
+    """Return the bytes of sparse and ColBERT vectors per row: 8 an entry, and 2 a number in fp16."""
     made = [new.vectors for new in embedded.vectors if new.vectors is not None]
     sparse = sum(len(vectors.sparse.indices) for vectors in made if vectors.sparse is not None)
     colbert = sum(vectors.colbert.size for vectors in made if vectors.colbert is not None)

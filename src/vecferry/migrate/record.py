@@ -31,14 +31,14 @@ def has_ended(store: Store) -> bool:
 
 
 def sweep_ended(store: Store, options: MigrationOptions) -> None:
-    """Leaves nothing staged on this disk of a migration that has ended."""
+    """Leave nothing staged on this disk of a migration that has ended."""
     last = store.ledger.last(store.target)
     if last is not None and State(last.state) in ENDED:
         sweep_staging(last, options)
 
 
 def sweep_staging(record: MigrationRecord, options: MigrationOptions) -> None:
-    """Leaves nothing staged on this disk of that migration."""
+    """Leave nothing staged on this disk of that migration."""
     remove_staged(options.staging, record.spec.fingerprint, record.spec.uid)
 
 

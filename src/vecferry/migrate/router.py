@@ -90,7 +90,7 @@ class Router:
         self.close()
 
     def warm(self) -> None:
-        """Leaves both models loaded, so that the switch slows no request down."""
+        """Leave both models loaded, so that the switch slows no request down."""
         for encoder in (self._old, self._new):
             encoder.encode(["warm"], role="query")
 
@@ -105,7 +105,7 @@ class Router:
         return self._following(search)
 
     def encode_query(self, text: str) -> Query:
-        """For applications that ask the index themselves, which they must do at once. Raises as `search` does."""
+        """Encode for applications that search the index themselves, which must be at once. Raises as `search` does."""
         return self._following(lambda _, serving: self._encoded(serving, text))
 
     def serving(self) -> Serving:
@@ -113,7 +113,7 @@ class Router:
         return self._following(lambda _, serving: serving)
 
     def put(self, documents: Sequence[Document]) -> Serving:
-        """Leaves these rows in the index that serves, new or replaced; the epoch of that. Repeating is safe.
+        """Leave these rows in the index that serves, new or replaced; return its epoch. Repeating is safe.
 
         A text of None has no vector. Raises InvalidText, by the document's position, and then nothing is written.
         """
@@ -127,7 +127,7 @@ class Router:
         return self._following(write)
 
     def remove(self, keys: Sequence[Key]) -> None:
-        """Leaves the collection without these rows. Repeating is safe."""
+        """Leave the collection without these rows. Repeating is safe."""
         self._connected(lambda store: store.remove(keys))
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class Router:
     # --- the epoch --------------------------------------------------------------------------------
 
     def _following(self, request: Callable[[Store, Serving], T]) -> T:
-        """`request` with the present epoch, and with the next one if it was switched meanwhile."""
+        """Make `request` with the present epoch, and with the next one if it was switched meanwhile."""
 
         def followed(store: Store) -> T:
             serving = self._present(store, self._max_age_s)
@@ -172,7 +172,7 @@ class Router:
             return self._serving
 
     def _encoder(self, serving: Serving) -> TextEncoder:
-        """Vectors whose space nobody has recorded are those from before the migration."""
+        """Return the model that serves; vectors whose space nobody has recorded are those from before the migration."""
         if serving.fingerprint in (None, self._old.fingerprint):
             return self._old
         if serving.fingerprint == self._new.fingerprint:
@@ -189,7 +189,7 @@ class Router:
     # --- a store for each thread ------------------------------------------------------------------
 
     def _connected(self, request: Callable[[Store], T]) -> T:
-        """`request` through this thread's store; once more, by a new connection, if the old one is gone."""
+        """Make `request` through this thread's store; once more, by a new connection, if the old one is gone."""
         store = self._stores.get(threading.current_thread()) or self._open()
         try:
             return request(store)

@@ -68,7 +68,7 @@ class Runner:
     # --- up to the backfill -----------------------------------------------------------------------
 
     def run(self, engine: Engine, staging: Staging) -> None:
-        """From any state: up to `catching_up`, with nothing captured left undone."""
+        """Run from any state up to `catching_up`, with nothing captured left undone."""
         self.counter.begin(self.store)
         self.throttle.poll(now=True)
         steps: Mapping[State, Callable[[], None]] = {
@@ -92,7 +92,7 @@ class Runner:
             self.store.require_vectors(self.patience)
 
     def _note_what_is_left(self) -> None:
-        """Rows that others have been writing for so long that they are left for the next look; they stay captured."""
+        """Note rows that others have been writing for too long: they are left for the next look, and stay captured."""
         detail = {"writes": self.store.backlog(), "in the way": self.store.users()}
         self._ledger.add_event(self._record, "left for later", detail)
 
@@ -124,7 +124,7 @@ class Runner:
     # --- the backfill -----------------------------------------------------------------------------
 
     def _backfill(self, engine: Engine, staging: Staging) -> None:
-        """Leaves no row untried that was there when its range was read, or at the sweep."""
+        """Leave no row untried that was there when its range was read, or at the sweep."""
         with closing(engine.run(self._ledger.open_ranges(self._record))) as ranges:
             for staged in ranges:
                 embedded = staged.embedded or staging.read(range_name(self._record.spec.uid, staged.number))

@@ -57,7 +57,7 @@ class Staging:
         self._look_around()
 
     def keep(self, name: str, embedded: Embedded) -> None:
-        """Leaves it staged under `name`, durably, instead of what was there before. Repeating is safe.
+        """Leave it staged under `name`, durably, instead of what was there before. Repeating is safe.
 
         Raises OutputWriteFailed, and then what was there before is untouched.
         """
@@ -67,7 +67,7 @@ class Staging:
         self._put(name, lambda file: write(file, rows), held)
 
     def keep_file(self, name: str, content: bytes) -> set[bytes]:
-        """As `keep`, for a file that was written elsewhere; comes back with the digests whose vectors it holds.
+        """Keep as `keep` does a file that was written elsewhere; return the digests whose vectors it holds.
 
         Raises NotReadable if it is not as it was written, OutputWriteFailed; then what was there before is untouched.
         """
@@ -103,13 +103,13 @@ class Staging:
         )
 
     def holds(self, name: str, rows: Sequence[Row]) -> bool:
-        """Whether all of these rows are staged under `name` with the text that they have."""
+        """Return whether all of these rows are staged under `name` with the text that they have."""
         staged = self.read(name)
         there = None if staged is None else {(new.key, new.digest) for new in staged.vectors}
         return there is not None and {(row.key, row.digest) for row in rows} <= there
 
     def known(self, digests: Sequence[bytes], but: str = "") -> set[bytes]:
-        """Those that are staged with a vector, by what opening and `keep` have seen; no file is read.
+        """Return those that are staged with a vector, by what opening and `keep` have seen; no file is read.
 
         but: a name under which nothing is looked for.
         """
@@ -150,7 +150,7 @@ class Staging:
                     self._remove(path)
 
     def _load(self, name: str, rows: Collection[int] | None = None) -> list[StagedRow] | None:
-        """Those rows of the file, or all; None if it is not there or damaged."""
+        """Return those rows of the file, or all; None if it is not there or damaged."""
         path = self._path(name)
         try:
             return read(path, rows)
@@ -165,7 +165,7 @@ class Staging:
 
 
 def remove_staged(folder: Path, fingerprint: str, uid: str) -> None:
-    """Leaves nothing staged of the migration `uid`, under whatever heads. Repeating is safe.
+    """Leave nothing staged of the migration `uid`, under whatever heads. Repeating is safe.
 
     What others have staged in the same folder stays; where they counted on vectors that are gone, they encode anew.
     """

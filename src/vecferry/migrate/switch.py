@@ -30,11 +30,12 @@ class Follower(Protocol):
     """What brings a side up to date for a switch."""
 
     def catch_up(self, side: Side) -> bool:
-        """Leaves that side current, as far as it can be while others write; whether to try again may help."""
+        """Leave that side current, as far as it can be while others write; return whether to try again may help."""
 
     def finish(self, side: Side, within_s: float) -> bool:
-        """Whether that side is current now; called while nobody else writes. Embeds what is left, for `within_s` at
-        most; 0 calls no model.
+        """Return whether that side is current now; called while nobody else writes.
+
+        Embeds what is left, for `within_s` at most; 0 calls no model.
         """
 
 
@@ -83,7 +84,7 @@ class Switch:
         self._when_current(Side.NEW, None, lambda: self._drop(Side.OLD, accepted, State.FINALIZED))
 
     def abort(self, accepted: int, *, accept_outdated: bool) -> None:
-        """After a rollback, what was written to the side that goes must be on the one that stays.
+        """Abort. After a rollback, what was written to the side that goes must be on the one that stays.
 
         A side that is gone was dropped by an abort that was killed.
         """
@@ -119,7 +120,7 @@ class Switch:
         return serving, outdated
 
     def _left_behind(self) -> int:
-        """How many rows were written since the switch and not followed on the old side."""
+        """Return how many rows were written since the switch and not followed on the old side."""
         changes = self.store.captured(self.store.backlog(Side.OLD), {Side.OLD})
         keys = list(dict.fromkeys(change.key for change in changes))
         if self.store.traits.rows_outlive_vectors:
@@ -131,7 +132,7 @@ class Switch:
         return len(rows)
 
     def _set_aside(self, rows: Sequence[Row]) -> None:
-        """Leaves these on the new side alone, as dead letters of the old, where another text or no row would be theirs.
+        """Leave these on the new side alone, as dead letters of the old, where another text or no row would be theirs.
 
         Otherwise the side that serves would be followed, and what was written since the switch be lost for good.
         """
@@ -201,7 +202,7 @@ class Switch:
         return work()
 
     def _retryable(self, work: Callable[[], T]) -> Callable[[], T]:
-        """`work` that goes out from the record of now, since `exclusively` may undo it and try again."""
+        """Return `work` that goes out from the record of now, since `exclusively` may undo it and try again."""
         record = self.record
 
         def again() -> T:

@@ -107,7 +107,7 @@ class Throttle:
         self._admitted, self._admitted_at = (rows if rate else 0), time.monotonic()
 
     def _left_s(self, rate: float) -> float:
-        """Until the rows that were admitted last have had their time, at the rate of now."""
+        """Return the time until the rows that were admitted last have had theirs, at the rate of now."""
         return self._admitted_at + self._admitted / rate - time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -161,7 +161,7 @@ class Throttle:
     # --- moving -----------------------------------------------------------------------------------
 
     def move(self, state: State, **detail: object) -> None:
-        """To the next state of the run; waits first while the migration is paused."""
+        """Move to the next state of the run; waits first while the migration is paused."""
         while True:
             self.poll(now=True)
             assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"

@@ -57,7 +57,7 @@ class Verification:
     def conclude(
         self, compared: Examination, sample: int, gate: Gate | None, override: Override | None
     ) -> VerifyReport:
-        """Leaves the report in the ledger, and the state that follows. The gate is asked if all checks passed."""
+        """Leave the report in the ledger, and the state that follows. The gate is asked if all checks passed."""
         report = self._checked(compared, sample)
         if report.state is State.VERIFIED:
             report = self._judged(report, gate, override)
@@ -110,7 +110,7 @@ class Verification:
 
 
 def override_gate(store: Store, record: MigrationRecord, override: Override) -> None:
-    """Leaves the state `ready`, and the reason in the ledger. Raises CutoverRefused if a check failed."""
+    """Leave the state `ready`, and the reason in the ledger. Raises CutoverRefused if a check failed."""
     verification = record.verification or {}
     _refuse_failed(verification)
     overridden = {"passed": True, "state": State.READY, "override": override.to_dict()}
@@ -134,7 +134,7 @@ def _note_override(store: Store, record: MigrationRecord, override: Override) ->
 
 
 def check_integrity(store: Store, dimension: int, catch_up: Callable[[], object]) -> Examination:
-    """Every row; those that were only just written, and are captured, count as current."""
+    """Check every row; those that were only just written, and are captured, count as current."""
     examination = store.check_integrity(dimension, MAX_SUSPECTS)
     if examination.outdated.count > MAX_SUSPECTS or examination.orphaned.count > MAX_SUSPECTS:
         return examination
@@ -156,7 +156,7 @@ def _finding(keys: Sequence[Key]) -> Finding:
 
 
 def structural_checks(examination: Examination, dead_letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
-    """dead_letters: those in the ledger; every row without a vector must have one."""
+    """Return the checks of all rows. dead_letters: in the ledger; every row without a vector must have one."""
     without, missing = examination.without_vector, examination.missing_indexes
     with_vector = examination.rows - without.count - examination.outdated.count
     norm = "farther than 0.001 from length 1"
@@ -189,7 +189,7 @@ def _named(finding: Finding) -> str:
 
 
 def recomputed_cosines(store: Store, encoder: TextEncoder, sample: int) -> dict[Key, float]:
-    """By key, the cosine between a stored vector and the same text encoded again; 0 where it cannot be."""
+    """Return by key the cosine between a stored vector and the same text encoded again; 0 where it cannot be."""
     pairs: list[tuple[Row, Float32]] = store.sample_vectors(sample)
     again = embed(encoder, [row for row, _ in pairs]).vectors
     return {
@@ -207,7 +207,7 @@ def recomputation_check(cosines: dict[Key, float], expected: int) -> Check:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """In float64; 0 if either is zero."""
+    """Return the cosine, in float64; 0 if either is zero."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / lengths if lengths else 0.0
@@ -217,7 +217,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def index_recall(store: Store, fingerprint: str, queries: int = RECALL_QUERIES, k: int = RECALL_K) -> float | None:
-    """Mean share of the k nearest, found exactly, that the new index finds too; stored vectors ask. None: no rows."""
+    """Return the mean share of the k nearest that the new index finds too; stored vectors ask. None: no rows."""
     shares = []
     for vector in (vector for _, vector in store.sample_vectors(queries) if has_direction(vector)):
         exact = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint, exact=True)}

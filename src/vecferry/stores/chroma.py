@@ -85,7 +85,7 @@ class ChromaBackend:
     outputs = DENSE
 
     def __init__(self, client: ClientAPI) -> None:
-        """client: the application's own, and left open by `close`."""
+        """Use a client: the application's own, left open by `close`."""
         self._client = client
         self._url: str | None = None
         self._lock: FileLock | None = None
@@ -94,7 +94,7 @@ class ChromaBackend:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """url: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
+        """Open a URL: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
 
         Raises StoreUnreachable, and Locked if another process has the folder open.
         """
@@ -174,14 +174,14 @@ class ChromaBackend:
             return
 
     def _collection(self, name: str) -> Collection:
-        """By its name each time (1 ms): a handle is bound to a collection that may have been dropped since."""
+        """Open a collection by its name each time (1 ms): a handle is bound to one that may have been dropped since."""
         return self._client.get_collection(name, embedding_function=None)
 
     # --- points -----------------------------------------------------------------------------------
 
     @_translated()
     def ids(self, collection: str) -> Iterator[str]:
-        """In one request: pages are by offset, and a delete between two of them would hide a point."""
+        """Read ids in one request: pages are by offset, and a delete between two of them would hide a point."""
         return iter(self._collection(collection).get(include=[])["ids"])
 
     @_translated()
@@ -193,7 +193,7 @@ class ChromaBackend:
 
     @_translated()
     def put(self, collection: str, points: Sequence[Point]) -> None:
-        """Not quite in one step for a point that loses its text: Chroma can only delete it and insert it again.
+        """Write points; in two steps for one that loses its text: Chroma can only delete it and insert it again.
 
         Raises StoreSchemaError, with nothing written, for vectors of another dimension.
         """
@@ -229,7 +229,7 @@ class ChromaBackend:
     # --- indexes ----------------------------------------------------------------------------------
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Chroma keeps its one index by itself."""
+        """Build nothing: Chroma keeps its one index by itself."""
         return ()
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002
@@ -277,7 +277,7 @@ def _put(collection: Collection, points: Sequence[Point]) -> None:
 
 
 def _metadata(payload: Mapping[str, Any], before: Point | None) -> dict[str, Any] | None:
-    """None instead of an empty dict, which Chroma refuses."""
+    """Return the metadata of a point; None instead of an empty dict, which Chroma refuses."""
     gone: dict[str, Any] = dict.fromkeys(before.payload) if before else {}
     return {**gone, **payload} or None
 
@@ -291,7 +291,7 @@ def _space(collection: Collection) -> str:
 
 
 def _folder(path: str) -> str:
-    """As it is spelled: chromadb takes two spellings for two stores."""
+    """Return the folder as it is spelled: chromadb takes two spellings for two stores."""
     if path.startswith("//") and not path.startswith("///"):
         raise InvalidStoreUrl(f"chroma:{path}", URLS)
     folder = path.removeprefix("//")
@@ -312,7 +312,7 @@ def _locked(folder: str) -> FileLock:
 
 
 def _embedded(folder: str) -> ClientAPI:
-    """Also beside an application in this process that has Chroma's usual settings."""
+    """Open a folder, also beside an application in this process that has Chroma's usual settings."""
     try:
         return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False))
     except NOT_OPENED as exc:

@@ -94,7 +94,7 @@ class LanceBackend:
 
     @classmethod
     def open(cls, url: str, fields: Fields) -> Self:
-        """url: lancedb:///an/absolute/path, or lancedb:a/relative/one."""
+        """Open a URL: lancedb:///an/absolute/path, or lancedb:a/relative/one."""
         path = url.removeprefix("lancedb:")
         if path.startswith("//") and not path.startswith("///"):
             raise InvalidStoreUrl(url, "lancedb:///absolute/path, or lancedb:relative/path")
@@ -104,7 +104,7 @@ class LanceBackend:
         return LanceBackend(self._folder, self._fields)
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Do nothing: nothing is held between calls."""
 
     @property
     def text_field(self) -> str:
@@ -127,7 +127,7 @@ class LanceBackend:
 
     @_translated()
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Also raises StoreSchemaError if two rows of `like` have the same key, or one has none."""
+        """Create a collection. Also raises StoreSchemaError if two rows of `like` have the same key, or one none."""
         if refused := outputs & ~self.outputs:
             raise StoreSchemaError(f"a LanceDB table has no place for {', '.join(refused.names)}", "Leave it out.")
         if self._opened(collection) is not None:
@@ -252,14 +252,14 @@ class LanceBackend:
 
     @_translated()
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """None for fewer than 256 rows: a search compares with each of them."""
+        """Return the missing indexes; none for fewer than 256 rows: a search compares with each of them."""
         table, wanted = self._table(collection), self._index(self._table(like))
         wants = wanted is not None and self._index(table) is None and table.count_rows() >= MIN_INDEXED_ROWS
         return (wanted.name,) if wants else ()
 
     @_translated()
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """Writers need not wait; rows that are written later are compared one by one until a compaction."""
+        """Build indexes; writers need not wait, and later rows are compared one by one until a compaction."""
         missing = self.missing_indexes(collection, like)
         for name in missing:
             model = self._table(like)
@@ -272,7 +272,7 @@ class LanceBackend:
         return next((index for index in table.list_indices() if index.columns == [self._fields.vector]), None)
 
     def _metric(self, table: Table) -> Metric:
-        """Of the index, which is passed by in a search with any other; cosine where there is none."""
+        """Return the metric of the index, which a search with any other passes by; cosine where there is none."""
         index = self._index(table)
         stats = table.index_stats(index.name) if index else None
         metric = stats.distance_type if stats and stats.distance_type else "cosine"
@@ -291,7 +291,7 @@ class LanceBackend:
             raise
 
     def _table(self, collection: str) -> Table:
-        """As it is now. Raises StoreSchemaError if it is not there, or its columns are not as expected."""
+        """Open a table as it is now. Raises StoreSchemaError if it is not there, or its columns are not as expected."""
         table = self._opened(collection)
         if table is None:
             raise StoreSchemaError(f"there is no table {collection!r} in {self._folder}", "Look at its name.")
@@ -320,7 +320,7 @@ class LanceBackend:
         merge.execute(rows, on_bad_vectors="null" if _has_null_vectors(rows) else "error")
 
     def _write(self, collection: str, work: Callable[[Table], object]) -> None:
-        """`work` on the latest version, again if another writer was faster.
+        """Do `work` on the latest version, again if another writer was faster.
 
         Tables that were made here are compacted at times; what compactions replace is kept for an hour.
         """
@@ -357,7 +357,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _whole_number(key: str, kind: pa.DataType) -> int | None:
-    """None if the text is not how a number of this type is written."""
+    """Return the number; None if the text is not how one of this type is written."""
     if not re.fullmatch(r"0|-?[1-9][0-9]*", key, re.ASCII) or len(key) > 20:
         return None
     bits = kind.bit_width
@@ -402,7 +402,7 @@ def _colberts(column: pa.ChunkedArray) -> Iterable[Float32 | None]:
 
 
 def _has_null_vectors(rows: pa.Table) -> bool:
-    """Whether a payload of vectors lacks some. lancedb would refuse them, or take away those with NaN too."""
+    """Return whether a payload of vectors lacks some. lancedb would refuse them, or take away those with NaN too."""
     columns = [rows[field.name].combine_chunks() for field in rows.schema if _is_vector(field.type)]
     if any(pc.any(pc.is_nan(column.flatten().cast(pa.float64()))).as_py() for column in columns):
         return False

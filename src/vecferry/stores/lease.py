@@ -25,7 +25,7 @@ _MARK = re.compile(r"pid (?P<pid>[1-9]\d{0,8}) on \S+ \(started (?P<started>\d+)
 
 
 def process_mark() -> str:
-    """Who this process is, for people and for `is_gone`: `pid 4711 on host-a (started 123456, system 1f0c9a2b)`.
+    """Say who this process is, for people and for `is_gone`: `pid 4711 on host-a (started 123456, system 1f0c9a2b)`.
 
     system: the boot of the kernel and the namespace of the pid, as a digest; hosts may share a name, and
     containers a host. The brackets are left out where there is no /proc; such a process is never known to be gone.
@@ -36,7 +36,7 @@ def process_mark() -> str:
 
 
 def is_gone(mark: str) -> bool:
-    """Whether the process certainly does not exist any more. False for any that cannot be looked up from here."""
+    """Return whether the process certainly does not exist any more. False for any that cannot be looked up here."""
     holder = _MARK.fullmatch(mark)
     if not holder or holder["system"] != _system():
         return False
@@ -52,7 +52,7 @@ def is_gone(mark: str) -> bool:
 
 
 def _status(pid: int) -> tuple[str, str] | None:
-    """State letter and start time in clock ticks since boot; None if /proc does not say them."""
+    """Return state letter and start time in clock ticks since boot; None if /proc does not say them."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

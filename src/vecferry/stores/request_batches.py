@@ -41,7 +41,7 @@ def slices(values: Sequence[T], num: int) -> Iterator[Sequence[T]]:
 
 
 def _size(point: Point, bytes_per_number: int) -> int:
-    """Bytes of a point in a request, about."""
+    """Return the bytes of a point in a request, about."""
     numbers = 0
     if (vectors := point.vectors) is not None:
         numbers += vectors.dense.size

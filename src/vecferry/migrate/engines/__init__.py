@@ -37,7 +37,7 @@ class Engine(Protocol):
 
 
 def range_name(uid: str, number: int) -> str:
-    """Under which a range is staged. uid: of the migration, as in `MigrationSpec`."""
+    """Return the name under which a range is staged. uid: of the migration, as in `MigrationSpec`."""
     return f"{uid}-{number:08d}"
 
 

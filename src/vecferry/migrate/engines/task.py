@@ -26,7 +26,7 @@ class RangeTask:
     staged: Mapping[bytes, TextVectors]
 
     def to_bytes(self) -> bytes:
-        """To be read by `from_bytes`."""
+        """Write a task, to be read by `from_bytes`."""
         head = {
             "rows": [[row.key, row.text] for row in self.rows],
             "elsewhere": [digest.hex() for digest in sorted(self.elsewhere)],
@@ -60,7 +60,7 @@ def embed_unknown(
     staged: Mapping[bytes, TextVectors],
     elsewhere: Collection[bytes] = (),
 ) -> Embedded:
-    """As `embed`, but a text that is staged is not encoded again; a row of one that lies elsewhere has no vector."""
+    """Embed as `embed`, but encode no text that is staged; a row of one that lies elsewhere has no vector."""
     digests = [row.digest for row in rows]
     unknown = [
         row for row, digest in zip(rows, digests, strict=True) if digest not in staged and digest not in elsewhere

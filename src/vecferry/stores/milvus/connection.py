@@ -57,11 +57,11 @@ class Address:
         return cls(f"{parts.scheme.removeprefix('milvus+')}://{address}{parts.path}", token or credentials)
 
     def turn(self) -> AbstractContextManager[object]:
-        """To be held during a call: Milvus Lite loses writes at a crash if they came at the same time."""
+        """Return a lock to be held during a call: Milvus Lite loses writes at a crash if they came at the same time."""
         return FileLock(Path(self.uri) / LOCK_FILE, timeout=TIMEOUT_S) if self.is_lite else nullcontext()
 
     def connect(self) -> MilvusClient:
-        """Clients of one address in one process share a channel."""
+        """Connect; clients of one address in one process share a channel."""
         with translated(self), self.turn():
             try:
                 return MilvusClient(self.uri, token=self.token, timeout=CONNECT_TIMEOUT_S)
@@ -80,7 +80,7 @@ def _folder(path: Path) -> Path:
 
 @contextmanager
 def translated(address: Address) -> Iterator[None]:
-    """Inside, what the client raises becomes an error of ours, without the token."""
+    """Raise what the client raises as an error of ours, without the token."""
     secret = address.token.rpartition(":")[2]
 
     def message(reason: object) -> str:

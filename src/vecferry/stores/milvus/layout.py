@@ -102,13 +102,13 @@ class MilvusLayout:
     # --- rows -------------------------------------------------------------------------------------
 
     def read_fields(self, *, vectors: bool) -> list[str]:
-        """Those to ask for."""
+        """Return the fields to ask for."""
         made = self.made_by_functions
         names = [name for name in self.fields if name not in made and (vectors or self._type(name) not in _VECTORS)]
         return [*names, DYNAMIC] if self.is_dynamic else names
 
     def dynamic(self, row: Mapping[str, Any]) -> set[str]:
-        """Names of the row's entries in the dynamic field."""
+        """Return the names of the row's entries in the dynamic field."""
         return {name for name in row if name not in self.fields}
 
     def point(self, row: Mapping[str, Any], *, keeps_nulls: bool) -> Point:
@@ -145,7 +145,7 @@ class MilvusLayout:
         return row
 
     def key(self, id_: str) -> str | int:
-        """As the primary key has it. Raises StoreSchemaError for a text that is no whole number where one is needed."""
+        """Return the id as the primary key has it. Raises StoreSchemaError for no whole number where one is needed."""
         if self._type(self.names.key) == DataType.VARCHAR:
             return id_
         number = int(id_) if id_.removeprefix("-").isdecimal() and id_.isascii() and len(id_) <= 20 else None
@@ -160,7 +160,7 @@ class MilvusLayout:
         return f"{self.names.key} in [{', '.join(map(_literal, keys))}]"
 
     def is_above(self, key: str | int | None) -> str:
-        """None: every key. The client's own iterator misses the keys "" and 2^63 - 1, and does not quote."""
+        """Return a filter; None: every key. The client's own iterator misses "" and 2^63 - 1, and does not quote."""
         if key is not None:
             return f"{self.names.key} > {_literal(key)}"
         is_text = self._type(self.names.key) == DataType.VARCHAR
@@ -168,7 +168,7 @@ class MilvusLayout:
 
 
 def _literal(key: str | int) -> str:
-    """Control characters but for these need no escape, and Milvus Lite knows none for them."""
+    """Write a literal. Control characters but for these need no escape, and Milvus Lite knows none for them."""
     return str(key) if isinstance(key, int) else f'"{key.translate(_ESCAPES)}"'
 
 

@@ -131,7 +131,7 @@ class MirrorComparison:
         ]
 
     def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
-        """Rows whose text is not that of their point on the side that follows, and no dead letters."""
+        """Return rows whose text is not that of their point on the side that follows, and no dead letters."""
         source = self._backend.get(sides.serving, ids)
         texts = {point.id: point.text for point in self._backend.get(sides.other, ids)}
         rows = [Row((p.id,), p.text) for p in source if p.id not in texts or texts[p.id] != p.text]
@@ -169,7 +169,7 @@ class Findings:
             keys.append(key)
 
     def look(self, point: Point, new: Point | None, dead_letter: bytes | None) -> None:
-        """letter: digest of the text that could not be embedded."""
+        """Look at a point. dead_letter: digest of the text that could not be embedded."""
         key = (point.id,)
         if new is None:
             self._note("without_vector" if dead_letter == text_digest(point.text) else "outdated", key)

@@ -68,7 +68,7 @@ class MirrorReader:
         return in_order(vectors, keys)
 
     def _points(self, collection: str, keys: Sequence[Key], *, vectors: bool = False) -> Iterator[Point]:
-        """Those that are there, in any order; a key of several parts is no point's."""
+        """Yield those that are there, in any order; a key of several parts is no point's."""
         ids = list(dict.fromkeys(key[0] for key in keys if len(key) == 1))
         for points in self._sides.pages_of(collection, ids, vectors=vectors):
             yield from points

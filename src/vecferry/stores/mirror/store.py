@@ -73,7 +73,7 @@ class MirrorStore(Store):
         return type(self)(self._backend.another(), self._target, self._ledger.another())
 
     def reconnect(self) -> None:
-        """Asks the store for its collection; the clients of these stores connect anew by themselves."""
+        """Ask the store for its collection; the clients of these stores connect anew by themselves."""
         self._backend.exists(self._target)
 
     def close(self) -> None:
@@ -263,7 +263,7 @@ class MirrorStore(Store):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside, the sides do not change places, and the lease was ours at the beginning."""
+        """Hold the sides in their places; the lease was ours at the beginning."""
         if self._lease is not None:
             self._ledger.guard(self._lease)
         if self._held_until is not None:  # nobody else can write, nor wait for us
@@ -284,7 +284,7 @@ class MirrorStore(Store):
         return False
 
     def _point_alias(self, collection: str) -> None:
-        """For clients that know the collection by an alias; where the target is none, there is nothing to point."""
+        """Point the alias by which clients know the collection; where the target is none, there is nothing to point."""
         backend = self._backend
         if isinstance(backend, Aliased) and backend.is_alias(self._target):
             backend.point_alias(self._target, collection)

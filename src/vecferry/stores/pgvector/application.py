@@ -76,7 +76,7 @@ class PgApplicationWriter:
         return assignments
 
     def _served_heads(self, columns: Columns) -> HeadColumns:
-        """Those of the side that serves: those of a side that is still being made are the migration's."""
+        """Return the heads of the side that serves: those of a side that is still being made are the migration's."""
         if columns.of_side(Side.NEW) not in (None, self._table.vector):
             return HeadColumns()
         return columns.heads(Side.NEW)

@@ -58,7 +58,7 @@ class Columns:
         return suffixed(self.table.vector, NEW_CHECKSUM if side is Side.NEW else OLD_CHECKSUM)
 
     def is_compared(self, side: Side) -> bool:
-        """Whether the side is there, and the checksums by which its rows are known to be current."""
+        """Return whether the side is there, and the checksums by which its rows are known to be current."""
         return self.of_side(side) is not None and self.checksum(side) in self.by_name
 
     def required(self, side: Side) -> str:
@@ -79,7 +79,7 @@ class Columns:
         return name if column and column.space is not None and column.space == dense.space else None
 
     def ours(self) -> set[str]:
-        """Those that an application does not write by name: vectors of both sides, and what goes with them."""
+        """Return those that an application does not write by name: vectors of both sides, and what goes with them."""
         vector = self.table.vector
         heads = {head for suffix in (SPARSE, COLBERT) if (head := self.head(suffix))}
         checksums = {self.checksum(side) for side in Side}
@@ -114,13 +114,13 @@ class Catalogue:
         return [VectorIndex(*row) for row in rows]
 
     def wanted_indexes(self) -> list[VectorIndex]:
-        """Those on the serving vectors that have, or should have, a twin on the new."""
+        """Return those on the serving vectors that have, or should have, a twin on the new."""
         if self.columns().serving is Side.NEW:
             return []
         return [index for index in self.vector_indexes(self._table.vector) if index.can_be_recreated(self._table)]
 
     def missing_indexes(self) -> list[VectorIndex]:
-        """Those of the wanted whose twin is not there, or is half-built."""
+        """Return those of the wanted whose twin is not there, or is half-built."""
         counterparts = {
             counterpart.name: counterpart.valid
             for counterpart in self.vector_indexes(suffixed(self._table.vector, NEW))
@@ -141,7 +141,7 @@ class Catalogue:
         return tuple(name for (name,) in rows)
 
     def update_triggers(self) -> tuple[str, ...]:
-        """Those that fire for an UPDATE of any column, without the ones of a capture."""
+        """Return those that fire for an UPDATE of any column, without the ones of a capture."""
         rows = self._db.rows(
             "SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
             " WHERE t.tgrelid = %s::oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'"

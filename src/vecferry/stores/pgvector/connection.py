@@ -87,7 +87,7 @@ class Database:
         return Database(self._url)
 
     def reconnect(self) -> None:
-        """Leaves a new connection in the place of this one, for all that use it. Raises StoreUnreachable.
+        """Leave a new connection in the place of this one, for all that use it. Raises StoreUnreachable.
 
         A standby that has not taken the place of the primary yet is not what was lost.
         """
@@ -118,7 +118,7 @@ class Database:
             raise StoreFailed("pgvector", self._reason(exc)) from exc
 
     def _is_lost(self, exc: psycopg.Error) -> bool:
-        """Whether the server went away or was never there: connection errors (08), shutdown (57P), none of its states.
+        """Return whether the server went away or was never there: connection errors (08), shutdown (57P), no state.
 
         An operational error without a state is the client's own: a connection that was cut in a pipeline, say, is not
         `closed` yet.
@@ -148,7 +148,7 @@ class Database:
             return self._connection.execute(as_query(query), params).rowcount
 
     def script(self, statements: str) -> None:
-        """Several statements without parameters, in one transaction."""
+        """Run several statements without parameters, in one transaction."""
         with self._translated(), self._connection.transaction():
             self._connection.execute(sql.SQL(statements))
 
@@ -170,7 +170,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Inside another, what is written is kept or lost with that one."""
+        """Open a transaction; inside another, what is written is kept or lost with that one."""
         with self._translated(), self._connection.transaction():
             yield
 

@@ -32,7 +32,7 @@ class TableLocks:
         self._held_until = 0.0
 
     def without_writers(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """`work` in a transaction that waits for writers to end and holds new ones off, and lets readers through.
+        """Run `work` in a transaction that waits for writers to end and holds new ones off, and lets readers through.
 
         Raises Locked, naming who uses the table.
         """
@@ -80,7 +80,7 @@ class TableLocks:
         self.lock("SHARE UPDATE EXCLUSIVE")
 
     def _limit_work(self, max_pause_s: float) -> None:
-        """From here on others wait for the end."""
+        """Limit the time of the work: from here on others wait for the end."""
         self._set("statement_timeout", max_pause_s + STOPPED_S)
         if self._db.server_version >= 170000:
             self._set("transaction_timeout", 2 * (max_pause_s + STOPPED_S))
@@ -89,12 +89,12 @@ class TableLocks:
         self._db.rows("SELECT set_config(%s, %s, true)", [name, f"{max(round(1000 * seconds), 1)}ms"])
 
     def lock(self, mode: str) -> None:
-        """Until the transaction ends. ACCESS SHARE is enough for columns to keep their names."""
+        """Lock the table until the transaction ends. ACCESS SHARE is enough for columns to keep their names."""
         name = identifier(self._table.schema, self._table.name)
         self._db.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(name, sql.SQL(mode)))
 
     def users(self) -> str:
-        """Who has a lock on the table now, the oldest transaction first; five at most."""
+        """Return who has a lock on the table now, the oldest transaction first; five at most."""
         rows = self._db.rows(
             "SELECT DISTINCT a.pid, a.application_name, a.backend_type, a.state, left(a.query, %s),"
             " extract(epoch FROM clock_timestamp() - a.xact_start)::int AS age"

@@ -60,7 +60,7 @@ class PgReader:
             )
 
     def _creates(self) -> tuple[str, ...]:
-        """Sparse and ColBERT columns come on top, where the migration asks for them."""
+        """Name what `start` creates. Sparse and ColBERT columns come on top, where the migration asks for them."""
         table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self._table.target)
         columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
         missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns

@@ -44,7 +44,7 @@ class TableSession:
             yield
 
     def rows(self, condition: Fragment, params: Sequence[object], limit: int | None = None) -> list[Row]:
-        """Those for which it is true, by ascending key; the first `limit` of them."""
+        """Return the rows for which it is true, by ascending key; the first `limit` of them."""
         query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
             self.sql.text, self.sql.keys_as_text, self.sql.name, condition, self.sql.keys
         )

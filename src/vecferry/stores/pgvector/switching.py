@@ -59,7 +59,7 @@ class PgSwitch:
         return sql.SQL("{}({})").format(self._sql.type_name(kind), sql.Literal(dimension))
 
     def _heads(self, dimension: int, outputs: Outputs) -> dict[str, sql.Composed]:
-        """Column and type of each head besides the dense one."""
+        """Return column and type of each head besides the dense one."""
         vector, heads = self._table.vector, {}
         for output, kind in ((Outputs.SPARSE, "sparsevec"), (Outputs.COLBERT, "halfvec")):
             if output in outputs and kind not in self._table.types:
@@ -178,7 +178,7 @@ class PgSwitch:
         self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS {}").format(name))
 
     def _index_renames(self, *, came_from: str, goes_to: str) -> list[tuple[str, str]]:
-        """For each index that serves and has a twin: out of the way, and the twin in its place."""
+        """Return the renames for each index that serves and has a twin: out of the way, and the twin in its place."""
         vector = self._table.vector
         counterparts = self._catalogue.index_names(suffixed(vector, came_from))
         return [

@@ -119,7 +119,7 @@ _NAME_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
 
 
 def split_name(table: str) -> tuple[str | None, str]:
-    """'docs' -> (None, 'docs'); 'a.docs' -> ('a', 'docs'); '"a.b".docs' -> ('a.b', 'docs'). Raises StoreSchemaError."""
+    """Split a name: 'docs' -> (None, 'docs'); 'a.docs' -> ('a', 'docs'); quotes keep a dot. Raises StoreSchemaError."""
     parts = [quoted.replace('""', '"') or plain for quoted, plain in _NAME_PART.findall(table)]
     if _NAME_PART.sub("", table) != "." * (len(parts) - 1) or len(parts) not in (1, 2):
         raise StoreSchemaError(f"{table} is not the name of a table", 'Write NAME, SCHEMA.NAME or "quoted.NAME".')

@@ -55,7 +55,7 @@ class TableSql:
         return sql.SQL(" AND ").join(bounds), [part for _, end in ends if end is not None for part in end]
 
     def type_name(self, kind: str) -> sql.Composed:
-        """One of pgvector's types, or an array of it."""
+        """Return the name of one of pgvector's types, or of an array of it."""
         name, brackets, _ = kind.partition("[]")
         return identifier(self._table.extension, name) + sql.SQL(brackets)
 
@@ -64,7 +64,7 @@ class TableSql:
         return sql.SQL("%s::{}").format(self.type_name(kind))
 
     def same_key(self, values: Sequence[Fragment]) -> sql.Composed:
-        """values: a key in the types of its columns; the row is called `t`."""
+        """Return a condition. values: a key in the types of its columns; the row is called `t`."""
         pairs = zip(self._table.key, values, strict=True)
         return sql.SQL(" AND ").join(sql.SQL("{} = {}").format(self.column(c.name), value) for c, value in pairs)
 

@@ -39,7 +39,7 @@ class QdrantBackend:
 
     @classmethod
     def open(cls, url: str, fields: Fields, api_key: str | None = None) -> Self:
-        """url: `qdrant:///folder`, `qdrant:folder`, `qdrant+http://host:6333`, `qdrant+https://:API_KEY@host:6333`.
+        """Open a URL: `qdrant:///folder`, `qdrant:folder`, `qdrant+http://host:6333`, `qdrant+https://:KEY@host:6333`.
 
         Raises StoreUnreachable; no message carries the key. A folder must be there.
         """
@@ -260,5 +260,5 @@ def _sparse(stored: object) -> SparseVector | None:
 
 
 def _cosine(score: float, distance: models.Distance) -> float:
-    """Of two unit vectors, from the score that Qdrant gives them."""
+    """Return the cosine of two unit vectors, from the score that Qdrant gives them."""
     return 1 - score**2 / 2 if distance == models.Distance.EUCLID else score

@@ -70,7 +70,7 @@ class QdrantLayout:
             raise StoreSchemaError(what, "Only a collection with one dense vector can be written to.")
 
     def vectors(self, dimension: int, outputs: Outputs) -> models.VectorParams | dict[str, models.VectorParams]:
-        """Dense like this one. Beside a ColBERT vector the unnamed one is called ""."""
+        """Return the vectors of a new collection, dense like this one. Beside ColBERT the unnamed one is called ""."""
         dense = self.dense.model_copy(update={"size": dimension})
         named = {self.name: dense}
         if Outputs.COLBERT in outputs:
@@ -119,7 +119,7 @@ def _as(kind: type[M], value: BaseModel | None) -> M | None:
 
 
 def missing_indexes(info: models.CollectionInfo, like: models.CollectionInfo) -> tuple[str, ...]:
-    """Payload indexes by their field; `hnsw` while the server is at work on the first one, if `like` has one.
+    """Return payload indexes by their field; `hnsw` while the server is at work on the first one, if `like` has one.
 
     A small collection never gets an HNSW index: the server searches it whole.
     """

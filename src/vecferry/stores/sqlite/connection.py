@@ -51,7 +51,7 @@ class SqliteDatabase:
         return str(self._path) if self._path else "in memory"
 
     def rows(self, query: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of the answer; none where there is no control database."""
+        """Return all rows of the answer; none where there is no control database."""
         with self._lock, self._translated():
             connection = self._opened()
             return connection.execute(as_statement(query), as_params(params)).fetchall() if connection else []
@@ -85,7 +85,7 @@ class SqliteDatabase:
 
     @contextmanager
     def _begun(self) -> Iterator[None]:
-        """BEGIN IMMEDIATE: there is no other writer from the first statement on, so no write is refused later."""
+        """Begin at once (BEGIN IMMEDIATE): there is no other writer from then on, so no write is refused later."""
         connection = self._connected("rw")
         with self._translated():
             connection.execute("BEGIN IMMEDIATE")
@@ -111,7 +111,7 @@ class SqliteDatabase:
     # --- opening ----------------------------------------------------------------------------------
 
     def _opened(self) -> sqlite3.Connection | None:
-        """None as long as there is no control database."""
+        """Return the connection; None as long as there is no control database."""
         if self._connection is None and not self._is_there():
             return None
         connection = self._connected("rw")
@@ -167,7 +167,7 @@ class SqliteDatabase:
         self._installed = True
 
     def _write_ahead(self, connection: sqlite3.Connection) -> None:
-        """Leaves the file in WAL mode. SQLite does not wait by itself here for others who do the same."""
+        """Leave the file in WAL mode. SQLite does not wait by itself here for others who do the same."""
         deadline = time.monotonic() + self._busy_timeout_s
         while True:
             try:
@@ -226,5 +226,5 @@ class SqliteDatabase:
 
 
 def _code(exc: sqlite3.Error) -> int:
-    """Without the bits that say it in more detail; 0 for an error of the module itself."""
+    """Return the error's code without the bits of detail; 0 for an error of the module itself."""
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF

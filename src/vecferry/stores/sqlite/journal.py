@@ -38,7 +38,7 @@ class SqliteJournal:
         self._is_open = True
 
     def close(self) -> None:
-        """Repeating is safe."""
+        """Close the connection. Repeating is safe."""
         if self._is_open:
             self._is_open = False
             self._db.close()
@@ -174,7 +174,7 @@ class SqliteJournal:
 
     @contextmanager
     def writers_held(self, target: str, wait_s: float, hold_s: float | None = None) -> Iterator[None]:
-        """Inside, nobody `begin`s, and all that had begun has finished. Raises Locked if that takes over `wait_s`.
+        """Let nobody `begin`, after all that had begun has finished. Raises Locked if that takes over `wait_s`.
 
         Writers go on by themselves after `hold_s`, by default as long, and `still_held` is then false.
         """
@@ -209,7 +209,7 @@ class SqliteJournal:
             time.sleep(PAUSE_S)
 
     def _holder(self, target: str) -> str | None:
-        """Who holds writers off now."""
+        """Return who holds writers off now."""
         holder: str | None = self._db.value(
             "SELECT holder FROM holds WHERE target = ? AND until > ?", [target, time.time()]
         )

@@ -64,7 +64,7 @@ class AckGate:
         self._changed = asyncio.Condition()
 
     async def begin(self) -> None:
-        """Of another run, whose jobs may have numbers of the last one."""
+        """Begin another run, whose jobs may have numbers of the last one."""
         self._kept.clear()
 
     async def kept(self, number: int) -> None:

@@ -55,7 +55,7 @@ class Machines:
     examined: set[str] = field(default_factory=set)
 
     def check_integrity(self, threads: int) -> None:
-        """Leaves the model on every machine that can have a worker with so many threads and was not seen before.
+        """Leave the model on every machine that can have a worker with so many threads and was not seen before.
 
         Raises NodeRefused, EngineUnreachable, RayError, Stalled.
         """
@@ -71,7 +71,7 @@ class Machines:
         self.examined.update(new)
 
     def _fitting(self, threads: int) -> dict[str, str]:
-        """Ray's name and the host's. Raises EngineUnreachable."""
+        """Return Ray's name and the host's. Raises EngineUnreachable."""
         wanted = {"CPU": threads, "GPU": self.settings.gpus_per_worker}
         hosts = {
             machine["NodeID"]: machine["NodeManagerHostname"] for machine in machines_alive()
@@ -92,7 +92,7 @@ class Machines:
                     raise NodeRefused(machines[name], refusal)
 
     def _compare(self, machines: Mapping[str, str], threads: int) -> None:
-        """On a machine of another kind the same texts must have nearly the same vectors."""
+        """Refuse a machine of another kind on which the same texts do not have nearly the same vectors."""
         if not machines:
             return
         allowed = LOSSES.get(self.encoder.space.precision, TOLERANCES)["itself"]
@@ -120,7 +120,7 @@ class Machines:
 
 
 def _look(model: ArtifactRef) -> tuple[str, str, str, str]:
-    """Kind of machine, vecferry's version, why the model is missing, why the machine is to be refused."""
+    """Return kind of machine, vecferry's version, why the model is missing, why the machine is to be refused."""
     try:
         missing, refusal = model.missing(), ""
     except VecferryError as exc:
@@ -129,7 +129,7 @@ def _look(model: ArtifactRef) -> tuple[str, str, str, str]:
 
 
 def _receive(model: ArtifactRef, pieces: Sequence[tuple[str, Any]]) -> str:
-    """Why it could not be; empty if it is there."""
+    """Receive the model, and say why it could not be; empty if it is there."""
     try:
         model.receive((name, ray.get(piece)) for name, piece in pieces)
     except VecferryError as exc:
@@ -138,7 +138,7 @@ def _receive(model: ArtifactRef, pieces: Sequence[tuple[str, Any]]) -> str:
 
 
 def _encode_probes(model: ArtifactRef, threads: int) -> Float32 | str:
-    """float32 [TEXTS, D], or why not."""
+    """Return float32 [TEXTS, D], or why not."""
     try:
         return model.load(threads).encode(TEXTS).dense
     except VecferryError as exc:

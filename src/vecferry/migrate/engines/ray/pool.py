@@ -57,7 +57,7 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Leaves no actor, no process and no folder of ours. Repeating is safe.
+        """Leave no actor, no process and no folder of ours. Repeating is safe.
 
         No reference to Ray's objects may outlive it, in a traceback for instance: the next Ray of this process would
         count them as its own, since it names its objects alike.
@@ -70,7 +70,7 @@ class Pool:
         self._machines.examined.clear()
 
     def put(self, number: int, job: bytes) -> None:
-        """Leaves a job where workers find it, in Ray's memory or on its disk. Raises EngineUnreachable."""
+        """Leave a job where workers find it, in Ray's memory or on its disk. Raises EngineUnreachable."""
         self._open()
         self._jobs[number] = ray.put(job)
 
@@ -104,7 +104,7 @@ class Pool:
                 raise EngineStalled(len(failures), tuple(dict.fromkeys(failures)), missing)
 
     def _try(self) -> Generator[tuple[int, bytes], None, None]:
-        """Those that come out before something breaks. Raises RayError, Stalled."""
+        """Yield what comes out before something breaks. Raises RayError, Stalled."""
         session = self._open()
         threads = session.cpus_per_worker
         self._machines.check_integrity(threads)

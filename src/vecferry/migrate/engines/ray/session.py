@@ -53,7 +53,7 @@ class RaySession:
         return f"{len(machines)} machines with {sum(map(_cpus, machines)):g} CPUs were alive"
 
     def close(self) -> None:
-        """Repeating is safe."""
+        """End what was begun. Repeating is safe."""
         if self._is_ours:
             ray.shutdown()
             self._give_back_sigterm()
@@ -61,12 +61,12 @@ class RaySession:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _give_back_sigterm(self) -> None:
-        """Ray takes it, to end in order. An application's own handler stays."""
+        """Give back SIGTERM, which Ray takes, to end in order. An application's own handler stays."""
         if self._is_ours and self._on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _start(self, settings: RaySettings) -> None:
-        """One CPU more than workers take, in Ray's count: or tasks and workers could wait for each other for ever."""
+        """Start Ray with one CPU more than workers take: or tasks and workers could wait for each other for ever."""
         self._folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=SHORT)
         cpus = settings.workers * (settings.cpus_per_worker or max(available_cpus() // settings.workers, 1)) + 1
         try:
@@ -83,7 +83,7 @@ class RaySession:
             raise EngineUnreachable(address, first_line(exc)) from exc
 
     def _share(self, settings: RaySettings) -> int:
-        """So that all workers fit. One CPU of Ray's count is left to its tasks where it can be."""
+        """Return the CPUs of a worker, so that all fit. One of Ray's count is left to its tasks where it can be."""
         numbers = sorted((int(_cpus(machine)) for machine in machines_alive()), reverse=True)
         most = max(numbers, default=1)
         fitting = (
@@ -106,7 +106,7 @@ def _refuse_deaf(address: str) -> None:
 
 
 def machines_alive() -> list[dict[str, Any]]:
-    """As Ray describes them."""
+    """Return the machines that are alive, as Ray describes them."""
     machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [machine for machine in machines if machine["Alive"]]
 
