@@ -89,7 +89,7 @@ class Applier:
         return self.throttle.record
 
     def can_follow(self, side: Side) -> bool:
-        """Until the first switch the application alone keeps the old side, and no model is needed for it."""
+        """Return whether the side needs no model, as the old one until the first switch, or its model is there."""
         return self.models.of(side) is not None or (side is Side.OLD and not self._was_switched())
 
     def _model(self, side: Side) -> TextEncoder | None:
@@ -245,7 +245,7 @@ class Applier:
         return embedded is not None and {row.key for row in rows} <= self.keep(side, embedded)
 
     def _embed_until(self, until: float, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded | None:
-        """None if it takes longer; the model goes on, and what it makes is remembered."""
+        """Embed rows; return None if it takes longer. The model then goes on, and what it makes is remembered."""
         self._embedding = self._pool.submit(self._embed, side, model, rows)
         try:
             return self._embedding.result(max(0.0, until - time.monotonic()))

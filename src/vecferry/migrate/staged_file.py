@@ -94,7 +94,7 @@ def write(file: BinaryIO, rows: Sequence[StagedRow]) -> None:
 
 
 def _packed(vectors: TextVectors | None) -> list[bytes | None]:
-    """In the order of `VECTORS`."""
+    """Pack vectors, in the order of `VECTORS`."""
     if vectors is None:
         return [None] * len(VECTORS)
     sparse, colbert = vectors.sparse, vectors.colbert

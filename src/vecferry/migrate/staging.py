@@ -125,7 +125,7 @@ class Staging:
         return found
 
     def bytes(self) -> int:
-        """On disk, of all that is staged here."""
+        """Return the bytes on disk of all that is staged here."""
         sizes = 0
         for path in self._files():
             with suppress(FileNotFoundError):

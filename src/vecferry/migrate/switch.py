@@ -166,7 +166,7 @@ class Switch:
     def _when_current(
         self, side: Side, states: tuple[State, State] | None, work: Callable[[], T], *, accept_outdated: bool = False
     ) -> Held[T]:
-        """`work` while nothing that was captured is left to be done on that side, or even so if `accept_outdated`.
+        """Do `work` while nothing captured is left to be done on that side, or even so if `accept_outdated`.
 
         Tried for as long as the patience says, since writes go on until the lock is had. states: the one meanwhile,
         and the one that is left again if nothing comes of it.
@@ -195,7 +195,7 @@ class Switch:
             time.sleep(random.uniform(0, MAX_GAP_S))  # noqa: S311  # to fall between two writes
 
     def _once_current(self, side: Side, work: Callable[[], T]) -> T:
-        """Half of the pause is for the model, the rest for what is done with the lock."""
+        """Do `work` if the side is current. Half of the pause is for the model, the rest for what holds the lock."""
         within_s = self.store.pause_left_s() / 2 if self._tries > TRIES_WITHOUT_MODEL else 0.0
         if not self.follower.finish(side, within_s):
             raise _NotFollowed

@@ -127,8 +127,9 @@ class PgReader:
         )
 
     def _nearest(self, column: str, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
-        """limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
+        """Return a query for the nearest rows.
 
+        limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
         sorted_limit: after rows of equal distance were sorted by key.
         """
         return sql.SQL(
