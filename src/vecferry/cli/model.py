@@ -149,7 +149,7 @@ def encode(
     export.check_target(out)
     chosen_role: Role = "query" if role == "query" else "passage"
     wanted, started = Outputs.parse(outputs), time.perf_counter()
-    options = _options(read_settings(), model)
+    options = replace(read_settings().options(), artifact=model, use_onnx=True, lightweight=False)  # this and no other
     loaded = load_encoder(replace(options, cache=cache or options.cache))
     records, ids = export.Records(file), deque[str]()
     texts = _noting_ids(records, ids)
@@ -178,7 +178,8 @@ def doctor(as_json: Json = False) -> None:
     Loads the model and encodes one text. Fails if none can be loaded.
     """
     settings = read_settings()
-    report: dict[str, Any] = {"machine": machine(), "settings": _shown(settings), "packages": _packages()}
+    by_alias = {str(field.alias): plain(getattr(settings, name)) for name, field in Settings.model_fields.items()}
+    report: dict[str, Any] = {"machine": machine(), "settings": by_alias, "packages": _packages()}
     failure: VecferryError | None = None
     try:
         loaded = load_encoder(settings.options())
@@ -208,11 +209,6 @@ def doctor(as_json: Json = False) -> None:
 
 
 # --- details --------------------------------------------------------------------------------------
-
-
-def _options(settings: Settings, artifact: Path) -> EncoderOptions:
-    """Return the settings, for an artifact named on the command line: it and nothing else is meant."""
-    return replace(settings.options(), artifact=artifact, use_onnx=True, lightweight=False)
 
 
 def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encoder], float]:
@@ -280,11 +276,6 @@ def _show_report(report: Report) -> None:
         note = worst.note or ", ".join(check.batch for check in checks if len(checks) > 1)
         rows.append((signs[worst.status], name, short(worst.value), short(worst.limit), note.replace(" tokens,", ",")))
     show_table("verification", ("", "check", "seen", "at most", ""), rows)
-
-
-def _shown(settings: Settings) -> dict[str, str]:
-    """Return every setting by its name; secrets stay hidden."""
-    return {str(field.alias): plain(getattr(settings, name)) for name, field in Settings.model_fields.items()}
 
 
 def _packages() -> dict[str, str]:

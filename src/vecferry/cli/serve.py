@@ -66,15 +66,18 @@ def serve(
     Ends on SIGTERM once accepted requests are answered.
     """
     _require_server(traces=traces)
+    from vecferry.server import process
+    from vecferry.server.app import create_app
+
     settings = read_settings()
     keys, origins = keys_of(api_keys, settings), tuple(cors_origin or ())
     options = ServerOptions(host, keys, without_key, origins, limits, traces)
     target = None if config is None else Target(read_config(config))
-    with _listening(host, port) as listening:
+    with process.listen(host, port) as listening:  # before the models are loaded
         service = _service(_choices(models or [], target, settings), settings, limits)
         router = None if target is None else _router(target, service)
         _announce(service, listening, as_json=not plain_logs)
-        _run(service, options, router, listening)
+        process.serve(create_app(service, options, router), options, listening)
 
 
 def _require_server(*, traces: bool) -> None:
@@ -85,13 +88,6 @@ def _require_server(*, traces: bool) -> None:
         raise MissingExtra("server", exc.name or "fastapi") from exc
     if traces:
         tracing.require()
-
-
-def _listening(host: str, port: int) -> socket:
-    """Take the socket, before the models are loaded. Raises AddressUnavailable."""
-    from vecferry.server import process
-
-    return process.listen(host, port)
 
 
 def _choices(names: list[str], target: Target | None, settings: Settings) -> list[ModelChoice]:
@@ -140,14 +136,6 @@ def _announce(service: Service, listening: socket, *, as_json: bool) -> None:
     logs.set_up(as_json=as_json)
     host, port = listening.getsockname()[:2]
     errors.out(f"vecferry serves {', '.join(model.name for model in service.models.all)} at http://{host}:{port}")
-
-
-def _run(service: Service, options: ServerOptions, router: Router | None, listening: socket) -> None:
-    """Answer requests until SIGTERM."""
-    from vecferry.server import process
-    from vecferry.server.app import create_app
-
-    process.serve(create_app(service, options, router), options, listening)
 
 
 def keys_of(file: Path | None, settings: Settings) -> ApiKeys:

@@ -267,15 +267,13 @@ class Applier:
 
     def _embed(self, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded:
         """Embed rows; the vectors are remembered until they are written, so that the next try calls no model."""
-        outputs, unwritten = self._outputs(side), self._unwritten[side]
+        outputs = Outputs.of(self._record.spec.outputs) if side is Side.NEW else Outputs.DENSE
+        unwritten = self._unwritten[side]
         embedded = embed_unknown(model, rows, outputs, unwritten)
         for new in embedded.vectors:
             if new.vectors is not None:
                 unwritten[new.digest] = new.vectors
         return embedded
-
-    def _outputs(self, side: Side) -> Outputs:
-        return Outputs.of(self._record.spec.outputs) if side is Side.NEW else Outputs.DENSE
 
     def keep(self, side: Side, embedded: Embedded, closes: int | None = None) -> set[Key]:
         """Leave these vectors written and their dead letters noted; then the mark of the range `closes`.

@@ -87,14 +87,11 @@ class Runner:
             self.applier.sweep()
             self._build_indexes()
         if not self.applier.catch_up(wait_s=self.wait_for_writers_s):
-            self._note_what_is_left()
+            # others have been writing these rows for too long: they stay captured, for the next look
+            detail = {"writes": self.store.backlog(), "in the way": self.store.users()}
+            self._ledger.add_event(self._record, "left for later", detail)
         if self._state is State.SERVING_OLD and self._record.spec.old_not_null:
             self.store.require_vectors(self.patience)
-
-    def _note_what_is_left(self) -> None:
-        """Note rows that others have been writing for too long: they are left for the next look, and stay captured."""
-        detail = {"writes": self.store.backlog(), "in the way": self.store.users()}
-        self._ledger.add_event(self._record, "left for later", detail)
 
     def _require_new_side(self) -> None:
         spec, space = self._record.spec, self.store.new_space()

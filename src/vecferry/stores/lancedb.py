@@ -183,7 +183,8 @@ class LanceBackend:
         schema = self._table(collection).schema
         self._require_fit(collection, schema, points)
         for batch in slices(points, MAX_ROWS):
-            self._write(collection, partial(self._merge, self._rows(schema, batch)))
+            rows = pa.Table.from_arrays([self._column(field, batch) for field in schema], schema=schema)
+            self._write(collection, partial(self._merge, rows))
 
     @_translated()
     def delete(self, collection: str, ids: Sequence[str]) -> None:
@@ -213,9 +214,6 @@ class LanceBackend:
         storable = DENSE | Outputs.COLBERT if self._colbert in schema.names else DENSE
         if any(each.outputs & ~storable for each in vectors):
             raise StoreSchemaError(f"{collection} has no place for sparse or ColBERT vectors", "Leave them out.")
-
-    def _rows(self, schema: pa.Schema, points: Sequence[Point]) -> pa.Table:
-        return pa.Table.from_arrays([self._column(field, points) for field in schema], schema=schema)
 
     def _column(self, field: pa.Field, points: Sequence[Point]) -> pa.Array:
         if field.name == self._fields.key:

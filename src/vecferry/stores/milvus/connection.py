@@ -51,7 +51,10 @@ class Address:
         except ValueError:
             raise InvalidStoreUrl(f"{KIND}:…", URL_FORM) from None  # its message repeats parts of the URL
         if parts.scheme == KIND and not parts.netloc and parts.path.endswith(".db"):
-            return cls(str(_folder(Path(unquote(parts.path)))), is_lite=True)
+            folder = Path(unquote(parts.path))
+            if not folder.exists():
+                raise StoreUnreachable(KIND, f"there is no {folder}")
+            return cls(str(folder.absolute()), is_lite=True)
         if parts.scheme not in ("milvus+http", "milvus+https") or not host:
             raise InvalidStoreUrl(f"{KIND}:…", URL_FORM)
         return cls(f"{parts.scheme.removeprefix('milvus+')}://{address}{parts.path}", token or credentials)
@@ -70,12 +73,6 @@ class Address:
                     raise MissingExtra("milvus", "milvus-lite") from exc
                 reason = f"{self.uri} cannot be opened; another process may have it" if self.is_lite else exc.message
                 raise StoreUnreachable(KIND, reason) from exc
-
-
-def _folder(path: Path) -> Path:
-    if not path.exists():
-        raise StoreUnreachable(KIND, f"there is no {path}")
-    return path.absolute()
 
 
 @contextmanager

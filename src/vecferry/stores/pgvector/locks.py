@@ -49,7 +49,8 @@ class TableLocks:
     def _try(self, mode: str, work: Callable[[], T], pause_s: float, patience: Patience) -> Held[T]:
         try:
             with self._guard.transaction():
-                self._end_when_stopped(patience.max_pause_s)
+                # a process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks
+                self._set("idle_in_transaction_session_timeout", patience.max_pause_s + STOPPED_S)
                 self._end_maintenance()
                 self._set("lock_timeout", pause_s)
                 asked_at = time.monotonic()
@@ -64,10 +65,6 @@ class TableLocks:
 
     def pause_left_s(self) -> float:
         return self._held_until - time.monotonic()
-
-    def _end_when_stopped(self, max_pause_s: float) -> None:
-        """Let the server end this transaction, with its locks, if the process stops (a debugger, a frozen machine)."""
-        self._set("idle_in_transaction_session_timeout", max_pause_s + STOPPED_S)
 
     def _end_maintenance(self) -> None:
         """Wait for vacuum and the like without holding writers off, and keep them away until the end.

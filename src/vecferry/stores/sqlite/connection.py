@@ -112,14 +112,11 @@ class SqliteDatabase:
 
     def _opened(self) -> sqlite3.Connection | None:
         """Return the connection; None as long as there is no control database."""
-        if self._connection is None and not self._is_there():
+        if self._connection is None and self._path is not None and not self._path.exists():
             return None
         connection = self._connected("rw")
         self._installed = self._installed or self._has_tables(connection)
         return connection if self._installed else None
-
-    def _is_there(self) -> bool:
-        return self._path is None or self._path.exists()
 
     def _connected(self, mode: str) -> sqlite3.Connection:
         if self._connection is None:

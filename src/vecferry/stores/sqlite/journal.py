@@ -52,15 +52,12 @@ class SqliteJournal:
         """
         assert not self._db.is_inside, "a write must be noted for good before it is made"
         while True:
-            self._await_release(target)
+            while self._holder(target):
+                time.sleep(PAUSE_S)
             with self._db.transaction():
                 if not self._holder(target):
                     self._check_space(target, fingerprint)
                     return self._note(target, keys)
-
-    def _await_release(self, target: str) -> None:
-        while self._holder(target):
-            time.sleep(PAUSE_S)
 
     def _check_space(self, target: str, fingerprint: str | None) -> None:
         serving = self._db.value("SELECT fingerprint FROM serving WHERE target = ?", [target])
