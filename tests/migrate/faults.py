@@ -72,18 +72,18 @@ class Faulty:
         self._inner, self._fuse, self._prefix = inner, fuse, prefix
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        attribute = getattr(self._inner, name)
         if name == "ledger":
-            return Faulty(found, self._fuse, self._prefix)
-        if not inspect.ismethod(found):
-            return found
+            return Faulty(attribute, self._fuse, self._prefix)
+        if not inspect.ismethod(attribute):
+            return attribute
 
         def call(*args: Any, **named: Any) -> Any:
             label = self._label(name, args)
             self._fuse.at(f"before {label}")
             if name == "write" and len(args) > 2:
                 args = (*args[:2], self._then(label, args[2]))
-            result = found(*args, **named)
+            result = attribute(*args, **named)
             self._fuse.at(f"after {label}")
             return Faulty(result, self._fuse, self._prefix) if name == "another" else result
 
@@ -216,12 +216,12 @@ class TcpProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
+        self.disconnect()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._acceptor.join()
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         """Every connection ends at once, and no other can be made, until `mend`."""
         self.is_open, self.cut_at = False, []
         self.num_cuts += 1
@@ -237,7 +237,7 @@ class TcpProxy:
 
     def lead_to(self, to: Path) -> None:
         """Another socket, for those that connect from now on; the others are cut off."""
-        self.cut()
+        self.disconnect()
         self._to = to
         self.mend()
 
@@ -281,7 +281,7 @@ class TcpProxy:
             server.sendall(piece if self.passes_on else piece[: len(piece) // 2])
             if self.passes_on:
                 server.recv(1)  # the answer is there
-            self.cut()
+            self.disconnect()
             return
         time.sleep(self.delay_s)
         server.sendall(piece)

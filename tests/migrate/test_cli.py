@@ -145,8 +145,8 @@ def cli(
 
 
 def dimension(documents: psycopg.Connection) -> int:
-    (found,) = documents.execute("SELECT vector_dims(embedding) FROM documents WHERE id = 7").fetchone() or (0,)
-    return int(found)
+    (length,) = documents.execute("SELECT vector_dims(embedding) FROM documents WHERE id = 7").fetchone() or (0,)
+    return int(length)
 
 
 # --- from plan to finalize ------------------------------------------------------------------------
@@ -328,8 +328,8 @@ def test_an_error_is_a_message_and_a_hint(cli: Cli) -> None:
 
 def beside(name: str, shown: str) -> str:
     """What a table says of it; empty if it says nothing."""
-    found = re.search(rf"^ *{name}  +(.*?) *$", shown, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(rf"^ *{name}  +(.*?) *$", shown, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def test_a_gate_that_has_not_passed_says_what_to_type_and_an_override_is_shown(
@@ -485,8 +485,8 @@ def state(cli: Cli) -> str:
     cli.capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["migrate", "status", *cli.options, "--json"])
-    found = json.loads(cli.capsys.readouterr().out)
-    return str(found.get("state", ""))
+    status = json.loads(cli.capsys.readouterr().out)
+    return str(status.get("state", ""))
 
 
 # --- from several terminals -----------------------------------------------------------------------
@@ -572,8 +572,8 @@ def test_kill_9_of_start_is_resumed_by_the_same_command(cli: Cli, documents: psy
 
 
 def test_ray_is_begun_and_ended_by_start(cli: Cli, without_text: psycopg.Connection) -> None:
-    found = ended(cli.process("start", "--rows-per-range", "8", "--engine", "ray", "--workers", "1"))
-    assert (found["state"], found["rows_done"], found["dead_letters"]) == ("catching_up", ROWS, 1)
+    status = ended(cli.process("start", "--rows-per-range", "8", "--engine", "ray", "--workers", "1"))
+    assert (status["state"], status["rows_done"], status["dead_letters"]) == ("catching_up", ROWS, 1)
     assert cli("verify", *OVERRIDE)["state"] == "ready"
 
 

@@ -117,8 +117,8 @@ class World:
         serving, record = self.store.ledger.serving("docs"), self.store.ledger.find("docs")
         first = serving.locator if serving else "docs"
         names = {first, record.spec.old_locator, record.spec.new_locator} if record else {first}
-        there = [name for name in names if self.store._backend.exists(name)]
-        return tuple(sorted(there, key=lambda name: name != first))
+        existing = [name for name in names if self.store._backend.exists(name)]
+        return tuple(sorted(existing, key=lambda name: name != first))
 
     def _rows(self, name: str) -> Rows:
         if self.connection is not None:
@@ -135,14 +135,14 @@ class World:
         """What a migration made and should have taken away in the end."""
         if self.connection is None:
             return list(self._names()[1:])
-        found = self.connection.execute(
+        rows = self.connection.execute(
             "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal UNION SELECT proname FROM pg_proc"
             " WHERE pronamespace = 'vecferry'::regnamespace UNION SELECT indexname FROM pg_indexes"
             " WHERE tablename = 'docs' AND indexname ~ 'vecferry' UNION SELECT attname FROM pg_attribute"
             " WHERE attrelid = 'docs'::regclass AND attname ~ 'vecferry' AND NOT attisdropped"
             " UNION SELECT key FROM vecferry.changes"
         )
-        return [name for (name,) in found]
+        return [name for (name,) in rows]
 
 
 @contextmanager

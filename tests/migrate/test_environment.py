@@ -306,7 +306,7 @@ def test_any_number_of_outages_is_waited_for(table: World, connection: psycopg.C
         wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
         for _ in range(4):
             follows(table, connection, check)
-            proxy.cut()
+            proxy.disconnect()
             time.sleep(0.3)
             proxy.mend()
         follows(table, connection, check)

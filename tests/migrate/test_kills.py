@@ -99,8 +99,8 @@ class SqlWriter(Writer):
     Before it, the old vectors are its own, and right.
     """
 
-    def __init__(self, url: str, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, url: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._connection = psycopg.connect(url, autocommit=True)
 
     def write(self, key: str) -> None:

@@ -69,15 +69,15 @@ def ready(collection: Collection, *texts: str | None) -> tuple[Migration, TruthE
 
 def assert_serving(collection: Collection, encoder: TruthEncoder, *, without: tuple[str, ...] = ()) -> None:
     """Every row serves exactly what the encoder makes of its present text; `without`: rows with no vector."""
-    found = collection.serving()
-    for key, (text, vector) in found.items():
+    rows = collection.serving()
+    for key, (text, vector) in rows.items():
         if key[0] in without:
             assert vector is None
         else:
             assert text is not None
             assert vector is not None
             np.testing.assert_allclose(vector, encoder.truth(text), atol=1e-6)  # some stores normalise again
-    assert collection.keeps_rows or not {(key,) for key in without} & found.keys()
+    assert collection.keeps_rows or not {(key,) for key in without} & rows.keys()
 
 
 def texts_of(collection: Collection) -> dict[str, str | None]:
@@ -605,7 +605,7 @@ def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
 def test_a_rate_is_kept_and_can_be_changed_while_it_runs(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, seen = Clock(), list[int]()
+    clock, rows_done = Clock(), list[int]()
     monkeypatch.setattr(throttle, "time", clock)
     with collection.another() as store:
         operator = Migration(store, options=OPTIONS)
@@ -617,14 +617,14 @@ def test_a_rate_is_kept_and_can_be_changed_while_it_runs(
                 operator.throttle(8.0)
 
         def look() -> None:
-            seen.append(operator.status().rows_done)
+            rows_done.append(operator.status().rows_done)
 
         encoder.before_each = limit
         for seconds in (1.1, 2.1):
             clock.at(seconds, look)
         clock.at(2.1, lambda: operator.throttle(None))
         assert migration.start().rows_done == 40
-    assert seen == [3 * 4, 5 * 4]  # a range of 4 at the beginning, and one more in each half second
+    assert rows_done == [3 * 4, 5 * 4]  # a range of 4 at the beginning, and one more in each half second
     assert 2.1 <= clock.seconds <= 2.1 + 1  # a second to notice
     assert encoder.calls == 10
 
@@ -897,14 +897,14 @@ def test_two_runners_exclude_each_other(collection: Collection) -> None:
 
 
 def test_status_works_while_another_runner_is_at_work(collection: Collection) -> None:
-    seen: list[State] = []
+    states: list[State] = []
 
     def look(texts: object) -> None:
         with collection.another() as store:
-            seen.append(Migration(store, options=OPTIONS).status().state)
+            states.append(Migration(store, options=OPTIONS).status().state)
 
     replace(fill(collection, *"abcdefgh"), new=TruthEncoder(before_each=look)).start()
-    assert seen == [State.BACKFILLING, State.BACKFILLING]
+    assert states == [State.BACKFILLING, State.BACKFILLING]
 
 
 @pytest.mark.parametrize(

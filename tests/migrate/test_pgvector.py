@@ -241,14 +241,14 @@ def test_an_unreachable_server_is_named_without_the_password(url: str) -> None:
 def test_a_connection_that_is_cut_is_made_anew_and_the_run_goes_on(
     connection: psycopg.Connection, database_url: str
 ) -> None:
-    def cut(texts: object) -> None:
+    def terminate(texts: object) -> None:
         if encoder.calls == 1:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'vecferry'"
             )
 
     make_docs(connection, [f"t{i}" for i in range(20)])
-    encoder = TruthEncoder(before_each=cut)
+    encoder = TruthEncoder(before_each=terminate)
     with open_docs(database_url) as store:
         status = Migration(
             store, new=encoder, options=replace(OPTIONS, lease_s=1.0)

@@ -223,8 +223,8 @@ class Machine(RuleBasedStateMachine):
             for before, after in ((key, -1), (key % 9 + 1, key), (-1, key % 9 + 1)):
                 connection.execute("UPDATE docs SET id = %s WHERE id = %s", [after, before])
         elif kind in ("vector of another", "no vector"):
-            given = vector if kind == "vector of another" else None
-            connection.execute("UPDATE docs SET embedding = %s::real[]::vector WHERE id = %s", [given, key])
+            value = vector if kind == "vector of another" else None
+            connection.execute("UPDATE docs SET embedding = %s::real[]::vector WHERE id = %s", [value, key])
         else:
             self.collection.put(key, text, np.array(vector) if kind == "text and vector" else None)
 
@@ -431,10 +431,10 @@ class Machine(RuleBasedStateMachine):
         if side is Side.NEW or self.was_switched:
             self._check(self.collection.serving(), side)
 
-    def _check(self, found: dict[Key, Content], side: Side) -> None:
+    def _check(self, rows: dict[Key, Content], side: Side) -> None:
         expected, model = self._visible(side), self._model(side)
-        assert {key[0]: text for key, (text, _) in found.items()} == {key: e.text for key, e in expected.items()}
-        for (key,), (text, vector) in found.items():
+        assert {key[0]: text for key, (text, _) in rows.items()} == {key: e.text for key, e in expected.items()}
+        for (key,), (text, vector) in rows.items():
             assert text is not None
             if side is Side.OLD and vector is not None and _among(vector, self.as_written.get(text, [])):
                 continue

@@ -46,8 +46,8 @@ ABORTABLE = set(State) - {S.SERVING_NEW, S.ROLLING_BACK, S.FINALIZED, S.PAUSED, 
 def test_what_is_drawn_is_possible_and_nothing_else() -> None:
     pauses = {(state, S.PAUSED) for state in PAUSABLE} | {(S.PAUSED, state) for state in PAUSABLE}
     aborts = {(state, S.ABORTED) for state in ABORTABLE}
-    found = {(before, after) for before in State for after in State if can_move(before, after)}
-    assert found == DRAWN | pauses | aborts
+    moves = {(before, after) for before in State for after in State if can_move(before, after)}
+    assert moves == DRAWN | pauses | aborts
 
 
 def test_the_drawing_names_every_state() -> None:

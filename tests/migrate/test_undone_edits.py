@@ -50,9 +50,9 @@ class Application:
 
     def set_vector(self, key: int, vector: Float32 | None) -> None:
         if isinstance(self.collection, PgCollection):
-            given = None if vector is None else vector.tolist()
+            value = None if vector is None else vector.tolist()
             statement = "UPDATE docs SET embedding = %s::real[]::vector WHERE id = %s"
-            self.collection.connection.execute(statement, [given, key])
+            self.collection.connection.execute(statement, [value, key])
         else:
             self.put(key, self.row(key)[0] or "", vector)
 

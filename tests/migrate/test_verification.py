@@ -59,8 +59,8 @@ class InPostgres:
 
     def vector(self, key: int) -> Float32:
         query = "SELECT embedding_vecferry_new::real[] FROM docs WHERE id = %s"
-        (found,) = self._connection.execute(query, [key]).fetchone() or (None,)
-        return np.asarray(found, np.float32)
+        (stored,) = self._connection.execute(query, [key]).fetchone() or (None,)
+        return np.asarray(stored, np.float32)
 
     def set(self, key: int, vector: Float32 | None) -> None:
         """As if it had been made so: what others write into the column is not known as current."""
@@ -170,9 +170,9 @@ def test_a_vector_that_is_not_there_is_not_hidden_by_a_dead_letter(meddler: Medd
 
 def test_a_vector_of_zeros(meddler: Meddler, migration: Migration) -> None:
     meddler.set(5, np.zeros(16, np.float32))
-    found = failed(migration.verify(ROWS, override="no gate in this test"))
-    assert found.pop("recomputed sample") == {"5"}
-    assert found == {"no zero vector": {"5"}, "unit norm": {"5"}}
+    failures = failed(migration.verify(ROWS, override="no gate in this test"))
+    assert failures.pop("recomputed sample") == {"5"}
+    assert failures == {"no zero vector": {"5"}, "unit norm": {"5"}}
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.99, 100.0])
@@ -199,8 +199,8 @@ def test_a_number_that_is_none(meddler: Meddler, migration: Migration, number: f
             meddler.set(9, broken)
         return
     meddler.set(9, broken)
-    found = failed(migration.verify(ROWS, override="no gate in this test"))
-    assert found == {"finite": {"9"}, "recomputed sample": {"9"}}
+    failures = failed(migration.verify(ROWS, override="no gate in this test"))
+    assert failures == {"finite": {"9"}, "recomputed sample": {"9"}}
     assert migration.status().state == State.CATCHING_UP
 
 
@@ -255,17 +255,17 @@ def test_ten_rows_are_named_and_all_are_counted(meddler: Meddler, migration: Mig
 
 
 def doing(store: Any, method: str, work: Callable[[], None]) -> list[bool]:
-    """`work` once, right after that method of the store has looked. Returned is whether it was done yet."""
+    """`work` once, right after that method of the store has looked. The list is empty until then."""
     original, done = getattr(store, method), list[bool]()
 
-    def looked(*args: Any, **given: Any) -> Any:
-        found = original(*args, **given)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
         if not done:
             done.append(True)
             work()
-        return found
+        return result
 
-    setattr(store, method, looked)
+    setattr(store, method, call)
     return done
 
 
@@ -301,8 +301,8 @@ def forgetful(store: Any, share: float) -> None:
     honest = store.search
 
     def search(vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        found: list[Hit] = honest(vector, k, fingerprint=fingerprint, exact=exact)
-        return found if exact else found[: round(share * len(found))]
+        hits: list[Hit] = honest(vector, k, fingerprint=fingerprint, exact=exact)
+        return hits if exact else hits[: round(share * len(hits))]
 
     store.search = search
 
@@ -386,8 +386,8 @@ FINDINGS = {
 """The check that each finding is for."""
 
 
-def failed_by(found: Examination, *, dead_letters: int = 0, unit: bool = True) -> dict[str, tuple[str, ...]]:
-    checks = structural_checks(found, dead_letters, 4, unit=unit)
+def failed_by(examination: Examination, *, dead_letters: int = 0, unit: bool = True) -> dict[str, tuple[str, ...]]:
+    checks = structural_checks(examination, dead_letters, 4, unit=unit)
     assert [check.name for check in checks] == [*FINDINGS.values(), "indexes"]
     return {check.name: check.keys for check in checks if not check.passed}
 

@@ -382,7 +382,7 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
     table: PgCollection, options: MigrationOptions, database_url: str
 ) -> None:
     options = replace(options, patience=Patience())
-    told: list[str] = []
+    notices: list[str] = []
     migration = ready(table, options)
     ending = threading.Event()
     with ExitStack() as stack:
@@ -393,7 +393,7 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
         held = "SELECT count(*) FROM vecferry.leases WHERE target = %s AND expires_at > clock_timestamp()"
         wait_until(lambda: table.connection.execute(held, [store.target]).fetchone() == (1,))
         writers = [stack.enter_context(without_a_gap(database_url, seconds_each=0.3, seed=seed)) for seed in range(2)]
-        patience = replace(options.patience, notify=told.append)
+        patience = replace(options.patience, notify=notices.append)
         for _ in range(2):
             migration.cutover(patience=patience)
             migration.rollback(patience=patience)
@@ -406,5 +406,5 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
     assert_true(table, OLD)
     migration.cutover()
     assert_true(table, NEW)
-    assert any("idle in transaction" in line and "others wait 0.2 s at most" in line for line in told)
-    assert any("a write came in between" in line for line in told)
+    assert any("idle in transaction" in line and "others wait 0.2 s at most" in line for line in notices)
+    assert any("a write came in between" in line for line in notices)
