@@ -70,9 +70,9 @@ class AtNeed:
 
     def __getattr__(self, name: str) -> Any:
         with self._open() as backend:
-            found = getattr(backend, name)
-        if not inspect.ismethod(found):
-            return found
+            attribute = getattr(backend, name)
+        if not inspect.ismethod(attribute):
+            return attribute
 
         def call(*args: Any, **named: Any) -> Any:
             with self._open() as backend:

@@ -88,8 +88,8 @@ def test_ranges_hold_every_key_once(collection: Collection) -> None:
     prepared(collection, *"abcdefg")
     ranges = collection.store.key_ranges(3)
     assert ranges == [KeyRange(None, ("3",)), KeyRange(("3",), ("6",)), KeyRange(("6",), ("7",))]
-    found = [row.text for part in ranges for row in collection.store.outdated(Side.NEW, part, 100)]
-    assert found == list("abcdefg")
+    texts = [row.text for part in ranges for row in collection.store.outdated(Side.NEW, part, 100)]
+    assert texts == list("abcdefg")
 
 
 def test_ranges_that_fit_exactly_have_no_empty_rest(collection: Collection) -> None:
@@ -243,17 +243,17 @@ def test_an_examination_finds_each_defect_and_names_the_rows(collection: Collect
         [NewVector(missing.key, missing.digest, None)],
         lambda written: ledger.add_dead_letters(record, [letter]),
     )
-    found = store.check_integrity(DIMENSION)
-    assert found.rows == 4
-    assert (found.outdated.count, found.outdated.keys) == (1, (("4",),))
-    assert (found.without_vector.count, found.without_vector.keys) == (1, (("3",),))
-    assert not found.wrong_dimension
-    assert not found.not_finite
-    assert not found.zero
-    assert not found.orphaned
+    examination = store.check_integrity(DIMENSION)
+    assert examination.rows == 4
+    assert (examination.outdated.count, examination.outdated.keys) == (1, (("4",),))
+    assert (examination.without_vector.count, examination.without_vector.keys) == (1, (("3",),))
+    assert not examination.wrong_dimension
+    assert not examination.not_finite
+    assert not examination.zero
+    assert not examination.orphaned
     stored = {row.key: vector for row, vector in store.sample_vectors(10)}
     if np.linalg.norm(stored[long.key]) > 1.5:  # a store that normalises has nothing to find
-        assert (found.off_norm.count, found.off_norm.keys) == (1, (("2",),))
+        assert (examination.off_norm.count, examination.off_norm.keys) == (1, (("2",),))
     assert store.check_integrity(DIMENSION + 1).wrong_dimension.count == 2
 
 
@@ -305,11 +305,11 @@ def test_a_switch_and_one_back_exchange_the_vectors(collection: Collection) -> N
     assert_close(collection.serving()[("1",)][1], truth("new", "a", DIMENSION))
 
 
-def assert_close(found: np.ndarray | None, expected: np.ndarray | None) -> None:
+def assert_close(actual: np.ndarray | None, expected: np.ndarray | None) -> None:
     """Some stores normalise what is put."""
-    assert found is not None
+    assert actual is not None
     assert expected is not None
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_dropping_the_new_side_leaves_the_collection_as_it_was(collection: Collection) -> None:
@@ -365,9 +365,9 @@ def test_what_was_written_before_capture_is_not_captured_nor_after_it(collection
 def test_an_acknowledged_change_does_not_hide_a_later_one(collection: Collection) -> None:
     prepared(collection, "a")
     collection.put(1, "b", None)
-    seen = collection.store.captured(10)
+    changes = collection.store.captured(10)
     collection.put(1, "c", None)
-    collection.store.acknowledge(seen)
+    collection.store.acknowledge(changes)
     assert captured_keys(collection) == ["1"]
 
 

@@ -98,12 +98,12 @@ def test_both_are_the_same_whatever_is_missing_and_differ_by_each_part(table: ps
         replace(whole, digest=text_digest("another text")),
     ]
     text_of = {whole.digest: "a text"}
-    seen = []
+    checksums = []
     for stored in cases:
-        there = server_checksum(table, kind, text_of.get(stored.digest, "another text"), stored)
-        assert checksum(stored) == there
-        seen.append(there)
-    assert len(set(seen)) == len(cases)
+        on_server = server_checksum(table, kind, text_of.get(stored.digest, "another text"), stored)
+        assert checksum(stored) == on_server
+        checksums.append(on_server)
+    assert len(set(checksums)) == len(cases)
 
 
 def test_a_null_text_and_an_empty_one_are_two_texts(table: psycopg.Connection) -> None:
