@@ -154,7 +154,7 @@ def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "parts"),
     [
         (
             ["convert", "/no/such/folder", "out"],
@@ -177,10 +177,10 @@ def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path
         (["convert"], 2, ["Missing argument"]),
     ],
 )
-def test_errors_are_one_line_and_a_hint(arguments: list[str], code: int, words: list[str]) -> None:
+def test_errors_are_one_line_and_a_hint(arguments: list[str], code: int, parts: list[str]) -> None:
     done = vecferry(*arguments, code=code)
-    for word in words:
-        assert word in done.stderr
+    for part in parts:
+        assert part in done.stderr
     assert "Traceback" not in done.stderr
 
 
