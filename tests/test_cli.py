@@ -125,7 +125,7 @@ def test_a_command_that_a_text_names_parses(name: str, rest: str) -> None:
             known[name].make_context("vecferry", rest.split())
 
 
-def test_hints_name_options_and_extras_that_there_are() -> None:
+def test_hints_name_options_and_extras_that_exist() -> None:
     """Those of the classes; where a hint is made on the spot, its own test looks at it."""
     known = {" ".join(path): command for path, command in pages(typer.main.get_command(app))}
     options = {name for command in known.values() for each in command.params for name in each.opts}

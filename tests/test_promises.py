@@ -74,8 +74,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     command = [sys.executable, "-c", COLLECT, str(answer), *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    matches: dict[str, list[str]] = json.loads(answer.read_text())
-    return matches
+    marks: dict[str, list[str]] = json.loads(answer.read_text())
+    return marks
 
 
 def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[str]:
@@ -123,9 +123,9 @@ def names_of_promises() -> list[str]:
 
 def test_each_test_of_the_list_has_a_number_of_its_own_and_is_there_once() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    matches = re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE)
-    assert [int(number) for number, _ in matches] == list(range(1, len(matches) + 1))
-    assert [name for name, times in Counter(name for _, name in matches).items() if times > 1] == []
+    entries = re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE)
+    assert [int(number) for number, _ in entries] == list(range(1, len(entries) + 1))
+    assert [name for name, times in Counter(name for _, name in entries).items() if times > 1] == []
 
 
 def test_a_cell_names_each_test_once_in_the_order_of_the_list() -> None:
@@ -138,7 +138,9 @@ def test_a_cell_names_each_test_once_in_the_order_of_the_list() -> None:
 def test_the_fine_print_is_of_promises_that_there_are() -> None:
     page = PAGE.read_text(encoding="utf-8").partition("## What the table does not say")[2].partition("\n## ")[0]
     meant = {
-        number for matches in re.findall(r"\((\d+[a-z]?(?:, \d+[a-z]?)*)\)", page) for number in matches.split(", ")
+        number
+        for references in re.findall(r"\((\d+[a-z]?(?:, \d+[a-z]?)*)\)", page)
+        for number in references.split(", ")
     }
     assert meant
     assert meant <= set(names_of_promises())
@@ -151,9 +153,9 @@ def test_every_number_is_in_the_list_and_every_test_of_the_list_is_used() -> Non
 def test_every_test_that_is_named_is_there_and_runs(collected: dict[str, list[str]]) -> None:
     missing, skipped, not_run = [], [], []
     for promise, column, number in promised():
-        matches = instances(listed()[number], column, collected)
-        marks = {mark for test in matches for mark in collected[test]}
-        if not matches:
+        tests = instances(listed()[number], column, collected)
+        marks = {mark for test in tests for mark in collected[test]}
+        if not tests:
             missing.append((promise, column, listed()[number]))
         if marks & {"skip", "skipif"}:
             skipped.append((promise, column, listed()[number]))

@@ -195,7 +195,7 @@ def write_torch_zip(folder: Path, pickled: bytes, storage: bytes = bytes(16)) ->
         archive.writestr("archive/version", "3\n")
 
 
-class Asks:
+class PickledCall:
     """Pickles as a call of `function` with `arguments`."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
@@ -235,7 +235,7 @@ def test_a_call_of_the_system_is_refused_and_not_made(tmp_path: Path, protocol: 
     import os
 
     marker = tmp_path / "marker"
-    write_torch_zip(tmp_path, pickle.dumps({"a": Asks(os.system, f"touch {marker}")}, protocol))
+    write_torch_zip(tmp_path, pickle.dumps({"a": PickledCall(os.system, f"touch {marker}")}, protocol))
     with pytest.raises(UnsafePickle, match=r"pytorch_model\.bin was not read: it asks for posix\.system"):
         open_weights(tmp_path)
     assert not marker.exists()
@@ -275,7 +275,7 @@ def test_a_pickled_module_is_refused_by_its_class(tmp_path: Path) -> None:
 def test_a_hostile_head_is_refused_as_well(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
-        torch.save({"weight": Asks(exec, f"open({str(marker)!r}, 'w')")}, tmp_path / name)
+        torch.save({"weight": PickledCall(exec, f"open({str(marker)!r}, 'w')")}, tmp_path / name)
     with pytest.raises(UnsafePickle, match=r"sparse_linear\.pt.*_builtin__\.exec"):
         open_heads(tmp_path)
     assert not marker.exists()

@@ -66,7 +66,7 @@ def opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) ->
         yield started
 
 
-def test_a_switch_from_the_login_to_the_way_back(opened: Console, page: Page, tmp_path: Path) -> None:
+def test_a_switch_works_from_the_login_to_the_way_back(opened: Console, page: Page, tmp_path: Path) -> None:
     story = Story(page, opened.url, opened.operator.task.store.target, KEY)
     story.log_in("not-the-key-of-it")
     expect(page.get_by_role("alert")).to_have_text("That is not a key of this console.")
@@ -196,7 +196,7 @@ def test_without_the_script_all_works_but_liveness(opened: Console, open_page: C
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_tokens_that_are_lit_can_be_read(
+def test_highlighted_tokens_can_be_read(
     connection: psycopg.Connection,
     database_url: str,
     tiny_artifact: Artifact,

@@ -162,7 +162,7 @@ def test_a_form_that_is_too_large_is_refused(inside: Console) -> None:
     assert inside.post("/do/override", csrf=inside.csrf, reason="x" * 100_000).status_code == 413
 
 
-def test_a_verb_that_there_is_not_is_refused(inside: Console) -> None:
+def test_an_unknown_verb_is_refused(inside: Console) -> None:
     for verb in ("finalize", "abort", "x"):
         assert inside.post(f"/do/{verb}", csrf=inside.csrf).status_code == 404
 

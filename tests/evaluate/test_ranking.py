@@ -56,7 +56,7 @@ def test_of_equal_scores_at_the_edge_the_first_stay() -> None:
     assert ranked(scores, 3).passages.tolist() == [[0, 1, 2], [900, 0, 1]]
 
 
-def test_part_of_a_ranking() -> None:
+def test_a_ranking_is_taken_by_queries_and_by_first_hits() -> None:
     ranking = Ranked(np.array([[3, 1], [2, 0]]), np.array([[0.9, 0.1], [0.8, 0.2]], np.float32))
     assert ranking.take(np.array([1])).passages.tolist() == [[2, 0]]
     assert ranking.first(1).passages.tolist() == [[3], [2]]

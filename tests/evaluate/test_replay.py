@@ -36,7 +36,7 @@ def rbo(a: list[int], b: list[int], p: float) -> float:
         ([], [], 0.9, 1),
     ],
 )
-def test_rank_biased_overlap_worked_out_by_hand(a: list[int], b: list[int], p: float, expected: float) -> None:
+def test_rank_biased_overlap_is_as_worked_out_by_hand(a: list[int], b: list[int], p: float, expected: float) -> None:
     assert rbo(a, b, p) == pytest.approx(expected, abs=ROUNDING)
 
 

@@ -163,7 +163,7 @@ def write_config(folder: Path, values: Mapping[str, Mapping[str, object]]) -> Pa
     return folder / "migration.toml"
 
 
-def test_every_verb_in_a_process_of_its_own_from_one_file(
+def test_every_verb_runs_in_a_process_of_its_own_from_one_file(
     documents: psycopg.Connection,
     database_url: str,
     tiny_artifact: Artifact,
@@ -208,7 +208,7 @@ def test_every_verb_in_a_process_of_its_own_from_one_file(
     assert dimension(documents) == 1024
 
 
-def test_every_verb_by_options(cli: Cli, without_text: psycopg.Connection) -> None:
+def test_every_verb_runs_by_options(cli: Cli, without_text: psycopg.Connection) -> None:
     assert cli.error("status", code=4) == "MigrationNotFound"
     assert cli("plan", "--sample", "10")["table"]["rows"] == ROWS + 1
     assert cli("start", "--rows-per-s", "1000")["dead_letters"] == 1
@@ -661,7 +661,7 @@ def test_a_plan_with_a_read_only_role_writes_nothing(
 # --- other heads and other stores -----------------------------------------------------------------
 
 
-def test_sparse_vectors_beside_the_dense_ones(cli: Cli, documents: psycopg.Connection) -> None:
+def test_sparse_vectors_are_written_beside_the_dense_ones(cli: Cli, documents: psycopg.Connection) -> None:
     heads = ("--outputs", "dense,sparse")
     planned = cli("plan", "--sample", "5", *heads)
     assert planned["outputs"] == ["dense", "sparse"]
@@ -685,7 +685,7 @@ def test_a_head_that_a_store_cannot_hold_is_refused_by_name(
             assert "docs cannot hold sparse vectors" in error["message"]
 
 
-def test_a_whole_migration_of_an_embedded_store_by_its_url(
+def test_an_embedded_store_is_migrated_by_its_url(
     capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact, wide_artifact: Artifact, tmp_path: Path
 ) -> None:
     """The vectors are in a folder beside the file, and so is the control database."""

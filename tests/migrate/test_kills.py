@@ -238,7 +238,7 @@ def world_of(name: str, request: pytest.FixtureRequest, folder: Path) -> Abstrac
 
 
 @pytest.mark.parametrize(("name", "kills"), [("pgvector", 8), ("file", 8)])
-def test_a_few_kills_at_random_times(
+def test_a_few_kills_at_random_times_lose_nothing(
     name: str, kills: int, request: pytest.FixtureRequest, mother: Mother, tmp_path: Path
 ) -> None:
     with world_of(name, request, tmp_path) as world:
@@ -254,7 +254,7 @@ def test_a_few_kills_at_random_times(
         pytest.param("chroma-server", 40, 4.0, 10, id="chroma-server"),
     ],
 )
-def test_many_kills_at_random_times(
+def test_many_kills_at_random_times_lose_nothing(
     name: str,
     kills: int,
     longest_s: float,

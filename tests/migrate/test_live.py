@@ -38,18 +38,20 @@ def test_under_load_nothing_fails_and_every_row_is_there_once_and_true(collectio
     assert_faultless(load_report, writes=10, queries=50)
 
 
-def test_many_writes_a_second_in_memory(tmp_path: Path) -> None:
+def test_nothing_fails_under_many_writes_a_second_in_memory(tmp_path: Path) -> None:
     load_report = on_mirror("memory", 2 * STABLE, 40, tmp_path, query_threads=2)
     assert_faultless(load_report, writes=100, queries=200)
 
 
-def test_many_writes_a_second_in_postgres_followed_by_another_process(database_url: str, tmp_path: Path) -> None:
+def test_nothing_fails_under_many_writes_a_second_in_postgres_followed_by_another_process(
+    database_url: str, tmp_path: Path
+) -> None:
     load_report = on_postgres(database_url, 3 * STABLE, 50, tmp_path, query_threads=2)
     assert_faultless(load_report, writes=100, queries=200)
 
 
 @pytest.mark.slow
-def test_20_000_rows_and_50_writes_a_second_in_postgres(database_url: str, tmp_path: Path) -> None:
+def test_nothing_fails_with_20_000_rows_and_50_writes_a_second_in_postgres(database_url: str, tmp_path: Path) -> None:
     load_report = on_postgres(database_url, 20_000, 50, tmp_path)
     assert_faultless(load_report, writes=500, queries=2000)
 

@@ -87,7 +87,7 @@ def texts_of(collection: Collection) -> dict[str, str | None]:
 # --- the whole path -------------------------------------------------------------------------------
 
 
-def test_the_whole_path(collection: Collection) -> None:
+def test_a_migration_goes_the_whole_path(collection: Collection) -> None:
     texts = [f"text {i}" for i in range(10)] + HARD_TEXTS
     encoder = TruthEncoder()
     migration = fill(collection, *texts, new=encoder)
@@ -176,7 +176,7 @@ def test_a_cost_is_what_takes_longer_encoding_or_writing() -> None:
             Resources(**wrong)
 
 
-def test_a_plan_of_an_empty_collection(collection: Collection) -> None:
+def test_a_plan_of_an_empty_collection_counts_nothing(collection: Collection) -> None:
     plan = replace(fill(collection), new=TruthEncoder()).plan()
     assert (plan.table.rows, plan.sample_rows, plan.seconds) == (0, 0, 0.0)
 
@@ -282,7 +282,7 @@ def test_a_row_changed_while_its_range_is_being_encoded_gets_its_newest_text(col
     assert texts_of(collection) == {"1": "newer", "3": "c", "4": "d", "5": "e", "6": "f", "50": "inserted"}
 
 
-def test_a_row_deleted_and_inserted_again_with_another_text(collection: Collection) -> None:
+def test_a_row_deleted_and_inserted_again_gets_the_vector_of_its_last_text(collection: Collection) -> None:
     def meddle(texts: object) -> None:
         if encoder.calls == 0:
             collection.remove(1)
@@ -314,7 +314,7 @@ def test_a_row_changed_thrice_while_it_is_encoded_ends_with_its_last_text(collec
 # --- rollback -------------------------------------------------------------------------------------
 
 
-def test_rollback_and_a_second_cutover(collection: Collection) -> None:
+def test_a_rollback_can_be_followed_by_a_second_cutover(collection: Collection) -> None:
     migration, encoder = ready(collection, "a", "b")
     for epoch in (2, 4):
         assert migration.cutover().serving.epoch == epoch

@@ -107,7 +107,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_any_primary_key(kind: str, connection: psycopg.Connection, database_url: str) -> None:
+def test_any_primary_key_is_migrated(kind: str, connection: psycopg.Connection, database_url: str) -> None:
     definition, key, values = KEYS[kind]
     labels = ", ".join(f"'v{i}'" for i in range(1, 25))
     connection.execute(f'CREATE TYPE "Odd %type" AS ENUM ({labels})')
@@ -139,7 +139,9 @@ AWKWARD = ['we"ird', "semi;colon -- x", "per%cent %s", "bra{ces}{0}", "Ãœbung æ
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_any_name(name: str, connection: psycopg.Connection, database_url: str) -> None:
+def test_any_name_of_tables_and_columns_is_migrated(
+    name: str, connection: psycopg.Connection, database_url: str
+) -> None:
     table, quoted = sql.Identifier(name, name), sql.Identifier(name).as_string(connection)
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
     key, text, vector = (sql.Identifier(f"{letter}{name}"[:63]) for letter in "ktv")
@@ -184,7 +186,7 @@ def test_long_names_stay_different_when_they_are_shortened() -> None:
     assert all(len(name.encode()) <= 63 for name in names)
 
 
-def test_texts_in_a_varchar_column(connection: psycopg.Connection, database_url: str) -> None:
+def test_texts_in_a_varchar_column_are_migrated(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, ["a ", "b"])
     connection.execute("ALTER TABLE docs ALTER body TYPE varchar(10)")
     encoder = TruthEncoder()
@@ -327,7 +329,7 @@ def test_the_planned_disk_space_is_enough_and_not_far_off(
 # --- the columns ----------------------------------------------------------------------------------
 
 
-def test_a_required_vector_column(connection: psycopg.Connection, database_url: str) -> None:
+def test_a_required_vector_column_is_migrated(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, ["a", "b"], extra="NOT NULL")
     encoder = TruthEncoder()
     insert = "INSERT INTO docs (id, body, embedding) VALUES (%s, %s, %s::real[]::vector)"

@@ -265,21 +265,21 @@ def test_a_text_that_cannot_be_encoded_is_named_by_its_position(shop: Shop) -> N
     assert shop.backend.count("docs") == 3
 
 
-class _Taking(MirrorStore):
+class _RecordingStore(MirrorStore):
     """A store that keeps what an application writes for the test to see."""
 
-    run_pipeline: list[Record]
+    written: list[Record]
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
-        type(self).run_pipeline = list(records)
+        type(self).written = list(records)
 
 
 def test_a_document_without_a_text_has_no_vector(shop: Shop) -> None:
-    shop.store = _Taking(shop.backend, "docs", shop.store.ledger)
+    shop.store = _RecordingStore(shop.backend, "docs", shop.store.ledger)
     with shop.router() as router:
         router.put([Document(("1",), None, {"a": 1}), Document(("2",), "two")])
         router.put([Document(("1",), None)])
-    assert [(record.key, record.vectors is None) for record in _Taking.run_pipeline] == [(("1",), True)]
+    assert [(record.key, record.vectors is None) for record in _RecordingStore.written] == [(("1",), True)]
     assert shop.old.encoded == {"two": 1}
 
 

@@ -83,11 +83,11 @@ def when(condition: Callable[[Any], bool]) -> Callable[[Step], Step]:
 
     def conditional(step: Step) -> Step:
         @wraps(step)
-        def run_pipeline(self: Machine, **drawn: object) -> None:
+        def run_if_condition(self: Machine, **drawn: object) -> None:
             if condition(self):
                 step(self, **drawn)
 
-        return run_pipeline
+        return run_if_condition
 
     return conditional
 
@@ -520,21 +520,23 @@ def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Sided, Callab
     return collection, collection.store.close
 
 
-def test_any_order_of_verbs_and_writes_in_memory(tmp_path: Path) -> None:
+def test_any_order_of_verbs_and_writes_keeps_rows_right_in_memory(tmp_path: Path) -> None:
     run(in_memory, tmp_path, examples=60, new=False)
 
 
-def test_any_order_of_verbs_and_writes_in_postgres(
+def test_any_order_of_verbs_and_writes_keeps_rows_right_in_postgres(
     connection: psycopg.Connection, database_url: str, tmp_path: Path
 ) -> None:
     run(lambda: in_postgres(connection, database_url), tmp_path, examples=8, new=False)
 
 
 @pytest.mark.slow
-def test_many_more_orders_in_memory(tmp_path: Path) -> None:
+def test_many_more_orders_keep_rows_right_in_memory(tmp_path: Path) -> None:
     run(in_memory, tmp_path, examples=2000, new=True)
 
 
 @pytest.mark.slow
-def test_many_more_orders_in_postgres(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> None:
+def test_many_more_orders_keep_rows_right_in_postgres(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
     run(lambda: in_postgres(connection, database_url), tmp_path, examples=2000, new=True)

@@ -122,7 +122,7 @@ VERBS_IN = {
 
 
 @pytest.mark.parametrize("state", State)
-def test_the_verbs_that_are_possible(state: State) -> None:
+def test_each_state_allows_its_verbs(state: State) -> None:
     assert set(possible_verbs(state)) == {"plan", "status", "start", *VERBS_IN[state].split()}
     for verb in VERBS:
         assert allowed(verb, state) == (verb in possible_verbs(state))

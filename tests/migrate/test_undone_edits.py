@@ -219,12 +219,12 @@ def edit_after_a_switch(
             assert_true(application, model)
 
 
-def test_edits_before_the_switch(application: Application, tmp_path: Path) -> None:
+def test_edits_before_the_switch_leave_both_sides_true(application: Application, tmp_path: Path) -> None:
     edit_before_the_switch(application, migrated(application, tmp_path), lambda: edit(application))
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["after the switch", "after a rollback"])
-def test_edits_after_a_switch(*, back: bool, application: Application, tmp_path: Path) -> None:
+def test_edits_after_a_switch_leave_both_sides_true(*, back: bool, application: Application, tmp_path: Path) -> None:
     edit_after_a_switch(application, migrated(application, tmp_path), lambda: edit(application), back=back)
 
 
@@ -232,7 +232,7 @@ def test_edits_after_a_switch(*, back: bool, application: Application, tmp_path:
 
 
 @pytest.mark.parametrize("when", ["before", "after the switch", "after a rollback"])
-def test_edits_each_in_one_transaction(when: str, table: PgCollection, tmp_path: Path) -> None:
+def test_edits_in_one_transaction_leave_both_sides_true(when: str, table: PgCollection, tmp_path: Path) -> None:
     application = filled(table)
     migration = migrated(application, tmp_path)
 

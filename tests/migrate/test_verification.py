@@ -126,7 +126,7 @@ def tilted(vector: Float32, cosine: float) -> Float32:
 
 
 @pytest.mark.parametrize("cosine", [0.9985, 0.0, -1.0])
-def test_a_vector_that_is_not_that_of_its_text(meddler: Meddler, migration: Migration, cosine: float) -> None:
+def test_a_vector_of_another_text_is_found(meddler: Meddler, migration: Migration, cosine: float) -> None:
     right = meddler.vector(7)
     meddler.set(7, tilted(right, cosine))
     report = assert_refused(migration, {"recomputed sample": {"7"}})
@@ -136,21 +136,21 @@ def test_a_vector_that_is_not_that_of_its_text(meddler: Meddler, migration: Migr
     assert migration.status().state == State.READY
 
 
-def test_a_difference_of_rounding_is_none(meddler: Meddler, migration: Migration) -> None:
+def test_a_difference_of_rounding_is_no_defect(meddler: Meddler, migration: Migration) -> None:
     meddler.set(7, tilted(meddler.vector(7), 0.9995))
     report = migration.verify(ROWS, override="no gate in this test")
     assert report.passed
     assert report.lowest_cosine == pytest.approx(0.9995, abs=1e-5)
 
 
-def test_the_vectors_of_two_rows_exchanged(meddler: Meddler, migration: Migration) -> None:
+def test_exchanged_vectors_of_two_rows_are_found(meddler: Meddler, migration: Migration) -> None:
     third, eighth = meddler.vector(3), meddler.vector(8)
     meddler.set(3, eighth)
     meddler.set(8, third)
     assert_refused(migration, {"recomputed sample": {"3", "8"}})
 
 
-def test_a_vector_that_is_not_there(meddler: Meddler, migration: Migration) -> None:
+def test_a_missing_vector_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.set(4, None)
     if isinstance(meddler, InPostgres):  # its text was not tried, as far as the ledger knows
         assert_refused(migration, {"text unchanged": {"4"}})
@@ -159,7 +159,7 @@ def test_a_vector_that_is_not_there(meddler: Meddler, migration: Migration) -> N
     assert report.checks[2].seen == "11 of 12 rows, 0 dead letters: 4"
 
 
-def test_a_vector_that_is_not_there_is_not_hidden_by_a_dead_letter(meddler: Meddler, migration: Migration) -> None:
+def test_a_missing_vector_is_not_hidden_by_a_dead_letter(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put(2, "POISON", old_vector("POISON"))
     migration.start()
     assert migration.verify(ROWS, override="no gate in this test").passed
@@ -168,7 +168,7 @@ def test_a_vector_that_is_not_there_is_not_hidden_by_a_dead_letter(meddler: Medd
     assert_refused(migration, {"text unchanged": {"4"}} if is_compared else {"every row has a vector": {"2", "4"}})
 
 
-def test_a_vector_of_zeros(meddler: Meddler, migration: Migration) -> None:
+def test_a_vector_of_zeros_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.set(5, np.zeros(16, np.float32))
     failures = failed(migration.verify(ROWS, override="no gate in this test"))
     assert failures.pop("recomputed sample") == {"5"}
@@ -176,7 +176,7 @@ def test_a_vector_of_zeros(meddler: Meddler, migration: Migration) -> None:
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.99, 100.0])
-def test_a_vector_of_another_length(meddler: Meddler, migration: Migration, factor: float) -> None:
+def test_a_vector_of_another_length_is_found(meddler: Meddler, migration: Migration, factor: float) -> None:
     meddler.set(6, np.float32(factor) * meddler.vector(6))
     assert_refused(migration, {"unit norm": {"6"}})
 
@@ -191,7 +191,7 @@ def test_lengths_are_free_where_the_model_does_not_set_them(meddler: Meddler, tm
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_number_that_is_none(meddler: Meddler, migration: Migration, number: float) -> None:
+def test_a_number_that_is_not_finite_is_found(meddler: Meddler, migration: Migration, number: float) -> None:
     broken = meddler.vector(9)
     broken[0] = number
     if isinstance(meddler, InPostgres):
@@ -204,7 +204,7 @@ def test_a_number_that_is_none(meddler: Meddler, migration: Migration, number: f
     assert migration.status().state == State.CATCHING_UP
 
 
-def test_a_vector_of_too_few_numbers(meddler: Meddler, migration: Migration) -> None:
+def test_a_vector_of_too_few_numbers_is_found(meddler: Meddler, migration: Migration) -> None:
     if isinstance(meddler, InPostgres):
         with pytest.raises(StoreFailed):  # its column has a size
             meddler.set(9, meddler.vector(9)[:15])
@@ -217,21 +217,21 @@ def test_a_vector_of_too_few_numbers(meddler: Meddler, migration: Migration) -> 
 # --- rows and vectors that do not belong together -------------------------------------------------
 
 
-def test_a_text_that_was_changed_past_the_capture(meddler: Meddler, migration: Migration) -> None:
+def test_a_text_that_was_changed_past_the_capture_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put_unseen(10, "changed", old_vector("changed"))
     assert_refused(migration, {"text unchanged": {"10"}})
     migration.start()
     assert migration.verify(ROWS, override="no gate in this test").passed
 
 
-def test_a_row_that_was_inserted_past_the_capture(meddler: Meddler, migration: Migration) -> None:
+def test_a_row_that_was_inserted_past_the_capture_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put_unseen(99, "inserted", old_vector("inserted"))
     assert_refused(migration, {"text unchanged": {"99"}})
     migration.start()
     assert migration.verify(ROWS + 1, override="no gate in this test").passed
 
 
-def test_a_vector_without_a_row(meddler: Meddler, migration: Migration) -> None:
+def test_a_vector_without_a_row_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.remove_unseen(11)
     if isinstance(meddler, InPostgres):  # a row goes with both its vectors
         assert migration.verify(ROWS, override="no gate in this test").passed
@@ -307,13 +307,13 @@ def forgetful(store: Any, share: float) -> None:
     store.search = search
 
 
-def test_an_index_that_does_not_find_what_is_there(meddler: Meddler, migration: Migration) -> None:
+def test_an_index_that_misses_rows_fails_its_check(meddler: Meddler, migration: Migration) -> None:
     forgetful(meddler.collection.store, 0.8)
     report = assert_refused(migration, {"index recall": set()})
     assert report.recall == pytest.approx(0.8)
 
 
-def test_an_index_that_answers_with_other_rows(meddler: Meddler, migration: Migration) -> None:
+def test_an_index_that_answers_with_other_rows_fails_its_check(meddler: Meddler, migration: Migration) -> None:
     store: Any = meddler.collection.store
     honest = store.search
 
@@ -335,7 +335,7 @@ def test_how_much_an_index_must_find_is_an_option(
     assert strict.verify(ROWS, override="no gate in this test").passed == passed
 
 
-def test_an_index_that_is_missing(meddler: Meddler, migration: Migration) -> None:
+def test_an_index_that_is_missing_fails_its_check(meddler: Meddler, migration: Migration) -> None:
     if not isinstance(meddler, InPostgres):
         pytest.skip("a store of points has its index by itself")
     meddler._connection.execute("DROP INDEX docs_embedding_vecferry_new")

@@ -338,5 +338,5 @@ async def until_computing(
 
 def statuses_in(lines: list[str]) -> dict[str, int]:
     """Of requests that were accepted, by their id: each has a line in the log."""
-    match = (json.loads(line) for line in lines if '"vecferry.server.access"' in line)
-    return {reply["request_id"]: reply["status"] for reply in match}
+    records = (json.loads(line) for line in lines if '"vecferry.server.access"' in line)
+    return {reply["request_id"]: reply["status"] for reply in records}

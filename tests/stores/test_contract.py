@@ -158,7 +158,7 @@ def test_an_empty_collection_has_no_ranges(collection: Collection) -> None:
     assert collection.store.key_ranges(10) == []
 
 
-def test_what_is_written_is_no_longer_pending(collection: Collection) -> None:
+def test_what_is_written_is_no_longer_outdated(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
     first, second, _ = store.outdated(Side.NEW, limit=10)

@@ -220,7 +220,7 @@ def test_a_dead_letter_has_a_checksum_and_no_vector(store: PgVectorStore) -> Non
     assert store.outdated(Side.NEW, [("2",)]) == [Row(("2",), "b")]
 
 
-def test_a_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forgotten(
+def test_a_dead_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forgotten(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     record = store.ledger.find(store.target)
