@@ -87,7 +87,7 @@ class LoadReport:
 
 
 class Application:
-    """Writes and asks through a router, and remembers what must be there."""
+    """Write and search through a router, and remember what must be there."""
 
     def __init__(self, store: Store, rows: int, writes_per_s: float, seed: int = 0) -> None:
         self.router = Router(store, old=TruthEncoder("old", OLD_DIMENSION), new=TruthEncoder("new", NEW.dimension))
@@ -137,7 +137,7 @@ class Application:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Inside, nothing is written."""
+        """Let nothing be written inside the block."""
         self._writing.clear()
         assert self._idle.wait(60), "the writer is gone"
         yield
@@ -197,7 +197,7 @@ class Application:
         store.close()
 
     def _ask(self, store: Store, text: str, key: str) -> int:
-        """The epoch of the answer, which must have that row first, in the space that it says."""
+        """Search; return the epoch of the answer, which must have that row first, in the space that it says."""
         self.load_report.queries += 1
         try:
             answer = self.router.search(text, 3)
@@ -221,7 +221,7 @@ class Application:
     # --- the comparison ---------------------------------------------------------------------------
 
     def compare(self, collection: Collection, model: TruthEncoder) -> None:
-        """Every row of the reference, once, with its text and the vector that the model makes of it."""
+        """Compare all rows with the reference: each once, with its text and the vector that the model makes of it."""
         rows = collection.serving()
         keys = {key[0] for key in rows}
         self.load_report.lost += len(self.reference.keys() - keys)
@@ -244,7 +244,7 @@ def options(folder: Path) -> MigrationOptions:
 
 
 def fill(store: Store, rows: int) -> None:
-    """In one go, as before any migration."""
+    """Fill the store with rows, as before any migration."""
     for start in range(1, rows + 1, 1000):
         keys = range(start, min(start + 1000, rows + 1))
         payload = {} if store.traits.text_source == "body" else {"lang": "en", "year": 2000}
@@ -306,7 +306,7 @@ def _timed(load_report: LoadReport, step: str, verb: Callable[[], T]) -> T:
 def following_in_a_thread(
     collection: Collection, folder: Path, engine: EngineFor | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Starts one that follows until the migration ends; its error, if any, is raised at the end."""
+    """Start a thread that follows until the migration ends; its error, if any, is raised at the end."""
     failures: list[BaseException] = []
     ending = threading.Event()
 

@@ -94,7 +94,7 @@ def go(rows: PgCollection, folder: Path, number: int, settings: RaySettings) -> 
 
 
 def served(rows: PgCollection) -> Iterator[tuple[int, str, list[float]]]:
-    """Streamed; keys are unique by the table."""
+    """Stream all rows; keys are unique by the table."""
     with rows.connection.transaction():
         cursor = rows.connection.cursor("served")
         cursor.execute("SELECT id, body, embedding::real[] FROM docs")

@@ -40,13 +40,13 @@ OVERRIDE = ("--override", "no gate in this test")
 
 @dataclass
 class Cli:
-    """Runs verbs in this process; `process` in one of its own. options: given to every verb."""
+    """Verbs that run in this process; `process` in one of its own. options: given to every verb."""
 
     capsys: pytest.CaptureFixture[str]
     options: tuple[str, ...] = ()
 
     def text(self, verb: str, *options: str, code: int = 0) -> str:
-        """Standard output and standard error."""
+        """Return standard output and standard error."""
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(["migrate", verb, *options, *self.options])
@@ -55,7 +55,7 @@ class Cli:
         return printed.out + printed.err
 
     def __call__(self, verb: str, *options: str, code: int = 0) -> dict[str, Any]:
-        """The one JSON object on standard output."""
+        """Return the one JSON object on standard output."""
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(["migrate", verb, *options, *self.options, "--json"])
@@ -64,7 +64,7 @@ class Cli:
         return dict(json.loads(printed.out))
 
     def error(self, verb: str, *options: str, code: int) -> str:
-        """The name of the error, by which programs tell it."""
+        """Return the name of the error, by which programs tell it."""
         error = self(verb, *options, code=code)["error"]
         assert error["exit_code"] == code
         assert error["message"]
@@ -78,7 +78,7 @@ class Cli:
 
 
 def ended(process: "subprocess.Popen[str]", code: int = 0) -> dict[str, Any]:
-    """Its JSON object, once it has ended by itself."""
+    """Return the process's JSON object, once it has ended by itself."""
     out, err = process.communicate(timeout=START_S)
     assert process.returncode == code, out + err
     return dict(json.loads(out))
@@ -86,7 +86,7 @@ def ended(process: "subprocess.Popen[str]", code: int = 0) -> dict[str, Any]:
 
 @contextmanager
 def running(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
-    """Nothing of it is left at the end."""
+    """Yield the process; nothing of it is left at the end."""
     try:
         yield process
     finally:
@@ -97,7 +97,7 @@ def running(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A folder of the test's own, no settings, and wide tables."""
+    """Give the test a folder of its own, no settings, and wide tables."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith(("VECFERRY_", "ONNX_")):
@@ -111,7 +111,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def documents(connection: psycopg.Connection) -> psycopg.Connection:
-    """60 rows with vectors of an old model of 64 numbers, and one row without a text."""
+    """Fill a table: 60 rows with vectors of an old model of 64 numbers, and one row without a text."""
     connection.execute("CREATE TABLE documents (id int PRIMARY KEY, body text, embedding vector(64) NOT NULL)")
     connection.execute(
         "INSERT INTO documents SELECT n, 'text number ' || n, (SELECT array_agg(sin(n * i))"
@@ -122,7 +122,7 @@ def documents(connection: psycopg.Connection) -> psycopg.Connection:
 
 @pytest.fixture
 def without_text(documents: psycopg.Connection) -> psycopg.Connection:
-    """And a row that will be a dead letter."""
+    """Return the table with a row that will be a dead letter."""
     documents.execute("INSERT INTO documents SELECT 0, NULL, embedding FROM documents WHERE id = 1")
     return documents
 
@@ -138,7 +138,7 @@ def cli(
     tiny_artifact: Artifact,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Cli:
-    """On `documents`, with the tiny model as the new one, all by options and the environment."""
+    """Return a command line on `documents` with the tiny model as the new one, by options and the environment."""
     monkeypatch.setenv("VECFERRY_STORE_URL", database_url)
     monkeypatch.setenv("ONNX_MODEL_PATH", str(tiny_artifact.path))
     return Cli(capsys, TABLE)
@@ -327,7 +327,7 @@ def test_an_error_is_a_message_and_a_hint(cli: Cli) -> None:
 
 
 def beside(name: str, shown: str) -> str:
-    """What a table says of it; empty if it says nothing."""
+    """Return what a table shows beside a name; empty if it shows nothing."""
     match = re.search(rf"^ *{name}  +(.*?) *$", shown, re.MULTILINE)
     return match[1] if match else ""
 
@@ -481,7 +481,7 @@ def test_ctrl_c_ends_a_follower_with_130_and_it_can_be_started_again(cli: Cli) -
 
 
 def state(cli: Cli) -> str:
-    """Empty before there is a migration."""
+    """Return the state of the migration; empty before there is one."""
     cli.capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["migrate", "status", *cli.options, "--json"])

@@ -26,7 +26,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def with_line(section: str, line: str) -> str:
-    """`SHORT` with one line more."""
+    """Return `SHORT` with one line more."""
     text = SHORT.replace(f"[{section}]", f"[{section}]\n{line}")
     return text if f"[{section}]" in text else f"{text}[{section}]\n{line}\n"
 

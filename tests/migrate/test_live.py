@@ -61,7 +61,7 @@ def test_nothing_fails_with_20_000_rows_and_50_writes_a_second_in_postgres(datab
 
 @contextmanager
 def compared(folder: Path) -> Iterator[tuple[Collection, Application]]:
-    """A collection without a migration, and an application that knows it."""
+    """Yield a collection without a migration, and an application that knows it."""
     with mirror_collection("memory", folder) as collection:
         fill(collection.store, 5)
         application = Application(collection.store, 5, writes_per_s=1)

@@ -68,7 +68,7 @@ def ready(collection: Collection, *texts: str | None) -> tuple[Migration, TruthE
 
 
 def assert_serving(collection: Collection, encoder: TruthEncoder, *, without: tuple[str, ...] = ()) -> None:
-    """Every row serves exactly what the encoder makes of its present text; `without`: rows with no vector."""
+    """Assert that every row serves what the encoder makes of its present text. without: rows with no vector."""
     rows = collection.serving()
     for key, (text, vector) in rows.items():
         if key[0] in without:
@@ -558,7 +558,7 @@ def test_a_gate_has_the_last_word(collection: Collection) -> None:
 
 
 def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    """The thread, and what the work returned or raised."""
+    """Do the work in a thread; return the thread, and a list for what the work returned or raised."""
     outcome: list[object] = []
 
     def run() -> None:
@@ -711,7 +711,7 @@ def test_a_migration_that_is_finalized_in_the_middle_of_a_write_ends_the_followe
     apply, finalized = Applier._apply, list[bool]()
 
     def finalized_first(self: Applier, *arguments: object) -> bool:
-        """What was captured was read before the old side was dropped."""
+        """Finalize after what was captured was read, and before it is applied."""
         if not finalized:
             finalized.append(True)
             with collection.another() as store:

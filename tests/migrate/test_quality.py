@@ -33,7 +33,7 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
-    """A folder with judged queries, whose ids are keys, and no corpus."""
+    """Return a folder with judged queries, whose ids are keys, and no corpus."""
     folder, queries = tmp_path / "judged", queries_about(COUNT)
     (folder / "qrels").mkdir(parents=True)
     lines = [json.dumps({"_id": q.id, "text": q.text, "lang": q.slices["language"]}) for q in queries.questions]

@@ -50,7 +50,7 @@ TWO = RaySettings(workers=2, cpus_per_worker=1)
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    """A Ray of this process; engines find it and leave it."""
+    """Start a Ray of this process; engines find it and leave it."""
     import ray
 
     with warnings.catch_warnings():

@@ -55,7 +55,7 @@ BIN = Path(sys.executable).parent
 
 @contextmanager
 def two_machines() -> Iterator[Any]:
-    """A cluster of two with one worker's CPU each, as far as Ray knows."""
+    """Yield a cluster of two machines with one worker's CPU each, as far as Ray knows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
@@ -70,7 +70,7 @@ def two_machines() -> Iterator[Any]:
 
 
 def processes_of(folder: Path) -> set[str]:
-    """Of the workers that encoded something."""
+    """Return the processes of the workers that encoded something."""
     return {line.partition(" ")[0] for line in (folder / "encoded").read_text().splitlines()}
 
 
@@ -100,7 +100,7 @@ def test_both_machines_of_a_cluster_work_and_one_that_is_lost_loses_nothing(tmp_
 
 @dataclass(frozen=True)
 class NotShared(ShippedArtifact):
-    """As on machines that do not see the driver's folder."""
+    """A model as on machines that do not see the driver's folder."""
 
     driver: int = 0
 
@@ -125,7 +125,7 @@ def test_an_artifact_that_the_machines_do_not_see_comes_to_them_through_ray(
 
 @contextmanager
 def ray_start(log: Path, env: Mapping[str, str], *options: str) -> Iterator[None]:
-    """A machine of a cluster, as its command begins it."""
+    """Begin a machine of a cluster by its command."""
     with log.open("w") as out:
         process = subprocess.Popen([BIN / "ray", "start", "--block", *options], env=env, stdout=out, stderr=out)
     try:

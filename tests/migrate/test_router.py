@@ -34,7 +34,7 @@ class Shop:
         self.outputs = outputs
 
     def migrate(self, *, old_is_known: bool = True) -> None:
-        """As far as the first switch."""
+        """Begin the migration, as far as the first switch."""
         old = self.old.fingerprint if old_is_known else None
         spec = MigrationSpec(
             target="docs",
@@ -55,7 +55,7 @@ class Shop:
         self.backend.put("docs_vecferry_2", [Point(text, text, TextVectors(self.new.truth(text))) for text in TEXTS])
 
     def switch(self, epoch: int) -> None:
-        """To the new side with an even epoch, back with an odd one."""
+        """Switch to the new side with an even epoch, back with an odd one."""
         to_new = epoch % 2 == 0
         fingerprint = (self.new if to_new else self.old).fingerprint
         locator = "docs_vecferry_2" if to_new else "docs"
@@ -83,7 +83,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 def assert_right(answer: Answer, text: str, shop: Shop, epoch: int) -> None:
-    """The nearest to a text that is there is that text itself, in either space."""
+    """Assert that the nearest to a text that is there is that text itself, in either space."""
     encoder = shop.new if epoch % 2 == 0 and epoch else shop.old
     assert (answer.epoch, answer.fingerprint) == (epoch, encoder.fingerprint)
     assert [hit.key for hit in answer.hits][:1] == [(text,)]

@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def operator(tmp_path: Path) -> Iterator[Migration]:
-    """Of a migration that is catching up."""
+    """Yield the operator's handle of a migration that is catching up."""
     points = [Point("1", "a", TextVectors(old_vector("a")))]
     store = MirrorStore(MemoryBackend({COLLECTION: points}), COLLECTION, SqliteLedger.in_memory())
     migration = Migration(
@@ -57,7 +57,7 @@ def governing(operator: Migration, *guards: PauseCondition, stop: Callable[[], b
 
 
 class Ailing:
-    """A guard that has a trouble or none, as the test says; `before` is done whenever it is asked."""
+    """A guard that has a problem or none, as the test says; `before` is done whenever it is asked."""
 
     def __init__(self, problem: str | None = None, before: Sequence[Callable[[], object]] = ()) -> None:
         self.now = problem
@@ -338,7 +338,7 @@ def test_a_disk_guard_asks_the_real_disk(tmp_path: Path) -> None:
 
 
 class SlowStore:
-    """A search takes what the test says, by the test's clock."""
+    """A store whose searches take as long as the test says, by the test's clock."""
 
     def __init__(self, clock: Clock, *milliseconds: float) -> None:
         self._clock = clock

@@ -27,7 +27,7 @@ NEW = TruthEncoder()
 
 
 class Meddler(Protocol):
-    """Changes the new side as no migration does."""
+    """What changes the new side as no migration does."""
 
     collection: Collection
 
@@ -63,7 +63,7 @@ class InPostgres:
         return np.asarray(stored, np.float32)
 
     def set(self, key: int, vector: Float32 | None) -> None:
-        """As if it had been made so: what others write into the column is not known as current."""
+        """Set a vector as the migration does: what others write into the column is not known as current."""
         ((text,),) = self._connection.execute("SELECT body FROM docs WHERE id = %s", [key]).fetchall()
         new = NewVector((str(key),), text_digest(text), None if vector is None else TextVectors(vector))
         assert self.collection.store.write(Side.NEW, [new]) == {new.key}
@@ -71,7 +71,7 @@ class InPostgres:
 
 @pytest.fixture(params=["memory", "pgvector"])
 def meddler(request: pytest.FixtureRequest) -> Iterator[Meddler]:
-    """12 rows, not migrated yet."""
+    """Yield 12 rows, not migrated yet."""
     made: Meddler
     if request.param == "memory":
         made = InMemory()
@@ -85,7 +85,7 @@ def meddler(request: pytest.FixtureRequest) -> Iterator[Meddler]:
 
 @pytest.fixture
 def migration(meddler: Meddler, tmp_path: Path) -> Migration:
-    """Verified, with all checks passed."""
+    """Return a verified migration, with all checks passed."""
     options = MigrationOptions(rows_per_range=5, staging=tmp_path, patience=Patience(1.0, 5.0))
     made = Migration(meddler.collection.store, new=NEW, options=options)
     made.start()
@@ -95,12 +95,12 @@ def migration(meddler: Meddler, tmp_path: Path) -> Migration:
 
 
 def failed(report: VerifyReport) -> dict[str, set[str]]:
-    """The keys named by each check that failed."""
+    """Return the keys named by each check that failed."""
     return {check.name: set(check.keys) for check in report.checks if not check.passed}
 
 
 def assert_refused(migration: Migration, expected: dict[str, set[str]]) -> VerifyReport:
-    """verify names exactly these, takes the pass back, and the switch is not possible."""
+    """Assert that verify names exactly these and takes the pass back, and that the switch is not possible."""
     report = migration.verify(ROWS, override="no gate in this test")
     assert failed(report) == expected
     assert not report.passed
@@ -117,7 +117,7 @@ def assert_refused(migration: Migration, expected: dict[str, set[str]]) -> Verif
 
 
 def tilted(vector: Float32, cosine: float) -> Float32:
-    """Of unit length, with that cosine to a unit vector."""
+    """Return a vector of unit length, with that cosine to a unit vector."""
     across = np.random.default_rng(0).standard_normal(len(vector)).astype(np.float32)
     across -= (across @ vector) * vector
     across /= np.linalg.norm(across)
@@ -255,7 +255,7 @@ def test_ten_rows_are_named_and_all_are_counted(meddler: Meddler, migration: Mig
 
 
 def doing(store: Any, method: str, work: Callable[[], None]) -> list[bool]:
-    """`work` once, right after that method of the store has looked. The list is empty until then."""
+    """Do `work` once, right after that method of the store has looked; the returned list is empty until then."""
     original, done = getattr(store, method), list[bool]()
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -297,7 +297,7 @@ def test_a_defect_beside_such_a_row_is_still_found(meddler: Meddler, migration: 
 
 
 def forgetful(store: Any, share: float) -> None:
-    """Its index finds only that share of what there is."""
+    """Make the store's index find only that share of what there is."""
     honest = store.search
 
     def search(vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
