@@ -55,14 +55,14 @@ def point(number: int, text: str | None = "text", dimension: int = DIMENSION, **
 
 
 def everything(backend: Backend, collection: str = COLLECTION) -> dict[str, Point]:
-    """All points by id, as they are now."""
+    """Return all points by id, as they are now."""
     ids = list(backend.ids(collection))
     assert len(ids) == len(set(ids)) == backend.count(collection)
     return {point.id: point for point in backend.get(collection, ids, vectors=True)}
 
 
 def filled(payload: object) -> dict[str, object]:
-    """Stores differ in whether a field without a value is there."""
+    """Return the fields with a value: stores differ in whether one without a value is there."""
     assert isinstance(payload, dict)
     return {name: value for name, value in payload.items() if value is not None}
 

@@ -30,14 +30,14 @@ DIMENSION = 4
 
 
 def fill(collection: Collection, *texts: str | None) -> None:
-    """Rows 1, 2, ... with these texts and their old vectors."""
+    """Write rows 1, 2, ... with these texts and their old vectors."""
     for key, text in enumerate(texts, start=1):
         if text is not None or collection.nullable:
             collection.put(key, text, old_vector(text))
 
 
 def prepared(collection: Collection, *texts: str | None, outputs: Outputs = DENSE) -> MigrationRecord:
-    """A migration that has begun, with a new side and capture."""
+    """Begin a migration, with a new side and capture."""
     fill(collection, *texts)
     store = collection.store
     store.ledger.install()
@@ -54,7 +54,7 @@ def prepared(collection: Collection, *texts: str | None, outputs: Outputs = DENS
 
 
 def switch(collection: Collection, *, back: bool = False) -> None:
-    """Both sides change places, with the serving epoch."""
+    """Let both sides change places, with the serving epoch."""
     store = collection.store
     side = Side.OLD if back else Side.NEW
 
@@ -98,7 +98,7 @@ def test_ranges_that_fit_exactly_have_no_empty_rest(collection: Collection) -> N
 
 
 def test_pages_by_key_go_on_where_the_last_one_ended_whatever_the_length_of_the_keys(collection: Collection) -> None:
-    """Numbers of different lengths, which have another order as texts."""
+    """The keys are numbers of different lengths, which have another order as texts."""
     prepared(collection)
     keys = [1, 2, 9, 10, 11, 99, 100, 101, 999, 1000, 20, 3]
     for key in keys:
@@ -306,7 +306,7 @@ def test_a_switch_and_one_back_exchange_the_vectors(collection: Collection) -> N
 
 
 def assert_close(actual: np.ndarray | None, expected: np.ndarray | None) -> None:
-    """Some stores normalise what is put."""
+    """Assert that two vectors are close: some stores normalise what is put."""
     assert actual is not None
     assert expected is not None
     np.testing.assert_allclose(actual, expected, atol=1e-6)

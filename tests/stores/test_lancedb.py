@@ -54,7 +54,7 @@ def points(start: int, stop: int) -> list[Point]:
 
 
 def over(folder: Path, schema: pa.Schema, fields: Fields | None = None) -> LanceBackend:
-    """A backend over an empty table `docs` of that schema."""
+    """Return a backend over an empty table `docs` of that schema."""
     lancedb.connect(folder).create_table(COLLECTION, schema=schema)
     return LanceBackend(folder, fields or Fields())
 

@@ -21,7 +21,7 @@ SPEC = MigrationSpec(
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    """Nothing was made in it yet."""
+    """Yield a ledger in which nothing was made yet."""
     made: Ledger
     if request.param == "sqlite":
         made = SqliteLedger.open(tmp_path / "control.db")

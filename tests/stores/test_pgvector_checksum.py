@@ -35,7 +35,7 @@ def halfvec_oid(connection: psycopg.Connection) -> int:
 
 
 def server_checksum(connection: psycopg.Connection, kind: str, text: str | None, stored: Stored) -> bytes:
-    """Of a row that has what was given, sent as it is when a migration writes."""
+    """Return the server's checksum of a row, sent as it is when a migration writes."""
     connection.execute("DELETE FROM docs")
     connection.execute(
         'INSERT INTO docs ("body %%", vector, halfvec, sparse, colbert)'

@@ -51,7 +51,7 @@ def make_docs(connection: psycopg.Connection, *texts: str | None, kind: str = "v
 
 @pytest.fixture
 def store(connection: psycopg.Connection, database_url: str) -> Iterator[PgVectorStore]:
-    """Three rows with texts a, b and c, in a space that the ledger knows."""
+    """Yield a store of three rows with texts a, b and c, in a space that the ledger knows."""
     make_docs(connection, "a", "b", "c")
     with open_docs(database_url) as opened:
         yield begun(opened)
@@ -440,7 +440,7 @@ def test_tokens_ascend_and_a_lease_of_a_process_that_is_gone_is_taken_at_once(st
 
 
 def _mark_of_the_gone() -> str:
-    """This process, had it begun at another time."""
+    """Return the mark of this process, had it begun at another time."""
     mark = process_mark().replace("(started ", "(started 1")
     assert is_gone(mark)
     return mark
