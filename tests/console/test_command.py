@@ -44,7 +44,7 @@ def command(config: Path, *options: str) -> list[str]:
 
 @contextmanager
 def running(config: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The process, its address, and the lines so far."""
+    """Yield the process, its address, and the lines that it has printed so far."""
     process = subprocess.Popen(
         command(config, "--port", "0", *options), cwd=config.parent, stderr=subprocess.PIPE, text=True
     )

@@ -24,7 +24,7 @@ XSS = "<script>alert(1)</script>"
 
 @pytest.fixture
 def ready(inside: Console) -> Console:
-    """Verified twice: the gate passed the second time."""
+    """Return a console after two verifications: the gate passed the second time."""
     inside.do("start")
     inside.wait_for("catching up</h1>")
     for state in ("verified", "ready"):

@@ -38,7 +38,7 @@ def highlighted(
 
 
 def message(runs: tuple[Run, ...]) -> str:
-    """What the sparse head lights."""
+    """Return the text that the sparse head highlights."""
     return "".join(run.text for run in runs if run.word)
 
 
@@ -53,7 +53,7 @@ def test_the_runs_are_the_text(
 def test_words_that_both_have_are_highlighted_and_no_others(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
-    """Of those that both have, the head gives a weight to some."""
+    """Of the words that both have, the head gives a weight to some."""
     query = "Scheele discovered oxygen in 1773"
     query_embeddings, passage_embeddings = (
         encoder.encode([text], outputs=Outputs.SPARSE).sparse.row(0) for text in (query, PASSAGE)
@@ -73,7 +73,7 @@ def test_nothing_is_highlighted_by_words_where_none_is_shared(
 def test_the_best_match_of_a_token_in_the_same_text_is_itself(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
-    """Its cosine is 1, said with two digits."""
+    """The cosine of a token with itself is 1, shown with two digits."""
     runs = highlighted(encoder, pieces, PASSAGE, PASSAGE)
     explained = [run for run in runs if run.why]
     assert {run.why.rpartition(" ")[2] for run in explained} == {"1.00"}

@@ -23,7 +23,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 
 @pytest.fixture
 def opened(served: Console) -> Iterator[Console]:
-    """The one console of this file, with a browser of the test's own."""
+    """Yield the one console of this file, with a browser of the test's own."""
     with httpx2.Client(base_url=served.url, timeout=WAIT_S) as http:
         yield Console(served.url, served.operator, http)
 

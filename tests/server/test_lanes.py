@@ -23,7 +23,7 @@ QUERY_TEXTS = COHORT_TEXTS[LaneName.QUERY]
 
 
 def job(model: str = "tiny", texts: int = 1, tokens: int = 3, outputs: Outputs = DENSE, until: float = LATER) -> Job:
-    """tokens: of each text."""
+    """Return a job. tokens: of each text."""
     everything = np.arange(texts)
     tokens_of_texts = TokenBatch.from_lists([[5] * tokens] * texts)
     served: Any = SimpleNamespace(name=model)  # a lane asks no more of a model than its name
@@ -48,7 +48,7 @@ def test_a_cohort_is_the_first_job_and_those_of_its_kind_behind_it() -> None:
 
 
 def test_a_cohort_ends_before_the_first_job_that_does_not_fit() -> None:
-    """Or a short one could go past a long one for ever."""
+    """Otherwise a short job could go past a long one for ever."""
     first, long, short = job(texts=3), job(texts=6), job(texts=1)
     assert cohort_of([first, long, short], 8) == [first]
     assert cohort_of([first, long, short], 9) == [first, long]
