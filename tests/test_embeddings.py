@@ -26,7 +26,7 @@ random = np.random.default_rng(7)
 
 
 def made(tokens: list[int], space: str = "a") -> Embeddings:
-    """Embeddings of texts with so many ColBERT tokens each, from the seeded generator."""
+    """Return embeddings of texts with so many ColBERT tokens each, from the seeded generator."""
     dense = random.normal(size=(len(tokens), 8)).astype(np.float32)
     weights = [{int(i): float(random.random()) for i in random.choice(12, n, replace=False)} for n in tokens]
     sparse = Sparse(

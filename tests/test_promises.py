@@ -33,19 +33,19 @@ sys.exit(pytest.main([*sys.argv[2:], *options], [Collector()]))
 
 
 def rows() -> list[list[str]]:
-    """The cells of the first table, without the line under its head."""
+    """Return the cells of the first table, without the line under its head."""
     page = PAGE.read_text(encoding="utf-8").partition("## The tests")[0]
     lines = [line for line in page.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
 
 
 def columns() -> list[str]:
-    """The name that each store has in the tests, as the head of its column says."""
+    """Return the name that each store has in the tests, as the head of its column says."""
     return [name for cell in rows()[0][1:] for name in re.findall(r"`([^`]+)`", cell)]
 
 
 def listed() -> dict[str, str]:
-    """The list under the table: names of tests by their number; slow ones end in " (slow)"."""
+    """Return the list under the table: names of tests by their number; slow ones end in " (slow)"."""
     page = PAGE.read_text(encoding="utf-8")
     return dict(re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE))
 
@@ -56,7 +56,7 @@ def listed_as_slow() -> set[str]:
 
 
 def promised() -> list[tuple[str, str, str]]:
-    """(promise, column, test's number) for each test that a cell names."""
+    """Return (promise, column, test's number) for each test that a cell names."""
     return [
         (row[0], column, number)
         for row in rows()[1:]
@@ -68,7 +68,7 @@ def promised() -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The marks of every test in the files that are named."""
+    """Return the marks of every test in the files that are named."""
     answer = tmp_path_factory.mktemp("collected") / "tests.json"
     files = sorted({name.partition("::")[0] for name in listed().values()})
     command = [sys.executable, "-c", COLLECT, str(answer), *files]
@@ -79,7 +79,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[str]:
-    """Those that a name stands for on that store: itself, or itself with more parameters."""
+    """Return the tests that a name stands for on that store: itself, or itself with more parameters."""
     if name.endswith(STORE):
         return [test for test in collected if store_of(test, name.removesuffix(STORE)) == column]
     if any(name.endswith(f"[{other}]") for other in NAMES if other != column):
@@ -89,7 +89,7 @@ def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[s
 
 
 def store_of(test: str, name: str) -> str | None:
-    """The store that a test of that name runs on; other parameters come after it."""
+    """Return the store that a test of that name runs on; other parameters come after it."""
     if not test.startswith(name + "["):
         return None
     parameters = test.removeprefix(name)[1:-1] + "-"
@@ -117,7 +117,7 @@ def test_each_promise_has_a_number_of_its_own_and_none_is_left_out() -> None:
 
 
 def names_of_promises() -> list[str]:
-    """Such as 3 and 3a, in the order of the table."""
+    """Return names such as 3 and 3a, in the order of the table."""
     return [row[0].partition(". ")[0] for row in rows()[1:]]
 
 

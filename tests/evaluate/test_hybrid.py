@@ -18,7 +18,7 @@ HEADS: tuple[Method, ...] = ("dense", "sparse", "colbert")
 
 
 def candidates(random: np.random.Generator, queries: int = QUERIES) -> Candidates:
-    """Each query's relevant passage has the number of the query modulo 12; only the sparse score tells it.
+    """Return candidates: each query's relevant passage is its number modulo 12; only the sparse score tells it.
 
     The others are so large that a tenth of either hides it.
     """

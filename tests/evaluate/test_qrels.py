@@ -14,7 +14,7 @@ from vecferry.evaluate.qrels import MAX_VALUE, read_passages, slices_of
 
 
 class Planted:
-    """Stands for an encoder: the vector of a text is the one that was given for it."""
+    """Stand for an encoder: the vector of a text is the one that was planted for it."""
 
     def __init__(self, vectors: dict[str, list[float]]) -> None:
         self.vectors = vectors

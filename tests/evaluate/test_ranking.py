@@ -87,7 +87,7 @@ def test_the_lexically_nearest_are_those_of_the_whole_matrix_in_blocks_of_querie
 
 
 class Portions:
-    """Embeddings by number; what was asked for is kept."""
+    """Give embeddings by number, and keep which were requested."""
 
     def __init__(self, passages: Embeddings) -> None:
         self.passages = passages

@@ -41,7 +41,7 @@ def test_rank_biased_overlap_is_as_worked_out_by_hand(a: list[int], b: list[int]
 
 
 def by_a_loop(a: list[int], b: list[int], p: float) -> float:
-    """Equation 32 as it is printed, with the shorter list first."""
+    """Compute equation 32 as it is printed, with the shorter list first."""
     short, long = sorted((a, b), key=len)
     s, n = len(short), len(long)
     common = [len(set(short[:d]) & set(long[:d])) for d in range(n + 1)]
