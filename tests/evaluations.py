@@ -197,11 +197,11 @@ def _change(query: QueryScore, random: np.random.Generator) -> QueryChange:
 def _distribution(side: str, middle: float, random: np.random.Generator) -> ScoreDistribution:
     edges = np.linspace(0, 1, 41)
 
-    def counted(mean: float) -> Histogram:
+    def histogram(mean: float) -> Histogram:
         counts, _ = np.histogram(random.normal(mean, 0.11, 3000), bins=edges)
         return Histogram(tuple(edges.round(4).tolist()), tuple(counts.tolist()))
 
-    return ScoreDistribution(side, counted(middle + 0.2), counted(middle + 0.15), counted(middle))  # type: ignore[arg-type]
+    return ScoreDistribution(side, histogram(middle + 0.2), histogram(middle + 0.15), histogram(middle))  # type: ignore[arg-type]
 
 
 def _map(random: np.random.Generator) -> SpaceMap:

@@ -457,8 +457,8 @@ def test_vector_indexes_are_made_anew_and_change_names_with_the_columns(
             "by_cosine": True, "by_product": True, "by_half": False, "by_presence": False
         }  # fmt: skip
         migration.start()
-        twin = original["by_cosine"].replace("by_cosine", "by_cosine_vecferry_new")
-        assert indexes_of(connection)["by_cosine_vecferry_new"] == twin.replace(
+        new_index = original["by_cosine"].replace("by_cosine", "by_cosine_vecferry_new")
+        assert indexes_of(connection)["by_cosine_vecferry_new"] == new_index.replace(
             "(embedding ", "(embedding_vecferry_new "
         )
         assert migration.verify(override="no gate in this test").passed

@@ -349,13 +349,13 @@ class _Counted(MirrorStore):
 def test_each_thread_has_a_store_and_all_are_closed(shop: Shop) -> None:
     shop.store = _Counted(shop.backend, "docs", shop.store.ledger)
     _Counted.opened = _Counted.closed = 0
-    everybody, counted = threading.Barrier(3), threading.Barrier(3)
+    everybody, all_counted = threading.Barrier(3), threading.Barrier(3)
 
     def search() -> None:
         for _ in range(3):
             router.search("red")
         everybody.wait(10)
-        counted.wait(10)
+        all_counted.wait(10)
 
     with shop.router() as router:
         threads = [threading.Thread(target=search) for _ in range(2)]
@@ -363,7 +363,7 @@ def test_each_thread_has_a_store_and_all_are_closed(shop: Shop) -> None:
             thread.start()
         everybody.wait(10)
         assert (_Counted.opened, _Counted.closed) == (2, 0)
-        counted.wait(10)
+        all_counted.wait(10)
         for thread in threads:
             thread.join()
         router.search("red")

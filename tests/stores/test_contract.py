@@ -192,8 +192,11 @@ def test_a_row_tried_without_a_vector_is_a_dead_letter_until_its_text_changes(co
     record = prepared(collection, "a", "b")
     store, ledger = collection.store, collection.store.ledger
     tried = [NewVector((key,), text_digest(text), None) for key, text in (("1", "a"), ("2", "b"))]
-    letters = [DeadLetter(new.key, "why", new.digest) for new in tried]
-    assert store.write(Side.NEW, tried, lambda written: ledger.add_dead_letters(record, letters)) == {("1",), ("2",)}
+    dead_letters = [DeadLetter(new.key, "why", new.digest) for new in tried]
+    assert store.write(Side.NEW, tried, lambda written: ledger.add_dead_letters(record, dead_letters)) == {
+        ("1",),
+        ("2",),
+    }
     assert store.outdated(Side.NEW, limit=10) == []
     assert store.outdated(Side.NEW, [("1",), ("2",)]) == []
     assert store.counts().dead_letters == 2

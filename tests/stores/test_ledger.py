@@ -143,8 +143,8 @@ def test_dead_letters_are_of_a_side_and_a_later_one_replaces_the_earlier(
 
 
 def test_dead_letters_are_found_by_their_keys_on_one_side(ledger: Ledger, record: MigrationRecord) -> None:
-    letters = [DeadLetter(("1",), "why", b"\x02"), DeadLetter(("2",), "why", b"\x01")]
-    ledger.add_dead_letters(record, [*letters, DeadLetter(("1",), "back", b"\x03", side="old")])
+    dead_letters = [DeadLetter(("1",), "why", b"\x02"), DeadLetter(("2",), "why", b"\x01")]
+    ledger.add_dead_letters(record, [*dead_letters, DeadLetter(("1",), "back", b"\x03", side="old")])
     assert ledger.dead_letter_digests(record, Side.NEW, [("1",), ("77",)]) == {("1",): b"\x02"}
 
 

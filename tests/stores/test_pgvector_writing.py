@@ -225,10 +225,10 @@ def test_a_dead_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is
 ) -> None:
     record = store.ledger.find(store.target)
     assert record is not None
-    letters = [DeadLetter((str(i),), "reason", text_digest(text)) for i, text in enumerate("abc", 1)]
-    tried = [NewVector(letter.key, letter.digest, None) for letter in letters]
-    store.write(Side.NEW, tried, lambda _: store.ledger.add_dead_letters(record, letters))
-    keys = [letter.key for letter in letters]
+    dead_letters = [DeadLetter((str(i),), "reason", text_digest(text)) for i, text in enumerate("abc", 1)]
+    tried = [NewVector(letter.key, letter.digest, None) for letter in dead_letters]
+    store.write(Side.NEW, tried, lambda _: store.ledger.add_dead_letters(record, dead_letters))
+    keys = [letter.key for letter in dead_letters]
     assert store.apply_deletes(keys) == set()
     assert store.ledger.count_dead_letters(record, Side.NEW) == 3
     connection.execute("UPDATE docs SET id = -1 WHERE id = 1; UPDATE docs SET id = 1 WHERE id = 2")
@@ -789,7 +789,7 @@ def test_what_start_will_make_is_named_and_then_made(connection: psycopg.Connect
         "function": "SELECT 'vecferry.' || proname FROM pg_proc",
         "index": "SELECT schemaname || '.' || indexname FROM pg_indexes",
     }
-    for each in creates:
-        kind, _, name = each.partition(" ")
+    for entry in creates:
+        kind, _, name = entry.partition(" ")
         assert (name,) in connection.execute(queries[kind]).fetchall()
-    assert {each.partition(" ")[0] for each in creates} == set(queries)
+    assert {entry.partition(" ")[0] for entry in creates} == set(queries)

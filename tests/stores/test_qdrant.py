@@ -308,10 +308,10 @@ def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
 
 def test_threads_write_at_once_with_backends_of_their_own(backend: QdrantBackend) -> None:
     def write(start: int) -> None:
-        with closing(backend.another()) as mine:
+        with closing(backend.another()) as own_handle:
             for i in range(start, start + 50):
-                mine.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i)))])
-                list(mine.ids(COLLECTION))
+                own_handle.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i)))])
+                list(own_handle.ids(COLLECTION))
 
     threads = [threading.Thread(target=write, args=(1000 * n,)) for n in range(4)]
     for thread in threads:
