@@ -177,7 +177,7 @@ class Application:
             del self.reference[key]
             self.deleted.add(key)
         else:
-            text = f"text {key} of write {self.found.writes}"
+            text = f"text {key} of write {self.load_report.writes}"
             payload = {} if self._store.traits.text_source == "body" else {"lang": "en", "year": 2000}
             self.router.put([Document((key,), text, payload)])
             self.reference[key] = text
