@@ -20,25 +20,25 @@ settings.load_profile("vecferry")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for processes and servers of their own."""
+    """Return one more than there are cores: many tests wait for processes and servers of their own."""
     return available_cpus() + 1
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BGE-M3's shape in small: 2 layers, 64 numbers, 4,000 pieces, 8,192 tokens. Not to be written to."""
+    """Make a checkpoint of BGE-M3's shape: 2 layers, 64 numbers, 4,000 pieces, 8,192 tokens. Not to be written to."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-bge-m3", TINY)
 
 
 @pytest.fixture(scope="session")
 def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BGE-M3's 1,024 numbers in one small layer, 512 tokens. Not to be written to."""
+    """Make a checkpoint with BGE-M3's 1,024 numbers in one small layer, 512 tokens. Not to be written to."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "wide-bge-m3", WIDE)
 
 
 @pytest.fixture(scope="session")
 def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """`tiny_checkpoint`, converted but not verified. Not to be written to."""
+    """Convert `tiny_checkpoint` without verification. Not to be written to."""
     return convert_checkpoint(
         open_source(str(tiny_checkpoint)), tmp_path_factory.mktemp("artifact") / "tiny", verified=False
     ).artifact
@@ -46,7 +46,7 @@ def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def wide_artifact(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """`wide_checkpoint`, converted but not verified. Not to be written to."""
+    """Convert `wide_checkpoint` without verification. Not to be written to."""
     return convert_checkpoint(
         open_source(str(wide_checkpoint)), tmp_path_factory.mktemp("artifact") / "wide", verified=False
     ).artifact

@@ -51,7 +51,7 @@ LENGTHS = ("up to 64 tokens", "65 to 256 tokens", "over 256 tokens")
 
 
 def make_evaluation(num_queries: int = 400, seed: int = 0) -> Evaluation:
-    """Every part present; five languages; `ATTACK` is the text of one query and of one passage."""
+    """Make an evaluation with every part, in five languages; one query and one passage have the text `ATTACK`."""
     random = np.random.default_rng(seed)
     queries = _queries(num_queries, random)
     slices = (
@@ -113,7 +113,7 @@ def make_evaluation(num_queries: int = 400, seed: int = 0) -> Evaluation:
 
 
 def with_attacks_everywhere(evaluation: Evaluation) -> Evaluation:
-    """`ATTACK` as every name that a user can choose."""
+    """Return the evaluation with `ATTACK` as every name that a user can choose."""
     return replace(
         evaluation,
         target=ATTACK,
@@ -130,7 +130,7 @@ def with_attacks_everywhere(evaluation: Evaluation) -> Evaluation:
 
 
 def only_the_verdict(evaluation: Evaluation) -> Evaluation:
-    """Without every part that may be absent."""
+    """Return the evaluation without every part that may be absent."""
     return Evaluation(
         target=evaluation.target, made_at=evaluation.made_at, evidence=evaluation.evidence,
         passages=evaluation.passages, queries_asked=evaluation.queries_asked, judgements=0, old=evaluation.old,
@@ -197,11 +197,11 @@ def _change(query: QueryScore, random: np.random.Generator) -> QueryChange:
 def _distribution(side: str, middle: float, random: np.random.Generator) -> ScoreDistribution:
     edges = np.linspace(0, 1, 41)
 
-    def counted(mean: float) -> Histogram:
+    def histogram(mean: float) -> Histogram:
         counts, _ = np.histogram(random.normal(mean, 0.11, 3000), bins=edges)
         return Histogram(tuple(edges.round(4).tolist()), tuple(counts.tolist()))
 
-    return ScoreDistribution(side, counted(middle + 0.2), counted(middle + 0.15), counted(middle))  # type: ignore[arg-type]
+    return ScoreDistribution(side, histogram(middle + 0.2), histogram(middle + 0.15), histogram(middle))  # type: ignore[arg-type]
 
 
 def _map(random: np.random.Generator) -> SpaceMap:

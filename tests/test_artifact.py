@@ -142,7 +142,7 @@ def test_death_between_the_two_renames_is_undone_at_the_next_opening(copied: Pat
 
 
 def test_opening_waits_for_a_writer_between_its_two_renames(copied: Path, tiny_artifact: Artifact) -> None:
-    """It must not put the previous folder back under the writer's hands."""
+    """Opening must not put the previous folder back under the writer's hands."""
     aside, opened = copied.parent / ".copied.previous", []
     with _sole_writer(copied, wait_s=0):
         new = Path(shutil.copytree(copied, copied.parent / ".copied.partial-1"))
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_made_is_named(tiny_checkpoint: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB, where this process may mount one."""
+    """Yield a file system of 2 MB, where this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(

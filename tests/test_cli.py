@@ -85,7 +85,7 @@ COMMAND = re.compile(
 
 
 def texts_of(file: Path) -> Iterator[str]:
-    """Every string of a module, docstrings included; of an f-string with X for what is put in."""
+    """Yield every string of a module, docstrings included; an f-string has X for what is put in."""
     inside = set[int]()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
@@ -96,7 +96,7 @@ def texts_of(file: Path) -> Iterator[str]:
 
 
 def mentioned_commands() -> list[tuple[str, str]]:
-    """The command lines that errors, help, results and the console's pages name."""
+    """Return the command lines that errors, help, results and the console's pages name."""
     folder = Path(errors.__file__).parent
     texts = [text for file in folder.rglob("*.py") for text in texts_of(file)]
     texts += [file.read_text(encoding="utf-8") for file in folder.rglob("*.j2")]
@@ -125,8 +125,8 @@ def test_a_command_that_a_text_names_parses(name: str, rest: str) -> None:
             known[name].make_context("vecferry", rest.split())
 
 
-def test_hints_name_options_and_extras_that_there_are() -> None:
-    """Those of the classes; where a hint is made on the spot, its own test looks at it."""
+def test_hints_name_options_and_extras_that_exist() -> None:
+    """The hints are those of the classes; where one is made on the spot, its own test looks at it."""
     known = {" ".join(path): command for path, command in pages(typer.main.get_command(app))}
     options = {name for command in known.values() for each in command.params for name in each.opts}
     extras = metadata("vecferry").get_all("Provides-Extra") or []
@@ -154,7 +154,7 @@ def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "parts"),
     [
         (
             ["convert", "/no/such/folder", "out"],
@@ -177,10 +177,10 @@ def test_convert_and_verify_report_as_json(tiny_checkpoint: Path, tmp_path: Path
         (["convert"], 2, ["Missing argument"]),
     ],
 )
-def test_errors_are_one_line_and_a_hint(arguments: list[str], code: int, words: list[str]) -> None:
+def test_errors_are_one_line_and_a_hint(arguments: list[str], code: int, parts: list[str]) -> None:
     done = vecferry(*arguments, code=code)
-    for word in words:
-        assert word in done.stderr
+    for part in parts:
+        assert part in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -299,7 +299,7 @@ def exit_codes_without_a_migration_and_beside_another_run(artifact: Artifact, fo
 
 
 def exit_code_of_an_interrupt(artifact: Artifact, folder: Path) -> int:
-    """Once the command reads its texts, from a pipe that nobody writes to."""
+    """Interrupt a command that reads its texts from a pipe that nobody writes to; return its exit code."""
     os.mkfifo(folder / "texts")
     command = [sys.executable, "-m", "vecferry.cli", "encode", str(artifact.path), str(folder / "texts")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

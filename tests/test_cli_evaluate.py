@@ -14,7 +14,7 @@ WORDS = ("ferry", "harbour", "ticket", "island", "captain", "lantern", "winter",
 
 
 def sentences(number: int) -> str:
-    """Two of them, and no other number has the same."""
+    """Return two sentences that no other number has."""
     first, second = WORDS[number % 8], WORDS[number // 8]
     return f"The {first} number {number} stands here alone. A {second} with the {first} comes {number} days later."
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def models(tiny_artifact: Artifact) -> list[str]:
-    """The same one on both sides, so that nothing changes."""
+    """Return options that name the same model on both sides, so that nothing changes."""
     return ["--new-model", str(tiny_artifact.path), "--old-model", str(tiny_artifact.path)]
 
 

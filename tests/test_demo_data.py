@@ -82,7 +82,7 @@ def test_the_shipped_tokenizer_is_the_published_one() -> None:
 
 
 def packed_bytes(*, hidden: int = 32, layers: int = 1, vocabulary: int = 7, positions: int = 512) -> bytes:
-    """The format of e5-small-q4.bin in small, seeded random numbers."""
+    """Return a small file in the format of e5-small-q4.bin, of seeded random numbers."""
     random = np.random.default_rng(0)
     named = PackedModel(
         Path(), np.zeros(0, np.uint8), hidden, layers, 2, 64, vocabulary, positions, 2, {}
@@ -114,7 +114,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def numbers_of_block(block: bytes) -> list[float]:
-    """The format's own words as a loop: first the low four bits of the 16 bytes, then the high."""
+    """Unpack a block as the format describes it, in a loop: first the low four bits of the 16 bytes, then the high."""
     (scale,) = struct.unpack("<e", block[:2])
     return [((byte & 15) - 8) * scale for byte in block[2:]] + [((byte >> 4) - 8) * scale for byte in block[2:]]
 

@@ -143,7 +143,7 @@ def test_the_states_are_drawn_as_they_are() -> None:
 
 
 def models_of_verbs() -> list[tuple[str, str, str]]:
-    """(verb, its new model, its old model), as the page has them in a table: "needed", "for ...", or "–"."""
+    """Return (verb, its new model, its old model), as the page has them in a table: "needed", "for ...", or "–"."""
     (table,) = re.findall(
         r"^\| verb \| new model \| old model \|\n\|[-|]+\n((?:\|.*\n)+)",
         (ROOT / "docs/migrate.md").read_text(encoding="utf-8"),
@@ -155,7 +155,7 @@ def models_of_verbs() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("verb", "new", "old"), models_of_verbs())
 def test_a_verb_takes_the_models_that_the_page_says(verb: str, new: str, old: str) -> None:
-    """As options; what the page calls needed is asked for by name where the migration was made without it."""
+    """What the page calls needed is asked for by name where the migration was made without it."""
     migrate = typer.main.get_command(app).commands["migrate"]  # type: ignore[attr-defined]
     options = {option for parameter in migrate.commands[verb].params for option in parameter.opts}
     for model, option, cell in (("new", "--new-model", new), ("old", "--old-model", old)):
@@ -172,7 +172,7 @@ def test_every_verb_is_in_the_table_of_models() -> None:
 
 
 def command_lines() -> list[tuple[str, str]]:
-    """Each command of ours in a shell block, with the page that has it; continued lines joined."""
+    """Return each command of ours in a shell block, with the page that has it; continued lines are joined."""
     lines = []
     for page in PAGES:
         for block in blocks(page, "sh"):
@@ -185,7 +185,7 @@ def command_lines() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "line"), command_lines())
 def test_command_lines_of_the_pages_parse(page: str, line: str) -> None:
-    """Every command, option and argument is one that there is."""
+    """Every command, option and argument exists."""
     parts = shlex.split(line)
     if parts[0] == "python":
         script = typer.Typer()

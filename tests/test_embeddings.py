@@ -26,7 +26,7 @@ random = np.random.default_rng(7)
 
 
 def made(tokens: list[int], space: str = "a") -> Embeddings:
-    """Embeddings of texts with so many ColBERT tokens each, from the seeded generator."""
+    """Return embeddings of texts with so many ColBERT tokens each, from the seeded generator."""
     dense = random.normal(size=(len(tokens), 8)).astype(np.float32)
     weights = [{int(i): float(random.random()) for i in random.choice(12, n, replace=False)} for n in tokens]
     sparse = Sparse(
@@ -117,8 +117,8 @@ def test_concat_and_take_are_inverse() -> None:
 def test_take_ragged_equals_indexing_a_list(rows: list[list[int]], data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1)))
     flat = np.array([i for row in rows for i in row], np.int32)
-    taken = take_ragged(flat, indptr_of([len(r) for r in rows]), np.array(chosen, np.intp))
-    assert taken.tolist() == [i for c in chosen for i in rows[c]]
+    selected = take_ragged(flat, indptr_of([len(r) for r in rows]), np.array(chosen, np.intp))
+    assert selected.tolist() == [i for c in chosen for i in rows[c]]
 
 
 def test_padding_is_on_the_right() -> None:

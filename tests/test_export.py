@@ -28,7 +28,7 @@ IDS = ["a", "a", "ünïcödé ☃", "", "4"]
 
 
 def embeddings(outputs: Outputs, num_texts: int = 5, seed: int = 0, fingerprint: str = "f" * 64) -> Embeddings:
-    """Random, with a text that has neither lexical weights nor ColBERT vectors."""
+    """Return random embeddings, with a text that has neither lexical weights nor ColBERT vectors."""
     random = np.random.default_rng(seed)
     lengths = np.array([3, 0, 1, 2, 4])[:num_texts]
     total = int(lengths.sum())
@@ -56,7 +56,7 @@ def in_chunks(whole: Embeddings) -> Iterator[tuple[list[str], Embeddings]]:
 
 
 def assert_same(embeddings: Embeddings, expected: Embeddings) -> None:
-    """To the bit, outputs that were not asked for included."""
+    """Assert that all outputs, also those that were not requested, are the same to the bit."""
     assert embeddings.fingerprint == expected.fingerprint
     np.testing.assert_array_equal(embeddings.num_tokens, expected.num_tokens)
     np.testing.assert_array_equal(embeddings.truncated, expected.truncated)
@@ -330,7 +330,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """64 KiB of memory, mounted; needs root."""
+    """Mount 64 KiB of memory; this needs root."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]

@@ -37,7 +37,7 @@ assert get_embedding_dimension() == 1024
 
 @pytest.fixture(scope="module")
 def application(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the guide's user has checked out, with the model converted by the guide's command."""
+    """Return a copy of what the guide's user has checked out, with the model converted by the guide's command."""
     folder = tmp_path_factory.mktemp("application")
     shutil.copytree(ROOT / "backend", folder / "backend")
     for name in ("convert_to_onnx.py", "test_model.py", ".env.example"):

@@ -98,5 +98,5 @@ def test_a_system_that_says_nothing_is_no_error() -> None:
         ("Features\t: fp asimd asimddp i8mm\n", ("dot product", "I8MM")),
     ],
 )
-def test_instruction_sets_by_their_names(cpuinfo: str, names: tuple[str, ...]) -> None:
+def test_instruction_sets_are_known_by_their_names(cpuinfo: str, names: tuple[str, ...]) -> None:
     assert instruction_sets({"/proc/cpuinfo": f"processor : 0\n{cpuinfo}"}.get) == names

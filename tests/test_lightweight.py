@@ -45,7 +45,7 @@ def encoder() -> Encoder:
 
 
 def digest_of(encoder: Encoder) -> str:
-    """SHA-256 of all that the sample gives, little-endian."""
+    """Return the SHA-256 of all that the sample gives, little-endian."""
     result = encoder.encode(SAMPLE, outputs=BOTH)
     parts = [result.dense.astype("<f4"), result.sparse.indptr.astype("<i8"), result.sparse.indices.astype("<i4")]
     return hashlib.sha256(b"".join(p.tobytes() for p in [*parts, result.sparse.weights.astype("<f4")])).hexdigest()

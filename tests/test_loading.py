@@ -28,7 +28,7 @@ from vecferry.settings import read_settings
 
 @pytest.fixture
 def damaged(tiny_artifact: Artifact, tmp_path: Path) -> Path:
-    """An artifact whose weights are cut short; its manifest is whole and its checkpoint at hand."""
+    """Return an artifact whose weights are cut short; its manifest is whole and its checkpoint at hand."""
     folder = Path(shutil.copytree(tiny_artifact.path, tmp_path / "damaged"))
     with (folder / "model.onnx.data").open("r+b") as file:
         file.truncate(1000)
@@ -36,7 +36,7 @@ def damaged(tiny_artifact: Artifact, tmp_path: Path) -> Path:
 
 
 def without_module(monkeypatch: pytest.MonkeyPatch, name: str, *loaded: str) -> None:
-    """As if a package were not installed."""
+    """Act as if a package were not installed."""
     original = builtins.__import__
 
     def importing(wanted: str, *args: Any, **kwargs: Any) -> Any:

@@ -14,14 +14,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
-    """Each requirement and its hashes."""
+    """Return each requirement and its hashes."""
     text = re.sub(r"^#.*\n", "", (ROOT / "locks" / f"{lock}.txt").read_text(), flags=re.MULTILINE)
     parts = (entry.split("--hash=") for entry in text.replace("\\\n", "").splitlines())
     return [(Requirement(requirement), [digest.strip() for digest in hashes]) for requirement, *hashes in parts]
 
 
 def pins(lock: str) -> dict[str, set[str]]:
-    """The versions of each name."""
+    """Return the versions of each name."""
     versions: dict[str, set[str]] = {}
     for requirement, _ in entries(lock):
         versions.setdefault(requirement.name, set()).add(str(requirement.specifier))
@@ -29,7 +29,7 @@ def pins(lock: str) -> dict[str, set[str]]:
 
 
 def declared(extra: str) -> list[Requirement]:
-    """The project's requirements with this extra, those of extras that it names among them."""
+    """Return the project's requirements with this extra, and those of the extras that it names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements, extras, expanded = [*map(Requirement, project["dependencies"])], [extra], set[str]()
     while extras:

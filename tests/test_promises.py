@@ -33,19 +33,19 @@ sys.exit(pytest.main([*sys.argv[2:], *options], [Collector()]))
 
 
 def rows() -> list[list[str]]:
-    """The cells of the first table, without the line under its head."""
+    """Return the cells of the first table, without the line under its head."""
     page = PAGE.read_text(encoding="utf-8").partition("## The tests")[0]
     lines = [line for line in page.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
 
 
 def columns() -> list[str]:
-    """The name that each store has in the tests, as the head of its column says."""
+    """Return the name that each store has in the tests, as the head of its column says."""
     return [name for cell in rows()[0][1:] for name in re.findall(r"`([^`]+)`", cell)]
 
 
 def listed() -> dict[str, str]:
-    """The list under the table: names of tests by their number; slow ones end in " (slow)"."""
+    """Return the list under the table: names of tests by their number; slow ones end in " (slow)"."""
     page = PAGE.read_text(encoding="utf-8")
     return dict(re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE))
 
@@ -56,7 +56,7 @@ def listed_as_slow() -> set[str]:
 
 
 def promised() -> list[tuple[str, str, str]]:
-    """(promise, column, test's number) for each test that a cell names."""
+    """Return (promise, column, test's number) for each test that a cell names."""
     return [
         (row[0], column, number)
         for row in rows()[1:]
@@ -68,18 +68,18 @@ def promised() -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The marks of every test in the files that are named."""
+    """Return the marks of every test in the files that are named."""
     answer = tmp_path_factory.mktemp("collected") / "tests.json"
     files = sorted({name.partition("::")[0] for name in listed().values()})
     command = [sys.executable, "-c", COLLECT, str(answer), *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    matches: dict[str, list[str]] = json.loads(answer.read_text())
-    return matches
+    marks: dict[str, list[str]] = json.loads(answer.read_text())
+    return marks
 
 
 def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[str]:
-    """Those that a name stands for on that store: itself, or itself with more parameters."""
+    """Return the tests that a name stands for on that store: itself, or itself with more parameters."""
     if name.endswith(STORE):
         return [test for test in collected if store_of(test, name.removesuffix(STORE)) == column]
     if any(name.endswith(f"[{other}]") for other in NAMES if other != column):
@@ -89,7 +89,7 @@ def instances(name: str, column: str, collected: dict[str, list[str]]) -> list[s
 
 
 def store_of(test: str, name: str) -> str | None:
-    """The store that a test of that name runs on; other parameters come after it."""
+    """Return the store that a test of that name runs on; other parameters come after it."""
     if not test.startswith(name + "["):
         return None
     parameters = test.removeprefix(name)[1:-1] + "-"
@@ -117,15 +117,15 @@ def test_each_promise_has_a_number_of_its_own_and_none_is_left_out() -> None:
 
 
 def names_of_promises() -> list[str]:
-    """Such as 3 and 3a, in the order of the table."""
+    """Return names such as 3 and 3a, in the order of the table."""
     return [row[0].partition(". ")[0] for row in rows()[1:]]
 
 
 def test_each_test_of_the_list_has_a_number_of_its_own_and_is_there_once() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    matches = re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE)
-    assert [int(number) for number, _ in matches] == list(range(1, len(matches) + 1))
-    assert [name for name, times in Counter(name for _, name in matches).items() if times > 1] == []
+    entries = re.findall(r"^(\d+)\. `([^`]+)`", page, re.MULTILINE)
+    assert [int(number) for number, _ in entries] == list(range(1, len(entries) + 1))
+    assert [name for name, times in Counter(name for _, name in entries).items() if times > 1] == []
 
 
 def test_a_cell_names_each_test_once_in_the_order_of_the_list() -> None:
@@ -138,7 +138,9 @@ def test_a_cell_names_each_test_once_in_the_order_of_the_list() -> None:
 def test_the_fine_print_is_of_promises_that_there_are() -> None:
     page = PAGE.read_text(encoding="utf-8").partition("## What the table does not say")[2].partition("\n## ")[0]
     meant = {
-        number for matches in re.findall(r"\((\d+[a-z]?(?:, \d+[a-z]?)*)\)", page) for number in matches.split(", ")
+        number
+        for references in re.findall(r"\((\d+[a-z]?(?:, \d+[a-z]?)*)\)", page)
+        for number in references.split(", ")
     }
     assert meant
     assert meant <= set(names_of_promises())
@@ -151,9 +153,9 @@ def test_every_number_is_in_the_list_and_every_test_of_the_list_is_used() -> Non
 def test_every_test_that_is_named_is_there_and_runs(collected: dict[str, list[str]]) -> None:
     missing, skipped, not_run = [], [], []
     for promise, column, number in promised():
-        matches = instances(listed()[number], column, collected)
-        marks = {mark for test in matches for mark in collected[test]}
-        if not matches:
+        tests = instances(listed()[number], column, collected)
+        marks = {mark for test in tests for mark in collected[test]}
+        if not tests:
             missing.append((promise, column, listed()[number]))
         if marks & {"skip", "skipif"}:
             skipped.append((promise, column, listed()[number]))

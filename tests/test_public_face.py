@@ -87,9 +87,9 @@ def test_an_encoder_is_opened_by_its_folder(tiny_artifact: Artifact) -> None:
 
 def test_values_over_arrays_are_compared_and_hashed_by_identity(tiny_artifact: Artifact) -> None:
     encoder = Encoder.open(tiny_artifact.path)
-    one, same = (encoder.encode(["one"], outputs=Outputs.ALL) for _ in range(2))
-    np.testing.assert_array_equal(one.dense, same.dense)
-    assert one == one
-    assert one != same
-    assert len({one, same, one.sparse, one.colbert}) == 4
-    assert isinstance(one, Embeddings)
+    first, same = (encoder.encode(["one"], outputs=Outputs.ALL) for _ in range(2))
+    np.testing.assert_array_equal(first.dense, same.dense)
+    assert first == first
+    assert first != same
+    assert len({first, same, first.sparse, first.colbert}) == 4
+    assert isinstance(first, Embeddings)

@@ -44,7 +44,7 @@ def graph(tiny_checkpoint: Path) -> Graph:
 
 @pytest.fixture(scope="module")
 def baseline(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A copy of `tiny_artifact` that may be written to."""
+    """Return a copy of `tiny_artifact` that may be written to."""
     folder = tmp_path_factory.mktemp("twin")
     for file in tiny_artifact.path.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -188,7 +188,7 @@ print(int(np.abs(session.run(None, {"x": x})[0] - expected).max()))
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("objdump")), reason="needs gcc and objdump")
 def test_on_avx2_the_scales_of_columns_leave_nothing_to_saturate(tmp_path: Path) -> None:
-    """And without them it does: this processor, as if it had nothing newer."""
+    """Without them it does: this processor runs as if it had nothing newer."""
     variables = environment(tmp_path / "avx2")
 
     def error(weights: np.ndarray) -> int:

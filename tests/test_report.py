@@ -71,7 +71,7 @@ def read(page: str) -> Read:
 
 
 def assert_inert(page: str) -> None:
-    """No script, no handler, nothing that is asked for from elsewhere."""
+    """Assert that there is no script, no handler, and nothing from elsewhere."""
     read = Read(page)
     assert read.count("script") == read.count("iframe") == read.count("form") == read.count("img") == 0
     for _, attributes in read.elements:

@@ -28,7 +28,7 @@ BULK = bytes(range(256)) * 400
 
 
 def content_of(names: tuple[str, ...]) -> dict[str, bytes]:
-    """Each file's bytes are its own; weights and tokenizer are large enough for LFS."""
+    """Return bytes of each file's own; weights and tokenizer are large enough for LFS."""
     return {
         name: (b"{}" if name.endswith(".json") and "tokenizer.json" not in name else BULK) + b" " + name.encode()
         for name in names
@@ -40,7 +40,7 @@ SMALL = content_of((*JSON_FILES, "model.safetensors"))
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """somebody/small-model in one commit, under "main", "v1" and its id."""
+    """Yield a hub with somebody/small-model in one commit, under "main", "v1" and its id."""
     with Hub({REPO: dict(SMALL)}, commits=dict.fromkeys(("main", "v1", COMMIT), COMMIT)).serving() as hub:
         yield hub
 

@@ -32,7 +32,7 @@ def checkpoint(
     sentence_transformers: object = None,
     tokenizer: object = None,
 ) -> Path:
-    """The JSON files of a checkpoint; None leaves one out."""
+    """Write the JSON files of a checkpoint; None leaves one out."""
     contents = {
         "config.json": config,
         "modules.json": modules,

@@ -102,7 +102,7 @@ Reference = Callable[..., list[list[int]]]
 
 @pytest.fixture(scope="session")
 def reference(folder: Path) -> Reference:
-    """Ids of transformers' AutoTokenizer; it pads and cuts nothing unless told."""
+    """Return ids of transformers' AutoTokenizer; it pads and truncates nothing unless asked."""
     loaded: Any = AutoTokenizer.from_pretrained(folder)
 
     def ids(texts: list[str], max_length: int | None = None) -> list[list[int]]:
@@ -173,7 +173,7 @@ def test_a_space_is_nothing_between_the_special_tokens(tokenizer: Tokenizer) -> 
 
 
 def test_the_file_as_published_differs_where_a_text_ends_in_white_space() -> None:
-    """Why `canonical_tokenizer` is there: id 6 is a lone "▁"."""
+    """This is why `canonical_tokenizer` exists: id 6 is a lone "▁"."""
     as_published = Tokenizer(tokenizer_json(Shape.vocabulary), UNLIMITED)
     assert rows_of(as_published, [" "]) == [[0, 6, 2]]
 

@@ -42,7 +42,7 @@ def every_kind() -> dict[str, torch.Tensor]:
 
 
 def views() -> dict[str, torch.Tensor]:
-    """Views of one storage, as torch.save keeps them."""
+    """Return views of one storage, as torch.save keeps them."""
     base = numbers(6, 8)
     return {
         "base": base, "transposed": base.T, "stepped": base[::2, 1::3], "from an offset": base[2:4],
@@ -147,7 +147,7 @@ def test_a_tensor_is_a_view_of_the_mapped_file(tmp_path: Path, name: str, save: 
 
 
 def root_of(array: Any) -> object:
-    """The object that owns the memory, or the first memmap on the way to it."""
+    """Return the object that owns the memory, or the first memmap on the way to it."""
     while not isinstance(array, np.memmap) and getattr(array, "base", None) is not None:
         array = array.base
     return array
@@ -195,8 +195,8 @@ def write_torch_zip(folder: Path, pickled: bytes, storage: bytes = bytes(16)) ->
         archive.writestr("archive/version", "3\n")
 
 
-class Asks:
-    """Pickles as a call of `function` with `arguments`."""
+class PickledCall:
+    """An object that pickles as a call of `function` with `arguments`."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = function, arguments
@@ -217,7 +217,7 @@ NO_HOOKS = b"\x89" + global_("collections", "OrderedDict") + b")R"
 
 
 def tensor(offset: bytes = b"K\x00", shape: bytes = b"K\x04\x85", strides: bytes = b"K\x01\x85") -> bytes:
-    """The opcodes of one float32 tensor over a storage of 4 numbers."""
+    """Return the opcodes of one float32 tensor over a storage of 4 numbers."""
     return REBUILD + b"(" + FLOAT_STORAGE + offset + shape + strides + NO_HOOKS + b"tR"
 
 
@@ -235,7 +235,7 @@ def test_a_call_of_the_system_is_refused_and_not_made(tmp_path: Path, protocol: 
     import os
 
     marker = tmp_path / "marker"
-    write_torch_zip(tmp_path, pickle.dumps({"a": Asks(os.system, f"touch {marker}")}, protocol))
+    write_torch_zip(tmp_path, pickle.dumps({"a": PickledCall(os.system, f"touch {marker}")}, protocol))
     with pytest.raises(UnsafePickle, match=r"pytorch_model\.bin was not read: it asks for posix\.system"):
         open_weights(tmp_path)
     assert not marker.exists()
@@ -275,7 +275,7 @@ def test_a_pickled_module_is_refused_by_its_class(tmp_path: Path) -> None:
 def test_a_hostile_head_is_refused_as_well(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
-        torch.save({"weight": Asks(exec, f"open({str(marker)!r}, 'w')")}, tmp_path / name)
+        torch.save({"weight": PickledCall(exec, f"open({str(marker)!r}, 'w')")}, tmp_path / name)
     with pytest.raises(UnsafePickle, match=r"sparse_linear\.pt.*_builtin__\.exec"):
         open_heads(tmp_path)
     assert not marker.exists()

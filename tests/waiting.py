@@ -10,7 +10,7 @@ POLL_S = 0.01
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Raises AssertionError after five minutes: what has not happened by then hangs."""
+    """Wait for a condition; raise AssertionError after five minutes: what has not happened by then hangs."""
     until = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < until, "it did not happen"

@@ -36,13 +36,13 @@ class Outputs(Flag):
     @classmethod
     def of(cls, names: Iterable[str]) -> Outputs:
         """Return the outputs of these names, such as "dense" and "sparse". Raises SettingsError."""
-        chosen, given = cls(0), tuple(names)
-        for name in given:
+        chosen, heads = cls(0), tuple(names)
+        for name in heads:
             try:
                 chosen |= cls[name.strip().upper()]
             except KeyError:
                 expected = "some of dense, sparse, colbert, joined by commas"
-                raise SettingsError("outputs", ",".join(given), expected) from None
+                raise SettingsError("outputs", ",".join(heads), expected) from None
         return chosen
 
     @classmethod
@@ -102,7 +102,7 @@ class TokenBatch:
         )
 
     def padded(self, pad_id: int) -> tuple[Int64, Int64]:
-        """Ids and mask, both int64 [N, longest], padded on the right."""
+        """Return ids and mask, both int64 [N, longest], padded on the right."""
         mask = np.arange(max(self.lengths, default=0)) < self.lengths[:, None]
         ids = np.full(mask.shape, pad_id, np.int64)
         ids[mask] = self.ids
@@ -271,7 +271,7 @@ class Embeddings:
 
     @classmethod
     def concat(cls, parts: Sequence[Embeddings]) -> Embeddings:
-        """Parts of one space, with the same outputs, one after the other. Raises SpaceMismatch, EmptyInput."""
+        """Join parts of one space, with the same outputs, one after the other. Raises SpaceMismatch, EmptyInput."""
         if not parts:
             raise EmptyInput
         first = parts[0]
@@ -292,20 +292,20 @@ class Embeddings:
 
 
 def same_space(queries: Embeddings, passages: Embeddings) -> None:
-    """Raises SpaceMismatch unless the two can be compared."""
+    """Raise SpaceMismatch unless the two can be compared."""
     if queries.fingerprint != passages.fingerprint:
         raise SpaceMismatch(expected=passages.fingerprint, found=queries.fingerprint, where="the queries")
 
 
 def dense_scores(queries: Embeddings, passages: Embeddings) -> Float32:
-    """float32 [len(queries), len(passages)]; the cosine, since vectors have unit length."""
+    """Return float32 [len(queries), len(passages)]; the cosine, since vectors have unit length."""
     same_space(queries, passages)
     scores: Float32 = queries.dense @ passages.dense.T
     return scores
 
 
 def lexical_scores(queries: Embeddings, passages: Embeddings) -> Float32:
-    """float32 [len(queries), len(passages)]; sum over shared token ids of the products of weights."""
+    """Return float32 [len(queries), len(passages)]; sum over shared token ids of the products of weights."""
     same_space(queries, passages)
     wanted, stored = queries.sparse, passages.sparse
     if not len(wanted.indices) or not len(stored.indices):
@@ -323,7 +323,7 @@ def lexical_scores(queries: Embeddings, passages: Embeddings) -> Float32:
 
 
 def colbert_scores(queries: Embeddings, passages: Embeddings) -> Float32:
-    """float32 [len(queries), len(passages)]; mean over query tokens of the best passage token (MaxSim)."""
+    """Return float32 [len(queries), len(passages)]; mean over query tokens of the best passage token (MaxSim)."""
     same_space(queries, passages)
     stored = passages.colbert
     filled = np.flatnonzero(np.diff(stored.indptr))  # rows that have a token
@@ -347,7 +347,7 @@ class HybridWeights:
 
 
 def hybrid_scores(queries: Embeddings, passages: Embeddings, weights: HybridWeights | None = None) -> Float32:
-    """float32 [len(queries), len(passages)]; weighted sum, divided by the sum of the weights."""
+    """Return float32 [len(queries), len(passages)]; weighted sum, divided by the sum of the weights."""
     weights = weights or HybridWeights()
     total = weights.dense + weights.sparse + weights.colbert
     summed: Float32 = (
@@ -359,7 +359,7 @@ def hybrid_scores(queries: Embeddings, passages: Embeddings, weights: HybridWeig
 
 
 def require_heads(wanted: Outputs, available: Outputs) -> None:
-    """Raises HeadUnavailable for the first output that the model does not have."""
+    """Raise HeadUnavailable for the first output that the model does not have."""
     for name in (wanted & ~available).names:
         raise HeadUnavailable(name, available.names)
 
@@ -368,25 +368,25 @@ def require_heads(wanted: Outputs, available: Outputs) -> None:
 
 
 def indptr_of(lengths: Sequence[int] | Int64) -> Int64:
-    """[N] lengths -> int64 [N + 1] offsets."""
+    """Return the offsets, int64 [N + 1], of [N] lengths."""
     out = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=out[1:])
     return out
 
 
 def row_slice(indptr: Int64, i: int) -> slice:
-    """Where row i is in the flat array; below 0 it counts from the end. Raises IndexError."""
+    """Return where row i is in the flat array; below 0 it counts from the end. Raises IndexError."""
     i = range(len(indptr) - 1)[i]
     return slice(indptr[i], indptr[i + 1])
 
 
 def concat_indptr(parts: Iterable[Int64]) -> Int64:
-    """Offsets of ragged arrays that are joined one after the other."""
+    """Return the offsets of ragged arrays that are joined one after the other."""
     return indptr_of(np.concatenate([np.diff(part) for part in parts]))
 
 
 def take_ragged(flat: NDArray[T], indptr: Int64, rows: NDArray[np.intp]) -> NDArray[T]:
-    """The flat array of the given rows, in the given order."""
+    """Return the flat array of the given rows, in the given order."""
     lengths = np.diff(indptr)[rows]
     inner = np.arange(lengths.sum()) - np.repeat(indptr_of(lengths)[:-1], lengths)
     values: NDArray[T] = flat[np.repeat(indptr[:-1][rows], lengths) + inner]

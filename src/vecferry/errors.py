@@ -102,7 +102,7 @@ class VecferryError(Exception):
 
 
 def reason_of(exc: OSError) -> str:
-    """Why the system refused, in words."""
+    """Say why the system refused, in words."""
     reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
     return reasons.get(exc.errno or 0, exc.strerror or str(exc))
 
@@ -458,10 +458,10 @@ class BadRequest(ServingError):
 class RequestTooLarge(ServingError):
     """A request is over a limit; `option` is how the server's operator raises it."""
 
-    template = "{what}: {given}, and {allowed} is allowed."
+    template = "{what}: {value}, and {allowed} is allowed."
     advice = "Send it in parts; the server's operator can raise {option}."
     what: str
-    given: object
+    value: object
     allowed: object
     option: str
 
@@ -604,14 +604,14 @@ class EngineUnreachable(EngineError):
 
 @dataclass(eq=False)
 class EngineStalled(EngineError):
-    """seen: what came of each try, as far as anything was seen."""
+    """causes: what came of each try, as far as anything was seen."""
 
-    template = "the workers did nothing in {tries} tries: {seen}. Missing: {missing}."
+    template = "the workers did nothing in {tries} tries: {causes}. Missing: {missing}."
     advice = (
         "What is done is kept; the same command goes on. A slow range wants fewer --rows-per-range or more stall_s."
     )
     tries: int
-    seen: Sequence[str]
+    causes: Sequence[str]
     missing: str
 
 
@@ -664,12 +664,12 @@ class GateNotPassed(IllegalTransition):
 class MigrationConflict(MigrationError):
     """A migration goes on as it was begun."""
 
-    template = "the migration of {name!r} was begun with {field}={stored}, not {given}."
+    template = "the migration of {name!r} was begun with {field}={stored}, not {value}."
     advice = "Go on with {field}={stored}, or finish that migration first."
     name: str
     field: str
     stored: object
-    given: object
+    value: object
 
 
 @dataclass(eq=False)

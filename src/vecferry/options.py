@@ -71,7 +71,7 @@ class Checked:
 
 @cache
 def _adapters(section: type) -> dict[str, TypeAdapter[Any]]:
-    """Of those fields that have bounds."""
+    """Return the adapters of those fields that have bounds."""
     hints = {each.name: _hints(section)[each.name] for each in fields(section)}
     return {name: TypeAdapter(hint) for name, hint in hints.items() if any(_infos(hint))}
 
@@ -82,7 +82,7 @@ def _hints(section: type) -> dict[str, Any]:
 
 
 def _metadata(hint: Any) -> Iterator[Any]:
-    """What a type is annotated with: the outer before the inner, the later before the former."""
+    """Yield what a type is annotated with: the outer before the inner, the later before the former."""
     yield from reversed(getattr(hint, "__metadata__", ()))
     for part in get_args(hint):
         yield from _metadata(part)
@@ -125,7 +125,7 @@ def number_type(section: type, name: str) -> type[int | float] | None:
 
 
 def _types(hint: Any) -> set[Any]:
-    """A type, or those that a union is made of."""
+    """Return a type, or those that a union is made of."""
     if hasattr(hint, "__metadata__"):
         return _types(hint.__origin__)
     if get_origin(hint) not in (Union, UnionType):

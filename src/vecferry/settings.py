@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     )
 
     def options(self) -> EncoderOptions:
-        """What to load."""
+        """Return what to load."""
         return EncoderOptions(
             artifact=self.onnx_model_path,
             use_onnx=self.use_onnx,
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """Raises SettingsError for the first bad value, by the name under which it was set."""
+    """Read the environment. Raises SettingsError for the first bad value, by the name under which it was set."""
     try:
         return Settings()
     except ValidationError as exc:

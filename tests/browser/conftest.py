@@ -25,7 +25,7 @@ SCREENSHOTS = "VECFERRY_SCREENSHOTS"
 
 
 def chromium() -> str:
-    """Where it is. A test is skipped without it or axe-core, and fails where CI=true says that they must be there."""
+    """Return the path of Chromium. Without it or axe-core a test is skipped, and fails where CI=true."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None or not AXE.exists():
         missing = "Chromium" if program is None else "axe-core"
@@ -35,7 +35,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Of this package alone: while Playwright runs, no other event loop can in its thread."""
+    """Yield a browser for this package alone: while Playwright runs, no other event loop can in its thread."""
     path = chromium()
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
@@ -65,7 +65,7 @@ class Watched:
             self.requests.append(request.url)
 
     def foreign(self) -> list[str]:
-        """Requests beside the site, or the file, of the first one."""
+        """Return the requests that leave the site, or the file, of the first one."""
         if not self.requests:
             return []
         first = urlsplit(self.requests[0])
@@ -76,7 +76,7 @@ class Watched:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Makes a page in a context of its own; options are those of `Browser.new_context`."""
+    """Make a page in a context of its own; options are those of `Browser.new_context`."""
     with ExitStack() as opened:
         yield lambda **options: opened.enter_context(_watched(browser, options))
 
@@ -94,12 +94,12 @@ def _watched(browser: Browser, options: dict[str, Any]) -> Iterator[Page]:
 
 @pytest.fixture
 def page(open_page: Callable[..., Page]) -> Page:
-    """1280 × 800, light."""
+    """Open a page of 1280 × 800 in the light scheme."""
     return open_page()
 
 
 def axe(page: Page) -> list[str]:
-    """What axe-core has against the page as it is now, a line for each rule; the page's own policy stays in force."""
+    """Return what axe-core has against the page now, a line for each rule; the page's own policy stays in force."""
     page.evaluate(f"{AXE.read_text(encoding='utf-8')}\n;0")
     violations = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
     return [
@@ -109,7 +109,7 @@ def axe(page: Page) -> list[str]:
 
 
 def shoot(page: Page, name: str, *, full_page: bool = False) -> None:
-    """A picture for people, where the environment asks for it."""
+    """Take a picture for people, where the environment asks for one."""
     if folder := os.environ.get(SCREENSHOTS):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=full_page)

@@ -39,7 +39,7 @@ class Story:
     patience_ms: float = 20_000
 
     def stop(self, name: str, *, full_page: bool = False) -> None:
-        """A look at the page as it is: no violations, and a picture where one is wanted."""
+        """Check that the page has no violations, and take a picture where one is wanted."""
         shoot(self.page, name, full_page=full_page)
         violations = axe(self.page)
         assert violations == [], f"{name}: {violations}"
@@ -63,7 +63,7 @@ class Story:
         expect(self.page.locator("#live")).to_have_text("live")
 
     def await_progress(self) -> int:
-        """Rows done, once there are some and before there are all, without loading the page again."""
+        """Return the rows done, once there are some and before all are, without loading the page again."""
         self.page.wait_for_function(
             "() => [...document.querySelectorAll('progress')].some(bar => bar.value > 0 && bar.value < bar.max)",
             timeout=self.patience_ms,
@@ -89,7 +89,7 @@ class Story:
         self.await_words(message)
 
     def switch(self, button: str, *, key: str | None = None, accepted: str | None = None) -> None:
-        """With the collection's name and the key, both typed. accepted: dead letters, where there are some."""
+        """Switch with the collection's name and the key, both typed. accepted: dead letters, where there are some."""
         self.page.locator(".confirm summary").click()
         self.page.get_by_label("The collection’s name").fill(self.target)
         self.page.get_by_label("Your API key, again").fill(key or self.key)
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def tell(story: Story, folder: Path) -> None:
-    """The gate is asked with thirteen judged queries, which are too few, and then with all."""
+    """Go through the story: the gate has thirteen judged queries, which are too few, and then all."""
     page = story.page
     story.log_in()
     story.await_state("not begun")
@@ -173,7 +173,7 @@ def convert_models(folder: Path) -> None:
 
 @contextmanager
 def prepared(folder: Path) -> Iterator[str]:
-    """A database with the demo's table, thirteen judged queries and the file of the migration."""
+    """Prepare a database with the demo's table, thirteen judged queries and the file of the migration."""
     from vecferry.demo.database import load_table, running_database
     from vecferry.demo.passages import load_passages
     from vecferry.encode.loading import EncoderOptions, load_runtime
@@ -193,7 +193,7 @@ def prepared(folder: Path) -> Iterator[str]:
 
 
 def judge(folder: Path, number: int) -> None:
-    """So many of the demo's questions, spread over its languages, as a folder in BEIR layout."""
+    """Write `number` of the demo's questions, spread over its languages, as a folder in BEIR layout."""
     from vecferry.demo.passages import load_passages
 
     demo, judged = load_passages(), folder / "judged"
@@ -209,7 +209,7 @@ def judge(folder: Path, number: int) -> None:
 
 @contextmanager
 def serving(folder: Path, url: str) -> Iterator[str]:
-    """`vecferry console` in a process of its own; yields its address."""
+    """Run `vecferry console` in a process of its own; yield its address."""
     command = [
         sys.executable,
         "-m",

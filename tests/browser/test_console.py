@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 from vecferry.console.operator import Task
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.evaluate import EvaluatedModel, EvaluationOptions
-from vecferry.migrate.gate import QualityGate, asked_of
+from vecferry.migrate.gate import QualityGate, query_set_of
 from vecferry.migrate.values import GateVerdict
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Tokenizer
@@ -37,7 +37,7 @@ def text(key: int) -> str:
 
 
 def judge(folder: Path, keys: Sequence[int]) -> None:
-    """Each row's own text is a question that wants that row."""
+    """Write judged queries: each row's own text is a question that wants that row."""
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"_id": f"q{key}", "text": text(key)}) for key in keys]
     (folder / "queries.jsonl").write_text("\n".join(lines))
@@ -47,7 +47,7 @@ def judge(folder: Path, keys: Sequence[int]) -> None:
 
 @pytest.fixture
 def opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> Iterator[Console]:
-    """200 rows, to be encoded 60 a second; five judged questions."""
+    """Open a console over 200 rows, to be encoded 60 a second, with five judged questions."""
     collection = PgCollection(connection, database_url)
     for key in range(1, ROWS + 1):
         collection.put(key, text(key), old_vector(text(key)))
@@ -59,14 +59,14 @@ def opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) ->
         EvaluatedModel("old", old),
         EvaluatedModel("new", new),
         judging,
-        lambda store: asked_of(store, tmp_path / "judged", judging),
+        lambda store: query_set_of(store, tmp_path / "judged", judging),
     )
     settings = options(tmp_path, rows_per_range=20, rows_per_s=60.0)
     with console(Task(collection.store, settings, new, old, lambda: gate)) as started:
         yield started
 
 
-def test_a_switch_from_the_login_to_the_way_back(opened: Console, page: Page, tmp_path: Path) -> None:
+def test_a_switch_works_from_the_login_to_the_way_back(opened: Console, page: Page, tmp_path: Path) -> None:
     story = Story(page, opened.url, opened.operator.task.store.target, KEY)
     story.log_in("not-the-key-of-it")
     expect(page.get_by_role("alert")).to_have_text("That is not a key of this console.")
@@ -154,7 +154,7 @@ def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None
 
 
 def test_a_button_keeps_the_focus_when_its_part_is_put_anew(opened: Console, page: Page) -> None:
-    """The stream is the test's own here: each connection brings another form of the part."""
+    """The stream is the test's own: each connection brings another form of the part."""
     times = count(1)
 
     def answer(route: Route) -> None:
@@ -196,7 +196,7 @@ def test_without_the_script_all_works_but_liveness(opened: Console, open_page: C
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_tokens_that_are_lit_can_be_read(
+def test_highlighted_tokens_can_be_read(
     connection: psycopg.Connection,
     database_url: str,
     tiny_artifact: Artifact,

@@ -11,7 +11,7 @@ ROWS = 30
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
-    """`text number 1` to 30, with their old vectors."""
+    """Yield a collection of `text number 1` to 30, with their old vectors."""
     with mirror_collection("memory", tmp_path) as made:
         for key in range(1, ROWS + 1):
             made.put(key, f"text number {key}", old_vector(f"text number {key}"))
@@ -20,13 +20,13 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
 
 @pytest.fixture
 def opened(collection: MirrorCollection, tmp_path: Path) -> Iterator[Console]:
-    """The gate does not pass at first, and passes then. Nobody is logged in."""
+    """Open a console whose gate does not pass at first, and passes then. Nobody is logged in."""
     with console(task(collection.store, tmp_path, gates=(False, True))) as started:
         yield started
 
 
 @pytest.fixture
 def inside(opened: Console) -> Console:
-    """Somebody is."""
+    """Return the console with somebody logged in."""
     opened.log_in()
     return opened

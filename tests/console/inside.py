@@ -50,7 +50,7 @@ def task(
     hold: Callable[[], object] = lambda: None,
     new: TruthEncoder | None = None,
 ) -> Task:
-    """gates: what the gate says, one time after the other; the last one stays. words: where it does not pass.
+    """gates: what the gate says, one time after the other; the last one stays. message: where it does not pass.
 
     hold: called before it says anything.
     """
@@ -78,7 +78,7 @@ class Console:
         return answer
 
     def token(self) -> str:
-        """That of the forms, as the page has it."""
+        """Return the token of the forms, as the page has it."""
         return re.search(r'name="csrf" value="([^"]+)"', self.page())[1]  # type: ignore[index]
 
     def page(self, path: str = "/") -> str:
@@ -90,7 +90,7 @@ class Console:
         return self.http.post(path, data=fields, headers={"origin": self.url} | (headers or {}))
 
     def do(self, verb: str, **fields: str) -> str:
-        """The page to which the form leads."""
+        """Send the form of a verb; return the page to which it leads."""
         answer = self.post(f"/do/{verb}", headers=None, csrf=self.csrf, **fields)
         assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
         return self.page()

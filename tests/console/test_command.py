@@ -44,7 +44,7 @@ def command(config: Path, *options: str) -> list[str]:
 
 @contextmanager
 def running(config: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The process, its address, and the lines so far."""
+    """Yield the process, its address, and the lines that it has printed so far."""
     process = subprocess.Popen(
         command(config, "--port", "0", *options), cwd=config.parent, stderr=subprocess.PIPE, text=True
     )
@@ -124,7 +124,7 @@ def test_keys_of_a_file_are_taken_and_none_is_made(config: Path) -> None:
         assert log_in(http, url, "a-key-of-the-file-1234") == 303
 
 
-def test_beyond_loopback_only_with_keys_of_somebody(config: Path) -> None:
+def test_beyond_loopback_a_console_needs_keys(config: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VECFERRY_")}
     done = subprocess.run(
         command(config, "--host", "0.0.0.0"), capture_output=True, text=True, env=environment, check=False

@@ -24,7 +24,7 @@ XSS = "<script>alert(1)</script>"
 
 @pytest.fixture
 def ready(inside: Console) -> Console:
-    """Verified twice: the gate passed the second time."""
+    """Return a console after two verifications: the gate passed the second time."""
     inside.do("start")
     inside.wait_for("catching up</h1>")
     for state in ("verified", "ready"):
@@ -169,7 +169,7 @@ def test_a_run_of_another_process_is_recognised(collection: MirrorCollection, in
     assert "catching up</h1>" in page
 
 
-def test_one_verb_by_hand_at_a_time(collection: MirrorCollection, tmp_path: Path) -> None:
+def test_only_one_verb_runs_by_hand_at_a_time(collection: MirrorCollection, tmp_path: Path) -> None:
     held = threading.Event()
     with console(task(collection.store, tmp_path, hold=lambda: held.wait(WAIT_S))) as opened:
         opened.log_in()

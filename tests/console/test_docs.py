@@ -26,7 +26,7 @@ def test_numbers_of_the_page_are_those_of_the_code() -> None:
 
 
 def numbers_said(pattern: str) -> list[float]:
-    """Whole numbers, not the end of a longer one, wherever the page says it so."""
+    """Return the whole numbers that the pattern finds on the page, not the end of a longer one."""
     return [float(figure.replace(",", "")) for figure in re.findall(pattern, PAGE)]
 
 

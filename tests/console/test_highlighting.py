@@ -1,4 +1,4 @@
-"""Which characters are lit, by a tiny model with all three heads and random weights."""
+"""Which characters are highlighted, by a tiny model with all three heads and random weights."""
 
 from collections.abc import Callable
 
@@ -38,7 +38,7 @@ def highlighted(
 
 
 def message(runs: tuple[Run, ...]) -> str:
-    """What the sparse head lights."""
+    """Return the text that the sparse head highlights."""
     return "".join(run.text for run in runs if run.word)
 
 
@@ -50,8 +50,10 @@ def test_the_runs_are_the_text(
     assert "".join(run.text for run in highlighted(encoder, pieces, query, passage)) == passage
 
 
-def test_words_that_both_have_are_lit_and_no_others(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
-    """Of those that both have, the head gives a weight to some."""
+def test_words_that_both_have_are_highlighted_and_no_others(
+    encoder: Encoder, pieces: Callable[[str], list[Piece]]
+) -> None:
+    """Of the words that both have, the head gives a weight to some."""
     query = "Scheele discovered oxygen in 1773"
     query_embeddings, passage_embeddings = (
         encoder.encode([text], outputs=Outputs.SPARSE).sparse.row(0) for text in (query, PASSAGE)
@@ -62,22 +64,24 @@ def test_words_that_both_have_are_lit_and_no_others(encoder: Encoder, pieces: Ca
     assert max(run.word for run in runs) == LEVELS
 
 
-def test_nothing_is_lit_by_words_where_none_is_shared(encoder: Encoder, pieces: Callable[[str], list[Piece]]) -> None:
+def test_nothing_is_highlighted_by_words_where_none_is_shared(
+    encoder: Encoder, pieces: Callable[[str], list[Piece]]
+) -> None:
     assert message(highlighted(encoder, pieces, "氧气", "Scheele")) == ""
 
 
 def test_the_best_match_of_a_token_in_the_same_text_is_itself(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
-    """Its cosine is 1, said with two digits."""
+    """The cosine of a token with itself is 1, shown with two digits."""
     runs = highlighted(encoder, pieces, PASSAGE, PASSAGE)
     explained = [run for run in runs if run.why]
     assert {run.why.rpartition(" ")[2] for run in explained} == {"1.00"}
-    lit_texts = "".join(run.text for run in runs if run.best)
-    assert lit_texts.replace(" ", "") == PASSAGE.replace(" ", "")
+    highlighted_texts = "".join(run.text for run in runs if run.best)
+    assert highlighted_texts.replace(" ", "") == PASSAGE.replace(" ", "")
 
 
-def test_a_models_prefixes_are_not_lit_and_shift_nothing(
+def test_a_models_prefixes_are_not_highlighted_and_shift_nothing(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
     runs = highlighted(encoder, pieces, "discovered", PASSAGE, ("query: ", "passage: "))
@@ -85,7 +89,7 @@ def test_a_models_prefixes_are_not_lit_and_shift_nothing(
     assert message(runs).strip() in "discovered"
 
 
-def test_a_passage_that_is_cut_is_lit_as_far_as_it_was_read(
+def test_a_truncated_passage_is_highlighted_as_far_as_it_was_read(
     encoder: Encoder, pieces: Callable[[str], list[Piece]]
 ) -> None:
     passage = "word " * (encoder.space.max_tokens + 50) + "discovered"
@@ -93,7 +97,7 @@ def test_a_passage_that_is_cut_is_lit_as_far_as_it_was_read(
     assert "".join(run.text for run in runs) == passage
 
 
-def test_a_tokenizer_that_says_no_pieces_lights_nothing(encoder: Encoder) -> None:
+def test_a_tokenizer_without_pieces_highlights_nothing(encoder: Encoder) -> None:
     assert highlighted(encoder, lambda _: [], "discovered", PASSAGE) == (Run(PASSAGE),)
 
 

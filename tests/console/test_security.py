@@ -23,7 +23,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 
 @pytest.fixture
 def opened(served: Console) -> Iterator[Console]:
-    """The one console of this file, with a browser of the test's own."""
+    """Yield the one console of this file, with a browser of the test's own."""
     with httpx2.Client(base_url=served.url, timeout=WAIT_S) as http:
         yield Console(served.url, served.operator, http)
 
@@ -162,7 +162,7 @@ def test_a_form_that_is_too_large_is_refused(inside: Console) -> None:
     assert inside.post("/do/override", csrf=inside.csrf, reason="x" * 100_000).status_code == 413
 
 
-def test_a_verb_that_there_is_not_is_refused(inside: Console) -> None:
+def test_an_unknown_verb_is_refused(inside: Console) -> None:
     for verb in ("finalize", "abort", "x"):
         assert inside.post(f"/do/{verb}", csrf=inside.csrf).status_code == 404
 

@@ -101,12 +101,12 @@ def text_about(number: int) -> str:
 
 
 def passages_about(count: int) -> tuple[Passage, ...]:
-    """One of each topic, the even ones in English and the odd ones in German."""
+    """Return a passage of each topic, the even ones in English and the odd ones in German."""
     return tuple(Passage(str(n), text_about(n), "", {"language": "de" if n % 2 else "en"}) for n in range(1, count + 1))
 
 
 def queries_about(count: int) -> JudgedQueries:
-    """One of each topic; the passage of the topic is relevant."""
+    """Return a query of each topic; the passage of the topic is relevant."""
     numbers = range(1, count + 1)
     return JudgedQueries(
         tuple(Question(f"q{n}", f"what of topic{n:03}?", {"language": "de" if n % 2 else "en"}) for n in numbers),
@@ -117,7 +117,7 @@ def queries_about(count: int) -> JudgedQueries:
 def embedded(
     count: int, random: np.random.Generator, *, dimension: int = 8, vocabulary: int = 40, space: str = "a"
 ) -> Embeddings:
-    """With all heads; every fifth text has no token."""
+    """Return random embeddings with all heads; every fifth text has no token."""
     tokens = [0 if row % 5 == 4 else int(random.integers(1, 7)) for row in range(count)]
     ids = [np.sort(random.choice(vocabulary, n, replace=False)) for n in tokens]
     sparse = Sparse(

@@ -39,7 +39,7 @@ QUESTIONS = [question.text for question in queries_about(COUNT).questions]
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
-    """With both sides, and the old one serving."""
+    """Yield a collection with both sides, of which the old one serves."""
     with mirror_collection("memory", tmp_path) as made:
         for passage, vector in zip(PASSAGES, OLD.encode([p.text for p in PASSAGES]).dense, strict=True):
             made.put(int(passage.id), passage.text, vector)
@@ -48,7 +48,7 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
 
 
 def fill_new_side(collection: MirrorCollection, staging: Path) -> None:
-    """With what was written since, too."""
+    """Fill the new side, also with what was written since it was filled before."""
     Migration(
         collection.store, new=NEW, options=MigrationOptions(old_fingerprint=OLD.fingerprint, staging=staging)
     ).start()

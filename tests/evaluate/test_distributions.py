@@ -14,7 +14,7 @@ cosines = arrays(np.float32, st.integers(1, 50), elements=st.floats(-1, 1, width
 
 
 def bin_of(score: float, shown: Histogram) -> int:
-    """The only bin that counts anything, which must hold the score."""
+    """Return the only bin that counts anything, which must hold the score."""
     (filled,) = [number for number, count in enumerate(shown.counts) if count]
     assert shown.edges[filled] <= score <= shown.edges[filled + 1]
     return filled

@@ -52,7 +52,7 @@ def evaluated(
 
 
 def unmeasured(evaluation: Evaluation) -> dict[str, Any]:
-    """All but the time of day and what depends on the machine's speed."""
+    """Return an evaluation's values without the time of day and without what depends on the machine's speed."""
     values = evaluation.to_dict()
     del values["made_at"]
     for side in ("old", "new"):

@@ -19,12 +19,12 @@ def unit(vectors: NDArray[np.floating[Any]]) -> Float32:
 
 
 def scattered(count: int, seed: int) -> Float32:
-    """Around one direction, so that each has its nearest at much the same cosine."""
+    """Return vectors around one direction, so that each has its nearest at much the same cosine."""
     return unit(1 + 0.5 * np.random.default_rng(seed).normal(size=(count, 24)))
 
 
 def embedded(vectors: Float32, tokens: Sequence[int] = (), truncated_rows: Sequence[int] = ()) -> Embeddings:
-    """cut: rows that were longer than the model reads."""
+    """Return embeddings of these vectors. truncated_rows: rows that were longer than the model reads."""
     truncated = np.isin(np.arange(len(vectors)), truncated_rows)
     return Embeddings("", np.array(tokens or [8] * len(vectors), np.int64), truncated, vectors)
 
@@ -39,7 +39,7 @@ def findings_of(sample: Sampled) -> dict[str, CorpusFinding]:
 
 
 def circle() -> Float32:
-    """60 vectors, each found by exactly ten others.
+    """Return 60 vectors, each found by exactly ten others.
 
     Neighbours on a plain circle have a cosine of cos(2π / 60) = 0.9945, too near to count as different, so every second
     one is lifted into a third dimension: 0.975.
@@ -159,7 +159,7 @@ def test_a_passage_that_no_other_leads_to_has_an_empty_neighbourhood() -> None:
 
 
 def times_found(vectors: Float32) -> list[int]:
-    """By a loop over whole rows."""
+    """Count by a loop over whole rows how often each vector is among the ten nearest of another."""
     times = [0] * len(vectors)
     for number, row in enumerate(vectors @ vectors.T):
         for other in [int(best) for best in np.argsort(-row) if best != number][:10]:

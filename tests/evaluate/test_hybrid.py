@@ -18,7 +18,7 @@ HEADS: tuple[Method, ...] = ("dense", "sparse", "colbert")
 
 
 def candidates(random: np.random.Generator, queries: int = QUERIES) -> Candidates:
-    """Each query's relevant passage has the number of the query modulo 12; only the sparse score tells it.
+    """Return candidates: each query's relevant passage is its number modulo 12; only the sparse score tells it.
 
     The others are so large that a tenth of either hides it.
     """
@@ -60,8 +60,8 @@ def test_what_is_reported_is_of_the_half_that_the_weights_were_not_chosen_on() -
         judged.append(queries)
         return queries / 100
 
-    each = np.arange(QUERIES) / 100
-    fit_result = fit(candidates(np.random.default_rng(2)), judge, dict.fromkeys(HEADS, each))
+    values = np.arange(QUERIES) / 100
+    fit_result = fit(candidates(np.random.default_rng(2)), judge, dict.fromkeys(HEADS, values))
     halves = {tuple(rows.tolist()) for rows in judged}
     assert len(halves) == 2
     chosen_on, reported_on = tuple(judged[0].tolist()), tuple(judged[-1].tolist())
@@ -73,8 +73,8 @@ def test_what_is_reported_is_of_the_half_that_the_weights_were_not_chosen_on() -
 
 
 def test_the_seed_decides_on_the_halves() -> None:
-    scored, each = candidates(np.random.default_rng(3)), np.arange(QUERIES) / 100
-    heads: dict[Method, Float64] = {"dense": each, "sparse": each}
+    scored, values = candidates(np.random.default_rng(3)), np.arange(QUERIES) / 100
+    heads: dict[Method, Float64] = {"dense": values, "sparse": values}
     first, again, other = (fit(scored, first_is_relevant, heads, seed) for seed in (1, 1, 2))
     assert first == again
     assert first.held_out["dense"] != other.held_out["dense"]

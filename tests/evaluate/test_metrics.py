@@ -18,7 +18,7 @@ EXACT = 1e-9
 
 
 def discounted(grades: Sequence[int]) -> float:
-    """Järvelin & Kekäläinen (2002), the grade itself being the gain: Σ grade / log2(rank + 1) over the first ten."""
+    """Return Σ grade / log2(rank + 1) over the first ten: Järvelin & Kekäläinen (2002), with the grade as gain."""
     return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades[:10], start=1))
 
 
@@ -36,7 +36,7 @@ def by_definition(judged: Mapping[str, int], passage_ids: Sequence[str]) -> dict
 
 
 def check(queries: JudgedQueries, ids: Sequence[str], ranking: Ranked) -> dict[str, np.ndarray]:
-    """Every value of every question against the definition; returns the values."""
+    """Compare every value of every question with the definition; return the values."""
     judged: dict[str, dict[str, int]] = {question.id: {} for question in queries.questions}
     for judgement in queries.judgements:
         judged[judgement.query_id][judgement.passage_id] = judgement.relevance

@@ -14,7 +14,7 @@ from vecferry.evaluate.qrels import MAX_VALUE, read_passages, slices_of
 
 
 class Planted:
-    """Stands for an encoder: the vector of a text is the one that was given for it."""
+    """Stand for an encoder: the vector of a text is the one that was planted for it."""
 
     def __init__(self, vectors: dict[str, list[float]]) -> None:
         self.vectors = vectors
@@ -67,7 +67,7 @@ def test_a_slice_is_a_short_text_of_the_record_or_its_metadata() -> None:
     assert slices_of({"_id": "1", "text": "t", "metadata": None}) == {}
 
 
-def test_ndcg_of_a_planted_order(folder: Path) -> None:
+def test_ndcg_of_a_planted_order_is_the_formulas(folder: Path) -> None:
     planted = Planted({"A one": [0.9], "two": [0.5], "three": [0.1], "who?": [1.0]})
     gained = 1 / math.log2(2) + 1 / math.log2(4)  # found: a, b, 3
     best = 1 / math.log2(2) + 1 / math.log2(3)

@@ -56,7 +56,7 @@ def test_of_equal_scores_at_the_edge_the_first_stay() -> None:
     assert ranked(scores, 3).passages.tolist() == [[0, 1, 2], [900, 0, 1]]
 
 
-def test_part_of_a_ranking() -> None:
+def test_a_ranking_is_taken_by_queries_and_by_first_hits() -> None:
     ranking = Ranked(np.array([[3, 1], [2, 0]]), np.array([[0.9, 0.1], [0.8, 0.2]], np.float32))
     assert ranking.take(np.array([1])).passages.tolist() == [[2, 0]]
     assert ranking.first(1).passages.tolist() == [[3], [2]]
@@ -86,8 +86,8 @@ def test_the_lexically_nearest_are_those_of_the_whole_matrix_in_blocks_of_querie
 # --- candidates -----------------------------------------------------------------------------------
 
 
-class Portions:
-    """Embeddings by number; what was asked for is kept."""
+class PassageSource:
+    """Give embeddings by number, and keep which were requested."""
 
     def __init__(self, passages: Embeddings) -> None:
         self.passages = passages
@@ -102,8 +102,8 @@ def test_candidates_are_scored_as_by_the_whole_matrices_and_each_passage_is_aske
     random = np.random.default_rng(3)
     queries, passages = embedded(60, random), embedded(2 * PASSAGES_EACH, random)
     rankings = [nearest(queries, passages, 20), lexically_nearest(queries, passages, 20)]
-    portions = Portions(passages)
-    scored = candidates(rankings, queries, portions)
+    source = PassageSource(passages)
+    scored = candidates(rankings, queries, source)
 
     union = [sorted({*a, *b}) for a, b in zip(*(ranking.passages.tolist() for ranking in rankings), strict=True)]
     assert [[n for n in row if n != NONE] for row in scored.passages.tolist()] == union
@@ -114,8 +114,8 @@ def test_candidates_are_scored_as_by_the_whole_matrices_and_each_passage_is_aske
 
     wanted = sorted({number for row in union for number in row})
     assert len(wanted) > PASSAGES_EACH
-    assert [len(part) <= PASSAGES_EACH for part in portions.requested] == [True] * len(portions.requested)
-    assert [number for part in portions.requested for number in part] == wanted
+    assert [len(part) <= PASSAGES_EACH for part in source.requested] == [True] * len(source.requested)
+    assert [number for part in source.requested for number in part] == wanted
 
     for name, scores in (("dense", dense_scores), ("sparse", lexical_scores), ("colbert", colbert_scores)):
         whole = np.take_along_axis(scores(queries, passages), scored.passages, axis=1)

@@ -36,12 +36,12 @@ def rbo(a: list[int], b: list[int], p: float) -> float:
         ([], [], 0.9, 1),
     ],
 )
-def test_rank_biased_overlap_worked_out_by_hand(a: list[int], b: list[int], p: float, expected: float) -> None:
+def test_rank_biased_overlap_is_as_worked_out_by_hand(a: list[int], b: list[int], p: float, expected: float) -> None:
     assert rbo(a, b, p) == pytest.approx(expected, abs=ROUNDING)
 
 
 def by_a_loop(a: list[int], b: list[int], p: float) -> float:
-    """Equation 32 as it is printed, with the shorter list first."""
+    """Compute equation 32 as it is printed, with the shorter list first."""
     short, long = sorted((a, b), key=len)
     s, n = len(short), len(long)
     common = [len(set(short[:d]) & set(long[:d])) for d in range(n + 1)]

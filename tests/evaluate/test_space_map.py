@@ -26,7 +26,7 @@ def places(space: SpaceMap, side: str) -> np.ndarray:
 
 
 def embedded(plane: np.ndarray, dimension: int) -> Float32:
-    """A flat picture in a space of more dimensions, away from its origin."""
+    """Return a flat picture in a space of more dimensions, away from its origin."""
     axes, _ = np.linalg.qr(random.normal(size=(dimension, 2)))
     return np.asarray(plane @ axes.T + random.normal(size=dimension), np.float32)
 

@@ -18,7 +18,7 @@ CUT = 0.6
 
 
 def planted(seed: int = 0, queries: int = 200, k: int = 10) -> Scored:
-    """The higher a hit's score, the likelier it is relevant."""
+    """Return planted hits: the higher the score, the likelier a hit is relevant."""
     random = np.random.default_rng(seed)
     scores = -np.sort(-random.uniform(0.2, 0.9, (queries, k)).astype(np.float32), axis=1)
     relevant = random.random(scores.shape) < (scores - 0.2) / 0.7
@@ -35,7 +35,7 @@ def of_rows(*rows: list[float], relevant: list[list[bool]] | None = None) -> Sco
 
 
 def gap(scores: Float32, at: float) -> float:
-    """Between the scores on either side of a value, and the next ones to them."""
+    """Return the distance between the scores on either side of a value, and the next ones to them."""
     ordered = np.sort(scores.ravel())
     place = int(np.searchsorted(ordered, at))
     near = ordered[max(place - 2, 0) : place + 2]

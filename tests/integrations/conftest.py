@@ -34,7 +34,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def prefixed_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """`tiny_checkpoint` with other prefixes for queries than for passages. Not to be written to."""
+    """Convert `tiny_checkpoint` with other prefixes for queries than for passages. Not to be written to."""
     prefixes = Overrides(query_prefix="query: ", passage_prefix="passage: ")
     folder = tmp_path_factory.mktemp("artifact") / "prefixed"
     return convert_checkpoint(open_source(str(tiny_checkpoint)), folder, overrides=prefixes, verified=False).artifact
@@ -47,11 +47,11 @@ def encoder(prefixed_artifact: Artifact) -> Encoder:
 
 @pytest.fixture(scope="session")
 def plain_encoder(tiny_artifact: Artifact) -> Encoder:
-    """Without prefixes, as BGE-M3."""
+    """Return an encoder without prefixes, as BGE-M3 is."""
     return load_encoder(EncoderOptions(artifact=tiny_artifact.path)).encoder
 
 
 @pytest.fixture
 def connection(prefixed_artifact: Artifact) -> Connection:
-    """To `encoder`'s artifact, for adapters that are written down."""
+    """Return a connection to `encoder`'s artifact, for adapters that are written down."""
     return Connection(artifact=str(prefixed_artifact.path))

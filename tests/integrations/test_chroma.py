@@ -36,7 +36,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
 
 
 def for_collection(encoder: EncoderLike) -> EmbeddingFunction[Embeddable]:
-    """Chroma wants a function of texts and of images, by its annotation, but takes one of texts."""
+    """Return the function for a collection: Chroma's annotation wants images too, but it takes texts alone."""
     return cast(EmbeddingFunction[Embeddable], VecferryEmbeddingFunction(encoder))
 
 

@@ -54,7 +54,7 @@ WRITES: tuple[Mapping[str, str | None], ...] = (
 
 @cache
 def opened_once(url: str) -> Backend:
-    """By this process: some stores let nobody in twice."""
+    """Open the backend at `url` once in this process: some stores let nobody in twice."""
     return open_backend(url, backends.fields(url))
 
 
@@ -110,7 +110,7 @@ class Script:
     # --- from the beginning to the end ----------------------------------------------------------------
 
     def migrate(self) -> None:
-        """The whole path, with writes between the steps; those that are noted as done are left out."""
+        """Go the whole path, with writes between the steps; those that are noted as done are left out."""
         fuse = Fuse(self.point, signal.Signals[self.signal])
         self._do(Course(self, fuse).steps())
 
@@ -126,20 +126,20 @@ class Script:
                     file.write(f"{name}\n")
 
     def give_up(self) -> None:
-        """`migrate` up to the first rollback, and then an abort."""
+        """Run `migrate` up to the first rollback, and then abort."""
         fuse = Fuse(self.point)
         replace(self, until="third writes", point="").migrate()
         with suppress(MigrationError):  # it was aborted already
             Migration(self.open(fuse), options=self.options(None)).abort()
 
     def start_again(self) -> None:
-        """`start` alone, whatever has been done already."""
+        """Run `start` alone, whatever has been done already."""
         fuse = Fuse(self.point, signal.Signals[self.signal])
         new, old = self.encoder("new", fuse), self.encoder("old", fuse)
         Migration(self.open(fuse), new=new, old=old, options=self.options(old.fingerprint)).start()
 
     def switch_once(self) -> None:
-        """`cutover` alone, of a migration that is ready."""
+        """Run `cutover` alone, of a migration that is ready."""
         fuse = Fuse(self.point, signal.Signals[self.signal])
         new, old = self.encoder("new", fuse), self.encoder("old", fuse)
         Migration(self.open(fuse), new=new, options=self.options(old.fingerprint)).cutover()
@@ -147,7 +147,7 @@ class Script:
     # --- until it is killed ---------------------------------------------------------------------------
 
     def endless(self) -> None:
-        """One thread runs and follows; the other is the operator, who switches to and fro, and ends migrations."""
+        """Run without end: one thread follows; the other, the operator, switches to and fro and ends migrations."""
         store, operated = self.open(Fuse()), self.open(Fuse())
         ending, failed = threading.Event(), list[BaseException]()
         operator = threading.Thread(target=self._operate, args=(operated, ending, failed), daemon=True)
@@ -165,7 +165,7 @@ class Script:
         raise failed[0]
 
     def models(self, store: Store) -> tuple[TruthEncoder, TruthEncoder]:
-        """Which one the open migration goes out from, or the next one will, and the other."""
+        """Return the model that the open migration goes out from, or the next one will, and the other."""
         ours = (self.encoder("old", Fuse()), self.encoder("new", Fuse()))
         record, serving = store.ledger.find(store.target), store.ledger.serving(store.target)
         if record is not None and record.state not in (State.FINALIZED, State.ABORTED):
@@ -269,7 +269,7 @@ class Course:
 
 
 def _ended(job: dict[str, Any]) -> str:
-    """What a fork does for a job; never returns in the fork itself."""
+    """Do a job in a fork and return how it ended; never return in the fork itself."""
     pid = os.fork()
     if pid == 0:
         code = 0
@@ -294,7 +294,7 @@ def _ended(job: dict[str, Any]) -> str:
 
 
 def _die_with_parent() -> None:
-    """Also one that is stopped must not stay behind when a test run is broken off."""
+    """Die with the parent: a stopped process, too, must not stay behind when a test run is broken off."""
     PR_SET_PDEATHSIG = 1  # noqa: N806  # as in prctl(2)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

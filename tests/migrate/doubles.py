@@ -18,7 +18,7 @@ from vecferry.model.artifact import VectorSpace
 
 
 def truth(model: str, text: str, dimension: int) -> Float32:
-    """float32 [dimension], unit length; no two texts share it, nor two models."""
+    """Return float32 [dimension], unit length; no two texts share it, nor two models."""
     seed = int.from_bytes(hashlib.sha256(f"{model}\0{text}".encode()).digest(), "big")
     vector = np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)
     return vector / np.linalg.norm(vector)
@@ -99,14 +99,14 @@ class TruthEncoder:
 
 
 class Clock:
-    """Stands for the module `time`: to sleep is to let it go on, past what was planned for a moment on the way."""
+    """Stand for the module `time`: to sleep is to let it go on, past what was planned for a moment on the way."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self._plans: list[tuple[float, Callable[[], object]]] = []
 
     def at(self, seconds: float, do: Callable[[], object]) -> None:
-        """seconds: after the beginning."""
+        """Plan a call for so many seconds after the beginning."""
         self._plans.append((1000 + seconds, do))
 
     @property

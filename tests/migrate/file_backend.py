@@ -81,8 +81,8 @@ class FileBackend:
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         points = self.get(collection, list(self.ids(collection)), vectors=True)
         dense = {point.id: point.vectors.dense for point in points if point.vectors is not None}
-        found = [BackendHit(id_, float(stored @ vector)) for id_, stored in dense.items()]  # of unit length
-        return sorted(found, key=lambda hit: (-hit.score, hit.id))[:k]
+        hits = [BackendHit(id_, float(stored @ vector)) for id_, stored in dense.items()]  # of unit length
+        return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
         return ()

@@ -52,8 +52,8 @@ STABLE = 200
 
 
 @dataclass
-class Found:
-    """What the application saw. Times in milliseconds."""
+class LoadReport:
+    """What the application saw under load. Times in milliseconds."""
 
     store: str = ""
     rows: int = 0
@@ -80,20 +80,20 @@ class Found:
 
     @property
     def faults(self) -> int:
-        """Of whatever kind."""
+        """Return the number of faults of every kind."""
         counted = (self.mixed_spaces, self.epochs_backward, self.not_found_at_once, self.lost, self.doubled)
         listed = (self.failed_writes, self.failed_queries, self.dead_threads)
         return sum(counted) + self.resurrected + self.outdated + sum(map(len, listed))
 
 
 class Application:
-    """Writes and asks through a router, and remembers what must be there."""
+    """Write and search through a router, and remember what must be there."""
 
     def __init__(self, store: Store, rows: int, writes_per_s: float, seed: int = 0) -> None:
         self.router = Router(store, old=TruthEncoder("old", OLD_DIMENSION), new=TruthEncoder("new", NEW.dimension))
         self.reference = {str(key): f"text {key}" for key in range(1, rows + 1)}
         self.deleted: set[str] = set()
-        self.found = Found(rows=rows)
+        self.load_report = LoadReport(rows=rows)
         self._random = random.Random(seed)
         self._period = 1 / writes_per_s
         self._next_key = rows + 1
@@ -121,23 +121,23 @@ class Application:
             self.router.close()
             self._store.close()
             times = [milliseconds for _, milliseconds in self._latencies]
-            self.found.longest_write_ms = max(times, default=0.0)
-            self.found.median_write_ms = float(np.median(times)) if times else 0.0
+            self.load_report.longest_write_ms = max(times, default=0.0)
+            self.load_report.median_write_ms = float(np.median(times)) if times else 0.0
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        """One that does not end unseen."""
+        """Return a thread whose error is kept in the report."""
 
         def run() -> None:
             try:
                 work()
             except BaseException as exc:  # noqa: BLE001
-                self.found.dead_threads.append(f"{name}: {exc!r}")
+                self.load_report.dead_threads.append(f"{name}: {exc!r}")
 
         return threading.Thread(target=run, name=name)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Inside, nothing is written."""
+        """Let nothing be written inside the block."""
         self._writing.clear()
         assert self._idle.wait(60), "the writer is gone"
         yield
@@ -159,7 +159,7 @@ class Application:
             try:
                 self._write_once()
             except VecferryError as exc:
-                self.found.failed_writes.append(str(exc))
+                self.load_report.failed_writes.append(str(exc))
             due += self._period
             self._latencies.append((began, 1000 * (time.monotonic() - began)))
             time.sleep(max(0.0, due - time.monotonic()))
@@ -177,32 +177,32 @@ class Application:
             del self.reference[key]
             self.deleted.add(key)
         else:
-            text = f"text {key} of write {self.found.writes}"
+            text = f"text {key} of write {self.load_report.writes}"
             payload = {} if self._store.traits.text_source == "body" else {"lang": "en", "year": 2000}
             self.router.put([Document((key,), text, payload)])
             self.reference[key] = text
             self.deleted.discard(key)
-            if self.found.writes % 10 == 0:
+            if self.load_report.writes % 10 == 0:
                 self._ask(self._store, text, key)
-        self.found.writes += 1
+        self.load_report.writes += 1
 
     def _ask_on(self, seed: int) -> None:
         chosen, store, last = random.Random(seed), self._store.another(), 0
         while not self._ending.is_set():
             key = str(chosen.randint(1, STABLE))
             epoch = self._ask(store, f"text {key}", key)
-            self.found.epochs_backward += epoch < last
+            self.load_report.epochs_backward += epoch < last
             last = max(epoch, last)
             time.sleep(0.005)
         store.close()
 
     def _ask(self, store: Store, text: str, key: str) -> int:
-        """The epoch of the answer, which must have that row first, in the space that it says."""
-        self.found.queries += 1
+        """Search; return the epoch of the answer, which must have that row first, in the space that it says."""
+        self.load_report.queries += 1
         try:
             answer = self.router.search(text, 3)
         except VecferryError as exc:
-            self.found.failed_queries.append(str(exc))
+            self.load_report.failed_queries.append(str(exc))
             return 0
         if not answer.hits or answer.hits[0].key != (key,):
             encoder = NEW if answer.fingerprint == NEW.fingerprint else OLD
@@ -211,26 +211,26 @@ class Application:
             except VecferryError:  # finalized meanwhile
                 exact = store.search(NEW.truth(text), 1, fingerprint=NEW.fingerprint, exact=True)
             if exact and exact[0].key == (key,):
-                self.found.approximate_misses += 1
+                self.load_report.approximate_misses += 1
             else:
-                self.found.not_found_at_once += 1
+                self.load_report.not_found_at_once += 1
         elif abs(answer.hits[0].score - 1) > 1e-3:
-            self.found.mixed_spaces += 1
+            self.load_report.mixed_spaces += 1
         return answer.epoch
 
     # --- the comparison ---------------------------------------------------------------------------
 
     def compare(self, collection: Collection, model: TruthEncoder) -> None:
-        """Every row of the reference, once, with its text and the vector that the model makes of it."""
-        there = collection.serving()
-        keys = {key[0] for key in there}
-        self.found.lost += len(self.reference.keys() - keys)
-        self.found.resurrected += len(keys & self.deleted)
-        self.found.doubled += len(there) - len(keys) + len(keys - self.reference.keys() - self.deleted)
-        for (key,), (text, vector) in there.items():
+        """Compare all rows with the reference: each once, with its text and the vector that the model makes of it."""
+        rows = collection.serving()
+        keys = {key[0] for key in rows}
+        self.load_report.lost += len(self.reference.keys() - keys)
+        self.load_report.resurrected += len(keys & self.deleted)
+        self.load_report.doubled += len(rows) - len(keys) + len(keys - self.reference.keys() - self.deleted)
+        for (key,), (text, vector) in rows.items():
             right = key in self.reference and text == self.reference[key] and vector is not None
             close = right and np.allclose(vector, model.truth(self.reference[key]), atol=1e-5)  # type: ignore[arg-type]
-            self.found.outdated += not close
+            self.load_report.outdated += not close
 
 
 # --- the migration --------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def options(folder: Path) -> MigrationOptions:
 
 
 def fill(store: Store, rows: int) -> None:
-    """In one go, as before any migration."""
+    """Fill the store with rows, as before any migration."""
     for start in range(1, rows + 1, 1000):
         keys = range(start, min(start + 1000, rows + 1))
         payload = {} if store.traits.text_source == "body" else {"lang": "en", "year": 2000}
@@ -254,16 +254,16 @@ def fill(store: Store, rows: int) -> None:
 
 def go(
     collection: Collection, application: Application, folder: Path, follow: Callable[[], None], query_threads: int
-) -> Found:
+) -> LoadReport:
     """Start, switch, rollback, switch, finalize, with the application at work throughout."""
-    found, operator = application.found, Migration(collection.store, options=options(folder))
+    load_report, operator = application.load_report, Migration(collection.store, options=options(folder))
     with application.running(query_threads):
         began = time.monotonic()
         follow()
         wait_until(lambda: collection.store.ledger.find(collection.store.target) is not None)
         wait_until(lambda: operator.status().state == State.CATCHING_UP)
-        found.seconds["start"] = time.monotonic() - began
-        _timed(found, "verify", lambda: _verify(operator))
+        load_report.seconds["start"] = time.monotonic() - began
+        _timed(load_report, "verify", lambda: _verify(operator))
         switches: tuple[tuple[str, Callable[[], CutoverReport | RollbackReport]], ...] = (
             ("cutover", operator.cutover),
             ("rollback", operator.rollback),
@@ -271,21 +271,23 @@ def go(
         )
         for step, verb in switches:
             at = time.monotonic()
-            report = _timed(found, step, verb)
-            found.held_ms[step], found.tries[step] = 1000 * report.seconds, report.tries
-            found.epochs.append(report.serving.epoch)
+            report = _timed(load_report, step, verb)
+            load_report.held_ms[step], load_report.tries[step] = 1000 * report.seconds, report.tries
+            load_report.epochs.append(report.serving.epoch)
             time.sleep(1.5)  # in the new epoch
-            found.longest_switch_write_ms = max(found.longest_switch_write_ms, application.longest_write_since(at))
+            load_report.longest_switch_write_ms = max(
+                load_report.longest_switch_write_ms, application.longest_write_since(at)
+            )
         with application.quiet():
             wait_until(lambda: operator.status().backlog == 0)
             application.compare(collection, NEW)
             operator.rollback()
             application.compare(collection, OLD)
             operator.cutover()
-        _timed(found, "finalize", lambda: operator.finalize(confirmed=True))
+        _timed(load_report, "finalize", lambda: operator.finalize(confirmed=True))
         time.sleep(1)
     application.compare(collection, NEW)
-    return found
+    return load_report
 
 
 def _verify(operator: Migration) -> None:
@@ -293,10 +295,10 @@ def _verify(operator: Migration) -> None:
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
-def _timed(found: Found, step: str, verb: Callable[[], T]) -> T:
+def _timed(load_report: LoadReport, step: str, verb: Callable[[], T]) -> T:
     began = time.monotonic()
     result = verb()
-    found.seconds[step] = time.monotonic() - began
+    load_report.seconds[step] = time.monotonic() - began
     return result
 
 
@@ -304,7 +306,7 @@ def _timed(found: Found, step: str, verb: Callable[[], T]) -> T:
 def following_in_a_thread(
     collection: Collection, folder: Path, engine: EngineFor | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Starts one that follows until the migration ends; its error, if any, is raised at the end."""
+    """Start a thread that follows until the migration ends; its error, if any, is raised at the end."""
     failures: list[BaseException] = []
     ending = threading.Event()
 
@@ -349,27 +351,27 @@ def follow_postgres(url: str, folder: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def on_mirror(name: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4) -> Found:
+def on_mirror(name: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4) -> LoadReport:
     with mirror_collection(name, folder) as collection:
         fill(collection.store, rows)
         application = Application(collection.store, rows, writes_per_s)
         with following_in_a_thread(collection, folder) as follow:
-            found = go(collection, application, folder, follow, query_threads)
-    found.store = name
-    return found
+            load_report = go(collection, application, folder, follow, query_threads)
+    load_report.store = name
+    return load_report
 
 
-def on_postgres(url: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4) -> Found:
+def on_postgres(url: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4) -> LoadReport:
     with psycopg.connect(url, autocommit=True) as connection:
         collection = PgCollection(connection, url)
         connection.execute("CREATE INDEX docs_embedding ON docs USING hnsw (embedding vector_cosine_ops)")
         fill(collection.store, rows)
         application = Application(collection.store, rows, writes_per_s)
         with following_in_a_process(url, folder) as follow:
-            found = go(collection, application, folder, follow, query_threads)
+            load_report = go(collection, application, folder, follow, query_threads)
         collection.store.close()
-    found.store = "pgvector"
-    return found
+    load_report.store = "pgvector"
+    return load_report
 
 
 @contextmanager
@@ -388,8 +390,8 @@ def postgres() -> Iterator[str]:
         server.cleanup()
 
 
-def rounded(found: Found) -> dict[str, object]:
-    values = asdict(found) | {"faults": found.faults}
+def rounded(load_report: LoadReport) -> dict[str, object]:
+    values = asdict(load_report) | {"faults": load_report.faults}
     return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 2))  # type: ignore[no-any-return]
 
 
@@ -401,19 +403,19 @@ def main() -> None:
     parser.add_argument("--query-threads", type=int, default=4)
     parser.add_argument("--follow", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.follow:
-        follow_postgres(given.follow, given.folder)
+    args = parser.parse_args()
+    if args.follow:
+        follow_postgres(args.follow, args.folder)
         return
     with tempfile.TemporaryDirectory(prefix="vecferry-live-") as name:
         folder = Path(name)
-        if given.store == "pgvector":
+        if args.store == "pgvector":
             with postgres() as url:
-                found = on_postgres(url, given.rows, given.writes_per_s, folder, given.query_threads)
+                load_report = on_postgres(url, args.rows, args.writes_per_s, folder, args.query_threads)
         else:
-            found = on_mirror(given.store, given.rows, given.writes_per_s, folder, given.query_threads)
-    print(json.dumps(rounded(found), indent=2))
-    sys.exit(found.faults > 0)
+            load_report = on_mirror(args.store, args.rows, args.writes_per_s, folder, args.query_threads)
+    print(json.dumps(rounded(load_report), indent=2))
+    sys.exit(load_report.faults > 0)
 
 
 if __name__ == "__main__":

@@ -42,18 +42,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cpus-per-worker", type=int, default=1)
-    given = parser.parse_args()
-    settings = RaySettings(workers=given.workers, cpus_per_worker=given.cpus_per_worker)
+    args = parser.parse_args()
+    settings = RaySettings(workers=args.workers, cpus_per_worker=args.cpus_per_worker)
     with (
         tempfile.TemporaryDirectory(prefix="vecferry-million-") as name,
         postgres() as url,
         psycopg.connect(url, autocommit=True) as connection,
     ):
         rows = PgCollection(connection, url)
-        found = go(rows, Path(name), given.rows, settings)
+        figures = go(rows, Path(name), args.rows, settings)
         rows.store.close()
-    print(json.dumps(found, indent=2))
-    sys.exit(found["faults"] != 0)
+    print(json.dumps(figures, indent=2))
+    sys.exit(figures["faults"] != 0)
 
 
 def go(rows: PgCollection, folder: Path, number: int, settings: RaySettings) -> dict[str, object]:
@@ -94,7 +94,7 @@ def go(rows: PgCollection, folder: Path, number: int, settings: RaySettings) -> 
 
 
 def served(rows: PgCollection) -> Iterator[tuple[int, str, list[float]]]:
-    """Streamed; keys are unique by the table."""
+    """Stream all rows; keys are unique by the table."""
     with rows.connection.transaction():
         cursor = rows.connection.cursor("served")
         cursor.execute("SELECT id, body, embedding::real[] FROM docs")

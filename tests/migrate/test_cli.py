@@ -40,13 +40,13 @@ OVERRIDE = ("--override", "no gate in this test")
 
 @dataclass
 class Cli:
-    """Runs verbs in this process; `process` in one of its own. options: given to every verb."""
+    """Verbs that run in this process; `process` in one of its own. options: given to every verb."""
 
     capsys: pytest.CaptureFixture[str]
     options: tuple[str, ...] = ()
 
     def text(self, verb: str, *options: str, code: int = 0) -> str:
-        """Standard output and standard error."""
+        """Return standard output and standard error."""
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(["migrate", verb, *options, *self.options])
@@ -55,7 +55,7 @@ class Cli:
         return printed.out + printed.err
 
     def __call__(self, verb: str, *options: str, code: int = 0) -> dict[str, Any]:
-        """The one JSON object on standard output."""
+        """Return the one JSON object on standard output."""
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(["migrate", verb, *options, *self.options, "--json"])
@@ -64,7 +64,7 @@ class Cli:
         return dict(json.loads(printed.out))
 
     def error(self, verb: str, *options: str, code: int) -> str:
-        """The name of the error, by which programs tell it."""
+        """Return the name of the error, by which programs tell it."""
         error = self(verb, *options, code=code)["error"]
         assert error["exit_code"] == code
         assert error["message"]
@@ -78,7 +78,7 @@ class Cli:
 
 
 def ended(process: "subprocess.Popen[str]", code: int = 0) -> dict[str, Any]:
-    """Its JSON object, once it has ended by itself."""
+    """Return the process's JSON object, once it has ended by itself."""
     out, err = process.communicate(timeout=START_S)
     assert process.returncode == code, out + err
     return dict(json.loads(out))
@@ -86,7 +86,7 @@ def ended(process: "subprocess.Popen[str]", code: int = 0) -> dict[str, Any]:
 
 @contextmanager
 def running(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
-    """Nothing of it is left at the end."""
+    """Yield the process; nothing of it is left at the end."""
     try:
         yield process
     finally:
@@ -97,7 +97,7 @@ def running(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A folder of the test's own, no settings, and wide tables."""
+    """Give the test a folder of its own, no settings, and wide tables."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith(("VECFERRY_", "ONNX_")):
@@ -111,7 +111,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def documents(connection: psycopg.Connection) -> psycopg.Connection:
-    """60 rows with vectors of an old model of 64 numbers, and one row without a text."""
+    """Fill a table: 60 rows with vectors of an old model of 64 numbers, and one row without a text."""
     connection.execute("CREATE TABLE documents (id int PRIMARY KEY, body text, embedding vector(64) NOT NULL)")
     connection.execute(
         "INSERT INTO documents SELECT n, 'text number ' || n, (SELECT array_agg(sin(n * i))"
@@ -122,7 +122,7 @@ def documents(connection: psycopg.Connection) -> psycopg.Connection:
 
 @pytest.fixture
 def without_text(documents: psycopg.Connection) -> psycopg.Connection:
-    """And a row that will be a dead letter."""
+    """Return the table with a row that will be a dead letter."""
     documents.execute("INSERT INTO documents SELECT 0, NULL, embedding FROM documents WHERE id = 1")
     return documents
 
@@ -138,15 +138,15 @@ def cli(
     tiny_artifact: Artifact,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Cli:
-    """On `documents`, with the tiny model as the new one, all by options and the environment."""
+    """Return a command line on `documents` with the tiny model as the new one, by options and the environment."""
     monkeypatch.setenv("VECFERRY_STORE_URL", database_url)
     monkeypatch.setenv("ONNX_MODEL_PATH", str(tiny_artifact.path))
     return Cli(capsys, TABLE)
 
 
 def dimension(documents: psycopg.Connection) -> int:
-    (found,) = documents.execute("SELECT vector_dims(embedding) FROM documents WHERE id = 7").fetchone() or (0,)
-    return int(found)
+    (length,) = documents.execute("SELECT vector_dims(embedding) FROM documents WHERE id = 7").fetchone() or (0,)
+    return int(length)
 
 
 # --- from plan to finalize ------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def write_config(folder: Path, values: Mapping[str, Mapping[str, object]]) -> Pa
     return folder / "migration.toml"
 
 
-def test_every_verb_in_a_process_of_its_own_from_one_file(
+def test_every_verb_runs_in_a_process_of_its_own_from_one_file(
     documents: psycopg.Connection,
     database_url: str,
     tiny_artifact: Artifact,
@@ -208,7 +208,7 @@ def test_every_verb_in_a_process_of_its_own_from_one_file(
     assert dimension(documents) == 1024
 
 
-def test_every_verb_by_options(cli: Cli, without_text: psycopg.Connection) -> None:
+def test_every_verb_runs_by_options(cli: Cli, without_text: psycopg.Connection) -> None:
     assert cli.error("status", code=4) == "MigrationNotFound"
     assert cli("plan", "--sample", "10")["table"]["rows"] == ROWS + 1
     assert cli("start", "--rows-per-s", "1000")["dead_letters"] == 1
@@ -327,9 +327,9 @@ def test_an_error_is_a_message_and_a_hint(cli: Cli) -> None:
 
 
 def beside(name: str, shown: str) -> str:
-    """What a table says of it; empty if it says nothing."""
-    found = re.search(rf"^ *{name}  +(.*?) *$", shown, re.MULTILINE)
-    return found[1] if found else ""
+    """Return what a table shows beside a name; empty if it shows nothing."""
+    match = re.search(rf"^ *{name}  +(.*?) *$", shown, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def test_a_gate_that_has_not_passed_says_what_to_type_and_an_override_is_shown(
@@ -481,12 +481,12 @@ def test_ctrl_c_ends_a_follower_with_130_and_it_can_be_started_again(cli: Cli) -
 
 
 def state(cli: Cli) -> str:
-    """Empty before there is a migration."""
+    """Return the state of the migration; empty before there is one."""
     cli.capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["migrate", "status", *cli.options, "--json"])
-    found = json.loads(cli.capsys.readouterr().out)
-    return str(found.get("state", ""))
+    status = json.loads(cli.capsys.readouterr().out)
+    return str(status.get("state", ""))
 
 
 # --- from several terminals -----------------------------------------------------------------------
@@ -572,8 +572,8 @@ def test_kill_9_of_start_is_resumed_by_the_same_command(cli: Cli, documents: psy
 
 
 def test_ray_is_begun_and_ended_by_start(cli: Cli, without_text: psycopg.Connection) -> None:
-    found = ended(cli.process("start", "--rows-per-range", "8", "--engine", "ray", "--workers", "1"))
-    assert (found["state"], found["rows_done"], found["dead_letters"]) == ("catching_up", ROWS, 1)
+    status = ended(cli.process("start", "--rows-per-range", "8", "--engine", "ray", "--workers", "1"))
+    assert (status["state"], status["rows_done"], status["dead_letters"]) == ("catching_up", ROWS, 1)
     assert cli("verify", *OVERRIDE)["state"] == "ready"
 
 
@@ -661,7 +661,7 @@ def test_a_plan_with_a_read_only_role_writes_nothing(
 # --- other heads and other stores -----------------------------------------------------------------
 
 
-def test_sparse_vectors_beside_the_dense_ones(cli: Cli, documents: psycopg.Connection) -> None:
+def test_sparse_vectors_are_written_beside_the_dense_ones(cli: Cli, documents: psycopg.Connection) -> None:
     heads = ("--outputs", "dense,sparse")
     planned = cli("plan", "--sample", "5", *heads)
     assert planned["outputs"] == ["dense", "sparse"]
@@ -685,7 +685,7 @@ def test_a_head_that_a_store_cannot_hold_is_refused_by_name(
             assert "docs cannot hold sparse vectors" in error["message"]
 
 
-def test_a_whole_migration_of_an_embedded_store_by_its_url(
+def test_an_embedded_store_is_migrated_by_its_url(
     capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact, wide_artifact: Artifact, tmp_path: Path
 ) -> None:
     """The vectors are in a folder beside the file, and so is the control database."""

@@ -26,7 +26,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def with_line(section: str, line: str) -> str:
-    """`SHORT` with one line more."""
+    """Return `SHORT` with one line more."""
     text = SHORT.replace(f"[{section}]", f"[{section}]\n{line}")
     return text if f"[{section}]" in text else f"{text}[{section}]\n{line}\n"
 
@@ -34,8 +34,8 @@ def with_line(section: str, line: str) -> str:
 def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/migrate.md").read_text(encoding="utf-8")
     block = page.partition("```toml\n")[2].partition("```")[0]
-    found = read_config(written(tmp_path, re.sub(r"^# (\w+ = )", r"\1", block, flags=re.MULTILINE)))
-    assert found.model_dump() == {
+    config = read_config(written(tmp_path, re.sub(r"^# (\w+ = )", r"\1", block, flags=re.MULTILINE)))
+    assert config.model_dump() == {
         "store": {
             "url": SecretStr("postgresql://app@localhost/app"),
             "collection": "shop.products",
@@ -79,19 +79,19 @@ def test_what_is_left_out_has_its_default_beside_the_file(tmp_path: Path, monkey
     (tmp_path / "in").mkdir()
     written(tmp_path / "in", SHORT)
     monkeypatch.chdir(tmp_path)
-    found = read_config(Path("in/migration.toml"))
+    config = read_config(Path("in/migration.toml"))
     monkeypatch.chdir("/")
-    assert (found.store.url, found.models.old, found.models.outputs) == (None, None, DENSE)
-    assert (found.store.text, found.store.vector, found.store.key) == ("text", "embedding", "id")
-    assert found.store.control == tmp_path / "in/.vecferry/control.db"
-    assert found.limits.staging == tmp_path / "in/.vecferry/staging"
-    assert found.models.new == tmp_path / "in/new"
-    limits = found.limits
+    assert (config.store.url, config.models.old, config.models.outputs) == (None, None, DENSE)
+    assert (config.store.text, config.store.vector, config.store.key) == ("text", "embedding", "id")
+    assert config.store.control == tmp_path / "in/.vecferry/control.db"
+    assert config.limits.staging == tmp_path / "in/.vecferry/staging"
+    assert config.models.new == tmp_path / "in/new"
+    limits = config.limits
     assert (limits.rows_per_range, limits.rows_per_s, limits.max_query_ms) == (256, None, None)
-    assert (limits.min_free_gb, limits.lease_s, found.verify.sample, found.verify.min_recall) == (1.0, 15.0, 100, 0.9)
-    gate = found.gate
+    assert (limits.min_free_gb, limits.lease_s, config.verify.sample, config.verify.min_recall) == (1.0, 15.0, 100, 0.9)
+    gate = config.gate
     assert (gate.queries, gate.margin, gate.confidence, gate.max_queries) == (None, 0.02, 0.95, 500)
-    assert found.thresholds == {}
+    assert config.thresholds == {}
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_what_is_left_out_has_its_default_beside_the_file(tmp_path: Path, monkey
     ],
 )
 def test_a_path_in_a_url_is_relative_to_the_file_too(tmp_path: Path, url: str, expected: str) -> None:
-    found = read_config(written(tmp_path, with_line("store", f'url = "{url}"')))
-    assert found.store.url is not None
-    assert found.store.url.get_secret_value() == expected.format(tmp_path)
+    config = read_config(written(tmp_path, with_line("store", f'url = "{url}"')))
+    assert config.store.url is not None
+    assert config.store.url.get_secret_value() == expected.format(tmp_path)
 
 
 def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
-    found = read_config(written(tmp_path, with_line("models", 'outputs = ["sparse", "dense"]')))
-    assert found.models.outputs == DENSE | Outputs.SPARSE
+    config = read_config(written(tmp_path, with_line("models", 'outputs = ["sparse", "dense"]')))
+    assert config.models.outputs == DENSE | Outputs.SPARSE
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_no_error_shows_the_password(tmp_path: Path, text: str) -> None:
 
 
 def test_no_text_of_a_configuration_shows_the_password(tmp_path: Path) -> None:
-    found = read_config(written(tmp_path, with_line("store", f'url = "{URL}"')))
-    assert "s3cret" not in f"{found} {found!r} {found.model_dump_json()}"
-    assert found.store.url is not None
-    assert found.store.url.get_secret_value() == URL
+    config = read_config(written(tmp_path, with_line("store", f'url = "{URL}"')))
+    assert "s3cret" not in f"{config} {config!r} {config.model_dump_json()}"
+    assert config.store.url is not None
+    assert config.store.url.get_secret_value() == URL
 
 
 def test_single_values_can_be_replaced(tmp_path: Path) -> None:
@@ -233,14 +233,14 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
 
 
 def test_names_of_thresholds_are_the_applications_own(tmp_path: Path) -> None:
-    found = read_config(written(tmp_path, with_line("thresholds", '"same product" = -0.25\nany = 1')))
-    assert found.thresholds == {"same product": -0.25, "any": 1.0}
-    assert merged(found, {"thresholds.any": 0.5}).thresholds == {"same product": -0.25, "any": 0.5}
+    config = read_config(written(tmp_path, with_line("thresholds", '"same product" = -0.25\nany = 1')))
+    assert config.thresholds == {"same product": -0.25, "any": 1.0}
+    assert merged(config, {"thresholds.any": 0.5}).thresholds == {"same product": -0.25, "any": 0.5}
 
 
 def test_a_configuration_can_be_made_without_a_file() -> None:
-    found = MigrationConfig.model_validate({"store": {"collection": "docs"}, "models": {"new": "new"}})
-    assert (found.models.new, found.limits.staging) == (Path("new"), Path(".vecferry/staging"))
+    config = MigrationConfig.model_validate({"store": {"collection": "docs"}, "models": {"new": "new"}})
+    assert (config.models.new, config.limits.staging) == (Path("new"), Path(".vecferry/staging"))
 
 
 # --- which store a URL names ----------------------------------------------------------------------

@@ -106,7 +106,7 @@ class World:
         return self._rows(self._names()[1])
 
     def _names(self) -> tuple[str, ...]:
-        """Columns or collections with vectors: the one that serves is first."""
+        """Return the columns or collections with vectors: the one that serves is first."""
         if self.connection is not None:
             query = (
                 "SELECT attname FROM pg_attribute WHERE attrelid = 'docs'::regclass AND NOT attisdropped"
@@ -117,8 +117,8 @@ class World:
         serving, record = self.store.ledger.serving("docs"), self.store.ledger.find("docs")
         first = serving.locator if serving else "docs"
         names = {first, record.spec.old_locator, record.spec.new_locator} if record else {first}
-        there = [name for name in names if self.store._backend.exists(name)]
-        return tuple(sorted(there, key=lambda name: name != first))
+        existing = [name for name in names if self.store._backend.exists(name)]
+        return tuple(sorted(existing, key=lambda name: name != first))
 
     def _rows(self, name: str) -> Rows:
         if self.connection is not None:
@@ -132,17 +132,17 @@ class World:
         return {p.id: (p.text or "", None if p.vectors is None else p.vectors.dense) for p in points}
 
     def leftovers(self) -> list[str]:
-        """What a migration made and should have taken away in the end."""
+        """Return what a migration made and should have taken away in the end."""
         if self.connection is None:
             return list(self._names()[1:])
-        found = self.connection.execute(
+        rows = self.connection.execute(
             "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal UNION SELECT proname FROM pg_proc"
             " WHERE pronamespace = 'vecferry'::regnamespace UNION SELECT indexname FROM pg_indexes"
             " WHERE tablename = 'docs' AND indexname ~ 'vecferry' UNION SELECT attname FROM pg_attribute"
             " WHERE attrelid = 'docs'::regclass AND attname ~ 'vecferry' AND NOT attisdropped"
             " UNION SELECT key FROM vecferry.changes"
         )
-        return [name for (name,) in found]
+        return [name for (name,) in rows]
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def world_of_points(name: str, folder: Path) -> Iterator[World]:
 
 
 def made(name: str, folder: Path) -> str:
-    """An empty collection `docs`: the store's URL; of `file`, the folder."""
+    """Make an empty collection `docs`; return the store's URL, or for `file` the folder."""
     if name == "file":
         FileBackend(folder).create("docs", dimension=OLD_DIMENSION)
         return str(folder)
@@ -187,7 +187,7 @@ def fill(world: World, texts: Mapping[str, str]) -> World:
 
 @pytest.fixture(params=["pgvector", "file"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    """Empty."""
+    """Yield an empty world."""
     if request.param == "pgvector":
         connection, url = map(request.getfixturevalue, ("connection", "database_url"))
         with world_of_rows(connection, url, tmp_path) as made:
@@ -207,7 +207,7 @@ def texts_after(num_writes: int) -> dict[str, str]:
 def assert_true(
     rows: Rows, texts: dict[str, str], model: str, *, rows_outlive_vectors: bool = True, tolerance: float = 0.0
 ) -> None:
-    """Exactly these rows, each with what the model makes of its text; a poisoned one has nothing of the new.
+    """Assert exactly these rows, each with the model's vector of its text; a poisoned one has none of the new.
 
     tolerance: zero, but where the store brings vectors to length 1 again.
     """
@@ -237,7 +237,7 @@ def assert_complete(world: World) -> None:
 
 
 def assert_sides(world: World, serving: str, other: str | None = None) -> None:
-    """After all writes; by the names of the models."""
+    """Check both sides after all writes, by the names of the models."""
     keeps, tolerance = world.store.traits.rows_outlive_vectors, world.tolerance
     assert_true(world.serving(), texts_after(3), serving, rows_outlive_vectors=keeps, tolerance=tolerance)
     if other is not None:
@@ -245,7 +245,7 @@ def assert_sides(world: World, serving: str, other: str | None = None) -> None:
 
 
 def complete(world: World, mother: Mother) -> None:
-    """Both sides are true before the old one is dropped, and the new one after it."""
+    """Complete the migration: both sides are true before the old one is dropped, and the new one after it."""
     assert mother.run(do="migrate", until="finalize", **world.job) == "done"
     if len(world._names()) == 2:  # it was not killed in `finalize`
         assert_sides(world, "new", "old")

@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 OLD = TruthEncoder("old", 8)
 OPTIONS = MigrationOptions(
+    min_free_gb=0,
     rows_per_range=4,
     old_fingerprint=OLD.fingerprint,
     staging=Path("staging"),
@@ -58,13 +59,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def table(connection: psycopg.Connection, database_url: str, folder: Path) -> Iterator[World]:
-    """Twenty rows."""
+    """Yield a table of twenty rows."""
     with world_of_rows(connection, database_url, folder) as world:
         yield fill(world, TWENTY)
 
 
 def assert_switches(store: Any, encoder: TruthEncoder) -> None:
-    """The new side is complete and true, by the migration's own checks, and can serve."""
+    """Assert that the new side is complete and true, by the migration's own checks, and can serve."""
     migration = Migration(store, new=encoder, old=OLD, options=OPTIONS)
     assert migration.verify(sample=1000, override="no gate in this test").passed
     migration.cutover()
@@ -178,7 +179,7 @@ def own_table(server: OwnServer, folder: Path) -> Iterator[World]:
 
 
 def at_call(number: int, encoder: TruthEncoder, fault: Callable[[], None]) -> TruthEncoder:
-    """The encoder makes the fault when it is called for the n-th time."""
+    """Return the encoder, which makes the fault when it is called for the n-th time."""
     encoder.before_each = lambda texts: fault() if encoder.calls == number - 1 else None
     return encoder
 
@@ -222,7 +223,7 @@ def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes
 
 
 def started(store: Store, encoder: TruthEncoder) -> bool:
-    """False while the lease of the run that was cut off is not over; its process, this one, lives."""
+    """Start again; False while the lease of the lost run is not over: its process, this one, lives."""
     try:
         return Migration(store, new=encoder, old=OLD, options=OPTIONS).start().rows_done == 20
     except Locked:
@@ -267,7 +268,7 @@ def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> N
 
 @contextmanager
 def followed(url: str, encoder: TruthEncoder, options: MigrationOptions) -> Iterator[Callable[[], None]]:
-    """A run that follows through `url`. What is yielded fails with what the run ended with, if it did."""
+    """Run one that follows through `url`. The yielded check fails with what the run ended with, if it did."""
     ending = threading.Event()
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
         run = Migration(store, new=encoder, old=OLD, options=options)
@@ -283,7 +284,7 @@ def followed(url: str, encoder: TruthEncoder, options: MigrationOptions) -> Iter
 
 
 def follows(world: World, connection: psycopg.Connection, check: Callable[[], None]) -> None:
-    """A write that is made now is followed, some time."""
+    """Write, and wait until the write is followed."""
 
     def is_followed() -> bool:
         check()
@@ -306,7 +307,7 @@ def test_any_number_of_outages_is_waited_for(table: World, connection: psycopg.C
         wait_until(lambda: Migration(table.store).status().state == State.CATCHING_UP)
         for _ in range(4):
             follows(table, connection, check)
-            proxy.cut()
+            proxy.disconnect()
             time.sleep(0.3)
             proxy.mend()
         follows(table, connection, check)
@@ -356,7 +357,7 @@ def test_a_standby_that_takes_the_place_of_the_primary_is_gone_on_with(own_serve
 
 @contextmanager
 def through_proxy(table: World) -> Iterator[tuple[TcpProxy, PgVectorStore]]:
-    """The same table, over TCP."""
+    """Yield the same table, over TCP."""
     folder = table.where.partition("host=")[2]
     name = table.where.partition("@/")[2].partition("?")[0]
     with TcpProxy(next(Path(folder).glob(".s.PGSQL.*[0-9]"))) as proxy:
@@ -415,7 +416,7 @@ def test_a_network_that_is_cut_in_the_middle_of_a_switch_leaves_one_side_or_the_
 
 
 def unlocked(verb: Callable[[], T]) -> T:
-    """Tried until the lease is over that was held when the network went."""
+    """Try the verb until the lease is over that was held when the network went."""
     while True:
         try:
             return verb()
@@ -487,7 +488,7 @@ def test_a_runner_over_points_that_was_stopped_past_its_lease_notes_nothing_when
 
 
 def picture(world: World) -> list[Any]:
-    """Of every row of the table and of the ledger, with the transaction that wrote it."""
+    """Return every row of the table and of the ledger, with the transaction that wrote it."""
     assert world.connection is not None
     tables = ("docs", "vecferry.migrations", "vecferry.ranges", "vecferry.dead_letters", "vecferry.serving")
     queries = [f"SELECT string_agg(xmin::text || t::text, '|' ORDER BY ctid) FROM {table} t" for table in tables]
@@ -548,7 +549,7 @@ def test_a_switch_that_is_stopped_in_its_middle_holds_nobody_up_for_long(
 
 @contextmanager
 def running(store: Store) -> Iterator[None]:
-    """A run that follows."""
+    """Keep a run that follows inside the block."""
     ending, encoder = threading.Event(), TruthEncoder()
     with store.another() as beside:  # type: ignore[attr-defined]
         run = Migration(beside, new=encoder, old=OLD, options=OPTIONS)
@@ -588,7 +589,7 @@ def test_a_run_pauses_while_queries_are_slow_and_goes_on_when_they_are_fast(tabl
 
 
 class SlowToDrop(FileBackend):
-    """Takes longer than writers are held off; what is gone already is dropped at once."""
+    """A store whose drop takes longer than writers are held off; what is gone already is dropped at once."""
 
     def drop(self, collection: str) -> None:
         if self.exists(collection):

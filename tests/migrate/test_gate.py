@@ -26,7 +26,7 @@ IN_OLD, IN_NEW = {"duplicate": 0.92, "related": 0.5}, {"duplicate": 0.871, "rela
 
 @pytest.fixture
 def migration(collection: Collection, tmp_path: Path) -> Migration:
-    """Complete, and not verified yet."""
+    """Return a migration that is complete, and not verified yet."""
     for key, text in enumerate("abc", start=1):
         collection.put(key, text, old_vector(text))
     options = MigrationOptions(
@@ -171,7 +171,7 @@ def test_a_check_that_failed_cannot_be_overridden(collection: Collection, migrat
 def test_a_verification_whose_gate_stood_among_its_checks_must_be_made_anew(
     collection: Collection, migration: Migration
 ) -> None:
-    """As the first form of the ledger kept it."""
+    """The verification is as the first form of the ledger kept it."""
     migration.verify()
     ledger = collection.store.ledger
     record = ledger.find(collection.store.target)

@@ -82,7 +82,7 @@ class Writer(threading.Thread):
         self.longest_s = max(self.longest_s, time.monotonic() - began)
 
     def _put(self, key: str, text: str) -> bool:
-        """False if the other vectors serve since we looked."""
+        """Put a row; False if the other vectors serve since we looked."""
         serving = self._store.ledger.serving(self._store.target)
         encoder = self._encoders[serving.fingerprint or ""] if serving is not None else self._first
         try:
@@ -93,14 +93,14 @@ class Writer(threading.Thread):
 
 
 class SqlWriter(Writer):
-    """One that knows nothing of us: transactions of several statements, some taken back or abandoned.
+    """A writer that knows nothing of us: transactions of several statements, some rolled back or abandoned.
 
     From the first switch on it leaves vectors to others: it writes none, one of another text, or leaves the former.
     Before it, the old vectors are its own, and right.
     """
 
-    def __init__(self, url: str, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, url: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._connection = psycopg.connect(url, autocommit=True)
 
     def write(self, key: str) -> None:
@@ -118,7 +118,7 @@ class SqlWriter(Writer):
         self.longest_s = max(self.longest_s, time.monotonic() - began)
 
     def _serving(self) -> tuple[TruthEncoder, bool]:
-        """Whose vectors serve until the end of the transaction, and whether both sides are followed already."""
+        """Return whose vectors serve until the transaction ends, and whether both sides are followed already."""
         self._connection.execute("LOCK TABLE docs IN ACCESS SHARE MODE")
         serving = self._store.ledger.serving(self._store.target)
         record = self._store.ledger.find(self._store.target)
@@ -128,7 +128,7 @@ class SqlWriter(Writer):
         return self._encoders[serving.fingerprint or ""], is_followed
 
     def _execute(self, key: str, texts: dict[str, str], encoder: TruthEncoder, *, is_followed: bool) -> None:
-        """texts: as they are in this transaction."""
+        """Make one change by SQL. texts: as they are in this transaction."""
         kind = self._chance.random()
         text = self._chance.choice([f"text {self.writes} of {key}", texts.get(key, "new")])
         if kind < 0.15:
@@ -167,7 +167,7 @@ class SqlWriter(Writer):
 
 
 def writers_of(world: World, writes_per_s: float, seed: int) -> list[Writer]:
-    """One through `put` and `remove`; on a table also one with SQL, for half of the rows."""
+    """Return a writer through `put` and `remove`; on a table also one with SQL, for half of the rows."""
     encoders = TruthEncoder("old", 8), TruthEncoder("new", 16)
     if world.connection is None:
         return [Writer(world.store.another(), encoders, writes_per_s, seed)]
@@ -181,7 +181,7 @@ def writers_of(world: World, writes_per_s: float, seed: int) -> list[Writer]:
 def kill_at_random_times(
     kills: int, world: World, mother: Mother, *, longest_s: float, writes_per_s: float, seed: int
 ) -> str:
-    """What was survived, for people. longest_s: before a kill; most come sooner."""
+    """Kill runs at random times; return what was survived, for people. longest_s: before a kill; most are sooner."""
     chance, job = Random(seed), world.job | {"rows_per_range": ROWS_PER_RANGE}
     script = Script(**job)
     writers = writers_of(world, writes_per_s, seed)
@@ -238,7 +238,7 @@ def world_of(name: str, request: pytest.FixtureRequest, folder: Path) -> Abstrac
 
 
 @pytest.mark.parametrize(("name", "kills"), [("pgvector", 8), ("file", 8)])
-def test_a_few_kills_at_random_times(
+def test_a_few_kills_at_random_times_lose_nothing(
     name: str, kills: int, request: pytest.FixtureRequest, mother: Mother, tmp_path: Path
 ) -> None:
     with world_of(name, request, tmp_path) as world:
@@ -254,7 +254,7 @@ def test_a_few_kills_at_random_times(
         pytest.param("chroma-server", 40, 4.0, 10, id="chroma-server"),
     ],
 )
-def test_many_kills_at_random_times(
+def test_many_kills_at_random_times_lose_nothing(
     name: str,
     kills: int,
     longest_s: float,

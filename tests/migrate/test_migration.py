@@ -72,16 +72,16 @@ def ready(collection: Collection, *texts: str | None) -> tuple[Migration, TruthE
 
 
 def assert_serving(collection: Collection, encoder: TruthEncoder, *, without: tuple[str, ...] = ()) -> None:
-    """Every row serves exactly what the encoder makes of its present text; `without`: rows with no vector."""
-    found = collection.serving()
-    for key, (text, vector) in found.items():
+    """Assert that every row serves what the encoder makes of its present text. without: rows with no vector."""
+    rows = collection.serving()
+    for key, (text, vector) in rows.items():
         if key[0] in without:
             assert vector is None
         else:
             assert text is not None
             assert vector is not None
             np.testing.assert_allclose(vector, encoder.truth(text), atol=1e-6)  # some stores normalise again
-    assert collection.keeps_rows or not {(key,) for key in without} & found.keys()
+    assert collection.keeps_rows or not {(key,) for key in without} & rows.keys()
 
 
 def texts_of(collection: Collection) -> dict[str, str | None]:
@@ -91,7 +91,7 @@ def texts_of(collection: Collection) -> dict[str, str | None]:
 # --- the whole path -------------------------------------------------------------------------------
 
 
-def test_the_whole_path(collection: Collection) -> None:
+def test_a_migration_goes_the_whole_path(collection: Collection) -> None:
     texts = [f"text {i}" for i in range(10)] + HARD_TEXTS
     encoder = TruthEncoder()
     migration = fill(collection, *texts, new=encoder)
@@ -180,7 +180,7 @@ def test_a_cost_is_what_takes_longer_encoding_or_writing() -> None:
             Resources(**wrong)
 
 
-def test_a_plan_of_an_empty_collection(collection: Collection) -> None:
+def test_a_plan_of_an_empty_collection_counts_nothing(collection: Collection) -> None:
     plan = replace(fill(collection), new=TruthEncoder()).plan()
     assert (plan.table.rows, plan.sample_rows, plan.seconds) == (0, 0, 0.0)
 
@@ -307,7 +307,7 @@ def test_a_row_changed_while_its_range_is_being_encoded_gets_its_newest_text(col
     assert texts_of(collection) == {"1": "newer", "3": "c", "4": "d", "5": "e", "6": "f", "50": "inserted"}
 
 
-def test_a_row_deleted_and_inserted_again_with_another_text(collection: Collection) -> None:
+def test_a_row_deleted_and_inserted_again_gets_the_vector_of_its_last_text(collection: Collection) -> None:
     def meddle(texts: object) -> None:
         if encoder.calls == 0:
             collection.remove(1)
@@ -339,7 +339,7 @@ def test_a_row_changed_thrice_while_it_is_encoded_ends_with_its_last_text(collec
 # --- rollback -------------------------------------------------------------------------------------
 
 
-def test_rollback_and_a_second_cutover(collection: Collection) -> None:
+def test_a_rollback_can_be_followed_by_a_second_cutover(collection: Collection) -> None:
     migration, encoder = ready(collection, "a", "b")
     for epoch in (2, 4):
         assert migration.cutover().serving.epoch == epoch
@@ -583,7 +583,7 @@ def test_a_gate_has_the_last_word(collection: Collection) -> None:
 
 
 def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    """The thread, and what the work returned or raised."""
+    """Do the work in a thread; return the thread, and a list for what the work returned or raised."""
     outcome: list[object] = []
 
     def run() -> None:
@@ -630,7 +630,7 @@ def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
 def test_a_rate_is_kept_and_can_be_changed_while_it_runs(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, seen = Clock(), list[int]()
+    clock, rows_done = Clock(), list[int]()
     monkeypatch.setattr(throttle, "time", clock)
     with collection.another() as store:
         operator = Migration(store, options=OPTIONS)
@@ -642,14 +642,14 @@ def test_a_rate_is_kept_and_can_be_changed_while_it_runs(
                 operator.throttle(8.0)
 
         def look() -> None:
-            seen.append(operator.status().rows_done)
+            rows_done.append(operator.status().rows_done)
 
         encoder.before_each = limit
         for seconds in (1.1, 2.1):
             clock.at(seconds, look)
         clock.at(2.1, lambda: operator.throttle(None))
         assert migration.start().rows_done == 40
-    assert seen == [3 * 4, 5 * 4]  # a range of 4 at the beginning, and one more in each half second
+    assert rows_done == [3 * 4, 5 * 4]  # a range of 4 at the beginning, and one more in each half second
     assert 2.1 <= clock.seconds <= 2.1 + 1  # a second to notice
     assert encoder.calls == 10
 
@@ -736,7 +736,7 @@ def test_a_migration_that_is_finalized_in_the_middle_of_a_write_ends_the_followe
     apply, finalized = Applier._apply, list[bool]()
 
     def finalized_first(self: Applier, *arguments: object) -> bool:
-        """What was captured was read before the old side was dropped."""
+        """Finalize after what was captured was read, and before it is applied."""
         if not finalized:
             finalized.append(True)
             with collection.another() as store:
@@ -922,14 +922,14 @@ def test_two_runners_exclude_each_other(collection: Collection) -> None:
 
 
 def test_status_works_while_another_runner_is_at_work(collection: Collection) -> None:
-    seen: list[State] = []
+    states: list[State] = []
 
     def look(texts: object) -> None:
         with collection.another() as store:
-            seen.append(Migration(store, options=OPTIONS).status().state)
+            states.append(Migration(store, options=OPTIONS).status().state)
 
     replace(fill(collection, *"abcdefgh"), new=TruthEncoder(before_each=look)).start()
-    assert seen == [State.BACKFILLING, State.BACKFILLING]
+    assert states == [State.BACKFILLING, State.BACKFILLING]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_any_primary_key(kind: str, connection: psycopg.Connection, database_url: str) -> None:
+def test_any_primary_key_is_migrated(kind: str, connection: psycopg.Connection, database_url: str) -> None:
     definition, key, values = KEYS[kind]
     labels = ", ".join(f"'v{i}'" for i in range(1, 25))
     connection.execute(f'CREATE TYPE "Odd %type" AS ENUM ({labels})')
@@ -139,7 +139,9 @@ AWKWARD = ['we"ird', "semi;colon -- x", "per%cent %s", "bra{ces}{0}", "Ãœbung æ
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_any_name(name: str, connection: psycopg.Connection, database_url: str) -> None:
+def test_any_name_of_tables_and_columns_is_migrated(
+    name: str, connection: psycopg.Connection, database_url: str
+) -> None:
     table, quoted = sql.Identifier(name, name), sql.Identifier(name).as_string(connection)
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
     key, text, vector = (sql.Identifier(f"{letter}{name}"[:63]) for letter in "ktv")
@@ -184,7 +186,7 @@ def test_long_names_stay_different_when_they_are_shortened() -> None:
     assert all(len(name.encode()) <= 63 for name in names)
 
 
-def test_texts_in_a_varchar_column(connection: psycopg.Connection, database_url: str) -> None:
+def test_texts_in_a_varchar_column_are_migrated(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, ["a ", "b"])
     connection.execute("ALTER TABLE docs ALTER body TYPE varchar(10)")
     encoder = TruthEncoder()
@@ -241,14 +243,14 @@ def test_an_unreachable_server_is_named_without_the_password(url: str) -> None:
 def test_a_connection_that_is_cut_is_made_anew_and_the_run_goes_on(
     connection: psycopg.Connection, database_url: str
 ) -> None:
-    def cut(texts: object) -> None:
+    def terminate(texts: object) -> None:
         if encoder.calls == 1:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'vecferry'"
             )
 
     make_docs(connection, [f"t{i}" for i in range(20)])
-    encoder = TruthEncoder(before_each=cut)
+    encoder = TruthEncoder(before_each=terminate)
     with open_docs(database_url) as store:
         status = Migration(
             store, new=encoder, options=replace(OPTIONS, lease_s=1.0)
@@ -327,7 +329,7 @@ def test_the_planned_disk_space_is_enough_and_not_far_off(
 # --- the columns ----------------------------------------------------------------------------------
 
 
-def test_a_required_vector_column(connection: psycopg.Connection, database_url: str) -> None:
+def test_a_required_vector_column_is_migrated(connection: psycopg.Connection, database_url: str) -> None:
     make_docs(connection, ["a", "b"], extra="NOT NULL")
     encoder = TruthEncoder()
     insert = "INSERT INTO docs (id, body, embedding) VALUES (%s, %s, %s::real[]::vector)"
@@ -455,8 +457,8 @@ def test_vector_indexes_are_made_anew_and_change_names_with_the_columns(
             "by_cosine": True, "by_product": True, "by_half": False, "by_presence": False
         }  # fmt: skip
         migration.start()
-        twin = original["by_cosine"].replace("by_cosine", "by_cosine_vecferry_new")
-        assert indexes_of(connection)["by_cosine_vecferry_new"] == twin.replace(
+        new_index = original["by_cosine"].replace("by_cosine", "by_cosine_vecferry_new")
+        assert indexes_of(connection)["by_cosine_vecferry_new"] == new_index.replace(
             "(embedding ", "(embedding_vecferry_new "
         )
         assert migration.verify(override="no gate in this test").passed

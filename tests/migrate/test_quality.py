@@ -33,12 +33,14 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
-    """A folder with judged queries, whose ids are keys, and no corpus."""
+    """Return a folder with judged queries, whose ids are keys, and no corpus."""
     folder, queries = tmp_path / "judged", queries_about(COUNT)
     (folder / "qrels").mkdir(parents=True)
     lines = [json.dumps({"_id": q.id, "text": q.text, "lang": q.slices["language"]}) for q in queries.questions]
     (folder / "queries.jsonl").write_text("\n".join(lines))
-    grades = [f"{one.query_id}\t{one.passage_id}\t{one.relevance}" for one in queries.judgements]
+    grades = [
+        f"{judgement.query_id}\t{judgement.passage_id}\t{judgement.relevance}" for judgement in queries.judgements
+    ]
     (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *grades]))
     return folder
 
@@ -59,7 +61,7 @@ def configured(queries: Path | None = None, **gate: Any) -> MigrationConfig:
     )
 
 
-def asked(migration: Migration, new: TopicEncoder, config: MigrationConfig) -> GateVerdict:
+def gate_verdict(migration: Migration, new: TopicEncoder, config: MigrationConfig) -> GateVerdict:
     return make_gate(config, old=OLD, new=new)(migration.store)
 
 
@@ -67,7 +69,7 @@ def asked(migration: Migration, new: TopicEncoder, config: MigrationConfig) -> G
 
 
 def test_judged_queries_are_the_strongest_evidence(collection: MirrorCollection, judged: Path, tmp_path: Path) -> None:
-    verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged))
+    verdict = gate_verdict(started(collection, BETTER, tmp_path), BETTER, configured(judged))
     assert (verdict.passed, verdict.evidence) == (True, "judged queries")
     assert verdict.message.startswith("The new model is")
     assert [check.name for check in verdict.checks] == ["all queries", "language de", "language en"]
@@ -93,7 +95,7 @@ def test_a_query_log_is_replayed_beside_pairs(collection: MirrorCollection, tmp_
 
 
 def test_without_either_the_rows_own_sentences_are_asked(collection: MirrorCollection, tmp_path: Path) -> None:
-    verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(max_queries=30))
+    verdict = gate_verdict(started(collection, BETTER, tmp_path), BETTER, configured(max_queries=30))
     assert (verdict.passed, verdict.evidence) == (True, "pairs from the corpus")
     assert verdict.message.startswith(WEAK)
     assert verdict.detail["queries"] == 30
@@ -113,7 +115,7 @@ def test_rows_too_short_to_ask_for_a_part_of_do_not_pass(tmp_path: Path) -> None
     with mirror_collection("memory", tmp_path) as collection:
         for number in range(3):
             collection.put(number, f"row {number}", OLD.encode([f"row {number}"]).dense[0])
-        verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured())
+        verdict = gate_verdict(started(collection, BETTER, tmp_path), BETTER, configured())
     assert (verdict.passed, verdict.message) == (False, NOT_JUDGED)
 
 
@@ -121,14 +123,14 @@ def test_judgements_of_other_keys_do_not_pass(collection: MirrorCollection, judg
     header, *grades = (judged / "qrels" / "test.tsv").read_text().splitlines()
     of_others = [line.replace("\t", "\tdoc-", 1) for line in grades]
     (judged / "qrels" / "test.tsv").write_text("\n".join([header, *of_others]))
-    verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged))
+    verdict = gate_verdict(started(collection, BETTER, tmp_path), BETTER, configured(judged))
     assert not verdict.passed
     assert "Neither side found anything relevant" in verdict.message
     assert [check.passed for check in verdict.checks] == [False, True, True]
 
 
 def test_too_few_queries_do_not_pass(collection: MirrorCollection, judged: Path, tmp_path: Path) -> None:
-    verdict = asked(started(collection, BETTER, tmp_path), BETTER, configured(judged, max_queries=19))
+    verdict = gate_verdict(started(collection, BETTER, tmp_path), BETTER, configured(judged, max_queries=19))
     assert not verdict.passed
     assert verdict.message == "19 queries are too few to judge by; 20 are needed."
     assert not verdict.checks[0].passed

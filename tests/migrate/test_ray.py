@@ -50,7 +50,7 @@ TWO = RaySettings(workers=2, cpus_per_worker=1)
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    """A Ray of this process; engines find it and leave it."""
+    """Start a Ray of this process; engines find it and leave it."""
     import ray
 
     with warnings.catch_warnings():
@@ -97,10 +97,10 @@ def workers_of_ray() -> list[str]:
 def test_a_task_travels_whole() -> None:
     rows = [Row(("a", "b"), "text\n\ud800"), Row(("c",), None)]
     vector = TextVectors(truth("new", "x", 4))
-    found = RangeTask.from_bytes(RangeTask(rows, {b"\x00" * 32, b"\xff" * 32}, {b"\n" * 32: vector}).to_bytes())
-    assert list(found.rows) == rows
-    assert found.elsewhere == {b"\x00" * 32, b"\xff" * 32}
-    np.testing.assert_array_equal(found.staged[b"\n" * 32].dense, vector.dense)
+    received = RangeTask.from_bytes(RangeTask(rows, {b"\x00" * 32, b"\xff" * 32}, {b"\n" * 32: vector}).to_bytes())
+    assert list(received.rows) == rows
+    assert received.elsewhere == {b"\x00" * 32, b"\xff" * 32}
+    np.testing.assert_array_equal(received.staged[b"\n" * 32].dense, vector.dense)
     assert RangeTask.from_bytes(RangeTask([], set(), {}).to_bytes()) == RangeTask([], set(), {})
 
 
@@ -120,21 +120,21 @@ TEXTS = [*(f"t{i % 13}" for i in range(30)), "POISON", "POISON", "NAN", "t1", "H
 
 
 def test_the_same_files_as_on_this_machine_and_no_range_twice(ray_here: None, tmp_path: Path) -> None:
-    here, there = folders(tmp_path, "here", "there")
-    local, store = collection(here, TEXTS), collection(there, TEXTS)
-    numbers(engine_of(local, here).run(in_ranges(local)))
-    engine = on_ray(store, there)
+    local_folder, ray_folder = folders(tmp_path, "here", "there")
+    local, store = collection(local_folder, TEXTS), collection(ray_folder, TEXTS)
+    numbers(engine_of(local, local_folder).run(in_ranges(local)))
+    engine = on_ray(store, ray_folder)
     assert sorted(numbers(engine.run(in_ranges(store)))) == list(range(1, 11))
-    assert files(there) == files(here)
+    assert files(ray_folder) == files(local_folder)
     once = {text: number for text, number in encoded_by(engine).items() if text.startswith("t")}
     assert once == {f"t{i}": 1 for i in range(13)}
     encoded = encoded_by(engine)
-    assert sorted(numbers(on_ray(store, there).run(in_ranges(store)))) == list(range(1, 11))
+    assert sorted(numbers(on_ray(store, ray_folder).run(in_ranges(store)))) == list(range(1, 11))
     assert encoded_by(engine) == encoded
     store._backend.put("docs", [Point("002", "changed", TextVectors(truth("old", "changed", 8)))])
-    assert sorted(numbers(on_ray(store, there).run(in_ranges(store)))) == list(range(1, 11))
+    assert sorted(numbers(on_ray(store, ray_folder).run(in_ranges(store)))) == list(range(1, 11))
     assert encoded_by(engine) - encoded == {"changed": 1}
-    staged = on_ray(store, there).staging.read(range_name("uid", 1))
+    staged = on_ray(store, ray_folder).staging.read(range_name("uid", 1))
     assert staged is not None
     dense = [new.vectors.dense for new in staged.vectors if new.vectors is not None]
     np.testing.assert_array_equal(dense, [truth("new", text, 16) for text in ("t0", "t1", "changed", "t3")])
@@ -216,10 +216,10 @@ def test_a_file_is_encoded_as_without_ray_and_in_its_order(
     monkeypatch.setenv("VECFERRY_THREADS", "1")
     lines = [json.dumps({"id": i, "text": f"text {i % 700} of the sea"}) for i in range(2500)]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
-    given = ["encode", str(tiny_artifact.path), str(tmp_path / "texts.jsonl"), "--outputs", "dense,sparse,colbert"]
+    arguments = ["encode", str(tiny_artifact.path), str(tmp_path / "texts.jsonl"), "--outputs", "dense,sparse,colbert"]
     for out, options in (("here", []), ("there", ["--engine", "ray", "--workers", "3"])):
         with pytest.raises(SystemExit) as ended:
-            main([*given, "-o", str(tmp_path / f"{out}.parquet"), *options])
+            main([*arguments, "-o", str(tmp_path / f"{out}.parquet"), *options])
         assert not ended.value.code
     assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
 
@@ -267,30 +267,30 @@ def damage(file: Path) -> None:
 def test_an_artifact_that_is_not_there_is_received_whole_once_and_verified(
     tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
-    here = ShippedArtifact.of(EncoderOptions(artifact=tiny_artifact.path), tmp_path / "cache")
-    there = replace(here, options=replace(here.options, artifact=tmp_path / "not on this machine"))
-    assert "no converted model" in there.missing()
-    threads = [threading.Thread(target=there.receive, args=(list(here.pieces()),)) for _ in range(3)]
+    sender = ShippedArtifact.of(EncoderOptions(artifact=tiny_artifact.path), tmp_path / "cache")
+    receiver = replace(sender, options=replace(sender.options, artifact=tmp_path / "not on this machine"))
+    assert "no converted model" in receiver.missing()
+    threads = [threading.Thread(target=receiver.receive, args=(list(sender.pieces()),)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert there.missing() == ""
+    assert receiver.missing() == ""
     received = tmp_path / "cache" / tiny_artifact.fingerprint
     assert {path.name for path in received.iterdir()} == {"manifest.json", *tiny_artifact.manifest.files}
-    assert there.load(1).fingerprint == tiny_artifact.fingerprint
+    assert receiver.load(1).fingerprint == tiny_artifact.fingerprint
     damage(received / "model.onnx.data")
-    assert "model.onnx.data has SHA-256" in there.missing()
-    there.receive(here.pieces())
-    assert there.missing() == ""
+    assert "model.onnx.data has SHA-256" in receiver.missing()
+    receiver.receive(sender.pieces())
+    assert receiver.missing() == ""
 
 
 def test_an_artifact_that_is_damaged_on_its_way_leaves_nothing(tiny_artifact: Artifact, tmp_path: Path) -> None:
-    here = ShippedArtifact.of(EncoderOptions(artifact=tiny_artifact.path), tmp_path / "cache")
-    there = replace(here, options=replace(here.options, artifact=tmp_path / "not on this machine"))
-    pieces = [(name, piece[:-1] + b"!" if name == "model.onnx.data" else piece) for name, piece in here.pieces()]
+    sender = ShippedArtifact.of(EncoderOptions(artifact=tiny_artifact.path), tmp_path / "cache")
+    receiver = replace(sender, options=replace(sender.options, artifact=tmp_path / "not on this machine"))
+    pieces = [(name, piece[:-1] + b"!" if name == "model.onnx.data" else piece) for name, piece in sender.pieces()]
     with pytest.raises(ArtifactDamaged, match=r"model\.onnx\.data has SHA-256"):
-        there.receive(pieces)
+        receiver.receive(pieces)
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 
 

@@ -56,7 +56,7 @@ BIN = Path(sys.executable).parent
 
 @contextmanager
 def two_machines() -> Iterator[Any]:
-    """A cluster of two with one worker's CPU each, as far as Ray knows."""
+    """Yield a cluster of two machines with one worker's CPU each, as far as Ray knows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
@@ -71,7 +71,7 @@ def two_machines() -> Iterator[Any]:
 
 
 def processes_of(folder: Path) -> set[str]:
-    """Of the workers that encoded something."""
+    """Return the processes of the workers that encoded something."""
     return {line.partition(" ")[0] for line in (folder / "encoded").read_text().splitlines()}
 
 
@@ -90,10 +90,10 @@ def test_both_machines_of_a_cluster_work_and_one_that_is_lost_loses_nothing(tmp_
         again.mkdir()
         store = collection(again, FORTY)
         with closing(on_ray(store, again, settings, seconds_each=0.1).run(in_ranges(store))) as ranges:
-            found = numbers(islice(ranges, 1))
+            numbers_done = numbers(islice(ranges, 1))
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-            found += numbers(ranges)
-        assert sorted(found) == list(range(1, 11))
+            numbers_done += numbers(ranges)
+        assert sorted(numbers_done) == list(range(1, 11))
         encoded = made_by_us(again).encoded()
         assert set(encoded) == set(FORTY)
         assert encoded.total() <= len(FORTY) + ROWS_PER_RANGE
@@ -101,7 +101,7 @@ def test_both_machines_of_a_cluster_work_and_one_that_is_lost_loses_nothing(tmp_
 
 @dataclass(frozen=True)
 class NotShared(ShippedArtifact):
-    """As on machines that do not see the driver's folder."""
+    """A model as on machines that do not see the driver's folder."""
 
     driver: int = 0
 
@@ -119,14 +119,14 @@ def test_an_artifact_that_the_machines_do_not_see_comes_to_them_through_ray(
     texts = [f"text {i}" for i in range(100)]
     with two_machines() as cluster:
         settings = replace(SETTINGS, address=cluster.address)
-        (found,) = encode_on_workers(settings, model, encoder, texts, outputs=Outputs.DENSE, role="passage")
-    np.testing.assert_allclose(found.dense, encoder.encode(texts).dense, atol=1e-6)  # another number of threads
+        (embeddings,) = encode_on_workers(settings, model, encoder, texts, outputs=Outputs.DENSE, role="passage")
+    np.testing.assert_allclose(embeddings.dense, encoder.encode(texts).dense, atol=1e-6)  # another number of threads
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [made.fingerprint]
 
 
 @contextmanager
 def ray_start(log: Path, env: Mapping[str, str], *options: str) -> Iterator[None]:
-    """A machine of a cluster, as its command begins it."""
+    """Begin a machine of a cluster by its command."""
     with log.open("w") as out:
         process = subprocess.Popen([BIN / "ray", "start", "--block", *options], env=env, stdout=out, stderr=out)
     try:
@@ -140,13 +140,13 @@ def ray_start(log: Path, env: Mapping[str, str], *options: str) -> Iterator[None
 def test_a_cluster_of_ray_start_is_used_by_its_address_with_its_token(tiny_artifact: Artifact, tmp_path: Path) -> None:
     texts, address = tmp_path / "texts.jsonl", f"127.0.0.1:{free_port()}"
     texts.write_text("\n".join(json.dumps({"id": i, "text": f"text {i} of the sea"}) for i in range(2500)))
-    given = ["encode", str(tiny_artifact.path), str(texts), "--outputs", "dense,sparse,colbert"]
+    arguments = ["encode", str(tiny_artifact.path), str(texts), "--outputs", "dense,sparse,colbert"]
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     without |= {"VECFERRY_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     token = without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     def vecferry(env: Mapping[str, str], out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        command: list[str | Path] = [BIN / "vecferry", *given, "-o", str(out), *options]
+        command: list[str | Path] = [BIN / "vecferry", *arguments, "-o", str(out), *options]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
     head = ("--head", "--port", address.partition(":")[2], "--num-cpus", "0", "--include-dashboard=false")
@@ -183,8 +183,8 @@ def test_under_load_nothing_fails_and_every_row_is_there_once_and_true(collectio
     with two_machines() as cluster:
         engine = ray_engine(tmp_path, replace(SETTINGS, address=cluster.address))
         with following_in_a_thread(collection, tmp_path, engine) as follow:
-            found = go(collection, application, tmp_path, follow, query_threads=1)
-    assert_faultless(found, writes=10, queries=50)
+            load_report = go(collection, application, tmp_path, follow, query_threads=1)
+    assert_faultless(load_report, writes=10, queries=50)
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -209,9 +209,9 @@ def assert_all_true(rows: PgCollection, url: str, folder: Path) -> None:
         assert migration.status().state is State.CATCHING_UP
         assert migration.verify(sample=ROWS, override="no gate in this test").passed
         migration.cutover()
-    found = rows.serving()
-    assert len(found) == ROWS
-    for (key,), (text, vector) in found.items():
+    served = rows.serving()
+    assert len(served) == ROWS
+    for (key,), (text, vector) in served.items():
         assert text == f"text {key}"
         np.testing.assert_allclose(vector, NEW.truth(text), atol=1e-6)  # type: ignore[arg-type]
 

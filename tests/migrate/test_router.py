@@ -34,7 +34,7 @@ class Shop:
         self.outputs = outputs
 
     def migrate(self, *, old_is_known: bool = True) -> None:
-        """As far as the first switch."""
+        """Begin the migration, as far as the first switch."""
         old = self.old.fingerprint if old_is_known else None
         spec = MigrationSpec(
             target="docs",
@@ -55,7 +55,7 @@ class Shop:
         self.backend.put("docs_vecferry_2", [Point(text, text, TextVectors(self.new.truth(text))) for text in TEXTS])
 
     def switch(self, epoch: int) -> None:
-        """To the new side with an even epoch, back with an odd one."""
+        """Switch to the new side with an even epoch, back with an odd one."""
         to_new = epoch % 2 == 0
         fingerprint = (self.new if to_new else self.old).fingerprint
         locator = "docs_vecferry_2" if to_new else "docs"
@@ -83,7 +83,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 def assert_right(answer: Answer, text: str, shop: Shop, epoch: int) -> None:
-    """The nearest to a text that is there is that text itself, in either space."""
+    """Assert that the nearest to a text that is there is that text itself, in either space."""
     encoder = shop.new if epoch % 2 == 0 and epoch else shop.old
     assert (answer.epoch, answer.fingerprint) == (epoch, encoder.fingerprint)
     assert [hit.key for hit in answer.hits][:1] == [(text,)]
@@ -166,22 +166,22 @@ def test_a_space_that_neither_model_has_is_refused(shop: Shop) -> None:
 def test_an_epoch_never_goes_backward(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread asks, is held up, and has its answer after another thread has seen the switch."""
     shop.migrate()
-    asked, go_on = threading.Event(), threading.Event()
+    has_read, go_on = threading.Event(), threading.Event()
     serving = SqliteLedger.serving
 
     def slow(ledger: SqliteLedger, target: str) -> Serving | None:
-        found = serving(ledger, target)
+        answer = serving(ledger, target)
         if threading.current_thread().name == "slow":
-            asked.set()
+            has_read.set()
             go_on.wait(10)
-        return found
+        return answer
 
     monkeypatch.setattr(SqliteLedger, "serving", slow)
     epochs = []
     with shop.router(max_age_s=0) as router:
         thread = threading.Thread(target=lambda: epochs.append(router.encode_query("red").epoch), name="slow")
         thread.start()
-        asked.wait(10)
+        has_read.wait(10)
         shop.switch(2)
         epochs.append(router.encode_query("red").epoch)
         go_on.set()
@@ -265,21 +265,21 @@ def test_a_text_that_cannot_be_encoded_is_named_by_its_position(shop: Shop) -> N
     assert shop.backend.count("docs") == 3
 
 
-class _Taking(MirrorStore):
+class _RecordingStore(MirrorStore):
     """A store that keeps what an application writes for the test to see."""
 
-    run_pipeline: list[Record]
+    written: list[Record]
 
     def put(self, records: Sequence[Record], *, fingerprint: str) -> None:
-        type(self).run_pipeline = list(records)
+        type(self).written = list(records)
 
 
 def test_a_document_without_a_text_has_no_vector(shop: Shop) -> None:
-    shop.store = _Taking(shop.backend, "docs", shop.store.ledger)
+    shop.store = _RecordingStore(shop.backend, "docs", shop.store.ledger)
     with shop.router() as router:
         router.put([Document(("1",), None, {"a": 1}), Document(("2",), "two")])
         router.put([Document(("1",), None)])
-    assert [(record.key, record.vectors is None) for record in _Taking.run_pipeline] == [(("1",), True)]
+    assert [(record.key, record.vectors is None) for record in _RecordingStore.written] == [(("1",), True)]
     assert shop.old.encoded == {"two": 1}
 
 
@@ -289,15 +289,15 @@ class _EveryHead(TruthEncoder):
     def encode(
         self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage", progress: object = None
     ) -> Embeddings:
-        found, n = super().encode(texts, role=role), len(texts)
+        embeddings, n = super().encode(texts, role=role), len(texts)
         ones = np.ones(n, np.float32)
         return Embeddings(
-            found.fingerprint,
-            found.num_tokens,
-            found.truncated,
-            found.dense,
+            embeddings.fingerprint,
+            embeddings.num_tokens,
+            embeddings.truncated,
+            embeddings.dense,
             Sparse(indptr_of([1] * n), np.arange(n, dtype=np.int32), ones) if Outputs.SPARSE in outputs else None,
-            MultiVector(indptr_of([1] * n), found.dense) if Outputs.COLBERT in outputs else None,
+            MultiVector(indptr_of([1] * n), embeddings.dense) if Outputs.COLBERT in outputs else None,
         )
 
 
@@ -349,21 +349,21 @@ class _Counted(MirrorStore):
 def test_each_thread_has_a_store_and_all_are_closed(shop: Shop) -> None:
     shop.store = _Counted(shop.backend, "docs", shop.store.ledger)
     _Counted.opened = _Counted.closed = 0
-    everybody, counted = threading.Barrier(3), threading.Barrier(3)
+    everybody, all_counted = threading.Barrier(3), threading.Barrier(3)
 
-    def ask() -> None:
+    def search() -> None:
         for _ in range(3):
             router.search("red")
         everybody.wait(10)
-        counted.wait(10)
+        all_counted.wait(10)
 
     with shop.router() as router:
-        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads = [threading.Thread(target=search) for _ in range(2)]
         for thread in threads:
             thread.start()
         everybody.wait(10)
         assert (_Counted.opened, _Counted.closed) == (2, 0)
-        counted.wait(10)
+        all_counted.wait(10)
         for thread in threads:
             thread.join()
         router.search("red")
@@ -388,7 +388,7 @@ def test_a_connection_that_was_lost_is_made_anew_once(shop: Shop) -> None:
 def test_no_answer_mixes_two_spaces_while_the_epochs_change(shop: Shop) -> None:
     shop.migrate()
     wrong: list[object] = []
-    seen: set[int] = set()
+    epochs: set[int] = set()
     done = threading.Event()
 
     def repeat(request: Callable[[], int]) -> None:
@@ -402,15 +402,15 @@ def test_no_answer_mixes_two_spaces_while_the_epochs_change(shop: Shop) -> None:
             if epoch < last:
                 wrong.append((last, epoch))
             last = epoch
-            seen.add(epoch)
+            epochs.add(epoch)
 
-    def ask() -> int:
+    def search() -> int:
         answer = router.search("green", k=1)
         assert_right(answer, "green", shop, answer.epoch)
         return answer.epoch
 
     with shop.router(max_age_s=0.005) as router:
-        threads = [threading.Thread(target=repeat, args=(ask,)) for _ in range(2)]
+        threads = [threading.Thread(target=repeat, args=(search,)) for _ in range(2)]
         threads.append(threading.Thread(target=repeat, args=(lambda: router.put([Document(("x",), "x")]).epoch,)))
         for thread in threads:
             thread.start()
@@ -421,7 +421,7 @@ def test_no_answer_mixes_two_spaces_while_the_epochs_change(shop: Shop) -> None:
         for thread in threads:
             thread.join()
     assert wrong == []
-    assert len(seen) > 5
+    assert len(epochs) > 5
 
 
 # --- on PostgreSQL --------------------------------------------------------------------------------

@@ -70,24 +70,24 @@ Vector = NDArray[np.float32]
 
 
 class Sided(Collection, Protocol):
-    """by_sql: whether the application also writes by SQL."""
+    """A collection whose two sides can be read. by_sql: whether the application also writes by SQL."""
 
     by_sql: bool
 
     def of_side(self, side: Side) -> dict[Key, Content]:
-        """Every row's text and its vector on that side, whichever serves."""
+        """Return every row's text and its vector on that side, whichever serves."""
 
 
 def when(condition: Callable[[Any], bool]) -> Callable[[Step], Step]:
-    """Otherwise the step is none: how far a stopped run came is chance, on which what is drawn must not hang."""
+    """Do the step only under the condition: how far a stopped run came is chance; what is drawn must not hang on it."""
 
     def conditional(step: Step) -> Step:
         @wraps(step)
-        def run_pipeline(self: Machine, **drawn: object) -> None:
+        def run_if_condition(self: Machine, **drawn: object) -> None:
             if condition(self):
                 step(self, **drawn)
 
-        return run_pipeline
+        return run_if_condition
 
     return conditional
 
@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
         return Migration(store, new=self.new, old=self.old, options=options)
 
     def teardown(self) -> None:
-        """Whatever there is can be brought to its end."""
+        """Bring whatever there is to its end."""
         if self.state is State.PAUSED:
             self.migration.resume()
         self._start()
@@ -147,7 +147,7 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def state(self) -> State | None:
-        """None where no migration is open."""
+        """Return the state, None where no migration is open."""
         record = self.collection.store.ledger.find(self.collection.store.target)
         return None if record is None or State(record.state) in ENDED else State(record.state)
 
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
         return self.new if side is Side.NEW else self.old
 
     def _letters(self, side: Side) -> int:
-        """How many rows its model cannot embed. A store of points has no place for one but where it was written."""
+        """Count the rows that its model cannot embed; a store of points has one only where it was written."""
         return sum(
             entry.is_bad and (self.collection.keeps_rows or entry.written_on is not side)
             for entry in self.reference.values()
@@ -178,7 +178,7 @@ class Machine(RuleBasedStateMachine):
     # --- the application --------------------------------------------------------------------------
 
     def _note_as_written(self) -> None:
-        """After a write of the application; what it has left without a vector is to be filled after a switch."""
+        """Note what the application wrote; what it has left without a vector is to be filled after a switch."""
         if not self.was_switched:
             self.as_written = {}
             for text, vector in self.collection.serving().values():
@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
     @rule(statements=st.lists(STATEMENT, min_size=1, max_size=4), together=st.booleans(), abandon=st.booleans())
     @when(lambda self: self.collection.by_sql)
     def write_by_sql(self, statements: Sequence[tuple[str, int, str]], together: bool, abandon: bool) -> None:  # noqa: FBT001
-        """together: in one transaction, which is rolled back with `abandon`."""
+        """Write by SQL. together: in one transaction, which is rolled back with `abandon`."""
         assert isinstance(self.collection, InPostgres)
         connection, side = self.collection.connection, self.serving_side
         with connection.transaction(force_rollback=abandon) if together else nullcontext():
@@ -223,8 +223,8 @@ class Machine(RuleBasedStateMachine):
             for before, after in ((key, -1), (key % 9 + 1, key), (-1, key % 9 + 1)):
                 connection.execute("UPDATE docs SET id = %s WHERE id = %s", [after, before])
         elif kind in ("vector of another", "no vector"):
-            given = vector if kind == "vector of another" else None
-            connection.execute("UPDATE docs SET embedding = %s::real[]::vector WHERE id = %s", [given, key])
+            value = vector if kind == "vector of another" else None
+            connection.execute("UPDATE docs SET embedding = %s::real[]::vector WHERE id = %s", [value, key])
         else:
             self.collection.put(key, text, np.array(vector) if kind == "text and vector" else None)
 
@@ -235,7 +235,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(writes=st.lists(WRITE, min_size=1, max_size=3))
     def write_unseen(self, writes: Sequence[tuple[int, str | None]]) -> None:
-        """Not where a dead letter is hidden: whether it was repaired unseen cannot be known."""
+        """Write past the capture, but not to a hidden dead letter: whether it was repaired unseen cannot be known."""
         for key, text in writes:
             if str(key) in self.reference.keys() - self._visible(self.serving_side).keys():
                 continue
@@ -260,7 +260,7 @@ class Machine(RuleBasedStateMachine):
         assert self.state in CAUGHT_UP
 
     def _swept(self) -> None:
-        """A whole `start`: every row was compared."""
+        """Note a whole `start`: every row was compared."""
         self.unseen, self.is_swept = False, self.was_switched
 
     @rule()
@@ -389,7 +389,7 @@ class Machine(RuleBasedStateMachine):
         self._end(kept=Side.OLD, model=self.old)
 
     def _end(self, kept: Side, model: TruthEncoder) -> None:
-        """One side is left, with the rows that it has."""
+        """End the migration: one side is left, with the rows that it has."""
         visible = self._visible(kept)
         self.reference = {key: Entry(entry.text, Side.OLD) for key, entry in visible.items()}
         self.old = model
@@ -401,7 +401,7 @@ class Machine(RuleBasedStateMachine):
     # --- what must be so --------------------------------------------------------------------------
 
     def _visible(self, side: Side) -> dict[str, Entry]:
-        """Where a row without a vector has no place, one that cannot be embedded is on the side it was written to."""
+        """Return a side's rows; where none is without a vector, one that cannot be embedded is where it was written."""
         return {
             key: entry
             for key, entry in self.reference.items()
@@ -431,10 +431,10 @@ class Machine(RuleBasedStateMachine):
         if side is Side.NEW or self.was_switched:
             self._check(self.collection.serving(), side)
 
-    def _check(self, found: dict[Key, Content], side: Side) -> None:
+    def _check(self, rows: dict[Key, Content], side: Side) -> None:
         expected, model = self._visible(side), self._model(side)
-        assert {key[0]: text for key, (text, _) in found.items()} == {key: e.text for key, e in expected.items()}
-        for (key,), (text, vector) in found.items():
+        assert {key[0]: text for key, (text, _) in rows.items()} == {key: e.text for key, e in expected.items()}
+        for (key,), (text, vector) in rows.items():
             assert text is not None
             if side is Side.OLD and vector is not None and _among(vector, self.as_written.get(text, [])):
                 continue
@@ -476,7 +476,7 @@ class InPostgres(PgCollection):
 
 
 def run(make: Callable[[], tuple[Sided, Callable[[], None]]], folder: Path, examples: int, *, new: bool) -> None:
-    """new: other examples each time, instead of the same ones."""
+    """Run the machine. new: other examples each time, instead of the same ones."""
     numbers = count()
 
     class OnIt(Machine):
@@ -520,21 +520,23 @@ def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Sided, Callab
     return collection, collection.store.close
 
 
-def test_any_order_of_verbs_and_writes_in_memory(tmp_path: Path) -> None:
+def test_any_order_of_verbs_and_writes_keeps_rows_right_in_memory(tmp_path: Path) -> None:
     run(in_memory, tmp_path, examples=60, new=False)
 
 
-def test_any_order_of_verbs_and_writes_in_postgres(
+def test_any_order_of_verbs_and_writes_keeps_rows_right_in_postgres(
     connection: psycopg.Connection, database_url: str, tmp_path: Path
 ) -> None:
     run(lambda: in_postgres(connection, database_url), tmp_path, examples=8, new=False)
 
 
 @pytest.mark.slow
-def test_many_more_orders_in_memory(tmp_path: Path) -> None:
+def test_many_more_orders_keep_rows_right_in_memory(tmp_path: Path) -> None:
     run(in_memory, tmp_path, examples=2000, new=True)
 
 
 @pytest.mark.slow
-def test_many_more_orders_in_postgres(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> None:
+def test_many_more_orders_keep_rows_right_in_postgres(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
     run(lambda: in_postgres(connection, database_url), tmp_path, examples=2000, new=True)

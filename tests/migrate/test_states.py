@@ -46,8 +46,8 @@ ABORTABLE = set(State) - {S.SERVING_NEW, S.ROLLING_BACK, S.FINALIZED, S.PAUSED, 
 def test_what_is_drawn_is_possible_and_nothing_else() -> None:
     pauses = {(state, S.PAUSED) for state in PAUSABLE} | {(S.PAUSED, state) for state in PAUSABLE}
     aborts = {(state, S.ABORTED) for state in ABORTABLE}
-    found = {(before, after) for before in State for after in State if can_move(before, after)}
-    assert found == DRAWN | pauses | aborts
+    moves = {(before, after) for before in State for after in State if can_move(before, after)}
+    assert moves == DRAWN | pauses | aborts
 
 
 def test_the_drawing_names_every_state() -> None:
@@ -122,7 +122,7 @@ VERBS_IN = {
 
 
 @pytest.mark.parametrize("state", State)
-def test_the_verbs_that_are_possible(state: State) -> None:
+def test_each_state_allows_its_verbs(state: State) -> None:
     assert set(possible_verbs(state)) == {"plan", "status", "start", *VERBS_IN[state].split()}
     for verb in VERBS:
         assert allowed(verb, state) == (verb in possible_verbs(state))

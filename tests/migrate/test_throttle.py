@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def operator(tmp_path: Path) -> Iterator[Migration]:
-    """Of a migration that is catching up."""
+    """Yield the operator's handle of a migration that is catching up."""
     points = [Point("1", "a", TextVectors(old_vector("a")))]
     store = MirrorStore(MemoryBackend({COLLECTION: points}), COLLECTION, SqliteLedger.in_memory())
     migration = Migration(
@@ -57,15 +57,15 @@ def governing(operator: Migration, *guards: PauseCondition, stop: Callable[[], b
 
 
 class Ailing:
-    """A guard that has a trouble or none, as the test says; `before` is done whenever it is asked."""
+    """A guard that has a problem or none, as the test says; `before` is done whenever it is asked."""
 
     def __init__(self, problem: str | None = None, before: Sequence[Callable[[], object]] = ()) -> None:
         self.now = problem
-        self.asked = 0
+        self.calls = 0
         self._before = list(before)
 
     def problem(self) -> str | None:
-        self.asked += 1
+        self.calls += 1
         if self._before:
             self._before.pop(0)()
         return self.now
@@ -138,11 +138,11 @@ def test_a_limit_that_is_set_between_two_ranges_holds_from_the_next_on(operator:
 
 
 def test_a_stop_ends_every_wait_within_a_tenth_of_a_second(operator: Migration, clock: Clock) -> None:
-    asked = list[bool]()
-    throttle = governing(operator, stop=lambda: bool(asked))
+    stops = list[bool]()
+    throttle = governing(operator, stop=lambda: bool(stops))
     operator.throttle(0.01)
     throttle.acquire(1)
-    clock.at(3, lambda: asked.append(True))
+    clock.at(3, lambda: stops.append(True))
     with pytest.raises(Interrupted):
         throttle.acquire(1)
     assert 3 <= clock.seconds <= 3.1
@@ -154,10 +154,10 @@ def test_a_stop_ends_every_wait_within_a_tenth_of_a_second(operator: Migration, 
 
 
 def test_a_stop_ends_a_pause_too(operator: Migration, clock: Clock) -> None:
-    asked = list[bool]()
-    throttle = governing(operator, stop=lambda: bool(asked))
+    stops = list[bool]()
+    throttle = governing(operator, stop=lambda: bool(stops))
     operator.pause()
-    clock.at(2, lambda: asked.append(True))
+    clock.at(2, lambda: stops.append(True))
     with pytest.raises(Interrupted):
         throttle.poll()
     assert 2 <= clock.seconds <= 2.1
@@ -198,12 +198,12 @@ def test_a_pause_is_noticed_within_the_poll_and_waited_out(operator: Migration, 
 
 def test_a_guard_pauses_with_its_reason_and_goes_on_by_itself(operator: Migration, clock: Clock) -> None:
     guard = Ailing("disk low: 0.1 GB")
-    throttle, seen = governing(operator, Ailing(), guard), []
-    clock.at(1, lambda: seen.append(operator.status()))
+    throttle, statuses = governing(operator, Ailing(), guard), []
+    clock.at(1, lambda: statuses.append(operator.status()))
     clock.at(4, guard.get(None))
     throttle.poll()
     assert 4 <= clock.seconds <= 4.6
-    (meanwhile,) = seen
+    (meanwhile,) = statuses
     assert (meanwhile.state, meanwhile.paused) == (State.PAUSED, "disk low: 0.1 GB")
     assert operator.status().state == throttle.record.state == State.CATCHING_UP
     events = [(event.what, event.detail) for event in operator.status().events][-2:]
@@ -216,29 +216,29 @@ def test_guards_are_asked_once_a_poll(operator: Migration, clock: Clock) -> None
     for _ in range(100):
         throttle.acquire(1)
         clock.now += 0.01
-    assert 2 <= guard.asked <= 3
+    assert 2 <= guard.calls <= 3
 
 
 def test_an_operators_pause_outlasts_a_guards(operator: Migration, clock: Clock) -> None:
     guard = Ailing("queries slow")
-    throttle, seen = governing(operator, guard), []
+    throttle, pauses = governing(operator, guard), []
     clock.at(1, lambda: operator.pause("for lunch"))
     clock.at(2, guard.get(None))
-    clock.at(4, lambda: seen.append(operator.status().paused))
+    clock.at(4, lambda: pauses.append(operator.status().paused))
     clock.at(6, operator.resume)
     throttle.poll()
-    assert seen == ["for lunch"]
+    assert pauses == ["for lunch"]
     assert 6 <= clock.seconds <= 6.6
 
 
 def test_resuming_does_not_overrule_a_guard(operator: Migration, clock: Clock) -> None:
     guard = Ailing("queries slow")
-    throttle, seen = governing(operator, guard), []
+    throttle, pauses = governing(operator, guard), []
     clock.at(1, operator.resume)
-    clock.at(3, lambda: seen.append(operator.status().paused))
+    clock.at(3, lambda: pauses.append(operator.status().paused))
     clock.at(5, guard.get(None))
     throttle.poll()
-    assert seen == ["queries slow"]
+    assert pauses == ["queries slow"]
     assert 5 <= clock.seconds <= 5.6
 
 
@@ -254,12 +254,12 @@ def test_a_pause_that_was_left_behind_by_a_killed_run_ends_by_itself(operator: M
 
 def test_an_operator_who_is_faster_than_a_guard_is_obeyed(operator: Migration, clock: Clock) -> None:
     guard = Ailing("disk low", before=[lambda: operator.pause("for lunch")])
-    throttle, seen = governing(operator, guard), []
-    clock.at(1, lambda: seen.append(operator.status().paused))
+    throttle, pauses = governing(operator, guard), []
+    clock.at(1, lambda: pauses.append(operator.status().paused))
     clock.at(2, guard.get(None))
     clock.at(3, operator.resume)
     throttle.poll()
-    assert seen == ["for lunch"]
+    assert pauses == ["for lunch"]
     assert 3 <= clock.seconds <= 3.6
 
 
@@ -271,7 +271,7 @@ def test_guards_do_not_pause_a_switch(operator: Migration, clock: Clock) -> None
     store.ledger.move(record, State.CUTTING_OVER, {})
     guard = Ailing("queries slow")
     governing(operator, guard).poll()
-    assert (clock.seconds, guard.asked) == (0, 0)
+    assert (clock.seconds, guard.calls) == (0, 0)
     assert operator.status().state == State.CUTTING_OVER
 
 
@@ -305,15 +305,15 @@ def test_what_an_operator_sets_meanwhile_is_no_conflict(operator: Migration, clo
 
 
 def disk_of(monkeypatch: pytest.MonkeyPatch, free_gb: float) -> list[Path]:
-    """Where it was asked."""
-    asked: list[Path] = []
+    """Have every disk report `free_gb`; return the list of the paths that it is asked about."""
+    paths: list[Path] = []
 
     def disk_usage(path: Path) -> Any:
-        asked.append(Path(path))
+        paths.append(Path(path))
         return shutil._ntuple_diskusage(10**12, 0, int(free_gb * 10**9))
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    return asked
+    return paths
 
 
 def test_a_disk_guard_names_what_is_free_and_what_must_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -324,12 +324,12 @@ def test_a_disk_guard_names_what_is_free_and_what_must_be(monkeypatch: pytest.Mo
 
 
 def test_a_disk_guard_asks_where_the_folder_will_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = disk_of(monkeypatch, 5)
+    paths = disk_of(monkeypatch, 5)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     DiskGuard(Path("there") / "not" / "yet", 1).problem()
     DiskGuard(Path("there"), 1).problem()
-    assert [path.absolute() for path in asked] == [tmp_path / "there", tmp_path / "there"]
+    assert [path.absolute() for path in paths] == [tmp_path / "there", tmp_path / "there"]
 
 
 def test_a_disk_guard_asks_the_real_disk(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_a_disk_guard_asks_the_real_disk(tmp_path: Path) -> None:
 
 
 class SlowStore:
-    """A search takes what the test says, by the test's clock."""
+    """A store whose searches take as long as the test says, by the test's clock."""
 
     def __init__(self, clock: Clock, *milliseconds: float) -> None:
         self._clock = clock

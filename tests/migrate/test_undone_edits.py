@@ -50,9 +50,9 @@ class Application:
 
     def set_vector(self, key: int, vector: Float32 | None) -> None:
         if isinstance(self.collection, PgCollection):
-            given = None if vector is None else vector.tolist()
+            value = None if vector is None else vector.tolist()
             statement = "UPDATE docs SET embedding = %s::real[]::vector WHERE id = %s"
-            self.collection.connection.execute(statement, [given, key])
+            self.collection.connection.execute(statement, [value, key])
         else:
             self.put(key, self.row(key)[0] or "", vector)
 
@@ -71,7 +71,7 @@ def before(key: int) -> str:
 
 
 def other(key: int) -> str:
-    """Another text, that only this row ever has."""
+    """Return another text, that only this row ever has."""
     return f"another of {key}"
 
 
@@ -81,7 +81,7 @@ Step = Callable[[Application, int], None]
 
 
 def put(text: Text, made_of: Text | None) -> Step:
-    """An upsert. made_of: the text of its vector; None is no vector."""
+    """Return an upsert. made_of: the text of its vector; None is no vector."""
     return lambda app, key: app.put(key, text(key), None if made_of is None else app.model.truth(made_of(key)))
 
 
@@ -126,7 +126,7 @@ WITHOUT_VECTOR: dict[str, list[Step]] = {
 
 
 def edit(application: Application, transaction: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-    """All of them, each in what `transaction` makes."""
+    """Make all edits, each in what `transaction` makes."""
     edits = EDITS | WITHOUT_VECTOR if application.is_table else EDITS
     for number, steps in enumerate(edits.values()):
         with transaction():
@@ -135,12 +135,12 @@ def edit(application: Application, transaction: Callable[[], AbstractContextMana
 
 
 def name_of(key: str) -> str:
-    """Of the edit that was made to that row."""
+    """Return the name of the edit that was made to that row."""
     return f"{key}: {list(EDITS | WITHOUT_VECTOR)[(int(key) - 1) // 2]}"
 
 
 def filled(collection: Collection) -> Application:
-    """Two rows for each edit."""
+    """Fill the collection with two rows for each edit."""
     for key in range(1, 2 * len(EDITS | WITHOUT_VECTOR) + 1):
         collection.put(key, before(key), old_vector(before(key)))
     return Application(collection)
@@ -159,7 +159,7 @@ def table(connection: psycopg.Connection, database_url: str) -> Iterator[PgColle
 
 
 def migrated(application: Application, folder: Path) -> Migration:
-    """Verified, and so ready to be switched."""
+    """Return a migration that is verified, and so ready to be switched."""
     options = MigrationOptions(
         rows_per_range=5, old_fingerprint=OLD.fingerprint, staging=folder, patience=Patience(1.0, 5.0)
     )
@@ -174,7 +174,7 @@ def texts(application: Application) -> dict[str, str | None]:
 
 
 def assert_true(application: Application, model: TruthEncoder) -> None:
-    """Every row that serves has the vector of its text."""
+    """Assert that every row that serves has the vector of its text."""
     for (key,), (text, vector) in application.collection.serving().items():
         assert text is not None
         assert vector is not None, f"{name_of(key)}: there is no vector"
@@ -182,7 +182,7 @@ def assert_true(application: Application, model: TruthEncoder) -> None:
 
 
 def edit_before_the_switch(application: Application, migration: Migration, edit: Callable[[], None]) -> None:
-    """The new side is true in the end, and the old one as it was written."""
+    """Edit, then switch: the new side is true in the end, and the old one as it was written."""
     edit()
     written = application.collection.serving()
     migration.cutover()
@@ -201,7 +201,7 @@ def edit_before_the_switch(application: Application, migration: Migration, edit:
 def edit_after_a_switch(
     application: Application, migration: Migration, edit: Callable[[], None], *, back: bool
 ) -> None:
-    """Both sides are true in the end, whichever serves. back: after a rollback, too."""
+    """Switch, then edit: both sides are true in the end, whichever serves. back: after a rollback, too."""
     migration.cutover()
     application.model = NEW
     if back:
@@ -219,12 +219,12 @@ def edit_after_a_switch(
             assert_true(application, model)
 
 
-def test_edits_before_the_switch(application: Application, tmp_path: Path) -> None:
+def test_edits_before_the_switch_leave_both_sides_true(application: Application, tmp_path: Path) -> None:
     edit_before_the_switch(application, migrated(application, tmp_path), lambda: edit(application))
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["after the switch", "after a rollback"])
-def test_edits_after_a_switch(*, back: bool, application: Application, tmp_path: Path) -> None:
+def test_edits_after_a_switch_leave_both_sides_true(*, back: bool, application: Application, tmp_path: Path) -> None:
     edit_after_a_switch(application, migrated(application, tmp_path), lambda: edit(application), back=back)
 
 
@@ -232,7 +232,7 @@ def test_edits_after_a_switch(*, back: bool, application: Application, tmp_path:
 
 
 @pytest.mark.parametrize("when", ["before", "after the switch", "after a rollback"])
-def test_edits_each_in_one_transaction(when: str, table: PgCollection, tmp_path: Path) -> None:
+def test_edits_in_one_transaction_leave_both_sides_true(when: str, table: PgCollection, tmp_path: Path) -> None:
     application = filled(table)
     migration = migrated(application, tmp_path)
 
@@ -246,7 +246,7 @@ def test_edits_each_in_one_transaction(when: str, table: PgCollection, tmp_path:
 
 
 def edited_unseen(table: PgCollection, folder: Path) -> tuple[Application, Migration]:
-    """After the switch, past the triggers."""
+    """Return an application whose edits came after the switch, past the triggers."""
     application = filled(table)
     migration = migrated(application, folder)
     migration.cutover()
@@ -278,7 +278,7 @@ def test_nothing_is_dropped_beside_vectors_that_are_not_of_their_texts(table: Pg
 def test_a_row_that_the_application_never_embedded_gets_its_old_vector_after_the_switch(
     table: PgCollection, tmp_path: Path
 ) -> None:
-    """So that nothing is missing on the way back; before the switch that side is the application's alone."""
+    """Nothing is missing on the way back; before the switch that side is the application's alone."""
     application = filled(table)
     migration = migrated(application, tmp_path)
     application.put(99, "never embedded", None)

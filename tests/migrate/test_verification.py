@@ -27,7 +27,7 @@ NEW = TruthEncoder()
 
 
 class Meddler(Protocol):
-    """Changes the new side as no migration does."""
+    """What changes the new side as no migration does."""
 
     collection: Collection
 
@@ -59,11 +59,11 @@ class InPostgres:
 
     def vector(self, key: int) -> Float32:
         query = "SELECT embedding_vecferry_new::real[] FROM docs WHERE id = %s"
-        (found,) = self._connection.execute(query, [key]).fetchone() or (None,)
-        return np.asarray(found, np.float32)
+        (stored,) = self._connection.execute(query, [key]).fetchone() or (None,)
+        return np.asarray(stored, np.float32)
 
     def set(self, key: int, vector: Float32 | None) -> None:
-        """As if it had been made so: what others write into the column is not known as current."""
+        """Set a vector as the migration does: what others write into the column is not known as current."""
         ((text,),) = self._connection.execute("SELECT body FROM docs WHERE id = %s", [key]).fetchall()
         new = NewVector((str(key),), text_digest(text), None if vector is None else TextVectors(vector))
         assert self.collection.store.write(Side.NEW, [new]) == {new.key}
@@ -71,7 +71,7 @@ class InPostgres:
 
 @pytest.fixture(params=["memory", "pgvector"])
 def meddler(request: pytest.FixtureRequest) -> Iterator[Meddler]:
-    """12 rows, not migrated yet."""
+    """Yield 12 rows, not migrated yet."""
     made: Meddler
     if request.param == "memory":
         made = InMemory()
@@ -85,7 +85,7 @@ def meddler(request: pytest.FixtureRequest) -> Iterator[Meddler]:
 
 @pytest.fixture
 def migration(meddler: Meddler, tmp_path: Path) -> Migration:
-    """Verified, with all checks passed."""
+    """Return a verified migration, with all checks passed."""
     options = MigrationOptions(rows_per_range=5, staging=tmp_path, patience=Patience(1.0, 5.0))
     made = Migration(meddler.collection.store, new=NEW, options=options)
     made.start()
@@ -95,12 +95,12 @@ def migration(meddler: Meddler, tmp_path: Path) -> Migration:
 
 
 def failed(report: VerifyReport) -> dict[str, set[str]]:
-    """The keys named by each check that failed."""
+    """Return the keys named by each check that failed."""
     return {check.name: set(check.keys) for check in report.checks if not check.passed}
 
 
 def assert_refused(migration: Migration, expected: dict[str, set[str]]) -> VerifyReport:
-    """verify names exactly these, takes the pass back, and the switch is not possible."""
+    """Assert that verify names exactly these and takes the pass back, and that the switch is not possible."""
     report = migration.verify(ROWS, override="no gate in this test")
     assert failed(report) == expected
     assert not report.passed
@@ -117,7 +117,7 @@ def assert_refused(migration: Migration, expected: dict[str, set[str]]) -> Verif
 
 
 def tilted(vector: Float32, cosine: float) -> Float32:
-    """Of unit length, with that cosine to a unit vector."""
+    """Return a vector of unit length, with that cosine to a unit vector."""
     across = np.random.default_rng(0).standard_normal(len(vector)).astype(np.float32)
     across -= (across @ vector) * vector
     across /= np.linalg.norm(across)
@@ -126,7 +126,7 @@ def tilted(vector: Float32, cosine: float) -> Float32:
 
 
 @pytest.mark.parametrize("cosine", [0.9985, 0.0, -1.0])
-def test_a_vector_that_is_not_that_of_its_text(meddler: Meddler, migration: Migration, cosine: float) -> None:
+def test_a_vector_of_another_text_is_found(meddler: Meddler, migration: Migration, cosine: float) -> None:
     right = meddler.vector(7)
     meddler.set(7, tilted(right, cosine))
     report = assert_refused(migration, {"recomputed sample": {"7"}})
@@ -136,21 +136,21 @@ def test_a_vector_that_is_not_that_of_its_text(meddler: Meddler, migration: Migr
     assert migration.status().state == State.READY
 
 
-def test_a_difference_of_rounding_is_none(meddler: Meddler, migration: Migration) -> None:
+def test_a_difference_of_rounding_is_no_defect(meddler: Meddler, migration: Migration) -> None:
     meddler.set(7, tilted(meddler.vector(7), 0.9995))
     report = migration.verify(ROWS, override="no gate in this test")
     assert report.passed
     assert report.lowest_cosine == pytest.approx(0.9995, abs=1e-5)
 
 
-def test_the_vectors_of_two_rows_exchanged(meddler: Meddler, migration: Migration) -> None:
+def test_exchanged_vectors_of_two_rows_are_found(meddler: Meddler, migration: Migration) -> None:
     third, eighth = meddler.vector(3), meddler.vector(8)
     meddler.set(3, eighth)
     meddler.set(8, third)
     assert_refused(migration, {"recomputed sample": {"3", "8"}})
 
 
-def test_a_vector_that_is_not_there(meddler: Meddler, migration: Migration) -> None:
+def test_a_missing_vector_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.set(4, None)
     if isinstance(meddler, InPostgres):  # its text was not tried, as far as the ledger knows
         assert_refused(migration, {"text unchanged": {"4"}})
@@ -159,7 +159,7 @@ def test_a_vector_that_is_not_there(meddler: Meddler, migration: Migration) -> N
     assert report.checks[2].seen == "11 of 12 rows, 0 dead letters: 4"
 
 
-def test_a_vector_that_is_not_there_is_not_hidden_by_a_dead_letter(meddler: Meddler, migration: Migration) -> None:
+def test_a_missing_vector_is_not_hidden_by_a_dead_letter(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put(2, "POISON", old_vector("POISON"))
     migration.start()
     assert migration.verify(ROWS, override="no gate in this test").passed
@@ -168,15 +168,15 @@ def test_a_vector_that_is_not_there_is_not_hidden_by_a_dead_letter(meddler: Medd
     assert_refused(migration, {"text unchanged": {"4"}} if is_compared else {"every row has a vector": {"2", "4"}})
 
 
-def test_a_vector_of_zeros(meddler: Meddler, migration: Migration) -> None:
+def test_a_vector_of_zeros_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.set(5, np.zeros(16, np.float32))
-    found = failed(migration.verify(ROWS, override="no gate in this test"))
-    assert found.pop("recomputed sample") == {"5"}
-    assert found == {"no zero vector": {"5"}, "unit norm": {"5"}}
+    failures = failed(migration.verify(ROWS, override="no gate in this test"))
+    assert failures.pop("recomputed sample") == {"5"}
+    assert failures == {"no zero vector": {"5"}, "unit norm": {"5"}}
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.99, 100.0])
-def test_a_vector_of_another_length(meddler: Meddler, migration: Migration, factor: float) -> None:
+def test_a_vector_of_another_length_is_found(meddler: Meddler, migration: Migration, factor: float) -> None:
     meddler.set(6, np.float32(factor) * meddler.vector(6))
     assert_refused(migration, {"unit norm": {"6"}})
 
@@ -191,7 +191,7 @@ def test_lengths_are_free_where_the_model_does_not_set_them(meddler: Meddler, tm
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_number_that_is_none(meddler: Meddler, migration: Migration, number: float) -> None:
+def test_a_number_that_is_not_finite_is_found(meddler: Meddler, migration: Migration, number: float) -> None:
     broken = meddler.vector(9)
     broken[0] = number
     if isinstance(meddler, InPostgres):
@@ -199,12 +199,12 @@ def test_a_number_that_is_none(meddler: Meddler, migration: Migration, number: f
             meddler.set(9, broken)
         return
     meddler.set(9, broken)
-    found = failed(migration.verify(ROWS, override="no gate in this test"))
-    assert found == {"finite": {"9"}, "recomputed sample": {"9"}}
+    failures = failed(migration.verify(ROWS, override="no gate in this test"))
+    assert failures == {"finite": {"9"}, "recomputed sample": {"9"}}
     assert migration.status().state == State.CATCHING_UP
 
 
-def test_a_vector_of_too_few_numbers(meddler: Meddler, migration: Migration) -> None:
+def test_a_vector_of_too_few_numbers_is_found(meddler: Meddler, migration: Migration) -> None:
     if isinstance(meddler, InPostgres):
         with pytest.raises(StoreFailed):  # its column has a size
             meddler.set(9, meddler.vector(9)[:15])
@@ -217,21 +217,21 @@ def test_a_vector_of_too_few_numbers(meddler: Meddler, migration: Migration) -> 
 # --- rows and vectors that do not belong together -------------------------------------------------
 
 
-def test_a_text_that_was_changed_past_the_capture(meddler: Meddler, migration: Migration) -> None:
+def test_a_text_that_was_changed_past_the_capture_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put_unseen(10, "changed", old_vector("changed"))
     assert_refused(migration, {"text unchanged": {"10"}})
     migration.start()
     assert migration.verify(ROWS, override="no gate in this test").passed
 
 
-def test_a_row_that_was_inserted_past_the_capture(meddler: Meddler, migration: Migration) -> None:
+def test_a_row_that_was_inserted_past_the_capture_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.put_unseen(99, "inserted", old_vector("inserted"))
     assert_refused(migration, {"text unchanged": {"99"}})
     migration.start()
     assert migration.verify(ROWS + 1, override="no gate in this test").passed
 
 
-def test_a_vector_without_a_row(meddler: Meddler, migration: Migration) -> None:
+def test_a_vector_without_a_row_is_found(meddler: Meddler, migration: Migration) -> None:
     meddler.collection.remove_unseen(11)
     if isinstance(meddler, InPostgres):  # a row goes with both its vectors
         assert migration.verify(ROWS, override="no gate in this test").passed
@@ -255,17 +255,17 @@ def test_ten_rows_are_named_and_all_are_counted(meddler: Meddler, migration: Mig
 
 
 def doing(store: Any, method: str, work: Callable[[], None]) -> list[bool]:
-    """`work` once, right after that method of the store has looked. Returned is whether it was done yet."""
+    """Do `work` once, right after that method of the store has looked; the returned list is empty until then."""
     original, done = getattr(store, method), list[bool]()
 
-    def looked(*args: Any, **given: Any) -> Any:
-        found = original(*args, **given)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
         if not done:
             done.append(True)
             work()
-        return found
+        return result
 
-    setattr(store, method, looked)
+    setattr(store, method, call)
     return done
 
 
@@ -297,23 +297,23 @@ def test_a_defect_beside_such_a_row_is_still_found(meddler: Meddler, migration: 
 
 
 def forgetful(store: Any, share: float) -> None:
-    """Its index finds only that share of what there is."""
+    """Make the store's index find only that share of what there is."""
     honest = store.search
 
     def search(vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        found: list[Hit] = honest(vector, k, fingerprint=fingerprint, exact=exact)
-        return found if exact else found[: round(share * len(found))]
+        hits: list[Hit] = honest(vector, k, fingerprint=fingerprint, exact=exact)
+        return hits if exact else hits[: round(share * len(hits))]
 
     store.search = search
 
 
-def test_an_index_that_does_not_find_what_is_there(meddler: Meddler, migration: Migration) -> None:
+def test_an_index_that_misses_rows_fails_its_check(meddler: Meddler, migration: Migration) -> None:
     forgetful(meddler.collection.store, 0.8)
     report = assert_refused(migration, {"index recall": set()})
     assert report.recall == pytest.approx(0.8)
 
 
-def test_an_index_that_answers_with_other_rows(meddler: Meddler, migration: Migration) -> None:
+def test_an_index_that_answers_with_other_rows_fails_its_check(meddler: Meddler, migration: Migration) -> None:
     store: Any = meddler.collection.store
     honest = store.search
 
@@ -335,7 +335,7 @@ def test_how_much_an_index_must_find_is_an_option(
     assert strict.verify(ROWS, override="no gate in this test").passed == passed
 
 
-def test_an_index_that_is_missing(meddler: Meddler, migration: Migration) -> None:
+def test_an_index_that_is_missing_fails_its_check(meddler: Meddler, migration: Migration) -> None:
     if not isinstance(meddler, InPostgres):
         pytest.skip("a store of points has its index by itself")
     meddler._connection.execute("DROP INDEX docs_embedding_vecferry_new")
@@ -386,8 +386,8 @@ FINDINGS = {
 """The check that each finding is for."""
 
 
-def failed_by(found: Examination, *, dead_letters: int = 0, unit: bool = True) -> dict[str, tuple[str, ...]]:
-    checks = structural_checks(found, dead_letters, 4, unit=unit)
+def failed_by(examination: Examination, *, dead_letters: int = 0, unit: bool = True) -> dict[str, tuple[str, ...]]:
+    checks = structural_checks(examination, dead_letters, 4, unit=unit)
     assert [check.name for check in checks] == [*FINDINGS.values(), "indexes"]
     return {check.name: check.keys for check in checks if not check.passed}
 

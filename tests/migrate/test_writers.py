@@ -41,7 +41,7 @@ def options(tmp_path: Path) -> MigrationOptions:
 
 @pytest.fixture
 def table(connection: psycopg.Connection, database_url: str) -> Iterator[PgCollection]:
-    """With a column beside the text."""
+    """Yield a table with a column beside the text."""
     made = PgCollection(connection, database_url)
     connection.execute("ALTER TABLE docs ADD meta integer DEFAULT 0")
     for key in range(1, ROWS + 1):
@@ -74,7 +74,7 @@ def ready(table: PgCollection, options: MigrationOptions) -> Migration:
 
 
 def holding(table: PgCollection, work: Callable[[TruthEncoder], None]) -> None:
-    """`work` with an encoder; at its first call the application begins to write 60 rows, but not their texts."""
+    """Do `work` with an encoder at whose first call the application begins to write 60 rows, but not their texts."""
 
     def hold(texts: object) -> None:
         if encoder.calls == 0:
@@ -153,7 +153,7 @@ def test_a_row_that_is_locked_for_long_does_not_keep_the_others_from_being_follo
 def test_a_thousand_writes_that_no_trigger_saw_are_done_by_one_start(
     table: PgCollection, options: MigrationOptions
 ) -> None:
-    """Over pages of numbers that have another order as texts."""
+    """The pages are of numbers that have another order as texts."""
     table.connection.execute("INSERT INTO docs SELECT i, 'more ' || i FROM generate_series(121, 1000) i")
     migration = Migration(table.store, new=NEW, options=options)
     migration.start()
@@ -169,7 +169,7 @@ def test_a_thousand_writes_that_no_trigger_saw_are_done_by_one_start(
 
 @contextmanager
 def taking_rows_downwards(url: str) -> Iterator[list[BaseException]]:
-    """An application that writes pairs of rows in transactions, the later one first; what it was refused."""
+    """Write pairs of rows in transactions, the later one first; yield what the application was refused."""
     refused: list[BaseException] = []
     ending = threading.Event()
 
@@ -196,7 +196,7 @@ def taking_rows_downwards(url: str) -> Iterator[list[BaseException]]:
 def test_no_write_of_ours_brings_an_application_into_a_deadlock(
     table: PgCollection, options: MigrationOptions, database_url: str
 ) -> None:
-    """Backfill, retry, sweep and follow, on both sides."""
+    """The writes are those of backfill, retry, sweep and follow, on both sides."""
     table.connection.execute("UPDATE docs SET body = 'POISON ' || id WHERE id IN (1, 2, 3, 30, 60, 90)")
     cured = TruthEncoder("new", 16)
     cured.poison = ("HUGE",)
@@ -250,7 +250,7 @@ def test_two_who_put_and_remove_the_same_rows_in_another_order_wait_for_each_oth
 
 @contextmanager
 def busy_autovacuum(postgres_url: str, table: PgCollection) -> Iterator[Callable[[], None]]:
-    """Autovacuum looks every second and takes minutes over the table. Yields what waits until it is at work."""
+    """Let autovacuum look each second and take minutes over the table. Yield what waits until it is at work."""
     settings = {"autovacuum_naptime": "1s", "deadlock_timeout": "200ms"}
     with another(postgres_url) as admin:
         for name, value in settings.items():
@@ -280,7 +280,7 @@ def busy_autovacuum(postgres_url: str, table: PgCollection) -> Iterator[Callable
 
 
 def waits_for_maintenance(connection: psycopg.Connection) -> bool:
-    """Whether somebody waits for the lock that an autovacuum has, but for none that writers would have to wait for."""
+    """Tell whether somebody waits for an autovacuum's lock, but for none that writers would have to wait for."""
     query = "SELECT array_agg(mode) FROM pg_locks WHERE relation = 'docs'::regclass AND NOT granted"
     return connection.execute(query).fetchone() == (["ShareUpdateExclusiveLock"],)
 
@@ -382,7 +382,7 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
     table: PgCollection, options: MigrationOptions, database_url: str
 ) -> None:
     options = replace(options, patience=Patience())
-    told: list[str] = []
+    notices: list[str] = []
     migration = ready(table, options)
     ending = threading.Event()
     with ExitStack() as stack:
@@ -393,7 +393,7 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
         held = "SELECT count(*) FROM vecferry.leases WHERE target = %s AND expires_at > clock_timestamp()"
         wait_until(lambda: table.connection.execute(held, [store.target]).fetchone() == (1,))
         writers = [stack.enter_context(without_a_gap(database_url, seconds_each=0.3, seed=seed)) for seed in range(2)]
-        patience = replace(options.patience, notify=told.append)
+        patience = replace(options.patience, notify=notices.append)
         for _ in range(2):
             migration.cutover(patience=patience)
             migration.rollback(patience=patience)
@@ -406,5 +406,5 @@ def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
     assert_true(table, OLD)
     migration.cutover()
     assert_true(table, NEW)
-    assert any("idle in transaction" in line and "others wait 0.2 s at most" in line for line in told)
-    assert any("a write came in between" in line for line in told)
+    assert any("idle in transaction" in line and "others wait 0.2 s at most" in line for line in notices)
+    assert any("a write came in between" in line for line in notices)

@@ -17,7 +17,7 @@ from vecferry.encode.encoder import TextEncoder
 
 
 def as_vector(encoder: TextEncoder, job: bytes) -> bytes:
-    """For a text its vector."""
+    """Return the vector of a text."""
     return encoder.encode([job.decode()]).dense.tobytes()
 
 
@@ -76,7 +76,7 @@ class TruthModel:
             os._exit(1)
 
     def encoded(self) -> Counter[str]:
-        """How often each text was given to a worker."""
+        """Return how often each text was given to a worker."""
         notes = self.folder / "encoded"
         return (
             Counter(line.partition(" ")[2] for line in notes.read_text().splitlines()) if notes.exists() else Counter()

@@ -143,7 +143,7 @@ class Wire:
         return False
 
     def close(self, *, reset: bool = False) -> None:
-        """reset: without the handshake at the end."""
+        """Close the connection. reset: without the handshake at the end."""
         if reset:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._sock.close()
@@ -211,7 +211,7 @@ def message(method: str, target: str | bytes, headers: Iterable[str | bytes] = (
 def post(
     target: str, value: object, *headers: str | bytes, given_headers: Sequence[str | bytes] = (BEARER, JSON)
 ) -> bytes:
-    """value: bytes as they are, anything else as JSON. given: headers that a good request has."""
+    """Return a request. value: bytes as they are, anything else as JSON. given_headers: those of a good request."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return message("POST", target, [*given_headers, *headers, f"Content-Length: {len(body)}"], body)
 
@@ -242,7 +242,7 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-    """Each answered at once, on a connection that others use too if it stays open."""
+    """Return bad requests, each answered at once, on a connection that others use too if it stays open."""
     deep = b"[" * 100_000
     digits = b"9" * 5_000
     open_brace = b'{"model": "tiny", "input": '
@@ -342,7 +342,7 @@ def kinds() -> list[Kind]:
 
 
 def broken_kinds() -> list[Kind]:
-    """HTTP itself is not as it should be: 400 or closed, and no second answer to what was hidden behind it."""
+    """Return requests of broken HTTP: 400 or closed, and no second answer to what was hidden behind it."""
     hidden = message("GET", "/health")
     head = [BEARER, JSON]
 
@@ -531,7 +531,7 @@ async def status_of(wire: Wire) -> int:
 
 
 def check_shape(reply: Reply, target: bytes) -> None:
-    """An error in the form of the interface that the path belongs to, with the request's id."""
+    """Check that an error has the form of the interface that the path belongs to, and the request's id."""
     assert b"x-request-id" in reply.headers or reply.status == 503, reply  # of a connection too many nothing was read
     if not reply.body:  # of HEAD
         return
@@ -633,7 +633,7 @@ async def _act(address: Address, name: str, act: Act, statuses: tuple[int, ...],
 
 
 class Good:
-    """Requests as they should be, whose answers are the library's vectors."""
+    """Send requests as they should be, whose answers are the library's vectors."""
 
     def __init__(self, library: Encoder, seed: int = 0) -> None:
         self._short = texts_of(40, num_words=6, seed=seed)
@@ -659,7 +659,7 @@ class Good:
 
 
 def texts_of(count: int, *, num_words: int, seed: int = 0) -> list[str]:
-    """Texts that differ, of so many words each."""
+    """Return texts that differ, of so many words each."""
     made = random.Random(seed)
     stock = [made.choice("bdfgklmnprst") + made.choice("aeiou") + made.choice("lmnrst") for _ in range(300)]
     return [f"{number} " + " ".join(made.choices(stock, k=num_words)) for number in range(count)]
@@ -667,7 +667,7 @@ def texts_of(count: int, *, num_words: int, seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the server's process."""
+    """What the server's process uses."""
 
     rss_mb: float
     files: int
@@ -693,7 +693,7 @@ async def rested(server: Server, good: Good, before: Figures | None = None) -> F
 
 
 def faults_in(lines: Sequence[str]) -> list[str]:
-    """Lines of the log that there should not be: a fault of ours, or a client that left and counts as answered."""
+    """Return the wrong lines of the log: a fault of ours, or a client that left and counts as answered."""
     faults = ("Traceback", '"level": "ERROR"', '"status": 500')
     return [
         line
@@ -710,7 +710,7 @@ EACH = {"cheap": 2_000, "broken": 100, "acts": 2}
 
 @dataclass(frozen=True)
 class Row:
-    """After a round. bad, good: requests so far."""
+    """The figures after a round. bad, good: requests so far."""
 
     minutes: float
     bad: int
@@ -744,7 +744,7 @@ async def mixed(server: Server, good: Good, minutes: float, tally: Tally) -> Asy
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """What is wrong; the first third of the rows is for getting warm."""
+    """Return what is wrong; the first third of the rows is for getting warm."""
     third = max(1, len(rows) // 3)
     middle, last = (
         sorted(row.figures.rss_mb for row in part)[third // 2] for part in (rows[third:][:third], rows[-third:])

@@ -52,7 +52,7 @@ class Server:
 
 @contextmanager
 def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """`vecferry serve` with these arguments, on a free port of the loopback interface; killed at the end."""
+    """Run `vecferry serve` with these arguments, on a free port of the loopback interface; killed at the end."""
     command = [sys.executable, "-m", "vecferry.cli", "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}))
     lines: list[str] = []
@@ -89,14 +89,14 @@ Serving = Callable[..., Iterator[Server]]
 
 @pytest.fixture(scope="session")
 def server(tiny_artifact: Artifact) -> Iterator[Server]:
-    """Two names: `tiny` and its folder's. Not to be stopped, nor to be left busy."""
+    """Yield a server of one model under two names: `tiny` and its folder's. Not to be stopped, nor left busy."""
     with serving(f"tiny={tiny_artifact.path}") as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def library(tiny_artifact: Artifact) -> Encoder:
-    """The same model without a server."""
+    """Return the encoder of the same model, without a server."""
     return load_encoder(EncoderOptions(artifact=tiny_artifact.path)).encoder
 
 

@@ -60,7 +60,7 @@ class UnrulyRuntime:
         return self._real.describe()
 
     def break_down(self) -> None:
-        """Every run fails, until `recover`."""
+        """Let every run fail until `recover`."""
         self.fails = self.failure
 
     def recover(self) -> None:
@@ -73,7 +73,7 @@ class UnrulyRuntime:
         return RuntimeFailed(self.name, len(batch), int(batch.lengths.max()), "a failure of the test")
 
     def close(self) -> None:
-        """Runs wait, until `open`."""
+        """Let runs wait until `open`."""
         self._opened.clear()
 
     def open(self) -> None:
@@ -81,7 +81,7 @@ class UnrulyRuntime:
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Runs that begin within do not end before it does."""
+        """Let no run that begins inside the block end before it does."""
         self.close()
         try:
             yield
@@ -90,7 +90,7 @@ class UnrulyRuntime:
 
 
 def unruly(encoder: Encoder) -> Encoder:
-    """The same encoder over a double of its runtime, which is `encoder.runtime` until a `Service` has it."""
+    """Return the same encoder over a double of its runtime, which is `encoder.runtime` until a `Service` has it."""
     return Encoder(encoder.tokenizer, UnrulyRuntime(encoder.runtime), encoder.limits, spec=encoder._spec)
 
 
@@ -103,13 +103,13 @@ class Inside:
         return httpx2.Client(base_url=self.url, timeout=WAIT_S)
 
     def value(self, series: str, **labels: object) -> float:
-        """Of a series at /metrics; 0 where it is not there yet."""
+        """Return the value of a series at /metrics; 0 where it is not there yet."""
         named = {name: str(value) for name, value in labels.items()}
         return self.service.metrics.registry.get_sample_value(f"vecferry_{series}", named) or 0.0
 
 
 def float32(numbers: object) -> Float32:
-    """Of JSON's numbers, or lists of them."""
+    """Return JSON's numbers, or lists of them, as float32."""
     return np.asarray(numbers, np.float32)
 
 
@@ -121,7 +121,7 @@ def inside(
     probe_every_s: float = 0.02,
     is_ready: Callable[[Sequence[Served]], bool] = lambda all_: all(encoder.problem is None for encoder in all_),
 ) -> Iterator[Inside]:
-    """Served as `tiny`, `tiny-2` and so on. Waits until `is_ready`."""
+    """Serve the encoders as `tiny`, `tiny-2` and so on. Wait until `is_ready`."""
     options = options or ServerOptions()
     names = ["tiny", *(f"tiny-{number}" for number in range(2, len(encoders) + 1))]
     served = [Served(name, Loaded(encoder, "first choice")) for name, encoder in zip(names, encoders, strict=True)]

@@ -36,12 +36,12 @@ def texts(request: pytest.FixtureRequest) -> list[str]:
 
 @pytest.fixture(scope="module")
 def encoded(library: Encoder, texts: list[str]) -> Callable[[Outputs], Embeddings]:
-    """The library's, each once."""
+    """Return the library's embeddings by outputs, each computed once."""
     return cache(lambda outputs: library.encode(texts, outputs=outputs))
 
 
 def assert_same(embeddings: Embeddings, expected: Embeddings) -> None:
-    """To the last bit; all that there is."""
+    """Assert that all outputs are the same to the last bit."""
     assert embeddings.fingerprint == expected.fingerprint
     pairs: list[tuple[np.ndarray, np.ndarray]] = [
         (embeddings.num_tokens, expected.num_tokens),
@@ -174,7 +174,7 @@ def test_numpys_and_arrows_forms_are_the_librarys(
 
 
 def flat(table: pa.Table, name: str) -> np.ndarray:
-    """All numbers of a column of lists, in their order."""
+    """Return all numbers of a column of lists, in their order."""
     values = table[name].combine_chunks()
     while pa.types.is_list(values.type):
         values = values.flatten()

@@ -28,7 +28,7 @@ URL = "http://127.0.0.1:8080"
 
 @pytest.fixture(scope="module")
 def documented(wide_artifact: Artifact) -> Iterator[Server]:
-    """The server of the page: 1,024 numbers under the name `bge-m3-onnx`."""
+    """Run the server of the page: 1,024 numbers under the name `bge-m3-onnx`."""
     with serving(f"bge-m3-onnx={wide_artifact.path}") as started:
         yield started
 

@@ -23,7 +23,7 @@ QUERY_TEXTS = COHORT_TEXTS[LaneName.QUERY]
 
 
 def job(model: str = "tiny", texts: int = 1, tokens: int = 3, outputs: Outputs = DENSE, until: float = LATER) -> Job:
-    """tokens: of each text."""
+    """Return a job. tokens: of each text."""
     everything = np.arange(texts)
     tokens_of_texts = TokenBatch.from_lists([[5] * tokens] * texts)
     served: Any = SimpleNamespace(name=model)  # a lane asks no more of a model than its name
@@ -48,7 +48,7 @@ def test_a_cohort_is_the_first_job_and_those_of_its_kind_behind_it() -> None:
 
 
 def test_a_cohort_ends_before_the_first_job_that_does_not_fit() -> None:
-    """Or a short one could go past a long one for ever."""
+    """Otherwise a short job could go past a long one for ever."""
     first, long, short = job(texts=3), job(texts=6), job(texts=1)
     assert cohort_of([first, long, short], 8) == [first]
     assert cohort_of([first, long, short], 9) == [first, long]
@@ -126,8 +126,8 @@ def test_a_lane_that_is_closed_gives_what_is_left_and_then_nothing() -> None:
 
 @pytest.mark.parametrize("wakes", ["a job", "the end"])
 def test_one_who_waits_for_a_job_is_woken(wakes: str) -> None:
-    lane, taken = Lane(LaneName.QUERY, 100), []
-    waiting = threading.Thread(target=lambda: taken.append(lane.take()))
+    lane, cohorts = Lane(LaneName.QUERY, 100), []
+    waiting = threading.Thread(target=lambda: cohorts.append(lane.take()))
     waiting.start()
     waiting.join(0.02)
     assert waiting.is_alive()
@@ -137,7 +137,7 @@ def test_one_who_waits_for_a_job_is_woken(wakes: str) -> None:
     else:
         lane.close()
     waiting.join(10)
-    assert taken == [[late] if wakes == "a job" else []]
+    assert cohorts == [[late] if wakes == "a job" else []]
 
 
 KINDS = st.tuples(st.sampled_from(["tiny", "wide"]), st.sampled_from([DENSE, Outputs.ALL]))
@@ -164,9 +164,9 @@ def test_every_job_is_taken_once_and_in_the_order_of_its_kind(steps: list[Any]) 
     lane.close()
     while cohort := lane.take():
         cohorts.append(cohort)
-    taken = [job for cohort in cohorts for job in cohort]
-    assert sorted(map(id, taken)) == sorted(map(id, put))
-    assert by_kind(taken) == by_kind(put)
+    cohort_jobs = [job for cohort in cohorts for job in cohort]
+    assert sorted(map(id, cohort_jobs)) == sorted(map(id, put))
+    assert by_kind(cohort_jobs) == by_kind(put)
     for cohort in cohorts:
         assert len({job.kind for job in cohort}) == 1
         assert len(cohort) == 1 or sum(len(job.work.cached) for job in cohort) <= QUERY_TEXTS

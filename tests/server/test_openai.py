@@ -37,7 +37,7 @@ def refused(client: OpenAI, kind: type[openai.APIStatusError], **request: Any) -
 
 
 def ids_of(library: Encoder, text: str) -> list[int]:
-    """Without those at the ends."""
+    """Return the token ids of a text, without those at the ends."""
     ids: list[int] = library.tokenizer([text]).ids.tolist()
     return ids[1:-1]
 

@@ -47,7 +47,7 @@ def test_answers_to_thousands_of_requests_are_as_described(server: Server, tmp_p
 
 
 def schemathesis(server: Server, folder: Path, *, max_examples: int, seed: int) -> None:
-    """By its command line: its plugin of pytest is not for the version of pytest that is in use."""
+    """Run schemathesis by its command line: its pytest plugin is not for the version of pytest in use."""
     options: dict[str, object] = {
         "--phases": "coverage,fuzzing", "--max-examples": max_examples, "--seed": seed,
         "--exclude-checks": UNSAYABLE, "--request-timeout": 60, "--generation-database": "none",

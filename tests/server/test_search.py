@@ -78,7 +78,7 @@ def shop(
 
 
 def assert_searched_by(shop: Shop, encoder: Encoder, model: str, *, epoch: int) -> None:
-    """The rows and cosines are those of the model's own vectors of query and texts."""
+    """Assert that rows and cosines are those of the model's own vectors of query and texts."""
     query = "what is number 7?"
     answer = shop.search(query, k=NEAREST).json()
     scores = encoder.encode(TEXTS).dense @ encoder.encode([query], role="query").dense[0]
@@ -114,7 +114,7 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
 
 
 def until_epoch(shop: Shop, *, after: int) -> int:
-    """The next epoch that the server knows: it looks once a second."""
+    """Wait for the next epoch that the server knows: it looks once a second."""
     wait_until(lambda: shop.serving()["epoch"] > after)
     answer: int = shop.serving()["epoch"]
     return answer

@@ -56,7 +56,7 @@ def runtime(encoder: Encoder) -> UnrulyRuntime:
 
 @pytest.fixture(scope="module")
 def guarded(tiny_artifact: Artifact, wide_artifact: Artifact) -> Iterator[Server]:
-    """Two models, two keys, one origin."""
+    """Yield a server with two models, two keys and one origin."""
     models = [f"tiny={tiny_artifact.path}", f"wide={wide_artifact.path}"]
     keys = {"VECFERRY_API_KEYS": f"{OTHER_KEY}, {KEY}"}
     with serving(*models, "--cors-origin", "https://a.org", env=keys) as started:
@@ -419,7 +419,7 @@ def test_a_name_that_is_given_twice_is_refused(library: Encoder) -> None:
 
 
 def line_of(server: Server, request_id: str) -> dict[str, object]:
-    """The line of the log about a request."""
+    """Return the line of the log about a request."""
     answers: list[dict[str, object]] = []
 
     def is_there() -> bool:
@@ -585,7 +585,7 @@ def test_without_the_extra_the_command_says_how_to_install_it(package: str, tmp_
 
 
 def test_repeats_count_in_the_answer_though_they_are_computed_once(http: httpx2.Client) -> None:
-    """Or a small request would ask for more than any memory holds."""
+    """Otherwise a small request would ask for more than any memory holds."""
     long = "word " * 3000
     answer = http.post("/embed_all", json={"inputs": [long]}, headers={"accept": "application/x-npz"})
     assert answer.status_code == 200

@@ -240,7 +240,7 @@ def test_a_server_that_was_killed_starts_again_on_its_port_with_the_same_answers
 
 @contextmanager
 def _serving_at(address: Address, model: Path) -> Iterator[Server]:
-    """On that port, unlike `serving`; ready only some time later."""
+    """Serve on that port, unlike `serving`; the server is ready only some time later."""
     command = [sys.executable, "-m", "vecferry.cli", "serve", f"tiny={model}", "--port", str(address[1])]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True, env=os.environ) as process:
         try:
@@ -270,7 +270,7 @@ def _wait_for_port(address: Address, process: subprocess.Popen[str]) -> None:
 
 @dataclass
 class Client:
-    """Sends one request after the other on one connection, until that is closed. replies: by the request's id."""
+    """Send one request after the other on one connection, until that is closed. replies: by the request's id."""
 
     library: Encoder
     number: int
@@ -292,13 +292,13 @@ class Client:
         return reply
 
     def _texts(self, key: str) -> list[str]:
-        """One short text, or what goes into the other lane every now and then."""
+        """Return one short text, or what goes into the other lane every now and then."""
         number = int(key.rpartition("-")[2])
         count = self.texts or (20 if number % 10 == 9 else 1)
         return texts_of(count, num_words=50 if count > 1 else 5, seed=self.number)
 
     def check(self) -> None:
-        """Raises AssertionError unless all answers are the library's."""
+        """Raise AssertionError unless all answers are the library's."""
         expected: dict[int, np.ndarray] = {}
         for key, reply in self.replies.items():
             if reply is not None:
@@ -337,6 +337,6 @@ async def until_computing(
 
 
 def statuses_in(lines: list[str]) -> dict[str, int]:
-    """Of requests that were accepted, by their id: each has a line in the log."""
-    match = (json.loads(line) for line in lines if '"vecferry.server.access"' in line)
-    return {reply["request_id"]: reply["status"] for reply in match}
+    """Return the status of each accepted request by its id: each has a line in the log."""
+    records = (json.loads(line) for line in lines if '"vecferry.server.access"' in line)
+    return {record["request_id"]: record["status"] for record in records}

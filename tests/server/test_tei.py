@@ -25,7 +25,7 @@ ERROR_TYPES = {"Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", 
 
 
 def assert_error(answer: httpx2.Response, status: int, message: str = "", kind: str = "Validation") -> None:
-    """In TEI's form."""
+    """Assert that an error has TEI's form."""
     assert (answer.status_code, set(answer.json())) == (status, {"error", "error_type"}), answer.text
     assert answer.json()["error_type"] == kind
     assert kind in ERROR_TYPES
@@ -82,7 +82,7 @@ def test_the_client_compares_sentences(server: Server, library: Encoder) -> None
 
 
 def cosines(library: Encoder, texts: list[str]) -> Float32:
-    """Of the first with the others."""
+    """Return the cosines of the first text with the others."""
     dense = library.encode(texts).dense
     return float32(dense[1:] @ dense[0])
 

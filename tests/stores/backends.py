@@ -48,7 +48,7 @@ ONE_PROCESS = {"chroma", "qdrant", "milvus"}
 
 @contextmanager
 def opened(name: str, folder: Path) -> Iterator[Backend]:
-    """The backend of that name on a store in `folder`; the test is skipped where nobody has written it yet."""
+    """Yield the backend of that name on a store in `folder`; the test is skipped where nobody has written it yet."""
     module, function = MODULES[name]
     if find_spec(module) is None:
         pytest.skip(f"{module} is not there yet")
@@ -58,7 +58,7 @@ def opened(name: str, folder: Path) -> Iterator[Backend]:
 
 
 def fields(url: str) -> Fields:
-    """Where the parts of a point are in the collection that a module makes."""
+    """Return where the parts of a point are in the collection that a module makes."""
     return Fields(vector="") if url.startswith("qdrant:") else Fields()
 
 
@@ -70,9 +70,9 @@ class AtNeed:
 
     def __getattr__(self, name: str) -> Any:
         with self._open() as backend:
-            found = getattr(backend, name)
-        if not inspect.ismethod(found):
-            return found
+            attribute = getattr(backend, name)
+        if not inspect.ismethod(attribute):
+            return attribute
 
         def call(*args: Any, **named: Any) -> Any:
             with self._open() as backend:
@@ -96,12 +96,12 @@ class AtNeed:
 
 
 def unit(seed: int, dimension: int = DIMENSION) -> Float32:
-    """A direction of its own for each seed: float32 [dimension], length 1."""
+    """Return a direction of its own for each seed: float32 [dimension], length 1."""
     vector = np.random.default_rng(seed).standard_normal(dimension)
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
 
 def vector_of(point: Point) -> Float32:
-    """Of a point that must have one."""
+    """Return the vector of a point that must have one."""
     assert point.vectors is not None, point.id
     return point.vectors.dense

@@ -37,7 +37,7 @@ def opened(folder: Path) -> Iterator[Backend]:
 
 @contextmanager
 def opened_server(folder: Path) -> Iterator[Backend]:
-    """On a server that all tests of this process share, emptied."""
+    """Yield a backend on a server that all tests of this process share, emptied."""
     url = shared_server()
     with http_client(url) as application:
         for collection in application.list_collections():
@@ -49,7 +49,7 @@ def opened_server(folder: Path) -> Iterator[Backend]:
 
 @cache
 def shared_server() -> str:
-    """The URL of the server that all tests of this process share."""
+    """Return the URL of the server that all tests of this process share."""
     folder = Path(tempfile.mkdtemp(prefix="vecferry-chroma-"))
     running = chroma_server(folder)
     url, _ = running.__enter__()
@@ -60,14 +60,14 @@ def shared_server() -> str:
 
 @contextmanager
 def persistent_client(folder: Path | str, settings: Settings | None = None) -> Iterator[Client]:
-    """The application's client of that folder, closed at the end."""
+    """Yield the application's client of that folder, closed at the end."""
     with _closable(chromadb.PersistentClient(folder, settings)) as client:
         yield client
 
 
 @contextmanager
 def http_client(url: str) -> Iterator[Client]:
-    """The application's client of the server at that URL."""
+    """Yield the application's client of the server at that URL."""
     host, _, port = url.removeprefix("chroma+http://").partition(":")
     with _closable(chromadb.HttpClient(host, int(port))) as client:
         try:
@@ -79,7 +79,7 @@ def http_client(url: str) -> Iterator[Client]:
 
 
 def _closable(client: ClientAPI) -> Client:
-    """Chroma declares an interface that cannot be closed."""
+    """Return the client as it is: Chroma declares an interface that cannot be closed."""
     assert isinstance(client, Client)
     return client
 
@@ -90,7 +90,7 @@ def create_docs(client: ClientAPI) -> None:
 
 @contextmanager
 def chroma_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The URL and the process of a server over `folder`, which answers; stopped at the end, if it still runs.
+    """Yield the URL and the process of a server over `folder`, which answers; stopped at the end, if it still runs.
 
     port: one that is free, where it is not said; that of a server that was killed, to start it again.
     """

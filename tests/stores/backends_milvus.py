@@ -25,7 +25,7 @@ def schema(key: DataType = DataType.VARCHAR, *, dynamic: bool = True, nullable: 
 
 
 def make(file: Path, made: CollectionSchema | None = None, metric: str = "COSINE") -> str:
-    """Makes the application's collection; the URL of the file."""
+    """Make the application's collection; return the URL of the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     index = MilvusClient.prepare_index_params()
     index.add_index("vector", "HNSW", metric_type=metric)
@@ -37,7 +37,7 @@ def make(file: Path, made: CollectionSchema | None = None, metric: str = "COSINE
 
 
 def end(file: Path) -> None:
-    """Milvus Lite keeps a file to its process; this is what the end of the process does."""
+    """Give the file up, as the end of the process does: Milvus Lite keeps a file to its process."""
     server_manager_instance.release_server(str(file))
 
 

@@ -15,7 +15,7 @@ COSINE = models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)
 
 
 def make(folder: Path, vectors: models.VectorParams | dict[str, models.VectorParams] = COSINE) -> str:
-    """Makes the application's collection; the URL of the folder."""
+    """Make the application's collection; return the URL of the folder."""
     with closing(QdrantClient(path=str(folder))) as application:
         application.create_collection(COLLECTION, vectors)
     return f"qdrant://{folder}"

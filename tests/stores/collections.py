@@ -26,7 +26,7 @@ def old_vector(text: str) -> Float32: ...
 @overload
 def old_vector(text: str | None) -> Float32 | None: ...
 def old_vector(text: str | None) -> Float32 | None:
-    """What the old model made of a text."""
+    """Return what the old model made of a text."""
     return None if text is None else truth("old", text, OLD_DIMENSION)
 
 
@@ -46,15 +46,15 @@ class Collection(Protocol):
         """Insert or replace a row, with the vector that the application would write."""
 
     def put_unseen(self, key: int, text: str | None, vector: Float32 | None) -> None:
-        """The same, past whatever captures writes, if there is a way."""
+        """Insert or replace a row past whatever captures writes, if there is a way."""
 
     def remove(self, key: int) -> None: ...
     def remove_unseen(self, key: int) -> None: ...
     def serving(self) -> dict[Key, Content]:
-        """Every row's text and serving vector."""
+        """Return every row's text and serving vector."""
 
     def another(self) -> AbstractContextManager[Store]:
-        """The same collection as another process has it."""
+        """Return the same collection as another process has it."""
 
 
 class MirrorCollection:
@@ -153,7 +153,7 @@ NAMES = (*backends.NAMES, "pgvector")
 
 @contextmanager
 def mirror_collection(name: str, folder: Path) -> Iterator[MirrorCollection]:
-    """A collection in that backend, with its control database in the folder; memory has its in memory too."""
+    """Yield a collection in that backend, with its control database in the folder; memory has its in memory too."""
     with backends.opened(name, folder / "store") as backend:
         ledger = SqliteLedger.in_memory() if name == "memory" else SqliteLedger.open(folder / "control.db")
         yield MirrorCollection(backend, ledger, nullable=True)

@@ -15,7 +15,7 @@ SLOW = {"chroma"}
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES])
 def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Collection]:
-    """An empty collection in each store in turn."""
+    """Yield an empty collection in each store in turn."""
     if request.param == "pgvector":
         made = PgCollection(request.getfixturevalue("connection"), request.getfixturevalue("database_url"))
         yield made

@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Child:
-    """Runs `code` with `sys.argv[1:] == arguments`; ended at the end of the block, however far it is."""
+    """Run `code` with `sys.argv[1:] == arguments`; it ends with the block, however far it is."""
 
     def __init__(self, code: str, *arguments: object) -> None:
         self._process = subprocess.Popen(
@@ -35,12 +35,12 @@ class Child:
         return self._process.pid
 
     def hear(self) -> str:
-        """The next line that it prints."""
+        """Return the next line that it prints."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
     def tell(self) -> None:
-        """Lets it go on from `input()`."""
+        """Let it go on from `input()`."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -49,7 +49,7 @@ class Child:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Leaves it dead, and not yet collected by us, its parent."""
+        """Leave it dead, and not yet collected by us, its parent."""
         self._process.kill()
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 

@@ -55,22 +55,22 @@ def point(number: int, text: str | None = "text", dimension: int = DIMENSION, **
 
 
 def everything(backend: Backend, collection: str = COLLECTION) -> dict[str, Point]:
-    """All points by id, as they are now."""
+    """Return all points by id, as they are now."""
     ids = list(backend.ids(collection))
     assert len(ids) == len(set(ids)) == backend.count(collection)
-    return {found.id: found for found in backend.get(collection, ids, vectors=True)}
+    return {point.id: point for point in backend.get(collection, ids, vectors=True)}
 
 
 def filled(payload: object) -> dict[str, object]:
-    """Stores differ in whether a field without a value is there."""
+    """Return the fields with a value: stores differ in whether one without a value is there."""
     assert isinstance(payload, dict)
     return {name: value for name, value in payload.items() if value is not None}
 
 
-def assert_vector(name: str, found: Float32, put: Float32) -> None:
-    assert found.dtype == np.float32
+def assert_vector(name: str, stored: Float32, put: Float32) -> None:
+    assert stored.dtype == np.float32
     # a float32 has 24 bits, so that dividing by a length of 1 +- 6e-8 moves a number below 1 by no more than that
-    np.testing.assert_allclose(found, put, rtol=0, atol=2e-7 if name in NORMALIZING else 0)
+    np.testing.assert_allclose(stored, put, rtol=0, atol=2e-7 if name in NORMALIZING else 0)
 
 
 # --- points ---------------------------------------------------------------------------------------
@@ -81,16 +81,16 @@ def test_a_point_comes_back_whole(backend: Backend, name: str) -> None:
     backend.put(COLLECTION, put)
     stored = everything(backend)
     assert stored.keys() == {"1", "2"}
-    for one in put:
-        assert stored[one.id].text == one.text
-        assert filled(stored[one.id].payload) == one.payload
-        assert [type(stored[one.id].payload[field]) for field in ("lang", "year")] == [str, int]
-        assert_vector(name, vector_of(stored[one.id]), vector_of(one))
+    for original in put:
+        assert stored[original.id].text == original.text
+        assert filled(stored[original.id].payload) == original.payload
+        assert [type(stored[original.id].payload[field]) for field in ("lang", "year")] == [str, int]
+        assert_vector(name, vector_of(stored[original.id]), vector_of(original))
 
 
 def test_vectors_come_only_where_they_are_asked_for(backend: Backend) -> None:
     backend.put(COLLECTION, [point(1)])
-    assert [found.vectors for found in backend.get(COLLECTION, ["1"])] == [None]
+    assert [point.vectors for point in backend.get(COLLECTION, ["1"])] == [None]
 
 
 def test_texts_of_every_kind_come_back_as_they_were(backend: Backend, name: str) -> None:
@@ -107,7 +107,7 @@ def test_ids_of_every_kind_can_be_found_and_deleted(backend: Backend, name: str)
     backend.put(COLLECTION, [Point(id_, id_, TextVectors(unit(n))) for n, id_ in enumerate(ids)])
     assert sorted(backend.ids(COLLECTION)) == sorted(ids)
     for id_ in ids:
-        assert [(found.id, found.text) for found in backend.get(COLLECTION, [id_])] == [(id_, id_)]
+        assert [(point.id, point.text) for point in backend.get(COLLECTION, [id_])] == [(id_, id_)]
     for id_ in ids[:-1]:
         backend.delete(COLLECTION, [id_])
     assert list(backend.ids(COLLECTION)) == ids[-1:]
@@ -146,9 +146,9 @@ def test_a_point_can_lose_its_text_and_have_one_again(backend: Backend, name: st
 
 
 def test_what_was_put_cannot_be_changed_from_outside(backend: Backend) -> None:
-    given = point(1, "text", lang="en", year=1)
-    backend.put(COLLECTION, [given])
-    for outside in (given, everything(backend)["1"]):
+    original = point(1, "text", lang="en", year=1)
+    backend.put(COLLECTION, [original])
+    for outside in (original, everything(backend)["1"]):
         assert outside.vectors is not None
         assert isinstance(outside.payload, dict)
         outside.vectors.dense.setflags(write=True)
@@ -162,7 +162,7 @@ def test_what_was_put_cannot_be_changed_from_outside(backend: Backend) -> None:
 
 def test_ids_that_are_not_there_are_no_error(backend: Backend) -> None:
     backend.put(COLLECTION, [point(1), point(2)])
-    assert [found.id for found in backend.get(COLLECTION, ["7", "2", "8"])] == ["2"]
+    assert [point.id for point in backend.get(COLLECTION, ["7", "2", "8"])] == ["2"]
     backend.delete(COLLECTION, ["1", "7"])
     backend.delete(COLLECTION, ["1", "7"])
     assert list(backend.ids(COLLECTION)) == ["2"]
@@ -181,9 +181,9 @@ def test_two_thousand_points_go_in_and_out_at_once(backend: Backend, name: str) 
     backend.put(COLLECTION, list(put.values()))
     stored = everything(backend)
     assert stored.keys() == put.keys()
-    for id_, one in put.items():
-        assert (stored[id_].text, stored[id_].payload["year"]) == (one.text, one.payload["year"])
-        assert_vector(name, vector_of(stored[id_]), vector_of(one))
+    for id_, original in put.items():
+        assert (stored[id_].text, stored[id_].payload["year"]) == (original.text, original.payload["year"])
+        assert_vector(name, vector_of(stored[id_]), vector_of(original))
     backend.delete(COLLECTION, [str(number) for number in range(1, 3000)])
     assert list(backend.ids(COLLECTION)) == ["0"]
 
@@ -192,7 +192,7 @@ def test_a_vector_of_another_length_is_refused_and_nothing_is_written(backend: B
     backend.put(COLLECTION, [point(1, "first")])
     with pytest.raises(StoreError):
         backend.put(COLLECTION, [point(1, "second"), point(2, "second", WIDE), point(3, "second")])
-    assert {id_: found.text for id_, found in everything(backend).items()} == {"1": "first"}
+    assert {id_: point.text for id_, point in everything(backend).items()} == {"1": "first"}
 
 
 # --- collections ----------------------------------------------------------------------------------
@@ -205,8 +205,8 @@ def test_a_collection_like_another_has_its_own_dimension_and_takes_the_same_poin
     assert backend.count(NEW) == 0
     backend.put(NEW, [point(1, "one", WIDE, lang="en", year=1)])
     assert (backend.dimension(NEW), backend.dimension(COLLECTION)) == (WIDE, DIMENSION)
-    found = everything(backend, NEW)["1"]
-    assert (found.text, filled(found.payload)) == ("one", {"lang": "en", "year": 1})
+    stored = everything(backend, NEW)["1"]
+    assert (stored.text, filled(stored.payload)) == ("one", {"lang": "en", "year": 1})
     with pytest.raises(StoreError):
         backend.put(NEW, [point(2)])
     assert list(backend.ids(NEW)) == ["1"]
@@ -219,7 +219,7 @@ def test_a_collection_like_another_has_its_metric(backend: Backend) -> None:
     )
     best = backend.search(NEW, unit(2, WIDE), 1)[0]
     assert best.id == "2"
-    long = next(found for found in backend.search(NEW, unit(1, WIDE), 2) if found.id == "1")
+    long = next(hit for hit in backend.search(NEW, unit(1, WIDE), 2) if hit.id == "1")
     assert long.score == pytest.approx(1, abs=1e-5)  # float32; a score by another metric is off by a whole number
 
 
@@ -277,10 +277,10 @@ def test_a_search_finds_the_nearest_with_their_cosines(backend: Backend) -> None
     query = unit(1000)
     expected = cosines(query, range(200))
     best = sorted(expected, key=lambda id_: -expected[id_])[:10]
-    found = backend.search(COLLECTION, query, 10)
-    assert [hit.id for hit in found] == best  # 200 points: every index looks at all of them
+    hits = backend.search(COLLECTION, query, 10)
+    assert [hit.id for hit in hits] == best  # 200 points: every index looks at all of them
     # stores compute in float32, and some by way of a distance of up to 2
-    np.testing.assert_allclose([hit.score for hit in found], [expected[id_] for id_ in best], rtol=0, atol=1e-5)
+    np.testing.assert_allclose([hit.score for hit in hits], [expected[id_] for id_ in best], rtol=0, atol=1e-5)
 
 
 def test_a_search_is_over_what_was_just_written(backend: Backend) -> None:
@@ -345,7 +345,7 @@ def test_writers_in_several_threads_lose_nothing(backend: Backend) -> None:
         list(pool.map(write, range(4)))
     own = {str(1000 * writer + n): f"by {writer}" for writer in range(4) for n in range(50)}
     shared = {str(n): "shared" for n in range(9000, 9005)}
-    assert {id_: found.text for id_, found in everything(backend).items()} == own | shared
+    assert {id_: point.text for id_, point in everything(backend).items()} == own | shared
     for handle in handles:
         handle.close()
 

@@ -98,13 +98,13 @@ def test_the_folder_is_free_once_the_last_handle_is_closed(tmp_path: Path) -> No
     url = f"chroma://{tmp_path}"
     with persistent_client(tmp_path) as application:
         create_docs(application)
-    one = ChromaBackend.open(url)
-    two = one.another()
-    one.close()
-    one.close()
+    first = ChromaBackend.open(url)
+    second = first.another()
+    first.close()
+    first.close()
     with Child(HOLD, url) as refused:
         assert refused.hear() == "locked"
-    two.close()
+    second.close()
     with Child(HOLD, url) as next_one:
         assert next_one.hear() == "open"
 
@@ -141,11 +141,11 @@ def test_every_distance_is_kept_and_gives_cosines(tmp_path: Path, space: Space) 
             backend.put(NEW, [Point(str(n), None, TextVectors(unit(n))) for n in range(50)])
             index = application.get_collection(NEW).configuration_json["hnsw"]
             assert (index["space"], index["max_neighbors"]) == (space, 24)
-            found = backend.search(NEW, unit(99), 50)
-    scores = [float(unit(int(hit.id)) @ unit(99)) for hit in found]
-    assert len(found) == 50
+            hits = backend.search(NEW, unit(99), 50)
+    scores = [float(unit(int(hit.id)) @ unit(99)) for hit in hits]
+    assert len(hits) == 50
     assert scores == sorted(scores, reverse=True)
-    np.testing.assert_allclose([hit.score for hit in found], scores, rtol=0, atol=1e-5)  # float32
+    np.testing.assert_allclose([hit.score for hit in hits], scores, rtol=0, atol=1e-5)  # float32
 
 
 def test_a_new_collection_has_the_metadata_of_the_old_but_embeds_nothing(tmp_path: Path) -> None:

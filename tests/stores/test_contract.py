@@ -30,14 +30,14 @@ DIMENSION = 4
 
 
 def fill(collection: Collection, *texts: str | None) -> None:
-    """Rows 1, 2, ... with these texts and their old vectors."""
+    """Write rows 1, 2, ... with these texts and their old vectors."""
     for key, text in enumerate(texts, start=1):
         if text is not None or collection.nullable:
             collection.put(key, text, old_vector(text))
 
 
 def prepared(collection: Collection, *texts: str | None, outputs: Outputs = DENSE) -> MigrationRecord:
-    """A migration that has begun, with a new side and capture."""
+    """Begin a migration, with a new side and capture."""
     fill(collection, *texts)
     store = collection.store
     store.ledger.install()
@@ -54,7 +54,7 @@ def prepared(collection: Collection, *texts: str | None, outputs: Outputs = DENS
 
 
 def switch(collection: Collection, *, back: bool = False) -> None:
-    """Both sides change places, with the serving epoch."""
+    """Let both sides change places, with the serving epoch."""
     store = collection.store
     side = Side.OLD if back else Side.NEW
 
@@ -88,8 +88,8 @@ def test_ranges_hold_every_key_once(collection: Collection) -> None:
     prepared(collection, *"abcdefg")
     ranges = collection.store.key_ranges(3)
     assert ranges == [KeyRange(None, ("3",)), KeyRange(("3",), ("6",)), KeyRange(("6",), ("7",))]
-    found = [row.text for part in ranges for row in collection.store.outdated(Side.NEW, part, 100)]
-    assert found == list("abcdefg")
+    texts = [row.text for part in ranges for row in collection.store.outdated(Side.NEW, part, 100)]
+    assert texts == list("abcdefg")
 
 
 def test_ranges_that_fit_exactly_have_no_empty_rest(collection: Collection) -> None:
@@ -98,7 +98,7 @@ def test_ranges_that_fit_exactly_have_no_empty_rest(collection: Collection) -> N
 
 
 def test_pages_by_key_go_on_where_the_last_one_ended_whatever_the_length_of_the_keys(collection: Collection) -> None:
-    """Numbers of different lengths, which have another order as texts."""
+    """The keys are numbers of different lengths, which have another order as texts."""
     prepared(collection)
     keys = [1, 2, 9, 10, 11, 99, 100, 101, 999, 1000, 20, 3]
     for key in keys:
@@ -158,7 +158,7 @@ def test_an_empty_collection_has_no_ranges(collection: Collection) -> None:
     assert collection.store.key_ranges(10) == []
 
 
-def test_what_is_written_is_no_longer_pending(collection: Collection) -> None:
+def test_what_is_written_is_no_longer_outdated(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
     first, second, _ = store.outdated(Side.NEW, limit=10)
@@ -192,8 +192,11 @@ def test_a_row_tried_without_a_vector_is_a_dead_letter_until_its_text_changes(co
     record = prepared(collection, "a", "b")
     store, ledger = collection.store, collection.store.ledger
     tried = [NewVector((key,), text_digest(text), None) for key, text in (("1", "a"), ("2", "b"))]
-    letters = [DeadLetter(new.key, "why", new.digest) for new in tried]
-    assert store.write(Side.NEW, tried, lambda written: ledger.add_dead_letters(record, letters)) == {("1",), ("2",)}
+    dead_letters = [DeadLetter(new.key, "why", new.digest) for new in tried]
+    assert store.write(Side.NEW, tried, lambda written: ledger.add_dead_letters(record, dead_letters)) == {
+        ("1",),
+        ("2",),
+    }
     assert store.outdated(Side.NEW, limit=10) == []
     assert store.outdated(Side.NEW, [("1",), ("2",)]) == []
     assert store.counts().dead_letters == 2
@@ -243,17 +246,17 @@ def test_an_examination_finds_each_defect_and_names_the_rows(collection: Collect
         [NewVector(missing.key, missing.digest, None)],
         lambda written: ledger.add_dead_letters(record, [letter]),
     )
-    found = store.check_integrity(DIMENSION)
-    assert found.rows == 4
-    assert (found.outdated.count, found.outdated.keys) == (1, (("4",),))
-    assert (found.without_vector.count, found.without_vector.keys) == (1, (("3",),))
-    assert not found.wrong_dimension
-    assert not found.not_finite
-    assert not found.zero
-    assert not found.orphaned
+    examination = store.check_integrity(DIMENSION)
+    assert examination.rows == 4
+    assert (examination.outdated.count, examination.outdated.keys) == (1, (("4",),))
+    assert (examination.without_vector.count, examination.without_vector.keys) == (1, (("3",),))
+    assert not examination.wrong_dimension
+    assert not examination.not_finite
+    assert not examination.zero
+    assert not examination.orphaned
     stored = {row.key: vector for row, vector in store.sample_vectors(10)}
     if np.linalg.norm(stored[long.key]) > 1.5:  # a store that normalises has nothing to find
-        assert (found.off_norm.count, found.off_norm.keys) == (1, (("2",),))
+        assert (examination.off_norm.count, examination.off_norm.keys) == (1, (("2",),))
     assert store.check_integrity(DIMENSION + 1).wrong_dimension.count == 2
 
 
@@ -305,11 +308,11 @@ def test_a_switch_and_one_back_exchange_the_vectors(collection: Collection) -> N
     assert_close(collection.serving()[("1",)][1], truth("new", "a", DIMENSION))
 
 
-def assert_close(found: np.ndarray | None, expected: np.ndarray | None) -> None:
-    """Some stores normalise what is put."""
-    assert found is not None
+def assert_close(actual: np.ndarray | None, expected: np.ndarray | None) -> None:
+    """Assert that two vectors are close: some stores normalise what is put."""
+    assert actual is not None
     assert expected is not None
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_dropping_the_new_side_leaves_the_collection_as_it_was(collection: Collection) -> None:
@@ -365,9 +368,9 @@ def test_what_was_written_before_capture_is_not_captured_nor_after_it(collection
 def test_an_acknowledged_change_does_not_hide_a_later_one(collection: Collection) -> None:
     prepared(collection, "a")
     collection.put(1, "b", None)
-    seen = collection.store.captured(10)
+    changes = collection.store.captured(10)
     collection.put(1, "c", None)
-    collection.store.acknowledge(seen)
+    collection.store.acknowledge(changes)
     assert captured_keys(collection) == ["1"]
 
 

@@ -68,7 +68,7 @@ def ledger(request: pytest.FixtureRequest, path: Path) -> Iterator[SqliteLedger]
 
 @pytest.fixture
 def hasty(path: Path) -> Iterator[SqliteLedger]:
-    """Takes every unfinished write for abandoned."""
+    """Yield a ledger that takes every unfinished write for abandoned."""
     made = SqliteLedger.open(path, abandoned_after_s=0)
     yield made
     made.close()
@@ -359,7 +359,7 @@ STEPS = st.lists(
 
 
 class Follower:
-    """Brings each key that it sees up to date, acknowledges when it likes, and knows what it must have seen.
+    """Bring each key that it sees up to date, acknowledge when it likes, and know what it must have seen.
 
     owed: keys of writes that ended under a capture, and were not seen since.
     """

@@ -54,7 +54,7 @@ def points(start: int, stop: int) -> list[Point]:
 
 
 def over(folder: Path, schema: pa.Schema, fields: Fields | None = None) -> LanceBackend:
-    """A backend over an empty table `docs` of that schema."""
+    """Return a backend over an empty table `docs` of that schema."""
     lancedb.connect(folder).create_table(COLLECTION, schema=schema)
     return LanceBackend(folder, fields or Fields())
 
@@ -77,14 +77,14 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 def test_columns_of_any_type_are_carried_through_unchanged(tmp_path: Path) -> None:
     others = [(name, kind) for name, (kind, _) in COLUMNS.items()]
     backend = over(tmp_path, pa.schema([("id", pa.string()), ("text", pa.string()), ("vector", VECTOR), *others]))
-    given = [
+    columns = [
         pa.array(["full", "empty"]),
         pa.array(["text", None]),
         pa.array([unit(1), unit(2)], VECTOR),
         *(pa.array([value, None], kind) for kind, value in COLUMNS.values()),
     ]
     application = table(tmp_path)
-    application.add(pa.Table.from_arrays(given, schema=application.schema), on_bad_vectors="null")
+    application.add(pa.Table.from_arrays(columns, schema=application.schema), on_bad_vectors="null")
     before = application.to_arrow()
     stored = backend.get(COLLECTION, ["full", "empty"], vectors=True)
     backend.delete(COLLECTION, ["full"])
@@ -101,7 +101,7 @@ def test_columns_may_have_any_name(tmp_path: Path) -> None:
     backend = over(tmp_path, schema, Fields("doc Id", "the text!", "Vector"))
     backend.put(COLLECTION, points(0, 3))
     backend.delete(COLLECTION, ["0"])
-    assert [(found.id, found.text) for found in backend.get(COLLECTION, ["0", "2"])] == [("2", "text 2")]
+    assert [(point.id, point.text) for point in backend.get(COLLECTION, ["0", "2"])] == [("2", "text 2")]
     assert backend.search(COLLECTION, unit(1), 1)[0].id == "1"
 
 
@@ -165,7 +165,7 @@ def test_colbert_vectors_have_a_column_of_their_own(tmp_path: Path, backend: Lan
             *points(3, 9),
         ],
     )
-    stored = {found.id: found for found in backend.get(NEW, ["1", "2"], vectors=True)}
+    stored = {point.id: point for point in backend.get(NEW, ["1", "2"], vectors=True)}
     first, second = stored["1"].vectors, stored["2"].vectors
     assert first is not None
     assert first.colbert is not None
@@ -190,8 +190,8 @@ def test_keys_that_are_whole_numbers_stay_so(tmp_path: Path, kind: pa.DataType) 
     backend.put(COLLECTION, points(0, 20))
     backend.delete(COLLECTION, ["3", "x", "03", "+4", "9" * 30, "٥"])
     assert sorted(map(int, backend.ids(COLLECTION))) == [n for n in range(20) if n != 3]
-    found = backend.get(COLLECTION, ["5", "05", " 5", "5.0", "-5", str(2**70), "1) OR (1=1"])
-    assert [point.id for point in found] == ["5"]
+    stored = backend.get(COLLECTION, ["5", "05", " 5", "5.0", "-5", str(2**70), "1) OR (1=1"])
+    assert [point.id for point in stored] == ["5"]
     assert table(tmp_path).schema.field("id").type == kind
     for key in ("x", "05", str(2**64)):
         with pytest.raises(StoreSchemaError):
@@ -277,11 +277,11 @@ def test_the_new_vectors_get_an_index_of_the_same_kind(
 
 
 def assert_found(backend: LanceBackend, id_: str, vector: Float32) -> None:
-    found = backend.search(NEW, vector, 3)
-    assert found[0].id == id_
-    stored = {one.id: vector_of(one) for one in backend.get(NEW, [hit.id for hit in found], vectors=True)}
-    expected = [float(np.dot(stored[hit.id], vector)) for hit in found]
-    np.testing.assert_allclose([hit.score for hit in found], expected, rtol=0, atol=1e-5)  # float32
+    hits = backend.search(NEW, vector, 3)
+    assert hits[0].id == id_
+    stored = {point.id: vector_of(point) for point in backend.get(NEW, [hit.id for hit in hits], vectors=True)}
+    expected = [float(np.dot(stored[hit.id], vector)) for hit in hits]
+    np.testing.assert_allclose([hit.score for hit in hits], expected, rtol=0, atol=1e-5)  # float32
 
 
 def test_few_rows_get_no_index(tmp_path: Path, backend: LanceBackend) -> None:

@@ -202,11 +202,11 @@ def test_the_renewal_ends_when_the_lease_is_lost(path: Path) -> None:
     with held(ledger, "docs", 0.3) as lease:
         with other.transaction():
             time.sleep(0.4)
-            taken = other.acquire("docs", "b", 60)
+            next_lease = other.acquire("docs", "b", 60)
         time.sleep(0.2)
         assert all(thread.name != "lease on docs" for thread in threading.enumerate())
         with pytest.raises(LeaseLost):
             ledger.guard(lease)
-    other.guard(taken)
+    other.guard(next_lease)
     other.close()
     ledger.close()

@@ -21,7 +21,7 @@ SPEC = MigrationSpec(
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    """Nothing was made in it yet."""
+    """Yield a ledger in which nothing was made yet."""
     made: Ledger
     if request.param == "sqlite":
         made = SqliteLedger.open(tmp_path / "control.db")
@@ -88,9 +88,9 @@ def test_there_is_one_open_migration_of_a_collection(ledger: Ledger, record: Mig
 def test_an_aborted_migration_is_not_found(ledger: Ledger, record: MigrationRecord) -> None:
     ledger.move(record, "finalized", {})
     aborted = ledger.move(ledger.create(SPEC, "planned"), "aborted", {})
-    found = ledger.find("docs")
-    assert found is not None
-    assert (found.id, found.state) == (record.id, "finalized")
+    current = ledger.find("docs")
+    assert current is not None
+    assert (current.id, current.state) == (record.id, "finalized")
     assert ledger.last("docs") == aborted
     with pytest.raises(MigrationConflict, match="state=finalized, version 2, not planned"):
         ledger.move(MigrationRecord(aborted.id, SPEC, "planned", 1), "prepared", {})
@@ -111,9 +111,9 @@ def test_ranges_are_open_until_they_are_closed_and_others_take_their_place(
 def test_a_verification_is_kept_with_the_record(ledger: Ledger, record: MigrationRecord) -> None:
     assert record.verification is None
     ledger.keep_verification(record, {"passed": True})
-    found = ledger.find("docs")
-    assert found is not None
-    assert found.verification == {"passed": True}
+    current = ledger.find("docs")
+    assert current is not None
+    assert current.verification == {"passed": True}
 
 
 def test_the_last_wishes_are_kept(ledger: Ledger, record: MigrationRecord) -> None:
@@ -143,8 +143,8 @@ def test_dead_letters_are_of_a_side_and_a_later_one_replaces_the_earlier(
 
 
 def test_dead_letters_are_found_by_their_keys_on_one_side(ledger: Ledger, record: MigrationRecord) -> None:
-    letters = [DeadLetter(("1",), "why", b"\x02"), DeadLetter(("2",), "why", b"\x01")]
-    ledger.add_dead_letters(record, [*letters, DeadLetter(("1",), "back", b"\x03", side="old")])
+    dead_letters = [DeadLetter(("1",), "why", b"\x02"), DeadLetter(("2",), "why", b"\x01")]
+    ledger.add_dead_letters(record, [*dead_letters, DeadLetter(("1",), "back", b"\x03", side="old")])
     assert ledger.dead_letter_digests(record, Side.NEW, [("1",), ("77",)]) == {("1",): b"\x02"}
 
 

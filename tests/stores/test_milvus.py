@@ -113,7 +113,7 @@ def test_a_key_of_another_name_is_used(tmp_path: Path) -> None:
     made.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
     with over(tmp_path, made, fields=Fields("pk", "body")) as backend:
         backend.put(COLLECTION, [Point("a", "text", TextVectors(unit(1)))])
-        assert [found.id for found in backend.search(COLLECTION, unit(1), 1)] == ["a"]
+        assert [hit.id for hit in backend.search(COLLECTION, unit(1), 1)] == ["a"]
         assert (list(backend.ids(COLLECTION)), backend.get(COLLECTION, ["a"])[0].text) == (["a"], "text")
 
 
@@ -200,15 +200,15 @@ def test_a_field_that_a_strict_schema_lacks_is_refused_by_name(tmp_path: Path) -
 def test_scores_are_cosines_whatever_the_metric_is(tmp_path: Path, metric: str) -> None:
     with over(tmp_path, metric=metric) as backend:
         backend.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i))) for i in range(20)])
-        found = backend.search(COLLECTION, unit(99), 20)
+        hits = backend.search(COLLECTION, unit(99), 20)
         backend.create("new", like=COLLECTION, dimension=WIDE, outputs=BOTH)
         assert {name: index["metric_type"] for name, index in backend._indexes("new").items()} == {
             "vector": metric,
             "sparse": "IP",
         }
     expected = sorted((float(unit(i) @ unit(99)), str(i)) for i in range(20))[::-1]
-    assert [each.id for each in found] == [id_ for _, id_ in expected]
-    np.testing.assert_allclose([each.score for each in found], [score for score, _ in expected], atol=1e-5)
+    assert [hit.id for hit in hits] == [id_ for _, id_ in expected]
+    np.testing.assert_allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
 
 
 def _own_ids() -> CollectionSchema:
@@ -349,7 +349,7 @@ def test_an_alias_moves_and_is_read_and_written_through(backend: MilvusBackend) 
         assert (backend.is_alias("live"), backend.resolve("live"), backend.exists("live")) == (True, target, True)
         assert backend.dimension("live") == dimension
         backend.put("live", [Point(target, "text", TextVectors(unit(1, dimension)))])
-        assert [found.id for found in backend.search("live", unit(1, dimension), 1)] == [target]
+        assert [hit.id for hit in backend.search("live", unit(1, dimension), 1)] == [target]
         assert [point.id for point in backend.get("live", [target])] == [target]
     assert backend.resolve(COLLECTION) == COLLECTION
 
@@ -380,7 +380,7 @@ def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
     with closing(MilvusBackend.open(f"milvus://{file}", FIELDS)) as again:
         (point,) = again.get("live", ["a"], vectors=True)
         assert (point.text, point.payload, again.count("live")) == ("a\0b", {"lang": "en"}, 1)
-        assert [found.id for found in again.search("new", unit(1, WIDE), 1)] == ["a"]
+        assert [hit.id for hit in again.search("new", unit(1, WIDE), 1)] == ["a"]
     end(file)
 
 

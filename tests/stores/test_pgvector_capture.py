@@ -20,7 +20,7 @@ PATIENCE = Patience(0.2, 0.5)
 
 @pytest.fixture
 def store(connection: psycopg.Connection, database_url: str) -> Iterator[PgVectorStore]:
-    """A table of three rows, captured."""
+    """Yield a store over a captured table of three rows."""
     connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(2), note text)")
     connection.execute("INSERT INTO docs SELECT i, 'text ' || i, '[1,0]', '' FROM generate_series(1, 3) i")
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as opened:
@@ -33,7 +33,7 @@ def keys(store: PgVectorStore) -> list[Key]:
 
 
 def made(connection: psycopg.Connection) -> tuple[list[str], list[str]]:
-    """Triggers on all tables, and functions in our schema."""
+    """Return the triggers on all tables, and the functions in our schema."""
     triggers = connection.execute("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1").fetchall()
     functions = connection.execute(
         "SELECT proname FROM pg_proc WHERE pronamespace = to_regnamespace('vecferry') ORDER BY 1"

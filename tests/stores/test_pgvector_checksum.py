@@ -35,7 +35,7 @@ def halfvec_oid(connection: psycopg.Connection) -> int:
 
 
 def server_checksum(connection: psycopg.Connection, kind: str, text: str | None, stored: Stored) -> bytes:
-    """Of a row that has what was given, sent as it is when a migration writes."""
+    """Return the server's checksum of a row, sent as it is when a migration writes."""
     connection.execute("DELETE FROM docs")
     connection.execute(
         'INSERT INTO docs ("body %%", vector, halfvec, sparse, colbert)'
@@ -98,12 +98,12 @@ def test_both_are_the_same_whatever_is_missing_and_differ_by_each_part(table: ps
         replace(whole, digest=text_digest("another text")),
     ]
     text_of = {whole.digest: "a text"}
-    seen = []
+    checksums = []
     for stored in cases:
-        there = server_checksum(table, kind, text_of.get(stored.digest, "another text"), stored)
-        assert checksum(stored) == there
-        seen.append(there)
-    assert len(set(seen)) == len(cases)
+        on_server = server_checksum(table, kind, text_of.get(stored.digest, "another text"), stored)
+        assert checksum(stored) == on_server
+        checksums.append(on_server)
+    assert len(set(checksums)) == len(cases)
 
 
 def test_a_null_text_and_an_empty_one_are_two_texts(table: psycopg.Connection) -> None:

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import psycopg
@@ -52,7 +51,7 @@ def make_docs(connection: psycopg.Connection, *texts: str | None, kind: str = "v
 
 @pytest.fixture
 def store(connection: psycopg.Connection, database_url: str) -> Iterator[PgVectorStore]:
-    """Three rows with texts a, b and c, in a space that the ledger knows."""
+    """Yield a store of three rows with texts a, b and c, in a space that the ledger knows."""
     make_docs(connection, "a", "b", "c")
     with open_docs(database_url) as opened:
         yield begun(opened)
@@ -221,15 +220,15 @@ def test_a_dead_letter_has_a_checksum_and_no_vector(store: PgVectorStore) -> Non
     assert store.outdated(Side.NEW, [("2",)]) == [Row(("2",), "b")]
 
 
-def test_a_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forgotten(
+def test_a_dead_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forgotten(
     store: PgVectorStore, connection: psycopg.Connection
 ) -> None:
     record = store.ledger.find(store.target)
     assert record is not None
-    letters = [DeadLetter((str(i),), "reason", text_digest(text)) for i, text in enumerate("abc", 1)]
-    tried = [NewVector(letter.key, letter.digest, None) for letter in letters]
-    store.write(Side.NEW, tried, lambda _: store.ledger.add_dead_letters(record, letters))
-    keys = [letter.key for letter in letters]
+    dead_letters = [DeadLetter((str(i),), "reason", text_digest(text)) for i, text in enumerate("abc", 1)]
+    tried = [NewVector(letter.key, letter.digest, None) for letter in dead_letters]
+    store.write(Side.NEW, tried, lambda _: store.ledger.add_dead_letters(record, dead_letters))
+    keys = [letter.key for letter in dead_letters]
     assert store.apply_deletes(keys) == set()
     assert store.ledger.count_dead_letters(record, Side.NEW) == 3
     connection.execute("UPDATE docs SET id = -1 WHERE id = 1; UPDATE docs SET id = 1 WHERE id = 2")
@@ -244,10 +243,10 @@ def test_a_letter_whose_row_has_changed_its_key_its_text_or_got_a_vector_is_forg
 def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -> None:
     record = store.ledger.find(store.target)
     assert record is not None
-    told: list[set[Key]] = []
+    calls: list[set[Key]] = []
 
     def fail(written: set[Key]) -> None:
-        told.append(written)
+        calls.append(written)
         store.ledger.add_dead_letters(record, [DeadLetter(("1",), "reason", b"")])
         raise ZeroDivisionError
 
@@ -255,7 +254,7 @@ def test_what_then_does_is_kept_or_lost_with_the_vectors(store: PgVectorStore) -
         store.write(Side.NEW, new(Row(("1",), "a")), fail)
     with pytest.raises(ZeroDivisionError):
         store.write(Side.NEW, [], fail)
-    assert told == [{("1",)}, set()]
+    assert calls == [{("1",)}, set()]
     assert len(store.outdated(Side.NEW, limit=10)) == 3
     assert store.ledger.count_dead_letters(record, Side.NEW) == 0
 
@@ -274,14 +273,14 @@ def test_an_examination_counts_each_defect_and_names_some(store: PgVectorStore, 
     record = store.ledger.find(store.target)
     assert record is not None
     store.ledger.add_dead_letters(record, [DeadLetter(("7",), "reason", text_digest("text 7"))])
-    found = store.check_integrity(D_NEW, max_keys=2)
-    assert found.rows == 9
-    assert (found.outdated.count, found.outdated.keys) == (3, (("1",), ("2",)))
-    assert (found.zero.count, found.zero.keys) == (2, (("4",), ("5",)))
-    assert found.off_norm.count == 3
-    assert found.without_vector.keys == (("7",),)
-    assert not found.wrong_dimension
-    assert not found.not_finite
+    examination = store.check_integrity(D_NEW, max_keys=2)
+    assert examination.rows == 9
+    assert (examination.outdated.count, examination.outdated.keys) == (3, (("1",), ("2",)))
+    assert (examination.zero.count, examination.zero.keys) == (2, (("4",), ("5",)))
+    assert examination.off_norm.count == 3
+    assert examination.without_vector.keys == (("7",),)
+    assert not examination.wrong_dimension
+    assert not examination.not_finite
     assert store.check_integrity(D_NEW + 1).wrong_dimension.count == 7
     assert store.orphans(10) == []
 
@@ -441,7 +440,7 @@ def test_tokens_ascend_and_a_lease_of_a_process_that_is_gone_is_taken_at_once(st
 
 
 def _mark_of_the_gone() -> str:
-    """This process, had it begun at another time."""
+    """Return the mark of this process, had it begun at another time."""
     mark = process_mark().replace("(started ", "(started 1")
     assert is_gone(mark)
     return mark
@@ -549,9 +548,9 @@ def test_awkward_names_and_keys_of_several_parts(connection: psycopg.Connection,
         assert store.captured(10)[0].key == ("7", "eu")
         assert fill(store) == {("7", "eu")}
         assert store.search(old("x"), 1, fingerprint=OLD_SPACE)[0].key == ("7", "eu")
-        asked = [("8", "eu"), ("7", "eu"), ("7",), ("7", "eu", "x")]
-        assert store.rows(asked) == [Row(("7", "eu"), "x")]
-        assert list(store.vectors(asked, fingerprint=NEW_SPACE)) == [("7", "eu")]
+        keys = [("8", "eu"), ("7", "eu"), ("7",), ("7", "eu", "x")]
+        assert store.rows(keys) == [Row(("7", "eu"), "x")]
+        assert list(store.vectors(keys, fingerprint=NEW_SPACE)) == [("7", "eu")]
         store.remove([("7", "eu"), ("8", "eu")])
         assert store.apply_deletes([("7", "eu")]) == {("7", "eu")}
         store.stop_capture()
@@ -602,8 +601,8 @@ def test_a_put_that_waited_for_a_switch_sees_what_serves_after_it(
 # --- searching ------------------------------------------------------------------------------------
 
 
-def found(store: PgVectorStore, fingerprint: str, query: Float32, **how: Any) -> list[Key]:
-    return [hit.key for hit in store.search(query, 2, fingerprint=fingerprint, **how)]
+def two_nearest(store: PgVectorStore, fingerprint: str, query: Float32, *, exact: bool = False) -> list[Key]:
+    return [hit.key for hit in store.search(query, 2, fingerprint=fingerprint, exact=exact)]
 
 
 def test_each_space_is_searched_where_it_is_before_and_after_a_switch(store: PgVectorStore) -> None:
@@ -631,18 +630,18 @@ def test_the_old_side_is_found_after_a_switch_though_nobody_recorded_its_space(
     with open_docs(database_url) as store:
         fill(begun(store, old_fingerprint=None))
         switch(store)
-        assert found(store, "whatever", old("b")) == [("2",), ("1",)]
-        assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
+        assert two_nearest(store, "whatever", old("b")) == [("2",), ("1",)]
+        assert two_nearest(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
         store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
         with pytest.raises(SpaceMismatch):
             store.search(old("b"), 1, fingerprint="whatever")
-        assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
+        assert two_nearest(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
 
 
 def test_rows_of_equal_distance_are_sorted_by_their_key(store: PgVectorStore, connection: psycopg.Connection) -> None:
     connection.execute("UPDATE docs SET embedding = (SELECT embedding FROM docs WHERE id = 1)")
     for exact in (True, False):
-        assert found(store, OLD_SPACE, old("a"), exact=exact) == [("1",), ("2",)]
+        assert two_nearest(store, OLD_SPACE, old("a"), exact=exact) == [("1",), ("2",)]
 
 
 def test_an_index_answers_unless_the_answer_is_to_be_exact(
@@ -694,7 +693,7 @@ def test_a_column_of_half_precision_is_migrated_in_half_precision(
         assert store.build_indexes() == ()
         assert store.check_integrity(D_NEW) == Examination(rows=2)
         switch(store)
-        assert found(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
+        assert two_nearest(store, NEW_SPACE, truth("new", "b", D_NEW))[0] == ("2",)
         store.put([Record(("1",), "a2", TextVectors(truth("new", "a2", D_NEW)))], fingerprint=NEW_SPACE)
         assert store.write(Side.OLD, [NewVector(("1",), text_digest("a2"), TextVectors(old("a2")))]) == {("1",)}
         store.exclusively(lambda: store.drop(Side.OLD), PATIENCE)
@@ -790,7 +789,7 @@ def test_what_start_will_make_is_named_and_then_made(connection: psycopg.Connect
         "function": "SELECT 'vecferry.' || proname FROM pg_proc",
         "index": "SELECT schemaname || '.' || indexname FROM pg_indexes",
     }
-    for each in creates:
-        kind, _, name = each.partition(" ")
+    for entry in creates:
+        kind, _, name = entry.partition(" ")
         assert (name,) in connection.execute(queries[kind]).fetchall()
-    assert {each.partition(" ")[0] for each in creates} == set(queries)
+    assert {entry.partition(" ")[0] for entry in creates} == set(queries)

@@ -94,10 +94,10 @@ def test_a_text_field_that_holds_a_number_is_an_error_that_names_the_point(tmp_p
 def test_scores_are_cosines_whatever_the_metric_is(tmp_path: Path, distance: models.Distance) -> None:
     with over(tmp_path, models.VectorParams(size=DIMENSION, distance=distance)) as backend:
         backend.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i))) for i in range(20)])
-        found = backend.search(COLLECTION, unit(99), 20)
+        hits = backend.search(COLLECTION, unit(99), 20)
     expected = sorted((float(unit(i) @ unit(99)), str(i)) for i in range(20))[::-1]
-    assert [each.id for each in found] == [id_ for _, id_ in expected]
-    np.testing.assert_allclose([each.score for each in found], [score for score, _ in expected], atol=1e-5)
+    assert [hit.id for hit in hits] == [id_ for _, id_ in expected]
+    np.testing.assert_allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
 
 
 def test_vectors_come_back_at_unit_length_with_the_cosine_metric(backend: QdrantBackend) -> None:
@@ -155,8 +155,8 @@ def test_heads_are_kept_beside_a_named_and_an_unnamed_vector(tmp_path: Path, nam
         )
         backend.put("new", [Point("1", "changed", TextVectors(unit(2, WIDE), sparse, colbert), {"year": 2})])
         (point,) = backend.get("new", ["1"], vectors=True)
-        found = backend.search("new", unit(2, WIDE), 1)
-    assert found[0].id == "1"
+        hits = backend.search("new", unit(2, WIDE), 1)
+    assert hits[0].id == "1"
     assert (point.text, point.payload) == ("changed", {"year": 2})
     assert point.vectors is not None
     np.testing.assert_allclose(point.vectors.dense, unit(2, WIDE), atol=1e-6)
@@ -189,14 +189,14 @@ def test_a_head_that_a_collection_lacks_is_refused_and_nothing_written(backend: 
     assert backend.count(COLLECTION) == 0
 
 
-class Told:
-    """Takes the place of a client, to see what a server would be told."""
+class ClientDouble:
+    """Take the place of a client, and keep what a server would be sent."""
 
     def create_collection(self, collection: str, vectors: object, sparse: object, **settings: object) -> None:
         self.vectors, self.settings = vectors, settings
 
 
-def test_settings_of_a_server_s_collection_are_told_again(tmp_path: Path) -> None:
+def test_settings_of_a_server_s_collection_are_sent_again(tmp_path: Path) -> None:
     with over(tmp_path, COSINE) as backend:
         info = backend._info(COLLECTION)
         layout = backend._layout(COLLECTION)
@@ -206,15 +206,15 @@ def test_settings_of_a_server_s_collection_are_told_again(tmp_path: Path) -> Non
         scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
     )
     info.config.strict_mode_config = models.StrictModeConfigOutput(enabled=True, max_query_limit=7)
-    told = Told()
-    create(told, "new", info, layout, WIDE, DENSE)  # type: ignore[arg-type]
-    assert told.vectors == models.VectorParams(size=WIDE, distance=models.Distance.COSINE)
-    assert told.settings["replication_factor"] == 2
-    assert told.settings["hnsw_config"] == models.HnswConfigDiff(
+    client = ClientDouble()
+    create(client, "new", info, layout, WIDE, DENSE)  # type: ignore[arg-type]
+    assert client.vectors == models.VectorParams(size=WIDE, distance=models.Distance.COSINE)
+    assert client.settings["replication_factor"] == 2
+    assert client.settings["hnsw_config"] == models.HnswConfigDiff(
         m=32, ef_construct=100, full_scan_threshold=10000, max_indexing_threads=0
     )
-    assert told.settings["quantization_config"] == info.config.quantization_config
-    assert told.settings["strict_mode_config"] == models.StrictModeConfig(enabled=True, max_query_limit=7)
+    assert client.settings["quantization_config"] == info.config.quantization_config
+    assert client.settings["strict_mode_config"] == models.StrictModeConfig(enabled=True, max_query_limit=7)
 
 
 @pytest.mark.parametrize(
@@ -265,13 +265,13 @@ def test_an_alias_moves_and_is_read_through(backend: QdrantBackend) -> None:
 def test_an_alias_is_never_away_while_it_moves(backend: QdrantBackend) -> None:
     backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
     backend.point_alias("live", COLLECTION)
-    seen: set[str] = set()
+    targets: set[str] = set()
     done = threading.Event()
 
     def look() -> None:
         with closing(backend.another()) as reader:
             while not done.is_set():
-                seen.add(reader.resolve("live"))
+                targets.add(reader.resolve("live"))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -280,7 +280,7 @@ def test_an_alias_is_never_away_while_it_moves(backend: QdrantBackend) -> None:
         backend.point_alias("live", COLLECTION)
     done.set()
     thread.join()
-    assert seen <= {COLLECTION, "new"}
+    assert targets <= {COLLECTION, "new"}
 
 
 def test_an_alias_to_nothing_is_refused_and_the_old_one_stays(backend: QdrantBackend) -> None:
@@ -308,10 +308,10 @@ def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
 
 def test_threads_write_at_once_with_backends_of_their_own(backend: QdrantBackend) -> None:
     def write(start: int) -> None:
-        with closing(backend.another()) as mine:
+        with closing(backend.another()) as own_handle:
             for i in range(start, start + 50):
-                mine.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i)))])
-                list(mine.ids(COLLECTION))
+                own_handle.put(COLLECTION, [Point(str(i), "text", TextVectors(unit(i)))])
+                list(own_handle.ids(COLLECTION))
 
     threads = [threading.Thread(target=write, args=(1000 * n,)) for n in range(4)]
     for thread in threads:
@@ -390,8 +390,8 @@ def test_a_server_that_is_not_there_is_unreachable() -> None:
 
 
 @contextmanager
-def asked(url: str, status: int, body: bytes, headers: dict[str, str] | None = None) -> Iterator[QdrantBackend]:
-    """A backend on a server that says hello at its root, and this to all else."""
+def server_with(url: str, status: int, body: bytes, headers: dict[str, str] | None = None) -> Iterator[QdrantBackend]:
+    """Yield a backend on a server that says hello at its root and gives this answer to all else."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -428,10 +428,10 @@ def asked(url: str, status: int, body: bytes, headers: dict[str, str] | None = N
     ],
 )
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
-def test_what_a_server_refuses_is_said_without_the_key(
+def test_what_a_server_refuses_is_reported_without_the_key(
     status: int, body: bytes, error: type[Exception], says: str
 ) -> None:
-    with asked("qdrant+http://:s3cret@{}", status, body) as backend, pytest.raises(error) as raised:
+    with server_with("qdrant+http://:s3cret@{}", status, body) as backend, pytest.raises(error) as raised:
         backend.dimension(COLLECTION)
     assert says in str(raised.value)
     assert "s3cret" not in str(raised.value)
@@ -439,7 +439,10 @@ def test_what_a_server_refuses_is_said_without_the_key(
 
 def test_a_server_that_asks_for_patience_is_unreachable_for_now() -> None:
     body, headers = b'{"status": {"error": "too many"}}', {"Retry-After": "3"}
-    with asked("qdrant+http://{}", 429, body, headers) as backend, pytest.raises(StoreUnreachable, match="too many"):
+    with (
+        server_with("qdrant+http://{}", 429, body, headers) as backend,
+        pytest.raises(StoreUnreachable, match="too many"),
+    ):
         backend.dimension(COLLECTION)
 
 

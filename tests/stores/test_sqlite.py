@@ -78,11 +78,11 @@ def test_a_failed_transaction_leaves_nothing(ledger: SqliteLedger, record: Migra
 
 def test_others_see_what_is_written_after_the_transaction_alone(ledger: SqliteLedger) -> None:
     ledger.serve("docs", Serving(1, 1, "docs", None))
-    seen = []
+    servings = []
 
     def look() -> None:
         with closing(ledger.another()) as other:
-            seen.append(other.serving("docs"))
+            servings.append(other.serving("docs"))
 
     looker = threading.Thread(target=look)
     with ledger.transaction():
@@ -91,7 +91,7 @@ def test_others_see_what_is_written_after_the_transaction_alone(ledger: SqliteLe
         time.sleep(0.1)
         ledger.serve("docs", Serving(3, 1, "docs", None))
     looker.join()
-    assert [serving.epoch for serving in seen if serving] in ([1], [3])
+    assert [serving.epoch for serving in servings if serving] in ([1], [3])
 
 
 def test_a_guard_holds_to_the_end_of_its_transaction(path: Path) -> None:

@@ -51,7 +51,7 @@ def scores(queries: Embeddings, passages: Embeddings) -> NDArray[np.float32]:
         return dense_scores(queries, passages)
 
 
-def asked(url: str) -> Embeddings:
+def embedded_by_a_server(url: str) -> Embeddings:
     remote = RemoteEncoder(url)
     return remote.encode(["one"])
 

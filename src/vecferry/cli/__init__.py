@@ -42,9 +42,9 @@ console.register(app)
 demo.register(app)
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(wanted: bool) -> None:
     """Print the version and stop, if --version is there."""
-    if asked:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -60,7 +60,7 @@ def main_options(
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Entry point. An error is one line and a hint, as JSON too under --json; a traceback only under --debug."""
+    """Run the command line. An error is a line and a hint, as JSON too under --json; a traceback only under --debug."""
     run(app, sys.argv[1:] if argv is None else argv)
 
 
@@ -85,14 +85,14 @@ def run(command: typer.Typer, argv: list[str]) -> NoReturn:
 
 
 def run_script(command: Callable[..., None]) -> NoReturn:
-    """One function as a script of its own."""
+    """Run one function as a script of its own."""
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     script.command(epilog=EPILOG)(command)
     run(script, sys.argv[1:])
 
 
 def report(exc: VecferryError, *, as_json: bool) -> None:
-    """The message and the hint on standard error; under --json one object on standard output too."""
+    """Print the message and the hint on standard error; under --json one object on standard output too."""
     if as_json:
         error = {"type": type(exc).__name__, "message": exc.message, "hint": exc.hint, "exit_code": exc.exit_code}
         show({"error": error}, as_json=True)

@@ -72,7 +72,7 @@ def console(
 
 
 def _task(target: Target) -> Task:
-    """The migration that the console steers, with its gate and its engine."""
+    """Return the migration that the console steers, with its gate and its engine."""
     from vecferry.console.operator import Task
     from vecferry.migrate.gate import make_gate
 
@@ -89,6 +89,6 @@ def _task(target: Target) -> Task:
 
 
 def _pieces(encoder: LazyEncoder, text: str) -> list[Piece]:
-    """Nothing of a model whose tokens are no pieces of the text."""
+    """Return the pieces of a text; none for a model whose tokens are no pieces of it."""
     tokenizer = encoder.get().encoder.tokenizer
     return tokenizer.pieces(text) if isinstance(tokenizer, Tokenizer) else []

@@ -36,7 +36,7 @@ from vecferry.evaluate.qrels import read_passages, read_queries
 from vecferry.evaluate.questions import read_log
 from vecferry.evaluate.values import Interval, Passage, Threshold
 from vecferry.migrate.config import GateConfig, MigrationConfig, ModelsConfig, read_config
-from vecferry.migrate.gate import asked_of, options_of
+from vecferry.migrate.gate import options_of, query_set_of
 from vecferry.settings import read_settings
 
 PAIRS = 1000
@@ -44,8 +44,8 @@ READ = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the options say."""
+class Inputs:
+    """What the options name."""
 
     folder: Path | None
     config: MigrationConfig | None
@@ -102,40 +102,40 @@ def evaluation(
     file = None if config is None else read_config(config)
     options = _options(
         file, outputs=outputs, thresholds=threshold, sample=sample, seed=seed,
-        given={"margin": margin, "confidence": confidence, "max_queries": max_queries},
+        values={"margin": margin, "confidence": confidence, "max_queries": max_queries},
     )  # fmt: skip
-    given = Given(folder, file, new_model, old_model, queries, options)
+    inputs = Inputs(folder, file, new_model, old_model, queries, options)
     draw = _drawer(report)
     with stages() as stage:
-        found = _evaluated(given, stage)
-        draw(found)
+        result = _evaluated(inputs, stage)
+        draw(result)
     if as_json:
-        show(found.to_dict(), as_json=True)
+        show(result.to_dict(), as_json=True)
     else:
-        _show(found, report)
-    if found.gate.verdict != "passed":
+        _show(result, report)
+    if result.gate.verdict != "passed":
         raise typer.Exit(MigrationError.exit_code)
 
 
-# --- what is given --------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 def _options(
     config: MigrationConfig | None, *, outputs: str | None, thresholds: Iterable[str] | None, sample: int, seed: int,
-    given: dict[str, Any],
+    values: dict[str, Any],
 ) -> EvaluationOptions:  # fmt: skip
-    """The options' values over those of the file."""
+    """Return the options' values over those of the file."""
     base = EvaluationOptions(outputs=Outputs.ALL) if config is None else options_of(config)
-    values = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in values.items() if value is not None}
     if outputs is not None:
-        values["outputs"] = Outputs.parse(outputs)
+        changes["outputs"] = Outputs.parse(outputs)
     if thresholds:
-        values["thresholds"] = dict(map(_threshold, thresholds))
-    return replace(base, sample=sample, seed=seed, **values)
+        changes["thresholds"] = dict(map(_threshold, thresholds))
+    return replace(base, sample=sample, seed=seed, **changes)
 
 
 def _threshold(text: str) -> tuple[str, float]:
-    """The name and the cosine of NAME=COSINE. Raises SettingsError."""
+    """Return the name and the cosine of NAME=COSINE. Raises SettingsError."""
     name, _, value = text.partition("=")
     try:
         threshold = float(value)
@@ -147,7 +147,7 @@ def _threshold(text: str) -> tuple[str, float]:
 
 
 def _drawer(report: Path | None) -> Callable[[Evaluation], None]:
-    """What writes the report, if one is wanted. Raises MissingExtra before anything is computed."""
+    """Return what writes the report, if one is wanted. Raises MissingExtra before anything is computed."""
     if report is None:
         return lambda _: None
     from vecferry.report import write_report
@@ -155,27 +155,27 @@ def _drawer(report: Path | None) -> Callable[[Evaluation], None]:
     return partial(write_report, path=report)
 
 
-def _evaluated(given: Given, stage: Stage) -> Evaluation:
-    """The evaluation of a folder, or of the store that a file names. Raises MissingOption."""
-    provenance = {"command": shlex.join(["vecferry", *sys.argv[1:]]), **_digests(given)}
-    if given.config is not None:
-        return _of_store(given, given.config, stage, provenance)
-    if given.folder is None:
+def _evaluated(inputs: Inputs, stage: Stage) -> Evaluation:
+    """Evaluate a folder, or the store that a file names. Raises MissingOption."""
+    provenance = {"command": shlex.join(["vecferry", *sys.argv[1:]]), **_digests(inputs)}
+    if inputs.config is not None:
+        return _of_store(inputs, inputs.config, stage, provenance)
+    if inputs.folder is None:
         raise MissingOption("FOLDER", "what to ask", "a folder in BEIR layout, or --config migration.toml")
-    if given.old_model is None:
+    if inputs.old_model is None:
         raise MissingOption("--old-model", "the folder of the old model", "--old-model MODEL")
-    new = given.new_model or read_settings().options().artifact
+    new = inputs.new_model or read_settings().options().artifact
     stage("loading the models")
-    asked, passages = _asked(given, given.folder)
+    queries, passages = _query_set(inputs, inputs.folder)
     corpus: Corpus = FolderCorpus(
-        str(given.folder), passages, _model(given.old_model), _model(new), given.options.outputs, stage
+        str(inputs.folder), passages, _model(inputs.old_model), _model(new), inputs.options.outputs, stage
     )
-    return run_evaluation(corpus, asked, given.options, stage, provenance)
+    return run_evaluation(corpus, queries, inputs.options, stage, provenance)
 
 
-def _digests(given: Given) -> dict[str, str]:
-    """SHA-256 of the files that are read, by their names."""
-    folders = [folder for folder in (given.folder, given.queries) if folder is not None]
+def _digests(inputs: Inputs) -> dict[str, str]:
+    """Return the SHA-256 of the files that are read, by their names."""
+    folders = [folder for folder in (inputs.folder, inputs.queries) if folder is not None]
     paths = [folder / name for folder in folders for name in READ] + [path for path in folders if path.is_file()]
     digests = {}
     for path in paths:
@@ -185,38 +185,38 @@ def _digests(given: Given) -> dict[str, str]:
     return digests
 
 
-def _of_store(given: Given, config: MigrationConfig, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
-    """Both sides of a live collection. Raises MissingOption."""
+def _of_store(inputs: Inputs, config: MigrationConfig, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
+    """Evaluate both sides of a live collection. Raises MissingOption."""
     target = Target(config)
-    old = given.old_model or target.config.models.old
+    old = inputs.old_model or target.config.models.old
     if old is None:
         raise MissingOption("the old model", "both sides are asked", "--old-model MODEL, or [models] old to the file")
     stage("loading the models")
-    models = _model(old), _model(given.new_model or target.config.models.new)
+    models = _model(old), _model(inputs.new_model or target.config.models.new)
     store = target.open_store()
     try:
-        asked = asked_of(store, given.queries or target.config.gate.queries, given.options)
-        return run_evaluation(StoreCorpus(store, *models), asked, given.options, stage, provenance)
+        queries = query_set_of(store, inputs.queries or target.config.gate.queries, inputs.options)
+        return run_evaluation(StoreCorpus(store, *models), queries, inputs.options, stage, provenance)
     finally:
         store.close()
 
 
-def _asked(given: Given, folder: Path) -> tuple[QuerySet, tuple[Passage, ...]]:
-    """Questions, and the passages to be searched for them; titles that are asked are not among these."""
+def _query_set(inputs: Inputs, folder: Path) -> tuple[QuerySet, tuple[Passage, ...]]:
+    """Return questions, and the passages to be searched for them; titles that are asked are not among these."""
     passages = read_passages(folder)
-    judged = given.queries if given.queries is not None and given.queries.is_dir() else folder
+    judged = inputs.queries if inputs.queries is not None and inputs.queries.is_dir() else folder
     if (judged / "qrels").is_dir():
         return QuerySet(read_queries(judged)), passages
-    log = read_log(given.queries) if given.queries is not None else ()
-    number = given.options.max_queries or PAIRS
+    log = read_log(inputs.queries) if inputs.queries is not None else ()
+    number = inputs.options.max_queries or PAIRS
     if sum(len(passage.title) >= MIN_CHARS for passage in passages) > len(passages) / 2:
-        pairs = title_pairs(passages, number, given.options.seed)
+        pairs = title_pairs(passages, number, inputs.options.seed)
         return QuerySet(pairs=pairs, log=log), tuple(replace(passage, title="") for passage in passages)
-    return QuerySet(pairs=sentence_pairs(passages, number, given.options.seed), log=log), passages
+    return QuerySet(pairs=sentence_pairs(passages, number, inputs.options.seed), log=log), passages
 
 
 def _model(folder: Path) -> EvaluatedModel:
-    """The model of a folder, loaded."""
+    """Load the model of a folder."""
     encoder = load_encoder(replace(read_settings().options(), artifact=folder)).encoder
     return EvaluatedModel.of_folder(folder, encoder, encoder.runtime.name)
 
@@ -224,39 +224,42 @@ def _model(folder: Path) -> EvaluatedModel:
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def _show(found: Evaluation, report: Path | None) -> None:
+def _show(evaluation: Evaluation, report: Path | None) -> None:
     """Print slices, methods, thresholds, findings and the verdict as tables."""
     show_table(
-        f"{found.gate.metric} by slice, of {found.queries_asked:,} {found.evidence}",
-        ("", "queries", found.old.name, found.new.name, "difference", "better", "worse"),
+        f"{evaluation.gate.metric} by slice, of {evaluation.queries_asked:,} {evaluation.evidence}",
+        ("", "queries", evaluation.old.name, evaluation.new.name, "difference", "better", "worse"),
         [
             (
-                one.value if one.by == one.value else f"{one.by}: {one.value}",
-                f"{one.queries:,}", f"{one.old.mean:.3f}", f"{one.new.mean:.3f}", _interval(one.difference),
-                f"{one.wins:,}", f"{one.losses:,}",
+                score.value if score.by == score.value else f"{score.by}: {score.value}",
+                f"{score.queries:,}", f"{score.old.mean:.3f}", f"{score.new.mean:.3f}", _interval(score.difference),
+                f"{score.wins:,}", f"{score.losses:,}",
             )
-            for one in found.slices
+            for score in evaluation.slices
         ],
     )  # fmt: skip
-    metrics = list(found.systems[0].metrics)
-    names = {"old": found.old.name, "new": found.new.name}
+    metrics = list(evaluation.systems[0].metrics)
+    names = {"old": evaluation.old.name, "new": evaluation.new.name}
     rows = [
-        (f"{names[one.side]} {one.method}", *(f"{one.metrics[m].mean:.3f}" for m in metrics)) for one in found.systems
+        (f"{names[system.side]} {system.method}", *(f"{system.metrics[m].mean:.3f}" for m in metrics))
+        for system in evaluation.systems
     ]
     show_table("by method", ("", *metrics), rows)
-    if found.thresholds:
-        show_table("thresholds", ("", "old", "new", "interval", "by"), [_cut(one) for one in found.thresholds])
-    show_table("", ("", ""), [(finding.name, finding.message) for finding in found.findings])
-    output.print(found.gate.message, markup=False, highlight=False)
+    if evaluation.thresholds:
+        rows = [_threshold_row(threshold) for threshold in evaluation.thresholds]
+        show_table("thresholds", ("", "old", "new", "interval", "by"), rows)
+    show_table("", ("", ""), [(finding.name, finding.message) for finding in evaluation.findings])
+    output.print(evaluation.gate.message, markup=False, highlight=False)
     if report is not None:
         output.print(f"The report is in {report}.", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cut(found: Threshold) -> tuple[str, ...]:
-    """The row of a mapped threshold."""
-    return (found.name, f"{found.old:.3f}", f"{found.new:.3f}", f"{found.low:.3f} to {found.high:.3f}", found.method)
+def _threshold_row(threshold: Threshold) -> tuple[str, ...]:
+    """Return the name, the old and the new value, the interval and the method."""
+    interval = f"{threshold.low:.3f} to {threshold.high:.3f}"
+    return threshold.name, f"{threshold.old:.3f}", f"{threshold.new:.3f}", interval, threshold.method
 
 
-def _interval(found: Interval) -> str:
-    """A mean with its interval, both signed."""
-    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+def _interval(interval: Interval) -> str:
+    """Write a mean with its interval, both signed."""
+    return f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"

@@ -46,7 +46,7 @@ WAIT_POLL_S = 0.5
 
 
 def _with_models(target: Target, new: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
-    """The target with the models of the options over those of the file."""
+    """Return the target with the models of the options over those of the file."""
     heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
     values = {"models.new": new, "models.old": old, "models.outputs": heads}
     return Target(merged(target.config, values))
@@ -69,8 +69,8 @@ def plan(
     target = _with_models(target, new_model, old_model, outputs)
     resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
     with target.migration() as migration:
-        found = migration.plan(sample or target.config.verify.sample, resources)
-    show(found.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(found))
+        result = migration.plan(sample or target.config.verify.sample, resources)
+    show(result.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(result))
 
 
 @app.command()
@@ -120,14 +120,14 @@ def status(
 def _watch(migration: Migration) -> None:
     """Show the status anew every second, until the migration is finalized."""
     with Live(console=output, auto_refresh=False, transient=True) as live:
-        while (found := migration.status()).state != State.FINALIZED:
-            live.update(table_of("status", ("", ""), status_rows(found)), refresh=True)
+        while (status := migration.status()).state != State.FINALIZED:
+            live.update(table_of("status", ("", ""), status_rows(status)), refresh=True)
             time.sleep(1)
 
 
-def _show_status(found: Status, *, as_json: bool) -> None:
+def _show_status(status: Status, *, as_json: bool) -> None:
     """Print a status as rows or as JSON."""
-    show(found.to_dict(), as_json=as_json, title="status", rows=status_rows(found))
+    show(status.to_dict(), as_json=as_json, title="status", rows=status_rows(status))
 
 
 @app.command()
@@ -253,9 +253,9 @@ def cutover(
 def _await_ready(migration: Migration) -> None:
     """Wait until a cutover is possible. Raises CutoverRefused where there is nothing to wait for."""
     with errors.status("waiting until it is ready"):
-        while (found := migration.status()).state != State.READY or found.control.postponed:
-            if found.state in (State.SERVING_NEW, State.FINALIZED):
-                raise CutoverRefused(f"the state is {found.state}", "Nothing to do: the new vectors serve.")
+        while (status := migration.status()).state != State.READY or status.control.postponed:
+            if status.state in (State.SERVING_NEW, State.FINALIZED):
+                raise CutoverRefused(f"the state is {status.state}", "Nothing to do: the new vectors serve.")
             time.sleep(WAIT_POLL_S)
 
 
@@ -310,9 +310,9 @@ def finalize(
         if not was_finalized:
             _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
-            found = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
+            status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
-    show(found.to_dict(), as_json=as_json, title=title, rows=status_rows(found))
+    show(status.to_dict(), as_json=as_json, title=title, rows=status_rows(status))
 
 
 def _confirm(question: str, *, yes: bool) -> None:

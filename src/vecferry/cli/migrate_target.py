@@ -81,17 +81,17 @@ class Target:
 
 
 def _encoder(artifact: Path) -> LazyEncoder:
-    """A fallback keeps its vector space or is refused, and lightweight is as the settings say."""
+    """Return the model, to be loaded as the settings say; a fallback keeps its vector space or is refused."""
     return LazyEncoder(lambda: load_encoder(_model_options(artifact)))
 
 
 def _model_options(artifact: Path) -> EncoderOptions:
-    """The settings, for that model."""
+    """Return the settings, for that model."""
     return replace(read_settings().options(), artifact=artifact)
 
 
 def _url_of_settings() -> str:
-    """The URL of the environment. Raises MissingOption."""
+    """Return the URL of the environment. Raises MissingOption."""
     url = read_settings().store_url
     if url is None:
         raise MissingOption(
@@ -119,14 +119,14 @@ def _target(
     key: Annotated[str | None, option(StoreConfig, "key", panel=WHERE)] = None,
     control: Annotated[Path | None, option(StoreConfig, "control", panel=WHERE)] = None,
 ) -> Target:
-    """What the options say, over the file if there is one. Raises SettingsError."""
-    given = {"url": store, "collection": collection, "text": text, "vector": vector, "key": key, "control": control}
+    """Return what the options say, over the file if there is one. Raises SettingsError."""
+    values = {"url": store, "collection": collection, "text": text, "vector": vector, "key": key, "control": control}
     base = read_config(config) if config else _without_file(collection)
-    return Target(merged(base, {f"store.{name}": value for name, value in given.items()}))
+    return Target(merged(base, {f"store.{name}": value for name, value in values.items()}))
 
 
 def _without_file(collection: str | None) -> MigrationConfig:
-    """The defaults, for a collection. Raises MissingOption."""
+    """Return the defaults, for a collection. Raises MissingOption."""
     if collection is None:
         raise MissingOption(
             "--collection",

@@ -44,7 +44,7 @@ def plan_rows(plan: Plan) -> Rows:
 
 
 def _cost_rows(cost: Cost) -> Rows:
-    """The estimate, with what it rests on."""
+    """Return the estimate, with what it rests on."""
     workers = "1 worker" if cost.workers == 1 else f"{cost.workers:,} workers, each as fast as this process"
     bound = ", which is what the store needs to write them" if cost.write_seconds > cost.encode_seconds else ""
     return [
@@ -89,7 +89,7 @@ def _next(state: State) -> str:
 
 
 def _in_the_way(event: Event) -> str:
-    """Of rows that were left for later: how many writes, and who was writing them."""
+    """Say of rows that were left for later how many writes, and who was writing them."""
     if event.what != "left for later":
         return ""
     return f": {event.detail['writes']} writes; in the way: {event.detail['in the way'] or 'not known'}"
@@ -131,16 +131,16 @@ def rollback_rows(report: RollbackReport) -> Rows:
 
 
 def _serving(serving: Serving | None) -> list[tuple[str, str]]:
-    """The serving epoch, with its thresholds where it has any."""
+    """Return the serving epoch, with its thresholds where it has any."""
     if serving is None:
         return [("serving", "not recorded")]
     space = short(serving.fingerprint) or "not known"
-    found = [("serving", f"epoch {serving.epoch}, generation {serving.generation}, vector space {space}")]
-    return [*found, ("its thresholds", plain(serving.thresholds))] if serving.thresholds else found
+    rows = [("serving", f"epoch {serving.epoch}, generation {serving.generation}, vector space {space}")]
+    return [*rows, ("its thresholds", plain(serving.thresholds))] if serving.thresholds else rows
 
 
 def _verification(stored: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The last verification as it is stored, and what the gate said."""
+    """Return the last verification as it is stored, and the gate's verdict."""
     if stored is None:
         return [("last verification", "none")]
     checks_passed = all(check["passed"] for check in stored["checks"])
@@ -148,7 +148,7 @@ def _verification(stored: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Of a verification as it is stored."""
+    """Return the rows of the gate, of a verification as it is stored."""
     gate, override = verification.get("gate"), verification.get("override")
     rows = [("gate", "not asked")]
     if gate is not None:
@@ -163,11 +163,11 @@ def _gate(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mapped(threshold: Mapping[str, Any]) -> str:
-    """A threshold in both spaces, with its interval."""
+    """Write a threshold in both spaces, with its interval."""
     old, new, low, high = (f"{threshold[name]:.3f}" for name in ("old", "new", "low", "high"))
     return f"{old} → {new} ({low}–{high}), by {threshold['method']}"
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as H:MM:SS."""
+    """Write seconds as H:MM:SS."""
     return "under a second" if seconds < 1 else str(timedelta(seconds=round(seconds)))

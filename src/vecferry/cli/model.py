@@ -149,7 +149,7 @@ def encode(
     export.check_target(out)
     chosen_role: Role = "query" if role == "query" else "passage"
     wanted, started = Outputs.parse(outputs), time.perf_counter()
-    options = _options(read_settings(), model)
+    options = replace(read_settings().options(), artifact=model, use_onnx=True, lightweight=False)  # this and no other
     loaded = load_encoder(replace(options, cache=cache or options.cache))
     records, ids = export.Records(file), deque[str]()
     texts = _noting_ids(records, ids)
@@ -178,7 +178,8 @@ def doctor(as_json: Json = False) -> None:
     Loads the model and encodes one text. Fails if none can be loaded.
     """
     settings = read_settings()
-    report: dict[str, Any] = {"machine": machine(), "settings": _shown(settings), "packages": _packages()}
+    by_alias = {str(field.alias): plain(getattr(settings, name)) for name, field in Settings.model_fields.items()}
+    report: dict[str, Any] = {"machine": machine(), "settings": by_alias, "packages": _packages()}
     failure: VecferryError | None = None
     try:
         loaded = load_encoder(settings.options())
@@ -210,13 +211,8 @@ def doctor(as_json: Json = False) -> None:
 # --- details --------------------------------------------------------------------------------------
 
 
-def _options(settings: Settings, artifact: Path) -> EncoderOptions:
-    """The settings, for an artifact named on the command line: it and nothing else is meant."""
-    return replace(settings.options(), artifact=artifact, use_onnx=True, lightweight=False)
-
-
 def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encoder], float]:
-    """nDCG@10 of an encoder on the labelled set."""
+    """Return what measures nDCG@10 of an encoder on the labelled set."""
     if precision == "fp32" or skipped:
         raise SettingsError("--labelled", folder, "a narrower --precision that is verified")
     labelled = read_beir(folder)
@@ -226,14 +222,14 @@ def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encode
 def _on_workers(
     settings: RaySettings, options: EncoderOptions, encoder: Encoder, texts: Iterable[str], outputs: Outputs, role: Role
 ) -> Generator[Embeddings, None, None]:
-    """The embeddings of texts, encoded on Ray."""
+    """Yield the embeddings of texts, encoded on Ray."""
     from vecferry.migrate.engines.distributed import encode_on_workers
 
     return encode_on_workers(settings, ShippedArtifact.of(options), encoder, texts, outputs=outputs, role=role)
 
 
 def _noting_ids(records: Iterable[tuple[str, str]], ids: deque[str]) -> Iterator[str]:
-    """The texts; the ids of those that were taken are left in the queue."""
+    """Yield the texts; the ids of those that were taken are left in the queue."""
     for record_id, text in records:
         ids.append(record_id)
         yield text
@@ -242,16 +238,16 @@ def _noting_ids(records: Iterable[tuple[str, str]], ids: deque[str]) -> Iterator
 def _with_ids(
     ids: deque[str], parts: Iterable[Embeddings], number_in_all: int, progress: Any
 ) -> Iterator[tuple[list[str], Embeddings]]:
-    """The parts, each with the ids of its texts; progress is told after each."""
+    """Yield the parts, each with the ids of its texts; call `progress` after each."""
     done = 0
-    for found in parts:
-        yield [ids.popleft() for _ in range(len(found))], found
-        done += len(found)
+    for part in parts:
+        yield [ids.popleft() for _ in range(len(part))], part
+        done += len(part)
         progress(done, number_in_all)
 
 
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says to people."""
+    """Return what a manifest says to people."""
     space, source = manifest["space"], manifest["source"]
     return {
         "source": f"{source['kind']} {source['id']}" + (f" @ {source['revision']}" if source["revision"] else ""),
@@ -269,26 +265,21 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show_report(report: Report) -> None:
-    """One row for a question that was asked of several batches, with the worst answer; failures each on their own."""
+    """Print a row for each question, with the worst answer of several batches; failures each on their own."""
     signs = {"passed": "✓", "failed": "✗", "skipped": "–"}
-    asked: dict[str, list[ConversionCheck]] = defaultdict(list)
+    by_question: dict[str, list[ConversionCheck]] = defaultdict(list)
     for check in report.checks:
-        asked[check.name if check.status == "failed" else check.question].append(check)
+        by_question[check.name if check.status == "failed" else check.question].append(check)
     rows = []
-    for name, checks in asked.items():
+    for name, checks in by_question.items():
         worst = max(checks, key=lambda check: check.value or 0)
         note = worst.note or ", ".join(check.batch for check in checks if len(checks) > 1)
         rows.append((signs[worst.status], name, short(worst.value), short(worst.limit), note.replace(" tokens,", ",")))
     show_table("verification", ("", "check", "seen", "at most", ""), rows)
 
 
-def _shown(settings: Settings) -> dict[str, str]:
-    """Every setting by its name; secrets stay hidden."""
-    return {str(field.alias): plain(getattr(settings, name)) for name, field in Settings.model_fields.items()}
-
-
 def _packages() -> dict[str, str]:
-    """The versions of the packages that matter here."""
+    """Return the versions of the packages that matter here."""
     names = (
         "vecferry",
         "onnxruntime",
@@ -307,7 +298,7 @@ def _packages() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    """The version of a package, or that there is none."""
+    """Return the version of a package, or that there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -33,7 +33,7 @@ def option(section: type, name: str, *names: str, note: str = "", panel: str | N
 
 
 def _default(value: object) -> str:
-    """What a help text says of the default; nothing where there is none."""
+    """Return what a help text says of the default; nothing where there is none."""
     if value is None or value is MISSING:
         return ""
     return f"Default: {','.join(value.names) if isinstance(value, Outputs) else value}."

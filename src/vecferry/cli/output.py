@@ -22,7 +22,7 @@ Rows = Sequence[Sequence[object]]
 
 
 def show(value: Mapping[str, Any], *, as_json: bool, title: str = "", rows: Rows | None = None) -> None:
-    """`value` as JSON, or as a table of its items; `rows` where the table is to say something else."""
+    """Print `value` as JSON, or as a table of its items; `rows` where the table is to say something else."""
     if as_json:
         output.out(json.dumps(value, ensure_ascii=False, indent=2), highlight=False)
         return
@@ -56,7 +56,7 @@ def plain(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """`plain`, with two digits of a number and the beginning of a fingerprint."""
+    """Write a value as `plain` does, but with two digits of a number and the beginning of a fingerprint."""
     if isinstance(value, float):
         return f"{value:.2g}"
     text = plain(value)
@@ -65,7 +65,7 @@ def short(value: object) -> str:
 
 @contextmanager
 def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rate and time left; yields `(done, total) -> None`. Silent where nobody looks."""
+    """Show a progress bar with rate and time left; yield `(done, total) -> None`. Silent where nobody looks."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -77,7 +77,7 @@ def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], N
 
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
-    """A spinner with the name of what is being done; yields `(name) -> None`. Plain lines where nobody looks."""
+    """Show a spinner with the name of what is being done; yield `(name) -> None`. Plain lines where nobody looks."""
     if not errors.is_terminal:
         yield lambda name: errors.out(f"· {name}", highlight=False)
         return

@@ -52,17 +52,17 @@ def test_model(as_json: Json = False) -> None:
 
 
 def _tried(options: EncoderOptions, name: RuntimeName) -> dict[str, Any]:
-    """What one runtime does: how fast it encodes, or why it cannot."""
+    """Try a runtime: how fast it encodes, or why it cannot."""
     try:
         encoder = load_runtime(options, name)
         encoder.encode(TEXTS)
         started = time.perf_counter()
-        found = encoder.encode(TEXTS)
+        embeddings = encoder.encode(TEXTS)
         ms = (time.perf_counter() - started) * 1000 / len(TEXTS)
     except VecferryError as exc:
         return {"result": "not available", "why_not": exc.message, "hint": exc.hint}
-    off_unit = not np.allclose(np.linalg.norm(found.dense, axis=1), 1, atol=1e-4)
-    if not np.isfinite(found.dense).all() or (off_unit and encoder.space.normalize):
+    off_unit = not np.allclose(np.linalg.norm(embeddings.dense, axis=1), 1, atol=1e-4)
+    if not np.isfinite(embeddings.dense).all() or (off_unit and encoder.space.normalize):
         return {"result": "wrong numbers", "why_not": "vectors are not finite, or not of unit length", "hint": ""}
     return {
         "result": "works",
@@ -76,10 +76,10 @@ def _show(chosen: RuntimeName, results: dict[RuntimeName, dict[str, Any]]) -> No
     """Print the results as a table, and below it why a runtime cannot be used."""
     keys = ("result", "dimension", "ms_per_text", "fingerprint")
     rows = [
-        [f"{name} (chosen)" if name == chosen else name, *(short(found.get(key)) for key in keys)]
-        for name, found in results.items()
+        [f"{name} (chosen)" if name == chosen else name, *(short(result.get(key)) for key in keys)]
+        for name, result in results.items()
     ]
     show_table("", ("runtime", "result", "dimension", "ms per text", "vector space"), rows)
-    for name, found in results.items():
-        if "why_not" in found:
-            output.print(f"{name}: {found['why_not']} {found['hint']}", markup=False, highlight=False, soft_wrap=True)
+    for name, result in results.items():
+        if "why_not" in result:
+            output.print(f"{name}: {result['why_not']} {result['hint']}", markup=False, highlight=False, soft_wrap=True)

@@ -66,19 +66,22 @@ def serve(
     Ends on SIGTERM once accepted requests are answered.
     """
     _require_server(traces=traces)
+    from vecferry.server import process
+    from vecferry.server.app import create_app
+
     settings = read_settings()
     keys, origins = keys_of(api_keys, settings), tuple(cors_origin or ())
     options = ServerOptions(host, keys, without_key, origins, limits, traces)
     target = None if config is None else Target(read_config(config))
-    with _listening(host, port) as listening:
+    with process.listen(host, port) as listening:  # before the models are loaded
         service = _service(_choices(models or [], target, settings), settings, limits)
         router = None if target is None else _router(target, service)
         _announce(service, listening, as_json=not plain_logs)
-        _run(service, options, router, listening)
+        process.serve(create_app(service, options, router), options, listening)
 
 
 def _require_server(*, traces: bool) -> None:
-    """Raises MissingExtra before anything is loaded."""
+    """Raise MissingExtra before anything is loaded."""
     try:
         from vecferry.server import app, logs, process, tracing  # noqa: F401
     except ImportError as exc:
@@ -87,15 +90,8 @@ def _require_server(*, traces: bool) -> None:
         tracing.require()
 
 
-def _listening(host: str, port: int) -> socket:
-    """The socket, taken before the models are loaded. Raises AddressUnavailable."""
-    from vecferry.server import process
-
-    return process.listen(host, port)
-
-
 def _choices(names: list[str], target: Target | None, settings: Settings) -> list[ModelChoice]:
-    """The models of the command line, then those of the file; else the one of the settings. Raises MissingOption."""
+    """Return the models of the command line, then of the file; else the one of the settings. Raises MissingOption."""
     from vecferry.server.models import ModelChoice
 
     choices = [ModelChoice.parse(name) for name in names]
@@ -112,7 +108,7 @@ def _choices(names: list[str], target: Target | None, settings: Settings) -> lis
 
 
 def _service(choices: list[ModelChoice], settings: Settings, limits: ServerLimits) -> Service:
-    """The service with its models loaded."""
+    """Load the models of a service."""
     from vecferry.server.models import ServedModels
     from vecferry.server.service import Service
 
@@ -125,7 +121,7 @@ def _service(choices: list[ModelChoice], settings: Settings, limits: ServerLimit
 
 
 def _router(target: Target, service: Service) -> Router:
-    """The router of a migration, over the last two models of the service: the new one and the old one."""
+    """Return the router of a migration, over the last two models of the service: the new one and the old one."""
     from vecferry.migrate.router import Router
     from vecferry.server.service import QueuedEncoder
 
@@ -140,14 +136,6 @@ def _announce(service: Service, listening: socket, *, as_json: bool) -> None:
     logs.set_up(as_json=as_json)
     host, port = listening.getsockname()[:2]
     errors.out(f"vecferry serves {', '.join(model.name for model in service.models.all)} at http://{host}:{port}")
-
-
-def _run(service: Service, options: ServerOptions, router: Router | None, listening: socket) -> None:
-    """Answer requests until SIGTERM."""
-    from vecferry.server import process
-    from vecferry.server.app import create_app
-
-    process.serve(create_app(service, options, router), options, listening)
 
 
 def keys_of(file: Path | None, settings: Settings) -> ApiKeys:

@@ -146,7 +146,7 @@ class Cache:
     # --- the file ---------------------------------------------------------------------------------
 
     def _tried(self, action: Callable[[], T], otherwise: T) -> T:
-        """The result; `otherwise` after the file was set aside, or while it cannot be used."""
+        """Return the result; `otherwise` after the file was set aside, or while it cannot be used."""
         with self._lock:
             if self._is_off:
                 return otherwise
@@ -237,7 +237,7 @@ def checksum_of(row: Row) -> int:
 
 
 def _rows(key: bytes, embeddings: Embeddings, i: int) -> Iterable[Row]:
-    """What text `i` of the embeddings has, an entry for each output."""
+    """Yield what text `i` of the embeddings has, an entry for each output."""
     facts = int(embeddings.num_tokens[i]), int(embeddings.truncated[i])
     if embeddings.dense_or_none is not None:
         yield key, "dense", *facts, pack_dense(embeddings.dense[i])

@@ -38,7 +38,7 @@ def unpack_sparse(stored: bytes) -> SparseVector:
 
 
 def pack_colbert(colbert: Float32, number: Literal["<f4", "<f2"] = "<f4") -> bytes:
-    """number: "<f2" takes half the bytes, and rounds in the fourth digit."""
+    """Pack the vectors of a text's tokens. number: "<f2" takes half the bytes, and rounds in the fourth digit."""
     return COLBERT_HEAD.pack(number.encode(), colbert.shape[1]) + colbert.astype(number).tobytes()
 
 

@@ -48,17 +48,17 @@ class SideModels:
 
 
 def refuse_conflicts(record: MigrationRecord, store: Store, models: SideModels) -> None:
-    """Raises MigrationConflict if the migration was begun with something else."""
+    """Raise MigrationConflict if the migration was begun with something else."""
     begun = record.spec
-    given_now: dict[str, object] = {"text_source": store.traits.text_source}
+    present: dict[str, object] = {"text_source": store.traits.text_source}
     if models.new is not None:
-        given_now |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
+        present |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
     if models.old is not None:
-        given_now["old_fingerprint"] = models.old.fingerprint if begun.old_fingerprint else None
-    for name, given in given_now.items():
+        present["old_fingerprint"] = models.old.fingerprint if begun.old_fingerprint else None
+    for name, value in present.items():
         stored = getattr(begun, name)
-        if given != stored:
-            raise MigrationConflict(begun.target, name, stored, given)
+        if value != stored:
+            raise MigrationConflict(begun.target, name, stored, value)
 
 
 @dataclass
@@ -89,15 +89,15 @@ class Applier:
         return self.throttle.record
 
     def can_follow(self, side: Side) -> bool:
-        """Until the first switch the application alone keeps the old side, and no model is needed for it."""
+        """Return whether the side needs no model, as the old one until the first switch, or its model is there."""
         return self.models.of(side) is not None or (side is Side.OLD and not self._was_switched())
 
     def _model(self, side: Side) -> TextEncoder | None:
-        """Looked at when it is first needed, since a verb that calls no model can do without one that is there."""
+        """Return the side's model, checked when first needed: a verb that calls no model can do without a fit one."""
         model = self.models.of(side)
         if model is not None and side not in self._checked:
-            given = SideModels(model) if side is Side.NEW else SideModels(old=model)
-            refuse_conflicts(self._record, self.store, given)
+            models = SideModels(model) if side is Side.NEW else SideModels(old=model)
+            refuse_conflicts(self._record, self.store, models)
             self._checked.add(side)
         return model
 
@@ -123,14 +123,14 @@ class Applier:
         self.forget_gone_letters()
 
     def forget_gone_letters(self) -> None:
-        """Dead letters whose row was deleted unseen. Those of the side that serves may have theirs on the other."""
+        """Drop dead letters whose row was deleted unseen. Those of the serving side may have theirs on the other."""
         side = self._side_that_follows()
         if (keys := self._dead_letter_keys(side)) and (gone := self.store.apply_deletes(keys)):
             with self.store.transaction():
                 self._ledger.remove_dead_letters(self._record, side, sorted(gone))
 
     def retry_dead_letters(self) -> None:
-        """Leaves every dead letter to be done again, and captured. No row is touched before it is written.
+        """Leave every dead letter to be done again, and captured. No row is touched before it is written.
 
         Where a row goes with its vector, those of the side that serves have no text that they could be done from.
         """
@@ -151,7 +151,7 @@ class Applier:
     # --- what was captured ------------------------------------------------------------------------
 
     def catch_up(self, sides: Collection[Side] = BOTH_SIDES, *, wait_s: float) -> bool:
-        """Leaves nothing undone that had been captured when it last looked, on those of the sides that it can follow.
+        """Leave nothing undone that had been captured when it last looked, on those of the sides that it can follow.
 
         Rows that others are writing are waited for, `wait_s` at most after the last one that could be done; then
         they stay captured, and false is returned.
@@ -168,7 +168,7 @@ class Applier:
         return True
 
     def catch_up_once(self, sides: Collection[Side]) -> None:
-        """Applies as many writes as are captured when it begins, each once; so it ends, however many come meanwhile."""
+        """Apply as many writes as are captured when it begins, each once; so it ends, however many come meanwhile."""
         left = sum(map(self.store.backlog, self._followed(sides)))
         while left > 0 and (changes := self._captured(sides)):
             self._apply(changes, sides)
@@ -181,12 +181,12 @@ class Applier:
         return changes
 
     def _followed(self, sides: Collection[Side]) -> frozenset[Side]:
-        """Those of the sides that can be followed, and the old one as long as no model is needed for it."""
+        """Return the sides that can be followed, and the old one as long as no model is needed for it."""
         unneeded = set[Side]() if self._was_switched() else {Side.OLD}
         return frozenset(unneeded | {side for side in sides if self.can_follow(side)})
 
     def _apply(self, changes: Sequence[Change], sides: Collection[Side]) -> bool:
-        """Whether anything could be done; rows that others are just writing are captured again, for their side."""
+        """Return whether anything could be done; rows that others are writing are captured again for their side."""
         keys = self._settled_keys(changes)
         followed, left = self._followed(sides), dict[Side, set[Key]]()
         for side in NEW_SIDE_FIRST:
@@ -200,7 +200,7 @@ class Applier:
         return len(set[Key]().union(*(left[side] for side in followed))) < len(keys)
 
     def _settled_keys(self, changes: Sequence[Change]) -> list[Key]:
-        """Whose keys they are, once what needs no model was done."""
+        """Do what needs no model, and return the keys of the changes."""
         keys = _keys(changes)
         if gone := sorted(self.store.apply_deletes(keys)):
             for side in Side:
@@ -224,7 +224,7 @@ class Applier:
             pause_s = min(2 * pause_s, LONGEST_IDLE_S) if is_held_up else IDLE_S
 
     def finish(self, side: Side, within_s: float) -> bool:
-        """Whether nothing that was captured is left to be done on that side; called while writers wait.
+        """Return whether nothing that was captured is left to be done on that side; called while writers wait.
 
         A few last rows are embedded, if that takes no longer than `within_s`; what comes later is kept for the next
         try. Their notes stay, for the other side.
@@ -245,7 +245,7 @@ class Applier:
         return embedded is not None and {row.key for row in rows} <= self.keep(side, embedded)
 
     def _embed_until(self, until: float, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded | None:
-        """None if it takes longer; the model goes on, and what it makes is remembered."""
+        """Embed rows; return None if it takes longer. The model then goes on, and what it makes is remembered."""
         self._embedding = self._pool.submit(self._embed, side, model, rows)
         try:
             return self._embedding.result(max(0.0, until - time.monotonic()))
@@ -255,7 +255,7 @@ class Applier:
     # --- embedding and writing --------------------------------------------------------------------
 
     def _bring_current(self, side: Side, rows: Sequence[Row]) -> set[Key]:
-        """Those of the rows for which nothing is left to be done on that side; the others are captured."""
+        """Return the keys of rows for which nothing is left to be done on that side; the others are captured."""
         if not rows:
             return set()
         model = self._model(side)
@@ -266,19 +266,17 @@ class Applier:
         return self.keep(side, self._embed(side, model, rows))
 
     def _embed(self, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded:
-        """What is embedded is remembered until it is written, so that the next try calls no model."""
-        outputs, unwritten = self._outputs(side), self._unwritten[side]
+        """Embed rows; the vectors are remembered until they are written, so that the next try calls no model."""
+        outputs = Outputs.of(self._record.spec.outputs) if side is Side.NEW else Outputs.DENSE
+        unwritten = self._unwritten[side]
         embedded = embed_unknown(model, rows, outputs, unwritten)
         for new in embedded.vectors:
             if new.vectors is not None:
                 unwritten[new.digest] = new.vectors
         return embedded
 
-    def _outputs(self, side: Side) -> Outputs:
-        return Outputs.of(self._record.spec.outputs) if side is Side.NEW else Outputs.DENSE
-
     def keep(self, side: Side, embedded: Embedded, closes: int | None = None) -> set[Key]:
-        """Leaves these vectors written and their dead letters noted; then the mark of the range `closes`.
+        """Leave these vectors written and their dead letters noted; then the mark of the range `closes`.
 
         Returns the keys of the rows that were written; the others were captured.
         """
@@ -290,7 +288,7 @@ class Applier:
         return written
 
     def write_few(self) -> None:
-        """Until it is known again how long that takes; called where an index came."""
+        """Let few rows be written next, until it is known again how long that takes; called where an index came."""
         self._rows_now = min(FIRST_ROWS, self.rows_per_write)
 
     def _keep_part(self, side: Side, vectors: Sequence[NewVector], embedded: Embedded, closes: int | None) -> set[Key]:
@@ -310,7 +308,7 @@ class Applier:
         return written
 
     def _size_next(self, rows: int, seconds: float) -> None:
-        """So many rows as are written in `LOCKED_S`, since writers of the application wait for each of them so long."""
+        """Let so many rows be written next as take `LOCKED_S`: writers of the application wait that long for them."""
         if rows:
             fitting = int(rows * LOCKED_S / max(seconds, 1e-6))
             self._rows_now = min(max(fitting, 1), 2 * self._rows_now, self.rows_per_write)
@@ -326,7 +324,7 @@ class Applier:
 
 
 def _spread(left: list[NewVector], number: int) -> list[NewVector]:
-    """Takes so many at most out of them, evenly.
+    """Take so many at most out of them, evenly.
 
     Rows of neighbouring keys stand on one page. PostgreSQL leaves a row that it writes on its page, and every index as
     it is, if there is room (a heap-only tuple); there is where a neighbour was written, and moved, by an earlier
@@ -339,5 +337,5 @@ def _spread(left: list[NewVector], number: int) -> list[NewVector]:
 
 
 def _keys(changes: Sequence[Change], side: Side | None = None) -> list[Key]:
-    """Each once; of those that are to be followed on that side."""
+    """Return each key once; of those that are to be followed on that side."""
     return list(dict.fromkeys(change.key for change in changes if None in (side, change.side) or change.side is side))

@@ -154,7 +154,7 @@ SECTIONS: Mapping[str, type[Checked]] = {
 
 
 def read_config(path: Path) -> MigrationConfig:
-    """Raises SettingsError: the file cannot be read or is not TOML, or the first value that is wrong, by its place."""
+    """Read a file. Raises SettingsError: it cannot be read, is not TOML, or the first value that is wrong, by place."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
@@ -167,7 +167,7 @@ def read_config(path: Path) -> MigrationConfig:
 
 
 def merged(config: MigrationConfig, values: Mapping[str, object]) -> MigrationConfig:
-    """The configuration with some values replaced: `{"limits.rows_per_s": 100.0}`. None leaves a value as it is.
+    """Return the configuration with some values replaced: `{"limits.rows_per_s": 100.0}`. None leaves one as it is.
 
     Paths are relative to where the process runs. Raises SettingsError.
     """
@@ -188,7 +188,7 @@ def _validated(values: Mapping[str, object], folder: Path | None) -> MigrationCo
 
 
 def _translated(problem: Any) -> SettingsError:
-    """The place as in the file, the value unless it may hold a password, and what was expected."""
+    """Name the place as in the file, the value unless it may hold a password, and what was expected."""
     section, *inside = (part for part in problem["loc"] if isinstance(part, str) and part[:1] != "[")
     place = f"[{section}] {inside[0]}" if inside else f"[{section}]"
     options = SECTIONS.get(section)

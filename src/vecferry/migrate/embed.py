@@ -34,7 +34,7 @@ Outcome = TextVectors | VecferryError | str
 
 
 def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -> Embedded:
-    """The rows' new vectors, in their order; equal texts are encoded once.
+    """Return the rows' new vectors, in their order; equal texts are encoded once.
 
     A text that cannot be encoded, and one whose vector is not fit to be kept, becomes a dead letter.
     Raises ModelRuntimeError if the model fails on every one of several texts (then it is not the
@@ -57,7 +57,7 @@ def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -
 
 
 def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[Outcome]:
-    """For each text its vectors, or why it has none; a failing batch is halved down to the text."""
+    """Return for each text its vectors, or why it has none; a failing batch is halved down to the text."""
     if not texts:
         return []
     try:
@@ -75,7 +75,7 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
 
 
 def _reason(failure: VecferryError | str) -> str:
-    """Without lone surrogates, which a bad text may have brought into it."""
+    """Return the reason without lone surrogates, which a bad text may have brought into it."""
     if isinstance(failure, InvalidText):
         reason = failure.reason  # its message names a position in a batch, which says nothing here
     else:
@@ -84,7 +84,7 @@ def _reason(failure: VecferryError | str) -> str:
 
 
 def _defect(vector: Float32, dimension: int) -> str:
-    """Why a vector may not be kept; empty if it may."""
+    """Say why a vector may not be kept; empty if it may."""
     if vector.shape != (dimension,):
         return f"its vector has {len(vector)} numbers, not {dimension}"
     if not np.isfinite(vector).all():

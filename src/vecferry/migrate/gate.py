@@ -43,7 +43,7 @@ def make_gate(
     new: TextEncoder,
     stage: Callable[[str], None] = lambda _: None,
 ) -> Gate:
-    """By the judged queries, or the query log, that [gate] names; else by pairs made of the rows.
+    """Return a gate by the judged queries, or the query log, that [gate] names; else by pairs made of the rows.
 
     Raises MissingExtra. What it judges by is read when it is asked, and SettingsError is raised then.
     """
@@ -55,36 +55,36 @@ def make_gate(
         EvaluatedModel.of_folder(config.models.new, new),
     )
     options = replace(options_of(config), sample=0)
-    return QualityGate(*models, options, lambda store: asked_of(store, config.gate.queries, options), stage)
+    return QualityGate(*models, options, lambda store: query_set_of(store, config.gate.queries, options), stage)
 
 
 def options_of(config: MigrationConfig) -> EvaluationOptions:
-    """What [gate] and [thresholds] say."""
+    """Return what [gate] and [thresholds] say."""
     judged = {each.name: getattr(config.gate, each.name) for each in fields(GateOptions)}
     return EvaluationOptions(**judged, max_queries=config.gate.max_queries, thresholds=config.thresholds)
 
 
 @dataclass
 class QualityGate:
-    """asked: what is asked of a store. evaluation: what the last verdict rests on; None without a question."""
+    """query_set: what is asked of a store. evaluation: what the last verdict rests on; None without a question."""
 
     old: EvaluatedModel
     new: EvaluatedModel
     options: EvaluationOptions
-    asked: Callable[[Store], QuerySet]
+    query_set: Callable[[Store], QuerySet]
     stage: Callable[[str], None] = lambda _: None
     evaluation: Evaluation | None = field(default=None, init=False)
 
     def __call__(self, store: Store) -> GateVerdict:
-        asked = self.asked(store)
-        if not asked.questions:
-            return GateVerdict(passed=False, message=NOT_JUDGED, evidence=asked.evidence)
-        self.evaluation = run_evaluation(StoreCorpus(store, self.old, self.new), asked, self.options, self.stage)
+        queries = self.query_set(store)
+        if not queries.questions:
+            return GateVerdict(passed=False, message=NOT_JUDGED, evidence=queries.evidence)
+        self.evaluation = run_evaluation(StoreCorpus(store, self.old, self.new), queries, self.options, self.stage)
         return verdict_of(self.evaluation)
 
 
-def asked_of(store: Store, queries: Path | None, options: EvaluationOptions) -> QuerySet:
-    """Judged queries of a folder in BEIR layout, whose document ids are the rows' keys; or pairs, and a query log.
+def query_set_of(store: Store, queries: Path | None, options: EvaluationOptions) -> QuerySet:
+    """Return judged queries of a BEIR folder, whose document ids are the rows' keys; or pairs, and a query log.
 
     Raises SettingsError, MissingExtra.
     """
@@ -98,44 +98,45 @@ def asked_of(store: Store, queries: Path | None, options: EvaluationOptions) -> 
 
 
 def verdict_of(evaluation: Evaluation) -> GateVerdict:
-    """The evaluation in the gate's words, with a check for all queries and one for each slice that is large enough."""
+    """Return the verdict, with a check for all queries and one for each slice that is large enough."""
     judged = evaluation.gate
     weak = "" if evaluation.evidence == "judged queries" else WEAK
     return GateVerdict(
         passed=judged.verdict == "passed",
         message=weak + judged.message,
         evidence=evaluation.evidence,
-        checks=tuple(_check(one, judged) for one in evaluation.slices),
+        checks=tuple(_check(score, judged) for score in evaluation.slices),
         thresholds={
-            one.name: MappedThreshold(one.old, one.new, one.low, one.high, one.method) for one in evaluation.thresholds
+            each.name: MappedThreshold(each.old, each.new, each.low, each.high, each.method)
+            for each in evaluation.thresholds
         },
         detail=_detail(evaluation),
     )
 
 
-def _check(one: SliceScore, judged: GateResult) -> Check:
-    """All queries must be shown to be no worse; a slice must not be shown to be worse."""
-    if one.by == ALL:
-        name, passed = "all queries", judged.verdict != "inconclusive" and one.difference.low >= -judged.margin
+def _check(score: SliceScore, judged: GateResult) -> Check:
+    """Require that all queries are shown to be no worse, and that a slice is not shown to be worse."""
+    if score.by == ALL:
+        name, passed = "all queries", judged.verdict != "inconclusive" and score.difference.low >= -judged.margin
     else:
-        name = one.name
+        name = score.name
         passed = name not in judged.worse_slices
-    difference = f"{one.difference.low:+.3f} to {one.difference.high:+.3f}"
-    seen = (
-        f"{judged.metric} {one.old.mean:.3f} → {one.new.mean:.3f} ({difference}), "
-        f"{one.queries} queries: {one.wins} better, {one.losses} worse"
+    difference = f"{score.difference.low:+.3f} to {score.difference.high:+.3f}"
+    figures = (
+        f"{judged.metric} {score.old.mean:.3f} → {score.new.mean:.3f} ({difference}), "
+        f"{score.queries} queries: {score.wins} better, {score.losses} worse"
     )
-    return Check(name, passed, seen)
+    return Check(name, passed, figures)
 
 
 def _detail(evaluation: Evaluation) -> dict[str, Any]:
-    """What is kept with the migration: all but texts and single queries."""
+    """Return what is kept with the migration: all but texts and single queries."""
     return {
         "verdict": evaluation.gate.to_dict(),
         "queries": evaluation.queries_asked,
         "judgements": evaluation.judgements,
         "systems": [system.to_dict() for system in evaluation.systems],
-        "slices": [one.to_dict() for one in evaluation.slices],
+        "slices": [score.to_dict() for score in evaluation.slices],
         "old": evaluation.old.to_dict(),
         "new": evaluation.new.to_dict(),
         "made_at": evaluation.made_at,

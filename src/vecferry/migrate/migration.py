@@ -180,7 +180,7 @@ class Migration:
     # --- status and control -----------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Where the migration stands, from any process, also while another one runs it. Writes nothing."""
+        """Return where the migration stands, from any process, also while another one runs it. Writes nothing."""
         record = self._find()
         counts = self.store.counts()
         ranges_done, ranges = self._ledger.count_ranges(record)
@@ -207,19 +207,19 @@ class Migration:
         )
 
     def ended(self) -> State | None:
-        """How the last migration has ended, `finalized` or `aborted`; None where there was none, or one is open."""
+        """Return how the last migration ended, `finalized` or `aborted`; None where there was none, or one is open."""
         last = self._ledger.last(self.store.target)
         return State(last.state) if last is not None and State(last.state) in ENDED else None
 
     def serving(self) -> Serving:
-        """Which vectors answer now. Raises MigrationNotFound before `start`."""
+        """Return which vectors answer now. Raises MigrationNotFound before `start`."""
         serving = self._ledger.serving(self.store.target)
         if serving is None:
             raise MigrationNotFound(self.store.target)
         return serving
 
     def pause(self, reason: str = "by the operator") -> Status:
-        """Leaves the state `paused`: whoever runs the migration writes nothing from about a second later on.
+        """Leave the state `paused`: whoever runs the migration writes nothing from about a second later on.
 
         Writes go on being captured. Undone by `resume`.
         """
@@ -231,18 +231,18 @@ class Migration:
         return self.status()
 
     def resume(self) -> Status:
-        """Leaves the state as before `pause`."""
+        """Leave the state as before `pause`."""
         record = self._find()
         require("resume", State(record.state))
         unpause(self.store, record)
         return self.status()
 
     def throttle(self, rows_per_s: float | None) -> Status:
-        """Leaves a limit to the rows written per second, None for no limit; it holds within a second."""
+        """Limit the rows written per second, None for no limit; it holds within a second."""
         return self._set_control("throttle", lambda control: replace(control, rows_per_s=rows_per_s))
 
     def postpone(self, *, postponed: bool = True) -> Status:
-        """Leaves `cutover` refused, from whomever, until this is taken back; the run goes on following."""
+        """Leave `cutover` refused, from whomever, until this is taken back; the run goes on following."""
         return self._set_control("postpone", lambda control: replace(control, postponed=postponed))
 
     def _set_control(self, verb: str, change: Callable[[Control], Control]) -> Status:
@@ -275,7 +275,7 @@ class Migration:
             return verification.conclude(compared, sample, gate, overriding)
 
     def override(self, reason: str) -> Status:
-        """Leaves the state `ready` although the gate has not passed; why, by whom and when stand in the ledger.
+        """Leave the state `ready` although the gate has not passed; why, by whom and when stand in the ledger.
 
         Possible in `verified` alone, so repeating is refused. Undone by the next `verify`. Raises
         SettingsError for a blank reason, CutoverRefused if a check of the last verification failed.
@@ -379,7 +379,7 @@ class Migration:
 
     @contextmanager
     def _follower(self, record: MigrationRecord, models: SideModels) -> Iterator[SwitchFollower]:
-        """What applies the captured writes: this process, or the one that runs the migration too."""
+        """Yield what applies the captured writes: this process, or the one that runs the migration too."""
         applier = self._applier(Throttle(self._ledger, record), models)
         with ExitStack() as stack:
             try:
@@ -396,6 +396,6 @@ class Migration:
         return operator_lock(self.store, verb, self.options.lease_s, patience)
 
     def _find(self) -> MigrationRecord:
-        """Of the migration that was not given up. What an ended one has left on this disk is removed."""
+        """Find the migration that was not given up. What an ended one has left on this disk is removed."""
         sweep_ended(self.store, self.options)
         return find_record(self.store)

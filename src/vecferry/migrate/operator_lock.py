@@ -24,7 +24,7 @@ INTERRUPTED = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVIN
 
 @contextmanager
 def operator_lock(store: Store, verb: str, lease_s: float, patience: Patience = AT_ONCE) -> Iterator[MigrationRecord]:
-    """The record in a state in which `verb` is possible, while nobody else changes it by hand.
+    """Yield the record in a state in which `verb` is possible, while nobody else changes it by hand.
 
     Raises MigrationNotFound, Locked, IllegalTransition.
     """
@@ -41,7 +41,7 @@ def operator_lock(store: Store, verb: str, lease_s: float, patience: Patience = 
 
 @contextmanager
 def _held_switch(store: Store, lease_s: float, patience: Patience) -> Iterator[None]:
-    """Another verb is waited for only where the wait has no end; the runner has a lease of its own."""
+    """Hold the lock of a switch. Another verb is waited for only where the wait has no end; the runner has its own."""
     with ExitStack() as stack:
         while True:
             try:
@@ -56,13 +56,13 @@ def _held_switch(store: Store, lease_s: float, patience: Patience) -> Iterator[N
 
 
 def unpause(store: Store, record: MigrationRecord) -> MigrationRecord:
-    """Leaves the state as before the pause."""
+    """Leave the state as before the pause."""
     assert record.paused is not None
     return store.ledger.move(record, record.paused.before, {"resumed": record.paused.reason})
 
 
 def _require(verb: str, record: MigrationRecord) -> None:
-    """As `states.require`, but a cutover that waits for the gate alone is told its verdict."""
+    """Check as `states.require`, but a cutover that waits for the gate alone is told its verdict."""
     state = State(record.state)
     if verb == "cutover" and state is State.VERIFIED:
         verdict = (record.verification or {}).get("gate") or {"message": "none was asked."}

@@ -48,29 +48,27 @@ class Outage:
                 time.sleep(LEASE_POLL_S)
 
     def _await_store(self, failure: StoreUnreachable) -> None:
-        """Return when the store answers again. Raises `failure` if it does not in time."""
+        """Wait until the store answers again. Raises `failure` if it does not in time."""
         if self._began_at is None:
             self._began_at = time.monotonic()
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return self._reconnect(failure)
+                self._store.reconnect()
+                record = self._store.ledger.find(self._store.target)
+                if record is not None:
+                    detail = {"reason": failure.reason, "seconds": round(self._seconds(), 1)}
+                    self._store.ledger.add_event(record, "store came back", detail)
+                return
             except StoreUnreachable:
                 if self._stop() or self._is_too_long():
                     raise failure from None
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _reconnect(self, failure: StoreUnreachable) -> None:
-        self._store.reconnect()
-        record = self._store.ledger.find(self._store.target)
-        if record is not None:
-            detail = {"reason": failure.reason, "seconds": round(self._seconds(), 1)}
-            self._store.ledger.add_event(record, "store came back", detail)
-
     def _seconds(self) -> float:
         return 0.0 if self._began_at is None else time.monotonic() - self._began_at
 
     def _is_too_long(self) -> bool:
-        """Whether there was none, or it has taken longer than is waited for."""
+        """Return whether there was none, or it has taken longer than is waited for."""
         return self._began_at is None or self._seconds() > self._wait_s

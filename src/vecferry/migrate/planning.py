@@ -33,7 +33,7 @@ def make_plan(
     sample: int,
     resources: Resources,
 ) -> Plan:
-    """Writes nothing. `sample` rows are encoded, to measure the time and the size of sparse and ColBERT vectors."""
+    """Plan a migration, writing nothing. Encodes `sample` rows, to measure the time and the size of their vectors."""
     table = store.describe()
     rows = store.sample(sample)
     counting = _CountingEncoder(encoder)
@@ -75,9 +75,9 @@ class _CountingEncoder:
         self.tokens = 0
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
-        found = self._encoder.encode(texts, outputs=outputs, role=role)
-        self.tokens += int(found.num_tokens.sum())
-        return found
+        embeddings = self._encoder.encode(texts, outputs=outputs, role=role)
+        self.tokens += int(embeddings.num_tokens.sum())
+        return embeddings
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EncodedSample:
 
 
 def cost_of(sampled: EncodedSample, rows: int, resources: Resources) -> Cost:
-    """What a backfill of `rows` would take, if they are as those of the sample."""
+    """Return what a backfill of `rows` would take, if they are as those of the sample."""
     share = rows / sampled.rows if sampled.rows else 0.0
     encode_seconds = sampled.seconds * share / resources.workers
     write_seconds = rows / resources.write_rows_per_s
@@ -108,7 +108,7 @@ def cost_of(sampled: EncodedSample, rows: int, resources: Resources) -> Cost:
 
 
 def mean_head_bytes(embedded: Embedded) -> float:
-    """Of sparse and ColBERT vectors, per row: 8 bytes an entry, and 2 bytes a number in fp16."""
+    """Return the bytes of sparse and ColBERT vectors per row: 8 an entry, and 2 a number in fp16."""
     made = [new.vectors for new in embedded.vectors if new.vectors is not None]
     sparse = sum(len(vectors.sparse.indices) for vectors in made if vectors.sparse is not None)
     colbert = sum(vectors.colbert.size for vectors in made if vectors.colbert is not None)
@@ -120,7 +120,7 @@ def vector_bytes_each(dimension: int) -> int:
 
 
 def disk_bytes(table: TableInfo, dimension: int) -> int:
-    """What must be free: new vectors, every row written anew with its index entries, indexes on the new vectors."""
+    """Return what must be free: new vectors, each row written anew with its index entries, indexes on new vectors."""
     indexes = sum(index.recreated for index in table.vector_indexes)
     filled = (
         table.rows * vector_bytes_each(dimension)
@@ -132,12 +132,12 @@ def disk_bytes(table: TableInfo, dimension: int) -> int:
 
 
 def index_bytes_each(dimension: int) -> int:
-    """A vector and its place in the graph, as its share of a page: pgvector splits none over two pages."""
+    """Return the share of a page of a vector and its place in the graph: pgvector splits none over two pages."""
     return PAGE_BYTES // max(PAGE_BYTES // (vector_bytes_each(dimension) + GRAPH_BYTES), 1)
 
 
 def plan_warnings(table: TableInfo) -> tuple[str, ...]:
-    """What an operator should look at before `start`."""
+    """Return what an operator should look at before `start`."""
     warnings = []
     if table.null_texts:
         warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")

@@ -33,14 +33,14 @@ def has_ended(store: Store) -> bool:
 
 
 def sweep_ended(store: Store, options: MigrationOptions) -> None:
-    """Leaves nothing staged on this disk of a migration that has ended."""
+    """Leave nothing staged on this disk of a migration that has ended."""
     last = store.ledger.last(store.target)
     if last is not None and State(last.state) in ENDED:
         sweep_staging(last, options)
 
 
 def sweep_staging(record: MigrationRecord, options: MigrationOptions) -> None:
-    """Leaves nothing staged on this disk of that migration."""
+    """Leave nothing staged on this disk of that migration."""
     remove_staged(options.staging, record.spec.fingerprint, record.spec.uid)
 
 
@@ -56,8 +56,8 @@ def begin(store: Store, new: TextEncoder, old: TextEncoder | None, options: Migr
         require("start", State(record.state))
     refuse_conflicts(record, store, SideModels(new, old))
     if options.old_fingerprint not in (None, record.spec.old_fingerprint):
-        stored, asked = record.spec.old_fingerprint, options.old_fingerprint
-        raise MigrationConflict(record.spec.target, "old_fingerprint", stored, asked)
+        stored, stated = record.spec.old_fingerprint, options.old_fingerprint
+        raise MigrationConflict(record.spec.target, "old_fingerprint", stored, stated)
     return record
 
 

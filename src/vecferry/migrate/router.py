@@ -90,7 +90,7 @@ class Router:
         self.close()
 
     def warm(self) -> None:
-        """Leaves both models loaded, so that the switch slows no request down."""
+        """Leave both models loaded, so that the switch slows no request down."""
         for encoder in (self._old, self._new):
             encoder.encode(["warm"], role="query")
 
@@ -105,7 +105,7 @@ class Router:
         return self._following(search)
 
     def encode_query(self, text: str) -> Query:
-        """For applications that ask the index themselves, which they must do at once. Raises as `search` does."""
+        """Encode for applications that search the index themselves, which must be at once. Raises as `search` does."""
         return self._following(lambda _, serving: self._encoded(serving, text))
 
     def serving(self) -> Serving:
@@ -113,7 +113,7 @@ class Router:
         return self._following(lambda _, serving: serving)
 
     def put(self, documents: Sequence[Document]) -> Serving:
-        """Leaves these rows in the index that serves, new or replaced; the epoch of that. Repeating is safe.
+        """Leave these rows in the index that serves, new or replaced; return its epoch. Repeating is safe.
 
         A text of None has no vector. Raises InvalidText, by the document's position, and then nothing is written.
         """
@@ -127,7 +127,7 @@ class Router:
         return self._following(write)
 
     def remove(self, keys: Sequence[Key]) -> None:
-        """Leaves the collection without these rows. Repeating is safe."""
+        """Leave the collection without these rows. Repeating is safe."""
         self._connected(lambda store: store.remove(keys))
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class Router:
     # --- the epoch --------------------------------------------------------------------------------
 
     def _following(self, request: Callable[[Store, Serving], T]) -> T:
-        """`request` with the present epoch, and with the next one if it was switched meanwhile."""
+        """Make `request` with the present epoch, and with the next one if it was switched meanwhile."""
 
         def followed(store: Store) -> T:
             serving = self._present(store, self._max_age_s)
@@ -159,20 +159,20 @@ class Router:
         return self._connected(followed)
 
     def _present(self, store: Store, max_age_s: float) -> Serving:
-        """What serves, as of at most `max_age_s` ago; never an earlier epoch than one that was seen here."""
+        """Return what serves, as of at most `max_age_s` ago; never an earlier epoch than one that was seen here."""
         with self._lock:
             if self._serving is not None and time.monotonic() - self._read_at < max_age_s:
                 return self._serving
         asked_at = time.monotonic()
-        found = store.ledger.serving(store.target) or Serving(0, 0, store.serving_locator(Side.OLD), None)
+        serving = store.ledger.serving(store.target) or Serving(0, 0, store.serving_locator(Side.OLD), None)
         with self._lock:
-            if self._serving is None or found.epoch >= self._serving.epoch:
-                self._serving = found
+            if self._serving is None or serving.epoch >= self._serving.epoch:
+                self._serving = serving
                 self._read_at = max(self._read_at, asked_at)
             return self._serving
 
     def _encoder(self, serving: Serving) -> TextEncoder:
-        """Vectors whose space nobody has recorded are those from before the migration."""
+        """Return the model that serves; vectors whose space nobody has recorded are those from before the migration."""
         if serving.fingerprint in (None, self._old.fingerprint):
             return self._old
         if serving.fingerprint == self._new.fingerprint:
@@ -189,7 +189,7 @@ class Router:
     # --- a store for each thread ------------------------------------------------------------------
 
     def _connected(self, request: Callable[[Store], T]) -> T:
-        """`request` through this thread's store; once more, by a new connection, if the old one is gone."""
+        """Make `request` through this thread's store; once more, by a new connection, if the old one is gone."""
         store = self._stores.get(threading.current_thread()) or self._open()
         try:
             return request(store)
@@ -198,7 +198,7 @@ class Router:
             return request(store)
 
     def _open(self) -> Store:
-        """A store for this thread; those of threads that have ended are closed."""
+        """Open a store for this thread; those of threads that have ended are closed."""
         with self._opening:
             assert not self._closed, "the router is closed"
             ended = [self._stores.pop(thread) for thread in list(self._stores) if not thread.is_alive()]
@@ -209,7 +209,7 @@ class Router:
 
 
 def _outputs(store: Store, encoder: TextEncoder) -> Outputs:
-    """The heads that the index of this model has."""
+    """Return the heads that the index of this model has."""
     record = store.ledger.find(store.target)
     if record is None or record.spec.fingerprint != encoder.fingerprint:
         return DENSE
@@ -217,21 +217,21 @@ def _outputs(store: Store, encoder: TextEncoder) -> Outputs:
 
 
 def _encode(encoder: TextEncoder, texts: Sequence[str], role: Role, outputs: Outputs = DENSE) -> Embeddings:
-    found = encoder.encode(texts, outputs=outputs, role=role)
-    if found.fingerprint != encoder.fingerprint:
-        raise SpaceMismatch(expected=encoder.fingerprint, found=found.fingerprint, where="the encoder's answer")
-    return found
+    embeddings = encoder.encode(texts, outputs=outputs, role=role)
+    if embeddings.fingerprint != encoder.fingerprint:
+        raise SpaceMismatch(expected=encoder.fingerprint, found=embeddings.fingerprint, where="the encoder's answer")
+    return embeddings
 
 
 def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outputs) -> list[Record]:
-    """Raises InvalidText by the document's position."""
+    """Encode documents. Raises InvalidText by the document's position."""
     records = [Record(document.key, document.text, None, document.payload) for document in documents]
     texts = {i: document.text for i, document in enumerate(documents) if document.text is not None}
     if texts:
         try:
-            found = _encode(encoder, list(texts.values()), "passage", outputs)
+            embeddings = _encode(encoder, list(texts.values()), "passage", outputs)
         except InvalidText as exc:
             raise InvalidText(list(texts)[exc.row], exc.reason) from exc
         for row, i in enumerate(texts):
-            records[i] = replace(records[i], vectors=found[row])
+            records[i] = replace(records[i], vectors=embeddings[row])
     return records

@@ -68,7 +68,7 @@ class Runner:
     # --- up to the backfill -----------------------------------------------------------------------
 
     def run(self, engine: Engine, staging: Staging) -> None:
-        """From any state: up to `catching_up`, with nothing captured left undone."""
+        """Run from any state up to `catching_up`, with nothing captured left undone."""
         self.counter.begin(self.store)
         self.throttle.poll(now=True)
         steps: Mapping[State, Callable[[], None]] = {
@@ -87,20 +87,17 @@ class Runner:
             self.applier.sweep()
             self._build_indexes()
         if not self.applier.catch_up(wait_s=self.wait_for_writers_s):
-            self._note_what_is_left()
+            # others have been writing these rows for too long: they stay captured, for the next look
+            detail = {"writes": self.store.backlog(), "in the way": self.store.users()}
+            self._ledger.add_event(self._record, "left for later", detail)
         if self._state is State.SERVING_OLD and self._record.spec.old_not_null:
             self.store.require_vectors(self.patience)
 
-    def _note_what_is_left(self) -> None:
-        """Rows that others have been writing for so long that they are left for the next look; they stay captured."""
-        detail = {"writes": self.store.backlog(), "in the way": self.store.users()}
-        self._ledger.add_event(self._record, "left for later", detail)
-
     def _require_new_side(self) -> None:
-        spec, found = self._record.spec, self.store.new_space()
-        if found not in (None, spec.fingerprint):
-            raise SpaceMismatch(expected=spec.fingerprint, found=found, where=f"the new side of {spec.target}")
-        if found is None and self._state is not State.PLANNED:
+        spec, space = self._record.spec, self.store.new_space()
+        if space not in (None, spec.fingerprint):
+            raise SpaceMismatch(expected=spec.fingerprint, found=space, where=f"the new side of {spec.target}")
+        if space is None and self._state is not State.PLANNED:
             self.store.exclusively(self._make_new_side, self.patience)
 
     def _make_new_side(self) -> None:
@@ -124,7 +121,7 @@ class Runner:
     # --- the backfill -----------------------------------------------------------------------------
 
     def _backfill(self, engine: Engine, staging: Staging) -> None:
-        """Leaves no row untried that was there when its range was read, or at the sweep."""
+        """Leave no row untried that was there when its range was read, or at the sweep."""
         with closing(engine.run(self._ledger.open_ranges(self._record))) as ranges:
             for staged in ranges:
                 embedded = staged.embedded or staging.read(range_name(self._record.spec.uid, staged.number))

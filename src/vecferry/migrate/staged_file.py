@@ -58,7 +58,7 @@ class NotReadable(Exception):
 
 
 def require_pyarrow() -> None:
-    """Raises MissingExtra."""
+    """Raise MissingExtra if pyarrow is not installed."""
     if find_spec("pyarrow") is None:
         raise MissingExtra("parquet", "pyarrow")
 
@@ -67,7 +67,7 @@ def require_pyarrow() -> None:
 
 
 def write(file: BinaryIO, rows: Sequence[StagedRow]) -> None:
-    """Raises OSError."""
+    """Write rows to a file. Raises OSError."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -94,7 +94,7 @@ def write(file: BinaryIO, rows: Sequence[StagedRow]) -> None:
 
 
 def _packed(vectors: TextVectors | None) -> list[bytes | None]:
-    """In the order of `VECTORS`."""
+    """Pack vectors, in the order of `VECTORS`."""
     if vectors is None:
         return [None] * len(VECTORS)
     sparse, colbert = vectors.sparse, vectors.colbert
@@ -124,7 +124,7 @@ def _crc(key: Sequence[str], digest: bytes, reason: str | None, packed: Sequence
 
 
 def held_digests(source: Path | BinaryIO) -> dict[int, bytes]:
-    """The digest of each row that holds its vectors; these are not read. Raises NotReadable, StoreFailed."""
+    """Return the digest of each row that holds its vectors; these are not read. Raises NotReadable, StoreFailed."""
     with _opened(source) as file:
         table = file.read(["digest", "held"])
         digests = table["digest"].to_pylist()
@@ -132,7 +132,7 @@ def held_digests(source: Path | BinaryIO) -> dict[int, bytes]:
 
 
 def read(source: Path | BinaryIO, wanted: Collection[int] | None = None) -> list[StagedRow]:
-    """The rows of those numbers, or all. Raises NotReadable, StoreFailed."""
+    """Return the rows of those numbers, or all. Raises NotReadable, StoreFailed."""
     found, start = [], 0
     with _opened(source) as file:
         for group in range(file.num_row_groups):
@@ -148,7 +148,7 @@ def read(source: Path | BinaryIO, wanted: Collection[int] | None = None) -> list
 
 @contextmanager
 def _opened(source: Path | BinaryIO) -> Iterator[Any]:
-    """The file; what is found out about it while it is being read too."""
+    """Open the file. Raises NotReadable, StoreFailed, for what is found out while it is being read too."""
     import pyarrow as pa
     import pyarrow.parquet
 

@@ -27,12 +27,12 @@ class StagedIndex:
         self._number_of: dict[str, int] = {}
 
     def names(self) -> set[str]:
-        """The files that were added and not forgotten."""
+        """Return the files that were added and not forgotten."""
         with self._lock:
             return set(self._number_of)
 
     def add(self, name: str, held: Mapping[int, bytes]) -> None:
-        """Leaves the digests of these rows to be found in the file `name`, instead of what it held before."""
+        """Leave the digests of these rows to be found in the file `name`, instead of what it held before."""
         with self._lock:
             self._forget(name)
             number = self._number_of[name] = len(self._name_of)
@@ -42,12 +42,12 @@ class StagedIndex:
                 self._merge()
 
     def forget(self, name: str) -> None:
-        """Leaves nothing to be found in that file. Repeating is safe."""
+        """Leave nothing to be found in that file. Repeating is safe."""
         with self._lock:
             self._forget(name)
 
     def find(self, digests: Sequence[bytes], but: str = "") -> dict[str, dict[int, bytes]]:
-        """By file, the rows that hold those digests; the file `but` is left out."""
+        """Return by file the rows that hold those digests; the file `but` is left out."""
         found: dict[str, dict[int, bytes]] = {}
         with self._lock:
             for digest, places in self._look_up(list(dict.fromkeys(digests))).items():
@@ -71,7 +71,7 @@ class StagedIndex:
         return places
 
     def _in_arrays(self, digests: NDArray[np.bytes_]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Where each is or would be, and whether it is."""
+        """Return where each is or would be, and whether it is."""
         at = np.searchsorted(self._digests, digests)
         if not len(self._digests):
             return at, np.zeros(len(digests), np.bool_)
@@ -79,7 +79,7 @@ class StagedIndex:
         return at, there
 
     def _merge(self) -> None:
-        """The dict into the arrays; the latest place of a digest stays."""
+        """Merge the dict into the arrays; the latest place of a digest stays."""
         in_order = sorted(self._recent)
         digests = np.array(in_order, "S32")
         places = np.array([self._recent[digest] for digest in in_order], np.int32)

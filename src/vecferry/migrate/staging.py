@@ -57,7 +57,7 @@ class Staging:
         self._look_around()
 
     def keep(self, name: str, embedded: Embedded) -> None:
-        """Leaves it staged under `name`, durably, instead of what was there before. Repeating is safe.
+        """Leave it staged under `name`, durably, instead of what was there before. Repeating is safe.
 
         Raises OutputWriteFailed, and then what was there before is untouched.
         """
@@ -67,7 +67,7 @@ class Staging:
         self._put(name, lambda file: write(file, rows), held)
 
     def keep_file(self, name: str, content: bytes) -> set[bytes]:
-        """As `keep`, for a file that was written elsewhere; comes back with the digests whose vectors it holds.
+        """Keep as `keep` does a file that was written elsewhere; return the digests whose vectors it holds.
 
         Raises NotReadable if it is not as it was written, OutputWriteFailed; then what was there before is untouched.
         """
@@ -84,7 +84,7 @@ class Staging:
         self._index.add(name, held)
 
     def read(self, name: str) -> Embedded | None:
-        """What was staged under `name`, in its order; None if nothing was, or not all of it can be had."""
+        """Return what was staged under `name`, in its order; None if nothing was, or not all of it can be had."""
         rows = self._load(name)
         if rows is None:
             return None
@@ -103,20 +103,20 @@ class Staging:
         )
 
     def holds(self, name: str, rows: Sequence[Row]) -> bool:
-        """Whether all of these rows are staged under `name` with the text that they have."""
+        """Return whether all of these rows are staged under `name` with the text that they have."""
         staged = self.read(name)
         there = None if staged is None else {(new.key, new.digest) for new in staged.vectors}
         return there is not None and {(row.key, row.digest) for row in rows} <= there
 
     def known(self, digests: Sequence[bytes], but: str = "") -> set[bytes]:
-        """Those that are staged with a vector, by what opening and `keep` have seen; no file is read.
+        """Return those that are staged with a vector, by what opening and `keep` have seen; no file is read.
 
         but: a name under which nothing is looked for.
         """
         return {digest for rows in self._index.find(digests, but).values() for digest in rows.values()}
 
     def vectors(self, digests: Sequence[bytes]) -> dict[bytes, TextVectors]:
-        """What is staged of these; dead letters have none."""
+        """Return what is staged of these; dead letters have none."""
         found = {}
         for name, wanted in self._index.find(digests).items():
             for row in self._load(name, wanted) or ():
@@ -125,7 +125,7 @@ class Staging:
         return found
 
     def bytes(self) -> int:
-        """On disk, of all that is staged here."""
+        """Return the bytes on disk of all that is staged here."""
         sizes = 0
         for path in self._files():
             with suppress(FileNotFoundError):
@@ -140,7 +140,7 @@ class Staging:
         return sorted(self._folder.glob("[!.]*.parquet"))
 
     def _look_around(self) -> None:
-        """Takes the files that are not in the index into it."""
+        """Take the files that are not in the index into it."""
         names = self._index.names()
         for path in self._files():
             if path.stem not in names:
@@ -150,7 +150,7 @@ class Staging:
                     self._remove(path)
 
     def _load(self, name: str, rows: Collection[int] | None = None) -> list[StagedRow] | None:
-        """Those rows of the file, or all; None if it is not there or damaged."""
+        """Return those rows of the file, or all; None if it is not there or damaged."""
         path = self._path(name)
         try:
             return read(path, rows)
@@ -165,7 +165,7 @@ class Staging:
 
 
 def remove_staged(folder: Path, fingerprint: str, uid: str) -> None:
-    """Leaves nothing staged of the migration `uid`, under whatever heads. Repeating is safe.
+    """Leave nothing staged of the migration `uid`, under whatever heads. Repeating is safe.
 
     What others have staged in the same folder stays; where they counted on vectors that are gone, they encode anew.
     """
@@ -183,7 +183,7 @@ def _is_plain(name: str) -> bool:
 
 
 def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) -> list[StagedRow]:
-    """The vectors of each digest that is not known yet go into the first of its rows; known ones may be left out."""
+    """Return rows; the first of a digest that is not known has its vectors, which those of known ones may lack."""
     reasons, rows, held = {dead_letter.key: dead_letter.reason for dead_letter in embedded.dead_letters}, [], set(known)
     for new in embedded.vectors:
         reason, vectors = reasons.get(new.key), None
@@ -210,7 +210,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path`, which durably takes its place on leaving without an error."""
+    """Open a file beside `path`, which durably takes its place on leaving without an error."""
     temporary, file = _locked_partial(path)
     try:
         with file:
@@ -224,7 +224,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _locked_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file, locked as long as it is open: by that `_sweep` sees that its writer lives."""
+    """Open a new file, locked as long as it is open: by that `_sweep` sees that its writer lives."""
     while True:
         handle, name = tempfile.mkstemp(PARTIAL, f".{path.stem}.", path.parent)
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -234,7 +234,7 @@ def _locked_partial(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed writers left."""
+    """Remove what killed writers left."""
     for path in folder.glob(f".*{PARTIAL}"):
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

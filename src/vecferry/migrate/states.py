@@ -145,7 +145,7 @@ def possible_verbs(state: State) -> tuple[str, ...]:
 
 
 def require(verb: str, state: State) -> None:
-    """Raises IllegalTransition, with the verbs that are possible, if `verb` is not."""
+    """Raise IllegalTransition, with the verbs that are possible, if `verb` is not."""
     if not allowed(verb, state):
         raise IllegalTransition(verb, state.value, possible_verbs(state))
 

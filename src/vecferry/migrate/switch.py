@@ -30,11 +30,12 @@ class Follower(Protocol):
     """What brings a side up to date for a switch."""
 
     def catch_up(self, side: Side) -> bool:
-        """Leaves that side current, as far as it can be while others write; whether to try again may help."""
+        """Leave that side current, as far as it can be while others write; return whether to try again may help."""
 
     def finish(self, side: Side, within_s: float) -> bool:
-        """Whether that side is current now; called while nobody else writes. Embeds what is left, for `within_s` at
-        most; 0 calls no model.
+        """Return whether that side is current now; called while nobody else writes.
+
+        Embeds what is left, for `within_s` at most; 0 calls no model.
         """
 
 
@@ -83,7 +84,7 @@ class Switch:
         self._when_current(Side.NEW, None, lambda: self._drop(Side.OLD, accepted, State.FINALIZED))
 
     def abort(self, accepted: int, *, accept_outdated: bool) -> None:
-        """After a rollback, what was written to the side that goes must be on the one that stays.
+        """Abort. After a rollback, what was written to the side that goes must be on the one that stays.
 
         A side that is gone was dropped by an abort that was killed.
         """
@@ -119,7 +120,7 @@ class Switch:
         return serving, outdated
 
     def _left_behind(self) -> int:
-        """How many rows were written since the switch and not followed on the old side."""
+        """Return how many rows were written since the switch and not followed on the old side."""
         changes = self.store.captured(self.store.backlog(Side.OLD), {Side.OLD})
         keys = list(dict.fromkeys(change.key for change in changes))
         if self.store.traits.rows_outlive_vectors:
@@ -131,7 +132,7 @@ class Switch:
         return len(rows)
 
     def _set_aside(self, rows: Sequence[Row]) -> None:
-        """Leaves these on the new side alone, as dead letters of the old, where another text or no row would be theirs.
+        """Leave these on the new side alone, as dead letters of the old, where another text or no row would be theirs.
 
         Otherwise the side that serves would be followed, and what was written since the switch be lost for good.
         """
@@ -140,7 +141,7 @@ class Switch:
         self.store.write(Side.OLD, vectors, lambda _: self._ledger.add_dead_letters(self.record, dead_letters))
 
     def _mapped(self, space: str) -> dict[str, float]:
-        """The thresholds of the last verdict, in the space "old" or "new"; none if it gave none."""
+        """Return the thresholds of the last verdict, in the space "old" or "new"; none if it gave none."""
         gate = (self.record.verification or {}).get("gate") or {}
         return {name: mapped[space] for name, mapped in gate.get("thresholds", {}).items()}
 
@@ -165,7 +166,7 @@ class Switch:
     def _when_current(
         self, side: Side, states: tuple[State, State] | None, work: Callable[[], T], *, accept_outdated: bool = False
     ) -> Held[T]:
-        """`work` while nothing that was captured is left to be done on that side, or even so if `accept_outdated`.
+        """Do `work` while nothing captured is left to be done on that side, or even so if `accept_outdated`.
 
         Tried for as long as the patience says, since writes go on until the lock is had. states: the one meanwhile,
         and the one that is left again if nothing comes of it.
@@ -194,14 +195,14 @@ class Switch:
             time.sleep(random.uniform(0, MAX_GAP_S))  # noqa: S311  # to fall between two writes
 
     def _once_current(self, side: Side, work: Callable[[], T]) -> T:
-        """Half of the pause is for the model, the rest for what is done with the lock."""
+        """Do `work` if the side is current. Half of the pause is for the model, the rest for what holds the lock."""
         within_s = self.store.pause_left_s() / 2 if self._tries > TRIES_WITHOUT_MODEL else 0.0
         if not self.follower.finish(side, within_s):
             raise _NotFollowed
         return work()
 
     def _retryable(self, work: Callable[[], T]) -> Callable[[], T]:
-        """`work` that goes out from the record of now, since `exclusively` may undo it and try again."""
+        """Return `work` that goes out from the record of now, since `exclusively` may undo it and try again."""
         record = self.record
 
         def again() -> T:
@@ -211,9 +212,9 @@ class Switch:
         return again
 
     def _step_back(self, during: State, otherwise: State) -> None:
-        found = self._ledger.find(self.store.target)
-        if found is not None and found.id == self.record.id and found.state == during:
-            self.record = found
+        record = self._ledger.find(self.store.target)
+        if record is not None and record.id == self.record.id and record.state == during:
+            self.record = record
             self._move(otherwise)
 
     def _never_current(self, side: Side) -> CutoverRefused:
@@ -227,26 +228,26 @@ class Switch:
         return CutoverRefused(reason, remedy, shown(list(dict.fromkeys(change.key for change in changes))))
 
     def _refuse_outdated(self, side: Side, *, with_vector: bool = False) -> None:
-        """What is dropped cannot be had back, so every row is compared first; what is captured is not missing.
+        """Compare every row before the drop, which cannot be undone; a row that is captured is not missing.
 
         with_vector: a row that the application never embedded may stay as it is.
         """
         for _ in range(LOOKS):
-            found = self.store.count_outdated(side, MAX_SUSPECTS, with_vector=with_vector)
+            outdated = self.store.count_outdated(side, MAX_SUSPECTS, with_vector=with_vector)
             captured = {change.key for change in self.store.captured(MAX_SUSPECTS, {side})}
-            if not found or not (keys := [key for key in found.keys if key not in captured]):
+            if not outdated or not (keys := [key for key in outdated.keys if key not in captured]):
                 return
             self.follower.catch_up(side)
         remedy = "Run start, with both models, which compares every row and repairs them."
-        reason = f"{found.count} rows have no {side} vector of their present text"
+        reason = f"{outdated.count} rows have no {side} vector of their present text"
         raise CutoverRefused(reason, remedy, shown(keys[:LETTERS_SHOWN]))
 
     def _refuse_letters(self, accepted: int, side: Side) -> None:
-        found = self._ledger.count_dead_letters(self.record, side)
-        if found != accepted:
+        count = self._ledger.count_dead_letters(self.record, side)
+        if count != accepted:
             dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
-            reason = f"{found} rows have no {side} vector (dead letters), {accepted} were accepted"
-            remedy = f"Repair their texts, or retry them, or accept exactly {found}."
+            reason = f"{count} rows have no {side} vector (dead letters), {accepted} were accepted"
+            remedy = f"Repair their texts, or retry them, or accept exactly {count}."
             raise CutoverRefused(reason, remedy, shown([dead_letter.key for dead_letter in dead_letters]))
 
     def _move(self, state: State, **detail: object) -> None:

@@ -25,7 +25,7 @@ class PauseCondition(Protocol):
     """Something that must be well for the run to go on."""
 
     def problem(self) -> str | None:
-        """What is not well, with its figures; None if it is."""
+        """Return what is not well, with its figures; None if all is."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class DiskGuard:
     min_free_gb: float
 
     def problem(self) -> str | None:
-        there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(there).free / GIGABYTE
+        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(existing).free / GIGABYTE
         if free >= self.min_free_gb:
             return None
         return f"disk low: {free:.2f} GB free at {self.folder}, {self.min_free_gb:g} are to be left"
@@ -59,7 +59,7 @@ class LatencyGuard:
 
 
 def guards_of(store: Store, record: MigrationRecord, options: MigrationOptions) -> list[PauseCondition]:
-    """What the options want to be well. Queries are looked at until the first switch."""
+    """Return the conditions that the options name. Queries are looked at until the first switch."""
     guards = list[PauseCondition]()
     if options.min_free_gb:
         guards.append(DiskGuard(options.staging, options.min_free_gb))
@@ -99,7 +99,7 @@ class Throttle:
     # --- waiting ----------------------------------------------------------------------------------
 
     def acquire(self, rows: int) -> None:
-        """Returns when `rows` may be written. Raises Interrupted if the run is to end."""
+        """Wait until `rows` may be written. Raises Interrupted if the run is to end."""
         self.poll()
         while (rate := self._ledger.control(self.record).rows_per_s) and (left_s := self._left_s(rate)) > 0:
             self.sleep(min(self._poll_s, left_s))
@@ -107,7 +107,7 @@ class Throttle:
         self._admitted, self._admitted_at = (rows if rate else 0), time.monotonic()
 
     def _left_s(self, rate: float) -> float:
-        """Until the rows that were admitted last have had their time, at the rate of now."""
+        """Return the time until the rows that were admitted last have had theirs, at the rate of now."""
         return self._admitted_at + self._admitted / rate - time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -133,10 +133,10 @@ class Throttle:
         self._next_look = time.monotonic() + self._poll_s
 
     def refresh(self) -> None:
-        found = self._ledger.find(self.record.spec.target)
-        if found is None or found.id != self.record.id or State(found.state) in ENDED:
+        record = self._ledger.find(self.record.spec.target)
+        if record is None or record.id != self.record.id or State(record.state) in ENDED:
             raise Interrupted("the migration was ended by somebody else")
-        self.record = found
+        self.record = record
 
     def _must_wait(self) -> bool:
         paused = self.record.paused
@@ -144,7 +144,7 @@ class Throttle:
             return True
         if State(self.record.state) not in WORKING | {State.PAUSED}:
             return False
-        problem = next((found for guard in self._guards if (found := guard.problem())), None)
+        problem = next(filter(None, (guard.problem() for guard in self._guards)), None)
         if problem and paused is None:
             before = Paused(self.record.state, problem, by_operator=False)
             self._try_move(State.PAUSED, {"reason": problem}, before)
@@ -161,7 +161,7 @@ class Throttle:
     # --- moving -----------------------------------------------------------------------------------
 
     def move(self, state: State, **detail: object) -> None:
-        """To the next state of the run; waits first while the migration is paused."""
+        """Move to the next state of the run; waits first while the migration is paused."""
         while True:
             self.poll(now=True)
             assert can_move(State(self.record.state), state), f"{self.record.state} -> {state}"

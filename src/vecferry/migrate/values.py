@@ -26,7 +26,7 @@ MinRecall = Annotated[Share, Help("recall of the new index against exact search,
 
 
 def _outputs(names: object) -> Outputs:
-    """Of the names in a file, or as they are."""
+    """Return outputs, of the names in a file or as they are. Raises ValueError."""
     try:
         outputs = names if isinstance(names, Outputs) else Outputs.of(names)  # type: ignore[arg-type]
     except (SettingsError, TypeError, AttributeError) as exc:
@@ -245,7 +245,7 @@ class Override(Value):
 
     @classmethod
     def for_reason(cls, reason: str) -> Override:
-        """By the user of this process, now."""
+        """Return an override by the user of this process, now."""
         return cls(reason, f"{_user()}@{socket.gethostname()}", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
 
 

@@ -57,7 +57,7 @@ class Verification:
     def conclude(
         self, compared: Examination, sample: int, gate: Gate | None, override: Override | None
     ) -> VerifyReport:
-        """Leaves the report in the ledger, and the state that follows. The gate is asked if all checks passed."""
+        """Leave the report in the ledger, and the state that follows. The gate is asked if all checks passed."""
         report = self._checked(compared, sample)
         if report.state is State.VERIFIED:
             report = self._judged(report, gate, override)
@@ -110,7 +110,7 @@ class Verification:
 
 
 def override_gate(store: Store, record: MigrationRecord, override: Override) -> None:
-    """Leaves the state `ready`, and the reason in the ledger. Raises CutoverRefused if a check failed."""
+    """Leave the state `ready`, and the reason in the ledger. Raises CutoverRefused if a check failed."""
     verification = record.verification or {}
     _refuse_failed(verification)
     overridden = {"passed": True, "state": State.READY, "override": override.to_dict()}
@@ -134,11 +134,11 @@ def _note_override(store: Store, record: MigrationRecord, override: Override) ->
 
 
 def check_integrity(store: Store, dimension: int, catch_up: Callable[[], object]) -> Examination:
-    """Every row; those that were only just written, and are captured, count as current."""
-    found = store.check_integrity(dimension, MAX_SUSPECTS)
-    if found.outdated.count > MAX_SUSPECTS or found.orphaned.count > MAX_SUSPECTS:
-        return found
-    outdated, orphaned = list(found.outdated.keys), list(found.orphaned.keys)
+    """Check every row; those that were only just written, and are captured, count as current."""
+    examination = store.check_integrity(dimension, MAX_SUSPECTS)
+    if examination.outdated.count > MAX_SUSPECTS or examination.orphaned.count > MAX_SUSPECTS:
+        return examination
+    outdated, orphaned = list(examination.outdated.keys), list(examination.orphaned.keys)
     for _ in range(SECOND_LOOKS):
         if not outdated and not orphaned:
             break
@@ -148,37 +148,32 @@ def check_integrity(store: Store, dimension: int, catch_up: Callable[[], object]
         captured = {change.key for change in store.captured(MAX_SUSPECTS)}
         outdated = [key for key in outdated if key not in captured]
         orphaned = [key for key in orphaned if key not in captured]
-    return _replaced(found, outdated, orphaned)
-
-
-def _replaced(found: Examination, outdated: Sequence[Key], orphaned: Sequence[Key]) -> Examination:
-    parts = {name: getattr(found, name) for name in found.__dataclass_fields__}
-    return Examination(**parts | {"outdated": _finding(outdated), "orphaned": _finding(orphaned)})
+    return replace(examination, outdated=_finding(outdated), orphaned=_finding(orphaned))
 
 
 def _finding(keys: Sequence[Key]) -> Finding:
     return Finding(len(keys), tuple(keys)) if keys else NOTHING
 
 
-def structural_checks(found: Examination, dead_letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
-    """dead_letters: those in the ledger; every row without a vector must have one."""
-    without = found.without_vector
-    with_vector = found.rows - without.count - found.outdated.count
+def structural_checks(examination: Examination, dead_letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
+    """Return the checks of all rows. dead_letters: in the ledger; every row without a vector must have one."""
+    without, missing = examination.without_vector, examination.missing_indexes
+    with_vector = examination.rows - without.count - examination.outdated.count
     norm = "farther than 0.001 from length 1"
     return (
-        _check("text unchanged", found.outdated, "without a vector of their present text"),
-        _check("no vector without a row", found.orphaned, "are gone, their vectors are not"),
+        _check("text unchanged", examination.outdated, "without a vector of their present text"),
+        _check("no vector without a row", examination.orphaned, "are gone, their vectors are not"),
         Check(
             "every row has a vector",
             without.count <= dead_letters,
-            f"{with_vector} of {found.rows} rows, {dead_letters} dead letters{_named(without)}",
+            f"{with_vector} of {examination.rows} rows, {dead_letters} dead letters{_named(without)}",
             shown(without.keys[:10]),
         ),
-        _check("dimension", found.wrong_dimension, f"without {dimension} numbers"),
-        _check("finite", found.not_finite, "with numbers that are not finite"),
-        _check("no zero vector", found.zero, "with a vector of zeros"),
-        _check("unit norm", found.off_norm if unit else NOTHING, norm if unit else "looked at: no unit vectors"),
-        Check("indexes", not found.missing_indexes, f"missing: {', '.join(found.missing_indexes) or 'none'}"),
+        _check("dimension", examination.wrong_dimension, f"without {dimension} numbers"),
+        _check("finite", examination.not_finite, "with numbers that are not finite"),
+        _check("no zero vector", examination.zero, "with a vector of zeros"),
+        _check("unit norm", examination.off_norm if unit else NOTHING, norm if unit else "looked at: no unit vectors"),
+        Check("indexes", not missing, f"missing: {', '.join(missing) or 'none'}"),
     )
 
 
@@ -194,7 +189,7 @@ def _named(finding: Finding) -> str:
 
 
 def recomputed_cosines(store: Store, encoder: TextEncoder, sample: int) -> dict[Key, float]:
-    """By key, the cosine between a stored vector and the same text encoded again; 0 where it cannot be."""
+    """Return by key the cosine between a stored vector and the same text encoded again; 0 where it cannot be."""
     pairs: list[tuple[Row, Float32]] = store.sample_vectors(sample)
     again = embed(encoder, [row for row, _ in pairs]).vectors
     return {
@@ -204,15 +199,15 @@ def recomputed_cosines(store: Store, encoder: TextEncoder, sample: int) -> dict[
 
 
 def recomputation_check(cosines: dict[Key, float], expected: int) -> Check:
-    """Passed if `expected` rows were encoded again, each at a cosine of at least 0.999 to its stored vector."""
+    """Require that `expected` rows were encoded again, each at a cosine of at least 0.999 to its stored vector."""
     low = [key for key, value in cosines.items() if not value >= MIN_COSINE]
     lowest = f"{min(cosines.values()):.6f}" if cosines else "none"
-    seen = f"{len(cosines)} rows encoded again, {len(low)} below {MIN_COSINE}, lowest cosine {lowest}"
-    return Check("recomputed sample", not low and len(cosines) >= expected, seen, shown(low[:10]))
+    counts = f"{len(cosines)} rows encoded again, {len(low)} below {MIN_COSINE}, lowest cosine {lowest}"
+    return Check("recomputed sample", not low and len(cosines) >= expected, counts, shown(low[:10]))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """In float64; 0 if either is zero."""
+    """Return the cosine, in float64; 0 if either is zero."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / lengths if lengths else 0.0
@@ -222,15 +217,15 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def index_recall(store: Store, fingerprint: str, queries: int = RECALL_QUERIES, k: int = RECALL_K) -> float | None:
-    """Mean share of the k nearest, found exactly, that the new index finds too; stored vectors ask. None: no rows."""
+    """Return the mean share of the k nearest that the new index finds too; stored vectors ask. None: no rows."""
     shares = []
     for vector in (vector for _, vector in store.sample_vectors(queries) if has_direction(vector)):
         exact = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint, exact=True)}
-        found = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint)}
-        shares.append(len(exact & found) / len(exact) if exact else 1.0)
+        near = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint)}
+        shares.append(len(exact & near) / len(exact) if exact else 1.0)
     return float(np.mean(shares)) if shares else None
 
 
 def recall_check(recall: float | None, minimum: float) -> Check:
-    seen = "no rows to ask for" if recall is None else f"{recall:.3f} of the exact ten nearest, at least {minimum:g}"
-    return Check("index recall", recall is None or recall >= minimum, seen)
+    figure = "no rows to ask for" if recall is None else f"{recall:.3f} of the exact ten nearest, at least {minimum:g}"
+    return Check("index recall", recall is None or recall >= minimum, figure)

@@ -64,39 +64,39 @@ class Backend(Protocol):
 
     def exists(self, collection: str) -> bool: ...
     def dimension(self, collection: str) -> int | None:
-        """Numbers in a vector; None if the collection does not say it (it is empty)."""
+        """Return how many numbers a vector has; None if the collection does not say it (it is empty)."""
 
     def count(self, collection: str) -> int: ...
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Leaves an empty collection with the schema and metric of `like`, for vectors of `dimension`.
+        """Leave an empty collection with the schema and metric of `like`, for vectors of `dimension`.
 
         Raises StoreSchemaError if the metric of `like` is neither cosine nor one that equals it for unit
         vectors, or its key, text or vector is not as expected.
         """
 
     def drop(self, collection: str) -> None:
-        """Repeating is safe: a collection that is not there is dropped."""
+        """Drop a collection. Repeating is safe: a collection that is not there is dropped."""
 
     def ids(self, collection: str) -> Iterator[str]:
-        """Every point's id, in any order, as of the time of the call or later."""
+        """Yield every point's id, in any order, as of the time of the call or later."""
 
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
-        """Those that are there, in any order, as last written by anybody. Any number of ids."""
+        """Return those that are there, in any order, as last written by anybody. Any number of ids."""
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
         """Insert or replace, each point as a whole. Any number; ids are distinct. Every vector is there."""
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
-        """Ids that are not there are no error. Any number."""
+        """Delete points. Ids that are not there are no error. Any number."""
 
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """By the store's own index, best first, over what was written before."""
+        """Search by the store's own index, best first, over what was written before."""
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """Leaves the vector indexes that `like` has; the names of those built. Repeating is safe."""
+        """Leave the vector indexes that `like` has; return the names of those built. Repeating is safe."""
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """What `build_indexes` would still build."""
+        """Return what `build_indexes` would still build."""
 
     def another(self) -> Backend: ...
     def close(self) -> None: ...
@@ -107,8 +107,8 @@ class Aliased(Protocol):
     """A backend with names that point to collections, and can be pointed to others at once."""
 
     def resolve(self, name: str) -> str:
-        """The collection behind the alias; the name itself if it is not an alias."""
+        """Return the collection behind the alias; the name itself if it is not an alias."""
 
     def is_alias(self, name: str) -> bool: ...
     def point_alias(self, alias: str, collection: str) -> None:
-        """In one step. Repeating is safe."""
+        """Point the alias at the collection, in one step. Repeating is safe."""

@@ -62,7 +62,7 @@ COSINES: dict[str, Callable[[float], float]] = {
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """What chromadb raises, as errors of a store."""
+    """Raise what chromadb raises as errors of a store."""
     try:
         yield
     except NotFoundError as exc:
@@ -85,7 +85,7 @@ class ChromaBackend:
     outputs = DENSE
 
     def __init__(self, client: ClientAPI) -> None:
-        """client: the application's own, and left open by `close`."""
+        """Use a client: the application's own, left open by `close`."""
         self._client = client
         self._url: str | None = None
         self._lock: FileLock | None = None
@@ -94,7 +94,7 @@ class ChromaBackend:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """url: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
+        """Open a URL: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
 
         Raises StoreUnreachable, and Locked if another process has the folder open.
         """
@@ -138,10 +138,10 @@ class ChromaBackend:
 
     @_translated()
     def dimension(self, collection: str) -> int | None:
-        found = self._collection(collection)
-        if recorded := (found.metadata or {}).get(DIMENSION):
+        opened = self._collection(collection)
+        if recorded := (opened.metadata or {}).get(DIMENSION):
             return int(recorded)
-        embeddings = _steady(lambda: found.get(limit=1, include=["embeddings"]))["embeddings"]
+        embeddings = _steady(lambda: opened.get(limit=1, include=["embeddings"]))["embeddings"]
         return None if embeddings is None or len(embeddings) == 0 else len(embeddings[0])
 
     @_translated()
@@ -150,7 +150,7 @@ class ChromaBackend:
 
     @_translated()
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Records the dimension in the collection's metadata, since Chroma itself learns it from the first point."""
+        """Record the dimension in the collection's metadata, since Chroma itself learns it from the first point."""
         if refused := outputs & ~self.outputs:
             raise StoreSchemaError(f"a Chroma collection has no place for {', '.join(refused.names)}", "Leave it out.")
         if self.exists(collection):
@@ -174,46 +174,46 @@ class ChromaBackend:
             return
 
     def _collection(self, name: str) -> Collection:
-        """By its name each time (1 ms): a handle is bound to a collection that may have been dropped since."""
+        """Open a collection by its name each time (1 ms): a handle is bound to one that may have been dropped since."""
         return self._client.get_collection(name, embedding_function=None)
 
     # --- points -----------------------------------------------------------------------------------
 
     @_translated()
     def ids(self, collection: str) -> Iterator[str]:
-        """In one request: pages are by offset, and a delete between two of them would hide a point."""
+        """Read ids in one request: pages are by offset, and a delete between two of them would hide a point."""
         return iter(self._collection(collection).get(include=[])["ids"])
 
     @_translated()
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
-        found, points = self._collection(collection), []
-        for some in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
-            points += _points(found, list(some), vectors=vectors)
+        opened, points = self._collection(collection), []
+        for batch in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
+            points += _points(opened, list(batch), vectors=vectors)
         return points
 
     @_translated()
     def put(self, collection: str, points: Sequence[Point]) -> None:
-        """Not quite in one step for a point that loses its text: Chroma can only delete it and insert it again.
+        """Write points; in two steps for one that loses its text: Chroma can only delete it and insert it again.
 
         Raises StoreSchemaError, with nothing written, for vectors of another dimension.
         """
         self._require_fit(collection, points)
-        found = self._collection(collection)
+        opened = self._collection(collection)
         for batch in self._portion.split(points, BYTES_PER_NUMBER):
-            _put(found, batch)
+            _put(opened, batch)
 
     @_translated()
     def delete(self, collection: str, ids: Sequence[str]) -> None:
-        found = self._collection(collection)
-        for some in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
-            found.delete(ids=list(some))
+        opened = self._collection(collection)
+        for batch in slices(list(dict.fromkeys(ids)), READ_AT_A_TIME):
+            opened.delete(ids=list(batch))
 
     @_translated()
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """The score is the cosine; in a collection with another distance, only that of unit vectors."""
-        found = self._collection(collection)
-        cosine = COSINES[_space(found)]
-        answer = _steady(lambda: found.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"]))
+        """Score by the cosine; in a collection with another distance, only that of unit vectors."""
+        opened = self._collection(collection)
+        cosine = COSINES[_space(opened)]
+        answer = _steady(lambda: opened.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"]))
         distances = (answer["distances"] or [[]])[0]
         return [BackendHit(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
 
@@ -229,7 +229,7 @@ class ChromaBackend:
     # --- indexes ----------------------------------------------------------------------------------
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Chroma keeps its one index by itself."""
+        """Build nothing: Chroma keeps its one index by itself."""
         return ()
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002
@@ -237,12 +237,12 @@ class ChromaBackend:
 
 
 def _steady(read: Callable[[], T]) -> T:
-    """What a read answers; once more, a few times, where its refusal is known to pass."""
+    """Return what a read answers; try a few times more where its refusal is known to pass."""
     for pause_s in READ_PAUSES_S:
         try:
             return read()
         except ChromaError as exc:
-            if not any(words in str(exc) for words in PASSING):
+            if not any(message in str(exc) for message in PASSING):
                 raise
             time.sleep(pause_s)
     return read()
@@ -251,18 +251,18 @@ def _steady(read: Callable[[], T]) -> T:
 def _points(collection: Collection, ids: list[str], *, vectors: bool) -> list[Point]:
     include: Any = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
     answer = _steady(lambda: collection.get(ids=ids, include=include))
-    found = answer["ids"]
-    texts = answer["documents"] or [None] * len(found)  # type: ignore[list-item]
-    payloads = answer["metadatas"] or [None] * len(found)  # type: ignore[list-item]
-    numbers = [None] * len(found) if answer["embeddings"] is None else np.asarray(answer["embeddings"], np.float32)
+    keys = answer["ids"]
+    texts = answer["documents"] or [None] * len(keys)  # type: ignore[list-item]
+    payloads = answer["metadatas"] or [None] * len(keys)  # type: ignore[list-item]
+    numbers = [None] * len(keys) if answer["embeddings"] is None else np.asarray(answer["embeddings"], np.float32)
     return [
         Point(i, text, None if vector is None else TextVectors(vector), dict(payload or {}))
-        for i, text, payload, vector in zip(found, texts, payloads, numbers, strict=True)
+        for i, text, payload, vector in zip(keys, texts, payloads, numbers, strict=True)
     ]
 
 
 def _put(collection: Collection, points: Sequence[Point]) -> None:
-    """An upsert adds to what is there, so that a field has to be taken away by name, and a text by the point."""
+    """Write points whole. An upsert only adds, so a field has to be taken away by name, and a text by the point."""
     without_text = {point.id for point in points if point.text is None}
     before = {point.id: point for point in _points(collection, [point.id for point in points], vectors=False)}
     losing = [i for i in without_text if i in before and before[i].text is not None]
@@ -277,7 +277,7 @@ def _put(collection: Collection, points: Sequence[Point]) -> None:
 
 
 def _metadata(payload: Mapping[str, Any], before: Point | None) -> dict[str, Any] | None:
-    """None instead of an empty dict, which Chroma refuses."""
+    """Return the metadata of a point; None instead of an empty dict, which Chroma refuses."""
     gone: dict[str, Any] = dict.fromkeys(before.payload) if before else {}
     return {**gone, **payload} or None
 
@@ -291,7 +291,7 @@ def _space(collection: Collection) -> str:
 
 
 def _folder(path: str) -> str:
-    """As it is spelled: chromadb takes two spellings for two stores."""
+    """Return the folder as it is spelled: chromadb takes two spellings for two stores."""
     if path.startswith("//") and not path.startswith("///"):
         raise InvalidStoreUrl(f"chroma:{path}", URLS)
     folder = path.removeprefix("//")
@@ -312,7 +312,7 @@ def _locked(folder: str) -> FileLock:
 
 
 def _embedded(folder: str) -> ClientAPI:
-    """Also beside an application in this process that has Chroma's usual settings."""
+    """Open a folder, also beside an application in this process that has Chroma's usual settings."""
     try:
         return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False))
     except NOT_OPENED as exc:
@@ -345,7 +345,7 @@ def _connected(url: str) -> ClientAPI:
 
 
 def _sessions(client: ClientAPI) -> list[httpx.Client]:
-    """The connections of an HTTP client, which it neither closes nor gives a time limit."""
+    """Return the connections of an HTTP client, which it neither closes nor gives a time limit."""
     servers = [getattr(holder, "_server", None) for holder in (client, getattr(client, "_admin_client", None))]
     sessions = [getattr(server, "_session", None) for server in servers]
     return [session for session in sessions if isinstance(session, httpx.Client)]

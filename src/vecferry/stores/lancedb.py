@@ -69,7 +69,7 @@ COSINES: dict[Metric, Callable[[float], float]] = {
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """What lancedb and pyarrow raise, as StoreFailed."""
+    """Raise what lancedb and pyarrow raise as StoreFailed."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, OSError, OverflowError, pa.ArrowException) as exc:
@@ -84,7 +84,7 @@ class LanceBackend:
     outputs = Outputs.DENSE | Outputs.COLBERT
 
     def __init__(self, folder: Path, fields: Fields) -> None:
-        """Raises StoreUnreachable if there is no such folder."""
+        """Open the folder. Raises StoreUnreachable if there is none."""
         if not folder.is_dir():
             raise StoreUnreachable("lancedb", f"there is no folder {folder}")
         self._folder, self._fields = folder, fields
@@ -94,7 +94,7 @@ class LanceBackend:
 
     @classmethod
     def open(cls, url: str, fields: Fields) -> Self:
-        """url: lancedb:///an/absolute/path, or lancedb:a/relative/one."""
+        """Open a URL: lancedb:///an/absolute/path, or lancedb:a/relative/one."""
         path = url.removeprefix("lancedb:")
         if path.startswith("//") and not path.startswith("///"):
             raise InvalidStoreUrl(url, "lancedb:///absolute/path, or lancedb:relative/path")
@@ -104,7 +104,7 @@ class LanceBackend:
         return LanceBackend(self._folder, self._fields)
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Do nothing: nothing is held between calls."""
 
     @property
     def text_field(self) -> str:
@@ -127,7 +127,7 @@ class LanceBackend:
 
     @_translated()
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Also raises StoreSchemaError if two rows of `like` have the same key, or one has none."""
+        """Create a collection. Also raises StoreSchemaError if two rows of `like` have the same key, or one none."""
         if refused := outputs & ~self.outputs:
             raise StoreSchemaError(f"a LanceDB table has no place for {', '.join(refused.names)}", "Leave it out.")
         if self._opened(collection) is not None:
@@ -156,8 +156,8 @@ class LanceBackend:
     def _require_unique_keys(self, table: Table) -> None:
         keys = self._read(table, None, [self._fields.key])[self._fields.key]
         if surplus := len(keys) - pc.count_distinct(keys).as_py():
-            found = f"{table.name} has {surplus} rows without a key of their own in {self._fields.key!r}"
-            raise StoreSchemaError(found, "Every row needs a key, and no other row the same one.")
+            reason = f"{table.name} has {surplus} rows without a key of their own in {self._fields.key!r}"
+            raise StoreSchemaError(reason, "Every row needs a key, and no other row the same one.")
 
     # --- points -----------------------------------------------------------------------------------
 
@@ -172,26 +172,28 @@ class LanceBackend:
         heads = () if vectors else (self._fields.vector, self._colbert)
         names = [name for name in table.schema.names if name not in heads]
         return [
-            point for some in self._filters(table.schema, ids) for point in self._points(self._read(table, some, names))
+            point
+            for condition in self._filters(table.schema, ids)
+            for point in self._points(self._read(table, condition, names))
         ]
 
     @_translated()
     def put(self, collection: str, points: Sequence[Point]) -> None:
-        """Raises StoreSchemaError, with nothing written, for what the table has no place for."""
+        """Write points. Raises StoreSchemaError, with nothing written, for what the table has no place for."""
         schema = self._table(collection).schema
         self._require_fit(collection, schema, points)
-        for some in slices(points, MAX_ROWS):
-            rows = self._rows(schema, some)
+        for batch in slices(points, MAX_ROWS):
+            rows = pa.Table.from_arrays([self._column(field, batch) for field in schema], schema=schema)
             self._write(collection, partial(self._merge, rows))
 
     @_translated()
     def delete(self, collection: str, ids: Sequence[str]) -> None:
-        for some in self._filters(self._table(collection).schema, ids):
-            self._write(collection, methodcaller("delete", some))
+        for condition in self._filters(self._table(collection).schema, ids):
+            self._write(collection, methodcaller("delete", condition))
 
     @_translated()
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """The score is the cosine; by an index with another metric, only that of unit vectors."""
+        """Score by the cosine; by an index with another metric, only that of unit vectors."""
         table = self._table(collection)
         metric = self._metric(table)
         query = cast(VectorQuery, table.search(vector, vector_column_name=self._fields.vector)).distance_type(metric)
@@ -212,9 +214,6 @@ class LanceBackend:
         storable = DENSE | Outputs.COLBERT if self._colbert in schema.names else DENSE
         if any(each.outputs & ~storable for each in vectors):
             raise StoreSchemaError(f"{collection} has no place for sparse or ColBERT vectors", "Leave them out.")
-
-    def _rows(self, schema: pa.Schema, points: Sequence[Point]) -> pa.Table:
-        return pa.Table.from_arrays([self._column(field, points) for field in schema], schema=schema)
 
     def _column(self, field: pa.Field, points: Sequence[Point]) -> pa.Array:
         if field.name == self._fields.key:
@@ -251,14 +250,14 @@ class LanceBackend:
 
     @_translated()
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """None for fewer than 256 rows: a search compares with each of them."""
+        """Return the missing indexes; none for fewer than 256 rows: a search compares with each of them."""
         table, wanted = self._table(collection), self._index(self._table(like))
         wants = wanted is not None and self._index(table) is None and table.count_rows() >= MIN_INDEXED_ROWS
         return (wanted.name,) if wants else ()
 
     @_translated()
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """Writers need not wait; rows that are written later are compared one by one until a compaction."""
+        """Build indexes; writers need not wait, and later rows are compared one by one until a compaction."""
         missing = self.missing_indexes(collection, like)
         for name in missing:
             model = self._table(like)
@@ -271,7 +270,7 @@ class LanceBackend:
         return next((index for index in table.list_indices() if index.columns == [self._fields.vector]), None)
 
     def _metric(self, table: Table) -> Metric:
-        """Of the index, which is passed by in a search with any other; cosine where there is none."""
+        """Return the metric of the index, which a search with any other passes by; cosine where there is none."""
         index = self._index(table)
         stats = table.index_stats(index.name) if index else None
         metric = stats.distance_type if stats and stats.distance_type else "cosine"
@@ -290,7 +289,7 @@ class LanceBackend:
             raise
 
     def _table(self, collection: str) -> Table:
-        """As it is now. Raises StoreSchemaError if it is not there, or its columns are not as expected."""
+        """Open a table as it is now. Raises StoreSchemaError if it is not there, or its columns are not as expected."""
         table = self._opened(collection)
         if table is None:
             raise StoreSchemaError(f"there is no table {collection!r} in {self._folder}", "Look at its name.")
@@ -299,16 +298,16 @@ class LanceBackend:
             (self._fields.text, _is_text, "text"),
             (self._fields.vector, _is_vector, "a list of fixed size of float16, float32 or float64"),
         ):
-            found = table.schema.field(name).type if name in table.schema.names else "not there"
-            if found == "not there" or not fits(found):
-                raise StoreSchemaError(f"column {name!r} of {collection} is {found}", f"It has to be {expected}.")
+            kind = table.schema.field(name).type if name in table.schema.names else "not there"
+            if kind == "not there" or not fits(kind):
+                raise StoreSchemaError(f"column {name!r} of {collection} is {kind}", f"It has to be {expected}.")
         return table
 
     def _filters(self, schema: pa.Schema, ids: Sequence[str]) -> Iterator[str]:
-        """SQL that finds these keys, in parts; a text that can be no key of the table is in none."""
+        """Yield SQL that finds these keys, in parts; a text that can be no key of the table is in none."""
         literals = [_literal(key, schema.field(self._fields.key).type) for key in ids]
-        for some in slices([literal for literal in literals if literal is not None], MAX_IDS):
-            yield f"`{self._fields.key}` IN ({', '.join(some)})"
+        for batch in slices([literal for literal in literals if literal is not None], MAX_IDS):
+            yield f"`{self._fields.key}` IN ({', '.join(batch)})"
 
     def _read(self, table: Table, where: str | None, columns: list[str]) -> pa.Table:
         query = table.search().select(columns).limit(ALL_ROWS)
@@ -319,7 +318,7 @@ class LanceBackend:
         merge.execute(rows, on_bad_vectors="null" if _has_null_vectors(rows) else "error")
 
     def _write(self, collection: str, work: Callable[[Table], object]) -> None:
-        """`work` on the latest version, again if another writer was faster.
+        """Do `work` on the latest version, again if another writer was faster.
 
         Tables that were made here are compacted at times; what compactions replace is kept for an hour.
         """
@@ -356,7 +355,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _whole_number(key: str, kind: pa.DataType) -> int | None:
-    """None if the text is not how a number of this type is written."""
+    """Return the number; None if the text is not how one of this type is written."""
     if not re.fullmatch(r"0|-?[1-9][0-9]*", key, re.ASCII) or len(key) > 20:
         return None
     bits = kind.bit_width
@@ -401,7 +400,7 @@ def _colberts(column: pa.ChunkedArray) -> Iterable[Float32 | None]:
 
 
 def _has_null_vectors(rows: pa.Table) -> bool:
-    """Whether a payload of vectors lacks some. lancedb would refuse them, or take away those with NaN too."""
+    """Return whether a payload of vectors lacks some. lancedb would refuse them, or take away those with NaN too."""
     columns = [rows[field.name].combine_chunks() for field in rows.schema if _is_vector(field.type)]
     if any(pc.any(pc.is_nan(column.flatten().cast(pa.float64()))).as_py() for column in columns):
         return False

@@ -25,7 +25,7 @@ _MARK = re.compile(r"pid (?P<pid>[1-9]\d{0,8}) on \S+ \(started (?P<started>\d+)
 
 
 def process_mark() -> str:
-    """Who this process is, for people and for `is_gone`: `pid 4711 on host-a (started 123456, system 1f0c9a2b)`.
+    """Say who this process is, for people and for `is_gone`: `pid 4711 on host-a (started 123456, system 1f0c9a2b)`.
 
     system: the boot of the kernel and the namespace of the pid, as a digest; hosts may share a name, and
     containers a host. The brackets are left out where there is no /proc; such a process is never known to be gone.
@@ -36,11 +36,11 @@ def process_mark() -> str:
 
 
 def is_gone(mark: str) -> bool:
-    """Whether the process certainly does not exist any more. False for any that cannot be looked up from here."""
-    found = _MARK.fullmatch(mark)
-    if not found or found["system"] != _system():
+    """Return whether the process certainly does not exist any more. False for any that cannot be looked up here."""
+    holder = _MARK.fullmatch(mark)
+    if not holder or holder["system"] != _system():
         return False
-    pid = int(found["pid"])
+    pid = int(holder["pid"])
     try:
         os.kill(pid, 0)  # /proc may hide the processes of other users
     except ProcessLookupError:
@@ -48,11 +48,11 @@ def is_gone(mark: str) -> bool:
     except PermissionError:
         pass
     status = _status(pid)
-    return status is not None and (status[0] in "ZX" or status[1] != found["started"])
+    return status is not None and (status[0] in "ZX" or status[1] != holder["started"])
 
 
 def _status(pid: int) -> tuple[str, str] | None:
-    """State letter and start time in clock ticks since boot; None if /proc does not say them."""
+    """Return state letter and start time in clock ticks since boot; None if /proc does not say them."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -71,7 +71,7 @@ def _system() -> str | None:
 
 @contextmanager
 def held(ledger: Ledger, target: str, seconds: float, former: Lease | None = None) -> Iterator[Lease]:
-    """The lease on `target`, renewed meanwhile through a connection of its own, and given back at the end.
+    """Hold the lease on `target`, renew it meanwhile through a connection of its own, and give it back at the end.
 
     former: one of this holder that it may not have been able to give back. Raises Locked if somebody else has it.
     Whether it was lost meanwhile is for `Ledger.guard` to say.

@@ -40,9 +40,9 @@ class MemoryBackend:
 
     def __init__(self, points: Mapping[str, Sequence[Point]] | None = None) -> None:
         self._held = _Held()
-        for name, given in (points or {}).items():
+        for name, initial in (points or {}).items():
             self._held.collections[name] = _Collection()
-            self.put(name, given)
+            self.put(name, initial)
 
     def another(self) -> MemoryBackend:
         other = MemoryBackend()
@@ -79,8 +79,8 @@ class MemoryBackend:
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
         with self._held.lock:
             held = self._collection(collection).points
-            found = [copy.deepcopy(held[i]) for i in dict.fromkeys(ids) if i in held]
-        return found if vectors else [replace(point, vectors=None) for point in found]
+            points = [copy.deepcopy(held[i]) for i in dict.fromkeys(ids) if i in held]
+        return points if vectors else [replace(point, vectors=None) for point in points]
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
         with self._held.lock:
@@ -103,8 +103,8 @@ class MemoryBackend:
         with self._held.lock:
             points = self._collection(collection).points
             stored = {i: point.vectors.dense for i, point in points.items() if point.vectors is not None}
-        found = [BackendHit(i, _cosine(stored_vector, vector)) for i, stored_vector in stored.items()]
-        return sorted(found, key=lambda hit: (-hit.score, hit.id))[:k]
+        hits = [BackendHit(i, _cosine(stored_vector, vector)) for i, stored_vector in stored.items()]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002  # a search is exact
         return ()

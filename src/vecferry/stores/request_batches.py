@@ -20,7 +20,7 @@ class RequestBatches:
     num_bytes: int
 
     def split(self, points: Sequence[Point], bytes_per_number: int) -> Iterator[list[Point]]:
-        """The points in their order. bytes_per_number: of a vector, as the request spells it."""
+        """Yield the points in their order, by batches. bytes_per_number: of a vector, as the request spells it."""
         batch: list[Point] = []
         filled = 0
         for point in points:
@@ -35,13 +35,13 @@ class RequestBatches:
 
 
 def slices(values: Sequence[T], num: int) -> Iterator[Sequence[T]]:
-    """The values in their order, `num` at a time; the last may have fewer."""
+    """Yield the values in their order, `num` at a time; the last may have fewer."""
     for start in range(0, len(values), num):
         yield values[start : start + num]
 
 
 def _size(point: Point, bytes_per_number: int) -> int:
-    """Bytes of a point in a request, about."""
+    """Return the bytes of a point in a request, about."""
     numbers = 0
     if (vectors := point.vectors) is not None:
         numbers += vectors.dense.size

@@ -117,7 +117,7 @@ class SqlDatabase(Protocol):
 
     def execute_many(self, query: str, params: Sequence[Sequence[object]]) -> None: ...
     def transaction(self) -> AbstractContextManager[None]:
-        """What is written inside is kept as a whole or not at all; inside another one, with that one."""
+        """Keep what is written inside as a whole or not at all; inside another one, with that one."""
 
     def close(self) -> None: ...
 

@@ -206,7 +206,7 @@ class Hit(Value):
 
 
 def tell_nobody(message: str) -> None:
-    """For a `Patience` without `notify`."""
+    """Do nothing; for a `Patience` without `notify`."""
 
 
 MaxPause = Annotated[Seconds, Help("seconds that others wait for a switch at most; three times as long for a rollback")]
@@ -228,7 +228,7 @@ class Patience(Checked):
     notify: Callable[[str], None] = tell_nobody
 
     def surer(self) -> Patience:
-        """For the way back: thrice the pause, twice the time."""
+        """Return the patience for the way back: thrice the pause, twice the time."""
         wait_s = None if self.wait_s is None else 2 * self.wait_s
         return replace(self, max_pause_s=3 * self.max_pause_s, wait_s=wait_s)
 
@@ -242,20 +242,20 @@ class Held(Generic[T]):
 
 
 def text_digest(text: str | None) -> bytes:
-    """SHA-256 of the text's UTF-8 form; empty where there is no text."""
+    """Return the SHA-256 of the text's UTF-8 form; empty where there is no text."""
     return NO_TEXT_DIGEST if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def has_direction(vector: Float32) -> bool:
-    """Whether a cosine with it is a number."""
+    """Return whether a cosine with it is a number."""
     return bool(np.isfinite(vector).all() and vector.any())
 
 
-def in_order(found: Mapping[Key, T], keys: Sequence[Key]) -> dict[Key, T]:
-    """What was found, in the order of `keys`, each once."""
-    return {key: found[key] for key in keys if key in found}
+def in_order(values: Mapping[Key, T], keys: Sequence[Key]) -> dict[Key, T]:
+    """Return the values in the order of `keys`, each once; a key without a value is left out."""
+    return {key: values[key] for key in keys if key in values}
 
 
 def shown(keys: Sequence[Key]) -> tuple[str, ...]:
-    """Keys for people: `7`, or `(eu, 7)` where a key has several parts."""
+    """Write keys for people: `7`, or `(eu, 7)` where a key has several parts."""
     return tuple(key[0] if len(key) == 1 else f"({', '.join(key)})" for key in keys)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def patiently(work: Callable[[float], T], patience: Patience) -> T:
-    """What `work` returns, tried as `patience` says; it is given the seconds for which others may wait in this try.
+    """Try `work` as `patience` says, and return its result; it is given the seconds others may wait in this try.
 
     Raises the last try's Locked.
     """

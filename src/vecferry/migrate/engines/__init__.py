@@ -30,14 +30,14 @@ class Engine(Protocol):
     """One implementation per place where models run."""
 
     def run(self, ranges: Sequence[RangeRecord]) -> Generator[StagedRange, None, None]:
-        """These ranges, in any order, each once all of it lies durably in the staging.
+        """Yield these ranges, in any order, each once all of it lies durably in the staging.
 
         A range that is staged already is not done again. To be closed, if it is not taken to its end.
         """
 
 
 def range_name(uid: str, number: int) -> str:
-    """Under which a range is staged. uid: of the migration, as in `MigrationSpec`."""
+    """Return the name under which a range is staged. uid: of the migration, as in `MigrationSpec`."""
     return f"{uid}-{number:08d}"
 
 

@@ -46,7 +46,7 @@ class RayEngine:
     settings: RaySettings
 
     def run(self, ranges: Sequence[RangeRecord]) -> Generator[StagedRange, None, None]:
-        """Wave by wave; the rows of one are read at once. Raises what `Pool.results` raises.
+        """Run wave by wave; the rows of one are read at once. Raises what `Pool.results` raises.
 
         A thread stages what comes as soon as it does, up to a wave ahead of who takes the ranges. Without a range
         to be done Ray is not started; closing it ends all that was.
@@ -68,7 +68,7 @@ class RayEngine:
                         staged.put(StagedRange(number))
 
     def _pass(self, store: Store, pool: Pool, ranges: Sequence[RangeRecord], failed: set[bytes]) -> Iterator[int]:
-        """Numbers of ranges that are staged now; at least of the first.
+        """Yield numbers of ranges that are staged now; at least of the first.
 
         A text is encoded by the first range that has it; the number of another comes when its vector is staged. Where
         a text fails, the ranges that count on it are left out, and `failed` has its digest: in the next pass each
@@ -116,7 +116,7 @@ def encode_on_workers(
     outputs: Outputs,
     role: Role,
 ) -> Generator[Embeddings, None, None]:
-    """As `Encoder.encode_iter`, in the order of the texts. To be closed, if it is not taken to its end.
+    """Encode as `Encoder.encode_iter`, in the order of the texts. To be closed, if it is not taken to its end.
 
     A wave of texts is read ahead. Raises what `Pool.results` raises.
     """
@@ -128,7 +128,7 @@ def encode_on_workers(
 
 
 def _put(pool: Pool, chunk: tuple[int, list[str]]) -> int:
-    """Its number, which is that of the texts before."""
+    """Put a chunk, and return its number, which is that of the texts before."""
     first_row, texts = chunk
     pool.put(first_row, json.dumps([first_row, *texts]).encode())
     return first_row

@@ -45,7 +45,7 @@ class LocalEngine:
         assert self.staging.outputs == self.outputs, "the staging is for other heads"
 
     def run(self, ranges: Sequence[RangeRecord]) -> Generator[StagedRange, None, None]:
-        """In the order given. What a thread raises is raised here, the first of it, after the ranges before it.
+        """Embed in the order given. What a thread raises is raised here, the first of it, after the ranges before it.
 
         Closing it waits for the range that is being encoded; no thread is left then.
         """
@@ -56,7 +56,7 @@ class LocalEngine:
         yield from run_pipeline(encoder, reader)
 
     def _read(self, ranges: Sequence[RangeRecord], rows: Queue[tuple[int, list[Row] | None]]) -> None:
-        """Each range's rows; None where all of them are staged with the text that they have now."""
+        """Read each range's rows; None where all of them are staged with the text that they have now."""
         with closing(self.store.another()) as store:
             for each in ranges:
                 found = store.outdated(Side.NEW, each.keys, self.rows_per_range)
@@ -71,6 +71,6 @@ class LocalEngine:
             staged.put(StagedRange(number, embedded if can_wait else None))
 
     def _embed(self, rows: Sequence[Row]) -> Embedded:
-        """As `embed`, but a text that is staged is not encoded again."""
+        """Embed as `embed`, but encode no text that is staged."""
         staged = self.staging.vectors([row.digest for row in rows])
         return embed_unknown(self.encoder, rows, self.outputs, staged)

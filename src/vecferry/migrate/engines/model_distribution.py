@@ -26,19 +26,19 @@ class ArtifactRef(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def kind(self) -> str:
-        """Of this machine; on two of one kind the model gives the same vectors."""
+        """Name the kind of this machine; on two of one kind the model gives the same vectors."""
 
     def missing(self) -> str:
-        """Why the model cannot be loaded here before `receive`; empty if it can. Raises ArtifactDamaged."""
+        """Say why the model cannot be loaded here before `receive`; empty if it can. Raises ArtifactDamaged."""
 
     def pieces(self) -> Iterator[tuple[str, bytes]]:
-        """The name of a file and some of its content, in order."""
+        """Yield the name of a file and a part of its content, in order."""
 
     def receive(self, pieces: Iterable[tuple[str, bytes]]) -> None:
-        """Leaves the model here. Repeating is safe. Raises ArtifactDamaged, ArtifactWriteFailed."""
+        """Leave the model here. Repeating is safe. Raises ArtifactDamaged, ArtifactWriteFailed."""
 
     def load(self, threads: int) -> TextEncoder:
-        """Raises what `load_encoder` raises."""
+        """Load the encoder. Raises what `load_encoder` raises."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,20 @@ class ShippedArtifact:
 
     @classmethod
     def of(cls, options: EncoderOptions, cache: Path = CACHE) -> ShippedArtifact:
-        """Of an artifact on this machine. Raises ArtifactNotFound, ArtifactDamaged, Locked."""
+        """Refer to an artifact on this machine. Raises ArtifactNotFound, ArtifactDamaged, Locked."""
         artifact = Artifact.open(options.artifact)
-        found = replace(
+        shipped = replace(
             options, artifact=artifact.path.absolute(), use_onnx=True, lightweight=False, cache=None,
             fingerprint=artifact.fingerprint,
         )  # fmt: skip
-        return cls(found, artifact.fingerprint, sha256_of(artifact.path / MANIFEST), cache)
+        return cls(shipped, artifact.fingerprint, sha256_of(artifact.path / MANIFEST), cache)
 
     def kind(self) -> str:
-        """Processor, instruction sets and device."""
+        """Name processor, instruction sets and device."""
         return f"{machine()['processor']}, {' '.join(instruction_sets())}, {self.options.device}"
 
     def missing(self) -> str:
-        """Reads all of the weights."""
+        """Say what is missing or damaged, "" if nothing is; reads all of the weights."""
         if self._is_ours(self.options.artifact):
             self._refuse_damaged(self.options.artifact)
             return ""
@@ -83,7 +83,7 @@ class ShippedArtifact:
                     yield name, piece
 
     def receive(self, pieces: Iterable[tuple[str, bytes]]) -> None:
-        """Whole and verified, or not at all; one of several who come at once writes, the others wait."""
+        """Write it whole and verified, or not at all; one of several who come at once writes, the others wait."""
         folder = self._received
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.receiving"):
@@ -110,7 +110,7 @@ class ShippedArtifact:
             return False
 
     def _refuse_damaged(self, folder: Path) -> None:
-        """Raises ArtifactNotFound, ArtifactDamaged."""
+        """Raise ArtifactNotFound or ArtifactDamaged unless the folder has what was shipped."""
         for problem in Artifact.open(folder).damaged_files():
             raise ArtifactDamaged(folder, problem)
         if not self._is_ours(folder):

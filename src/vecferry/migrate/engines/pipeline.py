@@ -25,7 +25,7 @@ class Queue(Generic[T]):
         self._ended = self._abandoned = False
 
     def put(self, item: T) -> None:
-        """Waits for room. Raises Abandoned."""
+        """Wait for room. Raises Cancelled."""
         with self._changed:
             self._changed.wait_for(lambda: self._abandoned or len(self._items) < self._size)
             if self._abandoned:
@@ -34,7 +34,7 @@ class Queue(Generic[T]):
             self._changed.notify_all()
 
     def raise_if_cancelled(self) -> None:
-        """Raises Abandoned."""
+        """Raise Cancelled once the reader is done."""
         if self._abandoned:
             raise Cancelled
 
@@ -49,13 +49,13 @@ class Queue(Generic[T]):
             yield item
 
     def end(self) -> None:
-        """The writer is done."""
+        """Say that the writer is done."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """The reader is done; what is in the queue is lost."""
+        """Say that the reader is done; what is in the queue is lost."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
@@ -71,7 +71,7 @@ class Stage(Generic[T]):
 
 
 def run_pipeline(last: Stage[T], *before: Stage[Any]) -> Generator[T, None, None]:
-    """What the last part puts out, to its end; then raises the first failure of all parts, if there was one.
+    """Yield what the last part puts out, to its end; then raise the first failure of all parts, if there was one.
 
     Closing it waits for what the parts have in hand; no thread is left then.
     """
@@ -92,7 +92,7 @@ def run_pipeline(last: Stage[T], *before: Stage[Any]) -> Generator[T, None, None
 
 
 def _thread(part: Stage[Any], failures: list[BaseException]) -> threading.Thread:
-    """A daemon, so that a process whose main thread died does not wait for one who takes no more."""
+    """Return a daemon, so that a process whose main thread died does not wait for one who takes no more."""
 
     def run() -> None:
         try:

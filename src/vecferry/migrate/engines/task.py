@@ -26,7 +26,7 @@ class RangeTask:
     staged: Mapping[bytes, TextVectors]
 
     def to_bytes(self) -> bytes:
-        """To be read by `from_bytes`."""
+        """Write a task, to be read by `from_bytes`."""
         head = {
             "rows": [[row.key, row.text] for row in self.rows],
             "elsewhere": [digest.hex() for digest in sorted(self.elsewhere)],
@@ -38,15 +38,15 @@ class RangeTask:
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> RangeTask:
-        """Raises NotReadable."""
+        """Read a task. Raises NotReadable."""
         head, _, file = stored.partition(b"\n")
-        found = json.loads(head)
+        fields = json.loads(head)
         staged = {row.digest: row.vectors for row in (read(BytesIO(file)) if file else ()) if row.vectors is not None}
-        rows = [Row(tuple(key), text) for key, text in found["rows"]]
-        return cls(rows, {bytes.fromhex(digest) for digest in found["elsewhere"]}, staged)
+        rows = [Row(tuple(key), text) for key, text in fields["rows"]]
+        return cls(rows, {bytes.fromhex(digest) for digest in fields["elsewhere"]}, staged)
 
     def done(self, encoder: TextEncoder, outputs: Outputs) -> bytes:
-        """The file to be staged. Raises what `embed` raises."""
+        """Return the file to be staged. Raises what `embed` raises."""
         embedded = embed_unknown(encoder, self.rows, outputs, self.staged, self.elsewhere)
         file = BytesIO()
         write(file, staged_rows(embedded, outputs, self.elsewhere))
@@ -60,7 +60,7 @@ def embed_unknown(
     staged: Mapping[bytes, TextVectors],
     elsewhere: Collection[bytes] = (),
 ) -> Embedded:
-    """As `embed`, but a text that is staged is not encoded again; a row of one that lies elsewhere has no vector."""
+    """Embed as `embed`, but encode no text that is staged; a row of one that lies elsewhere has no vector."""
     digests = [row.digest for row in rows]
     unknown = [
         row for row, digest in zip(rows, digests, strict=True) if digest not in staged and digest not in elsewhere

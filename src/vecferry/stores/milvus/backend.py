@@ -43,7 +43,7 @@ class MilvusBackend:
 
     @classmethod
     def open(cls, url: str, fields: Fields, token: str | None = None) -> Self:
-        """url: `milvus:///path.db`, `milvus:relative.db`, `milvus+http://USER:PASSWORD@host:19530/DATABASE`.
+        """Open a URL: `milvus:///path.db`, `milvus:relative.db`, `milvus+http://USER:PASSWORD@host:19530/DATABASE`.
 
         Raises StoreUnreachable; no message carries the token. A folder must be there.
         """
@@ -70,7 +70,7 @@ class MilvusBackend:
 
     @contextmanager
     def _client(self, loaded: str | None = None) -> Iterator[MilvusClient]:
-        """loaded: a collection that is going to be read."""
+        """Yield the client, for one thread at a time. loaded: a collection that is going to be read."""
         with translated(self._address), self._turn:
             if loaded is not None and loaded not in self._loaded:
                 state = self._connected.get_load_state(loaded, timeout=TIMEOUT_S)
@@ -166,7 +166,7 @@ class MilvusBackend:
                 client.upsert(collection, rows, timeout=TIMEOUT_S)
 
     def _name_what_goes(self, layout: MilvusLayout, collection: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Milvus Lite keeps entries of the dynamic field that an upsert does not name."""
+        """Name the entries that go: Milvus Lite keeps those of the dynamic field that an upsert does not name."""
         if not (self._address.is_lite and layout.is_dynamic):
             return
         new = {str(row[self._fields.key]): row for row in rows}
@@ -201,10 +201,10 @@ class MilvusBackend:
         parts = slices(keys, IDS_AT_A_TIME)
         return [row for part in parts for row in self._query(collection, layout.is_in(part), fields)]
 
-    def _query(self, collection: str, condition: str, fields: list[str], **how: object) -> list[Mapping[str, Any]]:
+    def _query(self, collection: str, condition: str, fields: list[str], **options: object) -> list[Mapping[str, Any]]:
         with self._client(loaded=collection) as client:
             rows = client.query(
-                collection, condition, output_fields=fields, timeout=TIMEOUT_S, consistency_level=STRONG, **how
+                collection, condition, output_fields=fields, timeout=TIMEOUT_S, consistency_level=STRONG, **options
             )
         return list(rows)
 
@@ -213,19 +213,19 @@ class MilvusBackend:
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
         missing = self.missing_indexes(collection, like)
         if missing:
-            given = self._indexes(like)
+            indexes = self._indexes(like)
             with self._client() as client:
-                params = _as_params({name: given[name] for name in missing})
+                params = _as_params({name: indexes[name] for name in missing})
                 client.create_index(collection, params, timeout=INDEX_TIMEOUT_S, sync=not self._address.is_lite)
         return missing
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
-        """By their fields."""
-        there, fields = self._indexes(collection), self._layout(collection).fields
-        return tuple(name for name in self._indexes(like) if name in fields and name not in there)
+        """Return the fields of missing indexes."""
+        indexed, fields = self._indexes(collection), self._layout(collection).fields
+        return tuple(name for name in self._indexes(like) if name in fields and name not in indexed)
 
     def _indexes(self, collection: str) -> dict[str, dict[str, Any]]:
-        """By field."""
+        """Return the indexes by field."""
         with self._client() as client:
             names = client.list_indexes(collection, timeout=TIMEOUT_S)
             described = [client.describe_index(collection, name, timeout=TIMEOUT_S) for name in names]
@@ -259,7 +259,7 @@ class MilvusBackend:
 
 
 def _as_params(indexes: Mapping[str, Mapping[str, Any]]) -> IndexParams:
-    """Indexes as the store describes them, as it wants to be told."""
+    """Return indexes, as the store describes them, in the form in which it takes them."""
     params = MilvusClient.prepare_index_params()
     for field, index in indexes.items():
         settings = {name: value for name, value in index.items() if name not in _STATISTICS and value != "NONE"}
@@ -268,5 +268,5 @@ def _as_params(indexes: Mapping[str, Mapping[str, Any]]) -> IndexParams:
 
 
 def _cosine(distance: float, metric: str) -> float:
-    """Of two unit vectors; L2 is told as its square."""
+    """Return the cosine of two unit vectors; L2 is told as its square."""
     return 1 - distance / 2 if metric == "L2" else distance

@@ -41,27 +41,30 @@ class Address:
 
     @classmethod
     def parse(cls, url: str, token: str | None) -> Address:
-        """Raises StoreUnreachable if it is no URL of Milvus, or there is no such folder."""
+        """Read a URL. Raises InvalidStoreUrl if it is none of Milvus, StoreUnreachable if there is no such folder."""
         try:
             parts = urlsplit(url)
             user = unquote(parts.username or "")
-            given = f"{user}:{unquote(parts.password)}" if parts.password else user
+            credentials = f"{user}:{unquote(parts.password)}" if parts.password else user
             address, host = parts.netloc.rpartition("@")[2], parts.hostname
             _ = parts.port  # raises if it is none
         except ValueError:
             raise InvalidStoreUrl(f"{KIND}:…", URL_FORM) from None  # its message repeats parts of the URL
         if parts.scheme == KIND and not parts.netloc and parts.path.endswith(".db"):
-            return cls(str(_folder(Path(unquote(parts.path)))), is_lite=True)
+            folder = Path(unquote(parts.path))
+            if not folder.exists():
+                raise StoreUnreachable(KIND, f"there is no {folder}")
+            return cls(str(folder.absolute()), is_lite=True)
         if parts.scheme not in ("milvus+http", "milvus+https") or not host:
             raise InvalidStoreUrl(f"{KIND}:…", URL_FORM)
-        return cls(f"{parts.scheme.removeprefix('milvus+')}://{address}{parts.path}", token or given)
+        return cls(f"{parts.scheme.removeprefix('milvus+')}://{address}{parts.path}", token or credentials)
 
     def turn(self) -> AbstractContextManager[object]:
-        """To be held during a call: Milvus Lite loses writes at a crash if they came at the same time."""
+        """Return a lock to be held during a call: Milvus Lite loses writes at a crash if they came at the same time."""
         return FileLock(Path(self.uri) / LOCK_FILE, timeout=TIMEOUT_S) if self.is_lite else nullcontext()
 
     def connect(self) -> MilvusClient:
-        """Clients of one address in one process share a channel."""
+        """Connect; clients of one address in one process share a channel."""
         with translated(self), self.turn():
             try:
                 return MilvusClient(self.uri, token=self.token, timeout=CONNECT_TIMEOUT_S)
@@ -72,15 +75,9 @@ class Address:
                 raise StoreUnreachable(KIND, reason) from exc
 
 
-def _folder(path: Path) -> Path:
-    if not path.exists():
-        raise StoreUnreachable(KIND, f"there is no {path}")
-    return path.absolute()
-
-
 @contextmanager
 def translated(address: Address) -> Iterator[None]:
-    """Inside, what the client raises becomes an error of ours, without the token."""
+    """Raise what the client raises as an error of ours, without the token."""
     secret = address.token.rpartition(":")[2]
 
     def message(reason: object) -> str:

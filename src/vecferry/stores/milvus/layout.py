@@ -35,7 +35,7 @@ class MilvusLayout:
 
     @classmethod
     def of(cls, described: Mapping[str, Any], names: Fields) -> MilvusLayout:
-        """Raises StoreSchemaError if the key, the text or the vector is not there, or of another type."""
+        """Read a layout. Raises StoreSchemaError if key, text or vector is not there, or of another type."""
         fields = {field["name"]: field for field in described["fields"] if not field.get("is_dynamic")}
         made = frozenset(name for function in described["functions"] for name in function["output_field_names"])
         layout = cls(described, fields, names, made)
@@ -60,7 +60,7 @@ class MilvusLayout:
         return kind == DataType.SPARSE_FLOAT_VECTOR and SPARSE not in self.made_by_functions
 
     def _check_names(self) -> None:
-        """The text may be an entry of the dynamic field."""
+        """Check key, text and vector; the text may be an entry of the dynamic field."""
         names, known = self.names, ", ".join(self.fields)
         if not self.fields.get(names.key, {}).get("is_primary"):
             raise StoreSchemaError(f"{self.collection} has no primary key {names.key!r}", f"Its fields: {known}.")
@@ -73,7 +73,7 @@ class MilvusLayout:
         return self.fields.get(name, {}).get("type")
 
     def check(self) -> None:
-        """Raises StoreSchemaError if there can be no collection like this one with other vectors."""
+        """Raise StoreSchemaError if there can be no collection like this one with other vectors."""
         if self.described["auto_id"] or self.fields[self.names.key].get("auto_id"):
             raise StoreSchemaError(f"{self.collection} makes its ids by itself", "A copy must have the same ids.")
         if self.names.vector in self.made_by_functions:
@@ -89,7 +89,7 @@ class MilvusLayout:
             raise StoreSchemaError(f"{self.collection} has partitions", "Only a partition key can be migrated.")
 
     def copied(self, dimension: int, outputs: Outputs) -> CollectionSchema:
-        """The schema of a collection like this one."""
+        """Return the schema of a collection like this one."""
         raw = copy.deepcopy(dict(self.described))
         raw["fields"] = [field for field in raw["fields"] if field["name"] != SPARSE or not self.has_sparse]
         for field in raw["fields"]:
@@ -102,17 +102,17 @@ class MilvusLayout:
     # --- rows -------------------------------------------------------------------------------------
 
     def read_fields(self, *, vectors: bool) -> list[str]:
-        """Those to ask for."""
+        """Return the fields to ask for."""
         made = self.made_by_functions
         names = [name for name in self.fields if name not in made and (vectors or self._type(name) not in _VECTORS)]
         return [*names, DYNAMIC] if self.is_dynamic else names
 
     def dynamic(self, row: Mapping[str, Any]) -> set[str]:
-        """Names of the row's entries in the dynamic field."""
+        """Return the names of the row's entries in the dynamic field."""
         return {name for name in row if name not in self.fields}
 
     def point(self, row: Mapping[str, Any], *, keeps_nulls: bool) -> Point:
-        """A null in a field of the schema is no entry. keeps_nulls: one in the dynamic field is."""
+        """Read a row. A null in a field of the schema is no entry. keeps_nulls: one in the dynamic field is."""
         payload = {
             name: _plain(value)
             for name, value in row.items()
@@ -128,7 +128,7 @@ class MilvusLayout:
         return Point(str(key), text, vectors, payload)
 
     def row(self, point: Point) -> dict[str, Any]:
-        """Raises StoreSchemaError for what the schema does not allow."""
+        """Return the row of a point. Raises StoreSchemaError for what the schema does not allow."""
         assert point.vectors is not None, "every point that is put has a vector"
         optional = (name for name, field in self.fields.items() if field.get("nullable") or "default_value" in field)
         row = {name: None for name in optional if name not in self.made_by_functions} | dict(point.payload)
@@ -145,7 +145,7 @@ class MilvusLayout:
         return row
 
     def key(self, id_: str) -> str | int:
-        """As the primary key has it. Raises StoreSchemaError for a text that is no whole number where one is needed."""
+        """Return the id as the primary key has it. Raises StoreSchemaError for no whole number where one is needed."""
         if self._type(self.names.key) == DataType.VARCHAR:
             return id_
         number = int(id_) if id_.removeprefix("-").isdecimal() and id_.isascii() and len(id_) <= 20 else None
@@ -160,7 +160,7 @@ class MilvusLayout:
         return f"{self.names.key} in [{', '.join(map(_literal, keys))}]"
 
     def is_above(self, key: str | int | None) -> str:
-        """None: every key. The client's own iterator misses the keys "" and 2^63 - 1, and does not quote."""
+        """Return a filter; None: every key. The client's own iterator misses "" and 2^63 - 1, and does not quote."""
         if key is not None:
             return f"{self.names.key} > {_literal(key)}"
         is_text = self._type(self.names.key) == DataType.VARCHAR
@@ -168,12 +168,12 @@ class MilvusLayout:
 
 
 def _literal(key: str | int) -> str:
-    """Control characters but for these need no escape, and Milvus Lite knows none for them."""
+    """Write a literal. Control characters but for these need no escape, and Milvus Lite knows none for them."""
     return str(key) if isinstance(key, int) else f'"{key.translate(_ESCAPES)}"'
 
 
 def _plain(value: Any) -> Any:
-    """An array field comes as a container of the protocol's own."""
+    """Make a list of an array field, which comes as a container of the protocol's own."""
     return value if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence) else list(value)
 
 

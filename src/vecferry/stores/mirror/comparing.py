@@ -97,8 +97,8 @@ class MirrorComparison:
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         keys = [row.key for row in self.outdated(side)]
         if with_vector:
-            there = {point.id for point in self._backend.get(self._sides.now().name(side), [key[0] for key in keys])}
-            keys = [key for key in keys if key[0] in there]
+            stored = {point.id for point in self._backend.get(self._sides.now().name(side), [key[0] for key in keys])}
+            keys = [key for key in keys if key[0] in stored]
         return Finding(len(keys), tuple(keys[:max_keys])) if keys else NOTHING
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
@@ -116,7 +116,7 @@ class MirrorComparison:
             rows,
             orphaned=Finding(len(orphans), tuple(orphans[:max_keys])),
             missing_indexes=self._backend.missing_indexes(sides.other, sides.serving),
-            **findings.found(),
+            **findings.by_defect(),
         )
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
@@ -131,7 +131,7 @@ class MirrorComparison:
         ]
 
     def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
-        """Rows whose text is not that of their point on the side that follows, and no dead letters."""
+        """Return rows whose text is not that of their point on the side that follows, and no dead letters."""
         source = self._backend.get(sides.serving, ids)
         texts = {point.id: point.text for point in self._backend.get(sides.other, ids)}
         rows = [Row((p.id,), p.text) for p in source if p.id not in texts or texts[p.id] != p.text]
@@ -149,8 +149,8 @@ class MirrorComparison:
         gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))
         keys: list[Key] = [(name,) for name in sorted(gone)]
         dead_letters = self._sides.dead_letter_digests(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
-        there = self._backend.get(sides.other, [key[0] for key in dead_letters])
-        kept = {(point.id,) for point in there if text_digest(point.text) == dead_letters[point.id,]}
+        points = self._backend.get(sides.other, [key[0] for key in dead_letters])
+        kept = {(point.id,) for point in points if text_digest(point.text) == dead_letters[point.id,]}
         return [key for key in keys if key not in kept][:limit]
 
 
@@ -169,7 +169,7 @@ class Findings:
             keys.append(key)
 
     def look(self, point: Point, new: Point | None, dead_letter: bytes | None) -> None:
-        """letter: digest of the text that could not be embedded."""
+        """Look at a point. dead_letter: digest of the text that could not be embedded."""
         key = (point.id,)
         if new is None:
             self._note("without_vector" if dead_letter == text_digest(point.text) else "outdated", key)
@@ -189,5 +189,5 @@ class Findings:
             if abs(norm - 1) > NORM_TOLERANCE:
                 self._note("off_norm", key)
 
-    def found(self) -> dict[str, Finding]:
+    def by_defect(self) -> dict[str, Finding]:
         return {defect: Finding(count, tuple(self._keys[defect])) for defect, count in self._counts.items()}

@@ -68,17 +68,17 @@ class MirrorReader:
         ]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
-        found: dict[Key, Row] = {(p.id,): Row((p.id,), p.text) for p in self._points(self._sides.now().serving, keys)}
-        return list(in_order(found, keys).values())
+        rows: dict[Key, Row] = {(p.id,): Row((p.id,), p.text) for p in self._points(self._sides.now().serving, keys)}
+        return list(in_order(rows, keys).values())
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         with self._collection_in(fingerprint, f"a read of vectors in {self._target}") as collection:
             points = self._points(collection, keys, vectors=True)
-            found: dict[Key, Float32] = {(p.id,): p.vectors.dense for p in points if p.vectors is not None}
-        return in_order(found, keys)
+            vectors: dict[Key, Float32] = {(p.id,): p.vectors.dense for p in points if p.vectors is not None}
+        return in_order(vectors, keys)
 
     def _points(self, collection: str, keys: Sequence[Key], *, vectors: bool = False) -> Iterator[Point]:
-        """Those that are there, in any order; a key of several parts is no point's."""
+        """Yield those that are there, in any order; a key of several parts is no point's."""
         ids = list(dict.fromkeys(key[0] for key in keys if len(key) == 1))
         for points in self._sides.pages_of(collection, ids, vectors=vectors):
             yield from points
@@ -88,7 +88,7 @@ class MirrorReader:
             self._refuse_dimension(collection, vector, fingerprint)
             if exact:
                 return self._exact_search(collection, vector, k)
-            return [Hit((found.id,), found.score) for found in self._backend.search(collection, vector, k)]
+            return [Hit((hit.id,), hit.score) for hit in self._backend.search(collection, vector, k)]
 
     def _refuse_dimension(self, collection: str, vector: Float32, fingerprint: str) -> None:
         stored = self._backend.dimension(collection)
@@ -98,7 +98,7 @@ class MirrorReader:
 
     @contextmanager
     def _collection_in(self, fingerprint: str, where: str) -> Iterator[str]:
-        """The collection of that space. Raises SpaceMismatch, also if a `finalize` drops the collection meanwhile."""
+        """Yield the collection of that space. Raises SpaceMismatch, also if a `finalize` drops it meanwhile."""
         collection = self._found_in(fingerprint, where)
         try:
             yield collection

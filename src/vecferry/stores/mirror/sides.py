@@ -76,7 +76,7 @@ class MirrorSides:
             yield self.backend.get(collection, ids[start : start + PAGE], vectors=vectors)
 
     def is_half_finalized(self, sides: Sides) -> bool:
-        """Whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
+        """Return whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
         return sides.serving == sides.new and not self.backend.exists(sides.old)
 
     def dead_letter_digests(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:

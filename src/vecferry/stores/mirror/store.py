@@ -74,7 +74,7 @@ class MirrorStore(Store):
         return type(self)(self._backend.another(), self._target, self._ledger.another())
 
     def reconnect(self) -> None:
-        """Asks the store for its collection; the clients of these stores connect anew by themselves."""
+        """Ask the store for its collection; the clients of these stores connect anew by themselves."""
         self._backend.exists(self._target)
 
     def close(self) -> None:
@@ -185,9 +185,9 @@ class MirrorStore(Store):
                 self._backend.delete(sides.other, gone)
             kept = [(source[point.id], point) for point in other if point.id in source]
             moved = [
-                replace(point, payload=there.payload)
-                for there, point in kept
-                if there.text == point.text and not same(there.payload, point.payload)
+                replace(point, payload=served.payload)
+                for served, point in kept
+                if served.text == point.text and not same(served.payload, point.payload)
             ]
             if moved:
                 self._backend.put(sides.other, moved)
@@ -195,7 +195,7 @@ class MirrorStore(Store):
         return {key for key in keys if key[0] not in source}
 
     def _unbury_served(self, sides: Sides, keys: Sequence[Key]) -> None:
-        """A row that the application has written where it serves is no dead letter of that side any more."""
+        """Remove the dead letters of rows that the application has written on the side that serves."""
         side, record = Side.NEW if sides.serving == sides.new else Side.OLD, self._sides.open_record()
         if record is not None and self._sides.dead_letter_digests(side, keys):
             with self.transaction():
@@ -267,7 +267,7 @@ class MirrorStore(Store):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside, the sides do not change places, and the lease was ours at the beginning."""
+        """Hold the sides in their places; the lease was ours at the beginning."""
         if self._lease is not None:
             self._ledger.guard(self._lease)
         if self._held_until is not None:  # nobody else can write, nor wait for us
@@ -288,7 +288,7 @@ class MirrorStore(Store):
         return False
 
     def _point_alias(self, collection: str) -> None:
-        """For clients that know the collection by an alias; where the target is none, there is nothing to point."""
+        """Point the alias by which clients know the collection; where the target is none, there is nothing to point."""
         backend = self._backend
         if isinstance(backend, Aliased) and backend.is_alias(self._target):
             backend.point_alias(self._target, collection)

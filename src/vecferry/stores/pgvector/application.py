@@ -16,7 +16,7 @@ from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.values import Key, Record, Side, text_digest
 
-Given = dict[str, tuple[Fragment, object]]
+Assignments = dict[str, tuple[Fragment, object]]
 """By column: how its value stands in the statement, and the value."""
 
 PLAIN = sql.SQL("%s")
@@ -44,7 +44,7 @@ class PgApplicationWriter:
             in_order = sorted(records, key=lambda record: record.key)
             for names, group in groupby(in_order, key=lambda record: tuple(record.payload)):
                 self._refuse_unknown(names, columns)
-                rows = [self._given(record, side, columns) for record in group]
+                rows = [self._assignments(record, side, columns) for record in group]
                 query = self._upsert({name: placeholder for name, (placeholder, _) in rows[0].items()})
                 self._db.execute_many(query, [[value for _, value in row.values()] for row in rows])
 
@@ -55,28 +55,28 @@ class PgApplicationWriter:
                 what = f"{self._table.schema}.{self._table.name} has no column {name} for the payload of a record"
                 raise StoreSchemaError(what, "Names are spelled as in the database; key, text and vectors stand apart.")
 
-    def _given(self, record: Record, side: Side, columns: Columns) -> Given:
+    def _assignments(self, record: Record, side: Side, columns: Columns) -> Assignments:
         table = self._table
         heads = self._served_heads(columns)
         stored = self._session.stored(text_digest(record.text), record.vectors, heads)
-        given: Given = {
+        assignments: Assignments = {
             column.name: (sql.SQL("%s::text::") + verbatim(column.type), part)
             for column, part in zip(table.key, record.key, strict=True)
         }
-        given[table.text] = (PLAIN, record.text)
-        given[table.vector] = (self._sql.placeholder(table.kind), _binary(stored.vector))
+        assignments[table.text] = (PLAIN, record.text)
+        assignments[table.vector] = (self._sql.placeholder(table.kind), _binary(stored.vector))
         if heads.sparse is not None:
-            given[heads.sparse] = (self._sql.placeholder("sparsevec"), _binary(stored.sparse))
+            assignments[heads.sparse] = (self._sql.placeholder("sparsevec"), _binary(stored.sparse))
         if heads.colbert is not None:
-            given[heads.colbert] = (self._sql.placeholder("halfvec[]"), stored.colbert)
+            assignments[heads.colbert] = (self._sql.placeholder("halfvec[]"), stored.colbert)
         if (name := columns.checksum(side)) in columns.by_name:  # current at once, unless there is no vector to be
-            given[name] = (PLAIN, None if stored.vector is None else checksum(stored))
+            assignments[name] = (PLAIN, None if stored.vector is None else checksum(stored))
         for name, value in record.payload.items():
-            given[name] = (PLAIN, _adaptable(value, columns.by_name[name].kind))
-        return given
+            assignments[name] = (PLAIN, _adaptable(value, columns.by_name[name].kind))
+        return assignments
 
     def _served_heads(self, columns: Columns) -> HeadColumns:
-        """Those of the side that serves: those of a side that is still being made are the migration's."""
+        """Return the heads of the side that serves: those of a side that is still being made are the migration's."""
         if columns.of_side(Side.NEW) not in (None, self._table.vector):
             return HeadColumns()
         return columns.heads(Side.NEW)

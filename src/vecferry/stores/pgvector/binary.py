@@ -32,19 +32,19 @@ class BinaryDumper(Dumper):
 
 
 def vector_bytes(numbers: Float32, kind: str) -> bytes:
-    """kind: "vector" (float32) or "halfvec" (float16, so that digits are lost)."""
+    """Return a vector in binary. kind: "vector" (float32) or "halfvec" (float16, so that digits are lost)."""
     number = ">f2" if kind == "halfvec" else ">f4"
     return struct.pack(">HH", len(numbers), 0) + numbers.astype(number).tobytes()
 
 
 def sparse_bytes(sparse: SparseVector) -> bytes:
-    """Ids count from 0 here and in what the model says, but from 1 where PostgreSQL shows them: '{1:0.5}/250002'."""
+    """Return a sparse vector in binary. Ids count from 0 here, from 1 where PostgreSQL shows them: '{1:0.5}/250002'."""
     header = struct.pack(">iii", SPARSE_DIMENSION, len(sparse.indices), 0)
     return header + sparse.indices.astype(">i4").tobytes() + sparse.weights.astype(">f4").tobytes()
 
 
 def array(element_oid: int, elements: Sequence[bytes | None]) -> Binary:
-    """A one-dimensional array."""
+    """Return a one-dimensional array."""
     if not elements:
         return Binary(struct.pack(">iii", 0, 0, element_oid))
     has_null = any(element is None for element in elements)
@@ -55,6 +55,6 @@ def array(element_oid: int, elements: Sequence[bytes | None]) -> Binary:
 
 
 def colbert_array(vectors: Float32, halfvec_oid: int) -> Binary:
-    """float32 [tokens, D] as `halfvec(D)[]`."""
+    """Return float32 [tokens, D] as `halfvec(D)[]`."""
     with np.errstate(over="ignore"):  # the server names what half precision cannot hold
         return array(halfvec_oid, [vector_bytes(vector, "halfvec") for vector in vectors])

@@ -62,7 +62,7 @@ class PgCapture:
         hold(self._make_triggers, patience)
 
     def _is_capturing(self) -> bool:
-        """Whether our triggers are all there, enabled, and of the text, key and vectors that this store knows."""
+        """Return whether our triggers are all there, enabled, and of the text, key and vectors of this store."""
         names = CaptureNames.of(self._table.target)
         rows = self._db.rows(
             "SELECT t.tgname::text, t.tgenabled::text, obj_description(p.oid, 'pg_proc')"
@@ -96,7 +96,7 @@ class PgCapture:
             self._db.execute(sql.SQL("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}").format(table, identifier(trigger)))
 
     def _vector_columns(self) -> list[VectorColumn]:
-        """Those of both sides that have a checksum beside them; none before `prepare`."""
+        """Return the vectors of both sides that have a checksum beside them; none before `prepare`."""
         columns = self._catalogue.columns()
         return [
             VectorColumn(name, columns.by_name[name].kind, columns.checksum(side))
@@ -117,12 +117,12 @@ class PgCapture:
                 self._unmake()
 
     def _has_triggers(self) -> bool:
-        (found,) = self._db.row(
+        (exists,) = self._db.row(
             "SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = %s::oid"
             " AND p.proname = %s AND p.pronamespace = to_regnamespace(%s))",
             [self._table.oid, CaptureNames.of(self._table.target).function, SCHEMA],
         )
-        return bool(found)
+        return bool(exists)
 
     def _unmake(self) -> None:
         self._drop_triggers()
@@ -185,21 +185,21 @@ class PgCapture:
             return set()
         self._forget_letters(keys)
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
-        given = [sql.SQL("given.{}").format(name) for name in names]
+        parts = [sql.SQL("given.{}").format(name) for name in names]
         query = sql.SQL(
-            "SELECT {given} FROM unnest({arrays}) AS given({names})"
+            "SELECT {parts} FROM unnest({arrays}) AS given({names})"
             " WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same})"
         ).format(
-            given=sql.SQL(", ").join(given),
+            parts=sql.SQL(", ").join(parts),
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
             table=self._sql.name,
-            same=self._sql.same_key(self._sql.cast(given)),
+            same=self._sql.same_key(self._sql.cast(parts)),
         )
         return {tuple(key) for key in self._db.rows(query, [list(part) for part in zip(*keys, strict=True)])}
 
     def _forget_letters(self, keys: Sequence[Key]) -> None:
-        """Dead letters whose row is gone, has another text by now, or has got its vector in another way."""
+        """Forget dead letters whose row is gone, has another text by now, or has got its vector in another way."""
         if not self._ledger.is_installed():
             return
         among, params = self._sql.among(keys)
@@ -231,7 +231,7 @@ class VectorColumn:
 
 
 def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
-    """What the function and the triggers were made for; another text column needs others.
+    """Say what the function and the triggers were made for; another text column needs others.
 
     The columns keep their numbers when they change names, and so the triggers go with them through a switch.
     """
@@ -240,7 +240,7 @@ def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
 
 
 def _is_other_row(table: Table, vectors: Sequence[VectorColumn]) -> sql.Composed:
-    """Whether the text, the key, or a vector that we did not write is another one than before.
+    """Return whether the text, the key, or a vector that we did not write is another one than before.
 
     Byte by byte: two texts that a collation or a type takes for equal have two vectors all the same.
     """
@@ -253,7 +253,7 @@ def _is_other_row(table: Table, vectors: Sequence[VectorColumn]) -> sql.Composed
 
 
 def _is_other_vector(vector: VectorColumn, extension: str) -> sql.Composed:
-    """Whoever knows checksums writes a new one with a new vector, and none with no vector."""
+    """Return a condition. Whoever knows checksums writes a new one with a new vector, and none with no vector."""
     by_function, by_operator = "{equal}(OLD.{vector}, NEW.{vector})", "OLD.{vector} OPERATOR(pg_catalog.=) NEW.{vector}"
     is_equal = by_operator if vector.kind.startswith("_") else by_function  # the elements of an array are compared
     return sql.SQL(
@@ -278,7 +278,7 @@ def _create_function(name: sql.Identifier, table: Table) -> sql.Composed:
 
 
 def _body(table: Table) -> str:
-    """An update notes one key, or both if the key was changed."""
+    """Return the trigger's code. An update notes one key, or both if the key was changed."""
     note = sql.SQL("INSERT INTO vecferry.changes (target, key) VALUES ({}, {});")
     target = sql.Literal(table.target)
     old, new = (key_text_sql(row, table, sql.Identifier) for row in ("OLD", "NEW"))

@@ -45,39 +45,39 @@ class Columns:
         return Side.NEW if suffixed(self.table.vector, OLD) in self.by_name else Side.OLD
 
     def of_side(self, side: Side) -> str | None:
-        """The name of its column; None for a side that is not there."""
+        """Return the name of its column; None for a side that is not there."""
         if side is self.serving:
             return self.table.vector
         other = suffixed(self.table.vector, NEW if side is Side.NEW else OLD)
         return other if other in self.by_name else None
 
     def checksum(self, side: Side) -> str:
-        """The name of the column that says which text and vector that side was written with (`checksum.py`).
+        """Return the name of the column that says which text and vector that side was written with (`checksum.py`).
 
         It stays where it is when the sides change places.
         """
         return suffixed(self.table.vector, NEW_CHECKSUM if side is Side.NEW else OLD_CHECKSUM)
 
     def is_compared(self, side: Side) -> bool:
-        """Whether the side is there, and the checksums by which its rows are known to be current."""
+        """Return whether the side is there, and the checksums by which its rows are known to be current."""
         return self.of_side(side) is not None and self.checksum(side) in self.by_name
 
     def required(self, side: Side) -> str:
-        """The same, or StoreSchemaError."""
+        """Return the name of its column. Raises StoreSchemaError for a side that is not there."""
         if (column := self.of_side(side)) is None:
             raise StoreSchemaError(f"{self.table.target} has no {side} side", "It was dropped: run start again.")
         return column
 
     def heads(self, side: Side) -> HeadColumns:
-        """The old side has none: those of a former migration are not followed."""
+        """Return the head columns of a side. The old one has none: those of a former migration are not followed."""
         return HeadColumns() if side is Side.OLD else HeadColumns(self.head(SPARSE), self.head(COLBERT))
 
     def head(self, suffix: str) -> str | None:
-        """The column of sparse or ColBERT vectors, if it is ours: in the space of the new side, or of what serves."""
+        """Return the column of sparse or ColBERT vectors if it is ours: in the space of the new side or what serves."""
         name = suffixed(self.table.vector, suffix)
         dense = self.by_name[self.of_side(Side.NEW) or self.table.vector]
-        found = self.by_name.get(name)
-        return name if found and found.space is not None and found.space == dense.space else None
+        column = self.by_name.get(name)
+        return name if column and column.space is not None and column.space == dense.space else None
 
     def of_vectors(self) -> set[str]:
         """Return the names of columns that hold vectors, whoever made them, and of our checksums."""
@@ -85,7 +85,7 @@ class Columns:
         return vectors | {self.checksum(side) for side in Side}
 
     def ours(self) -> set[str]:
-        """Those that an application does not write by name: vectors of both sides, and what goes with them."""
+        """Return those that an application does not write by name: vectors of both sides, and what goes with them."""
         vector = self.table.vector
         heads = {head for suffix in (SPARSE, COLBERT) if (head := self.head(suffix))}
         checksums = {self.checksum(side) for side in Side}
@@ -100,7 +100,7 @@ class Catalogue:
         self._table = table
 
     def columns(self) -> Columns:
-        """Raises StoreSchemaError if the vector column is not there any more."""
+        """Read the columns. Raises StoreSchemaError if the vector column is not there any more."""
         rows = self._db.rows(
             "SELECT a.attname::text, t.typname::text, nullif(a.atttypmod, -1), a.attnotnull,"
             " col_description(a.attrelid, a.attnum) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
@@ -120,13 +120,13 @@ class Catalogue:
         return [VectorIndex(*row) for row in rows]
 
     def wanted_indexes(self) -> list[VectorIndex]:
-        """Those on the serving vectors that have, or should have, a twin on the new."""
+        """Return those on the serving vectors that have, or should have, a twin on the new."""
         if self.columns().serving is Side.NEW:
             return []
         return [index for index in self.vector_indexes(self._table.vector) if index.can_be_recreated(self._table)]
 
     def missing_indexes(self) -> list[VectorIndex]:
-        """Those of the wanted whose twin is not there, or is half-built."""
+        """Return those of the wanted whose twin is not there, or is half-built."""
         counterparts = {
             counterpart.name: counterpart.valid
             for counterpart in self.vector_indexes(suffixed(self._table.vector, NEW))
@@ -147,7 +147,7 @@ class Catalogue:
         return tuple(name for (name,) in rows)
 
     def update_triggers(self) -> tuple[str, ...]:
-        """Those that fire for an UPDATE of any column, without the ones of a capture."""
+        """Return those that fire for an UPDATE of any column, without the ones of a capture."""
         rows = self._db.rows(
             "SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
             " WHERE t.tgrelid = %s::oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'"

@@ -35,7 +35,7 @@ class Stored:
 
 
 def checksum(stored: Stored) -> bytes:
-    """SHA-256, 32 bytes. digest: of the text, as `values.text_digest`."""
+    """Return SHA-256, 32 bytes. digest: of the text, as `values.text_digest`."""
     colbert = None if stored.colbert is None else stored.colbert.data[ARRAY_HEADER_BYTES:]
     parts = (stored.digest, stored.vector, stored.sparse, colbert)
     return hashlib.sha256(b"".join(part for part in parts if part is not None)).digest()
@@ -57,12 +57,12 @@ class StoredColumns:
 
 
 def digest_sql(text: Fragment) -> sql.Composed:
-    """`values.text_digest`, computed by the server."""
+    """Return `values.text_digest`, computed by the server."""
     return sql.SQL("coalesce(sha256(convert_to({}, 'UTF8')), ''::bytea)").format(text)
 
 
 def checksum_sql(stored: StoredColumns) -> sql.Composed:
-    """An expression of type bytea."""
+    """Return an expression of type bytea."""
     parts = [digest_sql(stored.text), _sent(stored.extension, f"{stored.kind}_send", stored.vector)]
     if stored.sparse is not None:
         parts.append(_sent(stored.extension, "sparsevec_send", stored.sparse))

@@ -113,7 +113,7 @@ class PgComparison:
             return Examination(rows, missing_indexes=missing, **findings)
 
     def _defects(self, dimension: int) -> dict[str, sql.Composed]:
-        """The condition of each, by its name in `Examination`."""
+        """Return the condition of each defect, by its name in `Examination`."""
         columns = self._catalogue.columns()
         side = self._sql.column(columns.required(Side.NEW))
         extension = self._table.extension

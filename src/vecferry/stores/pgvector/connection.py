@@ -42,15 +42,15 @@ class Database:
     """One connection, each statement kept at once unless in `transaction`. All errors of psycopg end here."""
 
     def __init__(self, database_url: str) -> None:
-        """Raises StoreUnreachable; no message carries the password."""
+        """Connect. Raises StoreUnreachable; no message carries the password."""
         try:
-            given = psycopg.conninfo.conninfo_to_dict(database_url)
+            params = psycopg.conninfo.conninfo_to_dict(database_url)
         except psycopg.ProgrammingError:
             reason = "the database URL is not of the form postgresql://USER@HOST:PORT/DATABASE"
             raise StoreUnreachable("pgvector", reason) from None  # psycopg's message repeats the URL
         self._url = database_url
-        self._password = str(given.get("password") or "")
-        self._connect_timeout = given.get("connect_timeout", CONNECT_TIMEOUT_S)
+        self._password = str(params.get("password") or "")
+        self._connect_timeout = params.get("connect_timeout", CONNECT_TIMEOUT_S)
         self._open()
         self._wants_primary = not self._is_standby
 
@@ -83,11 +83,11 @@ class Database:
         self._connection.execute(sql.SQL("; ").join(assigned))
 
     def another(self) -> Database:
-        """An equal connection. Raises StoreUnreachable."""
+        """Open an equal connection. Raises StoreUnreachable."""
         return Database(self._url)
 
     def reconnect(self) -> None:
-        """Leaves a new connection in the place of this one, for all that use it. Raises StoreUnreachable.
+        """Leave a new connection in the place of this one, for all that use it. Raises StoreUnreachable.
 
         A standby that has not taken the place of the primary yet is not what was lost.
         """
@@ -118,7 +118,7 @@ class Database:
             raise StoreFailed("pgvector", self._reason(exc)) from exc
 
     def _is_lost(self, exc: psycopg.Error) -> bool:
-        """Whether the server went away or was never there: connection errors (08), shutdown (57P), none of its states.
+        """Return whether the server went away or was never there: connection errors (08), shutdown (57P), no state.
 
         An operational error without a state is the client's own: a connection that was cut in a pipeline, say, is not
         `closed` yet.
@@ -138,17 +138,17 @@ class Database:
             return self._connection.execute(as_query(query), params).fetchall()
 
     def row(self, query: Fragment | str, params: Params = ()) -> tuple[Any, ...]:
-        """The only row of an answer that always has one."""
+        """Return the only row of an answer that always has one."""
         (row,) = self.rows(query, params)
         return row
 
     def execute(self, query: Fragment | str, params: Params = ()) -> int:
-        """The number of rows that were written."""
+        """Return the number of rows that were written."""
         with self._translated():
             return self._connection.execute(as_query(query), params).rowcount
 
     def script(self, statements: str) -> None:
-        """Several statements without parameters, in one transaction."""
+        """Run several statements without parameters, in one transaction."""
         with self._translated(), self._connection.transaction():
             self._connection.execute(sql.SQL(statements))
 
@@ -157,20 +157,20 @@ class Database:
             cursor.executemany(as_query(query), params)
 
     def rows_of_many(self, query: Fragment | str, params: Iterable[Sequence[object]]) -> list[tuple[Any, ...]]:
-        """The rows of all answers. Parameters are made while the server is at work on those before."""
-        found: list[tuple[Any, ...]] = []
+        """Return the rows of all answers. Parameters are made while the server is at work on those before."""
+        rows: list[tuple[Any, ...]] = []
         with self._translated(), self._connection.cursor() as cursor:
             cursor.executemany(as_query(query), params, returning=True)
             while cursor.pgresult is not None:
-                found += cursor.fetchall()
+                rows += cursor.fetchall()
                 if not cursor.nextset():
                     break
             self._connection.execute("")  # after a pipeline alone, idle_in_transaction_session_timeout does not run
-        return found
+        return rows
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Inside another, what is written is kept or lost with that one."""
+        """Open a transaction; inside another, what is written is kept or lost with that one."""
         with self._translated(), self._connection.transaction():
             yield
 
@@ -209,10 +209,10 @@ def identifier(*parts: str) -> Name:
 
 
 def verbatim(text: str) -> sql.SQL:
-    """SQL that the server itself has written: a type, a condition."""
+    """Return as SQL what the server itself has written: a type, a condition."""
     return sql.SQL(text.replace("%", "%%"))
 
 
 def literal(value: str) -> sql.SQL:
-    """A constant where the server takes no parameter."""
+    """Return a constant, for where the server takes no parameter."""
     return verbatim(sql.Literal(value).as_string())

@@ -53,7 +53,7 @@ class VectorIndex:
         return suffixed(self.name, NEW)
 
     def can_be_recreated(self, table: Table) -> bool:
-        """Not one over an expression, nor one whose condition speaks of the vector: that is for its owner."""
+        """Return false for one over an expression, or whose condition speaks of the vector: that is for its owner."""
         mentioned = self.condition is not None and table.vector.lower() in self.condition.lower()
         return self.opclass.startswith(f"{table.kind}_") and "((" not in self._key_part() and not mentioned
 

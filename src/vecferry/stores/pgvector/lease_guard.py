@@ -22,7 +22,7 @@ class LeaseGuard:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Raises LeaseLost if the lease was held and is no more. Inside another one, it is part of that."""
+        """Open a transaction, or a part of the one around it. Raises LeaseLost if the lease was held and is no more."""
         outermost = not self._db.in_transaction
         with self._db.transaction():
             if outermost and self._lease is not None:
@@ -30,7 +30,7 @@ class LeaseGuard:
             yield
 
     def check(self) -> None:
-        """Raises LeaseLost; for what cannot stand in a transaction."""
+        """Raise LeaseLost if the lease was held and is no more; for what cannot stand in a transaction."""
         with self.transaction():
             pass
 

@@ -48,7 +48,7 @@ class PgLedger(Ledger):
         return PgLedger(self._db.another())
 
     def recorded_spaces(self, target: str) -> tuple[str | None, str | None]:
-        """Fingerprints of what serves, and of the old side of the migration that is open; None for what is unknown."""
+        """Return what serves and the old side of the open migration, as fingerprints; None for what is unknown."""
         if not self.is_installed():
             return None, None
         serving, old = self._db.row(
@@ -60,7 +60,7 @@ class PgLedger(Ledger):
         return serving, old
 
     def was_switched(self, target: str) -> bool:
-        """Whether the migration that is open was switched at least once."""
+        """Return whether the migration that is open was switched at least once."""
         record = self.find(target)
         return record is not None and record.state != "finalized" and was_switched(self, record)
 

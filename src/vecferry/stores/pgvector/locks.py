@@ -32,14 +32,14 @@ class TableLocks:
         self._held_until = 0.0
 
     def without_writers(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """`work` in a transaction that waits for writers to end and holds new ones off, and lets readers through.
+        """Run `work` in a transaction that waits for writers to end and holds new ones off, and lets readers through.
 
         Raises Locked, naming who uses the table.
         """
         return patiently(lambda pause_s: self._try("SHARE ROW EXCLUSIVE", work, pause_s, patience), patience)
 
     def alone(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """The same without readers, as to change columns.
+        """Run `work` without writers and readers, as to change columns. Raises Locked, naming who uses the table.
 
         The lock is asked for at once, not after that of writers. So a transaction that has read the table and now
         wants to write it goes on before us, and nobody is ever in a deadlock with us, however long we wait.
@@ -49,7 +49,8 @@ class TableLocks:
     def _try(self, mode: str, work: Callable[[], T], pause_s: float, patience: Patience) -> Held[T]:
         try:
             with self._guard.transaction():
-                self._end_when_stopped(patience.max_pause_s)
+                # a process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks
+                self._set("idle_in_transaction_session_timeout", patience.max_pause_s + STOPPED_S)
                 self._end_maintenance()
                 self._set("lock_timeout", pause_s)
                 asked_at = time.monotonic()
@@ -65,12 +66,8 @@ class TableLocks:
     def pause_left_s(self) -> float:
         return self._held_until - time.monotonic()
 
-    def _end_when_stopped(self, max_pause_s: float) -> None:
-        """A process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks."""
-        self._set("idle_in_transaction_session_timeout", max_pause_s + STOPPED_S)
-
     def _end_maintenance(self) -> None:
-        """Waits for vacuum and the like without holding writers off, and keeps them away until the end.
+        """Wait for vacuum and the like without holding writers off, and keep them away until the end.
 
         Only an autovacuum is in the way of the stronger lock for long; the server cancels it for whoever has waited
         for `deadlock_timeout`, and while we wait for this lock, others need not.
@@ -80,7 +77,7 @@ class TableLocks:
         self.lock("SHARE UPDATE EXCLUSIVE")
 
     def _limit_work(self, max_pause_s: float) -> None:
-        """From here on others wait for the end."""
+        """Limit the time of the work: from here on others wait for the end."""
         self._set("statement_timeout", max_pause_s + STOPPED_S)
         if self._db.server_version >= 170000:
             self._set("transaction_timeout", 2 * (max_pause_s + STOPPED_S))
@@ -89,12 +86,12 @@ class TableLocks:
         self._db.rows("SELECT set_config(%s, %s, true)", [name, f"{max(round(1000 * seconds), 1)}ms"])
 
     def lock(self, mode: str) -> None:
-        """Until the transaction ends. ACCESS SHARE is enough for columns to keep their names."""
+        """Lock the table until the transaction ends. ACCESS SHARE is enough for columns to keep their names."""
         name = identifier(self._table.schema, self._table.name)
         self._db.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(name, sql.SQL(mode)))
 
     def users(self) -> str:
-        """Who has a lock on the table now, the oldest transaction first; five at most."""
+        """Return who has a lock on the table now, the oldest transaction first; five at most."""
         rows = self._db.rows(
             "SELECT DISTINCT a.pid, a.application_name, a.backend_type, a.state, left(a.query, %s),"
             " extract(epoch FROM clock_timestamp() - a.xact_start)::int AS age"

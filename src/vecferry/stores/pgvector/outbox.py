@@ -31,7 +31,7 @@ class Outbox:
         self._target = target
 
     def add(self, keys: Sequence[Key], side: Side) -> None:
-        """Those that are not noted for that side already."""
+        """Add those that are not noted for that side already."""
         if keys and self._ledger.is_installed():
             self._db.execute(
                 "INSERT INTO vecferry.changes (target, key, side)"
@@ -50,7 +50,7 @@ class Outbox:
         return [Change(number, as_key(key), None if side is None else Side(side)) for number, key, side in rows]
 
     def count(self, side: Side | None) -> int:
-        """side: None counts all."""
+        """Count notes. side: None counts all."""
         if not self._ledger.is_installed():
             return 0
         sides = (None, *(Side if side is None else (side,)))
@@ -69,5 +69,5 @@ class Outbox:
 
 
 def _of(side: Side | None) -> sql.Composable:
-    """A condition, as the indexes have it: a note for that side, or for both."""
+    """Return a condition, as the indexes have it: a note for that side, or for both."""
     return sql.SQL("side IS NULL") if side is None else sql.SQL("side = {}").format(sql.Literal(side.value))

@@ -60,7 +60,7 @@ class PgReader:
             )
 
     def _creates(self) -> tuple[str, ...]:
-        """Sparse and ColBERT columns come on top, where the migration asks for them."""
+        """Name what `start` creates. Sparse and ColBERT columns come on top, where the migration asks for them."""
         table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self._table.target)
         columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
         missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns
@@ -96,8 +96,8 @@ class PgReader:
             ]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
-        found = {row.key: row for row in self._session.rows(*self._sql.among(keys))}
-        return list(in_order(found, keys).values())
+        rows = {row.key: row for row in self._session.rows(*self._sql.among(keys))}
+        return list(in_order(rows, keys).values())
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         among, params = self._sql.among(keys)
@@ -110,10 +110,10 @@ class PgReader:
                 table=self._sql.name,
                 among=among,
             )
-            found: dict[Key, Float32] = {
+            vectors: dict[Key, Float32] = {
                 tuple(key): np.asarray(vector, np.float32) for vector, *key in self._db.rows(query, params)
             }
-        return in_order(found, keys)
+        return in_order(vectors, keys)
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         """Return the k rows nearest to `vector`, best first.
@@ -135,7 +135,7 @@ class PgReader:
             return [Hit(tuple(key), float(score)) for score, *key in rows]
 
     def _let_index_find(self, k: int) -> None:
-        """The setting is only there once pgvector was used in a session, and 40 by default."""
+        """Let the index return `k` rows. The setting, 40 by default, is there once a session has used pgvector."""
         self._db.rows(
             "SELECT set_config('hnsw.ef_search',"
             " greatest(%s, coalesce(nullif(now.setting, ''), '40')::int)::text, true)"
@@ -144,8 +144,9 @@ class PgReader:
         )
 
     def _nearest(self, column: str, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
-        """limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
+        """Return a query for the nearest rows.
 
+        limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
         sorted_limit: after rows of equal distance were sorted by key.
         """
         return sql.SQL(

@@ -38,20 +38,20 @@ class TableSession:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """A transaction in which the columns keep their names: a switch waits for its end."""
+        """Open a transaction in which the columns keep their names: a switch waits for its end."""
         with self.db.transaction():
             self.locks.lock("ACCESS SHARE")
             yield
 
     def rows(self, condition: Fragment, params: Sequence[object], limit: int | None = None) -> list[Row]:
-        """Those for which it is true, by ascending key; the first `limit` of them."""
+        """Return the rows for which it is true, by ascending key; the first `limit` of them."""
         query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
             self.sql.text, self.sql.keys_as_text, self.sql.name, condition, self.sql.keys
         )
         return [Row(tuple(key), text) for text, *key in self.db.rows(query, [*params, limit])]
 
     def outdated(self, side: Side, columns: Columns) -> sql.Composed:
-        """A condition: the row's vector on that side is not known to be of its text, or missing and the text untried.
+        """Return a condition: the vector on that side is not known to be of the text, or missing and the text untried.
 
         Until the first switch the application alone keeps the old side, and what it has there counts as right:
         then it is that there is a vector whose checksum has not been noted (`PgCapture.adopt`).
@@ -64,7 +64,7 @@ class TableSession:
         return sql.SQL("CASE WHEN {} IS NULL THEN {} ELSE {} END").format(vector, untried, changed)
 
     def is_dead_letter(self, side: Side) -> sql.Composed:
-        """A condition: the ledger says of the row's present text that it cannot be embedded."""
+        """Return a condition: the ledger says of the row's present text that it cannot be embedded."""
         if not self.ledger.is_installed():
             return sql.Composed([sql.SQL("false")])
         return sql.SQL(
@@ -79,7 +79,7 @@ class TableSession:
         )
 
     def checksum(self, side: Side, columns: Columns) -> sql.Composed:
-        """What the row's checksum is if its vector on that side was made of its text."""
+        """Return what the row's checksum is if its vector on that side was made of its text."""
         heads, table = columns.heads(side), self.table
         return checksum_sql(
             StoredColumns(

@@ -32,7 +32,7 @@ class SideResolver:
         self._target = target
 
     def places(self) -> list[ResolvedSide]:
-        """Of the sides that are there; the one that serves is first."""
+        """Return the sides that are there; the one that serves is first."""
         columns = self._catalogue.columns()
         served, old = self._ledger.recorded_spaces(self._target)
         places = []
@@ -46,15 +46,15 @@ class SideResolver:
         return places
 
     def searched(self, fingerprint: str, dimension: int) -> ResolvedSide:
-        """Where vectors of that space are; a side of unknown space is the last resort. Raises SpaceMismatch."""
+        """Return where vectors of that space are; a side of unknown space is the last resort. Raises SpaceMismatch."""
         return self._fitting(self.places(), fingerprint, dimension, f"a search in {self._target}")
 
     def read(self, fingerprint: str) -> ResolvedSide:
-        """The same where vectors are only looked at, of whatever dimension they are. Raises SpaceMismatch."""
+        """Return where vectors of that space are, to look at, of whatever dimension they are. Raises SpaceMismatch."""
         return self._fitting(self.places(), fingerprint, None, f"a read of vectors in {self._target}")
 
     def written(self, fingerprint: str, dimensions: Collection[int | None]) -> ResolvedSide:
-        """The side that serves. Raises SpaceMismatch if it is in another space, or one of the dimensions is not its."""
+        """Return the side that serves. Raises SpaceMismatch if it is in another space or has not these dimensions."""
         where, (serving, *others) = f"a write to {self._target}", self.places()
         if fingerprint in {other.space for other in others} - {serving.space}:
             raise SpaceMismatch(expected=serving.space or UNMARKED, found=fingerprint, where=where)
@@ -63,7 +63,7 @@ class SideResolver:
         return serving
 
     def _fitting(self, places: list[ResolvedSide], fingerprint: str, dimension: int | None, where: str) -> ResolvedSide:
-        """dimension: None where no vector is given."""
+        """Return the first place that fits. dimension: None where no vector is given."""
         for place in sorted(places, key=lambda place: place.space is None):
             if place.space in (None, fingerprint):
                 if None not in (place.dimension, dimension) and place.dimension != dimension:

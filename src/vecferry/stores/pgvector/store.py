@@ -58,7 +58,7 @@ class PgVectorStore(Store):
 
     @classmethod
     def connect(cls, database_url: str, table: str, text_column: str, vector_column: str) -> Self:
-        """A store with a connection of its own; close it, or use it in `with`. Writes nothing.
+        """Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.

@@ -39,9 +39,9 @@ class PgSwitch:
         """
         columns = self._catalogue.columns()
         side = columns.of_side(Side.NEW) or suffixed(self._table.vector, NEW)
-        found = columns.by_name.get(side)
-        if found is not None and found.space != fingerprint:
-            raise SpaceMismatch(fingerprint, found.space or UNMARKED, f"the new side of {self._table.target}")
+        existing = columns.by_name.get(side)
+        if existing is not None and existing.space != fingerprint:
+            raise SpaceMismatch(fingerprint, existing.space or UNMARKED, f"the new side of {self._table.target}")
         if columns.serving is Side.OLD:
             self._refuse_unindexable(dimension)
         wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
@@ -59,7 +59,7 @@ class PgSwitch:
         return sql.SQL("{}({})").format(self._sql.type_name(kind), sql.Literal(dimension))
 
     def _heads(self, dimension: int, outputs: Outputs) -> dict[str, sql.Composed]:
-        """Column and type of each head besides the dense one."""
+        """Return column and type of each head besides the dense one."""
         vector, heads = self._table.vector, {}
         for output, kind in ((Outputs.SPARSE, "sparsevec"), (Outputs.COLBERT, "halfvec")):
             if output in outputs and kind not in self._table.types:
@@ -83,8 +83,8 @@ class PgSwitch:
 
     def _refuse_foreign(self, wanted: dict[str, sql.Composed], columns: Columns, fingerprint: str) -> None:
         for name in wanted:
-            found = columns.by_name.get(name)
-            if found is not None and found.space != fingerprint:
+            existing = columns.by_name.get(name)
+            if existing is not None and existing.space != fingerprint:
                 what = f"{self._table.schema}.{self._table.name} has a column {name} already"
                 raise StoreSchemaError(what, "Rename or drop it.")
 
@@ -110,7 +110,7 @@ class PgSwitch:
         return tuple(index.new_name for index in missing)
 
     def _size_builds(self) -> None:
-        """A graph that outgrows maintenance_work_mem is finished many times slower.
+        """Set the memory of index builds: a graph that outgrows maintenance_work_mem is finished many times slower.
 
         A parallel build would put that memory into /dev/shm, which has 64 MiB in a container, and fail
         with "could not resize shared memory segment"; so there are no workers, and the memory is the
@@ -173,12 +173,12 @@ class PgSwitch:
         return bool(self._db.row(query, [self._table.oid, suffixed(self._table.vector, REQUIRED)])[0])
 
     def _drop_constraint(self) -> None:
-        """That of a `require_vectors` that was killed."""
+        """Drop the constraint of a `require_vectors` that was killed."""
         name = identifier(suffixed(self._table.vector, REQUIRED))
         self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS {}").format(name))
 
     def _index_renames(self, *, came_from: str, goes_to: str) -> list[tuple[str, str]]:
-        """For each index that serves and has a twin: out of the way, and the twin in its place."""
+        """Return the renames for each index that serves and has a twin: out of the way, and the twin in its place."""
         vector = self._table.vector
         counterparts = self._catalogue.index_names(suffixed(vector, came_from))
         return [

@@ -48,19 +48,19 @@ class Table:
 
 
 def find_table(database: Database, table: str, text_column: str, vector_column: str) -> Table:
-    """Raises StoreSchemaError for what is not there, and for a table that cannot be migrated."""
+    """Find a table. Raises StoreSchemaError for what is not there, and for a table that cannot be migrated."""
     schema, name = split_name(table)
-    found = database.rows(
+    tables = database.rows(
         "SELECT c.oid, n.nspname::text, c.relkind::text, c.relhassubclass FROM pg_class c"
         " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND"
         " CASE WHEN %s::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = %s END",
         [name, schema, schema],
     )
-    if not found:
+    if not tables:
         raise StoreSchemaError(
             f"there is no table {table}", "Check --collection; names are spelled as in the database."
         )
-    oid, schema, kind, has_children = found[0]
+    oid, schema, kind, has_children = tables[0]
     if kind != "r" or has_children:
         raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")
     _require_column(database, oid, table, text_column, "a text type", "t.typcategory = 'S'")
@@ -72,7 +72,7 @@ def find_table(database: Database, table: str, text_column: str, vector_column: 
 
 
 def _extension(database: Database) -> tuple[str, dict[str, int]]:
-    """The schema of pgvector, and the numbers of its types."""
+    """Return the schema of pgvector, and the numbers of its types."""
     rows = database.rows(
         "SELECT n.nspname::text, t.typname::text, t.oid::bigint, current_setting('server_encoding')"
         " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
@@ -85,16 +85,16 @@ def _extension(database: Database) -> tuple[str, dict[str, int]]:
 
 
 def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> str:
-    """The name of its type."""
-    found = database.rows(
+    """Return the name of the column's type. Raises StoreSchemaError if it is not there, or not as expected."""
+    columns = database.rows(
         f"SELECT {condition}, a.attgenerated <> '', format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"  # noqa: S608  # ours
         " JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped",
         [oid, column],
     )
-    if not found:
+    if not columns:
         raise StoreSchemaError(f"{table} has no column {column}", "Names are spelled as in the database.")
-    ((is_right, is_generated, kind, name),) = found
+    ((is_right, is_generated, kind, name),) = columns
     if not is_right:
         raise StoreSchemaError(f"the column {column} of {table} is of type {kind}", f"Expected {expected}.")
     if is_generated and "vector" in condition:
@@ -119,7 +119,7 @@ _NAME_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
 
 
 def split_name(table: str) -> tuple[str | None, str]:
-    """'docs' -> (None, 'docs'); 'a.docs' -> ('a', 'docs'); '"a.b".docs' -> ('a.b', 'docs'). Raises StoreSchemaError."""
+    """Split a name: 'docs' -> (None, 'docs'); 'a.docs' -> ('a', 'docs'); quotes keep a dot. Raises StoreSchemaError."""
     parts = [quoted.replace('""', '"') or plain for quoted, plain in _NAME_PART.findall(table)]
     if _NAME_PART.sub("", table) != "." * (len(parts) - 1) or len(parts) not in (1, 2):
         raise StoreSchemaError(f"{table} is not the name of a table", 'Write NAME, SCHEMA.NAME or "quoted.NAME".')
@@ -127,7 +127,7 @@ def split_name(table: str) -> tuple[str | None, str]:
 
 
 def suffixed(name: str, suffix: str) -> str:
-    """The name with the suffix; one that PostgreSQL would cut at 63 bytes is shortened and given a digest."""
+    """Return the name with the suffix; one that PostgreSQL would cut at 63 bytes is shortened and given a digest."""
     if len((name + suffix).encode()) <= MAX_IDENTIFIER_BYTES:
         return name + suffix
     mark = "_" + hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -30,7 +30,7 @@ class TableSql:
         return sql.SQL("t.{}").format(identifier(name))
 
     def among(self, keys: Sequence[Key]) -> tuple[sql.Composed, list[list[str]]]:
-        """A condition that is true of the rows with these keys, and its parameters.
+        """Return a condition that is true of the rows with these keys, and its parameters.
 
         A key of more or fewer parts than the table's is no row's.
         """
@@ -45,7 +45,7 @@ class TableSql:
         return condition, [[key[i] for key in whole] for i in range(len(names))]
 
     def within(self, keys: KeyRange) -> tuple[sql.Composed, list[str]]:
-        """A condition that is true of the rows in that range, and its parameters."""
+        """Return a condition that is true of the rows in that range, and its parameters."""
         ends = [(sql.SQL(">"), keys.lo), (sql.SQL("<="), keys.hi)]
         values = sql.SQL(", ").join(sql.SQL("%s::text::") + verbatim(column.type) for column in self._table.key)
         bounds: list[Fragment] = [
@@ -55,26 +55,26 @@ class TableSql:
         return sql.SQL(" AND ").join(bounds), [part for _, end in ends if end is not None for part in end]
 
     def type_name(self, kind: str) -> sql.Composed:
-        """One of pgvector's types, or an array of it."""
+        """Return the name of one of pgvector's types, or of an array of it."""
         name, brackets, _ = kind.partition("[]")
         return identifier(self._table.extension, name) + sql.SQL(brackets)
 
     def placeholder(self, kind: str) -> sql.Composed:
-        """A placeholder for a `Binary` of that type."""
+        """Return a placeholder for a `Binary` of that type."""
         return sql.SQL("%s::{}").format(self.type_name(kind))
 
     def same_key(self, values: Sequence[Fragment]) -> sql.Composed:
-        """values: a key in the types of its columns; the row is called `t`."""
+        """Return a condition. values: a key in the types of its columns; the row is called `t`."""
         pairs = zip(self._table.key, values, strict=True)
         return sql.SQL(" AND ").join(sql.SQL("{} = {}").format(self.column(c.name), value) for c, value in pairs)
 
     def cast(self, values: Sequence[Fragment]) -> list[sql.Composed]:
-        """The parts of a key, given as text, in the types of their columns."""
+        """Return the parts of a key, given as text, in the types of their columns."""
         pairs = zip(values, self._table.key, strict=True)
         return [sql.SQL("{}::{}").format(value, verbatim(column.type)) for value, column in pairs]
 
 
 def key_text_sql(row: str, table: Table, quoted: Callable[[str], Fragment] = identifier) -> sql.Composed:
-    """The JSON of `sql_ledger.key_text`, of a row by that name. quoted: for a statement that has no placeholders."""
+    """Return the JSON of `sql_ledger.key_text`, of a row by that name. quoted: for a statement without placeholders."""
     parts = [sql.SQL("to_json({}.{}::text)::text").format(sql.SQL(row), quoted(column.name)) for column in table.key]
     return sql.SQL("('[' || {} || ']')").format(sql.SQL(" || ', ' || ").join(parts))

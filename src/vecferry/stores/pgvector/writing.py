@@ -71,14 +71,14 @@ class PgWriter:
         return Destination(columns.required(side), columns.checksum(side), columns.heads(side), adopted)
 
     def _adoption(self, columns: Columns) -> tuple[str, Fragment]:
-        """Until the first switch what the application has on the old side counts as right, but for no vector."""
+        """Return the checksum column and what it becomes: what the application has on the old side counts as right."""
         present = sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
             self._sql.column(columns.required(Side.OLD)), self._session.checksum(Side.OLD, columns)
         )
         return columns.checksum(Side.OLD), present
 
     def _guarded_update(self, to: Destination) -> sql.Composed:
-        """Locks the rows whose text is as it was, where that is possible at once, and writes those.
+        """Lock the rows whose text is as it was, where that is possible at once, and write those.
 
         They are found again by their place, which is measurably cheaper than by their key. A row that was
         written between the beginning of the statement and its lock has another place by then, and is left out.
@@ -117,7 +117,7 @@ class PgWriter:
         )
 
     def _params(self, vectors: Sequence[NewVector], to: Destination) -> list[Binary | None]:
-        """In the order of the placeholders."""
+        """Return the parameters in the order of the placeholders."""
         types = self._table.types
         stored = [self._session.stored(new.digest, new.vectors, to.heads) for new in vectors]
         params: list[Binary | None] = [

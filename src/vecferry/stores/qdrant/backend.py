@@ -39,7 +39,7 @@ class QdrantBackend:
 
     @classmethod
     def open(cls, url: str, fields: Fields, api_key: str | None = None) -> Self:
-        """url: `qdrant:///folder`, `qdrant:folder`, `qdrant+http://host:6333`, `qdrant+https://:API_KEY@host:6333`.
+        """Open a URL: `qdrant:///folder`, `qdrant:folder`, `qdrant+http://host:6333`, `qdrant+https://:KEY@host:6333`.
 
         Raises StoreUnreachable; no message carries the key. A folder must be there.
         """
@@ -200,9 +200,9 @@ class QdrantBackend:
         return missing_indexes(self._info(collection), self._info(like))
 
     def _create_payload_indexes(self, collection: str, like: models.CollectionInfo) -> None:
-        there = self._info(collection).payload_schema
+        indexed = self._info(collection).payload_schema
         for name, index in like.payload_schema.items():
-            if name not in there:
+            if name not in indexed:
                 with self._connection.client() as client:
                     client.create_payload_index(collection, name, index.params or index.data_type, wait=True)
 
@@ -232,7 +232,7 @@ class QdrantBackend:
 
 
 def _point_id(id_: str) -> int | str:
-    """Raises StoreSchemaError. One point has one spelling, so that what is read is found where it was put."""
+    """Return the id as Qdrant takes it. Raises StoreSchemaError for any other spelling of it, and for no id."""
     if id_.isascii() and id_.isdecimal() and len(id_) <= len(str(MAX_NUMBER)):
         number = int(id_)
         if str(number) == id_ and number <= MAX_NUMBER:
@@ -260,5 +260,5 @@ def _sparse(stored: object) -> SparseVector | None:
 
 
 def _cosine(score: float, distance: models.Distance) -> float:
-    """Of two unit vectors, from the score that Qdrant gives them."""
+    """Return the cosine of two unit vectors, from the score that Qdrant gives them."""
     return 1 - score**2 / 2 if distance == models.Distance.EUCLID else score

@@ -84,7 +84,7 @@ def _local_client(folder: Path) -> QdrantClient:
 
 @contextmanager
 def translated(secret: str | None) -> Iterator[None]:
-    """Inside, what the client raises becomes an error of ours, without the key."""
+    """Raise what the client raises as an error of ours, without the key."""
 
     def message(exc: object) -> str:
         reason = " ".join(str(exc).split()) or type(exc).__name__

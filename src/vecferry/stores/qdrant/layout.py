@@ -31,10 +31,10 @@ class QdrantLayout:
 
     @classmethod
     def of(cls, info: models.CollectionInfo, collection: str, name: str) -> QdrantLayout:
-        """Raises StoreSchemaError if there is no dense vector of that name."""
+        """Read a layout. Raises StoreSchemaError if there is no dense vector of that name."""
         params = info.config.params
-        given = params.vectors or {}
-        vectors: Mapping[str, models.VectorParams] = given if isinstance(given, dict) else {NO_VECTOR_NAME: given}
+        config = params.vectors or {}
+        vectors: Mapping[str, models.VectorParams] = config if isinstance(config, dict) else {NO_VECTOR_NAME: config}
         sparse = params.sparse_vectors or {}
         dense = vectors.get(name)
         if dense is None or dense.multivector_config is not None:
@@ -52,7 +52,7 @@ class QdrantLayout:
         return [self.name, *(head for head in (SPARSE, COLBERT) if head in self.heads.names)]
 
     def check(self) -> None:
-        """Raises StoreSchemaError if there can be no collection like this one."""
+        """Raise StoreSchemaError if there can be no collection like this one."""
         self.refuse_others()
         if self.is_sharded_by_key:
             raise StoreSchemaError(f"{self.collection} is sharded by keys", "A migration needs automatic sharding.")
@@ -64,13 +64,13 @@ class QdrantLayout:
             raise StoreSchemaError(what, "Those of the new model need float32 or float16.")
 
     def refuse_others(self) -> None:
-        """Raises StoreSchemaError: a point is written as a whole, and these vectors would be lost."""
+        """Raise StoreSchemaError for other vectors: a point is written as a whole, and they would be lost."""
         if self.others:
             what = f"{self.collection} has vectors besides {self.name!r}: {', '.join(self.others)}"
             raise StoreSchemaError(what, "Only a collection with one dense vector can be written to.")
 
     def vectors(self, dimension: int, outputs: Outputs) -> models.VectorParams | dict[str, models.VectorParams]:
-        """Dense like this one. Beside a ColBERT vector the unnamed one is called ""."""
+        """Return the vectors of a new collection, dense like this one. Beside ColBERT the unnamed one is called ""."""
         dense = self.dense.model_copy(update={"size": dimension})
         named = {self.name: dense}
         if Outputs.COLBERT in outputs:
@@ -93,7 +93,7 @@ def create(
     dimension: int,
     outputs: Outputs,
 ) -> None:
-    """A collection with the settings of `like`, whose layout is given; its payload indexes are not made."""
+    """Create a collection with the settings of `like`, whose layout is given; its payload indexes are not made."""
     config, params = like.config, like.config.params
     client.create_collection(
         collection,
@@ -112,14 +112,14 @@ def create(
 
 
 def _as(kind: type[M], value: BaseModel | None) -> M | None:
-    """What a server says of itself, as it wants to be told."""
+    """Return what a server says of its settings in the form in which it takes them."""
     settings = value.model_dump(exclude_none=True) if value is not None else {}
     known = {name: part for name, part in settings.items() if name in kind.model_fields}
     return kind(**known) if known else None
 
 
 def missing_indexes(info: models.CollectionInfo, like: models.CollectionInfo) -> tuple[str, ...]:
-    """Payload indexes by their field; `hnsw` while the server is at work on the first one, if `like` has one.
+    """Return payload indexes by their field; `hnsw` while the server is at work on the first one, if `like` has one.
 
     A small collection never gets an HNSW index: the server searches it whole.
     """

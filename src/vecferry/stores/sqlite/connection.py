@@ -51,18 +51,18 @@ class SqliteDatabase:
         return str(self._path) if self._path else "in memory"
 
     def rows(self, query: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of the answer; none where there is no control database."""
+        """Return all rows of the answer; none where there is no control database."""
         with self._lock, self._translated():
             connection = self._opened()
             return connection.execute(as_statement(query), as_params(params)).fetchall() if connection else []
 
     def value(self, query: str, params: Sequence[object] = ()) -> Any:
-        """The first value of the first row; None where there is none."""
-        found = self.rows(query, params)
-        return found[0][0] if found else None
+        """Return the first value of the first row; None where there is none."""
+        rows = self.rows(query, params)
+        return rows[0][0] if rows else None
 
     def execute(self, query: str, params: Sequence[object] = ()) -> int:
-        """The number of rows that were written."""
+        """Return the number of rows that were written."""
         with self.transaction(), self._translated():
             return self._writable().execute(as_statement(query), as_params(params)).rowcount
 
@@ -72,7 +72,7 @@ class SqliteDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is written inside is kept as a whole or not at all. Inside another one, it is part of that."""
+        """Keep what is written inside as a whole or not at all. Inside another one, it is part of that."""
         with self._lock:
             if self._inside:
                 yield
@@ -85,7 +85,7 @@ class SqliteDatabase:
 
     @contextmanager
     def _begun(self) -> Iterator[None]:
-        """BEGIN IMMEDIATE: there is no other writer from the first statement on, so no write is refused later."""
+        """Begin at once (BEGIN IMMEDIATE): there is no other writer from then on, so no write is refused later."""
         connection = self._connected("rw")
         with self._translated():
             connection.execute("BEGIN IMMEDIATE")
@@ -102,7 +102,7 @@ class SqliteDatabase:
             self._inside = False
 
     def _writable(self) -> sqlite3.Connection:
-        """Raises StoreFailed after SQLite has undone the transaction by itself; a write now would stand alone."""
+        """Return the connection. Raises StoreFailed once SQLite undid the transaction: a write would stand alone."""
         connection = self._connected("rw")
         if not connection.in_transaction:
             raise StoreFailed(STORE, "the transaction has been rolled back")
@@ -111,15 +111,12 @@ class SqliteDatabase:
     # --- opening ----------------------------------------------------------------------------------
 
     def _opened(self) -> sqlite3.Connection | None:
-        """None as long as there is no control database."""
-        if self._connection is None and not self._is_there():
+        """Return the connection; None as long as there is no control database."""
+        if self._connection is None and self._path is not None and not self._path.exists():
             return None
         connection = self._connected("rw")
         self._installed = self._installed or self._has_tables(connection)
         return connection if self._installed else None
-
-    def _is_there(self) -> bool:
-        return self._path is None or self._path.exists()
 
     def _connected(self, mode: str) -> sqlite3.Connection:
         if self._connection is None:
@@ -137,7 +134,7 @@ class SqliteDatabase:
         return self._connection
 
     def _has_tables(self, connection: sqlite3.Connection) -> bool:
-        """Raises StoreSchemaError for a database of somebody else."""
+        """Return whether our tables are there. Raises StoreSchemaError for a database of somebody else."""
         (owner,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -167,7 +164,7 @@ class SqliteDatabase:
         self._installed = True
 
     def _write_ahead(self, connection: sqlite3.Connection) -> None:
-        """Leaves the file in WAL mode. SQLite does not wait by itself here for others who do the same."""
+        """Leave the file in WAL mode. SQLite does not wait by itself here for others who do the same."""
         deadline = time.monotonic() + self._busy_timeout_s
         while True:
             try:
@@ -211,7 +208,7 @@ class SqliteDatabase:
     # --- several connections ----------------------------------------------------------------------
 
     def another(self) -> SqliteDatabase:
-        """A connection of its own to the file; the same one in memory. To be closed."""
+        """Open a connection of its own to the file; the same one in memory. To be closed."""
         if self._path is not None:
             return SqliteDatabase(self._path, self._busy_timeout_s)
         with self._lock:
@@ -226,5 +223,5 @@ class SqliteDatabase:
 
 
 def _code(exc: sqlite3.Error) -> int:
-    """Without the bits that say it in more detail; 0 for an error of the module itself."""
+    """Return the error's code without the bits of detail; 0 for an error of the module itself."""
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF

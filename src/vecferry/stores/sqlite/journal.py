@@ -38,7 +38,7 @@ class SqliteJournal:
         self._is_open = True
 
     def close(self) -> None:
-        """Repeating is safe."""
+        """Close the connection. Repeating is safe."""
         if self._is_open:
             self._is_open = False
             self._db.close()
@@ -52,15 +52,12 @@ class SqliteJournal:
         """
         assert not self._db.is_inside, "a write must be noted for good before it is made"
         while True:
-            self._await_release(target)
+            while self._holder(target):
+                time.sleep(PAUSE_S)
             with self._db.transaction():
                 if not self._holder(target):
                     self._check_space(target, fingerprint)
                     return self._note(target, keys)
-
-    def _await_release(self, target: str) -> None:
-        while self._holder(target):
-            time.sleep(PAUSE_S)
 
     def _check_space(self, target: str, fingerprint: str | None) -> None:
         serving = self._db.value("SELECT fingerprint FROM serving WHERE target = ?", [target])
@@ -89,7 +86,7 @@ class SqliteJournal:
 
     @contextmanager
     def passing(self, target: str) -> Iterator[None]:
-        """A write of the migration's own: it waits while writers are held, and they for it; it is not captured."""
+        """Let the migration itself write: it waits while writers are held, and they for it; it is not captured."""
         number = self.begin(target, [NO_KEY], None)
         try:
             yield
@@ -161,7 +158,7 @@ class SqliteJournal:
         return sum(self._db.value(query, [target, each and each.value]) or 0 for each in sides)
 
     def acknowledge(self, target: str, changes: Sequence[Change]) -> None:
-        """An abandoned write is remembered, so that it is captured if it finishes after all."""
+        """Remember an abandoned write, so that it is captured if it finishes after all."""
         numbers = [(target, change.number) for change in changes]
         with self._db.transaction():
             self._db.execute_many("DELETE FROM journal WHERE target = ? AND number = ? AND finished", numbers)
@@ -174,7 +171,7 @@ class SqliteJournal:
 
     @contextmanager
     def writers_held(self, target: str, wait_s: float, hold_s: float | None = None) -> Iterator[None]:
-        """Inside, nobody `begin`s, and all that had begun has finished. Raises Locked if that takes over `wait_s`.
+        """Let nobody `begin`, after all that had begun has finished. Raises Locked if that takes over `wait_s`.
 
         Writers go on by themselves after `hold_s`, by default as long, and `still_held` is then false.
         """
@@ -209,11 +206,11 @@ class SqliteJournal:
             time.sleep(PAUSE_S)
 
     def _holder(self, target: str) -> str | None:
-        """Who holds writers off now."""
-        found: str | None = self._db.value(
+        """Return who holds writers off now."""
+        holder: str | None = self._db.value(
             "SELECT holder FROM holds WHERE target = ? AND until > ?", [target, time.time()]
         )
-        return found
+        return holder
 
     def _await_ends(self, target: str, until: float) -> None:
         while unended := self._unended(target):

@@ -19,12 +19,12 @@ class SqliteLedger(SqliteJournal, Ledger):
     def open(
         cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, abandoned_after_s: float = ABANDONED_AFTER_S
     ) -> SqliteLedger:
-        """Nothing is made, nor looked at, before the first use; the first write makes the file and its folder."""
+        """Open a ledger. Nothing is looked at before the first use; the first write makes the file and its folder."""
         return cls(SqliteDatabase(path, busy_timeout_s), abandoned_after_s)
 
     @classmethod
     def in_memory(cls, *, abandoned_after_s: float = ABANDONED_AFTER_S) -> SqliteLedger:
-        """For this process alone; shared by all its `another`, and gone when the last of them is closed."""
+        """Open a ledger for this process alone; shared by all its `another`, gone when the last of them is closed."""
         return cls(SqliteDatabase(None), abandoned_after_s)
 
     @property
@@ -40,7 +40,7 @@ class SqliteLedger(SqliteJournal, Ledger):
         return self._db.is_installed
 
     def transaction(self) -> AbstractContextManager[None]:
-        """What is written inside is kept as a whole or not at all; nobody else writes meanwhile.
+        """Keep what is written inside as a whole or not at all; nobody else writes meanwhile.
 
         Inside another one, it is part of that. Raises StoreFailed if others write for too long.
         """

@@ -27,7 +27,7 @@ class RunOwner:
     def run(
         self, numbers: Sequence[int], arguments: Sequence[Any], settings: RaySettings, cpus: int
     ) -> Generator[tuple[int, bytes, str], None, None]:
-        """(number, result, failure) of each job as soon as it is there. One job is one block, and one task.
+        """Yield (number, result, failure) of each job as soon as it is there. One job is one block, and one task.
 
         arguments: of `RayWorker`.
         """
@@ -53,7 +53,7 @@ class RunOwner:
         batch: pa.Table
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
-                yield row["number"], row["found"], row["failure"]
+                yield row["number"], row["result"], row["failure"]
 
 
 class AckGate:
@@ -64,7 +64,7 @@ class AckGate:
         self._changed = asyncio.Condition()
 
     async def begin(self) -> None:
-        """Of another run, whose jobs may have numbers of the last one."""
+        """Begin another run, whose jobs may have numbers of the last one."""
         self._kept.clear()
 
     async def kept(self, number: int) -> None:
@@ -97,10 +97,10 @@ class RayWorker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         (number,) = batch["number"].to_pylist()
         result, failure = (b"", self._failure) if self._failure else self._done(number)
-        return pa.table({"number": [number], "found": pa.array([result], pa.large_binary()), "failure": [failure]})
+        return pa.table({"number": [number], "result": pa.array([result], pa.large_binary()), "failure": [failure]})
 
     def _done(self, number: int) -> tuple[bytes, str]:
-        """Result and failure."""
+        """Return result and failure; one of them is empty."""
         job = ray.get(self._jobs[number])
         if self._last is not None:
             ray.get(self._turnstile.passed.remote(self._last))
@@ -116,7 +116,7 @@ def _described(exc: VecferryError) -> str:
 
 
 def rebuilt(failure: str) -> VecferryError:
-    """Of what a conductor yields."""
+    """Rebuild the error of a failed job."""
     name, fields = json.loads(failure)
-    found: VecferryError = getattr(vecferry.errors, name)(**fields)
-    return found
+    error: VecferryError = getattr(vecferry.errors, name)(**fields)
+    return error

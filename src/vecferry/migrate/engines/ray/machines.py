@@ -21,7 +21,7 @@ from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.model_distribution import ArtifactRef
 from vecferry.migrate.engines.ray.session import machines_alive
 
-HEED_S = 0.5
+CANCEL_POLL_S = 0.5
 
 
 class Stalled(Exception):
@@ -29,18 +29,18 @@ class Stalled(Exception):
 
 
 def on(machine: str, what: Any, *, num_cpus: float = 0, num_gpus: float = 0, **options: Any) -> Any:
-    """A function or class of ours as a task or actor on that machine, which is not begun again if it is lost."""
+    """Make a function or class of ours a task or actor on that machine, which is not begun again if it is lost."""
     options |= {"max_restarts": 0} if inspect.isclass(what) else {"max_retries": 0}
     placed = NodeAffinitySchedulingStrategy(machine, soft=False)
     return ray.remote(what).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=placed, **options)
 
 
 def late(tasks: list[Any], patience_s: float, raise_if_cancelled: Callable[[], None]) -> list[Any]:
-    """Those without a result after so long; comes back as soon as all have one. heed: called meanwhile."""
+    """Return those without a result after so long, or as soon as all have one. raise_if_cancelled: called meanwhile."""
     until, waited_for = time.monotonic() + patience_s, tasks
     while waited_for and (left_s := until - time.monotonic()) > 0:
         raise_if_cancelled()
-        _, waited_for = ray.wait(tasks, num_returns=len(tasks), timeout=min(left_s, HEED_S))
+        _, waited_for = ray.wait(tasks, num_returns=len(tasks), timeout=min(left_s, CANCEL_POLL_S))
     return waited_for
 
 
@@ -55,7 +55,7 @@ class Machines:
     examined: set[str] = field(default_factory=set)
 
     def check_integrity(self, threads: int) -> None:
-        """Leaves the model on every machine that can have a worker with so many threads and was not seen before.
+        """Leave the model on every machine that can have a worker with so many threads and was not seen before.
 
         Raises NodeRefused, EngineUnreachable, RayError, Stalled.
         """
@@ -71,16 +71,16 @@ class Machines:
         self.examined.update(new)
 
     def _fitting(self, threads: int) -> dict[str, str]:
-        """Ray's name and the host's. Raises EngineUnreachable."""
+        """Return Ray's name and the host's. Raises EngineUnreachable."""
         wanted = {"CPU": threads, "GPU": self.settings.gpus_per_worker}
-        found = {
+        hosts = {
             machine["NodeID"]: machine["NodeManagerHostname"] for machine in machines_alive()
             if all(machine["Resources"].get(name, 0) >= number for name, number in wanted.items())
         }  # fmt: skip
-        if not found:
+        if not hosts:
             reason = f"none of its machines has {threads} CPUs and {self.settings.gpus_per_worker:g} GPUs for a worker"
             raise EngineUnreachable(self.settings.address or "local", reason)
-        return found
+        return hosts
 
     def _ship(self, machines: Mapping[str, str]) -> None:
         if machines:
@@ -92,21 +92,21 @@ class Machines:
                     raise NodeRefused(machines[name], refusal)
 
     def _compare(self, machines: Mapping[str, str], threads: int) -> None:
-        """On a machine of another kind the same texts must have nearly the same vectors."""
+        """Refuse a machine of another kind on which the same texts do not have nearly the same vectors."""
         if not machines:
             return
         allowed = LOSSES.get(self.encoder.space.precision, TOLERANCES)["itself"]
         expected = self.encoder.encode(TEXTS).dense
         needs = {"num_cpus": threads, "num_gpus": self.settings.gpus_per_worker}
-        for name, found in self._on_each(machines, _encode_probes, self.model, threads, **needs).items():
-            if isinstance(found, str):
-                raise NodeRefused(machines[name], found)
-            if (difference := float(np.abs(found - expected).max())) > allowed or not np.isfinite(found).all():
+        for name, answer in self._on_each(machines, _encode_probes, self.model, threads, **needs).items():
+            if isinstance(answer, str):
+                raise NodeRefused(machines[name], answer)
+            if (difference := float(np.abs(answer - expected).max())) > allowed or not np.isfinite(answer).all():
                 reason = f"its vectors differ from the driver's by {difference:.2g}, and {allowed:g} is allowed"
                 raise NodeRefused(machines[name], reason)
 
     def _on_each(self, machines: Mapping[str, str], function: Any, *args: Any, **needs: float) -> dict[str, Any]:
-        """What the function returns on each of these machines. Raises RayError, Stalled."""
+        """Return what the function returns on each of these machines. Raises RayError, Stalled."""
         if not machines:
             return {}
         tasks = {name: on(name, function, **needs).remote(*args) for name in machines}
@@ -120,7 +120,7 @@ class Machines:
 
 
 def _look(model: ArtifactRef) -> tuple[str, str, str, str]:
-    """Kind of machine, vecferry's version, why the model is missing, why the machine is to be refused."""
+    """Return kind of machine, vecferry's version, why the model is missing, why the machine is to be refused."""
     try:
         missing, refusal = model.missing(), ""
     except VecferryError as exc:
@@ -129,7 +129,7 @@ def _look(model: ArtifactRef) -> tuple[str, str, str, str]:
 
 
 def _receive(model: ArtifactRef, pieces: Sequence[tuple[str, Any]]) -> str:
-    """Why it could not be; empty if it is there."""
+    """Receive the model, and say why it could not be; empty if it is there."""
     try:
         model.receive((name, ray.get(piece)) for name, piece in pieces)
     except VecferryError as exc:
@@ -138,7 +138,7 @@ def _receive(model: ArtifactRef, pieces: Sequence[tuple[str, Any]]) -> str:
 
 
 def _encode_probes(model: ArtifactRef, threads: int) -> Float32 | str:
-    """float32 [TEXTS, D], or why not."""
+    """Return float32 [TEXTS, D], or why not."""
     try:
         return model.load(threads).encode(TEXTS).dense
     except VecferryError as exc:

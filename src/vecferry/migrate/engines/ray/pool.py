@@ -34,14 +34,16 @@ class Pool:
         do: Do,
         raise_if_cancelled: Callable[[], None] = lambda: None,
     ) -> None:
-        """encoder: of the driver, whose vectors those of other machines are held against. heed: called while workers
-        are waited for; what it raises ends that. Raises SpaceMismatch.
+        """Begin nothing yet. Raises SpaceMismatch if encoder and model are not of one space.
+
+        encoder: of the driver, whose vectors those of other machines are held against.
+        raise_if_cancelled: called while workers are waited for; what it raises ends that.
         """
         if encoder.fingerprint != model.fingerprint:
             raise SpaceMismatch(
                 expected=encoder.fingerprint, found=model.fingerprint, where="the model for the workers"
             )
-        self._settings, self._model, self._do, self._heed = settings, model, do, raise_if_cancelled
+        self._settings, self._model, self._do, self._raise_if_cancelled = settings, model, do, raise_if_cancelled
         self._machines = Machines(settings, model, encoder, raise_if_cancelled)
         self._session: RaySession | None = None
         self._conductor: Any = None
@@ -55,7 +57,7 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Leaves no actor, no process and no folder of ours. Repeating is safe.
+        """Leave no actor, no process and no folder of ours. Repeating is safe.
 
         No reference to Ray's objects may outlive it, in a traceback for instance: the next Ray of this process would
         count them as its own, since it names its objects alike.
@@ -68,7 +70,7 @@ class Pool:
         self._machines.examined.clear()
 
     def put(self, number: int, job: bytes) -> None:
-        """Leaves a job where workers find it, in Ray's memory or on its disk. Raises EngineUnreachable."""
+        """Leave a job where workers find it, in Ray's memory or on its disk. Raises EngineUnreachable."""
         self._open()
         self._jobs[number] = ray.put(job)
 
@@ -78,31 +80,31 @@ class Pool:
         return self._session
 
     def results(self) -> Generator[tuple[int, bytes], None, None]:
-        """(number, result) of each job that was put, in any order, each once: one wave. To be closed before the pool.
+        """Yield (number, result) of each job that was put, in any order, each once: one wave. Close it before the pool.
 
         Who asks for the next has kept the one before, where nothing that dies can take it.
         Raises NodeRefused; EngineStalled if nothing came in `tries` tries; and what the first job raised whose failure
         is no single text's.
         """
-        number_in_all, seen = len(self._jobs), list[str]()
+        number_in_all, failures = len(self._jobs), list[str]()
         while self._jobs:
             try:
                 with closing(self._try()) as results:
-                    for number, found in results:
+                    for number, result in results:
                         del self._jobs[number]
-                        seen.clear()
-                        yield number, found
+                        failures.clear()
+                        yield number, result
             except (RayError, Stalled) as exc:
-                seen.append(first_line(exc))
+                failures.append(first_line(exc))
                 self._end_actors()
             else:
-                seen += ["the run ended without them"] if self._jobs else []
-            if self._jobs and len(seen) >= self._settings.tries:
+                failures += ["the run ended without them"] if self._jobs else []
+            if self._jobs and len(failures) >= self._settings.tries:
                 missing = f"{len(self._jobs)} of {number_in_all} jobs"
-                raise EngineStalled(len(seen), tuple(dict.fromkeys(seen)), missing)
+                raise EngineStalled(len(failures), tuple(dict.fromkeys(failures)), missing)
 
     def _try(self) -> Generator[tuple[int, bytes], None, None]:
-        """Those that come out before something breaks. Raises RayError, Stalled."""
+        """Yield what comes out before something breaks. Raises RayError, Stalled."""
         session = self._open()
         threads = session.cpus_per_worker
         self._machines.check_integrity(threads)
@@ -111,15 +113,15 @@ class Pool:
         arguments = (self._model, self._do, threads, self._jobs, self._turnstile)
         stream = self._conductor.run.options(**options).remote([*self._jobs], arguments, self._settings, threads)
         while True:
-            if late([stream], self._settings.stall_s, self._heed):
+            if late([stream], self._settings.stall_s, self._raise_if_cancelled):
                 raise Stalled(f"no job was done for {self._settings.stall_s:g} s; {session}")
             try:
-                number, found, failure = ray.get(next(stream))
+                number, result, failure = ray.get(next(stream))
             except StopIteration:
                 return
             if failure:
                 raise rebuilt(failure)
-            yield number, found
+            yield number, result
             self._turnstile.kept.remote(number)
 
     def _begin_run(self, machine: str) -> None:

@@ -32,7 +32,7 @@ class RaySession:
     """
 
     def __init__(self, settings: RaySettings) -> None:
-        """Raises EngineUnreachable, SettingsError."""
+        """Start Ray or connect to it. Raises EngineUnreachable, SettingsError."""
         self._is_ours, self._folder = not ray.is_initialized(), ""
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
@@ -53,7 +53,7 @@ class RaySession:
         return f"{len(machines)} machines with {sum(map(_cpus, machines)):g} CPUs were alive"
 
     def close(self) -> None:
-        """Repeating is safe."""
+        """End what was begun. Repeating is safe."""
         if self._is_ours:
             ray.shutdown()
             self._give_back_sigterm()
@@ -61,12 +61,12 @@ class RaySession:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _give_back_sigterm(self) -> None:
-        """Ray takes it, to end in order. An application's own handler stays."""
+        """Give back SIGTERM, which Ray takes, to end in order. An application's own handler stays."""
         if self._is_ours and self._on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _start(self, settings: RaySettings) -> None:
-        """One CPU more than workers take, in Ray's count: or tasks and workers could wait for each other for ever."""
+        """Start Ray with one CPU more than workers take: or tasks and workers could wait for each other for ever."""
         self._folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=SHORT)
         cpus = settings.workers * (settings.cpus_per_worker or max(available_cpus() // settings.workers, 1)) + 1
         try:
@@ -83,7 +83,7 @@ class RaySession:
             raise EngineUnreachable(address, first_line(exc)) from exc
 
     def _share(self, settings: RaySettings) -> int:
-        """So that all workers fit. One CPU of Ray's count is left to its tasks where it can be."""
+        """Return the CPUs of a worker, so that all fit. One of Ray's count is left to its tasks where it can be."""
         numbers = sorted((int(_cpus(machine)) for machine in machines_alive()), reverse=True)
         most = max(numbers, default=1)
         fitting = (
@@ -94,7 +94,7 @@ class RaySession:
 
 
 def _refuse_deaf(address: str) -> None:
-    """Raises SettingsError, EngineUnreachable."""
+    """Raise SettingsError if it is no address of a cluster, EngineUnreachable if nobody listens there."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         expected = "HOST:PORT of a cluster that this machine is part of (ray start --address HOST:PORT), or auto"
@@ -106,7 +106,7 @@ def _refuse_deaf(address: str) -> None:
 
 
 def machines_alive() -> list[dict[str, Any]]:
-    """As Ray describes them."""
+    """Return the machines that are alive, as Ray describes them."""
     machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [machine for machine in machines if machine["Alive"]]
 
@@ -116,7 +116,7 @@ def _cpus(machine: Mapping[str, Any]) -> float:
 
 
 def first_line(exc: BaseException) -> str:
-    """What an error of Ray's says that a person can use; the text of its own errors ends with it."""
+    """Return what an error of Ray's says that a person can use; the text of its own errors ends with it."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     if isinstance(exc, RayError) and lines:
         return f"{type(exc).__name__}: {lines[-1]}"
