@@ -104,7 +104,7 @@ class _AdaptedTokenizer:
 
 
 def _adapted_space(space: VectorSpace, adaptation: Adaptation) -> VectorSpace:
-    """The model's own space where nothing is adapted; else one with a fingerprint of its own."""
+    """Return the model's own space where nothing is adapted; else one with a fingerprint of its own."""
     if not adaptation:
         return space
     dimension = adaptation.dimension or space.dimension

@@ -94,7 +94,7 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
 
 
 def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfirmed: str | None) -> dict[str, Any]:
-    """What the ledger keeps about where the vectors come from. Raises VectorsUnconfirmed."""
+    """Return what the ledger keeps about where the vectors come from. Raises VectorsUnconfirmed."""
     provenance = provenance_of(store, old)
     if not provenance.is_confirmed and accept_unconfirmed is None:
         raise VectorsUnconfirmed(store.target, provenance.message, provenance.remedy)

@@ -130,7 +130,7 @@ def text_source(name: str, text_field: str = "text") -> TextSource:
 
 
 def value_at(fields: Fields, path: str) -> Any:
-    """The value at a dotted path; None where there is none. A whole name that has dots goes before its parts."""
+    """Return the value at a dotted path; None where there is none. A name with dots in it goes before its parts."""
     if path in fields:
         return fields[path]
     head, _, rest = path.partition(".")
@@ -141,7 +141,7 @@ def value_at(fields: Fields, path: str) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """A value as text: numbers and booleans as JSON writes them; None for what is null, and for lists and objects."""
+    """Return a value as text: numbers and booleans as JSON has them; None for null, for lists and objects."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value) if isinstance(value, bool | int | float) else None

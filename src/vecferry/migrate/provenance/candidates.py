@@ -56,7 +56,7 @@ class Candidate:
         return replace(self, source=source, what=f"{self.what} and {what}" if self.what else what)
 
     def causes(self, as_told: Candidate) -> str:
-        """What makes this one different."""
+        """Say what makes this one different."""
         changed = {
             name: value
             for name, value in self.adaptation.to_dict().items()
@@ -76,7 +76,7 @@ def causes_on_top(base: Candidate, rows: Sequence[StoredRow], encoder: TextEncod
 
 
 def _model_inputs(base: Candidate, encoder: Encoder) -> Iterator[Candidate]:
-    """What may be done to any text on its way to the model."""
+    """Do to texts what may be done to any on its way to the model."""
     if base.adaptation.prefix is None:
         yield from (base.adapted(prefix=prefix) for prefix in PREFIXES)
     if not base.adaptation.lowercase:
@@ -86,20 +86,20 @@ def _model_inputs(base: Candidate, encoder: Encoder) -> Iterator[Candidate]:
 
 
 def _paddings(base: Candidate, rows: Sequence[StoredRow], dimension: int) -> Iterator[Candidate]:
-    """Zeros at the end of vectors that are longer than the model's."""
+    """Fill up with zeros, where the vectors are longer than the model's and end so."""
     lengths = {len(row.vector) for row in rows}
     if len(lengths) == 1 and max(lengths) > dimension and not any(row.vector[dimension:].any() for row in rows):
         yield base.adapted(dimension=max(lengths))
 
 
 def _frameworks(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
-    """What a framework embeds beside the text, where it has left its marks."""
+    """Add what a framework embeds beside the text, where it has left its marks."""
     if isinstance(base.source, FieldText) and any(stored_node(row.fields) for row in rows):
         yield base.of(LlamaIndexText(base.source.name), "metadata before the text, as LlamaIndex embeds it")
 
 
 def _fields(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
-    """Another field before the text or after it."""
+    """Put another field before the text or after it."""
     if isinstance(base.source, FieldText | TemplateText):
         inner = base.source.name if isinstance(base.source, TemplateText) else f"{{{base.source.name}}}"
         for path in _other_fields(rows, base.source):
@@ -110,7 +110,7 @@ def _fields(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
 
 
 def _other_fields(rows: Sequence[StoredRow], source: TextSource) -> list[str]:
-    """Paths of fields that could stand beside the text, the likely ones first."""
+    """Return the paths of fields that could stand beside the text, the likely ones first."""
     counts, texts = Counter[str](), [source.render(row.fields) for row in rows]
     for row, text in zip(rows, texts, strict=True):
         for path, value in scalar_paths(row.fields):
@@ -121,13 +121,13 @@ def _other_fields(rows: Sequence[StoredRow], source: TextSource) -> list[str]:
 
 
 def _likelihood(path: str) -> int:
-    """A rank, 0 for a title."""
+    """Return a rank, 0 for a title."""
     name = path.rsplit(".", 1)[-1].lower()
     return next((rank for rank, word in enumerate(LIKELY) if word in name), len(LIKELY))
 
 
 def _cuts(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
-    """The first characters of longer texts: usual numbers, and once one of these is best, those around it."""
+    """Keep the first characters of longer texts: usual numbers, and once one of these is best, those around it."""
     longest = max(len(base.source.render(row.fields) or "") for row in rows)
     now = base.adaptation.max_characters
     if now is None:

@@ -112,9 +112,9 @@ class _Examination:
         return cosines
 
     def _explained(self, as_told: Candidate, cosines: Float32) -> tuple[Candidate, float]:
-        """The making that fits best, and the share of all rows that match with it.
+        """Return the making that fits best, and the share of all rows that match with it.
 
-        Tried on a few of the rows that do not fit; the best cause is kept, and others are tried on top of it.
+        Causes are tried on a few of the rows that do not fit; the best cause is kept, and others are tried on top of it.
         """
         screened = [self._rows[i] for i in _spread(np.flatnonzero(cosines < MATCH), SCREENED)]
         best, best_cosines = as_told, self._cosines(as_told, screened)

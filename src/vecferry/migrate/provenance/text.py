@@ -49,7 +49,7 @@ def _matching(share: float, rows: int) -> str:
 
 
 def _unusual(seen: Provenance) -> str:
-    """What else there is to say about the vectors; begins with a space, or is empty."""
+    """Say what else is unusual about the vectors; begins with a space, or is empty."""
     notes = []
     if len(seen.dimensions) > 1:
         lengths = ", ".join(f"{count} of {length:,}" for length, count in sorted(seen.dimensions.items()))
