@@ -111,7 +111,10 @@ def test_two_fields_before_the_text_are_found(minilm: Encoder, rows: list[Fields
     ids=str,
 )
 def test_what_was_done_beside_the_model_is_found(minilm: Encoder, rows: list[Fields], adapted: dict[str, Any]) -> None:
-    twice = [fields | {"text": fields["text"] + " " + fields["text"][::-1]} for fields in rows]  # over 1,000 characters
+    texts = [fields["text"] for fields in rows]
+    twice = [
+        fields | {"text": f"{fields['text']} {other}"} for fields, other in zip(rows, reversed(texts), strict=True)
+    ]
     vectors = made(minilm, twice, **adapted)
     seen = looked_at(minilm, twice, vectors)
     assert seen.verdict is Verdict.EXPLAINED, seen.message
@@ -187,13 +190,14 @@ def test_vectors_that_were_never_normalised_are_confirmed_and_named(minilm: Enco
 def test_nothing_to_compare_is_not_confirmed(minilm: Encoder, rows: list[Fields]) -> None:
     empty = [fields | {"text": None} for fields in rows]
     seen = looked_at(minilm, empty, made(minilm, rows))
-    assert (seen.verdict, seen.rows) == (Verdict.NOTHING, 0)
+    assert (seen.verdict, seen.rows) == (Verdict.NO_TEXTS, 0)
 
 
 def other_model(num_rows: int, dimension: int = 384) -> Float32:
     """Unit vectors that have nothing to do with any text; stands for another model."""
     vectors = np.random.default_rng(0).standard_normal((num_rows, dimension)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Float32 = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,6 @@ def _cuts(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
     longest = max(len(base.source.render(row.fields) or "") for row in rows)
     now = base.adaptation.max_characters
     if now is None:
-        yield from (base.adapted(max_characters=n) for n in CHARACTERS if n < longest)
+        yield from (base.adapted(max_characters=n, max_tokens=None) for n in CHARACTERS if n < longest)
     else:
         yield from (base.adapted(max_characters=now * percent // 100) for percent in NEARBY)
