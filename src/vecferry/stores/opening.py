@@ -7,6 +7,7 @@ from pathlib import Path
 from vecferry.errors import InvalidStoreUrl, VecferryError
 from vecferry.stores.backend import Backend, Fields
 from vecferry.stores.protocol import Store
+from vecferry.stores.text_source import TextSource, text_source
 
 POSTGRES = ("postgresql", "postgres")
 
@@ -14,7 +15,8 @@ POSTGRES = ("postgresql", "postgres")
 def open_store(url: str, collection: str, *, text: str, vector: str, key: str, control: Path) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
-    text, vector, key: columns or fields; PostgreSQL knows its key. control: the SQLite file of the ledger,
+    text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template too, or "llama-index"
+    (`text_source.py`). control: the SQLite file of the ledger,
     for all but PostgreSQL, which keeps it itself. Raises InvalidStoreUrl, MissingExtra,
     StoreUnreachable, StoreSchemaError.
     """
@@ -22,7 +24,8 @@ def open_store(url: str, collection: str, *, text: str, vector: str, key: str, c
         from vecferry.stores.pgvector import PgVectorStore
 
         return PgVectorStore.connect(url, collection, text, vector)
-    return _mirrored(open_backend(url, Fields(key, text, vector)), collection, control)
+    source = text_source(text)
+    return _mirrored(open_backend(url, Fields(key, source.field, vector)), collection, control, source)
 
 
 def open_backend(url: str, fields: Fields) -> Backend:
@@ -35,12 +38,14 @@ def open_backend(url: str, fields: Fields) -> Backend:
     return opener(url, fields)
 
 
-def _mirrored(backend: Backend, collection: str, control: Path) -> Store:
+def _mirrored(backend: Backend, collection: str, control: Path, source: TextSource) -> Store:
+    """Open the ledger beside the backend. A plain field is where the backend has its texts."""
     from vecferry.stores.mirror import MirrorStore
     from vecferry.stores.sqlite import SqliteLedger
 
     try:
-        return MirrorStore(backend, collection, SqliteLedger.open(control))
+        own = source.at(backend.text_field)
+        return MirrorStore(backend, collection, SqliteLedger.open(control), own)
     except VecferryError:
         backend.close()
         raise

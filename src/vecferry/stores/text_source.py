@@ -31,8 +31,15 @@ class TextSource(Protocol):
     def name(self) -> str: ...
 
     @property
+    def field(self) -> str:
+        """The field that `Record.text` is written to; what else is read comes with the payload."""
+
+    @property
     def fields(self) -> tuple[str, ...]:
-        """The top-level fields that are read."""
+        """The top-level fields that are read, that one included."""
+
+    def at(self, text_field: str) -> TextSource:
+        """Return the same source in a store that has its texts in that field."""
 
     def render(self, fields: Fields) -> str | None:
         """Return the text of a row; None where it has none."""
@@ -45,8 +52,15 @@ class FieldText:
     name: str
 
     @property
+    def field(self) -> str:
+        return self.name
+
+    @property
     def fields(self) -> tuple[str, ...]:
         return (self.name,)
+
+    def at(self, text_field: str) -> TextSource:
+        return FieldText(text_field)
 
     def render(self, fields: Fields) -> str | None:
         return as_text(fields.get(self.name))
@@ -60,24 +74,33 @@ class TemplateText:
 
     def __post_init__(self) -> None:
         try:
-            parts = self._parts()
+            parts = self.parts()
         except ValueError as exc:
             raise SettingsError("text", self.name, f"a template such as {{title}}\\n{{body}} ({exc})") from exc
         if not any(path for _, path in parts):
             raise SettingsError("text", self.name, "a template that names a field, such as {title}\\n{body}")
 
     @property
+    def field(self) -> str:
+        """The last field that is no nested value; the last of all where each is."""
+        plain = [path for _, path in self.parts() if path and "." not in path]
+        return (plain or self.fields)[-1]
+
+    @property
     def fields(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(path.split(".")[0] for _, path in self._parts() if path))
+        return tuple(dict.fromkeys(path.split(".")[0] for _, path in self.parts() if path))
+
+    def at(self, text_field: str) -> TextSource:  # noqa: ARG002  # a template names its fields
+        return self
 
     def render(self, fields: Fields) -> str | None:
-        values = {path: as_text(value_at(fields, path)) for _, path in self._parts() if path}
+        values = {path: as_text(value_at(fields, path)) for _, path in self.parts() if path}
         if all(value is None for value in values.values()):
             return None
-        return "".join(literal + (values[path] or "" if path else "") for literal, path in self._parts())
+        return "".join(literal + (values[path] or "" if path else "") for literal, path in self.parts())
 
-    def _parts(self) -> list[tuple[str, str | None]]:
-        """(literal text, path of the field that follows it). Raises ValueError."""
+    def parts(self) -> list[tuple[str, str | None]]:
+        """Return (literal text, path of the field that follows it) pairs. Raises ValueError."""
         parts = []
         for literal, path, form, conversion in string.Formatter().parse(self.name):
             if path == "" or form or conversion:
@@ -94,11 +117,20 @@ class LlamaIndexText:
     """
 
     text: str = "text"
+    metadata: str = "metadata_"
+    """The column of PGVectorStore."""
     name: str = LLAMA_INDEX
 
     @property
+    def field(self) -> str:
+        return self.text
+
+    @property
     def fields(self) -> tuple[str, ...]:
-        return (self.text, "metadata_", NODE)
+        return (self.text, self.metadata)
+
+    def at(self, text_field: str) -> TextSource:
+        return LlamaIndexText(text_field)
 
     def render(self, fields: Fields) -> str | None:
         node = stored_node(fields)
@@ -119,13 +151,10 @@ class LlamaIndexText:
         return _filled(template, {"content": text, "metadata_str": metadata}).strip()
 
 
-def text_source(name: str, text_field: str = "text") -> TextSource:
-    """Return the source that a name in migration.toml stands for. Raises SettingsError.
-
-    text_field: where LlamaIndex's stores keep the text.
-    """
+def text_source(name: str) -> TextSource:
+    """Return the source that a name in migration.toml stands for. Raises SettingsError."""
     if name == LLAMA_INDEX:
-        return LlamaIndexText(text_field)
+        return LlamaIndexText()
     return TemplateText(name) if "{" in name or "}" in name else FieldText(name)
 
 

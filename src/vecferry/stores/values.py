@@ -12,6 +12,7 @@ import numpy as np
 
 from vecferry.embeddings import Float32, Outputs, TextVectors, Value
 from vecferry.options import Checked, Help, Seconds
+from vecferry.stores.text_source import TextSource
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -38,25 +39,34 @@ BOTH_SIDES = frozenset(Side)
 class StoreTraits:
     """What holds for a store as long as it is open.
 
-    text_source: where in a row the text is, a column or a field. outputs: the heads that the store can hold.
-    rows_outlive_vectors: whether a row without a new vector stays in the collection when the old side is dropped.
+    source: where in a row the text is, a column or a field, or how it is made of several. outputs: the heads that
+    the store can hold. rows_outlive_vectors: whether a row without a new vector stays in the collection when the old side is dropped.
     """
 
-    text_source: str
+    source: TextSource
     outputs: Outputs
     rows_outlive_vectors: bool
+
+    @property
+    def text_source(self) -> str:
+        """The name of the source, by which a migration is known to go on with the same."""
+        return self.source.name
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it was read; text is None where the store holds none."""
+    """A row as it was read; text is None where the store holds none.
+
+    source: what the text was rendered from, where the store cannot render it; the digest is of that.
+    """
 
     key: Key
     text: str | None
+    source: str | None = None
 
     @property
     def digest(self) -> bytes:
-        return text_digest(self.text)
+        return text_digest(self.text if self.source is None else self.source)
 
 
 @dataclass(frozen=True, eq=False)

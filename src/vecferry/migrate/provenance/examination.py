@@ -17,7 +17,7 @@ from vecferry.migrate.provenance import text
 from vecferry.migrate.provenance.candidates import Candidate, causes_on_top
 from vecferry.migrate.provenance.values import Making, Provenance, Verdict
 from vecferry.stores.protocol import Store
-from vecferry.stores.text_source import TextSource, text_source
+from vecferry.stores.text_source import TextSource
 from vecferry.stores.values import StoredRow
 
 MATCH = 0.99
@@ -50,7 +50,7 @@ def provenance_of(store: Store, old: TextEncoder | None, sample: int = SAMPLE) -
     if old is None:
         message = "No old model is named, so nobody can tell what the vectors were made from."
         return Provenance(Verdict.NO_MODEL, message, dimensions=_dimensions(rows))
-    source = text_source(store.traits.text_source)
+    source = store.traits.source
     if isinstance(old, AdaptedEncoder):
         return examine(old.model, rows, source, old.adaptation)
     return examine(old, rows, source)

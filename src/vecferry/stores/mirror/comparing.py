@@ -24,7 +24,6 @@ from vecferry.stores.values import (
     KeyRange,
     Row,
     Side,
-    text_digest,
 )
 
 
@@ -103,7 +102,7 @@ class MirrorComparison:
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         sides = self._sides.now()
-        findings = Findings(dimension, max_keys)
+        findings = Findings(dimension, max_keys, self._sides)
         rows = 0
         for points in self._sides.pages(sides.serving):
             rows += len(points)
@@ -123,18 +122,18 @@ class MirrorComparison:
         sides = self._sides.now()
         ids = list(self._backend.ids(sides.name(Side.NEW)))
         chosen = random.sample(ids, min(num_rows, len(ids)))
-        texts = {point.id: point.text for point in self._backend.get(sides.serving, chosen)}
+        texts = {point.id: self._sides.text(point) for point in self._backend.get(sides.serving, chosen)}
         return [
-            (Row((point.id,), point.text), point.vectors.dense)
+            (self._sides.row(point), point.vectors.dense)
             for point in self._backend.get(sides.name(Side.NEW), chosen, vectors=True)
-            if point.vectors is not None and texts.get(point.id) == point.text
+            if point.vectors is not None and texts.get(point.id) == self._sides.text(point)
         ]
 
     def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
         """Return rows whose text is not that of their point on the side that follows, and no dead letters."""
         source = self._backend.get(sides.serving, ids)
-        texts = {point.id: point.text for point in self._backend.get(sides.other, ids)}
-        rows = [Row((p.id,), p.text) for p in source if p.id not in texts or texts[p.id] != p.text]
+        texts = {point.id: self._sides.text(point) for point in self._backend.get(sides.other, ids)}
+        rows = [row for row in map(self._sides.row, source) if row.key[0] not in texts or texts[row.key[0]] != row.text]
         dead_letters = self._sides.dead_letter_digests(side, [row.key for row in rows])
         return [row for row in rows if dead_letters.get(row.key) != row.digest]
 
@@ -150,15 +149,16 @@ class MirrorComparison:
         keys: list[Key] = [(name,) for name in sorted(gone)]
         dead_letters = self._sides.dead_letter_digests(Side.NEW if sides.serving == sides.new else Side.OLD, keys)
         points = self._backend.get(sides.other, [key[0] for key in dead_letters])
-        kept = {(point.id,) for point in points if text_digest(point.text) == dead_letters[point.id,]}
+        kept = {(point.id,) for point in points if self._sides.row(point).digest == dead_letters[point.id,]}
         return [key for key in keys if key not in kept][:limit]
 
 
 class Findings:
     """What `check_integrity` sees, point by point."""
 
-    def __init__(self, dimension: int, max_keys: int) -> None:
+    def __init__(self, dimension: int, max_keys: int, sides: MirrorSides) -> None:
         self._dimension = dimension
+        self._sides = sides
         self._max_keys = max_keys
         self._keys: dict[str, list[Key]] = {}
         self._counts: dict[str, int] = {}
@@ -172,7 +172,7 @@ class Findings:
         """Look at a point. dead_letter: digest of the text that could not be embedded."""
         key = (point.id,)
         if new is None:
-            self._note("without_vector" if dead_letter == text_digest(point.text) else "outdated", key)
+            self._note("without_vector" if dead_letter == self._sides.row(point).digest else "outdated", key)
             return
         if new.text != point.text or not same(new.payload, point.payload):
             self._note("outdated", key)

@@ -28,9 +28,10 @@ class MirrorReader:
         rows = null_texts = empty_texts = text_bytes = 0
         for points in self._sides.pages(sides.serving):
             rows += len(points)
-            null_texts += sum(point.text is None for point in points)
-            empty_texts += sum(point.text == "" for point in points)
-            text_bytes += sum(len((point.text or "").encode("utf-8", "surrogatepass")) for point in points)
+            texts = [self._sides.text(point) for point in points]
+            null_texts += sum(text is None for text in texts)
+            empty_texts += sum(text == "" for text in texts)
+            text_bytes += sum(len((text or "").encode("utf-8", "surrogatepass")) for text in texts)
         dimension = self._backend.dimension(sides.serving)
         serving = self._ledger.serving(self._target)
         vector_bytes = 4 * (dimension or 0) * rows
@@ -55,20 +56,22 @@ class MirrorReader:
         serving = self._sides.now().serving
         ids = list(self._backend.ids(serving))
         chosen = random.sample(ids, min(num_rows, len(ids)))
-        return [Row((p.id,), p.text) for p in self._backend.get(serving, chosen) if p.text is not None]
+        rows = map(self._sides.row, self._backend.get(serving, chosen))
+        return [row for row in rows if row.text is not None]
 
     def sample_stored(self, num_rows: int) -> list[StoredRow]:
-        serving, text = self._sides.now().serving, self._backend.text_field
+        serving = self._sides.now().serving
         ids = list(self._backend.ids(serving))
         chosen = random.sample(ids, min(num_rows, len(ids)))
         return [
-            StoredRow((point.id,), {**point.payload, text: point.text}, point.vectors.dense)
+            StoredRow((point.id,), self._sides.fields(point), point.vectors.dense)
             for point in self._backend.get(serving, chosen, vectors=True)
             if point.vectors is not None
         ]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:
-        rows: dict[Key, Row] = {(p.id,): Row((p.id,), p.text) for p in self._points(self._sides.now().serving, keys)}
+        points = self._points(self._sides.now().serving, keys)
+        rows: dict[Key, Row] = {(point.id,): self._sides.row(point) for point in points}
         return list(in_order(rows, keys).values())
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:

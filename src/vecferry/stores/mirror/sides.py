@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, Point
 from vecferry.stores.ledger import MigrationRecord, MigrationSpec
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Key, Side
+from vecferry.stores.text_source import FieldText, TextSource
+from vecferry.stores.values import Key, Row, Side
 
 PAGE = 500
 """Points that are read at a time."""
@@ -35,12 +37,24 @@ class Sides:
 
 
 class MirrorSides:
-    """A backend, the name of a collection in it, and the ledger that knows its sides."""
+    """A backend, the name of a collection in it, the ledger that knows its sides, and what a point's text is."""
 
-    def __init__(self, backend: Backend, collection: str, ledger: SqliteLedger) -> None:
+    def __init__(self, backend: Backend, collection: str, ledger: SqliteLedger, source: TextSource) -> None:
         self.backend = backend
         self.target = collection
         self.ledger = ledger
+        self.source = source
+
+    def fields(self, point: Point) -> dict[str, Any]:
+        """Return all that is kept with a point, by name."""
+        return {**point.payload, self.backend.text_field: point.text}
+
+    def text(self, point: Point) -> str | None:
+        """Return the text that is embedded; None where the point has none."""
+        return point.text if isinstance(self.source, FieldText) else self.source.render(self.fields(point))
+
+    def row(self, point: Point) -> Row:
+        return Row((point.id,), self.text(point))
 
     def open_record(self) -> MigrationRecord | None:
         record = self.ledger.find(self.target)

@@ -18,6 +18,7 @@ from vecferry.stores.mirror.reading import UNKNOWN, MirrorReader
 from vecferry.stores.mirror.sides import MirrorSides, Sides
 from vecferry.stores.protocol import Store, Then, nothing_more
 from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.text_source import FieldText, TextSource
 from vecferry.stores.values import (
     BOTH_SIDES,
     EVERYTHING,
@@ -37,7 +38,6 @@ from vecferry.stores.values import (
     StoredRow,
     StoreTraits,
     TableInfo,
-    text_digest,
 )
 from vecferry.stores.waiting import patiently
 
@@ -47,11 +47,15 @@ T = TypeVar("T")
 class MirrorStore(Store):
     """`stores.Store` over two collections of one backend."""
 
-    def __init__(self, backend: Backend, collection: str, ledger: SqliteLedger) -> None:
+    def __init__(
+        self, backend: Backend, collection: str, ledger: SqliteLedger, source: TextSource | None = None
+    ) -> None:
+        """Take a collection for one to be migrated. source: the text of a point; by default the backend's field."""
         self._backend = backend
         self._target = collection
         self._ledger = ledger
-        self._sides = MirrorSides(backend, collection, ledger)
+        self._source = source or FieldText(backend.text_field)
+        self._sides = MirrorSides(backend, collection, ledger, self._source)
         self._reader = MirrorReader(self._sides)
         self._comparison = MirrorComparison(self._sides)
         self._lease: Lease | None = None
@@ -64,14 +68,14 @@ class MirrorStore(Store):
 
     @property
     def traits(self) -> StoreTraits:
-        return StoreTraits(self._backend.text_field, self._backend.outputs, rows_outlive_vectors=False)
+        return StoreTraits(self._source, self._backend.outputs, rows_outlive_vectors=False)
 
     @property
     def ledger(self) -> SqliteLedger:
         return self._ledger
 
     def another(self) -> Self:
-        return type(self)(self._backend.another(), self._target, self._ledger.another())
+        return type(self)(self._backend.another(), self._target, self._ledger.another(), self._source)
 
     def reconnect(self) -> None:
         """Ask the store for its collection; the clients of these stores connect anew by themselves."""
@@ -185,9 +189,9 @@ class MirrorStore(Store):
                 self._backend.delete(sides.other, gone)
             kept = [(source[point.id], point) for point in other if point.id in source]
             moved = [
-                replace(point, payload=served.payload)
+                replace(point, text=served.text, payload=served.payload)
                 for served, point in kept
-                if served.text == point.text and not same(served.payload, point.payload)
+                if self._sides.text(served) == self._sides.text(point) and not same(served.payload, point.payload)
             ]
             if moved:
                 self._backend.put(sides.other, moved)
@@ -256,7 +260,8 @@ class MirrorStore(Store):
         if sides.name(side) == sides.serving or not vectors:
             return set()
         source = {p.id: p for p in self._backend.get(sides.serving, [vector.key[0] for vector in vectors])}
-        current = [v for v in vectors if v.key[0] in source and text_digest(source[v.key[0]].text) == v.digest]
+        digests = {point.id: self._sides.row(point).digest for point in source.values()}
+        current = [vector for vector in vectors if digests.get(vector.key[0]) == vector.digest]
         dead = [v.key[0] for v in current if v.vectors is None]
         if dead:
             self._backend.delete(sides.other, dead)

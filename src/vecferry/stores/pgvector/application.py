@@ -14,6 +14,7 @@ from vecferry.stores.pgvector.catalogue import Columns, HeadColumns
 from vecferry.stores.pgvector.checksum import checksum
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.session import TableSession
+from vecferry.stores.text_source import FieldText
 from vecferry.stores.values import Key, Record, Side, text_digest
 
 Assignments = dict[str, tuple[Fragment, object]]
@@ -70,7 +71,8 @@ class PgApplicationWriter:
         if heads.colbert is not None:
             assignments[heads.colbert] = (self._sql.placeholder("halfvec[]"), stored.colbert)
         if (name := columns.checksum(side)) in columns.by_name:  # current at once, unless there is no vector to be
-            assignments[name] = (PLAIN, None if stored.vector is None else checksum(stored))
+            is_known = stored.vector is not None and isinstance(table.source, FieldText)
+            assignments[name] = (PLAIN, checksum(stored) if is_known else None)
         for name, value in record.payload.items():
             assignments[name] = (PLAIN, _adaptable(value, columns.by_name[name].kind))
         return assignments

@@ -236,7 +236,8 @@ def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
     The columns keep their numbers when they change names, and so the triggers go with them through a switch.
     """
     checksums = sorted({vector.checksum for vector in vectors})
-    return f"keys of {table.target} whose {table.text} changed, by {', '.join(c.name for c in table.key)}; {checksums}"
+    keys = ", ".join(column.name for column in table.key)
+    return f"keys of {table.target} whose {table.source.name} changed, by {keys}; {checksums}"
 
 
 def _is_other_row(table: Table, vectors: Sequence[VectorColumn]) -> sql.Composed:
@@ -244,7 +245,7 @@ def _is_other_row(table: Table, vectors: Sequence[VectorColumn]) -> sql.Composed
 
     Byte by byte: two texts that a collation or a type takes for equal have two vectors all the same.
     """
-    names = [table.text, *(column.name for column in table.key)]
+    names = [*table.text_types, *(column.name for column in table.key)]
     conditions = [
         sql.SQL('OLD.{0}::text COLLATE "C" IS DISTINCT FROM NEW.{0}::text COLLATE "C"').format(identifier(name))
         for name in names

@@ -151,6 +151,6 @@ class PgComparison:
                 outdated=self._session.outdated(Side.NEW, columns),
             )
             return [
-                (Row(tuple(key), text), np.asarray(vector, np.float32))
+                (self._sql.text_sql.row(tuple(key), text), np.asarray(vector, np.float32))
                 for text, vector, *key in self._db.rows(query, [num_rows])
             ]

@@ -76,7 +76,7 @@ class PgReader:
         query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} IS NOT NULL ORDER BY random() LIMIT %s").format(
             self._sql.text, self._sql.keys_as_text, self._sql.name, self._sql.text
         )
-        return [Row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
+        return [self._sql.text_sql.row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
 
     def sample_stored(self, num_rows: int) -> list[StoredRow]:
         with self._session.pinned():

@@ -48,7 +48,7 @@ class TableSession:
         query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
             self.sql.text, self.sql.keys_as_text, self.sql.name, condition, self.sql.keys
         )
-        return [Row(tuple(key), text) for text, *key in self.db.rows(query, [*params, limit])]
+        return [self.sql.text_sql.row(tuple(key), text) for text, *key in self.db.rows(query, [*params, limit])]
 
     def outdated(self, side: Side, columns: Columns) -> sql.Composed:
         """Return a condition: the vector on that side is not known to be of the text, or missing and the text untried.

@@ -18,6 +18,7 @@ from vecferry.stores.pgvector.switching import PgSwitch
 from vecferry.stores.pgvector.table import Table, find_table
 from vecferry.stores.pgvector.writing import PgWriter
 from vecferry.stores.protocol import Store, Then, nothing_more
+from vecferry.stores.text_source import text_source
 from vecferry.stores.values import (
     BOTH_SIDES,
     EVERYTHING,
@@ -57,15 +58,16 @@ class PgVectorStore(Store):
     # --- the connection ---------------------------------------------------------------------------
 
     @classmethod
-    def connect(cls, database_url: str, table: str, text_column: str, vector_column: str) -> Self:
-        """Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
+    def connect(cls, database_url: str, table: str, text: str, vector_column: str) -> Self:
+        r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
-        table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot.
+        table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
+        template over several such as `{title}\n{body}`, or "llama-index" (`text_source.py`).
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
-            return cls(database, find_table(database, table, text_column, vector_column))
+            return cls(database, find_table(database, table, text_source(text), vector_column))
         except BaseException:
             database.close()
             raise
@@ -76,7 +78,7 @@ class PgVectorStore(Store):
 
     @property
     def traits(self) -> StoreTraits:
-        return StoreTraits(self._session.table.text, Outputs.ALL, rows_outlive_vectors=True)
+        return StoreTraits(self._session.table.source, Outputs.ALL, rows_outlive_vectors=True)
 
     @property
     def ledger(self) -> PgLedger:

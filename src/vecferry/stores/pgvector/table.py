@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.text_source import FieldText, TextSource
 
 NEW, OLD = "_vecferry_new", "_vecferry_old"
 NEW_CHECKSUM, OLD_CHECKSUM = "_vecferry_new_sha256", "_vecferry_old_sha256"
@@ -28,7 +29,8 @@ class Column:
 class Table:
     """A table that can be migrated, as its catalogue entry says.
 
-    kind: the vector column's type, "vector" or "halfvec". extension: pgvector's schema. types: the
+    source: what a row's text is; text_types: of the columns that it is made of. kind: the vector column's type,
+    "vector" or "halfvec". extension: pgvector's schema. types: the
     number that each of pgvector's types has in this database.
     """
 
@@ -36,18 +38,24 @@ class Table:
     schema: str
     name: str
     key: tuple[Column, ...]
-    text: str
+    source: TextSource
+    text_types: Mapping[str, str]
     vector: str
     kind: str
     extension: str
     types: Mapping[str, int]
 
     @property
+    def text(self) -> str:
+        """The column that `Record.text` is written to."""
+        return self.source.field
+
+    @property
     def target(self) -> str:
         return f"{self.schema}.{self.name}.{self.vector}"
 
 
-def find_table(database: Database, table: str, text_column: str, vector_column: str) -> Table:
+def find_table(database: Database, table: str, source: TextSource, vector_column: str) -> Table:
     """Find a table. Raises StoreSchemaError for what is not there, and for a table that cannot be migrated."""
     schema, name = split_name(table)
     tables = database.rows(
@@ -63,12 +71,23 @@ def find_table(database: Database, table: str, text_column: str, vector_column: 
     oid, schema, kind, has_children = tables[0]
     if kind != "r" or has_children:
         raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")
-    _require_column(database, oid, table, text_column, "a text type", "t.typcategory = 'S'")
+    text_types = _text_types(database, oid, table, source)
     types = "pgvector's types vector or halfvec"
     kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
     key = _key_columns(database, oid, table)
     extension, numbers = _extension(database)
-    return Table(oid, schema, name, key, text_column, vector_column, kind, extension, numbers)
+    return Table(oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers)
+
+
+def _text_types(database: Database, oid: int, table: str, source: TextSource) -> dict[str, str]:
+    """Return the types of the columns that a text is made of. Raises StoreSchemaError."""
+    if isinstance(source, FieldText):
+        return {source.name: _require_column(database, oid, table, source.name, "a text type", "t.typcategory = 'S'")}
+    scalar = "t.typcategory NOT IN ('A', 'C', 'U', 'Z') OR t.typname IN ('json', 'jsonb', 'uuid')"
+    return {
+        name: _require_column(database, oid, table, name, "a type of single values, or JSON", scalar)
+        for name in source.fields
+    }
 
 
 def _extension(database: Database) -> tuple[str, dict[str, int]]:

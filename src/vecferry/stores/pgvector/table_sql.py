@@ -8,6 +8,7 @@ from psycopg import sql
 
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
 from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.text_sql import TextSql
 from vecferry.stores.values import Key, KeyRange
 
 
@@ -24,7 +25,8 @@ class TableSql:
         keys = [self.column(column.name) for column in table.key]
         self.keys = sql.SQL(", ").join(keys)
         self.keys_as_text = sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys)
-        self.text = sql.SQL("{}::text").format(self.column(table.text))
+        self.text_sql = TextSql(table.source, table.text_types)
+        self.text = self.text_sql.expression(self.column)
 
     def column(self, name: str) -> sql.Composed:
         return sql.SQL("t.{}").format(identifier(name))
