@@ -84,7 +84,7 @@ def migrated(encoder: Encoder, demo: DemoSet) -> float:
         load_table(url, demo, old)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CHECKPOINT")
-        options = MigrationOptions(rows_per_range=ROWS_PER_RANGE, staging=Path(folder))
+        options = MigrationOptions(accept_unconfirmed="a bench", rows_per_range=ROWS_PER_RANGE, staging=Path(folder))
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store:
             began = time.perf_counter()
             status = Migration(store, new=encoder, options=options).start()

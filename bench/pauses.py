@@ -108,7 +108,11 @@ class Scenario:
         self.steps = Steps()
         self.old, self.new = (TruthEncoder(model, table.dimensions[model]) for model in (OLD, NEW))
         self.options = MigrationOptions(
-            staging=folder / "staging", old_fingerprint=self.old.fingerprint, min_recall=0.0, lease_s=5.0
+            accept_unconfirmed="a bench",
+            staging=folder / "staging",
+            old_fingerprint=self.old.fingerprint,
+            min_recall=0.0,
+            lease_s=5.0,
         )
 
     @contextmanager

@@ -186,7 +186,9 @@ class Ours:
 def _options(job: Job) -> MigrationOptions:
     fingerprint = ServedEncoder(job.server, OLD, job.dimensions[OLD]).fingerprint
     staging = Path(job.folder) / "staging"
-    return MigrationOptions(staging=staging, old_fingerprint=fingerprint, min_recall=MIN_RECALL)
+    return MigrationOptions(
+        accept_unconfirmed="a bench", staging=staging, old_fingerprint=fingerprint, min_recall=MIN_RECALL
+    )
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ WAIT_S = 300.0
 
 def options(folder: Path, **others: Any) -> MigrationOptions:
     return MigrationOptions(
+        accept_unconfirmed="a test",
         staging=folder / "staging",
         old_fingerprint=TruthEncoder("old", OLD_DIMENSION).fingerprint,
         min_recall=0.5,

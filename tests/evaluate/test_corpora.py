@@ -50,7 +50,9 @@ def collection(tmp_path: Path) -> Iterator[MirrorCollection]:
 def fill_new_side(collection: MirrorCollection, staging: Path) -> None:
     """Fill the new side, also with what was written since it was filled before."""
     Migration(
-        collection.store, new=NEW, options=MigrationOptions(old_fingerprint=OLD.fingerprint, staging=staging)
+        collection.store,
+        new=NEW,
+        options=MigrationOptions(accept_unconfirmed="a test", old_fingerprint=OLD.fingerprint, staging=staging),
     ).start()
 
 

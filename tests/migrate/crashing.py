@@ -78,6 +78,7 @@ class Script:
 
     def options(self, old_fingerprint: str | None) -> MigrationOptions:
         return MigrationOptions(
+            accept_unconfirmed="a test",
             rows_per_range=self.rows_per_range,
             old_fingerprint=old_fingerprint,
             staging=self.folder / "staging",

@@ -45,11 +45,16 @@ class Cli:
     capsys: pytest.CaptureFixture[str]
     options: tuple[str, ...] = ()
 
+    def _arguments(self, verb: str, *options: str) -> list[str]:
+        """Vectors of these tests are random numbers, so `start` is told to begin all the same."""
+        accepted = ["--accept-unconfirmed", "a test"] if verb == "start" else []
+        return ["migrate", verb, *options, *self.options, *accepted]
+
     def text(self, verb: str, *options: str, code: int = 0) -> str:
         """Return standard output and standard error."""
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["migrate", verb, *options, *self.options])
+            main(self._arguments(verb, *options))
         printed = self.capsys.readouterr()
         assert (ended.value.code or 0) == code, printed.out + printed.err
         return printed.out + printed.err
@@ -58,7 +63,7 @@ class Cli:
         """Return the one JSON object on standard output."""
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["migrate", verb, *options, *self.options, "--json"])
+            main([*self._arguments(verb, *options), "--json"])
         printed = self.capsys.readouterr()
         assert (ended.value.code or 0) == code, printed.out + printed.err
         return dict(json.loads(printed.out))
@@ -72,7 +77,7 @@ class Cli:
 
     def process(self, verb: str, *options: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "vecferry.cli", "migrate", verb, *options, *self.options, "--json"],
+            [sys.executable, "-W", "error", "-m", "vecferry.cli", *self._arguments(verb, *options), "--json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 

@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 OLD = TruthEncoder("old", 8)
 OPTIONS = MigrationOptions(
+    accept_unconfirmed="a test",
     min_free_gb=0,
     rows_per_range=4,
     old_fingerprint=OLD.fingerprint,

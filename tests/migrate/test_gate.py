@@ -30,7 +30,11 @@ def migration(collection: Collection, tmp_path: Path) -> Migration:
     for key, text in enumerate("abc", start=1):
         collection.put(key, text, old_vector(text))
     options = MigrationOptions(
-        old_fingerprint=OLD.fingerprint, staging=tmp_path, patience=Patience(1.0, 5.0), thresholds=IN_OLD
+        accept_unconfirmed="a test",
+        old_fingerprint=OLD.fingerprint,
+        staging=tmp_path,
+        patience=Patience(1.0, 5.0),
+        thresholds=IN_OLD,
     )
     made = Migration(collection.store, new=NEW, options=options)
     made.start()

@@ -41,6 +41,7 @@ from vecferry.stores.values import Counts, Patience
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 OPTIONS = MigrationOptions(
+    accept_unconfirmed="a test",
     rows_per_range=4,
     old_fingerprint=OLD.fingerprint,
     staging=Path("staging"),
@@ -262,7 +263,8 @@ def test_a_switch_without_a_model_is_refused_while_writes_are_not_followed(colle
     migration, encoder = ready(collection, *"abc")
     collection.put(2, "changed", old_vector("changed"))
     short = Migration(
-        collection.store, options=MigrationOptions(staging=Path("staging"), patience=Patience(wait_s=0.5))
+        collection.store,
+        options=MigrationOptions(accept_unconfirmed="a test", staging=Path("staging"), patience=Patience(wait_s=0.5)),
     )
     with pytest.raises(CutoverRefused) as refused:
         short.cutover()
@@ -675,7 +677,9 @@ def test_a_run_pauses_by_itself_while_the_disk_is_low_and_goes_on_when_it_is_not
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     fill(collection, "a")
     migration = Migration(
-        collection.store, new=TruthEncoder(), options=MigrationOptions(staging=Path("staging"), min_free_gb=1)
+        collection.store,
+        new=TruthEncoder(),
+        options=MigrationOptions(accept_unconfirmed="a test", staging=Path("staging"), min_free_gb=1),
     )
     with collection.another() as store:
         thread, outcome = in_background(migration.start)
@@ -785,10 +789,15 @@ def test_another_model_cannot_go_on_with_a_migration(collection: Collection) -> 
             verb()
         assert conflict.value.field == "fingerprint"
     with pytest.raises(MigrationConflict):
-        Migration(collection.store, new=encoder, options=MigrationOptions(old_fingerprint="another")).start()
+        Migration(
+            collection.store,
+            new=encoder,
+            options=MigrationOptions(accept_unconfirmed="a test", old_fingerprint="another"),
+        ).start()
     with pytest.raises(MigrationConflict):
         replace(migration, old=TruthEncoder("another old", OLD_DIMENSION)).start()
-    assert Migration(collection.store, new=encoder).start().old_fingerprint == OLD.fingerprint
+    options = MigrationOptions(accept_unconfirmed="a test")
+    assert Migration(collection.store, new=encoder, options=options).start().old_fingerprint == OLD.fingerprint
 
 
 def test_an_encoder_that_answers_in_another_space_is_refused(collection: Collection) -> None:
@@ -865,7 +874,9 @@ def test_finalize_and_abort_may_be_repeated_and_what_was_staged_is_taken_away_by
     assert migration.verify(override="no gate in this test").passed
     migration.cutover()
     migration.finalize(confirmed=True)
-    following = Migration(collection.store, new=encoder, options=MigrationOptions(staging=Path("staging")))
+    following = Migration(
+        collection.store, new=encoder, options=MigrationOptions(accept_unconfirmed="a test", staging=Path("staging"))
+    )
     for verb in (migration.status, lambda: migration.finalize(confirmed=True), lambda: following.plan()):
         left = leave_staged()
         verb()
@@ -900,7 +911,7 @@ def test_after_finalize_the_next_migration_may_begin(collection: Collection) -> 
         replace(migration, new=TruthEncoder("third", 12)).start()
     third, following = (
         TruthEncoder("third", 12),
-        Migration(collection.store, options=MigrationOptions(staging=Path("staging"))),
+        Migration(collection.store, options=MigrationOptions(accept_unconfirmed="a test", staging=Path("staging"))),
     )
     assert replace(following, new=third).plan().old_fingerprint == encoder.fingerprint
     status = replace(following, new=third).start()

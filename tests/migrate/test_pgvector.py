@@ -26,7 +26,9 @@ from vecferry.stores.pgvector.table import split_name, suffixed
 from vecferry.stores.values import Patience
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
-OPTIONS = MigrationOptions(rows_per_range=7, staging=Path("staging"), patience=Patience(0.2, 1.0), reconnect_s=0.0)
+OPTIONS = MigrationOptions(
+    accept_unconfirmed="a test", rows_per_range=7, staging=Path("staging"), patience=Patience(0.2, 1.0), reconnect_s=0.0
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -319,7 +321,7 @@ def test_the_planned_disk_space_is_enough_and_not_far_off(
     connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
     encoder = TruthEncoder(dimension=dimension)
     with open_docs(database_url) as store:
-        migration = Migration(store, new=encoder)
+        migration = Migration(store, new=encoder, options=MigrationOptions(accept_unconfirmed="a test"))
         plan = migration.plan(sample=3)
         migration.start()
         grown = store.describe().table_bytes - plan.table.table_bytes

@@ -46,7 +46,9 @@ def judged(tmp_path: Path) -> Path:
 
 
 def started(collection: MirrorCollection, new: TopicEncoder, folder: Path) -> Migration:
-    options = MigrationOptions(old_fingerprint=OLD.fingerprint, staging=folder, thresholds={"related": 0.4})
+    options = MigrationOptions(
+        accept_unconfirmed="a test", old_fingerprint=OLD.fingerprint, staging=folder, thresholds={"related": 0.4}
+    )
     migration = Migration(collection.store, new=new, options=options)
     migration.start()
     return migration

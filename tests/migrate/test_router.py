@@ -434,7 +434,9 @@ def test_a_table_is_followed_through_a_migration_and_a_lost_connection(
     connection.execute("CREATE TABLE docs (id text PRIMARY KEY, body text, embedding vector(8), year integer)")
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
         router = Router(store, old=old, new=new, max_age_s=0)
-        migration = Migration(store, new=new, old=old, options=MigrationOptions(staging=tmp_path))
+        migration = Migration(
+            store, new=new, old=old, options=MigrationOptions(accept_unconfirmed="a test", staging=tmp_path)
+        )
         with router:
             assert router.put([Document((text,), text, {"year": 1}) for text in TEXTS]).epoch == 0
             assert router.search("red").hits[0].key == ("red",)

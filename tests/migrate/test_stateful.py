@@ -120,6 +120,7 @@ class Machine(RuleBasedStateMachine):
 
     def _operator(self, store: Store) -> Migration:
         options = MigrationOptions(
+            accept_unconfirmed="a test",
             rows_per_range=2,
             old_fingerprint=self.old.fingerprint,
             staging=self.staging,

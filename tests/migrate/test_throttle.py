@@ -42,7 +42,7 @@ def operator(tmp_path: Path) -> Iterator[Migration]:
         store,
         new=TruthEncoder(),
         old=TruthEncoder("old", OLD_DIMENSION),
-        options=MigrationOptions(staging=tmp_path, patience=Patience(1.0, 5.0)),
+        options=MigrationOptions(accept_unconfirmed="a test", staging=tmp_path, patience=Patience(1.0, 5.0)),
     )
     migration.start()
     yield migration

@@ -161,7 +161,11 @@ def table(connection: psycopg.Connection, database_url: str) -> Iterator[PgColle
 def migrated(application: Application, folder: Path) -> Migration:
     """Return a migration that is verified, and so ready to be switched."""
     options = MigrationOptions(
-        rows_per_range=5, old_fingerprint=OLD.fingerprint, staging=folder, patience=Patience(1.0, 5.0)
+        accept_unconfirmed="a test",
+        rows_per_range=5,
+        old_fingerprint=OLD.fingerprint,
+        staging=folder,
+        patience=Patience(1.0, 5.0),
     )
     migration = Migration(application.collection.store, new=NEW, old=OLD, options=options)
     migration.start()

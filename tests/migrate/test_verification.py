@@ -86,7 +86,9 @@ def meddler(request: pytest.FixtureRequest) -> Iterator[Meddler]:
 @pytest.fixture
 def migration(meddler: Meddler, tmp_path: Path) -> Migration:
     """Return a verified migration, with all checks passed."""
-    options = MigrationOptions(rows_per_range=5, staging=tmp_path, patience=Patience(1.0, 5.0))
+    options = MigrationOptions(
+        accept_unconfirmed="a test", rows_per_range=5, staging=tmp_path, patience=Patience(1.0, 5.0)
+    )
     made = Migration(meddler.collection.store, new=NEW, options=options)
     made.start()
     assert made.verify(ROWS, override="no gate in this test").passed
@@ -185,7 +187,9 @@ def test_lengths_are_free_where_the_model_does_not_set_them(meddler: Meddler, tm
     free = TruthEncoder("free")
     free.space = free.space.model_copy(update={"normalize": False})
     free.truth = lambda text: 3 * TruthEncoder("free").truth(text)  # type: ignore[method-assign]
-    made = Migration(meddler.collection.store, new=free, options=MigrationOptions(staging=tmp_path))
+    made = Migration(
+        meddler.collection.store, new=free, options=MigrationOptions(accept_unconfirmed="a test", staging=tmp_path)
+    )
     made.start()
     assert made.verify(ROWS, override="no gate in this test").passed
 

@@ -30,6 +30,7 @@ ROWS = 120
 @pytest.fixture
 def options(tmp_path: Path) -> MigrationOptions:
     return MigrationOptions(
+        accept_unconfirmed="a test",
         rows_per_range=32,
         rows_per_write=8,
         old_fingerprint=OLD.fingerprint,

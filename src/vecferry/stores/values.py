@@ -40,7 +40,8 @@ class StoreTraits:
     """What holds for a store as long as it is open.
 
     source: where in a row the text is, a column or a field, or how it is made of several. outputs: the heads that
-    the store can hold. rows_outlive_vectors: whether a row without a new vector stays in the collection when the old side is dropped.
+    the store can hold. rows_outlive_vectors: whether a row without a new vector stays in the collection when the old
+    side is dropped.
     """
 
     source: TextSource
