@@ -1,0 +1,249 @@
+"""Texts that are made of several columns: seen in the vectors, captured, followed on both sides, and refused untold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.migrate.doubles import TruthEncoder, truth
+from vecferry.embeddings import TextVectors
+from vecferry.errors import StoreSchemaError, VectorsUnconfirmed
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate.provenance import Verdict
+from vecferry.stores.backend import Point
+from vecferry.stores.memory import MemoryBackend
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.text_source import LlamaIndexText, TemplateText, text_source
+from vecferry.stores.values import Record, Side
+
+TEMPLATE = "{title}\n{body}"
+OLD_DIMENSION = 8
+OLD, NEW = TruthEncoder("old", OLD_DIMENSION), TruthEncoder("new", 16)
+OPTIONS = MigrationOptions(rows_per_range=4, staging=Path("staging"), min_free_gb=0, lease_s=5.0)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def documents(connection: psycopg.Connection) -> psycopg.Connection:
+    """Ten rows whose vectors were made of title and body."""
+    connection.execute(
+        f"CREATE TABLE docs (id integer PRIMARY KEY, title text, body text, meta jsonb, embedding vector({OLD_DIMENSION}))"
+    )
+    for number in range(10):
+        title, body = f"title {number}", f"body {number}"
+        vector = truth("old", f"{title}\n{body}", OLD_DIMENSION).tolist()
+        meta = json.dumps({"lang": "en", "page": {"number": number}})
+        connection.execute("INSERT INTO docs VALUES (%s, %s, %s, %s, %s::real[])", [number, title, body, meta, vector])
+    return connection
+
+
+def opened(database_url: str, text: str = TEMPLATE) -> PgVectorStore:
+    return PgVectorStore.connect(database_url, "docs", text, "embedding")
+
+
+@pytest.fixture
+def store(documents: psycopg.Connection, database_url: str) -> Iterator[PgVectorStore]:  # they are there
+    with opened(database_url) as store:
+        yield store
+
+
+def new_vectors(connection: psycopg.Connection, column: str = "embedding_vecferry_new") -> dict[int, Any]:
+    rows = connection.execute(f"SELECT id, {column}::real[] FROM docs ORDER BY id").fetchall()
+    return {key: np.asarray(vector, np.float32) for key, vector in rows}
+
+
+# --- what the file says is compared with what is stored ---------------------------------------------
+
+
+def test_a_migration_of_the_body_alone_is_refused_and_the_title_is_named(
+    documents: psycopg.Connection, database_url: str
+) -> None:
+    with opened(database_url, "body") as store:
+        migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+        plan = migration.plan()
+        assert plan.provenance.verdict is Verdict.EXPLAINED
+        assert plan.provenance.making is not None
+        assert plan.provenance.making.text == TEMPLATE
+        with pytest.raises(VectorsUnconfirmed) as refused:
+            migration.start()
+    assert "title before the text" in refused.value.message
+    assert json.dumps(TEMPLATE) in refused.value.hint
+    assert documents.execute("SELECT to_regclass('vecferry.changes')").fetchone() != (None,)  # the ledger, and no more
+    assert documents.execute("SELECT count(*) FROM pg_attribute WHERE attname LIKE '%vecferry%'").fetchone() == (0,)
+
+
+def test_a_reason_lets_it_begin_all_the_same_and_is_kept(documents: psycopg.Connection, database_url: str) -> None:
+    with opened(database_url, "body") as store:
+        options = replace(OPTIONS, accept_unconfirmed="titles are not wanted any more")
+        status = Migration(store, new=NEW, old=OLD, options=options).start()
+    event = next(event for event in status.events if event.what == "vectors examined")
+    assert event.detail["accepted"] == "titles are not wanted any more"
+    assert event.detail["verdict"] == "explained"
+    np.testing.assert_array_equal(new_vectors(documents)[3], truth("new", "body 3", 16))
+
+
+def test_vectors_of_another_model_are_refused(store: PgVectorStore) -> None:
+    with pytest.raises(VectorsUnconfirmed, match="another model"):
+        Migration(store, new=NEW, old=TruthEncoder("other", OLD_DIMENSION), options=OPTIONS).start()
+
+
+def test_without_an_old_model_nothing_is_taken_on_trust(store: PgVectorStore) -> None:
+    with pytest.raises(VectorsUnconfirmed, match="No old model is named") as refused:
+        Migration(store, new=NEW, options=OPTIONS).start()
+    assert "--old-model" in refused.value.hint
+
+
+def test_an_empty_table_has_nothing_to_be_confirmed(documents: psycopg.Connection, database_url: str) -> None:
+    documents.execute("DELETE FROM docs")
+    with opened(database_url) as store:
+        assert Migration(store, new=NEW, options=OPTIONS).start().state is State.CATCHING_UP
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------------
+
+
+def test_a_template_is_migrated_followed_switched_and_rolled_back(
+    store: PgVectorStore, documents: psycopg.Connection
+) -> None:
+    migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+    assert migration.start().rows_done == 10
+    np.testing.assert_array_equal(new_vectors(documents)[3], truth("new", "title 3\nbody 3", 16))
+    documents.execute("UPDATE docs SET title = 'another' WHERE id = 3")  # and the vector is left as it was
+    documents.execute("UPDATE docs SET meta = '{}' WHERE id = 4")
+    assert [change.key for change in store.captured(10)] == [("3",)]
+    migration.start()
+    np.testing.assert_array_equal(new_vectors(documents)[3], truth("new", "another\nbody 3", 16))
+    assert migration.verify(override="no gate in this test").passed
+    migration.cutover()
+    documents.execute("UPDATE docs SET title = 'a third' WHERE id = 5")
+    migration.start()
+    np.testing.assert_array_equal(new_vectors(documents, "embedding")[5], truth("new", "a third\nbody 5", 16))
+    migration.rollback()
+    expected = truth("old", "a third\nbody 5", OLD_DIMENSION)
+    np.testing.assert_array_equal(new_vectors(documents, "embedding")[5], expected)
+
+
+def test_the_server_fills_a_template_as_we_do(documents: psycopg.Connection, database_url: str) -> None:
+    documents.execute("UPDATE docs SET title = NULL WHERE id = 1")
+    documents.execute("UPDATE docs SET title = NULL, body = NULL, meta = NULL WHERE id = 2")
+    documents.execute("UPDATE docs SET title = '100 %s {x} ''quoted''', meta = '{\"lang\": [1]}' WHERE id = 3")
+    template = "50 % '{title}'\n{{{meta.lang}}} {meta.page.number}: {body}"
+    with opened(database_url, template) as store:
+        rows = {row.key: row for row in store.rows([(str(number),) for number in range(10)])}
+        stored = {row.key: TemplateText(template).render(row.fields) for row in store.sample_stored(10)}
+    assert {key: row.text for key, row in rows.items()} == stored
+    assert rows["2",].text is None
+    assert rows["3",].text == "50 % '100 %s {x} 'quoted''\n{} : body 3"
+    assert rows["4",].text == "50 % 'title 4'\n{en} 4: body 4"
+
+
+def test_what_llama_index_embeds_is_migrated_and_its_metadata_captured(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute(
+        f"CREATE TABLE docs (id integer PRIMARY KEY, text text, metadata_ json, embedding vector({OLD_DIMENSION}))"
+    )
+    for number in range(6):
+        fields = {"text": f"text {number}", "metadata_": node_of({"title": f"T{number}", "tags": ["a", number]})}
+        text = LlamaIndexText().render(fields) or ""
+        assert text == f"title: T{number}\ntags: ['a', {number}]\n\ntext {number}"
+        connection.execute(
+            "INSERT INTO docs VALUES (%s, %s, %s, %s::real[])",
+            [number, fields["text"], json.dumps(fields["metadata_"]), truth("old", text, OLD_DIMENSION).tolist()],
+        )
+    with opened(database_url, "text") as store:
+        plan = Migration(store, new=NEW, old=OLD, options=OPTIONS).plan()
+        assert plan.provenance.making is not None
+        assert plan.provenance.making.text == "llama-index"
+    with opened(database_url, "llama-index") as store:
+        migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+        assert migration.start().rows_done == 6
+        np.testing.assert_array_equal(
+            new_vectors(connection)[2], truth("new", "title: T2\ntags: ['a', 2]\n\ntext 2", 16)
+        )
+        changed = json.dumps(node_of({"title": "changed"}))
+        connection.execute("UPDATE docs SET metadata_ = %s WHERE id = 2", [changed])
+        migration.start()
+        np.testing.assert_array_equal(new_vectors(connection)[2], truth("new", "title: changed\n\ntext 2", 16))
+        assert migration.verify(override="no gate in this test").passed
+
+
+def node_of(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata column of a node without its text."""
+    node = {"metadata": metadata, "excluded_embed_metadata_keys": [], "text": ""}
+    return {**metadata, "_node_content": json.dumps(node)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{title}{missing}", "no column missing"),
+        ("{meta}", "whole column of JSON"),
+        ("{title.part}", "of type text"),
+        ("{embedding}", "the column embedding"),
+    ],
+)
+@pytest.mark.usefixtures("documents")
+def test_a_template_of_other_columns_is_refused_by_name(database_url: str, text: str, message: str) -> None:
+    with pytest.raises(StoreSchemaError, match=message):
+        opened(database_url, text)
+
+
+def test_a_row_is_put_with_its_text_in_the_last_field_and_the_others_beside_it(
+    store: PgVectorStore, documents: psycopg.Connection
+) -> None:
+    migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+    migration.start()
+    vector = TextVectors(truth("old", "put\nhere", OLD_DIMENSION))
+    store.put([Record(("3",), "here", vector, {"title": "put"})], fingerprint=OLD.fingerprint)
+    assert documents.execute("SELECT title, body FROM docs WHERE id = 3").fetchone() == ("put", "here")
+    migration.start()
+    np.testing.assert_array_equal(new_vectors(documents)[3], truth("new", "put\nhere", 16))
+    assert store.outdated(Side.NEW) == []
+
+
+# --- collections of points --------------------------------------------------------------------------
+
+
+def test_a_template_of_points_is_migrated_and_followed() -> None:
+    backend = MemoryBackend()
+    backend.create("docs", like="docs", dimension=OLD_DIMENSION, outputs=OLD.space.outputs)
+    points = [
+        Point(
+            str(n),
+            f"body {n}",
+            TextVectors(truth("old", f"T{n}\nbody {n}", OLD_DIMENSION)),
+            {"meta": {"title": f"T{n}"}},
+        )
+        for n in range(6)
+    ]
+    backend.put("docs", points)
+    source = text_source("{meta.title}\n{text}")
+    with closing(MirrorStore(backend, "docs", SqliteLedger.in_memory(), source)) as store:
+        migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+        assert migration.plan().provenance.is_confirmed
+        migration.start()
+        changed = Record(
+            ("2",), "body 2", TextVectors(truth("old", "new\nbody 2", OLD_DIMENSION)), {"meta": {"title": "new"}}
+        )
+        store.put([changed], fingerprint=OLD.fingerprint)
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
+        migration.cutover()
+        vectors = store.vectors([("2",), ("3",)], fingerprint=NEW.fingerprint)
+    np.testing.assert_array_equal(vectors["2",], truth("new", "new\nbody 2", 16))
+    np.testing.assert_array_equal(vectors["3",], truth("new", "T3\nbody 3", 16))
