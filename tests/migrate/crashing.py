@@ -25,6 +25,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
+from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, MigrationError, StoreError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
@@ -91,9 +92,13 @@ class Script:
         def note(texts: Sequence[str]) -> None:
             with (self.folder / "encoded").open("a") as file:
                 file.writelines(f"{model}: {text}\n" for text in texts)
+            if self.signal == "SIGSTOP" and fuse.is_next(f"in encode {model}"):
+                # another thread writes the range before; stopped in that, it would be a stop in a write
+                wait_until(lambda: fuse.passed[f"after write {model}"] >= encoder.calls)
             fuse.at(f"in encode {model}")
 
-        return TruthEncoder(model, OLD_DIMENSION if model == "old" else NEW_DIMENSION, note)
+        encoder = TruthEncoder(model, OLD_DIMENSION if model == "old" else NEW_DIMENSION, note)
+        return encoder
 
     def open(self, fuse: Fuse, prefix: str = "") -> Store:
         if self.store == "pgvector":

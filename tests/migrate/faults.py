@@ -49,6 +49,11 @@ class Fuse:
         self._lock = threading.Lock()
         self.passed: Counter[str] = Counter()
 
+    def is_next(self, point: str) -> bool:
+        """Say whether passing that point will send the signal."""
+        with self._lock:
+            return (point, self.passed[point] + 1) == (self._point, self._nth)
+
     def at(self, point: str) -> None:
         with self._lock:
             self.passed[point] += 1

@@ -599,6 +599,12 @@ def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[ob
     return thread, outcome
 
 
+def _writes_nothing_for(seconds: float, operator: Migration) -> bool:
+    before = operator.status().rows_done
+    time.sleep(seconds)
+    return operator.status().rows_done == before
+
+
 def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
     with collection.another() as store:
         operator = Migration(store, new=TruthEncoder(), options=OPTIONS)
@@ -612,7 +618,7 @@ def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
         migration = fill(collection, *[f"text {i}" for i in range(80)], new=encoder)
         thread, outcome = in_background(migration.start)
         wait_until(lambda: bool(encoder.calls > 2 and operator.status().state == State.PAUSED))
-        time.sleep(0.8)  # longer than it takes to notice
+        wait_until(lambda: _writes_nothing_for(0.8, operator))  # however long the range under way takes
         before = operator.status()
         assert before.paused == "for lunch"
         time.sleep(0.7)

@@ -33,6 +33,7 @@ from vecferry.encode.stored_vectors import (
     unpack_sparse,
 )
 from vecferry.errors import SettingsError, reason_of
+from vecferry.stores.sqlite.connection import code_of, write_ahead
 from vecferry.stores.values import text_digest
 
 T = TypeVar("T")
@@ -171,7 +172,7 @@ class Cache:
     def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
-            _write_ahead(connection)
+            write_ahead(connection, BUSY_TIMEOUT_S)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(CREATE)
             self._inode = self._path.stat().st_ino
@@ -202,25 +203,12 @@ class Cache:
         self._connection.close()
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """SQLite does not wait by itself here for another process that does the same."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
 class _Damaged(Exception):
     """An entry is not what was written."""
 
 
 def _is_damage(exc: Exception) -> bool:
-    return isinstance(exc, _Damaged) or (getattr(exc, "sqlite_errorcode", 0) & 0xFF) in DAMAGED
+    return isinstance(exc, _Damaged) or code_of(exc) in DAMAGED
 
 
 def key_of(fingerprint: str, text: str) -> bytes:

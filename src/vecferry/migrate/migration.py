@@ -25,10 +25,18 @@ from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, unpause
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.provenance import provenance_of
-from vecferry.migrate.record import begin, find_record, has_ended, known_old_fingerprint, sweep_ended, sweep_staging
+from vecferry.migrate.record import (
+    begin,
+    ended_record,
+    find_record,
+    has_ended,
+    known_old_fingerprint,
+    sweep_ended,
+    sweep_staging,
+)
 from vecferry.migrate.runner import Counter, Runner
 from vecferry.migrate.staging import Staging
-from vecferry.migrate.states import ENDED, State, require
+from vecferry.migrate.states import State, require
 from vecferry.migrate.switch import Switch
 from vecferry.migrate.throttle import Throttle, guards_of
 from vecferry.migrate.values import (
@@ -208,8 +216,8 @@ class Migration:
 
     def ended(self) -> State | None:
         """Return how the last migration ended, `finalized` or `aborted`; None where there was none, or one is open."""
-        last = self._ledger.last(self.store.target)
-        return State(last.state) if last is not None and State(last.state) in ENDED else None
+        last = ended_record(self.store)
+        return None if last is None else State(last.state)
 
     def serving(self) -> Serving:
         """Return which vectors answer now. Raises MigrationNotFound before `start`."""

@@ -32,10 +32,15 @@ def has_ended(store: Store) -> bool:
     return record is None or State(record.state) in ENDED
 
 
+def ended_record(store: Store) -> MigrationRecord | None:
+    """Return the record of the last migration if it has ended; None where there was none, or one is open."""
+    last = store.ledger.last(store.target)
+    return last if last is not None and State(last.state) in ENDED else None
+
+
 def sweep_ended(store: Store, options: MigrationOptions) -> None:
     """Leave nothing staged on this disk of a migration that has ended."""
-    last = store.ledger.last(store.target)
-    if last is not None and State(last.state) in ENDED:
+    if (last := ended_record(store)) is not None:
         sweep_staging(last, options)
 
 

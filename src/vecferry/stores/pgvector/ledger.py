@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vecferry.errors import Locked
-from vecferry.stores.ledger import Lease, was_switched
+from vecferry.stores.ledger import Lease
 from vecferry.stores.pgvector.connection import Database, LockTimedOut
 from vecferry.stores.sql_ledger import TABLES, Ledger
 
@@ -60,9 +60,16 @@ class PgLedger(Ledger):
         return serving, old
 
     def was_switched(self, target: str) -> bool:
-        """Return whether the migration that is open was switched at least once."""
-        record = self.find(target)
-        return record is not None and record.state != "finalized" and was_switched(self, record)
+        """Return whether the migration that is open was switched at least once; every write asks, so in one query."""
+        if not self.is_installed():
+            return False
+        (is_later,) = self._db.row(
+            "SELECT EXISTS (SELECT FROM vecferry.migrations m JOIN vecferry.serving s USING (target)"
+            " WHERE m.target = %s AND m.state NOT IN ('finalized', 'aborted')"
+            " AND s.epoch > (m.spec::json ->> 'epoch')::bigint)",
+            [target],
+        )
+        return bool(is_later)
 
     def _take(self, lease: Lease, seconds: float, *, from_the_gone: bool) -> bool:
         try:

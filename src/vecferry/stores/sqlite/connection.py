@@ -164,17 +164,7 @@ class SqliteDatabase:
         self._installed = True
 
     def _write_ahead(self, connection: sqlite3.Connection) -> None:
-        """Leave the file in WAL mode. SQLite does not wait by itself here for others who do the same."""
-        deadline = time.monotonic() + self._busy_timeout_s
-        while True:
-            try:
-                (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-                break
-            except sqlite3.OperationalError as exc:
-                if _code(exc) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(WAL_PAUSE_S)
-        if mode != "wal":
+        if write_ahead(connection, self._busy_timeout_s) != "wal":
             raise StoreSchemaError(
                 f"{self._path} is where processes cannot share memory, so they would not see each other's writes",
                 "Put the control database on a local disk.",
@@ -192,7 +182,7 @@ class SqliteDatabase:
             raise StoreUnreachable(STORE, f"{self._path}: {reason_of(exc)}") from exc
 
     def _as_ours(self, exc: sqlite3.Error) -> StoreError:
-        code = _code(exc)
+        code = code_of(exc)
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             remedy = "Put back a copy of it together with its -wal file, or give the path of another file."
             return StoreSchemaError(f"{self._path} is damaged or no SQLite database: {exc}", remedy)
@@ -222,6 +212,19 @@ class SqliteDatabase:
                 self._connection.close()
 
 
-def _code(exc: sqlite3.Error) -> int:
+def write_ahead(connection: sqlite3.Connection, timeout_s: float) -> str:
+    """Ask for WAL mode, and return the mode that is had. SQLite does not wait by itself for others who do the same."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return str(mode)
+        except sqlite3.OperationalError as exc:
+            if code_of(exc) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(WAL_PAUSE_S)
+
+
+def code_of(exc: BaseException) -> int:
     """Return the error's code without the bits of detail; 0 for an error of the module itself."""
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF
