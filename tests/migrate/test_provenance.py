@@ -123,10 +123,15 @@ def test_what_was_done_beside_the_model_is_found(minilm: Encoder, rows: list[Fie
     assert looked_at(minilm, twice, vectors, **adapted).is_confirmed
 
 
-def test_an_unusual_number_of_characters_is_found_nearly(minilm: Encoder, rows: list[Fields]) -> None:
+def test_an_unusual_number_of_characters_is_found(minilm: Encoder, rows: list[Fields]) -> None:
     seen = looked_at(minilm, rows, made(minilm, rows, max_characters=345))
     assert seen.making is not None
-    assert abs((seen.making.adaptation.max_characters or 0) - 345) < 30
+    assert seen.making.adaptation.max_characters == 345
+
+
+def test_another_column_than_the_one_that_is_named_is_found(minilm: Encoder, rows: list[Fields]) -> None:
+    seen = looked_at(minilm, rows, made(minilm, rows), FieldText("author"))
+    assert (seen.verdict, seen.making and seen.making.text) == (Verdict.EXPLAINED, "text")
 
 
 def test_metadata_as_llama_index_embeds_it_is_found(minilm: Encoder, rows: list[Fields]) -> None:

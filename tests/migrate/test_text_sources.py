@@ -220,8 +220,6 @@ def test_a_row_is_put_with_its_text_in_the_last_field_and_the_others_beside_it(
 
 
 def test_a_template_of_points_is_migrated_and_followed() -> None:
-    backend = MemoryBackend()
-    backend.create("docs", like="docs", dimension=OLD_DIMENSION, outputs=OLD.space.outputs)
     points = [
         Point(
             str(n),
@@ -231,7 +229,7 @@ def test_a_template_of_points_is_migrated_and_followed() -> None:
         )
         for n in range(6)
     ]
-    backend.put("docs", points)
+    backend = MemoryBackend({"docs": points})
     source = text_source("{meta.title}\n{text}")
     with closing(MirrorStore(backend, "docs", SqliteLedger.in_memory(), source)) as store:
         migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)

@@ -26,8 +26,10 @@ PREFIXES = (
     "Document: ",
 )  # fmt: skip
 CHARACTERS = (200, 256, 300, 400, 500, 512, 600, 750, 800, 1000, 1024, 1200, 1500, 2000, 2048, 3000, 4000, 4096, 8000)
-NEARBY = (80, 85, 90, 94, 97, 99, 101, 103, 106, 110, 115, 120)
+NEARBY = (80, 85, 90, 94, 97, 103, 106, 110, 115, 120)
 """Percent of the best number of characters so far."""
+NEARER = 8
+"""Characters around the best number so far, of which each is tried."""
 TOKENS = (64, 128, 256, 384, 512)
 FORMS = (
     "{field}\n{text}", "{text}\n{field}", "# {field}\n\n{text}", "# {field}{text}", "{field}{text}", "{field}: {text}",
@@ -68,11 +70,16 @@ class Candidate:
 def causes_on_top(base: Candidate, rows: Sequence[StoredRow], encoder: TextEncoder) -> Iterator[Candidate]:
     """Return the likely causes on top of what is known, one at a time; the likelier ones first."""
     yield from _paddings(base, rows, encoder.dimension)
-    yield from _frameworks(base, rows)
-    yield from _fields(base, rows)
+    yield from other_texts(base, rows)
     if isinstance(encoder, Encoder):
         yield from _model_inputs(base, encoder)
         yield from _cuts(base, rows)
+
+
+def other_texts(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
+    """Return other texts that could be made of the same rows."""
+    yield from _frameworks(base, rows)
+    yield from _fields(base, rows)
 
 
 def _model_inputs(base: Candidate, encoder: Encoder) -> Iterator[Candidate]:
@@ -99,7 +106,11 @@ def _frameworks(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidat
 
 
 def _fields(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
-    """Put another field before the text or after it."""
+    """Put another field before the text, after it or in its place."""
+    if isinstance(base.source, FieldText):
+        for path in _other_fields(rows, base.source):
+            alone = TemplateText(f"{{{path}}}") if "." in path else FieldText(path)
+            yield base.of(alone, f"{path} in the place of the text")
     if isinstance(base.source, FieldText | TemplateText):
         inner = base.source.name if isinstance(base.source, TemplateText) else f"{{{base.source.name}}}"
         for path in _other_fields(rows, base.source):
@@ -114,7 +125,7 @@ def _other_fields(rows: Sequence[StoredRow], source: TextSource) -> list[str]:
     counts, texts = Counter[str](), [source.render(row.fields) for row in rows]
     for row, text in zip(rows, texts, strict=True):
         for path, value in scalar_paths(row.fields):
-            if value.strip() and value != text and value not in (text or "")[: len(value) + 8] and len(value) < 4000:
+            if value.strip() and value != text and value not in (text or "")[: len(value) + 8]:
                 counts[path] += 1
     paths = [path for path, count in counts.items() if 3 * count >= len(rows) and not set("{}") & set(path)]
     return sorted(paths, key=_likelihood)[:MAX_FIELDS]
@@ -133,4 +144,5 @@ def _cuts(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:
     if now is None:
         yield from (base.adapted(max_characters=n, max_tokens=None) for n in CHARACTERS if n < longest)
     else:
-        yield from (base.adapted(max_characters=now * percent // 100) for percent in NEARBY)
+        nearby = {now * percent // 100 for percent in NEARBY} | set(range(now - NEARER, now + NEARER + 1))
+        yield from (base.adapted(max_characters=n) for n in sorted(nearby - {now}) if n > 0)

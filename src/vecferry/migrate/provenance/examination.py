@@ -14,7 +14,7 @@ from vecferry.encode.adapted import NOT_ADAPTED, Adaptation, AdaptedEncoder, ada
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import LazyEncoder
 from vecferry.migrate.provenance import text
-from vecferry.migrate.provenance.candidates import Candidate, causes_on_top
+from vecferry.migrate.provenance.candidates import Candidate, causes_on_top, other_texts
 from vecferry.migrate.provenance.values import Making, Provenance, Verdict
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource
@@ -35,7 +35,7 @@ SCREENED = 12
 FEW = 4
 """Of these, on which all causes are tried; then the FINALISTS that fit best on all of them."""
 FINALISTS = 6
-MAX_STEPS = 6
+MAX_STEPS = 8
 MIN_GAIN = 0.0005
 """By which the mean must rise for a cause to be kept."""
 UNRELATED = 0.2
@@ -131,29 +131,30 @@ class _Examination:
         screened = [self._rows[i] for i in _spread(np.flatnonzero(cosines < ALIKE), SCREENED)]
         best, best_cosines = as_told, self._cosines(as_told, screened)
         for _ in range(MAX_STEPS):
-            if float(np.median(best_cosines)) >= EXACT or self._are_foreign(screened, best_cosines):
+            if float(np.median(best_cosines)) >= EXACT:
                 break
-            candidate = self._best_cause(best, screened)
+            candidate = self._best_cause(best, screened, best_cosines)
             its_cosines = self._cosines(candidate, screened)
             if its_cosines.mean() < best_cosines.mean() + MIN_GAIN:
                 break
             best, best_cosines = candidate, its_cosines
         return best, self._cosines(best, self._rows)
 
-    def _best_cause(self, base: Candidate, rows: Sequence[StoredRow]) -> Candidate:
-        """Return the first cause that explains a few rows exactly; else the best on all, of the best on a few."""
-        few, tried = rows[:: -(-len(rows) // FEW)], list[tuple[float, Candidate]]()
-        for candidate in causes_on_top(base, rows, self._encoder):
-            cosines = self._cosines(candidate, few)
-            if cosines.min() >= EXACT:
+    def _best_cause(self, base: Candidate, rows: Sequence[StoredRow], cosines: Float32) -> Candidate:
+        """Return the first cause that explains a few rows exactly; else the best on all, of the best on a few.
+
+        Vectors that have nothing to do with the texts, by their cosines, may be of other texts of the same rows.
+        """
+        is_foreign = len(rows[0].vector) == self._encoder.dimension and float(np.median(cosines)) < UNRELATED
+        causes = other_texts(base, rows) if is_foreign else causes_on_top(base, rows, self._encoder)
+        few, tried = rows[:: -(-len(rows) // (1 if is_foreign else FEW))], list[tuple[float, Candidate]]()
+        for candidate in causes:
+            its_cosines = self._cosines(candidate, few)
+            if its_cosines.min() >= EXACT:
                 return candidate
-            tried.append((float(cosines.mean()), candidate))
+            tried.append((float(its_cosines.mean()), candidate))
         finalists = [candidate for _, candidate in sorted(tried, key=lambda pair: -pair[0])[:FINALISTS]]
         return max(finalists, key=lambda candidate: float(self._cosines(candidate, rows).mean()), default=base)
-
-    def _are_foreign(self, rows: Sequence[StoredRow], cosines: Float32) -> bool:
-        """Say whether vectors of the right length have nothing to do with the texts; then no variant of these helps."""
-        return all(len(row.vector) == self._encoder.dimension for row in rows) and float(np.median(cosines)) < UNRELATED
 
 
 def _spread(numbers: NDArray[np.intp], count: int) -> list[int]:
