@@ -41,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def documents(connection: psycopg.Connection) -> psycopg.Connection:
     """Ten rows whose vectors were made of title and body."""
     connection.execute(
-        f"CREATE TABLE docs (id integer PRIMARY KEY, title text, body text, meta jsonb, embedding vector({OLD_DIMENSION}))"
+        "CREATE TABLE docs (id integer PRIMARY KEY, title text, body text, meta jsonb,"
+        f" embedding vector({OLD_DIMENSION}))"
     )
     for number in range(10):
         title, body = f"title {number}", f"body {number}"
