@@ -69,6 +69,13 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "stall_s": 600.0,
             "tries": 3,
         },
+        "old": {
+            "prefix": "passage: ",
+            "lowercase": False,
+            "max_characters": 1000,
+            "max_tokens": 128,
+            "dimension": 1536,
+        },
         "verify": {"sample": 100, "min_recall": 0.9},
         "gate": {"queries": tmp_path / "judged", "margin": 0.02, "confidence": 0.95, "max_queries": 500},
         "thresholds": {"duplicate": 0.92},
@@ -131,6 +138,14 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("engine", "stall_s = 0", "[engine] stall_s", "0", "seconds above 0"),
         ("limits", "staging = 5", "[limits] staging", "5", "a folder"),
         ("limits", "row_per_s = 5", "[limits] row_per_s", "…", "one of rows_per_range, rows_per_write, rows_per_s"),
+        (
+            "store",
+            'colection = "docs"',
+            "[store] colection",
+            "…",
+            "one of collection, url, text, vector, key, control (did you mean collection?)",
+        ),
+        ("models", 'neww = "model"', "[models] neww", "…", "one of new, old, outputs (did you mean new?)"),
         ("verify", "min_recall = 1.1", "[verify] min_recall", "1.1", "a number from 0 to 1"),
         ("verify", "sample = 0", "[verify] sample", "0", "a whole number from 1"),
         ("gate", "queries = 5", "[gate] queries", "5", "a folder in BEIR layout"),
@@ -146,7 +161,13 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("models", 'outputs = ["dens"]', "[models] outputs", "['dens']", '["dense"]'),
         ("models", 'outputs = ["sparse"]', "[models] outputs", "['sparse']", '["dense"]'),
         ("store", 'text = ""', "[store] text", "", "the name of the column"),
-        ("stores", "", "[stores]", "…", "one of store, models, limits, engine, verify, gate, thresholds"),
+        (
+            "stores",
+            "",
+            "[stores]",
+            "…",
+            "one of store, models, limits, engine, old, verify, gate, thresholds (did you mean store?)",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_by_its_place(

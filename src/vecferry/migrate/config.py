@@ -7,8 +7,9 @@ in a URL too, are relative to the folder of the file.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,6 +188,12 @@ def _validated(values: Mapping[str, object], folder: Path | None) -> MigrationCo
         raise _translated(exc.errors()[0]) from exc
 
 
+def _likely(name: str, names: Iterable[str]) -> str:
+    """Return a question for the known name that is most like this one; empty where none is."""
+    matches = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
 def _translated(problem: Any) -> SettingsError:
     """Name the place as in the file, the value unless it may hold a password, and what was expected."""
     section, *inside = (part for part in problem["loc"] if isinstance(part, str) and part[:1] != "[")
@@ -194,7 +201,9 @@ def _translated(problem: Any) -> SettingsError:
     options = SECTIONS.get(section)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = MigrationConfig.model_fields if options is None or not inside else names_of(options)
-        return SettingsError(place, HIDDEN, f"one of {', '.join(names)}")
+        return SettingsError(
+            place, HIDDEN, f"one of {', '.join(names)}{_likely(inside[0] if inside else section, names)}"
+        )
     value = problem["input"] if inside and inside[0] != "url" else HIDDEN
     if problem["type"].startswith("missing"):
         value = ""

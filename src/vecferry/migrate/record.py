@@ -13,7 +13,7 @@ from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.staging import remove_staged
 from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
-from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Serving
+from vecferry.stores.ledger import FIRST_EPOCH, Control, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Side
 
@@ -73,7 +73,7 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
     old_fingerprint = known_old_fingerprint(store, options, recorded, old)
     provenance = _confirmed_provenance(store, old, options.accept_unconfirmed)
     new_locator = store.serving_locator(Side.NEW)
-    serving = serving or Serving(1, 1, store.serving_locator(Side.OLD), old_fingerprint)
+    serving = serving or Serving(FIRST_EPOCH, 1, store.serving_locator(Side.OLD), old_fingerprint)
     thresholds = options.thresholds or serving.thresholds
     serving = replace(serving, fingerprint=old_fingerprint, thresholds=dict(thresholds))
     spec = MigrationSpec(

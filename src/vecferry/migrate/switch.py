@@ -6,13 +6,13 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from vecferry.errors import CutoverRefused, Locked, StoreError, VecferryError
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import CutoverReport, RollbackReport
-from vecferry.stores.ledger import DeadLetter, MigrationRecord, Serving, was_switched
+from vecferry.stores.ledger import FIRST_EPOCH, DeadLetter, MigrationRecord, Serving, was_switched
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Held, NewVector, Patience, Row, Side, shown
 
@@ -160,6 +160,14 @@ class Switch:
         self.store.stop_capture()
         self.store.drop(side)
         self._move(ended)
+        if ended is State.ABORTED and not was_switched(self._ledger, self.record):
+            self._forget_space()
+
+    def _forget_space(self) -> None:
+        """Leave nobody bound to what was said of the old vectors, which nothing has been made by yet."""
+        serving = self._ledger.serving(self.store.target)
+        if serving is not None and serving.epoch == FIRST_EPOCH:
+            self._ledger.serve(self.store.target, replace(serving, fingerprint=None, thresholds={}))
 
     # --- getting there ----------------------------------------------------------------------------
 
