@@ -98,7 +98,7 @@ def causes(url: str, rows: Sequence[Row], old: Encoder) -> list[dict[str, Any]]:
         "title, line break, body": lambda: vectors(old, rows, "{title}\n{body}"),
         "prefix 'passage: ' (E5)": lambda: vectors(old, rows, prefix="passage: "),
         "prefix 'query: '": lambda: vectors(old, rows, prefix="query: "),
-        "lower case off, first 1,000 characters": lambda: vectors(old, rows, max_characters=1000),
+        "first 1,000 characters": lambda: vectors(old, rows, max_characters=1000),
         "first 345 characters": lambda: vectors(old, rows, max_characters=345),
         "first 128 tokens": lambda: vectors(old, rows, max_tokens=128),
         "zeros up to 1,536 numbers": lambda: vectors(old, rows, dimension=1536),
@@ -106,7 +106,7 @@ def causes(url: str, rows: Sequence[Row], old: Encoder) -> list[dict[str, Any]]:
         "two models, row by row": lambda: np.where(np.arange(len(rows))[:, None] % 2, vectors(old, rows), foreign),
         "never normalised": lambda: vectors(old, rows) * lengths,
     }
-    table = []
+    table = list[dict[str, Any]]()
     for cause, make in made.items():
         seen = looked_at(url, rows, make(), old)
         remedy = seen.making.as_toml() if seen.making else ""
@@ -157,7 +157,8 @@ def looked_at(
         connection.execute("DROP TABLE IF EXISTS docs")
         dimension = made.shape[1]
         connection.execute(
-            f"CREATE TABLE docs (id int PRIMARY KEY, title text, body text, author text, embedding {column}({dimension}))"
+            "CREATE TABLE docs (id int PRIMARY KEY, title text, body text, author text,"
+            f" embedding {column}({dimension}))"
         )
         for row, vector in zip(rows, made, strict=True):
             connection.execute("INSERT INTO docs VALUES (%s, %s, %s, %s, %s::real[])", [*row.values(), vector.tolist()])
@@ -211,7 +212,7 @@ def llama_index_table(url: str, name: str, rows: Sequence[Row], encoder: Encoder
 
 @contextmanager
 def llama_index_store(url: str, name: str, dimension: int) -> Iterator[Any]:
-    from llama_index.vector_stores.postgres import PGVectorStore
+    from llama_index.vector_stores.postgres import PGVectorStore  # type: ignore[import-not-found]
 
     address = psycopg.conninfo.conninfo_to_dict(url)
     query = f"{address['user']}@/{address['dbname']}?host={address['host']}"

@@ -57,6 +57,7 @@ VecferryError                      exit  what happened
     ├── IllegalTransition
     │   └── GateNotPassed                no pass of the gate, and no override of it
     ├── MigrationConflict                the same name, another plan
+    ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
     ├── FinalizeNotConfirmed
@@ -670,6 +671,19 @@ class MigrationConflict(MigrationError):
     field: str
     stored: object
     value: object
+
+
+@dataclass(eq=False)
+class DependentsInTheWay(MigrationError):
+    """names: of objects that would stand on the wrong vectors; dependents: these, and what would become of them."""
+
+    template = "{dependents}."
+    advice = (
+        "Drop them for the time of the migration and make them again after the switch, or accept each by its name:"
+        " vecferry migrate start --accept-dependent {names}"
+    )
+    dependents: str
+    names: str
 
 
 @dataclass(eq=False)

@@ -84,6 +84,10 @@ def start(
     rows_per_s: Annotated[float | None, option(LimitsConfig, "rows_per_s")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
     accept_unconfirmed: Annotated[str | None, option(MigrationOptions, "accept_unconfirmed")] = None,
+    accept_dependent: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What stands on the vectors and may be left on the old ones; repeat it."),
+    ] = None,
     engine: Annotated[str | None, option(EngineConfig, "kind", "--engine")] = None,
     workers: Workers = None,
     ray_address: Annotated[str | None, option(EngineConfig, "address", "--ray-address")] = None,
@@ -98,7 +102,12 @@ def start(
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
     target = Target(merged(target.config, values))
     until = (lambda: False) if follow else None
-    with target.migration(old_fingerprint, accept_unconfirmed) as migration, counting("rows", "rows") as progress:
+    said = {
+        "old_fingerprint": old_fingerprint,
+        "accept_unconfirmed": accept_unconfirmed,
+        "accept_dependents": tuple(accept_dependent or ()),
+    }
+    with target.migration(**said) as migration, counting("rows", "rows") as progress:
         status = migration.start(progress, follow=until, engine=target.engine())
     show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
 

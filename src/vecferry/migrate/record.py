@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from vecferry.encode.encoder import TextEncoder
-from vecferry.errors import MigrationConflict, MigrationNotFound, SpaceMismatch, VectorsUnconfirmed
+from vecferry.errors import (
+    DependentsInTheWay,
+    MigrationConflict,
+    MigrationNotFound,
+    SpaceMismatch,
+    VectorsUnconfirmed,
+)
 from vecferry.migrate.applier import SideModels, refuse_conflicts
 from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.staging import remove_staged
@@ -15,7 +23,7 @@ from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
 from vecferry.stores.ledger import FIRST_EPOCH, Control, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Side
+from vecferry.stores.values import Side, TableInfo
 
 
 def find_record(store: Store) -> MigrationRecord:
@@ -71,6 +79,7 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
     table, serving = store.describe(), ledger.serving(target)
     recorded = serving.fingerprint if serving else table.fingerprint
     old_fingerprint = known_old_fingerprint(store, options, recorded, old)
+    _refuse_dependents(table, options.accept_dependents)
     provenance = _confirmed_provenance(store, old, options.accept_unconfirmed)
     new_locator = store.serving_locator(Side.NEW)
     serving = serving or Serving(FIRST_EPOCH, 1, store.serving_locator(Side.OLD), old_fingerprint)
@@ -95,6 +104,14 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
         record = ledger.create(spec, State.PLANNED, provenance)
         ledger.set_control(record, Control(options.rows_per_s))
     return record
+
+
+def _refuse_dependents(table: TableInfo, accepted: Collection[str]) -> None:
+    """Raise DependentsInTheWay if something would be left on the wrong vectors, and nobody has said that it may."""
+    refused = [dependent for dependent in table.dependents if dependent.name not in accepted]
+    if refused:
+        names = " --accept-dependent ".join(shlex.quote(dependent.name) for dependent in refused)
+        raise DependentsInTheWay("; ".join(map(str, refused)), names)
 
 
 def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfirmed: str | None) -> dict[str, Any]:

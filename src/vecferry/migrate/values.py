@@ -81,7 +81,8 @@ class MigrationOptions(RunLimits):
     are writing, when nothing else is left to be done; then they are left for the next look. min_recall: of the
     new index, against exact search. thresholds: the application's cut-offs in the old space, cosines by
     name; they stand in the serving epoch that `start` records. accept_unconfirmed: why a migration may begin though a
-    sample does not show what the vectors were made from; it is kept in the ledger.
+    sample does not show what the vectors were made from; it is kept in the ledger. accept_dependents: names of what
+    stands on the vectors and may be left on the old ones.
     Raises SettingsError for a value out of bounds.
     """
 
@@ -89,6 +90,7 @@ class MigrationOptions(RunLimits):
     accept_unconfirmed: Annotated[
         Name | None, Help("why a migration may begin though it is not known what the vectors were made from")
     ] = None
+    accept_dependents: tuple[str, ...] = ()
     outputs: Heads = DENSE
     patience: Patience = field(default_factory=Patience)
     reconnect_s: float = 60.0
