@@ -3,6 +3,7 @@
 import atexit
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,11 @@ from tests.stores.backends import COLLECTION
 from vecferry.stores.backend import Backend
 from vecferry.stores.chroma import ChromaBackend
 
+CONFIGURATION_OF_0_5 = (
+    '{"hnsw_configuration": {"space": "l2", "ef_construction": 100, "ef_search": 10, "num_threads": 2, "M": 16,'
+    ' "resize_factor": 1.2, "batch_size": 100, "sync_threshold": 1000, "_type": "HNSWConfigurationInternal"},'
+    ' "_type": "CollectionConfigurationInternal"}'
+)
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
 
@@ -86,6 +92,17 @@ def _closable(client: ClientAPI) -> Client:
 
 def create_docs(client: ClientAPI) -> None:
     client.create_collection(COLLECTION, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+
+
+def date_back(folder: Path) -> None:
+    """Leave the collections of a closed folder as Chroma 0.5.23 does: settings in metadata, defaults elsewhere."""
+    with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database, database:
+        database.execute("UPDATE collections SET schema_str = NULL, config_json_str = ?", [CONFIGURATION_OF_0_5])
+        database.execute(
+            "INSERT INTO segment_metadata (segment_id, key, str_value, int_value, float_value)"
+            " SELECT segments.id, key, str_value, int_value, float_value FROM segments"
+            " JOIN collection_metadata ON collection_id = collection WHERE scope = 'VECTOR' AND key LIKE 'hnsw:%'"
+        )
 
 
 @contextmanager

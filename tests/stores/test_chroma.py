@@ -12,6 +12,7 @@ from tests.stores.backends import COLLECTION, DIMENSION, unit
 from tests.stores.backends_chroma import (
     chroma_server,
     create_docs,
+    date_back,
     http_client,
     opened,
     opened_server,
@@ -158,6 +159,48 @@ def test_a_new_collection_has_the_metadata_of_the_old_but_embeds_nothing(tmp_pat
         assert made.configuration_json["hnsw"]["space"] == "cosine"
         assert with_minilm.configuration_json["embedding_function"]["name"] == "default"
         assert "name" not in (made.configuration_json["embedding_function"] or {})
+
+
+@pytest.mark.parametrize("space", ["cosine", "l2", "ip"])
+def test_a_collection_of_chroma_0_5_has_the_distance_of_its_metadata(tmp_path: Path, space: Space) -> None:
+    with persistent_client(tmp_path) as application:
+        collection = application.create_collection("model", metadata={"hnsw:space": space, "hnsw:M": 24, "owner": "us"})
+        collection.add(ids=[str(n) for n in range(20)], embeddings=[unit(n) for n in range(20)])
+    date_back(tmp_path)
+    with persistent_client(tmp_path) as application, closing(ChromaBackend(application)) as backend:
+        index = application.get_collection("model", embedding_function=None).configuration_json["hnsw"]
+        assert (index["space"], index["max_neighbors"]) == ("l2", 16)  # which is not so
+        assert_cosines(backend, "model")
+        backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
+        backend.put(NEW, [Point(str(n), None, TextVectors(unit(n))) for n in range(20)])
+        assert_cosines(backend, NEW)
+        made = application.get_collection(NEW, embedding_function=None)
+        index = made.configuration_json["hnsw"]
+        assert (index["space"], index["max_neighbors"]) == (space, 24)
+        assert {"hnsw:space": space, "hnsw:M": 24, "owner": "us"}.items() <= dict(made.metadata or {}).items()
+
+
+def test_a_configuration_that_was_followed_goes_before_the_metadata(tmp_path: Path) -> None:
+    with persistent_client(tmp_path) as application, closing(ChromaBackend(application)) as backend:
+        collection = application.create_collection(
+            "model", configuration={"hnsw": {"max_neighbors": 20}}, metadata={"hnsw:space": "cosine", "hnsw:M": 24}
+        )
+        collection.add(ids=[str(n) for n in range(20)], embeddings=[unit(n) for n in range(20)])
+        assert_cosines(backend, "model")
+        backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
+        backend.put(NEW, [Point(str(n), None, TextVectors(unit(n))) for n in range(20)])
+        assert_cosines(backend, NEW)
+        made = application.get_collection(NEW, embedding_function=None)
+        assert made.configuration_json["hnsw"]["max_neighbors"] == 20
+        assert made.metadata["hnsw:space"] == made.configuration_json["hnsw"]["space"] == "l2"
+
+
+def assert_cosines(backend: ChromaBackend, collection: str) -> None:
+    """Assert that a search for `unit(99)` tells the cosine of each of 20 points, exact but for float32."""
+    hits = backend.search(collection, unit(99), 20)
+    scores = [float(unit(int(hit.id)) @ unit(99)) for hit in hits]
+    assert len(hits) == 20
+    np.testing.assert_allclose([hit.score for hit in hits], scores, rtol=0, atol=1e-5)
 
 
 def test_an_empty_collection_made_here_refuses_vectors_of_another_length(tmp_path: Path) -> None:

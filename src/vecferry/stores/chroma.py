@@ -43,6 +43,17 @@ T = TypeVar("T")
 
 URLS = "chroma:///absolute/path, chroma:relative/path or chroma+http://host:port"
 DIMENSION = "vecferry:dimension"
+SPACE = "hnsw:space"
+LEGACY_SETTINGS = {
+    "hnsw:construction_ef": "ef_construction",
+    "hnsw:search_ef": "ef_search",
+    "hnsw:M": "max_neighbors",
+    "hnsw:num_threads": "num_threads",
+    "hnsw:batch_size": "batch_size",
+    "hnsw:sync_threshold": "sync_threshold",
+    "hnsw:resize_factor": "resize_factor",
+}
+"""Metadata by which a collection was set up before Chroma 0.6, and what its configuration calls them now."""
 BYTES_PER_NUMBER = 6  # float32 in base64
 REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
 READ_AT_A_TIME = 1000
@@ -156,12 +167,12 @@ class ChromaBackend:
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection!r} already", "Drop it, or take another name.")
         model = self._collection(like)
-        _space(model)
-        index = {kind: model.configuration_json[kind] for kind in ("hnsw", "spann") if model.configuration_json[kind]}
-        metadata = {name: v for name, v in (model.metadata or {}).items() if not name.startswith("hnsw:")}
+        space, metadata = _space(model), dict(model.metadata or {})
+        if SPACE in metadata:
+            metadata[SPACE] = space
         self._client.create_collection(
             collection,
-            configuration=cast(CreateCollectionConfiguration, index),
+            configuration=cast(CreateCollectionConfiguration, _index(model, space)),
             metadata=metadata | {DIMENSION: dimension},
             embedding_function=None,
         )
@@ -283,11 +294,47 @@ def _metadata(payload: Mapping[str, Any], before: Point | None) -> dict[str, Any
 
 
 def _space(collection: Collection) -> str:
-    configuration = collection.configuration_json
-    space = str((configuration.get("hnsw") or configuration.get("spann") or {}).get("space"))
+    """Return the distance by which the index was built. Raises StoreSchemaError for one without a cosine.
+
+    Of a collection made before Chroma 0.6 the metadata says it, and the configuration has the default; where a later
+    one was made with both, the configuration counts. A stored vector tells these two cases apart.
+    """
+    configured = _configured(collection).get("space")
+    space = str((collection.metadata or {}).get(SPACE) or configured)
+    if configured in COSINES and space in COSINES and space != configured and _is_measured_as(configured, collection):
+        space = configured
     if space not in COSINES:
         raise StoreSchemaError(f"{collection.name} has the distance {space}", f"One of {', '.join(COSINES)}.")
     return space
+
+
+def _configured(collection: Collection) -> Mapping[str, Any]:
+    configuration = collection.configuration_json
+    return configuration.get("hnsw") or configuration.get("spann") or {}
+
+
+def _is_measured_as(space: str, collection: Collection) -> bool:
+    """Return whether the distance between a stored vector and its opposite is that of `space`; false if none is."""
+    answer = _steady(lambda: collection.get(limit=1, include=["embeddings"]))
+    if not answer["ids"] or answer["embeddings"] is None:
+        return False
+    stored = np.asarray(answer["embeddings"][0], np.float64)
+    opposite = [(-stored).tolist()]
+    nearest = _steady(lambda: collection.query(query_embeddings=opposite, ids=answer["ids"], include=["distances"]))
+    measured, square = (nearest["distances"] or [[]])[0][0], float(stored @ stored)
+    expected = {"cosine": 2.0, "ip": 1 + square, "l2": 4 * square}
+    return abs(measured - expected[space]) <= min(abs(measured - distance) for distance in expected.values())
+
+
+def _index(collection: Collection, space: str) -> dict[str, Any]:
+    """Return the configuration of an index like this one. Settings in the metadata go before defaults, as in 0.5."""
+    configuration, metadata = collection.configuration_json, collection.metadata or {}
+    if spann := configuration.get("spann"):
+        return {"spann": spann}
+    hnsw = {**(configuration.get("hnsw") or {}), "space": space}
+    if metadata.get(SPACE, space) == space:  # else it is the configuration that was followed
+        hnsw |= {setting: metadata[name] for name, setting in LEGACY_SETTINGS.items() if name in metadata}
+    return {"hnsw": hnsw}
 
 
 def _folder(path: str) -> str:
