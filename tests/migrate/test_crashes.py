@@ -57,7 +57,8 @@ FILE_POINTS = (
 BACKEND_POINTS = (
     "after backend create", "before backend put 2", "in backend put 6", "after backend put 2",
     "after backend delete", "before application backend put", "after application backend put",
-    "after application backend delete", "before backend drop", "after backend drop",
+    "after application backend delete", "before backend drop", "after backend drop", "before backend rename",
+    "after backend rename",
 )  # fmt: skip
 """Inside the calls above."""
 CASES = [("pgvector", point) for point in POINTS] + [("file", point) for point in FILE_POINTS + BACKEND_POINTS]

@@ -21,6 +21,7 @@ from chromadb.api.client import Client
 from chromadb.config import Settings
 
 from tests.stores.backends import COLLECTION
+from vecferry.embeddings import Float32
 from vecferry.stores.backend import Backend
 from vecferry.stores.chroma import ChromaBackend
 
@@ -51,6 +52,21 @@ def opened_server(folder: Path) -> Iterator[Backend]:
         create_docs(application)
     with closing(ChromaBackend.open(url)) as backend:
         yield backend
+
+
+def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
+    with persistent_client(folder, Settings(anonymized_telemetry=False)) as application:
+        return _nearest(application, vector)
+
+
+def nearest_on_server(backend: Backend, folder: Path, vector: Float32) -> str:
+    with http_client(shared_server()) as application:
+        return _nearest(application, vector)
+
+
+def _nearest(application: ClientAPI, vector: Float32) -> str:
+    collection = application.get_collection(COLLECTION, embedding_function=None)
+    return collection.query(query_embeddings=[vector.tolist()], n_results=1)["ids"][0][0]
 
 
 @cache

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from vecferry.errors import CutoverRefused, Locked, StoreError, VecferryError
@@ -159,7 +159,16 @@ class Switch:
             self._refuse_letters(accepted, side.other)
         self.store.stop_capture()
         self.store.drop(side)
+        if side is Side.OLD:
+            self._follow_rename()
         self._move(ended)
+
+    def _follow_rename(self) -> None:
+        """Record where the new vectors are now: a store without aliases has renamed their collection."""
+        serving, locator = self._ledger.serving(self.store.target), self.store.serving_locator(Side.NEW)
+        assert serving is not None, "what has been switched serves"
+        if locator != serving.locator:
+            self._ledger.serve(self.store.target, replace(serving, locator=locator))
 
     # --- getting there ----------------------------------------------------------------------------
 

@@ -112,3 +112,14 @@ class Aliased(Protocol):
     def is_alias(self, name: str) -> bool: ...
     def point_alias(self, alias: str, collection: str) -> None:
         """Point the alias at the collection, in one step. Repeating is safe."""
+
+
+@runtime_checkable
+class Renamable(Protocol):
+    """A backend without aliases whose collections can be renamed. Each knows the name under which it was created."""
+
+    def rename(self, collection: str, name: str) -> None:
+        """Give the collection another name, in one step. Raises StoreSchemaError if there is one of that name."""
+
+    def created_as(self, collection: str) -> str | None:
+        """Return the name that `create` gave the collection; None if it was made by somebody else."""

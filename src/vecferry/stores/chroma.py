@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 URLS = "chroma:///absolute/path, chroma:relative/path or chroma+http://host:port"
 DIMENSION = "vecferry:dimension"
+CREATED_AS = "vecferry:created_as"
 SPACE = "hnsw:space"
 LEGACY_SETTINGS = {
     "hnsw:construction_ef": "ef_construction",
@@ -89,7 +90,7 @@ def _translated() -> Iterator[None]:
 
 
 class ChromaBackend:
-    """`backend.Backend` over one database of Chroma. Dense vectors only."""
+    """`backend.Backend` and `backend.Renamable` over one database of Chroma. Dense vectors only."""
 
     kind = "chroma"
     text_field = "document"
@@ -173,7 +174,7 @@ class ChromaBackend:
         self._client.create_collection(
             collection,
             configuration=cast(CreateCollectionConfiguration, _index(model, space)),
-            metadata=metadata | {DIMENSION: dimension},
+            metadata=metadata | {DIMENSION: dimension, CREATED_AS: collection},
             embedding_function=None,
         )
 
@@ -183,6 +184,18 @@ class ChromaBackend:
             self._client.delete_collection(collection)
         except NotFoundError:
             return
+
+    @_translated()
+    def rename(self, collection: str, name: str) -> None:
+        """Rename a collection; its points, metadata and configuration stay as they are."""
+        if self.exists(name):
+            raise StoreSchemaError(f"there is a collection {name!r} already", "Drop it, or take another name.")
+        self._collection(collection).modify(name=name)
+
+    @_translated()
+    def created_as(self, collection: str) -> str | None:
+        name = (self._collection(collection).metadata or {}).get(CREATED_AS)
+        return None if name is None else str(name)
 
     def _collection(self, name: str) -> Collection:
         """Open a collection by its name each time (1 ms): a handle is bound to one that may have been dropped since."""
