@@ -718,7 +718,8 @@ def test_an_embedded_store_is_migrated_by_its_url(
     cli("cutover")
     assert cli("finalize", "--yes")["state"] == "finalized"
     tables = lancedb.connect(folder / "data")
-    assert tables.open_table("passages_vecferry_2").count_rows() == ROWS
+    assert tables.open_table("passages").count_rows() == ROWS
+    assert cli("status")["serving"]["locator"] == "passages"
     assert {path.name for path in folder.iterdir()} >= {"control.db", "data", "migration.toml"}
 
 
