@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError, StoreUnreachable
 from vecferry.migrate.config import MigrationConfig, merged, read_config
+from vecferry.stores.backend import ServerAccess
 from vecferry.stores.opening import open_store
 
 SHORT = """
@@ -43,6 +44,8 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "vector": "embedding",
             "key": "id",
             "control": tmp_path / ".vecferry/control.db",
+            "tenant": "shop",
+            "database": "catalogue",
         },
         "models": {
             "new": tmp_path / "models/bge-m3-onnx",
@@ -273,6 +276,13 @@ def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, databas
         assert store.traits.text_source == "body"
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("access", [ServerAccess(tenant="shop"), ServerAccess(database="catalogue")])
+def test_a_tenant_or_database_of_a_store_that_takes_none_is_refused(access: ServerAccess, tmp_path: Path) -> None:
+    for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}", "qdrant+http://localhost:6333"):
+        with pytest.raises(SettingsError, match="only Chroma"):
+            open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "control.db", access=access)
 
 
 @pytest.mark.parametrize("url", ["mysql://app:s3cret@host/db", "s3cret", "", "memory:", "chromadb:s3cret"])

@@ -88,10 +88,10 @@ def persistent_client(folder: Path | str, settings: Settings | None = None) -> I
 
 
 @contextmanager
-def http_client(url: str) -> Iterator[Client]:
-    """Yield the application's client of the server at that URL."""
+def http_client(url: str, **place: str) -> Iterator[Client]:
+    """Yield the application's client of the server at that URL. place: its tenant and database."""
     host, _, port = url.removeprefix("chroma+http://").partition(":")
-    with _closable(chromadb.HttpClient(host, int(port))) as client:
+    with _closable(chromadb.HttpClient(host, int(port), **place)) as client:
         try:
             yield client
         finally:

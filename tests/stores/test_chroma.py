@@ -1,12 +1,16 @@
 """What is Chroma's own: its URLs, one process to a folder, its distances, a server that goes away."""
 
-from contextlib import closing
+import json
+import threading
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chromadb.api.types import Space
 from chromadb.config import Settings
+from chromadb.errors import ChromaError
 
 from tests.stores.backends import COLLECTION, DIMENSION, unit
 from tests.stores.backends_chroma import (
@@ -17,11 +21,12 @@ from tests.stores.backends_chroma import (
     opened,
     opened_server,
     persistent_client,
+    shared_server,
 )
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import Point
+from vecferry.stores.backend import Point, ServerAccess
 from vecferry.stores.chroma import ChromaBackend
 
 NEW = "docs_new"
@@ -76,6 +81,49 @@ def test_a_url_that_names_no_chroma_is_refused_without_its_password(url: str) ->
 def test_a_server_that_is_not_there_is_unreachable() -> None:
     with pytest.raises(StoreUnreachable):
         ChromaBackend.open("chroma+http://127.0.0.1:1")
+
+
+def test_a_tenant_and_a_database_have_collections_of_their_own(tmp_path: Path) -> None:
+    url, access = shared_server(), ServerAccess(tenant="shop", database=f"catalogue-{tmp_path.name}")
+    with http_client(url) as admin:
+        with suppress(ChromaError):
+            admin._admin_client.create_tenant("shop")
+        admin._admin_client.create_database(str(access.database), "shop")
+    with http_client(url, tenant="shop", database=str(access.database)) as application:
+        application.create_collection("orders", embedding_function=None)
+    with closing(ChromaBackend.open(url, access)) as backend, closing(backend.another()) as other:
+        backend.put("orders", [Point("1", "text", TextVectors(unit(1)))])
+        assert other.count("orders") == 1
+    with closing(ChromaBackend.open(url)) as backend:
+        assert not backend.exists("orders")
+
+
+def test_a_token_is_sent_and_shown_nowhere() -> None:
+    sent: list[dict[str, str]] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(dict(self.headers))
+            body = json.dumps({"error": "AuthError", "message": "not hunter2"}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    access = ServerAccess(token="hunter2")
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(StoreUnreachable) as refused:
+            ChromaBackend.open(f"chroma+http://127.0.0.1:{server.server_port}", access)
+        server.shutdown()
+        thread.join()
+    headers = {name.lower(): value for name, value in sent[0].items()}
+    assert (headers["authorization"], headers["x-chroma-token"]) == ("Bearer hunter2", "hunter2")
+    assert "hunter2" not in f"{refused.value} {access!r}"
 
 
 # --- one folder, one process ----------------------------------------------------------------------

@@ -43,6 +43,18 @@ class Fields:
     vector: str = "vector"
 
 
+@dataclass(frozen=True)
+class ServerAccess:
+    """What a server asks for beside its address. token: Chroma's, Qdrant's or Milvus's; tenant, database: Chroma's."""
+
+    token: str | None = field(default=None, repr=False)
+    tenant: str | None = None
+    database: str | None = None
+
+
+ANYONE = ServerAccess()
+
+
 class Backend(Protocol):
     """A store as a set of named collections of points. Not thread-safe; a thread has its own by `another`.
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import BackendHit, Point
+from vecferry.stores.backend import ANYONE, BackendHit, Point, ServerAccess
 from vecferry.stores.request_batches import RequestBatches, slices
 
 try:
@@ -34,7 +34,7 @@ try:
     from chromadb.api.client import Client
     from chromadb.api.collection_configuration import CreateCollectionConfiguration
     from chromadb.api.models.Collection import Collection
-    from chromadb.config import Settings
+    from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
     from chromadb.errors import ChromaError, NotFoundError
 except ImportError as exc:
     raise MissingExtra("chroma", "chromadb") from exc
@@ -100,15 +100,17 @@ class ChromaBackend:
         """Use a client: the application's own, left open by `close`."""
         self._client = client
         self._url: str | None = None
+        self._access = ANYONE
         self._lock: FileLock | None = None
         with _translated():
             self._portion = RequestBatches(client.get_max_batch_size(), REQUEST_BYTES)
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, access: ServerAccess = ANYONE) -> Self:
         """Open a URL: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
 
-        Raises StoreUnreachable, and Locked if another process has the folder open.
+        A folder has tenants and databases too, but asks for no token. Raises StoreUnreachable; no message carries the
+        token. Raises Locked if another process has the folder open.
         """
         scheme, _, rest = url.partition(":")
         lock = None
@@ -117,16 +119,18 @@ class ChromaBackend:
                 folder = _folder(rest)
                 lock = _locked(folder)
             try:
-                backend = cls(_embedded(folder) if lock else _connected(url))
+                backend = cls(_embedded(folder, access) if lock else _connected(url, access))
             except BaseException:
                 if lock:
                     lock.release()
                 raise
-        backend._url, backend._lock = url, lock
+        backend._url, backend._lock, backend._access = url, lock, access
         return backend
 
     def another(self) -> ChromaBackend:
-        return ChromaBackend(self._client) if self._url is None else ChromaBackend.open(self._url)
+        if self._url is None:
+            return ChromaBackend(self._client)
+        return ChromaBackend.open(self._url, self._access)
 
     def close(self) -> None:
         with _OPENING:
@@ -371,34 +375,50 @@ def _locked(folder: str) -> FileLock:
     return lock
 
 
-def _embedded(folder: str) -> ClientAPI:
+def _embedded(folder: str, access: ServerAccess) -> ClientAPI:
     """Open a folder, also beside an application in this process that has Chroma's usual settings."""
     try:
-        return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False))
+        return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False), *_place(access))
     except NOT_OPENED as exc:
         if "different settings" not in str(exc):
             raise StoreUnreachable("chroma", f"{folder} does not open: {exc}") from exc
     try:
-        return chromadb.PersistentClient(folder)
+        return chromadb.PersistentClient(folder, None, *_place(access))
     except NOT_OPENED as exc:
         raise StoreUnreachable("chroma", f"{exc}; give ChromaBackend the client that is open") from exc
 
 
-def _connected(url: str) -> ClientAPI:
+def _place(access: ServerAccess) -> tuple[str, str]:
+    return access.tenant or DEFAULT_TENANT, access.database or DEFAULT_DATABASE
+
+
+def _headers(access: ServerAccess) -> dict[str, str] | None:
+    """Return the token as a proxy or Chroma's own service takes it."""
+    return {"Authorization": f"Bearer {access.token}", "X-Chroma-Token": access.token} if access.token else None
+
+
+def _connected(url: str, access: ServerAccess) -> ClientAPI:
     parts = urlsplit(url)
     if parts.scheme not in ("chroma+http", "chroma+https") or not parts.hostname:
         raise InvalidStoreUrl(f"{parts.scheme}:…", URLS)
     if parts.username or parts.password or parts.path not in ("", "/"):
         raise InvalidStoreUrl(
-            f"{parts.scheme}:…", "no user, password or path; or give ChromaBackend a client of your own"
+            f"{parts.scheme}:…",
+            "no user, password or path; a token in VECFERRY_STORE_TOKEN, or a client of your own",
         )
     ssl = parts.scheme.endswith("https")
     try:
         client = chromadb.HttpClient(
-            parts.hostname, parts.port or (443 if ssl else 8000), ssl, settings=Settings(anonymized_telemetry=False)
+            parts.hostname,
+            parts.port or (443 if ssl else 8000),
+            ssl,
+            _headers(access),
+            Settings(anonymized_telemetry=False),
+            *_place(access),
         )
     except (ValueError, ChromaError, httpx.HTTPError) as exc:
-        raise StoreUnreachable("chroma", f"{parts.hostname}: {exc}") from exc
+        reason = str(exc).replace(access.token, "***") if access.token else str(exc)
+        raise StoreUnreachable("chroma", f"{parts.hostname}: {reason}") from exc
     for session in _sessions(client):
         session.timeout = httpx.Timeout(TIMEOUT_S)
     return client
