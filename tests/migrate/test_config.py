@@ -1,6 +1,7 @@
 import re
 import traceback
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -46,6 +47,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "control": tmp_path / ".vecferry/control.db",
             "tenant": "shop",
             "database": "catalogue",
+            "embedding_function": False,
         },
         "models": {
             "new": tmp_path / "models/bge-m3-onnx",
@@ -278,11 +280,18 @@ def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, databas
         store.close()
 
 
-@pytest.mark.parametrize("access", [ServerAccess(tenant="shop"), ServerAccess(database="catalogue")])
-def test_a_tenant_or_database_of_a_store_that_takes_none_is_refused(access: ServerAccess, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"access": ServerAccess(tenant="shop")},
+        {"access": ServerAccess(database="catalogue")},
+        {"embedding_function": object},
+    ],
+)
+def test_what_only_chroma_takes_is_refused_elsewhere(options: dict[str, Any], tmp_path: Path) -> None:
     for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}", "qdrant+http://localhost:6333"):
         with pytest.raises(SettingsError, match="only Chroma"):
-            open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "control.db", access=access)
+            open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "control.db", **options)
 
 
 @pytest.mark.parametrize("url", ["mysql://app:s3cret@host/db", "s3cret", "", "memory:", "chromadb:s3cret"])

@@ -22,6 +22,7 @@ from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, 
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.staging import Staging
+from vecferry.model.artifact import Artifact
 from vecferry.settings import read_settings
 from vecferry.stores.backend import ServerAccess
 from vecferry.stores.ledger import MigrationRecord
@@ -58,7 +59,18 @@ class Target:
             key=store.key,
             control=store.control,
             access=ServerAccess(token.get_secret_value() if token else None, store.tenant, store.database),
+            embedding_function=self._embedding_function if store.embedding_function else None,
         )
+
+    def _embedding_function(self) -> object:
+        """Return Chroma's embedding function for the new model, which it finds by its folder. Raises MissingExtra."""
+        from vecferry.integrations.chroma import VecferryEmbeddingFunction
+        from vecferry.integrations.connecting import Connection
+
+        folder = self.config.models.new.absolute()
+        manifest = Artifact.peek(folder)
+        fingerprint = manifest.fingerprint if manifest else self.new.fingerprint
+        return VecferryEmbeddingFunction(Connection(str(folder), fingerprint=fingerprint))
 
     def engine(self) -> EngineFor | None:
         """Return what makes the engine; None for the one in this process. Raises MissingExtra, ArtifactError."""

@@ -75,6 +75,11 @@ class StoreConfig(Checked):
         Annotated[str, Field(min_length=1, description="the name of a database")] | None,
         Help("database in a Chroma store, if not its default one"),
     ] = None
+    embedding_function: Annotated[
+        bool,
+        Field(strict=True, description="true or false"),
+        Help("whether the new Chroma collection embeds query texts itself, with the new model"),
+    ] = False
 
 
 @dataclass(frozen=True)

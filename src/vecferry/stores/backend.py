@@ -127,6 +127,14 @@ class Aliased(Protocol):
 
 
 @runtime_checkable
+class SelfEmbedding(Protocol):
+    """A backend whose collections may embed texts by themselves."""
+
+    def embedding_notice(self, collection: str) -> str | None:
+        """Say which model embeds an application's query texts, and what is to be done about it; None if none does."""
+
+
+@runtime_checkable
 class Renamable(Protocol):
     """A backend without aliases whose collections can be renamed. Each knows the name under which it was created."""
 

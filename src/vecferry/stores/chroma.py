@@ -1,7 +1,7 @@
 """Collections of Chroma, in a server or embedded in this process.
 
 The text is Chroma's document, the payload its metadata, where a field that is None is one that is not
-there. No embedding function is ever set, so that Chroma embeds nothing by itself.
+there. Chroma embeds nothing by itself here; a new collection has no embedding function unless it is given one.
 
 An embedded folder belongs to one process. A second one that writes leaves points out of the first
 one's index for good, and one that reads does not find what is written later. `open` therefore locks
@@ -55,6 +55,8 @@ LEGACY_SETTINGS = {
     "hnsw:resize_factor": "resize_factor",
 }
 """Metadata by which a collection was set up before Chroma 0.6, and what its configuration calls them now."""
+DEFAULT_FUNCTION = "Chroma's default function (all-MiniLM-L6-v2)"
+DEFAULT_DIMENSION = 384
 BYTES_PER_NUMBER = 6  # float32 in base64
 REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
 READ_AT_A_TIME = 1000
@@ -90,7 +92,7 @@ def _translated() -> Iterator[None]:
 
 
 class ChromaBackend:
-    """`backend.Backend` and `backend.Renamable` over one database of Chroma. Dense vectors only."""
+    """`Backend`, `Renamable` and `SelfEmbedding` over one database of Chroma. Dense vectors only."""
 
     kind = "chroma"
     text_field = "document"
@@ -101,14 +103,16 @@ class ChromaBackend:
         self._client = client
         self._url: str | None = None
         self._access = ANYONE
+        self._embedding_function: Callable[[], Any] | None = None
         self._lock: FileLock | None = None
         with _translated():
             self._portion = RequestBatches(client.get_max_batch_size(), REQUEST_BYTES)
 
     @classmethod
-    def open(cls, url: str, access: ServerAccess = ANYONE) -> Self:
+    def open(cls, url: str, access: ServerAccess = ANYONE, embedding_function: Callable[[], Any] | None = None) -> Self:
         """Open a URL: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
 
+        embedding_function: makes the one that new collections keep, for query texts of the application.
         A folder has tenants and databases too, but asks for no token. Raises StoreUnreachable; no message carries the
         token. Raises Locked if another process has the folder open.
         """
@@ -125,12 +129,13 @@ class ChromaBackend:
                     lock.release()
                 raise
         backend._url, backend._lock, backend._access = url, lock, access
+        backend._embedding_function = embedding_function
         return backend
 
     def another(self) -> ChromaBackend:
         if self._url is None:
             return ChromaBackend(self._client)
-        return ChromaBackend.open(self._url, self._access)
+        return ChromaBackend.open(self._url, self._access, self._embedding_function)
 
     def close(self) -> None:
         with _OPENING:
@@ -179,7 +184,30 @@ class ChromaBackend:
             collection,
             configuration=cast(CreateCollectionConfiguration, _index(model, space)),
             metadata=metadata | {DIMENSION: dimension, CREATED_AS: collection},
-            embedding_function=None,
+            embedding_function=self._embedding_function() if self._embedding_function else None,
+        )
+
+    @_translated()
+    def embedding_notice(self, collection: str) -> str | None:
+        """Say which function embeds. Where none is recorded, vectors of MiniLM's length hint at the default one."""
+        recorded = self._collection(collection).configuration_json.get("embedding_function") or {}
+        name = recorded.get("name")
+        if name is None and self.dimension(collection) != DEFAULT_DIMENSION:
+            return None
+        who = DEFAULT_FUNCTION if name == "default" else f"the function {name!r}"
+        who = who if name else f"the application's function or, if it gives none, with {DEFAULT_FUNCTION}"
+        return f"Chroma embeds texts of {collection} with {who}; {self._advice()}"
+
+    def _advice(self) -> str:
+        if self._embedding_function is not None:
+            return (
+                "the new collection embeds with the new model, once the application imports"
+                " vecferry.integrations.chroma and opens it without a function of its own"
+            )
+        return (
+            "after the switch an unchanged query(query_texts=...) would ask with the old model: set [store]"
+            " embedding_function = true and import vecferry.integrations.chroma in the application, or pass"
+            " query_embeddings of the new model"
         )
 
     @_translated()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vecferry.errors import InvalidStoreUrl, SettingsError, VecferryError
 from vecferry.stores.backend import ANYONE, Backend, Fields, ServerAccess
@@ -10,32 +13,46 @@ from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource, text_source
 
 POSTGRES = ("postgresql", "postgres")
+MadeFunction = Callable[[], Any]
+"""Makes a function of Chroma, once a collection is created."""
 
 
 def open_store(
-    url: str, collection: str, *, text: str, vector: str, key: str, control: Path, access: ServerAccess = ANYONE
+    url: str,
+    collection: str,
+    *,
+    text: str,
+    vector: str,
+    key: str,
+    control: Path,
+    access: ServerAccess = ANYONE,
+    embedding_function: MadeFunction | None = None,
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
     text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template too, or "llama-index"
     (`text_source.py`). control: the SQLite file of the ledger,
     for all but PostgreSQL, which keeps it itself. access: PostgreSQL has it in the URL, and takes none of it.
+    embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
     Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
-    _refuse_places(url, access)
+    _refuse_what_is_chromas(url, access, embedding_function)
     if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
         return PgVectorStore.connect(url, collection, text, vector)
     source = text_source(text)
-    return _mirrored(open_backend(url, Fields(key, source.field, vector), access), collection, control, source)
+    backend = open_backend(url, Fields(key, source.field, vector), access, embedding_function)
+    return _mirrored(backend, collection, control, source)
 
 
-def _refuse_places(url: str, access: ServerAccess) -> None:
-    """Raise SettingsError for a tenant or database where it would be left unheard."""
-    for name, value in (("tenant", access.tenant), ("database", access.database)):
+def _refuse_what_is_chromas(url: str, access: ServerAccess, embedding_function: MadeFunction | None) -> None:
+    """Raise SettingsError for what would be left unheard."""
+    is_embedding = None if embedding_function is None else True
+    options = {"tenant": access.tenant, "database": access.database, "embedding_function": is_embedding}
+    for name, value in options.items():
         if value is not None and _kind(url) != "chroma":
-            raise SettingsError(f"[store] {name}", value, "none; only Chroma takes one, others have it in the URL")
+            raise SettingsError(f"[store] {name}", value, "none; only Chroma takes one")
 
 
 def _kind(url: str) -> str:
@@ -44,9 +61,16 @@ def _kind(url: str) -> str:
     return scheme.partition("+")[0]
 
 
-def open_backend(url: str, fields: Fields, access: ServerAccess = ANYONE) -> Backend:
+def open_backend(
+    url: str, fields: Fields, access: ServerAccess = ANYONE, embedding_function: MadeFunction | None = None
+) -> Backend:
     """Open the store at that URL, any but PostgreSQL; to be closed. Raises as `open_store` does."""
-    openers = {"chroma": _chroma, "lancedb": _lancedb, "milvus": _milvus, "qdrant": _qdrant}
+    openers = {
+        "chroma": partial(_chroma, embedding_function=embedding_function),
+        "lancedb": _lancedb,
+        "milvus": _milvus,
+        "qdrant": _qdrant,
+    }
     if (opener := openers.get(_kind(url))) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
         scheme = url.partition(":")[0].lower() if ":" in url else ""
@@ -67,10 +91,15 @@ def _mirrored(backend: Backend, collection: str, control: Path, source: TextSour
         raise
 
 
-def _chroma(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # it has places of its own
+def _chroma(
+    url: str,
+    fields: Fields,  # noqa: ARG001  # it has places of its own
+    access: ServerAccess,
+    embedding_function: MadeFunction | None,
+) -> Backend:
     from vecferry.stores.chroma import ChromaBackend
 
-    return ChromaBackend.open(url, access)
+    return ChromaBackend.open(url, access, embedding_function)
 
 
 def _lancedb(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a folder

@@ -10,7 +10,7 @@ import numpy as np
 
 from vecferry.embeddings import Float32
 from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Point
+from vecferry.stores.backend import Point, SelfEmbedding
 from vecferry.stores.mirror.sides import MirrorSides, Sides
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, has_direction, in_order
 
@@ -53,7 +53,13 @@ class MirrorReader:
                 f"collection {self._sides.serving_locator(Side.NEW)}",
                 f"control database {self._ledger.location}",
             ),
+            notices=self._notices(sides.serving),
         )
+
+    def _notices(self, collection: str) -> tuple[str, ...]:
+        backend = self._backend
+        notice = backend.embedding_notice(collection) if isinstance(backend, SelfEmbedding) else None
+        return () if notice is None else (notice,)
 
     def sample(self, num_rows: int) -> list[Row]:
         rows = map(self._sides.row, self._sides.retried(lambda sides: self._chosen(sides.serving, num_rows)))
