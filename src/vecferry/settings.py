@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     store_url: SecretStr | None = Field(
         None, alias="VECFERRY_STORE_URL", description="postgresql://user:password@host/database"
     )
+    store_token: SecretStr | None = Field(None, alias="VECFERRY_STORE_TOKEN", description="the token of a server")
     api_keys: SecretStr | None = Field(
         None, alias="VECFERRY_API_KEYS", description="keys of at least 16 characters, joined by commas"
     )

@@ -16,7 +16,7 @@ from vecferry.stores.backend import BackendHit, Point
 
 
 class FileBackend:
-    """`backend.Backend` in a folder: a folder per collection, a file per point, each replaced as a whole.
+    """A `Backend` and `Renamable` in a folder: a folder per collection, a file per point, each replaced as a whole.
 
     between: called after each point that is written; a batch is not kept as a whole here.
     """
@@ -48,6 +48,7 @@ class FileBackend:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         (made / ".dimension").write_text(str(dimension))
+        (made / ".created_as").write_text(collection)
         made.rename(self._folder / collection)
 
     def drop(self, collection: str) -> None:
@@ -55,6 +56,13 @@ class FileBackend:
             trash = self._folder / f".dropped {collection}"
             shutil.rmtree(trash, ignore_errors=True)
             (self._folder / collection).rename(trash)
+
+    def rename(self, collection: str, name: str) -> None:
+        assert not self.exists(name)
+        self._there(collection).rename(self._folder / name)
+
+    def created_as(self, collection: str) -> str | None:
+        return (self._there(collection) / ".created_as").read_text()
 
     def ids(self, collection: str) -> Iterator[str]:
         names = [path.name for path in self._there(collection).iterdir()]

@@ -718,8 +718,50 @@ def test_an_embedded_store_is_migrated_by_its_url(
     cli("cutover")
     assert cli("finalize", "--yes")["state"] == "finalized"
     tables = lancedb.connect(folder / "data")
-    assert tables.open_table("passages_vecferry_2").count_rows() == ROWS
+    assert tables.open_table("passages").count_rows() == ROWS
+    assert cli("status")["serving"]["locator"] == "passages"
     assert {path.name for path in folder.iterdir()} >= {"control.db", "data", "migration.toml"}
+
+
+UNCHANGED = """
+import sys
+import chromadb, vecferry.integrations.chroma
+from chromadb.config import Settings
+client = chromadb.PersistentClient(sys.argv[1], Settings(anonymized_telemetry=False))
+print(client.get_collection("passages").query(query_texts=["text number 7"], n_results=1)["documents"])
+"""
+
+
+def test_an_unchanged_script_asks_a_chroma_collection_with_the_new_model_after_one_import(
+    capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact, wide_artifact: Artifact, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    texts = [f"text number {i}" for i in range(ROWS)]
+    vectors = np.random.default_rng(0).standard_normal((ROWS, 64)).astype(np.float32)
+    with backends_chroma.persistent_client(data) as application:
+        passages = application.create_collection("passages")  # with the default function
+        passages.add(ids=texts, documents=texts, embeddings=list(vectors))
+    values = {
+        "store": {"url": "chroma:data", "collection": "passages", "control": "control.db"},
+        "models": {"new": str(wide_artifact.path), "old": str(tiny_artifact.path)},
+        "limits": {"staging": "staged", "min_free_gb": 0.0},
+    }
+    cli = Cli(capsys, ("--config", str(write_config(tmp_path, values))))
+    (warning,) = cli("plan")["warnings"]
+    assert "default function (all-MiniLM-L6-v2)" in warning
+    assert "embedding_function = true" in warning
+    values["store"]["embedding_function"] = True
+    write_config(tmp_path, values)
+    assert "embeds with the new model" in cli.text("plan")
+    cli("start")
+    cli("verify", *OVERRIDE)
+    cli("cutover")
+    assert cli("finalize", "--yes")["state"] == "finalized"
+    assert "the function 'vecferry'" in cli.text("plan")
+    command = [sys.executable, "-W", "error", "-c", UNCHANGED, str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([["text number 7"]])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import re
 import traceback
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -9,6 +10,7 @@ from pydantic import SecretStr
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError, StoreUnreachable
 from vecferry.migrate.config import MigrationConfig, merged, read_config
+from vecferry.stores.backend import ServerAccess
 from vecferry.stores.opening import open_store
 
 SHORT = """
@@ -43,6 +45,9 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "vector": "embedding",
             "key": "id",
             "control": tmp_path / ".vecferry/control.db",
+            "tenant": "shop",
+            "database": "catalogue",
+            "embedding_function": False,
         },
         "models": {
             "new": tmp_path / "models/bge-m3-onnx",
@@ -294,6 +299,20 @@ def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, databas
         assert store.traits.text_source == "body"
     finally:
         store.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"access": ServerAccess(tenant="shop")},
+        {"access": ServerAccess(database="catalogue")},
+        {"embedding_function": object},
+    ],
+)
+def test_what_only_chroma_takes_is_refused_elsewhere(options: dict[str, Any], tmp_path: Path) -> None:
+    for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}", "qdrant+http://localhost:6333"):
+        with pytest.raises(SettingsError, match="only Chroma"):
+            open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "control.db", **options)
 
 
 @pytest.mark.parametrize("url", ["mysql://app:s3cret@host/db", "s3cret", "", "memory:", "chromadb:s3cret"])

@@ -57,7 +57,8 @@ FILE_POINTS = (
 BACKEND_POINTS = (
     "after backend create", "before backend put 2", "in backend put 6", "after backend put 2",
     "after backend delete", "before application backend put", "after application backend put",
-    "after application backend delete", "before backend drop", "after backend drop",
+    "after application backend delete", "before backend drop", "after backend drop", "before backend rename",
+    "after backend rename",
 )  # fmt: skip
 """Inside the calls above."""
 CASES = [("pgvector", point) for point in POINTS] + [("file", point) for point in FILE_POINTS + BACKEND_POINTS]
@@ -81,6 +82,10 @@ FURTHER_POINTS = (
     "in write old", "after backend drop",
 )  # fmt: skip
 """On every store that outlives its process; the further ones by `make test-slow`."""
+TAKEN_OVER = {
+    "lancedb": "after backend rename", "chroma-server": "after backend rename",
+    "qdrant": "after backend point_alias", "milvus": "after backend point_alias",
+}  # fmt: skip
 ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop new", "after move aborted")
 
 
@@ -117,7 +122,7 @@ class World:
         serving, record = self.store.ledger.serving("docs"), self.store.ledger.find("docs")
         first = serving.locator if serving else "docs"
         names = {first, record.spec.old_locator, record.spec.new_locator} if record else {first}
-        existing = [name for name in names if self.store._backend.exists(name)]
+        existing = [name for name in names if self.store._sides.is_collection(name)]
         return tuple(sorted(existing, key=lambda name: name != first))
 
     def _rows(self, name: str) -> Rows:
@@ -269,6 +274,14 @@ def test_killed_at_a_point_and_run_again_every_row_is_there_once_and_true(
 @pytest.mark.parametrize("point", COMMON_POINTS)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_killed_at_a_point_in_each_store(name: str, point: str, mother: Mother, tmp_path: Path) -> None:
+    with world_of_points(name, tmp_path) as world:
+        assert_killed_and_completed(point, world, mother)
+
+
+@pytest.mark.parametrize(("name", "point"), TAKEN_OVER.items())
+def test_killed_once_the_old_name_stands_for_the_new_collection(
+    name: str, point: str, mother: Mother, tmp_path: Path
+) -> None:
     with world_of_points(name, tmp_path) as world:
         assert_killed_and_completed(point, world, mother)
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import Clock, TruthEncoder, gate_that_says
+from tests.stores import backends
 from tests.stores.collections import OLD_DIMENSION, Collection, mirror_collection, old_vector
 from tests.waiting import wait_until
+from vecferry.embeddings import Float32
 from vecferry.errors import (
     CutoverRefused,
     FinalizeNotConfirmed,
@@ -27,17 +29,20 @@ from vecferry.errors import (
     RuntimeUnavailable,
     SettingsError,
     SpaceMismatch,
+    StoreSchemaError,
 )
 from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State, throttle
 from vecferry.migrate.applier import Applier
 from vecferry.migrate.engines import Engine, StagedRange
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.planning import EncodedSample, cost_of
+from vecferry.migrate.router import Document, Router
 from vecferry.migrate.staging import Staging, remove_staged
+from vecferry.stores.backend import Aliased, Backend, Renamable
 from vecferry.stores.ledger import MigrationRecord, RangeRecord
 from vecferry.stores.mirror.sides import MirrorSides
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Counts, Patience
+from vecferry.stores.values import Counts, Patience, Side
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 OPTIONS = MigrationOptions(
@@ -927,6 +932,89 @@ def test_after_finalize_the_next_migration_may_begin(collection: Collection) -> 
     assert_serving(collection, third)
     following.rollback()
     assert_serving(collection, encoder)
+
+
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_after_finalize_the_old_name_answers_with_the_new_vectors(name: str, tmp_path: Path) -> None:
+    """Asked by the store's own client, which knows nothing of a migration; and again after a second one."""
+
+    def asked(vector: Float32) -> str:
+        return backends.nearest(name, collection.backend, tmp_path / "store", vector)
+
+    with mirror_collection(name, tmp_path) as collection:
+        migration, new = ready(collection, "a", "b", "c")
+        migration.cutover()
+        migration.rollback()
+        migration.cutover()
+        assert asked(OLD.truth("b")) == "2"
+        migration.finalize(confirmed=True)
+        assert asked(new.truth("b")) == "2"
+        third = TruthEncoder("third", 12)
+        with Router(collection.store, old=new, new=third) as router:
+            assert router.search("c", 1).hits[0].key == ("3",)
+            router.put([Document(("4",), "d", {"lang": "en", "year": 2004})])
+            assert asked(new.truth("d")) == "4"
+            following = replace(migration, new=third, options=replace(OPTIONS, old_fingerprint=None))
+            following.start()
+            assert following.verify(override="no gate in this test").passed
+            following.cutover()
+            assert router.search("a", 1).hits[0].key == ("1",)
+            following.finalize(confirmed=True)
+            assert asked(third.truth("d")) == "4"
+            router.put([Document(("5",), "e", {"lang": "en", "year": 2005})])
+            assert asked(third.truth("e")) == "5"
+            assert router.search("e", 1).hits[0].key == ("5",)
+        serving = following.serving()
+        assert collection.store.serving_locator(Side.OLD) == serving.locator
+        assert collection.backend.count(serving.locator) == 5
+        names = {"docs", "docs_vecferry_2", "docs_vecferry_3"}
+        there = {each for each in names if collection.backend.exists(each)}
+        assert there == {"docs", serving.locator}
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_between_the_steps_of_a_finalize_the_collection_is_read_and_written_and_a_repeat_ends_them(
+    name: str, num_steps: int, tmp_path: Path
+) -> None:
+    with mirror_collection(name, tmp_path) as collection:
+        migration, new = ready(collection, "a", "b", "c")
+        migration.cutover()
+        backend = collection.backend
+        backend.drop("docs")
+        if num_steps == 2:
+            take_over(backend)
+        found = collection.store.search(new.truth("b"), 1, fingerprint=new.fingerprint)
+        assert found[0].key == ("2",)
+        with pytest.raises(SpaceMismatch):
+            collection.store.search(OLD.truth("b"), 1, fingerprint=OLD.fingerprint)
+        collection.put(4, "d", new.truth("d"))
+        assert migration.status().rows == migration.status().rows_done == 4
+        assert migration.finalize(confirmed=True).state is State.FINALIZED
+        assert backends.nearest(name, backend, tmp_path / "store", new.truth("d")) == "4"
+        assert_serving(collection, new)
+
+
+def take_over(backend: Backend) -> None:
+    """Do what `finalize` does after the drop, and before the ledger knows it."""
+    if isinstance(backend, Renamable):
+        backend.rename("docs_vecferry_2", "docs")
+    else:
+        assert isinstance(backend, Aliased)
+        backend.point_alias("docs", "docs_vecferry_2")
+
+
+def test_old_vectors_under_the_old_name_are_never_taken_for_the_new(tmp_path: Path) -> None:
+    """Somebody has dropped the new collection: the one that is there was not renamed."""
+    with mirror_collection("lancedb", tmp_path) as collection:
+        migration, new = ready(collection, "a")
+        migration.cutover()
+        collection.backend.drop("docs_vecferry_2")
+        with pytest.raises(SpaceMismatch):
+            collection.store.search(new.truth("a"), 1, fingerprint=new.fingerprint)
+        with pytest.raises(StoreSchemaError):
+            migration.finalize(confirmed=True)
+        assert collection.backend.count("docs") == 1
 
 
 def test_two_runners_exclude_each_other(collection: Collection) -> None:

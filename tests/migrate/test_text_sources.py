@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import psycopg
 import pytest
+from qdrant_client import QdrantClient
 
 from tests.migrate.doubles import TruthEncoder, truth
+from tests.stores import backends_qdrant
 from vecferry.embeddings import TextVectors
 from vecferry.errors import StoreSchemaError, VectorsUnconfirmed
 from vecferry.migrate import Migration, MigrationOptions, State
@@ -22,6 +25,7 @@ from vecferry.stores.backend import Point
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.qdrant import QdrantBackend
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import LlamaIndexText, TemplateText, text_source
 from vecferry.stores.values import Record, Side
@@ -265,3 +269,74 @@ def test_a_template_of_points_is_migrated_and_followed() -> None:
         vectors = store.vectors([("2",), ("3",)], fingerprint=NEW.fingerprint)
     np.testing.assert_array_equal(vectors["2",], truth("new", "new\nbody 2", 16))
     np.testing.assert_array_equal(vectors["3",], truth("new", "T3\nbody 3", 16))
+
+
+def test_what_llama_index_embeds_of_a_node_in_qdrant_is_migrated_and_followed(tmp_path: Path) -> None:
+    """QdrantVectorStore keeps a node as JSON in the payload, its text with it, and has no field with the text."""
+    nodes = [text_node(number) for number in range(6)]
+    url = filled_by_llama_index(tmp_path / "store", nodes)
+    with closing(QdrantBackend.open(url, backends_qdrant.FIELDS)) as backend:
+        assert point_of(nodes[0]).payload == backend.get("docs", [nodes[0].node_id])[0].payload
+        store = MirrorStore(backend, "docs", SqliteLedger.in_memory(), text_source("llama-index"))
+        migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+        plan = migration.plan()
+        assert plan.provenance.is_confirmed
+        assert (plan.table.rows, plan.table.null_texts) == (6, 0)
+        assert migration.start().rows_done == 6
+        assert_embedded(store, nodes)
+        nodes[2].metadata["title"] = "changed"
+        nodes[3].set_content("another text")
+        for node in nodes[2:4]:
+            point = point_of(node)
+            store.put([Record((point.id,), None, point.vectors, point.payload)], fingerprint=OLD.fingerprint)
+        backend.put("docs", [point_of(changed := text_node(4, title="past the journal"))])
+        nodes[4] = changed
+        migration.start()
+        assert_embedded(store, nodes)
+        assert migration.verify(override="no gate in this test").passed
+        migration.cutover()
+        migration.finalize(confirmed=True)
+        payload = backend.get("docs", [nodes[3].node_id])[0].payload
+        assert json.loads(payload["_node_content"])["text"] == "another text"
+        assert "text" not in payload
+
+
+def filled_by_llama_index(folder: Path, nodes: Sequence[Any]) -> str:
+    """Leave the nodes in a collection `docs`, with vectors of the old model; return the URL of the folder."""
+    written_by = pytest.importorskip("llama_index.vector_stores.qdrant")
+    url = backends_qdrant.make(folder)
+    for node in nodes:
+        node.embedding = truth("old", embedded_text(node), OLD_DIMENSION).tolist()
+    with closing(QdrantClient(path=str(folder))) as client:
+        written_by.QdrantVectorStore(client=client, collection_name="docs").add(nodes)
+    return url
+
+
+def text_node(number: int, title: str = "") -> Any:
+    """Return a real node of LlamaIndex."""
+    schema = pytest.importorskip("llama_index.core.schema")
+    metadata = {"title": title or f"T{number}", "page": number, "file": "a.txt"}
+    return schema.TextNode(
+        id_=str(UUID(int=number)), text=f"text {number}", metadata=metadata, excluded_embed_metadata_keys=["file"]
+    )
+
+
+def embedded_text(node: Any) -> str:
+    """Return what LlamaIndex gives its model."""
+    return str(node.get_content(metadata_mode=pytest.importorskip("llama_index.core.schema").MetadataMode.EMBED))
+
+
+def point_of(node: Any) -> Point:
+    """Return the point as QdrantVectorStore writes it, with the vector of the old model."""
+    utils = pytest.importorskip("llama_index.core.vector_stores.utils")
+    payload = utils.node_to_metadata_dict(node, remove_text=False, flat_metadata=False)
+    return Point(node.node_id, None, TextVectors(truth("old", embedded_text(node), OLD_DIMENSION)), payload)
+
+
+def assert_embedded(store: MirrorStore, nodes: Sequence[Any]) -> None:
+    """Assert that the new vector of each node is of what LlamaIndex embeds of it now."""
+    vectors = store.vectors([(node.node_id,) for node in nodes], fingerprint=NEW.fingerprint)
+    assert len(vectors) == len(nodes)
+    for node in nodes:
+        expected = truth("new", embedded_text(node), 16)
+        np.testing.assert_allclose(vectors[node.node_id,], expected, atol=1e-6)  # Qdrant normalises again

@@ -1,6 +1,7 @@
 """Every backend of `stores/backend.py`, by name, each over an empty collection `docs` that its application has made.
 
-A module `backends_X` has `opened(folder)`: a context with a backend on a store in `folder`. The
+A module `backends_X` has `opened(folder)`: a context with a backend on a store in `folder`; and `nearest`: the id that
+the store's own client finds under the collection's name. The
 collection has the cosine metric, vectors of `DIMENSION` numbers, and the payload fields `lang`
 (text) and `year` (a whole number).
 """
@@ -25,12 +26,12 @@ DIMENSION = 8
 Opened = Callable[[Path], AbstractContextManager[Backend]]
 
 MODULES = {
-    "memory": ("tests.stores.backends_memory", "opened"),
-    "chroma": ("tests.stores.backends_chroma", "opened"),
-    "chroma-server": ("tests.stores.backends_chroma", "opened_server"),
-    "lancedb": ("tests.stores.backends_lancedb", "opened"),
-    "qdrant": ("tests.stores.backends_qdrant", "opened"),
-    "milvus": ("tests.stores.backends_milvus", "opened"),
+    "memory": ("tests.stores.backends_memory", "opened", "nearest"),
+    "chroma": ("tests.stores.backends_chroma", "opened", "nearest"),
+    "chroma-server": ("tests.stores.backends_chroma", "opened_server", "nearest_on_server"),
+    "lancedb": ("tests.stores.backends_lancedb", "opened", "nearest"),
+    "qdrant": ("tests.stores.backends_qdrant", "opened", "nearest"),
+    "milvus": ("tests.stores.backends_milvus", "opened", "nearest"),
 }
 NAMES = tuple(MODULES)
 
@@ -49,12 +50,19 @@ ONE_PROCESS = {"chroma", "qdrant", "milvus"}
 @contextmanager
 def opened(name: str, folder: Path) -> Iterator[Backend]:
     """Yield the backend of that name on a store in `folder`; the test is skipped where nobody has written it yet."""
-    module, function = MODULES[name]
+    module, function, _ = MODULES[name]
     if find_spec(module) is None:
         pytest.skip(f"{module} is not there yet")
     opener: Opened = getattr(importlib.import_module(module), function)
     with opener(folder) as backend:
         yield backend
+
+
+def nearest(name: str, backend: Backend, folder: Path, vector: Float32) -> str:
+    """Return the id of the point that the store's own client finds nearest in the collection `docs`."""
+    module, _, function = MODULES[name]
+    ask: Callable[[Backend, Path, Float32], str] = getattr(importlib.import_module(module), function)
+    return ask(backend, folder, vector)
 
 
 def fields(url: str) -> Fields:

@@ -3,6 +3,7 @@
 import atexit
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,15 @@ from chromadb.api.client import Client
 from chromadb.config import Settings
 
 from tests.stores.backends import COLLECTION
+from vecferry.embeddings import Float32
 from vecferry.stores.backend import Backend
 from vecferry.stores.chroma import ChromaBackend
 
+CONFIGURATION_OF_0_5 = (
+    '{"hnsw_configuration": {"space": "l2", "ef_construction": 100, "ef_search": 10, "num_threads": 2, "M": 16,'
+    ' "resize_factor": 1.2, "batch_size": 100, "sync_threshold": 1000, "_type": "HNSWConfigurationInternal"},'
+    ' "_type": "CollectionConfigurationInternal"}'
+)
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
 
@@ -47,6 +54,21 @@ def opened_server(folder: Path) -> Iterator[Backend]:
         yield backend
 
 
+def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
+    with persistent_client(folder, Settings(anonymized_telemetry=False)) as application:
+        return _nearest(application, vector)
+
+
+def nearest_on_server(backend: Backend, folder: Path, vector: Float32) -> str:
+    with http_client(shared_server()) as application:
+        return _nearest(application, vector)
+
+
+def _nearest(application: ClientAPI, vector: Float32) -> str:
+    collection = application.get_collection(COLLECTION, embedding_function=None)
+    return collection.query(query_embeddings=[vector.tolist()], n_results=1)["ids"][0][0]
+
+
 @cache
 def shared_server() -> str:
     """Return the URL of the server that all tests of this process share."""
@@ -66,10 +88,10 @@ def persistent_client(folder: Path | str, settings: Settings | None = None) -> I
 
 
 @contextmanager
-def http_client(url: str) -> Iterator[Client]:
-    """Yield the application's client of the server at that URL."""
+def http_client(url: str, **place: str) -> Iterator[Client]:
+    """Yield the application's client of the server at that URL. place: its tenant and database."""
     host, _, port = url.removeprefix("chroma+http://").partition(":")
-    with _closable(chromadb.HttpClient(host, int(port))) as client:
+    with _closable(chromadb.HttpClient(host, int(port), **place)) as client:
         try:
             yield client
         finally:
@@ -86,6 +108,17 @@ def _closable(client: ClientAPI) -> Client:
 
 def create_docs(client: ClientAPI) -> None:
     client.create_collection(COLLECTION, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+
+
+def date_back(folder: Path) -> None:
+    """Leave the collections of a closed folder as Chroma 0.5.23 does: settings in metadata, defaults elsewhere."""
+    with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database, database:
+        database.execute("UPDATE collections SET schema_str = NULL, config_json_str = ?", [CONFIGURATION_OF_0_5])
+        database.execute(
+            "INSERT INTO segment_metadata (segment_id, key, str_value, int_value, float_value)"
+            " SELECT segments.id, key, str_value, int_value, float_value FROM segments"
+            " JOIN collection_metadata ON collection_id = collection WHERE scope = 'VECTOR' AND key LIKE 'hnsw:%'"
+        )
 
 
 @contextmanager

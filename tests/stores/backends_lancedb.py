@@ -8,6 +8,7 @@ import lancedb
 import pyarrow as pa
 
 from tests.stores.backends import COLLECTION, DIMENSION
+from vecferry.embeddings import Float32
 from vecferry.stores.backend import Backend, Fields
 from vecferry.stores.lancedb import LanceBackend
 
@@ -20,6 +21,11 @@ SCHEMA = pa.schema(
         pa.field("year", pa.int64()),
     ]
 )
+
+
+def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
+    rows = lancedb.connect(folder).open_table(COLLECTION).search(vector).limit(1).to_list()
+    return str(rows[0]["id"])
 
 
 @contextmanager

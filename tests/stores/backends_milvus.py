@@ -8,6 +8,7 @@ from milvus_lite.server_manager import server_manager_instance
 from pymilvus import CollectionSchema, DataType, MilvusClient
 
 from tests.stores.backends import COLLECTION, DIMENSION
+from vecferry.embeddings import Float32
 from vecferry.stores.backend import Backend, Fields
 from vecferry.stores.milvus import MilvusBackend
 
@@ -34,6 +35,12 @@ def make(file: Path, made: CollectionSchema | None = None, metric: str = "COSINE
         application.create_index(COLLECTION, index, sync=False)  # it would wait half a second for nothing
         application.load_collection(COLLECTION)
     return f"milvus://{file}"
+
+
+def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
+    with closing(MilvusClient(str(folder / "docs.db"))) as application:
+        (hits,) = application.search(COLLECTION, [vector.tolist()], limit=1, consistency_level="Strong")
+    return str(hits[0]["id"])
 
 
 def end(file: Path) -> None:

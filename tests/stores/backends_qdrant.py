@@ -7,6 +7,7 @@ from pathlib import Path
 from qdrant_client import QdrantClient, models
 
 from tests.stores.backends import COLLECTION, DIMENSION
+from vecferry.embeddings import Float32
 from vecferry.stores.backend import Backend, Fields
 from vecferry.stores.qdrant import QdrantBackend
 
@@ -19,6 +20,13 @@ def make(folder: Path, vectors: models.VectorParams | dict[str, models.VectorPar
     with closing(QdrantClient(path=str(folder))) as application:
         application.create_collection(COLLECTION, vectors)
     return f"qdrant://{folder}"
+
+
+def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
+    """Ask through the client of the backend: local mode allows no other."""
+    assert isinstance(backend, QdrantBackend)
+    with backend._connection.client() as application:
+        return str(application.query_points(COLLECTION, vector.tolist(), limit=1).points[0].id)
 
 
 @contextmanager

@@ -87,8 +87,7 @@ class MirrorCollection:
         self.backend.delete(self._serving_name(), [str(key)])
 
     def _serving_name(self) -> str:
-        serving = self.store.ledger.serving(self.store.target)
-        return serving.locator if serving else backends.COLLECTION
+        return self.store._sides.now().serving
 
     def serving(self) -> dict[Key, Content]:
         name = self._serving_name()

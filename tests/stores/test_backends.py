@@ -21,7 +21,7 @@ from tests.stores.backends import (
 )
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import StoreError, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, Point
+from vecferry.stores.backend import Aliased, Backend, Point, Renamable
 
 NEW = "docs_new"
 WIDE = 16
@@ -348,6 +348,28 @@ def test_writers_in_several_threads_lose_nothing(backend: Backend) -> None:
     assert {id_: point.text for id_, point in everything(backend).items()} == own | shared
     for handle in handles:
         handle.close()
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_a_collection_that_is_renamed_keeps_its_points_and_knows_its_first_name(backend: Backend, name: str) -> None:
+    if not isinstance(backend, Renamable):
+        pytest.skip("no other names here")
+    backend.create("made", like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    backend.put("made", [point(1)])
+    with pytest.raises(StoreSchemaError):
+        backend.rename("made", COLLECTION)
+    assert (backend.created_as(COLLECTION), backend.created_as("made")) == (None, "made")
+    backend.drop(COLLECTION)
+    backend.rename("made", COLLECTION)
+    assert (backend.exists("made"), backend.created_as(COLLECTION)) == (False, "made")
+    assert_vector(name, vector_of(everything(backend)["1"]), unit(1))
+    assert backend.dimension(COLLECTION) == DIMENSION
+    backend.put(COLLECTION, [point(2)])
+    assert {hit.id for hit in backend.search(COLLECTION, unit(1), 5)} == {"1", "2"}
+    backend.create("made", like=COLLECTION, dimension=4, outputs=DENSE)
+    assert (backend.dimension("made"), backend.created_as("made")) == (4, "made")
 
 
 # --- aliases --------------------------------------------------------------------------------------

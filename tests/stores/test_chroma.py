@@ -1,26 +1,32 @@
 """What is Chroma's own: its URLs, one process to a folder, its distances, a server that goes away."""
 
-from contextlib import closing
+import json
+import threading
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chromadb.api.types import Space
 from chromadb.config import Settings
+from chromadb.errors import ChromaError
 
 from tests.stores.backends import COLLECTION, DIMENSION, unit
 from tests.stores.backends_chroma import (
     chroma_server,
     create_docs,
+    date_back,
     http_client,
     opened,
     opened_server,
     persistent_client,
+    shared_server,
 )
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import Point
+from vecferry.stores.backend import Point, ServerAccess
 from vecferry.stores.chroma import ChromaBackend
 
 NEW = "docs_new"
@@ -75,6 +81,49 @@ def test_a_url_that_names_no_chroma_is_refused_without_its_password(url: str) ->
 def test_a_server_that_is_not_there_is_unreachable() -> None:
     with pytest.raises(StoreUnreachable):
         ChromaBackend.open("chroma+http://127.0.0.1:1")
+
+
+def test_a_tenant_and_a_database_have_collections_of_their_own(tmp_path: Path) -> None:
+    url, access = shared_server(), ServerAccess(tenant="shop", database=f"catalogue-{tmp_path.name}")
+    with http_client(url) as admin:
+        with suppress(ChromaError):
+            admin._admin_client.create_tenant("shop")
+        admin._admin_client.create_database(str(access.database), "shop")
+    with http_client(url, tenant="shop", database=str(access.database)) as application:
+        application.create_collection("orders", embedding_function=None)
+    with closing(ChromaBackend.open(url, access)) as backend, closing(backend.another()) as other:
+        backend.put("orders", [Point("1", "text", TextVectors(unit(1)))])
+        assert other.count("orders") == 1
+    with closing(ChromaBackend.open(url)) as backend:
+        assert not backend.exists("orders")
+
+
+def test_a_token_is_sent_and_shown_nowhere() -> None:
+    sent: list[dict[str, str]] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(dict(self.headers))
+            body = json.dumps({"error": "AuthError", "message": "not hunter2"}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    access = ServerAccess(token="hunter2")
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(StoreUnreachable) as refused:
+            ChromaBackend.open(f"chroma+http://127.0.0.1:{server.server_port}", access)
+        server.shutdown()
+        thread.join()
+    headers = {name.lower(): value for name, value in sent[0].items()}
+    assert (headers["authorization"], headers["x-chroma-token"]) == ("Bearer hunter2", "hunter2")
+    assert "hunter2" not in f"{refused.value} {access!r}"
 
 
 # --- one folder, one process ----------------------------------------------------------------------
@@ -158,6 +207,48 @@ def test_a_new_collection_has_the_metadata_of_the_old_but_embeds_nothing(tmp_pat
         assert made.configuration_json["hnsw"]["space"] == "cosine"
         assert with_minilm.configuration_json["embedding_function"]["name"] == "default"
         assert "name" not in (made.configuration_json["embedding_function"] or {})
+
+
+@pytest.mark.parametrize("space", ["cosine", "l2", "ip"])
+def test_a_collection_of_chroma_0_5_has_the_distance_of_its_metadata(tmp_path: Path, space: Space) -> None:
+    with persistent_client(tmp_path) as application:
+        collection = application.create_collection("model", metadata={"hnsw:space": space, "hnsw:M": 24, "owner": "us"})
+        collection.add(ids=[str(n) for n in range(20)], embeddings=[unit(n) for n in range(20)])
+    date_back(tmp_path)
+    with persistent_client(tmp_path) as application, closing(ChromaBackend(application)) as backend:
+        index = application.get_collection("model", embedding_function=None).configuration_json["hnsw"]
+        assert (index["space"], index["max_neighbors"]) == ("l2", 16)  # which is not so
+        assert_cosines(backend, "model")
+        backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
+        backend.put(NEW, [Point(str(n), None, TextVectors(unit(n))) for n in range(20)])
+        assert_cosines(backend, NEW)
+        made = application.get_collection(NEW, embedding_function=None)
+        index = made.configuration_json["hnsw"]
+        assert (index["space"], index["max_neighbors"]) == (space, 24)
+        assert {"hnsw:space": space, "hnsw:M": 24, "owner": "us"}.items() <= dict(made.metadata or {}).items()
+
+
+def test_a_configuration_that_was_followed_goes_before_the_metadata(tmp_path: Path) -> None:
+    with persistent_client(tmp_path) as application, closing(ChromaBackend(application)) as backend:
+        collection = application.create_collection(
+            "model", configuration={"hnsw": {"max_neighbors": 20}}, metadata={"hnsw:space": "cosine", "hnsw:M": 24}
+        )
+        collection.add(ids=[str(n) for n in range(20)], embeddings=[unit(n) for n in range(20)])
+        assert_cosines(backend, "model")
+        backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
+        backend.put(NEW, [Point(str(n), None, TextVectors(unit(n))) for n in range(20)])
+        assert_cosines(backend, NEW)
+        made = application.get_collection(NEW, embedding_function=None)
+        assert made.configuration_json["hnsw"]["max_neighbors"] == 20
+        assert made.metadata["hnsw:space"] == made.configuration_json["hnsw"]["space"] == "l2"
+
+
+def assert_cosines(backend: ChromaBackend, collection: str) -> None:
+    """Assert that a search for `unit(99)` tells the cosine of each of 20 points, exact but for float32."""
+    hits = backend.search(collection, unit(99), 20)
+    scores = [float(unit(int(hit.id)) @ unit(99)) for hit in hits]
+    assert len(hits) == 20
+    np.testing.assert_allclose([hit.score for hit in hits], scores, rtol=0, atol=1e-5)
 
 
 def test_an_empty_collection_made_here_refuses_vectors_of_another_length(tmp_path: Path) -> None:

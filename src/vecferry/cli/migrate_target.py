@@ -22,7 +22,9 @@ from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, 
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.staging import Staging
+from vecferry.model.artifact import Artifact
 from vecferry.settings import read_settings
+from vecferry.stores.backend import ServerAccess
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.opening import open_store
 from vecferry.stores.protocol import Store
@@ -44,10 +46,27 @@ class Target:
     def open_store(self) -> Store:
         """Open the store of the file, or of the environment; to be closed."""
         store = self.config.store
-        url = store.url.get_secret_value() if store.url else _url_of_settings()
+        token = read_settings().store_token
         return open_store(
-            url, store.collection, text=store.text, vector=store.vector, key=store.key, control=store.control
+            store.url.get_secret_value() if store.url else _url_of_settings(),
+            store.collection,
+            text=store.text,
+            vector=store.vector,
+            key=store.key,
+            control=store.control,
+            access=ServerAccess(token.get_secret_value() if token else None, store.tenant, store.database),
+            embedding_function=self._embedding_function if store.embedding_function else None,
         )
+
+    def _embedding_function(self) -> object:
+        """Return Chroma's embedding function for the new model, which it finds by its folder. Raises MissingExtra."""
+        from vecferry.integrations.chroma import VecferryEmbeddingFunction
+        from vecferry.integrations.connecting import Connection
+
+        folder = self.config.models.new.absolute()
+        manifest = Artifact.peek(folder)
+        fingerprint = manifest.fingerprint if manifest else self.new.fingerprint
+        return VecferryEmbeddingFunction(Connection(str(folder), fingerprint=fingerprint))
 
     def engine(self) -> EngineFor | None:
         """Return what makes the engine; None for the one in this process. Raises MissingExtra, ArtifactError."""
@@ -114,9 +133,12 @@ def _target(
     vector: Annotated[str | None, option(StoreConfig, "vector", panel=WHERE)] = None,
     key: Annotated[str | None, option(StoreConfig, "key", panel=WHERE)] = None,
     control: Annotated[Path | None, option(StoreConfig, "control", panel=WHERE)] = None,
+    tenant: Annotated[str | None, option(StoreConfig, "tenant", panel=WHERE)] = None,
+    database: Annotated[str | None, option(StoreConfig, "database", panel=WHERE)] = None,
 ) -> Target:
     """Return what the options say, over the file if there is one. Raises SettingsError."""
-    values = {"url": store, "collection": collection, "text": text, "vector": vector, "key": key, "control": control}
+    names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
+    values = {"url": store, **names, "tenant": tenant, "database": database}
     base = read_config(config) if config else _without_file(collection)
     return Target(merged(base, {f"store.{name}": value for name, value in values.items()}))
 

@@ -68,6 +68,19 @@ class StoreConfig(Checked):
     control: Annotated[
         FolderPath, Field(description="a file"), Help("control database; PostgreSQL keeps the ledger itself")
     ] = Path(".vecferry/control.db")
+    tenant: Annotated[
+        Annotated[str, Field(min_length=1, description="the name of a tenant")] | None,
+        Help("tenant in a Chroma store, if not its default one"),
+    ] = None
+    database: Annotated[
+        Annotated[str, Field(min_length=1, description="the name of a database")] | None,
+        Help("database in a Chroma store, if not its default one"),
+    ] = None
+    embedding_function: Annotated[
+        bool,
+        Field(strict=True, description="true or false"),
+        Help("whether the new Chroma collection embeds query texts itself, with the new model"),
+    ] = False
 
 
 @dataclass(frozen=True)

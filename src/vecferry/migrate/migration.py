@@ -342,10 +342,10 @@ class Migration:
     def finalize(self, *, confirmed: bool, accept_dead_letters: int = 0, patience: Patience | None = None) -> Status:
         """Drop the old vectors. Cannot be undone: raises FinalizeNotConfirmed unless `confirmed`.
 
-        Leaves the collection with the new vectors alone, and the ledger. Another migration may begin. Every row is
-        compared first: CutoverRefused if one has no new vector of its text. Where a row without a vector has no
-        place, dead letters go with the old side: CutoverRefused, unless `accept_dead_letters` is their number.
-        Repeating is safe.
+        Leaves the collection with the new vectors alone, under its old name, and the ledger. Another migration may
+        begin. Every row is compared first: CutoverRefused if one has no new vector of its text. Where a row without a
+        vector has no place, dead letters go with the old side: CutoverRefused, unless `accept_dead_letters` is their
+        number. Repeating is safe.
         """
         patience = patience or self.options.patience
         if State(self._find().state) is State.FINALIZED:

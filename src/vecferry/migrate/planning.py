@@ -151,4 +151,4 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
         for index in table.vector_indexes
         if not index.recreated
     ]
-    return tuple(warnings)
+    return (*warnings, *table.notices)

@@ -159,6 +159,8 @@ class Switch:
             self._refuse_letters(accepted, side.other)
         self.store.stop_capture()
         self.store.drop(side)
+        if side is Side.OLD:
+            self._follow_rename()
         self._move(ended)
         if ended is State.ABORTED and not was_switched(self._ledger, self.record):
             self._forget_space()
@@ -168,6 +170,13 @@ class Switch:
         serving = self._ledger.serving(self.store.target)
         if serving is not None and serving.epoch == FIRST_EPOCH:
             self._ledger.serve(self.store.target, replace(serving, fingerprint=None, thresholds={}))
+
+    def _follow_rename(self) -> None:
+        """Record where the new vectors are now: a store without aliases has renamed their collection."""
+        serving, locator = self._ledger.serving(self.store.target), self.store.serving_locator(Side.NEW)
+        assert serving is not None, "what has been switched serves"
+        if locator != serving.locator:
+            self._ledger.serve(self.store.target, replace(serving, locator=locator))
 
     # --- getting there ----------------------------------------------------------------------------
 

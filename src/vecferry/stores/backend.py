@@ -43,6 +43,18 @@ class Fields:
     vector: str = "vector"
 
 
+@dataclass(frozen=True)
+class ServerAccess:
+    """What a server asks for beside its address. token: Chroma's, Qdrant's or Milvus's; tenant, database: Chroma's."""
+
+    token: str | None = field(default=None, repr=False)
+    tenant: str | None = None
+    database: str | None = None
+
+
+ANYONE = ServerAccess()
+
+
 class Backend(Protocol):
     """A store as a set of named collections of points. Not thread-safe; a thread has its own by `another`.
 
@@ -112,3 +124,22 @@ class Aliased(Protocol):
     def is_alias(self, name: str) -> bool: ...
     def point_alias(self, alias: str, collection: str) -> None:
         """Point the alias at the collection, in one step. Repeating is safe."""
+
+
+@runtime_checkable
+class SelfEmbedding(Protocol):
+    """A backend whose collections may embed texts by themselves."""
+
+    def embedding_notice(self, collection: str) -> str | None:
+        """Say which model embeds an application's query texts, and what is to be done about it; None if none does."""
+
+
+@runtime_checkable
+class Renamable(Protocol):
+    """A backend without aliases whose collections can be renamed. Each knows the name under which it was created."""
+
+    def rename(self, collection: str, name: str) -> None:
+        """Give the collection another name, in one step. Raises StoreSchemaError if there is one of that name."""
+
+    def created_as(self, collection: str) -> str | None:
+        """Return the name that `create` gave the collection; None if it was made by somebody else."""

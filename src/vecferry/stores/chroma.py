@@ -1,7 +1,7 @@
 """Collections of Chroma, in a server or embedded in this process.
 
 The text is Chroma's document, the payload its metadata, where a field that is None is one that is not
-there. No embedding function is ever set, so that Chroma embeds nothing by itself.
+there. Chroma embeds nothing by itself here; a new collection has no embedding function unless it is given one.
 
 An embedded folder belongs to one process. A second one that writes leaves points out of the first
 one's index for good, and one that reads does not find what is written later. `open` therefore locks
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import BackendHit, Point
+from vecferry.stores.backend import ANYONE, BackendHit, Point, ServerAccess
 from vecferry.stores.request_batches import RequestBatches, slices
 
 try:
@@ -34,7 +34,7 @@ try:
     from chromadb.api.client import Client
     from chromadb.api.collection_configuration import CreateCollectionConfiguration
     from chromadb.api.models.Collection import Collection
-    from chromadb.config import Settings
+    from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
     from chromadb.errors import ChromaError, NotFoundError
 except ImportError as exc:
     raise MissingExtra("chroma", "chromadb") from exc
@@ -43,6 +43,20 @@ T = TypeVar("T")
 
 URLS = "chroma:///absolute/path, chroma:relative/path or chroma+http://host:port"
 DIMENSION = "vecferry:dimension"
+CREATED_AS = "vecferry:created_as"
+SPACE = "hnsw:space"
+LEGACY_SETTINGS = {
+    "hnsw:construction_ef": "ef_construction",
+    "hnsw:search_ef": "ef_search",
+    "hnsw:M": "max_neighbors",
+    "hnsw:num_threads": "num_threads",
+    "hnsw:batch_size": "batch_size",
+    "hnsw:sync_threshold": "sync_threshold",
+    "hnsw:resize_factor": "resize_factor",
+}
+"""Metadata by which a collection was set up before Chroma 0.6, and what its configuration calls them now."""
+DEFAULT_FUNCTION = "Chroma's default function (all-MiniLM-L6-v2)"
+DEFAULT_DIMENSION = 384
 BYTES_PER_NUMBER = 6  # float32 in base64
 REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
 READ_AT_A_TIME = 1000
@@ -78,7 +92,7 @@ def _translated() -> Iterator[None]:
 
 
 class ChromaBackend:
-    """`backend.Backend` over one database of Chroma. Dense vectors only."""
+    """`Backend`, `Renamable` and `SelfEmbedding` over one database of Chroma. Dense vectors only."""
 
     kind = "chroma"
     text_field = "document"
@@ -88,15 +102,19 @@ class ChromaBackend:
         """Use a client: the application's own, left open by `close`."""
         self._client = client
         self._url: str | None = None
+        self._access = ANYONE
+        self._embedding_function: Callable[[], Any] | None = None
         self._lock: FileLock | None = None
         with _translated():
             self._portion = RequestBatches(client.get_max_batch_size(), REQUEST_BYTES)
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, access: ServerAccess = ANYONE, embedding_function: Callable[[], Any] | None = None) -> Self:
         """Open a URL: chroma:///an/absolute/path, chroma:a/relative/one, or chroma+http://host:port (or https).
 
-        Raises StoreUnreachable, and Locked if another process has the folder open.
+        embedding_function: makes the one that new collections keep, for query texts of the application.
+        A folder has tenants and databases too, but asks for no token. Raises StoreUnreachable; no message carries the
+        token. Raises Locked if another process has the folder open.
         """
         scheme, _, rest = url.partition(":")
         lock = None
@@ -105,16 +123,19 @@ class ChromaBackend:
                 folder = _folder(rest)
                 lock = _locked(folder)
             try:
-                backend = cls(_embedded(folder) if lock else _connected(url))
+                backend = cls(_embedded(folder, access) if lock else _connected(url, access))
             except BaseException:
                 if lock:
                     lock.release()
                 raise
-        backend._url, backend._lock = url, lock
+        backend._url, backend._lock, backend._access = url, lock, access
+        backend._embedding_function = embedding_function
         return backend
 
     def another(self) -> ChromaBackend:
-        return ChromaBackend(self._client) if self._url is None else ChromaBackend.open(self._url)
+        if self._url is None:
+            return ChromaBackend(self._client)
+        return ChromaBackend.open(self._url, self._access, self._embedding_function)
 
     def close(self) -> None:
         with _OPENING:
@@ -156,14 +177,37 @@ class ChromaBackend:
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection!r} already", "Drop it, or take another name.")
         model = self._collection(like)
-        _space(model)
-        index = {kind: model.configuration_json[kind] for kind in ("hnsw", "spann") if model.configuration_json[kind]}
-        metadata = {name: v for name, v in (model.metadata or {}).items() if not name.startswith("hnsw:")}
+        space, metadata = _space(model), dict(model.metadata or {})
+        if SPACE in metadata:
+            metadata[SPACE] = space
         self._client.create_collection(
             collection,
-            configuration=cast(CreateCollectionConfiguration, index),
-            metadata=metadata | {DIMENSION: dimension},
-            embedding_function=None,
+            configuration=cast(CreateCollectionConfiguration, _index(model, space)),
+            metadata=metadata | {DIMENSION: dimension, CREATED_AS: collection},
+            embedding_function=self._embedding_function() if self._embedding_function else None,
+        )
+
+    @_translated()
+    def embedding_notice(self, collection: str) -> str | None:
+        """Say which function embeds. Where none is recorded, vectors of MiniLM's length hint at the default one."""
+        recorded = self._collection(collection).configuration_json.get("embedding_function") or {}
+        name = recorded.get("name")
+        if name is None and self.dimension(collection) != DEFAULT_DIMENSION:
+            return None
+        who = DEFAULT_FUNCTION if name == "default" else f"the function {name!r}"
+        who = who if name else f"the application's function or, if it gives none, with {DEFAULT_FUNCTION}"
+        return f"Chroma embeds texts of {collection} with {who}; {self._advice()}"
+
+    def _advice(self) -> str:
+        if self._embedding_function is not None:
+            return (
+                "the new collection embeds with the new model, once the application imports"
+                " vecferry.integrations.chroma and opens it without a function of its own"
+            )
+        return (
+            "after the switch an unchanged query(query_texts=...) would ask with the old model: set [store]"
+            " embedding_function = true and import vecferry.integrations.chroma in the application, or pass"
+            " query_embeddings of the new model"
         )
 
     @_translated()
@@ -172,6 +216,18 @@ class ChromaBackend:
             self._client.delete_collection(collection)
         except NotFoundError:
             return
+
+    @_translated()
+    def rename(self, collection: str, name: str) -> None:
+        """Rename a collection; its points, metadata and configuration stay as they are."""
+        if self.exists(name):
+            raise StoreSchemaError(f"there is a collection {name!r} already", "Drop it, or take another name.")
+        self._collection(collection).modify(name=name)
+
+    @_translated()
+    def created_as(self, collection: str) -> str | None:
+        name = (self._collection(collection).metadata or {}).get(CREATED_AS)
+        return None if name is None else str(name)
 
     def _collection(self, name: str) -> Collection:
         """Open a collection by its name each time (1 ms): a handle is bound to one that may have been dropped since."""
@@ -283,11 +339,47 @@ def _metadata(payload: Mapping[str, Any], before: Point | None) -> dict[str, Any
 
 
 def _space(collection: Collection) -> str:
-    configuration = collection.configuration_json
-    space = str((configuration.get("hnsw") or configuration.get("spann") or {}).get("space"))
+    """Return the distance by which the index was built. Raises StoreSchemaError for one without a cosine.
+
+    Of a collection made before Chroma 0.6 the metadata says it, and the configuration has the default; where a later
+    one was made with both, the configuration counts. A stored vector tells these two cases apart.
+    """
+    configured = _configured(collection).get("space")
+    space = str((collection.metadata or {}).get(SPACE) or configured)
+    if configured in COSINES and space in COSINES and space != configured and _is_measured_as(configured, collection):
+        space = configured
     if space not in COSINES:
         raise StoreSchemaError(f"{collection.name} has the distance {space}", f"One of {', '.join(COSINES)}.")
     return space
+
+
+def _configured(collection: Collection) -> Mapping[str, Any]:
+    configuration = collection.configuration_json
+    return configuration.get("hnsw") or configuration.get("spann") or {}
+
+
+def _is_measured_as(space: str, collection: Collection) -> bool:
+    """Return whether the distance between a stored vector and its opposite is that of `space`; false if none is."""
+    answer = _steady(lambda: collection.get(limit=1, include=["embeddings"]))
+    if not answer["ids"] or answer["embeddings"] is None:
+        return False
+    stored = np.asarray(answer["embeddings"][0], np.float64)
+    opposite = [(-stored).tolist()]
+    nearest = _steady(lambda: collection.query(query_embeddings=opposite, ids=answer["ids"], include=["distances"]))
+    measured, square = (nearest["distances"] or [[]])[0][0], float(stored @ stored)
+    expected = {"cosine": 2.0, "ip": 1 + square, "l2": 4 * square}
+    return abs(measured - expected[space]) <= min(abs(measured - distance) for distance in expected.values())
+
+
+def _index(collection: Collection, space: str) -> dict[str, Any]:
+    """Return the configuration of an index like this one. Settings in the metadata go before defaults, as in 0.5."""
+    configuration, metadata = collection.configuration_json, collection.metadata or {}
+    if spann := configuration.get("spann"):
+        return {"spann": spann}
+    hnsw = {**(configuration.get("hnsw") or {}), "space": space}
+    if metadata.get(SPACE, space) == space:  # else it is the configuration that was followed
+        hnsw |= {setting: metadata[name] for name, setting in LEGACY_SETTINGS.items() if name in metadata}
+    return {"hnsw": hnsw}
 
 
 def _folder(path: str) -> str:
@@ -311,34 +403,50 @@ def _locked(folder: str) -> FileLock:
     return lock
 
 
-def _embedded(folder: str) -> ClientAPI:
+def _embedded(folder: str, access: ServerAccess) -> ClientAPI:
     """Open a folder, also beside an application in this process that has Chroma's usual settings."""
     try:
-        return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False))
+        return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False), *_place(access))
     except NOT_OPENED as exc:
         if "different settings" not in str(exc):
             raise StoreUnreachable("chroma", f"{folder} does not open: {exc}") from exc
     try:
-        return chromadb.PersistentClient(folder)
+        return chromadb.PersistentClient(folder, None, *_place(access))
     except NOT_OPENED as exc:
         raise StoreUnreachable("chroma", f"{exc}; give ChromaBackend the client that is open") from exc
 
 
-def _connected(url: str) -> ClientAPI:
+def _place(access: ServerAccess) -> tuple[str, str]:
+    return access.tenant or DEFAULT_TENANT, access.database or DEFAULT_DATABASE
+
+
+def _headers(access: ServerAccess) -> dict[str, str] | None:
+    """Return the token as a proxy or Chroma's own service takes it."""
+    return {"Authorization": f"Bearer {access.token}", "X-Chroma-Token": access.token} if access.token else None
+
+
+def _connected(url: str, access: ServerAccess) -> ClientAPI:
     parts = urlsplit(url)
     if parts.scheme not in ("chroma+http", "chroma+https") or not parts.hostname:
         raise InvalidStoreUrl(f"{parts.scheme}:…", URLS)
     if parts.username or parts.password or parts.path not in ("", "/"):
         raise InvalidStoreUrl(
-            f"{parts.scheme}:…", "no user, password or path; or give ChromaBackend a client of your own"
+            f"{parts.scheme}:…",
+            "no user, password or path; a token in VECFERRY_STORE_TOKEN, or a client of your own",
         )
     ssl = parts.scheme.endswith("https")
     try:
         client = chromadb.HttpClient(
-            parts.hostname, parts.port or (443 if ssl else 8000), ssl, settings=Settings(anonymized_telemetry=False)
+            parts.hostname,
+            parts.port or (443 if ssl else 8000),
+            ssl,
+            _headers(access),
+            Settings(anonymized_telemetry=False),
+            *_place(access),
         )
     except (ValueError, ChromaError, httpx.HTTPError) as exc:
-        raise StoreUnreachable("chroma", f"{parts.hostname}: {exc}") from exc
+        reason = str(exc).replace(access.token, "***") if access.token else str(exc)
+        raise StoreUnreachable("chroma", f"{parts.hostname}: {reason}") from exc
     for session in _sessions(client):
         session.timeout = httpx.Timeout(TIMEOUT_S)
     return client

@@ -12,6 +12,7 @@ both leave a row. Writers through this file wait for each other on a lock file i
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ ALL_ROWS = 2**31 - 1
 LOCK_TIMEOUT_S = 60
 CONFLICT = re.compile("conflict|concurrent writers", re.IGNORECASE)
 CONFLICT_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
-MADE_HERE = b"vecferry"
+CREATED_AS = b"vecferry"
+"""In the metadata of the tables that were made here."""
 COMMITS_BETWEEN_COMPACTIONS = 256  # each adds a file that a read must open: tenfold time after 600 of them
 OLD_VERSIONS_KEPT = timedelta(hours=1)
 MIN_INDEXED_ROWS = 256  # fewer do not make good partitions, and comparing with each is as fast
@@ -78,7 +80,7 @@ def _translated() -> Iterator[None]:
 
 
 class LanceBackend:
-    """`backend.Backend` over the tables of one folder. Keys are strings or integers."""
+    """`backend.Backend` and `backend.Renamable` over the tables of one folder. Keys are strings or integers."""
 
     kind = "lancedb"
     outputs = Outputs.DENSE | Outputs.COLBERT
@@ -136,6 +138,7 @@ class LanceBackend:
         self._metric(table)
         self._require_unique_keys(table)
         schema = self._new_schema(table.schema, dimension, colbert=Outputs.COLBERT in outputs)
+        schema = schema.with_metadata(schema.metadata | {CREATED_AS: collection.encode()})
         self._database.create_table(collection, schema=schema)
 
     @_translated()
@@ -143,13 +146,40 @@ class LanceBackend:
         if self._opened(collection) is not None:
             self._database.drop_table(collection)
 
+    @_translated()
+    def rename(self, collection: str, name: str) -> None:
+        """Rename a table: its folder, where this version of LanceDB cannot rename it itself."""
+        self._table(collection)
+        if self._opened(name) is not None:
+            raise StoreSchemaError(f"there is a table {name!r} already", "Drop it first, or take another name.")
+        with self._lock(collection):
+            try:
+                self._database.rename_table(collection, name)
+            except NotImplementedError:
+                folder = self._table_folder(name)
+                if folder.exists():  # what a drop that was killed has left
+                    shutil.rmtree(folder)
+                self._table_folder(collection).rename(folder)
+
+    @_translated()
+    def created_as(self, collection: str) -> str | None:
+        name = (self._table(collection).schema.metadata or {}).get(CREATED_AS)
+        return None if name is None else name.decode()
+
+    def _table_folder(self, collection: str) -> Path:
+        return self._folder / f"{collection}.lance"
+
+    def _lock(self, collection: str) -> FileLock:
+        """Return what writers of the table take in turn."""
+        return FileLock(self._folder / f".{collection}.vecferry-lock", timeout=LOCK_TIMEOUT_S)
+
     def _new_schema(self, schema: pa.Schema, dimension: int, *, colbert: bool) -> pa.Schema:
         old = schema.field(self._fields.vector)
         new = old.with_type(pa.list_(old.type.value_type, dimension))
         fields = [new if field.name == old.name else field for field in schema if field.name != self._colbert]
         if colbert:
             fields.append(pa.field(self._colbert, pa.list_(pa.list_(pa.float16(), dimension))))
-        metadata = dict(schema.metadata or {}) | {MADE_HERE: b"1"}
+        metadata = dict(schema.metadata or {})
         metadata.pop(b"embedding_functions", None)  # it would embed queries with the old model
         return pa.schema(fields, metadata=metadata)
 
@@ -322,9 +352,9 @@ class LanceBackend:
 
         Tables that were made here are compacted at times; what compactions replace is kept for an hour.
         """
-        with FileLock(self._folder / f".{collection}.vecferry-lock", timeout=LOCK_TIMEOUT_S):
+        with self._lock(collection):
             table = self._again_on_conflict(collection, work)
-            made_here = MADE_HERE in (table.schema.metadata or {})
+            made_here = CREATED_AS in (table.schema.metadata or {})
             if made_here and table.version % COMMITS_BETWEEN_COMPACTIONS == 0:
                 self._again_on_conflict(collection, methodcaller("optimize", cleanup_older_than=OLD_VERSIONS_KEPT))
 

@@ -2,40 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from vecferry.errors import InvalidStoreUrl, VecferryError
-from vecferry.stores.backend import Backend, Fields
+from vecferry.errors import InvalidStoreUrl, SettingsError, VecferryError
+from vecferry.stores.backend import ANYONE, Backend, Fields, ServerAccess
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource, text_source
 
 POSTGRES = ("postgresql", "postgres")
+MadeFunction = Callable[[], Any]
+"""Makes a function of Chroma, once a collection is created."""
 
 
-def open_store(url: str, collection: str, *, text: str, vector: str, key: str, control: Path) -> Store:
+def open_store(
+    url: str,
+    collection: str,
+    *,
+    text: str,
+    vector: str,
+    key: str,
+    control: Path,
+    access: ServerAccess = ANYONE,
+    embedding_function: MadeFunction | None = None,
+) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
     text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template too, or "llama-index"
     (`text_source.py`). control: the SQLite file of the ledger,
-    for all but PostgreSQL, which keeps it itself. Raises InvalidStoreUrl, MissingExtra,
-    StoreUnreachable, StoreSchemaError.
+    for all but PostgreSQL, which keeps it itself. access: PostgreSQL has it in the URL, and takes none of it.
+    embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
+    Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
+    _refuse_what_is_chromas(url, access, embedding_function)
     if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
         return PgVectorStore.connect(url, collection, text, vector)
     source = text_source(text)
-    return _mirrored(open_backend(url, Fields(key, source.field, vector)), collection, control, source)
+    backend = open_backend(url, Fields(key, source.field, vector), access, embedding_function)
+    return _mirrored(backend, collection, control, source)
 
 
-def open_backend(url: str, fields: Fields) -> Backend:
-    """Open the store at that URL, any but PostgreSQL; to be closed. Raises as `open_store` does."""
+def _refuse_what_is_chromas(url: str, access: ServerAccess, embedding_function: MadeFunction | None) -> None:
+    """Raise SettingsError for what would be left unheard."""
+    is_embedding = None if embedding_function is None else True
+    options = {"tenant": access.tenant, "database": access.database, "embedding_function": is_embedding}
+    for name, value in options.items():
+        if value is not None and _kind(url) != "chroma":
+            raise SettingsError(f"[store] {name}", value, "none; only Chroma takes one")
+
+
+def _kind(url: str) -> str:
+    """Return the scheme as far as it says which store; empty where there is none."""
     scheme = url.partition(":")[0].lower() if ":" in url else ""
-    openers = {"chroma": _chroma, "lancedb": _lancedb, "milvus": _milvus, "qdrant": _qdrant}
-    if (opener := openers.get(scheme.partition("+")[0])) is None:
+    return scheme.partition("+")[0]
+
+
+def open_backend(
+    url: str, fields: Fields, access: ServerAccess = ANYONE, embedding_function: MadeFunction | None = None
+) -> Backend:
+    """Open the store at that URL, any but PostgreSQL; to be closed. Raises as `open_store` does."""
+    openers = {
+        "chroma": partial(_chroma, embedding_function=embedding_function),
+        "lancedb": _lancedb,
+        "milvus": _milvus,
+        "qdrant": _qdrant,
+    }
+    if (opener := openers.get(_kind(url))) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
+        scheme = url.partition(":")[0].lower() if ":" in url else ""
         raise InvalidStoreUrl(f"{scheme}:…", f"one that begins with {known}")  # the rest may hold a password
-    return opener(url, fields)
+    return opener(url, fields, access)
 
 
 def _mirrored(backend: Backend, collection: str, control: Path, source: TextSource) -> Store:
@@ -51,25 +91,30 @@ def _mirrored(backend: Backend, collection: str, control: Path, source: TextSour
         raise
 
 
-def _chroma(url: str, fields: Fields) -> Backend:  # noqa: ARG001  # Chroma has its own places for all three
+def _chroma(
+    url: str,
+    fields: Fields,  # noqa: ARG001  # it has places of its own
+    access: ServerAccess,
+    embedding_function: MadeFunction | None,
+) -> Backend:
     from vecferry.stores.chroma import ChromaBackend
 
-    return ChromaBackend.open(url)
+    return ChromaBackend.open(url, access, embedding_function)
 
 
-def _lancedb(url: str, fields: Fields) -> Backend:
+def _lancedb(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a folder
     from vecferry.stores.lancedb import LanceBackend
 
     return LanceBackend.open(url, fields)
 
 
-def _milvus(url: str, fields: Fields) -> Backend:
+def _milvus(url: str, fields: Fields, access: ServerAccess) -> Backend:
     from vecferry.stores.milvus import MilvusBackend
 
-    return MilvusBackend.open(url, fields)
+    return MilvusBackend.open(url, fields, access.token)
 
 
-def _qdrant(url: str, fields: Fields) -> Backend:
+def _qdrant(url: str, fields: Fields, access: ServerAccess) -> Backend:
     from vecferry.stores.qdrant import QdrantBackend
 
-    return QdrantBackend.open(url, fields)
+    return QdrantBackend.open(url, fields, access.token)

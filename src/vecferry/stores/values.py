@@ -159,8 +159,8 @@ class TableInfo(Value):
     row_bytes: what a rewrite of every row costs; index_bytes: all indexes, those of vectors included.
     views and triggers: what an operator should look at; views stay bound to the old vectors, and
     the triggers fire for each row that is written. creates: what `start` will make, by name. undo:
-    how that is taken away again. dependents: what stops `start`, unless it is accepted by name.
-    Bytes are 0 where the store does not say them.
+    how that is taken away again. dependents: what stops `start`, unless it is accepted by name. notices: what else an
+    operator should know. Bytes are 0 where the store does not say them.
     """
 
     rows: int
@@ -178,6 +178,7 @@ class TableInfo(Value):
     triggers: tuple[str, ...] = ()
     creates: tuple[str, ...] = ()
     dependents: tuple[Dependent, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

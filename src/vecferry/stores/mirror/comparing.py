@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 
 from vecferry.embeddings import Float32
-from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Point
 from vecferry.stores.mirror.sides import PAGE, MirrorSides, Sides
 from vecferry.stores.values import (
@@ -39,17 +38,11 @@ class MirrorComparison:
         self._sorted_ids: list[str] | None = None
 
     def new_space(self) -> str | None:
-        spec = self._sides.open_spec()
-        return spec.fingerprint if spec is not None and self._backend.exists(spec.new_locator) else None
+        spec, new = self._sides.open_spec(), self._sides.now().new
+        return spec.fingerprint if spec is not None and new is not None and self._backend.exists(new) else None
 
     def counts(self) -> Counts:
-        sides = self._sides.now()
-        try:
-            return self._counts(sides)
-        except StoreSchemaError:
-            if (now := self._sides.now()) == sides:
-                raise
-            return self._counts(now)  # the migration was ended in between, and a side dropped
+        return self._sides.retried(self._counts)
 
     def _counts(self, sides: Sides) -> Counts:
         record = self._sides.open_record()
@@ -75,7 +68,9 @@ class MirrorComparison:
 
         Ids are listed once for a sweep from the beginning, and remembered for its rest.
         """
-        sides = self._sides.now()
+        return self._sides.retried(lambda sides: self._outdated(sides, side, among, limit))
+
+    def _outdated(self, sides: Sides, side: Side, among: Sequence[Key] | KeyRange, limit: int | None) -> list[Row]:
         if sides.name(side) == sides.serving or self._sides.is_half_finalized(sides):
             return []
         ids = self._ids_within(among) if isinstance(among, KeyRange) else sorted({key[0] for key in among})
@@ -142,7 +137,9 @@ class MirrorComparison:
 
         A dead letter of the side that serves is none: the other side alone has its row.
         """
-        sides = self._sides.now()
+        return self._sides.retried(lambda sides: self._orphans(sides, limit))
+
+    def _orphans(self, sides: Sides, limit: int) -> list[Key]:
         if self._sides.is_half_finalized(sides):
             return []
         gone = set(self._backend.ids(sides.other)).difference(self._backend.ids(sides.serving))

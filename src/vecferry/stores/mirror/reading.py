@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from vecferry.embeddings import Float32
 from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Point
-from vecferry.stores.mirror.sides import MirrorSides
+from vecferry.stores.backend import Point, SelfEmbedding
+from vecferry.stores.mirror.sides import MirrorSides, Sides
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, has_direction, in_order
 
+T = TypeVar("T")
 UNKNOWN = "not recorded"
 
 
@@ -24,7 +25,9 @@ class MirrorReader:
         self._sides, self._backend, self._target, self._ledger = sides, sides.backend, sides.target, sides.ledger
 
     def describe(self) -> TableInfo:
-        sides = self._sides.now()
+        return self._sides.retried(self._described)
+
+    def _described(self, sides: Sides) -> TableInfo:
         rows = null_texts = empty_texts = text_bytes = 0
         for points in self._sides.pages(sides.serving):
             rows += len(points)
@@ -50,48 +53,57 @@ class MirrorReader:
                 f"collection {self._sides.serving_locator(Side.NEW)}",
                 f"control database {self._ledger.location}",
             ),
+            notices=self._notices(sides.serving),
         )
 
+    def _notices(self, collection: str) -> tuple[str, ...]:
+        backend = self._backend
+        notice = backend.embedding_notice(collection) if isinstance(backend, SelfEmbedding) else None
+        return () if notice is None else (notice,)
+
     def sample(self, num_rows: int) -> list[Row]:
-        serving = self._sides.now().serving
-        ids = list(self._backend.ids(serving))
-        chosen = random.sample(ids, min(num_rows, len(ids)))
-        rows = map(self._sides.row, self._backend.get(serving, chosen))
+        rows = map(self._sides.row, self._sides.retried(lambda sides: self._chosen(sides.serving, num_rows)))
         return [row for row in rows if row.text is not None]
 
     def sample_stored(self, num_rows: int) -> list[StoredRow]:
-        serving = self._sides.now().serving
-        ids = list(self._backend.ids(serving))
-        chosen = random.sample(ids, min(num_rows, len(ids)))
+        points = self._sides.retried(lambda sides: self._chosen(sides.serving, num_rows, vectors=True))
         return [
             StoredRow((point.id,), self._sides.fields(point), point.vectors.dense)
-            for point in self._backend.get(serving, chosen, vectors=True)
+            for point in points
             if point.vectors is not None
         ]
 
+    def _chosen(self, collection: str, num_points: int, *, vectors: bool = False) -> list[Point]:
+        """Return random points."""
+        ids = list(self._backend.ids(collection))
+        return self._backend.get(collection, random.sample(ids, min(num_points, len(ids))), vectors=vectors)
+
     def rows(self, keys: Sequence[Key]) -> list[Row]:
-        points = self._points(self._sides.now().serving, keys)
+        points = self._sides.retried(lambda sides: self._points(sides.serving, keys))
         rows: dict[Key, Row] = {(point.id,): self._sides.row(point) for point in points}
         return list(in_order(rows, keys).values())
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
-        with self._collection_in(fingerprint, f"a read of vectors in {self._target}") as collection:
-            points = self._points(collection, keys, vectors=True)
-            vectors: dict[Key, Float32] = {(p.id,): p.vectors.dense for p in points if p.vectors is not None}
+        def read(collection: str) -> list[Point]:
+            return self._points(collection, keys, vectors=True)
+
+        points = self._read_in(fingerprint, f"a read of vectors in {self._target}", read)
+        vectors: dict[Key, Float32] = {(p.id,): p.vectors.dense for p in points if p.vectors is not None}
         return in_order(vectors, keys)
 
-    def _points(self, collection: str, keys: Sequence[Key], *, vectors: bool = False) -> Iterator[Point]:
-        """Yield those that are there, in any order; a key of several parts is no point's."""
+    def _points(self, collection: str, keys: Sequence[Key], *, vectors: bool = False) -> list[Point]:
+        """Return those that are there, in any order; a key of several parts is no point's."""
         ids = list(dict.fromkeys(key[0] for key in keys if len(key) == 1))
-        for points in self._sides.pages_of(collection, ids, vectors=vectors):
-            yield from points
+        return [point for points in self._sides.pages_of(collection, ids, vectors=vectors) for point in points]
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        with self._collection_in(fingerprint, f"a search in {self._target}") as collection:
+        def search(collection: str) -> list[Hit]:
             self._refuse_dimension(collection, vector, fingerprint)
             if exact:
                 return self._exact_search(collection, vector, k)
             return [Hit((hit.id,), hit.score) for hit in self._backend.search(collection, vector, k)]
+
+        return self._read_in(fingerprint, f"a search in {self._target}", search)
 
     def _refuse_dimension(self, collection: str, vector: Float32, fingerprint: str) -> None:
         stored = self._backend.dimension(collection)
@@ -99,21 +111,26 @@ class MirrorReader:
             what = f"a search in {collection} with {len(vector)} numbers, which has {stored}"
             raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=what)
 
-    @contextmanager
-    def _collection_in(self, fingerprint: str, where: str) -> Iterator[str]:
-        """Yield the collection of that space. Raises SpaceMismatch, also if a `finalize` drops it meanwhile."""
-        collection = self._found_in(fingerprint, where)
-        try:
-            yield collection
-        except (StoreSchemaError, StoreFailed):
-            if self._backend.exists(collection):
-                raise
-            raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where) from None
+    def _read_in(self, fingerprint: str, where: str, read: Callable[[str], T]) -> T:
+        """Read from the collection of that space. Raises SpaceMismatch, also if a `finalize` drops it meanwhile."""
 
-    def _found_in(self, fingerprint: str, where: str) -> str:
-        spec, sides = self._sides.open_spec(), self._sides.now()
+        def read_on(sides: Sides) -> T:
+            collection = self._found_in(sides, fingerprint, where)
+            try:
+                return read(collection)
+            except (StoreSchemaError, StoreFailed):
+                if self._sides.now() != sides or self._backend.exists(collection):
+                    raise
+                raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where) from None
+
+        return self._sides.retried(read_on)
+
+    def _found_in(self, sides: Sides, fingerprint: str, where: str) -> str:
+        spec = self._sides.open_spec()
         if spec is not None and spec.fingerprint == fingerprint and self._backend.exists(sides.name(Side.NEW)):
             return sides.name(Side.NEW)
+        if spec is not None and self._sides.is_half_finalized(sides):
+            raise SpaceMismatch(expected=spec.fingerprint, found=fingerprint, where=where)
         serving = self._ledger.serving(self._target)
         expected = spec.old_fingerprint if spec else serving.fingerprint if serving else None
         if expected is not None and expected != fingerprint:

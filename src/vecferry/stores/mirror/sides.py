@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from vecferry.errors import StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, Point
-from vecferry.stores.ledger import MigrationRecord, MigrationSpec
+from vecferry.errors import StoreFailed, StoreSchemaError
+from vecferry.stores.backend import Aliased, Backend, Point, Renamable
+from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import FieldText, TextSource
 from vecferry.stores.values import Key, Row, Side
 
+T = TypeVar("T")
 PAGE = 500
 """Points that are read at a time."""
 
@@ -65,9 +66,37 @@ class MirrorSides:
         return None if record is None else record.spec
 
     def now(self) -> Sides:
-        spec, serving = self.open_spec(), self.ledger.serving(self.target)
+        spec, serving = self._recorded()
         source = serving.locator if serving else self._resolved()
-        return Sides(source, None, source) if spec is None else Sides(spec.old_locator, spec.new_locator, source)
+        if spec is None:
+            return Sides(source, None, source)
+        if source == spec.new_locator and self._has_taken_over(source):
+            return Sides(old=source, new=self.target, serving=self.target)  # the ledger does not know it yet
+        return Sides(spec.old_locator, spec.new_locator, source)
+
+    def retried(self, work: Callable[[Sides], T]) -> T:
+        """Do `work`, which may be repeated; once more if a collection was dropped or renamed meanwhile."""
+        sides = self.now()
+        try:
+            return work(sides)
+        except (StoreSchemaError, StoreFailed):
+            if (now := self.now()) == sides:
+                raise
+            return work(now)
+
+    def _recorded(self) -> tuple[MigrationSpec | None, Serving | None]:
+        """Return both as of one moment: the end of a migration changes both in one transaction."""
+        spec, serving = self.open_spec(), self.ledger.serving(self.target)
+        while (later := self.open_spec()) != spec:
+            spec, serving = later, self.ledger.serving(self.target)
+        return spec, serving
+
+    def _has_taken_over(self, new: str) -> bool:
+        """Return whether the new collection was renamed to the target's name."""
+        backend = self.backend
+        if not isinstance(backend, Renamable) or backend.exists(new) or not backend.exists(self.target):
+            return False
+        return backend.created_as(self.target) == new
 
     def _resolved(self) -> str:
         name = self.backend.resolve(self.target) if isinstance(self.backend, Aliased) else self.target
@@ -91,7 +120,12 @@ class MirrorSides:
 
     def is_half_finalized(self, sides: Sides) -> bool:
         """Return whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
-        return sides.serving == sides.new and not self.backend.exists(sides.old)
+        return sides.serving == sides.new and not self.is_collection(sides.old)
+
+    def is_collection(self, name: str) -> bool:
+        """Return whether there is a collection of that name; an alias is none."""
+        backend = self.backend
+        return backend.exists(name) and not (isinstance(backend, Aliased) and backend.is_alias(name))
 
     def dead_letter_digests(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
         record = self.open_record()

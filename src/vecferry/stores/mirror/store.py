@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, Point
+from vecferry.stores.backend import Aliased, Backend, Point, Renamable
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Lease
 from vecferry.stores.mirror.comparing import MirrorComparison, same
@@ -127,19 +127,21 @@ class MirrorStore(Store):
         if missing := [record.key[0] for record in records if record.vectors is None]:
             raise StoreSchemaError(f"{self._target}: no vector for {', '.join(missing[:10])}", "Every point has one.")
         with self._journalled([record.key for record in records], fingerprint):
-            serving = self._sides.now().serving
-            dimension = self._backend.dimension(serving)
-            for record in records:
-                if record.vectors is not None and dimension not in (None, len(record.vectors.dense)):
-                    where = f"a write to {serving} with {len(record.vectors.dense)} numbers, which has {dimension}"
-                    raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where)
-            before = {point.id: point.payload for point in self._backend.get(serving, [r.key[0] for r in records])}
-            points = [Point(r.key[0], r.text, r.vectors, {**before.get(r.key[0], {}), **r.payload}) for r in records]
-            self._backend.put(serving, points)
+            self._sides.retried(lambda sides: self._put_into(sides.serving, records, fingerprint))
+
+    def _put_into(self, serving: str, records: Sequence[Record], fingerprint: str) -> None:
+        dimension = self._backend.dimension(serving)
+        for record in records:
+            if record.vectors is not None and dimension not in (None, len(record.vectors.dense)):
+                where = f"a write to {serving} with {len(record.vectors.dense)} numbers, which has {dimension}"
+                raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where)
+        before = {point.id: point.payload for point in self._backend.get(serving, [r.key[0] for r in records])}
+        points = [Point(r.key[0], r.text, r.vectors, {**before.get(r.key[0], {}), **r.payload}) for r in records]
+        self._backend.put(serving, points)
 
     def remove(self, keys: Sequence[Key]) -> None:
         with self._journalled(keys, None):
-            self._backend.delete(self._sides.now().serving, [key[0] for key in keys])
+            self._sides.retried(lambda sides: self._backend.delete(sides.serving, [key[0] for key in keys]))
 
     @contextmanager
     def _journalled(self, keys: Sequence[Key], fingerprint: str | None) -> Iterator[None]:
@@ -304,7 +306,23 @@ class MirrorStore(Store):
             self._point_alias(sides.serving)
             self._backend.drop(sides.new)
         elif side is Side.OLD and sides.serving != sides.old:
-            self._backend.drop(sides.old)
+            if self._sides.is_collection(sides.old):
+                self._backend.drop(sides.old)
+            self._take_over(sides.serving)
+
+    def _take_over(self, collection: str) -> None:
+        """Let the target's name stand for this collection: by an alias, or a new name where the store has none.
+
+        No store drops and renames in one step: in between nobody finds the old name, and a process that is killed
+        there leaves it so until `drop` is repeated, which goes on from what it finds. The ledger follows after that;
+        until then `MirrorSides.now` knows a renamed collection by the name that it was created with.
+        """
+        backend = self._backend
+        if isinstance(backend, Aliased):
+            if not backend.is_alias(self._target):
+                backend.point_alias(self._target, collection)
+        elif isinstance(backend, Renamable) and collection != self._target:
+            backend.rename(collection, self._target)
 
     # --- keeping things together ------------------------------------------------------------------
 
