@@ -11,6 +11,7 @@ VecferryError                      exit  what happened
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
 │   ├── MissingOption                    one that has no default was not given
 │   ├── UnreadableFile                   a file that was named
+│   ├── UnknownSetting                   a section or key that there is not
 │   ├── InvalidStoreUrl
 │   └── AddressUnavailable               another process listens there, or this host has no such address
 ├── MissingExtra                   3     an optional dependency is not installed
@@ -201,6 +202,20 @@ class UnreadableFile(SettingsError):
 
     template = "{name} {value} cannot be read: {expected}."
     advice = "Give a file that is there and that this process may read."
+
+
+class UnknownSetting(SettingsError):
+    """A file has a section or key that there is not. meant: the known one that is spelt most like it, or empty."""
+
+    template = "{name} is not known: expected {expected}."
+
+    def __init__(self, name: str, value: object, expected: str, meant: str) -> None:
+        super().__init__(name, value, expected)
+        self.meant = meant
+
+    @property
+    def hint(self) -> str:
+        return f"Did you mean {self.meant}?" if self.meant else super().hint
 
 
 class InvalidStoreUrl(SettingsError):
