@@ -91,9 +91,9 @@ def test_a_reason_lets_it_begin_all_the_same_and_is_kept(documents: psycopg.Conn
     with opened(database_url, "body") as store:
         options = replace(OPTIONS, accept_unconfirmed="titles are not wanted any more")
         status = Migration(store, new=NEW, old=OLD, options=options).start()
-    event = next(event for event in status.events if event.what == "vectors examined")
+    event = next(event for event in status.events if event.what == "planned")
     assert event.detail["accepted"] == "titles are not wanted any more"
-    assert event.detail["verdict"] == "explained"
+    assert event.detail["vectors"] == "explained"
     np.testing.assert_array_equal(new_vectors(documents)[3], truth("new", "body 3", 16))
 
 

@@ -55,7 +55,7 @@ class StoreConfig(Checked):
     text: Annotated[
         Name,
         Field(description="the name of the column or field with the texts"),
-        Help("column or field with the texts"),
+        Help("column or field with the texts, or a template over several such as {title}\\n{body}"),
     ] = "text"
     vector: Annotated[
         str,

@@ -92,9 +92,8 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
     )
     with store.transaction():
         ledger.serve(target, serving)
-        record = ledger.create(spec, State.PLANNED)
+        record = ledger.create(spec, State.PLANNED, provenance)
         ledger.set_control(record, Control(options.rows_per_s))
-        ledger.add_event(record, "vectors examined", provenance)
     return record
 
 
@@ -103,7 +102,7 @@ def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfir
     provenance = provenance_of(store, old)
     if not provenance.is_confirmed and accept_unconfirmed is None:
         raise VectorsUnconfirmed(store.target, provenance.message, provenance.remedy)
-    detail = {"verdict": provenance.verdict, "finding": provenance.message}
+    detail = {"vectors": provenance.verdict, "finding": provenance.message}
     return detail if accept_unconfirmed is None else detail | {"accepted": accept_unconfirmed}
 
 
