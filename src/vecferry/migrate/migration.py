@@ -21,7 +21,7 @@ from vecferry.migrate.applier import Applier, SideModels, refuse_conflicts
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.following import SwitchFollower
-from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, unpause
+from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, unpause, without_pause
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.provenance import provenance_of
@@ -334,7 +334,8 @@ class Migration:
         """
         patience = patience or self.options.patience.surer()
         with (
-            self._operator_lock("rollback", patience) as record,
+            self._operator_lock("rollback", patience) as paused,
+            without_pause(self.store, paused) as record,
             self._switch(record, SideModels(old=self.old), patience) as switch,
         ):
             return switch.rollback(accept_outdated=accept_outdated)
@@ -350,10 +351,13 @@ class Migration:
         patience = patience or self.options.patience
         if State(self._find().state) is State.FINALIZED:
             return self.status()
-        with self._operator_lock("finalize", patience) as record:
+        with self._operator_lock("finalize", patience) as paused:
             if not confirmed:
                 raise FinalizeNotConfirmed
-            with self._switch(record, SideModels(new=self.new), patience) as switch:
+            with (
+                without_pause(self.store, paused) as record,
+                self._switch(record, SideModels(new=self.new), patience) as switch,
+            ):
                 switch.finalize(accept_dead_letters)
         return self.status()
 
@@ -372,7 +376,11 @@ class Migration:
         if last is not None and State(last.state) is State.ABORTED:
             sweep_staging(last, self.options)
             return last
-        with self._operator_lock("abort", patience) as record, self.store.runner(self.options.lease_s):
+        with (
+            self._operator_lock("abort", patience) as paused,
+            self.store.runner(self.options.lease_s),
+            without_pause(self.store, paused) as record,
+        ):
             applier = self._applier(Throttle(self._ledger, record), SideModels(old=self.old))
             follower = SwitchFollower(self.store, applier)
             switch = Switch(self.store, record, self.options.thresholds, patience, follower)
