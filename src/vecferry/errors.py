@@ -60,7 +60,7 @@ VecferryError                      exit  what happened
     ├── MigrationConflict                the same name, another plan
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
-    ├── FinalizeNotConfirmed
+    ├── NotConfirmed                     a verb that drops vectors, and nobody said yes
     ├── Interrupted                      a runner was asked to stop, or must not go on
     ├── LeaseLost                  5     somebody else took over meanwhile
     └── Locked                     5     somebody else is at work here
@@ -713,11 +713,15 @@ class CutoverRefused(MigrationError):
         return f"{super().message} Rows: {', '.join(self.keys)}" if self.keys else super().message
 
 
-class FinalizeNotConfirmed(MigrationError):
-    """Dropping the old vectors needs a word of its own."""
+@dataclass(eq=False)
+class NotConfirmed(MigrationError):
+    """A verb that drops vectors needs a word of its own. effect: what it would do; remedy: how to confirm it."""
 
-    template = "finalize drops the old vectors and cannot be undone; it was not confirmed."
-    advice = "Give the same command once more with --yes."
+    template = "{verb} {effect}; it was not confirmed."
+    advice = "{remedy}"
+    verb: str
+    effect: str
+    remedy: str
 
 
 @dataclass(eq=False)

@@ -16,13 +16,13 @@ from tests.stores.collections import OLD_DIMENSION, Collection, mirror_collectio
 from tests.waiting import wait_until
 from vecferry.errors import (
     CutoverRefused,
-    FinalizeNotConfirmed,
     IllegalTransition,
     Interrupted,
     Locked,
     MigrationConflict,
     MigrationNotFound,
     MissingModel,
+    NotConfirmed,
     OutOfMemory,
     RuntimeUnavailable,
     SettingsError,
@@ -658,7 +658,7 @@ def test_a_verb_that_the_state_refuses_does_not_end_a_pause(collection: Collecti
 def test_a_finalize_that_is_not_confirmed_or_not_accepted_does_not_end_a_pause(collection: Collection) -> None:
     migration, _ = ready(collection, "a", None)
     migration.cutover(1)
-    assert_still_paused(migration, lambda: migration.finalize(confirmed=False), FinalizeNotConfirmed)
+    assert_still_paused(migration, lambda: migration.finalize(confirmed=False), NotConfirmed)
     if not collection.keeps_rows:
         assert_still_paused(migration, lambda: migration.finalize(confirmed=True), CutoverRefused)
     finalized = migration.pause() and migration.finalize(confirmed=True, accept_dead_letters=1)
@@ -908,7 +908,7 @@ def test_verbs_out_of_turn_are_refused(collection: Collection) -> None:
 def test_finalize_wants_to_be_confirmed(collection: Collection) -> None:
     migration, _ = ready(collection, "a")
     migration.cutover()
-    with pytest.raises(FinalizeNotConfirmed):
+    with pytest.raises(NotConfirmed):
         migration.finalize(confirmed=False)
     migration.rollback()
     assert_serving(collection, OLD)

@@ -35,7 +35,7 @@ def operator_lock(store: Store, verb: str, lease_s: float, patience: Patience = 
         record = find_record(store)
         if (before := INTERRUPTED.get(State(record.state))) is not None:
             record = store.ledger.move(record, before, {"taken_back": record.state})
-        _require(verb, record)
+        require_possible(verb, record)
         if record.paused is not None and not record.paused.by_operator:
             record = unpause(store, record)
         yield record
@@ -94,13 +94,14 @@ def _pause_again(store: Store, paused: MigrationRecord) -> None:
 
 
 def state_but_for_pause(verb: str, record: MigrationRecord) -> State:
-    """Return the state that `verb` goes out from: that before a pause, where the pause does not hold the verb."""
+    """Return the state that `verb` goes out from: the one before a killed switch, or a pause that does not hold it."""
     paused = record.paused
     is_held = paused is not None and paused.by_operator and verb not in UNASKED
-    return State(record.state if paused is None or is_held else paused.before)
+    state = State(record.state if paused is None or is_held else paused.before)
+    return INTERRUPTED.get(state, state)
 
 
-def _require(verb: str, record: MigrationRecord) -> None:
+def require_possible(verb: str, record: MigrationRecord) -> None:
     """Check as `states.require`, but a cutover that waits for the gate alone is told its verdict."""
     state = state_but_for_pause(verb, record)
     if verb == "cutover" and state is State.VERIFIED:
