@@ -28,11 +28,11 @@ from tests.migrate.doubles import TruthEncoder, gate_that_says
 from tests.stores import backends
 from tests.stores.collections import OLD_DIMENSION, Collection, Content, MirrorCollection, PgCollection
 from vecferry.errors import (
-    FinalizeNotConfirmed,
     GateNotPassed,
     IllegalTransition,
     Interrupted,
     Locked,
+    NotConfirmed,
     RuntimeUnavailable,
 )
 from vecferry.migrate import Migration, MigrationOptions, State
@@ -378,7 +378,7 @@ class Machine(RuleBasedStateMachine):
         assert report.outdated_rows == 0
 
     def finalize(self) -> None:
-        with pytest.raises(FinalizeNotConfirmed):
+        with pytest.raises(NotConfirmed):
             self.migration.finalize(confirmed=False)
         self.migration.finalize(confirmed=True, accept_dead_letters=self._letters(Side.NEW))
         self._end(kept=Side.NEW, model=self.new)

@@ -14,9 +14,9 @@ from rich.live import Live
 
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
-from vecferry.cli.options import option
+from vecferry.cli.options import command_again, option
 from vecferry.cli.output import Json, counting, errors, output, show, show_table, stages, table_of
-from vecferry.errors import CutoverRefused, FinalizeNotConfirmed, VerificationFailed
+from vecferry.errors import CutoverRefused, NotConfirmed, VerificationFailed
 from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status
 from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig, merged
 from vecferry.stores.values import Patience
@@ -305,6 +305,7 @@ def rollback(
 @on_target
 def finalize(
     target: Target,
+    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     wait: Wait = False,
@@ -317,23 +318,28 @@ def finalize(
     with target.migration() as migration:
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
-            _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
+            migration.require("finalize")
+            _confirm(
+                context, f"drops the old vectors of {target.config.store.collection} and cannot be undone", yes=yes
+            )
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
     show(status.to_dict(), as_json=as_json, title=title, rows=status_rows(status))
 
 
-def _confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless that was answered by --yes. Raises FinalizeNotConfirmed."""
-    if not yes and not (output.is_terminal and typer.confirm(question)):
-        raise FinalizeNotConfirmed
+def _confirm(context: typer.Context, effect: str, *, yes: bool) -> None:
+    """Ask whether the verb shall do that. Raises NotConfirmed, with the command that does it without a question."""
+    verb = context.info_name or ""
+    if not yes and not (output.is_terminal and typer.confirm(f"{verb.capitalize()} {effect}. Go on?")):
+        raise NotConfirmed(verb, effect, command_again(context, "--yes"))
 
 
 @app.command()
 @on_target
 def abort(
     target: Target,
+    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     accept_outdated: Annotated[
@@ -349,7 +355,8 @@ def abort(
     with target.migration() as migration:
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
-            _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
+            migration.require("abort")
+            _confirm(context, f"drops the new vectors of {target.config.store.collection}", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}

@@ -10,18 +10,18 @@ from vecferry.embeddings import Outputs
 from vecferry.encode.encoder import Progress, TextEncoder
 from vecferry.errors import (
     CutoverRefused,
-    FinalizeNotConfirmed,
     Interrupted,
     Locked,
     MigrationNotFound,
     MissingModel,
+    NotConfirmed,
     StoreSchemaError,
 )
 from vecferry.migrate.applier import Applier, SideModels, refuse_conflicts
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.following import SwitchFollower
-from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, unpause
+from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, require_possible, unpause, without_pause
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.provenance import provenance_of
@@ -219,6 +219,10 @@ class Migration:
         last = ended_record(self.store)
         return None if last is None else State(last.state)
 
+    def require(self, verb: str) -> None:
+        """Raise IllegalTransition if `verb` is not possible now, and MigrationNotFound before `start`."""
+        require_possible(verb, self._find())
+
     def serving(self) -> Serving:
         """Return which vectors answer now. Raises MigrationNotFound before `start`."""
         serving = self._ledger.serving(self.store.target)
@@ -334,13 +338,14 @@ class Migration:
         """
         patience = patience or self.options.patience.surer()
         with (
-            self._operator_lock("rollback", patience) as record,
+            self._operator_lock("rollback", patience) as paused,
+            without_pause(self.store, paused) as record,
             self._switch(record, SideModels(old=self.old), patience) as switch,
         ):
             return switch.rollback(accept_outdated=accept_outdated)
 
     def finalize(self, *, confirmed: bool, accept_dead_letters: int = 0, patience: Patience | None = None) -> Status:
-        """Drop the old vectors. Cannot be undone: raises FinalizeNotConfirmed unless `confirmed`.
+        """Drop the old vectors. Cannot be undone: raises NotConfirmed unless `confirmed`.
 
         Leaves the collection with the new vectors alone, under its old name, and the ledger. Another migration may
         begin. Every row is compared first: CutoverRefused if one has no new vector of its text. Where a row without a
@@ -350,10 +355,13 @@ class Migration:
         patience = patience or self.options.patience
         if State(self._find().state) is State.FINALIZED:
             return self.status()
-        with self._operator_lock("finalize", patience) as record:
+        with self._operator_lock("finalize", patience) as paused:
             if not confirmed:
-                raise FinalizeNotConfirmed
-            with self._switch(record, SideModels(new=self.new), patience) as switch:
+                raise NotConfirmed("finalize", "drops the old vectors and cannot be undone", "finalize(confirmed=True)")
+            with (
+                without_pause(self.store, paused) as record,
+                self._switch(record, SideModels(new=self.new), patience) as switch,
+            ):
                 switch.finalize(accept_dead_letters)
         return self.status()
 
@@ -372,7 +380,11 @@ class Migration:
         if last is not None and State(last.state) is State.ABORTED:
             sweep_staging(last, self.options)
             return last
-        with self._operator_lock("abort", patience) as record, self.store.runner(self.options.lease_s):
+        with (
+            self._operator_lock("abort", patience) as paused,
+            self.store.runner(self.options.lease_s),
+            without_pause(self.store, paused) as record,
+        ):
             applier = self._applier(Throttle(self._ledger, record), SideModels(old=self.old))
             follower = SwitchFollower(self.store, applier)
             switch = Switch(self.store, record, self.options.thresholds, patience, follower)

@@ -264,7 +264,9 @@ class Switch:
         if count != accepted:
             dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
             reason = f"{count} rows have no {side} vector (dead letters), {accepted} were accepted"
-            remedy = f"Repair their texts, or retry them, or accept exactly {count}."
+            remedy = f"Repair their texts, or retry them, or accept them: --accept-dead-letters {count}"
+            if not count:
+                remedy = "Leave --accept-dead-letters out."
             raise CutoverRefused(reason, remedy, shown([dead_letter.key for dead_letter in dead_letters]))
 
     def _move(self, state: State, **detail: object) -> None:
