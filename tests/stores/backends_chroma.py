@@ -88,7 +88,7 @@ def persistent_client(folder: Path | str, settings: Settings | None = None) -> I
 
 
 @contextmanager
-def http_client(url: str, **place: str) -> Iterator[Client]:
+def http_client(url: str, **place: Any) -> Iterator[Client]:
     """Yield the application's client of the server at that URL. place: its tenant and database."""
     host, _, port = url.removeprefix("chroma+http://").partition(":")
     with _closable(chromadb.HttpClient(host, int(port), **place)) as client:
