@@ -298,7 +298,10 @@ def test_a_verb_that_drops_vectors_asks_its_own_question_and_hints_at_itself(
     config = write_config(tmp_path / "a folder", {"store": store, "models": {"new": str(tiny_artifact.path)}})
     cli = Cli(cli.capsys, ("--config", str(config), "--store", database_url))
     not_confirmed = cli.text("finalize", code=4)
-    assert "finalize drops the old vectors of public.documents and cannot be undone; it was not" in not_confirmed
+    assert (
+        "finalize drops the old vectors of public.documents.embedding and cannot be undone, and no verify"
+        in not_confirmed
+    )
     assert f"hint: vecferry migrate finalize --config '{config}' --store URL --yes\n" in not_confirmed
     assert cli("status")["state"] == "serving_new"
 

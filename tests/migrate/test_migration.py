@@ -588,6 +588,40 @@ def test_a_gate_has_the_last_word(collection: Collection) -> None:
     assert migration.status().state == State.READY
 
 
+def test_the_new_vectors_are_verified_while_they_serve_and_the_state_stays(collection: Collection) -> None:
+    migration, encoder = ready(collection, "a", "b")
+    migration.cutover()
+    with pytest.raises(NotConfirmed, match="no verify has passed since the switch"):
+        migration.finalize(confirmed=False)
+    collection.put(3, "c", encoder.truth("c"))
+    report = migration.verify(gate=gate_that_says(passed=False))
+    assert [check.name for check in report.checks if not check.passed] == []
+    assert (report.passed, report.rows, report.sampled, report.state) == (False, 3, 3, State.SERVING_NEW)
+    assert migration.verify(gate=gate_that_says(passed=True)).passed
+    status = migration.status()
+    assert (status.state, status.verification and status.verification["state"]) == (State.SERVING_NEW, "serving_new")
+    with pytest.raises(NotConfirmed) as asked:
+        migration.finalize(confirmed=False)
+    assert "no verify" not in asked.value.message
+    assert migration.finalize(confirmed=True).state == State.FINALIZED
+
+
+def test_a_vector_of_another_text_is_found_while_the_new_vectors_serve(collection: Collection) -> None:
+    migration, encoder = ready(collection, "a", "b")
+    migration.cutover()
+    collection.put_unseen(2, "b", encoder.truth("another text"))
+    report = migration.verify(gate=gate_that_says(passed=True))
+    assert {check.name for check in report.checks if not check.passed} & {"text unchanged", "recomputed sample"}
+    assert (report.passed, report.gate, migration.status().state) == (False, None, State.SERVING_NEW)
+    replace(migration, old=OLD).rollback(accept_outdated=True)
+    with pytest.raises(CutoverRefused, match="the last verification did not pass"):
+        migration.cutover()
+    collection.put(2, "b once more", OLD.truth("b once more"))
+    replace(migration, old=OLD).start()
+    assert migration.verify(override="no gate in this test").passed
+    assert migration.cutover().state == State.SERVING_NEW
+
+
 # --- pause, throttle, postpone --------------------------------------------------------------------
 
 
@@ -900,12 +934,7 @@ def test_verbs_out_of_turn_are_refused(collection: Collection) -> None:
             verb()
     migration.verify(override="no gate in this test")
     migration.cutover()
-    verbs = [
-        migration.cutover,
-        lambda: migration.verify(override="no gate in this test"),
-        migration.abort,
-    ]
-    for verb in verbs:
+    for verb in (migration.cutover, migration.abort):
         with pytest.raises(IllegalTransition):
             verb()
 

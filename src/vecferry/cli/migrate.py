@@ -196,7 +196,10 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate."""
+    """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate.
+
+    Also after the switch, before `finalize`: then it leaves a report alone.
+    """
     from vecferry.migrate.gate import make_gate
 
     target = _with_models(target, new_model, old_model)
@@ -319,9 +322,7 @@ def finalize(
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
             migration.require("finalize")
-            _confirm(
-                context, f"drops the old vectors of {target.config.store.collection} and cannot be undone", yes=yes
-            )
+            _confirm(context, migration.effect_of_finalize(), yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"

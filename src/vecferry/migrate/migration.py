@@ -49,7 +49,7 @@ from vecferry.migrate.values import (
     Status,
     VerifyReport,
 )
-from vecferry.migrate.verification import Gate, Verification, override_gate
+from vecferry.migrate.verification import Gate, Verification, override_gate, refuse_not_verified
 from vecferry.stores.ledger import Control, MigrationRecord, Paused, Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
@@ -275,7 +275,8 @@ class Migration:
         Leaves the report in the ledger, and the state `ready` if all checks and the gate passed. Without
         a pass of the gate it is `verified`, unless `override` says why it is to be `ready` all the same; a
         check that failed is never overridden. A failure raises nothing, but takes an earlier pass or
-        override back. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
+        override back. While the new vectors serve the state stays, and after a `rollback` a `cutover` waits
+        for a pass. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
         """
         overriding = None if override is None else Override.for_reason(override)
         new = self._new_for("verify")
@@ -325,6 +326,7 @@ class Migration:
         with self._operator_lock("cutover", patience) as record:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", "vecferry migrate postpone --undo")
+            refuse_not_verified(record)
             with self._switch(record, SideModels(new=self.new), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 
@@ -357,13 +359,21 @@ class Migration:
             return self.status()
         with self._operator_lock("finalize", patience) as paused:
             if not confirmed:
-                raise NotConfirmed("finalize", "drops the old vectors and cannot be undone", "finalize(confirmed=True)")
+                raise NotConfirmed("finalize", self.effect_of_finalize(), "finalize(confirmed=True)")
             with (
                 without_pause(self.store, paused) as record,
                 self._switch(record, SideModels(new=self.new), patience) as switch,
             ):
                 switch.finalize(accept_dead_letters)
         return self.status()
+
+    def effect_of_finalize(self) -> str:
+        """Return what `finalize` does, as the rest of a sentence; and that nothing was verified since the switch."""
+        effect = f"drops the old vectors of {self.store.target} and cannot be undone"
+        verification, serving = self._find().verification or {}, self._ledger.serving(self.store.target)
+        if verification.get("passed") and serving is not None and verification.get("epoch") == serving.epoch:
+            return effect
+        return f"{effect}, and no verify has passed since the switch (vecferry migrate verify)"
 
     def abort(
         self, accept_dead_letters: int = 0, *, accept_outdated: bool = False, patience: Patience | None = None

@@ -260,7 +260,8 @@ def _user() -> str:
 
 @dataclass(frozen=True)
 class VerifyReport(Value):
-    """passed: whether the state is `ready`: every check passed, and the gate too, or it was overridden.
+    """passed: whether every check passed, and the gate too, or it was overridden; then the state is `ready`, or still
+    `serving_new`. epoch: the serving epoch in which it was made.
 
     dead_letters: rows without a vector, which `cutover` must be told of. gate: None if none was asked;
     it is asked when all checks have passed. override: None if none was needed.
@@ -275,6 +276,7 @@ class VerifyReport(Value):
     recall: float | None
     checks: tuple[Check, ...]
     state: State
+    epoch: int | None = None
     gate: GateVerdict | None = None
     override: Override | None = None
 
