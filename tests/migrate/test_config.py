@@ -76,6 +76,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
         },
         "old": {
             "prefix": "passage: ",
+            "query_prefix": "query: ",
             "lowercase": False,
             "max_characters": 1000,
             "max_tokens": 128,

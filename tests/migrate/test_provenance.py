@@ -144,6 +144,15 @@ def test_metadata_as_llama_index_embeds_it_is_found(minilm: Encoder, rows: list[
     assert seen.median < 0.99
 
 
+def test_queries_have_a_prefix_of_their_own(minilm: Encoder) -> None:
+    used = AdaptedEncoder(minilm, Adaptation(prefix="passage: "))
+    plain = minilm.encode(["a question"], role="query").dense
+    np.testing.assert_array_equal(used.encode(["a question"], role="query").dense, plain)
+    np.testing.assert_array_equal(used.encode(["a text"]).dense, minilm.encode(["passage: a text"]).dense)
+    asked = AdaptedEncoder(minilm, Adaptation(query_prefix="query: ")).encode(["a question"], role="query").dense
+    np.testing.assert_array_equal(asked, minilm.encode(["query: a question"]).dense)
+
+
 def test_what_llama_index_embeds_is_rendered_to_the_letter(rows: list[Fields]) -> None:
     for fields in rows:
         text, stored = llama_index_row(fields)

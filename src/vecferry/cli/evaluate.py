@@ -17,6 +17,7 @@ from vecferry.cli.migrate_target import Target
 from vecferry.cli.options import option
 from vecferry.cli.output import Json, output, show, show_table, stages
 from vecferry.embeddings import Outputs
+from vecferry.encode.adapted import adapted
 from vecferry.encode.loading import load_encoder
 from vecferry.errors import MigrationError, MissingOption, SettingsError
 from vecferry.evaluate import (
@@ -192,7 +193,9 @@ def _of_store(inputs: Inputs, config: MigrationConfig, stage: Stage, provenance:
     if old is None:
         raise MissingOption("the old model", "both sides are asked", "--old-model MODEL, or [models] old to the file")
     stage("loading the models")
-    models = _model(old), _model(inputs.new_model or target.config.models.new)
+    as_used = _model(old)
+    as_used = replace(as_used, encoder=adapted(as_used.encoder, config.old))
+    models = as_used, _model(inputs.new_model or target.config.models.new)
     store = target.open_store()
     try:
         queries = inputs.queries or target.config.gate.queries

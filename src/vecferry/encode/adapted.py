@@ -26,7 +26,8 @@ from vecferry.options import Checked, Count, Help
 class Adaptation(Checked, Value):
     """What was done to a text before the model, and to its vector after it. What is None was left as it is."""
 
-    prefix: Annotated[str | None, Help("text before every text, in the place of the old model's own prefix")] = None
+    prefix: Annotated[str | None, Help("text before every passage, in the place of the old model's own prefix")] = None
+    query_prefix: Annotated[str | None, Help("the same before every query")] = None
     lowercase: Annotated[bool, Help("whether texts were put into lower case")] = False
     max_characters: Annotated[Count | None, Help("characters of a text that were kept, from its beginning")] = None
     max_tokens: Annotated[Count | None, Help("tokens of a text that were kept, special ones included")] = None
@@ -43,6 +44,7 @@ class Adaptation(Checked, Value):
     def __str__(self) -> str:
         phrases = [
             *([] if self.prefix is None else [f"the prefix {self.prefix!r}"]),
+            *([] if self.query_prefix is None else [f"the prefix {self.query_prefix!r} before queries"]),
             *(["lower case"] if self.lowercase else []),
             *([] if self.max_characters is None else [f"the first {self.max_characters:,} characters"]),
             *([] if self.max_tokens is None else [f"the first {self.max_tokens:,} tokens"]),
@@ -73,18 +75,23 @@ class AdaptedEncoder(TextEncoder):
         self.model, self.adaptation = model, adaptation
 
     @cached_property
-    def _encoder(self) -> Encoder:
+    def _encoders(self) -> dict[Role, Encoder]:
+        """Return an encoder for each role, since a tokenizer does not know for which one it is called."""
         model = self.model.get().encoder if isinstance(self.model, LazyEncoder) else self.model
-        return Encoder(_AdaptedTokenizer(model.tokenizer, self.adaptation), model.runtime, model.limits)
+        prefixes: dict[Role, str | None] = {"passage": self.adaptation.prefix, "query": self.adaptation.query_prefix}
+        return {
+            role: Encoder(_AdaptedTokenizer(model.tokenizer, self.adaptation, prefix), model.runtime, model.limits)
+            for role, prefix in prefixes.items()
+        }
 
     @cached_property
     def space(self) -> VectorSpace:
-        return _adapted_space(self._encoder.space, self.adaptation)
+        return _adapted_space(self._encoders["passage"].space, self.adaptation)
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, adapted. Raises what it raises."""
         require_heads(outputs, self.space.outputs)
-        embeddings = self._encoder.encode([self.adaptation.text(text) for text in texts], role=role)
+        embeddings = self._encoders[role].encode([self.adaptation.text(text) for text in texts], role=role)
         padding = self.dimension - embeddings.dense.shape[1]
         dense = np.pad(embeddings.dense, ((0, 0), (0, padding)))  # [N, dimension]
         return replace(embeddings, fingerprint=self.fingerprint, dense_or_none=dense)
@@ -93,8 +100,8 @@ class AdaptedEncoder(TextEncoder):
 class _AdaptedTokenizer:
     """Another tokenizer with the adaptation's prefix and limit."""
 
-    def __init__(self, tokenizer: TextTokenizer, adaptation: Adaptation) -> None:
-        self._prefix = adaptation.prefix
+    def __init__(self, tokenizer: TextTokenizer, adaptation: Adaptation, prefix: str | None) -> None:
+        self._prefix = prefix
         self._tokenizer = tokenizer
         if adaptation.max_tokens is not None and isinstance(tokenizer, Tokenizer):
             self._tokenizer = tokenizer.with_max_tokens(adaptation.max_tokens)
