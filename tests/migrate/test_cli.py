@@ -741,7 +741,7 @@ def test_an_unchanged_script_asks_a_chroma_collection_with_the_new_model_after_o
     with backends_chroma.persistent_client(data) as application:
         passages = application.create_collection("passages")  # with the default function
         passages.add(ids=texts, documents=texts, embeddings=list(vectors))
-    values = {
+    values: dict[str, dict[str, object]] = {
         "store": {"url": "chroma:data", "collection": "passages", "control": "control.db"},
         "models": {"new": str(wide_artifact.path), "old": str(tiny_artifact.path)},
         "limits": {"staging": "staged", "min_free_gb": 0.0},

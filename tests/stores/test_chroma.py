@@ -213,7 +213,7 @@ def test_a_new_collection_has_the_metadata_of_the_old_but_embeds_nothing(tmp_pat
 def test_a_collection_of_chroma_0_5_has_the_distance_of_its_metadata(tmp_path: Path, space: Space) -> None:
     with persistent_client(tmp_path) as application:
         collection = application.create_collection("model", metadata={"hnsw:space": space, "hnsw:M": 24, "owner": "us"})
-        collection.add(ids=[str(n) for n in range(20)], embeddings=[unit(n) for n in range(20)])
+        collection.add(ids=[str(n) for n in range(20)], embeddings=np.stack([unit(n) for n in range(20)]))
     date_back(tmp_path)
     with persistent_client(tmp_path) as application, closing(ChromaBackend(application)) as backend:
         index = application.get_collection("model", embedding_function=None).configuration_json["hnsw"]
@@ -233,7 +233,7 @@ def test_a_configuration_that_was_followed_goes_before_the_metadata(tmp_path: Pa
         collection = application.create_collection(
             "model", configuration={"hnsw": {"max_neighbors": 20}}, metadata={"hnsw:space": "cosine", "hnsw:M": 24}
         )
-        collection.add(ids=[str(n) for n in range(20)], embeddings=[unit(n) for n in range(20)])
+        collection.add(ids=[str(n) for n in range(20)], embeddings=np.stack([unit(n) for n in range(20)]))
         assert_cosines(backend, "model")
         backend.create(NEW, like="model", dimension=DIMENSION, outputs=DENSE)
         backend.put(NEW, [Point(str(n), None, TextVectors(unit(n))) for n in range(20)])

@@ -65,7 +65,7 @@ def open_backend(
     url: str, fields: Fields, access: ServerAccess = ANYONE, embedding_function: MadeFunction | None = None
 ) -> Backend:
     """Open the store at that URL, any but PostgreSQL; to be closed. Raises as `open_store` does."""
-    openers = {
+    openers: dict[str, Callable[[str, Fields, ServerAccess], Backend]] = {
         "chroma": partial(_chroma, embedding_function=embedding_function),
         "lancedb": _lancedb,
         "milvus": _milvus,
