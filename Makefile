@@ -17,7 +17,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # Of a line of a lock: which file it belongs to.
 IN := /^[a-z]/ {file = /^torch==/ ? "torch" : /^(cuda|nvidia|triton)/ ? "cuda" : "dev"} file
 
-.PHONY: demo test test-slow check browser bench lock clean
+.PHONY: demo test test-slow check browser pool bench lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
@@ -38,6 +38,10 @@ check: $(VENV)/dev.stamp
 browser: $(AXE)
 	command -v chromium || { $(APT) update -qq && \
 	    $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core fonts-wqy-microhei; }
+
+# What tests/stores/test_pgvector_pool.py wants beside Python, on Debian.
+pool:
+	test -x /usr/sbin/pgbouncer || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends pgbouncer; }
 
 $(AXE): | $(VENV)/dev.stamp
 	command -v npm || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends npm; }

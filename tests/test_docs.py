@@ -104,7 +104,10 @@ def test_sql_of_the_migration_page_runs(connection: psycopg.Connection) -> None:
         connection.execute("DROP OWNED BY app; DROP ROLE app")
 
 
-OFF_BY_DEFAULT = {"tenant", "database", "rows_per_s", "max_query_ms", "address", "cpus_per_worker"}
+OFF_BY_DEFAULT = {
+    *("tenant", "database", "rows_per_s", "max_query_ms", "address", "cpus_per_worker"),
+    *("prefix", "max_characters", "max_tokens", "dimension"),
+}
 
 
 def test_the_file_of_the_migration_page_has_every_option_with_its_default_and_help(tmp_path: Path) -> None:

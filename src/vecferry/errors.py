@@ -11,6 +11,7 @@ VecferryError                      exit  what happened
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
 │   ├── MissingOption                    one that has no default was not given
 │   ├── UnreadableFile                   a file that was named
+│   ├── UnknownSetting                   a section or key that there is not
 │   ├── InvalidStoreUrl
 │   └── AddressUnavailable               another process listens there, or this host has no such address
 ├── MissingExtra                   3     an optional dependency is not installed
@@ -57,9 +58,10 @@ VecferryError                      exit  what happened
     ├── IllegalTransition
     │   └── GateNotPassed                no pass of the gate, and no override of it
     ├── MigrationConflict                the same name, another plan
+    ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
-    ├── FinalizeNotConfirmed
+    ├── NotConfirmed                     a verb that drops vectors, and nobody said yes
     ├── Interrupted                      a runner was asked to stop, or must not go on
     ├── LeaseLost                  5     somebody else took over meanwhile
     └── Locked                     5     somebody else is at work here
@@ -201,6 +203,20 @@ class UnreadableFile(SettingsError):
 
     template = "{name} {value} cannot be read: {expected}."
     advice = "Give a file that is there and that this process may read."
+
+
+class UnknownSetting(SettingsError):
+    """A file has a section or key that there is not. meant: the known one that is spelt most like it, or empty."""
+
+    template = "{name} is not known: expected {expected}."
+
+    def __init__(self, name: str, value: object, expected: str, meant: str) -> None:
+        super().__init__(name, value, expected)
+        self.meant = meant
+
+    @property
+    def hint(self) -> str:
+        return f"Did you mean {self.meant}?" if self.meant else super().hint
 
 
 class InvalidStoreUrl(SettingsError):
@@ -673,6 +689,19 @@ class MigrationConflict(MigrationError):
 
 
 @dataclass(eq=False)
+class DependentsInTheWay(MigrationError):
+    """names: of objects that would stand on the wrong vectors; dependents: these, and what would become of them."""
+
+    template = "{dependents}."
+    advice = (
+        "Drop them for the time of the migration and make them again after the switch, or accept each by its name:"
+        " vecferry migrate start --accept-dependent {names}"
+    )
+    dependents: str
+    names: str
+
+
+@dataclass(eq=False)
 class VectorsUnconfirmed(MigrationError):
     """finding: what a sample shows, in sentences; remedy: what to do about it."""
 
@@ -698,11 +727,15 @@ class CutoverRefused(MigrationError):
         return f"{super().message} Rows: {', '.join(self.keys)}" if self.keys else super().message
 
 
-class FinalizeNotConfirmed(MigrationError):
-    """Dropping the old vectors needs a word of its own."""
+@dataclass(eq=False)
+class NotConfirmed(MigrationError):
+    """A verb that drops vectors needs a word of its own. effect: what it would do; remedy: how to confirm it."""
 
-    template = "finalize drops the old vectors and cannot be undone; it was not confirmed."
-    advice = "Give the same command once more with --yes."
+    template = "{verb} {effect}; it was not confirmed."
+    advice = "{remedy}"
+    verb: str
+    effect: str
+    remedy: str
 
 
 @dataclass(eq=False)

@@ -20,7 +20,8 @@ from tests.waiting import wait_until
 from vecferry.console.operator import Task
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.evaluate import EvaluatedModel, EvaluationOptions
-from vecferry.migrate.gate import QualityGate, query_set_of
+from vecferry.migrate.gate import QualityGate
+from vecferry.migrate.live_evaluation import query_set_of
 from vecferry.migrate.values import GateVerdict
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Tokenizer

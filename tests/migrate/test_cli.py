@@ -208,7 +208,7 @@ def test_every_verb_runs_in_a_process_of_its_own_from_one_file(
     assert run("rollback")["outdated_rows"] == 0
     assert dimension(documents) == 64
     assert run("cutover")["serving"]["epoch"] == 4
-    assert run("finalize", code=4)["error"]["type"] == "FinalizeNotConfirmed"
+    assert run("finalize", code=4)["error"]["type"] == "NotConfirmed"
     assert run("finalize", "--yes")["state"] == "finalized"
     assert dimension(documents) == 1024
 
@@ -224,7 +224,7 @@ def test_every_verb_runs_by_options(cli: Cli, without_text: psycopg.Connection) 
     assert cli.error("verify", code=4) == "IllegalTransition"
     assert cli("resume")["state"] == "catching_up"
     assert cli("verify", "--sample", "20", *OVERRIDE)["passed"]
-    assert cli.error("cutover", code=4) == "CutoverRefused"
+    assert "or accept them: --accept-dead-letters 1" in cli.text("cutover", code=4)
     assert cli("postpone")["control"]["postponed"]
     assert cli.error("cutover", "--accept-dead-letters", "1", code=4) == "CutoverRefused"
     assert not cli("postpone", "--undo")["control"]["postponed"]
@@ -276,10 +276,34 @@ def test_abort_leaves_the_table_as_it_was(cli: Cli, documents: psycopg.Connectio
     cli("start")
     assert columns() != before
     assert triggers()
-    assert cli.error("abort", code=4) == "FinalizeNotConfirmed"
+    assert cli.error("abort", code=4) == "NotConfirmed"
     cli("abort", "--yes")
     assert columns() == before
     assert not triggers()
+
+
+def test_a_verb_that_drops_vectors_asks_its_own_question_and_hints_at_itself(
+    cli: Cli, documents: psycopg.Connection, database_url: str, tmp_path: Path, tiny_artifact: Artifact
+) -> None:
+    cli("start")
+    not_confirmed = cli.text("abort", "--accept-dead-letters", "1", code=4)
+    assert "error: abort drops the new vectors of documents; it was not confirmed." in not_confirmed
+    assert f"hint: vecferry migrate abort --accept-dead-letters 1 {' '.join(TABLE)} --yes\n" in not_confirmed
+    impossible = cli.text("finalize", code=4)
+    assert "finalize is not possible in state 'catching_up'" in impossible
+    cli("verify", *OVERRIDE)
+    cli("cutover")
+    assert "abort is not possible in state 'serving_new'" in cli.text("abort", code=4)
+    store = {"collection": "public.documents", "text": "body"}
+    config = write_config(tmp_path / "a folder", {"store": store, "models": {"new": str(tiny_artifact.path)}})
+    cli = Cli(cli.capsys, ("--config", str(config), "--store", database_url))
+    not_confirmed = cli.text("finalize", code=4)
+    assert (
+        "finalize drops the old vectors of public.documents.embedding and cannot be undone, and no verify"
+        in not_confirmed
+    )
+    assert f"hint: vecferry migrate finalize --config '{config}' --store URL --yes\n" in not_confirmed
+    assert cli("status")["state"] == "serving_new"
 
 
 # --- for people -----------------------------------------------------------------------------------
@@ -443,7 +467,7 @@ def test_exit_code_2_is_for_what_was_typed(cli: Cli, capsys: pytest.CaptureFixtu
     assert cli.error("start", "--outputs", "dense,smell", code=2) == "SettingsError"
     assert cli.error("start", "--outputs", "sparse", code=2) == "SettingsError"
     assert cli.error("start", "--rows-per-s=-1", code=2) == "SettingsError"
-    for file, error in (("bad.toml", "SettingsError"), ("no.toml", "SettingsError"), ("none.toml", "UnreadableFile")):
+    for file, error in (("bad.toml", "UnknownSetting"), ("no.toml", "SettingsError"), ("none.toml", "UnreadableFile")):
         assert Cli(capsys, ("--config", str(tmp_path / file))).error("status", code=2) == error
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.errors import SettingsError, StoreUnreachable
+from vecferry.errors import SettingsError, StoreUnreachable, UnknownSetting
 from vecferry.migrate.config import MigrationConfig, merged, read_config
 from vecferry.stores.backend import ServerAccess
 from vecferry.stores.opening import open_store
@@ -73,6 +73,13 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "wave": 64,
             "stall_s": 600.0,
             "tries": 3,
+        },
+        "old": {
+            "prefix": "passage: ",
+            "lowercase": False,
+            "max_characters": 1000,
+            "max_tokens": 128,
+            "dimension": 1536,
         },
         "verify": {"sample": 100, "min_recall": 0.9},
         "gate": {"queries": tmp_path / "judged", "margin": 0.02, "confidence": 0.95, "max_queries": 500},
@@ -151,7 +158,7 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("models", 'outputs = ["dens"]', "[models] outputs", "['dens']", '["dense"]'),
         ("models", 'outputs = ["sparse"]', "[models] outputs", "['sparse']", '["dense"]'),
         ("store", 'text = ""', "[store] text", "", "the name of the column"),
-        ("stores", "", "[stores]", "…", "one of store, models, limits, engine, verify, gate, thresholds"),
+        ("stores", "", "[stores]", "…", "one of store, models, limits, engine, old, verify, gate, thresholds"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_place(
@@ -175,6 +182,31 @@ def test_what_is_missing_is_named(tmp_path: Path, text: str, name: str, expected
     with pytest.raises(SettingsError) as failed:
         read_config(written(tmp_path, text))
     assert (failed.value.name, failed.value.value, failed.value.expected) == (name, "", expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "meant"),
+    [
+        (SHORT.replace("[store]", "[stroe]"), "[stroe]", "[store]"),
+        (SHORT.replace("collection", "colection"), "[store] colection", "[store] collection"),
+        (SHORT.replace("new =", "neww ="), "[models] neww", "[models] new"),
+        (with_line("store", "rows_per_s = 5.0"), "[store] rows_per_s", "[limits] rows_per_s"),
+        (f'collection = "docs"\n{SHORT}', "[collection]", "[store] collection"),
+    ],
+)
+def test_an_unknown_name_is_answered_by_the_known_one_that_is_spelt_like_it(
+    tmp_path: Path, text: str, name: str, meant: str
+) -> None:
+    with pytest.raises(UnknownSetting, match="is not known") as failed:
+        read_config(written(tmp_path, text))
+    assert (failed.value.name, failed.value.hint) == (name, f"Did you mean {meant}?")
+
+
+def test_an_unknown_name_that_is_like_no_other_gets_the_list_of_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UnknownSetting) as failed:
+        read_config(written(tmp_path, with_line("limits", "qqqq = 1")))
+    assert failed.value.expected.startswith("one of rows_per_range")
+    assert failed.value.hint.startswith("Correct [limits] qqqq where it was set")
 
 
 def test_a_file_that_is_not_there_or_not_toml_is_said(tmp_path: Path) -> None:

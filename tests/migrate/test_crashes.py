@@ -334,6 +334,7 @@ def test_what_a_kill_repeats_is_one_range_at_most(world: World, mother: Mother) 
     for point in points:
         assert mother.run(do="migrate", until="first writes", point=point, **world.job) == "killed"
     assert mother.run(do="migrate", until="first writes", **world.job) == "done"
-    encoded = Counter((world.folder / "encoded").read_text().splitlines())
+    lines = (world.folder / "encoded").read_text().splitlines()
+    encoded = Counter(line for line in lines if line.startswith("new: "))  # the old model looks at a sample
     assert len(encoded) == 100
     assert encoded.total() <= 100 + ROWS_PER_RANGE * len(points)

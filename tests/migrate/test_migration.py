@@ -18,18 +18,19 @@ from tests.waiting import wait_until
 from vecferry.embeddings import Float32
 from vecferry.errors import (
     CutoverRefused,
-    FinalizeNotConfirmed,
     IllegalTransition,
     Interrupted,
     Locked,
     MigrationConflict,
     MigrationNotFound,
     MissingModel,
+    NotConfirmed,
     OutOfMemory,
     RuntimeUnavailable,
     SettingsError,
     SpaceMismatch,
     StoreSchemaError,
+    VecferryError,
 )
 from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State, throttle
 from vecferry.migrate.applier import Applier
@@ -39,6 +40,7 @@ from vecferry.migrate.planning import EncodedSample, cost_of
 from vecferry.migrate.router import Document, Router
 from vecferry.migrate.staging import Staging, remove_staged
 from vecferry.stores.backend import Aliased, Backend, Renamable
+from vecferry.stores.lease import held
 from vecferry.stores.ledger import MigrationRecord, RangeRecord
 from vecferry.stores.mirror.sides import MirrorSides
 from vecferry.stores.protocol import Store
@@ -586,6 +588,40 @@ def test_a_gate_has_the_last_word(collection: Collection) -> None:
     assert migration.status().state == State.READY
 
 
+def test_the_new_vectors_are_verified_while_they_serve_and_the_state_stays(collection: Collection) -> None:
+    migration, encoder = ready(collection, "a", "b")
+    migration.cutover()
+    with pytest.raises(NotConfirmed, match="no verify has passed since the switch"):
+        migration.finalize(confirmed=False)
+    collection.put(3, "c", encoder.truth("c"))
+    report = migration.verify(gate=gate_that_says(passed=False))
+    assert [check.name for check in report.checks if not check.passed] == []
+    assert (report.passed, report.rows, report.sampled, report.state) == (False, 3, 3, State.SERVING_NEW)
+    assert migration.verify(gate=gate_that_says(passed=True)).passed
+    status = migration.status()
+    assert (status.state, status.verification and status.verification["state"]) == (State.SERVING_NEW, "serving_new")
+    with pytest.raises(NotConfirmed) as asked:
+        migration.finalize(confirmed=False)
+    assert "no verify" not in asked.value.message
+    assert migration.finalize(confirmed=True).state == State.FINALIZED
+
+
+def test_a_vector_of_another_text_is_found_while_the_new_vectors_serve(collection: Collection) -> None:
+    migration, encoder = ready(collection, "a", "b")
+    migration.cutover()
+    collection.put_unseen(2, "b", encoder.truth("another text"))
+    report = migration.verify(gate=gate_that_says(passed=True))
+    assert {check.name for check in report.checks if not check.passed} & {"text unchanged", "recomputed sample"}
+    assert (report.passed, report.gate, migration.status().state) == (False, None, State.SERVING_NEW)
+    replace(migration, old=OLD).rollback(accept_outdated=True)
+    with pytest.raises(CutoverRefused, match="the last verification did not pass"):
+        migration.cutover()
+    collection.put(2, "b once more", OLD.truth("b once more"))
+    replace(migration, old=OLD).start()
+    assert migration.verify(override="no gate in this test").passed
+    assert migration.cutover().state == State.SERVING_NEW
+
+
 # --- pause, throttle, postpone --------------------------------------------------------------------
 
 
@@ -638,6 +674,67 @@ def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
         thread.join()
         assert isinstance(outcome[0], object)
         assert operator.status().rows_done == 80
+
+
+def assert_still_paused(migration: Migration, verb: Callable[[], object], refused: type[VecferryError]) -> None:
+    """Assert that the verb is refused, and that an operator's pause lasts, with its reason."""
+    before = migration.pause("for lunch")
+    with pytest.raises(refused):
+        verb()
+    after = migration.status()
+    assert (after.state, after.paused, after.serving) == (State.PAUSED, "for lunch", before.serving)
+    migration.resume()
+
+
+def test_a_verb_that_the_state_refuses_does_not_end_a_pause(collection: Collection) -> None:
+    migration, _ = ready(collection, "a")
+    assert_still_paused(migration, migration.rollback, IllegalTransition)
+    assert_still_paused(migration, lambda: migration.finalize(confirmed=True), IllegalTransition)
+    migration.cutover()
+    assert_still_paused(migration, migration.abort, IllegalTransition)
+
+
+def test_a_finalize_that_is_not_confirmed_or_not_accepted_does_not_end_a_pause(collection: Collection) -> None:
+    migration, _ = ready(collection, "a", None)
+    migration.cutover(1)
+    assert_still_paused(migration, lambda: migration.finalize(confirmed=False), NotConfirmed)
+    if not collection.keeps_rows:
+        assert_still_paused(migration, lambda: migration.finalize(confirmed=True), CutoverRefused)
+    finalized = migration.pause() and migration.finalize(confirmed=True, accept_dead_letters=1)
+    assert (finalized.state, finalized.paused) == (State.FINALIZED, None)
+
+
+def test_a_rollback_that_would_lose_rows_does_not_end_a_pause(collection: Collection) -> None:
+    migration, encoder = ready(collection, "a")
+    migration.cutover()
+    collection.put(1, "since the switch", encoder.truth("since the switch"))
+    assert_still_paused(migration, migration.rollback, CutoverRefused)
+    migration.pause()
+    assert migration.rollback(accept_outdated=True).state == State.SERVING_OLD
+    assert migration.status().paused is None
+
+
+def test_an_abort_that_would_lose_rows_does_not_end_a_pause(collection: Collection) -> None:
+    migration, encoder = ready(collection, "a")
+    migration.cutover()
+    collection.put(1, "since the switch", encoder.truth("since the switch"))
+    migration.rollback(accept_outdated=True)
+    assert_still_paused(migration, migration.abort, CutoverRefused)
+    migration.pause()
+    accepted = 0 if collection.keeps_rows else 1
+    assert migration.abort(accepted, accept_outdated=True).state == State.ABORTED
+
+
+def test_a_verb_does_not_end_a_pause_while_another_one_is_at_work(collection: Collection) -> None:
+    migration, _ = ready(collection, "a")
+    with held(collection.store.ledger, f"{collection.store.target} (switch)", 5.0):
+        assert_still_paused(migration, migration.abort, Locked)
+    with collection.another() as store, store.runner(5.0):
+        assert_still_paused(migration, migration.abort, Locked)
+    migration.cutover()
+    with held(collection.store.ledger, f"{collection.store.target} (switch)", 5.0):
+        assert_still_paused(migration, migration.rollback, Locked)
+        assert_still_paused(migration, lambda: migration.finalize(confirmed=True), Locked)
 
 
 def test_a_rate_is_kept_and_can_be_changed_while_it_runs(
@@ -837,12 +934,7 @@ def test_verbs_out_of_turn_are_refused(collection: Collection) -> None:
             verb()
     migration.verify(override="no gate in this test")
     migration.cutover()
-    verbs = [
-        migration.cutover,
-        lambda: migration.verify(override="no gate in this test"),
-        migration.abort,
-    ]
-    for verb in verbs:
+    for verb in (migration.cutover, migration.abort):
         with pytest.raises(IllegalTransition):
             verb()
 
@@ -850,7 +942,7 @@ def test_verbs_out_of_turn_are_refused(collection: Collection) -> None:
 def test_finalize_wants_to_be_confirmed(collection: Collection) -> None:
     migration, _ = ready(collection, "a")
     migration.cutover()
-    with pytest.raises(FinalizeNotConfirmed):
+    with pytest.raises(NotConfirmed):
         migration.finalize(confirmed=False)
     migration.rollback()
     assert_serving(collection, OLD)

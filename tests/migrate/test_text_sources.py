@@ -95,9 +95,9 @@ def test_a_reason_lets_it_begin_all_the_same_and_is_kept(documents: psycopg.Conn
     with opened(database_url, "body") as store:
         options = replace(OPTIONS, accept_unconfirmed="titles are not wanted any more")
         status = Migration(store, new=NEW, old=OLD, options=options).start()
-    event = next(event for event in status.events if event.what == "vectors examined")
+    event = next(event for event in status.events if event.what == "planned")
     assert event.detail["accepted"] == "titles are not wanted any more"
-    assert event.detail["verdict"] == "explained"
+    assert event.detail["vectors"] == "explained"
     np.testing.assert_array_equal(new_vectors(documents)[3], truth("new", "body 3", 16))
 
 
@@ -110,6 +110,17 @@ def test_without_an_old_model_nothing_is_taken_on_trust(store: PgVectorStore) ->
     with pytest.raises(VectorsUnconfirmed, match="No old model is named") as refused:
         Migration(store, new=NEW, options=OPTIONS).start()
     assert "--old-model" in refused.value.hint
+
+
+def test_a_wrong_old_model_binds_nobody_after_an_abort(store: PgVectorStore) -> None:
+    options = replace(OPTIONS, accept_unconfirmed="a mistake")
+    wrong = Migration(store, new=NEW, old=TruthEncoder("other", OLD_DIMENSION), options=options)
+    wrong.start()
+    wrong.abort()
+    assert wrong.serving().fingerprint is None
+    right = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+    right.start()
+    assert right.serving().fingerprint == OLD.fingerprint
 
 
 def test_an_empty_table_has_nothing_to_be_confirmed(documents: psycopg.Connection, database_url: str) -> None:
@@ -154,6 +165,14 @@ def test_the_server_fills_a_template_as_we_do(documents: psycopg.Connection, dat
     assert rows["2",].text is None
     assert rows["3",].text == "50 % '100 %s {x} 'quoted''\n{} : body 3"
     assert rows["4",].text == "50 % 'title 4'\n{en} 4: body 4"
+
+
+def test_a_column_whose_name_looks_like_a_template_is_a_column(
+    documents: psycopg.Connection, database_url: str
+) -> None:
+    documents.execute('ALTER TABLE docs RENAME COLUMN body TO "{title}"')
+    with opened(database_url, "{title}") as store:
+        assert store.rows([("3",)])[0].text == "body 3"
 
 
 def test_what_llama_index_embeds_is_migrated_and_its_metadata_captured(

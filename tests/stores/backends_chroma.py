@@ -18,7 +18,7 @@ import chromadb
 import pytest
 from chromadb.api import ClientAPI
 from chromadb.api.client import Client
-from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
+from chromadb.config import Settings
 
 from tests.stores.backends import COLLECTION
 from vecferry.embeddings import Float32
@@ -88,10 +88,10 @@ def persistent_client(folder: Path | str, settings: Settings | None = None) -> I
 
 
 @contextmanager
-def http_client(url: str, tenant: str = DEFAULT_TENANT, database: str = DEFAULT_DATABASE) -> Iterator[Client]:
-    """Yield the application's client of the server at that URL."""
+def http_client(url: str, **place: Any) -> Iterator[Client]:
+    """Yield the application's client of the server at that URL. place: its tenant and database."""
     host, _, port = url.removeprefix("chroma+http://").partition(":")
-    with _closable(chromadb.HttpClient(host, int(port), tenant=tenant, database=database)) as client:
+    with _closable(chromadb.HttpClient(host, int(port), **place)) as client:
         try:
             yield client
         finally:

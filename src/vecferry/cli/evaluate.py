@@ -26,7 +26,6 @@ from vecferry.evaluate import (
     EvaluationOptions,
     FolderCorpus,
     QuerySet,
-    StoreCorpus,
     run_evaluation,
 )
 from vecferry.evaluate.corpora import Stage
@@ -36,7 +35,8 @@ from vecferry.evaluate.qrels import read_passages, read_queries
 from vecferry.evaluate.questions import read_log
 from vecferry.evaluate.values import Interval, Passage, Threshold
 from vecferry.migrate.config import GateConfig, MigrationConfig, ModelsConfig, read_config
-from vecferry.migrate.gate import options_of, query_set_of
+from vecferry.migrate.gate import options_of
+from vecferry.migrate.live_evaluation import evaluation_of_store
 from vecferry.settings import read_settings
 
 PAIRS = 1000
@@ -186,7 +186,7 @@ def _digests(inputs: Inputs) -> dict[str, str]:
 
 
 def _of_store(inputs: Inputs, config: MigrationConfig, stage: Stage, provenance: dict[str, Any]) -> Evaluation:
-    """Evaluate both sides of a live collection. Raises MissingOption."""
+    """Evaluate the two models on a live collection. Raises MissingOption."""
     target = Target(config)
     old = inputs.old_model or target.config.models.old
     if old is None:
@@ -195,8 +195,8 @@ def _of_store(inputs: Inputs, config: MigrationConfig, stage: Stage, provenance:
     models = _model(old), _model(inputs.new_model or target.config.models.new)
     store = target.open_store()
     try:
-        queries = query_set_of(store, inputs.queries or target.config.gate.queries, inputs.options)
-        return run_evaluation(StoreCorpus(store, *models), queries, inputs.options, stage, provenance)
+        queries = inputs.queries or target.config.gate.queries
+        return evaluation_of_store(store, models, queries, inputs.options, stage, provenance)
     finally:
         store.close()
 

@@ -14,9 +14,9 @@ from rich.live import Live
 
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
-from vecferry.cli.options import option
+from vecferry.cli.options import command_again, option
 from vecferry.cli.output import Json, counting, errors, output, show, show_table, stages, table_of
-from vecferry.errors import CutoverRefused, FinalizeNotConfirmed, VerificationFailed
+from vecferry.errors import CutoverRefused, NotConfirmed, VerificationFailed
 from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status
 from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig, merged
 from vecferry.stores.values import Patience
@@ -84,6 +84,10 @@ def start(
     rows_per_s: Annotated[float | None, option(LimitsConfig, "rows_per_s")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
     accept_unconfirmed: Annotated[str | None, option(MigrationOptions, "accept_unconfirmed")] = None,
+    accept_dependent: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What stands on the vectors and may be left on the old ones; repeat it."),
+    ] = None,
     engine: Annotated[str | None, option(EngineConfig, "kind", "--engine")] = None,
     workers: Workers = None,
     ray_address: Annotated[str | None, option(EngineConfig, "address", "--ray-address")] = None,
@@ -98,7 +102,12 @@ def start(
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
     target = Target(merged(target.config, values))
     until = (lambda: False) if follow else None
-    with target.migration(old_fingerprint, accept_unconfirmed) as migration, counting("rows", "rows") as progress:
+    said = {
+        "old_fingerprint": old_fingerprint,
+        "accept_unconfirmed": accept_unconfirmed,
+        "accept_dependents": tuple(accept_dependent or ()),
+    }
+    with target.migration(**said) as migration, counting("rows", "rows") as progress:
         status = migration.start(progress, follow=until, engine=target.engine())
     show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
 
@@ -187,7 +196,10 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate."""
+    """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate.
+
+    Also after the switch, before `finalize`: then it leaves a report alone.
+    """
     from vecferry.migrate.gate import make_gate
 
     target = _with_models(target, new_model, old_model)
@@ -296,6 +308,7 @@ def rollback(
 @on_target
 def finalize(
     target: Target,
+    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     wait: Wait = False,
@@ -308,23 +321,26 @@ def finalize(
     with target.migration() as migration:
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
-            _confirm(f"Drop the old vectors of {target.config.store.collection}? This cannot be undone.", yes=yes)
+            migration.require("finalize")
+            _confirm(context, migration.effect_of_finalize(), yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
     show(status.to_dict(), as_json=as_json, title=title, rows=status_rows(status))
 
 
-def _confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless that was answered by --yes. Raises FinalizeNotConfirmed."""
-    if not yes and not (output.is_terminal and typer.confirm(question)):
-        raise FinalizeNotConfirmed
+def _confirm(context: typer.Context, effect: str, *, yes: bool) -> None:
+    """Ask whether the verb shall do that. Raises NotConfirmed, with the command that does it without a question."""
+    verb = context.info_name or ""
+    if not yes and not (output.is_terminal and typer.confirm(f"{verb.capitalize()} {effect}. Go on?")):
+        raise NotConfirmed(verb, effect, command_again(context, "--yes"))
 
 
 @app.command()
 @on_target
 def abort(
     target: Target,
+    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     accept_outdated: Annotated[
@@ -340,7 +356,8 @@ def abort(
     with target.migration() as migration:
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
-            _confirm(f"Drop the new vectors of {target.config.store.collection}?", yes=yes)
+            migration.require("abort")
+            _confirm(context, f"drops the new vectors of {target.config.store.collection}", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}

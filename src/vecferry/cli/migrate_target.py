@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,14 +37,10 @@ class Target:
     config: MigrationConfig
 
     @contextmanager
-    def migration(
-        self, old_fingerprint: str | None = None, accept_unconfirmed: str | None = None
-    ) -> Iterator[Migration]:
-        """Open the store and yield its migration; close it at the end."""
+    def migration(self, **said: Any) -> Iterator[Migration]:
+        """Open the store and yield its migration; close it at the end. said: options over those of the file."""
         with closing(self.open_store()) as store:
-            options = replace(
-                self.config.options, old_fingerprint=old_fingerprint, accept_unconfirmed=accept_unconfirmed
-            )
+            options = replace(self.config.options, **said)
             yield Migration(store, new=self.new, old=self.old, options=options)
 
     def open_store(self) -> Store:

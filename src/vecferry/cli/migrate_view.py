@@ -104,6 +104,8 @@ def check_rows(report: VerifyReport) -> Rows:
 def verdict_rows(report: VerifyReport) -> Rows:
     """Return what the gate said, and what to type next."""
     next_step = "vecferry migrate start, then verify" if report.state is State.CATCHING_UP else _next(report.state)
+    if report.state is State.SERVING_NEW and not report.passed:
+        next_step = "vecferry migrate rollback; or start, then verify"
     return [*_gate(report.to_dict()), ("state", report.state), ("next", next_step)]
 
 
@@ -114,7 +116,7 @@ def cutover_rows(report: CutoverReport) -> Rows:
         *_serving(report.serving),
         ("rows without a vector", f"{report.dead_letters:,}, as accepted"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
-        ("next", "vecferry migrate finalize when you are sure; vecferry migrate rollback until then"),
+        ("next", "vecferry migrate verify, then finalize when you are sure; vecferry migrate rollback until then"),
     ]
 
 

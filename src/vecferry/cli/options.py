@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from vecferry.embeddings import Outputs
+from vecferry.migrate.config import LOCAL_SCHEMES
 from vecferry.options import bounds_of, default_of, help_of, number_type
 
 Command = Callable[..., None]
@@ -68,3 +70,30 @@ def taking(make: Callable[..., Any], parameters: Sequence[inspect.Parameter]) ->
         return with_options
 
     return decorate
+
+
+def command_again(context: typer.Context, *more: str) -> str:
+    """Return the command that is being run as it was typed, with more options after it.
+
+    The URL of a server may hold a password, so `URL` stands in its place.
+    """
+    options = ((each, context.params[each.name]) for each in context.command.params if _is_typed(context, each.name))
+    words = (word for option, value in options for word in (option.opts[0], *_value_again(option.name, value)))
+    return shlex.join(["vecferry", *_names(context), *words, *more])
+
+
+def _names(context: Any) -> tuple[str, ...]:
+    """Return the names of a command and of those above it, but for the program's."""
+    return () if context.parent is None else (*_names(context.parent), context.info_name)
+
+
+def _is_typed(context: typer.Context, name: str | None) -> bool:
+    source = context.get_parameter_source(name) if name in context.params else None
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _value_again(name: str | None, value: object) -> tuple[str, ...]:
+    if value is True:
+        return ()
+    hides = name == "store" and str(value).partition(":")[0] not in LOCAL_SCHEMES
+    return ("URL" if hides else str(value),)

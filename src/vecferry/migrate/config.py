@@ -9,13 +9,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
 
 from vecferry.encode.adapted import Adaptation
-from vecferry.errors import SettingsError, UnreadableFile, reason_of
+from vecferry.errors import SettingsError, UnknownSetting, UnreadableFile, reason_of
 from vecferry.evaluate.evaluation import GateOptions, MaxQueries
 from vecferry.evaluate.values import CutOffs
 from vecferry.migrate.engines import RaySettings
@@ -24,6 +25,8 @@ from vecferry.options import Checked, Count, FolderPath, Help, Name, expected_of
 from vecferry.stores.values import MaxPause, Patience
 
 LOCAL_SCHEMES = ("chroma", "lancedb", "milvus", "qdrant")
+UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+"""What pydantic calls a name that is not a field."""
 HIDDEN = "…"
 """Instead of a value that may hold a password."""
 
@@ -52,7 +55,7 @@ class StoreConfig(Checked):
     text: Annotated[
         Name,
         Field(description="the name of the column or field with the texts"),
-        Help("column or field with the texts"),
+        Help("column or field with the texts, or a template over several such as {title}\\n{body}"),
     ] = "text"
     vector: Annotated[
         str,
@@ -197,7 +200,12 @@ def _validated(values: Mapping[str, object], folder: Path | None) -> MigrationCo
     try:
         return MigrationConfig.model_validate(sections, context={"folder": folder})
     except ValidationError as exc:
-        raise _translated(exc.errors()[0]) from exc
+        raise _translated(min(exc.errors(), key=_rank)) from exc
+
+
+def _rank(problem: Any) -> int:
+    """Return 0 for an unknown name, which often is why another one is missing, and 1 for any other problem."""
+    return 0 if problem["type"] in UNKNOWN else 1
 
 
 def _translated(problem: Any) -> SettingsError:
@@ -205,12 +213,27 @@ def _translated(problem: Any) -> SettingsError:
     section, *inside = (part for part in problem["loc"] if isinstance(part, str) and part[:1] != "[")
     place = f"[{section}] {inside[0]}" if inside else f"[{section}]"
     options = SECTIONS.get(section)
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if problem["type"] in UNKNOWN:
         names = MigrationConfig.model_fields if options is None or not inside else names_of(options)
-        return SettingsError(place, HIDDEN, f"one of {', '.join(names)}")
+        return UnknownSetting(place, HIDDEN, f"one of {', '.join(names)}", _meant(section, *inside[:1]))
     value = problem["input"] if inside and inside[0] != "url" else HIDDEN
     if problem["type"].startswith("missing"):
         value = ""
     if options is None or not inside:
         return SettingsError(place, value, MigrationConfig.model_fields[section].description or problem["msg"])
     return SettingsError(place, value, expected_of(options, inside[0]))
+
+
+def _meant(section: str, key: str = "") -> str:
+    """Return the known place that an unknown one is spelt most like, `[store] collection`; empty if none is close.
+
+    A key is looked for in its own section first, then in the others; a name outside of sections is taken for both.
+    """
+    own = names_of(SECTIONS[section]) if key and section in SECTIONS else ()
+    if near := get_close_matches(key, own, 1):
+        return f"[{section}] {near[0]}"
+    if not key and (near := get_close_matches(section, MigrationConfig.model_fields, 1)):
+        return f"[{near[0]}]"
+    places = {name: f"[{each}] {name}" for each, options in SECTIONS.items() for name in names_of(options)}
+    near = get_close_matches(key or section, places, 1)
+    return places[near[0]] if near else ""

@@ -12,28 +12,22 @@ from vecferry.evaluate import (
     EvaluatedModel,
     Evaluation,
     EvaluationOptions,
-    Passage,
     QuerySet,
     StoreCorpus,
-    read_log,
-    read_queries,
     run_evaluation,
 )
-from vecferry.evaluate.corpora import id_of
 from vecferry.evaluate.evaluation import GateOptions
 from vecferry.evaluate.metrics import require_metrics
-from vecferry.evaluate.pairs import sentence_pairs
 from vecferry.evaluate.values import ALL, GateResult, SliceScore
 from vecferry.migrate.config import MigrationConfig
+from vecferry.migrate.live_evaluation import query_set_of
 from vecferry.migrate.values import Check, GateVerdict, MappedThreshold
 from vecferry.migrate.verification import Gate
 from vecferry.stores.protocol import Store
 
-WEAK = "This is weaker evidence: questions made of the rows' own sentences, since nobody has judged any. "
+WEAK = "This is weaker evidence: questions made of the rows' own sentences and titles, since nobody has judged any. "
 NO_OLD_MODEL = "There is no old model to compare with: name it under [models] old, or override the gate with a reason."
 NOT_JUDGED = "There is nothing to ask: no row has a text long enough to ask for a part of it."
-SPARE = 3
-"""So many rows are looked at for each question, since some are too short to give one."""
 
 
 def make_gate(
@@ -81,20 +75,6 @@ class QualityGate:
             return GateVerdict(passed=False, message=NOT_JUDGED, evidence=queries.evidence)
         self.evaluation = run_evaluation(StoreCorpus(store, self.old, self.new), queries, self.options, self.stage)
         return verdict_of(self.evaluation)
-
-
-def query_set_of(store: Store, queries: Path | None, options: EvaluationOptions) -> QuerySet:
-    """Return judged queries of a BEIR folder, whose document ids are the rows' keys; or pairs, and a query log.
-
-    Raises SettingsError, MissingExtra.
-    """
-    if queries is not None and queries.is_dir():
-        return QuerySet(read_queries(queries))
-    log = read_log(queries) if queries is not None else ()
-    number = options.max_queries or 500
-    rows = store.sample(SPARE * number)
-    passages = [Passage(id_of(row.key), row.text or "") for row in rows]
-    return QuerySet(pairs=sentence_pairs(passages, number, options.seed), log=log)
 
 
 def verdict_of(evaluation: Evaluation) -> GateVerdict:

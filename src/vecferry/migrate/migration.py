@@ -10,18 +10,18 @@ from vecferry.embeddings import Outputs
 from vecferry.encode.encoder import Progress, TextEncoder
 from vecferry.errors import (
     CutoverRefused,
-    FinalizeNotConfirmed,
     Interrupted,
     Locked,
     MigrationNotFound,
     MissingModel,
+    NotConfirmed,
     StoreSchemaError,
 )
 from vecferry.migrate.applier import Applier, SideModels, refuse_conflicts
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.following import SwitchFollower
-from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, unpause
+from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, require_possible, unpause, without_pause
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.provenance import provenance_of
@@ -49,7 +49,7 @@ from vecferry.migrate.values import (
     Status,
     VerifyReport,
 )
-from vecferry.migrate.verification import Gate, Verification, override_gate
+from vecferry.migrate.verification import Gate, Verification, override_gate, refuse_not_verified
 from vecferry.stores.ledger import Control, MigrationRecord, Paused, Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
@@ -219,6 +219,10 @@ class Migration:
         last = ended_record(self.store)
         return None if last is None else State(last.state)
 
+    def require(self, verb: str) -> None:
+        """Raise IllegalTransition if `verb` is not possible now, and MigrationNotFound before `start`."""
+        require_possible(verb, self._find())
+
     def serving(self) -> Serving:
         """Return which vectors answer now. Raises MigrationNotFound before `start`."""
         serving = self._ledger.serving(self.store.target)
@@ -271,7 +275,8 @@ class Migration:
         Leaves the report in the ledger, and the state `ready` if all checks and the gate passed. Without
         a pass of the gate it is `verified`, unless `override` says why it is to be `ready` all the same; a
         check that failed is never overridden. A failure raises nothing, but takes an earlier pass or
-        override back. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
+        override back. While the new vectors serve the state stays, and after a `rollback` a `cutover` waits
+        for a pass. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
         """
         overriding = None if override is None else Override.for_reason(override)
         new = self._new_for("verify")
@@ -321,6 +326,7 @@ class Migration:
         with self._operator_lock("cutover", patience) as record:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", "vecferry migrate postpone --undo")
+            refuse_not_verified(record)
             with self._switch(record, SideModels(new=self.new), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 
@@ -334,13 +340,14 @@ class Migration:
         """
         patience = patience or self.options.patience.surer()
         with (
-            self._operator_lock("rollback", patience) as record,
+            self._operator_lock("rollback", patience) as paused,
+            without_pause(self.store, paused) as record,
             self._switch(record, SideModels(old=self.old), patience) as switch,
         ):
             return switch.rollback(accept_outdated=accept_outdated)
 
     def finalize(self, *, confirmed: bool, accept_dead_letters: int = 0, patience: Patience | None = None) -> Status:
-        """Drop the old vectors. Cannot be undone: raises FinalizeNotConfirmed unless `confirmed`.
+        """Drop the old vectors. Cannot be undone: raises NotConfirmed unless `confirmed`.
 
         Leaves the collection with the new vectors alone, under its old name, and the ledger. Another migration may
         begin. Every row is compared first: CutoverRefused if one has no new vector of its text. Where a row without a
@@ -350,12 +357,23 @@ class Migration:
         patience = patience or self.options.patience
         if State(self._find().state) is State.FINALIZED:
             return self.status()
-        with self._operator_lock("finalize", patience) as record:
+        with self._operator_lock("finalize", patience) as paused:
             if not confirmed:
-                raise FinalizeNotConfirmed
-            with self._switch(record, SideModels(new=self.new), patience) as switch:
+                raise NotConfirmed("finalize", self.effect_of_finalize(), "finalize(confirmed=True)")
+            with (
+                without_pause(self.store, paused) as record,
+                self._switch(record, SideModels(new=self.new), patience) as switch,
+            ):
                 switch.finalize(accept_dead_letters)
         return self.status()
+
+    def effect_of_finalize(self) -> str:
+        """Return what `finalize` does, as the rest of a sentence; and that nothing was verified since the switch."""
+        effect = f"drops the old vectors of {self.store.target} and cannot be undone"
+        verification, serving = self._find().verification or {}, self._ledger.serving(self.store.target)
+        if verification.get("passed") and serving is not None and verification.get("epoch") == serving.epoch:
+            return effect
+        return f"{effect}, and no verify has passed since the switch (vecferry migrate verify)"
 
     def abort(
         self, accept_dead_letters: int = 0, *, accept_outdated: bool = False, patience: Patience | None = None
@@ -372,7 +390,11 @@ class Migration:
         if last is not None and State(last.state) is State.ABORTED:
             sweep_staging(last, self.options)
             return last
-        with self._operator_lock("abort", patience) as record, self.store.runner(self.options.lease_s):
+        with (
+            self._operator_lock("abort", patience) as paused,
+            self.store.runner(self.options.lease_s),
+            without_pause(self.store, paused) as record,
+        ):
             applier = self._applier(Throttle(self._ledger, record), SideModels(old=self.old))
             follower = SwitchFollower(self.store, applier)
             switch = Switch(self.store, record, self.options.thresholds, patience, follower)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from vecferry.encode.encoder import TextEncoder
-from vecferry.errors import MigrationConflict, MigrationNotFound, SpaceMismatch, VectorsUnconfirmed
+from vecferry.errors import (
+    DependentsInTheWay,
+    MigrationConflict,
+    MigrationNotFound,
+    SpaceMismatch,
+    VectorsUnconfirmed,
+)
 from vecferry.migrate.applier import SideModels, refuse_conflicts
 from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.staging import remove_staged
 from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
-from vecferry.stores.ledger import Control, MigrationRecord, MigrationSpec, Serving
+from vecferry.stores.ledger import FIRST_EPOCH, Control, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Side
+from vecferry.stores.values import Side, TableInfo
 
 
 def find_record(store: Store) -> MigrationRecord:
@@ -71,9 +79,10 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
     table, serving = store.describe(), ledger.serving(target)
     recorded = serving.fingerprint if serving else table.fingerprint
     old_fingerprint = known_old_fingerprint(store, options, recorded, old)
+    _refuse_dependents(table, options.accept_dependents)
     provenance = _confirmed_provenance(store, old, options.accept_unconfirmed)
     new_locator = store.serving_locator(Side.NEW)
-    serving = serving or Serving(1, 1, store.serving_locator(Side.OLD), old_fingerprint)
+    serving = serving or Serving(FIRST_EPOCH, 1, store.serving_locator(Side.OLD), old_fingerprint)
     thresholds = options.thresholds or serving.thresholds
     serving = replace(serving, fingerprint=old_fingerprint, thresholds=dict(thresholds))
     spec = MigrationSpec(
@@ -92,10 +101,17 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
     )
     with store.transaction():
         ledger.serve(target, serving)
-        record = ledger.create(spec, State.PLANNED)
+        record = ledger.create(spec, State.PLANNED, provenance)
         ledger.set_control(record, Control(options.rows_per_s))
-        ledger.add_event(record, "vectors examined", provenance)
     return record
+
+
+def _refuse_dependents(table: TableInfo, accepted: Collection[str]) -> None:
+    """Raise DependentsInTheWay if something would be left on the wrong vectors, and nobody has said that it may."""
+    refused = [dependent for dependent in table.dependents if dependent.name not in accepted]
+    if refused:
+        names = " --accept-dependent ".join(shlex.quote(dependent.name) for dependent in refused)
+        raise DependentsInTheWay("; ".join(map(str, refused)), names)
 
 
 def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfirmed: str | None) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfir
     provenance = provenance_of(store, old)
     if not provenance.is_confirmed and accept_unconfirmed is None:
         raise VectorsUnconfirmed(store.target, provenance.message, provenance.remedy)
-    detail = {"verdict": provenance.verdict, "finding": provenance.message}
+    detail = {"vectors": provenance.verdict, "finding": provenance.message}
     return detail if accept_unconfirmed is None else detail | {"accepted": accept_unconfirmed}
 
 

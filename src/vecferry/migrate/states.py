@@ -97,7 +97,7 @@ VERBS: Mapping[str, frozenset[State]] = MappingProxyType(
         "plan": frozenset(State),
         "status": frozenset(State),
         "start": frozenset(State),
-        "verify": CAUGHT_UP - {_S.SERVING_NEW},
+        "verify": CAUGHT_UP,
         "override": frozenset({_S.VERIFIED}),
         "retry": CAUGHT_UP,
         "cutover": frozenset({_S.READY, _S.SERVING_OLD}),

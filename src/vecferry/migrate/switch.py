@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from vecferry.errors import CutoverRefused, Locked, StoreError, VecferryError
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import CutoverReport, RollbackReport
-from vecferry.stores.ledger import DeadLetter, MigrationRecord, Serving, was_switched
+from vecferry.stores.ledger import FIRST_EPOCH, DeadLetter, MigrationRecord, Serving, was_switched
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Held, NewVector, Patience, Row, Side, shown
 
@@ -162,6 +162,14 @@ class Switch:
         if side is Side.OLD:
             self._follow_rename()
         self._move(ended)
+        if ended is State.ABORTED and not was_switched(self._ledger, self.record):
+            self._forget_space()
+
+    def _forget_space(self) -> None:
+        """Leave nobody bound to what was said of the old vectors, which nothing has been made by yet."""
+        serving = self._ledger.serving(self.store.target)
+        if serving is not None and serving.epoch == FIRST_EPOCH:
+            self._ledger.serve(self.store.target, replace(serving, fingerprint=None, thresholds={}))
 
     def _follow_rename(self) -> None:
         """Record where the new vectors are now: a store without aliases has renamed their collection."""
@@ -256,7 +264,9 @@ class Switch:
         if count != accepted:
             dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
             reason = f"{count} rows have no {side} vector (dead letters), {accepted} were accepted"
-            remedy = f"Repair their texts, or retry them, or accept exactly {count}."
+            remedy = f"Repair their texts, or retry them, or accept them: --accept-dead-letters {count}"
+            if not count:
+                remedy = "Leave --accept-dead-letters out."
             raise CutoverRefused(reason, remedy, shown([dead_letter.key for dead_letter in dead_letters]))
 
     def _move(self, state: State, **detail: object) -> None:

@@ -81,7 +81,8 @@ class MigrationOptions(RunLimits):
     are writing, when nothing else is left to be done; then they are left for the next look. min_recall: of the
     new index, against exact search. thresholds: the application's cut-offs in the old space, cosines by
     name; they stand in the serving epoch that `start` records. accept_unconfirmed: why a migration may begin though a
-    sample does not show what the vectors were made from; it is kept in the ledger.
+    sample does not show what the vectors were made from; it is kept in the ledger. accept_dependents: names of what
+    stands on the vectors and may be left on the old ones.
     Raises SettingsError for a value out of bounds.
     """
 
@@ -89,6 +90,7 @@ class MigrationOptions(RunLimits):
     accept_unconfirmed: Annotated[
         Name | None, Help("why a migration may begin though it is not known what the vectors were made from")
     ] = None
+    accept_dependents: tuple[str, ...] = ()
     outputs: Heads = DENSE
     patience: Patience = field(default_factory=Patience)
     reconnect_s: float = 60.0
@@ -258,7 +260,8 @@ def _user() -> str:
 
 @dataclass(frozen=True)
 class VerifyReport(Value):
-    """passed: whether the state is `ready`: every check passed, and the gate too, or it was overridden.
+    """passed: whether every check passed, and the gate too, or it was overridden; then the state is `ready`, or still
+    `serving_new`. epoch: the serving epoch in which it was made.
 
     dead_letters: rows without a vector, which `cutover` must be told of. gate: None if none was asked;
     it is asked when all checks have passed. override: None if none was needed.
@@ -273,6 +276,7 @@ class VerifyReport(Value):
     recall: float | None
     checks: tuple[Check, ...]
     state: State
+    epoch: int | None = None
     gate: GateVerdict | None = None
     override: Override | None = None
 

@@ -57,9 +57,12 @@ class Verification:
     def conclude(
         self, compared: Examination, sample: int, gate: Gate | None, override: Override | None
     ) -> VerifyReport:
-        """Leave the report in the ledger, and the state that follows. The gate is asked if all checks passed."""
+        """Leave the report in the ledger, and the state that follows. The gate is asked if all checks passed.
+
+        While the new vectors serve, the report alone is left: to go back is for `rollback`.
+        """
         report = self._checked(compared, sample)
-        if report.state is State.VERIFIED:
+        if all(check.passed for check in report.checks):
             report = self._judged(report, gate, override)
         self._keep(report)
         return report
@@ -84,14 +87,20 @@ class Verification:
             lowest_cosine=min(cosines.values(), default=None),
             recall=recall,
             checks=checks,
-            state=State.VERIFIED if all(check.passed for check in checks) else State.CATCHING_UP,
+            state=self._state(State.VERIFIED if all(check.passed for check in checks) else State.CATCHING_UP),
+            epoch=serving.epoch if (serving := self.store.ledger.serving(self.store.target)) else None,
         )
+
+    def _state(self, state: State) -> State:
+        """Return the state that a result leads to; none leads out of the one in which the new vectors serve."""
+        return State.SERVING_NEW if State(self.record.state) is State.SERVING_NEW else state
 
     def _judged(self, report: VerifyReport, gate: Gate | None, override: Override | None) -> VerifyReport:
         verdict = None if gate is None else gate(self.store)
         passed = verdict is not None and verdict.passed
         report = replace(report, gate=verdict, override=None if passed else override)
-        return replace(report, passed=True, state=State.READY) if passed or override is not None else report
+        is_passed = passed or override is not None
+        return replace(report, passed=True, state=self._state(State.READY)) if is_passed else report
 
     def _keep(self, report: VerifyReport) -> None:
         ledger = self.store.ledger
@@ -102,11 +111,24 @@ class Verification:
         with self.store.transaction():
             record = find_record(self.store)
             ledger.keep_verification(record, report.to_dict())
-            for state in (State.VERIFIED, report.state) if report.state is State.READY else (report.state,):
-                if state != record.state and can_move(State(record.state), state):
-                    record = ledger.move(record, state, detail)
+            if report.state is State.SERVING_NEW:
+                ledger.add_event(record, "verified" if report.passed else "not verified", detail)
+            else:
+                record = self._moved(record, report.state, detail)
             if report.override is not None:
                 _note_override(self.store, record, report.override)
+
+    def _moved(self, record: MigrationRecord, end: State, detail: Mapping[str, Any]) -> MigrationRecord:
+        for state in (State.VERIFIED, end) if end is State.READY else (end,):
+            if state != record.state and can_move(State(record.state), state):
+                record = self.store.ledger.move(record, state, detail)
+        return record
+
+
+def refuse_not_verified(record: MigrationRecord) -> None:
+    """Raise CutoverRefused if the last verification did not pass: one in `serving_new`, before a rollback."""
+    if not (record.verification or {}).get("passed"):
+        raise CutoverRefused("the last verification did not pass", "vecferry migrate verify")
 
 
 def override_gate(store: Store, record: MigrationRecord, override: Override) -> None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from vecferry.stores.values import Key, KeyRange
 
 
+FIRST_EPOCH = 1
+"""Of a collection that was never switched."""
+
+
 @dataclass(frozen=True)
 class MigrationSpec:
     """What a migration was begun with; going on with anything else is a conflict.

@@ -162,7 +162,7 @@ class Ledger(ABC):
         )
         return _record(*rows[0]) if rows else None
 
-    def create(self, spec: MigrationSpec, state: str) -> MigrationRecord:
+    def create(self, spec: MigrationSpec, state: str, detail: Mapping[str, Any] | None = None) -> MigrationRecord:
         with self._db.transaction():
             self._db.execute(
                 "INSERT INTO vecferry.migrations (target, spec, state, begun_at)"
@@ -171,7 +171,7 @@ class Ledger(ABC):
             )
             record = self.last(spec.target)
             assert record is not None
-            self.add_event(record, state, {})
+            self.add_event(record, state, detail or {})
         return record
 
     def move(

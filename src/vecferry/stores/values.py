@@ -140,14 +140,27 @@ class IndexInfo(Value):
 
 
 @dataclass(frozen=True)
+class Dependent(Value):
+    """What stands on the vectors and cannot change places with them. fate: what would become of it."""
+
+    kind: str
+    name: str
+    definition: str
+    fate: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} {self.fate}"
+
+
+@dataclass(frozen=True)
 class TableInfo(Value):
     """The collection before a migration. fingerprint: the space of the serving vectors, where it is recorded.
 
     row_bytes: what a rewrite of every row costs; index_bytes: all indexes, those of vectors included.
     views and triggers: what an operator should look at; views stay bound to the old vectors, and
     the triggers fire for each row that is written. creates: what `start` will make, by name. undo:
-    how that is taken away again. notices: what else an operator should know. Bytes are 0 where the store does not say
-    them.
+    how that is taken away again. dependents: what stops `start`, unless it is accepted by name. notices: what else an
+    operator should know. Bytes are 0 where the store does not say them.
     """
 
     rows: int
@@ -164,6 +177,7 @@ class TableInfo(Value):
     views: tuple[str, ...] = ()
     triggers: tuple[str, ...] = ()
     creates: tuple[str, ...] = ()
+    dependents: tuple[Dependent, ...] = ()
     notices: tuple[str, ...] = ()
 
 

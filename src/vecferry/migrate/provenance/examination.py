@@ -13,12 +13,13 @@ from vecferry.embeddings import Float32
 from vecferry.encode.adapted import NOT_ADAPTED, Adaptation, AdaptedEncoder, adapted
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import LazyEncoder
+from vecferry.migrate.embed import embed
 from vecferry.migrate.provenance import text
 from vecferry.migrate.provenance.candidates import Candidate, causes_on_top, other_texts
 from vecferry.migrate.provenance.values import Making, Provenance, Verdict
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource
-from vecferry.stores.values import StoredRow
+from vecferry.stores.values import Row, StoredRow
 
 MATCH = 0.99
 """A cosine from here on is the same text and model; an int8 form of the model stays above it."""
@@ -64,11 +65,12 @@ def examine(
     source and adaptation: as the file says. Rows without a text are left out. Raises what `encode` raises.
     """
     usable = [row for row in rows if source.render(row.fields) and row.vector.any() and np.isfinite(row.vector).all()]
-    if not usable:
-        message = f"No row of the sample has both a vector and a text in {source.name!r}."
-        return Provenance(Verdict.NO_TEXTS, message, dimensions=_dimensions(rows))
     encoder = model.get().encoder if isinstance(model, LazyEncoder) else model
-    return _Examination(encoder, usable).provenance(Candidate(source, adaptation))
+    examination = _Examination(encoder, usable, Candidate(source, adaptation))
+    if examination.is_empty:
+        message = f"No row of the sample has both a vector and a text in {source.name!r} that can be encoded."
+        return Provenance(Verdict.NO_TEXTS, message, dimensions=_dimensions(rows))
+    return examination.provenance()
 
 
 def _dimensions(rows: Sequence[StoredRow]) -> dict[int, int]:
@@ -76,15 +78,21 @@ def _dimensions(rows: Sequence[StoredRow]) -> dict[int, int]:
 
 
 class _Examination:
-    """One sample and one model; each text is encoded once."""
+    """One sample and one model. as_told: how the vectors were made, by the file; rows that it cannot encode go."""
 
-    def __init__(self, encoder: TextEncoder, rows: Sequence[StoredRow]) -> None:
-        self._encoder = encoder
-        self._rows = rows
+    def __init__(self, encoder: TextEncoder, rows: Sequence[StoredRow], as_told: Candidate) -> None:
+        self._encoder, self._as_told = encoder, as_told
+        cosines = self._cosines_or_nan(as_told, rows)
+        self._rows = [row for row, cosine in zip(rows, cosines, strict=True) if np.isfinite(cosine)]
+        self._cosines_as_told = cosines[np.isfinite(cosines)]
 
-    def provenance(self, as_told: Candidate) -> Provenance:
+    @property
+    def is_empty(self) -> bool:
+        return not self._rows
+
+    def provenance(self) -> Provenance:
+        as_told, cosines = self._as_told, self._cosines_as_told
         lengths = [float(np.linalg.norm(row.vector)) for row in self._rows]
-        cosines = self._cosines(as_told, self._rows)
         measured = Provenance(
             Verdict.CONFIRMED,
             "",
@@ -113,14 +121,17 @@ class _Examination:
         return replace(measured, verdict=Verdict.UNEXPLAINED, message=message)
 
     def _cosines(self, candidate: Candidate, rows: Sequence[StoredRow]) -> Float32:
-        """Of stored and made vectors, float32 [N]; 0 where their lengths differ or a row has no such text."""
-        texts = [candidate.source.render(row.fields) or "" for row in rows]
-        encoder = adapted(self._encoder, candidate.adaptation)
-        made = encoder.encode(texts).dense
-        cosines = np.zeros(len(rows), np.float32)
-        for i, row in enumerate(rows):
-            if texts[i] and len(row.vector) == made.shape[1]:
-                cosines[i] = row.vector @ made[i] / (np.linalg.norm(row.vector) * np.linalg.norm(made[i]))
+        """Return the cosines of stored and made vectors, float32 [N]; 0 where a row has no such text."""
+        return np.nan_to_num(self._cosines_or_nan(candidate, rows))
+
+    def _cosines_or_nan(self, candidate: Candidate, rows: Sequence[StoredRow]) -> Float32:
+        """Return these, not a number where there is no text or it cannot be encoded; 0 where the lengths differ."""
+        texts = [Row((str(i),), candidate.source.render(row.fields) or None) for i, row in enumerate(rows)]
+        made = embed(adapted(self._encoder, candidate.adaptation), texts).vectors
+        cosines = np.full(len(rows), np.nan, np.float32)
+        for i, (row, new) in enumerate(zip(rows, made, strict=True)):
+            if new.vectors is not None:
+                cosines[i] = _cosine(row.vector, new.vectors.dense)
         return cosines
 
     def _explained(self, as_told: Candidate, cosines: Float32) -> tuple[Candidate, Float32]:
@@ -155,6 +166,11 @@ class _Examination:
             tried.append((float(its_cosines.mean()), candidate))
         finalists = [candidate for _, candidate in sorted(tried, key=lambda pair: -pair[0])[:FINALISTS]]
         return max(finalists, key=lambda candidate: float(self._cosines(candidate, rows).mean()), default=base)
+
+
+def _cosine(a: Float32, b: Float32) -> float:
+    """Return the cosine of two vectors; 0 where one is longer."""
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) if len(a) == len(b) else 0.0
 
 
 def _spread(numbers: NDArray[np.intp], count: int) -> list[int]:

@@ -97,21 +97,31 @@ class MirrorComparison:
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         sides = self._sides.now()
+        is_serving = sides.serving == sides.new  # then its texts are the rows, and none is without one
         findings = Findings(dimension, max_keys, self._sides)
         rows = 0
-        for points in self._sides.pages(sides.serving):
+        for points in self._sides.pages(sides.serving, vectors=is_serving):
             rows += len(points)
-            new = {p.id: p for p in self._backend.get(sides.other, [p.id for p in points], vectors=True)}
+            new = {p.id: p for p in (points if is_serving else self._of_other(sides, points))}
             dead_letters = self._sides.dead_letter_digests(Side.NEW, [(point.id,) for point in points])
             for point in sorted(points, key=lambda point: point.id):
                 findings.look(point, new.get(point.id), dead_letters.get((point.id,)))
-        orphans = self.orphans(10 * max_keys)
+        orphans = [] if is_serving else self.orphans(10 * max_keys)
         return Examination(
             rows,
             orphaned=Finding(len(orphans), tuple(orphans[:max_keys])),
-            missing_indexes=self._backend.missing_indexes(sides.other, sides.serving),
+            missing_indexes=self._missing_indexes(sides),
             **findings.by_defect(),
         )
+
+    def _of_other(self, sides: Sides, points: Sequence[Point]) -> list[Point]:
+        """Return the same points as they are on the side that follows."""
+        return self._backend.get(sides.other, [point.id for point in points], vectors=True)
+
+    def _missing_indexes(self, sides: Sides) -> tuple[str, ...]:
+        if self._sides.is_half_finalized(sides):
+            return ()
+        return self._backend.missing_indexes(sides.name(Side.NEW), sides.name(Side.OLD))
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
         sides = self._sides.now()

@@ -133,6 +133,14 @@ class Catalogue:
         }
         return [index for index in self.wanted_indexes() if not counterparts.get(index.new_name, False)]
 
+    def lost_twins(self) -> list[str]:
+        """Return the indexes on the old vectors whose twin is gone, or half-built, while the new vectors serve."""
+        if self.columns().serving is Side.OLD:
+            return []
+        twins = {suffixed(index.name, OLD) for index in self.vector_indexes(self._table.vector) if index.valid}
+        old = self.index_names(suffixed(self._table.vector, OLD))
+        return sorted(name for name in old - twins if name.endswith(OLD))  # any other never had one
+
     def index_names(self, column: str) -> set[str]:
         return {index.name for index in self.vector_indexes(column)}
 

@@ -109,8 +109,9 @@ class PgComparison:
                 for name, count in zip(defects, counts, strict=True)
                 if count
             }
-            missing = tuple(index.new_name for index in self._catalogue.missing_indexes())
-            return Examination(rows, missing_indexes=missing, **findings)
+            missing = [index.new_name for index in self._catalogue.missing_indexes()]
+            lost = [f"one like {name}" for name in self._catalogue.lost_twins()]
+            return Examination(rows, missing_indexes=(*missing, *lost), **findings)
 
     def _defects(self, dimension: int) -> dict[str, sql.Composed]:
         """Return the condition of each defect, by its name in `Examination`."""

@@ -30,6 +30,23 @@ KEY_SETTINGS = {
 """A key is written as text in one session and compared in another, so all of ours have these."""
 
 
+SETTINGS = KEY_SETTINGS | {
+    "client_encoding": "UTF8",
+    "row_security": "off",  # a policy must not hide rows from a migration of all rows
+    "default_transaction_isolation": "read committed",  # guarded writes look at a row's latest version
+    "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+    "statement_timeout": "0",  # the role's would end an index build; waiting for locks has limits of its own
+    "lock_timeout": "0",
+}
+"""What a session of ours begins with. It is part of the connection's first message: a pool that would keep it for the
+next user of the session refuses it, or drops it, which is seen.
+"""
+BEHIND_A_POOL = (
+    "a pool of connections answers, such as PgBouncer, and its sessions are not ours to set up; give the URL of the"
+    " server itself"
+)
+
+
 class LockTimedOut(StoreFailed):
     """A lock was not had in time; caught in this package."""
 
@@ -51,6 +68,7 @@ class Database:
         self._url = database_url
         self._password = str(params.get("password") or "")
         self._connect_timeout = params.get("connect_timeout", CONNECT_TIMEOUT_S)
+        self._options = " ".join([str(params.get("options") or ""), *map(_startup_option, SETTINGS.items())]).strip()
         self._open()
         self._wants_primary = not self._is_standby
 
@@ -60,27 +78,26 @@ class Database:
                 self._url,
                 autocommit=True,
                 connect_timeout=self._connect_timeout,
+                options=self._options,
                 fallback_application_name=f"vecferry (pid {os.getpid()} on {socket.gethostname()})",
             )
             try:
                 self._set_up()
-            except psycopg.Error:
+            except (psycopg.Error, StoreUnreachable):
                 self._connection.close()
                 raise
 
     def _set_up(self) -> None:
+        """Complete what the session began with. Raises StoreUnreachable behind a pool, whose sessions are not ours."""
         self._connection.adapters.register_dumper(Binary, BinaryDumper)
-        settings = KEY_SETTINGS | {
-            "client_encoding": "UTF8",
-            "row_security": "off",  # a policy must not hide rows from a migration of all rows
-            "default_transaction_isolation": "read committed",  # guarded writes look at a row's latest version
-            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
-        }
+        (row_security,) = self._connection.execute("SHOW row_security").fetchone() or ("on",)
+        if row_security != "off":
+            raise StoreUnreachable("pgvector", BEHIND_A_POOL)
         if self.server_version >= 140000:
             # so that the server ends a long statement, and frees our locks, soon after we were killed
-            settings["client_connection_check_interval"] = "1s"
-        assigned = [sql.SQL("SET {} = {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in settings.items()]
-        self._connection.execute(sql.SQL("; ").join(assigned))
+            self._connection.execute("SET client_connection_check_interval = '1s'")
+        if self.server_version >= 170000:
+            self._connection.execute("SET transaction_timeout = 0")
 
     def another(self) -> Database:
         """Open an equal connection. Raises StoreUnreachable."""
@@ -110,9 +127,15 @@ class Database:
             raise LockTimedOut("pgvector", self._reason(exc)) from exc
         except psycopg.errors.CheckViolation as exc:
             raise ConstraintViolated("pgvector", self._reason(exc)) from exc
+        except psycopg.errors.DependentObjectsStillExist as exc:
+            detail = " ".join((exc.diag.message_detail or "").split())
+            expected = "Drop what depends on it, or make it anew on the vectors that serve."
+            raise StoreSchemaError(f"{self._reason(exc)} ({detail})", expected) from exc
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
             raise StoreSchemaError(self._reason(exc), "The table was changed meanwhile; put it back.") from exc
         except psycopg.Error as exc:
+            if "unsupported startup parameter" in str(exc):
+                raise StoreUnreachable("pgvector", BEHIND_A_POOL) from exc
             if self._is_lost(exc):
                 raise StoreUnreachable("pgvector", self._reason(exc)) from exc
             raise StoreFailed("pgvector", self._reason(exc)) from exc
@@ -189,6 +212,12 @@ class Database:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _startup_option(setting: tuple[str, str]) -> str:
+    """Write a setting as the first message has it."""
+    name, value = setting
+    return f"-c {name}=" + value.replace(" ", "\\ ")
 
 
 def as_query(query: Fragment | str) -> sql.SQL | sql.Composed:

@@ -11,6 +11,7 @@ from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
+from vecferry.stores.pgvector.dependents import dependents
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, in_order
@@ -57,6 +58,7 @@ class PgReader:
                 views=self._catalogue.views(),
                 triggers=self._catalogue.update_triggers(),
                 creates=self._creates(),
+                dependents=dependents(self._db, self._table),
             )
 
     def _creates(self) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from vecferry.stores.pgvector.switching import PgSwitch
 from vecferry.stores.pgvector.table import Table, find_table
 from vecferry.stores.pgvector.writing import PgWriter
 from vecferry.stores.protocol import Store, Then, nothing_more
-from vecferry.stores.text_source import text_source
 from vecferry.stores.values import (
     BOTH_SIDES,
     EVERYTHING,
@@ -67,7 +66,7 @@ class PgVectorStore(Store):
         """
         database = Database(database_url)
         try:
-            return cls(database, find_table(database, table, text_source(text), vector_column))
+            return cls(database, find_table(database, table, text, vector_column))
         except BaseException:
             database.close()
             raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
-from vecferry.stores.text_source import FieldText, TextSource
+from vecferry.stores.text_source import FieldText, TextSource, text_source
 
 NEW, OLD = "_vecferry_new", "_vecferry_old"
 NEW_CHECKSUM, OLD_CHECKSUM = "_vecferry_new_sha256", "_vecferry_old_sha256"
@@ -55,8 +55,11 @@ class Table:
         return f"{self.schema}.{self.name}.{self.vector}"
 
 
-def find_table(database: Database, table: str, source: TextSource, vector_column: str) -> Table:
-    """Find a table. Raises StoreSchemaError for what is not there, and for a table that cannot be migrated."""
+def find_table(database: Database, table: str, text: str, vector_column: str) -> Table:
+    """Find a table. text: a column, or a source of that name (`text_source.py`).
+
+    Raises StoreSchemaError for what is not there, and for a table that cannot be migrated.
+    """
     schema, name = split_name(table)
     tables = database.rows(
         "SELECT c.oid, n.nspname::text, c.relkind::text, c.relhassubclass FROM pg_class c"
@@ -71,12 +74,20 @@ def find_table(database: Database, table: str, source: TextSource, vector_column
     oid, schema, kind, has_children = tables[0]
     if kind != "r" or has_children:
         raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")
+    source = _source(database, oid, text)
     text_types = _text_types(database, oid, table, source)
     types = "pgvector's types vector or halfvec"
     kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
     key = _key_columns(database, oid, table)
     extension, numbers = _extension(database)
     return Table(oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers)
+
+
+def _source(database: Database, oid: int, text: str) -> TextSource:
+    """Return the column of that name, braces or not; else the source. Raises SettingsError."""
+    query = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = %s::oid AND attname = %s AND attnum > 0)"
+    (is_column,) = database.row(query, [oid, text])
+    return FieldText(text) if is_column else text_source(text)
 
 
 def _text_types(database: Database, oid: int, table: str, source: TextSource) -> dict[str, str]:
