@@ -22,6 +22,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from tests.migrate.doubles import Clock
 from tests.stores import backends_chroma
 from tests.waiting import wait_until
 from vecferry.cli import main
@@ -306,6 +307,18 @@ def test_a_verb_that_drops_vectors_asks_its_own_question_and_hints_at_itself(
     assert cli("status")["state"] == "serving_new"
 
 
+def test_where_nobody_looks_a_line_every_ten_seconds_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(cli_output, "time", clock)
+    with cli_output.counting("rows", "rows") as progress:
+        for done in range(0, 2600, 100):
+            progress(done, 2500)
+            clock.now += 1.0
+    assert capsys.readouterr().err == "rows: 1,000 of 2,500\nrows: 2,000 of 2,500\n"
+
+
 # --- for people -----------------------------------------------------------------------------------
 
 
@@ -321,6 +334,8 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
     assert "vecferry migrate verify" in started
     cli.text("pause", "--reason", "for lunch")
     paused = cli.text("status")
+    assert beside("run by", paused) == "nobody"
+    assert beside("models", paused).startswith("not named (not known) → tiny (")
     assert "paused: for lunch" in paused
     assert "vecferry migrate resume" in paused
     assert "10 rows a second" in cli.text("throttle", "10")
@@ -497,8 +512,9 @@ def test_ctrl_c_ends_a_follower_with_130_and_it_can_be_started_again(cli: Cli) -
     with running(cli.process("start", "--follow")) as follower:
         wait_until(lambda: state(cli) == "catching_up")
         follower.send_signal(signal.SIGINT)
-        follower.communicate(timeout=START_S)
+        _, err = follower.communicate(timeout=START_S)
         assert follower.returncode == 130
+        assert err.startswith("\nstopping after this range; the same command goes on\n")
     assert cli("start")["state"] == "catching_up"
 
 

@@ -1,7 +1,9 @@
 """The verbs, on every store, with the truth embedder."""
 
 import json
+import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -32,7 +34,7 @@ from vecferry.errors import (
     StoreSchemaError,
     VecferryError,
 )
-from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State, throttle
+from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State, Status, pace, throttle
 from vecferry.migrate.applier import Applier
 from vecferry.migrate.engines import Engine, StagedRange
 from vecferry.migrate.engines.local import LocalEngine
@@ -735,6 +737,31 @@ def test_a_verb_does_not_end_a_pause_while_another_one_is_at_work(collection: Co
     with held(collection.store.ledger, f"{collection.store.target} (switch)", 5.0):
         assert_still_paused(migration, migration.rollback, Locked)
         assert_still_paused(migration, lambda: migration.finalize(confirmed=True), Locked)
+
+
+def test_a_status_says_who_runs_it_how_fast_and_how_long_that_takes(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, seen = Clock(), list[Status]()
+    monkeypatch.setattr(pace, "time", clock)
+    with collection.another() as store:
+        operator = Migration(store, options=OPTIONS)
+
+        def look(texts: object) -> None:
+            clock.now += 1.0
+            seen.append(operator.status())
+
+        encoder = TruthEncoder(before_each=look)
+        migration = fill(collection, *[f"text {i}" for i in range(40)], new=encoder)
+        named = replace(OPTIONS, new_name="bge-m3", old_name="minilm")
+        done = replace(migration, options=named).start()
+    assert (done.running, done.seconds_left, done.new_model, done.old_model) == (None, None, "bge-m3", "minilm")
+    running, last = seen[0].running, seen[-1]
+    assert running is not None
+    assert last.running is not None
+    assert (running.pid, running.host, running.rows_per_s) == (os.getpid(), socket.gethostname(), None)
+    assert last.running.rows_per_s is not None
+    assert last.seconds_left == pytest.approx((40 - last.rows_done) / last.running.rows_per_s)
 
 
 def test_a_rate_is_kept_and_can_be_changed_while_it_runs(

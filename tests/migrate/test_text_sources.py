@@ -21,6 +21,7 @@ from vecferry.embeddings import TextVectors
 from vecferry.errors import StoreSchemaError, VectorsUnconfirmed
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.provenance import Verdict
+from vecferry.migrate.router import Document, Router
 from vecferry.stores.backend import Point
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
@@ -238,6 +239,14 @@ def test_a_row_is_put_with_its_text_in_the_last_field_and_the_others_beside_it(
     migration.start()
     np.testing.assert_array_equal(new_vectors(documents)[3], truth("new", "put\nhere", 16))
     assert store.outdated(Side.NEW) == []
+
+
+def test_a_router_embeds_the_template(store: PgVectorStore, documents: psycopg.Connection) -> None:
+    Migration(store, new=NEW, old=OLD, options=OPTIONS).start()
+    with Router(store, old=OLD, new=NEW) as router:
+        router.put([Document(("50",), "a body", {"title": "a title"})])
+    vector = new_vectors(documents, "embedding")[50]
+    np.testing.assert_array_equal(vector, truth("old", "a title\na body", OLD_DIMENSION))
 
 
 # --- collections of points --------------------------------------------------------------------------

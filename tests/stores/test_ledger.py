@@ -1,12 +1,16 @@
 """What every ledger promises, tested on each: the control database, and the tables beside those that are migrated."""
 
+import os
 import re
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vecferry.errors import LeaseLost, Locked, MigrationConflict, StoreFailed
+from vecferry.stores.lease import process_mark
 from vecferry.stores.ledger import Control, DeadLetter, MigrationRecord, MigrationSpec, Paused, Serving
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger
@@ -193,3 +197,29 @@ def test_a_renewed_lease_is_not_over(ledger: Ledger) -> None:
     ledger.renew(lease, 60)
     with pytest.raises(Locked):
         ledger.acquire("docs", "b", 60)
+
+
+def test_who_has_the_lease_is_known_with_host_process_beginning_and_rate(ledger: Ledger) -> None:
+    assert ledger.is_installed() or ledger.install() is None
+    assert ledger.running("docs") is None
+    lease = ledger.acquire("docs", process_mark(), 60)
+    running = ledger.running("docs")
+    assert running is not None
+    assert (running.host, running.pid, running.rows_per_s) == (socket.gethostname(), os.getpid(), None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", running.since)
+    ledger.note_rate("docs", 12.5)
+    ledger.renew(lease, 60)
+    assert ledger.running("docs") == replace(running, rows_per_s=12.5)
+    ledger.release(lease)
+    assert ledger.running("docs") is None
+    ledger.acquire("docs", process_mark(), 60)
+    again = ledger.running("docs")
+    assert again is not None
+    assert again.rows_per_s is None
+
+
+def test_a_holder_that_is_no_process_of_ours_is_shown_as_it_calls_itself(ledger: Ledger) -> None:
+    ledger.acquire("docs", "somebody", 60)
+    running = ledger.running("docs")
+    assert running is not None
+    assert (running.host, running.pid) == ("somebody", 0)

@@ -15,7 +15,7 @@ from rich.live import Live
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
 from vecferry.cli.options import command_again, option
-from vecferry.cli.output import Json, counting, errors, output, show, show_table, stages, table_of
+from vecferry.cli.output import Json, answered_interrupt, counting, errors, output, show, show_table, stages, table_of
 from vecferry.errors import CutoverRefused, NotConfirmed, VerificationFailed
 from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status
 from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig, merged
@@ -107,7 +107,11 @@ def start(
         "accept_unconfirmed": accept_unconfirmed,
         "accept_dependents": tuple(accept_dependent or ()),
     }
-    with target.migration(**said) as migration, counting("rows", "rows") as progress:
+    with (
+        answered_interrupt("stopping after this range; the same command goes on"),
+        target.migration(**said) as migration,
+        counting("rows", "rows") as progress,
+    ):
         status = migration.start(progress, follow=until, engine=target.engine())
     show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
 

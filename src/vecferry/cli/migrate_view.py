@@ -33,7 +33,7 @@ def plan_rows(plan: Plan) -> Rows:
             "disk that must be free",
             f"{decimal(plan.disk_bytes)} in the store, {decimal(plan.staging_bytes)} for staging",
         ),
-        ("time to encode", f"{_duration(plan.seconds)}, from {plan.sample_rows} rows in {plan.sample_seconds:.1f} s"),
+        ("time to encode", f"{duration(plan.seconds)}, from {plan.sample_rows} rows in {plan.sample_seconds:.1f} s"),
         *_cost_rows(plan.cost),
         *(("index to make anew", f"{i.name}, {decimal(i.bytes)} now") for i in table.vector_indexes if i.recreated),
         *(("will be created", name) for name in plan.creates),
@@ -51,9 +51,9 @@ def _cost_rows(cost: Cost) -> Rows:
         ("tokens", f"{cost.tokens:,} if all rows are as the sample; {cost.tokens_per_s:,.0f} a second were seen here"),
         (
             "time to write",
-            f"{_duration(cost.write_seconds)}, at {cost.write_rows_per_s:,.0f} rows a second, not measured",
+            f"{duration(cost.write_seconds)}, at {cost.write_rows_per_s:,.0f} rows a second, not measured",
         ),
-        ("backfill", f"{_duration(cost.seconds)} with {workers}{bound}"),
+        ("backfill", f"{duration(cost.seconds)} with {workers}{bound}"),
         *([] if cost.price is None else [("price of the workers", f"{cost.price:,.2f}")]),
     ]
 
@@ -62,9 +62,11 @@ def status_rows(status: Status) -> Rows:
     """Return how far a migration is, and what to type next."""
     return [
         ("column", status.target),
+        *_models(status),
         ("state", status.state if status.paused is None else f"{status.state}: {status.paused}"),
         ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}"),
         ("key ranges done", f"{status.ranges_done:,} of {status.ranges:,}"),
+        *_run(status),
         ("writes to be followed", f"{status.backlog:,}"),
         *([("on the old side", f"{status.old_backlog:,}")] if status.old_backlog != status.backlog else []),
         *([("limit", f"{status.control.rows_per_s:g} rows a second")] if status.control.rows_per_s else []),
@@ -79,6 +81,24 @@ def status_rows(status: Status) -> Rows:
         *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
         ("next", _next(status.state)),
     ]
+
+
+def _models(status: Status) -> Rows:
+    """Return both models by name, where their names are known, with the beginnings of their fingerprints."""
+    old = f"{status.old_model or 'not named'} ({short(status.old_fingerprint) or 'not known'})"
+    new = f"{status.new_model or 'not named'} ({short(status.new_fingerprint)})"
+    return [("models", f"{old} → {new}")]
+
+
+def _run(status: Status) -> Rows:
+    """Return who runs it, since when, at what rate, and how long that takes."""
+    running = status.running
+    if running is None:
+        return [("run by", "nobody")]
+    rows = [("run by", f"process {running.pid} on {running.host}, since {running.since[:19]}")]
+    if status.seconds_left is not None and status.paused is None:
+        rows.append(("rate", f"{plain(running.rows_per_s)} rows a second; {duration(status.seconds_left)} left"))
+    return rows
 
 
 def _next(state: State) -> str:
@@ -170,6 +190,6 @@ def _mapped(threshold: Mapping[str, Any]) -> str:
     return f"{old} → {new} ({low}–{high}), by {threshold['method']}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Write seconds as H:MM:SS."""
     return "under a second" if seconds < 1 else str(timedelta(seconds=round(seconds)))

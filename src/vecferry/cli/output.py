@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +23,8 @@ errors = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Rows = Sequence[Sequence[object]]
+LINE_EVERY_S = 10.0
+STDERR = 2
 
 
 def show(value: Mapping[str, Any], *, as_json: bool, title: str = "", rows: Rows | None = None) -> None:
@@ -65,14 +71,49 @@ def short(value: object) -> str:
 
 @contextmanager
 def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar with rate and time left; yield `(done, total) -> None`. Silent where nobody looks."""
+    """Show a progress bar with rate and time left, or lines where nobody looks; yield `(done, total) -> None`."""
+    if not errors.is_terminal:
+        yield _Lines(label)
+        return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """Prints how far something is, in a line every ten seconds at most, and not before ten have passed."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._printed_at = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if done < total and time.monotonic() - self._printed_at >= LINE_EVERY_S:
+            self._printed_at = time.monotonic()
+            errors.out(f"{self._label}: {done:,} of {total:,}", highlight=False)
+
+
+@contextmanager
+def answered_interrupt(message: str) -> Iterator[None]:
+    """Answer the first Ctrl-C at once with a line on standard error: what it interrupts may take a while to end."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or somebody else's
+        yield
+        return
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(STDERR, f"\n{message}\n".encode())  # a stream may be in the middle of a write
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, answer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from vecferry.console.guard import MAX_FORM_BYTES, ConsoleGuard, form_of
 from vecferry.console.operator import Operator, Outcome
 from vecferry.console.pages import STATIC, Pages, static
 from vecferry.console.sessions import COOKIE, LoginSession, Sessions
-from vecferry.console.view import Look, Pace, look_at
+from vecferry.console.view import Look, look_at
 from vecferry.errors import VecferryError
 
 LIVE_S = 1.0
@@ -39,7 +39,7 @@ def create_app(operator: Operator, sessions: Sessions, *, names: Collection[str]
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.operator, app.state.sessions = operator, sessions
-    app.state.pages, app.state.pace, app.state.is_ending = Pages(), Pace(), False
+    app.state.pages, app.state.is_ending = Pages(), False
     app.include_router(router)
     app.add_exception_handler(_LoggedOut, _to_login)
     app.add_exception_handler(HTTPException, _refused)
@@ -204,7 +204,7 @@ def _unconfirmed(request: Request, form: dict[str, str]) -> str:
 
 async def _look(request: Request) -> Look:
     operator = _operator(request)
-    return look_at(await operator.look(), request.app.state.pace, is_stopping=operator.is_stopping)
+    return look_at(await operator.look(), is_stopping=operator.is_stopping)
 
 
 @router.get("/static/{name}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from vecferry.console.operator import Outcome, Snapshot
@@ -14,8 +13,6 @@ from vecferry.stores.values import shown
 
 OUTCOME_S = 120.0
 """How long the outcome of a verb by hand is shown."""
-PACE_S = 30.0
-"""How far back the rate is measured."""
 MESSAGES: Mapping[State, str] = {
     State.PLANNED: "The migration is recorded; nothing has been created yet.",
     State.PREPARED: "The place for the new vectors exists and is empty.",
@@ -48,27 +45,6 @@ class Step:
 
     name: str
     at: str
-
-
-@dataclass
-class Pace:
-    """Rows a second, from one status to the next. marks: (monotonic seconds, rows done)."""
-
-    marks: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def note(self, at: float, rows_done: int) -> None:
-        """Record the rows done; another migration, or rows that were taken away, begin it anew."""
-        if self.marks and rows_done < self.marks[-1][1]:
-            self.marks.clear()
-        if not self.marks or at > self.marks[-1][0]:
-            self.marks.append((at, rows_done))
-        while at - self.marks[0][0] > PACE_S and len(self.marks) > 1:
-            self.marks.popleft()
-
-    @property
-    def rows_per_s(self) -> float:
-        (began, before), (at, now) = self.marks[0], self.marks[-1]
-        return (now - before) / (at - began) if at > began else 0.0
 
 
 @dataclass(frozen=True)
@@ -106,11 +82,9 @@ class Look:
     thresholds: Mapping[str, float]
 
 
-def look_at(snapshot: Snapshot, pace: Pace, *, is_stopping: bool = False) -> Look:
-    """Return what the page shows of a snapshot; `pace` records the rows."""
+def look_at(snapshot: Snapshot, *, is_stopping: bool = False) -> Look:
+    """Return what the page shows of a snapshot."""
     status = snapshot.status
-    if status is not None:
-        pace.note(snapshot.at, status.rows_done)
     state = None if status is None else status.state
     verification = None if status is None else status.verification
     serving = None if status is None else status.serving
@@ -131,8 +105,8 @@ def look_at(snapshot: Snapshot, pace: Pace, *, is_stopping: bool = False) -> Loo
         busy=hand.verb if hand is not None and hand.outcome is None else "",
         busy_s=round(snapshot.now - hand.began_at) if hand is not None and hand.outcome is None else 0,
         hand=hand.outcome if hand is not None and snapshot.now - hand.ended_at < OUTCOME_S else None,
-        rows_per_s=pace.rows_per_s if status is not None and state not in CAUGHT_UP else None,
-        eta=_eta(status, pace) if status is not None else "",
+        rows_per_s=_rate(status) if status is not None else None,
+        eta=_eta(status) if status is not None else "",
         dead_letters=_dead_letters(status) if status is not None else (),
         serving=_serving(status),
         side=side_of(status),
@@ -194,15 +168,18 @@ def _next(snapshot: Snapshot) -> str:
     return next(iter(next_verbs(snapshot.status.state)), "")
 
 
-def _eta(status: Status, pace: Pace) -> str:
-    left = status.rows - status.rows_done - status.dead_letters
-    if status.state in CAUGHT_UP or left <= 0 or pace.rows_per_s <= 0:
+def _eta(status: Status) -> str:
+    if status.seconds_left is None or status.paused is not None:
         return ""
-    seconds = left / pace.rows_per_s
     for unit, size in (("h", 3600), ("min", 60)):
-        if seconds > 1.5 * size:
-            return f"about {seconds / size:.0f} {unit} left"
-    return f"about {seconds:.0f} s left"
+        if status.seconds_left > 1.5 * size:
+            return f"about {status.seconds_left / size:.0f} {unit} left"
+    return f"about {status.seconds_left:.0f} s left"
+
+
+def _rate(status: Status) -> float | None:
+    running = status.running
+    return None if running is None or status.state in CAUGHT_UP or status.paused is not None else running.rows_per_s
 
 
 def _dead_letters(status: Status) -> tuple[tuple[str, str, str], ...]:

@@ -154,6 +154,8 @@ class MigrationConfig(BaseModel):
             patience=Patience(self.limits.max_pause_s),
             min_recall=self.verify.min_recall,
             thresholds=self.thresholds,
+            new_name=self.models.new.name,
+            old_name=self.models.old.name if self.models.old else "",
         )
 
 

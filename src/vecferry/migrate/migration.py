@@ -23,6 +23,7 @@ from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.following import SwitchFollower
 from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, require_possible, unpause, without_pause
 from vecferry.migrate.outage import Outage
+from vecferry.migrate.pace import Pace
 from vecferry.migrate.planning import make_plan
 from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.record import (
@@ -50,10 +51,10 @@ from vecferry.migrate.values import (
     VerifyReport,
 )
 from vecferry.migrate.verification import Gate, Verification, override_gate, refuse_not_verified
-from vecferry.stores.ledger import Control, MigrationRecord, Paused, Serving
+from vecferry.stores.ledger import Control, MigrationRecord, Paused, RunningProcess, Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
-from vecferry.stores.values import Patience, Side
+from vecferry.stores.values import Counts, Patience, Side
 
 EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 """Makes the engine of a run."""
@@ -164,7 +165,8 @@ class Migration:
         counter = Counter(progress)
         applier = self._applier(throttle, models, counter)
         staging = Staging(options.staging, record.spec.fingerprint, Outputs.of(record.spec.outputs))
-        runner = Runner(self.store, throttle, applier, counter, options.patience, options.wait_for_writers_s)
+        pace = Pace(lambda rows_per_s: self._ledger.note_rate(self.store.target, rows_per_s))
+        runner = Runner(self.store, throttle, applier, counter, pace, options.patience, options.wait_for_writers_s)
         try:
             runner.run(engine(self.store, staging, record), staging)
             if follow is not None:
@@ -191,6 +193,7 @@ class Migration:
         """Return where the migration stands, from any process, also while another one runs it. Writes nothing."""
         record = self._find()
         counts = self.store.counts()
+        running = self._ledger.running(self.store.target)
         ranges_done, ranges = self._ledger.count_ranges(record)
         return Status(
             target=record.spec.target,
@@ -212,6 +215,10 @@ class Migration:
             serving=self._ledger.serving(record.spec.target),
             verification=dict(record.verification) if record.verification is not None else None,
             events=tuple(self._ledger.events(record, EVENTS_SHOWN)),
+            running=running,
+            seconds_left=_seconds_left(State(record.state), counts, running),
+            new_model=record.spec.model,
+            old_model=record.spec.old_model,
         )
 
     def ended(self) -> State | None:
@@ -429,3 +436,11 @@ class Migration:
         """Find the migration that was not given up. What an ended one has left on this disk is removed."""
         sweep_ended(self.store, self.options)
         return find_record(self.store)
+
+
+def _seconds_left(state: State, counts: Counts, running: RunningProcess | None) -> float | None:
+    """Return how long the rows that are left take at the present rate; None where no run is at them."""
+    left = counts.rows - counts.done - counts.dead_letters
+    if running is None or not running.rows_per_s or state is not State.BACKFILLING:
+        return None
+    return max(left, 0) / running.rows_per_s

@@ -98,6 +98,8 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
         new_locator=new_locator,
         outputs=options.outputs.names,
         uid=uuid.uuid4().hex[:12],
+        model=options.new_name,
+        old_model=options.old_name,
     )
     with store.transaction():
         ledger.serve(target, serving)

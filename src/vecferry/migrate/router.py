@@ -20,6 +20,7 @@ from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
 from vecferry.stores.ledger import Serving
 from vecferry.stores.protocol import Store
+from vecferry.stores.text_source import TextSource
 from vecferry.stores.values import Hit, Key, Record, Side
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ class Router:
 
         def write(store: Store, serving: Serving) -> Serving:
             encoder = self._encoder(serving)
-            records = _records(encoder, documents, _outputs(store, encoder))
+            records = _records(encoder, documents, _outputs(store, encoder), store.traits.source)
             store.put(records, fingerprint=encoder.fingerprint)
             return serving
 
@@ -223,10 +224,15 @@ def _encode(encoder: TextEncoder, texts: Sequence[str], role: Role, outputs: Out
     return embeddings
 
 
-def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outputs) -> list[Record]:
-    """Encode documents. Raises InvalidText by the document's position."""
+def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outputs, source: TextSource) -> list[Record]:
+    """Encode documents, each by its text and those fields of its payload that the source reads.
+
+    Raises InvalidText by the document's position.
+    """
     records = [Record(document.key, document.text, None, document.payload) for document in documents]
-    texts = {i: document.text for i, document in enumerate(documents) if document.text is not None}
+    fields = [{**(document.payload or {}), source.field: document.text} for document in documents]
+    rendered = {i: source.render(each) for i, each in enumerate(fields)}
+    texts = {i: text for i, text in rendered.items() if text is not None and documents[i].text is not None}
     if texts:
         try:
             embeddings = _encode(encoder, list(texts.values()), "passage", outputs)

@@ -11,6 +11,7 @@ from vecferry.encode.encoder import Progress
 from vecferry.errors import SpaceMismatch
 from vecferry.migrate.applier import Applier
 from vecferry.migrate.engines import Engine, range_name
+from vecferry.migrate.pace import Pace
 from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.migrate.throttle import Throttle
@@ -50,6 +51,7 @@ class Runner:
     throttle: Throttle
     applier: Applier
     counter: Counter
+    pace: Pace
     patience: Patience
     wait_for_writers_s: float
 
@@ -122,12 +124,14 @@ class Runner:
 
     def _backfill(self, engine: Engine, staging: Staging) -> None:
         """Leave no row untried that was there when its range was read, or at the sweep."""
+        self.pace.begin()
         with closing(engine.run(self._ledger.open_ranges(self._record))) as ranges:
             for staged in ranges:
                 embedded = staged.embedded or staging.read(range_name(self._record.spec.uid, staged.number))
                 if embedded is not None:  # lost between engine and us: the sweep finds its rows
                     self.throttle.acquire(len(embedded.vectors))
                     self.applier.keep(Side.NEW, embedded, closes=staged.number)
+                    self.pace.add(len(embedded.vectors))
         self.applier.sweep()
         self.throttle.move(State.INDEXING)
 

@@ -19,7 +19,7 @@ from vecferry.migrate.engines import Workers
 from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.states import State
 from vecferry.options import Above0, Checked, Count, FolderPath, From0, Help, Name, Number, Seconds, Share
-from vecferry.stores.ledger import Control, DeadLetter, Event, Serving
+from vecferry.stores.ledger import Control, DeadLetter, Event, RunningProcess, Serving
 from vecferry.stores.values import Patience, TableInfo
 
 MinRecall = Annotated[Share, Help("recall of the new index against exact search, at least")]
@@ -82,7 +82,8 @@ class MigrationOptions(RunLimits):
     new index, against exact search. thresholds: the application's cut-offs in the old space, cosines by
     name; they stand in the serving epoch that `start` records. accept_unconfirmed: why a migration may begin though a
     sample does not show what the vectors were made from; it is kept in the ledger. accept_dependents: names of what
-    stands on the vectors and may be left on the old ones.
+    stands on the vectors and may be left on the old ones. new_name, old_name: of the models, for people; `start` keeps
+    them too.
     Raises SettingsError for a value out of bounds.
     """
 
@@ -97,6 +98,8 @@ class MigrationOptions(RunLimits):
     wait_for_writers_s: float = 10.0
     min_recall: MinRecall = 0.9
     thresholds: CutOffs = field(default_factory=dict)
+    new_name: str = ""
+    old_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,9 @@ class Status(Value):
     """rows_done: with a new vector. backlog, old_backlog: captured writes that were not applied to the new side yet,
     and to the old one, which is followed from the first switch on.
 
-    paused: why, while it is. serving is None before `start`. first_dead_letters: ten at most.
+    paused: why, while it is. serving is None before `start`. first_dead_letters: ten at most. running: the process
+    that has the lease, None where none has. seconds_left: of the backfill at its present rate, None where that is not
+    known. new_model, old_model: names, empty where nobody has said them.
     """
 
     target: str
@@ -189,6 +194,10 @@ class Status(Value):
     serving: Serving | None
     verification: dict[str, Any] | None
     events: tuple[Event, ...]
+    running: RunningProcess | None = None
+    seconds_left: float | None = None
+    new_model: str = ""
+    old_model: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"first_dead_letters": [each.to_dict() for each in self.first_dead_letters]}

@@ -35,6 +35,12 @@ def process_mark() -> str:
     return f"{name} (started {status[1]}, system {system})" if status and system else name
 
 
+def process_of(mark: str) -> tuple[int, str]:
+    """Return pid and host of a mark; 0 and the whole mark where it is none."""
+    process = re.match(r"pid (\d+) on (\S+)", mark)
+    return (int(process[1]), process[2]) if process else (0, mark)
+
+
 def is_gone(mark: str) -> bool:
     """Return whether the process certainly does not exist any more. False for any that cannot be looked up here."""
     holder = _MARK.fullmatch(mark)

@@ -27,7 +27,8 @@ class MigrationSpec:
     generation: a number for the new vectors, one above that of the vectors that serve at the beginning.
     epoch: the serving epoch at the beginning; a later one means that it was switched at least once.
     outputs: the heads of the new side, by name, "dense" first. The locators are those of `Serving`.
-    uid: tells this migration from any other, of other databases too.
+    uid: tells this migration from any other, of other databases too. model, old_model: their names, for people;
+    empty where nobody has said them.
     """
 
     target: str
@@ -42,6 +43,8 @@ class MigrationSpec:
     new_locator: str = ""
     outputs: tuple[str, ...] = ("dense",)
     uid: str = ""
+    model: str = ""
+    old_model: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,16 @@ class Lease:
     target: str
     holder: str
     token: int
+
+
+@dataclass(frozen=True)
+class RunningProcess:
+    """The process that has the lease. since: ISO 8601, UTC. rows_per_s: of late; None where it has not said so."""
+
+    host: str
+    pid: int
+    since: str
+    rows_per_s: float | None = None
 
 
 def was_switched(ledger: Ledger, record: MigrationRecord) -> bool:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, Self
 
 from vecferry.errors import LeaseLost, Locked, MigrationConflict
-from vecferry.stores.lease import is_gone
+from vecferry.stores.lease import is_gone, process_mark, process_of
 from vecferry.stores.ledger import (
     Control,
     DeadLetter,
@@ -25,6 +25,7 @@ from vecferry.stores.ledger import (
     MigrationSpec,
     Paused,
     RangeRecord,
+    RunningProcess,
     Serving,
 )
 from vecferry.stores.values import Key, KeyRange, Side
@@ -101,6 +102,8 @@ TABLES = (
         holder text NOT NULL,
         token bigint NOT NULL,
         expires_at timestamptz NOT NULL,  -- 1970 where it was given back; the row stays, so that no token comes twice
+        since timestamptz NOT NULL,
+        rows_per_s double precision,  -- of late, as its holder says; NULL where it has not said so
         -- makes the token part of a key, so that a takeover waits for FOR KEY SHARE and a renewal does not
         UNIQUE (target, token)
     )
@@ -364,10 +367,11 @@ class Ledger(ABC):
     def _take(self, lease: Lease, seconds: float, *, from_the_gone: bool) -> bool:
         """Compare and set on the token; false if somebody was faster."""
         num_taken = self._db.execute(
-            "INSERT INTO vecferry.leases AS held (target, holder, token, expires_at)"
-            " VALUES (%s, %s, %s, to_timestamp(date_part('epoch', clock_timestamp()) + %s))"
+            "INSERT INTO vecferry.leases AS held (target, holder, token, expires_at, since)"
+            " VALUES (%s, %s, %s, to_timestamp(date_part('epoch', clock_timestamp()) + %s), clock_timestamp())"
             " ON CONFLICT (target) DO UPDATE"
-            " SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at"
+            " SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,"
+            " since = excluded.since, rows_per_s = NULL"
             " WHERE held.token = excluded.token - 1 AND (held.expires_at <= clock_timestamp() OR %s)",
             [lease.target, lease.holder, lease.token, seconds, from_the_gone],
         )
@@ -376,6 +380,25 @@ class Ledger(ABC):
     def _lease_holder(self, target: str) -> str:
         rows = self._db.rows("SELECT holder FROM vecferry.leases WHERE target = %s", [target])
         return rows[0][0] if rows else "a run that has ended since"
+
+    def running(self, target: str) -> RunningProcess | None:
+        """Return who has the lease and is not known to be gone; None if nobody has."""
+        rows = self._db.rows(
+            "SELECT holder, date_part('epoch', since), rows_per_s FROM vecferry.leases"
+            " WHERE target = %s AND expires_at > clock_timestamp()",
+            [target],
+        )
+        if not rows or is_gone(holder := rows[0][0]):
+            return None
+        pid, host = process_of(holder)
+        return RunningProcess(host, pid, _as_iso(rows[0][1]), rows[0][2])
+
+    def note_rate(self, target: str, rows_per_s: float) -> None:
+        """Leave the rate of this process beside its lease; to be called outside of transactions, or renewals wait."""
+        self._db.execute(
+            "UPDATE vecferry.leases SET rows_per_s = %s WHERE target = %s AND holder = %s",
+            [rows_per_s, target, process_mark()],
+        )
 
     def renew(self, lease: Lease, seconds: float) -> None:
         """Raise LeaseLost if somebody else has it, or it was given back."""
