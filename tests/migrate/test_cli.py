@@ -308,8 +308,13 @@ def test_a_verb_that_drops_vectors_asks_its_own_question_and_hints_at_itself(
 
 
 def test_a_check_that_passed_with_a_warning_has_no_tick() -> None:
-    gate = GateVerdict(True, "judged.", "queries", (Check("language de", True, "a → b", warning="fell"),))
-    report = VerifyReport("docs", True, 1, 0, 1, 1.0, 1.0, (Check("finite", True, "all"),), State.READY, gate=gate)
+    fell = Check("language de", passed=True, seen="a → b", warning="fell")
+    gate = GateVerdict(passed=True, message="judged.", evidence="queries", checks=(fell,))
+    finite = Check("finite", passed=True, seen="all")
+    report = VerifyReport(
+        "docs", passed=True, rows=1, dead_letters=0, sampled=1, lowest_cosine=1.0, recall=1.0, checks=(finite,),
+        state=State.READY, gate=gate,
+    )  # fmt: skip
     assert check_rows(report) == [("✓", "finite", "all"), ("!", "language de", "a → b; fell")]
 
 
