@@ -14,7 +14,7 @@ import pytest
 
 from tests.evaluations import ATTACK, make_evaluation, only_the_verdict, with_attacks_everywhere
 from vecferry.errors import MissingExtra, OutputWriteFailed
-from vecferry.evaluate.values import ALL, Evaluation, Interval
+from vecferry.evaluate.values import ALL, GUESS, Evaluation, Interval
 from vecferry.report import render, slices_picture, write_report
 from vecferry.report.binning import BINS, MAX_POINTS, cells, differences
 from vecferry.report.charts import SHAPES, by_difference
@@ -305,3 +305,21 @@ def test_the_picture_stands_alone(evaluation: Evaluation, tmp_path: Path) -> Non
     assert (root.tag, root.get("width"), root[0].get("fill")) == ("{http://www.w3.org/2000/svg}svg", "760", "#ffffff")
     assert "var(" not in text
     assert "nDCG@10 by language" in text
+
+
+def test_a_slice_that_fell_is_marked_whether_that_is_shown_or_not(evaluation: Evaluation) -> None:
+    everything, first, second, third, *rest = evaluation.slices
+    lower = Interval(-0.05, -0.12, 0.03)
+    slices = (everything, replace(first, difference=lower), replace(second, difference=Interval(-0.09, -0.12, -0.06)))
+    gate = replace(evaluation.gate, worse_slices=(second.name,))
+    page = render(replace(evaluation, slices=(*slices, third, *rest), gate=gate))
+    assert page.count("! fell by more than the margin; that may be chance") == 1
+    assert page.count("✗ shown to be worse by more than the margin") == 1
+
+
+def test_a_cut_off_that_no_answer_reaches_is_called_a_guess(evaluation: Evaluation) -> None:
+    assert GUESS not in render(evaluation)
+    unreached = replace(evaluation.thresholds[1], new_share=0.0)
+    page = render(replace(evaluation, thresholds=(evaluation.thresholds[0], unreached)))
+    assert f"matched quantile, {GUESS}" in page
+    assert f"0.850 → 0.903 ({GUESS})" in page

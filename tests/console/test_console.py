@@ -52,6 +52,29 @@ def test_the_whole_way_by_forms(ready: Console) -> None:
     assert "The <strong>old</strong> vectors answer." in ready.page()
 
 
+def test_commands_are_for_the_own_file_and_possible_now(collection: MirrorCollection, tmp_path: Path) -> None:
+    def commands(page: str) -> str:
+        return page.partition("<pre>")[2].partition("</pre>")[0]
+
+    work = replace(task(collection.store.another(), tmp_path), config=Path("of shop/migration.toml"))
+    with console(work) as opened:
+        opened.log_in()
+        assert commands(opened.page()) == ""
+        opened.do("start")
+        opened.wait_for("catching up</h1>")
+        abort = "vecferry migrate abort --config &#39;of shop/migration.toml&#39;"
+        assert commands(opened.page()) == abort
+        opened.do("pause")
+        assert commands(opened.wait_for("paused</h1>")) == abort
+        opened.do("resume")
+        opened.do("verify")
+        opened.wait_for("ready</h1>")
+        opened.do("cutover", **confirmed(opened))
+        page = opened.wait_for("serving new</h1>")
+        assert commands(page) == abort.replace("abort", "finalize")
+        assert "Run by process" in page
+
+
 def test_what_is_written_meanwhile_is_followed(inside: Console, collection: MirrorCollection) -> None:
     inside.do("start")
     inside.wait_for("catching up</h1>")
@@ -240,7 +263,7 @@ def test_the_stream_has_all_parts_at_first_and_then_those_that_changed(inside: C
         messages = _messages(stream.iter_lines())
         first = next(messages)
         assert "not begun" in first["state"]
-        assert len(first) == 12
+        assert len(first) == 13
         inside.do("start")
         later = next(messages)
         assert "not begun" not in later.get("state", "")

@@ -3,9 +3,10 @@
 import re
 
 from tests.test_docs import ROOT
-from vecferry.console import comparing, guard, pages, sessions, view
+from vecferry.console import comparing, guard, pages, sessions
 from vecferry.console.actions import ACTIONS
 from vecferry.console.sessions import Sessions
+from vecferry.migrate import pace
 from vecferry.migrate.states import VERBS
 from vecferry.server.keys import ApiKeys
 
@@ -20,7 +21,7 @@ def test_numbers_of_the_page_are_those_of_the_code() -> None:
         r"a form \| ([\d,.]+) bytes at most": guard.MAX_FORM_BYTES,
         r"a query \| ([\d,.]+) characters at most": comparing.MAX_QUERY_CHARS,
         r"of the\s+first ([\d,.]+) characters": comparing.MAX_SHOWN_CHARS,
-        r"in the last ([\d,.]+) s\b": view.PACE_S,
+        r"in the last ([\d,.]+) s\b": pace.WINDOW_S,
     }
     assert {pattern: numbers_said(pattern) for pattern in numbers} == {path: [n] for path, n in numbers.items()}
 

@@ -27,8 +27,8 @@ from tests.stores import backends_chroma
 from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.cli import output as cli_output
-from vecferry.cli.migrate_view import verdict_rows
-from vecferry.migrate import GateVerdict, MappedThreshold, State, VerifyReport
+from vecferry.cli.migrate_view import check_rows, verdict_rows
+from vecferry.migrate import Check, GateVerdict, MappedThreshold, State, VerifyReport
 from vecferry.model.artifact import Artifact
 
 ROWS = 60
@@ -305,6 +305,17 @@ def test_a_verb_that_drops_vectors_asks_its_own_question_and_hints_at_itself(
     )
     assert f"hint: vecferry migrate finalize --config '{config}' --store URL --yes\n" in not_confirmed
     assert cli("status")["state"] == "serving_new"
+
+
+def test_a_check_that_passed_with_a_warning_has_no_tick() -> None:
+    fell = Check("language de", passed=True, seen="a → b", warning="fell")
+    gate = GateVerdict(passed=True, message="judged.", evidence="queries", checks=(fell,))
+    finite = Check("finite", passed=True, seen="all")
+    report = VerifyReport(
+        "docs", passed=True, rows=1, dead_letters=0, sampled=1, lowest_cosine=1.0, recall=1.0, checks=(finite,),
+        state=State.READY, gate=gate,
+    )  # fmt: skip
+    assert check_rows(report) == [("✓", "finite", "all"), ("!", "language de", "a → b; fell")]
 
 
 def test_where_nobody_looks_a_line_every_ten_seconds_says_how_far_it_is(

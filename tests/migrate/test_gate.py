@@ -82,7 +82,7 @@ def test_a_gate_that_fails_is_kept_with_the_migration_and_named_at_the_switch(mi
         "passed": False,
         "message": "worse by 0.06.",
         "evidence": "30 judged queries",
-        "checks": [{"name": "quality", "passed": False, "seen": "nDCG@10 0.41 → 0.35", "keys": []}],
+        "checks": [{"name": "quality", "passed": False, "seen": "nDCG@10 0.41 → 0.35", "keys": [], "warning": ""}],
         "thresholds": {"duplicate": DUPLICATE.to_dict(), "related": RELATED.to_dict()},
         "detail": {"ndcg_at_10": [0.41, 0.35]},
     }

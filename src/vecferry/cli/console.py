@@ -61,7 +61,7 @@ def console(
     own_key = "" if keys else secrets.token_urlsafe(24)
     sessions = Sessions(keys or ApiKeys([own_key]))
     with process.listen(host, port) as listening:
-        operator = Operator(_task(Target(read_config(config))))
+        operator = Operator(_task(Target(read_config(config)), config))
         logs.set_up(as_json=False)
         shown_host, port = listening.getsockname()[:2]
         errors.out(f"vecferry's console is at http://{shown_host}:{port}")
@@ -71,7 +71,7 @@ def console(
         process.serve(app, ServerOptions(host, keys or ApiKeys([own_key]), limits=LIMITS), listening)
 
 
-def _task(target: Target) -> Task:
+def _task(target: Target, config: Path) -> Task:
     """Return the migration that the console steers, with its gate and its engine."""
     from vecferry.console.operator import Task
     from vecferry.migrate.gate import make_gate
@@ -85,6 +85,7 @@ def _task(target: Target) -> Task:
         sample=target.config.verify.sample,
         engine=target.engine(),
         pieces=lambda text: _pieces(target.new, text),
+        config=config,
     )
 
 

@@ -31,10 +31,11 @@ from vecferry.evaluate import (
 )
 from vecferry.evaluate.corpora import Stage
 from vecferry.evaluate.evaluation import GateOptions
+from vecferry.evaluate.gate import slice_mark, slice_message
 from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
 from vecferry.evaluate.qrels import read_passages, read_queries
 from vecferry.evaluate.questions import read_log
-from vecferry.evaluate.values import Interval, Passage, Threshold
+from vecferry.evaluate.values import GateResult, Interval, Passage, SliceScore, Threshold
 from vecferry.migrate.config import GateConfig, MigrationConfig, ModelsConfig, read_config
 from vecferry.migrate.gate import options_of
 from vecferry.migrate.live_evaluation import evaluation_of_store
@@ -231,12 +232,12 @@ def _show(evaluation: Evaluation, report: Path | None) -> None:
     """Print slices, methods, thresholds, findings and the verdict as tables."""
     show_table(
         f"{evaluation.gate.metric} by slice, of {evaluation.queries_asked:,} {evaluation.evidence}",
-        ("", "queries", evaluation.old.name, evaluation.new.name, "difference", "better", "worse"),
+        ("", "queries", evaluation.old.name, evaluation.new.name, "difference", "better", "worse", ""),
         [
             (
                 score.value if score.by == score.value else f"{score.by}: {score.value}",
                 f"{score.queries:,}", f"{score.old.mean:.3f}", f"{score.new.mean:.3f}", _interval(score.difference),
-                f"{score.wins:,}", f"{score.losses:,}",
+                f"{score.wins:,}", f"{score.losses:,}", _mark(score, evaluation.gate),
             )
             for score in evaluation.slices
         ],
@@ -260,7 +261,12 @@ def _show(evaluation: Evaluation, report: Path | None) -> None:
 def _threshold_row(threshold: Threshold) -> tuple[str, ...]:
     """Return the name, the old and the new value, the interval and the method."""
     interval = f"{threshold.low:.3f} to {threshold.high:.3f}"
-    return threshold.name, f"{threshold.old:.3f}", f"{threshold.new:.3f}", interval, threshold.method
+    return threshold.name, f"{threshold.old:.3f}", f"{threshold.new:.3f}", interval, threshold.basis
+
+
+def _mark(score: SliceScore, gate: GateResult) -> str:
+    """Return a sign and the reason for a slice that fell by more than the margin; nothing for any other."""
+    return f"{slice_mark(score, gate)} {slice_message(score, gate)}".strip()
 
 
 def _interval(interval: Interval) -> str:

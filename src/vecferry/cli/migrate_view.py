@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from vecferry.cli.output import Rows, plain, short
-from vecferry.migrate import Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
+from vecferry.migrate import Check, Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
 from vecferry.migrate.states import next_verbs
 from vecferry.stores.ledger import Event, Serving
 
@@ -118,7 +118,12 @@ def _in_the_way(event: Event) -> str:
 def check_rows(report: VerifyReport) -> Rows:
     """Return a row for each check; those of the gate come last."""
     checks = (*report.checks, *(report.gate.checks if report.gate else ()))
-    return [("✓" if check.passed else "✗", check.name, check.seen) for check in checks]
+    return [(_mark(check), check.name, "; ".join(filter(None, (check.seen, check.warning)))) for check in checks]
+
+
+def _mark(check: Check) -> str:
+    """Return the sign of a check; one that passed with a warning has no tick."""
+    return "✗" if not check.passed else "!" if check.warning else "✓"
 
 
 def verdict_rows(report: VerifyReport) -> Rows:

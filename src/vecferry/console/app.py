@@ -204,7 +204,7 @@ def _unconfirmed(request: Request, form: dict[str, str]) -> str:
 
 async def _look(request: Request) -> Look:
     operator = _operator(request)
-    return look_at(await operator.look(), is_stopping=operator.is_stopping)
+    return look_at(await operator.look(), operator.task.config, is_stopping=operator.is_stopping)
 
 
 @router.get("/static/{name}")

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 
 from vecferry.encode.encoder import TextEncoder
@@ -36,6 +37,7 @@ class Task:
 
     gate: makes the gate of a verification. sample: rows that it encodes again. engine: as `Migration.start` takes it.
     pieces: what the new model's tokenizer makes of a text, special tokens included; nothing where nobody can say.
+    config: the file by which the same migration is reached from a terminal.
     """
 
     store: Store
@@ -46,6 +48,7 @@ class Task:
     sample: int = 100
     engine: EngineFor | None = None
     pieces: Callable[[str], list[Piece]] = lambda _: []
+    config: Path = Path("migration.toml")
 
     def migration(self, store: Store) -> Migration:
         return Migration(store, new=self.new, old=self.old, options=self.options)

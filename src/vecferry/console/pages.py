@@ -23,6 +23,7 @@ PARTS = (
     "dead_letters",
     "serving",
     "events",
+    "terminal",
 )
 """What is put in its place anew while the page is open, each when it has changed; `parts/NAME.html.j2`.
 

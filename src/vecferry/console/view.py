@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vecferry.console.operator import Outcome, Snapshot
@@ -36,6 +38,8 @@ PATH = (
     State.VERIFIED, State.READY, State.SERVING_NEW, State.FINALIZED,
 )  # fmt: skip
 PATH_BACK = (*PATH[:-1], State.SERVING_OLD, PATH[-1])
+LEFT = ("finalize", "abort")
+"""Verbs without a form."""
 MOVING = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW}
 
 
@@ -51,8 +55,9 @@ class Step:
 class Look:
     """All that the page shows.
 
-    verbs: those that the state allows. next: the one that goes on. rows_per_s: of the backfill. eta: how long that
-    takes at the present rate; empty where it cannot be said. verification, with gate and override: ready for JSON.
+    verbs: those that the state allows. terminal: commands, of the verbs without a form. next: the verb that goes on.
+    rows_per_s: of the backfill. eta: how long that takes at the present rate; empty where it cannot be said.
+    verification, with gate and override: ready for JSON.
     """
 
     target: str
@@ -63,6 +68,7 @@ class Look:
     message: str
     path: tuple[Step, ...]
     verbs: frozenset[str]
+    terminal: tuple[str, ...]
     next: str
     is_running: bool
     is_stopping: bool
@@ -82,8 +88,8 @@ class Look:
     thresholds: Mapping[str, float]
 
 
-def look_at(snapshot: Snapshot, *, is_stopping: bool = False) -> Look:
-    """Return what the page shows of a snapshot."""
+def look_at(snapshot: Snapshot, config: Path, *, is_stopping: bool = False) -> Look:
+    """Return what the page shows of a snapshot. config: the file that commands name."""
     status = snapshot.status
     state = None if status is None else status.state
     verification = None if status is None else status.verification
@@ -98,6 +104,7 @@ def look_at(snapshot: Snapshot, *, is_stopping: bool = False) -> Look:
         message=snapshot.problem.message if snapshot.problem else NOT_BEGUN if state is None else MESSAGES[state],
         path=path_of(state, snapshot.before),
         verbs=_verbs(snapshot),
+        terminal=_terminal(snapshot, config),
         next=_next(snapshot),
         is_running=snapshot.is_running,
         is_stopping=is_stopping and snapshot.is_running,
@@ -146,7 +153,7 @@ def _verbs(snapshot: Snapshot) -> frozenset[str]:
     verbs = {"start"} if not snapshot.is_running and not _has_ended(snapshot) else set()
     if snapshot.status is None:
         return frozenset(verbs)
-    state = snapshot.before if snapshot.status.paused is not None and snapshot.before else snapshot.status.state
+    state = _state_but_for_pause(snapshot, snapshot.status)
     quick = {verb for verb in ("pause", "resume", "throttle", "postpone") if allowed(verb, snapshot.status.state)}
     slow = {verb for verb in ("verify", "override", "retry", "cutover", "rollback") if allowed(verb, state)}
     if snapshot.is_held:
@@ -154,6 +161,19 @@ def _verbs(snapshot: Snapshot) -> frozenset[str]:
     if not snapshot.status.dead_letters:
         slow.discard("retry")
     return frozenset(verbs | quick | slow)
+
+
+def _terminal(snapshot: Snapshot, config: Path) -> tuple[str, ...]:
+    """Return the commands of the verbs that are left to a terminal, those that lead on in this state first."""
+    if snapshot.problem is not None or snapshot.status is None:
+        return ()
+    state = _state_but_for_pause(snapshot, snapshot.status)
+    verbs = sorted((verb for verb in LEFT if allowed(verb, state)), key=lambda verb: verb not in next_verbs(state))
+    return tuple(shlex.join(["vecferry", "migrate", verb, "--config", str(config)]) for verb in verbs)
+
+
+def _state_but_for_pause(snapshot: Snapshot, status: Status) -> State:
+    return snapshot.before if status.paused is not None and snapshot.before else status.state
 
 
 def _has_ended(snapshot: Snapshot) -> bool:

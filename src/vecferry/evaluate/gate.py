@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vecferry.evaluate.comparing import Compared
-from vecferry.evaluate.values import ALL, GateResult
+from vecferry.evaluate.values import ALL, GateResult, SliceScore
 
 MIN_QUERIES = 20
 """Fewer say nothing that a switch may rest on, whatever the interval is."""
@@ -45,6 +45,23 @@ def judge(compared: Compared, *, margin: float, confidence: float) -> GateResult
         better = "better" if overall.difference.low > 0 else "not worse"
         verdict, message = "passed", f"The new model is {better}: {summary} ({where}) on {overall.queries:,} queries."
     return GateResult(verdict, message, margin, confidence, compared.metric, overall.difference, worse)  # type: ignore[arg-type]
+
+
+def slice_mark(score: SliceScore, result: GateResult) -> str:
+    """Return a sign for a slice that fell by more than the margin: ✗ where that is shown, ! where it is not."""
+    return "" if not slice_message(score, result) else "✗" if _is_shown_worse(score, result) else "!"
+
+
+def slice_message(score: SliceScore, result: GateResult) -> str:
+    """Return what is to be said of a slice that fell by more than the margin; empty if it did not."""
+    if _is_shown_worse(score, result):
+        return "shown to be worse by more than the margin"
+    is_lower = score.difference.mean < -result.margin
+    return "fell by more than the margin; that may be chance" if is_lower else ""
+
+
+def _is_shown_worse(score: SliceScore, result: GateResult) -> bool:
+    return score.name in result.worse_slices or (score.by == ALL and score.difference.high < -result.margin)
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -207,6 +207,9 @@ class ScoreDistribution(Value):
     tenth: Histogram
 
 
+GUESS = "a guess: no answer reaches it"
+
+
 @dataclass(frozen=True)
 class Threshold(Value):
     """A cut-off of the application in the old space, and the one in the new space that does the same.
@@ -226,6 +229,11 @@ class Threshold(Value):
     new_share: float
     old_precision: float | None = None
     new_precision: float | None = None
+
+    @property
+    def basis(self) -> str:
+        """What it rests on: the method, or that it is a guess, since no answer reaches it."""
+        return self.method if self.new_share else f"{self.method}, {GUESS}"
 
 
 @dataclass(frozen=True)

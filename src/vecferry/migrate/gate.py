@@ -17,6 +17,7 @@ from vecferry.evaluate import (
     run_evaluation,
 )
 from vecferry.evaluate.evaluation import GateOptions
+from vecferry.evaluate.gate import slice_message
 from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.values import ALL, GateResult, SliceScore
 from vecferry.migrate.config import MigrationConfig
@@ -87,7 +88,7 @@ def verdict_of(evaluation: Evaluation) -> GateVerdict:
         evidence=evaluation.evidence,
         checks=tuple(_check(score, judged) for score in evaluation.slices),
         thresholds={
-            each.name: MappedThreshold(each.old, each.new, each.low, each.high, each.method)
+            each.name: MappedThreshold(each.old, each.new, each.low, each.high, each.basis)
             for each in evaluation.thresholds
         },
         detail=_detail(evaluation),
@@ -106,7 +107,7 @@ def _check(score: SliceScore, judged: GateResult) -> Check:
         f"{judged.metric} {score.old.mean:.3f} → {score.new.mean:.3f} ({difference}), "
         f"{score.queries} queries: {score.wins} better, {score.losses} worse"
     )
-    return Check(name, passed, figures)
+    return Check(name, passed, figures, warning=slice_message(score, judged))
 
 
 def _detail(evaluation: Evaluation) -> dict[str, Any]:

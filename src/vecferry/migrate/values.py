@@ -205,19 +205,22 @@ class Status(Value):
 
 @dataclass(frozen=True)
 class Check(Value):
-    """seen: what was found, in words and numbers. keys: of the rows concerned, ten at most."""
+    """seen: what was found, in words and numbers. keys: of the rows concerned, ten at most. warning: what is not well
+    though it passed.
+    """
 
     name: str
     passed: bool
     seen: str
     keys: tuple[str, ...] = ()
+    warning: str = ""
 
 
 @dataclass(frozen=True)
 class MappedThreshold(Value):
     """A cut-off of the application, mapped to the new space. low and high: the interval in which `new` may lie.
 
-    method: "matched precision" or "matched quantile".
+    method: "matched precision" or "matched quantile", and whether it is a guess.
     """
 
     old: float

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import MissingExtra, OutputWriteFailed, reason_of
+from vecferry.evaluate.gate import slice_mark, slice_message
 from vecferry.evaluate.values import (
     ALL,
     METRICS,
@@ -104,7 +105,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     names = ("number", "signed", "percent", "interval", "size", "ratio", "shorten", "language_tag")
-    environment.filters |= {name: getattr(text, name) for name in names}
+    environment.filters |= {name: getattr(text, name) for name in names} | {
+        "slice_mark": slice_mark,
+        "slice_message": slice_message,
+    }
     return environment
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from vecferry.evaluate.values import ALL, Evaluation, Evidence, Interval, SliceScore
+from vecferry.evaluate.values import ALL, GUESS, Evaluation, Evidence, Interval, SliceScore, Threshold
 
 UNKNOWN = "–"
 EVIDENCE: dict[Evidence, str] = {
@@ -120,9 +120,13 @@ def _for_users(evaluation: Evaluation) -> str:
         same = f"{percent(evaluation.replay.overlap.mean)} of the first {evaluation.replay.k} answers stay the same"
         sentences.append(f"In the replay of {evaluation.replay.queries:,} queries {same}.")
     if evaluation.thresholds:
-        moved = ", ".join(f"{shorten(t.name, 40)} {number(t.old)} → {number(t.new)}" for t in evaluation.thresholds)
-        sentences.append(f"Cut-offs move: {moved}.")
+        sentences.append(f"Cut-offs move: {', '.join(map(_moved, evaluation.thresholds))}.")
     return " ".join(sentences)
+
+
+def _moved(threshold: Threshold) -> str:
+    guess = "" if threshold.new_share else f" ({GUESS})"
+    return f"{shorten(threshold.name, 40)} {number(threshold.old)} → {number(threshold.new)}{guess}"
 
 
 def _known(value: float | None) -> bool:
