@@ -119,7 +119,7 @@ class MirrorReader:
             try:
                 return read(collection)
             except (StoreSchemaError, StoreFailed):
-                if self._sides.now() != sides or self._backend.exists(collection):
+                if self._sides.now() != sides or collection == sides.serving or self._backend.exists(collection):
                     raise
                 raise SpaceMismatch(expected=UNKNOWN, found=fingerprint, where=where) from None
 

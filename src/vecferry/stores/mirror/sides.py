@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from vecferry.stores.text_source import FieldText, TextSource
 from vecferry.stores.values import Key, Row, Side
 
 T = TypeVar("T")
+RENAME_PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Between two tries of what met a collection on its way to another name."""
 PAGE = 500
 """Points that are read at a time."""
 
@@ -75,14 +78,16 @@ class MirrorSides:
         return Sides(spec.old_locator, spec.new_locator, source)
 
     def retried(self, work: Callable[[Sides], T]) -> T:
-        """Do `work`, which may be repeated; once more if a collection was dropped or renamed meanwhile."""
-        sides = self.now()
-        try:
-            return work(sides)
-        except (StoreSchemaError, StoreFailed):
-            if (now := self.now()) == sides:
-                raise
-            return work(now)
+        """Do `work`, which may be repeated; again while a collection is being dropped or renamed."""
+        for pause_s in RENAME_PAUSES_S:
+            sides = self.now()
+            try:
+                return work(sides)
+            except (StoreSchemaError, StoreFailed):
+                if self.now() == sides and self.backend.exists(sides.serving):
+                    raise
+                time.sleep(pause_s)
+        return work(self.now())
 
     def _recorded(self) -> tuple[MigrationSpec | None, Serving | None]:
         """Return both as of one moment: the end of a migration changes both in one transaction."""
