@@ -493,6 +493,22 @@ def test_a_half_built_index_is_built_anew(connection: psycopg.Connection, databa
         assert migration.verify(override="no gate in this test").passed
 
 
+def test_an_index_that_is_gone_while_the_new_vectors_serve_is_found(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, ["a", "b"])
+    connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    with open_docs(database_url) as store:
+        migration = Migration(store, new=TruthEncoder(), options=OPTIONS)
+        migration.start()
+        migration.verify(override="no gate in this test")
+        migration.cutover()
+        assert migration.verify(override="no gate in this test").passed
+        connection.execute("DROP INDEX by_cosine")
+        failed = [check for check in migration.verify(override="no gate in this test").checks if not check.passed]
+    assert [check.seen for check in failed] == ["missing: one like by_cosine_vecferry_old"]
+
+
 def test_more_numbers_than_an_index_can_hold_are_refused_before_anything_is_made(
     connection: psycopg.Connection, database_url: str
 ) -> None:

@@ -79,7 +79,12 @@ def test_a_row_that_was_edited_since_is_no_reason_for_doubt(minilm: Encoder, row
 
 @pytest.mark.parametrize(
     "template",
-    ["{title}\n{text}", "# {title}{text}", "{text}\n{title}", "title: {title}\n\n{text}", "{author}\n{text}"],
+    [
+        "{title}\n{text}",
+        "# {title}{text}",
+        *(pytest.param(form, marks=pytest.mark.slow) for form in ("{text}\n{title}", "title: {title}\n\n{text}")),
+        pytest.param("{author}\n{text}", marks=pytest.mark.slow),
+    ],
 )
 def test_another_field_beside_the_text_is_found(minilm: Encoder, rows: list[Fields], template: str) -> None:
     vectors = made(minilm, rows, TemplateText(template))
@@ -101,12 +106,12 @@ def test_two_fields_before_the_text_are_found(minilm: Encoder, rows: list[Fields
     "adapted",
     [
         {"prefix": "passage: "},
-        {"prefix": "query: "},
-        {"max_characters": 300},
-        {"max_characters": 1000},
+        pytest.param({"prefix": "query: "}, marks=pytest.mark.slow),
+        pytest.param({"max_characters": 300}, marks=pytest.mark.slow),
+        pytest.param({"max_characters": 1000}, marks=pytest.mark.slow),
         {"max_tokens": 64},
         {"dimension": 1536},
-        {"dimension": 1536, "prefix": "passage: "},
+        pytest.param({"dimension": 1536, "prefix": "passage: "}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
