@@ -95,6 +95,7 @@ def test_another_field_beside_the_text_is_found(minilm: Encoder, rows: list[Fiel
     assert f"text = {json.dumps(seen.making.text)}" in seen.making.as_toml()
 
 
+@pytest.mark.slow
 def test_two_fields_before_the_text_are_found(minilm: Encoder, rows: list[Fields]) -> None:
     vectors = made(minilm, rows, TemplateText("{author}\n{title}\n{text}"))
     seen = looked_at(minilm, rows, vectors)
