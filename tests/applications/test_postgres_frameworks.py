@@ -78,24 +78,24 @@ class LlamaIndexApplication:
         self._store._engine.dispose()
 
 
-class LangChainApplication:
-    """PGVector, whose table holds many collections and whose vectors have no fixed number of dimensions."""
+def langchain_model(encoder: TruthEncoder) -> Any:
+    """Return the encoder as LangChain's Embeddings."""
+    encode = encode_with(encoder)
 
-    table, text = "langchain_pg_embedding", "document"
+    class Model(pytest.importorskip("langchain_core.embeddings").Embeddings):  # type: ignore[misc]
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [encode(text) for text in texts]
 
-    def __init__(self, url: str, encoder: TruthEncoder) -> None:
-        vectorstore = pytest.importorskip("langchain_postgres").PGVector
-        embeddings = pytest.importorskip("langchain_core.embeddings").Embeddings
-        encode = encode_with(encoder)
+        def embed_query(self, text: str) -> list[float]:
+            return encode(text)
 
-        class Model(embeddings):  # type: ignore[misc, valid-type]
-            def embed_documents(self, texts: list[str]) -> list[list[float]]:
-                return [encode(text) for text in texts]
+    return Model()
 
-            def embed_query(self, text: str) -> list[float]:
-                return encode(text)
 
-        self._store = vectorstore(Model(), connection=sqlalchemy_url(url, "psycopg"), collection_name="docs")
+class LangChainStore:
+    """What both of LangChain's stores are asked alike."""
+
+    _store: Any
 
     def add(self, key: str, text: str) -> None:
         self._store.add_texts([text], ids=[key])
@@ -106,6 +106,17 @@ class LangChainApplication:
     def first(self, text: str) -> str | None:
         documents = self._store.similarity_search(text, k=1)
         return documents[0].page_content if documents else None
+
+
+class LangChainApplication(LangChainStore):
+    """PGVector, whose table holds many collections and whose vectors have no fixed number of dimensions."""
+
+    table, text = "langchain_pg_embedding", "document"
+
+    def __init__(self, url: str, encoder: TruthEncoder) -> None:
+        vectorstore = pytest.importorskip("langchain_postgres").PGVector
+        connection = sqlalchemy_url(url, "psycopg")
+        self._store = vectorstore(langchain_model(encoder), connection=connection, collection_name="docs")
 
     def close(self) -> None:
         self._store._engine.dispose()
@@ -143,39 +154,19 @@ class HaystackApplication:
         self._store._connection.close()
 
 
-class LangChainTableApplication:
+class LangChainTableApplication(LangChainStore):
     """PGVectorStore, a table for each collection."""
 
     table, text = "docs", "content"
 
     def __init__(self, url: str, encoder: TruthEncoder) -> None:
         package = pytest.importorskip("langchain_postgres")
-        embeddings = pytest.importorskip("langchain_core.embeddings").Embeddings
-        encode = encode_with(encoder)
-
-        class Model(embeddings):  # type: ignore[misc, valid-type]
-            def embed_documents(self, texts: list[str]) -> list[list[float]]:
-                return [encode(text) for text in texts]
-
-            def embed_query(self, text: str) -> list[float]:
-                return encode(text)
-
         self._engine = package.PGEngine.from_connection_string(sqlalchemy_url(url, "psycopg"))
         with psycopg.connect(url) as connection:
             (is_there,) = connection.execute("SELECT to_regclass('docs') IS NOT NULL").fetchone() or (False,)
         if not is_there:
             self._engine.init_vectorstore_table("docs", encoder.dimension)
-        self._store = package.PGVectorStore.create_sync(self._engine, Model(), "docs")
-
-    def add(self, key: str, text: str) -> None:
-        self._store.add_texts([text], ids=[key])
-
-    def remove(self, key: str) -> None:
-        self._store.delete([key])
-
-    def first(self, text: str) -> str | None:
-        documents = self._store.similarity_search(text, k=1)
-        return documents[0].page_content if documents else None
+        self._store = package.PGVectorStore.create_sync(self._engine, langchain_model(encoder), "docs")
 
     def close(self) -> None:
         self._engine._run_as_sync(self._engine.close())

@@ -1,6 +1,6 @@
 """A model as an application has used it: with a prefix of its own, lower case, texts cut short, vectors padded.
 
-What a collection's vectors were made with is found by `migrate/provenance.py`; an `AdaptedEncoder` makes more of the
+What a collection's vectors were made with is found by `migrate/provenance`; an `AdaptedEncoder` makes more of the
 same.
 """
 

@@ -36,15 +36,18 @@ SPARE = 3
 """So many rows are looked at for each question, since some are too short to give one."""
 
 
-def query_set_of(store: Store, queries: Path | None, options: EvaluationOptions) -> QuerySet:
+def query_set_of(
+    store: Store, queries: Path | None, options: EvaluationOptions, rows: Sequence[StoredRow] | None = None
+) -> QuerySet:
     """Return judged queries of a BEIR folder, whose document ids are the rows' keys; or pairs, and a query log.
 
-    Raises SettingsError, MissingExtra.
+    rows: that pairs are made of; by default a sample of the store. Raises SettingsError, MissingExtra.
     """
     if queries is not None and queries.is_dir():
         return QuerySet(read_queries(queries))
     log = read_log(queries) if queries is not None else ()
-    rows = store.sample_stored(SPARE * (options.max_queries or PAIRS))
+    if rows is None:
+        rows = store.sample_stored(SPARE * (options.max_queries or PAIRS))
     return QuerySet(pairs=pairs_of(rows, store.traits.source, options), log=log)
 
 
@@ -95,13 +98,8 @@ def evaluation_of_store(
     if are_both_sides_there(store, *models):
         asked = query_set_of(store, queries, options)
         return run_evaluation(StoreCorpus(store, *models), asked, options, stage, provenance)
-    rows = store.sample_stored(ROWS_IN_MEMORY)
-    source = store.traits.source
-    if queries is not None and queries.is_dir():
-        asked = QuerySet(read_queries(queries))
-    else:
-        log = read_log(queries) if queries is not None else ()
-        asked = QuerySet(pairs=pairs_of(rows, source, options), log=log)
+    rows, source = store.sample_stored(ROWS_IN_MEMORY), store.traits.source
+    asked = query_set_of(store, queries, options, rows)
     passages = {id_of(row.key): Passage(id_of(row.key), source.render(row.fields) or "") for row in rows}
     if asked.queries is not None:
         passages |= _judged_passages(store, asked.queries)

@@ -56,9 +56,13 @@ def _refuse_what_is_chromas(url: str, access: ServerAccess, embedding_function: 
 
 
 def _kind(url: str) -> str:
-    """Return the scheme as far as it says which store; empty where there is none."""
-    scheme = url.partition(":")[0].lower() if ":" in url else ""
-    return scheme.partition("+")[0]
+    """Return the scheme as far as it says which store."""
+    return _scheme(url).partition("+")[0]
+
+
+def _scheme(url: str) -> str:
+    """Return what stands before the colon; empty where there is none."""
+    return url.partition(":")[0].lower() if ":" in url else ""
 
 
 def open_backend(
@@ -73,8 +77,7 @@ def open_backend(
     }
     if (opener := openers.get(_kind(url))) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
-        scheme = url.partition(":")[0].lower() if ":" in url else ""
-        raise InvalidStoreUrl(f"{scheme}:…", f"one that begins with {known}")  # the rest may hold a password
+        raise InvalidStoreUrl(f"{_scheme(url)}:…", f"one that begins with {known}")  # the rest may hold a password
     return opener(url, fields, access)
 
 

@@ -5,7 +5,7 @@ r"""Which text of a row is embedded: a field, a template over several, or a rend
     llama-index                metadata before the text, by the templates that LlamaIndex stores in each node
 
 A text source is a pure function of the row's fields, so that it means the same to every store, and before a migration
-can be tried on a sample (`migrate/provenance.py`).
+can be tried on a sample (`migrate/provenance`).
 """
 
 from __future__ import annotations

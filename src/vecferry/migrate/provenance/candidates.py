@@ -70,6 +70,8 @@ class Candidate:
 def causes_on_top(base: Candidate, rows: Sequence[StoredRow], encoder: TextEncoder) -> Iterator[Candidate]:
     """Return the likely causes on top of what is known, one at a time; the likelier ones first."""
     yield from _paddings(base, rows, encoder.dimension)
+    if not any(len(row.vector) == (base.adaptation.dimension or encoder.dimension) for row in rows):
+        return  # no text makes a vector longer
     yield from other_texts(base, rows)
     if isinstance(encoder, Encoder):
         yield from _model_inputs(base, encoder)

@@ -139,8 +139,9 @@ class _Examination:
 
         Causes are tried on a few of the rows that do not fit; the best is kept, and others are tried on top of it.
         """
-        screened = [self._rows[i] for i in _spread(np.flatnonzero(cosines < ALIKE), SCREENED)]
-        best, best_cosines = as_told, self._cosines(as_told, screened)
+        places = _spread(np.flatnonzero(cosines < ALIKE), SCREENED)
+        screened = [self._rows[place] for place in places]
+        best, best_cosines = as_told, cosines[places]
         for _ in range(MAX_STEPS):
             if float(np.median(best_cosines)) >= EXACT:
                 break

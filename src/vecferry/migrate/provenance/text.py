@@ -10,10 +10,12 @@ UNIT_TOLERANCE = 0.01
 
 
 def confirmed(seen: Provenance) -> str:
+    """Say that the vectors are as the file says."""
     return f"{_matching(seen.matching, seen.rows)} what the old model makes of their text.{_unusual(seen)}"
 
 
 def explained(seen: Provenance, causes: str) -> str:
+    """Say what fits instead. causes: what is different from the file, in words."""
     assert seen.explained is not None, "it was explained"
     return (
         f"The vectors were not made as migration.toml says (median cosine {seen.median:.3f}), but with {causes}: so"
@@ -22,6 +24,7 @@ def explained(seen: Provenance, causes: str) -> str:
 
 
 def mixed(seen: Provenance, others: float) -> str:
+    """Say that a part is as the file says. others: the median cosine of the rest."""
     what = "of another model" if others < FOREIGN else "made from something else, or their texts were edited since"
     return (
         f"Only {_matching(seen.matching, seen.rows)} what the old model makes of their text; the others are {what}"
@@ -30,6 +33,7 @@ def mixed(seen: Provenance, others: float) -> str:
 
 
 def unexplained(seen: Provenance, dimension: int) -> str:
+    """Say that nothing fits. dimension: of the old model's vectors."""
     if dimension not in seen.dimensions and seen.median == 0:
         lengths = ", ".join(f"{length:,}" for length in sorted(seen.dimensions))
         return f"The vectors have {lengths} numbers and those of the old model {dimension:,}: it is another model."
