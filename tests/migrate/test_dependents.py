@@ -15,25 +15,24 @@ from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.pgvector import PgVectorStore
 
 OLD, NEW = TruthEncoder("old", 8), TruthEncoder("new", 16)
-DEPENDENTS = {
+CARRIED = {
     "constraint": ("has_vector", "ALTER TABLE docs ADD CONSTRAINT has_vector CHECK (embedding IS NOT NULL)"),
-    "policy": ("embedded", "CREATE POLICY embedded ON docs USING (embedding IS NOT NULL)"),
-    "rule": (
-        "noted",
-        "CREATE RULE noted AS ON UPDATE TO docs WHERE NEW.embedding IS NULL DO ALSO INSERT INTO notes VALUES (OLD.id)",
-    ),
-    "generated column": (
-        "is_embedded",
-        "ALTER TABLE docs ADD COLUMN is_embedded boolean GENERATED ALWAYS AS (embedding IS NOT NULL) STORED",
-    ),
+    "policy": ("embedded", "CREATE POLICY embedded ON docs USING (embedding IS NOT NULL) WITH CHECK (id > 0)"),
     "trigger": (
         "on_vectors",
         "CREATE TRIGGER on_vectors BEFORE UPDATE OF embedding ON docs FOR EACH ROW"
-        " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        " EXECUTE FUNCTION suppress_redundant_updates_trigger();"
+        "ALTER TABLE docs DISABLE TRIGGER on_vectors; COMMENT ON TRIGGER on_vectors ON docs IS 'of the application'",
     ),
     "function": (
         "nearest()",
         "CREATE FUNCTION nearest() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT count(embedding) FROM docs; END",
+    ),
+}
+LEFT = {
+    "generated column": (
+        "is_embedded",
+        "ALTER TABLE docs ADD COLUMN is_embedded boolean GENERATED ALWAYS AS (embedding IS NOT NULL) STORED",
     ),
     "default": ("embedding", "ALTER TABLE docs ALTER COLUMN embedding SET DEFAULT '[1,0,0,0,0,0,0,0]'"),
     "publication": ("vectors", "CREATE PUBLICATION vectors FOR TABLE docs (id, embedding)"),
@@ -61,11 +60,11 @@ def options(tmp_path: Path) -> MigrationOptions:
     return MigrationOptions(staging=tmp_path, min_free_gb=0)
 
 
-@pytest.mark.parametrize("kind", DEPENDENTS)
+@pytest.mark.parametrize("kind", LEFT)
 def test_a_dependent_is_named_by_plan_and_stops_start(
     store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions, kind: str
 ) -> None:
-    name, statement = DEPENDENTS[kind]
+    name, statement = LEFT[kind]
     table.execute(statement)
     migration = Migration(store, new=NEW, old=OLD, options=options)
     plan = migration.plan()
@@ -79,11 +78,110 @@ def test_a_dependent_is_named_by_plan_and_stops_start(
     assert table.execute(columns).fetchone() == (0,)
 
 
+def switched(migration: Migration) -> None:
+    migration.start()
+    assert migration.verify(override="no gate in this test").passed
+    migration.cutover()
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_a_dependent_goes_with_the_name_of_the_column(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions, kind: str
+) -> None:
+    name, statement = CARRIED[kind]
+    table.execute(statement)
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    before = store.describe().dependents
+    assert [(each.kind, each.name, each.is_carried) for each in before] == [(kind, name, True)]
+    assert any(f"{kind} {name} goes with" in warning for warning in migration.plan().warnings)
+    switched(migration)
+    for step in (migration.rollback, migration.cutover, lambda: migration.finalize(confirmed=True)):
+        assert store.describe().dependents == before
+        step()
+    assert store.describe().dependents == before
+
+
+def test_vectors_that_were_required_are_required_after_finalize(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("ALTER TABLE docs ALTER embedding SET NOT NULL")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    switched(migration)
+    assert not store.describe().vector_not_null
+    migration.finalize(confirmed=True)
+    assert store.describe().vector_not_null
+
+
+def test_a_constraint_binds_the_vectors_that_serve_alone(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute(CARRIED["constraint"][1])
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    switched(migration)
+    vector = NEW.truth("text 7").tolist()
+    table.execute("INSERT INTO docs (id, body, embedding) VALUES (7, 'text 7', %s::real[])", [vector])
+    with pytest.raises(psycopg.errors.CheckViolation):
+        table.execute("INSERT INTO docs (id, body) VALUES (8, 'text 8')")
+    migration.start()
+    migration.rollback()
+    is_valid = table.execute("SELECT convalidated FROM pg_constraint WHERE conname = 'has_vector'").fetchone()
+    assert is_valid == (True,)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        table.execute("UPDATE docs SET embedding = NULL WHERE id = 7")
+
+
+def test_a_trigger_keeps_its_state_and_comment(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute(CARRIED["trigger"][1])
+    query = (
+        "SELECT tgenabled::text, obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgname = 'on_vectors'"
+    )
+    assert table.execute(query).fetchone() == ("D", "of the application")
+    switched(Migration(store, new=NEW, old=OLD, options=options))
+    assert table.execute(query).fetchone() == ("D", "of the application")
+
+
+def test_rights_storage_statistics_and_comment_go_with_the_name(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("CREATE ROLE reader")
+    table.execute("GRANT SELECT (id, embedding), UPDATE (embedding) ON docs TO reader WITH GRANT OPTION")
+    table.execute("GRANT REFERENCES (embedding) ON docs TO PUBLIC")
+    table.execute("ALTER TABLE docs ALTER embedding SET STORAGE PLAIN, ALTER embedding SET STATISTICS 7")
+    table.execute("ALTER TABLE docs ALTER embedding SET (n_distinct = -0.5)")
+    table.execute("COMMENT ON COLUMN docs.embedding IS 'of\nthe application'")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    query = (
+        "SELECT attacl::text, attstattarget, attoptions::text, col_description(attrelid, attnum)"
+        " FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'"
+    )
+    before = table.execute(query).fetchone()
+    assert before is not None
+    try:
+        switched(migration)
+        *facts, comment = table.execute(query).fetchone() or ()
+        assert (*facts, comment) == (*before[:3], f"of\nthe application\nvecferry:space:{NEW.fingerprint}")
+        table.execute("SET ROLE reader; SELECT id, embedding FROM docs")
+        table.execute("RESET ROLE; REVOKE SELECT (embedding) ON docs FROM reader")
+        migration.rollback()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            table.execute("SET ROLE reader; SELECT embedding FROM docs")
+        table.execute("RESET ROLE; GRANT SELECT (embedding) ON docs TO reader WITH GRANT OPTION")
+        assert table.execute(query).fetchone() == before
+        migration.cutover()
+        migration.finalize(confirmed=True)
+        assert (table.execute(query).fetchone() or ())[:3] == before[:3]
+        assert store.describe().fingerprint == NEW.fingerprint
+    finally:
+        table.execute("RESET ROLE; DROP OWNED BY reader; DROP ROLE reader")
+
+
 def test_what_is_accepted_by_name_lets_a_migration_begin(
     store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
-    table.execute(DEPENDENTS["trigger"][1])
-    accepting = replace(options, accept_dependents=("on_vectors",))
+    table.execute(LEFT["default"][1])
+    accepting = replace(options, accept_dependents=("embedding",))
     assert Migration(store, new=NEW, old=OLD, options=accepting).start().state is State.CATCHING_UP
 
 

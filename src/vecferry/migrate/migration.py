@@ -362,7 +362,8 @@ class Migration:
         number. Repeating is safe.
         """
         patience = patience or self.options.patience
-        if State(self._find().state) is State.FINALIZED:
+        if State((record := self._find()).state) is State.FINALIZED:
+            self.store.restore_constraints(patience, required=record.spec.old_not_null)
             return self.status()
         with self._operator_lock("finalize", patience) as paused:
             if not confirmed:

@@ -141,7 +141,8 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
     warnings = []
     if table.null_texts:
         warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
-    warnings += [f"start refuses: {dependent}" for dependent in table.dependents]
+    for dependent in table.dependents:
+        warnings.append(str(dependent) if dependent.is_carried else f"start refuses: {dependent}")
     if table.views:
         warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")
     if table.triggers:

@@ -110,7 +110,7 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
 
 def _refuse_dependents(table: TableInfo, accepted: Collection[str]) -> None:
     """Raise DependentsInTheWay if something would be left on the wrong vectors, and nobody has said that it may."""
-    refused = [dependent for dependent in table.dependents if dependent.name not in accepted]
+    refused = [each for each in table.dependents if not each.is_carried and each.name not in accepted]
     if refused:
         names = " --accept-dependent ".join(shlex.quote(dependent.name) for dependent in refused)
         raise DependentsInTheWay("; ".join(map(str, refused)), names)

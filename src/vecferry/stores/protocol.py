@@ -200,10 +200,11 @@ class Store(Protocol):
         Undone by switching to the other.
         """
 
-    def require_vectors(self, patience: Patience) -> bool:
-        """Require the serving vectors (NOT NULL) if every row has one, and return whether that is so.
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
+        """Hold all rows, not only new ones, to what `switch` has moved to the serving vectors, where they keep to it.
 
-        Nobody waits while the rows are looked at. Repeating is safe. Undone by `switch`.
+        required: NOT NULL too, if every row has a vector; returns whether that is so. Nobody waits while the rows are
+        looked at. Repeating is safe. Undone by `switch`.
         """
 
     def drop(self, side: Side) -> None:

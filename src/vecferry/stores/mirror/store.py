@@ -290,8 +290,8 @@ class MirrorStore(Store):
     def switch(self, to: Side) -> None:
         self._point_alias(self._sides.now().name(to))
 
-    def require_vectors(self, patience: Patience) -> bool:  # noqa: ARG002
-        """Return false. No store of points knows NOT NULL."""
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:  # noqa: ARG002
+        """Return false. No store of points knows constraints."""
         return False
 
     def _point_alias(self, collection: str) -> None:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.indexes import VECTOR_INDEXES, VectorIndex
-from vecferry.stores.pgvector.table import COLBERT, NEW, NEW_CHECKSUM, OLD, OLD_CHECKSUM, SPARSE, Table, suffixed
+from vecferry.stores.pgvector.table import (
+    COLBERT,
+    NEW,
+    NEW_CHECKSUM,
+    OLD,
+    OLD_CHECKSUM,
+    REQUIRED,
+    SPARSE,
+    Table,
+    suffixed,
+)
 from vecferry.stores.values import Side
 
 VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
@@ -154,6 +164,17 @@ class Catalogue:
         )
         return tuple(name for (name,) in rows)
 
+    def constraints_to_validate(self) -> tuple[str, ...]:
+        """Return the CHECK constraints on the serving vectors that hold for new rows alone, but our own."""
+        rows = self._db.rows(
+            "SELECT c.conname::text FROM pg_constraint c"
+            " JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)"
+            " WHERE c.conrelid = %s::oid AND a.attname = %s AND c.contype = 'c' AND NOT c.convalidated"
+            " AND c.conname <> %s AND pg_get_constraintdef(c.oid) NOT LIKE '%%NOT ENFORCED' ORDER BY 1",
+            [self._table.oid, self._table.vector, suffixed(self._table.vector, REQUIRED)],
+        )
+        return tuple(name for (name,) in rows)
+
     def update_triggers(self) -> tuple[str, ...]:
         """Return those that fire for an UPDATE of any column, without the ones of a capture."""
         rows = self._db.rows(
@@ -167,4 +188,6 @@ class Catalogue:
 
 
 def _space_in(comment: str | None) -> str | None:
-    return comment.removeprefix(COMMENT_PREFIX) if comment and comment.startswith(COMMENT_PREFIX) else None
+    """Return the space in the last line of a comment, below what the application says there; None without one."""
+    last = (comment or "").rpartition("\n")[2]
+    return last.removeprefix(COMMENT_PREFIX) if last.startswith(COMMENT_PREFIX) else None

@@ -199,8 +199,8 @@ class PgVectorStore(Store):
     def switch(self, to: Side) -> None:
         self._switch.switch(to)
 
-    def require_vectors(self, patience: Patience) -> bool:
-        return self._switch.require_vectors(patience)
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
+        return self._switch.restore_constraints(patience, required=required)
 
     def drop(self, side: Side) -> None:
         self._switch.drop(side)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from psycopg import sql
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SpaceMismatch, StoreSchemaError
+from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
-from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal
+from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
-from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, SPARSE, suffixed
+from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SPARSE, suffixed
 from vecferry.stores.values import Patience, Side
 
 MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
-REQUIRED = "_vecferry_not_null"
 
 
 class PgSwitch:
@@ -54,6 +55,8 @@ class PgSwitch:
                 comment = literal(COMMENT_PREFIX + fingerprint)
                 column = sql.SQL("{}.{}").format(self._sql.name, identifier(name))
                 self._db.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(column, comment))
+        if side in missing and (settings := carrying.settings(self._db, self._table, side)):
+            self._alter(verbatim(settings))
 
     def _sized(self, kind: str, dimension: int) -> sql.Composed:
         return sql.SQL("{}({})").format(self._sql.type_name(kind), sql.Literal(dimension))
@@ -128,21 +131,32 @@ class PgSwitch:
     # --- changing places --------------------------------------------------------------------------
 
     def switch(self, to: Side) -> None:
-        """Let the vectors of that side serve, by exchanging the columns' names.
+        """Let the vectors of that side serve, by exchanging the columns' names and what stands on them.
 
         Sparse and ColBERT columns are of the new side alone, and keep their names.
         """
         vector = self._table.vector
         comes, goes = (NEW, OLD) if to is Side.NEW else (OLD, NEW)
         renames = self._index_renames(came_from=comes, goes_to=goes)
+        incoming = suffixed(vector, comes)
+        handover = carrying.handover(self._db, self._table, incoming)
+        carrying.run(self._db, handover.before)
         if to is Side.NEW:
             if self._catalogue.columns().by_name[vector].is_required:  # so that no row needs an old vector
                 self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
             self._drop_constraint()
-        self._rename_columns((vector, suffixed(vector, goes)), (suffixed(vector, comes), vector))
+        self._rename_columns((vector, suffixed(vector, goes)), (incoming, vector))
         self._rename_indexes(renames)
+        carrying.run(self._db, handover.after)
 
-    def require_vectors(self, patience: Patience) -> bool:
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
+        """Validate constraints, which holds up nobody; a row that does not keep to one leaves it as it is."""
+        for name in self._catalogue.constraints_to_validate():
+            with suppress(ConstraintViolated):
+                self._alter(sql.SQL("VALIDATE CONSTRAINT {}").format(identifier(name)))
+        return required and self._require_vectors(patience)
+
+    def _require_vectors(self, patience: Patience) -> bool:
         """Require vectors again (NOT NULL). A constraint is added that binds new rows alone, and then looked through
         without a lock that anybody waits for; by it the server knows that no row is without a vector.
         """
@@ -173,7 +187,7 @@ class PgSwitch:
         return bool(self._db.row(query, [self._table.oid, suffixed(self._table.vector, REQUIRED)])[0])
 
     def _drop_constraint(self) -> None:
-        """Drop the constraint of a `require_vectors` that was killed."""
+        """Drop the constraint of a `restore_constraints` that was killed."""
         name = identifier(suffixed(self._table.vector, REQUIRED))
         self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS {}").format(name))
 

@@ -14,6 +14,8 @@ from vecferry.stores.text_source import FieldText, TextSource, text_source
 NEW, OLD = "_vecferry_new", "_vecferry_old"
 NEW_CHECKSUM, OLD_CHECKSUM = "_vecferry_new_sha256", "_vecferry_old_sha256"
 SPARSE, COLBERT = "_sparse", "_colbert"
+REQUIRED = "_vecferry_not_null"
+"""Of a constraint that is there while NOT NULL is being made anew."""
 MAX_IDENTIFIER_BYTES = 63
 
 
@@ -62,7 +64,9 @@ def find_table(database: Database, table: str, text: str, vector_column: str) ->
     """
     schema, name = split_name(table)
     tables = database.rows(
-        "SELECT c.oid, n.nspname::text, c.relkind::text, c.relhassubclass FROM pg_class c"
+        "SELECT c.oid, n.nspname::text, c.relkind = 'r' AND NOT c.relispartition"
+        " AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid),"
+        " (SELECT min(rulename)::text FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN') FROM pg_class c"
         " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND"
         " CASE WHEN %s::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = %s END",
         [name, schema, schema],
@@ -71,9 +75,12 @@ def find_table(database: Database, table: str, text: str, vector_column: str) ->
         raise StoreSchemaError(
             f"there is no table {table}", "Check --collection; names are spelled as in the database."
         )
-    oid, schema, kind, has_children = tables[0]
-    if kind != "r" or has_children:
-        raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")
+    oid, schema, is_ordinary, rule = tables[0]
+    if not is_ordinary:
+        expected = "Views, partitioned and inherited tables, and their partitions, cannot be migrated."
+        raise StoreSchemaError(f"{table} is not an ordinary table", expected)
+    if rule is not None:
+        raise StoreSchemaError(f"{table} has the rule {rule}", "Make it a trigger: rules rewrite a migration's writes.")
     source = _source(database, oid, text)
     text_types = _text_types(database, oid, table, source)
     types = "pgvector's types vector or halfvec"
@@ -117,18 +124,19 @@ def _extension(database: Database) -> tuple[str, dict[str, int]]:
 def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> str:
     """Return the name of the column's type. Raises StoreSchemaError if it is not there, or not as expected."""
     columns = database.rows(
-        f"SELECT {condition}, a.attgenerated <> '', format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"  # noqa: S608  # ours
+        f"SELECT {condition}, CASE WHEN a.attgenerated <> '' THEN 'generated' WHEN a.attinhcount > 0 THEN 'inherited' END,"  # noqa: S608  # ours
+        " format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"
         " JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped",
         [oid, column],
     )
     if not columns:
         raise StoreSchemaError(f"{table} has no column {column}", "Names are spelled as in the database.")
-    ((is_right, is_generated, kind, name),) = columns
+    ((is_right, peculiarity, kind, name),) = columns
     if not is_right:
         raise StoreSchemaError(f"the column {column} of {table} is of type {kind}", f"Expected {expected}.")
-    if is_generated and "vector" in condition:
-        raise StoreSchemaError(f"the column {column} of {table} is generated", "Expected an ordinary column.")
+    if peculiarity and "vector" in condition:
+        raise StoreSchemaError(f"the column {column} of {table} is {peculiarity}", "Expected an ordinary column.")
     return str(name)
 
 
