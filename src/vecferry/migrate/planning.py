@@ -121,7 +121,7 @@ def vector_bytes_each(dimension: int) -> int:
 
 def disk_bytes(table: TableInfo, dimension: int) -> int:
     """Return what must be free: new vectors, each row written anew with its index entries, indexes on new vectors."""
-    indexes = sum(index.recreated for index in table.vector_indexes)
+    indexes = sum(index.holds_vectors for index in table.vector_indexes)
     filled = (
         table.rows * vector_bytes_each(dimension)
         + table.row_bytes
@@ -148,8 +148,9 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
     if table.triggers:
         warnings.append(f"triggers fire for every row that is written: {', '.join(table.triggers)}")
     warnings += [
-        f"index {index.name} is not made anew for the new vectors: {index.definition}"
+        f"index {index.name} casts vectors to {index.cast_length} numbers; its like casts the new ones to theirs, and"
+        " queries that use it must do so too"
         for index in table.vector_indexes
-        if not index.recreated
+        if index.cast_length is not None and index.cast_length == table.dimension
     ]
     return (*warnings, *table.notices)

@@ -131,12 +131,16 @@ class Change:
 
 @dataclass(frozen=True)
 class IndexInfo(Value):
-    """A vector index. recreated: whether `build_indexes` makes one like it for the new vectors."""
+    """An index that knows the vectors; `build_indexes` makes one like it for the new ones.
+
+    holds_vectors: whether it grows with them. cast_length: the numbers that it casts them to; None without a cast.
+    """
 
     name: str
     definition: str
     bytes: int
-    recreated: bool
+    holds_vectors: bool = True
+    cast_length: int | None = None
 
 
 @dataclass(frozen=True)

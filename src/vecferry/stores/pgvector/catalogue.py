@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
-from vecferry.stores.pgvector.indexes import VECTOR_INDEXES, VectorIndex
+from vecferry.stores.pgvector.indexes import INDEXES, VectorIndex
 from vecferry.stores.pgvector.table import (
     COLBERT,
     NEW,
@@ -126,14 +126,12 @@ class Catalogue:
         return Columns(self._table, by_name)
 
     def vector_indexes(self, column: str) -> list[VectorIndex]:
-        rows = self._db.rows(VECTOR_INDEXES, [self._table.oid, column])
+        rows = self._db.rows(INDEXES, {"table": self._table.oid, "column": column})
         return [VectorIndex(*row) for row in rows]
 
     def wanted_indexes(self) -> list[VectorIndex]:
         """Return those on the serving vectors that have, or should have, a twin on the new."""
-        if self.columns().serving is Side.NEW:
-            return []
-        return [index for index in self.vector_indexes(self._table.vector) if index.can_be_recreated(self._table)]
+        return [] if self.columns().serving is Side.NEW else self.vector_indexes(self._table.vector)
 
     def missing_indexes(self) -> list[VectorIndex]:
         """Return those of the wanted whose twin is not there, or is half-built."""

@@ -52,9 +52,7 @@ class PgReader:
                 row_bytes=heap_bytes,
                 index_bytes=index_bytes,
                 vector_bytes=vector_bytes,
-                vector_indexes=tuple(
-                    index.info(self._table) for index in self._catalogue.vector_indexes(self._table.vector)
-                ),
+                vector_indexes=tuple(index.info() for index in self._catalogue.vector_indexes(self._table.vector)),
                 views=self._catalogue.views(),
                 triggers=self._catalogue.update_triggers(),
                 creates=self._creates(),

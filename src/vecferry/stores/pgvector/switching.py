@@ -13,7 +13,6 @@ from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, verbatim
-from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SPARSE, suffixed
@@ -77,12 +76,12 @@ class PgSwitch:
         return heads
 
     def _refuse_unindexable(self, dimension: int) -> None:
-        limit = MAX_INDEXED_DIMENSION[self._table.kind]
-        if dimension > limit and self._catalogue.wanted_indexes():
-            raise StoreSchemaError(
-                f"an index on {self._table.target} cannot be made anew for {dimension} numbers",
-                f"pgvector indexes at most {limit} as {self._table.kind}; drop the index, or choose a smaller model.",
-            )
+        for index in self._catalogue.wanted_indexes():
+            if index.holds_vectors and dimension > (limit := index.max_dimension(self._table.kind)):
+                raise StoreSchemaError(
+                    f"the index {index.name} on {self._table.target} cannot be made anew for {dimension} numbers",
+                    f"pgvector indexes at most {limit} of this kind; drop the index, or choose a smaller model.",
+                )
 
     def _refuse_foreign(self, wanted: dict[str, sql.Composed], columns: Columns, fingerprint: str) -> None:
         for name in wanted:
@@ -105,12 +104,23 @@ class PgSwitch:
         missing = self._catalogue.missing_indexes()
         if missing:
             self._size_builds()
+            columns = self._table.vector, suffixed(self._table.vector, NEW)
+            lengths = self._length(columns[0]), self._length(columns[1])
         for index in missing:
             self._guard.check()
             name = identifier(self._table.schema, index.new_name)
             self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))  # half-built
-            self._db.execute(index.create_statement(self._sql.name, identifier(suffixed(self._table.vector, NEW))))
+            self._db.execute(index.create_statement(self._sql.name, columns, lengths))
         return tuple(index.new_name for index in missing)
+
+    def _length(self, column: str) -> int:
+        """Return how many numbers its vectors have: as the column says, else the first of them; 0 without any."""
+        if (dimension := self._catalogue.columns().by_name[column].dimension) is not None:
+            return dimension
+        query = sql.SQL("SELECT {}({}) FROM {} AS t WHERE {} IS NOT NULL LIMIT 1").format(
+            identifier(self._table.extension, "vector_dims"), name := self._sql.column(column), self._sql.name, name
+        )
+        return next((length for (length,) in self._db.rows(query)), 0)
 
     def _size_builds(self) -> None:
         """Set the memory of index builds: a graph that outgrows maintenance_work_mem is finished many times slower.
