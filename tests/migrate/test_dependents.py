@@ -134,9 +134,7 @@ def test_a_trigger_keeps_its_state_and_comment(
     store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute(CARRIED["trigger"][1])
-    query = (
-        "SELECT tgenabled::text, obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgname = 'on_vectors'"
-    )
+    query = "SELECT tgenabled::text, obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgname = 'on_vectors'"
     assert table.execute(query).fetchone() == ("D", "of the application")
     switched(Migration(store, new=NEW, old=OLD, options=options))
     assert table.execute(query).fetchone() == ("D", "of the application")
@@ -175,6 +173,39 @@ def test_rights_storage_statistics_and_comment_go_with_the_name(
         assert store.describe().fingerprint == NEW.fingerprint
     finally:
         table.execute("RESET ROLE; DROP OWNED BY reader; DROP ROLE reader")
+
+
+def test_a_constraint_that_takes_no_new_vector_is_refused_by_plan_and_start(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("ALTER TABLE docs ADD CONSTRAINT eight CHECK (vector_dims(embedding) = 8 AND body <> 'x')")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    assert "start refuses: the constraint eight of public.docs takes no vectors of 16" in migration.plan().warnings[0]
+    with pytest.raises(StoreSchemaError, match="the constraint eight"):
+        migration.start()
+    table.execute("ALTER TABLE docs DROP CONSTRAINT eight")
+    table.execute("ALTER TABLE docs ADD CONSTRAINT either CHECK (vector_dims(embedding) IN (8, 16))")
+    assert migration.start().state is State.CATCHING_UP
+
+
+def test_a_role_that_may_not_migrate_is_told_so_by_plan(
+    table: psycopg.Connection, database_url: str, options: MigrationOptions
+) -> None:
+    table.execute("CREATE ROLE helper LOGIN; GRANT SELECT ON docs TO helper")
+    url = psycopg.conninfo.make_conninfo(database_url, user="helper")
+    try:
+        with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+            migration = Migration(store, new=NEW, old=OLD, options=options)
+            assert "start refuses: the role helper does not own the table public.docs" in migration.plan().warnings[0]
+            with pytest.raises(StoreSchemaError, match="does not own"):
+                migration.start()
+            table.execute("ALTER TABLE docs OWNER TO helper")
+            with pytest.raises(StoreSchemaError, match="schema vecferry") as refused:
+                migration.start()
+            table.execute(refused.value.hint)
+            assert migration.start().state is State.CATCHING_UP
+    finally:
+        table.execute("DROP OWNED BY helper; DROP ROLE helper")
 
 
 def test_what_is_accepted_by_name_lets_a_migration_begin(

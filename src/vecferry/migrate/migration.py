@@ -142,6 +142,8 @@ class Migration:
         outage = Outage(self.store, self.options.reconnect_s + self.options.lease_s, stop)
 
         def run() -> Status:
+            if has_ended(self.store):
+                self.store.check_new_side(new.dimension, self.options.outputs)
             self._ledger.install()
             with self.store.runner(self.options.lease_s):
                 outage.end()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
+from vecferry.errors import StoreSchemaError
 from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.values import Cost, Plan, Resources
@@ -61,9 +62,18 @@ def make_plan(
         cost=cost_of(EncodedSample(len(rows), counting.tokens, seconds), table.rows, resources),
         creates=table.creates,
         undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
-        warnings=plan_warnings(table),
+        warnings=(*_refusals(store, encoder.dimension, outputs), *plan_warnings(table)),
         provenance=provenance,
     )
+
+
+def _refusals(store: Store, dimension: int, outputs: Outputs) -> list[str]:
+    """Return why no new side can be made."""
+    try:
+        store.check_new_side(dimension, outputs)
+    except StoreSchemaError as exc:
+        return [f"start refuses: {exc.message} {exc.hint}"]
+    return []
 
 
 class _CountingEncoder:
@@ -141,8 +151,7 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
     warnings = []
     if table.null_texts:
         warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
-    for dependent in table.dependents:
-        warnings.append(str(dependent) if dependent.is_carried else f"start refuses: {dependent}")
+    warnings += [str(each) if each.is_carried else f"start refuses: {each}" for each in table.dependents]
     if table.views:
         warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")
     if table.triggers:

@@ -177,6 +177,9 @@ class Store(Protocol):
 
     # --- what a migration changes: what each leaves behind, and whether it may be repeated ----------
 
+    def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:
+        """Raise StoreSchemaError if no new side with such vectors could be made and switched to. Writes nothing."""
+
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         """Make an empty new side in the space `fingerprint`. Only inside `exclusively`. Repeating is safe."""
 

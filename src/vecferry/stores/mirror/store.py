@@ -235,6 +235,11 @@ class MirrorStore(Store):
 
     # --- what a migration changes -----------------------------------------------------------------
 
+    def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # any length will do
+        sides = self._sides.now()
+        if not self._backend.exists(sides.other):
+            self._backend.check(sides.serving, outputs)
+
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # in the spec
         """Create the new collection. A collection of that name that has points in it is not ours: StoreSchemaError."""
         sides = self._sides.now()

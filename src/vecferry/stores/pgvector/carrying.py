@@ -19,9 +19,7 @@ WITH on_column AS (
     WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s::oid AND a.attname = %(column)s
 )
 """
-CARRIED = (
-    ON_COLUMN
-    + """
+CARRIED = """
 SELECT 'constraint', c.conname::text, pg_get_constraintdef(c.oid), true,
     ARRAY[format('ALTER TABLE %%s DROP CONSTRAINT %%I', o.at, c.conname)],
     ARRAY[format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s%%s', o.at, c.conname, pg_get_constraintdef(c.oid),
@@ -52,7 +50,6 @@ SELECT 'function', f.oid::regprocedure::text, '',
     FROM on_column o JOIN pg_proc f ON o.classid = 'pg_proc'::regclass AND f.oid = o.objid
 ORDER BY 1, 2
 """
-)
 GRANTED = """
 SELECT format('%%s %%s (%%I) ON TABLE %%s %%s %%s%%s', verb, privilege, %(column)s::text, %(table)s::oid::regclass,
               direction, grantee, CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END)
@@ -115,8 +112,11 @@ class Handover:
 
 def carried(database: Database, table: Table) -> list[Carried]:
     """Return what stands on the column that serves and could go with its name."""
-    rows = database.rows(CARRIED, {"table": table.oid, "column": table.vector})
-    return [Carried(*facts, tuple(before), tuple(filter(None, after))) for *facts, before, after in rows]
+    rows = database.rows(ON_COLUMN + CARRIED, {"table": table.oid, "column": table.vector})
+    return [
+        Carried(kind, name, definition, is_allowed, tuple(before), tuple(filter(None, after)))
+        for kind, name, definition, is_allowed, before, after in rows
+    ]
 
 
 def handover(database: Database, table: Table, incoming: str) -> Handover:

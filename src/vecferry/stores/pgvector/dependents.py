@@ -16,9 +16,7 @@ FATES = {
     "publication": "would publish the old vectors after the switch",
     "function": f"{STAYS}, since this role may not replace it",
 }
-LEFT_BEHIND = (
-    ON_COLUMN
-    + """
+LEFT_BEHIND = """
 SELECT 'constraint', c.conname::text, pg_get_constraintdef(c.oid) FROM on_column o
     JOIN pg_constraint c ON o.classid = 'pg_constraint'::regclass AND c.oid = o.objid
     WHERE c.contype IN ('f', 'u', 'x') OR c.contype = 'c' AND c.coninhcount > 0
@@ -29,7 +27,6 @@ UNION SELECT 'default', a.attname::text, pg_get_expr(e.adbin, e.adrelid) FROM pg
     JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum AND a.attgenerated = ''
     WHERE a.attrelid = %(table)s::oid AND a.attname = %(column)s
 """
-)
 PUBLICATIONS = """
 SELECT 'publication', p.pubname::text, '' FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
     JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs::int2[])
@@ -41,10 +38,11 @@ COLUMN_LISTS = 150000
 
 def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
     """Return all that stands on the vectors, by kind and name; views are `Catalogue.views`."""
-    queries = [LEFT_BEHIND] if database.server_version < COLUMN_LISTS else [LEFT_BEHIND, PUBLICATIONS]
+    queries = [ON_COLUMN + LEFT_BEHIND, *([PUBLICATIONS] if database.server_version >= COLUMN_LISTS else [])]
     params = {"table": table.oid, "column": table.vector}
-    left = [Dependent(*row, FATES[row[0]]) for query in queries for row in database.rows(query, params)]
-    objects = carried(database, table)
-    left += [Dependent(o.kind, o.name, o.definition, FATES[o.kind]) for o in objects if not o.is_allowed]
-    moved = [Dependent(o.kind, o.name, o.definition, CARRIED, is_carried=True) for o in objects if o.is_allowed]
-    return tuple(sorted([*left, *moved], key=lambda dependent: (dependent.kind, dependent.name)))
+    rows = [(*row, False) for query in queries for row in database.rows(query, params)]
+    rows += [(each.kind, each.name, each.definition, each.is_allowed) for each in carried(database, table)]
+    return tuple(
+        Dependent(kind, name, definition, CARRIED if is_carried else FATES[kind], is_carried)
+        for kind, name, definition, is_carried in sorted(rows)
+    )

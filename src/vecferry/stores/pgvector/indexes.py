@@ -72,7 +72,9 @@ class VectorIndex:
     def info(self) -> IndexInfo:
         return IndexInfo(self.name, self.definition, self.bytes, self.holds_vectors, self.cast_length)
 
-    def create_statement(self, table: sql.Identifier, columns: tuple[str, str], lengths: tuple[int, int]) -> sql.Composed:
+    def create_statement(
+        self, table: sql.Identifier, columns: tuple[str, str], lengths: tuple[int, int]
+    ) -> sql.Composed:
         """Return what makes its like. columns, lengths: that it is over, and that the new one is to be over."""
         unique = " UNIQUE" if self.definition.startswith("CREATE UNIQUE ") else ""
         rest, condition = self._rest, f" WHERE {self.condition}" if self.condition else ""

@@ -12,6 +12,7 @@ from vecferry.stores.pgvector.capture import PgCapture
 from vecferry.stores.pgvector.comparing import PgComparison
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger
+from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.reading import PgReader
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.switching import PgSwitch
@@ -186,6 +187,9 @@ class PgVectorStore(Store):
         return self._comparison.sample_vectors(num_rows)
 
     # --- what a migration changes -----------------------------------------------------------------
+
+    def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:
+        refuse_new_side(self._session, dimension, outputs)
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         self._switch.prepare(dimension, fingerprint, outputs)

@@ -13,6 +13,7 @@ from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, verbatim
+from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SPARSE, suffixed
@@ -25,7 +26,7 @@ class PgSwitch:
     """What a migration changes of columns and indexes."""
 
     def __init__(self, session: TableSession) -> None:
-        self._db, self._table, self._sql = session.db, session.table, session.sql
+        self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
         self._guard, self._locks, self._catalogue = session.guard, session.locks, session.catalogue
 
     # --- making the new side ----------------------------------------------------------------------
@@ -33,17 +34,17 @@ class PgSwitch:
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         """Add nullable columns for the new side, which rewrites nothing.
 
-        Sparse vectors are a `sparsevec` whose ids PostgreSQL shows from 1: token id + 1. Raises
-        StoreSchemaError for a column that is there and not ours, for a type that this pgvector does not
-        have, and if an index could not hold that many numbers; SpaceMismatch for a new side of another space.
+        Sparse vectors are a `sparsevec` whose ids PostgreSQL shows from 1: token id + 1. Raises StoreSchemaError as
+        `refuse_new_side` does, and for a column that is there and not ours; SpaceMismatch for a new side of another
+        space.
         """
         columns = self._catalogue.columns()
         side = columns.of_side(Side.NEW) or suffixed(self._table.vector, NEW)
         existing = columns.by_name.get(side)
         if existing is not None and existing.space != fingerprint:
             raise SpaceMismatch(fingerprint, existing.space or UNMARKED, f"the new side of {self._table.target}")
-        if columns.serving is Side.OLD:
-            self._refuse_unindexable(dimension)
+        if existing is None:
+            refuse_new_side(self._session, dimension, outputs)
         wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
         self._refuse_foreign(wanted, columns, fingerprint)
         missing = {name: kind for name, kind in wanted.items() if name not in columns.by_name}
@@ -63,25 +64,11 @@ class PgSwitch:
     def _heads(self, dimension: int, outputs: Outputs) -> dict[str, sql.Composed]:
         """Return column and type of each head besides the dense one."""
         vector, heads = self._table.vector, {}
-        for output, kind in ((Outputs.SPARSE, "sparsevec"), (Outputs.COLBERT, "halfvec")):
-            if output in outputs and kind not in self._table.types:
-                what = f"this database's pgvector has no type {kind} for {', '.join(output.names)} vectors"
-                raise StoreSchemaError(
-                    what, "ALTER EXTENSION vector UPDATE (0.7.0 or later), or leave that output out."
-                )
         if Outputs.SPARSE in outputs:
             heads[suffixed(vector, SPARSE)] = self._sized("sparsevec", SPARSE_DIMENSION)
         if Outputs.COLBERT in outputs:
             heads[suffixed(vector, COLBERT)] = self._sized("halfvec", dimension) + sql.SQL("[]")
         return heads
-
-    def _refuse_unindexable(self, dimension: int) -> None:
-        for index in self._catalogue.wanted_indexes():
-            if index.holds_vectors and dimension > (limit := index.max_dimension(self._table.kind)):
-                raise StoreSchemaError(
-                    f"the index {index.name} on {self._table.target} cannot be made anew for {dimension} numbers",
-                    f"pgvector indexes at most {limit} of this kind; drop the index, or choose a smaller model.",
-                )
 
     def _refuse_foreign(self, wanted: dict[str, sql.Composed], columns: Columns, fingerprint: str) -> None:
         for name in wanted:

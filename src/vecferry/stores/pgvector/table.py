@@ -124,8 +124,8 @@ def _extension(database: Database) -> tuple[str, dict[str, int]]:
 def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> str:
     """Return the name of the column's type. Raises StoreSchemaError if it is not there, or not as expected."""
     columns = database.rows(
-        f"SELECT {condition}, CASE WHEN a.attgenerated <> '' THEN 'generated' WHEN a.attinhcount > 0 THEN 'inherited' END,"  # noqa: S608  # ours
-        " format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"
+        f"SELECT {condition}, CASE WHEN a.attgenerated <> '' THEN 'generated'"  # noqa: S608  # ours
+        " WHEN a.attinhcount > 0 THEN 'inherited' END, format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"
         " JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped",
         [oid, column],
