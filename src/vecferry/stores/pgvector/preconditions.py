@@ -65,7 +65,7 @@ def _refuse_unindexable(session: TableSession, dimension: int) -> None:
 
 
 def _refuse_unacceptable(session: TableSession, dimension: int) -> None:
-    """Refuse a constraint that goes with the vectors and takes none of that length: rows are tried with unit vectors."""
+    """Refuse a constraint that goes with the vectors and takes none of that length: rows are tried with a unit one."""
     table = session.table
     others = sql.SQL(", ").join(
         session.sql.column(name) for name in session.catalogue.columns().by_name if name != table.vector
