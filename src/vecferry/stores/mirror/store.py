@@ -237,7 +237,7 @@ class MirrorStore(Store):
 
     def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # any length will do
         sides = self._sides.now()
-        if not self._backend.exists(sides.other):
+        if sides.new is None or not self._backend.exists(sides.new):
             self._backend.check(sides.serving, outputs)
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # in the spec

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from psycopg import sql
 
 from vecferry.stores.pgvector.connection import identifier, verbatim
+from vecferry.stores.pgvector.expressions import TOKEN, over_another
 from vecferry.stores.pgvector.table import NEW, suffixed
 from vecferry.stores.values import IndexInfo
 
@@ -29,13 +29,6 @@ ORDER BY 1
 SCALAR_METHODS = frozenset({"btree", "hash", "brin", "gin", "gist", "spgist"})
 MAX_INDEXED_DIMENSION = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """pgvector's limits for HNSW and IVFFlat."""
-TOKEN = re.compile(
-    r"""(?P<text>E'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*')
-      | (?P<cast>::(?:\w+\.)?(?P<type>vector|halfvec|bit)\()(?P<length>\d+)(?=\))
-      | (?P<before>::|\.)?(?P<name>"(?:[^"]|"")+"|[^\W\d][\w$]*)(?P<call>\()?""",
-    re.VERBOSE,
-)
-"""What may be, or hide, a column's name or a vector's length in an expression as PostgreSQL writes it."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +85,3 @@ class VectorIndex:
     def _rest(self) -> str:
         """What follows USING: the method, the keys, INCLUDE, WITH and WHERE."""
         return self.definition.partition(" USING ")[2]
-
-
-def over_another(expression: str, columns: tuple[str, str], lengths: tuple[int, int]) -> str:
-    """Return an expression, as PostgreSQL writes it, with one column in place of another.
-
-    A cast to the length of the old vectors becomes one to that of the new; texts, functions and types stay.
-    """
-    (old, new), (old_length, new_length) = columns, lengths
-
-    def replaced(token: re.Match[str]) -> str:
-        if token["cast"]:
-            return token["cast"] + str(new_length if int(token["length"]) == old_length else token["length"])
-        name = token["name"]
-        if name is None or token["before"] or token["call"] or _unquoted(name) != old:
-            return token[0]
-        return sql.Identifier(new).as_string()
-
-    return TOKEN.sub(replaced, expression)
-
-
-def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name

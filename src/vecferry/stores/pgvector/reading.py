@@ -14,6 +14,7 @@ from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.dependents import dependents
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
+from vecferry.stores.text_source import SqlText
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, in_order
 
 MAX_EF_SEARCH = 1000
@@ -83,16 +84,23 @@ class PgReader:
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
                 "SELECT ctid AS place FROM {table} AS t WHERE {vector} IS NOT NULL ORDER BY random() LIMIT %s)"
-                " SELECT to_json(t), {vector}::real[], {keys} FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
-            ).format(table=self._sql.name, vector=self._sql.column(self._table.vector), keys=self._sql.keys_as_text)
-            vectors = self._catalogue.columns().of_vectors()
+                " SELECT to_json(t), {text}, {vector}::real[], {keys}"
+                " FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
+            ).format(
+                table=self._sql.name,
+                text=self._sql.text,
+                vector=self._sql.column(self._table.vector),
+                keys=self._sql.keys_as_text,
+            )
+            vectors, source = self._catalogue.columns().of_vectors(), self._table.source
             return [
                 StoredRow(
                     tuple(key),
-                    {name: value for name, value in fields.items() if name not in vectors},
+                    {name: value for name, value in fields.items() if name not in vectors}
+                    | ({source.name: text} if isinstance(source, SqlText) else {}),
                     np.asarray(vector, np.float32),
                 )
-                for fields, vector, *key in self._db.rows(query, [num_rows])
+                for fields, text, vector, *key in self._db.rows(query, [num_rows])
             ]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:

@@ -58,16 +58,17 @@ class PgVectorStore(Store):
     # --- the connection ---------------------------------------------------------------------------
 
     @classmethod
-    def connect(cls, database_url: str, table: str, text: str, vector_column: str) -> Self:
+    def connect(cls, database_url: str, table: str, text: str, vector_column: str, source: str | None = None) -> Self:
         r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
-        template over several such as `{title}\n{body}`, or "llama-index" (`text_source.py`).
+        template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
+        source: a view or query with the table's key, which has `text` as a column.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
-            return cls(database, find_table(database, table, text, vector_column))
+            return cls(database, find_table(database, table, text, vector_column, source))
         except BaseException:
             database.close()
             raise
@@ -142,7 +143,7 @@ class PgVectorStore(Store):
         self._capture.stop_capture()
 
     def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
-        return self._session.outbox.oldest(limit, sides)
+        return self._capture.captured(limit, sides)
 
     def backlog(self, side: Side | None = None) -> int:
         """Count the writes that are to be followed; those that have not ended cannot be seen."""
