@@ -151,6 +151,11 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
     warnings = []
     if table.null_texts:
         warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
+    if 0 < table.texts_without_vector < table.rows:
+        warnings.append(
+            f"{table.texts_without_vector} rows have a text and no vector, and will have a new one; if they have none on"
+            " purpose, let their text be NULL: text = \"CASE WHEN deleted_at IS NULL THEN body END\" in PostgreSQL"
+        )
     warnings += [str(each) if each.is_carried else f"start refuses: {each}" for each in table.dependents]
     if table.views:
         warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")

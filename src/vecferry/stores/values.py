@@ -165,7 +165,8 @@ class TableInfo(Value):
     views and triggers: what an operator should look at; views stay bound to the old vectors, and
     the triggers fire for each row that is written. creates: what `start` will make, by name. undo:
     how that is taken away again. dependents: what stands on the vectors; one that is not carried stops `start`, unless
-    it is accepted by name. notices: what else an operator should know. Bytes are 0 where the store does not say them.
+    it is accepted by name. notices: what else an operator should know. texts_without_vector: rows with a text that
+    have no vector now. Bytes are 0 where the store does not say them.
     """
 
     rows: int
@@ -184,6 +185,7 @@ class TableInfo(Value):
     creates: tuple[str, ...] = ()
     dependents: tuple[Dependent, ...] = ()
     notices: tuple[str, ...] = ()
+    texts_without_vector: int = 0
 
 
 @dataclass(frozen=True)

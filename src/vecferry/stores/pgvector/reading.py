@@ -31,9 +31,10 @@ class PgReader:
     def describe(self) -> TableInfo:
         with self._session.pinned():
             serving = self._sql.column(self._table.vector)
-            rows, null_texts, empty_texts, vector_bytes = self._db.row(
+            rows, null_texts, empty_texts, texts_without_vector, vector_bytes = self._db.row(
                 sql.SQL(
                     "SELECT count(*), count(*) FILTER (WHERE {text} IS NULL), count(*) FILTER (WHERE {text} = ''),"
+                    " count(*) FILTER (WHERE {vector} IS NULL AND {text} IS NOT NULL),"
                     " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table} AS t"
                 ).format(text=self._sql.text, vector=serving, table=self._sql.name)
             )
@@ -58,6 +59,7 @@ class PgReader:
                 triggers=self._catalogue.update_triggers(),
                 creates=self._creates(),
                 dependents=dependents(self._db, self._table),
+                texts_without_vector=texts_without_vector,
             )
 
     def _creates(self) -> tuple[str, ...]:
