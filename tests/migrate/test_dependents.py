@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -216,18 +218,93 @@ def test_what_is_accepted_by_name_lets_a_migration_begin(
     assert Migration(store, new=NEW, old=OLD, options=accepting).start().state is State.CATCHING_UP
 
 
-def test_a_view_is_no_obstacle_before_finalize_which_names_it(
+def test_views_are_made_anew_with_all_that_belongs_to_them(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("CREATE ROLE reader")
+    table.execute("CREATE VIEW shown WITH (security_invoker = true) AS SELECT * FROM docs WHERE embedding IS NOT NULL")
+    table.execute('CREATE VIEW "first of them" AS SELECT id AS number, embedding AS vector FROM shown WHERE id < 3')
+    table.execute("CREATE VIEW unrelated AS SELECT id, body FROM docs")
+    table.execute("COMMENT ON VIEW shown IS 'all'; COMMENT ON COLUMN shown.body IS 'text'")
+    table.execute(
+        'GRANT SELECT ON shown TO reader WITH GRANT OPTION; GRANT SELECT (number) ON "first of them" TO reader'
+    )
+    facts = (
+        "SELECT c.relname, pg_get_viewdef(c.oid), c.reloptions, c.relacl::text, obj_description(c.oid),"
+        " (SELECT string_agg(concat_ws(' ', a.attname, a.attacl::text, col_description(c.oid, a.attnum)), ',')"
+        " FROM pg_attribute a WHERE a.attrelid = c.oid) FROM pg_class c WHERE c.relkind = 'v'"
+        " AND c.relnamespace = 'public'::regnamespace ORDER BY 1"
+    )
+    before = table.execute(facts).fetchall()
+    assert len(before) == 3
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    try:
+        assert [each.name for each in migration.plan().table.dependents] == ['"first of them"', "shown"]
+        switched(migration)
+        serving = [NEW, OLD, NEW]
+        for step in (migration.rollback, migration.cutover, lambda: migration.finalize(confirmed=True)):
+            assert table.execute(facts).fetchall() == before
+            shown = table.execute('SELECT vector::real[] FROM "first of them" WHERE number = 2').fetchone()
+            assert shown == (pytest.approx(serving.pop(0).truth("text 2").tolist()),)
+            step()
+        assert table.execute(facts).fetchall() == before
+    finally:
+        table.execute("DROP OWNED BY reader; DROP ROLE reader")
+
+
+def test_readers_of_a_view_pass_a_switch_unharmed(
+    store: PgVectorStore, table: psycopg.Connection, database_url: str, options: MigrationOptions
+) -> None:
+    """One has read the table and then reads the view, another the view alone; none of them meets a deadlock."""
+    table.execute("CREATE VIEW shown AS SELECT id, embedding FROM docs")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration.start()
+    assert migration.verify(override="no gate in this test").passed
+    stopped, failures, reads = threading.Event(), [], [0, 0]
+
+    def read(place: int, queries: tuple[str, ...]) -> None:
+        with psycopg.connect(database_url, prepare_threshold=None) as connection:
+            while not stopped.is_set():
+                try:
+                    for query in queries:
+                        connection.execute(query)
+                    connection.commit()
+                    reads[place] += 1
+                except psycopg.Error as exc:
+                    failures.append(exc)
+                    connection.rollback()
+                time.sleep(place * 0.1)
+
+    view, both = ("SELECT * FROM shown",), ("SELECT id FROM docs", "SELECT pg_sleep(0.02)", "SELECT * FROM shown")
+    threads = [threading.Thread(target=read, args=(place, each)) for place, each in enumerate((view, both))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            migration.cutover()
+            migration.rollback()
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert min(reads) > 0
+
+
+def test_a_view_that_cannot_be_made_anew_is_no_obstacle_before_finalize_which_names_it(
     store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute("CREATE VIEW shown AS SELECT id, embedding FROM docs")
+    table.execute("CREATE MATERIALIZED VIEW kept AS SELECT id FROM shown")
     migration = Migration(store, new=NEW, old=OLD, options=options)
-    assert migration.plan().table.dependents == ()
+    table_info = migration.plan().table
+    assert (table_info.dependents, table_info.views) == ((), ("shown", "kept"))
     migration.start()
     migration.verify(override="no gate in this test")
     migration.cutover()
     with pytest.raises(StoreSchemaError, match="view shown depends on column"):
         migration.finalize(confirmed=True)
-    table.execute("DROP VIEW shown")
+    table.execute("DROP VIEW shown CASCADE")
     assert migration.finalize(confirmed=True).state is State.FINALIZED
 
 

@@ -153,12 +153,13 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
         warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
     if 0 < table.texts_without_vector < table.rows:
         warnings.append(
-            f"{table.texts_without_vector} rows have a text and no vector, and will have a new one; if they have none on"
-            " purpose, let their text be NULL: text = \"CASE WHEN deleted_at IS NULL THEN body END\" in PostgreSQL"
+            f"{table.texts_without_vector} rows have a text and no vector, and will have a new one; if they have none"
+            ' on purpose, let their text be NULL: text = "CASE WHEN deleted_at IS NULL THEN body END" in PostgreSQL'
         )
     warnings += [str(each) if each.is_carried else f"start refuses: {each}" for each in table.dependents]
     if table.views:
-        warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")
+        views = ", ".join(table.views)
+        warnings.append(f"views that go on showing the old vectors, and that stop finalize: {views}")
     if table.triggers:
         warnings.append(f"triggers fire for every row that is written: {', '.join(table.triggers)}")
     warnings += [

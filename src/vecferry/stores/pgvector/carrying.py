@@ -6,11 +6,11 @@ has the name, let go, and made from the same text when the other has it, all in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vecferry.stores.pgvector.connection import Database, verbatim
+from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.views import views_of
 
 ON_COLUMN = """
 WITH on_column AS (
@@ -45,7 +45,8 @@ SELECT 'trigger', t.tgname::text, pg_get_triggerdef(t.oid), true,
     WHERE NOT t.tgisinternal AND f.pronamespace IS DISTINCT FROM to_regnamespace('vecferry')
 UNION ALL
 SELECT 'function', f.oid::regprocedure::text, '',
-    pg_has_role(f.proowner, 'USAGE') AND has_schema_privilege(f.pronamespace, 'CREATE'), '{}',
+    has_schema_privilege(f.proowner, f.pronamespace, 'CREATE') AND (pg_has_role(f.proowner, 'USAGE')
+        OR pg_has_role((SELECT relowner FROM pg_class WHERE oid = %(table)s::oid), f.proowner, 'USAGE')), '{}',
     ARRAY[pg_get_functiondef(f.oid)]
     FROM on_column o JOIN pg_proc f ON o.classid = 'pg_proc'::regclass AND f.oid = o.objid
 ORDER BY 1, 2
@@ -124,17 +125,14 @@ def handover(database: Database, table: Table, incoming: str) -> Handover:
     objects = [each for each in carried(database, table) if each.is_allowed]
     params = {"table": table.oid, "column": table.vector, "incoming": incoming}
     own = [statement for query in (GRANTED, COMMENT) for (statement,) in database.rows(query, params)]
-    before = [statement for each in objects for statement in each.before]
-    return Handover(tuple(before), (*(statement for each in objects for statement in each.after), *own))
+    views = [view for view in views_of(database, table) if view.is_carried]
+    before = [f"DROP VIEW {view.name}" for view in reversed(views)]
+    before += [statement for each in objects for statement in each.before]
+    after = [statement for view in views for statement in view.statements]
+    return Handover(tuple(before), (*(statement for each in objects for statement in each.after), *own, *after))
 
 
 def settings(database: Database, table: Table, incoming: str) -> str:
     """Return the parts of an ALTER TABLE that store and analyse another column like the one that serves; or nothing."""
     params = {"table": table.oid, "column": table.vector, "incoming": incoming}
     return str(database.row(SETTINGS, params)[0])
-
-
-def run(database: Database, statements: Iterable[str]) -> None:
-    """Run what the server itself has written."""
-    for statement in statements:
-        database.execute(verbatim(statement))

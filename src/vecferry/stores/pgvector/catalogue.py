@@ -152,16 +152,6 @@ class Catalogue:
     def index_names(self, column: str) -> set[str]:
         return {index.name for index in self.vector_indexes(column)}
 
-    def views(self) -> tuple[str, ...]:
-        rows = self._db.rows(
-            "SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend d"
-            " JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid"
-            " JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid"
-            " WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %s::oid AND a.attname = %s ORDER BY 1",
-            [self._table.oid, self._table.vector],
-        )
-        return tuple(name for (name,) in rows)
-
     def constraints_to_validate(self) -> tuple[str, ...]:
         """Return the CHECK constraints on the serving vectors that hold for new rows alone, but our own."""
         rows = self._db.rows(

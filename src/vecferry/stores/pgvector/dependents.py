@@ -5,6 +5,7 @@ from __future__ import annotations
 from vecferry.stores.pgvector.carrying import ON_COLUMN, carried
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.views import views_of
 from vecferry.stores.values import Dependent
 
 CARRIED = "goes with the name of the column, at the switch and back at rollback"
@@ -37,11 +38,12 @@ COLUMN_LISTS = 150000
 
 
 def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
-    """Return all that stands on the vectors, by kind and name; views are `Catalogue.views`."""
+    """Return all that stands on the vectors, by kind and name, but views that cannot be carried (`views.py`)."""
     queries = [ON_COLUMN + LEFT_BEHIND, *([PUBLICATIONS] if database.server_version >= COLUMN_LISTS else [])]
     params = {"table": table.oid, "column": table.vector}
     rows = [(*row, False) for query in queries for row in database.rows(query, params)]
     rows += [(each.kind, each.name, each.definition, each.is_allowed) for each in carried(database, table)]
+    rows += [("view", view.name, view.definition, True) for view in views_of(database, table) if view.is_carried]
     return tuple(
         Dependent(kind, name, definition, CARRIED if is_carried else FATES[kind], is_carried)
         for kind, name, definition, is_carried in sorted(rows)

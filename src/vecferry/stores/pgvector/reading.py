@@ -14,6 +14,7 @@ from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.dependents import dependents
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
+from vecferry.stores.pgvector.views import views_of
 from vecferry.stores.text_source import SqlText
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, in_order
 
@@ -55,7 +56,7 @@ class PgReader:
                 index_bytes=index_bytes,
                 vector_bytes=vector_bytes,
                 vector_indexes=tuple(index.info() for index in self._catalogue.vector_indexes(self._table.vector)),
-                views=self._catalogue.views(),
+                views=tuple(view.name for view in views_of(self._db, self._table) if not view.is_carried),
                 triggers=self._catalogue.update_triggers(),
                 creates=self._creates(),
                 dependents=dependents(self._db, self._table),

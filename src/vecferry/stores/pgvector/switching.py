@@ -12,7 +12,7 @@ from vecferry.errors import SpaceMismatch, StoreSchemaError
 from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
-from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, verbatim
+from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, run, verbatim
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
@@ -137,14 +137,14 @@ class PgSwitch:
         renames = self._index_renames(came_from=comes, goes_to=goes)
         incoming = suffixed(vector, comes)
         handover = carrying.handover(self._db, self._table, incoming)
-        carrying.run(self._db, handover.before)
+        run(self._db, handover.before)
         if to is Side.NEW:
             if self._catalogue.columns().by_name[vector].is_required:  # so that no row needs an old vector
                 self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
             self._drop_constraint()
         self._rename_columns((vector, suffixed(vector, goes)), (incoming, vector))
         self._rename_indexes(renames)
-        carrying.run(self._db, handover.after)
+        run(self._db, handover.after)
 
     def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
         """Validate constraints, which holds up nobody; a row that does not keep to one leaves it as it is."""
