@@ -1,4 +1,4 @@
-"""A store for each application: a database of PostgreSQL, a server of Chroma, a folder of Qdrant's local mode."""
+"""A store for each application: PostgreSQL, a server of Chroma, folders of LanceDB and of Qdrant's local mode."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def postgres(database_url: str, tmp_path: Path) -> UrlSite:
 @pytest.fixture
 def chroma(tmp_path: Path) -> UrlSite:
     return UrlSite(emptied_server(), tmp_path / "control.db")
+
+
+@pytest.fixture
+def lancedb(tmp_path: Path) -> UrlSite:
+    return UrlSite(f"lancedb://{tmp_path / 'lancedb'}", tmp_path / "control.db")
 
 
 @pytest.fixture

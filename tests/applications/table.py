@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.applications.anything_llm import AnythingLLMApplication
 from tests.applications.application import Listing
 from tests.applications.django import DjangoApplication
 from tests.applications.haystack import HaystackApplication
@@ -23,6 +24,8 @@ from tests.applications.langchain import (
     QdrantApplication,
 )
 from tests.applications.llama_index import LlamaIndexApplication, LlamaIndexQdrantApplication
+from tests.applications.mem0 import Mem0Application
+from tests.applications.open_webui import OpenWebUIApplication
 from tests.applications.supabase import SupabaseApplication
 
 APPLICATIONS: tuple[Any, ...] = (
@@ -31,10 +34,13 @@ APPLICATIONS: tuple[Any, ...] = (
     PGVectorStoreApplication,
     HaystackApplication,
     DjangoApplication,
+    Mem0Application,
     SupabaseApplication,
+    OpenWebUIApplication,
     ChromaApplication,
     LlamaIndexQdrantApplication,
     QdrantApplication,
+    AnythingLLMApplication,
 )
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
