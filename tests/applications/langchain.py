@@ -73,7 +73,7 @@ class PGVectorStoreApplication(LangChainStore):
         package = pytest.importorskip("langchain_postgres")
         self._engine = package.PGEngine.from_connection_string(site.sqlalchemy_url("psycopg"))
         with psycopg.connect(site.url) as connection:
-            (is_there,) = connection.execute("SELECT to_regclass('docs') IS NOT NULL").fetchone() or (False,)
+            (is_there,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [collection]).fetchone() or (False,)
         if not is_there:
             self._engine.init_vectorstore_table(collection, encoder.dimension)
         self._store = package.PGVectorStore.create_sync(self._engine, langchain_model(encoder), collection)
@@ -85,9 +85,7 @@ class PGVectorStoreApplication(LangChainStore):
 class ChromaApplication(LangChainStore):
     """A collection on a server, which LangChain makes with the metric l2 if it is told nothing."""
 
-    listing = Listing(
-        "LangChain `Chroma`", "langchain-chroma", "docs", "document", vector="embedding", follows_switch=False
-    )
+    listing = Listing("LangChain `Chroma`", "langchain-chroma", "docs", "document", follows_switch=False)
     site = "chroma"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
