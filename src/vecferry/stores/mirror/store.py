@@ -320,9 +320,12 @@ class MirrorStore(Store):
 
         No store drops and renames in one step: in between nobody finds the old name, and a process that is killed
         there leaves it so until `drop` is repeated, which goes on from what it finds. The ledger follows after that;
-        until then `MirrorSides.now` knows a renamed collection by the name that it was created with.
+        until then `MirrorSides.now` knows a renamed collection by the name that it was created with. Clients that make
+        a collection where they find none may have left an empty one there meanwhile.
         """
         backend = self._backend
+        if collection != self._target and self._sides.is_collection(self._target) and not backend.count(self._target):
+            backend.drop(self._target)
         if isinstance(backend, Aliased):
             if not backend.is_alias(self._target):
                 backend.point_alias(self._target, collection)
