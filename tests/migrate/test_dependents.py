@@ -308,6 +308,16 @@ def test_a_view_that_cannot_be_made_anew_is_no_obstacle_before_finalize_which_na
     assert migration.finalize(confirmed=True).state is State.FINALIZED
 
 
+def test_a_function_that_casts_to_the_old_length_is_named_by_plan(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    body = "SELECT id FROM docs ORDER BY embedding <=> given::vector( 8 ) LIMIT 1"
+    table.execute(f"CREATE FUNCTION nearest(given text) RETURNS integer LANGUAGE sql AS '{body}'")
+    table.execute("CREATE FUNCTION other(given vector(8)) RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM docs'")
+    warnings = Migration(store, new=NEW, old=OLD, options=options).plan().warnings
+    assert warnings == ("function nearest(text) casts vectors to 8 numbers; change it with the switch",)
+
+
 def test_timeouts_of_the_role_do_not_end_a_run(
     table: psycopg.Connection, database_url: str, options: MigrationOptions
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from vecferry.stores.pgvector.carrying import ON_COLUMN, carried
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import Table
@@ -35,6 +37,18 @@ SELECT 'publication', p.pubname::text, '' FROM pg_publication_rel r JOIN pg_publ
 """
 COLUMN_LISTS = 150000
 """The version of PostgreSQL from which a publication may list columns."""
+
+CASTING = """
+SELECT p.oid::regprocedure::text FROM pg_proc p
+    WHERE p.prosrc ~* ('(vector|halfvec|bit)\\s*\\(\\s*' || %s::text || '\\s*\\)')
+    AND p.prosrc ~* ('\\m' || %s || '\\M') AND p.pronamespace <> 'pg_catalog'::regnamespace ORDER BY 1
+"""
+
+
+def casting_functions(database: Database, table: Table, length: int | None) -> tuple[str, ...]:
+    """Return the functions that name the table in their text and cast to that length there; parameters do not cast."""
+    pattern = re.sub(r"(\W)", r"\\\1", table.name)
+    return tuple(name for (name,) in database.rows(CASTING, [length, pattern])) if length is not None else ()
 
 
 def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:

@@ -11,7 +11,7 @@ from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
-from vecferry.stores.pgvector.dependents import dependents
+from vecferry.stores.pgvector.dependents import casting_functions, dependents
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
 from vecferry.stores.pgvector.views import views_of
@@ -61,6 +61,10 @@ class PgReader:
                 creates=self._creates(),
                 dependents=dependents(self._db, self._table),
                 texts_without_vector=texts_without_vector,
+                notices=tuple(
+                    f"function {name} casts vectors to {column.dimension} numbers; change it with the switch"
+                    for name in casting_functions(self._db, self._table, column.dimension)
+                ),
             )
 
     def _creates(self) -> tuple[str, ...]:
