@@ -147,13 +147,34 @@ class World:
             " WHERE attrelid = 'docs'::regclass AND attname ~ 'vecferry' AND NOT attisdropped"
             " UNION SELECT key FROM vecferry.changes"
         )
+        stands = [name for (name,) in self.connection.execute(STANDS)]
+        assert stands == ["by_cosine", "by_half", "comment", "directed", "shown"]
         return [name for (name,) in rows]
+
+
+STANDING = (
+    "CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)",
+    f"CREATE INDEX by_half ON docs USING hnsw ((embedding::halfvec({OLD_DIMENSION})) halfvec_l2_ops) WHERE id > 5",
+    "ALTER TABLE docs ADD CONSTRAINT directed CHECK (vector_norm(embedding) > 0)",
+    "CREATE VIEW shown AS SELECT id, embedding FROM docs",
+    "COMMENT ON COLUMN docs.embedding IS 'of the body'",
+)
+"""What stands on the vectors, and goes with their name through every switch."""
+STANDS = """
+SELECT indexname FROM pg_indexes WHERE tablename = 'docs' AND indexdef ~ '[( ]embedding[): ]'
+UNION ALL SELECT conname FROM pg_constraint WHERE conname = 'directed' AND pg_get_constraintdef(oid) ~ '[(]embedding[)]'
+UNION ALL SELECT 'shown' FROM pg_views WHERE viewname = 'shown' AND definition ~ '[ .]embedding[\\n; ]'
+UNION ALL SELECT 'comment' FROM pg_attribute a WHERE attrelid = 'docs'::regclass AND attname = 'embedding'
+    AND col_description(attrelid, attnum) ~ 'of the body'
+ORDER BY 1
+"""
 
 
 @contextmanager
 def world_of_rows(connection: psycopg.Connection, url: str, folder: Path) -> Iterator[World]:
     connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))")
-    connection.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    for statement in STANDING:
+        connection.execute(statement)
     with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
         yield World("pgvector", url, folder, store, connection)
 
