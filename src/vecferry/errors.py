@@ -27,6 +27,7 @@ VecferryError                      exit  what happened
 │   ├── ArtifactDamaged
 │   └── ArtifactWriteFailed
 ├── OutputWriteFailed              3     a file of results
+│   └── StagingUnusable                  the folder where encoded vectors wait
 ├── ModelRuntimeError              3     what runs the model
 │   ├── RuntimeUnavailable
 │   ├── RuntimeFailed
@@ -365,6 +366,13 @@ class OutputWriteFailed(VecferryError):
     advice = "Free space or choose another --output, then run the same command again."
     path: Path
     reason: str
+
+
+class StagingUnusable(OutputWriteFailed):
+    """The folder where a migration's encoded vectors wait cannot be written to, or has no room for them."""
+
+    template = "nothing can be staged at {path}: {reason}."
+    advice = "Free space there, or name another folder: [limits] staging in the --config file."
 
 
 class ModelRuntimeError(VecferryError):

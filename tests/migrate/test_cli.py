@@ -707,6 +707,29 @@ def test_a_plan_with_a_read_only_role_writes_nothing(
         documents.execute("DROP ROLE reader")
 
 
+def test_a_start_that_would_fail_later_leaves_nothing_in_the_database(
+    cli: Cli, documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    values: dict[str, dict[str, object]] = {
+        "store": {"url": database_url, "collection": "documents", "text": "body"},
+        "models": {"new": str(tiny_artifact.path), "old": str(tiny_artifact.path)},
+        "gate": {"queries": "judged"},
+    }
+    ours = Cli(cli.capsys, ("--config", str(write_config(tmp_path, values))))
+    before = documents.execute(CATALOGUE).fetchall()
+    planned = ours.text("plan", "--sample", "5")
+    assert f"the query log {tmp_path / 'judged'} cannot be read" in beside("start refuses", planned)
+    assert beside("next", planned) == "plan again, once that is clear"
+    assert ours.error("start", code=2) == "UnreadableFile"
+    (tmp_path / "judged" / "qrels").mkdir(parents=True)
+    (tmp_path / "judged" / "queries.jsonl").write_text('{"_id": "q", "text": "a question"}')
+    (tmp_path / "judged" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tdoc7\t1\n")
+    no_number = ours("start", code=2)["error"]["message"]
+    assert "keys of public.documents.embedding, as doc7 should be (invalid input syntax for type integer" in no_number
+    assert ours.error("start", "--old-model", "/nowhere", code=3) == "ArtifactNotFound"
+    assert documents.execute(CATALOGUE).fetchall() == before
+
+
 # --- other heads and other stores -----------------------------------------------------------------
 
 

@@ -69,7 +69,7 @@ def plan(
     target = _with_models(target, new_model, old_model, outputs)
     resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
     with target.migration() as migration:
-        result = migration.plan(sample or target.config.verify.sample, resources)
+        result = migration.plan(sample or target.config.verify.sample, resources, gate_check=target.gate_check)
     show(result.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(result))
 
 
@@ -112,7 +112,7 @@ def start(
         target.migration(**said) as migration,
         counting("rows", "rows") as progress,
     ):
-        status = migration.start(progress, follow=until, engine=target.engine())
+        status = migration.start(progress, follow=until, engine=target.engine(), gate_check=target.gate_check)
     show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -82,6 +82,12 @@ class Target:
             return RayEngine(store, self.new, staging, record.spec.uid, rows, model, config.engine)
 
         return made
+
+    def gate_check(self, store: Store) -> Sequence[str]:
+        """Look at what the gate of the file is going to ask, as `Migration.plan` and `start` take it."""
+        from vecferry.migrate.gate import check_gate
+
+        return check_gate(self.config, store)
 
     @cached_property
     def new(self) -> LazyEncoder:

@@ -18,7 +18,7 @@ WITHOUT_GATE = "verify, once the gate can pass; or vecferry migrate override --r
 
 def plan_rows(plan: Plan) -> Rows:
     """Return what a migration would do and take, a row for each fact."""
-    table = plan.table
+    table, is_clear = plan.table, plan.provenance.is_confirmed and not plan.problems
     return [
         ("column", plan.target),
         ("rows", f"{table.rows:,} ({table.null_texts:,} without a text, {table.empty_texts:,} with an empty one)"),
@@ -39,7 +39,8 @@ def plan_rows(plan: Plan) -> Rows:
         *(("will be created", name) for name in plan.creates),
         ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),
-        ("next", "vecferry migrate start" if plan.provenance.is_confirmed else "plan again, once that is clear"),
+        *(row for problem in plan.problems for row in (("start refuses", problem.message), ("", problem.hint))),
+        ("next", "vecferry migrate start" if is_clear else "plan again, once that is clear"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from vecferry.evaluate.values import JudgedQueries, Question
 from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource, scalar_paths
-from vecferry.stores.values import StoredRow
+from vecferry.stores.values import Row, StoredRow
 
 PAIRS = 500
 ROWS_IN_MEMORY = 2000
+ROWS_AT_ONCE = 1000
 DISTINCT = 0.8
 """The share of different values from which a field says which row is meant."""
 ASKED = "asked for"
@@ -43,12 +44,19 @@ def query_set_of(
 
     rows: that pairs are made of; by default a sample of the store. Raises SettingsError, MissingExtra.
     """
-    if queries is not None and queries.is_dir():
-        return QuerySet(read_queries(queries))
-    log = read_log(queries) if queries is not None else ()
+    judged, log = read_question_files(queries)
+    if judged is not None:
+        return QuerySet(judged)
     if rows is None:
         rows = store.sample_stored(SPARE * (options.max_queries or PAIRS))
     return QuerySet(pairs=pairs_of(rows, store.traits.source, options), log=log)
+
+
+def read_question_files(queries: Path | None) -> tuple[JudgedQueries | None, tuple[str, ...]]:
+    """Return the judged queries of a folder, or else the log in a file. Raises SettingsError, MissingExtra."""
+    if queries is not None and queries.is_dir():
+        return read_queries(queries), ()
+    return None, read_log(queries) if queries is not None else ()
 
 
 def pairs_of(rows: Sequence[StoredRow], source: TextSource, options: EvaluationOptions) -> tuple[Pair, ...]:
@@ -121,5 +129,15 @@ def are_both_sides_there(store: Store, old: EvaluatedModel, new: EvaluatedModel)
 def _judged_passages(store: Store, queries: JudgedQueries) -> dict[str, Passage]:
     """Return the rows that were judged, wherever they are; their ids are their keys."""
     ids = {judgement.passage_id for judgement in queries.judgements}
-    rows = store.rows([tuple(id_.split("/")) for id_ in sorted(ids)])
-    return {id_of(row.key): Passage(id_of(row.key), row.text or "") for row in rows}
+    return {id_of(row.key): Passage(id_of(row.key), row.text or "") for row in rows_of_ids(store, ids)}
+
+
+def rows_of_ids(store: Store, ids: Collection[str]) -> Iterator[Row]:
+    """Yield the rows that are named as `id_of` does, a part of them at a time.
+
+    A "/" parts a key, or stands in one: a key of another number of parts than the store's is no row's.
+    """
+    ordered = sorted(ids)
+    for first in range(0, len(ordered), ROWS_AT_ONCE):
+        some = ordered[first : first + ROWS_AT_ONCE]
+        yield from store.rows([key for id_ in some for key in dict.fromkeys([(id_,), tuple(id_.split("/"))])])

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.migrate.embed import Embedded, embed
+from vecferry.migrate.preflight import Preflight, vector_bytes_each
 from vecferry.migrate.provenance import Provenance
-from vecferry.migrate.values import Cost, Plan, Resources
+from vecferry.migrate.values import Cost, Plan, Problem, Resources
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import TableInfo
 
-VECTOR_OVERHEAD_BYTES = 8
 PAGE_BYTES = 8192
 PAGE_SLACK = 1.2
 """Pages are not full, and vectors of more than 2 kB lie apart from their row, with an index of their own."""
@@ -22,6 +22,9 @@ GRAPH_BYTES = 400
 """An HNSW element's neighbours and headers, at m = 16."""
 COLBERT_NUMBER_BYTES = 2
 SPARSE_ENTRY_BYTES = 8
+
+Look = Callable[[TableInfo, int], Preflight]
+"""What is looked at before a migration begins, for a collection and the bytes that are going to be staged."""
 
 
 def make_plan(
@@ -32,6 +35,7 @@ def make_plan(
     provenance: Provenance,
     sample: int,
     resources: Resources,
+    look: Look,
 ) -> Plan:
     """Plan a migration, writing nothing. Encodes `sample` rows, to measure the time and the size of their vectors."""
     table = store.describe()
@@ -42,6 +46,7 @@ def make_plan(
     seconds = time.perf_counter() - began
     vector_bytes = table.rows * vector_bytes_each(encoder.dimension)
     head_bytes = int(mean_head_bytes(embedded) * table.rows)
+    looked = look(table, vector_bytes + head_bytes)
     return Plan(
         target=store.target,
         table=table,
@@ -61,8 +66,9 @@ def make_plan(
         cost=cost_of(EncodedSample(len(rows), counting.tokens, seconds), table.rows, resources),
         creates=table.creates,
         undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
-        warnings=plan_warnings(table),
+        warnings=(*plan_warnings(table), *looked.warnings),
         provenance=provenance,
+        problems=tuple(Problem(problem.message, problem.hint) for problem in looked.problems),
     )
 
 
@@ -113,10 +119,6 @@ def mean_head_bytes(embedded: Embedded) -> float:
     sparse = sum(len(vectors.sparse.indices) for vectors in made if vectors.sparse is not None)
     colbert = sum(vectors.colbert.size for vectors in made if vectors.colbert is not None)
     return (SPARSE_ENTRY_BYTES * sparse + COLBERT_NUMBER_BYTES * colbert) / max(len(embedded.vectors), 1)
-
-
-def vector_bytes_each(dimension: int) -> int:
-    return 4 * dimension + VECTOR_OVERHEAD_BYTES
 
 
 def disk_bytes(table: TableInfo, dimension: int) -> int:
