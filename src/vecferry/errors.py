@@ -660,7 +660,7 @@ class MigrationNotFound(MigrationError):
     """No migration was begun."""
 
     template = "there is no migration of {name!r} in this database."
-    advice = "Begin one: vecferry migrate start --help"
+    advice = "Begin one: vecferry migrate start"
     name: str
 
 
@@ -680,7 +680,7 @@ class GateNotPassed(IllegalTransition):
     """verdict: the one of the gate, as a sentence."""
 
     template = "{verb} is not possible in state {state!r}, since the gate has not passed: {verdict}"
-    advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason REASON"
+    advice = "Once that is better: vecferry migrate verify; or else: vecferry migrate override --reason REASON"
     verdict: str
 
 
@@ -772,5 +772,5 @@ class LeaseLost(MigrationError):
 
     exit_code = 5
     template = "another runner has taken over {target}; this one wrote nothing since."
-    advice = "Look at the other: vecferry migrate status. This one may end."
+    advice = "This one may end. Look at the other: vecferry migrate status"
     target: str

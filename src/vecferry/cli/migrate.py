@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.live import Live
 
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
-from vecferry.cli.options import command_again, option
-from vecferry.cli.output import Json, answered_interrupt, counting, errors, output, show, show_table, stages, table_of
+from vecferry.cli.options import option
+from vecferry.cli.output import (
+    Json,
+    Rows,
+    answered_interrupt,
+    counting,
+    errors,
+    output,
+    show,
+    show_table,
+    stages,
+    table_of,
+)
 from vecferry.errors import CutoverRefused, NotConfirmed, VerificationFailed
 from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status
-from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig, merged
+from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig
 from vecferry.stores.values import Patience
 
 app = typer.Typer(
@@ -49,7 +60,12 @@ def _with_models(target: Target, new: Path | None, old: Path | None = None, outp
     """Return the target with the models of the options over those of the file."""
     heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
     values = {"models.new": new, "models.old": old, "models.outputs": heads}
-    return Target(merged(target.config, values))
+    return target.merged(values)
+
+
+def _show(target: Target, value: Mapping[str, Any], rows: Rows, *, title: str, as_json: bool) -> None:
+    """Print what a verb returned: as JSON, or as rows with the commands that lead on, ready to be typed."""
+    show(value, as_json=as_json, title=title, rows=target.command_line.completed_rows(rows))
 
 
 @app.command()
@@ -70,7 +86,7 @@ def plan(
     resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
     with target.migration() as migration:
         result = migration.plan(sample or target.config.verify.sample, resources, gate_check=target.gate_check)
-    show(result.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(result))
+    _show(target, result.to_dict(), plan_rows(result), title="plan; nothing was written", as_json=as_json)
 
 
 @app.command()
@@ -100,7 +116,7 @@ def start(
     target = _with_models(target, new_model, old_model, outputs)
     values: dict[str, object] = {"limits.rows_per_range": rows_per_range, "limits.rows_per_s": rows_per_s}
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
-    target = Target(merged(target.config, values))
+    target = target.merged(values)
     until = (lambda: False) if follow else None
     said = {
         "old_fingerprint": old_fingerprint,
@@ -113,7 +129,7 @@ def start(
         counting("rows", "rows") as progress,
     ):
         status = migration.start(progress, follow=until, engine=target.engine(), gate_check=target.gate_check)
-    show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
+    _show(target, status.to_dict(), status_rows(status), title="the new vectors are there", as_json=as_json)
 
 
 @app.command()
@@ -126,21 +142,22 @@ def status(
     """Say how far it is; also while it runs, from another terminal."""
     with target.migration() as migration:
         if watch and output.is_terminal:
-            _watch(migration)
-        _show_status(migration.status(), as_json=as_json)
+            _watch(target, migration)
+        _show_status(target, migration.status(), as_json=as_json)
 
 
-def _watch(migration: Migration) -> None:
+def _watch(target: Target, migration: Migration) -> None:
     """Show the status anew every second, until the migration is finalized."""
     with Live(console=output, auto_refresh=False, transient=True) as live:
         while (status := migration.status()).state != State.FINALIZED:
-            live.update(table_of("status", ("", ""), status_rows(status)), refresh=True)
+            rows = target.command_line.completed_rows(status_rows(status))
+            live.update(table_of("status", ("", ""), rows), refresh=True)
             time.sleep(1)
 
 
-def _show_status(status: Status, *, as_json: bool) -> None:
+def _show_status(target: Target, status: Status, *, as_json: bool) -> None:
     """Print a status as rows or as JSON."""
-    show(status.to_dict(), as_json=as_json, title="status", rows=status_rows(status))
+    _show(target, status.to_dict(), status_rows(status), title="status", as_json=as_json)
 
 
 @app.command()
@@ -152,7 +169,7 @@ def pause(
 ) -> None:
     """Let whoever runs the migration write nothing until resume. Writes of the application go on being captured."""
     with target.migration() as migration:
-        _show_status(migration.pause(reason), as_json=as_json)
+        _show_status(target, migration.pause(reason), as_json=as_json)
 
 
 @app.command()
@@ -160,7 +177,7 @@ def pause(
 def resume(target: Target, as_json: Json = False) -> None:
     """End a pause."""
     with target.migration() as migration:
-        _show_status(migration.resume(), as_json=as_json)
+        _show_status(target, migration.resume(), as_json=as_json)
 
 
 @app.command()
@@ -172,7 +189,7 @@ def throttle(
 ) -> None:
     """Limit the rows written per second, from now on, also of a run that is under way."""
     with target.migration() as migration:
-        _show_status(migration.throttle(rows_per_s), as_json=as_json)
+        _show_status(target, migration.throttle(rows_per_s), as_json=as_json)
 
 
 @app.command()
@@ -184,7 +201,7 @@ def postpone(
 ) -> None:
     """Refuse every cutover until this is taken back with --undo; both sides go on being followed."""
     with target.migration() as migration:
-        _show_status(migration.postpone(postponed=not undo), as_json=as_json)
+        _show_status(target, migration.postpone(postponed=not undo), as_json=as_json)
 
 
 @app.command()
@@ -217,7 +234,7 @@ def verify(
         show(report.to_dict(), as_json=True)
     else:
         show_table("verification", ("", "check", "seen"), check_rows(report))
-        show_table("verdict", ("", ""), verdict_rows(report))
+        show_table("verdict", ("", ""), target.command_line.completed_rows(verdict_rows(report)))
     if not report.passed:
         raise typer.Exit(VerificationFailed.exit_code)
 
@@ -231,7 +248,7 @@ def override(
 ) -> None:
     """Let a cutover be possible though the gate did not pass; until the next verify."""
     with target.migration() as migration:
-        _show_status(migration.override(reason), as_json=as_json)
+        _show_status(target, migration.override(reason), as_json=as_json)
 
 
 @app.command()
@@ -240,7 +257,7 @@ def retry(target: Target, new_model: NewModel = None, old_model: OldModel = None
     """Encode the dead letters again."""
     target = _with_models(target, new_model, old_model)
     with target.migration() as migration:
-        _show_status(migration.retry(), as_json=as_json)
+        _show_status(target, migration.retry(), as_json=as_json)
 
 
 @app.command()
@@ -263,7 +280,7 @@ def cutover(
             _await_ready(migration)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             report = migration.cutover(accept_dead_letters, patience=patience)
-    show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
+    _show(target, report.to_dict(), cutover_rows(report), title="the new vectors serve", as_json=as_json)
 
 
 def _await_ready(migration: Migration) -> None:
@@ -305,14 +322,13 @@ def rollback(
         surer = migration.options.patience.surer()
         with _patience(surer, wait=wait, max_pause_s=max_pause_s) as patience:
             report = migration.rollback(accept_outdated=accept_outdated, patience=patience)
-    show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
+    _show(target, report.to_dict(), rollback_rows(report), title="the old vectors serve", as_json=as_json)
 
 
 @app.command()
 @on_target
 def finalize(
     target: Target,
-    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     wait: Wait = False,
@@ -326,25 +342,23 @@ def finalize(
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
             migration.require("finalize")
-            _confirm(context, migration.effect_of_finalize(), yes=yes)
+            _confirm(target, "finalize", migration.effect_of_finalize(), yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
-    show(status.to_dict(), as_json=as_json, title=title, rows=status_rows(status))
+    _show(target, status.to_dict(), status_rows(status), title=title, as_json=as_json)
 
 
-def _confirm(context: typer.Context, effect: str, *, yes: bool) -> None:
+def _confirm(target: Target, verb: str, effect: str, *, yes: bool) -> None:
     """Ask whether the verb shall do that. Raises NotConfirmed, with the command that does it without a question."""
-    verb = context.info_name or ""
     if not yes and not (output.is_terminal and typer.confirm(f"{verb.capitalize()} {effect}. Go on?")):
-        raise NotConfirmed(verb, effect, command_again(context, "--yes"))
+        raise NotConfirmed(verb, effect, target.command_line.again("--yes"))
 
 
 @app.command()
 @on_target
 def abort(
     target: Target,
-    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     accept_outdated: Annotated[
@@ -361,7 +375,7 @@ def abort(
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
             migration.require("abort")
-            _confirm(context, f"drops the new vectors of {target.config.store.collection}", yes=yes)
+            _confirm(target, "abort", f"drops the new vectors of {target.config.store.collection}", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vecferry.cli.options import option, taking
+from vecferry.cli.options import CommandLine, option, taking
 from vecferry.encode.adapted import adapted
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
@@ -32,9 +32,17 @@ from vecferry.stores.protocol import Store
 
 @dataclass(frozen=True)
 class Target:
-    """A migration to be opened, and its models, loaded when a verb first needs them."""
+    """A migration to be opened, and its models, loaded when a verb first needs them.
+
+    command_line: the verb that is being run on it.
+    """
 
     config: MigrationConfig
+    command_line: CommandLine = field(default_factory=CommandLine)
+
+    def merged(self, values: Mapping[str, object]) -> Target:
+        """Return the target with these values over those of the file, as `config.merged` takes them."""
+        return replace(self, config=merged(self.config, values))
 
     @contextmanager
     def migration(self, **said: Any) -> Iterator[Migration]:
@@ -132,6 +140,7 @@ URL = option(
 
 
 def _target(
+    context: typer.Context,
     config: Annotated[Path | None, CONFIG] = None,
     store: Annotated[str | None, URL] = None,
     collection: Annotated[str | None, option(StoreConfig, "collection", panel=WHERE)] = None,
@@ -146,7 +155,9 @@ def _target(
     names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
     values = {"url": store, **names, "tenant": tenant, "database": database}
     base = read_config(config) if config else _without_file(collection)
-    return Target(merged(base, {f"store.{name}": value for name, value in values.items()}))
+    command_line = context.ensure_object(CommandLine)
+    command_line.context = context
+    return Target(base, command_line).merged({f"store.{name}": value for name, value in values.items()})
 
 
 def _without_file(collection: str | None) -> MigrationConfig:

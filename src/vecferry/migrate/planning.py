@@ -65,7 +65,7 @@ def make_plan(
         seconds=seconds / len(rows) * table.rows if rows else 0.0,
         cost=cost_of(EncodedSample(len(rows), counting.tokens, seconds), table.rows, resources),
         creates=table.creates,
-        undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
+        undo="vecferry migrate abort; it takes all of this away, until the switch and after a rollback",
         warnings=(*plan_warnings(table), *looked.warnings),
         provenance=provenance,
         problems=tuple(Problem(problem.message, problem.hint) for problem in looked.problems),
