@@ -62,7 +62,7 @@ VecferryError                      exit  what happened
     ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
-    ├── NotConfirmed                     a verb that drops vectors, and nobody said yes
+    ├── NotConfirmed                     a verb that drops vectors or does several steps, and nobody said yes
     ├── Interrupted                      a runner was asked to stop, or must not go on
     ├── LeaseLost                  5     somebody else took over meanwhile
     └── Locked                     5     somebody else is at work here
@@ -737,7 +737,7 @@ class CutoverRefused(MigrationError):
 
 @dataclass(eq=False)
 class NotConfirmed(MigrationError):
-    """A verb that drops vectors needs a word of its own. effect: what it would do; remedy: how to confirm it."""
+    """A verb that drops vectors or does several steps needs a yes. effect: what it would do; remedy: how to say so."""
 
     template = "{verb} {effect}; it was not confirmed."
     advice = "{remedy}"

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vecferry import __version__
-from vecferry.cli import console, demo, evaluate, migrate, model, serve
+from vecferry.cli import console, demo, evaluate, migrate, migrate_run, model, serve
 from vecferry.cli.options import CommandLine
 from vecferry.cli.output import errors, show
 from vecferry.errors import VecferryError
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 model.register(app)
 evaluate.register(app)
+migrate_run.register(migrate.app)
 app.add_typer(migrate.app, name="migrate")
 serve.register(app)
 console.register(app)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.live import Live
@@ -17,7 +17,6 @@ from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollb
 from vecferry.cli.options import option
 from vecferry.cli.output import (
     Json,
-    Rows,
     answered_interrupt,
     counting,
     errors,
@@ -27,8 +26,8 @@ from vecferry.cli.output import (
     stages,
     table_of,
 )
-from vecferry.errors import CutoverRefused, NotConfirmed, VerificationFailed
-from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status
+from vecferry.errors import CutoverRefused, VerificationFailed
+from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status, VerifyReport
 from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig
 from vecferry.stores.values import Patience
 
@@ -53,19 +52,15 @@ Wait = Annotated[
 ]
 MaxPause = Annotated[float | None, option(LimitsConfig, "max_pause_s")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+OverrideGate = Annotated[
+    str | None, typer.Option("--override", help="Go on though the gate does not pass; the reason is recorded.")
+]
+AcceptDependents = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="What stands on the vectors and may be left on the old ones; repeat it."),
+]
+AcceptUnconfirmed = Annotated[str | None, option(MigrationOptions, "accept_unconfirmed")]
 WAIT_POLL_S = 0.5
-
-
-def _with_models(target: Target, new: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
-    """Return the target with the models of the options over those of the file."""
-    heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
-    values = {"models.new": new, "models.old": old, "models.outputs": heads}
-    return target.merged(values)
-
-
-def _show(target: Target, value: Mapping[str, Any], rows: Rows, *, title: str, as_json: bool) -> None:
-    """Print what a verb returned: as JSON, or as rows with the commands that lead on, ready to be typed."""
-    show(value, as_json=as_json, title=title, rows=target.command_line.completed_rows(rows))
 
 
 @app.command()
@@ -82,11 +77,11 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a migration would do, take and need, and how it is undone. Writes nothing."""
-    target = _with_models(target, new_model, old_model, outputs)
+    target = target.with_models(new_model, old_model, outputs)
     resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
     with target.migration() as migration:
         result = migration.plan(sample or target.config.verify.sample, resources, gate_check=target.gate_check)
-    _show(target, result.to_dict(), plan_rows(result), title="plan; nothing was written", as_json=as_json)
+    target.show(result.to_dict(), plan_rows(result), title="plan; nothing was written", as_json=as_json)
 
 
 @app.command()
@@ -99,11 +94,8 @@ def start(
     rows_per_range: Annotated[int | None, option(LimitsConfig, "rows_per_range")] = None,
     rows_per_s: Annotated[float | None, option(LimitsConfig, "rows_per_s")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
-    accept_unconfirmed: Annotated[str | None, option(MigrationOptions, "accept_unconfirmed")] = None,
-    accept_dependent: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="What stands on the vectors and may be left on the old ones; repeat it."),
-    ] = None,
+    accept_unconfirmed: AcceptUnconfirmed = None,
+    accept_dependent: AcceptDependents = None,
     engine: Annotated[str | None, option(EngineConfig, "kind", "--engine")] = None,
     workers: Workers = None,
     ray_address: Annotated[str | None, option(EngineConfig, "address", "--ray-address")] = None,
@@ -113,7 +105,7 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Encode every row into a new side, and capture writes. Resumes where a stopped run ended; later, it catches up."""
-    target = _with_models(target, new_model, old_model, outputs)
+    target = target.with_models(new_model, old_model, outputs)
     values: dict[str, object] = {"limits.rows_per_range": rows_per_range, "limits.rows_per_s": rows_per_s}
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
     target = target.merged(values)
@@ -129,7 +121,7 @@ def start(
         counting("rows", "rows") as progress,
     ):
         status = migration.start(progress, follow=until, engine=target.engine(), gate_check=target.gate_check)
-    _show(target, status.to_dict(), status_rows(status), title="the new vectors are there", as_json=as_json)
+    target.show(status.to_dict(), status_rows(status), title="the new vectors are there", as_json=as_json)
 
 
 @app.command()
@@ -157,7 +149,7 @@ def _watch(target: Target, migration: Migration) -> None:
 
 def _show_status(target: Target, status: Status, *, as_json: bool) -> None:
     """Print a status as rows or as JSON."""
-    _show(target, status.to_dict(), status_rows(status), title="status", as_json=as_json)
+    target.show(status.to_dict(), status_rows(status), title="status", as_json=as_json)
 
 
 @app.command()
@@ -211,32 +203,31 @@ def verify(
     new_model: NewModel = None,
     old_model: OldModel = None,
     sample: Sample = None,
-    override_gate: Annotated[
-        str | None,
-        typer.Option("--override", help="Go on though the gate does not pass; the reason is recorded."),
-    ] = None,
+    override_gate: OverrideGate = None,
     as_json: Json = False,
 ) -> None:
     """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate.
 
     Also after the switch, before `finalize`: then it leaves a report alone.
     """
-    from vecferry.migrate.gate import make_gate
-
-    target = _with_models(target, new_model, old_model)
-    with stages() as stage:
-        gate = make_gate(target.config, old=target.old, new=target.new, stage=stage)
-        with target.migration() as migration:
-            stage("comparing every row")
-            sample = sample or target.config.verify.sample
-            report = migration.verify(sample, gate=gate, override=override_gate)
-    if as_json:
-        show(report.to_dict(), as_json=True)
-    else:
+    target = target.with_models(new_model, old_model)
+    with target.migration() as migration:
+        report = verified(target, migration, sample, override_gate)
+    if not as_json:
         show_table("verification", ("", "check", "seen"), check_rows(report))
-        show_table("verdict", ("", ""), target.command_line.completed_rows(verdict_rows(report)))
+    target.show(report.to_dict(), verdict_rows(report), title="verdict", as_json=as_json)
     if not report.passed:
         raise typer.Exit(VerificationFailed.exit_code)
+
+
+def verified(target: Target, migration: Migration, sample: int | None, override: str | None) -> VerifyReport:
+    """Verify a migration, with the gate of the file, and show meanwhile what is being done."""
+    from vecferry.migrate.gate import make_gate
+
+    with stages() as stage:
+        gate = make_gate(target.config, old=target.old, new=target.new, stage=stage)
+        stage("comparing every row")
+        return migration.verify(sample or target.config.verify.sample, gate=gate, override=override)
 
 
 @app.command()
@@ -255,7 +246,7 @@ def override(
 @on_target
 def retry(target: Target, new_model: NewModel = None, old_model: OldModel = None, as_json: Json = False) -> None:
     """Encode the dead letters again."""
-    target = _with_models(target, new_model, old_model)
+    target = target.with_models(new_model, old_model)
     with target.migration() as migration:
         _show_status(target, migration.retry(), as_json=as_json)
 
@@ -274,13 +265,13 @@ def cutover(
 
     With --wait also until it is ready, and not postponed.
     """
-    target = _with_models(target, new_model)
+    target = target.with_models(new_model)
     with target.migration() as migration:
         if wait:
             _await_ready(migration)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             report = migration.cutover(accept_dead_letters, patience=patience)
-    _show(target, report.to_dict(), cutover_rows(report), title="the new vectors serve", as_json=as_json)
+    target.show(report.to_dict(), cutover_rows(report), title="the new vectors serve", as_json=as_json)
 
 
 def _await_ready(migration: Migration) -> None:
@@ -317,12 +308,12 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Switch back to the old vectors, in one step, those of rows written since the switch included."""
-    target = _with_models(target, None, old_model)
+    target = target.with_models(None, old_model)
     with target.migration() as migration:
         surer = migration.options.patience.surer()
         with _patience(surer, wait=wait, max_pause_s=max_pause_s) as patience:
             report = migration.rollback(accept_outdated=accept_outdated, patience=patience)
-    _show(target, report.to_dict(), rollback_rows(report), title="the old vectors serve", as_json=as_json)
+    target.show(report.to_dict(), rollback_rows(report), title="the old vectors serve", as_json=as_json)
 
 
 @app.command()
@@ -337,22 +328,16 @@ def finalize(
     as_json: Json = False,
 ) -> None:
     """Drop the old vectors. This cannot be undone."""
-    target = _with_models(target, new_model)
+    target = target.with_models(new_model)
     with target.migration() as migration:
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
             migration.require("finalize")
-            _confirm(target, "finalize", migration.effect_of_finalize(), yes=yes)
+            target.confirm("finalize", migration.effect_of_finalize(), yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
-    _show(target, status.to_dict(), status_rows(status), title=title, as_json=as_json)
-
-
-def _confirm(target: Target, verb: str, effect: str, *, yes: bool) -> None:
-    """Ask whether the verb shall do that. Raises NotConfirmed, with the command that does it without a question."""
-    if not yes and not (output.is_terminal and typer.confirm(f"{verb.capitalize()} {effect}. Go on?")):
-        raise NotConfirmed(verb, effect, target.command_line.again("--yes"))
+    target.show(status.to_dict(), status_rows(status), title=title, as_json=as_json)
 
 
 @app.command()
@@ -370,12 +355,12 @@ def abort(
     as_json: Json = False,
 ) -> None:
     """Give the migration up, before the switch or after a rollback. The vectors that serve are not touched."""
-    target = _with_models(target, None, old_model)
+    target = target.with_models(None, old_model)
     with target.migration() as migration:
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
             migration.require("abort")
-            _confirm(target, "abort", f"drops the new vectors of {target.config.store.collection}", yes=yes)
+            target.confirm("abort", f"drops the new vectors of {target.config.store.collection}", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}

@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from vecferry.cli.options import CommandLine, option, taking
+from vecferry.cli.output import Rows, output, show
 from vecferry.encode.adapted import adapted
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
-from vecferry.errors import MissingOption
+from vecferry.errors import MissingOption, NotConfirmed
 from vecferry.migrate import EngineFor, Migration
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
@@ -43,6 +44,20 @@ class Target:
     def merged(self, values: Mapping[str, object]) -> Target:
         """Return the target with these values over those of the file, as `config.merged` takes them."""
         return replace(self, config=merged(self.config, values))
+
+    def with_models(self, new: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
+        """Return the target with the models of the options over those of the file."""
+        heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
+        return self.merged({"models.new": new, "models.old": old, "models.outputs": heads})
+
+    def show(self, value: Mapping[str, Any], rows: Rows, *, title: str, as_json: bool) -> None:
+        """Print what a verb returned: as JSON, or as rows with the commands that lead on, ready to be typed."""
+        show(value, as_json=as_json, title=title, rows=self.command_line.completed_rows(rows))
+
+    def confirm(self, verb: str, effect: str, *, yes: bool) -> None:
+        """Ask whether the verb shall do that. Raises NotConfirmed, with the command that does it without a question."""
+        if not yes and not (output.is_terminal and typer.confirm(f"{verb.capitalize()} {effect}. Go on?")):
+            raise NotConfirmed(verb, effect, self.command_line.again("--yes"))
 
     @contextmanager
     def migration(self, **said: Any) -> Iterator[Migration]:

@@ -14,19 +14,25 @@ from vecferry.migrate.states import next_verbs
 from vecferry.stores.ledger import Event, Serving
 
 WITHOUT_GATE = (
-    ("next", "vecferry migrate verify  # once the gate can pass"),
+    ("next", "vecferry migrate verify"),
     ("or", "vecferry migrate override --reason REASON"),
 )
 AFTER_CUTOVER = (
     ("next", "vecferry migrate verify"),
-    ("then", "vecferry migrate finalize  # when you are sure"),
+    ("then", "vecferry migrate finalize"),
     ("until then", "vecferry migrate rollback"),
 )
 
 
 def plan_rows(plan: Plan) -> Rows:
+    """Return what a migration would do and take, and what to type next."""
+    is_clear = plan.provenance.is_confirmed and not plan.problems
+    return [*plan_facts(plan), ("next", "vecferry migrate start" if is_clear else "plan again, once that is clear")]
+
+
+def plan_facts(plan: Plan) -> Rows:
     """Return what a migration would do and take, a row for each fact."""
-    table, is_clear = plan.table, plan.provenance.is_confirmed and not plan.problems
+    table = plan.table
     return [
         ("column", plan.target),
         ("rows", f"{table.rows:,} ({table.null_texts:,} without a text, {table.empty_texts:,} with an empty one)"),
@@ -48,7 +54,6 @@ def plan_rows(plan: Plan) -> Rows:
         ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),
         *(row for problem in plan.problems for row in (("start refuses", problem.message), ("", problem.hint))),
-        ("next", "vecferry migrate start" if is_clear else "plan again, once that is clear"),
     ]
 
 
@@ -140,7 +145,12 @@ def _mark(check: Check) -> str:
 
 def verdict_rows(report: VerifyReport) -> Rows:
     """Return what the gate said, and what to type next."""
-    return [*_gate(report.to_dict()), ("state", report.state), *_after_verify(report)]
+    return [*verdict_facts(report), *_after_verify(report)]
+
+
+def verdict_facts(report: VerifyReport) -> Rows:
+    """Return what the gate said, and the state that it leaves."""
+    return [*_gate(report.to_dict()), ("state", report.state)]
 
 
 def _after_verify(report: VerifyReport) -> Rows:
@@ -154,13 +164,17 @@ def _after_verify(report: VerifyReport) -> Rows:
 
 
 def cutover_rows(report: CutoverReport) -> Rows:
+    """Return what serves now, what the switch cost, and what to type next."""
+    return [*cutover_facts(report), *AFTER_CUTOVER]
+
+
+def cutover_facts(report: CutoverReport) -> Rows:
     """Return what serves now, and what the switch cost."""
     return [
         ("column", report.target),
         *_serving(report.serving),
         ("rows without a vector", f"{report.dead_letters:,}, as accepted"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
-        *AFTER_CUTOVER,
     ]
 
 

@@ -124,8 +124,14 @@ def _typed(context: typer.Context, names: Collection[str] | None = None) -> list
         word
         for each in options
         if names is None or each.name in names
-        for word in (each.opts[0], *_value_again(each.name, context.params[each.name]))
+        for value in _values(context.params[each.name])
+        for word in (each.opts[0], *_value_again(each.name, value))
     ]
+
+
+def _values(value: object) -> Sequence[object]:
+    """Return the values of an option, of which one that may be repeated has several."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _names(context: Any) -> tuple[str, ...]:
