@@ -837,6 +837,50 @@ def test_an_embedded_store_is_migrated_by_its_url(
     assert {path.name for path in folder.iterdir()} >= {"control.db", "data", "migration.toml"}
 
 
+def test_a_collection_is_exported_and_the_command_that_is_named_evaluates_it_as_it_does_live(
+    cli: Cli, documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    documents.execute("UPDATE documents SET body = 'The ferry number ' || id || ' leaves in the morning of a day.'")
+    config = write_config(
+        tmp_path,
+        {
+            "store": {"url": database_url, "collection": "documents", "text": "body"},
+            "models": {"new": str(tiny_artifact.path), "old": str(tiny_artifact.path)},
+        },
+    )
+
+    def run(*arguments: str) -> dict[str, Any]:
+        cli.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", *arguments, "--json", "--sample", "0", "--outputs", "dense"])
+        printed = cli.capsys.readouterr()
+        assert not ended.value.code, printed.err
+        return dict(json.loads(printed.out))
+
+    live = run("--config", str(config))
+    cli.capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["eval", "--config", str(config), "--export", str(tmp_path / "out")])
+    shown = cli.capsys.readouterr().out
+    assert beside("passages", shown) == str(ROWS)
+    command = beside("next", shown)
+    assert command.startswith(f"vecferry eval {tmp_path / 'out'} --old-model ")
+    models = ("--old-model", str(tiny_artifact.path), "--new-model", str(tiny_artifact.path))
+    folder = run(str(tmp_path / "out"), *models)
+    for figure in ("evidence", "passages", "queries_asked", "systems", "gate"):
+        assert folder[figure] == live[figure], figure
+    assert main_error(cli, "eval", "--export", str(tmp_path / "other"))["type"] == "MissingOption"
+    assert main_error(cli, "eval", "--config", str(config), "--export", str(tmp_path))["type"] == "SettingsError"
+
+
+def main_error(cli: Cli, *arguments: str) -> dict[str, Any]:
+    """Return the error of a command as JSON."""
+    cli.capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--json"])
+    return dict(json.loads(cli.capsys.readouterr().out)["error"])
+
+
 UNCHANGED = """
 import sys
 import chromadb, vecferry.integrations.chroma

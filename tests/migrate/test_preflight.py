@@ -105,7 +105,7 @@ def test_what_makes_a_verdict_weaker_or_impossible_is_a_warning(migration: Migra
     keys = [str(number) for number in range(1, COUNT + 1)]
     assert warnings(configured(judged(tmp_path / "all", *keys))) == ()
     assert warnings(configured(judged(tmp_path / "some", *keys, "gone"))) == (
-        f"1 of {COUNT + 1} documents judged relevant are no rows, and found by neither side",
+        f"1 of {COUNT + 1} judged documents are no rows, and found by neither side",
     )
     few = "the gate cannot pass: 19 queries are too few to judge by; 20 are needed."
     assert warnings(configured(judged(tmp_path / "few", *keys[:19]))) == (few,)

@@ -63,12 +63,11 @@ def check_gate(config: MigrationConfig, store: Store) -> tuple[str, ...]:
     if config.models.old is None:
         return (NO_OLD_MODEL,)
     require_metrics()
-    judged, _ = read_question_files(config.gate.queries)
+    asked = read_question_files(config.gate.queries)
     limit = config.gate.max_queries or MIN_QUERIES
-    if judged is None:
+    if not asked.questions:
         return _too_few(limit)
-    ids = {judgement.passage_id for judgement in judged.judgements if judgement.relevance > 0}
-    return (*_too_few(min(len(judged.questions), limit)), *_unknown(ids, config, store))
+    return (*_too_few(min(len(asked.questions), limit)), *_unknown(asked.passage_ids, config, store))
 
 
 def _too_few(asked: int) -> tuple[str, ...]:
@@ -84,7 +83,7 @@ def _unknown(ids: Collection[str], config: MigrationConfig, store: Store) -> tup
         raise SettingsError("[gate] queries", config.gate.queries, f"{expected} ({exc.reason})") from exc
     if unknown == len(ids):
         raise SettingsError("[gate] queries", config.gate.queries, expected)
-    message = f"{unknown:,} of {len(ids):,} documents judged relevant are no rows, and found by neither side"
+    message = f"{unknown:,} of {len(ids):,} judged documents are no rows, and found by neither side"
     return (message,) if unknown else ()
 
 
