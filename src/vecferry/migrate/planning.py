@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,10 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
     warnings = []
     if table.null_texts:
         warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
-    warnings += [f"start refuses: {dependent}" for dependent in table.dependents]
+    warnings += [
+        f"start refuses: {dependent}; to leave it there all the same: --accept-dependent {shlex.quote(dependent.name)}"
+        for dependent in table.dependents
+    ]
     if table.views:
         warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")
     if table.triggers:

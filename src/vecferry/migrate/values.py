@@ -265,7 +265,9 @@ class Override(Value):
 
     def __post_init__(self) -> None:
         if not self.reason.strip():
-            raise SettingsError("reason of the override", repr(self.reason), "some words that say why")
+            raise SettingsError(
+                "the reason of the override (--override, --reason)", repr(self.reason), "some words that say why"
+            )
 
     @classmethod
     def for_reason(cls, reason: str) -> Override:
