@@ -1,5 +1,37 @@
-"""A real PostgreSQL for the frameworks."""
+"""A store for each application: PostgreSQL, a server of Chroma, folders of LanceDB and of Qdrant's local mode."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from qdrant_client import QdrantClient
+
+from tests.applications.sites import QdrantSite, UrlSite
 from tests.postgres import connection, database_url, postgres_url
+from tests.stores.backends_chroma import emptied_server
 
 __all__ = ["connection", "database_url", "postgres_url"]
+
+
+@pytest.fixture
+def postgres(database_url: str, tmp_path: Path) -> UrlSite:
+    return UrlSite(database_url, tmp_path / "unused.db")
+
+
+@pytest.fixture
+def chroma(tmp_path: Path) -> UrlSite:
+    return UrlSite(emptied_server(), tmp_path / "control.db")
+
+
+@pytest.fixture
+def lancedb(tmp_path: Path) -> UrlSite:
+    return UrlSite(f"lancedb://{tmp_path / 'lancedb'}", tmp_path / "control.db")
+
+
+@pytest.fixture
+def qdrant(tmp_path: Path) -> Iterator[QdrantSite]:
+    with closing(QdrantClient(path=str(tmp_path / "qdrant"), force_disable_check_same_thread=True)) as client:
+        yield QdrantSite(client)

@@ -43,6 +43,8 @@ class FileBackend:
     def count(self, collection: str) -> int:
         return len(list(self.ids(collection)))
 
+    def check(self, like: str, outputs: Outputs) -> None: ...
+
     def create(self, collection: str, *, like: str | None = None, dimension: int, outputs: Outputs = DENSE) -> None:
         made = self._folder / f".{collection}"
         shutil.rmtree(made, ignore_errors=True)

@@ -740,7 +740,7 @@ def test_a_plan_with_a_read_only_role_writes_nothing(
         assert "not known" in cli.text("plan", "--sample", "5", *reader)
         assert documents.execute(CATALOGUE).fetchall() == before
         assert sorted(tmp_path.rglob("*")) == files
-        assert cli.error("start", *reader, code=3) == "StoreFailed"
+        assert cli.error("start", *reader, code=3) == "StoreSchemaError"
         assert documents.execute(CATALOGUE).fetchall() == before
     finally:
         documents.execute("DROP OWNED BY reader")

@@ -42,6 +42,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "url": SecretStr("postgresql://app@localhost/app"),
             "collection": "shop.products",
             "text": "description",
+            "source": "product_texts",
             "vector": "embedding",
             "key": "id",
             "control": tmp_path / ".vecferry/control.db",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,25 +17,24 @@ from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.pgvector import PgVectorStore
 
 OLD, NEW = TruthEncoder("old", 8), TruthEncoder("new", 16)
-DEPENDENTS = {
+CARRIED = {
     "constraint": ("has_vector", "ALTER TABLE docs ADD CONSTRAINT has_vector CHECK (embedding IS NOT NULL)"),
-    "policy": ("embedded", "CREATE POLICY embedded ON docs USING (embedding IS NOT NULL)"),
-    "rule": (
-        "noted",
-        "CREATE RULE noted AS ON UPDATE TO docs WHERE NEW.embedding IS NULL DO ALSO INSERT INTO notes VALUES (OLD.id)",
-    ),
-    "generated column": (
-        "is_embedded",
-        "ALTER TABLE docs ADD COLUMN is_embedded boolean GENERATED ALWAYS AS (embedding IS NOT NULL) STORED",
-    ),
+    "policy": ("embedded", "CREATE POLICY embedded ON docs USING (embedding IS NOT NULL) WITH CHECK (id > 0)"),
     "trigger": (
         "on_vectors",
         "CREATE TRIGGER on_vectors BEFORE UPDATE OF embedding ON docs FOR EACH ROW"
-        " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        " EXECUTE FUNCTION suppress_redundant_updates_trigger();"
+        "ALTER TABLE docs DISABLE TRIGGER on_vectors; COMMENT ON TRIGGER on_vectors ON docs IS 'of the application'",
     ),
     "function": (
         "nearest()",
         "CREATE FUNCTION nearest() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT count(embedding) FROM docs; END",
+    ),
+}
+LEFT = {
+    "generated column": (
+        "is_embedded",
+        "ALTER TABLE docs ADD COLUMN is_embedded boolean GENERATED ALWAYS AS (embedding IS NOT NULL) STORED",
     ),
     "default": ("embedding", "ALTER TABLE docs ALTER COLUMN embedding SET DEFAULT '[1,0,0,0,0,0,0,0]'"),
     "publication": ("vectors", "CREATE PUBLICATION vectors FOR TABLE docs (id, embedding)"),
@@ -61,11 +62,11 @@ def options(tmp_path: Path) -> MigrationOptions:
     return MigrationOptions(staging=tmp_path, min_free_gb=0)
 
 
-@pytest.mark.parametrize("kind", DEPENDENTS)
+@pytest.mark.parametrize("kind", LEFT)
 def test_a_dependent_is_named_by_plan_and_stops_start(
     store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions, kind: str
 ) -> None:
-    name, statement = DEPENDENTS[kind]
+    name, statement = LEFT[kind]
     table.execute(statement)
     migration = Migration(store, new=NEW, old=OLD, options=options)
     plan = migration.plan()
@@ -79,27 +80,242 @@ def test_a_dependent_is_named_by_plan_and_stops_start(
     assert table.execute(columns).fetchone() == (0,)
 
 
+def switched(migration: Migration) -> None:
+    migration.start()
+    assert migration.verify(override="no gate in this test").passed
+    migration.cutover()
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_a_dependent_goes_with_the_name_of_the_column(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions, kind: str
+) -> None:
+    name, statement = CARRIED[kind]
+    table.execute(statement)
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    before = store.describe().dependents
+    assert [(each.kind, each.name, each.is_carried) for each in before] == [(kind, name, True)]
+    assert any(f"{kind} {name} goes with" in warning for warning in migration.plan().warnings)
+    switched(migration)
+    for step in (migration.rollback, migration.cutover, lambda: migration.finalize(confirmed=True)):
+        assert store.describe().dependents == before
+        step()
+    assert store.describe().dependents == before
+
+
+def test_vectors_that_were_required_are_required_after_finalize(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("ALTER TABLE docs ALTER embedding SET NOT NULL")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    switched(migration)
+    assert not store.describe().vector_not_null
+    migration.finalize(confirmed=True)
+    assert store.describe().vector_not_null
+
+
+def test_a_constraint_binds_the_vectors_that_serve_alone(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute(CARRIED["constraint"][1])
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    switched(migration)
+    vector = NEW.truth("text 7").tolist()
+    table.execute("INSERT INTO docs (id, body, embedding) VALUES (7, 'text 7', %s::real[])", [vector])
+    with pytest.raises(psycopg.errors.CheckViolation):
+        table.execute("INSERT INTO docs (id, body) VALUES (8, 'text 8')")
+    migration.start()
+    migration.rollback()
+    is_valid = table.execute("SELECT convalidated FROM pg_constraint WHERE conname = 'has_vector'").fetchone()
+    assert is_valid == (True,)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        table.execute("UPDATE docs SET embedding = NULL WHERE id = 7")
+
+
+def test_a_trigger_keeps_its_state_and_comment(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute(CARRIED["trigger"][1])
+    query = "SELECT tgenabled::text, obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgname = 'on_vectors'"
+    assert table.execute(query).fetchone() == ("D", "of the application")
+    switched(Migration(store, new=NEW, old=OLD, options=options))
+    assert table.execute(query).fetchone() == ("D", "of the application")
+
+
+def test_rights_storage_statistics_and_comment_go_with_the_name(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("CREATE ROLE reader")
+    table.execute("GRANT SELECT (id, embedding), UPDATE (embedding) ON docs TO reader WITH GRANT OPTION")
+    table.execute("GRANT REFERENCES (embedding) ON docs TO PUBLIC")
+    table.execute("ALTER TABLE docs ALTER embedding SET STORAGE PLAIN, ALTER embedding SET STATISTICS 7")
+    table.execute("ALTER TABLE docs ALTER embedding SET (n_distinct = -0.5)")
+    table.execute("COMMENT ON COLUMN docs.embedding IS 'of\nthe application'")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    query = (
+        "SELECT attacl::text, attstattarget, attoptions::text, col_description(attrelid, attnum)"
+        " FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'"
+    )
+    before = table.execute(query).fetchone()
+    assert before is not None
+    try:
+        switched(migration)
+        *facts, comment = table.execute(query).fetchone() or ()
+        assert (*facts, comment) == (*before[:3], f"of\nthe application\nvecferry:space:{NEW.fingerprint}")
+        table.execute("SET ROLE reader; SELECT id, embedding FROM docs")
+        table.execute("RESET ROLE; REVOKE SELECT (embedding) ON docs FROM reader")
+        migration.rollback()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            table.execute("SET ROLE reader; SELECT embedding FROM docs")
+        table.execute("RESET ROLE; GRANT SELECT (embedding) ON docs TO reader WITH GRANT OPTION")
+        assert table.execute(query).fetchone() == before
+        migration.cutover()
+        migration.finalize(confirmed=True)
+        assert (table.execute(query).fetchone() or ())[:3] == before[:3]
+        assert store.describe().fingerprint == NEW.fingerprint
+    finally:
+        table.execute("RESET ROLE; DROP OWNED BY reader; DROP ROLE reader")
+
+
+def test_a_constraint_that_takes_no_new_vector_is_refused_by_plan_and_start(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("ALTER TABLE docs ADD CONSTRAINT eight CHECK (vector_dims(embedding) = 8 AND body <> 'x')")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    assert "the constraint eight of public.docs takes no vectors of 16" in migration.plan().problems[0].message
+    with pytest.raises(StoreSchemaError, match="the constraint eight"):
+        migration.start()
+    table.execute("ALTER TABLE docs DROP CONSTRAINT eight")
+    table.execute("ALTER TABLE docs ADD CONSTRAINT either CHECK (vector_dims(embedding) IN (8, 16))")
+    assert migration.start().state is State.CATCHING_UP
+
+
+def test_a_role_that_may_not_migrate_is_told_so_by_plan(
+    table: psycopg.Connection, database_url: str, options: MigrationOptions
+) -> None:
+    table.execute("CREATE ROLE helper LOGIN; GRANT SELECT ON docs TO helper")
+    url = psycopg.conninfo.make_conninfo(database_url, user="helper")
+    try:
+        with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+            migration = Migration(store, new=NEW, old=OLD, options=options)
+            assert "the role helper does not own the table public.docs" in migration.plan().problems[0].message
+            with pytest.raises(StoreSchemaError, match="does not own"):
+                migration.start()
+            table.execute("ALTER TABLE docs OWNER TO helper")
+            with pytest.raises(StoreSchemaError, match="schema vecferry") as refused:
+                migration.start()
+            table.execute(refused.value.hint)
+            assert migration.start().state is State.CATCHING_UP
+    finally:
+        table.execute("DROP OWNED BY helper; DROP ROLE helper")
+
+
 def test_what_is_accepted_by_name_lets_a_migration_begin(
     store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
-    table.execute(DEPENDENTS["trigger"][1])
-    accepting = replace(options, accept_dependents=("on_vectors",))
+    table.execute(LEFT["default"][1])
+    accepting = replace(options, accept_dependents=("embedding",))
     assert Migration(store, new=NEW, old=OLD, options=accepting).start().state is State.CATCHING_UP
 
 
-def test_a_view_is_no_obstacle_before_finalize_which_names_it(
+def test_views_are_made_anew_with_all_that_belongs_to_them(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("CREATE ROLE reader")
+    table.execute("CREATE VIEW shown WITH (security_invoker = true) AS SELECT * FROM docs WHERE embedding IS NOT NULL")
+    table.execute('CREATE VIEW "first of them" AS SELECT id AS number, embedding AS vector FROM shown WHERE id < 3')
+    table.execute("CREATE VIEW unrelated AS SELECT id, body FROM docs")
+    table.execute("COMMENT ON VIEW shown IS 'all'; COMMENT ON COLUMN shown.body IS 'text'")
+    table.execute(
+        'GRANT SELECT ON shown TO reader WITH GRANT OPTION; GRANT SELECT (number) ON "first of them" TO reader'
+    )
+    facts = (
+        "SELECT c.relname, pg_get_viewdef(c.oid), c.reloptions, c.relacl::text, obj_description(c.oid),"
+        " (SELECT string_agg(concat_ws(' ', a.attname, a.attacl::text, col_description(c.oid, a.attnum)), ',')"
+        " FROM pg_attribute a WHERE a.attrelid = c.oid) FROM pg_class c WHERE c.relkind = 'v'"
+        " AND c.relnamespace = 'public'::regnamespace ORDER BY 1"
+    )
+    before = table.execute(facts).fetchall()
+    assert len(before) == 3
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    try:
+        assert [each.name for each in migration.plan().table.dependents] == ['"first of them"', "shown"]
+        switched(migration)
+        serving = [NEW, OLD, NEW]
+        for step in (migration.rollback, migration.cutover, lambda: migration.finalize(confirmed=True)):
+            assert table.execute(facts).fetchall() == before
+            shown = table.execute('SELECT vector::real[] FROM "first of them" WHERE number = 2').fetchone()
+            assert shown == (pytest.approx(serving.pop(0).truth("text 2").tolist()),)
+            step()
+        assert table.execute(facts).fetchall() == before
+    finally:
+        table.execute("DROP OWNED BY reader; DROP ROLE reader")
+
+
+def test_readers_of_a_view_pass_a_switch_unharmed(
+    store: PgVectorStore, table: psycopg.Connection, database_url: str, options: MigrationOptions
+) -> None:
+    """One has read the table and then reads the view, another the view alone; none of them meets a deadlock."""
+    table.execute("CREATE VIEW shown AS SELECT id, embedding FROM docs")
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration.start()
+    assert migration.verify(override="no gate in this test").passed
+    stopped, failures, reads = threading.Event(), [], [0, 0]
+
+    def read(place: int, queries: tuple[str, ...]) -> None:
+        with psycopg.connect(database_url, prepare_threshold=None) as connection:
+            while not stopped.is_set():
+                try:
+                    for query in queries:
+                        connection.execute(query)
+                    connection.commit()
+                    reads[place] += 1
+                except psycopg.Error as exc:
+                    failures.append(exc)
+                    connection.rollback()
+                time.sleep(place * 0.1)
+
+    view, both = ("SELECT * FROM shown",), ("SELECT id FROM docs", "SELECT pg_sleep(0.02)", "SELECT * FROM shown")
+    threads = [threading.Thread(target=read, args=(place, each)) for place, each in enumerate((view, both))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            migration.cutover()
+            migration.rollback()
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert min(reads) > 0
+
+
+def test_a_view_that_cannot_be_made_anew_is_no_obstacle_before_finalize_which_names_it(
     store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute("CREATE VIEW shown AS SELECT id, embedding FROM docs")
+    table.execute("CREATE MATERIALIZED VIEW kept AS SELECT id FROM shown")
     migration = Migration(store, new=NEW, old=OLD, options=options)
-    assert migration.plan().table.dependents == ()
+    table_info = migration.plan().table
+    assert (table_info.dependents, table_info.views) == ((), ("shown", "kept"))
     migration.start()
     migration.verify(override="no gate in this test")
     migration.cutover()
     with pytest.raises(StoreSchemaError, match="view shown depends on column"):
         migration.finalize(confirmed=True)
-    table.execute("DROP VIEW shown")
+    table.execute("DROP VIEW shown CASCADE")
     assert migration.finalize(confirmed=True).state is State.FINALIZED
+
+
+def test_a_function_that_casts_to_the_old_length_is_named_by_plan(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    body = "SELECT id FROM docs ORDER BY embedding <=> given::vector( 8 ) LIMIT 1"
+    table.execute(f"CREATE FUNCTION nearest(given text) RETURNS integer LANGUAGE sql AS '{body}'")
+    table.execute("CREATE FUNCTION other(given vector(8)) RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM docs'")
+    warnings = Migration(store, new=NEW, old=OLD, options=options).plan().warnings
+    assert warnings == ("function nearest(text) casts vectors to 8 numbers; change it with the switch",)
 
 
 def test_timeouts_of_the_role_do_not_end_a_run(

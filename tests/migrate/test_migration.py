@@ -17,7 +17,7 @@ from tests.migrate.doubles import Clock, TruthEncoder, gate_that_says
 from tests.stores import backends
 from tests.stores.collections import OLD_DIMENSION, Collection, mirror_collection, old_vector
 from tests.waiting import wait_until
-from vecferry.embeddings import Float32
+from vecferry.embeddings import DENSE, Float32
 from vecferry.errors import (
     CutoverRefused,
     IllegalTransition,
@@ -31,6 +31,7 @@ from vecferry.errors import (
     RuntimeUnavailable,
     SettingsError,
     SpaceMismatch,
+    StoreFailed,
     StoreSchemaError,
     VecferryError,
 )
@@ -1113,6 +1114,32 @@ def test_between_the_steps_of_a_finalize_the_collection_is_read_and_written_and_
         assert migration.status().rows == migration.status().rows_done == 4
         assert migration.finalize(confirmed=True).state is State.FINALIZED
         assert backends.nearest(name, backend, tmp_path / "store", new.truth("d")) == "4"
+        assert_serving(collection, new)
+
+
+@pytest.mark.parametrize("num_points", [0, 1])
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_a_collection_that_a_client_makes_while_the_old_name_finds_nothing_is_no_hindrance_unless_it_has_points(
+    name: str, num_points: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LangChain's Chroma and LlamaIndex's QdrantVectorStore make a collection where they find none."""
+    with mirror_collection(name, tmp_path) as collection:
+        migration, new = ready(collection, "a", "b", "c")
+        migration.cutover()
+        backend, drop = collection.backend, collection.backend.drop
+
+        def drop_and_make(dropped: str) -> None:
+            drop(dropped)
+            monkeypatch.undo()
+            backend.create(dropped, like="docs_vecferry_2", dimension=16, outputs=DENSE)
+            backend.put(dropped, backend.get("docs_vecferry_2", ["1"], vectors=True)[:num_points])
+
+        monkeypatch.setattr(backend, "drop", drop_and_make)
+        if num_points:
+            with pytest.raises((StoreSchemaError, StoreFailed), match="docs"):
+                migration.finalize(confirmed=True)
+        assert migration.finalize(confirmed=True).state is State.FINALIZED
+        assert backends.nearest(name, backend, tmp_path / "store", new.truth("b")) == "2"
         assert_serving(collection, new)
 
 

@@ -15,7 +15,6 @@ from vecferry.errors import (
     Locked,
     MigrationNotFound,
     SpaceMismatch,
-    StoreFailed,
     StoreSchemaError,
     StoreUnreachable,
 )
@@ -74,7 +73,7 @@ def columns_of(connection: psycopg.Connection) -> dict[str, tuple[str, bool]]:
 
 def indexes_of(connection: psycopg.Connection) -> dict[str, str]:
     rows = connection.execute(
-        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'docs' AND indexdef ~ 'hnsw|ivfflat'"
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'docs' AND indexname <> 'docs_pkey'"
     )
     return dict(rows.fetchall())
 
@@ -207,6 +206,20 @@ REFUSED = {
     "text is a number": ("CREATE TABLE docs (id int PRIMARY KEY, body int, embedding vector(8))", "integer"),
     "another vector type": ("CREATE TABLE docs (id int PRIMARY KEY, body text, embedding sparsevec(8))", "sparsevec"),
     "a view": ("CREATE VIEW docs AS SELECT 1 AS id, 'a' AS body, '[1]'::vector AS embedding", "ordinary table"),
+    "a partition": (
+        "CREATE TABLE whole (id int PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id);"
+        "CREATE TABLE docs PARTITION OF whole DEFAULT",
+        "ordinary table",
+    ),
+    "an inherited column": (
+        "CREATE TABLE above (embedding vector(8)); CREATE TABLE docs (id int PRIMARY KEY, body text) INHERITS (above)",
+        "is inherited",
+    ),
+    "a rule": (
+        "CREATE TABLE docs (id int PRIMARY KEY, body text, embedding vector(8));"
+        "CREATE RULE kept AS ON DELETE TO docs DO INSTEAD NOTHING",
+        "has the rule kept",
+    ),
     "partitions": (
         "CREATE TABLE docs (id int PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id)",
         "ordinary table",
@@ -298,7 +311,7 @@ def test_a_plan_needs_only_a_role_that_may_read(connection: psycopg.Connection, 
     try:
         with open_docs(database_url.replace("postgres:@", "reader:@")) as store:
             plan = Migration(store, new=TruthEncoder(), options=OPTIONS).plan(sample=5)
-            with pytest.raises(StoreFailed):
+            with pytest.raises(StoreSchemaError, match="the role reader does not own"):
                 Migration(store, new=TruthEncoder(), options=OPTIONS).start()
             with pytest.raises(MigrationNotFound):
                 Migration(store, options=OPTIONS).status()
@@ -307,10 +320,13 @@ def test_a_plan_needs_only_a_role_that_may_read(connection: psycopg.Connection, 
         connection.execute("DROP OWNED BY reader; DROP ROLE reader")
     assert (plan.table.rows, plan.sample_rows) == (20, 5)
     assert [index.name for index in plan.table.vector_indexes] == ["docs_hnsw"]
-    assert plan.table.vector_indexes[0].recreated
-    assert plan.table.views == ("shown",)
+    assert plan.table.vector_indexes[0].holds_vectors
+    assert [(each.name, each.is_carried) for each in plan.table.dependents] == [("shown", True)]
     assert plan.table.triggers == ("touch",)
-    assert len(plan.warnings) == 2
+    assert [warning.partition(":")[0] for warning in plan.warnings if "shown" not in warning] == [
+        "triggers fire for every row that is written"
+    ]
+    assert ["does not own" in problem.message for problem in plan.problems] == [True]
 
 
 @pytest.mark.parametrize("dimension", [256, 1024])
@@ -448,33 +464,40 @@ def test_vector_indexes_are_made_anew_and_change_names_with_the_columns(
         "CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops) WITH (m = 8, ef_construction = 40)",
         "CREATE INDEX by_product ON docs USING ivfflat (embedding vector_ip_ops) WITH (lists = 3) WHERE body ~~ 't%'",
         "CREATE INDEX by_half ON docs USING hnsw ((embedding::halfvec(8)) halfvec_cosine_ops)",
+        "CREATE INDEX by_bits ON docs USING hnsw ((binary_quantize(embedding)::bit(8)) bit_hamming_ops)",
+        "CREATE INDEX by_part ON docs USING hnsw ((subvector(embedding, 1, 4)::vector(4)) vector_l2_ops)",
         "CREATE INDEX by_presence ON docs USING hnsw (embedding vector_l2_ops) WHERE embedding IS NOT NULL",
+        "CREATE UNIQUE INDEX queue ON docs (id) INCLUDE (body) WHERE embedding IS NULL AND body <> 'embedding'",
     ):
         connection.execute(statement)
     original = indexes_of(connection)
     encoder = TruthEncoder()
     with open_docs(database_url) as store:
         migration = Migration(store, new=encoder, options=OPTIONS)
-        assert {i.name: i.recreated for i in migration.plan().table.vector_indexes} == {
-            "by_cosine": True, "by_product": True, "by_half": False, "by_presence": False
+        plan = migration.plan()
+        assert {i.name: i.cast_length for i in plan.table.vector_indexes if i.cast_length} == {
+            "by_half": 8, "by_bits": 8, "by_part": 4
         }  # fmt: skip
+        assert sum("queries that use it must do so too" in warning for warning in plan.warnings) == 2
         migration.start()
-        new_index = original["by_cosine"].replace("by_cosine", "by_cosine_vecferry_new")
-        assert indexes_of(connection)["by_cosine_vecferry_new"] == new_index.replace(
-            "(embedding ", "(embedding_vecferry_new "
-        )
+        anew = {
+            name: definition.replace(f" {name} ", f" {name}_vecferry_new ")
+            .replace("(embedding", "(embedding_vecferry_new")
+            .replace("(8)", "(16)")
+            for name, definition in original.items()
+        }
+        assert {name: indexes_of(connection)[f"{name}_vecferry_new"] for name in original} == anew
         assert migration.verify(override="no gate in this test").passed
         migration.cutover()
         switched = indexes_of(connection)
-        assert {name: switched[name] for name in ("by_cosine", "by_product")} == {
-            name: original[name] for name in ("by_cosine", "by_product")
-        }
+        serving = {name: definition.replace("(8)", "(16)") for name, definition in original.items()}
+        assert {name: switched[name] for name in original} == serving
         assert "(embedding_vecferry_old " in switched["by_cosine_vecferry_old"]
         migration.rollback()
         assert original.items() <= indexes_of(connection).items()
         migration.cutover()
         migration.finalize(confirmed=True)
-        assert set(indexes_of(connection)) == {"by_cosine", "by_product"}
+        assert indexes_of(connection) == serving
 
 
 def test_a_half_built_index_is_built_anew(connection: psycopg.Connection, database_url: str) -> None:

@@ -45,10 +45,8 @@ def opened(folder: Path) -> Iterator[Backend]:
 @contextmanager
 def opened_server(folder: Path) -> Iterator[Backend]:
     """Yield a backend on a server that all tests of this process share, emptied."""
-    url = shared_server()
+    url = emptied_server()
     with http_client(url) as application:
-        for collection in application.list_collections():
-            application.delete_collection(collection.name)
         create_docs(application)
     with closing(ChromaBackend.open(url)) as backend:
         yield backend
@@ -77,6 +75,15 @@ def shared_server() -> str:
     url, _ = running.__enter__()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(running.__exit__, None, None, None)
+    return url
+
+
+def emptied_server() -> str:
+    """Return the URL of that server, without any collection."""
+    url = shared_server()
+    with http_client(url) as application:
+        for collection in application.list_collections():
+            application.delete_collection(collection.name)
     return url
 
 

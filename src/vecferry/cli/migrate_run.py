@@ -27,6 +27,7 @@ from vecferry.cli.output import Json, Rows, answered_interrupt, counting, show, 
 from vecferry.errors import IllegalTransition, MissingOption, VerificationFailed
 from vecferry.migrate import CutoverReport, Migration, Plan, State, VerifyReport
 from vecferry.migrate.operator_lock import state_but_for_pause
+from vecferry.migrate.record import dependents_in_the_way
 from vecferry.migrate.states import ENDED, possible_verbs
 
 AFTER_RUN = (
@@ -147,9 +148,8 @@ class OfflineRun:
 
     def _is_refused(self, plan: Plan) -> bool:
         is_confirmed = plan.provenance.is_confirmed or self.migration.options.accept_unconfirmed is not None
-        accepted = self.migration.options.accept_dependents
-        is_in_the_way = any(each.name not in accepted for each in plan.table.dependents)
-        return bool(plan.problems) or is_in_the_way or not is_confirmed
+        in_the_way = dependents_in_the_way(plan.table, self.migration.options.accept_dependents)
+        return bool(plan.problems or in_the_way) or not is_confirmed
 
     def _start(self) -> None:
         with (

@@ -77,6 +77,7 @@ class Target:
             vector=store.vector,
             key=store.key,
             control=store.control,
+            source=store.source,
             access=ServerAccess(token.get_secret_value() if token else None, store.tenant, store.database),
             embedding_function=self._embedding_function if store.embedding_function else None,
         )

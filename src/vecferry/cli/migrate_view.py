@@ -49,7 +49,7 @@ def plan_facts(plan: Plan) -> Rows:
         ),
         ("time to encode", f"{duration(plan.seconds)}, from {plan.sample_rows} rows in {plan.sample_seconds:.1f} s"),
         *_cost_rows(plan.cost),
-        *(("index to make anew", f"{i.name}, {decimal(i.bytes)} now") for i in table.vector_indexes if i.recreated),
+        *(("index to make anew", f"{i.name}, {decimal(i.bytes)} now") for i in table.vector_indexes),
         *(("will be created", name) for name in plan.creates),
         ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),

@@ -57,6 +57,11 @@ class StoreConfig(Checked):
         Field(description="the name of the column or field with the texts"),
         Help("column or field with the texts, or a template over several such as {title}\\n{body}"),
     ] = "text"
+    source: Annotated[
+        Name | None,
+        Field(description="the name of a view, or a query"),
+        Help("view or query of PostgreSQL with the table's key, in which `text` is a column"),
+    ] = None
     vector: Annotated[
         str,
         Field(description="the name of the column or field with the vectors"),

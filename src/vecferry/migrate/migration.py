@@ -25,7 +25,7 @@ from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, require_possi
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.pace import Pace
 from vecferry.migrate.planning import make_plan
-from vecferry.migrate.preflight import GateCheck, Preflight, nothing_asked, preflight, vector_bytes_each
+from vecferry.migrate.preflight import GateCheck, NewSide, Preflight, nothing_asked, preflight, vector_bytes_each
 from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.record import (
     Beginning,
@@ -115,14 +115,14 @@ class Migration:
         old = known_old_fingerprint(self.store, self.options, serving.fingerprint if serving else None)
         provenance = provenance_of(self.store, self.old)
 
-        def look(table: TableInfo, staged_bytes: int) -> Preflight:
-            return self._preflight(table, staged_bytes, gate_check) if has_ended(self.store) else Preflight()
+        def look(table: TableInfo, side: NewSide) -> Preflight:
+            return self._preflight(table, side, gate_check) if has_ended(self.store) else Preflight()
 
         outputs, resources = self.options.outputs, resources or Resources()
         return make_plan(self.store, new, outputs, old, provenance, sample, resources, look)
 
-    def _preflight(self, table: TableInfo, staged_bytes: int, gate_check: GateCheck) -> Preflight:
-        return preflight(self.store, self.old, self.options, table, staged_bytes, gate_check)
+    def _preflight(self, table: TableInfo, side: NewSide, gate_check: GateCheck) -> Preflight:
+        return preflight(self.store, self.old, self.options, table, side, gate_check)
 
     def _refuse_outputs(self) -> None:
         possible = self.store.traits.outputs
@@ -172,7 +172,8 @@ class Migration:
     def _beginning(self, new: TextEncoder, gate_check: GateCheck) -> Beginning:
         """Return what a migration begins from. Raises what `start` does, before anything is written."""
         table = self.store.describe()
-        self._preflight(table, table.rows * vector_bytes_each(new.dimension), gate_check).require()
+        side = NewSide(new.dimension, table.rows * vector_bytes_each(new.dimension))
+        self._preflight(table, side, gate_check).require()
         return beginning_of(self.store, self.old, self.options, table)
 
     def _run(
@@ -387,7 +388,8 @@ class Migration:
         number. Repeating is safe.
         """
         patience = patience or self.options.patience
-        if State(self._find().state) is State.FINALIZED:
+        if State((record := self._find()).state) is State.FINALIZED:
+            self.store.restore_constraints(patience, required=record.spec.old_not_null)
             return self.status()
         with self._operator_lock("finalize", patience) as paused:
             if not confirmed:

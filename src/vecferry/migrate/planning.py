@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.migrate.embed import Embedded, embed
-from vecferry.migrate.preflight import Preflight, vector_bytes_each
+from vecferry.migrate.preflight import NewSide, Preflight, vector_bytes_each
 from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.values import Cost, Plan, Problem, Resources
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import TableInfo
+from vecferry.stores.values import Dependent, TableInfo
 
 PAGE_BYTES = 8192
 PAGE_SLACK = 1.2
@@ -24,8 +24,8 @@ GRAPH_BYTES = 400
 COLBERT_NUMBER_BYTES = 2
 SPARSE_ENTRY_BYTES = 8
 
-Look = Callable[[TableInfo, int], Preflight]
-"""What is looked at before a migration begins, for a collection and the bytes that are going to be staged."""
+Look = Callable[[TableInfo, NewSide], Preflight]
+"""What is looked at before a migration begins, for a collection and the side that is to be made."""
 
 
 def make_plan(
@@ -47,7 +47,7 @@ def make_plan(
     seconds = time.perf_counter() - began
     vector_bytes = table.rows * vector_bytes_each(encoder.dimension)
     head_bytes = int(mean_head_bytes(embedded) * table.rows)
-    looked = look(table, vector_bytes + head_bytes)
+    looked = look(table, NewSide(encoder.dimension, vector_bytes + head_bytes))
     return Plan(
         target=store.target,
         table=table,
@@ -124,7 +124,7 @@ def mean_head_bytes(embedded: Embedded) -> float:
 
 def disk_bytes(table: TableInfo, dimension: int) -> int:
     """Return what must be free: new vectors, each row written anew with its index entries, indexes on new vectors."""
-    indexes = sum(index.recreated for index in table.vector_indexes)
+    indexes = sum(index.holds_vectors for index in table.vector_indexes)
     filled = (
         table.rows * vector_bytes_each(dimension)
         + table.row_bytes
@@ -139,22 +139,33 @@ def index_bytes_each(dimension: int) -> int:
     return PAGE_BYTES // max(PAGE_BYTES // (vector_bytes_each(dimension) + GRAPH_BYTES), 1)
 
 
+def _dependent_warning(dependent: Dependent) -> str:
+    if dependent.is_carried:
+        return str(dependent)
+    option = f"--accept-dependent {shlex.quote(dependent.name)}"
+    return f"start refuses: {dependent}; to leave it there all the same: {option}"
+
+
 def plan_warnings(table: TableInfo) -> tuple[str, ...]:
     """Return what an operator should look at before `start`."""
     warnings = []
     if table.null_texts:
         warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
-    warnings += [
-        f"start refuses: {dependent}; to leave it there all the same: --accept-dependent {shlex.quote(dependent.name)}"
-        for dependent in table.dependents
-    ]
+    if 0 < table.texts_without_vector < table.rows:
+        warnings.append(
+            f"{table.texts_without_vector} rows have a text and no vector, and will have a new one; if they have none"
+            ' on purpose, let their text be NULL: text = "CASE WHEN deleted_at IS NULL THEN body END" in PostgreSQL'
+        )
+    warnings += [_dependent_warning(each) for each in table.dependents]
     if table.views:
-        warnings.append(f"views go on showing the old vectors after the switch: {', '.join(table.views)}")
+        views = ", ".join(table.views)
+        warnings.append(f"views that go on showing the old vectors, and that stop finalize: {views}")
     if table.triggers:
         warnings.append(f"triggers fire for every row that is written: {', '.join(table.triggers)}")
     warnings += [
-        f"index {index.name} is not made anew for the new vectors: {index.definition}"
+        f"index {index.name} casts vectors to {index.cast_length} numbers; its like casts the new ones to theirs, and"
+        " queries that use it must do so too"
         for index in table.vector_indexes
-        if not index.recreated
+        if index.cast_length is not None and index.cast_length == table.dimension
     ]
     return (*warnings, *table.notices)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vecferry.encode.encoder import TextEncoder
-from vecferry.errors import MissingExtra, SettingsError, SpaceMismatch, StagingUnusable, VecferryError
+from vecferry.errors import MissingExtra, SettingsError, SpaceMismatch, StagingUnusable, StoreSchemaError, VecferryError
 from vecferry.migrate.record import known_old_fingerprint, recorded_fingerprint
 from vecferry.migrate.staging import free_bytes, require_writable
 from vecferry.migrate.throttle import GIGABYTE
@@ -39,23 +39,32 @@ class Preflight:
             raise self.problems[0]
 
 
+@dataclass(frozen=True)
+class NewSide:
+    """What is to be made. staged_bytes: that wait at the staging folder until `finalize`."""
+
+    dimension: int
+    staged_bytes: int
+
+
 def preflight(
     store: Store,
     old: TextEncoder | None,
     options: MigrationOptions,
     table: TableInfo,
-    staged_bytes: int,
+    side: NewSide,
     gate_check: GateCheck,
 ) -> Preflight:
-    """Look at the old model's space, the staging folder, the room there and what the gate is to ask. Writes nothing.
+    """Look at the side to be made, the old model's space, the staging folder and what the gate is to ask.
 
-    staged_bytes: what will be staged until `finalize`. Raises what a model or the store does that cannot be used.
+    Writes nothing. Raises what a model or the store does that cannot be used.
     """
     warnings: list[str] = []
     checks: tuple[Callable[[], object], ...] = (
+        partial(store.check_new_side, side.dimension, options.outputs),
         lambda: known_old_fingerprint(store, options, recorded_fingerprint(store, table), old),
         partial(require_writable, options.staging),
-        partial(_require_room, options, staged_bytes),
+        partial(_require_room, options, side.staged_bytes),
         lambda: warnings.extend(gate_check(store)),
     )
     return Preflight(tuple(filter(None, map(_problem, checks))), tuple(warnings))
@@ -65,7 +74,7 @@ def _problem(check: Callable[[], object]) -> VecferryError | None:
     """Return why a check fails; None if it does not."""
     try:
         check()
-    except (MissingExtra, SettingsError, SpaceMismatch, StagingUnusable) as exc:
+    except (MissingExtra, SettingsError, SpaceMismatch, StagingUnusable, StoreSchemaError) as exc:
         return exc
     return None
 

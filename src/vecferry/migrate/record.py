@@ -23,7 +23,7 @@ from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
 from vecferry.stores.ledger import FIRST_EPOCH, Control, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Side, TableInfo
+from vecferry.stores.values import Dependent, Side, TableInfo
 
 
 def find_record(store: Store) -> MigrationRecord:
@@ -126,10 +126,14 @@ def _create(store: Store, new: TextEncoder, options: MigrationOptions, beginning
     return record
 
 
+def dependents_in_the_way(table: TableInfo, accepted: Collection[str]) -> list[Dependent]:
+    """Return what would be left on the wrong vectors, but for what somebody has accepted by its name."""
+    return [each for each in table.dependents if not each.is_carried and each.name not in accepted]
+
+
 def _refuse_dependents(table: TableInfo, accepted: Collection[str]) -> None:
     """Raise DependentsInTheWay if something would be left on the wrong vectors, and nobody has said that it may."""
-    refused = [dependent for dependent in table.dependents if dependent.name not in accepted]
-    if refused:
+    if refused := dependents_in_the_way(table, accepted):
         names = " --accept-dependent ".join(shlex.quote(dependent.name) for dependent in refused)
         raise DependentsInTheWay("; ".join(map(str, refused)), names)
 

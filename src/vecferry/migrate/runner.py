@@ -92,8 +92,8 @@ class Runner:
             # others have been writing these rows for too long: they stay captured, for the next look
             detail = {"writes": self.store.backlog(), "in the way": self.store.users()}
             self._ledger.add_event(self._record, "left for later", detail)
-        if self._state is State.SERVING_OLD and self._record.spec.old_not_null:
-            self.store.require_vectors(self.patience)
+        if self._state is State.SERVING_OLD:
+            self.store.restore_constraints(self.patience, required=self._record.spec.old_not_null)
 
     def _require_new_side(self) -> None:
         spec, space = self._record.spec, self.store.new_space()

@@ -63,6 +63,7 @@ class Switch:
         self.follower.catch_up(Side.NEW)  # which may end dead letters
         self._refuse_letters(accepted, Side.NEW)
         held = self._when_current(Side.NEW, (State.CUTTING_OVER, State.READY), lambda: self._to_new(accepted))
+        self._restore_constraints(required=False)  # a row may be without a new vector until finalize
         return CutoverReport(self.store.target, held.result, accepted, self._tries, held.pause_s, State.SERVING_NEW)
 
     def rollback(self, *, accept_outdated: bool) -> RollbackReport:
@@ -70,10 +71,7 @@ class Switch:
         held = self._when_current(Side.OLD, states, self._to_old, accept_outdated=accept_outdated)
         serving, outdated = held.result
         dead_letters = self._ledger.count_dead_letters(self.record, Side.OLD)
-        restored = False
-        if self.record.spec.old_not_null:
-            with suppress(Locked):  # it is rolled back all the same; the next `start` requires them
-                restored = self.store.require_vectors(self.patience)
+        restored = self._restore_constraints(required=self.record.spec.old_not_null)
         return RollbackReport(
             self.store.target, serving, outdated, dead_letters, restored, self._tries, held.pause_s, State.SERVING_OLD
         )
@@ -82,6 +80,7 @@ class Switch:
         self.follower.catch_up(Side.NEW)
         self._refuse_outdated(Side.NEW)
         self._when_current(Side.NEW, None, lambda: self._drop(Side.OLD, accepted, State.FINALIZED))
+        self._restore_constraints(required=self.record.spec.old_not_null)
 
     def abort(self, accepted: int, *, accept_outdated: bool) -> None:
         """Abort. After a rollback, what was written to the side that goes must be on the one that stays.
@@ -92,14 +91,19 @@ class Switch:
         if needs_comparing and not accept_outdated:
             self.follower.catch_up(Side.OLD)
             self._refuse_outdated(Side.OLD, with_vector=True)
-        if self.record.spec.old_not_null:
-            self.store.require_vectors(self.patience)
+        self.store.restore_constraints(self.patience, required=self.record.spec.old_not_null)
         self._when_current(
             Side.OLD,
             None,
             lambda: self._drop(Side.NEW, accepted, State.ABORTED),
             accept_outdated=accept_outdated or not needs_comparing,
         )
+
+    def _restore_constraints(self, *, required: bool) -> bool:
+        """Do so after a switch, which is done also where it cannot be; the next verb tries it again."""
+        with suppress(Locked, StoreError):
+            return self.store.restore_constraints(self.patience, required=required)
+        return False
 
     # --- inside the lock --------------------------------------------------------------------------
 

@@ -79,11 +79,17 @@ class Backend(Protocol):
         """Return how many numbers a vector has; None if the collection does not say it (it is empty)."""
 
     def count(self, collection: str) -> int: ...
+    def check(self, like: str, outputs: Outputs) -> None:
+        """Raise StoreSchemaError if there can be no collection like this one with these heads.
+
+        So where its metric is neither cosine nor one that equals it for unit vectors, or its key, text or vector is
+        not as expected.
+        """
+
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
         """Leave an empty collection with the schema and metric of `like`, for vectors of `dimension`.
 
-        Raises StoreSchemaError if the metric of `like` is neither cosine nor one that equals it for unit
-        vectors, or its key, text or vector is not as expected.
+        Raises StoreSchemaError as `check` does.
         """
 
     def drop(self, collection: str) -> None:

@@ -170,10 +170,15 @@ class ChromaBackend:
         return self._collection(collection).count()
 
     @_translated()
-    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Record the dimension in the collection's metadata, since Chroma itself learns it from the first point."""
+    def check(self, like: str, outputs: Outputs) -> None:
         if refused := outputs & ~self.outputs:
             raise StoreSchemaError(f"a Chroma collection has no place for {', '.join(refused.names)}", "Leave it out.")
+        _space(self._collection(like))
+
+    @_translated()
+    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
+        """Record the dimension in the collection's metadata, since Chroma itself learns it from the first point."""
+        self.check(like, outputs)
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection!r} already", "Drop it, or take another name.")
         model = self._collection(like)

@@ -128,15 +128,20 @@ class LanceBackend:
         return self._table(collection).count_rows()
 
     @_translated()
-    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Create a collection. Also raises StoreSchemaError if two rows of `like` have the same key, or one none."""
+    def check(self, like: str, outputs: Outputs) -> None:
+        """Also raises StoreSchemaError if two rows have the same key, or one none."""
         if refused := outputs & ~self.outputs:
             raise StoreSchemaError(f"a LanceDB table has no place for {', '.join(refused.names)}", "Leave it out.")
-        if self._opened(collection) is not None:
-            raise StoreSchemaError(f"there is a table {collection!r} already", "Drop it first, or take another name.")
         table = self._table(like)
         self._metric(table)
         self._require_unique_keys(table)
+
+    @_translated()
+    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
+        if self._opened(collection) is not None:
+            raise StoreSchemaError(f"there is a table {collection!r} already", "Drop it first, or take another name.")
+        self.check(like, outputs)
+        table = self._table(like)
         schema = self._new_schema(table.schema, dimension, colbert=Outputs.COLBERT in outputs)
         schema = schema.with_metadata(schema.metadata | {CREATED_AS: collection.encode()})
         self._database.create_table(collection, schema=schema)

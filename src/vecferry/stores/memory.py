@@ -61,6 +61,9 @@ class MemoryBackend:
     def count(self, collection: str) -> int:
         return len(self._collection(collection).points)
 
+    def check(self, like: str, outputs: Outputs) -> None:  # noqa: ARG002  # holds all
+        self._collection(like)
+
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:  # noqa: ARG002  # holds all
         with self._held.lock:
             self._collection(like)

@@ -25,14 +25,16 @@ def open_store(
     vector: str,
     key: str,
     control: Path,
+    source: str | None = None,
     access: ServerAccess = ANYONE,
     embedding_function: MadeFunction | None = None,
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
     text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template too, or "llama-index"
-    (`text_source.py`). control: the SQLite file of the ledger,
-    for all but PostgreSQL, which keeps it itself. access: PostgreSQL has it in the URL, and takes none of it.
+    (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger, for all but
+    PostgreSQL, which keeps it itself. source: a view or query of PostgreSQL that has the key, and `text` as a column.
+    access: PostgreSQL has it in the URL, and takes none of it.
     embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
     Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
@@ -40,10 +42,12 @@ def open_store(
     if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
-        return PgVectorStore.connect(url, collection, text, vector)
-    source = text_source(text)
-    backend = open_backend(url, Fields(key, source.field, vector), access, embedding_function)
-    return _mirrored(backend, collection, control, source)
+        return PgVectorStore.connect(url, collection, text, vector, source)
+    if source is not None:
+        raise SettingsError("[store] source", source, "none; only PostgreSQL takes a view or query")
+    told = text_source(text)
+    backend = open_backend(url, Fields(key, told.field, vector), access, embedding_function)
+    return _mirrored(backend, collection, control, told)
 
 
 def _refuse_what_is_chromas(url: str, access: ServerAccess, embedding_function: MadeFunction | None) -> None:

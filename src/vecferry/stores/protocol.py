@@ -177,6 +177,9 @@ class Store(Protocol):
 
     # --- what a migration changes: what each leaves behind, and whether it may be repeated ----------
 
+    def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:
+        """Raise StoreSchemaError if no new side with such vectors could be made and switched to. Writes nothing."""
+
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         """Make an empty new side in the space `fingerprint`. Only inside `exclusively`. Repeating is safe."""
 
@@ -200,10 +203,11 @@ class Store(Protocol):
         Undone by switching to the other.
         """
 
-    def require_vectors(self, patience: Patience) -> bool:
-        """Require the serving vectors (NOT NULL) if every row has one, and return whether that is so.
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
+        """Hold all rows, not only new ones, to what `switch` has moved to the serving vectors, where they keep to it.
 
-        Nobody waits while the rows are looked at. Repeating is safe. Undone by `switch`.
+        required: NOT NULL too, if every row has a vector; returns whether that is so. Nobody waits while the rows are
+        looked at. Repeating is safe. Undone by `switch`.
         """
 
     def drop(self, side: Side) -> None:

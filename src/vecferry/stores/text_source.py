@@ -3,6 +3,7 @@ r"""Which text of a row is embedded: a field, a template over several, or a rend
     body                       the field alone
     {title}\n{body}            a template; {metadata.title} goes into nested values, {{ and }} are braces
     llama-index                metadata before the text, by the templates that LlamaIndex stores in each node
+    title || E'\n' || body     in PostgreSQL, an expression of SQL
 
 A text source is a pure function of the row's fields, so that it means the same to every store, and before a migration
 can be tried on a sample (`migrate/provenance`).
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vecferry.errors import SettingsError
+from vecferry.errors import SettingsError, StoreSchemaError
 
 Fields = Mapping[str, Any]
 LLAMA_INDEX = "llama-index"
@@ -149,6 +150,33 @@ class LlamaIndexText:
             return text
         template = node.get("text_template") or node.get("text_tmpl") or "{metadata_str}\n\n{content}"
         return _filled(template, {"content": text, "metadata_str": metadata}).strip()
+
+
+@dataclass(frozen=True)
+class SqlText:
+    """An expression of SQL, which PostgreSQL computes. columns: of the table, that it reads.
+
+    A row as it is read has the text under the name of the expression.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+
+    @property
+    def field(self) -> str:
+        """Raise StoreSchemaError: no field can be written so that the text is a given one."""
+        expected = "Write such rows by SQL of your own, and they are followed; or say the text as a template."
+        raise StoreSchemaError(f"the text {self.name} is computed by the database", expected)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*self.columns, self.name)
+
+    def at(self, text_field: str) -> TextSource:  # noqa: ARG002  # it names its columns
+        return self
+
+    def render(self, fields: Fields) -> str | None:
+        return as_text(fields.get(self.name))
 
 
 def text_source(name: str) -> TextSource:

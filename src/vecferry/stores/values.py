@@ -131,22 +131,27 @@ class Change:
 
 @dataclass(frozen=True)
 class IndexInfo(Value):
-    """A vector index. recreated: whether `build_indexes` makes one like it for the new vectors."""
+    """An index that knows the vectors; `build_indexes` makes one like it for the new ones.
+
+    holds_vectors: whether it grows with them. cast_length: the numbers that it casts them to; None without a cast.
+    """
 
     name: str
     definition: str
     bytes: int
-    recreated: bool
+    holds_vectors: bool = True
+    cast_length: int | None = None
 
 
 @dataclass(frozen=True)
 class Dependent(Value):
-    """What stands on the vectors and cannot change places with them. fate: what would become of it."""
+    """What stands on the vectors. fate: what becomes of it at the switch; is_carried: it changes places with them."""
 
     kind: str
     name: str
     definition: str
     fate: str
+    is_carried: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} {self.fate}"
@@ -159,8 +164,9 @@ class TableInfo(Value):
     row_bytes: what a rewrite of every row costs; index_bytes: all indexes, those of vectors included.
     views and triggers: what an operator should look at; views stay bound to the old vectors, and
     the triggers fire for each row that is written. creates: what `start` will make, by name. undo:
-    how that is taken away again. dependents: what stops `start`, unless it is accepted by name. notices: what else an
-    operator should know. Bytes are 0 where the store does not say them.
+    how that is taken away again. dependents: what stands on the vectors; one that is not carried stops `start`, unless
+    it is accepted by name. notices: what else an operator should know. texts_without_vector: rows with a text that
+    have no vector now. Bytes are 0 where the store does not say them.
     """
 
     rows: int
@@ -179,6 +185,7 @@ class TableInfo(Value):
     creates: tuple[str, ...] = ()
     dependents: tuple[Dependent, ...] = ()
     notices: tuple[str, ...] = ()
+    texts_without_vector: int = 0
 
 
 @dataclass(frozen=True)

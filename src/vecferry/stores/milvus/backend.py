@@ -92,15 +92,19 @@ class MilvusBackend:
         (row,) = self._query(collection, "", ["count(*)"])
         return int(row["count(*)"])
 
-    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Create an empty collection. Properties, shards and all indexes are those of `like`; it is loaded."""
+    def check(self, like: str, outputs: Outputs) -> None:
         for head in (outputs & ~self.outputs).names:
             raise StoreSchemaError(f"a collection of Milvus cannot keep {head} vectors", "Leave that head out.")
-        if self.exists(collection):
-            raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
         layout = self._layout(like)
         layout.check()
         self._metric(layout)
+
+    def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
+        """Create an empty collection. Properties, shards and all indexes are those of `like`; it is loaded."""
+        if self.exists(collection):
+            raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
+        self.check(like, outputs)
+        layout = self._layout(like)
         indexes = {name: index for name, index in self._indexes(like).items() if name != SPARSE}
         if Outputs.SPARSE in outputs:
             indexes[SPARSE] = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP"}

@@ -235,6 +235,11 @@ class MirrorStore(Store):
 
     # --- what a migration changes -----------------------------------------------------------------
 
+    def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # any length will do
+        sides = self._sides.now()
+        if sides.new is None or not self._backend.exists(sides.new):
+            self._backend.check(sides.serving, outputs)
+
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:  # noqa: ARG002  # in the spec
         """Create the new collection. A collection of that name that has points in it is not ours: StoreSchemaError."""
         sides = self._sides.now()
@@ -290,8 +295,8 @@ class MirrorStore(Store):
     def switch(self, to: Side) -> None:
         self._point_alias(self._sides.now().name(to))
 
-    def require_vectors(self, patience: Patience) -> bool:  # noqa: ARG002
-        """Return false. No store of points knows NOT NULL."""
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:  # noqa: ARG002
+        """Return false. No store of points knows constraints."""
         return False
 
     def _point_alias(self, collection: str) -> None:
@@ -315,9 +320,12 @@ class MirrorStore(Store):
 
         No store drops and renames in one step: in between nobody finds the old name, and a process that is killed
         there leaves it so until `drop` is repeated, which goes on from what it finds. The ledger follows after that;
-        until then `MirrorSides.now` knows a renamed collection by the name that it was created with.
+        until then `MirrorSides.now` knows a renamed collection by the name that it was created with. Clients that make
+        a collection where they find none may have left an empty one there meanwhile.
         """
         backend = self._backend
+        if collection != self._target and self._sides.is_collection(self._target) and not backend.count(self._target):
+            backend.drop(self._target)
         if isinstance(backend, Aliased):
             if not backend.is_alias(self._target):
                 backend.point_alias(self._target, collection)

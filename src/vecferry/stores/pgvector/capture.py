@@ -5,18 +5,21 @@ The triggers fire for every writer: they are of the kind ALWAYS, so also for wha
 it, so that a writer needs none on our schema. A write that is rolled back takes its note with it.
 A changed row is noted only if its text or its key changed, or a vector whose checksum did not change
 with it, as everybody's but ours. TRUNCATE is not noted: it leaves no row, and so nothing to be done.
+
+Where texts are made of other tables too, a trigger on each notes that something was written there, whatever it was;
+then all rows are compared, and those with another text noted.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
 
 from vecferry.stores.pgvector.checksum import digest_sql
-from vecferry.stores.pgvector.connection import KEY_SETTINGS, identifier, literal, verbatim
+from vecferry.stores.pgvector.connection import KEY_SETTINGS, Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import key_text_sql
@@ -24,6 +27,8 @@ from vecferry.stores.sql_ledger import key_text
 from vecferry.stores.values import Change, Key, Patience, Side
 
 OPERATIONS = ("insert", "update", "delete")
+NO_KEY = "[]"
+"""Instead of a key, in the note of a write to another table."""
 SCHEMA = "vecferry"
 ALWAYS = "A"
 
@@ -37,11 +42,14 @@ class CaptureNames:
 
     function: str
     triggers: tuple[str, ...]
+    others_function: str
+    others_trigger: str
 
     @classmethod
     def of(cls, target: str) -> CaptureNames:
         digest = hashlib.sha256(target.encode()).hexdigest()[:12]
-        return cls(f"capture_{digest}", tuple(f"vecferry_{operation}_{digest}" for operation in OPERATIONS))
+        triggers = tuple(f"vecferry_{operation}_{digest}" for operation in OPERATIONS)
+        return cls(f"capture_{digest}", triggers, f"capture_others_{digest}", f"vecferry_others_{digest}")
 
 
 class PgCapture:
@@ -65,35 +73,44 @@ class PgCapture:
         """Return whether our triggers are all there, enabled, and of the text, key and vectors of this store."""
         names = CaptureNames.of(self._table.target)
         rows = self._db.rows(
-            "SELECT t.tgname::text, t.tgenabled::text, obj_description(p.oid, 'pg_proc')"
+            "SELECT t.tgrelid::bigint, t.tgname::text, t.tgenabled::text, obj_description(p.oid, 'pg_proc')"
             " FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
-            " WHERE t.tgrelid = %s::oid AND p.proname = %s AND p.pronamespace = to_regnamespace(%s)",
-            [self._table.oid, names.function, SCHEMA],
+            " WHERE p.proname = ANY(%s) AND p.pronamespace = to_regnamespace(%s)",
+            [[names.function, names.others_function], SCHEMA],
         )
-        mark = _mark(self._table, self._vector_columns())
-        return sorted(rows) == sorted((trigger, ALWAYS, mark) for trigger in names.triggers)
+        mark, table = _mark(self._table, self._vector_columns()), self._table
+        own = [(table.oid, trigger, ALWAYS, mark) for trigger in names.triggers]
+        return sorted(rows) == sorted([*own, *((o.oid, names.others_trigger, ALWAYS, mark) for o in table.others)])
 
     def _make_triggers(self) -> None:
         self._drop_triggers()
-        names, table = CaptureNames.of(self._table.target), self._sql.name
-        function = identifier(SCHEMA, names.function)
-        self._db.execute(_create_function(function, self._table))
-        self._db.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(function))
-        vectors = self._vector_columns()
-        mark = literal(_mark(self._table, vectors))
-        self._db.execute(sql.SQL("COMMENT ON FUNCTION {}() IS {}").format(function, mark))
-        conditions = {"update": sql.SQL("WHEN ({})").format(_is_other_row(self._table, vectors))}
+        names, table, vectors = CaptureNames.of(self._table.target), self._sql.name, self._vector_columns()
+        mark = _mark(self._table, vectors)
+        function = self._make_function(names.function, _body(self._table), mark)
+        conditions = {"update": sql.SQL("FOR EACH ROW WHEN ({})").format(_is_other_row(self._table, vectors))}
         for operation, trigger in zip(OPERATIONS, names.triggers, strict=True):
-            self._db.execute(
-                sql.SQL("CREATE TRIGGER {} AFTER {} ON {} FOR EACH ROW {} EXECUTE FUNCTION {}()").format(
-                    identifier(trigger),
-                    sql.SQL(operation.upper()),
-                    table,
-                    conditions.get(operation, sql.SQL("")),
-                    function,
-                )
-            )
-            self._db.execute(sql.SQL("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}").format(table, identifier(trigger)))
+            event = sql.SQL(operation.upper())
+            self._make_trigger(trigger, event, table, conditions.get(operation, sql.SQL("FOR EACH ROW")), function)
+        if self._table.others:
+            function = self._make_function(names.others_function, _body_for_others(self._table), mark)
+        for other in self._table.others:
+            event = sql.SQL("INSERT OR UPDATE OR DELETE OR TRUNCATE")
+            self._make_trigger(names.others_trigger, event, verbatim(other.name), sql.SQL(""), function)
+
+    def _make_function(self, name: str, body: str, mark: str) -> sql.Identifier:
+        function = identifier(SCHEMA, name)
+        self._db.execute(_create_function(function, self._table, body))
+        self._db.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(function))
+        self._db.execute(sql.SQL("COMMENT ON FUNCTION {}() IS {}").format(function, literal(mark)))
+        return function
+
+    def _make_trigger(
+        self, name: str, event: sql.SQL, table: Fragment, each: Fragment, function: sql.Identifier
+    ) -> None:
+        """Make a trigger that fires for every writer. each: for each row, and under which condition."""
+        create = sql.SQL("CREATE TRIGGER {} AFTER {} ON {} {} EXECUTE FUNCTION {}()")
+        self._db.execute(create.format(identifier(name), event, table, each, function))
+        self._db.execute(sql.SQL("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}").format(table, identifier(name)))
 
     def _vector_columns(self) -> list[VectorColumn]:
         """Return the vectors of both sides that have a checksum beside them; none before `prepare`."""
@@ -131,8 +148,19 @@ class PgCapture:
     def _drop_triggers(self) -> None:
         (schema,) = self._db.row("SELECT to_regnamespace(%s) IS NOT NULL", [SCHEMA])
         if schema:
-            function = identifier(SCHEMA, CaptureNames.of(self._table.target).function)
-            self._db.execute(sql.SQL("DROP FUNCTION IF EXISTS {}() CASCADE").format(function))
+            names = CaptureNames.of(self._table.target)
+            for name in (names.function, names.others_function):
+                self._db.execute(sql.SQL("DROP FUNCTION IF EXISTS {}() CASCADE").format(identifier(SCHEMA, name)))
+
+    def captured(self, limit: int, sides: Collection[Side]) -> list[Change]:
+        """Return the oldest notes; those of writes to other tables become notes of the rows that they changed."""
+        if self._table.others and (notes := self._outbox.without_key()):
+            with self._guard.transaction(), self._session.pinned():
+                columns, key = self._catalogue.columns(), key_text_sql("t", self._table)
+                for side in filter(columns.is_compared, Side):
+                    self._outbox.add_where(self._sql.name, key, self._session.outdated(side, columns), side)
+                self._outbox.remove(notes)
+        return self._outbox.oldest(limit, sides)
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
         if changes:
@@ -267,15 +295,21 @@ def _is_other_vector(vector: VectorColumn, extension: str) -> sql.Composed:
     )
 
 
-def _create_function(name: sql.Identifier, table: Table) -> sql.Composed:
+def _create_function(name: sql.Identifier, table: Table, body: str) -> sql.Composed:
     settings = {"search_path": "pg_catalog, pg_temp"}
     if not {column.type for column in table.key} <= SAME_IN_EVERY_SESSION:
         settings |= KEY_SETTINGS
     return sql.SQL("CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {} AS {}").format(
         name,
         verbatim(" ".join(f"SET {setting} = {value}" for setting, value in settings.items())),
-        literal(_body(table)),
+        literal(body),
     )
+
+
+def _body_for_others(table: Table) -> str:
+    """Return the code of the trigger on another table: somebody may be writing there whose rows nobody can see yet."""
+    note = sql.SQL("BEGIN\n    INSERT INTO vecferry.changes (target, key) VALUES ({}, {});\n    RETURN NULL;\nEND")
+    return note.format(sql.Literal(table.target), sql.Literal(NO_KEY)).as_string()
 
 
 def _body(table: Table) -> str:

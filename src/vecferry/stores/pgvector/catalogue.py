@@ -6,8 +6,18 @@ from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
-from vecferry.stores.pgvector.indexes import VECTOR_INDEXES, VectorIndex
-from vecferry.stores.pgvector.table import COLBERT, NEW, NEW_CHECKSUM, OLD, OLD_CHECKSUM, SPARSE, Table, suffixed
+from vecferry.stores.pgvector.indexes import INDEXES, VectorIndex
+from vecferry.stores.pgvector.table import (
+    COLBERT,
+    NEW,
+    NEW_CHECKSUM,
+    OLD,
+    OLD_CHECKSUM,
+    REQUIRED,
+    SPARSE,
+    Table,
+    suffixed,
+)
 from vecferry.stores.values import Side
 
 VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
@@ -116,14 +126,12 @@ class Catalogue:
         return Columns(self._table, by_name)
 
     def vector_indexes(self, column: str) -> list[VectorIndex]:
-        rows = self._db.rows(VECTOR_INDEXES, [self._table.oid, column])
+        rows = self._db.rows(INDEXES, {"table": self._table.oid, "column": column})
         return [VectorIndex(*row) for row in rows]
 
     def wanted_indexes(self) -> list[VectorIndex]:
         """Return those on the serving vectors that have, or should have, a twin on the new."""
-        if self.columns().serving is Side.NEW:
-            return []
-        return [index for index in self.vector_indexes(self._table.vector) if index.can_be_recreated(self._table)]
+        return [] if self.columns().serving is Side.NEW else self.vector_indexes(self._table.vector)
 
     def missing_indexes(self) -> list[VectorIndex]:
         """Return those of the wanted whose twin is not there, or is half-built."""
@@ -144,13 +152,14 @@ class Catalogue:
     def index_names(self, column: str) -> set[str]:
         return {index.name for index in self.vector_indexes(column)}
 
-    def views(self) -> tuple[str, ...]:
+    def constraints_to_validate(self) -> tuple[str, ...]:
+        """Return the CHECK constraints on the serving vectors that hold for new rows alone, but our own."""
         rows = self._db.rows(
-            "SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend d"
-            " JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid"
-            " JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid"
-            " WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %s::oid AND a.attname = %s ORDER BY 1",
-            [self._table.oid, self._table.vector],
+            "SELECT c.conname::text FROM pg_constraint c"
+            " JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)"
+            " WHERE c.conrelid = %s::oid AND a.attname = %s AND c.contype = 'c' AND NOT c.convalidated"
+            " AND c.conname <> %s AND pg_get_constraintdef(c.oid) NOT LIKE '%%NOT ENFORCED' ORDER BY 1",
+            [self._table.oid, self._table.vector, suffixed(self._table.vector, REQUIRED)],
         )
         return tuple(name for (name,) in rows)
 
@@ -167,4 +176,6 @@ class Catalogue:
 
 
 def _space_in(comment: str | None) -> str | None:
-    return comment.removeprefix(COMMENT_PREFIX) if comment and comment.startswith(COMMENT_PREFIX) else None
+    """Return the space in the last line of a comment, below what the application says there; None without one."""
+    last = (comment or "").rpartition("\n")[2]
+    return last.removeprefix(COMMENT_PREFIX) if last.startswith(COMMENT_PREFIX) else None

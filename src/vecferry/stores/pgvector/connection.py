@@ -245,3 +245,9 @@ def verbatim(text: str) -> sql.SQL:
 def literal(value: str) -> sql.SQL:
     """Return a constant, for where the server takes no parameter."""
     return verbatim(sql.Literal(value).as_string())
+
+
+def run(database: Database, statements: Iterable[str]) -> None:
+    """Run what the server itself has written."""
+    for statement in statements:
+        database.execute(verbatim(statement))

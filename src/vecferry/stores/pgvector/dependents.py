@@ -1,38 +1,31 @@
-"""What else in the database stands on a vector column, and what becomes of it when the columns change places.
-
-PostgreSQL binds these objects to the column, not to its name: after a switch they stand on the old vectors.
-"""
+"""What else in the database stands on a vector column, and what becomes of it when the columns change places."""
 
 from __future__ import annotations
 
+import re
+
+from vecferry.stores.pgvector.carrying import ON_COLUMN, carried
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.views import views_of
 from vecferry.stores.values import Dependent
 
+CARRIED = "goes with the name of the column, at the switch and back at rollback"
 STAYS = "goes on standing on the old vectors after the switch, and goes with them at finalize"
-REFUSES = "would be asked of the old vectors after the switch, so that writes with new ones alone fail"
-DEPENDENTS = """
-WITH on_column AS (
-    SELECT d.classid, d.objid FROM pg_depend d
-    JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-    WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s::oid AND a.attname = %(column)s
-)
+FATES = {
+    "constraint": "would be asked of the old vectors after the switch, so that writes with new ones alone fail",
+    "generated column": "would be computed of the old vectors after the switch",
+    "default": "is not that of the new vectors: a row without a vector would have none after the switch",
+    "publication": "would publish the old vectors after the switch",
+    "function": f"{STAYS}, since this role may not replace it",
+}
+LEFT_BEHIND = """
 SELECT 'constraint', c.conname::text, pg_get_constraintdef(c.oid) FROM on_column o
     JOIN pg_constraint c ON o.classid = 'pg_constraint'::regclass AND c.oid = o.objid
-    WHERE c.contype IN ('c', 'f', 'u', 'x') AND c.conname NOT LIKE '%%\\_vecferry\\_not\\_null'
-UNION SELECT 'policy', p.polname::text, coalesce(pg_get_expr(p.polqual, p.polrelid), '') FROM on_column o
-    JOIN pg_policy p ON o.classid = 'pg_policy'::regclass AND p.oid = o.objid
-UNION SELECT 'rule', r.rulename::text, '' FROM on_column o
-    JOIN pg_rewrite r ON o.classid = 'pg_rewrite'::regclass AND r.oid = o.objid
-    WHERE r.ev_class = %(table)s::oid AND r.rulename <> '_RETURN'
+    WHERE c.contype IN ('f', 'u', 'x') OR c.contype = 'c' AND c.coninhcount > 0
 UNION SELECT 'generated column', g.attname::text, pg_get_expr(e.adbin, e.adrelid) FROM on_column o
     JOIN pg_attrdef e ON o.classid = 'pg_attrdef'::regclass AND e.oid = o.objid
     JOIN pg_attribute g ON g.attrelid = e.adrelid AND g.attnum = e.adnum AND g.attgenerated <> ''
-UNION SELECT 'trigger', t.tgname::text, pg_get_triggerdef(t.oid) FROM on_column o
-    JOIN pg_trigger t ON o.classid = 'pg_trigger'::regclass AND t.oid = o.objid
-    JOIN pg_proc f ON f.oid = t.tgfoid WHERE f.pronamespace IS DISTINCT FROM to_regnamespace('vecferry')
-UNION SELECT 'function', f.oid::regprocedure::text, '' FROM on_column o
-    JOIN pg_proc f ON o.classid = 'pg_proc'::regclass AND f.oid = o.objid
 UNION SELECT 'default', a.attname::text, pg_get_expr(e.adbin, e.adrelid) FROM pg_attribute a
     JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum AND a.attgenerated = ''
     WHERE a.attrelid = %(table)s::oid AND a.attname = %(column)s
@@ -44,21 +37,28 @@ SELECT 'publication', p.pubname::text, '' FROM pg_publication_rel r JOIN pg_publ
 """
 COLUMN_LISTS = 150000
 """The version of PostgreSQL from which a publication may list columns."""
-FATES = {
-    "constraint": REFUSES,
-    "policy": "would decide by the old vectors after the switch",
-    "rule": STAYS,
-    "generated column": "would be computed of the old vectors after the switch",
-    "trigger": "would not fire for the vectors that serve after the switch",
-    "function": STAYS,
-    "default": "is not that of the new vectors: a row without a vector would have none after the switch",
-    "publication": "would publish the old vectors after the switch",
-}
+
+CASTING = """
+SELECT p.oid::regprocedure::text FROM pg_proc p
+    WHERE p.prosrc ~* ('(vector|halfvec|bit)\\s*\\(\\s*' || %s::text || '\\s*\\)')
+    AND p.prosrc ~* ('\\m' || %s || '\\M') AND p.pronamespace <> 'pg_catalog'::regnamespace ORDER BY 1
+"""
+
+
+def casting_functions(database: Database, table: Table, length: int | None) -> tuple[str, ...]:
+    """Return the functions that name the table in their text and cast to that length there; parameters do not cast."""
+    pattern = re.sub(r"(\W)", r"\\\1", table.name)
+    return tuple(name for (name,) in database.rows(CASTING, [length, pattern])) if length is not None else ()
 
 
 def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
-    """Return all that a switch would leave on the wrong vectors, by kind and name. Views are `Catalogue.views`."""
-    queries = [DEPENDENTS] if database.server_version < COLUMN_LISTS else [DEPENDENTS, PUBLICATIONS]
+    """Return all that stands on the vectors, by kind and name, but views that cannot be carried (`views.py`)."""
+    queries = [ON_COLUMN + LEFT_BEHIND, *([PUBLICATIONS] if database.server_version >= COLUMN_LISTS else [])]
     params = {"table": table.oid, "column": table.vector}
-    rows = sorted(row for query in queries for row in database.rows(query, params))
-    return tuple(Dependent(kind, name, definition, FATES[kind]) for kind, name, definition in rows)
+    rows = [(*row, False) for query in queries for row in database.rows(query, params)]
+    rows += [(each.kind, each.name, each.definition, each.is_allowed) for each in carried(database, table)]
+    rows += [("view", view.name, view.definition, True) for view in views_of(database, table) if view.is_carried]
+    return tuple(
+        Dependent(kind, name, definition, CARRIED if is_carried else FATES[kind], is_carried)
+        for kind, name, definition, is_carried in sorted(rows)
+    )

@@ -1,4 +1,4 @@
-"""Indexes on a vector column, and the statement that makes their like on another."""
+"""Indexes that know a vector column, and the statement that makes their like on another."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from vecferry.stores.pgvector.connection import identifier, literal, verbatim
-from vecferry.stores.pgvector.table import NEW, Table, suffixed
+from vecferry.stores.pgvector.connection import identifier, verbatim
+from vecferry.stores.pgvector.expressions import TOKEN, over_another
+from vecferry.stores.pgvector.table import NEW, suffixed
 from vecferry.stores.values import IndexInfo
 
-VECTOR_INDEXES = """
+INDEXES = """
 SELECT i.relname::text, pg_get_indexdef(i.oid), pg_relation_size(i.oid), x.indisvalid, m.amname::text,
-       n.nspname::text, o.opcname::text, i.reloptions, pg_get_expr(x.indpred, x.indrelid), s.spcname::text,
-       x.indnatts
+       pg_get_expr(x.indpred, x.indrelid), s.spcname::text
 FROM pg_index x
 JOIN pg_class i ON i.oid = x.indexrelid
 JOIN pg_am m ON m.oid = i.relam
-JOIN pg_opclass o ON o.oid = x.indclass[0]
-JOIN pg_namespace n ON n.oid = o.opcnamespace
 LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
-JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.oid
-                AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.indrelid
-JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-WHERE x.indrelid = %s::oid AND a.attname = %s AND m.amname IN ('hnsw', 'ivfflat')
-GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, x.indkey ORDER BY 1
+WHERE x.indrelid = %(table)s::oid AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.oid) AND EXISTS (
+    SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+    WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid AND d.refclassid = 'pg_class'::regclass
+    AND d.refobjid = x.indrelid AND a.attname = %(column)s)
+ORDER BY 1
 """
-"""Vector indexes whose key, expression or condition mentions the column."""
+"""Indexes whose key, expression or condition mentions the column, of any access method."""
 
-MAX_INDEXED_DIMENSION = {"vector": 2000, "halfvec": 4000}
+SCALAR_METHODS = frozenset({"btree", "hash", "brin", "gin", "gist", "spgist"})
+MAX_INDEXED_DIMENSION = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """pgvector's limits for HNSW and IVFFlat."""
 
 
@@ -41,44 +40,48 @@ class VectorIndex:
     bytes: int
     valid: bool
     method: str
-    opclass_schema: str
-    opclass: str
-    options: list[str] | None
     condition: str | None
     tablespace: str | None
-    num_columns: int
 
     @property
     def new_name(self) -> str:
         return suffixed(self.name, NEW)
 
-    def can_be_recreated(self, table: Table) -> bool:
-        """Return false for one over an expression, or whose condition speaks of the vector: that is for its owner."""
-        mentioned = self.condition is not None and table.vector.lower() in self.condition.lower()
-        return self.opclass.startswith(f"{table.kind}_") and "((" not in self._key_part() and not mentioned
+    @property
+    def holds_vectors(self) -> bool:
+        return self.method not in SCALAR_METHODS
 
-    def _key_part(self) -> str:
-        return self.definition.partition(f" USING {self.method} ")[2].partition(" WITH ")[0].partition(" WHERE ")[0]
+    @property
+    def cast_length(self) -> int | None:
+        """The numbers that vectors are cast to, so that queries must do the same; None where they are taken as is."""
+        lengths = [int(token["length"]) for token in TOKEN.finditer(self._rest) if token["cast"]]
+        return lengths[0] if lengths else None
 
-    def info(self, table: Table) -> IndexInfo:
-        return IndexInfo(self.name, self.definition, self.bytes, self.can_be_recreated(table))
+    def max_dimension(self, kind: str) -> int:
+        """Return how many numbers its vectors may have. kind: the type of the column."""
+        types = [token["type"] for token in TOKEN.finditer(self._rest) if token["cast"]] or [kind]
+        return MAX_INDEXED_DIMENSION[types[0]]
 
-    def create_statement(self, table: sql.Identifier, column: sql.Identifier) -> sql.Composed:
-        parts = [
-            sql.SQL("CREATE INDEX CONCURRENTLY {} ON {} USING {} ({} {})").format(
-                identifier(self.new_name),
-                table,
-                identifier(self.method),
-                column,
-                identifier(self.opclass_schema, self.opclass),
-            )
-        ]
-        if self.options:
-            pairs = [option.partition("=") for option in self.options]
-            settings = [sql.SQL("{} = {}").format(identifier(key), literal(value)) for key, _, value in pairs]
-            parts.append(sql.SQL("WITH ({})").format(sql.SQL(", ").join(settings)))
-        if self.tablespace:
-            parts.append(sql.SQL("TABLESPACE {}").format(identifier(self.tablespace)))
-        if self.condition:
-            parts.append(sql.SQL("WHERE ") + verbatim(self.condition))
-        return sql.SQL(" ").join(parts)
+    def info(self) -> IndexInfo:
+        return IndexInfo(self.name, self.definition, self.bytes, self.holds_vectors, self.cast_length)
+
+    def create_statement(
+        self, table: sql.Identifier, columns: tuple[str, str], lengths: tuple[int, int]
+    ) -> sql.Composed:
+        """Return what makes its like. columns, lengths: that it is over, and that the new one is to be over."""
+        unique = " UNIQUE" if self.definition.startswith("CREATE UNIQUE ") else ""
+        rest, condition = self._rest, f" WHERE {self.condition}" if self.condition else ""
+        tablespace = sql.SQL(" TABLESPACE {}").format(identifier(self.tablespace)) if self.tablespace else sql.SQL("")
+        return sql.SQL("CREATE{} INDEX CONCURRENTLY {} ON {} USING {}{}{}").format(
+            sql.SQL(unique),
+            identifier(self.new_name),
+            table,
+            verbatim(over_another(rest.removesuffix(condition), columns, lengths)),
+            tablespace,
+            verbatim(over_another(condition, columns, lengths)),
+        )
+
+    @property
+    def _rest(self) -> str:
+        """What follows USING: the method, the keys, INCLUDE, WITH and WHERE."""
+        return self.definition.partition(" USING ")[2]

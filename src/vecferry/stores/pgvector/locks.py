@@ -9,14 +9,16 @@ from typing import TypeVar
 from psycopg import sql
 
 from vecferry.errors import Locked
-from vecferry.stores.pgvector.connection import Database, LockTimedOut, identifier
+from vecferry.stores.pgvector.connection import Database, LockTimedOut, identifier, run
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.views import View, views_of
 from vecferry.stores.values import Held, Patience
 from vecferry.stores.waiting import patiently
 
 T = TypeVar("T")
 
+ALONE = "ACCESS EXCLUSIVE"
 STOPPED_S = 2.0
 """Beyond the longest pause that is allowed; then the server ends a session that does nothing in such a transaction."""
 MAINTENANCE_S = 1.0
@@ -42,19 +44,23 @@ class TableLocks:
         """Run `work` without writers and readers, as to change columns. Raises Locked, naming who uses the table.
 
         The lock is asked for at once, not after that of writers. So a transaction that has read the table and now
-        wants to write it goes on before us, and nobody is ever in a deadlock with us, however long we wait.
+        wants to write it goes on before us, and nobody is ever in a deadlock with us, however long we wait. Views that
+        `work` may drop are locked before the table, as readers do; whoever has the table and now wants a view would be
+        in a deadlock with us, so then we wait for less than the time after which the server looks for one.
         """
-        return patiently(lambda pause_s: self._try("ACCESS EXCLUSIVE", work, pause_s, patience), patience)
+        return patiently(lambda pause_s: self._try(ALONE, work, pause_s, patience), patience)
 
     def _try(self, mode: str, work: Callable[[], T], pause_s: float, patience: Patience) -> Held[T]:
         try:
             with self._guard.transaction():
                 # a process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks
                 self._set("idle_in_transaction_session_timeout", patience.max_pause_s + STOPPED_S)
-                self._end_maintenance()
-                self._set("lock_timeout", pause_s)
+                deadlock_s = self._end_maintenance()
+                views = self._views() if mode == ALONE else []
+                self._set("lock_timeout", min(pause_s, deadlock_s / 2) if views else pause_s)
                 asked_at = time.monotonic()
                 self._held_until = asked_at + patience.max_pause_s
+                run(self._db, [view.lock_statement for view in views])
                 self.lock(mode)
                 self._limit_work(patience.max_pause_s)
                 result = work()
@@ -66,15 +72,19 @@ class TableLocks:
     def pause_left_s(self) -> float:
         return self._held_until - time.monotonic()
 
-    def _end_maintenance(self) -> None:
+    def _views(self) -> list[View]:
+        return [view for view in views_of(self._db, self._table) if view.is_carried]
+
+    def _end_maintenance(self) -> float:
         """Wait for vacuum and the like without holding writers off, and keep them away until the end.
 
         Only an autovacuum is in the way of the stronger lock for long; the server cancels it for whoever has waited
-        for `deadlock_timeout`, and while we wait for this lock, others need not.
+        for `deadlock_timeout`, and while we wait for this lock, others need not. Returns these seconds.
         """
         (deadlock_s,) = self._db.row("SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'")
         self._set("lock_timeout", float(deadlock_s) + MAINTENANCE_S)
         self.lock("SHARE UPDATE EXCLUSIVE")
+        return float(deadlock_s)
 
     def _limit_work(self, max_pause_s: float) -> None:
         """Limit the time of the work: from here on others wait for the end."""

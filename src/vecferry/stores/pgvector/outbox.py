@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from psycopg import sql
 
-from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.connection import Database, Fragment, literal
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.sql_ledger import as_key, key_text
 from vecferry.stores.values import Change, Key, Side
@@ -40,6 +40,23 @@ class Outbox:
                 " WHERE c.target = %(target)s AND c.side = %(side)s AND c.key = given.key)",
                 {"target": self._target, "side": side.value, "keys": [key_text(key) for key in keys]},
             )
+
+    def add_where(self, table: Fragment, key: Fragment, condition: Fragment, side: Side) -> None:
+        """Add the rows, called t, of which the condition is true and that are not noted for that side already."""
+        query = sql.SQL(
+            "INSERT INTO vecferry.changes (target, key, side) SELECT {target}, {key}, {side} FROM {table} AS t"
+            " WHERE {condition} AND NOT EXISTS (SELECT FROM vecferry.changes AS c"
+            " WHERE c.target = {target} AND c.side = {side} AND c.key = {key})"
+        )
+        names = {"target": literal(self._target), "side": literal(side.value)}
+        self._db.execute(query.format(table=table, key=key, condition=condition, **names))
+
+    def without_key(self) -> list[Change]:
+        """Return the notes of writes to other tables."""
+        if not self._ledger.is_installed():
+            return []
+        query = "SELECT number FROM vecferry.changes WHERE target = %s AND key = '[]' AND side IS NULL"
+        return [Change(number, ()) for (number,) in self._db.rows(query, [self._target])]
 
     def oldest(self, limit: int, sides: Collection[Side]) -> list[Change]:
         if not self._ledger.is_installed():

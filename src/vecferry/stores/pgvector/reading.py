@@ -11,9 +11,11 @@ from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
-from vecferry.stores.pgvector.dependents import dependents
+from vecferry.stores.pgvector.dependents import casting_functions, dependents
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
+from vecferry.stores.pgvector.views import views_of
+from vecferry.stores.text_source import SqlText
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, in_order
 
 MAX_EF_SEARCH = 1000
@@ -30,9 +32,10 @@ class PgReader:
     def describe(self) -> TableInfo:
         with self._session.pinned():
             serving = self._sql.column(self._table.vector)
-            rows, null_texts, empty_texts, vector_bytes = self._db.row(
+            rows, null_texts, empty_texts, texts_without_vector, vector_bytes = self._db.row(
                 sql.SQL(
                     "SELECT count(*), count(*) FILTER (WHERE {text} IS NULL), count(*) FILTER (WHERE {text} = ''),"
+                    " count(*) FILTER (WHERE {vector} IS NULL AND {text} IS NOT NULL),"
                     " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table} AS t"
                 ).format(text=self._sql.text, vector=serving, table=self._sql.name)
             )
@@ -52,13 +55,16 @@ class PgReader:
                 row_bytes=heap_bytes,
                 index_bytes=index_bytes,
                 vector_bytes=vector_bytes,
-                vector_indexes=tuple(
-                    index.info(self._table) for index in self._catalogue.vector_indexes(self._table.vector)
-                ),
-                views=self._catalogue.views(),
+                vector_indexes=tuple(index.info() for index in self._catalogue.vector_indexes(self._table.vector)),
+                views=tuple(view.name for view in views_of(self._db, self._table) if not view.is_carried),
                 triggers=self._catalogue.update_triggers(),
                 creates=self._creates(),
                 dependents=dependents(self._db, self._table),
+                texts_without_vector=texts_without_vector,
+                notices=tuple(
+                    f"function {name} casts vectors to {column.dimension} numbers; change it with the switch"
+                    for name in casting_functions(self._db, self._table, column.dimension)
+                ),
             )
 
     def _creates(self) -> tuple[str, ...]:
@@ -85,16 +91,23 @@ class PgReader:
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
                 "SELECT ctid AS place FROM {table} AS t WHERE {vector} IS NOT NULL ORDER BY random() LIMIT %s)"
-                " SELECT to_json(t), {vector}::real[], {keys} FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
-            ).format(table=self._sql.name, vector=self._sql.column(self._table.vector), keys=self._sql.keys_as_text)
-            vectors = self._catalogue.columns().of_vectors()
+                " SELECT to_json(t), {text}, {vector}::real[], {keys}"
+                " FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
+            ).format(
+                table=self._sql.name,
+                text=self._sql.text,
+                vector=self._sql.column(self._table.vector),
+                keys=self._sql.keys_as_text,
+            )
+            vectors, source = self._catalogue.columns().of_vectors(), self._table.source
             return [
                 StoredRow(
                     tuple(key),
-                    {name: value for name, value in fields.items() if name not in vectors},
+                    {name: value for name, value in fields.items() if name not in vectors}
+                    | ({source.name: text} if isinstance(source, SqlText) else {}),
                     np.asarray(vector, np.float32),
                 )
-                for fields, vector, *key in self._db.rows(query, [num_rows])
+                for fields, text, vector, *key in self._db.rows(query, [num_rows])
             ]
 
     def rows(self, keys: Sequence[Key]) -> list[Row]:

@@ -12,6 +12,7 @@ from vecferry.stores.pgvector.capture import PgCapture
 from vecferry.stores.pgvector.comparing import PgComparison
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.ledger import PgLedger
+from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.reading import PgReader
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.switching import PgSwitch
@@ -57,16 +58,17 @@ class PgVectorStore(Store):
     # --- the connection ---------------------------------------------------------------------------
 
     @classmethod
-    def connect(cls, database_url: str, table: str, text: str, vector_column: str) -> Self:
+    def connect(cls, database_url: str, table: str, text: str, vector_column: str, source: str | None = None) -> Self:
         r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
-        template over several such as `{title}\n{body}`, or "llama-index" (`text_source.py`).
+        template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
+        source: a view or query with the table's key, which has `text` as a column.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
-            return cls(database, find_table(database, table, text, vector_column))
+            return cls(database, find_table(database, table, text, vector_column, source))
         except BaseException:
             database.close()
             raise
@@ -141,7 +143,7 @@ class PgVectorStore(Store):
         self._capture.stop_capture()
 
     def captured(self, limit: int, sides: Collection[Side] = BOTH_SIDES) -> list[Change]:
-        return self._session.outbox.oldest(limit, sides)
+        return self._capture.captured(limit, sides)
 
     def backlog(self, side: Side | None = None) -> int:
         """Count the writes that are to be followed; those that have not ended cannot be seen."""
@@ -187,6 +189,9 @@ class PgVectorStore(Store):
 
     # --- what a migration changes -----------------------------------------------------------------
 
+    def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:
+        refuse_new_side(self._session, dimension, outputs)
+
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         self._switch.prepare(dimension, fingerprint, outputs)
 
@@ -199,8 +204,8 @@ class PgVectorStore(Store):
     def switch(self, to: Side) -> None:
         self._switch.switch(to)
 
-    def require_vectors(self, patience: Patience) -> bool:
-        return self._switch.require_vectors(patience)
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
+        return self._switch.restore_constraints(patience, required=required)
 
     def drop(self, side: Side) -> None:
         self._switch.drop(side)

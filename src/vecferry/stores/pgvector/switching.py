@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from psycopg import sql
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SpaceMismatch, StoreSchemaError
+from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
-from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal
-from vecferry.stores.pgvector.indexes import MAX_INDEXED_DIMENSION
+from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, run, verbatim
+from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
-from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, SPARSE, suffixed
+from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SPARSE, suffixed
 from vecferry.stores.values import Patience, Side
 
 MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
-REQUIRED = "_vecferry_not_null"
 
 
 class PgSwitch:
     """What a migration changes of columns and indexes."""
 
     def __init__(self, session: TableSession) -> None:
-        self._db, self._table, self._sql = session.db, session.table, session.sql
+        self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
         self._guard, self._locks, self._catalogue = session.guard, session.locks, session.catalogue
 
     # --- making the new side ----------------------------------------------------------------------
@@ -33,17 +34,17 @@ class PgSwitch:
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         """Add nullable columns for the new side, which rewrites nothing.
 
-        Sparse vectors are a `sparsevec` whose ids PostgreSQL shows from 1: token id + 1. Raises
-        StoreSchemaError for a column that is there and not ours, for a type that this pgvector does not
-        have, and if an index could not hold that many numbers; SpaceMismatch for a new side of another space.
+        Sparse vectors are a `sparsevec` whose ids PostgreSQL shows from 1: token id + 1. Raises StoreSchemaError as
+        `refuse_new_side` does, and for a column that is there and not ours; SpaceMismatch for a new side of another
+        space.
         """
         columns = self._catalogue.columns()
         side = columns.of_side(Side.NEW) or suffixed(self._table.vector, NEW)
         existing = columns.by_name.get(side)
         if existing is not None and existing.space != fingerprint:
             raise SpaceMismatch(fingerprint, existing.space or UNMARKED, f"the new side of {self._table.target}")
-        if columns.serving is Side.OLD:
-            self._refuse_unindexable(dimension)
+        if existing is None:
+            refuse_new_side(self._session, dimension, outputs)
         wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
         self._refuse_foreign(wanted, columns, fingerprint)
         missing = {name: kind for name, kind in wanted.items() if name not in columns.by_name}
@@ -54,6 +55,8 @@ class PgSwitch:
                 comment = literal(COMMENT_PREFIX + fingerprint)
                 column = sql.SQL("{}.{}").format(self._sql.name, identifier(name))
                 self._db.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(column, comment))
+        if side in missing and (settings := carrying.settings(self._db, self._table, side)):
+            self._alter(verbatim(settings))
 
     def _sized(self, kind: str, dimension: int) -> sql.Composed:
         return sql.SQL("{}({})").format(self._sql.type_name(kind), sql.Literal(dimension))
@@ -61,25 +64,11 @@ class PgSwitch:
     def _heads(self, dimension: int, outputs: Outputs) -> dict[str, sql.Composed]:
         """Return column and type of each head besides the dense one."""
         vector, heads = self._table.vector, {}
-        for output, kind in ((Outputs.SPARSE, "sparsevec"), (Outputs.COLBERT, "halfvec")):
-            if output in outputs and kind not in self._table.types:
-                what = f"this database's pgvector has no type {kind} for {', '.join(output.names)} vectors"
-                raise StoreSchemaError(
-                    what, "ALTER EXTENSION vector UPDATE (0.7.0 or later), or leave that output out."
-                )
         if Outputs.SPARSE in outputs:
             heads[suffixed(vector, SPARSE)] = self._sized("sparsevec", SPARSE_DIMENSION)
         if Outputs.COLBERT in outputs:
             heads[suffixed(vector, COLBERT)] = self._sized("halfvec", dimension) + sql.SQL("[]")
         return heads
-
-    def _refuse_unindexable(self, dimension: int) -> None:
-        limit = MAX_INDEXED_DIMENSION[self._table.kind]
-        if dimension > limit and self._catalogue.wanted_indexes():
-            raise StoreSchemaError(
-                f"an index on {self._table.target} cannot be made anew for {dimension} numbers",
-                f"pgvector indexes at most {limit} as {self._table.kind}; drop the index, or choose a smaller model.",
-            )
 
     def _refuse_foreign(self, wanted: dict[str, sql.Composed], columns: Columns, fingerprint: str) -> None:
         for name in wanted:
@@ -102,12 +91,23 @@ class PgSwitch:
         missing = self._catalogue.missing_indexes()
         if missing:
             self._size_builds()
+            columns = self._table.vector, suffixed(self._table.vector, NEW)
+            lengths = self._length(columns[0]), self._length(columns[1])
         for index in missing:
             self._guard.check()
             name = identifier(self._table.schema, index.new_name)
             self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))  # half-built
-            self._db.execute(index.create_statement(self._sql.name, identifier(suffixed(self._table.vector, NEW))))
+            self._db.execute(index.create_statement(self._sql.name, columns, lengths))
         return tuple(index.new_name for index in missing)
+
+    def _length(self, column: str) -> int:
+        """Return how many numbers its vectors have: as the column says, else the first of them; 0 without any."""
+        if (dimension := self._catalogue.columns().by_name[column].dimension) is not None:
+            return dimension
+        query = sql.SQL("SELECT {}({}) FROM {} AS t WHERE {} IS NOT NULL LIMIT 1").format(
+            identifier(self._table.extension, "vector_dims"), name := self._sql.column(column), self._sql.name, name
+        )
+        return next((length for (length,) in self._db.rows(query)), 0)
 
     def _size_builds(self) -> None:
         """Set the memory of index builds: a graph that outgrows maintenance_work_mem is finished many times slower.
@@ -128,21 +128,32 @@ class PgSwitch:
     # --- changing places --------------------------------------------------------------------------
 
     def switch(self, to: Side) -> None:
-        """Let the vectors of that side serve, by exchanging the columns' names.
+        """Let the vectors of that side serve, by exchanging the columns' names and what stands on them.
 
         Sparse and ColBERT columns are of the new side alone, and keep their names.
         """
         vector = self._table.vector
         comes, goes = (NEW, OLD) if to is Side.NEW else (OLD, NEW)
         renames = self._index_renames(came_from=comes, goes_to=goes)
+        incoming = suffixed(vector, comes)
+        handover = carrying.handover(self._db, self._table, incoming)
+        run(self._db, handover.before)
         if to is Side.NEW:
             if self._catalogue.columns().by_name[vector].is_required:  # so that no row needs an old vector
                 self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
             self._drop_constraint()
-        self._rename_columns((vector, suffixed(vector, goes)), (suffixed(vector, comes), vector))
+        self._rename_columns((vector, suffixed(vector, goes)), (incoming, vector))
         self._rename_indexes(renames)
+        run(self._db, handover.after)
 
-    def require_vectors(self, patience: Patience) -> bool:
+    def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
+        """Validate constraints, which holds up nobody; a row that does not keep to one leaves it as it is."""
+        for name in self._catalogue.constraints_to_validate():
+            with suppress(ConstraintViolated):
+                self._alter(sql.SQL("VALIDATE CONSTRAINT {}").format(identifier(name)))
+        return required and self._require_vectors(patience)
+
+    def _require_vectors(self, patience: Patience) -> bool:
         """Require vectors again (NOT NULL). A constraint is added that binds new rows alone, and then looked through
         without a lock that anybody waits for; by it the server knows that no row is without a vector.
         """
@@ -173,7 +184,7 @@ class PgSwitch:
         return bool(self._db.row(query, [self._table.oid, suffixed(self._table.vector, REQUIRED)])[0])
 
     def _drop_constraint(self) -> None:
-        """Drop the constraint of a `require_vectors` that was killed."""
+        """Drop the constraint of a `restore_constraints` that was killed."""
         name = identifier(suffixed(self._table.vector, REQUIRED))
         self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS {}").format(name))
 

@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vecferry.errors import StoreSchemaError
+from vecferry.errors import SettingsError, StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
-from vecferry.stores.text_source import FieldText, TextSource, text_source
+from vecferry.stores.pgvector.sql_source import OtherTable, joined_source, other_tables, sql_source
+from vecferry.stores.text_source import LLAMA_INDEX, FieldText, SqlText, TemplateText, TextSource, text_source
 
 NEW, OLD = "_vecferry_new", "_vecferry_old"
 NEW_CHECKSUM, OLD_CHECKSUM = "_vecferry_new_sha256", "_vecferry_old_sha256"
 SPARSE, COLBERT = "_sparse", "_colbert"
+REQUIRED = "_vecferry_not_null"
+"""Of a constraint that is there while NOT NULL is being made anew."""
 MAX_IDENTIFIER_BYTES = 63
 
 
@@ -30,8 +33,8 @@ class Table:
     """A table that can be migrated, as its catalogue entry says.
 
     source: what a row's text is; text_types: of the columns that it is made of. kind: the vector column's type,
-    "vector" or "halfvec". extension: pgvector's schema. types: the
-    number that each of pgvector's types has in this database.
+    "vector" or "halfvec". extension: pgvector's schema. types: the number that each of pgvector's types has in this
+    database. others: the tables that a text is made of beside this one.
     """
 
     oid: int
@@ -44,6 +47,7 @@ class Table:
     kind: str
     extension: str
     types: Mapping[str, int]
+    others: tuple[OtherTable, ...] = ()
 
     @property
     def text(self) -> str:
@@ -55,14 +59,17 @@ class Table:
         return f"{self.schema}.{self.name}.{self.vector}"
 
 
-def find_table(database: Database, table: str, text: str, vector_column: str) -> Table:
-    """Find a table. text: a column, or a source of that name (`text_source.py`).
+def find_table(database: Database, table: str, text: str, vector_column: str, joined: str | None = None) -> Table:
+    """Find a table. text: a column, a source of that name (`text_source.py`), or an expression of SQL.
 
+    joined: a view or query that has the table's key, and `text` as a column.
     Raises StoreSchemaError for what is not there, and for a table that cannot be migrated.
     """
     schema, name = split_name(table)
     tables = database.rows(
-        "SELECT c.oid, n.nspname::text, c.relkind::text, c.relhassubclass FROM pg_class c"
+        "SELECT c.oid, n.nspname::text, c.relkind = 'r' AND NOT c.relispartition"
+        " AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid),"
+        " (SELECT min(rulename)::text FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN') FROM pg_class c"
         " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND"
         " CASE WHEN %s::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = %s END",
         [name, schema, schema],
@@ -71,23 +78,50 @@ def find_table(database: Database, table: str, text: str, vector_column: str) ->
         raise StoreSchemaError(
             f"there is no table {table}", "Check --collection; names are spelled as in the database."
         )
-    oid, schema, kind, has_children = tables[0]
-    if kind != "r" or has_children:
-        raise StoreSchemaError(f"{table} is not an ordinary table", "Views and partitioned tables cannot be migrated.")
-    source = _source(database, oid, text)
-    text_types = _text_types(database, oid, table, source)
+    oid, schema, is_ordinary, rule = tables[0]
+    if not is_ordinary:
+        expected = "Views, partitioned and inherited tables, and their partitions, cannot be migrated."
+        raise StoreSchemaError(f"{table} is not an ordinary table", expected)
+    if rule is not None:
+        raise StoreSchemaError(f"{table} has the rule {rule}", "Make it a trigger: rules rewrite a migration's writes.")
+    key = _key_columns(database, oid, table)
+    if joined is None:
+        source, text_types = _source(database, oid, name, text)
+    else:
+        source, text_types = joined_source(database, oid, name, [column.name for column in key], joined, text)
+    own_reads = 1 if joined is None else 2
+    others = other_tables(database, oid, source, own_reads) if isinstance(source, SqlText) else ()
     types = "pgvector's types vector or halfvec"
     kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
-    key = _key_columns(database, oid, table)
     extension, numbers = _extension(database)
-    return Table(oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers)
+    return Table(oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others)
 
 
-def _source(database: Database, oid: int, text: str) -> TextSource:
-    """Return the column of that name, braces or not; else the source. Raises SettingsError."""
-    query = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = %s::oid AND attname = %s AND attnum > 0)"
-    (is_column,) = database.row(query, [oid, text])
-    return FieldText(text) if is_column else text_source(text)
+def _source(database: Database, oid: int, table: str, text: str) -> tuple[TextSource, Mapping[str, str]]:
+    """Return the column of that name; else a recipe, a template over columns, or an expression; and its columns' types.
+
+    Raises SettingsError and StoreSchemaError.
+    """
+    query = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::oid AND attnum > 0 AND NOT attisdropped"
+    columns = {name for (name,) in database.rows(query, [oid])}
+    source = FieldText(text) if text in columns else _as_template(text)
+    if source is None or (isinstance(source, TemplateText) and not columns.issuperset(source.fields)):
+        try:
+            return sql_source(database, oid, table, text)
+        except StoreSchemaError:
+            if source is None:
+                raise
+    return source, _text_types(database, oid, table, source)
+
+
+def _as_template(text: str) -> TextSource | None:
+    """Return the source of that name; None for what can only be an expression of SQL."""
+    if text != LLAMA_INDEX and not text.isidentifier() and not set("{}") & set(text):
+        return None
+    try:
+        return text_source(text)
+    except SettingsError:
+        return None
 
 
 def _text_types(database: Database, oid: int, table: str, source: TextSource) -> dict[str, str]:
@@ -117,18 +151,19 @@ def _extension(database: Database) -> tuple[str, dict[str, int]]:
 def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> str:
     """Return the name of the column's type. Raises StoreSchemaError if it is not there, or not as expected."""
     columns = database.rows(
-        f"SELECT {condition}, a.attgenerated <> '', format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"  # noqa: S608  # ours
+        f"SELECT {condition}, CASE WHEN a.attgenerated <> '' THEN 'generated'"  # noqa: S608  # ours
+        " WHEN a.attinhcount > 0 THEN 'inherited' END, format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"
         " JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped",
         [oid, column],
     )
     if not columns:
         raise StoreSchemaError(f"{table} has no column {column}", "Names are spelled as in the database.")
-    ((is_right, is_generated, kind, name),) = columns
+    ((is_right, peculiarity, kind, name),) = columns
     if not is_right:
         raise StoreSchemaError(f"the column {column} of {table} is of type {kind}", f"Expected {expected}.")
-    if is_generated and "vector" in condition:
-        raise StoreSchemaError(f"the column {column} of {table} is generated", "Expected an ordinary column.")
+    if peculiarity and "vector" in condition:
+        raise StoreSchemaError(f"the column {column} of {table} is {peculiarity}", "Expected an ordinary column.")
     return str(name)
 
 

@@ -25,7 +25,7 @@ class TableSql:
         keys = [self.column(column.name) for column in table.key]
         self.keys = sql.SQL(", ").join(keys)
         self.keys_as_text = sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys)
-        self.text_sql = TextSql(table.source, table.text_types)
+        self.text_sql = TextSql(table.source, table.text_types, table.name)
         self.text = self.text_sql.expression(self.column)
 
     def column(self, name: str) -> sql.Composed:

@@ -1,7 +1,8 @@
 """The SQL of a row's text, where it is made of several columns.
 
-A template is filled by the server. What LlamaIndex embeds is rendered here, since its templates lie in the rows: the
-server then gives its source, a JSON array of the columns, and a row's digest is that of the source.
+A template is filled by the server, and an expression computed. What LlamaIndex embeds is rendered here, since its
+templates lie in the rows: the server then gives its source, a JSON array of the columns, and a row's digest is that of
+the source.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from psycopg import sql
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Fragment, literal
-from vecferry.stores.text_source import FieldText, LlamaIndexText, TemplateText, TextSource
+from vecferry.stores.pgvector.sql_source import computed
+from vecferry.stores.text_source import FieldText, LlamaIndexText, SqlText, TemplateText, TextSource
 from vecferry.stores.values import Key, Row
 
 ColumnSql = Callable[[str], Fragment]
@@ -21,15 +23,20 @@ JSON_TYPES = frozenset({"json", "jsonb"})
 
 
 class TextSql:
-    """How the text of a source is asked for, and read. types: of its columns, such as "text" or "jsonb"."""
+    """How the text of a source is asked for, and read.
 
-    def __init__(self, source: TextSource, types: Mapping[str, str]) -> None:
-        self._source, self._types = source, types
+    types: of its columns, such as "text" or "jsonb". table: by whose name an expression may call them.
+    """
+
+    def __init__(self, source: TextSource, types: Mapping[str, str], table: str) -> None:
+        self._source, self._types, self._table = source, types, table
 
     def expression(self, column: ColumnSql) -> sql.Composed:
         """Return an expression of type text, NULL where the row has no text; `row` reads its value."""
         if isinstance(self._source, TemplateText):
             return self._filled(self._source, column)
+        if isinstance(self._source, SqlText):
+            return computed(self._source, self._table, {name: column(name) for name in self._source.columns})
         text = sql.SQL("{}::text").format(column(self._source.field))
         if isinstance(self._source, FieldText):
             return text

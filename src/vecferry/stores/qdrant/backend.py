@@ -79,15 +79,18 @@ class QdrantBackend:
         with self._connection.client() as client:
             return client.count(collection, exact=True).count
 
+    def check(self, like: str, outputs: Outputs) -> None:
+        self._layout(like).check()
+        if self._fields.vector in outputs.names:
+            raise StoreSchemaError(f"the vector of {like} is named {self._fields.vector}", "That name is a head's.")
+
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
         """Create an empty collection. HNSW, quantisation, sharding and payload indexes are those of `like`."""
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
+        self.check(like, outputs)
         info = self._info(like)
         layout = QdrantLayout.of(info, like, self._fields.vector)
-        layout.check()
-        if self._fields.vector in outputs.names:
-            raise StoreSchemaError(f"the vector of {like} is named {self._fields.vector}", "That name is a head's.")
         with self._connection.client() as client:
             create(client, collection, info, layout, dimension, outputs)
         self._create_payload_indexes(collection, info)

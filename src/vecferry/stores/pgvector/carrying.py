@@ -1,0 +1,138 @@
+"""What goes with the vectors when the columns change places: constraints, policies, triggers, rules, functions, rights.
+
+PostgreSQL binds these to a column, not to its name. So they are read as the server writes them while the one column
+has the name, let go, and made from the same text when the other has it, all in the transaction of the switch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.views import views_of
+
+ON_COLUMN = """
+WITH on_column AS (
+    SELECT DISTINCT d.classid, d.objid, %(table)s::oid::regclass AS at FROM pg_depend d
+    JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+    WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s::oid AND a.attname = %(column)s
+)
+"""
+CARRIED = """
+SELECT 'constraint', c.conname::text, pg_get_constraintdef(c.oid), true,
+    ARRAY[format('ALTER TABLE %%s DROP CONSTRAINT %%I', o.at, c.conname)],
+    ARRAY[format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s%%s', o.at, c.conname, pg_get_constraintdef(c.oid),
+                 CASE WHEN c.convalidated THEN ' NOT VALID' END),
+          format('COMMENT ON CONSTRAINT %%I ON %%s IS %%L', c.conname, o.at, obj_description(c.oid, 'pg_constraint'))]
+    FROM on_column o JOIN pg_constraint c ON o.classid = 'pg_constraint'::regclass AND c.oid = o.objid
+    WHERE c.contype = 'c' AND c.coninhcount = 0 AND c.conname NOT LIKE '%%\\_vecferry\\_not\\_null'
+UNION ALL
+SELECT 'policy', p.polname::text, coalesce(pg_get_expr(p.polqual, p.polrelid), ''), true, '{}',
+    ARRAY[format('ALTER POLICY %%I ON %%s', p.polname, o.at)
+          || coalesce(' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')', '')
+          || coalesce(' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', '')]
+    FROM on_column o JOIN pg_policy p ON o.classid = 'pg_policy'::regclass AND p.oid = o.objid
+UNION ALL
+SELECT 'trigger', t.tgname::text, pg_get_triggerdef(t.oid), true,
+    ARRAY[format('DROP TRIGGER %%I ON %%s', t.tgname, o.at)],
+    ARRAY[pg_get_triggerdef(t.oid),
+          format('ALTER TABLE %%s %%s TRIGGER %%I', o.at, CASE t.tgenabled WHEN 'O' THEN 'ENABLE'
+                 WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, t.tgname),
+          format('COMMENT ON TRIGGER %%I ON %%s IS %%L', t.tgname, o.at, obj_description(t.oid, 'pg_trigger'))]
+    FROM on_column o JOIN pg_trigger t ON o.classid = 'pg_trigger'::regclass AND t.oid = o.objid
+    JOIN pg_proc f ON f.oid = t.tgfoid
+    WHERE NOT t.tgisinternal AND f.pronamespace IS DISTINCT FROM to_regnamespace('vecferry')
+UNION ALL
+SELECT 'function', f.oid::regprocedure::text, '',
+    has_schema_privilege(f.proowner, f.pronamespace, 'CREATE') AND (pg_has_role(f.proowner, 'USAGE')
+        OR pg_has_role((SELECT relowner FROM pg_class WHERE oid = %(table)s::oid), f.proowner, 'USAGE')), '{}',
+    ARRAY[pg_get_functiondef(f.oid)]
+    FROM on_column o JOIN pg_proc f ON o.classid = 'pg_proc'::regclass AND f.oid = o.objid
+ORDER BY 1, 2
+"""
+GRANTED = """
+SELECT format('%%s %%s (%%I) ON TABLE %%s %%s %%s%%s', verb, privilege, %(column)s::text, %(table)s::oid::regclass,
+              direction, grantee, CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END)
+FROM (
+    SELECT 'REVOKE' AS verb, 'FROM' AS direction, 'ALL' AS privilege, false AS is_grantable, p.grantee AS role
+        FROM pg_attribute a CROSS JOIN LATERAL aclexplode(a.attacl) p
+        WHERE a.attrelid = %(table)s::oid AND a.attname = %(incoming)s
+    UNION
+    SELECT 'GRANT', 'TO', p.privilege_type, p.is_grantable, p.grantee
+        FROM pg_attribute a CROSS JOIN LATERAL aclexplode(a.attacl) p
+        WHERE a.attrelid = %(table)s::oid AND a.attname = %(column)s
+) AS rights
+CROSS JOIN LATERAL (SELECT CASE role WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(role)) END AS grantee) AS g
+ORDER BY verb DESC
+"""
+COMMENT = """
+SELECT format('COMMENT ON COLUMN %%s.%%I IS %%L', %(table)s::oid::regclass, %(column)s::text, concat_ws(E'\\n',
+    nullif(regexp_replace(col_description(s.attrelid, s.attnum), E'(^|\\n)vecferry:space:[^\\n]*$', ''), ''),
+    substring(col_description(i.attrelid, i.attnum) FROM E'vecferry:space:[^\\n]*$')))
+FROM pg_attribute s JOIN pg_attribute i USING (attrelid)
+WHERE attrelid = %(table)s::oid AND s.attname = %(column)s AND i.attname = %(incoming)s
+"""
+"""The application's comment goes with the name; the mark of a space, its last line, stays with the vectors."""
+SETTINGS = """
+SELECT array_to_string(ARRAY[
+    CASE WHEN a.attstorage <> t.typstorage THEN format('ALTER COLUMN %%1$I SET STORAGE %%2$s', %(incoming)s::text,
+         CASE a.attstorage WHEN 'e' THEN 'EXTERNAL' WHEN 'x' THEN 'EXTENDED' ELSE 'MAIN' END) END,
+    CASE WHEN a.attstattarget >= 0
+         THEN format('ALTER COLUMN %%I SET STATISTICS %%s', %(incoming)s::text, a.attstattarget) END,
+    CASE WHEN a.attoptions IS NOT NULL
+         THEN format('ALTER COLUMN %%I SET (%%s)', %(incoming)s::text, array_to_string(a.attoptions, ', ')) END
+], ', ') FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = %(table)s::oid AND a.attname = %(column)s
+"""
+"""Storage, statistics and options of a column. PLAIN becomes MAIN: a longer vector may need more than its page."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One object. before: what lets go of the column; after: what takes hold of the one that has its name then.
+
+    is_allowed: whether this role may do that.
+    """
+
+    kind: str
+    name: str
+    definition: str
+    is_allowed: bool
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What is done around the renaming. before: lets go of what serves; after: takes hold of what serves then."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+def carried(database: Database, table: Table) -> list[Carried]:
+    """Return what stands on the column that serves and could go with its name."""
+    rows = database.rows(ON_COLUMN + CARRIED, {"table": table.oid, "column": table.vector})
+    return [
+        Carried(kind, name, definition, is_allowed, tuple(before), tuple(filter(None, after)))
+        for kind, name, definition, is_allowed, before, after in rows
+    ]
+
+
+def handover(database: Database, table: Table, incoming: str) -> Handover:
+    """Return what gives the column `incoming`, under the name of the one that serves, all that stands on that now."""
+    objects = [each for each in carried(database, table) if each.is_allowed]
+    params = {"table": table.oid, "column": table.vector, "incoming": incoming}
+    own = [statement for query in (GRANTED, COMMENT) for (statement,) in database.rows(query, params)]
+    views = [view for view in views_of(database, table) if view.is_carried]
+    before = [f"DROP VIEW {view.name}" for view in reversed(views)]
+    before += [statement for each in objects for statement in each.before]
+    after = [statement for view in views for statement in view.statements]
+    return Handover(tuple(before), (*(statement for each in objects for statement in each.after), *own, *after))
+
+
+def settings(database: Database, table: Table, incoming: str) -> str:
+    """Return the parts of an ALTER TABLE that store and analyse another column like the one that serves; or nothing."""
+    params = {"table": table.oid, "column": table.vector, "incoming": incoming}
+    return str(database.row(SETTINGS, params)[0])

@@ -1,0 +1,83 @@
+"""What must hold for a new side to be made, so that `plan` can say it and `start` refuses before it has begun."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from vecferry.embeddings import Outputs
+from vecferry.errors import StoreSchemaError
+from vecferry.stores.pgvector.connection import identifier, literal, verbatim
+from vecferry.stores.pgvector.session import TableSession
+
+RIGHTS = """
+SELECT current_user::text, pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'),
+    has_schema_privilege(c.relnamespace, 'CREATE'),
+    CASE WHEN to_regnamespace('vecferry') IS NULL THEN has_database_privilege(current_database(), 'CREATE')
+         ELSE has_schema_privilege('vecferry', 'CREATE') END,
+    current_database()::text, to_regnamespace('vecferry') IS NULL
+FROM pg_class c WHERE c.oid = %s::oid
+"""
+CHECKS = """
+SELECT c.conname::text, pg_get_expr(c.conbin, c.conrelid) FROM pg_constraint c
+    JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+    WHERE c.conrelid = %s::oid AND a.attname = %s AND c.contype = 'c'
+"""
+ROWS_CHECKED = 100
+
+
+def refuse_new_side(session: TableSession, dimension: int, outputs: Outputs) -> None:
+    """Raise StoreSchemaError for what would make `prepare`, a write, an index or the switch fail later."""
+    _refuse_role(session)
+    _refuse_heads(session, outputs)
+    _refuse_unindexable(session, dimension)
+    _refuse_unacceptable(session, dimension)
+
+
+def _refuse_role(session: TableSession) -> None:
+    table = f"{session.table.schema}.{session.table.name}"
+    role, owner, owns, creates_here, creates_schema, database, is_missing = session.db.row(RIGHTS, [session.table.oid])
+    if not owns:
+        raise StoreSchemaError(f"the role {role} does not own the table {table}", f"Connect as {owner}, who does.")
+    if not creates_here and session.catalogue.wanted_indexes():
+        schema = identifier(session.table.schema).as_string()
+        grant = f"GRANT CREATE ON SCHEMA {schema} TO {identifier(role).as_string()}"
+        raise StoreSchemaError(f"the role {role} may make no indexes in the schema {session.table.schema}", grant)
+    if not creates_schema:
+        where = f"DATABASE {identifier(database).as_string()}" if is_missing else "SCHEMA vecferry"
+        grant = f"GRANT CREATE ON {where} TO {identifier(role).as_string()}"
+        raise StoreSchemaError(f"the role {role} may not make what a migration keeps in the schema vecferry", grant)
+
+
+def _refuse_heads(session: TableSession, outputs: Outputs) -> None:
+    for output, kind in ((Outputs.SPARSE, "sparsevec"), (Outputs.COLBERT, "halfvec")):
+        if output in outputs and kind not in session.table.types:
+            what = f"this database's pgvector has no type {kind} for {', '.join(output.names)} vectors"
+            raise StoreSchemaError(what, "ALTER EXTENSION vector UPDATE (0.7.0 or later), or leave that output out.")
+
+
+def _refuse_unindexable(session: TableSession, dimension: int) -> None:
+    for index in session.catalogue.wanted_indexes():
+        if index.holds_vectors and dimension > (limit := index.max_dimension(session.table.kind)):
+            raise StoreSchemaError(
+                f"the index {index.name} on {session.table.target} cannot be made anew for {dimension} numbers",
+                f"pgvector indexes at most {limit} of this kind; drop the index, or choose a smaller model.",
+            )
+
+
+def _refuse_unacceptable(session: TableSession, dimension: int) -> None:
+    """Refuse a constraint that goes with the vectors and takes none of that length: rows are tried with a unit one."""
+    table = session.table
+    others = sql.SQL(", ").join(
+        session.sql.column(name) for name in session.catalogue.columns().by_name if name != table.vector
+    )
+    zeros = ", 0" * (dimension - 1)
+    vector = sql.SQL("{}::{} AS {}").format(
+        literal(f"[1{zeros}]"), session.sql.type_name(table.kind), identifier(table.vector)
+    )
+    for name, condition in session.db.rows(CHECKS, [table.oid, table.vector]):
+        query = sql.SQL("SELECT count(*) FROM (SELECT {}, {} FROM {} AS t WHERE {} LIMIT {}) AS {} WHERE NOT ({})")
+        kept = sql.SQL("{} IS NOT NULL").format(session.sql.column(table.vector))
+        parts = (others, vector, session.sql.name, kept, sql.Literal(ROWS_CHECKED), identifier(table.name))
+        if session.db.row(query.format(*parts, verbatim(condition)))[0]:
+            what = f"the constraint {name} of {table.schema}.{table.name} takes no vectors of {dimension} numbers"
+            raise StoreSchemaError(f"{what}: {condition}", "Drop it, or let it take both lengths.")

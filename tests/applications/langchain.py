@@ -1,0 +1,118 @@
+"""LangChain's vector stores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from qdrant_client import models
+
+from tests.applications.application import Listing, encode_with
+from tests.applications.sites import QdrantSite, UrlSite
+from tests.migrate.doubles import TruthEncoder
+from tests.stores.backends_chroma import http_client
+
+
+def langchain_model(encoder: TruthEncoder) -> Any:
+    """Return the encoder as LangChain's Embeddings."""
+    encode = encode_with(encoder)
+
+    class Model(pytest.importorskip("langchain_core.embeddings").Embeddings):  # type: ignore[misc]
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [encode(text) for text in texts]
+
+        def embed_query(self, text: str) -> list[float]:
+            return encode(text)
+
+    return Model()
+
+
+class LangChainStore:
+    """What all of LangChain's stores are asked alike."""
+
+    _store: Any
+
+    def add(self, key: str, text: str) -> None:
+        self._store.add_texts([text], metadatas=[{"source": "a.txt"}], ids=[key])
+
+    def remove(self, key: str) -> None:
+        self._store.delete([key])
+
+    def read(self, key: str) -> str | None:
+        documents = self._store.get_by_ids([key])
+        return documents[0].page_content if documents else None
+
+    def first(self, text: str) -> str | None:
+        documents = self._store.similarity_search(text, k=1)
+        return documents[0].page_content if documents else None
+
+
+class PGVectorApplication(LangChainStore):
+    """One table holds many collections, and its vectors have no fixed number of dimensions."""
+
+    listing = Listing("LangChain `PGVector`", "langchain-postgres", "langchain_pg_embedding", "document")
+    site = "postgres"
+
+    def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
+        vectorstore = pytest.importorskip("langchain_postgres").PGVector
+        connection = site.sqlalchemy_url("psycopg")
+        self._store = vectorstore(langchain_model(encoder), connection=connection, collection_name="docs")
+
+    def close(self) -> None:
+        self._store._engine.dispose()
+
+
+class PGVectorStoreApplication(LangChainStore):
+    """A table for each collection."""
+
+    listing = Listing("LangChain `PGVectorStore`", "langchain-postgres", "docs", "content")
+    site = "postgres"
+
+    def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
+        package = pytest.importorskip("langchain_postgres")
+        self._engine = package.PGEngine.from_connection_string(site.sqlalchemy_url("psycopg"))
+        with psycopg.connect(site.url) as connection:
+            (is_there,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [collection]).fetchone() or (False,)
+        if not is_there:
+            self._engine.init_vectorstore_table(collection, encoder.dimension)
+        self._store = package.PGVectorStore.create_sync(self._engine, langchain_model(encoder), collection)
+
+    def close(self) -> None:
+        self._engine._run_as_sync(self._engine.close())
+
+
+class ChromaApplication(LangChainStore):
+    """A collection on a server, which LangChain makes with the metric l2 if it is told nothing."""
+
+    listing = Listing("LangChain `Chroma`", "langchain-chroma", "docs", "document", follows_switch=False)
+    site = "chroma"
+
+    def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
+        vectorstore = pytest.importorskip("langchain_chroma").Chroma
+        self._connection = http_client(site.url)
+        self._store = vectorstore(collection, langchain_model(encoder), client=self._connection.__enter__())
+
+    def close(self) -> None:
+        self._connection.__exit__(None, None, None)
+
+
+class QdrantApplication(LangChainStore):
+    """An alias, which is pointed to the new collection at the switch."""
+
+    listing = Listing(
+        "LangChain `QdrantVectorStore`, by an alias", "langchain-qdrant", "docs", "page_content", vector=""
+    )
+    site = "qdrant"
+
+    def __init__(self, site: QdrantSite, encoder: TruthEncoder, collection: str) -> None:
+        vectorstore = pytest.importorskip("langchain_qdrant").QdrantVectorStore
+        if not site.client.collection_exists(collection):
+            space = models.VectorParams(size=encoder.dimension, distance=models.Distance.COSINE)
+            site.client.create_collection("docs_2026", space)
+            alias = models.CreateAlias(collection_name="docs_2026", alias_name=collection)
+            site.client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+        self._store = vectorstore(site.client, collection, langchain_model(encoder))
+
+    def close(self) -> None:
+        """Leave the client to the site."""
