@@ -62,6 +62,7 @@ def test_one_yes_takes_a_collection_to_the_new_vectors_and_keeps_the_old_ones(
 
 def test_a_live_application_is_told_of_the_verbs(cli: Cli) -> None:
     refused = cli.text("run", "--yes", code=2)
+    assert cli.error("run", *OFFLINE, "--yes", "--override", " ", code=2) == "SettingsError"
     assert "--offline is missing: beside a live application the verbs are run one by one" in refused
 
 

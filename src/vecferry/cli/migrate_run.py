@@ -25,7 +25,7 @@ from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_facts, duration, plan_facts, status_rows, verdict_facts
 from vecferry.cli.output import Json, Rows, answered_interrupt, counting, show, show_table
 from vecferry.errors import IllegalTransition, MissingOption, VerificationFailed
-from vecferry.migrate import CutoverReport, Migration, Plan, State, VerifyReport
+from vecferry.migrate import CutoverReport, Migration, Override, Plan, Resources, State, VerifyReport
 from vecferry.migrate.operator_lock import state_but_for_pause
 from vecferry.migrate.record import dependents_in_the_way
 from vecferry.migrate.states import ENDED, possible_verbs
@@ -66,6 +66,8 @@ def run(
     if not offline:
         expected = "beside a live application the verbs are run one by one (plan, start --follow, verify, cutover)"
         raise MissingOption("--offline", expected, "--offline, if nobody writes to the collection meanwhile")
+    if override_gate is not None:
+        Override.for_reason(override_gate)  # a blank one is refused before anything is done
     target = target.with_models(new_model, old_model, outputs)
     accepted = {"accept_unconfirmed": accept_unconfirmed, "accept_dependents": tuple(accept_dependent or ())}
     with target.migration(**accepted) as migration:
@@ -138,8 +140,9 @@ class OfflineRun:
         if self.target.config.models.old is None and self.override is None:
             example = "--old-model MODEL, [models] old to the file, or --override REASON to switch without the gate"
             raise MissingOption("--old-model", "the gate compares with the old model", example)
-        config, checks = self.target.config, self.target.gate_check
-        plan = self.migration.plan(self.sample or config.verify.sample, gate_check=checks)
+        config, gate_check = self.target.config, self.target.gate_check
+        resources = Resources(config.engine.workers)
+        plan = self.migration.plan(self.sample or config.verify.sample, resources, gate_check=gate_check)
         self.parts["plan"] = plan.to_dict()
         self._show("plan", plan_facts(plan))
         if not self._is_refused(plan):
