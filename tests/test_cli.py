@@ -294,7 +294,8 @@ def exit_codes_without_a_migration_and_beside_another_run(artifact: Artifact, fo
     assert "there is no migration" in without.stderr
     store = open_store(url, "docs", text="text", vector="embedding", key="id", control=control)
     with closing(store), store.runner(lease_s=60):
-        beside = vecferry("migrate", "start", "--new-model", str(artifact.path), *place, code=5)
+        models = ("--new-model", str(artifact.path), "--accept-unconfirmed", "a test")
+        beside = vecferry("migrate", "start", *models, *place, code=5)
     return without.returncode, beside.returncode
 
 

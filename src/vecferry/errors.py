@@ -27,6 +27,7 @@ VecferryError                      exit  what happened
 │   ├── ArtifactDamaged
 │   └── ArtifactWriteFailed
 ├── OutputWriteFailed              3     a file of results
+│   └── StagingUnusable                  the folder where encoded vectors wait
 ├── ModelRuntimeError              3     what runs the model
 │   ├── RuntimeUnavailable
 │   ├── RuntimeFailed
@@ -61,7 +62,7 @@ VecferryError                      exit  what happened
     ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
-    ├── NotConfirmed                     a verb that drops vectors, and nobody said yes
+    ├── NotConfirmed                     a verb that drops vectors or does several steps, and nobody said yes
     ├── Interrupted                      a runner was asked to stop, or must not go on
     ├── LeaseLost                  5     somebody else took over meanwhile
     └── Locked                     5     somebody else is at work here
@@ -367,6 +368,13 @@ class OutputWriteFailed(VecferryError):
     reason: str
 
 
+class StagingUnusable(OutputWriteFailed):
+    """The folder where a migration's encoded vectors wait cannot be written to, or has no room for them."""
+
+    template = "nothing can be staged at {path}: {reason}."
+    advice = "Free space there, or name another folder: [limits] staging in the --config file."
+
+
 class ModelRuntimeError(VecferryError):
     """What runs the model cannot be had, or failed."""
 
@@ -652,7 +660,7 @@ class MigrationNotFound(MigrationError):
     """No migration was begun."""
 
     template = "there is no migration of {name!r} in this database."
-    advice = "Begin one: vecferry migrate start --help"
+    advice = "Begin one: vecferry migrate start"
     name: str
 
 
@@ -672,7 +680,7 @@ class GateNotPassed(IllegalTransition):
     """verdict: the one of the gate, as a sentence."""
 
     template = "{verb} is not possible in state {state!r}, since the gate has not passed: {verdict}"
-    advice = "vecferry migrate verify, once that is better; or vecferry migrate override --reason REASON"
+    advice = "Once that is better: vecferry migrate verify; or else: vecferry migrate override --reason REASON"
     verdict: str
 
 
@@ -729,7 +737,7 @@ class CutoverRefused(MigrationError):
 
 @dataclass(eq=False)
 class NotConfirmed(MigrationError):
-    """A verb that drops vectors needs a word of its own. effect: what it would do; remedy: how to confirm it."""
+    """A verb that drops vectors or does several steps needs a yes. effect: what it would do; remedy: how to say so."""
 
     template = "{verb} {effect}; it was not confirmed."
     advice = "{remedy}"
@@ -764,5 +772,5 @@ class LeaseLost(MigrationError):
 
     exit_code = 5
     template = "another runner has taken over {target}; this one wrote nothing since."
-    advice = "Look at the other: vecferry migrate status. This one may end."
+    advice = "This one may end. Look at the other: vecferry migrate status"
     target: str

@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about, text_about
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import InvalidText, SettingsError
+from vecferry.errors import InvalidText, MissingOption, SettingsError
 from vecferry.evaluate import (
     EvaluatedModel,
     Evaluation,
@@ -196,7 +196,7 @@ def test_without_a_sample_there_is_no_finding_and_no_map() -> None:
 
 
 def test_no_question_is_refused() -> None:
-    with pytest.raises(SettingsError, match="questions"):
+    with pytest.raises(MissingOption, match="--queries is missing"):
         evaluated(FAIR, GOOD, query_set=QuerySet())
 
 

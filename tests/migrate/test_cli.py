@@ -6,6 +6,7 @@ A process of its own is started where that is the point; elsewhere the same entr
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -307,6 +308,42 @@ def test_a_verb_that_drops_vectors_asks_its_own_question_and_hints_at_itself(
     assert cli("status")["state"] == "serving_new"
 
 
+def test_a_command_that_a_hint_or_a_table_names_works_as_it_stands(
+    cli: Cli, database_url: str, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    store = {"url": database_url, "collection": "documents", "text": "body"}
+    config = write_config(tmp_path / "a folder", {"store": store, "models": {"new": str(tiny_artifact.path)}})
+    ours = Cli(cli.capsys, ("--config", str(config)))
+    named = f"--config '{config}'"
+    assert f"hint: Begin one: vecferry migrate start {named}\n" in ours.text("status", code=4)
+    assert ours("status", code=4)["error"]["hint"] == f"Begin one: vecferry migrate start {named}"
+    unconfirmed = ("start", "--new-model", str(tiny_artifact.path), *ours.options)
+    cli.capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["migrate", *unconfirmed])
+    refused = cli.capsys.readouterr().err
+    models = f"--new-model {tiny_artifact.path}"
+    assert f"vecferry migrate start {models} {named} --accept-unconfirmed REASON" in refused
+    ours("start")
+    shown = ours.text("verify", code=4)
+    for row in ("or", "next", "until then", "or"):  # override, cutover, rollback, abort
+        command = beside(row, shown)
+        assert named in command
+        shown = typed(cli.capsys, command.replace("REASON", "tried"))
+    assert beside("state", shown) == "aborted"
+
+
+def typed(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    """Run a command as it was printed, with a yes where it drops vectors; return what it prints."""
+    _, *arguments = shlex.split(command)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *(["--yes"] if "abort" in arguments else [])])
+    printed = capsys.readouterr()
+    assert not ended.value.code, printed.err
+    return printed.out
+
+
 def test_a_check_that_passed_with_a_warning_has_no_tick() -> None:
     fell = Check("language de", passed=True, seen="a → b", warning="fell")
     gate = GateVerdict(passed=True, message="judged.", evidence="queries", checks=(fell,))
@@ -357,8 +394,10 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
     assert "vecferry migrate cutover" in cli.text("status")
     switched = cli.text("cutover", "--accept-dead-letters", "1")
     assert "epoch 2, generation 2" in switched
-    assert "rollback until then" in switched
-    assert "vecferry migrate cutover, or abort" in cli.text("rollback")
+    assert beside("until then", switched).startswith("vecferry migrate rollback --collection documents")
+    rolled_back = cli.text("rollback")
+    assert beside("next", rolled_back) == f"vecferry migrate cutover {' '.join(TABLE)}"
+    assert beside("or", rolled_back) == f"vecferry migrate abort {' '.join(TABLE)}"
     cli.text("cutover", "--accept-dead-letters", "1")
     assert "a new migration may begin" in cli.text("finalize", "--yes")
 
@@ -378,7 +417,7 @@ def test_a_failed_check_is_shown_with_its_rows(cli: Cli, documents: psycopg.Conn
 def test_an_error_is_a_message_and_a_hint(cli: Cli) -> None:
     shown = cli.text("status", code=4)
     assert "error: there is no migration of 'public.documents.embedding' in this database." in shown
-    assert "hint: Begin one: vecferry migrate start --help" in shown
+    assert f"hint: Begin one: vecferry migrate start {' '.join(TABLE)}\n" in shown
 
 
 def beside(name: str, shown: str) -> str:
@@ -396,10 +435,11 @@ def test_a_gate_that_has_not_passed_says_what_to_type_and_an_override_is_shown(
     assert "✓  recomputed sample" in shown
     assert beside("gate", shown).startswith("not passed: ")
     assert "no old model" in beside("gate", shown)
-    assert "vecferry migrate override --reason REASON" in beside("next", shown)
+    assert beside("next", shown) == f"vecferry migrate verify {' '.join(TABLE)}"
+    assert beside("or", shown) == f"vecferry migrate override {' '.join(TABLE)} --reason REASON"
     refused = cli.text("cutover", code=4)
     assert "cutover is not possible in state 'verified', since the gate has not passed: " in refused
-    assert "vecferry migrate override --reason REASON" in refused
+    assert f"vecferry migrate override {' '.join(TABLE)} --reason REASON" in refused
     assert cli.error("cutover", code=4) == "GateNotPassed"
     assert cli.error("override", "--reason", " ", code=2) == "SettingsError"
     cli.text("override", code=2)  # the reason is required
@@ -700,11 +740,34 @@ def test_a_plan_with_a_read_only_role_writes_nothing(
         assert "not known" in cli.text("plan", "--sample", "5", *reader)
         assert documents.execute(CATALOGUE).fetchall() == before
         assert sorted(tmp_path.rglob("*")) == files
-        assert cli.error("start", *reader, code=3) == "StoreFailed"
+        assert cli.error("start", *reader, code=3) == "StoreSchemaError"
         assert documents.execute(CATALOGUE).fetchall() == before
     finally:
         documents.execute("DROP OWNED BY reader")
         documents.execute("DROP ROLE reader")
+
+
+def test_a_start_that_would_fail_later_leaves_nothing_in_the_database(
+    cli: Cli, documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    values: dict[str, dict[str, object]] = {
+        "store": {"url": database_url, "collection": "documents", "text": "body"},
+        "models": {"new": str(tiny_artifact.path), "old": str(tiny_artifact.path)},
+        "gate": {"queries": "judged"},
+    }
+    ours = Cli(cli.capsys, ("--config", str(write_config(tmp_path, values))))
+    before = documents.execute(CATALOGUE).fetchall()
+    planned = ours.text("plan", "--sample", "5")
+    assert f"the query log {tmp_path / 'judged'} cannot be read" in beside("start refuses", planned)
+    assert beside("next", planned) == "plan again, once that is clear"
+    assert ours.error("start", code=2) == "UnreadableFile"
+    (tmp_path / "judged" / "qrels").mkdir(parents=True)
+    (tmp_path / "judged" / "queries.jsonl").write_text('{"_id": "q", "text": "a question"}')
+    (tmp_path / "judged" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tdoc7\t1\n")
+    no_number = ours("start", code=2)["error"]["message"]
+    assert "keys of public.documents.embedding, as doc7 should be (invalid input syntax for type integer" in no_number
+    assert ours.error("start", "--old-model", "/nowhere", code=3) == "ArtifactNotFound"
+    assert documents.execute(CATALOGUE).fetchall() == before
 
 
 # --- other heads and other stores -----------------------------------------------------------------
@@ -772,6 +835,50 @@ def test_an_embedded_store_is_migrated_by_its_url(
     assert tables.open_table("passages").count_rows() == ROWS
     assert cli("status")["serving"]["locator"] == "passages"
     assert {path.name for path in folder.iterdir()} >= {"control.db", "data", "migration.toml"}
+
+
+def test_a_collection_is_exported_and_the_command_that_is_named_evaluates_it_as_it_does_live(
+    cli: Cli, documents: psycopg.Connection, database_url: str, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    documents.execute("UPDATE documents SET body = 'The ferry number ' || id || ' leaves in the morning of a day.'")
+    config = write_config(
+        tmp_path,
+        {
+            "store": {"url": database_url, "collection": "documents", "text": "body"},
+            "models": {"new": str(tiny_artifact.path), "old": str(tiny_artifact.path)},
+        },
+    )
+
+    def run(*arguments: str) -> dict[str, Any]:
+        cli.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", *arguments, "--json", "--sample", "0", "--outputs", "dense"])
+        printed = cli.capsys.readouterr()
+        assert not ended.value.code, printed.err
+        return dict(json.loads(printed.out))
+
+    live = run("--config", str(config))
+    cli.capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["eval", "--config", str(config), "--export", str(tmp_path / "out")])
+    shown = cli.capsys.readouterr().out
+    assert beside("passages", shown) == str(ROWS)
+    command = beside("next", shown)
+    assert command.startswith(f"vecferry eval {tmp_path / 'out'} --old-model ")
+    models = ("--old-model", str(tiny_artifact.path), "--new-model", str(tiny_artifact.path))
+    folder = run(str(tmp_path / "out"), *models)
+    for figure in ("evidence", "passages", "queries_asked", "systems", "gate"):
+        assert folder[figure] == live[figure], figure
+    assert main_error(cli, "eval", "--export", str(tmp_path / "other"))["type"] == "MissingOption"
+    assert main_error(cli, "eval", "--config", str(config), "--export", str(tmp_path))["type"] == "SettingsError"
+
+
+def main_error(cli: Cli, *arguments: str) -> dict[str, Any]:
+    """Return the error of a command as JSON."""
+    cli.capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--json"])
+    return dict(json.loads(cli.capsys.readouterr().out)["error"])
 
 
 UNCHANGED = """

@@ -189,7 +189,7 @@ def test_a_constraint_that_takes_no_new_vector_is_refused_by_plan_and_start(
 ) -> None:
     table.execute("ALTER TABLE docs ADD CONSTRAINT eight CHECK (vector_dims(embedding) = 8 AND body <> 'x')")
     migration = Migration(store, new=NEW, old=OLD, options=options)
-    assert "start refuses: the constraint eight of public.docs takes no vectors of 16" in migration.plan().warnings[0]
+    assert "the constraint eight of public.docs takes no vectors of 16" in migration.plan().problems[0].message
     with pytest.raises(StoreSchemaError, match="the constraint eight"):
         migration.start()
     table.execute("ALTER TABLE docs DROP CONSTRAINT eight")
@@ -205,7 +205,7 @@ def test_a_role_that_may_not_migrate_is_told_so_by_plan(
     try:
         with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
             migration = Migration(store, new=NEW, old=OLD, options=options)
-            assert "start refuses: the role helper does not own the table public.docs" in migration.plan().warnings[0]
+            assert "the role helper does not own the table public.docs" in migration.plan().problems[0].message
             with pytest.raises(StoreSchemaError, match="does not own"):
                 migration.start()
             table.execute("ALTER TABLE docs OWNER TO helper")

@@ -25,7 +25,7 @@ from tests.migrate.test_crashes import World, assert_complete, assert_true, fill
 from tests.stores import backends, backends_chroma
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
-from vecferry.errors import Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
+from vecferry.errors import Interrupted, Locked, OutputWriteFailed, StoreFailed, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.chroma import ChromaBackend
 from vecferry.stores.mirror import MirrorStore
@@ -99,13 +99,15 @@ def test_a_run_pauses_while_the_disk_is_low_and_goes_on_by_itself(table: World) 
     with small_disk(Path("small"), kib=1024) as disk, closing(table.store.another()) as watched:
         options = replace(OPTIONS, staging=disk / "staging", min_free_gb=0.0005)
         encoder = TruthEncoder()
-        ballast = fill_up(disk, leave_kib=300)
+        migration = Migration(table.store, new=encoder, options=options)
+        with pytest.raises(Interrupted):
+            migration.start(stop=lambda: encoder.calls > 0)
+        ballast, calls = fill_up(disk, leave_kib=300), encoder.calls
         watcher = Migration(watched, options=options)
-        thread, outcome = in_background(lambda: Migration(table.store, new=encoder, options=options).start())
-        wait_until(lambda: watched.ledger.find(watched.target) is not None)
+        thread, outcome = in_background(migration.start)
         wait_until(lambda: watcher.status().state == State.PAUSED)
         assert "disk low" in str(watcher.status().paused)
-        assert encoder.calls == 0
+        assert encoder.calls == calls
         ballast.unlink()
         thread.join(20)
         assert outcome[0].rows_done == 20, outcome  # type: ignore[attr-defined]

@@ -805,21 +805,23 @@ def test_a_postponed_switch_is_refused_until_it_is_taken_back(collection: Collec
 def test_a_run_pauses_by_itself_while_the_disk_is_low_and_goes_on_when_it_is_not(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = [10]
+    free = [2 * 10**9]
 
     def disk_usage(path: Path) -> tuple[int, int, int]:
         return shutil._ntuple_diskusage(100, 0, free[0])
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     fill(collection, "a")
+    encoder = TruthEncoder(before_each=lambda _: free.__setitem__(0, 10))
     migration = Migration(
         collection.store,
-        new=TruthEncoder(),
+        new=encoder,
         options=MigrationOptions(accept_unconfirmed="a test", staging=Path("staging"), min_free_gb=1),
     )
+    with pytest.raises(Interrupted):
+        migration.start(stop=lambda: encoder.calls > 0)
     with collection.another() as store:
-        thread, outcome = in_background(migration.start)
-        wait_until(lambda: store.ledger.find(store.target) is not None)
+        thread, outcome = in_background(replace(migration, new=TruthEncoder()).start)
         operator = Migration(store)
         wait_until(lambda: operator.status().state == State.PAUSED)
         assert "disk low: 0.00 GB free" in str(operator.status().paused)

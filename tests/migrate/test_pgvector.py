@@ -324,8 +324,9 @@ def test_a_plan_needs_only_a_role_that_may_read(connection: psycopg.Connection, 
     assert [(each.name, each.is_carried) for each in plan.table.dependents] == [("shown", True)]
     assert plan.table.triggers == ("touch",)
     assert [warning.partition(":")[0] for warning in plan.warnings if "shown" not in warning] == [
-        "start refuses", "triggers fire for every row that is written"
-    ]  # fmt: skip
+        "triggers fire for every row that is written"
+    ]
+    assert ["does not own" in problem.message for problem in plan.problems] == [True]
 
 
 @pytest.mark.parametrize("dimension", [256, 1024])

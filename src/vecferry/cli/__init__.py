@@ -10,7 +10,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from vecferry import __version__
-from vecferry.cli import console, demo, evaluate, migrate, model, serve
+from vecferry.cli import console, demo, evaluate, migrate, migrate_run, model, serve
+from vecferry.cli.options import CommandLine
 from vecferry.cli.output import errors, show
 from vecferry.errors import VecferryError
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 model.register(app)
 evaluate.register(app)
+migrate_run.register(migrate.app)
 app.add_typer(migrate.app, name="migrate")
 serve.register(app)
 console.register(app)
@@ -68,12 +70,13 @@ def run(command: typer.Typer, argv: list[str]) -> NoReturn:
     """Run a command and leave the process with its exit code."""
     # psycopg warns of what it meets while it gives a lost connection up; why it was lost is an error of ours
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
+    command_line = CommandLine()
     try:
-        command(args=argv, standalone_mode=True)
+        command(args=argv, standalone_mode=True, obj=command_line)
     except VecferryError as exc:
         if "--debug" in argv:
             errors.print_exception()
-        report(exc, as_json="--json" in argv)
+        report(exc, command_line, as_json="--json" in argv)
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted")
@@ -91,13 +94,17 @@ def run_script(command: Callable[..., None]) -> NoReturn:
     run(script, sys.argv[1:])
 
 
-def report(exc: VecferryError, *, as_json: bool) -> None:
-    """Print the message and the hint on standard error; under --json one object on standard output too."""
+def report(exc: VecferryError, command_line: CommandLine, *, as_json: bool) -> None:
+    """Print the message and the hint on standard error; under --json one object on standard output too.
+
+    Commands in them are completed, so that they can be typed as they stand.
+    """
+    message, hint = command_line.completed(exc.message), command_line.completed(exc.hint)
     if as_json:
-        error = {"type": type(exc).__name__, "message": exc.message, "hint": exc.hint, "exit_code": exc.exit_code}
+        error = {"type": type(exc).__name__, "message": message, "hint": hint, "exit_code": exc.exit_code}
         show({"error": error}, as_json=True)
     errors.print("[bold red]error:[/]", end=" ")
-    errors.out(exc.message, highlight=False)
-    if exc.hint:
+    errors.out(message, highlight=False)
+    if hint:
         errors.print("[bold]hint:[/]", end=" ")
-        errors.out(exc.hint, highlight=False)
+        errors.out(hint, highlight=False)

@@ -84,6 +84,7 @@ def _task(target: Target, config: Path) -> Task:
         gate=lambda: make_gate(target.config, old=target.old, new=target.new),
         sample=target.config.verify.sample,
         engine=target.engine(),
+        gate_check=target.gate_check,
         pieces=lambda text: _pieces(target.new, text),
         config=config,
     )

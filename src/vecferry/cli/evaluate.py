@@ -6,6 +6,7 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 
 from vecferry.cli.migrate_target import Target
 from vecferry.cli.options import option
-from vecferry.cli.output import Json, output, show, show_table, stages
+from vecferry.cli.output import Json, counting, output, show, show_table, stages
 from vecferry.embeddings import Outputs
 from vecferry.encode.adapted import adapted
 from vecferry.encode.loading import load_encoder
@@ -33,9 +34,10 @@ from vecferry.evaluate.corpora import Stage
 from vecferry.evaluate.evaluation import GateOptions
 from vecferry.evaluate.gate import slice_mark, slice_message
 from vecferry.evaluate.pairs import MIN_CHARS, sentence_pairs, title_pairs
-from vecferry.evaluate.qrels import read_passages, read_queries
-from vecferry.evaluate.questions import read_log
+from vecferry.evaluate.qrels import read_passages
+from vecferry.evaluate.questions import read_log, read_query_set
 from vecferry.evaluate.values import GateResult, Interval, Passage, SliceScore, Threshold
+from vecferry.migrate.beir_export import Exported, export_collection
 from vecferry.migrate.config import GateConfig, MigrationConfig, ModelsConfig, read_config
 from vecferry.migrate.gate import options_of
 from vecferry.migrate.live_evaluation import evaluation_of_store
@@ -80,6 +82,10 @@ def evaluation(
         Path | None,
         typer.Option("-o", "--output", help="HTML file to write the report to; its figures go as JSON beside it."),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the collection of --config and its queries there, in BEIR layout."),
+    ] = None,
     outputs: Annotated[
         str | None, typer.Option(help="Heads of the new model to look at. Default: all in a folder, dense in a store.")
     ] = None,
@@ -107,6 +113,9 @@ def evaluation(
         values={"margin": margin, "confidence": confidence, "max_queries": max_queries},
     )  # fmt: skip
     inputs = Inputs(folder, file, new_model, old_model, queries, options)
+    if export is not None:
+        _show_exported(_exported(inputs, export), inputs, as_json=as_json)
+        return
     draw = _drawer(report)
     with stages() as stage:
         result = _evaluated(inputs, stage)
@@ -205,12 +214,21 @@ def _of_store(inputs: Inputs, config: MigrationConfig, stage: Stage, provenance:
         store.close()
 
 
+def _exported(inputs: Inputs, folder: Path) -> Exported:
+    """Write the live collection to a folder; no model is called. Raises MissingOption."""
+    if inputs.config is None:
+        raise MissingOption("--config", "the collection to be written", "--config migration.toml")
+    with closing(Target(inputs.config).open_store()) as store, counting("rows", "rows") as progress:
+        queries = inputs.queries or inputs.config.gate.queries
+        return export_collection(store, folder, queries, inputs.options, progress)
+
+
 def _query_set(inputs: Inputs, folder: Path) -> tuple[QuerySet, tuple[Passage, ...]]:
     """Return questions, and the passages to be searched for them; titles that are asked are not among these."""
     passages = read_passages(folder)
     judged = inputs.queries if inputs.queries is not None and inputs.queries.is_dir() else folder
     if (judged / "qrels").is_dir():
-        return QuerySet(read_queries(judged)), passages
+        return read_query_set(judged), passages
     log = read_log(inputs.queries) if inputs.queries is not None else ()
     number = inputs.options.max_queries or PAIRS
     if sum(len(passage.title) >= MIN_CHARS for passage in passages) > len(passages) / 2:
@@ -226,6 +244,22 @@ def _model(folder: Path) -> EvaluatedModel:
 
 
 # --- what is shown --------------------------------------------------------------------------------
+
+
+def _show_exported(exported: Exported, inputs: Inputs, *, as_json: bool) -> None:
+    """Print what was written, and the command that evaluates it."""
+    assert inputs.config is not None
+    old, new = inputs.old_model or inputs.config.models.old or "MODEL", inputs.new_model or inputs.config.models.new
+    command = ["vecferry", "eval", exported.folder, "--old-model", str(old), "--new-model", str(new)]
+    rows = [
+        ("folder", exported.folder),
+        ("passages", f"{exported.passages:,}"),
+        *([("rows without a text", f"{exported.without_text:,}, left out")] if exported.without_text else []),
+        ("queries", f"{exported.queries:,} {exported.evidence}"),
+        ("judgements", f"{exported.judgements:,}"),
+        ("next", shlex.join(command)),
+    ]
+    show(exported.to_dict(), as_json=as_json, title="the collection was written", rows=rows)
 
 
 def _show(evaluation: Evaluation, report: Path | None) -> None:

@@ -14,11 +14,21 @@ from rich.live import Live
 
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_rows, plan_rows, rollback_rows, status_rows, verdict_rows
-from vecferry.cli.options import command_again, option
-from vecferry.cli.output import Json, answered_interrupt, counting, errors, output, show, show_table, stages, table_of
-from vecferry.errors import CutoverRefused, NotConfirmed, VerificationFailed
-from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status
-from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig, merged
+from vecferry.cli.options import option
+from vecferry.cli.output import (
+    Json,
+    answered_interrupt,
+    counting,
+    errors,
+    output,
+    show,
+    show_table,
+    stages,
+    table_of,
+)
+from vecferry.errors import CutoverRefused, VerificationFailed
+from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status, VerifyReport
+from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig
 from vecferry.stores.values import Patience
 
 app = typer.Typer(
@@ -42,14 +52,15 @@ Wait = Annotated[
 ]
 MaxPause = Annotated[float | None, option(LimitsConfig, "max_pause_s")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+OverrideGate = Annotated[
+    str | None, typer.Option("--override", help="Go on though the gate does not pass; the reason is recorded.")
+]
+AcceptDependents = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="What stands on the vectors and may be left on the old ones; repeat it."),
+]
+AcceptUnconfirmed = Annotated[str | None, option(MigrationOptions, "accept_unconfirmed")]
 WAIT_POLL_S = 0.5
-
-
-def _with_models(target: Target, new: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
-    """Return the target with the models of the options over those of the file."""
-    heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
-    values = {"models.new": new, "models.old": old, "models.outputs": heads}
-    return Target(merged(target.config, values))
 
 
 @app.command()
@@ -66,11 +77,11 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a migration would do, take and need, and how it is undone. Writes nothing."""
-    target = _with_models(target, new_model, old_model, outputs)
+    target = target.with_models(new_model, old_model, outputs)
     resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
     with target.migration() as migration:
-        result = migration.plan(sample or target.config.verify.sample, resources)
-    show(result.to_dict(), as_json=as_json, title="plan; nothing was written", rows=plan_rows(result))
+        result = migration.plan(sample or target.config.verify.sample, resources, gate_check=target.gate_check)
+    target.show(result.to_dict(), plan_rows(result), title="plan; nothing was written", as_json=as_json)
 
 
 @app.command()
@@ -83,11 +94,8 @@ def start(
     rows_per_range: Annotated[int | None, option(LimitsConfig, "rows_per_range")] = None,
     rows_per_s: Annotated[float | None, option(LimitsConfig, "rows_per_s")] = None,
     old_fingerprint: Annotated[str | None, typer.Option(help="The old vectors' space, if known.")] = None,
-    accept_unconfirmed: Annotated[str | None, option(MigrationOptions, "accept_unconfirmed")] = None,
-    accept_dependent: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="What stands on the vectors and may be left on the old ones; repeat it."),
-    ] = None,
+    accept_unconfirmed: AcceptUnconfirmed = None,
+    accept_dependent: AcceptDependents = None,
     engine: Annotated[str | None, option(EngineConfig, "kind", "--engine")] = None,
     workers: Workers = None,
     ray_address: Annotated[str | None, option(EngineConfig, "address", "--ray-address")] = None,
@@ -97,10 +105,10 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Encode every row into a new side, and capture writes. Resumes where a stopped run ended; later, it catches up."""
-    target = _with_models(target, new_model, old_model, outputs)
+    target = target.with_models(new_model, old_model, outputs)
     values: dict[str, object] = {"limits.rows_per_range": rows_per_range, "limits.rows_per_s": rows_per_s}
     values |= {"engine.kind": engine, "engine.workers": workers, "engine.address": ray_address}
-    target = Target(merged(target.config, values))
+    target = target.merged(values)
     until = (lambda: False) if follow else None
     said = {
         "old_fingerprint": old_fingerprint,
@@ -112,8 +120,8 @@ def start(
         target.migration(**said) as migration,
         counting("rows", "rows") as progress,
     ):
-        status = migration.start(progress, follow=until, engine=target.engine())
-    show(status.to_dict(), as_json=as_json, title="the new vectors are there", rows=status_rows(status))
+        status = migration.start(progress, follow=until, engine=target.engine(), gate_check=target.gate_check)
+    target.show(status.to_dict(), status_rows(status), title="the new vectors are there", as_json=as_json)
 
 
 @app.command()
@@ -126,21 +134,22 @@ def status(
     """Say how far it is; also while it runs, from another terminal."""
     with target.migration() as migration:
         if watch and output.is_terminal:
-            _watch(migration)
-        _show_status(migration.status(), as_json=as_json)
+            _watch(target, migration)
+        _show_status(target, migration.status(), as_json=as_json)
 
 
-def _watch(migration: Migration) -> None:
+def _watch(target: Target, migration: Migration) -> None:
     """Show the status anew every second, until the migration is finalized."""
     with Live(console=output, auto_refresh=False, transient=True) as live:
         while (status := migration.status()).state != State.FINALIZED:
-            live.update(table_of("status", ("", ""), status_rows(status)), refresh=True)
+            rows = target.command_line.completed_rows(status_rows(status))
+            live.update(table_of("status", ("", ""), rows), refresh=True)
             time.sleep(1)
 
 
-def _show_status(status: Status, *, as_json: bool) -> None:
+def _show_status(target: Target, status: Status, *, as_json: bool) -> None:
     """Print a status as rows or as JSON."""
-    show(status.to_dict(), as_json=as_json, title="status", rows=status_rows(status))
+    target.show(status.to_dict(), status_rows(status), title="status", as_json=as_json)
 
 
 @app.command()
@@ -152,7 +161,7 @@ def pause(
 ) -> None:
     """Let whoever runs the migration write nothing until resume. Writes of the application go on being captured."""
     with target.migration() as migration:
-        _show_status(migration.pause(reason), as_json=as_json)
+        _show_status(target, migration.pause(reason), as_json=as_json)
 
 
 @app.command()
@@ -160,7 +169,7 @@ def pause(
 def resume(target: Target, as_json: Json = False) -> None:
     """End a pause."""
     with target.migration() as migration:
-        _show_status(migration.resume(), as_json=as_json)
+        _show_status(target, migration.resume(), as_json=as_json)
 
 
 @app.command()
@@ -172,7 +181,7 @@ def throttle(
 ) -> None:
     """Limit the rows written per second, from now on, also of a run that is under way."""
     with target.migration() as migration:
-        _show_status(migration.throttle(rows_per_s), as_json=as_json)
+        _show_status(target, migration.throttle(rows_per_s), as_json=as_json)
 
 
 @app.command()
@@ -184,7 +193,7 @@ def postpone(
 ) -> None:
     """Refuse every cutover until this is taken back with --undo; both sides go on being followed."""
     with target.migration() as migration:
-        _show_status(migration.postpone(postponed=not undo), as_json=as_json)
+        _show_status(target, migration.postpone(postponed=not undo), as_json=as_json)
 
 
 @app.command()
@@ -194,32 +203,31 @@ def verify(
     new_model: NewModel = None,
     old_model: OldModel = None,
     sample: Sample = None,
-    override_gate: Annotated[
-        str | None,
-        typer.Option("--override", help="Go on though the gate does not pass; the reason is recorded."),
-    ] = None,
+    override_gate: OverrideGate = None,
     as_json: Json = False,
 ) -> None:
     """Check the new vectors: all there, finite, of today's texts; a sample anew; the index; and the quality gate.
 
     Also after the switch, before `finalize`: then it leaves a report alone.
     """
-    from vecferry.migrate.gate import make_gate
-
-    target = _with_models(target, new_model, old_model)
-    with stages() as stage:
-        gate = make_gate(target.config, old=target.old, new=target.new, stage=stage)
-        with target.migration() as migration:
-            stage("comparing every row")
-            sample = sample or target.config.verify.sample
-            report = migration.verify(sample, gate=gate, override=override_gate)
-    if as_json:
-        show(report.to_dict(), as_json=True)
-    else:
+    target = target.with_models(new_model, old_model)
+    with target.migration() as migration:
+        report = verified(target, migration, sample, override_gate)
+    if not as_json:
         show_table("verification", ("", "check", "seen"), check_rows(report))
-        show_table("verdict", ("", ""), verdict_rows(report))
+    target.show(report.to_dict(), verdict_rows(report), title="verdict", as_json=as_json)
     if not report.passed:
         raise typer.Exit(VerificationFailed.exit_code)
+
+
+def verified(target: Target, migration: Migration, sample: int | None, override: str | None) -> VerifyReport:
+    """Verify a migration, with the gate of the file, and show meanwhile what is being done."""
+    from vecferry.migrate.gate import make_gate
+
+    with stages() as stage:
+        gate = make_gate(target.config, old=target.old, new=target.new, stage=stage)
+        stage("comparing every row")
+        return migration.verify(sample or target.config.verify.sample, gate=gate, override=override)
 
 
 @app.command()
@@ -231,16 +239,16 @@ def override(
 ) -> None:
     """Let a cutover be possible though the gate did not pass; until the next verify."""
     with target.migration() as migration:
-        _show_status(migration.override(reason), as_json=as_json)
+        _show_status(target, migration.override(reason), as_json=as_json)
 
 
 @app.command()
 @on_target
 def retry(target: Target, new_model: NewModel = None, old_model: OldModel = None, as_json: Json = False) -> None:
     """Encode the dead letters again."""
-    target = _with_models(target, new_model, old_model)
+    target = target.with_models(new_model, old_model)
     with target.migration() as migration:
-        _show_status(migration.retry(), as_json=as_json)
+        _show_status(target, migration.retry(), as_json=as_json)
 
 
 @app.command()
@@ -257,13 +265,13 @@ def cutover(
 
     With --wait also until it is ready, and not postponed.
     """
-    target = _with_models(target, new_model)
+    target = target.with_models(new_model)
     with target.migration() as migration:
         if wait:
             _await_ready(migration)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             report = migration.cutover(accept_dead_letters, patience=patience)
-    show(report.to_dict(), as_json=as_json, title="the new vectors serve", rows=cutover_rows(report))
+    target.show(report.to_dict(), cutover_rows(report), title="the new vectors serve", as_json=as_json)
 
 
 def _await_ready(migration: Migration) -> None:
@@ -300,19 +308,18 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Switch back to the old vectors, in one step, those of rows written since the switch included."""
-    target = _with_models(target, None, old_model)
+    target = target.with_models(None, old_model)
     with target.migration() as migration:
         surer = migration.options.patience.surer()
         with _patience(surer, wait=wait, max_pause_s=max_pause_s) as patience:
             report = migration.rollback(accept_outdated=accept_outdated, patience=patience)
-    show(report.to_dict(), as_json=as_json, title="the old vectors serve", rows=rollback_rows(report))
+    target.show(report.to_dict(), rollback_rows(report), title="the old vectors serve", as_json=as_json)
 
 
 @app.command()
 @on_target
 def finalize(
     target: Target,
-    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     wait: Wait = False,
@@ -321,30 +328,22 @@ def finalize(
     as_json: Json = False,
 ) -> None:
     """Drop the old vectors. This cannot be undone."""
-    target = _with_models(target, new_model)
+    target = target.with_models(new_model)
     with target.migration() as migration:
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
             migration.require("finalize")
-            _confirm(context, migration.effect_of_finalize(), yes=yes)
+            target.confirm("finalize", migration.effect_of_finalize(), yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
-    show(status.to_dict(), as_json=as_json, title=title, rows=status_rows(status))
-
-
-def _confirm(context: typer.Context, effect: str, *, yes: bool) -> None:
-    """Ask whether the verb shall do that. Raises NotConfirmed, with the command that does it without a question."""
-    verb = context.info_name or ""
-    if not yes and not (output.is_terminal and typer.confirm(f"{verb.capitalize()} {effect}. Go on?")):
-        raise NotConfirmed(verb, effect, command_again(context, "--yes"))
+    target.show(status.to_dict(), status_rows(status), title=title, as_json=as_json)
 
 
 @app.command()
 @on_target
 def abort(
     target: Target,
-    context: typer.Context,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
     accept_outdated: Annotated[
@@ -356,12 +355,12 @@ def abort(
     as_json: Json = False,
 ) -> None:
     """Give the migration up, before the switch or after a rollback. The vectors that serve are not touched."""
-    target = _with_models(target, None, old_model)
+    target = target.with_models(None, old_model)
     with target.migration() as migration:
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
             migration.require("abort")
-            _confirm(context, f"drops the new vectors of {target.config.store.collection}", yes=yes)
+            target.confirm("abort", f"drops the new vectors of {target.config.store.collection}", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}

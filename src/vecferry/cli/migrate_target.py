@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vecferry.cli.options import option, taking
+from vecferry.cli.options import CommandLine, option, taking
+from vecferry.cli.output import Rows, output, show
 from vecferry.encode.adapted import adapted
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
-from vecferry.errors import MissingOption
+from vecferry.errors import MissingOption, NotConfirmed
 from vecferry.migrate import EngineFor, Migration
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
@@ -32,9 +33,31 @@ from vecferry.stores.protocol import Store
 
 @dataclass(frozen=True)
 class Target:
-    """A migration to be opened, and its models, loaded when a verb first needs them."""
+    """A migration to be opened, and its models, loaded when a verb first needs them.
+
+    command_line: the verb that is being run on it.
+    """
 
     config: MigrationConfig
+    command_line: CommandLine = field(default_factory=CommandLine)
+
+    def merged(self, values: Mapping[str, object]) -> Target:
+        """Return the target with these values over those of the file, as `config.merged` takes them."""
+        return replace(self, config=merged(self.config, values))
+
+    def with_models(self, new: Path | None, old: Path | None = None, outputs: str | None = None) -> Target:
+        """Return the target with the models of the options over those of the file."""
+        heads = tuple(name.strip() for name in outputs.split(",")) if outputs else None
+        return self.merged({"models.new": new, "models.old": old, "models.outputs": heads})
+
+    def show(self, value: Mapping[str, Any], rows: Rows, *, title: str, as_json: bool) -> None:
+        """Print what a verb returned: as JSON, or as rows with the commands that lead on, ready to be typed."""
+        show(value, as_json=as_json, title=title, rows=self.command_line.completed_rows(rows))
+
+    def confirm(self, verb: str, effect: str, *, yes: bool) -> None:
+        """Ask whether the verb shall do that. Raises NotConfirmed, with the command that does it without a question."""
+        if not yes and not (output.is_terminal and typer.confirm(f"{verb.capitalize()} {effect}. Go on?")):
+            raise NotConfirmed(verb, effect, self.command_line.again("--yes"))
 
     @contextmanager
     def migration(self, **said: Any) -> Iterator[Migration]:
@@ -84,6 +107,12 @@ class Target:
 
         return made
 
+    def gate_check(self, store: Store) -> Sequence[str]:
+        """Look at what the gate of the file is going to ask, as `Migration.plan` and `start` take it."""
+        from vecferry.migrate.gate import check_gate
+
+        return check_gate(self.config, store)
+
     @cached_property
     def new(self) -> LazyEncoder:
         """The new model."""
@@ -127,6 +156,7 @@ URL = option(
 
 
 def _target(
+    context: typer.Context,
     config: Annotated[Path | None, CONFIG] = None,
     store: Annotated[str | None, URL] = None,
     collection: Annotated[str | None, option(StoreConfig, "collection", panel=WHERE)] = None,
@@ -141,7 +171,9 @@ def _target(
     names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
     values = {"url": store, **names, "tenant": tenant, "database": database}
     base = read_config(config) if config else _without_file(collection)
-    return Target(merged(base, {f"store.{name}": value for name, value in values.items()}))
+    command_line = context.ensure_object(CommandLine)
+    command_line.context = context
+    return Target(base, command_line).merged({f"store.{name}": value for name, value in values.items()})
 
 
 def _without_file(collection: str | None) -> MigrationConfig:

@@ -13,10 +13,24 @@ from vecferry.migrate import Check, Cost, CutoverReport, Plan, RollbackReport, S
 from vecferry.migrate.states import next_verbs
 from vecferry.stores.ledger import Event, Serving
 
-WITHOUT_GATE = "verify, once the gate can pass; or vecferry migrate override --reason REASON"
+WITHOUT_GATE = (
+    ("next", "vecferry migrate verify"),
+    ("or", "vecferry migrate override --reason REASON"),
+)
+AFTER_CUTOVER = (
+    ("next", "vecferry migrate verify"),
+    ("then", "vecferry migrate finalize"),
+    ("until then", "vecferry migrate rollback"),
+)
 
 
 def plan_rows(plan: Plan) -> Rows:
+    """Return what a migration would do and take, and what to type next."""
+    is_clear = plan.provenance.is_confirmed and not plan.problems
+    return [*plan_facts(plan), ("next", "vecferry migrate start" if is_clear else "plan again, once that is clear")]
+
+
+def plan_facts(plan: Plan) -> Rows:
     """Return what a migration would do and take, a row for each fact."""
     table = plan.table
     return [
@@ -39,7 +53,7 @@ def plan_rows(plan: Plan) -> Rows:
         *(("will be created", name) for name in plan.creates),
         ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),
-        ("next", "vecferry migrate start" if plan.provenance.is_confirmed else "plan again, once that is clear"),
+        *(row for problem in plan.problems for row in (("start refuses", problem.message), ("", problem.hint))),
     ]
 
 
@@ -79,7 +93,7 @@ def status_rows(status: Status) -> Rows:
         *_verification(status.verification),
         *_serving(status.serving),
         *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
-        ("next", _next(status.state)),
+        *_next(status.state),
     ]
 
 
@@ -101,11 +115,14 @@ def _run(status: Status) -> Rows:
     return rows
 
 
-def _next(state: State) -> str:
-    verbs = next_verbs(state)
-    if not verbs:
-        return "nothing; a new migration may begin"
-    return f"vecferry migrate {WITHOUT_GATE if state is State.VERIFIED else ', or '.join(verbs)}"
+def _next(state: State) -> Rows:
+    """Return the commands that lead on, a row for each."""
+    if state is State.VERIFIED:
+        return WITHOUT_GATE
+    first, *others = next_verbs(state) or ("",)
+    if not first:
+        return [("next", "nothing; a new migration may begin")]
+    return [("next", f"vecferry migrate {first}"), *(("or", f"vecferry migrate {verb}") for verb in others)]
 
 
 def _in_the_way(event: Event) -> str:
@@ -128,20 +145,36 @@ def _mark(check: Check) -> str:
 
 def verdict_rows(report: VerifyReport) -> Rows:
     """Return what the gate said, and what to type next."""
-    next_step = "vecferry migrate start, then verify" if report.state is State.CATCHING_UP else _next(report.state)
+    return [*verdict_facts(report), *_after_verify(report)]
+
+
+def verdict_facts(report: VerifyReport) -> Rows:
+    """Return what the gate said, and the state that it leaves."""
+    return [*_gate(report.to_dict()), ("state", report.state)]
+
+
+def _after_verify(report: VerifyReport) -> Rows:
+    """Return the commands that lead on; a check that failed is repaired by a `start`."""
+    if report.state is State.CATCHING_UP:
+        return [("next", "vecferry migrate start"), ("then", "vecferry migrate verify")]
     if report.state is State.SERVING_NEW and not report.passed:
-        next_step = "vecferry migrate rollback; or start, then verify"
-    return [*_gate(report.to_dict()), ("state", report.state), ("next", next_step)]
+        repair = [("or", "vecferry migrate start"), ("then", "vecferry migrate verify")]
+        return [("next", "vecferry migrate rollback"), *repair]
+    return _next(report.state)
 
 
 def cutover_rows(report: CutoverReport) -> Rows:
+    """Return what serves now, what the switch cost, and what to type next."""
+    return [*cutover_facts(report), *AFTER_CUTOVER]
+
+
+def cutover_facts(report: CutoverReport) -> Rows:
     """Return what serves now, and what the switch cost."""
     return [
         ("column", report.target),
         *_serving(report.serving),
         ("rows without a vector", f"{report.dead_letters:,}, as accepted"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
-        ("next", "vecferry migrate verify, then finalize when you are sure; vecferry migrate rollback until then"),
     ]
 
 
@@ -153,7 +186,7 @@ def rollback_rows(report: RollbackReport) -> Rows:
         ("rows with an old vector of a former text", f"{report.outdated_rows:,}"),
         ("rows that the old model cannot embed", f"{report.dead_letters:,}"),
         ("writers waited", f"{1000 * report.seconds:.0f} ms"),
-        ("next", _next(report.state)),
+        *_next(report.state),
     ]
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
+from vecferry.cli.output import Rows
 from vecferry.embeddings import Outputs
 from vecferry.migrate.config import LOCAL_SCHEMES
 from vecferry.options import bounds_of, default_of, help_of, number_type
 
 Command = Callable[..., None]
+MIGRATE = re.compile(r"vecferry migrate ([a-z]+)\b")
+TARGET_OPTIONS = frozenset(
+    {
+        *("config", "store", "collection", "text", "vector", "key", "control", "tenant", "database"),
+        *("new_model", "old_model", "outputs"),
+    }
+)
+"""Those that say which migration is meant, and so are the same for all of its verbs that have them."""
 
 
 def option(section: type, name: str, *names: str, note: str = "", panel: str | None = None) -> Any:
@@ -72,14 +82,56 @@ def taking(make: Callable[..., Any], parameters: Sequence[inspect.Parameter]) ->
     return decorate
 
 
-def command_again(context: typer.Context, *more: str) -> str:
-    """Return the command that is being run as it was typed, with more options after it.
+@dataclass
+class CommandLine:
+    """The verb of a migration that is being run, so that others can be typed for the same store and models.
 
-    The URL of a server may hold a password, so `URL` stands in its place.
+    context: None until it is known, and for other commands. The URL of a server may hold a password, so that `URL`
+    stands in its place.
     """
-    options = ((each, context.params[each.name]) for each in context.command.params if _is_typed(context, each.name))
-    words = (word for option, value in options for word in (option.opts[0], *_value_again(option.name, value)))
-    return shlex.join(["vecferry", *_names(context), *words, *more])
+
+    context: typer.Context | None = None
+
+    def again(self, *more: str) -> str:
+        """Return the command as it was typed, with more options after it. Only inside a verb."""
+        assert self.context is not None
+        return shlex.join(["vecferry", *_names(self.context), *_typed(self.context), *more])
+
+    def completed(self, text: str) -> str:
+        """Return the text with what was said of store, collection and models in each `vecferry migrate VERB` in it.
+
+        So it can be typed as it stands. What `again` has made is complete.
+        """
+        return text if self.context is None else MIGRATE.sub(self._completed, text)
+
+    def completed_rows(self, rows: Rows) -> Rows:
+        """Return the rows of a table with their commands completed."""
+        return [[self.completed(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+
+    def _completed(self, match: re.Match[str]) -> str:
+        assert self.context is not None
+        verb = getattr(self.context.parent and self.context.parent.command, "commands", {}).get(match[1])
+        if verb is None or match.string.startswith(self.again(), match.start()):
+            return match[0]
+        shared = TARGET_OPTIONS & {each.name for each in verb.params}
+        return " ".join(filter(None, (match[0], shlex.join(_typed(self.context, shared)))))
+
+
+def _typed(context: typer.Context, names: Collection[str] | None = None) -> list[str]:
+    """Return the options that were typed, or those of them with these names, as words."""
+    options = [each for each in context.command.params if _is_typed(context, each.name)]
+    return [
+        word
+        for each in options
+        if names is None or each.name in names
+        for value in _values(context.params[each.name])
+        for word in (each.opts[0], *_value_again(each.name, value))
+    ]
+
+
+def _values(value: object) -> Sequence[object]:
+    """Return the values of an option, of which one that may be repeated has several."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _names(context: Any) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import TypeVar
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import Locked, MigrationNotFound, StoreError, StoreUnreachable, VecferryError
 from vecferry.migrate import EngineFor, Migration, MigrationOptions, State, Status
+from vecferry.migrate.preflight import GateCheck, nothing_asked
 from vecferry.migrate.verification import Gate
 from vecferry.model.tokens import Piece
 from vecferry.stores.protocol import Store
@@ -35,7 +36,8 @@ PATIENCE_S = 10.0
 class Task:
     """A migration's store and models. store: closed by the operator.
 
-    gate: makes the gate of a verification. sample: rows that it encodes again. engine: as `Migration.start` takes it.
+    gate: makes the gate of a verification. sample: rows that it encodes again. engine, gate_check: as
+    `Migration.start` takes them.
     pieces: what the new model's tokenizer makes of a text, special tokens included; nothing where nobody can say.
     config: the file by which the same migration is reached from a terminal.
     """
@@ -47,6 +49,7 @@ class Task:
     gate: Callable[[], Gate]
     sample: int = 100
     engine: EngineFor | None = None
+    gate_check: GateCheck = nothing_asked
     pieces: Callable[[str], list[Piece]] = lambda _: []
     config: Path = Path("migration.toml")
 
@@ -169,7 +172,12 @@ class Operator:
         self._stopping.clear()
 
         def follow(migration: Migration) -> Outcome:
-            ended = migration.start(follow=lambda: False, stop=self._stopping.is_set, engine=self.task.engine)
+            ended = migration.start(
+                follow=lambda: False,
+                stop=self._stopping.is_set,
+                engine=self.task.engine,
+                gate_check=self.task.gate_check,
+            )
             return Outcome("start", f"The migration has ended: {ended.state}.")
 
         self._begin(TaskThread.RUN, "start", follow)

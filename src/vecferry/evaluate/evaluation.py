@@ -14,7 +14,7 @@ from pydantic import Field
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.runtime.host import machine
-from vecferry.errors import SettingsError
+from vecferry.errors import MissingOption
 from vecferry.evaluate.changes import MAX_CHARS, changes, replayed
 from vecferry.evaluate.comparing import compare
 from vecferry.evaluate.corpora import Corpus, EvaluatedModel, PassageSample, Stage
@@ -86,12 +86,13 @@ def run_evaluation(
 ) -> Evaluation:
     """Compare the two sides of a corpus by these queries.
 
-    Raises MissingExtra, SettingsError where there is no question; what the models and the store raise.
+    Raises MissingExtra, MissingOption where there is no question; what the models and the store raise.
     """
     require_metrics()
     query_set = query_set.limited(options.max_queries, options.seed)
     if not query_set.questions:
-        raise SettingsError("questions", 0, "judged queries, or passages long enough to ask for a part of them")
+        expected = "no passage is long enough to ask for a part of it"
+        raise MissingOption("--queries", expected, "--queries FOLDER, with judged queries in BEIR layout")
     outputs = options.outputs & corpus.new.encoder.space.outputs | DENSE
     answers = search(corpus, query_set, outputs, options.resampling, stage)
     first = METRICS[0]

@@ -12,6 +12,11 @@ MIN_QUERIES = 20
 MIN_IN_SLICE = 20
 
 
+def too_few_message(queries: int) -> str:
+    """Say that so many queries are fewer than a verdict needs."""
+    return f"{queries} queries are too few to judge by; {MIN_QUERIES} are needed."
+
+
 def judge(compared: Compared, *, margin: float, confidence: float) -> GateResult:
     """Judge non-inferiority: passed if the whole interval of the paired difference lies above -margin.
 
@@ -24,10 +29,7 @@ def judge(compared: Compared, *, margin: float, confidence: float) -> GateResult
     where = f"{overall.difference.low:+.3f} to {overall.difference.high:+.3f} at {confidence:.0%} confidence"
     assert overall.by == ALL
     if overall.queries < MIN_QUERIES:
-        verdict, message = (
-            "inconclusive",
-            f"{overall.queries} queries are too few to judge by; {MIN_QUERIES} are needed.",
-        )
+        verdict, message = "inconclusive", too_few_message(overall.queries)
     elif overall.old.mean == overall.new.mean == 0:
         verdict = "inconclusive"
         message = "Neither side found anything relevant: are the judged ids those of the passages, or keys of the rows?"

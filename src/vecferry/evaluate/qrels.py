@@ -17,7 +17,9 @@ from vecferry.evaluate.values import JudgedQueries, Judgement, Passage, Question
 
 NDCG = "nDCG@10"
 NAMES_OF_SLICES = {"lang": "language"}
-UNSLICED = ("_id", "text", "title")
+MADE_FROM = "made_from"
+"""The field of a query that nobody asked: it was taken from this passage."""
+UNSLICED = ("_id", "text", "title", MADE_FROM)
 MAX_VALUE = 40
 """Characters of a value that a slice can be named after; longer ones are texts."""
 
@@ -69,7 +71,10 @@ def read_queries(folder: Path) -> JudgedQueries:
     """
     require_metrics()
     try:
-        questions = [Question(str(q["_id"]), q["text"], slices_of(q)) for q in _records(folder / "queries.jsonl")]
+        questions = [
+            Question(str(q["_id"]), q["text"], slices_of(q), str(q.get(MADE_FROM) or ""))
+            for q in _records(folder / "queries.jsonl")
+        ]
         lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
         judged = [Judgement(q, p, int(grade)) for q, p, grade in (line.split("\t") for line in lines)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from vecferry.errors import SettingsError, UnreadableFile, reason_of
 from vecferry.evaluate.pairs import Pair
+from vecferry.evaluate.qrels import read_queries
 from vecferry.evaluate.values import Evidence, JudgedQueries, Question
 
 T = TypeVar("T")
@@ -38,6 +39,13 @@ class QuerySet:
     def evidence(self) -> Evidence:
         return "judged queries" if self.queries is not None else "query log" if self.log else "pairs from the corpus"
 
+    @property
+    def passage_ids(self) -> set[str]:
+        """The passages that were judged, or that pairs were taken from."""
+        if self.queries is not None:
+            return {judgement.passage_id for judgement in self.queries.judgements}
+        return {pair.origin for pair in self.pairs}
+
     def limited(self, number: int | None, seed: int) -> QuerySet:
         """Keep at most so many of each kind, chosen by the seed."""
         queries = self.queries
@@ -54,6 +62,17 @@ def chosen(of: Sequence[T], number: int | None, seed: int) -> tuple[T, ...]:
         return tuple(of)
     places = sorted(random.Random(seed).sample(range(len(of)), number))  # noqa: S311  # a sample
     return tuple(of[place] for place in places)
+
+
+def read_query_set(folder: Path) -> QuerySet:
+    """Read the judged queries of a folder in BEIR layout; as pairs, where all of them were taken from passages.
+
+    Raises as `read_queries` does.
+    """
+    queries = read_queries(folder)
+    if not all(question.made_from for question in queries.questions):
+        return QuerySet(queries)
+    return QuerySet(pairs=tuple(Pair(question, question.made_from, question.text) for question in queries.questions))
 
 
 def read_log(path: Path) -> tuple[str, ...]:

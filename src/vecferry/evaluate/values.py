@@ -35,11 +35,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Question:
-    """A query. slices: what it belongs to, by kind: {"language": "en"}."""
+    """A query. slices: what it belongs to, by kind: {"language": "en"}. made_from: its passage, if it has one."""
 
     id: str
     text: str
     slices: Mapping[str, str] = field(default_factory=dict)
+    made_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vecferry.encode.encoder import TextEncoder
+from vecferry.errors import SettingsError, StoreFailed
 from vecferry.evaluate import (
     EvaluatedModel,
     Evaluation,
@@ -17,11 +18,11 @@ from vecferry.evaluate import (
     run_evaluation,
 )
 from vecferry.evaluate.evaluation import GateOptions
-from vecferry.evaluate.gate import slice_message
+from vecferry.evaluate.gate import MIN_QUERIES, slice_message, too_few_message
 from vecferry.evaluate.metrics import require_metrics
 from vecferry.evaluate.values import ALL, GateResult, SliceScore
 from vecferry.migrate.config import MigrationConfig
-from vecferry.migrate.live_evaluation import query_set_of
+from vecferry.migrate.live_evaluation import query_set_of, read_question_files, rows_of_ids
 from vecferry.migrate.values import Check, GateVerdict, MappedThreshold
 from vecferry.migrate.verification import Gate
 from vecferry.stores.protocol import Store
@@ -40,7 +41,8 @@ def make_gate(
 ) -> Gate:
     """Return a gate by the judged queries, or the query log, that [gate] names; else by pairs made of the rows.
 
-    Raises MissingExtra. What it judges by is read when it is asked, and SettingsError is raised then.
+    Raises MissingExtra. What it judges by is read when it is asked, and SettingsError is raised then; `check_gate`
+    looks at it beforehand.
     """
     if old is None:
         return lambda _: GateVerdict(passed=False, message=NO_OLD_MODEL, evidence="none")
@@ -51,6 +53,38 @@ def make_gate(
     )
     options = replace(options_of(config), sample=0)
     return QualityGate(*models, options, lambda store: query_set_of(store, config.gate.queries, options), stage)
+
+
+def check_gate(config: MigrationConfig, store: Store) -> tuple[str, ...]:
+    """Look at what the gate is going to ask, as `make_gate` reads it later, and return what an operator should mind.
+
+    Raises MissingExtra; SettingsError for files that cannot be read, or judgements of which none is about a row.
+    """
+    if config.models.old is None:
+        return (NO_OLD_MODEL,)
+    require_metrics()
+    asked = read_question_files(config.gate.queries)
+    limit = config.gate.max_queries or MIN_QUERIES
+    if not asked.questions:
+        return _too_few(limit)
+    return (*_too_few(min(len(asked.questions), limit)), *_unknown(asked.passage_ids, config, store))
+
+
+def _too_few(asked: int) -> tuple[str, ...]:
+    return () if asked >= MIN_QUERIES else (f"the gate cannot pass: {too_few_message(asked)}",)
+
+
+def _unknown(ids: Collection[str], config: MigrationConfig, store: Store) -> tuple[str, ...]:
+    """Say how many documents that were judged are no rows. Raises SettingsError where none is one."""
+    expected = f"document ids that are keys of {store.target}, as {min(ids, default='none')} should be"
+    try:
+        unknown = len(ids) - sum(1 for _ in rows_of_ids(store, ids))
+    except StoreFailed as exc:  # a key of that form there cannot be
+        raise SettingsError("[gate] queries", config.gate.queries, f"{expected} ({exc.reason})") from exc
+    if unknown == len(ids):
+        raise SettingsError("[gate] queries", config.gate.queries, expected)
+    message = f"{unknown:,} of {len(ids):,} judged documents are no rows, and found by neither side"
+    return (message,) if unknown else ()
 
 
 def options_of(config: MigrationConfig) -> EvaluationOptions:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,20 @@ from vecferry.evaluate import (
     QuerySet,
     StoreCorpus,
     read_log,
-    read_queries,
     run_evaluation,
 )
 from vecferry.evaluate.corpora import Stage, id_of
 from vecferry.evaluate.pairs import MAX_CHARS, MIN_CHARS, Pair, sentence_pairs
-from vecferry.evaluate.questions import chosen
-from vecferry.evaluate.values import JudgedQueries, Question
+from vecferry.evaluate.questions import chosen, read_query_set
+from vecferry.evaluate.values import Question
 from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource, scalar_paths
-from vecferry.stores.values import StoredRow
+from vecferry.stores.values import Row, StoredRow
 
 PAIRS = 500
 ROWS_IN_MEMORY = 2000
+ROWS_AT_ONCE = 1000
 DISTINCT = 0.8
 """The share of different values from which a field says which row is meant."""
 ASKED = "asked for"
@@ -43,12 +44,19 @@ def query_set_of(
 
     rows: that pairs are made of; by default a sample of the store. Raises SettingsError, MissingExtra.
     """
-    if queries is not None and queries.is_dir():
-        return QuerySet(read_queries(queries))
-    log = read_log(queries) if queries is not None else ()
+    asked = read_question_files(queries)
+    if asked.questions:
+        return asked
     if rows is None:
         rows = store.sample_stored(SPARE * (options.max_queries or PAIRS))
-    return QuerySet(pairs=pairs_of(rows, store.traits.source, options), log=log)
+    return replace(asked, pairs=pairs_of(rows, store.traits.source, options))
+
+
+def read_question_files(queries: Path | None) -> QuerySet:
+    """Read the queries of a folder in BEIR layout, or the log in a file. Raises SettingsError, MissingExtra."""
+    if queries is not None and queries.is_dir():
+        return read_query_set(queries)
+    return QuerySet(log=read_log(queries) if queries is not None else ())
 
 
 def pairs_of(rows: Sequence[StoredRow], source: TextSource, options: EvaluationOptions) -> tuple[Pair, ...]:
@@ -56,7 +64,7 @@ def pairs_of(rows: Sequence[StoredRow], source: TextSource, options: EvaluationO
 
     Sentences alone cannot see that a title was embedded and is not any more.
     """
-    number = options.max_queries or PAIRS
+    rows, number = sorted(rows, key=lambda row: row.key), options.max_queries or PAIRS
     values = {path: at for path, at in _telling_values(rows).items() if path not in source.fields[-1:]}
     asked = [
         Pair(Question(f"{id_} {path}", value, {ASKED: path}), id_, value)
@@ -101,8 +109,8 @@ def evaluation_of_store(
     rows, source = store.sample_stored(ROWS_IN_MEMORY), store.traits.source
     asked = query_set_of(store, queries, options, rows)
     passages = {id_of(row.key): Passage(id_of(row.key), source.render(row.fields) or "") for row in rows}
-    if asked.queries is not None:
-        passages |= _judged_passages(store, asked.queries)
+    missing = asked.passage_ids - passages.keys()
+    passages |= {id_of(row.key): Passage(id_of(row.key), row.text or "") for row in rows_of_ids(store, missing)}
     name = f"{store.target}, {len(passages):,} of its rows in memory"
     corpus = FolderCorpus(name, tuple(passages.values()), *models, options.outputs, stage)
     return run_evaluation(corpus, asked, options, stage, provenance)
@@ -118,8 +126,12 @@ def are_both_sides_there(store: Store, old: EvaluatedModel, new: EvaluatedModel)
     return state in CAUGHT_UP and spaces == (old.encoder.fingerprint, new.encoder.fingerprint)
 
 
-def _judged_passages(store: Store, queries: JudgedQueries) -> dict[str, Passage]:
-    """Return the rows that were judged, wherever they are; their ids are their keys."""
-    ids = {judgement.passage_id for judgement in queries.judgements}
-    rows = store.rows([tuple(id_.split("/")) for id_ in sorted(ids)])
-    return {id_of(row.key): Passage(id_of(row.key), row.text or "") for row in rows}
+def rows_of_ids(store: Store, ids: Collection[str]) -> Iterator[Row]:
+    """Yield the rows that are named as `id_of` does, a part of them at a time.
+
+    A "/" parts a key, or stands in one: a key of another number of parts than the store's is no row's.
+    """
+    ordered = sorted(ids)
+    for first in range(0, len(ordered), ROWS_AT_ONCE):
+        some = ordered[first : first + ROWS_AT_ONCE]
+        yield from store.rows([key for id_ in some for key in dict.fromkeys([(id_,), tuple(id_.split("/"))])])

@@ -25,9 +25,12 @@ from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, require_possi
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.pace import Pace
 from vecferry.migrate.planning import make_plan
+from vecferry.migrate.preflight import GateCheck, NewSide, Preflight, nothing_asked, preflight, vector_bytes_each
 from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.record import (
+    Beginning,
     begin,
+    beginning_of,
     ended_record,
     find_record,
     has_ended,
@@ -54,7 +57,7 @@ from vecferry.migrate.verification import Gate, Verification, override_gate, ref
 from vecferry.stores.ledger import Control, MigrationRecord, Paused, RunningProcess, Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
-from vecferry.stores.values import Counts, Patience, Side
+from vecferry.stores.values import Counts, Patience, Side, TableInfo
 
 EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 """Makes the engine of a run."""
@@ -96,11 +99,14 @@ class Migration:
 
     # --- plan -------------------------------------------------------------------------------------
 
-    def plan(self, sample: int = 32, resources: Resources | None = None) -> Plan:
+    def plan(
+        self, sample: int = 32, resources: Resources | None = None, *, gate_check: GateCheck = nothing_asked
+    ) -> Plan:
         """Say what a migration to the new model would do and cost. Writes nothing; a read-only role will do.
 
         `sample` rows are really encoded, to measure the time; others with the old model, to see whether the vectors
-        were made of the texts that are named.
+        were made of the texts that are named. What `start` would refuse is among the problems. gate_check: looks at
+        what `verify` is going to ask.
         """
         new = self._new_for("plan")
         sweep_ended(self.store, self.options)
@@ -108,7 +114,15 @@ class Migration:
         serving = self._ledger.serving(self.store.target)
         old = known_old_fingerprint(self.store, self.options, serving.fingerprint if serving else None)
         provenance = provenance_of(self.store, self.old)
-        return make_plan(self.store, new, self.options.outputs, old, provenance, sample, resources or Resources())
+
+        def look(table: TableInfo, side: NewSide) -> Preflight:
+            return self._preflight(table, side, gate_check) if has_ended(self.store) else Preflight()
+
+        outputs, resources = self.options.outputs, resources or Resources()
+        return make_plan(self.store, new, outputs, old, provenance, sample, resources, look)
+
+    def _preflight(self, table: TableInfo, side: NewSide, gate_check: GateCheck) -> Preflight:
+        return preflight(self.store, self.old, self.options, table, side, gate_check)
 
     def _refuse_outputs(self) -> None:
         possible = self.store.traits.outputs
@@ -125,6 +139,7 @@ class Migration:
         follow: Callable[[], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
         engine: EngineFor | None = None,
+        gate_check: GateCheck = nothing_asked,
     ) -> Status:
         """Bring the sides up to date: begin, resume after any interruption, or catch up with what was written.
 
@@ -133,7 +148,9 @@ class Migration:
         `follow` it goes on applying what is captured, through switches, until `follow()` is true or the
         migration has ended. Repeating is safe: what is done is kept. Undone by `abort`.
         Waits while paused; a store that went away is waited for, `reconnect_s` long. stop: asked often,
-        true raises Interrupted. Raises MigrationConflict if the migration was begun with something else,
+        true raises Interrupted. gate_check: looks at what `verify` is going to ask. A migration that would fail later
+        is not begun, and nothing is left of it: raises StagingUnusable, what `gate_check` raises, DependentsInTheWay,
+        VectorsUnconfirmed. Raises MigrationConflict if the migration was begun with something else,
         SpaceMismatch if the new side is another model's, Locked if another process runs it.
         """
         new = self._new_for("start")
@@ -142,25 +159,32 @@ class Migration:
         outage = Outage(self.store, self.options.reconnect_s + self.options.lease_s, stop)
 
         def run() -> Status:
-            if has_ended(self.store):
-                self.store.check_new_side(new.dimension, self.options.outputs)
+            beginning = self._beginning(new, gate_check) if has_ended(self.store) else None
             self._ledger.install()
             with self.store.runner(self.options.lease_s):
                 outage.end()
-                self._run(new, progress, follow, stop, engine or self._local_engine(new))
+                record = begin(self.store, new, self.old, self.options, beginning)
+                self._run(record, progress, follow, stop, engine or self._local_engine(new))
             return self.status()
 
         return outage.outlast(run)
 
+    def _beginning(self, new: TextEncoder, gate_check: GateCheck) -> Beginning:
+        """Return what a migration begins from. Raises what `start` does, before anything is written."""
+        table = self.store.describe()
+        side = NewSide(new.dimension, table.rows * vector_bytes_each(new.dimension))
+        self._preflight(table, side, gate_check).require()
+        return beginning_of(self.store, self.old, self.options, table)
+
     def _run(
         self,
-        new: TextEncoder,
+        record: MigrationRecord,
         progress: Progress | None,
         follow: Callable[[], bool] | None,
         stop: Callable[[], bool],
         engine: EngineFor,
     ) -> None:
-        record, options, models = begin(self.store, new, self.old, self.options), self.options, self._models
+        options, models = self.options, self._models
         if self._ledger.followed(record) != models.sides:
             self._ledger.set_followed(record, models.sides)
         throttle = Throttle(self._ledger, record, guards_of(self.store, record, options), stop)

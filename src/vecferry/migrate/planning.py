@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
-from vecferry.errors import StoreSchemaError
 from vecferry.migrate.embed import Embedded, embed
+from vecferry.migrate.preflight import NewSide, Preflight, vector_bytes_each
 from vecferry.migrate.provenance import Provenance
-from vecferry.migrate.values import Cost, Plan, Resources
+from vecferry.migrate.values import Cost, Plan, Problem, Resources
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import TableInfo
+from vecferry.stores.values import Dependent, TableInfo
 
-VECTOR_OVERHEAD_BYTES = 8
 PAGE_BYTES = 8192
 PAGE_SLACK = 1.2
 """Pages are not full, and vectors of more than 2 kB lie apart from their row, with an index of their own."""
@@ -23,6 +23,9 @@ GRAPH_BYTES = 400
 """An HNSW element's neighbours and headers, at m = 16."""
 COLBERT_NUMBER_BYTES = 2
 SPARSE_ENTRY_BYTES = 8
+
+Look = Callable[[TableInfo, NewSide], Preflight]
+"""What is looked at before a migration begins, for a collection and the side that is to be made."""
 
 
 def make_plan(
@@ -33,6 +36,7 @@ def make_plan(
     provenance: Provenance,
     sample: int,
     resources: Resources,
+    look: Look,
 ) -> Plan:
     """Plan a migration, writing nothing. Encodes `sample` rows, to measure the time and the size of their vectors."""
     table = store.describe()
@@ -43,6 +47,7 @@ def make_plan(
     seconds = time.perf_counter() - began
     vector_bytes = table.rows * vector_bytes_each(encoder.dimension)
     head_bytes = int(mean_head_bytes(embedded) * table.rows)
+    looked = look(table, NewSide(encoder.dimension, vector_bytes + head_bytes))
     return Plan(
         target=store.target,
         table=table,
@@ -61,19 +66,11 @@ def make_plan(
         seconds=seconds / len(rows) * table.rows if rows else 0.0,
         cost=cost_of(EncodedSample(len(rows), counting.tokens, seconds), table.rows, resources),
         creates=table.creates,
-        undo="vecferry migrate abort, until the switch and after a rollback; it takes all of this away",
-        warnings=(*_refusals(store, encoder.dimension, outputs), *plan_warnings(table)),
+        undo="vecferry migrate abort; it takes all of this away, until the switch and after a rollback",
+        warnings=(*plan_warnings(table), *looked.warnings),
         provenance=provenance,
+        problems=tuple(Problem(problem.message, problem.hint) for problem in looked.problems),
     )
-
-
-def _refusals(store: Store, dimension: int, outputs: Outputs) -> list[str]:
-    """Return why no new side can be made."""
-    try:
-        store.check_new_side(dimension, outputs)
-    except StoreSchemaError as exc:
-        return [f"start refuses: {exc.message} {exc.hint}"]
-    return []
 
 
 class _CountingEncoder:
@@ -125,10 +122,6 @@ def mean_head_bytes(embedded: Embedded) -> float:
     return (SPARSE_ENTRY_BYTES * sparse + COLBERT_NUMBER_BYTES * colbert) / max(len(embedded.vectors), 1)
 
 
-def vector_bytes_each(dimension: int) -> int:
-    return 4 * dimension + VECTOR_OVERHEAD_BYTES
-
-
 def disk_bytes(table: TableInfo, dimension: int) -> int:
     """Return what must be free: new vectors, each row written anew with its index entries, indexes on new vectors."""
     indexes = sum(index.holds_vectors for index in table.vector_indexes)
@@ -146,6 +139,13 @@ def index_bytes_each(dimension: int) -> int:
     return PAGE_BYTES // max(PAGE_BYTES // (vector_bytes_each(dimension) + GRAPH_BYTES), 1)
 
 
+def _dependent_warning(dependent: Dependent) -> str:
+    if dependent.is_carried:
+        return str(dependent)
+    option = f"--accept-dependent {shlex.quote(dependent.name)}"
+    return f"start refuses: {dependent}; to leave it there all the same: {option}"
+
+
 def plan_warnings(table: TableInfo) -> tuple[str, ...]:
     """Return what an operator should look at before `start`."""
     warnings = []
@@ -156,7 +156,7 @@ def plan_warnings(table: TableInfo) -> tuple[str, ...]:
             f"{table.texts_without_vector} rows have a text and no vector, and will have a new one; if they have none"
             ' on purpose, let their text be NULL: text = "CASE WHEN deleted_at IS NULL THEN body END" in PostgreSQL'
         )
-    warnings += [str(each) if each.is_carried else f"start refuses: {each}" for each in table.dependents]
+    warnings += [_dependent_warning(each) for each in table.dependents]
     if table.views:
         views = ", ".join(table.views)
         warnings.append(f"views that go on showing the old vectors, and that stop finalize: {views}")

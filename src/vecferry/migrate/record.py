@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import uuid
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vecferry.encode.encoder import TextEncoder
@@ -23,7 +23,7 @@ from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
 from vecferry.stores.ledger import FIRST_EPOCH, Control, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Side, TableInfo
+from vecferry.stores.values import Dependent, Side, TableInfo
 
 
 def find_record(store: Store) -> MigrationRecord:
@@ -57,14 +57,36 @@ def sweep_staging(record: MigrationRecord, options: MigrationOptions) -> None:
     remove_staged(options.staging, record.spec.fingerprint, record.spec.uid)
 
 
-def begin(store: Store, new: TextEncoder, old: TextEncoder | None, options: MigrationOptions) -> MigrationRecord:
+@dataclass(frozen=True)
+class Beginning:
+    """What a migration begins from. provenance: what the ledger keeps about where the vectors come from."""
+
+    table: TableInfo
+    old_fingerprint: str | None
+    provenance: dict[str, Any]
+
+
+def beginning_of(store: Store, old: TextEncoder | None, options: MigrationOptions, table: TableInfo) -> Beginning:
+    """Return what a migration would begin from, once nothing stands in its way. Writes nothing.
+
+    Raises SpaceMismatch, DependentsInTheWay, VectorsUnconfirmed.
+    """
+    old_fingerprint = known_old_fingerprint(store, options, recorded_fingerprint(store, table), old)
+    _refuse_dependents(table, options.accept_dependents)
+    return Beginning(table, old_fingerprint, _confirmed_provenance(store, old, options.accept_unconfirmed))
+
+
+def begin(
+    store: Store, new: TextEncoder, old: TextEncoder | None, options: MigrationOptions, beginning: Beginning | None
+) -> MigrationRecord:
     """Return the record to go on with; a new one if there is none, or if the last has ended.
 
-    Raises MigrationConflict if the migration was begun with something else.
+    beginning: None where one was open when it was looked for. Raises MigrationConflict if the migration was begun with
+    something else, and what `beginning_of` does.
     """
     record = store.ledger.find(store.target)
     if record is None or State(record.state) in ENDED:
-        return _create(store, new, old, options)
+        return _create(store, new, options, beginning or beginning_of(store, old, options, store.describe()))
     if record.paused is None or record.paused.by_operator:
         require("start", State(record.state))
     refuse_conflicts(record, store, SideModels(new, old))
@@ -74,23 +96,19 @@ def begin(store: Store, new: TextEncoder, old: TextEncoder | None, options: Migr
     return record
 
 
-def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: MigrationOptions) -> MigrationRecord:
+def _create(store: Store, new: TextEncoder, options: MigrationOptions, beginning: Beginning) -> MigrationRecord:
     target, ledger = store.target, store.ledger
-    table, serving = store.describe(), ledger.serving(target)
-    recorded = serving.fingerprint if serving else table.fingerprint
-    old_fingerprint = known_old_fingerprint(store, options, recorded, old)
-    _refuse_dependents(table, options.accept_dependents)
-    provenance = _confirmed_provenance(store, old, options.accept_unconfirmed)
+    table, serving = beginning.table, ledger.serving(target)
     new_locator = store.serving_locator(Side.NEW)
-    serving = serving or Serving(FIRST_EPOCH, 1, store.serving_locator(Side.OLD), old_fingerprint)
+    serving = serving or Serving(FIRST_EPOCH, 1, store.serving_locator(Side.OLD), beginning.old_fingerprint)
     thresholds = options.thresholds or serving.thresholds
-    serving = replace(serving, fingerprint=old_fingerprint, thresholds=dict(thresholds))
+    serving = replace(serving, fingerprint=beginning.old_fingerprint, thresholds=dict(thresholds))
     spec = MigrationSpec(
         target=target,
         text_source=store.traits.text_source,
         dimension=new.dimension,
         fingerprint=new.fingerprint,
-        old_fingerprint=old_fingerprint,
+        old_fingerprint=beginning.old_fingerprint,
         old_not_null=table.vector_not_null,
         generation=serving.generation + 1,
         epoch=serving.epoch,
@@ -103,15 +121,19 @@ def _create(store: Store, new: TextEncoder, old: TextEncoder | None, options: Mi
     )
     with store.transaction():
         ledger.serve(target, serving)
-        record = ledger.create(spec, State.PLANNED, provenance)
+        record = ledger.create(spec, State.PLANNED, beginning.provenance)
         ledger.set_control(record, Control(options.rows_per_s))
     return record
 
 
+def dependents_in_the_way(table: TableInfo, accepted: Collection[str]) -> list[Dependent]:
+    """Return what would be left on the wrong vectors, but for what somebody has accepted by its name."""
+    return [each for each in table.dependents if not each.is_carried and each.name not in accepted]
+
+
 def _refuse_dependents(table: TableInfo, accepted: Collection[str]) -> None:
     """Raise DependentsInTheWay if something would be left on the wrong vectors, and nobody has said that it may."""
-    refused = [each for each in table.dependents if not each.is_carried and each.name not in accepted]
-    if refused:
+    if refused := dependents_in_the_way(table, accepted):
         names = " --accept-dependent ".join(shlex.quote(dependent.name) for dependent in refused)
         raise DependentsInTheWay("; ".join(map(str, refused)), names)
 
@@ -123,6 +145,12 @@ def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfir
         raise VectorsUnconfirmed(store.target, provenance.message, provenance.remedy)
     detail = {"vectors": provenance.verdict, "finding": provenance.message}
     return detail if accept_unconfirmed is None else detail | {"accepted": accept_unconfirmed}
+
+
+def recorded_fingerprint(store: Store, table: TableInfo) -> str | None:
+    """Return the space of the vectors that serve, as the ledger or else the collection has recorded it."""
+    serving = store.ledger.serving(store.target)
+    return serving.fingerprint if serving else table.fingerprint
 
 
 def known_old_fingerprint(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vecferry.embeddings import DENSE, Outputs, TextVectors
-from vecferry.errors import OutputWriteFailed, reason_of
+from vecferry.errors import StagingUnusable, reason_of
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.staged_file import (
     NotReadable,
@@ -41,7 +42,7 @@ class Staging:
     """The staged embeddings of one vector space with the same heads. Threads may share it, and processes the folder.
 
     Opening reads the digests of all that is staged, about 50 bytes a text, and removes what killed
-    processes left half-written. Raises MissingExtra, OutputWriteFailed; every method raises StoreFailed
+    processes left half-written. Raises MissingExtra, StagingUnusable; every method raises StoreFailed
     if the system refuses to read a file.
     """
 
@@ -59,7 +60,7 @@ class Staging:
     def keep(self, name: str, embedded: Embedded) -> None:
         """Leave it staged under `name`, durably, instead of what was there before. Repeating is safe.
 
-        Raises OutputWriteFailed, and then what was there before is untouched.
+        Raises StagingUnusable, and then what was there before is untouched.
         """
         known = self.known([new.digest for new in embedded.vectors], but=name)
         rows = staged_rows(embedded, self.outputs, known)
@@ -69,7 +70,7 @@ class Staging:
     def keep_file(self, name: str, content: bytes) -> set[bytes]:
         """Keep as `keep` does a file that was written elsewhere; return the digests whose vectors it holds.
 
-        Raises NotReadable if it is not as it was written, OutputWriteFailed; then what was there before is untouched.
+        Raises NotReadable if it is not as it was written, StagingUnusable; then what was there before is untouched.
         """
         held = held_digests(BytesIO(content))
         self._put(name, lambda file: file.write(content), held)
@@ -200,12 +201,29 @@ def staged_rows(embedded: Embedded, outputs: Outputs, known: Collection[bytes]) 
 # --- the disk -------------------------------------------------------------------------------------
 
 
+def require_writable(folder: Path) -> None:
+    """Raise StagingUnusable if nothing can be written to the folder, MissingExtra if no file can be. Leaves nothing."""
+    require_pyarrow()
+    with _writing(folder), tempfile.TemporaryFile(dir=_existing(folder)):
+        pass
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that are free where the folder is, or will be."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that exists."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise OutputWriteFailed(path, reason_of(exc)) from exc
+        raise StagingUnusable(path, reason_of(exc)) from exc
 
 
 @contextmanager

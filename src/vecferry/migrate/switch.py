@@ -242,10 +242,11 @@ class Switch:
         changes = self.store.captured(LETTERS_SHOWN, {side})
         reason = f"{self.store.backlog(side)} writes were not followed on the {side} side yet in {self._tries} tries"
         if side is Side.OLD:
-            remedy = "Give the old model, or run start --follow with it; or say --accept-outdated, and these rows have"
-            remedy += " no old vector of their text."
+            remedy = "Give the old model, also to a run that follows (vecferry migrate start --follow); or say"
+            remedy += " --accept-outdated, and these rows have no old vector of their text."
         else:
-            remedy = "Run start --follow in another terminal, wait longer (--wait), or allow a longer --max-pause-s."
+            remedy = "Wait longer (--wait), allow a longer --max-pause-s, or let a run follow in another terminal:"
+            remedy += " vecferry migrate start --follow"
         return CutoverRefused(reason, remedy, shown(list(dict.fromkeys(change.key for change in changes))))
 
     def _refuse_outdated(self, side: Side, *, with_vector: bool = False) -> None:
@@ -259,7 +260,7 @@ class Switch:
             if not outdated or not (keys := [key for key in outdated.keys if key not in captured]):
                 return
             self.follower.catch_up(side)
-        remedy = "Run start, with both models, which compares every row and repairs them."
+        remedy = "vecferry migrate start with both models compares every row and repairs them."
         reason = f"{outdated.count} rows have no {side} vector of their present text"
         raise CutoverRefused(reason, remedy, shown(keys[:LETTERS_SHOWN]))
 
@@ -268,7 +269,8 @@ class Switch:
         if count != accepted:
             dead_letters = self._ledger.dead_letters(self.record, LETTERS_SHOWN, side)
             reason = f"{count} rows have no {side} vector (dead letters), {accepted} were accepted"
-            remedy = f"Repair their texts, or retry them, or accept them: --accept-dead-letters {count}"
+            remedy = "Repair their texts, or try the same again (vecferry migrate retry),"
+            remedy += f" or accept them: --accept-dead-letters {count}"
             if not count:
                 remedy = "Leave --accept-dead-letters out."
             raise CutoverRefused(reason, remedy, shown([dead_letter.key for dead_letter in dead_letters]))

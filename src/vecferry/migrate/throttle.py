@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from vecferry.errors import Interrupted, MigrationConflict
+from vecferry.migrate.staging import free_bytes
 from vecferry.migrate.states import ENDED, WORKING, State, can_move
 from vecferry.migrate.values import MigrationOptions
 from vecferry.stores.ledger import MigrationRecord, Paused, was_switched
@@ -36,8 +36,7 @@ class DiskGuard:
     min_free_gb: float
 
     def problem(self) -> str | None:
-        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(existing).free / GIGABYTE
+        free = free_bytes(self.folder) / GIGABYTE
         if free >= self.min_free_gb:
             return None
         return f"disk low: {free:.2f} GB free at {self.folder}, {self.min_free_gb:g} are to be left"

@@ -133,6 +133,14 @@ class Cost(Value):
 
 
 @dataclass(frozen=True)
+class Problem(Value):
+    """Why `start` refuses, and what to do about it."""
+
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class Plan(Value):
     """What a migration would do and cost. Nothing was written.
 
@@ -140,7 +148,8 @@ class Plan(Value):
     sample_failures: how many of these cannot be embedded. vector_bytes_after: of the new dense vectors
     alone; head_bytes_after: of sparse and ColBERT vectors. disk_bytes: what must be free in the store:
     the new vectors, a rewrite of every row with its index entries, and the new indexes; staging_bytes:
-    at the staging folder, until `finalize`. creates: by name; undo: how it is taken away.
+    at the staging folder, until `finalize`. creates: by name; undo: how it is taken away. problems: why `start`
+    refuses, beside an unconfirmed provenance and dependents; none where a migration is under way.
     """
 
     target: str
@@ -163,6 +172,7 @@ class Plan(Value):
     undo: str
     warnings: tuple[str, ...]
     provenance: Provenance
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -255,7 +265,9 @@ class Override(Value):
 
     def __post_init__(self) -> None:
         if not self.reason.strip():
-            raise SettingsError("reason of the override", repr(self.reason), "some words that say why")
+            raise SettingsError(
+                "the reason of the override (--override, --reason)", repr(self.reason), "some words that say why"
+            )
 
     @classmethod
     def for_reason(cls, reason: str) -> Override:

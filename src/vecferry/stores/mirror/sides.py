@@ -33,7 +33,9 @@ class Sides:
     def other(self) -> str:
         """The one that follows. Raises StoreSchemaError if there is none."""
         if self.new is None:
-            raise StoreSchemaError(f"{self.old} has no new side", "It was dropped: run start again.")
+            raise StoreSchemaError(
+                f"{self.old} has no new side", "It was dropped; make it again: vecferry migrate start"
+            )
         return self.new if self.serving == self.old else self.old
 
     def name(self, side: Side) -> str:
