@@ -21,6 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow
+
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
@@ -312,5 +314,6 @@ def _say(line: str) -> None:
 
 if __name__ == "__main__":
     _die_with_parent()
+    pyarrow.array([])  # which imports pandas, if it is there: 0.7 s in each process that is forked without it
     for line in sys.stdin:
         _say(_ended(json.loads(line)))
