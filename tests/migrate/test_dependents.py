@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +120,37 @@ def test_vectors_that_were_required_are_required_after_finalize(
     assert not store.describe().vector_not_null
     migration.finalize(confirmed=True)
     assert store.describe().vector_not_null
+
+
+def test_finalize_in_place_leaves_the_table_in_the_shape_that_it_had(
+    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+) -> None:
+    table.execute("ALTER TABLE docs ADD COLUMN after text, ALTER embedding SET NOT NULL")
+    table.execute("COMMENT ON COLUMN docs.embedding IS 'of the body'")
+    table.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    table.execute("CREATE INDEX by_half ON docs USING hnsw ((embedding::halfvec(8)) halfvec_l2_ops)")
+    for _, statement in CARRIED.values():
+        table.execute(statement)
+    migration = Migration(store, new=NEW, old=OLD, options=options)
+    before, shape = store.describe(), "SELECT indexdef FROM pg_indexes WHERE tablename = 'docs' ORDER BY 1"
+    indexes = [definition.replace("(8)", "(16)") for (definition,) in table.execute(shape)]
+    switched(migration)
+    migration.finalize(confirmed=True, in_place=True)
+    vector = NEW.truth("text 7").tolist()
+    table.execute("INSERT INTO docs VALUES (7, 'text 7', %s::real[]::vector, 'last')", [vector])
+    with table.cursor().copy("COPY docs FROM STDIN") as copy:
+        copy.write_row((8, "text 8", str(NEW.truth("text 8").tolist()), "last"))
+    rows = table.execute("SELECT * FROM docs ORDER BY id").fetchall()
+    assert [row[0] for row in rows] == [0, 1, 2, 3, 4, 5, 7, 8]
+    for _, body, stored, _ in rows:
+        assert json.loads(stored) == pytest.approx(NEW.truth(body).tolist())
+    after = store.describe()
+    assert (after.dependents, after.vector_not_null, after.fingerprint) == (before.dependents, True, NEW.fingerprint)
+    assert [definition for (definition,) in table.execute(shape)] == indexes
+    again = Migration(store, new=TruthEncoder("newest", 12), old=NEW, options=options)
+    switched(again)
+    again.finalize(confirmed=True, in_place=True)
+    assert len(table.execute("SELECT * FROM docs").description or ()) == 4
 
 
 def test_a_constraint_binds_the_vectors_that_serve_alone(

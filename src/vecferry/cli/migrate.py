@@ -322,6 +322,14 @@ def finalize(
     target: Target,
     yes: Yes = False,
     accept_dead_letters: Accepted = 0,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="PostgreSQL: put the new vectors where the old ones stood among the columns. Writes the table anew"
+            " while nobody else uses it; give --max-pause-s as long as that may take.",
+        ),
+    ] = False,
     wait: Wait = False,
     max_pause_s: MaxPause = None,
     new_model: NewModel = None,
@@ -333,9 +341,11 @@ def finalize(
         was_finalized = migration.ended() is State.FINALIZED
         if not was_finalized:
             migration.require("finalize")
-            target.confirm("finalize", migration.effect_of_finalize(), yes=yes)
+            target.confirm("finalize", migration.effect_of_finalize(in_place=in_place), yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
-            status = migration.finalize(confirmed=True, accept_dead_letters=accept_dead_letters, patience=patience)
+            status = migration.finalize(
+                confirmed=True, accept_dead_letters=accept_dead_letters, in_place=in_place, patience=patience
+            )
     title = "the old vectors were dropped before" if was_finalized else "the old vectors are gone"
     target.show(status.to_dict(), status_rows(status), title=title, as_json=as_json)
 

@@ -379,13 +379,22 @@ class Migration:
         ):
             return switch.rollback(accept_outdated=accept_outdated)
 
-    def finalize(self, *, confirmed: bool, accept_dead_letters: int = 0, patience: Patience | None = None) -> Status:
+    def finalize(
+        self,
+        *,
+        confirmed: bool,
+        accept_dead_letters: int = 0,
+        in_place: bool = False,
+        patience: Patience | None = None,
+    ) -> Status:
         """Drop the old vectors. Cannot be undone: raises NotConfirmed unless `confirmed`.
 
         Leaves the collection with the new vectors alone, under its old name, and the ledger. Another migration may
         begin. Every row is compared first: CutoverRefused if one has no new vector of its text. Where a row without a
         vector has no place, dead letters go with the old side: CutoverRefused, unless `accept_dead_letters` is their
-        number. Repeating is safe.
+        number. in_place: in PostgreSQL, the new vectors come to stand where the old ones stood among the columns; the
+        table is written anew, and its indexes built, while nobody else uses it, for `patience.max_pause_s` at most.
+        Repeating is safe. Raises StoreSchemaError if the store has no columns.
         """
         patience = patience or self.options.patience
         if State((record := self._find()).state) is State.FINALIZED:
@@ -393,17 +402,20 @@ class Migration:
             return self.status()
         with self._operator_lock("finalize", patience) as paused:
             if not confirmed:
-                raise NotConfirmed("finalize", self.effect_of_finalize(), "finalize(confirmed=True)")
+                effect = self.effect_of_finalize(in_place=in_place)
+                raise NotConfirmed("finalize", effect, "finalize(confirmed=True)")
             with (
                 without_pause(self.store, paused) as record,
                 self._switch(record, SideModels(new=self.new), patience) as switch,
             ):
-                switch.finalize(accept_dead_letters)
+                switch.finalize(accept_dead_letters, in_place=in_place)
         return self.status()
 
-    def effect_of_finalize(self) -> str:
+    def effect_of_finalize(self, *, in_place: bool = False) -> str:
         """Return what `finalize` does, as the rest of a sentence; and that nothing was verified since the switch."""
         effect = f"drops the old vectors of {self.store.target} and cannot be undone"
+        if in_place:
+            effect = f"writes the whole table anew while nobody else uses it, {effect}"
         verification, serving = self._find().verification or {}, self._ledger.serving(self.store.target)
         if verification.get("passed") and serving is not None and verification.get("epoch") == serving.epoch:
             return effect

@@ -76,10 +76,11 @@ class Switch:
             self.store.target, serving, outdated, dead_letters, restored, self._tries, held.pause_s, State.SERVING_OLD
         )
 
-    def finalize(self, accepted: int) -> None:
+    def finalize(self, accepted: int, *, in_place: bool) -> None:
         self.follower.catch_up(Side.NEW)
         self._refuse_outdated(Side.NEW)
-        self._when_current(Side.NEW, None, lambda: self._drop(Side.OLD, accepted, State.FINALIZED))
+        drop = self.store.replace_old if in_place else lambda: self.store.drop(Side.OLD)
+        self._when_current(Side.NEW, None, lambda: self._end(Side.OLD, accepted, State.FINALIZED, drop))
         self._restore_constraints(required=self.record.spec.old_not_null)
 
     def abort(self, accepted: int, *, accept_outdated: bool) -> None:
@@ -95,7 +96,7 @@ class Switch:
         self._when_current(
             Side.OLD,
             None,
-            lambda: self._drop(Side.NEW, accepted, State.ABORTED),
+            lambda: self._end(Side.NEW, accepted, State.ABORTED, lambda: self.store.drop(Side.NEW)),
             accept_outdated=accept_outdated or not needs_comparing,
         )
 
@@ -158,11 +159,11 @@ class Switch:
         self._ledger.serve(self.store.target, after)
         return after
 
-    def _drop(self, side: Side, accepted: int, ended: State) -> None:
+    def _end(self, side: Side, accepted: int, ended: State, drop: Callable[[], None]) -> None:
         if not self.store.traits.rows_outlive_vectors:  # dead letters of the other side are on this one alone
             self._refuse_letters(accepted, side.other)
         self.store.stop_capture()
-        self.store.drop(side)
+        drop()
         if side is Side.OLD:
             self._follow_rename()
         self._move(ended)

@@ -217,6 +217,13 @@ class Store(Protocol):
         The side that serves is never dropped: nothing is done, or StoreSchemaError raised.
         """
 
+    def replace_old(self) -> None:
+        """Drop the old vectors like `drop`, and let the new ones, which serve, stand in their place among the columns.
+
+        Only inside `exclusively`; takes as long as to write all rows and build the indexes. Raises StoreSchemaError
+        where a store has no columns.
+        """
+
     def transaction(self) -> AbstractContextManager[None]:
         """Keep what is written inside as a whole or not at all; of a store without transactions, the ledger."""
 

@@ -315,6 +315,9 @@ class MirrorStore(Store):
                 self._backend.drop(sides.old)
             self._take_over(sides.serving)
 
+    def replace_old(self) -> None:
+        raise StoreSchemaError(f"{self._target} has no columns that could keep their places", "Leave --in-place out.")
+
     def _take_over(self, collection: str) -> None:
         """Let the target's name stand for this collection: by an alias, or a new name where the store has none.
 

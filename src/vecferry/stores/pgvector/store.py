@@ -210,6 +210,9 @@ class PgVectorStore(Store):
     def drop(self, side: Side) -> None:
         self._switch.drop(side)
 
+    def replace_old(self) -> None:
+        self._switch.replace_old()
+
     def transaction(self) -> AbstractContextManager[None]:
         return self._session.guard.transaction()
 

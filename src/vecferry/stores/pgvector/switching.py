@@ -52,11 +52,15 @@ class PgSwitch:
         if missing or checksums - columns.by_name.keys():
             self._add_columns(missing | dict.fromkeys(sorted(checksums), sql.SQL("bytea")))
             for name in missing:
-                comment = literal(COMMENT_PREFIX + fingerprint)
-                column = sql.SQL("{}.{}").format(self._sql.name, identifier(name))
-                self._db.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(column, comment))
+                self._mark(name, fingerprint)
         if side in missing and (settings := carrying.settings(self._db, self._table, side)):
             self._alter(verbatim(settings))
+
+    def _mark(self, column: str, space: str) -> None:
+        """Note the space of a column's vectors in its comment."""
+        comment = literal(COMMENT_PREFIX + space)
+        name = sql.SQL("{}.{}").format(self._sql.name, identifier(column))
+        self._db.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(name, comment))
 
     def _sized(self, kind: str, dimension: int) -> sql.Composed:
         return sql.SQL("{}({})").format(self._sql.type_name(kind), sql.Literal(dimension))
@@ -211,6 +215,31 @@ class PgSwitch:
             self._drop_new(columns)
         elif columns.serving is Side.NEW:
             self._drop_columns([columns.required(Side.OLD), *map(columns.checksum, Side)])
+
+    def replace_old(self) -> None:
+        """Write the new vectors into the column of the old ones, which then has the name, and drop their own.
+
+        So the table has the shape that it had. The server writes the table anew; indexes are made anew after that.
+        """
+        columns, vector = self._catalogue.columns(), self._table.vector
+        if columns.serving is not Side.NEW:
+            return
+        old = columns.required(Side.OLD)
+        indexes = [index.definition for index in self._catalogue.vector_indexes(vector)]
+        serving = columns.by_name[vector]
+        self._mark(old, serving.space or UNMARKED)
+        handover = carrying.handover(self._db, self._table, old)
+        for index in self._catalogue.vector_indexes(old):
+            self._db.execute(sql.SQL("DROP INDEX {}").format(identifier(self._table.schema, index.name)))
+        run(self._db, handover.before)
+        kind = self._sized(self._table.kind, serving.dimension or 0)
+        change = sql.SQL("ALTER COLUMN {} TYPE {} USING {}")
+        self._alter(change.format(identifier(old), kind, identifier(vector)))
+        new = suffixed(vector, NEW)
+        self._rename_columns((vector, new), (old, vector))
+        run(self._db, handover.after)
+        self._drop_columns([new, *map(columns.checksum, Side)])
+        run(self._db, indexes)
 
     def _drop_new(self, columns: Columns) -> None:
         if columns.serving is Side.NEW:
