@@ -103,7 +103,7 @@ def test_what_is_written_to_another_table_is_followed(
     joined: PgVectorStore, tables: psycopg.Connection, options: MigrationOptions
 ) -> None:
     migration = Migration(joined, new=NEW, old=OLD, options=options)
-    assert [other.name for other in joined._session.table.others] == ["pages"]
+    assert [other.name for other in joined._session.table.others] == ["public.pages"]
     assert migration.plan().provenance.verdict is Verdict.CONFIRMED
     status = migration.start()
     assert (status.rows_done, status.dead_letters) == (8, 1)  # a row without a body has no text

@@ -156,11 +156,13 @@ class LlamaIndexText:
 class SqlText:
     """An expression of SQL, which PostgreSQL computes. columns: of the table, that it reads.
 
+    expression: the same with every name as the server has looked it up.
     A row as it is read has the text under the name of the expression.
     """
 
     name: str
     columns: tuple[str, ...]
+    expression: str
 
     @property
     def field(self) -> str:

@@ -47,6 +47,12 @@ BEHIND_A_POOL = (
 )
 
 
+OWN_PATH = "pg_catalog, pg_temp"
+"""Where names without a schema are looked up: whoever may create in another schema could make a function or operator
+there that fits better than the server's, and would act with our rights.
+"""
+
+
 class LockTimedOut(StoreFailed):
     """A lock was not had in time; caught in this package."""
 
@@ -56,7 +62,10 @@ class ConstraintViolated(StoreFailed):
 
 
 class Database:
-    """One connection, each statement kept at once unless in `transaction`. All errors of psycopg end here."""
+    """One connection, each statement kept at once unless in `transaction`. All errors of psycopg end here.
+
+    schemas: where the role looks up names, in this order; ours are looked up in `OWN_PATH`.
+    """
 
     def __init__(self, database_url: str) -> None:
         """Connect. Raises StoreUnreachable; no message carries the password."""
@@ -93,6 +102,11 @@ class Database:
         (row_security,) = self._connection.execute("SHOW row_security").fetchone() or ("on",)
         if row_security != "off":
             raise StoreUnreachable("pgvector", BEHIND_A_POOL)
+        (schemas,) = self._connection.execute(
+            "SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]"
+        ).fetchone() or ([],)
+        self.schemas: list[str] = schemas
+        self._connection.execute("SELECT pg_catalog.set_config('search_path', %s, false)", [OWN_PATH])
         if self.server_version >= 140000:
             # so that the server ends a long statement, and frees our locks, soon after we were killed
             self._connection.execute("SET client_connection_check_interval = '1s'")
@@ -190,6 +204,15 @@ class Database:
                     break
             self._connection.execute("")  # after a pipeline alone, idle_in_transaction_session_timeout does not run
         return rows
+
+    @contextmanager
+    def as_the_role_names(self) -> Iterator[None]:
+        """Open a transaction in which names are looked up as the role does, after the server's own; nothing is kept."""
+        with self._translated(), self._connection.transaction(force_rollback=True):
+            self._connection.execute("SET TRANSACTION READ WRITE")  # for something temporary
+            path = ", ".join(["pg_catalog", *(sql.Identifier(name).as_string() for name in self.schemas)])
+            self._connection.execute("SELECT pg_catalog.set_config('search_path', %s, true)", [path])
+            yield
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -36,7 +36,11 @@ class LeaseGuard:
 
     @contextmanager
     def holding(self, target: str, lease_s: float) -> Iterator[None]:
-        """Hold the lease of `target` inside; raise Locked, naming the holder, if it is taken."""
+        """Hold the lease of `target` inside; raise Locked, naming the holder, if it is taken.
+
+        Raises StoreSchemaError if another role made a part of the ledger.
+        """
+        self._ledger.refuse_foreign()
         with held(self._ledger, target, lease_s, self._former) as lease:
             self._lease = self._former = lease
             try:

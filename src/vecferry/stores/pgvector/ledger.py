@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from vecferry.errors import Locked
+from vecferry.errors import Locked, StoreSchemaError
 from vecferry.stores.ledger import Lease
 from vecferry.stores.pgvector.connection import Database, LockTimedOut
 from vecferry.stores.sql_ledger import TABLES, Ledger
 
 TAKEOVER_WAIT_S = 10
 """For a transaction of the former holder to end; the server ends one that was stopped in it (`connection.py`)."""
+
+INSTALL_WAIT_S = 10.0
+FOREIGN = """
+SELECT kind, name, pg_get_userbyid(owner)::text FROM (
+    SELECT 'schema' AS kind, 'vecferry' AS name, nspowner AS owner FROM pg_namespace WHERE nspname = 'vecferry'
+    UNION ALL SELECT 'relation', relname::text, relowner FROM pg_class
+        WHERE relnamespace = to_regnamespace('vecferry') AND relkind IN ('r', 'v', 'm', 'p', 'f', 'S')
+    UNION ALL SELECT 'function', proname::text, proowner FROM pg_proc WHERE pronamespace = to_regnamespace('vecferry')
+    UNION ALL SELECT 'trigger', t.tgname::text, p.proowner FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+        JOIN pg_class c ON c.oid = t.tgrelid
+        WHERE c.relnamespace = to_regnamespace('vecferry') AND NOT t.tgisinternal
+) AS parts JOIN pg_roles r ON r.oid = parts.owner
+WHERE r.rolname <> current_user AND NOT r.rolsuper ORDER BY kind, name LIMIT 1
+"""
 
 INSTALL = (
     "SELECT pg_advisory_xact_lock(7521364290180)",  # two runners, of two tables, may come here at once
@@ -37,8 +51,24 @@ class PgLedger(Ledger):
         self._db = database
 
     def install(self) -> None:
+        self.refuse_foreign()
         if not self.is_installed():
-            self._db.script(";".join(INSTALL))
+            wait = f"SET LOCAL lock_timeout = '{INSTALL_WAIT_S}s'"
+            try:
+                self._db.script(";".join((wait, *INSTALL)))
+            except LockTimedOut as exc:
+                raise Locked("the installation of the schema vecferry", "another session that installs it") from exc
+            self.refuse_foreign()
+
+    def refuse_foreign(self) -> None:
+        """Raise StoreSchemaError if another role made a part of the schema: what it put there acts with our rights.
+
+        A superuser may have made it, who needs no migration for that.
+        """
+        for kind, name, owner in self._db.rows(FOREIGN):
+            what = f"the {kind} {name} in the schema vecferry" if name != "vecferry" else "the schema vecferry"
+            remedy = f"Connect as {owner}, if it runs the migrations; or look at what is there, and drop it."
+            raise StoreSchemaError(f"{what} belongs to the role {owner}", remedy)
 
     def is_installed(self) -> bool:
         (is_there,) = self._db.row("SELECT to_regclass('vecferry.changes') IS NOT NULL")

@@ -14,7 +14,7 @@ from typing import Any
 from psycopg import sql
 
 from vecferry.errors import StoreFailed, StoreSchemaError
-from vecferry.stores.pgvector.connection import Database, Fragment, identifier, verbatim
+from vecferry.stores.pgvector.connection import OWN_PATH, Database, Fragment, identifier, verbatim
 from vecferry.stores.pgvector.expressions import names_in
 from vecferry.stores.text_source import SqlText
 
@@ -62,11 +62,13 @@ def joined_source(
 
     Raises StoreSchemaError.
     """
-    (view,) = database.row("SELECT to_regclass(%s)::text", [source]) if not QUERY.match(source) else (None,)
-    if view is None and not QUERY.match(source):
+    is_query = QUERY.match(source) is not None
+    with database.as_the_role_names():
+        (view,) = (None,) if is_query else database.row("SELECT to_regclass(%s)::oid::bigint", [source])
+    if view is None and not is_query:
         raise StoreSchemaError(f"[store] source {source!r} is no view and no query", "Name a view, or write SELECT ...")
     same = " AND ".join(f"s.{_quoted(name)} = {_quoted(table)}.{_quoted(name)}" for name in key)
-    expression = f"(SELECT s.{_quoted(text)} FROM {view or f'({source})'} AS s WHERE {same})"  # noqa: S608  # names quoted, or the server's
+    expression = f"(SELECT s.{_quoted(text)} FROM {f'({source})' if is_query else source} AS s WHERE {same})"  # noqa: S608  # names quoted, or the server's
 
     read = {name for (name,) in database.rows(READ_BY_VIEW, [view, oid])} if view else names_in(source)
     types = {name: kind for name, kind in _types(database, oid, {*key, text, *read}).items() if kind not in VECTORS}
@@ -91,17 +93,41 @@ def _types(database: Database, oid: int, names: set[str]) -> dict[str, str]:
 
 
 def _checked(database: Database, oid: int, expression: str, columns: Mapping[str, str]) -> SqlText:
-    source = SqlText(expression, tuple(columns))
+    """Return the expression as a source, its names looked up once and for all. Raises StoreSchemaError."""
     _refuse_passing(database, expression)
-    _refuse_unreadable(database, oid, source)
-    return source
+    try:
+        return SqlText(expression, tuple(columns), _resolved(database, oid, expression, tuple(columns)))
+    except (StoreSchemaError, StoreFailed) as exc:
+        reason = exc.what if isinstance(exc, StoreSchemaError) else exc.reason
+        raise StoreSchemaError(
+            f"the text {expression} cannot be read: {reason}", "Write an expression of SQL."
+        ) from exc
+
+
+def _resolved(database: Database, oid: int, expression: str, columns: tuple[str, ...]) -> str:
+    """Return the expression with every name as the server writes it, after it has read it as a temporary view.
+
+    The view of a constant says what stands around it. Nothing of this is kept.
+    """
+    definitions = list[str]()
+    for text in ("NULL", expression):
+        shown = _all_texts(database, oid, SqlText(text, columns, text))
+        with database.as_the_role_names():
+            database.execute(sql.SQL("CREATE TEMPORARY VIEW vecferry_text(text) AS ") + shown)
+            database.rows("SELECT pg_catalog.set_config('search_path', %s, true)", [OWN_PATH])
+            definitions += database.row("SELECT pg_get_viewdef('pg_temp.vecferry_text'::regclass)")
+    frame, definition = definitions
+    before, _, after = frame.partition(" NULL::text")
+    if not (definition.startswith(before) and definition.endswith(after)):
+        raise StoreSchemaError("more than one", "Write one expression of SQL.")
+    return definition[len(before) : -len(after)].strip()
 
 
 def computed(source: SqlText, table: str, column: Mapping[str, Fragment]) -> sql.Composed:
     """Return the expression over given columns. Within it they are the table's, by bare name or with the table's."""
     columns = sql.SQL(", ").join(sql.SQL("{} AS {}").format(of, identifier(name)) for name, of in column.items())
-    return sql.SQL("(SELECT ({})::text FROM (SELECT {}) AS {})").format(
-        verbatim(source.name), columns, identifier(table)
+    return sql.SQL("(SELECT ({})::text AS text FROM (SELECT {}) AS {})").format(
+        verbatim(source.expression), columns, identifier(table)
     )
 
 
@@ -142,7 +168,8 @@ def _all_texts(database: Database, oid: int, source: SqlText) -> sql.Composed:
 def _refuse_passing(database: Database, expression: str) -> None:
     """Refuse what gives another text each time it is asked, after which no vector would ever be current."""
     (volatile,) = database.row(
-        "SELECT min(p.proname)::text FROM pg_proc p WHERE p.provolatile = 'v' AND p.proname = ANY(%s)"
+        "SELECT min(p.proname)::text FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.provolatile = 'v'"
+        " AND l.lanname IN ('internal', 'c') AND p.proname = ANY(%s)"  # others are called so if nobody says anything
         " AND NOT EXISTS (SELECT FROM pg_proc o WHERE o.proname = p.proname AND o.provolatile <> 'v')",
         [list(names_in(expression, calls=True))],
     )
@@ -150,17 +177,6 @@ def _refuse_passing(database: Database, expression: str) -> None:
         raise StoreSchemaError(
             f"the text {expression} is another one each time, by {passing}", "A text may depend on stored values alone."
         )
-
-
-def _refuse_unreadable(database: Database, oid: int, source: SqlText) -> None:
-    """Let the server read the expression, without reading a row."""
-    try:
-        database.rows(_all_texts(database, oid, source) + sql.SQL(" LIMIT 0"))
-    except (StoreSchemaError, StoreFailed) as exc:
-        reason = exc.what if isinstance(exc, StoreSchemaError) else exc.reason
-        raise StoreSchemaError(
-            f"the text {source.name} cannot be read: {reason}", "Write an expression of SQL."
-        ) from exc
 
 
 def _quoted(name: str) -> str:

@@ -22,10 +22,11 @@ MAX_IDENTIFIER_BYTES = 63
 
 @dataclass(frozen=True)
 class Column:
-    """type: as PostgreSQL writes it, quoted where needed."""
+    """type: as PostgreSQL writes it, quoted where needed. operators: the schema of those that sort its index."""
 
     name: str
     type: str
+    operators: str = "pg_catalog"
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def find_table(database: Database, table: str, text: str, vector_column: str, jo
         "SELECT c.oid, n.nspname::text, c.relkind = 'r' AND NOT c.relispartition"
         " AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid),"
         " (SELECT min(rulename)::text FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN') FROM pg_class c"
-        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND"
-        " CASE WHEN %s::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = %s END",
-        [name, schema, schema],
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND n.nspname = ANY(%s)"
+        " ORDER BY array_position(%s::text[], n.nspname::text) LIMIT 1",
+        [name, schemas := [schema] if schema else database.schemas, schemas],
     )
     if not tables:
         raise StoreSchemaError(
@@ -169,9 +170,13 @@ def _require_column(database: Database, oid: int, table: str, column: str, expec
 
 def _key_columns(database: Database, oid: int, table: str) -> tuple[Column, ...]:
     rows = database.rows(
-        "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod)"
+        "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), n.nspname::text"
         " FROM pg_index x CROSS JOIN unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)"
         " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum"
+        " JOIN pg_opclass c ON c.oid = (x.indclass::oid[])[k.place - 1]"
+        " JOIN pg_amop o ON o.amopfamily = c.opcfamily AND o.amopstrategy = 3"
+        " AND o.amoplefttype = c.opcintype AND o.amoprighttype = c.opcintype"
+        " JOIN pg_operator p ON p.oid = o.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace"
         " WHERE x.indrelid = %s::oid AND x.indisprimary AND k.place <= x.indnkeyatts ORDER BY k.place",
         [oid],
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from psycopg import sql
 
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
-from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.table import Column, Table
 from vecferry.stores.pgvector.text_sql import TextSql
 from vecferry.stores.values import Key, KeyRange
 
@@ -37,9 +37,13 @@ class TableSql:
         A key of more or fewer parts than the table's is no row's.
         """
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
-        condition = sql.SQL("({keys}) IN (SELECT {values} FROM unnest({arrays}) AS given({names}))").format(
+        template = "({keys}) IN (SELECT {values} FROM unnest({arrays}) AS given({names}))"
+        if not self._is_plain:
+            template = "EXISTS (SELECT FROM unnest({arrays}) AS given({names}) WHERE {same})"
+        condition = sql.SQL(template).format(
             keys=self.keys,
             values=sql.SQL(", ").join(self.cast(names)),
+            same=self.same_key(self.cast(names)),
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
         )
@@ -48,13 +52,36 @@ class TableSql:
 
     def within(self, keys: KeyRange) -> tuple[sql.Composed, list[str]]:
         """Return a condition that is true of the rows in that range, and its parameters."""
-        ends = [(sql.SQL(">"), keys.lo), (sql.SQL("<="), keys.hi)]
-        values = sql.SQL(", ").join(sql.SQL("%s::text::") + verbatim(column.type) for column in self._table.key)
-        bounds: list[Fragment] = [
-            sql.SQL("true") if end is None else sql.SQL("({}) {} ({})").format(self.keys, operator, values)
-            for operator, end in ends
-        ]
-        return sql.SQL(" AND ").join(bounds), [part for _, end in ends if end is not None for part in end]
+        bounds, params = list[Fragment](), list[str]()
+        for operator, end in ((">", keys.lo), ("<=", keys.hi)):
+            if end is not None:
+                bound, values = self._bound(operator, end)
+                bounds.append(bound)
+                params += values
+        return sql.SQL(" AND ").join(bounds or [sql.SQL("true")]), params
+
+    def _bound(self, operator: str, key: Key) -> tuple[sql.Composed, list[str]]:
+        """Return a condition on the whole key, in the order of its index. operator: > or <=."""
+        values = self.cast([sql.SQL("%s::text")] * len(self._table.key))
+        if self._is_plain:
+            parts = (self.keys, sql.SQL(operator), sql.SQL(", ").join(values))
+            return sql.SQL("({}) {} ({})").format(*parts), list(key)
+        columns, ways, params = self._table.key, list[sql.Composed](), list[str]()
+        for place, column in enumerate(columns):  # equal in the parts before this one, and greater in this
+            equal = [self._compared(*pair, "=") for pair in zip(columns[:place], values[:place], strict=True)]
+            ways.append(sql.SQL(" AND ").join([*equal, self._compared(column, values[place], ">")]))
+            params += key[: place + 1]
+        above = sql.SQL("(({}))").format(sql.SQL(") OR (").join(ways))
+        return above if operator == ">" else sql.SQL("NOT {}").format(above), params
+
+    def _compared(self, column: Column, value: Fragment, operator: str) -> sql.Composed:
+        schema = identifier(column.operators)
+        return sql.SQL("{} OPERATOR({}.{}) {}").format(self.column(column.name), schema, sql.SQL(operator), value)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the server's own operators compare the keys, so that several can be compared at once."""
+        return all(column.operators == "pg_catalog" for column in self._table.key)
 
     def type_name(self, kind: str) -> sql.Composed:
         """Return the name of one of pgvector's types, or of an array of it."""
@@ -68,7 +95,7 @@ class TableSql:
     def same_key(self, values: Sequence[Fragment]) -> sql.Composed:
         """Return a condition. values: a key in the types of its columns; the row is called `t`."""
         pairs = zip(self._table.key, values, strict=True)
-        return sql.SQL(" AND ").join(sql.SQL("{} = {}").format(self.column(c.name), value) for c, value in pairs)
+        return sql.SQL(" AND ").join(self._compared(column, value, "=") for column, value in pairs)
 
     def cast(self, values: Sequence[Fragment]) -> list[sql.Composed]:
         """Return the parts of a key, given as text, in the types of their columns."""
