@@ -61,11 +61,23 @@ class PgReader:
                 creates=self._creates(),
                 dependents=dependents(self._db, self._table),
                 texts_without_vector=texts_without_vector,
-                notices=tuple(
-                    f"function {name} casts vectors to {column.dimension} numbers; change it with the switch"
-                    for name in casting_functions(self._db, self._table, column.dimension)
-                ),
+                notices=self._notices(column.dimension),
             )
+
+    def _notices(self, dimension: int | None) -> tuple[str, ...]:
+        functions = tuple(
+            f"function {name} casts vectors to {dimension} numbers; change it with the switch"
+            for name in casting_functions(self._db, self._table, dimension)
+        )
+        query = "SELECT current_user::text, pg_get_userbyid(relowner)::text, (SELECT rolsuper FROM pg_roles"
+        query += " WHERE rolname = current_user) FROM pg_class WHERE oid = %s::oid"
+        role, owner, is_superuser = self._db.row(query, [self._table.oid])
+        if not is_superuser or role == owner:
+            return functions
+        return (
+            *functions,
+            f"{role} is a superuser: connect as {owner}, who owns the table, and others' code gains less",
+        )
 
     def _creates(self) -> tuple[str, ...]:
         """Name what `start` creates. Sparse and ColBERT columns come on top, where the migration asks for them."""
