@@ -193,7 +193,8 @@ def test_rights_storage_statistics_and_comment_go_with_the_name(
     migration = Migration(store, new=NEW, old=OLD, options=options)
     query = (
         "SELECT ARRAY(SELECT unnest(attacl)::text ORDER BY 1), attstattarget, attoptions::text,"
-        " col_description(attrelid, attnum) FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'"
+        " col_description(attrelid, attnum) FROM pg_attribute"
+        " WHERE attrelid = 'docs'::regclass AND attname = 'embedding'"
     )
     before = table.execute(query).fetchone()
     assert before is not None

@@ -321,7 +321,7 @@ def test_a_plan_needs_only_a_role_that_may_read(connection: psycopg.Connection, 
     assert (plan.table.rows, plan.sample_rows) == (20, 5)
     assert [index.name for index in plan.table.vector_indexes] == ["docs_hnsw"]
     assert plan.table.vector_indexes[0].holds_vectors
-    assert [(each.name, each.is_carried) for each in plan.table.dependents] == [("shown", True)]
+    assert [(each.name, each.is_carried) for each in plan.table.dependents] == [("public.shown", True)]
     assert plan.table.triggers == ("touch",)
     assert [warning.partition(":")[0] for warning in plan.warnings if "shown" not in warning] == [
         "triggers fire for every row that is written"
