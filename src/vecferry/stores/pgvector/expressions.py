@@ -9,8 +9,8 @@ from psycopg import sql
 
 TOKEN = re.compile(
     r"""(?P<text>E'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*')
-      | (?P<cast>::(?:\w+\.)?(?P<type>vector|halfvec|bit)\()(?P<length>\d+)(?=\))
-      | (?P<before>::|\.)?(?P<name>"(?:[^"]|"")+"|[^\W\d][\w$]*)(?P<call>\()?""",
+      | (?P<cast>::(?:(?:\w+|"(?:[^"]|"")+")\.)?(?P<type>vector|halfvec|bit)\()(?P<length>\d+)(?=\))
+      | (?P<before>::|\.)?(?P<name>"(?:[^"]|"")+"|[^\W\d][\w$]*)(?P<call>\()?(?P<qualifies>(?=\.))?""",
     re.VERBOSE,
 )
 """What may be, or hide, a column's name or a vector's length in an expression as PostgreSQL writes it."""
@@ -34,7 +34,8 @@ def over_another(expression: str, columns: tuple[str, str], lengths: tuple[int, 
         if token["cast"]:
             return token["cast"] + str(new_length if int(token["length"]) == old_length else token["length"])
         name = token["name"]
-        if name is None or token["before"] or token["call"] or unquoted(name) != old:
+        is_other = token["before"] or token["call"] or token["qualifies"] is not None
+        if name is None or is_other or unquoted(name) != old:
             return token[0]
         return sql.Identifier(new).as_string()
 
