@@ -453,6 +453,31 @@ def test_dead_letters_go_with_rows_that_truncate_removed(connection: psycopg.Con
         migration.finalize(confirmed=True)
 
 
+# --- a table that is changed meanwhile ------------------------------------------------------------
+
+
+def test_a_key_column_that_is_renamed_fails_no_write_and_the_next_start_goes_on(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    make_docs(connection, [f"text {number}" for number in range(12)])
+    encoder = TruthEncoder()
+    with open_docs(database_url) as store:
+        Migration(store, new=encoder, options=OPTIONS).start()
+        connection.execute("ALTER TABLE docs RENAME id TO number")
+        connection.execute("INSERT INTO docs (number, body) VALUES (20, 'a new one')")
+        connection.execute("UPDATE docs SET body = 'changed' WHERE number = 3")
+        connection.execute("UPDATE docs SET number = 30 WHERE number = 4")
+        connection.execute("DELETE FROM docs WHERE number = 5")
+        with pytest.raises(StoreSchemaError, match="id"):
+            Migration(store, new=encoder, options=OPTIONS).start()
+    with open_docs(database_url) as store:
+        migration = Migration(store, new=encoder, options=OPTIONS)
+        assert migration.start().rows_done == 12
+        assert migration.verify(override="no gate in this test").passed
+        connection.execute("UPDATE docs SET body = 'once more' WHERE number = 3")
+        assert [change.key for change in store.captured(10)] == [("3",)]
+
+
 # --- indexes --------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,9 @@ it, so that a writer needs none on our schema. A write that is rolled back takes
 A changed row is noted only if its text or its key changed, or a vector whose checksum did not change
 with it, as everybody's but ours. TRUNCATE is not noted: it leaves no row, and so nothing to be done.
 
-Where texts are made of other tables too, a trigger on each notes that something was written there, whatever it was;
-then all rows are compared, and those with another text noted.
+Where texts are made of other tables too, a trigger on each notes that something was written there, whatever it was.
+So is a write whose key cannot be read, since its column has another name by now. After such a note all rows are
+compared, and those that are not current noted.
 """
 
 from __future__ import annotations
@@ -153,13 +154,15 @@ class PgCapture:
                 self._db.execute(sql.SQL("DROP FUNCTION IF EXISTS {}() CASCADE").format(identifier(SCHEMA, name)))
 
     def captured(self, limit: int, sides: Collection[Side]) -> list[Change]:
-        """Return the oldest notes; those of writes to other tables become notes of the rows that they changed."""
-        if self._table.others and (notes := self._outbox.without_key()):
-            with self._guard.transaction(), self._session.pinned():
-                columns, key = self._catalogue.columns(), key_text_sql("t", self._table)
-                for side in filter(columns.is_compared, Side):
-                    self._outbox.add_where(self._sql.name, key, self._session.outdated(side, columns), side)
-                self._outbox.remove(notes)
+        """Return the oldest notes; one without a key becomes notes of the rows that are not current."""
+        changes = self._outbox.oldest(limit, sides)
+        if not any(change.key == () for change in changes):
+            return changes
+        with self._guard.transaction(), self._session.pinned():
+            notes, columns, key = self._outbox.without_key(), self._catalogue.columns(), key_text_sql("t", self._table)
+            for side in filter(columns.is_compared, Side):
+                self._outbox.add_where(self._sql.name, key, self._session.outdated(side, columns), side)
+            self._outbox.remove(notes)
         return self._outbox.oldest(limit, sides)
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
@@ -313,26 +316,34 @@ def _body_for_others(table: Table) -> str:
 
 
 def _body(table: Table) -> str:
-    """Return the trigger's code. An update notes one key, or both if the key was changed."""
-    note = sql.SQL("INSERT INTO vecferry.changes (target, key) VALUES ({}, {});")
-    target = sql.Literal(table.target)
+    """Return the trigger's code. An update notes one key, or both if the key was changed.
+
+    Where a key cannot be read (its column was renamed, say) the write is noted without one: no write of the application
+    fails because of a capture. The block with the exception writes nothing, so that it takes no transaction number.
+    """
     old, new = (key_text_sql(row, table, sql.Identifier) for row in ("OLD", "NEW"))
     return (
         sql.SQL(
+            "DECLARE\n"
+            "    old_key text;\n"
+            "    new_key text;\n"
             "BEGIN\n"
-            "    IF TG_OP = 'DELETE' THEN\n"
-            "        {note_old}\n"
-            "    ELSE\n"
-            "        {note_new}\n"
-            "        IF TG_OP = 'UPDATE' THEN\n"
-            "            IF {old} <> {new} THEN\n"
-            "                {note_old}\n"
-            "            END IF;\n"
-            "        END IF;\n"
+            "    BEGIN\n"
+            "        IF TG_OP <> 'INSERT' THEN old_key := {old}; END IF;\n"
+            "        IF TG_OP <> 'DELETE' THEN new_key := {new}; END IF;\n"
+            "    EXCEPTION WHEN others THEN\n"
+            "        new_key := {no_key};\n"
+            "        old_key := NULL;\n"
+            "    END;\n"
+            "    IF new_key IS NOT NULL THEN\n"
+            "        INSERT INTO vecferry.changes (target, key) VALUES ({target}, new_key);\n"
+            "    END IF;\n"
+            "    IF old_key <> new_key OR (old_key IS NOT NULL AND new_key IS NULL) THEN\n"
+            "        INSERT INTO vecferry.changes (target, key) VALUES ({target}, old_key);\n"
             "    END IF;\n"
             "    RETURN NULL;\n"
             "END"
         )
-        .format(note_old=note.format(target, old), note_new=note.format(target, new), old=old, new=new)
+        .format(target=sql.Literal(table.target), no_key=sql.Literal(NO_KEY), old=old, new=new)
         .as_string()
     )

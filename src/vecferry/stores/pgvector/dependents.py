@@ -17,6 +17,7 @@ FATES = {
     "generated column": "would be computed of the old vectors after the switch",
     "default": "is not that of the new vectors: a row without a vector would have none after the switch",
     "publication": "would publish the old vectors after the switch",
+    "publication of all columns": "would send what start adds to subscribers without such columns, which stop then",
     "function": f"{STAYS}, since this role may not replace it",
 }
 LEFT_BEHIND = """
@@ -30,13 +31,21 @@ UNION SELECT 'default', a.attname::text, pg_get_expr(e.adbin, e.adrelid) FROM pg
     JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum AND a.attgenerated = ''
     WHERE a.attrelid = %(table)s::oid AND a.attname = %(column)s
 """
+WHOLE_PUBLICATIONS = """
+SELECT 'publication of all columns', p.pubname::text, '' FROM pg_publication p
+    WHERE p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid
+        AND r.prrelid = %(table)s::oid AND to_jsonb(r) ->> 'prattrs' IS NULL)
+"""
 PUBLICATIONS = """
 SELECT 'publication', p.pubname::text, '' FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
     JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs::int2[])
     WHERE r.prrelid = %(table)s::oid AND a.attname = %(column)s
+UNION SELECT 'publication of all columns', p.pubname::text, '' FROM pg_publication_namespace n
+    JOIN pg_publication p ON p.oid = n.pnpubid JOIN pg_class c ON c.relnamespace = n.pnnspid
+    WHERE c.oid = %(table)s::oid
 """
 COLUMN_LISTS = 150000
-"""The version of PostgreSQL from which a publication may list columns."""
+"""The version of PostgreSQL from which a publication may list columns, and be of a schema."""
 
 CASTING = """
 SELECT p.oid::regprocedure::text FROM pg_proc p
@@ -53,7 +62,11 @@ def casting_functions(database: Database, table: Table, length: int | None) -> t
 
 def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
     """Return all that stands on the vectors, by kind and name, but views that cannot be carried (`views.py`)."""
-    queries = [ON_COLUMN + LEFT_BEHIND, *([PUBLICATIONS] if database.server_version >= COLUMN_LISTS else [])]
+    queries = [
+        ON_COLUMN + LEFT_BEHIND,
+        WHOLE_PUBLICATIONS,
+        *([PUBLICATIONS] if database.server_version >= COLUMN_LISTS else []),
+    ]
     params = {"table": table.oid, "column": table.vector}
     rows = [(*row, False) for query in queries for row in database.rows(query, params)]
     rows += [(each.kind, each.name, each.definition, each.is_allowed) for each in carried(database, table)]

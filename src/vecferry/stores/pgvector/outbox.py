@@ -52,7 +52,7 @@ class Outbox:
         self._db.execute(query.format(table=table, key=key, condition=condition, **names))
 
     def without_key(self) -> list[Change]:
-        """Return the notes of writes to other tables."""
+        """Return the notes of writes that nobody knows the key of."""
         if not self._ledger.is_installed():
             return []
         query = "SELECT number FROM vecferry.changes WHERE target = %s AND key = '[]' AND side IS NULL"
