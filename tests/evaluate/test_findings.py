@@ -168,9 +168,10 @@ def times_found(vectors: Float32) -> list[int]:
 
 
 def test_neighbours_found_block_by_block_are_those_of_the_whole() -> None:
+    """The tenth neighbour and the next are 7e-6 apart at least, so that no rounding decides between them."""
     count = ROWS_EACH + 90
     distance = np.random.default_rng(16).uniform(0.3, 2, size=(count, 1))  # from the middle, where the hubs are
-    old, new = (unit(1 + distance * np.random.default_rng(seed).normal(size=(count, 40))) for seed in (12, 13))
+    old, new = (unit(1 + distance * np.random.default_rng(seed).normal(size=(count, 40))) for seed in (17, 25))
     finding = findings_of(sampled(embedded(old), embedded(new)))["empty neighbourhoods"]
     in_old, in_new = times_found(old), times_found(new)
     unreached = [number for number in range(count) if in_new[number] == 0]

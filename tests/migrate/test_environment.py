@@ -116,7 +116,7 @@ def test_a_run_pauses_while_the_disk_is_low_and_goes_on_by_itself(table: World) 
 
 
 def test_a_full_disk_under_the_control_database_and_the_store_loses_nothing(folder: Path) -> None:
-    with small_disk(folder / "small", kib=1024) as disk, world_of_points("lancedb", disk) as world:
+    with small_disk(folder / "small", kib=2048) as disk, world_of_points("lancedb", disk) as world:
         fill(world, TWENTY)
         encoder = TruthEncoder()
         migration = Migration(world.store, new=encoder, options=OPTIONS)
@@ -176,7 +176,7 @@ def own_server() -> Iterator[OwnServer]:
 @contextmanager
 def own_table(server: OwnServer, folder: Path) -> Iterator[World]:
     with psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute("DROP SCHEMA IF EXISTS vecferry CASCADE; DROP TABLE IF EXISTS docs")
+        admin.execute("DROP SCHEMA IF EXISTS vecferry CASCADE; DROP TABLE IF EXISTS docs CASCADE")
         with world_of_rows(admin, server.url, folder) as world:
             yield fill(world, TWENTY)
 

@@ -88,7 +88,7 @@ def test_a_migration_of_the_body_alone_is_refused_and_the_title_is_named(
             migration.start()
     assert "title before the text" in refused.value.message
     assert json.dumps(TEMPLATE) in refused.value.hint
-    assert documents.execute("SELECT to_regclass('vecferry.changes')").fetchone() != (None,)  # the ledger, and no more
+    assert documents.execute("SELECT to_regclass('vecferry.changes')").fetchone() == (None,)  # not even a ledger
     assert documents.execute("SELECT count(*) FROM pg_attribute WHERE attname LIKE '%vecferry%'").fetchone() == (0,)
 
 
