@@ -238,7 +238,7 @@ class Application:
 
 def options(folder: Path) -> MigrationOptions:
     return MigrationOptions(accept_unconfirmed="a test",
-        staging=folder / "staging", old_fingerprint=OLD.fingerprint, patience=Patience(0.3, 60.0),
+        staging=folder / "staging", old_fingerprint=OLD.fingerprint, patience=Patience(0.3, 300.0),
         lease_s=10.0, min_recall=0.5,
     )  # fmt: skip
 

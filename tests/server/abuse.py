@@ -517,7 +517,7 @@ ACTS: dict[str, tuple[Act, tuple[int, ...]]] = {
     "leaving in the body": (leaving_in_the_body, (CLOSED,)),
     "leaving before the answer": (leaving_before_the_answer, (CLOSED,)),
     "never reading the answer": (never_reading, (CLOSED,)),
-    "50 MB in chunks": (endless_body, (413,)),
+    "50 MB in chunks": (endless_body, (413, 408)),  # too long, or on a slow machine too slow
     "pipelining": (pipelining, (404,)),
 }
 
