@@ -129,7 +129,7 @@ def test_kill_9_of_a_run_is_resumed_by_the_same_command(
     assert (parts["plan"], parts["start"]["rows_done"], parts["state"]) == (None, ROWS, "serving_new")
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("interrupted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_store_of_points_goes_the_same_way(
     capsys: pytest.CaptureFixture[str],
     environment: None,
