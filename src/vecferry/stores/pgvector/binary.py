@@ -15,6 +15,12 @@ from vecferry.embeddings import Float32, SparseVector
 BYTEA_OID, TEXT_OID = 17, 25
 SPARSE_DIMENSION = 250002
 """Of the column for sparse vectors: the size of BGE-M3's vocabulary."""
+VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
+
+
+def is_vector_type(name: str) -> bool:
+    """Return whether a type of that name is one of pgvector's, or an array of one."""
+    return name.lstrip("_") in VECTOR_TYPES
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from psycopg import sql
 
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, Fragment, identifier, literal, verbatim
+from vecferry.stores.pgvector.outbox import NO_KEY
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import key_text_sql
@@ -28,8 +29,6 @@ from vecferry.stores.sql_ledger import key_text
 from vecferry.stores.values import Change, Key, Patience, Side
 
 OPERATIONS = ("insert", "update", "delete")
-NO_KEY = "[]"
-"""Instead of a key, in the note of a write to another table."""
 SCHEMA = "vecferry"
 ALWAYS = "A"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import Table
-from vecferry.stores.pgvector.views import views_of
+from vecferry.stores.pgvector.views import carried_views
 
 ON_COLUMN = """
 WITH on_column AS (
@@ -125,7 +125,7 @@ def handover(database: Database, table: Table, incoming: str) -> Handover:
     objects = [each for each in carried(database, table) if each.is_allowed]
     params = {"table": table.oid, "column": table.vector, "incoming": incoming}
     own = [statement for query in (GRANTED, COMMENT) for (statement,) in database.rows(query, params)]
-    views = [view for view in views_of(database, table) if view.is_carried]
+    views = carried_views(database, table)
     before = [f"DROP VIEW {view.name}" for view in reversed(views)]
     before += [statement for each in objects for statement in each.before]
     after = [statement for view in views for statement in view.statements]

@@ -1,10 +1,11 @@
-"""Which columns, indexes, views and triggers a table has now; asked anew each time, since a switch changes names."""
+"""Which columns, indexes, constraints and triggers a table has now; asked each time, since a switch changes names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from vecferry.errors import StoreSchemaError
+from vecferry.stores.pgvector.binary import is_vector_type
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.indexes import INDEXES, VectorIndex
 from vecferry.stores.pgvector.table import (
@@ -20,7 +21,6 @@ from vecferry.stores.pgvector.table import (
 )
 from vecferry.stores.values import Side
 
-VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
 COMMENT_PREFIX = "vecferry:space:"
 
 
@@ -91,7 +91,7 @@ class Columns:
 
     def of_vectors(self) -> set[str]:
         """Return the names of columns that hold vectors, whoever made them, and of our checksums."""
-        vectors = {name for name, column in self.by_name.items() if column.kind.lstrip("_") in VECTOR_TYPES}
+        vectors = {name for name, column in self.by_name.items() if is_vector_type(column.kind)}
         return vectors | {self.checksum(side) for side in Side}
 
     def ours(self) -> set[str]:

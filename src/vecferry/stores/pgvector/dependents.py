@@ -7,7 +7,7 @@ import re
 from vecferry.stores.pgvector.carrying import ON_COLUMN, carried
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import Table
-from vecferry.stores.pgvector.views import views_of
+from vecferry.stores.pgvector.views import carried_views
 from vecferry.stores.values import Dependent
 
 CARRIED = "goes with the name of the column, at the switch and back at rollback"
@@ -70,7 +70,7 @@ def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
     params = {"table": table.oid, "column": table.vector}
     rows = [(*row, False) for query in queries for row in database.rows(query, params)]
     rows += [(each.kind, each.name, each.definition, each.is_allowed) for each in carried(database, table)]
-    rows += [("view", view.name, view.definition, True) for view in views_of(database, table) if view.is_carried]
+    rows += [("view", view.name, view.definition, True) for view in carried_views(database, table)]
     return tuple(
         Dependent(kind, name, definition, CARRIED if is_carried else FATES[kind], is_carried)
         for kind, name, definition, is_carried in sorted(rows)

@@ -12,7 +12,7 @@ from vecferry.errors import Locked
 from vecferry.stores.pgvector.connection import Database, LockTimedOut, identifier, run
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.table import Table
-from vecferry.stores.pgvector.views import View, views_of
+from vecferry.stores.pgvector.views import carried_views
 from vecferry.stores.values import Held, Patience
 from vecferry.stores.waiting import patiently
 
@@ -56,7 +56,7 @@ class TableLocks:
                 # a process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks
                 self._set("idle_in_transaction_session_timeout", patience.max_pause_s + STOPPED_S)
                 deadlock_s = self._end_maintenance()
-                views = self._views() if mode == ALONE else []
+                views = carried_views(self._db, self._table) if mode == ALONE else []
                 self._set("lock_timeout", min(pause_s, deadlock_s / 2) if views else pause_s)
                 asked_at = time.monotonic()
                 self._held_until = asked_at + patience.max_pause_s
@@ -71,9 +71,6 @@ class TableLocks:
 
     def pause_left_s(self) -> float:
         return self._held_until - time.monotonic()
-
-    def _views(self) -> list[View]:
-        return [view for view in views_of(self._db, self._table) if view.is_carried]
 
     def _end_maintenance(self) -> float:
         """Wait for vacuum and the like without holding writers off, and keep them away until the end.

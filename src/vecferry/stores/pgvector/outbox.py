@@ -15,6 +15,8 @@ from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.sql_ledger import as_key, key_text
 from vecferry.stores.values import Change, Key, Side
 
+NO_KEY = "[]"
+"""Instead of a key, in the note of a write to another table, or of a row whose key cannot be read."""
 OLDEST = (
     "(SELECT number, key, side FROM vecferry.changes WHERE target = %(target)s AND {} ORDER BY number LIMIT %(limit)s)"
 )
@@ -55,8 +57,8 @@ class Outbox:
         """Return the notes of writes that nobody knows the key of."""
         if not self._ledger.is_installed():
             return []
-        query = "SELECT number FROM vecferry.changes WHERE target = %s AND key = '[]' AND side IS NULL"
-        return [Change(number, ()) for (number,) in self._db.rows(query, [self._target])]
+        query = "SELECT number FROM vecferry.changes WHERE target = %s AND key = %s AND side IS NULL"
+        return [Change(number, ()) for (number,) in self._db.rows(query, [self._target, NO_KEY])]
 
     def oldest(self, limit: int, sides: Collection[Side]) -> list[Change]:
         if not self._ledger.is_installed():

@@ -14,6 +14,7 @@ from typing import Any
 from psycopg import sql
 
 from vecferry.errors import StoreFailed, StoreSchemaError
+from vecferry.stores.pgvector.binary import is_vector_type
 from vecferry.stores.pgvector.connection import OWN_PATH, Database, Fragment, identifier, verbatim
 from vecferry.stores.pgvector.expressions import names_in
 from vecferry.stores.text_source import SqlText
@@ -26,7 +27,6 @@ OF_THE_MOMENT = frozenset(
     }
 )  # fmt: skip
 """What has another value at another time, or for somebody else, and is not called volatile."""
-VECTORS = frozenset({"vector", "halfvec", "sparsevec", "_vector", "_halfvec", "_sparsevec"})
 COLUMNS = (
     "SELECT a.attname::text, t.typname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
     " WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
@@ -71,7 +71,9 @@ def joined_source(
     expression = f"(SELECT s.{_quoted(text)} FROM {f'({source})' if is_query else source} AS s WHERE {same})"  # noqa: S608  # names quoted, or the server's
 
     read = {name for (name,) in database.rows(READ_BY_VIEW, [view, oid])} if view else names_in(source)
-    types = {name: kind for name, kind in _types(database, oid, {*key, text, *read}).items() if kind not in VECTORS}
+    types = {
+        name: kind for name, kind in _types(database, oid, {*key, text, *read}).items() if not is_vector_type(kind)
+    }
     return _checked(database, oid, expression, types), types
 
 
@@ -82,7 +84,7 @@ def sql_source(database: Database, oid: int, table: str, expression: str) -> tup
         expression = f"({expression})"
     if not columns:
         raise StoreSchemaError(f"the text {expression} reads no column of {table}", "Name the columns it is made of.")
-    if vectors := [name for name, kind in columns.items() if kind in VECTORS]:
+    if vectors := [name for name, kind in columns.items() if is_vector_type(kind)]:
         raise StoreSchemaError(f"the text {expression} reads {', '.join(vectors)}", "A text is not made of vectors.")
     return _checked(database, oid, expression, columns), columns
 

@@ -72,3 +72,8 @@ def views_of(database: Database, table: Table) -> list[View]:
     rows = database.rows(VIEWS, {"table": table.oid, "column": table.vector})
     is_carried = all(is_possible for _, _, is_possible, _ in rows)
     return [View(name, definition, is_carried, tuple(statements)) for name, definition, _, statements in rows]
+
+
+def carried_views(database: Database, table: Table) -> list[View]:
+    """Return those that go with the vectors, in the same order."""
+    return [view for view in views_of(database, table) if view.is_carried]
