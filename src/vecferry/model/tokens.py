@@ -9,36 +9,78 @@ reference, WhitespaceSplit and Metaspace, once, at conversion; the artifact carr
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 
 from vecferry.embeddings import TokenBatch, indptr_of
-from vecferry.errors import EmptyInput, InvalidText
-from vecferry.model.artifact import canonical_json
+from vecferry.errors import ArtifactDamaged, EmptyInput, InvalidText, cut_repr
+from vecferry.model.artifact import TOKENIZER, Artifact, canonical_json
 
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
+
+EXPRESSIONS = (" {2,}", r"\s+")
+"""Regular expressions of BERT and XLM-RoBERTa. Another could take time without end on somebody's text."""
+TRIAL = Path(__file__).with_name("tokenizer_trial.py")
+TRIAL_S = 300.0
 
 
 def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
     """Return tokenizer.json as the reference tokenises: no truncation, no padding, XLM-R's pre-tokenizer.
 
-    The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer.
+    The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer, or has a regular expression that
+    is not of `EXPRESSIONS`.
     """
     try:
         described: dict[str, Any] = json.loads(raw)
         model = described["model"]["type"]
-    except (KeyError, TypeError, RecursionError) as exc:
+        parts = [part for name, part in described.items() if name not in ("model", "added_tokens")]
+        unknown = next((pattern for pattern in _expressions(parts) if pattern not in EXPRESSIONS), None)
+    except (KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ValueError(f"not a tokenizer: {exc!r}") from exc
+    if unknown is not None:
+        raise ValueError(f"it has the regular expression {cut_repr(unknown)}")
     described["truncation"] = described["padding"] = None
     if model == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
         described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
         described["decoder"] = METASPACE
     return canonical_json(described)
+
+
+def _expressions(part: Any) -> Iterator[Any]:
+    """Yield each regular expression in a part of tokenizer.json."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _expressions(inner)
+    elif isinstance(part, dict):
+        for name, inner in part.items():
+            yield from [inner] if name == "Regex" else _expressions(inner)
+
+
+@lru_cache(maxsize=1)
+def try_tokenizer(canonical: bytes, num_ids: int) -> None:
+    """Load a tokenizer and encode a few texts in a process of its own, with limits of memory and time.
+
+    num_ids: the model's, which the tokenizer's must be among. Raises ValueError, with what it does wrong.
+    """
+    command = [sys.executable, "-I", str(TRIAL), json.dumps(sys.path), str(num_ids)]
+    try:
+        tried = subprocess.run(command, input=canonical, capture_output=True, timeout=TRIAL_S, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise ValueError(f"it was not loaded within {TRIAL_S:.0f} seconds") from exc
+    if tried.returncode < 0:
+        raise ValueError(f"the process that loaded it was ended by {signal.Signals(-tried.returncode).name}")
+    if tried.returncode:
+        raise ValueError((tried.stderr.decode(errors="replace").strip().splitlines() or ["it cannot be loaded"])[-1])
 
 
 @dataclass(frozen=True)
@@ -57,7 +99,9 @@ class Tokenizer:
         """Load tokenizer.json as `canonical_tokenizer` returns it. Raises ValueError if it is not a tokenizer."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(canonical.decode())
-        except Exception as exc:  # the library raises plain Exception
+        except BaseException as exc:  # the library raises plain Exception, and panics, which are none
+            if isinstance(exc, KeyboardInterrupt | SystemExit):
+                raise
             raise ValueError(f"not a tokenizer: {exc}") from exc
         self._max_tokens = max_tokens
 
@@ -113,6 +157,19 @@ class Tokenizer:
     def text_of(self, token_id: int) -> str:
         """Return the piece of text that a token id stands for."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+
+def open_tokenizer(artifact: Artifact) -> Tokenizer:
+    """Load the tokenizer of an artifact. Raises ArtifactDamaged if it is not that of the artifact's vector space."""
+    space = artifact.manifest.space
+    try:
+        tokenizer = Tokenizer(artifact.read_tokenizer(), space.max_tokens)
+    except ValueError as exc:
+        raise ArtifactDamaged(artifact.path, f"{TOKENIZER}: {exc}") from exc
+    if tokenizer.special_ids != space.special_ids:
+        reason = f"{TOKENIZER} has the special ids {tokenizer.special_ids}, its vector space {space.special_ids}"
+        raise ArtifactDamaged(artifact.path, reason)
+    return tokenizer
 
 
 def check_texts(texts: Sequence[str]) -> None:
