@@ -391,7 +391,7 @@ def test_a_number_beyond_all_floats_is_refused(tmp_path: Path) -> None:
         read_spec(folder)
 
 
-FIELDS = {
+FIELDS: dict[str, list[Any]] = {
     "config.json": [*CONFIG, "architectures", "position_embedding_type", "is_decoder", "type_vocab_size",
                     "layer_norm_eps", "pad_token_id", "tokenizer_class"],
     "tokenizer_config.json": ["tokenizer_class", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
@@ -414,7 +414,24 @@ ANYTHING = st.recursive(
 )
 
 
-OF_EACH_KIND = [None, True, 0, -1, 1.5, 10**400, 1e308, "", "x", "\ud800", [], ["x"], [[]], {}, {"x": 1}, {"type": 1}]
+OF_EACH_KIND: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**400,
+    1e308,
+    "",
+    "x",
+    "\ud800",
+    [],
+    ["x"],
+    [[]],
+    {},
+    {"x": 1},
+    {"type": 1},
+]
 
 
 def read_with(folder: Path, changed: str, field: Any, value: object) -> None:

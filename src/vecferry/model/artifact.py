@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vecferry.embeddings import Outputs
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, cut_repr, reason_of
 from vecferry.model.files import read_whole, sync_folder, write_json
-from vecferry.model.spec import EncoderSpec, Pooling, Prefix, Size
+from vecferry.model.spec import EncoderSpec, Pooling, Size, Text
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 FILES = {MODEL, DATA, TOKENIZER}
@@ -66,8 +66,8 @@ class VectorSpace(_Value):
     pooling: Pooling
     normalize: bool
     max_tokens: Size
-    query_prefix: Prefix
-    passage_prefix: Prefix
+    query_prefix: Text
+    passage_prefix: Text
     precision: Precision
     heads: tuple[Head, ...]
     recipe: str | None = None

@@ -21,7 +21,8 @@ Size = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=1 << 10)]
 PadId = Annotated[int, Field(strict=True, ge=0, le=1 << 24)]
 Epsilon = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
-Prefix = Annotated[str, Field(max_length=10_000)]
+Text = Annotated[str, Field(strict=True, max_length=10_000)]
+"""With a bound, since what is then read is refused where it has no UTF-8 form."""
 
 MAX_JSON_BYTES = 4_000_000
 MAX_TOKENIZER_BYTES = 32_000_000
@@ -43,12 +44,12 @@ class EncoderSpec(BaseModel):
     token_types: Size
     layer_norm_eps: Epsilon
     pad_id: PadId
-    tokenizer_class: str
+    tokenizer_class: Text
     pooling: Pooling
     normalize: bool
     max_tokens: Size
-    query_prefix: Prefix
-    passage_prefix: Prefix
+    query_prefix: Text
+    passage_prefix: Text
 
     @property
     def first_position(self) -> int:
@@ -88,10 +89,10 @@ class _File(BaseModel):
 
 
 class _Architecture(_File):
-    model_type: str | None = None
-    architectures: Annotated[list[str], Field(max_length=100)] | None = None
-    hidden_act: str = "gelu"
-    position_embedding_type: str = "absolute"
+    model_type: Text | None = None
+    architectures: Annotated[list[Text], Field(max_length=100)] | None = None
+    hidden_act: Text = "gelu"
+    position_embedding_type: Text = "absolute"
     is_decoder: bool = False
 
 
@@ -105,11 +106,11 @@ class _Config(_File):
     type_vocab_size: Size | None = None
     layer_norm_eps: Epsilon = 1e-12
     pad_token_id: PadId | None = None
-    tokenizer_class: str | None = None
+    tokenizer_class: Text | None = None
 
 
 class _TokenizerConfig(_File):
-    tokenizer_class: str | None = None
+    tokenizer_class: Text | None = None
     do_lower_case: bool | None = True
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool | None = True
@@ -123,7 +124,7 @@ class _BertNormalizer(_File):
 
 
 Modes = Annotated[
-    list[str], Field(max_length=100), BeforeValidator(lambda mode: [mode] if isinstance(mode, str) else mode)
+    list[Text], Field(max_length=100), BeforeValidator(lambda mode: [mode] if isinstance(mode, str) else mode)
 ]
 
 
@@ -137,8 +138,8 @@ class _PoolingFile(_File):
 
 
 class _Module(_File):
-    type: str
-    path: str | None = None
+    type: Text
+    path: Text | None = None
 
 
 class _Transformer(_File):
@@ -147,7 +148,7 @@ class _Transformer(_File):
 
 
 class _SentenceTransformers(_File):
-    prompts: Annotated[dict[str, Prefix | None], Field(max_length=1000)] | None = None
+    prompts: Annotated[dict[str, Text | None], Field(max_length=1000)] | None = None
 
 
 MODULE_LIST = TypeAdapter(Annotated[list[_Module], Field(max_length=100)])
