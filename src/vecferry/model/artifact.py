@@ -33,8 +33,9 @@ from vecferry.model.files import read_whole, sync_folder, write_json
 from vecferry.model.spec import EncoderSpec, Pooling, Size, Text
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
-FILES = {MODEL, DATA, TOKENIZER}
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
+RECORDED = {MODEL, DATA, TOKENIZER}
+"""The files of which a manifest has the digests."""
 FORMAT = 1
 MAX_MANIFEST_BYTES = 1_000_000
 IN_BOTH = ("pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix")
@@ -201,8 +202,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise ArtifactDamaged(path, f"{MANIFEST} is of format {manifest.format}, this release reads {FORMAT}")
     if manifest.space.fingerprint != manifest.fingerprint:
         raise ArtifactDamaged(path, f"{MANIFEST}: the fingerprint does not belong to the space beside it")
-    if manifest.files.keys() != FILES:
-        reason = f"{MANIFEST} names the files {cut_repr(sorted(manifest.files))}, not {', '.join(sorted(FILES))}"
+    if manifest.files.keys() != RECORDED:
+        reason = f"{MANIFEST} names the files {cut_repr(sorted(manifest.files))}, not {', '.join(sorted(RECORDED))}"
         raise ArtifactDamaged(path, reason)
     if manifest.files[TOKENIZER].sha256 != manifest.space.tokenizer:
         raise ArtifactDamaged(path, f"{MANIFEST}: {TOKENIZER} is not the tokenizer of the vector space")
