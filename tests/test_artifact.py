@@ -1,5 +1,6 @@
 """The folder appears whole or not at all, and damage is found."""
 
+import copy
 import json
 import os
 import shutil
@@ -8,14 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
-from vecferry.model.artifact import Artifact, _sole_writer, file_record, writing
+from vecferry.model.artifact import Artifact, _read_manifest, _sole_writer, file_record, writing
 from vecferry.model.sources import open_source
 from vecferry.model.tokens import open_tokenizer
 
@@ -76,6 +79,7 @@ def test_a_flipped_byte_of_a_small_file_is_found_at_opening(copied: Path, name: 
         (lambda m: m["space"].update(dimension=10**30), r"space\.dimension"),
         (lambda m: m.pop("opset"), "opset"),
         (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m.update({"x" * 10_000: 1}), r"json: x{100}: Extra"),
     ],
 )
 def test_a_manifest_that_does_not_hold_together_is_refused(copied: Path, change: object, message: str) -> None:
@@ -90,6 +94,48 @@ def test_an_unreadable_manifest_is_refused(copied: Path) -> None:
     (copied / "manifest.json").write_text("{")
     with pytest.raises(ArtifactDamaged, match=r"manifest\.json"):
         Artifact.open(copied)
+
+
+def fields(value: object, *path: str) -> Iterator[tuple[str, ...]]:
+    """Yield the way to each field of a manifest."""
+    yield path
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from fields(inner, *path, name)
+
+
+OF_EACH_KIND: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1.5,
+    10**400,
+    1e308,
+    "",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"x": 1},
+    [10**400],
+    ["\ud800"],
+)
+
+
+def test_no_value_of_any_field_of_a_manifest_raises_anything_but_an_artifact_error(
+    tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    manifest = tiny_artifact.manifest.model_dump(mode="json")
+    for *way, last in filter(None, fields(manifest)):
+        for value in OF_EACH_KIND:
+            changed: Any = copy.deepcopy(manifest)
+            inner = changed
+            for name in way:
+                inner = inner[name]
+            inner[last] = value
+            (tmp_path / "manifest.json").write_text(json.dumps(changed))
+            with suppress(ArtifactDamaged):
+                _read_manifest(tmp_path)
 
 
 def test_a_manifest_without_an_end_or_of_many_megabytes_is_refused(copied: Path) -> None:
@@ -259,6 +305,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path, tiny_c
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from vecferry.conversion import onnx_file
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.model.sources import open_source

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,12 @@ def charsmap(content: bytes) -> dict[str, Any]:
 
 
 LETTERS = [replacing({"String": letter}, "")["normalizer"] for letter in map(chr, range(33, 127))]
+PAIRS = sorted({f"{a} {b}" for a, b in pairwise("▁The▁quick▁brown▁fox▁jumps▁over▁the▁lazy▁dog")})
+DROPPING = {
+    "type": "BPE", "dropout": 0.5, "unk_token": "<unk>", "merges": PAIRS,
+    "vocab": {piece: n for n, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *sorted(set("".join(PAIRS)) - {" "}),
+                                                  *(pair.replace(" ", "") for pair in PAIRS)])},
+}  # fmt: skip
 MILLIONFOLD = replacing({"String": "a"}, "a" * (1 << 20))["normalizer"]
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a rubbish charsmap": (lambda t: t.update(charsmap(b"\xff" * 64)), "SIGABRT|charsmap"),
@@ -259,6 +266,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda t: t.update(normalizer={"type": "Sequence", "normalizers": LETTERS},
                            model={"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 3}}), "of no text"),
     "a normalizer that writes a book": (lambda t: t.update(replacing({"String": "ж"}, "x" * 10_000)), "become"),
+    "tokens that are drawn": (lambda t: t.update(model=DROPPING, added_tokens=t["added_tokens"][:4]), "each time"),
     "a prefix of a million": (
         lambda t: t.update(normalizer={"type": "Prepend", "prepend": "x" * 1_000_000}), "tokens|SIG"),
     "a normalizer that takes all memory": (

@@ -195,7 +195,8 @@ def _read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate_json(read_whole(path / MANIFEST, MAX_MANIFEST_BYTES))
     except ValidationError as exc:
         first = exc.errors(include_input=False)[0]
-        raise ArtifactDamaged(path, f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactDamaged(path, f"{MANIFEST}: {where:.100}: {first['msg']:.200}") from exc
     except (ValueError, OSError) as exc:
         raise ArtifactDamaged(path, f"{MANIFEST}: {exc}") from exc
     if manifest.format != FORMAT:
