@@ -252,9 +252,9 @@ DROPPING = {
     "vocab": {piece: n for n, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *sorted(set("".join(PAIRS)) - {" "}),
                                                   *(pair.replace(" ", "") for pair in PAIRS)])},
 }  # fmt: skip
-MILLIONFOLD = replacing({"String": "a"}, "a" * (1 << 20))["normalizer"]
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "a rubbish charsmap": (lambda t: t.update(charsmap(b"\xff" * 64)), "SIGABRT|charsmap"),
+    "a charsmap of 4 GB": (lambda t: t.update(charsmap(b"\xff" * 64)), "was ended by SIGABRT"),
+    "a rubbish charsmap": (lambda t: t.update(charsmap(b"rubbish")), "charsmap"),
     "a charsmap that points outside": (lambda t: t.update(charsmap(b"\x10\0\0\0" + b"\xff" * 16 + b"abc\0")), "index"),
     "no id for what is unknown": (lambda t: t["model"].update(unk_id=None), "unk_id"),
     "ids that the model has not": (
@@ -269,8 +269,6 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "tokens that are drawn": (lambda t: t.update(model=DROPPING, added_tokens=t["added_tokens"][:4]), "each time"),
     "a prefix of a million": (
         lambda t: t.update(normalizer={"type": "Prepend", "prepend": "x" * 1_000_000}), "tokens|SIG"),
-    "a normalizer that takes all memory": (
-        lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [MILLIONFOLD] * 2}), "SIGABRT"),
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def limit(name: str, most: int) -> None:
     kind = getattr(resource, name)
     _, hard = resource.getrlimit(kind)
     lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(kind, (lower, lower))
+    with suppress(ValueError, OSError):  # macOS has limits that cannot be set
+        resource.setrlimit(kind, (lower, lower))
 
 
 def problem(tokenizer: tokenizers.Tokenizer, num_ids: int) -> str | None:
