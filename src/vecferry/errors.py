@@ -598,6 +598,14 @@ class StoreSchemaError(StoreError):
 
 
 @dataclass(eq=False)
+class CaptureLost(StoreSchemaError):
+    """What is written is not noted any more: somebody took a trigger away, or switched it off for a while."""
+
+    template = "what is written to {what} is not noted any more: its triggers vecferry_* were dropped or disabled."
+    advice = "{expected}"
+
+
+@dataclass(eq=False)
 class StoreFailed(StoreError):
     """The database refused a statement."""
 

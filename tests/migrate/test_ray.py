@@ -119,6 +119,7 @@ def test_a_file_that_was_damaged_on_its_way_is_not_kept(tmp_path: Path) -> None:
 TEXTS = [*(f"t{i % 13}" for i in range(30)), "POISON", "POISON", "NAN", "t1", "HUGE", "t2", "POISON", "HUGE", "last"]
 
 
+@pytest.mark.slow
 def test_the_same_files_as_on_this_machine_and_no_range_twice(ray_here: None, tmp_path: Path) -> None:
     local_folder, ray_folder = folders(tmp_path, "here", "there")
     local, store = collection(local_folder, TEXTS), collection(ray_folder, TEXTS)
@@ -165,6 +166,7 @@ def test_a_worker_that_dies_is_replaced_and_its_range_alone_is_done_again(ray_he
     assert encoded.total() <= 44
 
 
+@pytest.mark.slow
 def test_a_worker_begins_nothing_before_its_last_result_is_kept(ray_here: None, tmp_path: Path) -> None:
     model, numbers = made_by_us(tmp_path), range(4)
     with Pool(replace(TWO, workers=1), model, TruthEncoder(), as_vector) as pool:
@@ -200,6 +202,7 @@ def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: Non
     wait_until(lambda: workers_of_ray() == [])
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_on_everything_ends_the_run_with_its_own_error(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, ["HUGE 1", "HUGE 2", "HUGE 3", "HUGE 4"])
     with pytest.raises(OutOfMemory, match="out of memory in the double runtime"):

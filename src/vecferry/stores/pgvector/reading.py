@@ -81,7 +81,7 @@ class PgReader:
 
     def _creates(self) -> tuple[str, ...]:
         """Name what `start` creates. Sparse and ColBERT columns come on top, where the migration asks for them."""
-        table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self._table.target)
+        table, names = self._table.full_name, CaptureNames.of(self._table.target)
         columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
         missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns
         return (
