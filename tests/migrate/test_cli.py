@@ -25,6 +25,7 @@ import pytest
 
 from tests.migrate.doubles import Clock
 from tests.stores import backends_chroma
+from tests.stores.collections import without_triggers
 from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.cli import output as cli_output
@@ -404,9 +405,8 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
 
 def test_a_failed_check_is_shown_with_its_rows(cli: Cli, documents: psycopg.Connection) -> None:
     cli("start")
-    documents.execute("ALTER TABLE documents DISABLE TRIGGER USER")
-    documents.execute("UPDATE documents SET embedding_vecferry_new = NULL WHERE id = 7")
-    documents.execute("ALTER TABLE documents ENABLE TRIGGER USER")
+    with without_triggers(documents, "documents"):
+        documents.execute("UPDATE documents SET embedding_vecferry_new = NULL WHERE id = 7")
     shown = cli.text("verify", code=4)
     assert "✗  text unchanged" in shown
     assert "1 rows without a vector of their present text: 7" in shown
