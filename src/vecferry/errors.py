@@ -59,6 +59,7 @@ VecferryError                      exit  what happened
     ├── IllegalTransition
     │   └── GateNotPassed                no pass of the gate, and no override of it
     ├── MigrationConflict                the same name, another plan
+    ├── MigrationsOpen                   what all of them share cannot go yet
     ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
@@ -702,6 +703,15 @@ class MigrationConflict(MigrationError):
     field: str
     stored: object
     value: object
+
+
+@dataclass(eq=False)
+class MigrationsOpen(MigrationError):
+    """What all migrations of a database share cannot go while one needs it. targets: of those that have not ended."""
+
+    template = "not every migration of this database has ended: {targets}."
+    advice = "End each first: vecferry migrate finalize, or abort"
+    targets: str
 
 
 @dataclass(eq=False)

@@ -376,3 +376,16 @@ def abort(
     value = {"target": record.spec.target, "state": record.state}
     title = "the migration was given up before" if was_aborted else "the migration is given up"
     show(value, as_json=as_json, title=title)
+
+
+@app.command()
+@on_target
+def forget(target: Target, yes: Yes = False, as_json: Json = False) -> None:
+    """Remove what migrations keep for all tables of the database, once every one has ended. Vectors are not touched.
+
+    In PostgreSQL the schema vecferry goes, with the history of its migrations; elsewhere the control database.
+    """
+    with target.migration() as migration:
+        target.confirm("forget", "removes the history of all migrations of this database", yes=yes)
+        number = migration.forget()
+    show({"migrations": number}, as_json=as_json, title=f"{number} migrations were forgotten")

@@ -460,6 +460,15 @@ class Migration:
         sweep_staging(switch.record, self.options)
         return switch.record
 
+    def forget(self) -> int:
+        """Remove the ledger, of all tables of the database, once every migration has ended; return of how many.
+
+        Leaves the vectors, and the columns' comments that say which model made them. In PostgreSQL the schema
+        `vecferry` goes, elsewhere the control database; a `Router` then knows no more than before the first migration.
+        Repeating is safe. Raises MigrationsOpen.
+        """
+        return self._ledger.forget()
+
     @contextmanager
     def _switch(self, record: MigrationRecord, models: SideModels, patience: Patience) -> Iterator[Switch]:
         with self._follower(record, models) as follower:

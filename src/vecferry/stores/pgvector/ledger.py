@@ -40,6 +40,7 @@ INSTALL = (
     "CREATE INDEX IF NOT EXISTS changes_of_a_side ON vecferry.changes (target, side, number) WHERE side IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS changes_of_a_key ON vecferry.changes (target, side, key) WHERE side IS NOT NULL",
 )
+OWN_TABLES = ("migrations", "ranges", "dead_letters", "events", "serving", "control", "leases", "changes")
 
 
 class PgLedger(Ledger):
@@ -73,6 +74,20 @@ class PgLedger(Ledger):
     def is_installed(self) -> bool:
         (is_there,) = self._db.row("SELECT to_regclass('vecferry.changes') IS NOT NULL")
         return bool(is_there)
+
+    def forget(self) -> int:
+        """Remove the schema. Raises StoreSchemaError, which names it, for something of somebody else that stands there.
+
+        Raises MigrationsOpen, and LockTimedOut while another session works with it.
+        """
+        with self._db.transaction():
+            if not self.is_installed():
+                return 0
+            self._db.execute("LOCK TABLE vecferry.migrations")  # so that nobody begins another
+            number = self._count_ended()
+            self._db.execute(f"DROP TABLE {', '.join(f'vecferry.{name}' for name in OWN_TABLES)}")
+            self._db.execute("DROP SCHEMA vecferry")
+        return number
 
     def another(self) -> PgLedger:
         return PgLedger(self._db.another())

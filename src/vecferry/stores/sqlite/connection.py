@@ -205,6 +205,19 @@ class SqliteDatabase:
             self._users += 1
         return self
 
+    def remove_file(self) -> None:
+        """Leave nothing where the file was. What is open goes on with what it has, and in memory there is no file."""
+        with self._translated():
+            for suffix in ("", "-wal", "-shm") if self._path else ():
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    def disconnect(self) -> None:
+        """Let the next use look at the file anew."""
+        with self._lock:
+            if self._path is not None and self._connection is not None:
+                self._connection.close()
+                self._connection, self._installed = None, False
+
     def close(self) -> None:
         with self._lock:
             self._users -= 1
