@@ -255,16 +255,6 @@ def test_what_has_ended_already_says_so_and_takes_its_leftovers_away(
     cli("abort", "--yes")
     left = leave_something()
     assert "the migration was given up before" in cli.text("abort")
-
-
-def test_the_ledger_is_forgotten_once_all_have_ended_and_somebody_said_yes(cli: Cli) -> None:
-    cli("start")
-    assert cli.error("forget", "--yes", code=4) == "MigrationsOpen"
-    cli("abort", "--yes")
-    assert "removes the history of all migrations" in cli.text("forget", code=4)
-    assert cli("forget", "--yes") == {"migrations": 1}
-    assert cli("forget", "--yes") == {"migrations": 0}
-    assert cli.error("status", code=4) == "MigrationNotFound"
     assert not left.exists()
     cli("start")
     cli("verify", *OVERRIDE)
@@ -275,6 +265,16 @@ def test_the_ledger_is_forgotten_once_all_have_ended_and_somebody_said_yes(cli: 
     assert not left.exists()
     assert "the old vectors were dropped before" in cli.text("finalize")
     assert cli.error("abort", "--yes", code=4) == "IllegalTransition"
+
+
+def test_the_ledger_is_forgotten_once_all_have_ended_and_somebody_said_yes(cli: Cli) -> None:
+    cli("start")
+    assert cli.error("forget", "--yes", code=4) == "MigrationsOpen"
+    cli("abort", "--yes")
+    assert "removes the history of all migrations" in cli.text("forget", code=4)
+    assert cli("forget", "--yes") == {"migrations": 1}
+    assert cli("forget", "--yes") == {"migrations": 0}
+    assert cli.error("status", code=4) == "MigrationNotFound"
 
 
 def test_abort_leaves_the_table_as_it_was(cli: Cli, documents: psycopg.Connection) -> None:
