@@ -183,6 +183,24 @@ def test_an_address_and_a_name_of_ours_are_taken(collection: MirrorCollection, t
         assert opened.http.get("/login", headers={"host": host}).status_code == 200
 
 
+def test_a_login_that_is_too_long_is_refused_without_a_word_in_the_log(
+    inside: Console, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert inside.post("/login", key="x" * 100_000).status_code == 413
+    chunks = (b"key=" + b"x" * 50_000, b"x" * 50_000)
+    answer = inside.http.post("/login", content=iter(chunks), headers={"origin": inside.url})
+    assert answer.status_code == 413
+    assert caplog.records == []
+
+
+def test_nobody_is_told_what_is_migrated_before_the_login(inside: Console) -> None:
+    target = inside.operator.task.store.target
+    assert target in inside.page()
+    inside.http.cookies.clear()
+    for path in ("/login", "/no", "/static/no"):
+        assert target not in inside.http.get(path).text
+
+
 # --- what every answer says -----------------------------------------------------------------------
 
 

@@ -398,6 +398,8 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
     assert "paused: for lunch" in paused
     assert "vecferry migrate resume" in paused
     assert "10 rows a second" in cli.text("throttle", "10")
+    for wrong in ("0", "inf", "nan"):
+        assert cli.error("throttle", wrong, code=2) == "SettingsError"
     assert "postponed" in cli.text("postpone")
     cli.text("postpone", "--undo")
     cli.text("resume")

@@ -176,7 +176,7 @@ def resume(target: Target, as_json: Json = False) -> None:
 @on_target
 def throttle(
     target: Target,
-    rows_per_s: Annotated[float | None, typer.Argument(help="Leave it out for no limit.", min=0.01)] = None,
+    rows_per_s: Annotated[float | None, typer.Argument(help="Above 0. Leave it out for no limit.")] = None,
     as_json: Json = False,
 ) -> None:
     """Limit the rows written per second, from now on, also of a run that is under way."""

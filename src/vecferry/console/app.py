@@ -111,14 +111,15 @@ def _pages(request: Request) -> Pages:
 
 
 def _page(request: Request, name: str, values: dict[str, Any], status: int = HTTPStatus.OK) -> Response:
-    shared = {"target": _operator(request).task.store.target, "csrf": "", "notice": None, "page": name}
+    shared = {"csrf": "", "notice": None, "page": name}
     return HTMLResponse(_pages(request).render(name, shared | values), status)
 
 
 def _own_page(request: Request, session: LoginSession, name: str, values: dict[str, Any]) -> Response:
     """Return a page with the outcome of the session's last form, once."""
     notice, session.notice = session.notice, None
-    return _page(request, name, {"csrf": session.csrf, "notice": notice} | values)
+    target = _operator(request).task.store.target
+    return _page(request, name, {"csrf": session.csrf, "notice": notice, "target": target} | values)
 
 
 # --- logging in -----------------------------------------------------------------------------------

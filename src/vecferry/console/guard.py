@@ -68,6 +68,8 @@ class ConsoleGuard:
             return Response(f"There is no console under the name {_ascii(host)!r} here.", 421, media_type="text/plain")
         if method not in ("GET", "HEAD") and not _is_same_origin(headers, host):
             return Response("This form is not one of the console's own pages.", 403, media_type="text/plain")
+        if int(headers.get(b"content-length", 0)) > MAX_FORM_BYTES:  # where it is not said, the body is counted
+            return Response(f"A form has {MAX_FORM_BYTES} bytes at most.", 413, media_type="text/plain")
         return None
 
     def _is_ours(self, host: str) -> bool:

@@ -295,7 +295,7 @@ class Migration:
         return self.status()
 
     def throttle(self, rows_per_s: float | None) -> Status:
-        """Limit the rows written per second, None for no limit; it holds within a second."""
+        """Limit the rows written per second, None for no limit; it holds within a second. Raises SettingsError."""
         return self._set_control("throttle", lambda control: replace(control, rows_per_s=rows_per_s))
 
     def postpone(self, *, postponed: bool = True) -> Status:
