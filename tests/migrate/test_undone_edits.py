@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from tests.stores.collections import OLD_DIMENSION, Collection, PgCollection, old_vector
+from tests.stores.collections import OLD_DIMENSION, Collection, PgCollection, old_vector, without_triggers
 from vecferry.embeddings import Float32
 from vecferry.errors import CutoverRefused
 from vecferry.migrate import Migration, MigrationOptions, State
@@ -259,7 +259,7 @@ def edited_unseen(table: PgCollection, folder: Path) -> tuple[Application, Migra
     migration = migrated(application, folder)
     migration.cutover()
     application.model = NEW
-    with table._without_triggers():
+    with without_triggers(table.connection, "docs"):
         edit(application)
     assert table.store.backlog() == 0
     return application, migration

@@ -170,6 +170,8 @@ class PgCapture:
         return self._outbox.oldest(limit, sides)
 
     def _refuse_unnoted(self) -> None:
+        if not self._ledger.is_captured(self._table.target):
+            return
         self._catalogue.refuse_changed()
         if not self._is_capturing():
             raise CaptureLost(self._table.full_name, "Run start again: it makes them anew, and compares every row.")

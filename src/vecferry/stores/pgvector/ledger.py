@@ -104,6 +104,17 @@ class PgLedger(Ledger):
         )
         return serving, old
 
+    def is_captured(self, target: str) -> bool:
+        """Return whether the triggers of a migration that is open ought to be there."""
+        if not self.is_installed():
+            return False
+        (is_later,) = self._db.row(
+            "SELECT EXISTS (SELECT FROM vecferry.migrations WHERE target = %s"
+            " AND state NOT IN ('planned', 'prepared', 'finalized', 'aborted'))",
+            [target],
+        )
+        return bool(is_later)
+
     def was_switched(self, target: str) -> bool:
         """Return whether the migration that is open was switched at least once; every write asks, so in one query."""
         if not self.is_installed():
