@@ -14,6 +14,7 @@ from vecferry.errors import (
     InvalidText,
     ModelRuntimeError,
     RuntimeUnavailable,
+    ServerFailed,
     SpaceMismatch,
     VecferryError,
     VectorUnusable,
@@ -31,14 +32,16 @@ class Embedded:
 
 
 Outcome = TextVectors | VecferryError | str
+ABOUT_TEXTS = (400, 413, 500)
+"""Statuses of a server that could not encode what it was sent: not a text, too long, failed on it."""
 
 
 def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -> Embedded:
     """Return the rows' new vectors, in their order; equal texts are encoded once.
 
     A text that cannot be encoded, and one whose vector is not fit to be kept, becomes a dead letter.
-    Raises ModelRuntimeError if the runtime fails on every one of several texts (then it is not the
-    texts' fault), and SpaceMismatch if the encoder answers in another space than its own.
+    Raises ModelRuntimeError or ServerFailed if the runtime fails on every one of several texts (then it is not the
+    texts' fault), ServerFailed for a server that does not answer, and SpaceMismatch if the encoder answers in another space than its own.
     """
     texts = list(dict.fromkeys(row.text for row in rows if row.text is not None))
     outcomes = dict(zip(texts, _outcomes(encoder, texts, outputs), strict=True))
@@ -64,7 +67,9 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
         embeddings = encoder.encode(texts, outputs=outputs)
     except (HeadUnavailable, RuntimeUnavailable):  # of no text in particular
         raise
-    except (InvalidInput, ModelRuntimeError) as exc:
+    except (InvalidInput, ModelRuntimeError, ServerFailed) as exc:
+        if isinstance(exc, ServerFailed) and exc.status not in ABOUT_TEXTS:
+            raise
         if len(texts) == 1:
             return [exc]
         middle = len(texts) // 2
@@ -77,8 +82,9 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
     return [defects.get(i) or embeddings[i] for i in range(len(texts))]
 
 
-def _is_of_the_model(failure: Outcome) -> TypeGuard[ModelRuntimeError]:
-    return isinstance(failure, ModelRuntimeError) and not isinstance(failure, VectorUnusable)
+def _is_of_the_model(failure: Outcome) -> TypeGuard[VecferryError]:
+    """Return whether the runtime failed, here or on a server, rather than the text."""
+    return isinstance(failure, ModelRuntimeError | ServerFailed) and not isinstance(failure, VectorUnusable)
 
 
 def _reason(failure: VecferryError | str) -> str:
