@@ -128,9 +128,9 @@ def test_a_folder_with_the_manifest_of_something_else_is_not_replaced(tmp_path: 
     app = tmp_path / "app"
     app.mkdir()
     (app / "manifest.json").write_text(manifest, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(ArtifactWriteFailed, match=r"something else than a converted model: manifest\.json.*--output"):
-        with writing(app):
-            raise AssertionError("nothing is converted for a folder that is not replaced")
+    refused = r"something else than a converted model: manifest\.json.*--output"
+    with pytest.raises(ArtifactWriteFailed, match=refused), writing(app):
+        raise AssertionError("nothing is converted for a folder that is not replaced")
     assert leftovers(tmp_path) == ["app"]
     assert (app / "manifest.json").exists()
 
@@ -148,9 +148,13 @@ def test_a_converted_model_with_something_beside_it_is_not_replaced(copied: Path
 
 
 def test_what_was_put_there_while_it_was_written_is_not_replaced(copied: Path, tiny_artifact: Artifact) -> None:
-    with pytest.raises(ArtifactWriteFailed, match=r"notes\.txt"), writing(copied) as temporary:
-        shutil.copytree(tiny_artifact.path, temporary, dirs_exist_ok=True)
-        (copied / "notes.txt").write_text("mine")
+    def write_meanwhile() -> None:
+        with writing(copied) as temporary:
+            shutil.copytree(tiny_artifact.path, temporary, dirs_exist_ok=True)
+            (copied / "notes.txt").write_text("mine")
+
+    with pytest.raises(ArtifactWriteFailed, match=r"notes\.txt"):
+        write_meanwhile()
     assert (copied / "notes.txt").read_text() == "mine"
     assert leftovers(copied.parent) == ["copied"]
 

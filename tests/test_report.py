@@ -13,9 +13,9 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.evaluations import ATTACK, make_evaluation, only_the_verdict, with_attacks_everywhere
+from vecferry.demo.journey import Journey
 from vecferry.errors import MissingExtra, OutputWriteFailed
 from vecferry.evaluate.values import ALL, GUESS, Evaluation, Interval
-from vecferry.demo.journey import Journey
 from vecferry.report import render, slices_picture, write_report
 from vecferry.report.binning import BINS, MAX_POINTS, cells, differences
 from vecferry.report.charts import SHAPES, by_difference

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,9 @@ def test_a_file_that_truncates_and_pads_does_neither_once_canonical(folder: Path
 
 # --- long texts -----------------------------------------------------------------------------------
 
-EDGES = st.text("a好é\u0301\u200d\u0600👍🏽< \t\n\r<s>/mak", max_size=60) | st.text(st.characters(exclude_categories=["Cs"]))
+EDGES = st.text("a好é\u0301\u200d\u0600👍🏽< \t\n\r<s>/mak", max_size=60) | st.text(
+    st.characters(exclude_categories=["Cs"])
+)
 TRUNCATED_AT = (2, 3, 9)
 
 
@@ -279,7 +282,7 @@ def test_parts_are_the_text_and_begin_with_white_space(text: str, size: int, lon
         parts = list(parts_of(text, size))
     assert "".join(part for _, part in parts) == text
     assert [at for at, _ in parts] == [sum(len(part) for _, part in parts[:n]) for n in range(len(parts))]
-    for (_, before), (at, part) in zip(parts, parts[1:], strict=False):
+    for (_, before), (at, part) in pairwise(parts):
         assert part[0] in WHITE_SPACE or len(before) == max(size, longest), at
         assert len(before) <= max(size, longest)
 
@@ -291,7 +294,7 @@ def test_a_part_ends_at_the_last_white_space_in_reach_and_else_at_the_next() -> 
 
 
 def test_29_megabytes_among_40_texts_take_the_memory_of_a_part(canonical: bytes, tmp_path: Path) -> None:
-    """It was 100 bytes for each byte: 2.9 GB, of which the child has 2 at most."""
+    """It was 100 bytes for each byte: 3 GB, of which the child has 2 at most."""
     (tmp_path / "tokenizer.json").write_bytes(canonical)
     child = """if True:
         import resource, sys

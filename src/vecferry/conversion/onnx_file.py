@@ -164,7 +164,7 @@ def write_graph(graph: Graph, folder: Path) -> dict[str, FileRecord]:
 
 
 def external_weights(folder: Path) -> Iterator[tuple[str, Array]]:
-    """Yield (name, array) of the weights that `write_graph` wrote and that are no whole numbers; pages of their file."""
+    """Yield (name, array) of what `write_graph` wrote, but whole numbers; pages of the file, shaped as in the graph."""
     data = np.memmap(folder / DATA, np.uint8, "r")
     for tensor in onnx.load(folder / MODEL, load_external_data=False).graph.initializer:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)

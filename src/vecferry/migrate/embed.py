@@ -41,7 +41,8 @@ def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -
 
     A text that cannot be encoded, and one whose vector is not fit to be kept, becomes a dead letter.
     Raises ModelRuntimeError or ServerFailed if the runtime fails on every one of several texts (then it is not the
-    texts' fault), ServerFailed for a server that does not answer, and SpaceMismatch if the encoder answers in another space than its own.
+    texts' fault), ServerFailed for a server that does not answer, and SpaceMismatch if the encoder answers in another
+    space than its own.
     """
     texts = list(dict.fromkeys(row.text for row in rows if row.text is not None))
     outcomes = dict(zip(texts, _outcomes(encoder, texts, outputs), strict=True))
@@ -94,4 +95,3 @@ def _reason(failure: VecferryError | str) -> str:
     else:
         reason = failure.message if isinstance(failure, VecferryError) else failure
     return reason.encode("utf-8", "replace").decode()
-

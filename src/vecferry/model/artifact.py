@@ -22,7 +22,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,9 +215,8 @@ def writing(path: Path, *, over_anything: bool = False) -> Iterator[Path]:
     process writes `path`.
     """
     path = _place(path)
-    may_replace = (lambda: None) if over_anything else partial(_require_replaceable, path)
     try:
-        may_replace()
+        _require_replaceable(path, over_anything=over_anything)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _sole_writer(path, wait_s=0):
             _put_back(path)
@@ -228,7 +226,7 @@ def writing(path: Path, *, over_anything: bool = False) -> Iterator[Path]:
             try:
                 yield temporary
                 _sync(temporary)
-                may_replace()  # it has been minutes
+                _require_replaceable(path, over_anything=over_anything)  # it has been minutes
                 _replace(path, temporary)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -255,11 +253,11 @@ def _place(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _require_replaceable(path: Path) -> None:
-    """Raise ArtifactWriteFailed unless nothing would be lost but a converted model."""
+def _require_replaceable(path: Path, *, over_anything: bool) -> None:
+    """Raise ArtifactWriteFailed unless nothing would be lost but a converted model, or any folder may."""
     if path.exists() and not path.is_dir():
         raise ArtifactWriteFailed(path, "there is a file of that name")
-    if path.exists() and (others := _others_in(path)):
+    if path.exists() and not over_anything and (others := _others_in(path)):
         shown = ", ".join(others[:OTHERS_SHOWN]) + (", ..." if len(others) > OTHERS_SHOWN else "")
         raise ArtifactWriteFailed(path, f"the folder holds something else than a converted model: {shown}")
 

@@ -15,7 +15,6 @@ from vecferry.model.spec import EncoderSpec, Overrides, read_spec
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer
 from vecferry.model.weights import Array, Weights, open_heads, open_weights
 
-
 MAY_BE_ZERO = "token_type_embeddings.weight"
 """The only weight that says nothing where a model has one kind of token; biases may be zero too."""
 

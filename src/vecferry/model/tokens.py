@@ -27,7 +27,8 @@ from vecferry.model.artifact import canonical_json
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
 XLM_R_PRE_TOKENIZER = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
 SPLIT_AT_WHITE_SPACE = (XLM_R_PRE_TOKENIZER, {"type": "BertPreTokenizer"})
-"""The reference's pre-tokenizers. What stands before white space and what stands after it do not depend on each other."""
+"""The references' pre-tokenizers. What stands before white space does not depend on what stands after it, nor does this
+on that."""
 LOCAL_NORMALIZERS = {"BertNormalizer", "Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"}
 """What changes single characters, or one with the marks after it, and leaves white space what it is."""
 COLLAPSED_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
@@ -57,8 +58,8 @@ WHITE_SPACE = " \t\n\r"
 PART_CHARS_PER_TOKEN, MIN_PART_CHARS, MAX_PART_CHARS = 8, 1 << 12, 1 << 16
 """How long a part is; of most texts that are cut, the first is enough."""
 MAX_RUN_CHARS = 1 << 18
-"""How long a part without white space may be. XLM-R's pieces have 16 characters at most: more cannot fit in 8,192 tokens,
-but for characters that are dropped, and those that are unknown, of which any number is one token."""
+"""How long a part without white space may be. XLM-R's pieces have 16 characters at most, so that no more fit in 8,192
+tokens; but for characters that are dropped, and those that are unknown, of which any number is one token."""
 CHARS_AT_ONCE = 1 << 18
 """Characters that are tokenised by one call of the library, in its threads."""
 

@@ -79,7 +79,9 @@ def check_report_path(path: Path) -> Path:
     if values == path:
         raise OutputWriteFailed(path, "a name that ends in .json is that of the values beside the page")
     if values.is_file() and not _is_report(values):
-        raise OutputWriteFailed(values, f"the figures of {path.name} go there, and the file that is there is no report's")
+        raise OutputWriteFailed(
+            values, f"the figures of {path.name} go there, and the file that is there is no report's"
+        )
     return values
 
 
@@ -88,7 +90,7 @@ def _is_report(values: Path) -> bool:
         content = json.loads(values.read_bytes())
     except (ValueError, OSError):
         return False
-    return isinstance(content, dict) and REPORT_KEYS <= content.keys()
+    return isinstance(content, dict) and content.keys() >= REPORT_KEYS
 
 
 def write_report(evaluation: Evaluation, path: Path) -> None:

@@ -96,7 +96,8 @@ class LightweightTokenizer:
         plain = part if part.isascii() else unicode_3_2.normalize("NFKC", part)
         points = np.frombuffer(plain.encode("utf-32-le"), "<i4")  # [characters]
         folded = np.where(points < PLANE, self._fold[np.minimum(points, PLANE - 1)], points)
-        return folded[folded != DROPPED]
+        kept: Int32 = folded[folded != DROPPED]
+        return kept
 
 
 def _single_spaced(characters: Int32) -> Int32:
