@@ -192,6 +192,13 @@ def test_death_while_the_previous_folder_is_removed_is_in_nobodys_way(copied: Pa
     assert leftovers(copied.parent) == ["copied"]
 
 
+def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, tiny_artifact: Artifact) -> None:
+    (tmp_path / ".model1.partial-1").mkdir()
+    (tmp_path / ".model[1].partial-1").mkdir()
+    write_a_model(tmp_path / "model[1]", tiny_artifact.path)
+    assert leftovers(tmp_path) == [".model1.partial-1", "model[1]"]
+
+
 @pytest.mark.parametrize("names", [["link"], ["link", "link 2"]])
 def test_a_file_behind_links_is_replaced_where_it_lies(tmp_path: Path, names: list[str]) -> None:
     target = tmp_path / "target.json"

@@ -15,6 +15,7 @@ in its place, the next `open` or `write` puts the previous one back.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -299,7 +300,7 @@ def _sweep(path: Path) -> None:
         aside.unlink()
     elif path.exists() and aside.is_dir() and {entry.name for entry in aside.iterdir()} <= FILES:
         shutil.rmtree(aside, ignore_errors=True)
-    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
