@@ -60,7 +60,7 @@ PART_CHARS_PER_TOKEN, MIN_PART_CHARS, MAX_PART_CHARS = 8, 1 << 12, 1 << 16
 MAX_RUN_CHARS = 1 << 18
 """How long a part without white space may be. XLM-R's pieces have 16 characters at most, so that no more fit in 8,192
 tokens; but for characters that are dropped, and those that are unknown, of which any number is one token."""
-CHARS_AT_ONCE = 1 << 18
+BATCH_CHARS = 1 << 18
 """Characters that are tokenised by one call of the library, in its threads."""
 
 
@@ -140,7 +140,7 @@ class Tokenizer:
     def _read(self, texts: Sequence[str]) -> list[list[Int32]]:
         """Return the ids of each text, part by part and without special tokens; one over the limit is not read further.
 
-        The next parts of all texts are tokenised together, `CHARS_AT_ONCE` at a time.
+        The next parts of all texts are tokenised together, `BATCH_CHARS` at a time.
         """
         read: list[list[Int32]] = [[] for _ in texts]
         num_ids = [len(self._begin) + len(self._end)] * len(texts)
@@ -214,11 +214,11 @@ def _described(component: Any) -> dict[str, Any] | None:
 
 
 def _batches(num_chars: Mapping[int, int]) -> Iterator[list[int]]:
-    """Yield rows, in their order, of up to `CHARS_AT_ONCE` characters together; a longer one is alone."""
+    """Yield rows, in their order, of up to `BATCH_CHARS` characters together; a longer one is alone."""
     rows: list[int] = []
     total = 0
     for row, chars in num_chars.items():
-        if rows and total + chars > CHARS_AT_ONCE:
+        if rows and total + chars > BATCH_CHARS:
             yield rows
             rows, total = [], 0
         rows.append(row)
