@@ -172,3 +172,16 @@ def test_four_processes_fill_one_cache(tmp_path: Path) -> None:
     found = Cache(tmp_path).find(SPACE, [f"{seed} {n}" for seed in range(4) for n in range(20)], Outputs.ALL)
     assert None not in found
     assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_an_entry_that_is_no_vector_is_computed_again(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    """An earlier release kept what a damaged model gave."""
+    folder = tmp_path / "cache"
+    encoder = load_runtime(EncoderOptions(artifact=tiny_artifact.path, cache=folder), "onnx")
+    right = encoder.encode(["a ferry"])
+    wrong = load_runtime(EncoderOptions(artifact=tiny_artifact.path), "onnx").encode(["a ferry"])
+    wrong.dense[0, 0] = np.nan
+    Cache(folder).keep(["a ferry"], wrong)
+    assert Cache(folder).find(encoder.fingerprint, ["a ferry"], DENSE) == [None]
+    np.testing.assert_array_equal(encoder.encode(["a ferry"]).dense, right.dense)
+    assert Cache(folder).find(encoder.fingerprint, ["a ferry"], DENSE) != [None]

@@ -31,6 +31,7 @@ VecferryError                      exit  what happened
 ├── ModelRuntimeError              3     what runs the model
 │   ├── RuntimeUnavailable
 │   ├── RuntimeFailed
+│   ├── VectorUnusable                   of one text, by its position: not finite, or zero
 │   └── OutOfMemory
 │       └── OverMemoryBudget             foreseen, and not run
 ├── VerificationFailed             4     a check of the converted model failed
@@ -402,6 +403,16 @@ class RuntimeFailed(ModelRuntimeError):
     runtime: str
     rows: int
     tokens: int
+    reason: str
+
+
+@dataclass(eq=False)
+class VectorUnusable(ModelRuntimeError):
+    """What a model made of one text is not a vector. row: the text's position in the input, from 0."""
+
+    template = "text {row} was not encoded: {reason}."
+    advice = "Check the model: vecferry verify MODEL; if it passes, repair or leave out that text."
+    row: int
     reason: str
 
 

@@ -287,6 +287,9 @@ def test_an_artifact_that_is_not_there_is_received_whole_once_and_verified(
     assert "model.onnx.data has SHA-256" in receiver.missing()
     receiver.receive(sender.pieces())
     assert receiver.missing() == ""
+    (received / "manifest.json").write_text("no manifest")  # so that nothing says that the folder is ours but its place
+    receiver.receive(sender.pieces())
+    assert receiver.missing() == ""
 
 
 def test_an_artifact_that_is_damaged_on_its_way_leaves_nothing(tiny_artifact: Artifact, tmp_path: Path) -> None:

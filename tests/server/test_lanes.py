@@ -27,7 +27,7 @@ def job(model: str = "tiny", texts: int = 1, tokens: int = 3, outputs: Outputs =
     everything = np.arange(texts)
     tokens_of_texts = TokenBatch.from_lists([[5] * tokens] * texts)
     served: Any = SimpleNamespace(name=model)  # a lane asks no more of a model than its name
-    return Job(served, Work((), outputs, [None] * texts, everything, tokens_of_texts, everything), until)
+    return Job(served, Work((), outputs, [None] * texts, everything, tokens_of_texts, everything, everything), until)
 
 
 def lane_of(*jobs: Job, name: LaneName = LaneName.QUERY, max_tokens: int = 100) -> Lane:

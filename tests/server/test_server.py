@@ -19,13 +19,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import damaged_at
 from tests.server.conftest import KEY, Server, serving
 from tests.server.inside import UnrulyRuntime, float32, inside, unruly
 from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.embeddings import TokenBatch
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Loaded
+from vecferry.encode.loading import EncoderOptions, Loaded, load_runtime
 from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import Artifact
@@ -137,6 +138,27 @@ def test_one_request_that_cannot_be_run_fails_alone(encoder: Encoder, runtime: U
             if answer.status_code == 200:
                 np.testing.assert_array_equal(float32(answer.json()), library.encode([text]).dense)
         assert http.get("/health").status_code == 200
+
+
+def test_a_text_without_a_vector_is_an_error_with_its_number_and_no_null(damaged_artifact: Artifact) -> None:
+    damaged = load_runtime(EncoderOptions(artifact=damaged_artifact.path), "onnx")
+    texts = ["peace", *(f"peace {n}" for n in range(1100)), "a war"]
+    with inside(damaged) as server, server.client() as http:
+        for path, body in [("/embed", {"inputs": texts}), ("/v1/embeddings", {"input": texts, "model": "tiny"})]:
+            failed = http.post(path, json=body)
+            assert failed.status_code == 500
+            assert "text 1101 was not encoded: its vector has numbers that are not finite" in failed.text
+        assert http.post("/embed_sparse", json={"inputs": "a war"}).status_code == 500
+        assert http.post("/embed", json={"inputs": texts[:-1]}).status_code == 200
+        assert http.get("/health").status_code == 200
+
+
+def test_a_probe_that_has_no_vector_makes_health_503(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    damaged = load_runtime(EncoderOptions(artifact=damaged_at("a", tiny_artifact, tmp_path / "tiny").path), "onnx")
+    with inside(damaged, is_ready=lambda all_: "not finite" in str(all_[0].problem)) as server, server.client() as http:
+        unhealthy = http.get("/health")
+        assert (unhealthy.status_code, "not finite" in unhealthy.json()["error"]) == (503, True)
+        assert http.post("/embed", json={"inputs": "a"}).status_code == 503
 
 
 def test_a_fault_of_ours_is_500_without_its_reason_under_an_id_that_the_log_has(

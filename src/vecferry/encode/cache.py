@@ -77,7 +77,7 @@ class Cache:
             raise SettingsError("VECFERRY_CACHE", folder, f"a folder that can be written to ({reason})") from exc
 
     def find(self, fingerprint: str, texts: Sequence[str], outputs: Outputs) -> list[Embeddings | None]:
-        """For each text its embeddings, of one row, or None where one of the outputs is not there.
+        """For each text its embeddings, of one row, or None where one of the outputs is not there or not usable.
 
         texts: with their prefix.
         """
@@ -114,7 +114,10 @@ class Cache:
             if checksum_of(row) != crc:
                 raise _Damaged("an entry does not match its checksum")
             rows[row[1]] = row
-        return _embeddings(fingerprint, rows, names) if rows.keys() >= set(names) else None
+        if not rows.keys() >= set(names):
+            return None
+        entry_embeddings = _embeddings(fingerprint, rows, names)
+        return None if entry_embeddings.defects() else entry_embeddings
 
     def _kept(self, entries: Iterable[Row]) -> None:
         now = time.time()

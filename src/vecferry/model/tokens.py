@@ -4,23 +4,34 @@ XLM-RoBERTa checkpoints carry a tokenizer.json whose pre-tokenizer differs from 
 from transformers 5) on texts that end in white space or in a zero-width character: it adds a lone
 "▁" before the final </s>. `canonical_tokenizer` gives such a file the pre-tokenizer of the
 reference, WhitespaceSplit and Metaspace, once, at conversion; the artifact carries the result.
+
+A tokenizer takes about 100 bytes for each byte of a text, and a model reads few of the tokens of a long one. So a
+text is read part by part, until there are as many tokens as the model reads. Parts begin with white space, at which
+both reference tokenizers split before they look for tokens: joined, the ids of the parts are those of the text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from vecferry.embeddings import TokenBatch, indptr_of
+from vecferry.embeddings import Int32, TokenBatch, indptr_of
 from vecferry.errors import EmptyInput, InvalidText
 from vecferry.model.artifact import canonical_json
 
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+XLM_R_PRE_TOKENIZER = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
+SPLIT_AT_WHITE_SPACE = (XLM_R_PRE_TOKENIZER, {"type": "BertPreTokenizer"})
+"""The references' pre-tokenizers. What stands before white space does not depend on what stands after it, nor does this
+on that."""
+LOCAL_NORMALIZERS = {"BertNormalizer", "Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"}
+"""What changes single characters, or one with the marks after it, and leaves white space what it is."""
+COLLAPSED_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 
 
@@ -36,9 +47,45 @@ def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
         raise ValueError(f"not a tokenizer: {exc!r}") from exc
     described["truncation"] = described["padding"] = None
     if model == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
-        described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
+        described["pre_tokenizer"] = XLM_R_PRE_TOKENIZER
         described["decoder"] = METASPACE
     return canonical_json(described)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+WHITE_SPACE = " \t\n\r"
+PART_CHARS_PER_TOKEN, MIN_PART_CHARS, MAX_PART_CHARS = 8, 1 << 12, 1 << 16
+"""How long a part is; of most texts that are cut, the first is enough."""
+MAX_RUN_CHARS = 1 << 18
+"""How long a part without white space may be. XLM-R's pieces have 16 characters at most, so that no more fit in 8,192
+tokens; but for characters that are dropped, and those that are unknown, of which any number is one token."""
+BATCH_CHARS = 1 << 18
+"""Characters that are tokenised by one call of the library, in its threads."""
+
+
+def part_end(text: str, start: int, size: int) -> int:
+    """Return where a part of a text ends that begins at `start`, before white space or at the end of the text.
+
+    That is the last white space within `size` characters, or else the next one, or else `MAX_RUN_CHARS` after `start`.
+    """
+    if len(text) - start <= size:
+        return len(text)
+    last = max(text.rfind(character, start + 1, start + size + 1) for character in WHITE_SPACE)
+    if last > start:
+        return last
+    limit = min(start + max(size, MAX_RUN_CHARS), len(text))
+    following = (text.find(character, start + size, limit) for character in WHITE_SPACE)
+    return min((at for at in following if at >= 0), default=limit)
+
+
+def parts_of(text: str, size: int) -> Iterator[tuple[int, str]]:
+    """Yield (where it begins, part) of parts that together are the text; one at least."""
+    start, end = 0, part_end(text, 0, size)
+    yield start, text[:end]
+    while end < len(text):
+        start, end = end, part_end(text, end, size)
+        yield start, text[start:end]
 
 
 @dataclass(frozen=True)
@@ -60,6 +107,11 @@ class Tokenizer:
         except Exception as exc:  # the library raises plain Exception
             raise ValueError(f"not a tokenizer: {exc}") from exc
         self._max_tokens = max_tokens
+        around = self._tokenizer.encode("").ids
+        self._begin, self._end = around[:1], around[1:]
+        self._part_chars = MAX_RUN_CHARS
+        if _splits_at_white_space(self._tokenizer):
+            self._part_chars = min(max(PART_CHARS_PER_TOKEN * max_tokens, MIN_PART_CHARS), MAX_PART_CHARS)
 
     def with_max_tokens(self, max_tokens: int) -> Tokenizer:
         """Return the same tokenizer with another limit."""
@@ -78,28 +130,50 @@ class Tokenizer:
         """
         check_texts(texts)
         rows, is_truncated = [], np.zeros(len(texts), bool)
-        for row, encoding in enumerate(self._tokenizer.encode_batch_fast([prefix + text for text in texts])):
-            ids = encoding.ids
+        for row, inner in enumerate(self._read([prefix + text for text in texts])):
+            ids = np.concatenate([self._begin, *inner, self._end]).astype(np.int32)
             if len(ids) > self._max_tokens:
-                ids, is_truncated[row] = [*ids[: self._max_tokens - 1], ids[-1]], True
-            rows.append(np.asarray(ids, np.int32))
+                ids, is_truncated[row] = np.append(ids[: self._max_tokens - 1], ids[-1:]), True
+            rows.append(ids)
         return TokenBatch(np.concatenate(rows), indptr_of([len(ids) for ids in rows]), is_truncated)
+
+    def _read(self, texts: Sequence[str]) -> list[list[Int32]]:
+        """Return the ids of each text, part by part and without special tokens; one over the limit is not read further.
+
+        The next parts of all texts are tokenised together, `BATCH_CHARS` at a time.
+        """
+        read: list[list[Int32]] = [[] for _ in texts]
+        num_ids = [len(self._begin) + len(self._end)] * len(texts)
+        left = {row: parts_of(text, self._part_chars) for row, text in enumerate(texts)}
+        while left:
+            parts = {row: part[1] for row, each in left.items() if (part := next(each, None)) is not None}
+            for rows in _batches({row: len(part) for row, part in parts.items()}):
+                encodings = self._tokenizer.encode_batch_fast([parts[row] for row in rows], add_special_tokens=False)
+                for row, encoding in zip(rows, encodings, strict=True):
+                    read[row].append(np.asarray(encoding.ids, np.int32))
+                    num_ids[row] += len(read[row][-1])
+            left = {row: left[row] for row in parts if num_ids[row] <= self._max_tokens}
+        return read
 
     @property
     def ends(self) -> tuple[int, int]:
         """The ids that stand before and after every text."""
-        ids = self._tokenizer.encode("").ids
-        return ids[0], ids[-1]
+        return self._begin[0], self._end[-1]
 
-    def pieces(self, text: str, *, with_ends: bool = True) -> list[Piece]:
-        """Split a text into tokens, however many there are. Raises InvalidText."""
+    def pieces(self, text: str, *, with_ends: bool = True) -> Iterator[Piece]:
+        """Yield a text's tokens, however many there are. Raises InvalidText."""
         check_text(text, 0)
-        encoding = self._tokenizer.encode(text, add_special_tokens=with_ends)
-        columns = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
-        return [
-            Piece(i, token, None) if special else Piece(i, text[start:stop], (start, stop))
-            for i, token, special, (start, stop) in columns
-        ]
+        if with_ends:
+            yield from map(self._special, self._begin)
+        for at, part in parts_of(text, self._part_chars):
+            encoding = self._tokenizer.encode(part, add_special_tokens=False)
+            for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+                yield Piece(i, part[start:stop], (at + start, at + stop))
+        if with_ends:
+            yield from map(self._special, self._end)
+
+    def _special(self, token_id: int) -> Piece:
+        return Piece(token_id, self.text_of(token_id), None)
 
     def decode(self, ids: Sequence[int], *, without_special: bool = True) -> str:
         """Return a text that has these ids, nearly: white space is not kept. ids: below `vocabulary`."""
@@ -113,6 +187,44 @@ class Tokenizer:
     def text_of(self, token_id: int) -> str:
         """Return the piece of text that a token id stands for."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+
+def _splits_at_white_space(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Return whether the ids of a text that is cut before white space are those of its parts, one after the other."""
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    return (
+        _described(tokenizer.pre_tokenizer) in SPLIT_AT_WHITE_SPACE
+        and _is_local(_described(tokenizer.normalizer))
+        and not any(character in content for content in added for character in WHITE_SPACE)
+    )
+
+
+def _is_local(normalizer: dict[str, Any] | None) -> bool:
+    if normalizer is None or normalizer == COLLAPSED_SPACES:
+        return True
+    if normalizer["type"] == "Sequence":
+        return all(map(_is_local, normalizer["normalizers"]))
+    return normalizer["type"] in LOCAL_NORMALIZERS
+
+
+def _described(component: Any) -> dict[str, Any] | None:
+    """Return what tokenizer.json says of a normalizer or pre-tokenizer."""
+    described: dict[str, Any] | None = None if component is None else json.loads(component.__getstate__())
+    return described
+
+
+def _batches(num_chars: Mapping[int, int]) -> Iterator[list[int]]:
+    """Yield rows, in their order, of up to `BATCH_CHARS` characters together; a longer one is alone."""
+    rows: list[int] = []
+    total = 0
+    for row, chars in num_chars.items():
+        if rows and total + chars > BATCH_CHARS:
+            yield rows
+            rows, total = [], 0
+        rows.append(row)
+        total += chars
+    if rows:
+        yield rows
 
 
 def check_texts(texts: Sequence[str]) -> None:

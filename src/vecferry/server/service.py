@@ -103,10 +103,13 @@ class Service:
         self.metrics.truncated.labels(request.model.name).inc(embeddings.num_truncated)
         return EncodeResult(embeddings, name)
 
-    def submit(self, request: EncodeRequest) -> Future[Embeddings]:
-        """Queue up to `TEXTS_EACH` texts, for threads. Raises what `embed` raises, but DeadlineExceeded."""
+    def submit(self, request: EncodeRequest, first_row: int = 0) -> Future[Embeddings]:
+        """Queue up to `TEXTS_EACH` texts, for threads. Raises what `embed` raises, but DeadlineExceeded.
+
+        first_row: the number of the first text, where these are a part of some.
+        """
         assert len(request.texts) <= TEXTS_EACH, "a request in one part"
-        _, (job,) = self._queued(request, [self._part(request, request.texts)])
+        _, (job,) = self._queued(request, [self._part(request, request.texts, first_row)])
         return job.answer
 
     # --- the steps --------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ class Service:
             for at in range(0, len(request.texts), TEXTS_EACH):
                 part = request.texts[at : at + TEXTS_EACH]
                 try:
-                    works.append(await self._in_thread(partial(self._part, request, part), chars))
+                    works.append(await self._in_thread(partial(self._part, request, part, at), chars))
                 except InvalidText as exc:
                     raise InvalidText(at + exc.row, exc.reason) from exc
         self._check_tokens(request, works)
@@ -134,11 +137,11 @@ class Service:
             return make()
         return await asyncio.get_running_loop().run_in_executor(self._tokenisers, make)
 
-    def _part(self, request: EncodeRequest, texts: Texts) -> Work:
-        encoder = request.model.encoder
+    def _part(self, request: EncodeRequest, texts: Texts, first_row: int) -> Work:
+        encoder, outputs = request.model.encoder, request.outputs
         if all(isinstance(text, str) for text in texts):
-            return encoder.prepare(texts, outputs=request.outputs, role=request.role)  # type: ignore[arg-type]
-        return encoder.prepare_tokens(_with_ends(request.model, texts), outputs=request.outputs)
+            return encoder.prepare(texts, outputs=outputs, role=request.role, first_row=first_row)  # type: ignore[arg-type]
+        return encoder.prepare_tokens(_with_ends(request.model, texts), outputs=outputs, first_row=first_row)
 
     def _queued(self, request: EncodeRequest, works: Sequence[Work]) -> tuple[LaneName, list[Job]]:
         tokens = sum(work.num_tokens for work in works)
@@ -206,7 +209,7 @@ class QueuedEncoder:
         """Encode texts as `Encoder.encode` does. Raises also Overloaded and DeadlineExceeded."""
         request = EncodeRequest(self._model, texts, outputs, role)
         parts = [
-            self._service.submit(replace(request, texts=texts[at : at + TEXTS_EACH]))
+            self._service.submit(replace(request, texts=texts[at : at + TEXTS_EACH]), at)
             for at in range(0, len(texts), TEXTS_EACH)
         ]
         try:

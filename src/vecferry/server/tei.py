@@ -163,9 +163,11 @@ def tokenize(service: ServiceHere, body: TokenizeRequest) -> Response:
     rows: list[list[dict[str, Any]]] = []
     num_tokens = 0
     for text in texts:
-        pieces = tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens)
-        service.check_num_tokens(num_tokens := num_tokens + len(pieces))
-        rows.append([_simple_token(piece) for piece in pieces])
+        row: list[dict[str, Any]] = []
+        for piece in tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens):
+            service.check_num_tokens(num_tokens := num_tokens + 1)
+            row.append(_simple_token(piece))
+        rows.append(row)
     return json(rows)
 
 
