@@ -37,7 +37,7 @@ from vecferry.demo.passages import load_passages
 from vecferry.encode.batching import Limits, plan
 from vecferry.encode.runtime.host import available_cpus, instruction_sets, machine
 from vecferry.model.artifact import MANIFEST, Artifact
-from vecferry.model.tokens import Tokenizer
+from vecferry.model.tokens import open_tokenizer
 
 RESULTS, WORK = Path("bench/results"), Path("bench/work")
 SHAPES = ((1, 16), (1, 128), (8, 128), (2, 512), (1, 2048))
@@ -55,7 +55,7 @@ class Bench:
         self.folder, self.shape, self.threads, self.turns, self.variables = folder, shape, threads, turns, variables
         self.peers = peers
         self.artifact = Artifact.open(folder / "fp32")
-        self.tokenizer = Tokenizer(self.artifact.read_tokenizer(), self.artifact.manifest.space.max_tokens)
+        self.tokenizer = open_tokenizer(self.artifact)
 
     @contextmanager
     def at_work(self, *names: str) -> Iterator[list[Process]]:

@@ -15,9 +15,10 @@ import pytest
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
-from vecferry.model.artifact import Artifact, _sole_writer, writing
+from vecferry.model.artifact import Artifact, _sole_writer, file_record, writing
 from vecferry.model.files import write_json
 from vecferry.model.sources import open_source
+from vecferry.model.tokens import open_tokenizer
 
 
 @pytest.fixture
@@ -61,7 +62,19 @@ def test_a_flipped_byte_of_a_small_file_is_found_at_opening(copied: Path, name: 
     [
         (lambda m: m.update(format=99), "format 99"),
         (lambda m: m["space"].update(pooling="mean"), "fingerprint does not belong"),
-        (lambda m: m["files"].update({"../outside": m["files"]["model.onnx"]}), "outside the folder"),
+        (lambda m: m["files"].update({"../outside": m["files"]["model.onnx"]}), r"names the files \['\.\./outside'"),
+        (lambda m: m["files"].update({"..": m["files"]["model.onnx"]}), r"names the files \['\.\.'"),
+        (lambda m: m.update(files={}), r"names the files \[\], not model\.onnx, model\.onnx\.data, tokenizer\.json"),
+        (lambda m: m["files"].pop("model.onnx.data"), "names the files"),
+        (lambda m: m["files"]["model.onnx"].update(sha256="../x"), r"files\.model\.onnx\.sha256"),
+        (lambda m: m["files"]["model.onnx"].update(bytes=-1), r"files\.model\.onnx\.bytes"),
+        (lambda m: m["files"]["tokenizer.json"].update(sha256="0" * 64), "not the tokenizer of the vector space"),
+        (lambda m: m["encoder"].update(layer_norm_eps=1e400), r"encoder\.layer_norm_eps|not JSON|expected value"),
+        (lambda m: m["encoder"].update(layers=10**9), r"encoder\.layers"),
+        (lambda m: m["encoder"].update(hidden=32), "the dimension of space and encoder differ"),
+        (lambda m: m["encoder"].update(query_prefix="q: "), "the query_prefix of space and encoder differ"),
+        (lambda m: m["space"].update(special_ids=[-1]), r"space\.special_ids"),
+        (lambda m: m["space"].update(dimension=10**30), r"space\.dimension"),
         (lambda m: m.pop("opset"), "opset"),
         (lambda m: m.update(surprise=1), "surprise"),
     ],
@@ -78,6 +91,56 @@ def test_an_unreadable_manifest_is_refused(copied: Path) -> None:
     (copied / "manifest.json").write_text("{")
     with pytest.raises(ArtifactDamaged, match=r"manifest\.json"):
         Artifact.open(copied)
+
+
+def test_a_manifest_without_an_end_or_of_many_megabytes_is_refused(copied: Path) -> None:
+    manifest = copied / "manifest.json"
+    manifest.write_text(manifest.read_text() + " " * 1_000_000)
+    with pytest.raises(ArtifactDamaged, match="more than the 1000000 bytes"):
+        Artifact.open(copied)
+    manifest.unlink()
+    manifest.symlink_to("/dev/zero")
+    with pytest.raises(ArtifactDamaged, match="not a regular file"):
+        Artifact.open(copied)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_missing(copied: Path) -> None:
+    (copied / "model.onnx.data").unlink()
+    os.mkfifo(copied / "model.onnx.data")
+    with pytest.raises(ArtifactDamaged, match=r"model\.onnx\.data is missing"):
+        Artifact.open(copied)
+
+
+def with_tokenizer(folder: Path, content: bytes) -> Path:
+    """Put another tokenizer.json into an artifact, with a manifest that says so throughout."""
+    (folder / "tokenizer.json").write_bytes(content)
+    manifest = Artifact.peek(folder)
+    assert manifest is not None
+    record = file_record(folder / "tokenizer.json")
+    space = manifest.space.model_copy(update={"tokenizer": record.sha256})
+    files = manifest.files | {"tokenizer.json": record}
+    changed = manifest.model_copy(update={"space": space, "fingerprint": space.fingerprint, "files": files})
+    (folder / "manifest.json").write_text(changed.model_dump_json())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(model=7), "not a tokenizer"),
+        (lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}), "not a tokenizer"),
+        (
+            lambda t: (t["model"]["vocab"][1].__setitem__(0, "x"), t["added_tokens"][1].update(content="x")),
+            "special ids",
+        ),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_spaces_is_refused(copied: Path, change: object, message: str) -> None:
+    tokenizer = json.loads((copied / "tokenizer.json").read_bytes())
+    change(tokenizer)  # type: ignore[operator]
+    artifact = Artifact.open(with_tokenizer(copied, json.dumps(tokenizer).encode()))
+    with pytest.raises(ArtifactDamaged, match=message):
+        open_tokenizer(artifact)
 
 
 def test_a_model_that_does_not_load_is_damaged_not_a_traceback(copied: Path) -> None:
@@ -303,6 +366,7 @@ from pathlib import Path
 from vecferry.conversion import onnx_file
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.model.sources import open_source
+from vecferry.model.tokens import open_tokenizer
 written = 0
 original = onnx_file._write_weight
 def write_weight(weight, data):

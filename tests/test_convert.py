@@ -166,6 +166,18 @@ def test_a_tensor_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_another_number_of_layers_than_the_weights_have_is_refused(tmp_path: Path, layers: int) -> None:
+    """One layer of two gave a model that agreed with PyTorch, which read the same config.json."""
+    other = make_checkpoint(tmp_path / "other", TINY)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    with pytest.raises(CheckpointDamaged, match=r"encoder\.layer\.[12]\."):
+        convert_checkpoint(open_source(str(other)), tmp_path / "out", verified=False)
+    with pytest.raises(CheckpointDamaged, match=r"encoder\.layer\.[12]\."):
+        TorchRuntime(read_model(other))
+
+
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     broken = make_checkpoint(tmp_path / "broken", TINY)
     (broken / "tokenizer.json").unlink()

@@ -1,13 +1,16 @@
 """What checkpoints say about themselves, and what must be asked for or refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bench.make_checkpoint import Shape, write_json_files
-from vecferry.errors import CheckpointDamaged, ConfigMissing, UnsupportedModel
+from vecferry.errors import CheckpointDamaged, ConfigMissing, SourceError, UnsupportedModel
 from vecferry.model.sources import open_source
 from vecferry.model.spec import EncoderSpec, Overrides, read_spec
 
@@ -117,7 +120,8 @@ def test_a_missing_normalisation_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "tokenizer", [None, {}, {"model_max_length": "512"}, {"model_max_length": None}, {"model_max_length": int(1e30)}]
+    "tokenizer",
+    [None, {}, {"model_max_length": None}, {"model_max_length": int(1e30)}, {"model_max_length": 1e30}],
 )
 def test_a_missing_maximum_length_is_asked_for(tmp_path: Path, tokenizer: object) -> None:
     with pytest.raises(ConfigMissing, match=r"number of tokens .* --max-tokens N \(at most 512\)"):
@@ -325,8 +329,157 @@ def test_values_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, obj
 
 @pytest.mark.parametrize("prompts", [["query: "], {"query": 1}, "query: "])
 def test_prompts_that_are_not_texts_by_name_are_refused(tmp_path: Path, prompts: object) -> None:
-    with pytest.raises(CheckpointDamaged, match=r"config_sentence_transformers\.json cannot be used: its prompts are"):
+    with pytest.raises(CheckpointDamaged, match=r"config_sentence_transformers\.json cannot be used: its prompts"):
         read_spec(checkpoint(tmp_path, sentence_transformers={"prompts": prompts}))
+
+
+LYING: list[tuple[str, object, str]] = [
+    ("config.json", CONFIG | {"model_type": ["bert"]}, "its model_type is ['bert']"),
+    ("config.json", {"architectures": {"0": "BertModel"}}, "its architectures is {'0': 'BertModel'}"),
+    ("config.json", {"architectures": []}, "the architecture 'unknown'"),
+    ("config.json", CONFIG | {"hidden_act": {"gelu": 1}}, "its hidden_act is {'gelu': 1}"),
+    ("config.json", CONFIG | {"is_decoder": "false"}, "its is_decoder is 'false'"),
+    ("config.json", CONFIG | {"layer_norm_eps": float("inf")}, "Infinity is no number of JSON"),
+    ("config.json", CONFIG | {"layer_norm_eps": float("nan")}, "NaN is no number of JSON"),
+    ("config.json", CONFIG | {"layer_norm_eps": 0}, "its layer_norm_eps is 0"),
+    ("config.json", CONFIG | {"layer_norm_eps": -1e-5}, "its layer_norm_eps is -1e-05"),
+    ("config.json", CONFIG | {"layer_norm_eps": 2.0}, "its layer_norm_eps is 2.0"),
+    ("config.json", CONFIG | {"num_hidden_layers": 10**9}, "its num_hidden_layers is 1000000000"),
+    ("config.json", CONFIG | {"vocab_size": 10**400}, "its vocab_size is 1000"),
+    ("config.json", CONFIG | {"pad_token_id": 100}, "its pad_token_id is 100, and vocab_size 100"),
+    ("config.json", CONFIG | {"tokenizer_class": ["BertTokenizer"]}, "its tokenizer_class is ['BertTokenizer']"),
+    ("config.json", None, "it holds nothing but null"),
+    ("tokenizer_config.json", {"tokenizer_class": {"a": 1}}, "its tokenizer_class is {'a': 1}"),
+    ("tokenizer_config.json", {"model_max_length": "512"}, "its model_max_length"),
+    ("tokenizer_config.json", {"do_lower_case": "yes"}, "its do_lower_case is 'yes'"),
+    ("1_Pooling/config.json", {"pooling_mode": {"mean": True}}, "its pooling_mode is {'mean': True}"),
+    ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}, "its pooling_mode.0 is ['mean']"),
+    ("1_Pooling/config.json", {"pooling_mode_mean_tokens": 1}, "its pooling_mode_mean_tokens is 1"),
+    ("1_Pooling/config.json", MEAN | {"include_prompt": 0}, "its include_prompt is 0"),
+    ("modules.json", {"0": TRANSFORMER}, "its content is {'0': {"),
+    ("modules.json", [TRANSFORMER, 5, POOLING], "its 1 is 5"),
+    ("modules.json", [TRANSFORMER, {"path": "1_Pooling"}], "it has no 1.type"),
+    ("modules.json", [{}] * 101, "its content is [{}"),
+    ("modules.json", [TRANSFORMER, POOLING | {"path": "../x"}], "the module Pooling in the folder '../x'"),
+    ("modules.json", [TRANSFORMER | {"path": "0_T"}, POOLING], "the module Transformer in the folder '0_T'"),
+    ("sentence_bert_config.json", {"max_seq_length": True}, "its max_seq_length is True"),
+    ("sentence_bert_config.json", {"max_seq_length": [128]}, "its max_seq_length is [128]"),
+    ("config_sentence_transformers.json", {"prompts": {"query": "x" * 20_000}}, "its prompts.query is 'xxx"),
+    ("config_sentence_transformers.json", {"prompts": {"query": "\ud800"}}, "its prompts.query"),
+    ("config_sentence_transformers.json", {"prompts": {"\ud800": 1}}, "its prompts"),
+    ("tokenizer.json", {"normalizer": {"type": "BertNormalizer", "lowercase": [True]}}, "its lowercase is [True]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), LYING, ids=[f"{name} {reason}" for name, _, reason in LYING])
+def test_a_value_of_another_kind_is_named_with_its_file(
+    tmp_path: Path, name: str, content: object, reason: str
+) -> None:
+    (checkpoint(tmp_path) / name).write_text(json.dumps(content))
+    with pytest.raises(SourceError) as raised:
+        read_spec(tmp_path)
+    message = raised.value.message
+    assert reason in message
+    assert name in message or isinstance(raised.value, UnsupportedModel)
+    assert len(message.encode()) < 1000
+
+
+def test_a_number_beyond_all_floats_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "config.json").write_text(json.dumps(CONFIG)[:-1] + ', "layer_norm_eps": 1e400}')
+    with pytest.raises(CheckpointDamaged, match="its layer_norm_eps is inf"):
+        read_spec(folder)
+
+
+FIELDS: dict[str, list[Any]] = {
+    "config.json": [*CONFIG, "architectures", "position_embedding_type", "is_decoder", "type_vocab_size",
+                    "layer_norm_eps", "pad_token_id", "tokenizer_class"],
+    "tokenizer_config.json": ["tokenizer_class", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
+                              "model_max_length"],
+    "1_Pooling/config.json": ["pooling_mode", "include_prompt", "pooling_mode_cls_token", "pooling_mode_mean_tokens"],
+    "modules.json": [0, 1, 2],
+    "sentence_bert_config.json": ["max_seq_length", "do_lower_case"],
+    "config_sentence_transformers.json": ["prompts"],
+    "tokenizer.json": ["normalizer"],
+}  # fmt: skip
+WHOLE: dict[str, Any] = {
+    "config.json": CONFIG, "tokenizer_config.json": {}, "1_Pooling/config.json": MEAN,
+    "modules.json": [TRANSFORMER, POOLING, NORMALIZE], "sentence_bert_config.json": {"max_seq_length": 128},
+    "config_sentence_transformers.json": {}, "tokenizer.json": {"normalizer": {"type": "BertNormalizer"}},
+}  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["cls", "\ud800", 10**400]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+OF_EACH_KIND: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**400,
+    1e308,
+    "",
+    "x",
+    "\ud800",
+    [],
+    ["x"],
+    [[]],
+    {},
+    {"x": 1},
+    {"type": 1},
+]
+
+
+def read_with(folder: Path, changed: str, field: Any, value: object) -> None:
+    """Read a whole checkpoint with one value in a field's place; a SourceError is an answer too."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in WHOLE.items():
+        held = [*content] if isinstance(content, list) else {**content}
+        if name == changed:
+            held[field] = value
+        (folder / name).write_text(json.dumps(held))
+    try:
+        spec = read_spec(folder)
+    except SourceError:
+        return
+    assert EncoderSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_kind_of_value_raises_anything_but_a_source_error(tmp_path: Path, name: str) -> None:
+    for field in FIELDS[name]:
+        for value in OF_EACH_KIND:
+            read_with(tmp_path, name, field, value)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_of_any_field_raises_anything_but_a_source_error(tmp_path: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(FIELDS)))
+    read_with(tmp_path, name, data.draw(st.sampled_from(FIELDS[name])), data.draw(ANYTHING))
+
+
+@pytest.mark.parametrize("name", [*FIELDS])
+def test_a_file_without_an_end_or_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path) / name
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointDamaged, match=r"config\.json|\.json .*not a regular file"):
+        read_spec(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointDamaged, match="not a regular file"):
+        read_spec(tmp_path)
+
+
+def test_a_file_of_many_megabytes_is_refused_unread(tmp_path: Path) -> None:
+    (checkpoint(tmp_path) / "modules.json").write_text("[" + " " * 4_000_000 + "]")
+    with pytest.raises(CheckpointDamaged, match="more than the 4000000 bytes"):
+        read_spec(tmp_path)
 
 
 FILES = [

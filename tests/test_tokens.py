@@ -1,11 +1,13 @@
 """Token ids against transformers' own tokenizers, on real texts and on the hard ones."""
 
+import base64
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
 from vecferry.errors import EmptyInput, InvalidText
 from vecferry.model.sources import open_source
 from vecferry.model.spec import read_spec
-from vecferry.model.tokens import WHITE_SPACE, Tokenizer, canonical_tokenizer, part_end, parts_of
+from vecferry.model.text_parts import WHITE_SPACE, part_end, parts_of
+from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 
 UNLIMITED = 1 << 30
 SHIPPED_FILE = Path(__file__).parent / "data/tokens/texts.jsonl"
@@ -278,7 +281,7 @@ def test_a_tokenizer_that_does_not_split_at_white_space_reads_a_text_whole() -> 
 @given(text=st.text("ab \n", max_size=200), size=st.integers(1, 20), longest=st.integers(1, 40))
 def test_parts_are_the_text_and_begin_with_white_space(text: str, size: int, longest: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vecferry.model.tokens.MAX_RUN_CHARS", longest)
+        patch.setattr("vecferry.model.text_parts.MAX_RUN_CHARS", longest)
         parts = list(parts_of(text, size))
     assert "".join(part for _, part in parts) == text
     assert [at for at, _ in parts] == [sum(len(part) for _, part in parts[:n]) for n in range(len(parts))]
@@ -339,6 +342,73 @@ def test_another_unigram_tokenizer_keeps_its_pre_tokenizer() -> None:
 def test_what_is_not_a_tokenizer_is_a_value_error(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         Tokenizer(canonical_tokenizer(raw, "XLMRobertaTokenizer"), 8)
+
+
+@cache
+def first_pieces() -> bytes:
+    return tokenizer_json(1000)
+
+
+def of_xlm_r(change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Return XLM-R's first pieces as a checkpoint has them, with a change."""
+    described = json.loads(first_pieces())
+    change(described)
+    return canonical_tokenizer(json.dumps(described).encode(), "PreTrainedTokenizerFast")
+
+
+def replacing(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"normalizer": {"type": "Replace", "pattern": pattern, "content": content}}
+
+
+def charsmap(content: bytes) -> dict[str, Any]:
+    encoded = base64.b64encode(content).decode()
+    return {"normalizer": {"type": "Precompiled", "precompiled_charsmap": encoded}}
+
+
+LETTERS = [replacing({"String": letter}, "")["normalizer"] for letter in map(chr, range(33, 127))]
+MILLIONFOLD = replacing({"String": "a"}, "a" * (1 << 20))["normalizer"]
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a rubbish charsmap": (lambda t: t.update(charsmap(b"\xff" * 64)), "SIGABRT|charsmap"),
+    "a charsmap that points outside": (lambda t: t.update(charsmap(b"\x10\0\0\0" + b"\xff" * 16 + b"abc\0")), "index"),
+    "no id for what is unknown": (lambda t: t["model"].update(unk_id=None), "unk_id"),
+    "ids that the model has not": (
+        lambda t: t["model"]["vocab"].extend([["x1", 0.0], ["x2", 0.0]]), "the token id 1001, and the model 1000"),
+    "no beginning and end": (lambda t: t.update(post_processor=None), "an empty text has 0 tokens"),
+    "a beginning beyond the ids": (
+        lambda t: t["post_processor"]["special_tokens"]["<s>"].update(ids=[10**6]), "that the model does not have"),
+    "a normalizer that deletes letters": (
+        lambda t: t.update(normalizer={"type": "Sequence", "normalizers": LETTERS},
+                           model={"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 3}}), "of no text"),
+    "a normalizer that writes a book": (lambda t: t.update(replacing({"String": "ж"}, "x" * 10_000)), "become"),
+    "a prefix of a million": (
+        lambda t: t.update(normalizer={"type": "Prepend", "prepend": "x" * 1_000_000}), "tokens|SIG"),
+    "a normalizer that takes all memory": (
+        lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [MILLIONFOLD] * 2}), "SIGABRT"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "reason"), HOSTILE.values(), ids=HOSTILE)
+def test_a_tokenizer_that_would_bring_us_down_is_refused(
+    change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason) as raised:
+        try_tokenizer(of_xlm_r(change), 1000)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+def test_a_regular_expression_of_others_is_refused(part: str) -> None:
+    """This one takes a time that doubles with each letter of a text."""
+    replace_all = replacing({"Regex": "(a+)+$"}, "")["normalizer"]
+    with pytest.raises(ValueError, match=r"it has the regular expression '\(a\+\)\+\$'"):
+        of_xlm_r(lambda t: t.update({part: {"type": "Sequence", "normalizers": [replace_all]}}))
+    of_xlm_r(lambda t: t.update(replacing({"Regex": " {2,}"}, "▁")))
+
+
+def test_a_tokenizer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vecferry.model.tokens.TRIAL_S", 0.0)
+    with pytest.raises(ValueError, match="not loaded within 0 seconds"):
+        try_tokenizer(of_xlm_r(lambda t: t["model"]["vocab"].reverse()), 1000)
 
 
 def test_special_ids_and_pieces_are_named(tokenizer: Tokenizer) -> None:

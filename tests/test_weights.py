@@ -1,6 +1,7 @@
 """The tensors of a checkpoint, against PyTorch's own reading; and what a hostile or damaged file gets."""
 
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -253,10 +254,17 @@ def test_a_call_of_the_system_is_refused_and_not_made(tmp_path: Path, protocol: 
         ("torch.storage._load_from_bytes", a_dict_of(global_("torch.storage", "_load_from_bytes"))),
         ("torch.nn.modules.linear.Linear", a_dict_of(global_("torch.nn.modules.linear", "Linear"))),
         ("numpy.core.multiarray._reconstruct", a_dict_of(global_("numpy.core.multiarray", "_reconstruct"))),
-        ("the persistent object 'x'", a_dict_of(b"X\x01\x00\x00\x00xQ")),
-        ("the persistent object ('module',", a_dict_of(b"(X\x06\x00\x00\x00moduleK\x01K\x02K\x03K\x04tQ")),
+        ("a persistent object that is not a storage", a_dict_of(b"X\x01\x00\x00\x00xQ")),
+        ("a persistent object that is not", a_dict_of(b"(X\x06\x00\x00\x00moduleK\x01K\x02K\x03K\x04tQ")),
         ("a list at the top", b"\x80\x02]."),
-        ("a LazyTensor at the top", b"\x80\x02" + tensor() + b"."),
+        ("a tuple as a key", b"\x80\x02})K\x01s."),
+        ("a int as a key", b"\x80\x02}K\x01K\x01s."),
+        ("a call of a str", a_dict_of(b"X\x01\x00\x00\x00x)R")),
+        ("a call of a _Global", a_dict_of(global_("torch", "FloatStorage") + b")R")),
+        ("the instruction NEWOBJ", a_dict_of(global_("collections", "OrderedDict") + b")\x81")),
+        ("the instruction FROZENSET", b"\x80\x04(K\x01\x91."),
+        ("the instruction LONG4", a_dict_of(b"\x8b\x01\x00\x00\x00\x01")),
+        ("a StridedTensor at the top", b"\x80\x02" + tensor() + b"."),
     ],
 )
 def test_anything_but_tensors_is_refused_by_name(tmp_path: Path, asks_for: str, pickled: bytes) -> None:
@@ -279,6 +287,45 @@ def test_a_hostile_head_is_refused_as_well(tmp_path: Path) -> None:
     with pytest.raises(UnsafePickle, match=r"sparse_linear\.pt.*_builtin__\.exec"):
         open_heads(tmp_path)
     assert not marker.exists()
+
+
+LEVELS = 10_000
+PAIRS = b")q\x00" + b"h\x00\x86q\x00" * LEVELS
+"""The opcodes of a tuple inside a tuple, thousands of times; each holds the one before twice."""
+
+
+def test_nested_values_take_time_by_their_bytes_alone(tmp_path: Path) -> None:
+    """Each level doubled the time of a hash and the length of a message, and an interrupt was not heard meanwhile."""
+    hostile = {
+        "key": b"\x80\x02}" + PAIRS + b"K\x01s.",
+        "persistent id": a_dict_of(PAIRS + b"Q"),
+        "shape": a_dict_of(tensor(shape=PAIRS)),
+        "argument": a_dict_of(global_("collections", "OrderedDict") + PAIRS + b"\x85R"),
+        "function": a_dict_of(PAIRS + b")R"),
+        "state": a_dict_of(tensor() + PAIRS + b"b"),
+        "lists": a_dict_of(b"]" * LEVELS + b"a" * (LEVELS - 1) + b"Q"),
+        "text": a_dict_of(b"X" + struct.pack("<I", 3_000_000) + b"x" * 3_000_000 + b"Q"),
+    }
+    for name, pickled in hostile.items():
+        write_torch_zip(tmp_path, pickled)
+        with pytest.raises(SourceError) as raised:
+            open_weights(tmp_path)
+        assert len(raised.value.message) < 1000, name
+
+
+def test_nested_values_beside_the_tensors_do_no_harm(tmp_path: Path) -> None:
+    write_torch_zip(tmp_path, b"\x80\x02}X\x01\x00\x00\x00a" + tensor() + b"sX\x01\x00\x00\x00b" + PAIRS + b"s.")
+    assert list(open_weights(tmp_path)) == ["a"]
+
+
+def test_a_description_of_many_megabytes_is_refused_unread(tmp_path: Path) -> None:
+    write_torch_zip(tmp_path, b"\x80\x02}" + b"N0" * 2_000_001 + b".")
+    with pytest.raises(CheckpointDamaged, match="4000000 are allowed"):
+        open_weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    write_safetensors(tmp_path, b"{" + b" " * 4_000_000 + b"}")
+    with pytest.raises(CheckpointDamaged, match="4000000 are allowed"):
+        open_weights(tmp_path)
 
 
 SET_ITEMS = b"}X\x05\x00\x00\x00itemsK\x01sb"
@@ -327,6 +374,11 @@ OUTSIDE = {
     "two dimensions, one stride": tensor(shape=b"K\x02K\x02\x86"),
     "expanded to billions": tensor(shape=b"J\xff\xff\xff\x7f\x85", strides=b"K\x00\x85"),
     "huge stride": tensor(shape=b"K\x01\x85", strides=b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85"),
+    "a huge number": tensor(offset=b"\x8a\xff" + b"\xff" * 254 + b"\x7f"),
+    "items of a list": b"](X\x01\x00\x00\x00bNu",
+    "items without a mark": b"}u",
+    "an item of a tensor": tensor() + b"Na",
+    "a key without a value": b"}(X\x01\x00\x00\x00bu",
     "99 dimensions": tensor(shape=b"(" + b"K\x01" * 99 + b"t", strides=b"(" + b"K\x01" * 99 + b"t"),
     "a string for a shape": tensor(shape=b"X\x01\x00\x00\x004\x85"),
     "a float for a shape": tensor(shape=b"G@\x10\x00\x00\x00\x00\x00\x00\x85"),
@@ -429,6 +481,8 @@ WRONG_HEADERS = {
     "empty and not": {"a": entry(0, 16, (2**32, 2**32, 0, 1)), "b": entry(16, 16, (0,))},
     "shape that overflows": {"a": entry(0, 16), "b": entry(16, 16, (2**32, 2**32))},
     "shape of text": {"a": entry(0, 16, "4")},
+    "a shape of a million": {"a": entry(0, 16, (7,) * 1_000_000)},
+    "a type that is a list": {"a": entry(0, 16) | {"dtype": ["F32"]}},
     "unknown type": {"a": entry(0, 16, dtype="F8_E4M3")},
     "no offsets": {"a": {"dtype": "F32", "shape": [4]}},
     "a number for a tensor": {"a": 1},
@@ -478,7 +532,53 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"weight_map": 1}', b"[" * 100_000, b"\xff"])
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        save_safetensors({"a": numbers(2)}, tmp_path / name)
+    named = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    with pytest.raises(
+        CheckpointDamaged, match=r"model-2\.safetensors cannot be used: another shard has its tensor 'a'"
+    ):
+        open_weights(tmp_path)
+
+
+def test_a_tensor_with_and_without_the_prefix_is_refused(tmp_path: Path) -> None:
+    both = {"bert.embeddings.word_embeddings.weight": numbers(4, 2), "bert.a": numbers(2), "a": numbers(3)}
+    torch.save(both, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointDamaged, match=r"with and without 'bert\.'"):
+        open_weights(tmp_path)
+
+
+def test_weights_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    known = ["pooler.dense.weight", "embeddings.position_ids", "lm_head.bias", "cls.seq_relationship.weight"]
+    adapter = [f"encoder.layer.{n}.adapter.weight" for n in range(4)]
+    torch.save(dict.fromkeys(["a", *known, *adapter], numbers(2)), tmp_path / "pytorch_model.bin")
+    weights = open_weights(tmp_path)
+    weights.check_all_used(["a", *adapter])
+    with pytest.raises(
+        CheckpointDamaged, match=r"does not read its tensors 'encoder.*0.*', .*2.adapter.weight' and 1 more"
+    ):
+        weights.check_all_used(["a"])
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
+)
+def test_what_is_no_regular_file_is_refused_unread(tmp_path: Path, name: str) -> None:
+    """A pipe without a writer waits for one, and /dev/zero has no end."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointDamaged, match="not a regular file"):
+        open_weights(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointDamaged, match="not a regular file"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"weight_map": {"a": 1}}', b'{"weight_map": 1}', b"[" * 100_000, b"\xff"]
+)
 def test_a_shard_index_of_another_form_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors.index.json").write_bytes(content)
     with pytest.raises(CheckpointDamaged, match="not a shard index"):

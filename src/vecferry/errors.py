@@ -76,6 +76,7 @@ line's: 0 is success, 1 a fault of our own, 130 an interrupt.
 from __future__ import annotations
 
 import errno
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,15 @@ def reason_of(exc: OSError) -> str:
     """Say why the system refused, in words."""
     reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
     return reasons.get(exc.errno or 0, exc.strerror or str(exc))
+
+
+def cut_repr(value: object) -> str:
+    """Return a short `repr` of any value, of which nothing long is built first."""
+    return SHORT.repr(value)
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 
 
 # --- input and settings ---------------------------------------------------------------------------
@@ -254,9 +264,14 @@ class MissingExtra(VecferryError):
 
 
 class SourceError(VecferryError):
-    """What is wrong with where a checkpoint comes from."""
+    """What is wrong with where a checkpoint comes from. What a file of others says is cut to `MAX_SHOWN` characters."""
 
     exit_code = 3
+    MAX_SHOWN: ClassVar[int] = 500
+
+    def _shown(self) -> dict[str, object]:
+        shown = super()._shown().items()
+        return {k: v[: self.MAX_SHOWN] + "…" if isinstance(v, str) and len(v) > self.MAX_SHOWN else v for k, v in shown}
 
 
 @dataclass(eq=False)

@@ -289,6 +289,6 @@ def test_the_remote_encoder_waits_where_the_server_is_busy(library: Encoder) -> 
 
 def test_a_model_that_has_become_another_is_not_mixed_with_the_first(server: Server, library: Encoder) -> None:
     with RemoteEncoder(server.url) as encoder:
-        encoder.__dict__["space"] = library.space.model_copy(update={"weights": "others"})
+        encoder._space = library.space.model_copy(update={"weights": "others"})
         with pytest.raises(SpaceMismatch, match="the server at"):
             encoder.encode(["a"])

@@ -30,8 +30,15 @@ TO_THE_END = int(np.iinfo(np.int64).max)
 
 
 def build_graph(model: Model) -> Graph:
-    """Build the graph; no weight is read yet. Raises CheckpointDamaged for a tensor missing or of another shape."""
-    return _Writer(model.spec, model.weights, model.heads).graph()
+    """Build the graph; no weight is read yet.
+
+    Raises CheckpointDamaged for a tensor that is missing, of another shape, or not read by the graph.
+    """
+    writer = _Writer(model.spec, model.weights, model.heads)
+    graph = writer.graph()
+    for source in filter(None, (model.weights, model.heads)):
+        source.check_all_used(writer.used)
+    return graph
 
 
 class _Writer:
@@ -45,6 +52,7 @@ class _Writer:
         self.weights = weights
         self.heads = heads
         self.b = GraphBuilder()
+        self.used: set[str] = set()
 
     def graph(self) -> Graph:
         b, hidden_size = self.b, self.spec.hidden
@@ -80,9 +88,9 @@ class _Writer:
             positions: Float32 = weights[at + "position_embeddings.weight"].as_fp32() + token_types[0]
             return positions
 
-        expect(weights, at + "word_embeddings.weight", (spec.vocabulary, spec.hidden))
-        expect(weights, at + "position_embeddings.weight", (spec.positions, spec.hidden))
-        expect(weights, at + "token_type_embeddings.weight", (spec.token_types, spec.hidden))
+        self.expect(weights, at + "word_embeddings.weight", (spec.vocabulary, spec.hidden))
+        self.expect(weights, at + "position_embeddings.weight", (spec.positions, spec.hidden))
+        self.expect(weights, at + "token_type_embeddings.weight", (spec.token_types, spec.hidden))
         position_table = self.b.weight(at + "positions", (spec.positions, spec.hidden), positions_and_type)
         word_embeddings = self.word_embeddings(weights[at + "word_embeddings.weight"])  # [B, S, H]
         positions = self.b.op("Gather", position_table, self.position_ids())  # [S, H] or [B, S, H]
@@ -146,7 +154,7 @@ class _Writer:
             return np.concatenate([weights[f"{at}{part}.bias"].as_fp32() for part in parts])
 
         for part in parts:
-            expect(weights, f"{at}{part}.bias", (size,))
+            self.expect(weights, f"{at}{part}.bias", (size,))
         bias = self.b.weight(at + "qkv.bias", (3 * size,), merged_bias)
         query, key, value = (
             self.by_row(self.matmul(f"{at}{part}.weight", x, size, size))
@@ -226,19 +234,19 @@ class _Writer:
 
     def matrix(self, source: Weights, name: str, n_in: int, n_out: int) -> str:
         """Add a linear layer's weight, [out, in] in the checkpoint and [in, out] in the graph."""
-        expect(source, name, (n_out, n_in))
+        self.expect(source, name, (n_out, n_in))
         return self.b.weight(name, (n_in, n_out), lambda: source[name].as_fp32().T)
 
     def vector(self, source: Weights, name: str, size: int) -> str:
-        expect(source, name, (size,))
+        self.expect(source, name, (size,))
         return self.b.weight(name, (size,), source[name].as_fp32)
+
+    def expect(self, weights: Weights, name: str, shape: tuple[int, ...]) -> None:
+        """Check a tensor that the graph reads. Raises CheckpointDamaged unless it is there and of that shape."""
+        self.used.add(name)
+        if weights[name].shape != shape:
+            raise weights.damaged(f"tensor {name!r} has shape {weights[name].shape}, not {shape}")
 
 
 def nothing(b: GraphBuilder, shape: list[int]) -> str:
     return b.op("ConstantOfShape", b.constant(shape))
-
-
-def expect(weights: Weights, name: str, shape: tuple[int, ...]) -> None:
-    """Check a tensor. Raises CheckpointDamaged unless it is there and of that shape."""
-    if weights[name].shape != shape:
-        raise weights.damaged(f"tensor {name!r} has shape {weights[name].shape}, not {shape}")

@@ -25,7 +25,7 @@ from vecferry.encode.runtime.host import machine
 from vecferry.encode.runtime.onnx import OnnxRuntime, run_each
 from vecferry.model.artifact import MANIFEST, MODEL, TOKENIZER, Artifact, Precision
 from vecferry.model.files import write_json
-from vecferry.model.tokens import Tokenizer
+from vecferry.model.tokens import open_tokenizer
 
 Wanted = Literal["fp32", "fp16", "int8", "auto"]
 Quality = Callable[[Encoder], float]
@@ -95,7 +95,7 @@ def calibrated(baseline: Artifact) -> Ranges:
     manifest, probe = baseline.manifest, baseline.path / PROBE
     onnx.save(probed(onnx.load(baseline.path / MODEL, load_external_data=False)), probe)
     texts = calibration_texts()
-    tokens = Tokenizer(baseline.read_tokenizer(), manifest.space.max_tokens)(texts, manifest.space.passage_prefix)
+    tokens = open_tokenizer(baseline)(texts, manifest.space.passage_prefix)
     rows = (tokens.take(np.array([row])) for row in range(len(texts)))
     largest: dict[str, Any] = {}
     try:
@@ -118,8 +118,7 @@ def _quality_lost(baseline: Artifact, artifact: Artifact, quality: Quality) -> C
 
 
 def _encoder(artifact: Artifact) -> Encoder:
-    tokenizer = Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
-    return Encoder(tokenizer, OnnxRuntime(artifact), spec=artifact.manifest.encoder)
+    return Encoder(open_tokenizer(artifact), OnnxRuntime(artifact), spec=artifact.manifest.encoder)
 
 
 def speed_over(baseline: Artifact, artifact: Artifact) -> dict[str, float]:

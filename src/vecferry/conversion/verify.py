@@ -22,7 +22,7 @@ from vecferry.encode.runtime import Runtime
 from vecferry.encode.runtime.host import machine
 from vecferry.errors import VerificationFailed
 from vecferry.model.artifact import Artifact, Precision
-from vecferry.model.tokens import Tokenizer
+from vecferry.model.tokens import open_tokenizer
 
 # What is allowed at most, and why.
 TOLERANCES = {  # largest absolute differences
@@ -159,7 +159,7 @@ def verify(
 def _probes(artifact: Artifact) -> dict[str, TokenBatch]:
     """Return batches by name: the texts, then one text of random tokens per length."""
     manifest = artifact.manifest
-    tokenizer = Tokenizer(artifact.read_tokenizer(), manifest.space.max_tokens)
+    tokenizer = open_tokenizer(artifact)
     texts = tokenizer(TEXTS)
     random = np.random.default_rng(0)
     beginning, end = texts.ids[0], texts.ids[texts.indptr[1] - 1]
@@ -173,7 +173,7 @@ def _probes(artifact: Artifact) -> dict[str, TokenBatch]:
 def _comparison(artifact: Artifact) -> list[TokenBatch]:
     """Return the texts that were not calibrated with, in batches of equal length."""
     space = artifact.manifest.space
-    tokens = Tokenizer(artifact.read_tokenizer(), space.max_tokens)(comparison_texts(), space.passage_prefix)
+    tokens = open_tokenizer(artifact)(comparison_texts(), space.passage_prefix)
     return [tokens.take(np.flatnonzero(tokens.lengths == length)) for length in np.unique(tokens.lengths)]
 
 
@@ -301,7 +301,7 @@ def _published_values(artifact: Artifact, runtime: Runtime) -> Iterator[Conversi
     if artifact.manifest.source.files.get("pytorch_model.bin") != PUBLISHED_WEIGHTS:
         yield ConversionCheck("agrees with BGE-M3's published values", "skipped", note="these are not BGE-M3's weights")
         return
-    tokenizer = Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
+    tokenizer = open_tokenizer(artifact)
     queries = runtime.run(tokenizer(["What is BGE M3?", "Defination of BM25"]), Outputs.ALL)
     passages = runtime.run(
         tokenizer([

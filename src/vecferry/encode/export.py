@@ -24,11 +24,15 @@ A file appears whole or not at all: it is written under a temporary name beside 
 from __future__ import annotations
 
 import json
+import math
+import struct
 import sys
+import tokenize
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -274,18 +278,59 @@ def as_arrow(ids: list[str], embeddings: Embeddings) -> bytes:
 
 
 def load_npz(path: Path | IO[bytes]) -> tuple[list[str], Embeddings]:
-    """Return ids and embeddings of a file that `write` made. Raises OSError; ValueError or KeyError for others."""
-    with np.load(path, allow_pickle=False) as file:
-        sparse = [file[f"sparse_{part}"] for part in ("indptr", "indices", "weights") if "sparse_indptr" in file]
-        colbert = [file[name] for name in ("colbert_indptr", "colbert") if "colbert" in file]
-        return file["ids"].tolist(), Embeddings(
-            str(file["fingerprint"]),
-            file["num_tokens"],
-            file["truncated"],
-            file.get("dense"),
-            Sparse(*sparse) if sparse else None,
-            MultiVector(*colbert) if colbert else None,
-        )
+    """Return ids and embeddings of a file that `write` made. Raises OSError; ValueError for others.
+
+    No array is made that is larger than the file; whether the arrays fit together is not checked.
+    """
+    try:
+        _check_sizes(path)
+        with np.load(path, allow_pickle=False) as file:
+            return _loaded(file)
+    except NOT_NPZ as exc:
+        raise ValueError(f"it is not a file of embeddings ({exc!s:.200})") from exc
+
+
+NOT_NPZ = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, EOFError, SyntaxError,
+    MemoryError, struct.error, tokenize.TokenError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What zipfile and numpy raise on bytes that are not what they should be."""
+
+
+def _loaded(file: Any) -> tuple[list[str], Embeddings]:
+    sparse = [file[f"sparse_{part}"] for part in ("indptr", "indices", "weights") if "sparse_indptr" in file]
+    colbert = [file[name] for name in ("colbert_indptr", "colbert") if "colbert" in file]
+    return file["ids"].tolist(), Embeddings(
+        str(file["fingerprint"]),
+        file["num_tokens"],
+        file["truncated"],
+        file.get("dense"),
+        Sparse(*sparse) if sparse else None,
+        MultiVector(*colbert) if colbert else None,
+    )
+
+
+def _check_sizes(path: Path | IO[bytes]) -> None:
+    """Refuse arrays that are not stored as they are: what is compressed or said to be huge would take all memory."""
+    num_bytes = path.stat().st_size if isinstance(path, Path) else path.seek(0, SEEK_END)
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.file_size > num_bytes:
+                raise ValueError(f"an array of {info.file_size} bytes in a file of {num_bytes}")
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise ValueError(f"{info.filename!r:.80} is compressed")
+            with archive.open(info) as entry:
+                version = np.lib.format.read_magic(entry)
+                if version not in HEADERS:
+                    raise ValueError(f"an array of version {version}")
+                shape, _, dtype = HEADERS[version](entry)
+                if math.prod(shape) * dtype.itemsize != info.file_size - entry.tell():
+                    raise ValueError(f"an array of {info.file_size - entry.tell()} bytes of another shape")
+    if not isinstance(path, Path):
+        path.seek(0)
+
+
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def _write_jsonl(path: Path, chunks: Chunks) -> None:

@@ -38,7 +38,7 @@ from vecferry.model.artifact import Artifact, VectorSpace
 from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import BGE_M3, open_source, reopen
 from vecferry.model.spec import Overrides
-from vecferry.model.tokens import Tokenizer
+from vecferry.model.tokens import Tokenizer, open_tokenizer
 from vecferry.options import Checked, Count
 
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
@@ -159,7 +159,7 @@ def _onnx(options: EncoderOptions) -> Encoder:
     load = partial(OnnxRuntime, threads=options.threads, device=options.device, low_memory=options.low_memory)
     with ThreadPoolExecutor(1, thread_name_prefix="vecferry-load") as pool:  # a session loads without the interpreter
         loading = pool.submit(load, artifact)
-        tokenizer = Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
+        tokenizer = open_tokenizer(artifact)
         runtime = loading.result()
     return Encoder(tokenizer, runtime, options.limits, spec=artifact.manifest.encoder, cache=_cache(options))
 

@@ -24,7 +24,7 @@ from vecferry.encode.encoder import Role
 from vecferry.errors import SettingsError
 from vecferry.integrations.connecting import Connection, EncoderLike, located, opened
 from vecferry.model.artifact import Artifact
-from vecferry.model.tokens import Tokenizer
+from vecferry.model.tokens import Tokenizer, open_tokenizer
 
 Weights = dict[str, float]
 
@@ -165,8 +165,7 @@ class BGEM3FlagModel:
         if not isinstance(self._source, Connection) or self._source.artifact is None:
             expected = "the folder of a converted model, whose tokenizer says what an id stands for"
             raise SettingsError("model_name_or_path", self._source, expected)
-        artifact = Artifact.open(Path(self._source.artifact))
-        return Tokenizer(artifact.read_tokenizer(), artifact.manifest.space.max_tokens)
+        return open_tokenizer(Artifact.open(Path(self._source.artifact)))
 
 
 def _weights(embeddings: Embeddings, row: int) -> Weights:

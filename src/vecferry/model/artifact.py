@@ -24,26 +24,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vecferry.embeddings import Outputs
-from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, reason_of
-from vecferry.model.files import sync_folder, write_json
-from vecferry.model.spec import EncoderSpec, Pooling
+from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, cut_repr, reason_of
+from vecferry.model.files import read_whole, sync_folder, write_json
+from vecferry.model.spec import EncoderSpec, Pooling, Size, Text
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
+FILES = {MODEL, DATA, TOKENIZER}
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
-FILES = {MODEL, DATA, TOKENIZER, MANIFEST, VERIFICATION}
+IN_FOLDER = {*FILES, MANIFEST, VERIFICATION}
 FORMAT = 1
 OTHERS_SHOWN = 5
+MAX_MANIFEST_BYTES = 1_000_000
+IN_BOTH = ("pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix")
+"""What a manifest says of its space and of its encoder."""
 REPLACING_S = 10.0
 """How long an opening waits for a writer that has set the previous folder aside and not yet put the new one there."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 Head = Literal["dense", "sparse", "colbert"]
+
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class _Value(BaseModel):
@@ -57,14 +64,14 @@ class VectorSpace(_Value):
     """SHA-256 over the architecture and every tensor that the model uses, as fp32 (graph.weights_digest)."""
     tokenizer: str
     """SHA-256 of tokenizer.json as written in the artifact."""
-    special_ids: tuple[int, ...]
+    special_ids: Annotated[tuple[TokenId, ...], Field(max_length=100)]
     """Token ids that carry no lexical weight: beginning, padding, end, unknown."""
-    dimension: int
+    dimension: Size
     pooling: Pooling
     normalize: bool
-    max_tokens: int
-    query_prefix: str
-    passage_prefix: str
+    max_tokens: Size
+    query_prefix: Text
+    passage_prefix: Text
     precision: Precision
     heads: tuple[Head, ...]
     recipe: str | None = None
@@ -98,8 +105,8 @@ class SourceRecord(_Value):
 class FileRecord(_Value):
     """What a file must be to be the one that was written."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
 
 
 class Manifest(_Value):
@@ -164,7 +171,7 @@ class Artifact:
     def _sizes(self) -> Iterator[str]:
         for name, record in self.manifest.files.items():
             file = self.path / name
-            if not file.exists():
+            if not file.is_file():
                 yield f"{name} is missing"
             elif file.stat().st_size != record.bytes:
                 yield f"{name} has {file.stat().st_size} bytes, not {record.bytes}"
@@ -188,17 +195,28 @@ class Artifact:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(read_whole(path / MANIFEST, MAX_MANIFEST_BYTES))
     except ValidationError as exc:
-        first = exc.errors()[0]
+        first = exc.errors(include_input=False)[0]
         raise ArtifactDamaged(path, f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+    except (ValueError, OSError) as exc:
+        raise ArtifactDamaged(path, f"{MANIFEST}: {exc}") from exc
     if manifest.format != FORMAT:
         raise ArtifactDamaged(path, f"{MANIFEST} is of format {manifest.format}, this release reads {FORMAT}")
     if manifest.space.fingerprint != manifest.fingerprint:
         raise ArtifactDamaged(path, f"{MANIFEST}: the fingerprint does not belong to the space beside it")
-    for name in manifest.files:
-        if Path(name).name != name:
-            raise ArtifactDamaged(path, f"{MANIFEST} names a file outside the folder: {name!r}")
+    if manifest.files.keys() != FILES:
+        reason = f"{MANIFEST} names the files {cut_repr(sorted(manifest.files))}, not {', '.join(sorted(FILES))}"
+        raise ArtifactDamaged(path, reason)
+    if manifest.files[TOKENIZER].sha256 != manifest.space.tokenizer:
+        raise ArtifactDamaged(path, f"{MANIFEST}: {TOKENIZER} is not the tokenizer of the vector space")
+    space, encoder = manifest.space, manifest.encoder
+    for name, ours, theirs in (
+        ("dimension", space.dimension, encoder.hidden),
+        *((name, getattr(space, name), getattr(encoder, name)) for name in IN_BOTH),
+    ):
+        if ours != theirs:
+            raise ArtifactDamaged(path, f"{MANIFEST}: the {name} of space and encoder differ ({ours!r}, {theirs!r})")
     return manifest
 
 
@@ -265,7 +283,7 @@ def _require_replaceable(path: Path, *, over_anything: bool) -> None:
 
 def _others_in(folder: Path) -> list[str]:
     """Return the names of what no conversion has written there; of everything where the manifest is not one of ours."""
-    ours = set() if Artifact.peek(folder / MODEL) is None else FILES
+    ours = set() if Artifact.peek(folder / MODEL) is None else IN_FOLDER
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in ours or not entry.is_file())
 
 
@@ -298,7 +316,7 @@ def _sweep(path: Path) -> None:
     aside = _aside(path)
     if aside.is_symlink():  # an earlier version set links aside
         aside.unlink()
-    elif path.exists() and aside.is_dir() and {entry.name for entry in aside.iterdir()} <= FILES:
+    elif path.exists() and aside.is_dir() and {entry.name for entry in aside.iterdir()} <= IN_FOLDER:
         shutil.rmtree(aside, ignore_errors=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)

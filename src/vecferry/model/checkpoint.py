@@ -11,8 +11,9 @@ import numpy as np
 
 from vecferry.errors import CheckpointDamaged
 from vecferry.model.artifact import TOKENIZER, Head, VectorSpace, canonical_json
-from vecferry.model.spec import EncoderSpec, Overrides, read_spec
-from vecferry.model.tokens import Tokenizer, canonical_tokenizer
+from vecferry.model.files import read_whole
+from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, read_spec
+from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 from vecferry.model.weights import Array, Weights, open_heads, open_weights
 
 MAY_BE_ZERO = "token_type_embeddings.weight"
@@ -33,9 +34,9 @@ class Model:
 def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
     """Read a checkpoint folder; every weight is read once, for the digest.
 
-    Raises what spec.py and weights.py raise, and CheckpointDamaged for a tokenizer that is missing,
-    unreadable or larger than the model's vocabulary, and for numbers that no model has: not finite, or all of a
-    weight zero.
+    Raises what spec.py and weights.py raise, and CheckpointDamaged for a tokenizer that is missing, unreadable, with
+    token ids that the model has not, or refused by a trial in another process (`tokens.try_tokenizer`), and for numbers
+    that no model has: not finite, or all of a weight zero.
     """
     spec = read_spec(folder, overrides)
     weights, heads = open_weights(folder), open_heads(folder)
@@ -59,14 +60,13 @@ def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
 
 def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:
     try:
-        canonical = canonical_tokenizer(path.read_bytes(), spec.tokenizer_class)
+        canonical = canonical_tokenizer(read_whole(path, MAX_TOKENIZER_BYTES), spec.tokenizer_class)
+        try_tokenizer(canonical, spec.vocabulary)
         tokenizer = Tokenizer(canonical, spec.max_tokens)
     except FileNotFoundError as exc:
         raise CheckpointDamaged(path, "it is missing") from exc
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, OSError) as exc:
         raise CheckpointDamaged(path, f"it is not a tokenizer ({exc})") from exc
-    if tokenizer.vocabulary > spec.vocabulary:
-        raise CheckpointDamaged(path, f"it has {tokenizer.vocabulary} tokens, the model {spec.vocabulary}")
     return canonical, tokenizer
 
 

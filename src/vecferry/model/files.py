@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all: under a temporary name, flushed to the disk, then renamed."""
+"""Files that are read within bounds, and that are written whole or not at all: temporary name, flushed, renamed."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,19 @@ def replacing(target: Path) -> Iterator[Path]:
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file. Raises OSError; ValueError for a pipe, a device or more than `max_bytes`."""
+    # A pipe without a writer would hold up an open that waits.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:  # noqa: PTH123  # of a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is not a regular file")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than the {max_bytes} bytes that are allowed")
+    return content
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,47 +4,62 @@ XLM-RoBERTa checkpoints carry a tokenizer.json whose pre-tokenizer differs from 
 from transformers 5) on texts that end in white space or in a zero-width character: it adds a lone
 "▁" before the final </s>. `canonical_tokenizer` gives such a file the pre-tokenizer of the
 reference, WhitespaceSplit and Metaspace, once, at conversion; the artifact carries the result.
-
-A tokenizer takes about 100 bytes for each byte of a text, and a model reads few of the tokens of a long one. So a
-text is read part by part, until there are as many tokens as the model reads. Parts begin with white space, at which
-both reference tokenizers split before they look for tokens: joined, the ids of the parts are those of the text.
 """
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 
 from vecferry.embeddings import Int32, TokenBatch, indptr_of
-from vecferry.errors import EmptyInput, InvalidText
-from vecferry.model.artifact import canonical_json
+from vecferry.errors import ArtifactDamaged, EmptyInput, InvalidText, cut_repr
+from vecferry.model.artifact import TOKENIZER, Artifact, canonical_json
+from vecferry.model.text_parts import (
+    MAX_PART_CHARS,
+    MAX_RUN_CHARS,
+    METASPACE,
+    MIN_PART_CHARS,
+    PART_CHARS_PER_TOKEN,
+    XLM_R_PRE_TOKENIZER,
+    parts_of,
+    splits_at_white_space,
+)
 
-METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-XLM_R_PRE_TOKENIZER = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
-SPLIT_AT_WHITE_SPACE = (XLM_R_PRE_TOKENIZER, {"type": "BertPreTokenizer"})
-"""The references' pre-tokenizers. What stands before white space does not depend on what stands after it, nor does this
-on that."""
-LOCAL_NORMALIZERS = {"BertNormalizer", "Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"}
-"""What changes single characters, or one with the marks after it, and leaves white space what it is."""
-COLLAPSED_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
+
+EXPRESSIONS = (" {2,}", r"\s+")
+"""Regular expressions of BERT and XLM-RoBERTa. Another could take time without end on somebody's text."""
+TRIAL = Path(__file__).with_name("tokenizer_trial.py")
+TRIAL_S = 300.0
+BATCH_CHARS = 1 << 18
+"""Characters that are tokenised by one call of the library, in its threads."""
 
 
 def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
     """Return tokenizer.json as the reference tokenises: no truncation, no padding, XLM-R's pre-tokenizer.
 
-    The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer.
+    The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer, or has a regular expression that
+    is not of `EXPRESSIONS`.
     """
     try:
         described: dict[str, Any] = json.loads(raw)
         model = described["model"]["type"]
-    except (KeyError, TypeError, RecursionError) as exc:
+        parts = [part for name, part in described.items() if name not in ("model", "added_tokens")]
+        unknown = next((pattern for pattern in _expressions(parts) if pattern not in EXPRESSIONS), None)
+    except (KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ValueError(f"not a tokenizer: {exc!r}") from exc
+    if unknown is not None:
+        raise ValueError(f"it has the regular expression {cut_repr(unknown)}")
     described["truncation"] = described["padding"] = None
     if model == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
         described["pre_tokenizer"] = XLM_R_PRE_TOKENIZER
@@ -52,40 +67,31 @@ def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
     return canonical_json(described)
 
 
-# --- parts ----------------------------------------------------------------------------------------
-
-WHITE_SPACE = " \t\n\r"
-PART_CHARS_PER_TOKEN, MIN_PART_CHARS, MAX_PART_CHARS = 8, 1 << 12, 1 << 16
-"""How long a part is; of most texts that are cut, the first is enough."""
-MAX_RUN_CHARS = 1 << 18
-"""How long a part without white space may be. XLM-R's pieces have 16 characters at most, so that no more fit in 8,192
-tokens; but for characters that are dropped, and those that are unknown, of which any number is one token."""
-BATCH_CHARS = 1 << 18
-"""Characters that are tokenised by one call of the library, in its threads."""
+def _expressions(part: Any) -> Iterator[Any]:
+    """Yield each regular expression in a part of tokenizer.json."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _expressions(inner)
+    elif isinstance(part, dict):
+        for name, inner in part.items():
+            yield from [inner] if name == "Regex" else _expressions(inner)
 
 
-def part_end(text: str, start: int, size: int) -> int:
-    """Return where a part of a text ends that begins at `start`, before white space or at the end of the text.
+@lru_cache(maxsize=1)
+def try_tokenizer(canonical: bytes, num_ids: int) -> None:
+    """Load a tokenizer and encode a few texts in a process of its own, with limits of memory and time.
 
-    That is the last white space within `size` characters, or else the next one, or else `MAX_RUN_CHARS` after `start`.
+    num_ids: the model's, which the tokenizer's must be among. Raises ValueError, with what it does wrong.
     """
-    if len(text) - start <= size:
-        return len(text)
-    last = max(text.rfind(character, start + 1, start + size + 1) for character in WHITE_SPACE)
-    if last > start:
-        return last
-    limit = min(start + max(size, MAX_RUN_CHARS), len(text))
-    following = (text.find(character, start + size, limit) for character in WHITE_SPACE)
-    return min((at for at in following if at >= 0), default=limit)
-
-
-def parts_of(text: str, size: int) -> Iterator[tuple[int, str]]:
-    """Yield (where it begins, part) of parts that together are the text; one at least."""
-    start, end = 0, part_end(text, 0, size)
-    yield start, text[:end]
-    while end < len(text):
-        start, end = end, part_end(text, end, size)
-        yield start, text[start:end]
+    command = [sys.executable, "-I", str(TRIAL), json.dumps(sys.path), str(num_ids)]
+    try:
+        tried = subprocess.run(command, input=canonical, capture_output=True, timeout=TRIAL_S, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise ValueError(f"it was not loaded within {TRIAL_S:.0f} seconds") from exc
+    if tried.returncode < 0:
+        raise ValueError(f"the process that loaded it was ended by {signal.Signals(-tried.returncode).name}")
+    if tried.returncode:
+        raise ValueError((tried.stderr.decode(errors="replace").strip().splitlines() or ["it cannot be loaded"])[-1])
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,17 @@ class Tokenizer:
         """Load tokenizer.json as `canonical_tokenizer` returns it. Raises ValueError if it is not a tokenizer."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(canonical.decode())
-        except Exception as exc:  # the library raises plain Exception
+        except BaseException as exc:  # the library raises plain Exception, and panics, which are none
+            if isinstance(exc, KeyboardInterrupt | SystemExit):
+                raise
             raise ValueError(f"not a tokenizer: {exc}") from exc
         self._max_tokens = max_tokens
         around = self._tokenizer.encode("").ids
         self._begin, self._end = around[:1], around[1:]
         self._part_chars = MAX_RUN_CHARS
-        if _splits_at_white_space(self._tokenizer):
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        parts = (_described(self._tokenizer.pre_tokenizer), _described(self._tokenizer.normalizer))
+        if splits_at_white_space(*parts, added):
             self._part_chars = min(max(PART_CHARS_PER_TOKEN * max_tokens, MIN_PART_CHARS), MAX_PART_CHARS)
 
     def with_max_tokens(self, max_tokens: int) -> Tokenizer:
@@ -189,24 +199,6 @@ class Tokenizer:
         return self._tokenizer.id_to_token(token_id) or ""
 
 
-def _splits_at_white_space(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Return whether the ids of a text that is cut before white space are those of its parts, one after the other."""
-    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-    return (
-        _described(tokenizer.pre_tokenizer) in SPLIT_AT_WHITE_SPACE
-        and _is_local(_described(tokenizer.normalizer))
-        and not any(character in content for content in added for character in WHITE_SPACE)
-    )
-
-
-def _is_local(normalizer: dict[str, Any] | None) -> bool:
-    if normalizer is None or normalizer == COLLAPSED_SPACES:
-        return True
-    if normalizer["type"] == "Sequence":
-        return all(map(_is_local, normalizer["normalizers"]))
-    return normalizer["type"] in LOCAL_NORMALIZERS
-
-
 def _described(component: Any) -> dict[str, Any] | None:
     """Return what tokenizer.json says of a normalizer or pre-tokenizer."""
     described: dict[str, Any] | None = None if component is None else json.loads(component.__getstate__())
@@ -225,6 +217,19 @@ def _batches(num_chars: Mapping[int, int]) -> Iterator[list[int]]:
         total += chars
     if rows:
         yield rows
+
+
+def open_tokenizer(artifact: Artifact) -> Tokenizer:
+    """Load the tokenizer of an artifact. Raises ArtifactDamaged if it is not that of the artifact's vector space."""
+    space = artifact.manifest.space
+    try:
+        tokenizer = Tokenizer(artifact.read_tokenizer(), space.max_tokens)
+    except ValueError as exc:
+        raise ArtifactDamaged(artifact.path, f"{TOKENIZER}: {exc}") from exc
+    if tokenizer.special_ids != space.special_ids:
+        reason = f"{TOKENIZER} has the special ids {tokenizer.special_ids}, its vector space {space.special_ids}"
+        raise ArtifactDamaged(artifact.path, reason)
+    return tokenizer
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -1,24 +1,18 @@
 """Tensors of a checkpoint as a lazy mapping, from safetensors or from PyTorch's zip, without PyTorch.
 
-A PyTorch file is a zip: a pickle that describes tensors, and one stored entry per storage. The
-pickle runs in a reader that knows tensors and containers only; whatever else it asks for is refused
-by name. Tensors are views of the mapped file: nothing is read before it is used, and PyTorch can wrap
-them without a copy. (That is why safetensors' own library is not used here: it copies each tensor, and
-its NumPy side has no bfloat16 view.)
+A PyTorch file is a zip: a pickle that describes tensors (tensor_pickle.py), and one stored entry per storage. Tensors
+are views of the mapped file: nothing is read before it is used, and PyTorch can wrap them without a copy. (That is why
+safetensors' own library is not used here: it copies each tensor, and its NumPy side has no bfloat16 view.)
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import mmap
-import pickle
-import pickletools
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,26 +21,24 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.errors import CheckpointDamaged, UnsafePickle
+from vecferry.errors import CheckpointDamaged, cut_repr
+from vecferry.model.files import read_whole
+from vecferry.model.tensor_pickle import StridedTensor, read_tensors
 
 Array = NDArray[Any]
 
 UNREADABLE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, EOFError, OSError,
-    struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+    struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-"""What json, zipfile, pickle and numpy raise on bytes that are not what they should be."""
-
-
-class _Inert:
-    """What the unpickler holds: a pickle cannot set attributes on it, since BUILD calls `__setstate__`."""
-
-    def __setstate__(self, state: object) -> None:
-        raise ValueError(f"it sets attributes on a {type(self).__name__}")
+"""What json, zipfile, pickletools and numpy raise on bytes that are not what they should be."""
+MAX_DESCRIPTION_BYTES = 4_000_000
+"""Of a file's tensors: their names, types and shapes. BGE-M3's take 60 kB."""
+MAX_DIMENSIONS, MAX_LENGTH = 8, 1 << 48
 
 
 @dataclass(frozen=True)
-class LazyTensor(_Inert):
+class LazyTensor:
     """A tensor that is read when asked. `read` returns an array of `shape` and of the stored dtype."""
 
     shape: tuple[int, ...]
@@ -55,6 +47,13 @@ class LazyTensor(_Inert):
 
     def as_fp32(self) -> NDArray[np.float32]:
         return np.asarray(self.read(), dtype=np.float32)
+
+
+BESIDE_THE_ENCODER = (
+    "pooler.", "embeddings.position_ids", "embeddings.token_type_ids", "lm_head.", "cls.", "classifier.", "qa_outputs.",
+)  # fmt: skip
+"""Beginnings of the names of tensors that an embedding does not depend on: heads of tasks, constants."""
+NAMED = 3
 
 
 class Weights(Mapping[str, LazyTensor]):
@@ -75,6 +74,17 @@ class Weights(Mapping[str, LazyTensor]):
         mappings = {id(mapping): mapping for tensor in self.values() if (mapping := _mapping(tensor)) is not None}
         for mapping in mappings.values():
             mapping.madvise(mmap.MADV_DONTNEED)
+
+    def check_all_used(self, used: Iterable[str]) -> None:
+        """Refuse weights that a model does not read, but for what is known to lie beside an encoder.
+
+        Raises CheckpointDamaged, with their names.
+        """
+        unused = [name for name in self if not name.startswith(BESIDE_THE_ENCODER)]
+        if unused := sorted(set(unused) - set(used)):
+            more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
+            names = ", ".join(map(cut_repr, unused[:NAMED]))
+            raise self.damaged(f"config.json describes a model that does not read its tensors {names}{more}")
 
     def damaged(self, reason: str) -> CheckpointDamaged:
         return CheckpointDamaged(self.path, reason)
@@ -98,7 +108,7 @@ def open_weights(folder: Path) -> Weights:
     if path is None:
         raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
     reader = _safetensors if path.name.startswith("model.safetensors") else _torch_zip
-    return Weights(path, _without_prefix(_shards(path, reader) if _is_index(path) else reader(path)))
+    return Weights(path, _without_prefix(path, _shards(path, reader) if _is_index(path) else reader(path)))
 
 
 def open_heads(folder: Path) -> Weights | None:
@@ -137,12 +147,15 @@ def _shard_paths(index: Path) -> list[Path]:
     return sorted({_inside(index, name) for name in _weight_map(index).values()})
 
 
-def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _without_prefix(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Remove the "bert." or "roberta." under which a model saved inside a task model has its tensors."""
     end = "embeddings.word_embeddings.weight"
     prefixes = [name.removesuffix(end) for name in tensors if name.endswith(end)]
     prefix = prefixes[0] if len(prefixes) == 1 else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    without = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if len(without) < len(tensors):
+        raise CheckpointDamaged(path, f"it has tensors of one name with and without {cut_repr(prefix)}")
+    return without
 
 
 def _shards(index: Path, reader: Callable[[Path], dict[str, LazyTensor]]) -> dict[str, LazyTensor]:
@@ -150,14 +163,19 @@ def _shards(index: Path, reader: Callable[[Path], dict[str, LazyTensor]]) -> dic
     for shard in _shard_paths(index):
         if not shard.exists():
             raise CheckpointDamaged(shard, f"{index.name} names it, but it is missing")
-        tensors.update(reader(shard))
+        more = reader(shard)
+        if twice := tensors.keys() & more.keys():
+            raise CheckpointDamaged(shard, f"another shard has its tensor {cut_repr(min(twice))} too")
+        tensors.update(more)
     return tensors
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        named = json.loads(index.read_bytes())["weight_map"]
-        return {str(key): str(value) for key, value in named.items()}
+        named = json.loads(read_whole(index, MAX_DESCRIPTION_BYTES))["weight_map"]
+        if not all(isinstance(name, str) for name in named.values()):
+            raise TypeError("a shard's name is not a text")
+        return dict(named)
     except UNREADABLE as exc:
         raise CheckpointDamaged(index, f"it is not a shard index ({exc!r})") from exc
 
@@ -169,6 +187,13 @@ def _inside(index: Path, name: str) -> Path:
     return index.parent / name
 
 
+def _is_layout(numbers: Any) -> bool:
+    """Return whether this can be a shape or strides: a tuple of few whole numbers, none of them negative or huge."""
+    if not isinstance(numbers, tuple) or len(numbers) > MAX_DIMENSIONS:
+        return False
+    return all(type(n) is int and 0 <= n < MAX_LENGTH for n in numbers)
+
+
 # --- safetensors ----------------------------------------------------------------------------------
 
 SAFETENSORS_DTYPES = {
@@ -177,16 +202,14 @@ SAFETENSORS_DTYPES = {
 }  # fmt: skip
 
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
-
-
 def _safetensors(path: Path) -> dict[str, LazyTensor]:
     """Map the file. The format is eight bytes of header length, a JSON header, the data without holes."""
     data = _map(path)
     try:
         (header_bytes,) = struct.unpack("<Q", data[:8].tobytes())
-        if header_bytes > min(len(data) - 8, MAX_HEADER_BYTES):
-            raise ValueError(f"a header of {header_bytes} bytes in a file of {len(data)}")
+        if header_bytes > min(len(data) - 8, MAX_DESCRIPTION_BYTES):
+            allowed = f"{MAX_DESCRIPTION_BYTES} are allowed"
+            raise ValueError(f"a header of {header_bytes} bytes in a file of {len(data)}, and {allowed}")
         header = json.loads(data[8 : 8 + header_bytes].tobytes())
         header.pop("__metadata__", None)
         body = data[8 + header_bytes :]
@@ -212,6 +235,8 @@ def _safetensors_entry(body: NDArray[np.uint8], entry: dict[str, Any]) -> LazyTe
         raise ValueError(f"numbers of type {entry['dtype']!r} are not supported")
     dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if not _is_layout(shape):
+        raise ValueError("a tensor's shape is not one")
     if end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{end - start} bytes are not {shape} of {dtype}")
     array = body[start:end].view(dtype).reshape(shape)
@@ -220,98 +245,22 @@ def _safetensors_entry(body: NDArray[np.uint8], entry: dict[str, Any]) -> LazyTe
 
 # --- PyTorch's zip --------------------------------------------------------------------------------
 
-STORAGE_DTYPES = {
-    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
-    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
-}  # fmt: skip
 
-
-@dataclass(frozen=True)
-class _StorageType(_Inert):
-    dtype: np.dtype[Any]
-
-
-@dataclass(frozen=True)
-class _Storage(_Inert):
-    dtype: np.dtype[Any]
-    data: NDArray[np.uint8]
-
-
-class _StateDict(OrderedDict[Any, Any]):
-    """A state dict without the version numbers that `Module.state_dict()` sets as an attribute."""
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """An unpickler that knows what `torch.save` writes for a dict of tensors, and nothing else."""
-
-    def __init__(self, pickled: bytes, path: Path, storages: Callable[[str], NDArray[np.uint8]]) -> None:
-        _check_memo(pickled)
-        super().__init__(io.BytesIO(pickled))
-        self._path = path
-        self._storages = storages
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return _StateDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _RebuildTensor()
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _RebuildParameter()
-        if module == "torch" and name in STORAGE_DTYPES:
-            return _StorageType(np.dtype(STORAGE_DTYPES[name]))
-        raise UnsafePickle(self._path, f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        match pid:
-            case ("storage", _StorageType(dtype=dtype), str(key), _, int()):
-                data = self._storages(key)
-                return _Storage(dtype, data[: len(data) // dtype.itemsize * dtype.itemsize])
-        raise UnsafePickle(self._path, f"the persistent object {pid!r:.80}")
-
-
-def _check_memo(pickled: bytes) -> None:
-    """Refuse an index into the unpickler's memory far beyond the pickle: it would allocate gigabytes."""
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name.endswith("PUT") and int(argument or 0) > len(pickled):
-            raise ValueError(f"it puts an object at {argument} in a pickle of {len(pickled)} bytes")
-
-
-class _RebuildTensor(_Inert):
-    """torch._utils._rebuild_tensor_v2: a strided view of a storage, proven to lie inside it."""
-
-    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
-        if not isinstance(storage, _Storage) or not _is_layout(offset, shape, strides):
-            raise ValueError("a tensor is not described as one")
-        flat = storage.data.view(storage.dtype)
-        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        # Fewer numbers than the view has: an expanded tensor, which could be of any size.
-        if math.prod(shape) > len(flat) or (0 not in shape and last >= len(flat)):
-            raise ValueError(f"a tensor of shape {shape} reaches past its storage of {len(storage.data)} bytes")
-        if 0 in shape:
-            array = np.zeros(shape, storage.dtype)
-        else:
-            byte_strides = [s * storage.dtype.itemsize for s in strides]
-            array = np.lib.stride_tricks.as_strided(flat[offset:], shape, byte_strides)
-        return LazyTensor(shape, storage.dtype, lambda: array)
-
-
-def _is_layout(offset: Any, shape: Any, strides: Any) -> bool:
-    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)):
-        return False
-    return all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
-
-
-class _RebuildParameter(_Inert):
-    """torch._utils._rebuild_parameter: the tensor that it wraps."""
-
-    def __call__(self, tensor: Any, *_: Any) -> LazyTensor:
-        if not isinstance(tensor, LazyTensor):
-            raise TypeError("a parameter does not wrap a tensor")
-        return tensor
+def _view(stored: NDArray[np.uint8], tensor: StridedTensor) -> LazyTensor:
+    """Return a strided view of a storage, proven to lie inside it."""
+    shape, strides, dtype = tensor.shape, tensor.strides, tensor.storage.dtype
+    if not (_is_layout(shape) and _is_layout(strides) and _is_layout((tensor.offset,)) and len(shape) == len(strides)):
+        raise ValueError("a tensor is not described as one")
+    flat = stored[: len(stored) // dtype.itemsize * dtype.itemsize].view(dtype)
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    # Fewer numbers than the view has: an expanded tensor, which could be of any size.
+    if math.prod(shape) > len(flat) or (0 not in shape and last >= len(flat)):
+        raise ValueError(f"a tensor of shape {shape} reaches past its storage of {len(stored)} bytes")
+    if 0 in shape:
+        array = np.zeros(shape, dtype)
+    else:
+        array = np.lib.stride_tricks.as_strided(flat[tensor.offset :], shape, [s * dtype.itemsize for s in strides])
+    return LazyTensor(shape, dtype, lambda: array)
 
 
 def _torch_zip(path: Path) -> dict[str, LazyTensor]:
@@ -329,15 +278,15 @@ def _torch_zip(path: Path) -> dict[str, LazyTensor]:
 
         if f"{root}/byteorder" in entries and stored("byteorder").tobytes() != b"little":
             raise CheckpointDamaged(path, "it was written on a big-endian machine")
-        pickled = stored("data.pkl").tobytes()
-        saved = _TensorUnpickler(pickled, path, lambda key: stored(f"data/{key}")).load()
+        pickled = stored("data.pkl")
+        if len(pickled) > MAX_DESCRIPTION_BYTES:
+            raise ValueError(f"it has {len(pickled)} bytes, and {MAX_DESCRIPTION_BYTES} are allowed")
+        tensors = read_tensors(pickled.tobytes(), path)
+        return {name: _view(stored(f"data/{tensor.storage.key}"), tensor) for name, tensor in tensors.items()}
     except zipfile.BadZipFile as exc:
         raise CheckpointDamaged(path, f"it is not whole, or older than PyTorch 1.6 ({exc})") from exc
     except UNREADABLE as exc:
         raise CheckpointDamaged(path, f"its description of tensors cannot be read ({exc})") from exc
-    if not isinstance(saved, dict):
-        raise UnsafePickle(path, f"a {type(saved).__name__} at the top")
-    return {str(name): tensor for name, tensor in saved.items() if isinstance(tensor, LazyTensor)}
 
 
 def _stored(mapped: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[np.uint8]:
@@ -360,6 +309,8 @@ def _mapping(tensor: LazyTensor) -> mmap.mmap | None:
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
+    if not path.is_file():  # a pipe would wait, a device has no end
+        raise CheckpointDamaged(path, "it is not a regular file")
     try:
         # Copy-on-write, so that PyTorch may wrap the views without a copy and without touching the file.
         return np.memmap(path, np.uint8, mode="c")

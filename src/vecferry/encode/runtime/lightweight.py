@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from vecferry.embeddings import Bool, Embeddings, Float32, Int32, Int64, Outputs, Sparse, TokenBatch, indptr_of
 from vecferry.encode.runtime import max_per_id
 from vecferry.model.artifact import VectorSpace, canonical_json
-from vecferry.model.tokens import MAX_PART_CHARS, check_texts, parts_of
+from vecferry.model.text_parts import MAX_PART_CHARS, parts_of
+from vecferry.model.tokens import check_texts
 
 UInt64 = NDArray[np.uint64]
 

@@ -115,6 +115,7 @@ def _encoder(model: Model) -> Any:
     with torch.device("meta"):
         encoder = kind(config, add_pooling_layer=False)
     wanted = set(encoder.state_dict())
+    model.weights.check_all_used(wanted)
     encoder.load_state_dict({name: _tensor(model.weights, name) for name in wanted}, assign=True)
     for name, buffer in encoder.embeddings.named_buffers():  # not saved in checkpoints, so made here
         value = (
