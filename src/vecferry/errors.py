@@ -41,8 +41,9 @@ VecferryError                      exit  what happened
 │   ├── TextTooLong                      over the model's tokens, and not to be cut
 │   ├── ReceiveTimeout                   a request that did not arrive in time
 │   ├── NotAuthorized                    no key, or one that is not known
+│   ├── UnknownHost                      a name that leads here and is not the server's
 │   ├── ModelNotServed
-│   ├── Overloaded                       the queue is full
+│   ├── Overloaded                       a queue is full, or what requests hold in memory
 │   ├── DeadlineExceeded
 │   ├── NotReady                         no run has succeeded, or the runtime broke
 │   └── ServerFailed                     as a client sees it: what a server answered, or that it did not
@@ -74,6 +75,7 @@ line's: 0 is success, 1 a fault of our own, 130 an interrupt.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +110,12 @@ def reason_of(exc: OSError) -> str:
     """Say why the system refused, in words."""
     reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
     return reasons.get(exc.errno or 0, exc.strerror or str(exc))
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: with … for user and password, and for the values of its query."""
+    without_user = re.sub(r"^([a-z0-9+.-]+:/*)?.*@", r"\1…@", url, flags=re.IGNORECASE | re.DOTALL)
+    return re.sub(r"([?&;][^=&;]*)=[^&;#]*", r"\1=…", without_user)
 
 
 # --- input and settings ---------------------------------------------------------------------------
@@ -221,13 +229,13 @@ class UnknownSetting(SettingsError):
 
 
 class InvalidStoreUrl(SettingsError):
-    """value: the URL as far as it holds no password."""
+    """value: the URL, shown without what may be a password."""
 
     template = "{value} is not the URL of a store: expected {expected}."
     advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_STORE_URL."
 
     def __init__(self, value: str, expected: str) -> None:
-        super().__init__("url", value, expected)
+        super().__init__("url", without_secrets(value), expected)
 
 
 class AddressUnavailable(SettingsError):
@@ -517,6 +525,15 @@ class NotAuthorized(ServingError):
 
 
 @dataclass(eq=False)
+class UnknownHost(ServingError):
+    """Any name may be made to lead to a server (DNS rebinding); this one is not among its own."""
+
+    template = "there is nothing under the name {host!r} here."
+    advice = "Use an address or localhost; whoever runs it can allow a name: --host-name NAME"
+    host: str
+
+
+@dataclass(eq=False)
 class ModelNotServed(ServingError):
     """No model of that name is here."""
 
@@ -528,12 +545,12 @@ class ModelNotServed(ServingError):
 
 @dataclass(eq=False)
 class Overloaded(ServingError):
-    """The queue of a lane is full. Counts are tokens."""
+    """As much waits, or is held, as may at a time. what: is counted in value and allowed."""
 
-    template = "the {lane} queue is full: {queued} tokens wait, and {allowed} may."
+    template = "{what}: {value}, and {allowed} may be at a time."
     advice = "Try again in {retry_after_s} seconds."
-    lane: str
-    queued: int
+    what: str
+    value: int
     allowed: int
     retry_after_s: int
 

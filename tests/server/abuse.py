@@ -203,7 +203,7 @@ JSON = "Content-Type: application/json"
 
 def message(method: str, target: str | bytes, headers: Iterable[str | bytes] = (), body: bytes = b"") -> bytes:
     target = target.encode() if isinstance(target, str) else target
-    lines = [b"%s %s HTTP/1.1" % (method.encode(), target), b"Host: a"]
+    lines = [b"%s %s HTTP/1.1" % (method.encode(), target), b"Host: localhost"]
     lines += [line.encode() if isinstance(line, str) else line for line in headers]
     return b"\r\n".join([*lines, b"", body])
 
@@ -267,9 +267,9 @@ def kinds() -> list[Kind]:
              m3(["a"] * 5 * MAX_TEXTS), tei(["a"] * (MAX_TEXTS + 1), "/tokenize"), v1([[5]] * (MAX_TEXTS + 1)))),
         Kind("too long texts", (413,), (v1("a" * (MAX_TEXT_CHARS + 1)), tei(["a", "ab " * MAX_TEXT_CHARS]),
              v1("a " * 9_000), tei("a " * 9_000, truncate=False), v1([5] * 9_000), m3("a " * 9_000, truncate=False))),
-        Kind("huge lists of wrong numbers", (400,), (post("/embed", b'{"inputs": [' + b"1.5," * 50_000 + b"1]}"),
+        Kind("huge lists of wrong numbers", (400, 413), (post("/embed", b'{"inputs": [' + b"1.5," * 50_000 + b"1]}"),
              post("/v1/embeddings", open_brace + b"[" + b"[-1]," * 50_000 + b"[1]]}"))),
-        Kind("deep JSON", (400,), (post("/embed", deep), post("/v1/embeddings", open_brace + deep),
+        Kind("deep JSON", (400, 413), (post("/embed", deep), post("/v1/embeddings", open_brace + deep),
              post("/v1/m3", b'{"inputs": ' + deep + b"]" * len(deep) + b"}"), post("/embed", b'{"a":' * 20_000))),
         Kind("broken JSON", (400,), (*(post("/embed", body) for body in (b"{", b'{"inputs": "a"', b"}", b"a", b"'a'",
              b'{"inputs": "a",}', b'{"inputs": "a"}{}', b'{"inputs": "\n"}', b"\0" * 100, b"\xff\xfe", b" ")),
@@ -374,7 +374,7 @@ def broken_kinds() -> list[Kind]:
              bytes(range(128, 256)) * 4,
              b"SSH-2.0-OpenSSH_9.9\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET  HTTP/1.1\r\n\r\n", b"get / http/1.1\r\n\r\n",
              b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"EHLO a\r\n", b"*3\r\n$3\r\nSET\r\n",
-             b"GET /\xff\xfe HTTP/1.1\r\n\r\n", b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n")),
+             b"GET /\xff\xfe HTTP/1.1\r\n\r\n", b"GET /a b HTTP/1.1\r\nHost: localhost\r\n\r\n")),
         Kind("TLS hello", (400, CLOSED), (hello, hello[:11] + bytes(2_000))),
         Kind("bad headers", (400, CLOSED), (odd(b"X\0: a"), odd(b"X: a\0b"), odd(b": a"), odd(b"X y: a"),
              odd(b"X: a\rb"), odd(b"\xff: a"), odd("no colon"))),

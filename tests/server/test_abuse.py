@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 
 from tests.server.abuse import (
     ACTS,
     ARGUMENTS,
-    BEARER,
     ENVIRONMENT,
     GROWTH_MB,
+    JSON,
     THREADS,
+    Address,
     Figures,
     Good,
     Tally,
+    Wire,
     abuse,
     address_of,
     broken_kinds,
@@ -25,10 +29,13 @@ from tests.server.abuse import (
     kinds,
     message,
     rested,
+    tei,
+    texts_of,
 )
 from tests.server.conftest import Server, serving
 from vecferry.encode.encoder import Encoder
 from vecferry.model.artifact import Artifact
+from vecferry.server.connection import MAX_REFUSED
 
 
 @pytest.mark.parametrize("requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -61,24 +68,69 @@ async def _in_halves(server: Server, good: Good, tally: Tally, requests: int) ->
     return figures
 
 
-def test_connections_that_say_nothing_keep_nobody_else_from_the_server(tiny_artifact: Artifact) -> None:
-    async def scenario(server: Server) -> None:
-        address = address_of(server.url)
-        health = message("GET", "/health")
-        async with connected(address) as first:
-            assert (await first.request(health)).status == 200  # type: ignore[union-attr]
-            async with connected(address), connected(address), connected(address), connected(address) as fifth:
-                for path in ("/info", "/v1/models"):
-                    async with connected(address) as one_more:
-                        refused = await one_more.request(message("GET", path, [BEARER]))
-                        assert refused is not None
-                        assert refused.status == 503
-                        check_shape(refused, path.encode())
-                        assert await one_more.is_ended()
-                assert (await first.request(health)).status == 200  # type: ignore[union-attr]
-                assert await fifth.is_ended()
-            async with connected(address) as later:
-                assert (await later.request(health)).status == 200  # type: ignore[union-attr]
+HEALTH, INFO = message("GET", "/health"), message("GET", "/info")
 
-    with serving(f"tiny={tiny_artifact.path}", "--max-connections=5", "--receive-s=2") as server:
-        asyncio.run(scenario(server))
+
+@pytest.fixture(scope="module")
+def crowded(tiny_artifact: Artifact) -> Iterator[Server]:
+    """Yield a server of five connections, of which a client may have four."""
+    limits = ("--max-connections=5", "--receive-s=600", "--max-request-tokens=10000000", "--max-queue-tokens=10000000")
+    with serving(f"tiny={tiny_artifact.path}", *limits) as server:
+        yield server
+
+
+def test_connections_that_say_nothing_keep_nobody_else_from_the_server(crowded: Server) -> None:
+    async def scenario(address: Address) -> None:
+        async with connected(address) as first, AsyncExitStack() as stack:
+            assert await status_at(first, HEALTH) == 200
+            silent = [await stack.enter_async_context(connected(address)) for _ in range(60)]
+            for _ in range(3):
+                async with connected(address) as another:
+                    assert await status_at(another, INFO) == 200
+            assert await status_at(first, HEALTH) == 200, "one that has been answered went before those that are silent"
+            for wire in silent[:-4]:
+                assert await wire.is_ended()
+
+    asyncio.run(scenario(address_of(crowded.url)))
+
+
+def test_bodies_that_do_not_come_on_lose_their_connections_to_others(crowded: Server) -> None:
+    async def scenario(address: Address) -> None:
+        async with AsyncExitStack() as stack:
+            held = [await stack.enter_async_context(connected(address)) for _ in range(4)]
+            for wire in held:
+                await wire.send(message("POST", "/embed", [JSON, "Content-Length: 100"], b'{"inputs": '))
+            status = None
+            while status != 200:  # 503 at first
+                async with connected(address) as another:
+                    status = await status_at(another, INFO)
+            assert await held[0].is_ended()
+
+    asyncio.run(scenario(address_of(crowded.url)))
+
+
+def test_where_all_connections_are_at_work_a_further_one_is_refused_and_health_is_answered(crowded: Server) -> None:
+    async def scenario(address: Address) -> None:
+        async with AsyncExitStack() as stack:
+            for seed in range(4):
+                at_work = await stack.enter_async_context(connected(address))
+                await at_work.send(tei(texts_of(200, num_words=1_000, seed=seed)))
+            for path in ("/info", "/v1/models"):
+                async with connected(address) as another:
+                    refused = await another.request(message("GET", path))
+                    assert refused is not None
+                    assert refused.status == 503
+                    check_shape(refused, path.encode())
+                    assert await another.is_ended()
+            silent = [await stack.enter_async_context(connected(address)) for _ in range(MAX_REFUSED + 8)]
+            async with connected(address) as another:
+                assert await status_at(another, HEALTH) == 200
+            for wire in silent:
+                assert await wire.is_ended(), "it was refused, and stays"
+
+    asyncio.run(scenario(address_of(crowded.url)))
+
+
+async def status_at(wire: Wire, request: bytes) -> int | None:
+    reply = await wire.request(request)
+    return None if reply is None else reply.status

@@ -39,7 +39,7 @@ SECRET = "a text that nobody else should read"
 SERIES = {
     "requests", "request_seconds", "run_seconds", "run_tokens", "run_texts", "tokens", "padding_tokens",
     "truncated_texts", "abandoned_requests", "accepted_requests", "queue_tokens", "queue_parts", "model_works",
-    "model_fallback", "model_info",
+    "model_fallback", "model_info", "body_bytes",
 }  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def test_a_body_over_the_limit_is_413_whether_announced_or_not(encoder: Encoder)
 
 
 def test_a_body_that_does_not_come_is_408(encoder: Encoder) -> None:
-    head = b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+    head = b"POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
     with inside(encoder, options=ServerOptions(limits=ServerLimits(receive_s=0.1))) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as connection:
@@ -322,7 +322,13 @@ def test_a_request_may_ask_for_the_bulk_lane_and_for_no_other(http: httpx2.Clien
 
 def test_a_client_that_goes_away_is_counted_and_its_texts_are_not_run(encoder: Encoder, runtime: UnrulyRuntime) -> None:
     body = json.dumps({"inputs": ["gone"] * 3}).encode()
-    head = f"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    lines = [
+        "POST /embed HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    head = "\r\n".join([*lines, "", ""])
     with inside(encoder) as server, server.client() as http, ThreadPoolExecutor(1) as threads:
         with runtime.closed():
             first = threads.submit(http.post, "/embed", json={"inputs": "first"})
@@ -609,3 +615,37 @@ def test_tokenizing_has_the_limit_of_tokens_too(library: Encoder) -> None:
     assert few.status_code == 200
     assert many.status_code == 413
     assert "--max-request-tokens" in many.json()["error"]
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+REBOUND = ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil", "", "[", "a" * 9_000]
+
+
+@pytest.mark.parametrize("host", REBOUND)
+def test_without_keys_a_name_that_others_may_make_lead_here_is_refused(http: httpx2.Client, host: str) -> None:
+    for method, path in (("POST", "/embed"), ("POST", "/v1/embeddings"), ("POST", "/search"), ("GET", "/info")):
+        refused = http.request(method, path, json={"inputs": "a"}, headers={"host": host})
+        assert refused.status_code == 421
+        assert "--host-name NAME" in refused.text
+        assert len(refused.content) < 600
+    assert http.get("/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "10.0.0.7", "embed.example"]
+)
+def test_addresses_localhost_and_names_that_were_allowed_are_answered(library: Encoder, host: str) -> None:
+    with (
+        inside(unruly(library), options=ServerOptions(host_names=("embed.example",))) as server,
+        server.client() as http,
+    ):
+        assert http.post("/embed", json={"inputs": "a"}, headers={"host": host}).status_code == 200
+
+
+def test_with_a_key_any_name_will_do_since_pages_of_others_do_not_have_it(guarded: Server) -> None:
+    with httpx2.Client(base_url=guarded.url) as http:
+        headers = {"host": "embeddings.example", "authorization": f"Bearer {KEY}"}
+        assert http.post("/embed", json={"inputs": "a"}, headers=headers).status_code == 200
+        assert http.post("/embed", json={"inputs": "a"}, headers={"host": "embeddings.example"}).status_code == 401

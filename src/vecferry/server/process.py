@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from vecferry.errors import AddressUnavailable, reason_of
-from vecferry.server.connection import TimeoutHttpProtocol
+from vecferry.server.connection import Places, TimeoutHttpProtocol
 from vecferry.server.options import ServerOptions
 
 KEEP_ALIVE_S = 30
@@ -22,7 +22,7 @@ def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> Non
     limits = options.limits
     config = uvicorn.Config(
         app,
-        http=type("Impatient", (TimeoutHttpProtocol,), {"limits": limits}),
+        http=type("Served", (TimeoutHttpProtocol,), {"limits": limits, "places": Places(limits.max_connections)}),
         ws="none",
         log_config=None,
         proxy_headers=False,  # whoever connects is the client
