@@ -112,6 +112,14 @@ def reason_of(exc: OSError) -> str:
     return reasons.get(exc.errno or 0, exc.strerror or str(exc))
 
 
+def printable(text: str) -> str:
+    """Return a text in which a terminal finds nothing to obey: control characters and their like as escapes.
+
+    Ends of lines stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def without_secrets(url: str) -> str:
     """Return a URL as it may be shown: with … for user and password, and for the values of its query."""
     without_user = re.sub(r"^([a-z0-9+.-]+:/*)?.*@", r"\1…@", url, flags=re.IGNORECASE | re.DOTALL)

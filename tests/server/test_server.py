@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightT
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import Artifact
 from vecferry.server.keys import ApiKeys
+from vecferry.server.logs import PlainFormatter
 from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerLimits, ServerOptions
 
@@ -224,6 +226,22 @@ def test_a_file_of_keys_that_is_no_use_is_refused_without_showing_a_key(
     shown = capsys.readouterr().err
     assert message in shown
     assert "short\n" not in shown
+
+
+def test_a_file_of_keys_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"\ufeff{KEY}\n{OTHER_KEY}\n".encode())
+    assert all(ApiKeys.read(file).accepts(f"Bearer {key}".encode()) for key in (KEY, OTHER_KEY))
+
+
+def test_a_file_of_keys_that_everybody_may_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text(KEY)
+    for mode, num_warnings in ((0o600, 0), (0o640, 0), (0o644, 1)):
+        file.chmod(mode)
+        caplog.clear()
+        ApiKeys.read(file)
+        assert len([record for record in caplog.records if f"chmod 600 {file}" in record.getMessage()]) == num_warnings
 
 
 def test_keys_are_not_shown() -> None:
@@ -442,6 +460,23 @@ def test_lines_for_people_are_not_json_and_have_the_id_too(tiny_artifact: Artifa
     with serving(str(tiny_artifact.path), "--plain-logs") as started:
         httpx2.get(f"{started.url}/info", headers={"x-request-id": "of-the-client"})
         wait_until(lambda: any("GET /info 200 [of-the-client]" in line for line in started.lines))
+        path = "/a%0a2026-01-01%20ERROR%20forged%1b[31m%c2%9b%e2%80%ae%d8"
+        httpx2.get(f"{started.url}{path}", headers={"x-request-id": "of-another"})
+        wait_until(lambda: any("[of-another]" in line for line in started.lines))
+    (line,) = (line for line in started.lines if "forged" in line)
+    assert "GET /a\\n2026-01-01 ERROR forged\\x1b[31m\\x9b\\u202e" in line
+    assert all(line.isprintable() for line in started.lines)
+
+
+def test_a_traceback_among_lines_for_people_begins_none_of_them() -> None:
+    try:
+        raise ValueError("a\n2026-01-01 00:00:00 ERROR forged \x1b[31m")
+    except ValueError:
+        record = logging.LogRecord("a", logging.ERROR, "", 0, "it failed: %s", ("\n",), sys.exc_info())
+    first, *others = PlainFormatter("%(message)s").format(record).split("\n")
+    assert first == "it failed: \\n"
+    assert others
+    assert all(line.startswith("    ") and line.isprintable() for line in others)
 
 
 def test_a_request_has_one_line_of_json_with_the_id_that_its_answer_has(guarded: Server) -> None:

@@ -16,7 +16,7 @@ import httpx2
 from vecferry.embeddings import DENSE, Embeddings, Outputs, require_heads
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.encode.export import load_npz
-from vecferry.errors import ModelNotServed, ServerFailed, SpaceMismatch
+from vecferry.errors import ModelNotServed, ServerFailed, SpaceMismatch, without_secrets
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.tokens import check_texts
 
@@ -38,9 +38,10 @@ class RemoteEncoder(TextEncoder):
         model: by default the first that it serves. timeout_s: for one request, of up to `TEXTS_EACH` texts.
         """
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._url = url.rstrip("/")
+        url = url.rstrip("/")
+        self._shown_url = without_secrets(url)
         self._model = model
-        self._http = httpx2.Client(base_url=self._url, headers=headers, timeout=timeout_s)
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +59,7 @@ class RemoteEncoder(TextEncoder):
         try:
             served = {model["id"]: model["vecferry"] for model in answer.json()["data"]}
         except (ValueError, KeyError, TypeError) as exc:
-            raise ServerFailed(self._url, answer.status_code, "its models are not as vecferry's") from exc
+            raise ServerFailed(self._shown_url, answer.status_code, "its models are not as vecferry's") from exc
         for name, ours in served.items():
             if self._model in (None, name, *ours["aliases"]):
                 return VectorSpace.model_validate(ours["space"])
@@ -90,7 +91,7 @@ class RemoteEncoder(TextEncoder):
         answer = self._request("POST", "/v1/m3", json=body, headers={"accept": "application/x-npz"})
         _, embeddings = load_npz(BytesIO(answer.content))
         if embeddings.fingerprint != self.fingerprint:
-            where = f"the server at {self._url}"
+            where = f"the server at {self._shown_url}"
             raise SpaceMismatch(expected=self.fingerprint, found=embeddings.fingerprint, where=where)
         return embeddings
 
@@ -101,14 +102,14 @@ class RemoteEncoder(TextEncoder):
             try:
                 answer = self._http.request(method, path, **request)
             except httpx2.HTTPError as exc:
-                raise ServerFailed(self._url, 0, str(exc) or type(exc).__name__) from exc
+                raise ServerFailed(self._shown_url, 0, str(exc) or type(exc).__name__) from exc
             if answer.status_code not in AGAIN or tried == TRIES:
                 break
             retry_after = answer.headers.get("retry-after", "")  # of others' servers it may be a date
             time.sleep(float(retry_after) if retry_after.isdigit() else pause_s)
             pause_s *= 2
         if answer.status_code != httpx2.codes.OK:
-            raise ServerFailed(self._url, answer.status_code, _reason(answer))
+            raise ServerFailed(self._shown_url, answer.status_code, _reason(answer))
         return answer
 
 

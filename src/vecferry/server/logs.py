@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from contextvars import ContextVar
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
+
+from vecferry.errors import printable
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that is being answered here."""
@@ -19,10 +23,20 @@ def set_up(*, as_json: bool) -> None:
     formatter = (
         JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s %(request_id)s", rename_fields=fields)
         if as_json
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s [%(request_id)s]")
+        else PlainFormatter("%(asctime)s %(levelname)s %(name)s %(message)s [%(request_id)s]")
     )
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class PlainFormatter(logging.Formatter):
+    """One line for each record, whatever a client put into it; a traceback follows it, indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's
+        return printable(super().formatMessage(record)).replace("\n", "\\n")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's
+        return textwrap.indent(printable(super().formatException(ei)), "    ", lambda _: True)
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""The process: listens, answers, and on SIGTERM ends once what was accepted is answered."""
+"""The process: listens, answers, and on SIGTERM, SIGINT or SIGHUP ends once what was accepted is answered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ KEEP_ALIVE_S = 30
 
 
 def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted by then is answered, for up to `drain_s`."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; what was accepted by then is answered, for up to `drain_s`.
+
+    Where SIGHUP is ignored, as under nohup, it stays so.
+    """
     limits = options.limits
     config = uvicorn.Config(
         app,
@@ -33,8 +36,11 @@ def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> Non
         timeout_graceful_shutdown=round(limits.drain_s),
         lifespan="on",
     )
+    server = _Server(config)
     signal.signal(signal.SIGTERM, _end)  # to which uvicorn gives it back, when it has done
-    _Server(config).run(sockets=[listening])
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, server.handle_exit)  # of which uvicorn knows nothing
+    server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
