@@ -13,24 +13,25 @@ from tests.server.abuse import (
     ARGUMENTS,
     ENVIRONMENT,
     GROWTH_MB,
+    HEALTH,
     JSON,
+    PEAK_MB,
     THREADS,
     Address,
-    Figures,
     Good,
     Tally,
     Wire,
-    abuse,
     address_of,
     broken_kinds,
     check_shape,
     connected,
     faults_in,
+    in_halves,
     kinds,
     message,
-    rested,
     tei,
     texts_of,
+    watched,
 )
 from tests.server.conftest import Server, serving
 from vecferry.encode.encoder import Encoder
@@ -43,32 +44,22 @@ def test_bad_requests_are_refused_in_form_and_leave_nothing_behind(
     requests: int, tiny_artifact: Artifact, library: Encoder
 ) -> None:
     with serving(f"tiny={tiny_artifact.path}", *ARGUMENTS, env=ENVIRONMENT) as server:
-        tally = Tally()
-        before, between, after = asyncio.run(_in_halves(server, Good(library), tally, requests))
+        tally, good = Tally(), Good(library)
+        with watched(server) as watch:
+            before, between, after = asyncio.run(in_halves(server, good, tally, requests))
         print(f"\n{tally.table()}\n{tally.total} in all, {tally.num_good} good ones\n{before}\n{between}\n{after}")
+        print(watch)
         assert tally.total == requests
         assert len({name for name, _ in tally.counts}) == len(kinds()) + len(broken_kinds()) + len(ACTS)
         assert tally.num_good > 20
         assert after.files <= before.files
         assert after.threads <= before.threads + THREADS
         assert after.rss_mb <= between.rss_mb + GROWTH_MB
+        assert watch.peak_mb <= before.rss_mb + PEAK_MB
         assert not faults_in(server.lines)
 
 
-async def _in_halves(server: Server, good: Good, tally: Tally, requests: int) -> list[Figures]:
-    address = address_of(server.url)
-    figures, broken = [await rested(server, good)], 3 * requests // 100
-    for _ in range(2):
-        over = asyncio.Event()
-        going_on = asyncio.ensure_future(good.go_on(address, over, tally))
-        await abuse(address, tally, cheap=requests // 2 - broken - 3 * len(ACTS), broken=broken, acts=3)
-        over.set()
-        await going_on
-        figures.append(await rested(server, good, figures[0]))
-    return figures
-
-
-HEALTH, INFO = message("GET", "/health"), message("GET", "/info")
+INFO = message("GET", "/info")
 
 
 @pytest.fixture(scope="module")

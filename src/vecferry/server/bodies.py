@@ -104,10 +104,10 @@ class Body:
     def _add(self, data: bytes) -> None:
         self._num_bytes += len(data)
         self._check_size(self._num_bytes)
+        self._values.add(data)
         if (more := self._num_bytes - SMALL_BYTES - self._counted) > 0:
             self._bodies.take(more)
             self._counted += more
-        self._values.add(data)
 
     def _check_size(self, size: int) -> None:
         if size > (allowed := self._limits.max_body_mb * MB):
