@@ -810,6 +810,7 @@ def watched(server: Server) -> Iterator[Watch]:
     over, (receiver, sender) = context.Event(), context.Pipe(duplex=False)
     process = context.Process(target=_watch, args=(address_of(server.url), server.process.pid, over, sender))
     process.start()
+    receiver.recv()  # it has begun
     try:
         yield watch
     finally:
@@ -819,8 +820,9 @@ def watched(server: Server) -> Iterator[Watch]:
 
 
 def _watch(address: Address, pid: int, over: Event, sender: Connection) -> None:
+    sender.send(None)
     seconds, peak_mb = [], 0.0
-    while not over.wait(0.02):
+    while not seconds or not over.wait(0.02):
         began = time.monotonic()
         with socket.create_connection(address, PATIENCE_S) as connection:
             connection.sendall(HEALTH)

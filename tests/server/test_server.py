@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.conftest import KEY, Server, serving
+from tests.server.conftest import KEY, STARTED, Server, serving
 from tests.server.inside import UnrulyRuntime, float32, inside, unruly
 from tests.waiting import wait_until
 from vecferry.cli import main
@@ -466,6 +466,19 @@ def test_lines_for_people_are_not_json_and_have_the_id_too(tiny_artifact: Artifa
     (line,) = (line for line in started.lines if "forged" in line)
     assert "GET /a\\n2026-01-01 ERROR forged\\x1b[31m\\x9b\\u202e" in line
     assert all(line.isprintable() for line in started.lines)
+
+
+def test_a_log_that_nobody_reads_holds_up_no_request(tiny_artifact: Artifact) -> None:
+    """A pipe takes 64 kB; these lines are 400."""
+    command = [sys.executable, "-m", "vecferry.cli", "serve", str(tiny_artifact.path), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            address = next(match[1] for line in process.stderr if (match := STARTED.search(line)))
+            with httpx2.Client(base_url=address, timeout=60) as http:
+                assert [http.get(f"/{'a' * 10_000}").status_code for _ in range(40)] == [404] * 40
+        finally:
+            process.kill()
 
 
 def test_a_traceback_among_lines_for_people_begins_none_of_them() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import textwrap
+from contextlib import suppress
 from contextvars import ContextVar
+from logging.handlers import QueueHandler, QueueListener
+from queue import Full, Queue
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
@@ -13,12 +17,16 @@ from vecferry.errors import printable
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that is being answered here."""
+MAX_WAITING = 10_000
+"""Lines."""
 
 
 def set_up(*, as_json: bool) -> None:
-    """Write the log to standard error; a line a request comes from `vecferry.server.access`."""
+    """Write the log to standard error, from a thread; a line a request comes from `vecferry.server.access`.
+
+    Whoever reads standard error slowly holds up no request: over `MAX_WAITING` lines that wait, further ones are lost.
+    """
     handler = logging.StreamHandler()
-    handler.addFilter(_with_request_id)
     fields = {"levelname": "level", "asctime": "time", "name": "logger"}
     formatter = (
         JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s %(request_id)s", rename_fields=fields)
@@ -26,7 +34,26 @@ def set_up(*, as_json: bool) -> None:
         else PlainFormatter("%(asctime)s %(levelname)s %(name)s %(message)s [%(request_id)s]")
     )
     handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    waiting = WaitingLines()
+    waiting.addFilter(_with_request_id)
+    writer = QueueListener(waiting.queue, handler)
+    writer.start()
+    atexit.register(writer.stop)
+    logging.basicConfig(level=logging.INFO, handlers=[waiting], force=True)
+
+
+class WaitingLines(QueueHandler):
+    """Keep records, as they are, for the thread that writes them."""
+
+    def __init__(self) -> None:
+        super().__init__(Queue(MAX_WAITING))
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with suppress(Full):
+            self.queue.put_nowait(record)
 
 
 class PlainFormatter(logging.Formatter):
