@@ -42,8 +42,9 @@ VecferryError                      exit  what happened
 │   ├── TextTooLong                      over the model's tokens, and not to be cut
 │   ├── ReceiveTimeout                   a request that did not arrive in time
 │   ├── NotAuthorized                    no key, or one that is not known
+│   ├── UnknownHost                      a name that leads here and is not the server's
 │   ├── ModelNotServed
-│   ├── Overloaded                       the queue is full
+│   ├── Overloaded                       a queue is full, or what requests hold in memory
 │   ├── DeadlineExceeded
 │   ├── NotReady                         no run has succeeded, or the runtime broke
 │   └── ServerFailed                     as a client sees it: what a server answered, or that it did not
@@ -76,6 +77,7 @@ line's: 0 is success, 1 a fault of our own, 130 an interrupt.
 from __future__ import annotations
 
 import errno
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +122,20 @@ def cut_repr(value: object) -> str:
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
+
+
+def printable(text: str) -> str:
+    """Return a text in which a terminal finds nothing to obey: control characters and their like as escapes.
+
+    Ends of lines stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: with … for user and password, and for the values of its query."""
+    without_user = re.sub(r"^([a-z0-9+.-]+:/*)?.*@", r"\1…@", url, flags=re.IGNORECASE | re.DOTALL)
+    return re.sub(r"([?&;][^=&;]*)=[^&;#]*", r"\1=…", without_user)
 
 
 # --- input and settings ---------------------------------------------------------------------------
@@ -233,13 +249,13 @@ class UnknownSetting(SettingsError):
 
 
 class InvalidStoreUrl(SettingsError):
-    """value: the URL as far as it holds no password."""
+    """value: the URL, shown without what may be a password."""
 
     template = "{value} is not the URL of a store: expected {expected}."
     advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_STORE_URL."
 
     def __init__(self, value: str, expected: str) -> None:
-        super().__init__("url", value, expected)
+        super().__init__("url", without_secrets(value), expected)
 
 
 class AddressUnavailable(SettingsError):
@@ -544,6 +560,15 @@ class NotAuthorized(ServingError):
 
 
 @dataclass(eq=False)
+class UnknownHost(ServingError):
+    """Any name may be made to lead to a server (DNS rebinding); this one is not among its own."""
+
+    template = "there is nothing under the name {host!r} here."
+    advice = "Use an address or localhost; whoever runs it can allow a name: --host-name NAME"
+    host: str
+
+
+@dataclass(eq=False)
 class ModelNotServed(ServingError):
     """No model of that name is here."""
 
@@ -555,12 +580,12 @@ class ModelNotServed(ServingError):
 
 @dataclass(eq=False)
 class Overloaded(ServingError):
-    """The queue of a lane is full. Counts are tokens."""
+    """As much waits, or is held, as may at a time. what: is counted in value and allowed."""
 
-    template = "the {lane} queue is full: {queued} tokens wait, and {allowed} may."
+    template = "{what}: {value}, and {allowed} may be at a time."
     advice = "Try again in {retry_after_s} seconds."
-    lane: str
-    queued: int
+    what: str
+    value: int
     allowed: int
     retry_after_s: int
 

@@ -571,10 +571,13 @@ def test_exit_code_5_is_for_somebody_else_at_work(cli: Cli, documents: psycopg.C
         assert cli.error("abort", "--yes", code=5) == "Locked"
 
 
-def test_ctrl_c_ends_a_follower_with_130_and_it_can_be_started_again(cli: Cli) -> None:
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_a_follower_with_130_and_it_can_be_started_again(
+    cli: Cli, interrupt: signal.Signals
+) -> None:
     with running(cli.process("start", "--follow")) as follower:
         wait_until(lambda: state(cli) == "catching_up")
-        follower.send_signal(signal.SIGINT)
+        follower.send_signal(interrupt)
         _, err = follower.communicate(timeout=START_S)
         assert follower.returncode == 130
         assert err.startswith("\nstopping after this range; the same command goes on\n")

@@ -68,7 +68,7 @@ def console(
         errors.out(f"vecferry's console is at http://{shown_host}:{port}")
         if own_key:
             errors.out(f"Its key, made for this run: {own_key}")
-        app = create_app(operator, sessions, names=host_name or ())
+        app = create_app(operator, sessions, names=host_name or (), receive_s=LIMITS.receive_s)
         process.serve(app, ServerOptions(host, keys or ApiKeys([own_key]), limits=LIMITS), listening)
 
 

@@ -219,7 +219,7 @@ class Encoder(TextEncoder):
         """Look distinct and valid texts up in the cache, and tokenise the others."""
         prefix = self.space.prefix(role)
         full = [prefix + text for text in texts]
-        hits = self._cache.find(self.fingerprint, full, outputs) if self._cache else [None] * len(texts)
+        hits = self._cache.find(self.fingerprint, full, outputs, self.dimension) if self._cache else [None] * len(texts)
         missing = np.array([i for i, hit in enumerate(hits) if hit is None], np.intp)
         tokens = self.tokenizer([texts[i] for i in missing], prefix) if len(missing) else None
         places = np.arange(len(texts)) if places is None else places

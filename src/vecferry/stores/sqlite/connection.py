@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -153,8 +154,8 @@ class SqliteDatabase:
 
     def _install(self) -> None:
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = self._connected("rwc")
+            make_private(self._path)
+        connection = self._connected("rw")
         if self._path is not None:
             self._write_ahead(connection)
         with self._begun():
@@ -223,6 +224,15 @@ class SqliteDatabase:
             self._users -= 1
             if not self._users and self._connection is not None:
                 self._connection.close()
+
+
+def make_private(path: Path) -> None:
+    """Make a file, and the folder that it is in, for this user alone, unless they are there.
+
+    What SQLite lays beside a database is for those who may read that.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def write_ahead(connection: sqlite3.Connection, timeout_s: float) -> str:
