@@ -1,15 +1,19 @@
 """What the tests share, made once a session: checkpoints in BGE-M3's layout with seeded random weights."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 from bench.make_checkpoint import Shape, make_checkpoint
 from vecferry.conversion.convert import convert_checkpoint
+from vecferry.conversion.onnx_file import WORD_EMBEDDINGS, external_weights
 from vecferry.encode.runtime.host import available_cpus
-from vecferry.model.artifact import Artifact
+from vecferry.model.artifact import DATA, Artifact
 from vecferry.model.sources import open_source
+from vecferry.model.tokens import Tokenizer
 
 TINY = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=4000)
 WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocabulary=4000, positions=514)
@@ -50,3 +54,21 @@ def wide_artifact(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return convert_checkpoint(
         open_source(str(wide_checkpoint)), tmp_path_factory.mktemp("artifact") / "wide", verified=False
     ).artifact
+
+
+@pytest.fixture(scope="session")
+def damaged_artifact(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Copy `tiny_artifact`, with one number of the word "war" that is none. Not to be written to."""
+    return damaged_at("war", tiny_artifact, tmp_path_factory.mktemp("damaged") / "tiny")
+
+
+def damaged_at(word: str, artifact: Artifact, folder: Path) -> Artifact:
+    """Copy an artifact to `folder`, and damage a number of the word's embedding."""
+    shutil.copytree(artifact.path, folder)
+    (_, word_id, _) = Tokenizer(artifact.read_tokenizer(), 8)([word]).ids
+    words = next(array for name, array in external_weights(folder) if name == WORD_EMBEDDINGS)
+    at = words.ctypes.data - np.asarray(words.base).ctypes.data
+    with (folder / DATA).open("r+b") as file:
+        file.seek(at + int(word_id) * words.strides[0] + 3 * words.itemsize)
+        file.write(np.float32(np.nan).tobytes())
+    return Artifact.open(folder)

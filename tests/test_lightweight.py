@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -147,6 +148,34 @@ def test_a_text_over_the_limit_is_cut_and_counted_and_does_not_touch_its_neighbo
     assert result.truncated.tolist() == [True, False]
     assert result.num_tokens.tolist() == [MAX_CHARACTERS, len(" ferry ")]
     np.testing.assert_array_equal(result.dense, np.concatenate([encoder.encode([t]).dense for t in (long, short)]))
+
+
+@given(text=st.text("aé好 \u0301\u200d\t\n", max_size=60) | ANY_TEXT)
+def test_a_text_in_parts_has_the_characters_of_the_whole(text: str) -> None:
+    tokenizer = LightweightTokenizer()
+    whole = tokenizer([text])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vecferry.encode.runtime.lightweight.MAX_PART_CHARS", 7)
+        parts = tokenizer([text])
+        patch.setattr("vecferry.encode.runtime.lightweight.MAX_CHARACTERS", 9)
+        cut = tokenizer([text])
+    assert parts.ids.tolist() == whole.ids.tolist()
+    expected = whole.ids.tolist() if len(whole.ids) <= 9 else [*whole.ids[:8].tolist(), ord(" ")]
+    assert (cut.ids.tolist(), cut.truncated.tolist()) == (expected, [len(whole.ids) > 9])
+
+
+@pytest.mark.parametrize("word", ["ferry ", "ferry", "\u200d"])
+def test_29_megabytes_take_little_more_than_themselves(word: str) -> None:
+    """It was up to 435 MB."""
+    text = word * (29_000_000 // len(word.encode()))
+    tokenizer = LightweightTokenizer()
+    tracemalloc.start()
+    try:
+        tokenizer([text])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 90_000_000
 
 
 def test_only_what_was_asked_for_is_computed_and_colbert_is_refused(encoder: Encoder) -> None:

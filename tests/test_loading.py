@@ -232,7 +232,7 @@ def test_a_bad_setting_is_refused_by_name(name: str, value: str, monkeypatch: py
 def test_settings_are_read_from_dotenv_and_the_environment_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".env").write_text("USE_ONNX=0\nONNX_MODEL_PATH=/from/file\nLIGHTWEIGHT_EMBEDDING=\nUNKNOWN=1\n")
+    (tmp_path / ".env").write_text("\ufeffUSE_ONNX=0\nONNX_MODEL_PATH=/from/file\nLIGHTWEIGHT_EMBEDDING=\nUNKNOWN=1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNX_MODEL_PATH", "/from/environment")
     settings = read_settings()

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.evaluations import ATTACK, make_evaluation, only_the_verdict, with_attacks_everywhere
+from vecferry.demo.journey import Journey
 from vecferry.errors import MissingExtra, OutputWriteFailed
 from vecferry.evaluate.values import ALL, GUESS, Evaluation, Interval
 from vecferry.report import render, slices_picture, write_report
@@ -253,6 +254,26 @@ def test_a_report_that_cannot_be_written_says_where(evaluation: Evaluation, tmp_
     with pytest.raises(OutputWriteFailed, match="a name that ends in"):
         write_report(evaluation, tmp_path / "report.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_beside_the_page_that_is_no_reports_is_not_replaced(evaluation: Evaluation, tmp_path: Path) -> None:
+    for content in ['{"name": "a package"}', "not JSON", "[1]"]:
+        (tmp_path / "package.json").write_text(content)
+        with pytest.raises(OutputWriteFailed, match=r"package\.json was not written.*package\.html.*no report's"):
+            write_report(evaluation, tmp_path / "package.html")
+        assert (tmp_path / "package.json").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["package.json"]
+    write_report(only_the_verdict(evaluation), tmp_path / "report.html")
+    write_report(evaluation, tmp_path / "report.html")
+    assert json.loads((tmp_path / "report.json").read_text())["slices"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json", "languages.svg", "journey.json"])
+def test_a_demo_replaces_no_file_that_no_demo_has_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputWriteFailed, match=f"{name} was not written.*no demo"):
+        Journey(tmp_path, None, lambda _: None, lambda *_: None).run()
+    assert (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("package", ["altair", "vl_convert", "jinja2"])

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,6 +22,7 @@ from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
 from vecferry.errors import EmptyInput, InvalidText
 from vecferry.model.sources import open_source
 from vecferry.model.spec import read_spec
+from vecferry.model.text_parts import WHITE_SPACE, part_end, parts_of
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 
 UNLIMITED = 1 << 30
@@ -202,6 +205,123 @@ def test_a_file_that_truncates_and_pads_does_neither_once_canonical(folder: Path
     }  # fmt: skip
     changed = canonical_tokenizer(json.dumps(described).encode(), read_spec(folder).tokenizer_class)
     assert rows_of(Tokenizer(changed, UNLIMITED), TEXTS[:5]) == rows_of(tokenizer, TEXTS[:5])
+
+
+# --- long texts -----------------------------------------------------------------------------------
+
+EDGES = st.text("a好é\u0301\u200d\u0600👍🏽< \t\n\r<s>/mak", max_size=60) | st.text(
+    st.characters(exclude_categories=["Cs"])
+)
+TRUNCATED_AT = (2, 3, 9)
+
+
+def in_parts(canonical: bytes, max_tokens: int) -> Tokenizer:
+    """Return the tokenizer with parts of 7 characters, or up to the next white space."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vecferry.model.tokens.MIN_PART_CHARS", 7)
+        patch.setattr("vecferry.model.tokens.MAX_PART_CHARS", 7)
+        return Tokenizer(canonical, max_tokens)
+
+
+@pytest.fixture(scope="session")
+def by_limit(canonical: bytes) -> dict[int, Tokenizer]:
+    return {max_tokens: in_parts(canonical, max_tokens) for max_tokens in (*TRUNCATED_AT, UNLIMITED)}
+
+
+def test_a_text_in_parts_has_the_references_ids(by_limit: dict[int, Tokenizer], reference: Reference) -> None:
+    texts = [*TEXTS, *HARD.values(), "\n".join(TEXTS)]
+    assert differing(rows_of(by_limit[UNLIMITED], texts), reference(texts), texts) == []
+
+
+@pytest.mark.parametrize("max_tokens", TRUNCATED_AT)
+def test_a_text_that_is_cut_among_its_parts_has_the_references_ids(
+    by_limit: dict[int, Tokenizer], reference: Reference, max_tokens: int
+) -> None:
+    texts = [*TEXTS, *HARD.values()]
+    tokenizer, expected = by_limit[max_tokens], reference(texts, max_tokens)
+    assert differing(rows_of(tokenizer, texts), expected, texts) == []
+    assert tokenizer(texts).truncated.tolist() == [len(ids) > max_tokens for ids in reference(texts)]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=EDGES)
+def test_any_text_in_parts_has_the_ids_of_the_whole(
+    by_limit: dict[int, Tokenizer], tokenizer: Tokenizer, text: str
+) -> None:
+    whole = rows_of(tokenizer, [text])[0]
+    assert rows_of(by_limit[UNLIMITED], [text]) == [whole]
+    for max_tokens in TRUNCATED_AT:
+        cut = whole if len(whole) <= max_tokens else [*whole[: max_tokens - 1], whole[-1]]
+        batch = by_limit[max_tokens]([text])
+        assert (batch.ids.tolist(), batch.truncated.tolist()) == (cut, [len(whole) > max_tokens])
+
+
+@pytest.mark.parametrize("joined_by", [" ", "\n", "。", ""], ids=["spaces", "lines", "no white space", "nothing"])
+def test_a_long_text_is_cut_as_the_reference_cuts_it(canonical: bytes, reference: Reference, joined_by: str) -> None:
+    texts = [joined_by.join(TEXTS[start:]) for start in (0, 60)]
+    texts += ["".join(text.split()) for text in texts]
+    tokenizer = Tokenizer(canonical, 512)
+    assert min(map(len, texts)) > 16_000
+    assert differing(rows_of(tokenizer, texts), reference(texts, 512), texts) == []
+    assert tokenizer(texts).truncated.all()
+
+
+def test_pieces_in_parts_have_the_places_of_the_whole(by_limit: dict[int, Tokenizer], tokenizer: Tokenizer) -> None:
+    for text in TEXTS[::5]:
+        assert list(by_limit[UNLIMITED].pieces(text)) == list(tokenizer.pieces(text))
+
+
+def test_a_tokenizer_that_does_not_split_at_white_space_reads_a_text_whole() -> None:
+    as_published = Tokenizer(tokenizer_json(Shape.vocabulary), 512)
+    text = "\n".join(TEXTS)
+    ids = [piece.id for piece in as_published.pieces(text)]
+    assert rows_of(as_published, [text]) == [[*ids[:511], ids[-1]]]
+
+
+@given(text=st.text("ab \n", max_size=200), size=st.integers(1, 20), longest=st.integers(1, 40))
+def test_parts_are_the_text_and_begin_with_white_space(text: str, size: int, longest: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vecferry.model.text_parts.MAX_RUN_CHARS", longest)
+        parts = list(parts_of(text, size))
+    assert "".join(part for _, part in parts) == text
+    assert [at for at, _ in parts] == [sum(len(part) for _, part in parts[:n]) for n in range(len(parts))]
+    for (_, before), (at, part) in pairwise(parts):
+        assert part[0] in WHITE_SPACE or len(before) == max(size, longest), at
+        assert len(before) <= max(size, longest)
+
+
+def test_a_part_ends_at_the_last_white_space_in_reach_and_else_at_the_next() -> None:
+    assert part_end("one two three", 0, 9) == 7
+    assert part_end("one two three", 7, 3) == 13
+    assert part_end("onetwo three", 0, 3) == 6
+
+
+def test_29_megabytes_among_40_texts_take_the_memory_of_a_part(canonical: bytes, tmp_path: Path) -> None:
+    """It was 100 bytes for each byte: 3 GB, of which the child has 2 at most."""
+    (tmp_path / "tokenizer.json").write_bytes(canonical)
+    child = """if True:
+        import resource, sys
+        from pathlib import Path
+        from vecferry.model.tokens import Tokenizer
+
+        def peak_mb():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+        tokenizer = Tokenizer(Path(sys.argv[1]).read_bytes(), 512)
+        for long in ["the quick brown fox — über 好 " * 879_000, "0123456789" * 300_000, "好" * 300_000]:
+            long.encode()  # as the check of a text does
+            before = peak_mb()
+            resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+            batch = tokenizer([*["a short one"] * 39, long])
+            print(len(long.encode()), batch.lengths[0], batch.truncated[0], round(peak_mb() - before))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", child, tmp_path / "tokenizer.json"], check=True, capture_output=True, text=True
+    )
+    rows = [line.split() for line in ran.stdout.splitlines()]
+    assert [(int(length), truncated) for _, length, truncated, _ in rows] == [(5, "False")] * 3
+    assert int(rows[0][0]) > 28_000_000
+    assert max(int(grown_mb) for *_, grown_mb in rows) < 200
 
 
 # --- the canonical file ---------------------------------------------------------------------------

@@ -258,6 +258,21 @@ class Embeddings:
             raise NotEncoded("colbert")
         return self.colbert_or_none
 
+    def defects(self) -> dict[int, str]:
+        """Return why vectors are not to be used, by the number of their text; empty as long as the model is whole.
+
+        A vector, dense or of a token, has finite numbers that are not all zero; a lexical weight is finite.
+        """
+        reasons: dict[int, str] = {}
+        if self.colbert_or_none is not None:
+            reasons |= _defects(self.colbert_or_none.vectors, self.colbert_or_none.indptr, "a token's vector")
+        if self.sparse_or_none is not None:
+            weights, indptr = self.sparse_or_none.weights[:, None], self.sparse_or_none.indptr
+            reasons |= _defects(weights, indptr, "a lexical weight")
+        if self.dense_or_none is not None:
+            reasons |= _defects(self.dense_or_none, np.arange(len(self) + 1), "its vector")
+        return reasons
+
     def take(self, rows: NDArray[np.intp]) -> Embeddings:
         """Return the given rows, in the given order."""
         return Embeddings(
@@ -286,6 +301,16 @@ class Embeddings:
             None if first.sparse_or_none is None else Sparse.concat([p.sparse for p in parts]),
             None if first.colbert_or_none is None else MultiVector.concat([p.colbert for p in parts]),
         )
+
+
+def _defects(vectors: Float32, indptr: Int64, what: str) -> dict[int, str]:
+    """Return what is wrong with vectors [V, D], by the row of `indptr` that they are in."""
+    checks = {"is zero": vectors.any(axis=1), "has numbers that are not finite": np.isfinite(vectors).all(axis=1)}
+    return {
+        int(row): f"{what} {defect}"
+        for defect, is_right in checks.items()
+        for row in np.searchsorted(indptr, np.flatnonzero(~is_right), side="right") - 1
+    }
 
 
 # --- scores ---------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ VecferryError                      exit  what happened
 ├── ModelRuntimeError              3     what runs the model
 │   ├── RuntimeUnavailable
 │   ├── RuntimeFailed
+│   ├── VectorUnusable                   of one text, by its position: not finite, or zero
 │   └── OutOfMemory
 │       └── OverMemoryBudget             foreseen, and not run
 ├── VerificationFailed             4     a check of the converted model failed
@@ -41,8 +42,9 @@ VecferryError                      exit  what happened
 │   ├── TextTooLong                      over the model's tokens, and not to be cut
 │   ├── ReceiveTimeout                   a request that did not arrive in time
 │   ├── NotAuthorized                    no key, or one that is not known
+│   ├── UnknownHost                      a name that leads here and is not the server's
 │   ├── ModelNotServed
-│   ├── Overloaded                       the queue is full
+│   ├── Overloaded                       a queue is full, or what requests hold in memory
 │   ├── DeadlineExceeded
 │   ├── NotReady                         no run has succeeded, or the runtime broke
 │   └── ServerFailed                     as a client sees it: what a server answered, or that it did not
@@ -59,6 +61,7 @@ VecferryError                      exit  what happened
     ├── IllegalTransition
     │   └── GateNotPassed                no pass of the gate, and no override of it
     ├── MigrationConflict                the same name, another plan
+    ├── MigrationsOpen                   what all of them share cannot go yet
     ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
@@ -74,6 +77,7 @@ line's: 0 is success, 1 a fault of our own, 130 an interrupt.
 from __future__ import annotations
 
 import errno
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +122,20 @@ def cut_repr(value: object) -> str:
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
+
+
+def printable(text: str) -> str:
+    """Return a text in which a terminal finds nothing to obey: control characters and their like as escapes.
+
+    Ends of lines stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: with … for user and password, and for the values of its query."""
+    without_user = re.sub(r"^([a-z0-9+.-]+:/*)?.*@", r"\1…@", url, flags=re.IGNORECASE | re.DOTALL)
+    return re.sub(r"([?&;][^=&;]*)=[^&;#]*", r"\1=…", without_user)
 
 
 # --- input and settings ---------------------------------------------------------------------------
@@ -231,13 +249,13 @@ class UnknownSetting(SettingsError):
 
 
 class InvalidStoreUrl(SettingsError):
-    """value: the URL as far as it holds no password."""
+    """value: the URL, shown without what may be a password."""
 
     template = "{value} is not the URL of a store: expected {expected}."
     advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_STORE_URL."
 
     def __init__(self, value: str, expected: str) -> None:
-        super().__init__("url", value, expected)
+        super().__init__("url", without_secrets(value), expected)
 
 
 class AddressUnavailable(SettingsError):
@@ -420,6 +438,16 @@ class RuntimeFailed(ModelRuntimeError):
 
 
 @dataclass(eq=False)
+class VectorUnusable(ModelRuntimeError):
+    """What a model made of one text is not a vector. row: the text's position in the input, from 0."""
+
+    template = "text {row} was not encoded: {reason}."
+    advice = "Check the model: vecferry verify MODEL; if it passes, repair or leave out that text."
+    row: int
+    reason: str
+
+
+@dataclass(eq=False)
 class OutOfMemory(ModelRuntimeError):
     """rows and tokens are 0 while the model is being loaded."""
 
@@ -532,6 +560,15 @@ class NotAuthorized(ServingError):
 
 
 @dataclass(eq=False)
+class UnknownHost(ServingError):
+    """Any name may be made to lead to a server (DNS rebinding); this one is not among its own."""
+
+    template = "there is nothing under the name {host!r} here."
+    advice = "Use an address or localhost; whoever runs it can allow a name: --host-name NAME"
+    host: str
+
+
+@dataclass(eq=False)
 class ModelNotServed(ServingError):
     """No model of that name is here."""
 
@@ -543,12 +580,12 @@ class ModelNotServed(ServingError):
 
 @dataclass(eq=False)
 class Overloaded(ServingError):
-    """The queue of a lane is full. Counts are tokens."""
+    """As much waits, or is held, as may at a time. what: is counted in value and allowed."""
 
-    template = "the {lane} queue is full: {queued} tokens wait, and {allowed} may."
+    template = "{what}: {value}, and {allowed} may be at a time."
     advice = "Try again in {retry_after_s} seconds."
-    lane: str
-    queued: int
+    what: str
+    value: int
     allowed: int
     retry_after_s: int
 
@@ -610,6 +647,14 @@ class StoreSchemaError(StoreError):
     advice = "{expected}"
     what: str
     expected: str
+
+
+@dataclass(eq=False)
+class CaptureLost(StoreSchemaError):
+    """What is written is not noted any more: somebody took a trigger away, or switched it off for a while."""
+
+    template = "what is written to {what} is not noted any more: its triggers vecferry_* were dropped or disabled."
+    advice = "{expected}"
 
 
 @dataclass(eq=False)
@@ -709,6 +754,15 @@ class MigrationConflict(MigrationError):
     field: str
     stored: object
     value: object
+
+
+@dataclass(eq=False)
+class MigrationsOpen(MigrationError):
+    """What all migrations of a database share cannot go while one needs it. targets: of those that have not ended."""
+
+    template = "not every migration of this database has ended: {targets}."
+    advice = "End each first: vecferry migrate finalize, or abort"
+    targets: str
 
 
 @dataclass(eq=False)

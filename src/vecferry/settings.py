@@ -22,7 +22,9 @@ CountInText = Annotated[Count, Field(strict=False)]
 class Settings(BaseSettings):
     """Each field's alias is its name in the environment; the environment wins over `.env`."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8-sig", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     use_onnx: bool = Field(True, alias="USE_ONNX", description="true or false")
     onnx_model_path: Path = Field(DEFAULT_ARTIFACT, alias="ONNX_MODEL_PATH", description="a folder")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
 import psycopg
 import pytest
+from fastapi import Request
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.story import Story
@@ -17,6 +18,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from tests.waiting import wait_until
+from vecferry.console import app
 from vecferry.console.operator import Task
 from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.evaluate import EvaluatedModel, EvaluationOptions
@@ -182,6 +184,51 @@ def test_what_is_being_typed_survives_what_changes(opened: Console, page: Page) 
     page.wait_for_function("before => document.querySelector('progress').value > before", arg=done)
     assert field.input_value() == "12"
     assert page.evaluate("document.activeElement.id") == "rows_per_s"
+
+
+def test_many_tabs_have_one_stream_and_hidden_ones_none(
+    opened: Console, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[str] = []
+    stream = app._events
+
+    async def counted(request: Request, token: str) -> AsyncIterator[str]:
+        streams.append(token)
+        try:
+            async for event in stream(request, token):
+                yield event
+        finally:
+            streams.pop()
+
+    monkeypatch.setattr(app, "_events", counted)
+    story = Story(page, opened.url, opened.operator.task.store.target, KEY)
+    story.log_in()
+    tabs = [page, *(page.context.new_page() for _ in range(7))]
+    for tab in tabs[1:]:
+        tab.goto(opened.url)
+    for tab in tabs:
+        expect(tab.locator("#live")).to_have_text("live")
+    assert len(streams) == 1
+    story.start()
+    for tab in tabs:
+        expect(tab.locator("#state-title")).not_to_have_text("not begun")
+    for tab in tabs:
+        look_away(tab, hidden=True)
+    wait_until(lambda: not streams)
+    look_away(tabs[3], hidden=False)
+    wait_until(lambda: len(streams) == 1)
+    tabs[3].get_by_role("button", name="Log out").click()
+    look_away(tabs[4], hidden=False)
+    expect(tabs[4].get_by_label("API key")).to_be_visible()
+
+
+def look_away(tab: Page, *, hidden: bool) -> None:
+    """Let the page believe that its tab is hidden, or is seen again."""
+    tab.evaluate(
+        "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+        " document.dispatchEvent(new Event('visibilitychange')); }",
+        hidden,
+    )
 
 
 def test_without_the_script_all_works_but_liveness(opened: Console, open_page: Callable[..., Page]) -> None:

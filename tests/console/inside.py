@@ -102,9 +102,9 @@ class Console:
 
 
 @contextmanager
-def console(work: Task, *, names: Sequence[str] = ()) -> Iterator[Console]:
+def console(work: Task, *, names: Sequence[str] = (), receive_s: float = WAIT_S) -> Iterator[Console]:
     operator = Operator(work)
-    app = create_app(operator, Sessions(ApiKeys([KEY])), names=names)
+    app = create_app(operator, Sessions(ApiKeys([KEY])), names=names, receive_s=receive_s)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none"))
     listening = process.listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -109,7 +109,8 @@ def test_a_pause_and_a_limit_are_the_ledgers(inside: Console) -> None:
     inside.do("start")
     inside.wait_for("catching up</h1>")
     assert "At most 12.5 rows a second are written." in inside.do("throttle", rows_per_s="12.5")
-    assert "a number above 0" in inside.do("throttle", rows_per_s="many")
+    for wrong in ("many", "0", "-5", "inf", "nan", "1e400"):
+        assert "a number above 0" in inside.do("throttle", rows_per_s=wrong)
     assert "Limit: 12.5 rows a second" in inside.page()
     assert "The limit was removed." in inside.do("throttle", rows_per_s="")
     page = inside.do("pause")

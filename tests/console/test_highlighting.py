@@ -21,8 +21,9 @@ def encoder(tiny_artifact: Artifact) -> Encoder:
 
 @pytest.fixture(scope="module")
 def pieces(encoder: Encoder) -> Callable[[str], list[Piece]]:
-    assert isinstance(encoder.tokenizer, Tokenizer)
-    return encoder.tokenizer.pieces
+    tokenizer = encoder.tokenizer
+    assert isinstance(tokenizer, Tokenizer)
+    return lambda text: list(tokenizer.pieces(text))
 
 
 def highlighted(

@@ -1,6 +1,7 @@
 """Who is let in, and what a browser is told to refuse."""
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,24 @@ def test_an_address_and_a_name_of_ours_are_taken(collection: MirrorCollection, t
         assert opened.http.get("/login", headers={"host": host}).status_code == 200
 
 
+def test_a_login_that_is_too_long_is_refused_without_a_word_in_the_log(
+    inside: Console, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert inside.post("/login", key="x" * 100_000).status_code == 413
+    chunks = (b"key=" + b"x" * 50_000, b"x" * 50_000)
+    answer = inside.http.post("/login", content=iter(chunks), headers={"origin": inside.url})
+    assert answer.status_code == 413
+    assert caplog.records == []
+
+
+def test_nobody_is_told_what_is_migrated_before_the_login(inside: Console) -> None:
+    target = inside.operator.task.store.target
+    assert target in inside.page()
+    inside.http.cookies.clear()
+    for path in ("/login", "/no", "/static/no"):
+        assert target not in inside.http.get(path).text
+
+
 # --- what every answer says -----------------------------------------------------------------------
 
 
@@ -220,3 +239,22 @@ def test_keys_are_in_no_address(inside: Console) -> None:
     page = inside.page()
     assert KEY not in page
     assert 'method="get"' not in page
+
+
+# --- what does not come ---------------------------------------------------------------------------
+
+
+def test_a_form_that_does_not_come_is_ended(collection: MirrorCollection, tmp_path: Path) -> None:
+    lines = ["POST /login HTTP/1.1", "host: localhost", "origin: http://localhost", "content-length: 100", "", "key="]
+    with console(task(collection.store, tmp_path), receive_s=0.1) as opened:
+        port = int(opened.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as connection:
+            connection.sendall("\r\n".join(lines).encode())
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"did not arrive within 0.1 seconds" in answer
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://127.0.0.1:1", "ftp://localhost", "\xe9"])
+def test_an_origin_that_is_none_is_refused(inside: Console, origin: str) -> None:
+    assert inside.post("/login", headers={"origin": origin.encode("latin-1")}, key=KEY).status_code == 403  # type: ignore[dict-item]

@@ -2,11 +2,12 @@
 
     python -m tests.migrate.live --store pgvector --rows 20000
 
-One thread writes at a steady rate, or as fast as the machine lets it pause between two (inserts,
-updates, deletes), through the router as an application does, and asks for what it has just written; others ask for rows that are never written. Meanwhile
-another process (or thread, where the store has room for one process only) follows, and the main
-thread goes start → switch → rollback → switch → finalize. Vectors are those of the truth embedder, so
-every stored one is proven to be of the right text and model. Prints what was found, as JSON.
+One thread writes at a steady rate, or slower where a machine is (inserts, updates, deletes), through
+the router as an application does, and asks for what it has just written; others ask for rows that are
+never written. Meanwhile another process (or thread, where the store has room for one process only)
+follows, and the main thread goes start → switch → rollback → switch → finalize. Vectors are those of
+the truth embedder, so every stored one is proven to be of the right text and model. Prints what was
+found, as JSON.
 """
 
 from __future__ import annotations
@@ -89,13 +90,15 @@ class LoadReport:
 class Application:
     """Write and search through a router, and remember what must be there."""
 
-    def __init__(self, store: Store, rows: int, writes_per_s: float, seed: int = 0) -> None:
+    def __init__(
+        self, store: Store, rows: int, writes_per_s: float, *, queries_per_s: float = 200, seed: int = 0
+    ) -> None:
         self.router = Router(store, old=TruthEncoder("old", OLD_DIMENSION), new=TruthEncoder("new", NEW.dimension))
         self.reference = {str(key): f"text {key}" for key in range(1, rows + 1)}
         self.deleted: set[str] = set()
         self.load_report = LoadReport(rows=rows)
         self._random = random.Random(seed)
-        self._period = 1 / writes_per_s
+        self._period, self._pause_s = 1 / writes_per_s, 1 / queries_per_s
         self._next_key = rows + 1
         self._latencies: list[tuple[float, float]] = []
         self._writing = threading.Event()
@@ -191,7 +194,7 @@ class Application:
             epoch = self._ask(store, f"text {key}", key)
             self.load_report.epochs_backward += epoch < last
             last = max(epoch, last)
-            time.sleep(0.005)
+            time.sleep(self._pause_s)
         store.close()
 
     def _ask(self, store: Store, text: str, key: str) -> int:

@@ -25,6 +25,7 @@ import pytest
 
 from tests.migrate.doubles import Clock
 from tests.stores import backends_chroma
+from tests.stores.collections import without_triggers
 from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.cli import output as cli_output
@@ -266,6 +267,16 @@ def test_what_has_ended_already_says_so_and_takes_its_leftovers_away(
     assert cli.error("abort", "--yes", code=4) == "IllegalTransition"
 
 
+def test_the_ledger_is_forgotten_once_all_have_ended_and_somebody_said_yes(cli: Cli) -> None:
+    cli("start")
+    assert cli.error("forget", "--yes", code=4) == "MigrationsOpen"
+    cli("abort", "--yes")
+    assert "removes the history of all migrations" in cli.text("forget", code=4)
+    assert cli("forget", "--yes") == {"migrations": 1}
+    assert cli("forget", "--yes") == {"migrations": 0}
+    assert cli.error("status", code=4) == "MigrationNotFound"
+
+
 def test_abort_leaves_the_table_as_it_was(cli: Cli, documents: psycopg.Connection) -> None:
     def columns() -> list[tuple[Any, ...]]:
         query = "SELECT attname, atttypid, attnotnull FROM pg_attribute WHERE attrelid = 'documents'::regclass"
@@ -387,6 +398,8 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
     assert "paused: for lunch" in paused
     assert "vecferry migrate resume" in paused
     assert "10 rows a second" in cli.text("throttle", "10")
+    for wrong in ("0", "inf", "nan"):
+        assert cli.error("throttle", wrong, code=2) == "SettingsError"
     assert "postponed" in cli.text("postpone")
     cli.text("postpone", "--undo")
     cli.text("resume")
@@ -404,9 +417,8 @@ def test_people_are_told_what_comes_next(cli: Cli, without_text: psycopg.Connect
 
 def test_a_failed_check_is_shown_with_its_rows(cli: Cli, documents: psycopg.Connection) -> None:
     cli("start")
-    documents.execute("ALTER TABLE documents DISABLE TRIGGER USER")
-    documents.execute("UPDATE documents SET embedding_vecferry_new = NULL WHERE id = 7")
-    documents.execute("ALTER TABLE documents ENABLE TRIGGER USER")
+    with without_triggers(documents, "documents"):
+        documents.execute("UPDATE documents SET embedding_vecferry_new = NULL WHERE id = 7")
     shown = cli.text("verify", code=4)
     assert "✗  text unchanged" in shown
     assert "1 rows without a vector of their present text: 7" in shown
@@ -559,10 +571,13 @@ def test_exit_code_5_is_for_somebody_else_at_work(cli: Cli, documents: psycopg.C
         assert cli.error("abort", "--yes", code=5) == "Locked"
 
 
-def test_ctrl_c_ends_a_follower_with_130_and_it_can_be_started_again(cli: Cli) -> None:
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_a_follower_with_130_and_it_can_be_started_again(
+    cli: Cli, interrupt: signal.Signals
+) -> None:
     with running(cli.process("start", "--follow")) as follower:
         wait_until(lambda: state(cli) == "catching_up")
-        follower.send_signal(signal.SIGINT)
+        follower.send_signal(interrupt)
         _, err = follower.communicate(timeout=START_S)
         assert follower.returncode == 130
         assert err.startswith("\nstopping after this range; the same command goes on\n")

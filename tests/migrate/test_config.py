@@ -334,3 +334,7 @@ def test_an_unknown_scheme_lists_those_that_are_known(url: str, tmp_path: Path) 
         open_store(url, "docs", text="text", vector="vector", key="id", control=tmp_path / "control.db")
     assert "postgresql:, chroma:, lancedb:, milvus:, qdrant:" in failed.value.message
     assert "s3cret" not in failed.value.message
+
+
+def test_a_file_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
+    assert read_config(written(tmp_path, f"\ufeff{SHORT}")) == read_config(written(tmp_path, SHORT))

@@ -76,10 +76,10 @@ CHAIN = (
 )  # fmt: skip
 """One after the other."""
 BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus")
-COMMON_POINTS = ("after prepare", "in write new 2", "after switch new")
+COMMON_POINTS = ("in write new 2",)
 FURTHER_POINTS = (
-    "before backend put 2", "after backend delete", "after application backend put", "before switch new",
-    "in write old", "after backend drop",
+    "after prepare", "after switch new", "before backend put 2", "after backend delete",
+    "after application backend put", "before switch new", "in write old", "after backend drop",
 )  # fmt: skip
 """On every store that outlives its process; the further ones by `make test-slow`."""
 TAKEN_OVER = {

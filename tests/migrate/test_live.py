@@ -32,7 +32,7 @@ def assert_faultless(load_report: LoadReport, *, writes: int, queries: int) -> N
 
 def test_under_load_nothing_fails_and_every_row_is_there_once_and_true(collection: Collection, tmp_path: Path) -> None:
     fill(collection.store, ROWS)
-    application = Application(collection.store, ROWS, writes_per_s=3)  # in LanceDB, each is a commit
+    application = Application(collection.store, ROWS, writes_per_s=3, queries_per_s=20)  # in LanceDB, each is a commit
     with following_in_a_thread(collection, tmp_path) as follow:
         load_report = go(collection, application, tmp_path, follow, query_threads=1)
     assert_faultless(load_report, writes=10, queries=50)

@@ -106,11 +106,11 @@ def test_two_fields_before_the_text_are_found(minilm: Encoder, rows: list[Fields
 @pytest.mark.parametrize(
     "adapted",
     [
-        {"prefix": "passage: "},
+        pytest.param({"prefix": "passage: "}, marks=pytest.mark.slow),
         pytest.param({"prefix": "query: "}, marks=pytest.mark.slow),
         pytest.param({"max_characters": 300}, marks=pytest.mark.slow),
         pytest.param({"max_characters": 1000}, marks=pytest.mark.slow),
-        {"max_tokens": 64},
+        pytest.param({"max_tokens": 64}, marks=pytest.mark.slow),
         {"dimension": 1536},
         pytest.param({"dimension": 1536, "prefix": "passage: "}, marks=pytest.mark.slow),
     ],
@@ -129,6 +129,7 @@ def test_what_was_done_beside_the_model_is_found(minilm: Encoder, rows: list[Fie
     assert looked_at(minilm, twice, vectors, **adapted).is_confirmed
 
 
+@pytest.mark.slow
 def test_an_unusual_number_of_characters_is_found(minilm: Encoder, rows: list[Fields]) -> None:
     seen = looked_at(minilm, rows, made(minilm, rows, max_characters=345))
     assert seen.making is not None

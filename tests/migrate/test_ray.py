@@ -37,6 +37,7 @@ from vecferry.migrate.engines import RaySettings, range_name
 from vecferry.migrate.engines.distributed import RayEngine, encode_on_workers
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.engines.ray.pool import Pool
+from vecferry.migrate.engines.ray.session import make_token, sweep_folders
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staged_file import NotReadable
 from vecferry.migrate.staging import Staging
@@ -119,6 +120,7 @@ def test_a_file_that_was_damaged_on_its_way_is_not_kept(tmp_path: Path) -> None:
 TEXTS = [*(f"t{i % 13}" for i in range(30)), "POISON", "POISON", "NAN", "t1", "HUGE", "t2", "POISON", "HUGE", "last"]
 
 
+@pytest.mark.slow
 def test_the_same_files_as_on_this_machine_and_no_range_twice(ray_here: None, tmp_path: Path) -> None:
     local_folder, ray_folder = folders(tmp_path, "here", "there")
     local, store = collection(local_folder, TEXTS), collection(ray_folder, TEXTS)
@@ -165,6 +167,7 @@ def test_a_worker_that_dies_is_replaced_and_its_range_alone_is_done_again(ray_he
     assert encoded.total() <= 44
 
 
+@pytest.mark.slow
 def test_a_worker_begins_nothing_before_its_last_result_is_kept(ray_here: None, tmp_path: Path) -> None:
     model, numbers = made_by_us(tmp_path), range(4)
     with Pool(replace(TWO, workers=1), model, TruthEncoder(), as_vector) as pool:
@@ -200,6 +203,7 @@ def test_what_hangs_is_given_up_with_what_was_seen_and_begun_again(ray_here: Non
     wait_until(lambda: workers_of_ray() == [])
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_on_everything_ends_the_run_with_its_own_error(ray_here: None, tmp_path: Path) -> None:
     store = collection(tmp_path, ["HUGE 1", "HUGE 2", "HUGE 3", "HUGE 4"])
     with pytest.raises(OutOfMemory, match="out of memory in the double runtime"):
@@ -283,6 +287,9 @@ def test_an_artifact_that_is_not_there_is_received_whole_once_and_verified(
     assert "model.onnx.data has SHA-256" in receiver.missing()
     receiver.receive(sender.pieces())
     assert receiver.missing() == ""
+    (received / "manifest.json").write_text("no manifest")  # so that nothing says that the folder is ours but its place
+    receiver.receive(sender.pieces())
+    assert receiver.missing() == ""
 
 
 def test_an_artifact_that_is_damaged_on_its_way_leaves_nothing(tiny_artifact: Artifact, tmp_path: Path) -> None:
@@ -324,6 +331,74 @@ def test_a_ray_of_its_own_ends_with_the_run_and_a_wrong_address_is_named(tmp_pat
     assert list(Path("/tmp").glob(f"vecferry-ray-{process.pid}-*")) == []
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert f"vecferry-ray-{process.pid}-" not in listed
+
+
+HELD = """
+import sys
+from vecferry.migrate.engines import RaySettings
+from vecferry.migrate.engines.ray.session import RaySession
+session = RaySession(RaySettings(workers=1))
+try:
+    print("up", flush=True)
+    sys.stdin.read()
+finally:
+    session.close()
+"""
+
+
+def listeners() -> set[str]:
+    """Return the addresses that are listened to, as /proc writes them."""
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()]
+    return {row[1] for row in rows if row[3] == "0A"}
+
+
+@pytest.mark.slow
+def test_a_ray_of_its_own_listens_on_loopback_alone_and_leaves_nothing_after_sigterm(tmp_path: Path) -> None:
+    before = listeners()
+    environment = os.environ | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", HELD]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        added = listeners() - before
+        (folder,) = Path("/tmp").glob(f"vecferry-ray-{process.pid}-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        token = tmp_path / ".ray/auth_token"
+        assert (token.stat().st_mode & 0o777, len(token.read_text())) == (0o600, 64)
+        process.terminate()
+    assert len(added) > 3
+    assert {address.partition(":")[0] for address in added} <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert not folder.exists()
+
+
+def test_folders_of_processes_that_are_gone_are_removed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left, kept = (Path(f"/tmp/vecferry-ray-{pid}-test") for pid in (gone.pid, os.getpid()))
+    for folder in (left, kept):
+        (folder / "r").mkdir(parents=True)
+    sweep_folders()
+    assert (left.exists(), kept.exists()) == (False, True)
+    shutil.rmtree(kept)
+
+
+@pytest.mark.parametrize("said", [None, "0" * 64])
+def test_a_token_is_its_owners_alone_and_one_that_is_there_is_kept(
+    said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray/auth_token"
+    if said is not None:
+        token.parent.mkdir()
+        token.write_text(said)
+        token.chmod(0o644)
+    make_token()
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.read_text() == said or (said is None and len(token.read_text()) == 64)
 
 
 def test_settings_that_cannot_be_are_named() -> None:

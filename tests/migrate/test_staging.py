@@ -1,6 +1,7 @@
 import fcntl
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -372,3 +373,10 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"vecferry\[parquet\]"):
         Staging(tmp_path, FINGERPRINT)
+
+
+def test_nobody_else_may_read_what_is_staged(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "staging", FINGERPRINT)
+    staging.keep("one", embedded(["a"]))
+    (file,) = (tmp_path / "staging").rglob("*.parquet")
+    assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o600, 0o700)

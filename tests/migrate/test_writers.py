@@ -16,7 +16,7 @@ import pytest
 
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import in_background
-from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
+from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector, without_triggers
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, VecferryError
@@ -158,7 +158,7 @@ def test_a_thousand_writes_that_no_trigger_saw_are_done_by_one_start(
     table.connection.execute("INSERT INTO docs SELECT i, 'more ' || i FROM generate_series(121, 1000) i")
     migration = Migration(table.store, new=NEW, options=options)
     migration.start()
-    with table._without_triggers():
+    with without_triggers(table.connection, "docs"):
         table.connection.execute("UPDATE docs SET body = 'unseen ' || id")
     assert table.store.count_outdated(Side.NEW).count == 1000
     migration.start()
@@ -208,7 +208,7 @@ def test_no_write_of_ours_brings_an_application_into_a_deadlock(
         for _ in range(3):
             migration.retry()
         wait_until(lambda: with_cured.retry().dead_letters == 0)
-        with table._without_triggers():
+        with without_triggers(table.connection, "docs"):
             table.connection.execute("UPDATE docs SET body = body || '?' WHERE id > 90")
         with_cured.start()
         assert with_cured.verify(override="no gate in this test").passed

@@ -3,6 +3,11 @@
 As a program: good requests and abuse together, the server's memory over time, and a verdict in the end.
 
     python -m tests.server.abuse --minutes 30 [--json FILE]
+
+Or so many bad requests, and what they cost: the most memory, and how long /health takes meanwhile, asked from a process
+of its own.
+
+    python -m tests.server.abuse --requests 10000
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import argparse
 import asyncio
 import gzip
 import json
+import multiprocessing
 import random
 import socket
 import struct
@@ -19,8 +25,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -29,7 +37,7 @@ import numpy as np
 
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY
-from tests.server.conftest import KEY, Server, serving
+from tests.server.conftest import KEY, Server, rss_bytes_of, serving
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import EncoderOptions, load_encoder
@@ -40,12 +48,16 @@ RECEIVE_S = 2.0
 """Of the server under abuse; a slow sender is refused after that."""
 PATIENCE_S = 60.0
 """For what should come after `RECEIVE_S` or at once; two busy cores are slow, and what hangs hangs for longer."""
-MAX_TEXTS, MAX_TEXT_CHARS, MAX_BODY_MB = 200, 20_000, 4
+MAX_TEXTS, MAX_TEXT_CHARS, MAX_BODY_MB, MAX_BODIES_MB, MAX_CONNECTIONS = 200, 20_000, 4, 16, 256
+MAX_TOKENIZE_CHARS = 50_000
 ARGUMENTS = (
     f"--receive-s={RECEIVE_S:g}",
     f"--max-texts={MAX_TEXTS}",
     f"--max-text-chars={MAX_TEXT_CHARS}",
     f"--max-body-mb={MAX_BODY_MB}",
+    f"--max-bodies-mb={MAX_BODIES_MB}",
+    f"--max-connections={MAX_CONNECTIONS}",
+    f"--max-tokenize-chars={MAX_TOKENIZE_CHARS}",
 )
 """Of `vecferry serve`, with the model's name `tiny` and the key."""
 ENVIRONMENT = {
@@ -61,6 +73,9 @@ after answers of 10 MB, which come and go by 100 MB."""
 GROWTH_MB = 15
 """From one half of the abuse to the next: an answer of 10 MB that Python's collector has not come to yet, and more than
 the 2 MB that were seen. A leak of 3 KB a request would be as much."""
+PEAK_MB = 6 * MAX_BODIES_MB + 64
+"""Over the rest before it, at any time: a byte of a body may become five once it is parsed, beside the body; and 64 for
+answers, and what two threads tokenise."""
 TOLERANCE = 5e-6
 """Of numbers below 1: a run of other texts beside it, padded to another length, adds in another order (float32)."""
 
@@ -203,7 +218,7 @@ JSON = "Content-Type: application/json"
 
 def message(method: str, target: str | bytes, headers: Iterable[str | bytes] = (), body: bytes = b"") -> bytes:
     target = target.encode() if isinstance(target, str) else target
-    lines = [b"%s %s HTTP/1.1" % (method.encode(), target), b"Host: a"]
+    lines = [b"%s %s HTTP/1.1" % (method.encode(), target), b"Host: localhost"]
     lines += [line.encode() if isinstance(line, str) else line for line in headers]
     return b"\r\n".join([*lines, b"", body])
 
@@ -214,6 +229,9 @@ def post(
     """Return a request. value: bytes as they are, anything else as JSON. given_headers: those of a good request."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return message("POST", target, [*given_headers, *headers, f"Content-Length: {len(body)}"], body)
+
+
+HEALTH = message("GET", "/health")
 
 
 def v1(value: object = "a", **fields: object) -> bytes:
@@ -267,10 +285,18 @@ def kinds() -> list[Kind]:
              m3(["a"] * 5 * MAX_TEXTS), tei(["a"] * (MAX_TEXTS + 1), "/tokenize"), v1([[5]] * (MAX_TEXTS + 1)))),
         Kind("too long texts", (413,), (v1("a" * (MAX_TEXT_CHARS + 1)), tei(["a", "ab " * MAX_TEXT_CHARS]),
              v1("a " * 9_000), tei("a " * 9_000, truncate=False), v1([5] * 9_000), m3("a " * 9_000, truncate=False))),
-        Kind("huge lists of wrong numbers", (400,), (post("/embed", b'{"inputs": [' + b"1.5," * 50_000 + b"1]}"),
+        Kind("huge lists of wrong numbers", (400, 413, 429), (
+             post("/embed", b'{"inputs": [' + b"1.5," * 50_000 + b"1]}"),
              post("/v1/embeddings", open_brace + b"[" + b"[-1]," * 50_000 + b"[1]]}"))),
-        Kind("deep JSON", (400,), (post("/embed", deep), post("/v1/embeddings", open_brace + deep),
+        Kind("deep JSON", (400, 413), (post("/embed", deep), post("/v1/embeddings", open_brace + deep),
              post("/v1/m3", b'{"inputs": ' + deep + b"]" * len(deep) + b"}"), post("/embed", b'{"a":' * 20_000))),
+        Kind("lists of nothing", (413,), (*(post(path, b'{"inputs": [' + b"[]," * 20_000 + b"[]]}") for path in (
+             "/embed", "/v1/embeddings", "/v1/m3", "/tokenize", "/decode", "/similarity", "/search", "/")),
+             post("/embed", b"{" + b'"":0,' * 12_000 + b'"":0}'), post("/embed", b"[" + b'"",' * 20_000 + b'""]'))),
+        Kind("other encodings", (400,), tuple(post(path, json.dumps({"inputs": "a"}).encode(encoding))
+             for path in ("/embed", "/v1/m3") for encoding in ("utf-16", "utf-16-le", "utf-32"))),
+        Kind("too much to tokenise", (413,), (tei(["a " * 9_000] * 3, "/tokenize"),
+             tei(["ab" * 250] * 110, "/tokenize"))),
         Kind("broken JSON", (400,), (*(post("/embed", body) for body in (b"{", b'{"inputs": "a"', b"}", b"a", b"'a'",
              b'{"inputs": "a",}', b'{"inputs": "a"}{}', b'{"inputs": "\n"}', b"\0" * 100, b"\xff\xfe", b" ")),
              post("/v1/embeddings", open_brace))),
@@ -341,6 +367,15 @@ def kinds() -> list[Kind]:
     ]  # fmt: skip
 
 
+def names_of_others() -> Kind:
+    """Return requests as a web page sends them that has made its own name lead to a server without keys."""
+    requests = (message("GET", "/info"), *(post(path, {"inputs": "a", "query": "a"}, given_headers=(JSON,))
+                for path in ("/embed", "/v1/embeddings", "/v1/m3", "/search", "/tokenize")))  # fmt: skip
+    names = (b"evil.example", b"evil.example:8080", b"localhost.evil.example", b"127.0.0.1.evil.example", b"")
+    rebound = tuple(request.replace(b"Host: localhost", b"Host: " + name) for name in names for request in requests)
+    return Kind("names of others", (421,), rebound)
+
+
 def broken_kinds() -> list[Kind]:
     """Return requests of broken HTTP: 400 or closed, and no second answer to what was hidden behind it."""
     hidden = message("GET", "/health")
@@ -374,7 +409,7 @@ def broken_kinds() -> list[Kind]:
              bytes(range(128, 256)) * 4,
              b"SSH-2.0-OpenSSH_9.9\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET  HTTP/1.1\r\n\r\n", b"get / http/1.1\r\n\r\n",
              b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"EHLO a\r\n", b"*3\r\n$3\r\nSET\r\n",
-             b"GET /\xff\xfe HTTP/1.1\r\n\r\n", b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n")),
+             b"GET /\xff\xfe HTTP/1.1\r\n\r\n", b"GET /a b HTTP/1.1\r\nHost: localhost\r\n\r\n")),
         Kind("TLS hello", (400, CLOSED), (hello, hello[:11] + bytes(2_000))),
         Kind("bad headers", (400, CLOSED), (odd(b"X\0: a"), odd(b"X: a\0b"), odd(b": a"), odd(b"X y: a"),
              odd(b"X: a\rb"), odd(b"\xff: a"), odd("no colon"))),
@@ -495,6 +530,51 @@ async def endless_body(address: Address) -> int:
         return reply.status
 
 
+async def list_bomb(address: Address) -> int:
+    """4 MB of empty lists, which would be 86 MB once they are parsed."""
+    return await _status_while_sending(address, b'{"inputs": [' + b"[]," * 1_300_000 + b"[]]}")
+
+
+async def held_body(address: Address) -> int:
+    """4 MB but the last byte; six at a time are more than all bodies may be."""
+    body = b'{"inputs": "' + b" " * (4 * MB - 20)
+    async with asyncio.TaskGroup() as group:
+        held = [group.create_task(_status_while_sending(address, body, missing=1)) for _ in range(6)]
+    statuses = {task.result() for task in held}
+    assert statuses <= {408, 429, CLOSED}, statuses
+    return 429 if 429 in statuses else 408
+
+
+async def _status_while_sending(address: Address, body: bytes, *, missing: int = 0) -> int:
+    """Return the status that comes before the body is whole, or CLOSED where the connection ends before that."""
+    async with connected(address) as wire:
+        replying = asyncio.ensure_future(wire.reply())
+        await wire.send(message("POST", "/embed", [BEARER, JSON, f"Content-Length: {len(body) + missing}"], body))
+        reply = await replying
+        assert await wire.is_ended(), "the rest of a body is waited for"
+        return CLOSED if reply is None else reply.status
+
+
+async def long_tokenising(address: Address) -> int:
+    """As much as may be tokenised in one request."""
+    async with connected(address) as wire:
+        reply = await wire.request(tei(["some words of a text " * 900] * 2, "/tokenize"), patience_s=3 * PATIENCE_S)
+        assert reply is not None
+        return reply.status
+
+
+async def silent_crowd(address: Address) -> int:
+    """More connections than there may be, one after the other, and not one byte."""
+    async with AsyncExitStack() as stack:
+        crowd = []
+        for _ in range(MAX_CONNECTIONS):
+            crowd.append(await stack.enter_async_context(connected(address)))
+            await asyncio.sleep(0.002)
+        for wire in crowd:
+            assert await wire.is_ended(), "a connection without a request stays"
+        return CLOSED
+
+
 async def pipelining(address: Address) -> int:
     """100 bad requests at once; answers come in their order."""
     async with connected(address) as wire:
@@ -517,7 +597,11 @@ ACTS: dict[str, tuple[Act, tuple[int, ...]]] = {
     "leaving in the body": (leaving_in_the_body, (CLOSED,)),
     "leaving before the answer": (leaving_before_the_answer, (CLOSED,)),
     "never reading the answer": (never_reading, (CLOSED,)),
-    "50 MB in chunks": (endless_body, (413, 408)),  # too long, or on a slow machine too slow
+    "50 MB in chunks": (endless_body, (413, 408, 429)),  # too long, too slow, or beside too many others
+    "4 MB of empty lists": (list_bomb, (413, CLOSED)),
+    "bodies but their last byte": (held_body, (408, 429)),
+    "tokenising long texts": (long_tokenising, (200,)),
+    "a silent crowd": (silent_crowd, (CLOSED,)),
     "pipelining": (pipelining, (404,)),
 }
 
@@ -692,6 +776,62 @@ async def rested(server: Server, good: Good, before: Figures | None = None) -> F
     return Figures.of(server)
 
 
+async def in_halves(server: Server, good: Good, tally: Tally, requests: int) -> list[Figures]:
+    """Send so many bad requests beside good ones; return the figures before, between two halves, and after."""
+    address = address_of(server.url)
+    figures, broken = [await rested(server, good)], 3 * requests // 100
+    for _ in range(2):
+        over = asyncio.Event()
+        going_on = asyncio.ensure_future(good.go_on(address, over, tally))
+        await abuse(address, tally, cheap=requests // 2 - broken - 3 * len(ACTS), broken=broken, acts=3)
+        over.set()
+        await going_on
+        figures.append(await rested(server, good, figures[0]))
+    return figures
+
+
+@dataclass
+class Watch:
+    """What /health took, each time on a connection of its own, and the most memory that was resident."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0
+
+    def __str__(self) -> str:
+        p50, p99, worst = (1e3 * float(np.quantile(self.seconds, part)) for part in (0.5, 0.99, 1.0))
+        health = f"/health {len(self.seconds)} times: p50 {p50:.1f} ms, p99 {p99:.1f} ms, at most {worst:.0f} ms"
+        return f"{health}; at most {self.peak_mb:.0f} MB resident"
+
+
+@contextmanager
+def watched(server: Server) -> Iterator[Watch]:
+    """Watch a server from another process, which is not held up by those that abuse it. The figures come at the end."""
+    watch, context = Watch(), multiprocessing.get_context("spawn")
+    over, (receiver, sender) = context.Event(), context.Pipe(duplex=False)
+    process = context.Process(target=_watch, args=(address_of(server.url), server.process.pid, over, sender))
+    process.start()
+    receiver.recv()  # it has begun
+    try:
+        yield watch
+    finally:
+        over.set()
+        watch.seconds, watch.peak_mb = receiver.recv()
+        process.join()
+
+
+def _watch(address: Address, pid: int, over: Event, sender: Connection) -> None:
+    sender.send(None)
+    seconds, peak_mb = [], 0.0
+    while not seconds or not over.wait(0.02):
+        began = time.monotonic()
+        with socket.create_connection(address, PATIENCE_S) as connection:
+            connection.sendall(HEALTH)
+            assert connection.recv(64).startswith(b"HTTP/1.1 200")
+        seconds.append(time.monotonic() - began)
+        peak_mb = max(peak_mb, rss_bytes_of(pid) / MB)
+    sender.send((seconds, peak_mb))
+
+
 def faults_in(lines: Sequence[str]) -> list[str]:
     """Return the wrong lines of the log: a fault of ours, or a client that left and counts as answered."""
     faults = ("Traceback", '"level": "ERROR"', '"status": 500')
@@ -770,9 +910,25 @@ async def _watched(server: Server, good: Good, minutes: float, tally: Tally) -> 
     return rows
 
 
+def _counted(model: str, good: Good, tally: Tally, requests: int) -> int:
+    """Abuse a server with keys, and then one without any by names of others; print what came of it."""
+    with serving(f"tiny={model}", *ARGUMENTS, env=ENVIRONMENT) as server, watched(server) as watch:
+        before, *_, after = asyncio.run(in_halves(server, good, tally, requests))
+        faults = faults_in(server.lines)
+    with serving(f"tiny={model}") as server:
+        rebound = _in_turn([names_of_others()], requests // 20)
+        asyncio.run(_cheap(address_of(server.url), rebound, tally))
+        faults += faults_in(server.lines)
+    print(f"{tally.table()}\n\n{tally.total} bad requests, {tally.num_good} good ones\n{before}\n{after}\n{watch}")
+    is_bounded = watch.peak_mb <= before.rss_mb + PEAK_MB
+    print(f"allowed: {before.rss_mb + PEAK_MB:.0f} MB", *faults, sep="\n")
+    return 0 if is_bounded and not faults else 1
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--minutes", type=float, default=30)
+    arguments.add_argument("--requests", type=int, help="so many bad requests, instead of a time")
     arguments.add_argument("--json", type=Path, help="where to write the rows, the counts and the verdict")
     parsed = arguments.parse_args()
     tally = Tally()
@@ -780,6 +936,8 @@ def main() -> int:
         checkpoint = make_checkpoint(Path(folder, "checkpoint"), TINY)
         model = convert_checkpoint(open_source(str(checkpoint)), Path(folder, "tiny"), verified=False).artifact.path
         good = Good(load_encoder(EncoderOptions(artifact=model)).encoder)
+        if parsed.requests is not None:
+            return _counted(str(model), good, tally, parsed.requests)
         with serving(f"tiny={model}", *ARGUMENTS, env=ENVIRONMENT) as server:
             rows = asyncio.run(_watched(server, good, parsed.minutes, tally))
             code = server.stop()

@@ -24,6 +24,11 @@ STARTED = re.compile(r"at (http://\S+)")
 KEY = "a-key-of-the-tests-1234"
 
 
+def rss_bytes_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
 @dataclass
 class Server:
     """url: without a slash at its end. lines: of its log so far."""
@@ -41,8 +46,7 @@ class Server:
         raise AssertionError("\n".join(self.lines))
 
     def rss_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+        return rss_bytes_of(self.process.pid)
 
     def stop(self, with_signal: int = signal.SIGTERM, timeout_s: float = 60) -> int:
         if self.process.poll() is None:

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 
 from tests.server.abuse import (
     ACTS,
     ARGUMENTS,
-    BEARER,
     ENVIRONMENT,
     GROWTH_MB,
+    HEALTH,
+    JSON,
+    PEAK_MB,
     THREADS,
-    Figures,
+    Address,
     Good,
     Tally,
-    abuse,
+    Wire,
     address_of,
     broken_kinds,
     check_shape,
     connected,
     faults_in,
+    in_halves,
     kinds,
     message,
-    rested,
+    tei,
+    texts_of,
+    watched,
 )
 from tests.server.conftest import Server, serving
 from vecferry.encode.encoder import Encoder
 from vecferry.model.artifact import Artifact
+from vecferry.server.connection import MAX_REFUSED
 
 
 @pytest.mark.parametrize("requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -36,49 +44,84 @@ def test_bad_requests_are_refused_in_form_and_leave_nothing_behind(
     requests: int, tiny_artifact: Artifact, library: Encoder
 ) -> None:
     with serving(f"tiny={tiny_artifact.path}", *ARGUMENTS, env=ENVIRONMENT) as server:
-        tally = Tally()
-        before, between, after = asyncio.run(_in_halves(server, Good(library), tally, requests))
+        tally, good = Tally(), Good(library)
+        with watched(server) as watch:
+            before, between, after = asyncio.run(in_halves(server, good, tally, requests))
         print(f"\n{tally.table()}\n{tally.total} in all, {tally.num_good} good ones\n{before}\n{between}\n{after}")
+        print(watch)
         assert tally.total == requests
         assert len({name for name, _ in tally.counts}) == len(kinds()) + len(broken_kinds()) + len(ACTS)
         assert tally.num_good > 20
         assert after.files <= before.files
         assert after.threads <= before.threads + THREADS
         assert after.rss_mb <= between.rss_mb + GROWTH_MB
+        assert watch.peak_mb <= before.rss_mb + PEAK_MB
         assert not faults_in(server.lines)
 
 
-async def _in_halves(server: Server, good: Good, tally: Tally, requests: int) -> list[Figures]:
-    address = address_of(server.url)
-    figures, broken = [await rested(server, good)], 3 * requests // 100
-    for _ in range(2):
-        over = asyncio.Event()
-        going_on = asyncio.ensure_future(good.go_on(address, over, tally))
-        await abuse(address, tally, cheap=requests // 2 - broken - 3 * len(ACTS), broken=broken, acts=3)
-        over.set()
-        await going_on
-        figures.append(await rested(server, good, figures[0]))
-    return figures
+INFO = message("GET", "/info")
 
 
-def test_connections_that_say_nothing_keep_nobody_else_from_the_server(tiny_artifact: Artifact) -> None:
-    async def scenario(server: Server) -> None:
-        address = address_of(server.url)
-        health = message("GET", "/health")
-        async with connected(address) as first:
-            assert (await first.request(health)).status == 200  # type: ignore[union-attr]
-            async with connected(address), connected(address), connected(address), connected(address) as fifth:
-                for path in ("/info", "/v1/models"):
-                    async with connected(address) as one_more:
-                        refused = await one_more.request(message("GET", path, [BEARER]))
-                        assert refused is not None
-                        assert refused.status == 503
-                        check_shape(refused, path.encode())
-                        assert await one_more.is_ended()
-                assert (await first.request(health)).status == 200  # type: ignore[union-attr]
-                assert await fifth.is_ended()
-            async with connected(address) as later:
-                assert (await later.request(health)).status == 200  # type: ignore[union-attr]
+@pytest.fixture(scope="module")
+def crowded(tiny_artifact: Artifact) -> Iterator[Server]:
+    """Yield a server of five connections, of which a client may have four."""
+    limits = ("--max-connections=5", "--receive-s=600", "--max-request-tokens=10000000", "--max-queue-tokens=10000000")
+    with serving(f"tiny={tiny_artifact.path}", *limits) as server:
+        yield server
 
-    with serving(f"tiny={tiny_artifact.path}", "--max-connections=5", "--receive-s=2") as server:
-        asyncio.run(scenario(server))
+
+def test_connections_that_say_nothing_keep_nobody_else_from_the_server(crowded: Server) -> None:
+    async def scenario(address: Address) -> None:
+        async with connected(address) as first, AsyncExitStack() as stack:
+            assert await status_at(first, HEALTH) == 200
+            silent = [await stack.enter_async_context(connected(address)) for _ in range(60)]
+            for _ in range(3):
+                async with connected(address) as another:
+                    assert await status_at(another, INFO) == 200
+            assert await status_at(first, HEALTH) == 200, "one that has been answered went before those that are silent"
+            for wire in silent[:-4]:
+                assert await wire.is_ended()
+
+    asyncio.run(scenario(address_of(crowded.url)))
+
+
+def test_bodies_that_do_not_come_on_lose_their_connections_to_others(crowded: Server) -> None:
+    async def scenario(address: Address) -> None:
+        async with AsyncExitStack() as stack:
+            held = [await stack.enter_async_context(connected(address)) for _ in range(4)]
+            for wire in held:
+                await wire.send(message("POST", "/embed", [JSON, "Content-Length: 100"], b'{"inputs": '))
+            status = None
+            while status != 200:  # 503 at first
+                async with connected(address) as another:
+                    status = await status_at(another, INFO)
+            assert await held[0].is_ended()
+
+    asyncio.run(scenario(address_of(crowded.url)))
+
+
+def test_where_all_connections_are_at_work_a_further_one_is_refused_and_health_is_answered(crowded: Server) -> None:
+    async def scenario(address: Address) -> None:
+        async with AsyncExitStack() as stack:
+            for seed in range(4):
+                at_work = await stack.enter_async_context(connected(address))
+                await at_work.send(tei(texts_of(200, num_words=1_000, seed=seed)))
+            for path in ("/info", "/v1/models"):
+                async with connected(address) as another:
+                    refused = await another.request(message("GET", path))
+                    assert refused is not None
+                    assert refused.status == 503
+                    check_shape(refused, path.encode())
+                    assert await another.is_ended()
+            silent = [await stack.enter_async_context(connected(address)) for _ in range(MAX_REFUSED + 8)]
+            async with connected(address) as another:
+                assert await status_at(another, HEALTH) == 200
+            for wire in silent:
+                assert await wire.is_ended(), "it was refused, and stays"
+
+    asyncio.run(scenario(address_of(crowded.url)))
+
+
+async def status_at(wire: Wire, request: bytes) -> int | None:
+    reply = await wire.request(request)
+    return None if reply is None else reply.status

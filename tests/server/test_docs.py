@@ -69,7 +69,7 @@ def test_metrics_of_the_page_are_those_that_there_are(documented: Server) -> Non
     httpx2.post(f"{documented.url}/embed", json={"inputs": "one"})
     families = text_string_to_metric_families(httpx2.get(f"{documented.url}/metrics").text)
     exposed = {family.name for family in families}
-    written = {name.removesuffix("_total") for name in re.findall(r"`(vecferry_\w+)\{", PAGE.read_text())}
+    written = {name.removesuffix("_total") for name in re.findall(r"`(vecferry_\w+)[{`]", PAGE.read_text())}
     assert written == exposed
 
 

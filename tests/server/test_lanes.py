@@ -27,7 +27,7 @@ def job(model: str = "tiny", texts: int = 1, tokens: int = 3, outputs: Outputs =
     everything = np.arange(texts)
     tokens_of_texts = TokenBatch.from_lists([[5] * tokens] * texts)
     served: Any = SimpleNamespace(name=model)  # a lane asks no more of a model than its name
-    return Job(served, Work((), outputs, [None] * texts, everything, tokens_of_texts, everything), until)
+    return Job(served, Work((), outputs, [None] * texts, everything, tokens_of_texts, everything, everything), until)
 
 
 def lane_of(*jobs: Job, name: LaneName = LaneName.QUERY, max_tokens: int = 100) -> Lane:
@@ -99,7 +99,8 @@ def test_a_lane_has_room_up_to_its_tokens_and_an_empty_one_for_anything() -> Non
     with pytest.raises(Overloaded) as caught:
         lane.check_room(5)
     error = caught.value
-    assert (error.lane, error.queued, error.allowed, error.retry_after_s) == ("bulk", 6, 10, 1)
+    assert (error.value, error.allowed, error.retry_after_s) == (6, 10, 1)
+    assert "bulk lane: 6, and 10 may" in error.message
     lane.take()
     lane.check_room(1_000_000)
 

@@ -28,7 +28,9 @@ def test_the_document_has_every_path_with_its_errors_and_the_keys(http: httpx2.C
     for path, operations in document["paths"].items():
         (operation,) = operations.values()
         assert operation["description"], path
-        assert {"200", "400", "401", "404", "408", "413", "429", "500", "503", "504"} == set(operation["responses"])
+        assert {"200", "400", "401", "404", "408", "413", "421", "429", "500", "503", "504"} == set(
+            operation["responses"]
+        )
         form = "OpenAIError" if path.startswith("/v1/") else "TeiError"
         schema = operation["responses"]["400"]["content"]["application/json"]["schema"]
         assert schema == {"$ref": f"#/components/schemas/{form}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -19,17 +20,19 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.conftest import KEY, Server, serving
+from tests.conftest import damaged_at
+from tests.server.conftest import KEY, STARTED, Server, serving
 from tests.server.inside import UnrulyRuntime, float32, inside, unruly
 from tests.waiting import wait_until
 from vecferry.cli import main
 from vecferry.embeddings import TokenBatch
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import Loaded
+from vecferry.encode.loading import EncoderOptions, Loaded, load_runtime
 from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import Artifact
 from vecferry.server.keys import ApiKeys
+from vecferry.server.logs import PlainFormatter
 from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerLimits, ServerOptions
 
@@ -39,7 +42,7 @@ SECRET = "a text that nobody else should read"
 SERIES = {
     "requests", "request_seconds", "run_seconds", "run_tokens", "run_texts", "tokens", "padding_tokens",
     "truncated_texts", "abandoned_requests", "accepted_requests", "queue_tokens", "queue_parts", "model_works",
-    "model_fallback", "model_info",
+    "model_fallback", "model_info", "body_bytes",
 }  # fmt: skip
 
 
@@ -139,6 +142,27 @@ def test_one_request_that_cannot_be_run_fails_alone(encoder: Encoder, runtime: U
         assert http.get("/health").status_code == 200
 
 
+def test_a_text_without_a_vector_is_an_error_with_its_number_and_no_null(damaged_artifact: Artifact) -> None:
+    damaged = load_runtime(EncoderOptions(artifact=damaged_artifact.path), "onnx")
+    texts = ["peace", *(f"peace {n}" for n in range(1100)), "a war"]
+    with inside(damaged) as server, server.client() as http:
+        for path, body in [("/embed", {"inputs": texts}), ("/v1/embeddings", {"input": texts, "model": "tiny"})]:
+            failed = http.post(path, json=body)
+            assert failed.status_code == 500
+            assert "text 1101 was not encoded: its vector has numbers that are not finite" in failed.text
+        assert http.post("/embed_sparse", json={"inputs": "a war"}).status_code == 500
+        assert http.post("/embed", json={"inputs": texts[:-1]}).status_code == 200
+        assert http.get("/health").status_code == 200
+
+
+def test_a_probe_that_has_no_vector_makes_health_503(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    damaged = load_runtime(EncoderOptions(artifact=damaged_at("a", tiny_artifact, tmp_path / "tiny").path), "onnx")
+    with inside(damaged, is_ready=lambda all_: "not finite" in str(all_[0].problem)) as server, server.client() as http:
+        unhealthy = http.get("/health")
+        assert (unhealthy.status_code, "not finite" in unhealthy.json()["error"]) == (503, True)
+        assert http.post("/embed", json={"inputs": "a"}).status_code == 503
+
+
 def test_a_fault_of_ours_is_500_without_its_reason_under_an_id_that_the_log_has(
     encoder: Encoder, runtime: UnrulyRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -226,6 +250,22 @@ def test_a_file_of_keys_that_is_no_use_is_refused_without_showing_a_key(
     assert "short\n" not in shown
 
 
+def test_a_file_of_keys_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"\ufeff{KEY}\n{OTHER_KEY}\n".encode())
+    assert all(ApiKeys.read(file).accepts(f"Bearer {key}".encode()) for key in (KEY, OTHER_KEY))
+
+
+def test_a_file_of_keys_that_everybody_may_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text(KEY)
+    for mode, num_warnings in ((0o600, 0), (0o640, 0), (0o644, 1)):
+        file.chmod(mode)
+        caplog.clear()
+        ApiKeys.read(file)
+        assert len([record for record in caplog.records if f"chmod 600 {file}" in record.getMessage()]) == num_warnings
+
+
 def test_keys_are_not_shown() -> None:
     assert repr(ApiKeys([KEY, OTHER_KEY])) == "<2 API keys>"
 
@@ -246,7 +286,7 @@ def test_a_body_over_the_limit_is_413_whether_announced_or_not(encoder: Encoder)
 
 
 def test_a_body_that_does_not_come_is_408(encoder: Encoder) -> None:
-    head = b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+    head = b"POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
     with inside(encoder, options=ServerOptions(limits=ServerLimits(receive_s=0.1))) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as connection:
@@ -322,7 +362,13 @@ def test_a_request_may_ask_for_the_bulk_lane_and_for_no_other(http: httpx2.Clien
 
 def test_a_client_that_goes_away_is_counted_and_its_texts_are_not_run(encoder: Encoder, runtime: UnrulyRuntime) -> None:
     body = json.dumps({"inputs": ["gone"] * 3}).encode()
-    head = f"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    lines = [
+        "POST /embed HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    head = "\r\n".join([*lines, "", ""])
     with inside(encoder) as server, server.client() as http, ThreadPoolExecutor(1) as threads:
         with runtime.closed():
             first = threads.submit(http.post, "/embed", json={"inputs": "first"})
@@ -436,6 +482,36 @@ def test_lines_for_people_are_not_json_and_have_the_id_too(tiny_artifact: Artifa
     with serving(str(tiny_artifact.path), "--plain-logs") as started:
         httpx2.get(f"{started.url}/info", headers={"x-request-id": "of-the-client"})
         wait_until(lambda: any("GET /info 200 [of-the-client]" in line for line in started.lines))
+        path = "/a%0a2026-01-01%20ERROR%20forged%1b[31m%c2%9b%e2%80%ae%d8"
+        httpx2.get(f"{started.url}{path}", headers={"x-request-id": "of-another"})
+        wait_until(lambda: any("[of-another]" in line for line in started.lines))
+    (line,) = (line for line in started.lines if "forged" in line)
+    assert "GET /a\\n2026-01-01 ERROR forged\\x1b[31m\\x9b\\u202e" in line
+    assert all(line.isprintable() for line in started.lines)
+
+
+def test_a_log_that_nobody_reads_holds_up_no_request(tiny_artifact: Artifact) -> None:
+    """A pipe takes 64 kB; these lines are 400."""
+    command = [sys.executable, "-m", "vecferry.cli", "serve", str(tiny_artifact.path), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            address = next(match[1] for line in process.stderr if (match := STARTED.search(line)))
+            with httpx2.Client(base_url=address, timeout=60) as http:
+                assert [http.get(f"/{'a' * 10_000}").status_code for _ in range(40)] == [404] * 40
+        finally:
+            process.kill()
+
+
+def test_a_traceback_among_lines_for_people_begins_none_of_them() -> None:
+    try:
+        raise ValueError("a\n2026-01-01 00:00:00 ERROR forged \x1b[31m")
+    except ValueError:
+        record = logging.LogRecord("a", logging.ERROR, "", 0, "it failed: %s", ("\n",), sys.exc_info())
+    first, *others = PlainFormatter("%(message)s").format(record).split("\n")
+    assert first == "it failed: \\n"
+    assert others
+    assert all(line.startswith("    ") and line.isprintable() for line in others)
 
 
 def test_a_request_has_one_line_of_json_with_the_id_that_its_answer_has(guarded: Server) -> None:
@@ -609,3 +685,37 @@ def test_tokenizing_has_the_limit_of_tokens_too(library: Encoder) -> None:
     assert few.status_code == 200
     assert many.status_code == 413
     assert "--max-request-tokens" in many.json()["error"]
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+REBOUND = ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil", "", "[", "a" * 9_000]
+
+
+@pytest.mark.parametrize("host", REBOUND)
+def test_without_keys_a_name_that_others_may_make_lead_here_is_refused(http: httpx2.Client, host: str) -> None:
+    for method, path in (("POST", "/embed"), ("POST", "/v1/embeddings"), ("POST", "/search"), ("GET", "/info")):
+        refused = http.request(method, path, json={"inputs": "a"}, headers={"host": host})
+        assert refused.status_code == 421
+        assert "--host-name NAME" in refused.text
+        assert len(refused.content) < 600
+    assert http.get("/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "10.0.0.7", "embed.example"]
+)
+def test_addresses_localhost_and_names_that_were_allowed_are_answered(library: Encoder, host: str) -> None:
+    with (
+        inside(unruly(library), options=ServerOptions(host_names=("embed.example",))) as server,
+        server.client() as http,
+    ):
+        assert http.post("/embed", json={"inputs": "a"}, headers={"host": host}).status_code == 200
+
+
+def test_with_a_key_any_name_will_do_since_pages_of_others_do_not_have_it(guarded: Server) -> None:
+    with httpx2.Client(base_url=guarded.url) as http:
+        headers = {"host": "embeddings.example", "authorization": f"Bearer {KEY}"}
+        assert http.post("/embed", json={"inputs": "a"}, headers=headers).status_code == 200
+        assert http.post("/embed", json={"inputs": "a"}, headers={"host": "embeddings.example"}).status_code == 401

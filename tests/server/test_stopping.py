@@ -177,6 +177,22 @@ async def _stopped_under_load(
         return told_s, time.monotonic() - began, await _ended_s(server, began), replies
 
 
+def test_a_terminal_that_is_closed_leaves_no_accepted_request_without_its_answer(tiny_artifact: Artifact) -> None:
+    async def scenario(server: Server) -> Reply | None:
+        address = address_of(server.url)
+        async with connected(address) as wire:
+            await wire.send(bulk(texts_of(300, num_words=60)))
+            await until_computing(address)
+            server.process.send_signal(signal.SIGHUP)
+            return await wire.reply(patience_s=LONG_S)
+
+    with serving(f"tiny={tiny_artifact.path}") as server:
+        reply = asyncio.run(scenario(server))
+        assert reply is not None
+        assert len(vectors_of(reply)) == 300
+        assert server.process.wait() == ENDED
+
+
 def test_sigterm_ends_the_server_once_the_time_to_drain_is_over(tiny_artifact: Artifact) -> None:
     drain_s = 1.0
     texts = texts_of(1_000, num_words=1_000)  # each a run of its own, some 15 s together

@@ -101,6 +101,17 @@ class MirrorCollection:
         store.close()
 
 
+@contextmanager
+def without_triggers(connection: psycopg.Connection, table: str) -> Iterator[None]:
+    """Let a capture see nothing inside the block, and nothing of the block afterwards."""
+    query = "SELECT tgname, tgenabled::text FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal"
+    triggers = connection.execute(query, [table]).fetchall()
+    connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+    yield
+    for name, enabled in triggers:
+        connection.execute(f"ALTER TABLE {table} ENABLE {'ALWAYS ' if enabled == 'A' else ''}TRIGGER {name}")
+
+
 class PgCollection:
     def __init__(self, connection: psycopg.Connection, database_url: str) -> None:
         from vecferry.stores.pgvector import PgVectorStore
@@ -121,21 +132,15 @@ class PgCollection:
         )
 
     def put_unseen(self, key: int, text: str | None, vector: Float32 | None) -> None:
-        with self._without_triggers():
+        with without_triggers(self.connection, "docs"):
             self.put(key, text, vector)
 
     def remove(self, key: int) -> None:
         self.connection.execute("DELETE FROM docs WHERE id = %s", [key])
 
     def remove_unseen(self, key: int) -> None:
-        with self._without_triggers():
+        with without_triggers(self.connection, "docs"):
             self.remove(key)
-
-    @contextmanager
-    def _without_triggers(self) -> Iterator[None]:
-        self.connection.execute("ALTER TABLE docs DISABLE TRIGGER USER")
-        yield
-        self.connection.execute("ALTER TABLE docs ENABLE TRIGGER USER")
 
     def serving(self) -> dict[Key, Content]:
         rows = self.connection.execute("SELECT id::text, body, embedding::real[] FROM docs").fetchall()

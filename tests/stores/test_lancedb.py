@@ -299,3 +299,11 @@ def test_a_second_handle_needs_nothing_of_the_first(tmp_path: Path, backend: Lan
         backend.close()
         other.put(COLLECTION, points(0, 1))
     assert table(tmp_path).count_rows() == 1
+
+
+@pytest.mark.parametrize("url", ["lancedb://user:hunter2@host/shop", "lancedb:user:hunter2@host/shop"])
+def test_no_error_has_the_password_of_a_url_that_cannot_be_opened(url: str) -> None:
+    with pytest.raises((InvalidStoreUrl, StoreUnreachable)) as caught:
+        LanceBackend.open(url, Fields())
+    assert "hunter2" not in str(caught.value)
+    assert "shop" in str(caught.value)

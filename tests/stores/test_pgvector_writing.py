@@ -207,6 +207,7 @@ def test_many_rows_are_written_in_parts_and_their_keys_come_back(
 
 
 def test_a_dead_letter_has_a_checksum_and_no_vector(store: PgVectorStore) -> None:
+    store.start_capture(PATIENCE)
     fill(store)
     letter = DeadLetter(("2",), "reason", text_digest("b"))
     record = store.ledger.find(store.target)
@@ -541,8 +542,8 @@ def test_awkward_names_and_keys_of_several_parts(connection: psycopg.Connection,
         ' PRIMARY KEY ("B %", a))'
     )
     with PgVectorStore.connect(database_url, '"We""ird %s"', "te xt", "v{}") as store:
-        store.start_capture(PATIENCE)
         begun(store)
+        store.start_capture(PATIENCE)
         record = Record(("7", "eu"), "x", TextVectors(old("x")), {"p%ay": [1, 2]})
         store.put([record], fingerprint=OLD_SPACE)
         assert store.captured(10)[0].key == ("7", "eu")

@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -262,3 +263,12 @@ def test_a_lock_held_for_too_long_is_said(path: Path) -> None:
         other.serve("docs", Serving(1, 1, "docs", None))
     ledger.close()
     other.close()
+
+
+def test_nobody_else_may_read_a_control_database(tmp_path: Path) -> None:
+    folder = tmp_path / "control"
+    with closing(SqliteLedger.open(folder / "control.db")) as ledger:
+        ledger.install()
+        files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    assert files == {"control.db": 0o600, "control.db-wal": 0o600, "control.db-shm": 0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -13,7 +13,7 @@ from vecferry import __version__
 from vecferry.cli import console, demo, evaluate, migrate, migrate_run, model, serve
 from vecferry.cli.options import CommandLine
 from vecferry.cli.output import errors, show
-from vecferry.errors import VecferryError
+from vecferry.errors import VecferryError, printable
 
 EXIT_CODES = {
     0: "done",
@@ -99,7 +99,7 @@ def report(exc: VecferryError, command_line: CommandLine, *, as_json: bool) -> N
 
     Commands in them are completed, so that they can be typed as they stand.
     """
-    message, hint = command_line.completed(exc.message), command_line.completed(exc.hint)
+    message, hint = (printable(command_line.completed(text)) for text in (exc.message, exc.hint))
     if as_json:
         error = {"type": type(exc).__name__, "message": message, "hint": hint, "exit_code": exc.exit_code}
         show({"error": error}, as_json=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,7 @@ def console(
         errors.out(f"vecferry's console is at http://{shown_host}:{port}")
         if own_key:
             errors.out(f"Its key, made for this run: {own_key}")
-        app = create_app(operator, sessions, names=host_name or ())
+        app = create_app(operator, sessions, names=host_name or (), receive_s=LIMITS.receive_s)
         process.serve(app, ServerOptions(host, keys or ApiKeys([own_key]), limits=LIMITS), listening)
 
 
@@ -91,6 +92,6 @@ def _task(target: Target, config: Path) -> Task:
 
 
 def _pieces(encoder: LazyEncoder, text: str) -> list[Piece]:
-    """Return the pieces of a text; none for a model whose tokens are no pieces of it."""
+    """Return the pieces of a text that the model reads; none for a model whose tokens are no pieces of it."""
     tokenizer = encoder.get().encoder.tokenizer
-    return tokenizer.pieces(text) if isinstance(tokenizer, Tokenizer) else []
+    return list(islice(tokenizer.pieces(text), encoder.space.max_tokens)) if isinstance(tokenizer, Tokenizer) else []

@@ -158,11 +158,12 @@ def _threshold(text: str) -> tuple[str, float]:
 
 
 def _drawer(report: Path | None) -> Callable[[Evaluation], None]:
-    """Return what writes the report, if one is wanted. Raises MissingExtra before anything is computed."""
+    """Return what writes the report, if one is wanted. Raises MissingExtra, OutputWriteFailed before all computing."""
     if report is None:
         return lambda _: None
-    from vecferry.report import write_report
+    from vecferry.report import check_report_path, write_report
 
+    check_report_path(report)
     return partial(write_report, path=report)
 
 

@@ -176,7 +176,7 @@ def resume(target: Target, as_json: Json = False) -> None:
 @on_target
 def throttle(
     target: Target,
-    rows_per_s: Annotated[float | None, typer.Argument(help="Leave it out for no limit.", min=0.01)] = None,
+    rows_per_s: Annotated[float | None, typer.Argument(help="Above 0. Leave it out for no limit.")] = None,
     as_json: Json = False,
 ) -> None:
     """Limit the rows written per second, from now on, also of a run that is under way."""
@@ -376,3 +376,16 @@ def abort(
     value = {"target": record.spec.target, "state": record.state}
     title = "the migration was given up before" if was_aborted else "the migration is given up"
     show(value, as_json=as_json, title=title)
+
+
+@app.command()
+@on_target
+def forget(target: Target, yes: Yes = False, as_json: Json = False) -> None:
+    """Remove what migrations keep for all tables of the database, once every one has ended. Vectors are not touched.
+
+    In PostgreSQL the schema vecferry goes, with the history of its migrations; elsewhere the control database.
+    """
+    with target.migration() as migration:
+        target.confirm("forget", "removes the history of all migrations of this database", yes=yes)
+        number = migration.forget()
+    show({"migrations": number}, as_json=as_json, title=f"{number} migrations were forgotten")

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Any
 
@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from vecferry.errors import printable
+
 output = Console()
 errors = Console(stderr=True)
 
@@ -25,6 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Rows = Sequence[Sequence[object]]
 LINE_EVERY_S = 10.0
 STDERR = 2
+INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 def show(value: Mapping[str, Any], *, as_json: bool, title: str = "", rows: Rows | None = None) -> None:
@@ -58,7 +61,7 @@ def plain(value: object) -> str:
         return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(plain(v) for v in value)
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
 
 
 def short(value: object) -> str:
@@ -99,21 +102,27 @@ class _Lines:
 
 @contextmanager
 def answered_interrupt(message: str) -> Iterator[None]:
-    """Answer the first Ctrl-C at once with a line on standard error: what it interrupts may take a while to end."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or somebody else's
-        yield
-        return
+    """Answer the first Ctrl-C at once with a line on standard error: what it interrupts may take a while to end.
+
+    A terminal that is closed (SIGHUP) interrupts as Ctrl-C does. What is ignored, or somebody else's, stays so.
+    """
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
+    answered = [number for number, known in handlers.items() if known in (signal.default_int_handler, signal.SIG_DFL)]
 
     def answer(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(STDERR, f"\n{message}\n".encode())  # a stream may be in the middle of a write
+        for each in answered:
+            signal.signal(each, signal.default_int_handler)
+        with suppress(OSError):  # there may be no terminal any more
+            os.write(STDERR, f"\n{message}\n".encode())  # a stream may be in the middle of a write
         signal.default_int_handler(number, frame)
 
-    signal.signal(signal.SIGINT, answer)
+    for number in answered:
+        signal.signal(number, answer)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in answered:
+            signal.signal(number, handlers[number])
 
 
 @contextmanager

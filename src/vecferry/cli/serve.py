@@ -40,6 +40,10 @@ Origins = Annotated[
     list[str] | None,
     typer.Option("--cors-origin", help="Origin of web pages that may ask, for instance https://a.org."),
 ]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--host-name", help="Name under which it is asked without a key, beside addresses and localhost."),
+]
 PlainLogs = Annotated[bool, typer.Option("--plain-logs", help="Lines for people instead of JSON.")]
 Traces = Annotated[bool, typer.Option("--traces", help="Send spans to OTEL_EXPORTER_OTLP_ENDPOINT (extra: otel).")]
 
@@ -58,6 +62,7 @@ def serve(
     api_keys: Keys = None,
     without_key: WithoutKey = False,
     cors_origin: Origins = None,
+    host_name: Names = None,
     plain_logs: PlainLogs = False,
     traces: Traces = False,
 ) -> None:
@@ -71,7 +76,7 @@ def serve(
 
     settings = read_settings()
     keys, origins = keys_of(api_keys, settings), tuple(cors_origin or ())
-    options = ServerOptions(host, keys, without_key, origins, limits, traces)
+    options = ServerOptions(host, keys, without_key, origins, tuple(host_name or ()), limits, traces)
     target = None if config is None else Target(read_config(config))
     with process.listen(host, port) as listening:  # before the models are loaded
         service = _service(_choices(models or [], target, settings), settings, limits)

@@ -23,14 +23,20 @@ from vecferry.console.sessions import COOKIE, LoginSession, Sessions
 from vecferry.console.view import Look, look_at
 from vecferry.errors import VecferryError
 
+RECEIVE_S = 15.0
 LIVE_S = 1.0
 HEARTBEAT_S = 15.0
 EVENT_STREAM = "text/event-stream"
 router = APIRouter()
 
 
-def create_app(operator: Operator, sessions: Sessions, *, names: Collection[str] = ()) -> FastAPI:
-    """Build the console. operator: closed with it. names: of hosts that lead to the console, beside addresses."""
+def create_app(
+    operator: Operator, sessions: Sessions, *, names: Collection[str] = (), receive_s: float = RECEIVE_S
+) -> FastAPI:
+    """Build the console. operator: closed with it. names: of hosts that lead to the console, beside addresses.
+
+    receive_s: for a form to arrive.
+    """
     app = FastAPI(
         openapi_url=None,
         redirect_slashes=False,
@@ -43,7 +49,7 @@ def create_app(operator: Operator, sessions: Sessions, *, names: Collection[str]
     app.include_router(router)
     app.add_exception_handler(_LoggedOut, _to_login)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_middleware(ConsoleGuard, names=names)
+    app.add_middleware(ConsoleGuard, names=names, receive_s=receive_s)
     return app
 
 
@@ -111,14 +117,15 @@ def _pages(request: Request) -> Pages:
 
 
 def _page(request: Request, name: str, values: dict[str, Any], status: int = HTTPStatus.OK) -> Response:
-    shared = {"target": _operator(request).task.store.target, "csrf": "", "notice": None, "page": name}
+    shared = {"csrf": "", "notice": None, "page": name}
     return HTMLResponse(_pages(request).render(name, shared | values), status)
 
 
 def _own_page(request: Request, session: LoginSession, name: str, values: dict[str, Any]) -> Response:
     """Return a page with the outcome of the session's last form, once."""
     notice, session.notice = session.notice, None
-    return _page(request, name, {"csrf": session.csrf, "notice": notice} | values)
+    target = _operator(request).task.store.target
+    return _page(request, name, {"csrf": session.csrf, "notice": notice, "target": target} | values)
 
 
 # --- logging in -----------------------------------------------------------------------------------

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Collection
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from vecferry.console.operator import FAULT
-from vecferry.server.guard import App, Message, Receive, Scope, Send
+from vecferry.errors import ReceiveTimeout, UnknownHost
+from vecferry.server.answers import status_of
+from vecferry.server.bodies import InTime, Message, Receive
+from vecferry.server.guard import App, Scope, Send
+from vecferry.server.hosts import HostNames
 
 MAX_FORM_BYTES = 65_536
 HEADERS = {
@@ -28,10 +31,13 @@ log = logging.getLogger("vecferry.console")
 
 
 class ConsoleGuard:
-    """Middleware around everything else. names: of hosts that lead here, beside addresses and localhost."""
+    """Middleware around everything else. names: of hosts that lead here, beside addresses and localhost.
 
-    def __init__(self, app: App, *, names: Collection[str]) -> None:
-        self._app, self._names = app, {name.lower() for name in names} | {"localhost"}
+    receive_s: for a form to arrive.
+    """
+
+    def __init__(self, app: App, *, names: Collection[str], receive_s: float) -> None:
+        self._app, self._names, self._receive_s = app, HostNames(names), receive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,47 +54,42 @@ class ConsoleGuard:
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         if (refusal := self._refusal(scope["method"], headers)) is not None:
             await refusal(scope, receive, with_headers)
             return
         try:
-            await self._app(scope, receive, with_headers)
+            await self._app(scope, InTime(receive, self._receive_s).receive, with_headers)
         except ClientDisconnect:
             return
+        except ReceiveTimeout as exc:
+            closing = {"connection": "close"}
+            await Response(str(exc), status_of(exc), closing, "text/plain")(scope, receive, with_headers)
         except Exception:
             log.exception("the console failed in a request")
             if began:
                 raise
             await Response(FAULT, 500, media_type="text/plain")(scope, receive, with_headers)
 
-    def _refusal(self, method: str, headers: dict[bytes, str]) -> Response | None:
-        host = headers.get(b"host", "")
-        if not self._is_ours(host):
-            return Response(f"There is no console under the name {_ascii(host)!r} here.", 421, media_type="text/plain")
-        if method not in ("GET", "HEAD") and not _is_same_origin(headers, host):
+    def _refusal(self, method: str, headers: dict[bytes, bytes]) -> Response | None:
+        try:
+            self._names.require(headers.get(b"host", b""))
+        except UnknownHost as exc:
+            return Response(str(exc), status_of(exc), media_type="text/plain")
+        if method not in ("GET", "HEAD") and not _is_same_origin(headers):
             return Response("This form is not one of the console's own pages.", 403, media_type="text/plain")
+        if int(headers.get(b"content-length", 0)) > MAX_FORM_BYTES:  # where it is not said, the body is counted
+            return Response(f"A form has {MAX_FORM_BYTES} bytes at most.", 413, media_type="text/plain")
         return None
 
-    def _is_ours(self, host: str) -> bool:
-        """Return whether the host is an address or a known name; any name may lead here (DNS rebinding)."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            return name in self._names or bool(ipaddress.ip_address(name))
-        except ValueError:
-            return False
 
-
-def _is_same_origin(headers: dict[bytes, str], host: str) -> bool:
+def _is_same_origin(headers: dict[bytes, bytes]) -> bool:
     """Return whether the browser says so, which no page can forge; without either header it is not."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is None and origin is None:
         return False
-    return site in (None, "same-origin") and (origin is None or urlsplit(origin).netloc == host)
-
-
-def _ascii(text: str) -> str:
-    return text[:200].encode("ascii", "replace").decode()
+    own = [scheme + headers[b"host"] for scheme in (b"http://", b"https://")]
+    return site in (None, b"same-origin") and (origin is None or origin in own)
 
 
 async def form_of(request: Request) -> dict[str, str]:

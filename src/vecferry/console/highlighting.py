@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from vecferry.model.tokens import Piece
 
 LEVELS = 4
 """How strongly a token can be lit; 0 is not at all."""
-Pieces = Callable[[str], list[Piece]]
+Pieces = Callable[[str], Iterable[Piece]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Highlighter:
 
     def highlight(self, text: str, passages: Embeddings, row: int) -> tuple[Run, ...]:
         """Split `text`, which is passage `row`, into runs; together they are the text."""
-        tokens = self.pieces(self.prefixes[1] + text)
+        tokens = list(self.pieces(self.prefixes[1] + text))
         places = [_moved(piece, len(self.prefixes[1])) for piece in tokens]
         shared = np.zeros(len(text))
         best, why = np.zeros(len(text)), [""] * len(text)
@@ -92,7 +92,7 @@ class Highlighter:
         self, places: Sequence[tuple[int, int] | None], vectors: Float32, best: np.ndarray, why: list[str]
     ) -> None:
         """Mark the best token here of each query token; CLS has no vector, so vector i is of token i + 1."""
-        query_tokens = self.pieces(self.prefixes[0] + self.query)[1:]
+        query_tokens = list(self.pieces(self.prefixes[0] + self.query))[1:]
         rows = self.embedded.colbert[0][: len(query_tokens)]  # [query tokens, D]
         here = vectors[: max(0, len(places) - 1)]  # [passage tokens, D]
         if not len(here):

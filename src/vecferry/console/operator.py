@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -50,7 +50,7 @@ class Task:
     sample: int = 100
     engine: EngineFor | None = None
     gate_check: GateCheck = nothing_asked
-    pieces: Callable[[str], list[Piece]] = lambda _: []
+    pieces: Callable[[str], Iterable[Piece]] = lambda _: ()
     config: Path = Path("migration.toml")
 
     def migration(self, store: Store) -> Migration:

@@ -32,6 +32,7 @@ Forms have parts of their own, in which nothing else changes, so that nobody los
 STATIC: Mapping[str, str] = {
     "console.css": "text/css; charset=utf-8",
     "console.js": "text/javascript; charset=utf-8",
+    "events.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 

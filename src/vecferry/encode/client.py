@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 from vecferry.embeddings import DENSE, Embeddings, Outputs, require_heads
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.encode.export import load_npz
-from vecferry.errors import ModelNotServed, ServerFailed, SettingsError, SpaceMismatch
+from vecferry.errors import ModelNotServed, ServerFailed, SettingsError, SpaceMismatch, without_secrets
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.tokens import check_texts
 
@@ -80,15 +80,15 @@ class RemoteEncoder(TextEncoder):
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise SettingsError("api_key", "(not shown)", "characters of ASCII, as a header can have them")
         headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
-        self._url = url.rstrip("/")
+        self._shown_url = without_secrets(url.rstrip("/"))
         self._model = model
         self._deadline = _Deadline()
         self._timeout_s = timeout_s
         self._space: VectorSpace | None = None
         try:
-            self._http = httpx2.Client(base_url=self._url, headers=headers)
+            self._http = httpx2.Client(base_url=url.rstrip("/"), headers=headers)
         except httpx2.InvalidURL as exc:
-            raise SettingsError("url", url, f"the server's, as http://127.0.0.1:8080 ({exc})") from exc
+            raise SettingsError("url", self._shown_url, f"the server's, as http://127.0.0.1:8080 ({exc})") from exc
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +111,7 @@ class RemoteEncoder(TextEncoder):
         try:
             models = _Models.model_validate_json(content).data
         except ValidationError as exc:
-            raise ServerFailed(self._url, httpx2.codes.OK, "its models are not as vecferry's") from exc
+            raise ServerFailed(self._shown_url, httpx2.codes.OK, "its models are not as vecferry's") from exc
         for model in models:
             if self._model in (None, model.id, *model.vecferry.aliases):
                 return model.vecferry.space
@@ -146,11 +146,11 @@ class RemoteEncoder(TextEncoder):
         try:
             _, embeddings = load_npz(BytesIO(content))
             if embeddings.fingerprint != space.fingerprint:
-                where = f"the server at {self._url}"
+                where = f"the server at {self._shown_url}"
                 raise SpaceMismatch(expected=space.fingerprint, found=embeddings.fingerprint, where=where)
             _check(embeddings, space, len(texts), outputs)
         except ValueError as exc:
-            raise ServerFailed(self._url, httpx2.codes.OK, f"what came is not what was asked for: {exc}") from exc
+            raise ServerFailed(self._shown_url, httpx2.codes.OK, f"what came is not what was asked for: {exc}") from exc
         return embeddings
 
     # --- requests ---------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class RemoteEncoder(TextEncoder):
                 break
             time.sleep(wait_s)
             pause_s *= 2
-        raise ServerFailed(self._url, answer.status, reason)
+        raise ServerFailed(self._shown_url, answer.status, reason)
 
     def _answer(self, method: str, path: str, most: int, request: dict[str, Any]) -> _Answer:
         try:
@@ -181,10 +181,10 @@ class RemoteEncoder(TextEncoder):
                 is_error = response.status_code != httpx2.codes.OK
                 content = _received(response, MAX_REASON_BYTES if is_error else most)
         except (httpx2.HTTPError, UnicodeError) as exc:  # UnicodeError: a host that no name can be made of
-            raise ServerFailed(self._url, 0, (str(exc) or type(exc).__name__)[:MAX_REASON]) from exc
+            raise ServerFailed(self._shown_url, 0, (str(exc) or type(exc).__name__)[:MAX_REASON]) from exc
         if not is_error and len(content) > most:
             raise ServerFailed(
-                self._url, response.status_code, f"its answer has more than the {most} bytes it may have"
+                self._shown_url, response.status_code, f"its answer has more than the {most} bytes it may have"
             )
         return _Answer(response.status_code, response.headers.get("retry-after", ""), content)
 

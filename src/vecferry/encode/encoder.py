@@ -19,7 +19,7 @@ from vecferry.encode.batching import MB, Limits, plan
 from vecferry.encode.cache import Cache
 from vecferry.encode.memory import predicted_bytes
 from vecferry.encode.runtime import Runtime
-from vecferry.errors import InvalidText, OverMemoryBudget
+from vecferry.errors import InvalidText, OverMemoryBudget, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.spec import EncoderSpec
 from vecferry.model.tokens import check_texts
@@ -112,16 +112,17 @@ class Encoder(TextEncoder):
         progress: called with (texts done, texts in all) after each batch.
         Texts over `space.max_tokens` are cut, and counted in `Embeddings.num_truncated`.
         Raises EmptyInput, InvalidText, HeadUnavailable before anything is computed; OverMemoryBudget for a text that
-        alone is over the budget; RuntimeFailed and OutOfMemory with the batch's shape.
+        alone is over the budget; RuntimeFailed and OutOfMemory with the batch's shape; VectorUnusable with the text's
+        position where its vector is not finite, or zero.
         """
         require_heads(outputs, self.space.outputs)
         check_texts(texts)
         distinct, places = _distinct(texts)
-        counts = np.bincount(places)
-        parts, slices = [], range(0, len(distinct), TEXTS_EACH)
-        prepared = _ahead(lambda at: self._prepare(distinct[at : at + TEXTS_EACH], outputs, role), slices)
-        for at, work in zip(slices, prepared, strict=True):
-            so_far = _Counting(progress, int(counts[:at].sum()), counts[at : at + TEXTS_EACH], len(texts))
+        counts, rows = np.bincount(places), _first_rows(places)
+        parts, slices = [], [slice(at, at + TEXTS_EACH) for at in range(0, len(distinct), TEXTS_EACH)]
+        prepared = _ahead(lambda part: self._prepare(distinct[part], rows[part], outputs, role), slices)
+        for part, work in zip(slices, prepared, strict=True):
+            so_far = _Counting(progress, int(counts[: part.start].sum()), counts[part], len(texts))
             parts.append(self._alone(work, so_far))
         return Embeddings.concat(parts).take(places)
 
@@ -131,31 +132,37 @@ class Encoder(TextEncoder):
         """Encode a corpus that does not fit in memory: yield embeddings of `texts_each` texts at a time.
 
         `texts` is read that many ahead. Equal texts are computed once among those that come together, and once in all
-        where there is a cache. Raises as `encode` does; InvalidText counts from the first text of all.
+        where there is a cache. Raises as `encode` does; positions count from the first text of all.
         """
         require_heads(outputs, self.space.outputs)
 
         def prepare(chunk: tuple[int, list[str]]) -> Work:
             distinct, places = _distinct(_checked(chunk[1], first_row=chunk[0]))
-            return self._prepare(distinct, outputs, role, places)
+            return self._prepare(distinct, chunk[0] + _first_rows(places), outputs, role, places)
 
         for work in _ahead(prepare, chunks(texts, texts_each)):
             yield self._alone(work, _Counting())
 
     # --- the two halves: before the runtime, and the runtime ------------------------------------------
 
-    def prepare(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Work:
-        """Prepare texts for `compute`: `encode` up to the runtime. Raises what `encode` raises before it."""
+    def prepare(
+        self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage", first_row: int = 0
+    ) -> Work:
+        """Prepare texts for `compute`: `encode` up to the runtime. Raises what `encode` raises before it.
+
+        first_row: the number of the first text, where these are a part of some.
+        """
         require_heads(outputs, self.space.outputs)
         check_texts(texts)
         distinct, places = _distinct(texts)
-        return self._prepare(distinct, outputs, role, places)
+        return self._prepare(distinct, first_row + _first_rows(places), outputs, role, places)
 
-    def prepare_tokens(self, tokens: TokenBatch, *, outputs: Outputs = DENSE) -> Work:
+    def prepare_tokens(self, tokens: TokenBatch, *, outputs: Outputs = DENSE, first_row: int = 0) -> Work:
         """Prepare texts that are token ids already, special tokens included; no cache is asked."""
         require_heads(outputs, self.space.outputs)
         everything = np.arange(len(tokens))
-        return self._checked_budget(Work((), outputs, [None] * len(tokens), everything, tokens, everything))
+        work = Work((), outputs, [None] * len(tokens), everything, tokens, everything, first_row + everything)
+        return self._checked_budget(work)
 
     def compute(
         self,
@@ -168,7 +175,7 @@ class Encoder(TextEncoder):
 
         The works have the same outputs. is_wanted: asked before each run; what is not wanted any more is left out and
         never comes. done: called with (number of the work, its texts) after each run. Raises RuntimeFailed,
-        OutOfMemory; works that have not come by then have no embeddings.
+        OutOfMemory, VectorUnusable; works that have not come by then have no embeddings.
         """
         gathered = [_Gathered(work) for work in works]
         for number, work in enumerate(works):
@@ -189,6 +196,8 @@ class Encoder(TextEncoder):
             for number in np.unique(owners[batch]):
                 own = np.flatnonzero(owners[batch] == number)
                 part, texts = computed.take(own), rows[batch[own]]
+                for text, defect in part.defects().items():
+                    raise VectorUnusable(int(works[number].rows[texts[text]]), defect)
                 self._keep(works[number], texts, part)
                 done(number, texts)
                 gathered[number].add(texts, part)
@@ -200,16 +209,21 @@ class Encoder(TextEncoder):
         return embeddings
 
     def _prepare(
-        self, texts: Sequence[str], outputs: Outputs, role: Role, places: NDArray[np.intp] | None = None
+        self,
+        texts: Sequence[str],
+        rows: NDArray[np.intp],
+        outputs: Outputs,
+        role: Role,
+        places: NDArray[np.intp] | None = None,
     ) -> Work:
         """Look distinct and valid texts up in the cache, and tokenise the others."""
         prefix = self.space.prefix(role)
         full = [prefix + text for text in texts]
-        hits = self._cache.find(self.fingerprint, full, outputs) if self._cache else [None] * len(texts)
+        hits = self._cache.find(self.fingerprint, full, outputs, self.dimension) if self._cache else [None] * len(texts)
         missing = np.array([i for i, hit in enumerate(hits) if hit is None], np.intp)
         tokens = self.tokenizer([texts[i] for i in missing], prefix) if len(missing) else None
         places = np.arange(len(texts)) if places is None else places
-        return self._checked_budget(Work(full, outputs, hits, missing, tokens, places))
+        return self._checked_budget(Work(full, outputs, hits, missing, tokens, places, rows))
 
     def _keep(self, work: Work, texts: NDArray[np.intp], part: Embeddings) -> None:
         if self._cache and work.texts:
@@ -235,7 +249,7 @@ class Work:
 
     texts: with their prefix; none where token ids were given. cached: of each its embeddings, if the cache had them.
     missing: int [M], which had none. tokens: of those; None if M is 0. places: int [texts asked for], of each its
-    number among the N.
+    number among the N. rows: int [N], of each where the caller has it first.
     """
 
     texts: Sequence[str]
@@ -244,6 +258,7 @@ class Work:
     missing: NDArray[np.intp]
     tokens: TokenBatch | None
     places: NDArray[np.intp]
+    rows: NDArray[np.intp]
 
     @property
     def num_tokens(self) -> int:
@@ -322,6 +337,11 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
     """Return the distinct texts in the order of their first occurrence, and for each text its place among them."""
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     return list(places), np.array([places[text] for text in texts], np.intp)
+
+
+def _first_rows(places: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return where each of the distinct texts occurs first."""
+    return np.unique(places, return_index=True)[1]
 
 
 def _checked(texts: list[str], first_row: int) -> list[str]:

@@ -179,7 +179,7 @@ SECTIONS: Mapping[str, type[Checked]] = {
 def read_config(path: Path) -> MigrationConfig:
     """Read a file. Raises SettingsError: it cannot be read, is not TOML, or the first value that is wrong, by place."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as exc:
         raise UnreadableFile("--config", path, reason_of(exc)) from exc
     except UnicodeDecodeError as exc:

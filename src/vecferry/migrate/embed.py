@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
-import numpy as np
-
-from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
+from vecferry.embeddings import DENSE, Outputs, TextVectors
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import (
     HeadUnavailable,
@@ -15,8 +14,10 @@ from vecferry.errors import (
     InvalidText,
     ModelRuntimeError,
     RuntimeUnavailable,
+    ServerFailed,
     SpaceMismatch,
     VecferryError,
+    VectorUnusable,
 )
 from vecferry.stores.ledger import DeadLetter
 from vecferry.stores.values import NewVector, Row
@@ -31,20 +32,23 @@ class Embedded:
 
 
 Outcome = TextVectors | VecferryError | str
+ABOUT_TEXTS = (400, 413, 500)
+"""Statuses of a server that could not encode what it was sent: not a text, too long, failed on it."""
 
 
 def embed(encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs = DENSE) -> Embedded:
     """Return the rows' new vectors, in their order; equal texts are encoded once.
 
     A text that cannot be encoded, and one whose vector is not fit to be kept, becomes a dead letter.
-    Raises ModelRuntimeError if the model fails on every one of several texts (then it is not the
-    texts' fault), and SpaceMismatch if the encoder answers in another space than its own.
+    Raises ModelRuntimeError or ServerFailed if the runtime fails on every one of several texts (then it is not the
+    texts' fault), ServerFailed for a server that does not answer, and SpaceMismatch if the encoder answers in another
+    space than its own.
     """
     texts = list(dict.fromkeys(row.text for row in rows if row.text is not None))
     outcomes = dict(zip(texts, _outcomes(encoder, texts, outputs), strict=True))
-    failures = list(outcomes.values())
-    if len(failures) > 1 and all(isinstance(failure, ModelRuntimeError) for failure in failures):
-        raise next(f for f in failures if isinstance(f, ModelRuntimeError))
+    failures = [failure for failure in outcomes.values() if _is_of_the_model(failure)]
+    if 1 < len(failures) == len(outcomes):
+        raise failures[0]
     vectors, dead_letters = [], []
     for row in rows:
         outcome = "the text is NULL" if row.text is None else outcomes[row.text]
@@ -64,29 +68,30 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
         embeddings = encoder.encode(texts, outputs=outputs)
     except (HeadUnavailable, RuntimeUnavailable):  # of no text in particular
         raise
-    except (InvalidInput, ModelRuntimeError) as exc:
+    except (InvalidInput, ModelRuntimeError, ServerFailed) as exc:
+        if isinstance(exc, ServerFailed) and exc.status not in ABOUT_TEXTS:
+            raise
         if len(texts) == 1:
             return [exc]
         middle = len(texts) // 2
         return [*_outcomes(encoder, texts[:middle], outputs), *_outcomes(encoder, texts[middle:], outputs)]
     if embeddings.fingerprint != encoder.fingerprint:
         raise SpaceMismatch(expected=encoder.fingerprint, found=embeddings.fingerprint, where="the encoder's answer")
-    return [_defect(embeddings.dense[i], encoder.dimension) or embeddings[i] for i in range(len(texts))]
+    defects = embeddings.defects()
+    if (numbers := embeddings.dense.shape[1]) != encoder.dimension:
+        defects = dict.fromkeys(range(len(texts)), f"its vector has {numbers} numbers, not {encoder.dimension}")
+    return [defects.get(i) or embeddings[i] for i in range(len(texts))]
+
+
+def _is_of_the_model(failure: Outcome) -> TypeGuard[VecferryError]:
+    """Return whether the runtime failed, here or on a server, rather than the text."""
+    return isinstance(failure, ModelRuntimeError | ServerFailed) and not isinstance(failure, VectorUnusable)
 
 
 def _reason(failure: VecferryError | str) -> str:
     """Return the reason without lone surrogates, which a bad text may have brought into it."""
-    if isinstance(failure, InvalidText):
+    if isinstance(failure, InvalidText | VectorUnusable):
         reason = failure.reason  # its message names a position in a batch, which says nothing here
     else:
         reason = failure.message if isinstance(failure, VecferryError) else failure
     return reason.encode("utf-8", "replace").decode()
-
-
-def _defect(vector: Float32, dimension: int) -> str:
-    """Say why a vector may not be kept; empty if it may."""
-    if vector.shape != (dimension,):
-        return f"its vector has {len(vector)} numbers, not {dimension}"
-    if not np.isfinite(vector).all():
-        return "its vector has numbers that are not finite"
-    return "" if vector.any() else "its vector is zero"

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from vecferry.embeddings import Outputs
 from vecferry.encode.encoder import Progress, TextEncoder
 from vecferry.errors import (
+    CaptureLost,
     CutoverRefused,
     Interrupted,
     Locked,
@@ -195,13 +196,24 @@ class Migration:
         runner = Runner(self.store, throttle, applier, counter, pace, options.patience, options.wait_for_writers_s)
         try:
             runner.run(engine(self.store, staging, record), staging)
-            if follow is not None:
-                applier.follow(follow)
+            while follow is not None and not self._has_followed(record, applier, follow):
+                runner.run(engine(self.store, staging, record), staging)
         except (Interrupted, StoreSchemaError) as exc:  # a side may be dropped in the middle of a write
             if not has_ended(self.store):
                 raise
             if follow is None:
                 raise Interrupted("the migration was ended by somebody else") from exc
+
+    def _has_followed(self, record: MigrationRecord, applier: Applier, follow: Callable[[], bool]) -> bool:
+        """Follow; return False if that cannot go on before the capture is made anew and every row compared."""
+        try:
+            applier.follow(follow)
+        except CaptureLost as exc:
+            if has_ended(self.store):
+                raise
+            self._ledger.add_event(record, "capture lost", {"reason": str(exc)})
+            return False
+        return True
 
     def _applier(self, throttle: Throttle, models: SideModels, counter: Counter | None = None) -> Applier:
         options, counter = self.options, counter or Counter(None)
@@ -283,7 +295,7 @@ class Migration:
         return self.status()
 
     def throttle(self, rows_per_s: float | None) -> Status:
-        """Limit the rows written per second, None for no limit; it holds within a second."""
+        """Limit the rows written per second, None for no limit; it holds within a second. Raises SettingsError."""
         return self._set_control("throttle", lambda control: replace(control, rows_per_s=rows_per_s))
 
     def postpone(self, *, postponed: bool = True) -> Status:
@@ -447,6 +459,15 @@ class Migration:
             switch.abort(accept_dead_letters, accept_outdated=accept_outdated)
         sweep_staging(switch.record, self.options)
         return switch.record
+
+    def forget(self) -> int:
+        """Remove the ledger, of all tables of the database, once every migration has ended; return of how many.
+
+        Leaves the vectors, and the columns' comments that say which model made them. In PostgreSQL the schema
+        `vecferry` goes, elsewhere the control database; a `Router` then knows no more than before the first migration.
+        Repeating is safe. Raises MigrationsOpen.
+        """
+        return self._ledger.forget()
 
     @contextmanager
     def _switch(self, record: MigrationRecord, models: SideModels, patience: Patience) -> Iterator[Switch]:

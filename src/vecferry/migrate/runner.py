@@ -20,6 +20,8 @@ from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import BOTH_SIDES, Patience, Side
 
+BEFORE_CAPTURE = (State.PLANNED, State.PREPARED)
+
 
 class Counter:
     """Rows done, for a progress bar."""
@@ -80,12 +82,13 @@ class Runner:
             State.BACKFILLING: lambda: self._backfill(engine, staging),
             State.INDEXING: self._index,
         }
-        caught_up_before = self._state in CAUGHT_UP
+        swept_before = self._state in {State.INDEXING, *CAUGHT_UP}
         self._require_new_side()
+        if self._state not in BEFORE_CAPTURE:
+            self.store.start_capture(self.patience)  # somebody may have taken it away
         while (step := steps.get(self._state)) is not None:
             step()
-        if caught_up_before:
-            self.store.start_capture(self.patience)  # somebody may have taken it away
+        if swept_before:
             self.applier.sweep()
             self._build_indexes()
         if not self.applier.catch_up(wait_s=self.wait_for_writers_s):

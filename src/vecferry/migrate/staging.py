@@ -53,7 +53,7 @@ class Staging:
         self._folder = folder.absolute() / fingerprint / "-".join(outputs.names)
         self._index = StagedIndex()
         with _writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sweep(self._folder)
         self._look_around()
 
@@ -79,7 +79,7 @@ class Staging:
     def _put(self, name: str, fill: Callable[[BinaryIO], object], held: Mapping[int, bytes]) -> None:
         path = self._path(name)
         with _writing(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _replacing(path) as file:
                 fill(file)
         self._index.add(name, held)

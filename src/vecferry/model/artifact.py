@@ -8,12 +8,14 @@
     └── verification.json    the last report of verify.py (not among the digests: it is made anew)
 
 A folder appears whole or not at all: it is written under a temporary name beside its place, synced
-and renamed. If the process dies between setting the previous folder aside and putting the new one
+and renamed. It takes the place of a converted model, and of nothing else; behind a symbolic link, that of
+its target. If the process dies between setting the previous folder aside and putting the new one
 in its place, the next `open` or `write` puts the previous one back.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -36,7 +38,9 @@ MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 RECORDED = {MODEL, DATA, TOKENIZER}
 """The files of which a manifest has the digests."""
+IN_FOLDER = {*RECORDED, MANIFEST, VERIFICATION}
 FORMAT = 1
+OTHERS_SHOWN = 5
 MAX_MANIFEST_BYTES = 1_000_000
 IN_BOTH = ("pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix")
 """What a manifest says of its space and of its encoder."""
@@ -144,9 +148,9 @@ class Artifact:
         """
         path = Path(path)
         path = path.parent if path.name == MODEL else path
-        if _is_half_replaced(path):
-            with _sole_writer(path, wait_s=REPLACING_S):  # a writer that lives is between its two renames
-                _put_back(path)
+        if _is_half_replaced(place := _place(path)):
+            with _sole_writer(place, wait_s=REPLACING_S):  # a writer that lives is between its two renames
+                _put_back(place)
         if not (path / MANIFEST).exists():
             raise ArtifactNotFound(path)
         artifact = cls(path, _read_manifest(path))
@@ -222,18 +226,18 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, over_anything: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on leaving without an error it takes the place of `path`.
 
+    over_anything: whether it does so whatever lies there, as in a cache; else only an empty folder and a converted
+    model, with nothing beside it, are replaced.
     Leaves nothing behind on an error, and what was at `path` as it was. Repeating is safe. Raises
-    ArtifactWriteFailed where the system refuses to write, and Locked if another process writes `path`.
+    ArtifactWriteFailed where the system refuses to write or something else lies at `path`, and Locked if another
+    process writes `path`.
     """
-    path = Path(path).absolute()
-    if path.exists() and not path.is_dir():
-        raise ArtifactWriteFailed(path, "there is a file of that name")
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
-        raise ArtifactWriteFailed(path, "the folder holds something else than a converted model")
+    path = _place(path)
     try:
+        _require_replaceable(path, over_anything=over_anything)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _sole_writer(path, wait_s=0):
             _put_back(path)
@@ -243,6 +247,7 @@ def writing(path: Path) -> Iterator[Path]:
             try:
                 yield temporary
                 _sync(temporary)
+                _require_replaceable(path, over_anything=over_anything)  # it has been minutes
                 _replace(path, temporary)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -253,7 +258,6 @@ def writing(path: Path) -> Iterator[Path]:
 @contextmanager
 def _sole_writer(path: Path, wait_s: float) -> Iterator[None]:
     """Hold the lock of `path`. Raises Locked if another process goes on writing for longer than `wait_s`."""
-    path = path.absolute()
     lock = FileLock(path.parent / f".{path.name}.lock")
     try:
         lock.acquire(timeout=wait_s)
@@ -263,6 +267,26 @@ def _sole_writer(path: Path, wait_s: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _place(path: Path) -> Path:
+    """Return where a folder lies, behind symbolic links."""
+    return Path(os.path.realpath(path))
+
+
+def _require_replaceable(path: Path, *, over_anything: bool) -> None:
+    """Raise ArtifactWriteFailed unless nothing would be lost but a converted model, or any folder may."""
+    if path.exists() and not path.is_dir():
+        raise ArtifactWriteFailed(path, "there is a file of that name")
+    if path.exists() and not over_anything and (others := _others_in(path)):
+        shown = ", ".join(others[:OTHERS_SHOWN]) + (", ..." if len(others) > OTHERS_SHOWN else "")
+        raise ArtifactWriteFailed(path, f"the folder holds something else than a converted model: {shown}")
+
+
+def _others_in(folder: Path) -> list[str]:
+    """Return the names of what no conversion has written there; of everything where the manifest is not one of ours."""
+    ours = set() if Artifact.peek(folder / MODEL) is None else IN_FOLDER
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in ours or not entry.is_file())
 
 
 def _replace(path: Path, new: Path) -> None:
@@ -280,18 +304,23 @@ def _aside(path: Path) -> Path:
 
 def _is_half_replaced(path: Path) -> bool:
     """Return whether the previous folder lies aside and its place is empty."""
-    return _aside(path.absolute()).exists() and not path.exists()
+    return _aside(path).exists() and not path.exists()
 
 
 def _put_back(path: Path) -> None:
     """Undo a replacement that died half-way; the lock says that none is at work."""
     if _is_half_replaced(path):
-        _aside(path.absolute()).rename(path)
+        _aside(path).rename(path)
 
 
 def _sweep(path: Path) -> None:
     """Remove what killed writers left; the lock says that none is at work."""
-    for leftover in [*path.parent.glob(f".{path.name}.partial-*"), *([_aside(path)] if path.exists() else [])]:
+    aside = _aside(path)
+    if aside.is_symlink():  # an earlier version set links aside
+        aside.unlink()
+    elif path.exists() and aside.is_dir() and {entry.name for entry in aside.iterdir()} <= IN_FOLDER:
+        shutil.rmtree(aside, ignore_errors=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

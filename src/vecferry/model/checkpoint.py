@@ -16,6 +16,9 @@ from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, rea
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 from vecferry.model.weights import Array, Weights, open_heads, open_weights
 
+MAY_BE_ZERO = "token_type_embeddings.weight"
+"""The only weight that says nothing where a model has one kind of token; biases may be zero too."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -32,7 +35,8 @@ def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
     """Read a checkpoint folder; every weight is read once, for the digest.
 
     Raises what spec.py and weights.py raise, and CheckpointDamaged for a tokenizer that is missing, unreadable, with
-    token ids that the model has not, or refused by a trial in another process (`tokens.try_tokenizer`).
+    token ids that the model has not, or refused by a trial in another process (`tokens.try_tokenizer`), and for numbers
+    that no model has: not finite, or all of a weight zero.
     """
     spec = read_spec(folder, overrides)
     weights, heads = open_weights(folder), open_heads(folder)
@@ -69,7 +73,8 @@ def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:
 def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -> str:
     """Return the SHA-256 over the architecture and every tensor that the model uses, as fp32.
 
-    It is the same for every file format that holds the same numbers, and for every runtime.
+    It is the same for every file format that holds the same numbers, and for every runtime. Raises CheckpointDamaged
+    for a number that is not finite and a weight of zeros alone.
     """
     not_weights = {"tokenizer_class", "pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix"}
     digest = hashlib.sha256(canonical_json(spec.model_dump(exclude=not_weights)))
@@ -78,9 +83,27 @@ def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -
         for name in sorted(source):
             if name.startswith(used) and not name.endswith("position_ids"):
                 digest.update(f"{name}{source[name].shape}".encode())
-                for part in in_pieces(source[name].as_fp32()):
-                    digest.update(part)
+                for piece in _sound_pieces(source, name):
+                    digest.update(piece)
     return digest.hexdigest()
+
+
+def _sound_pieces(source: Weights, name: str) -> Iterator[memoryview]:
+    """Yield a tensor's bytes, as fp32. Raises CheckpointDamaged for numbers that no model has."""
+    with np.errstate(over="ignore"):  # what fp32 cannot hold becomes infinite, and is named below
+        array = source[name].as_fp32()
+    done, is_zero = 0, True
+    for piece in in_pieces(array):
+        numbers = np.frombuffer(piece, "<f4")
+        is_finite = np.isfinite(numbers)
+        if not is_finite.all():
+            place = int(is_finite.argmin())
+            index = ", ".join(map(str, np.unravel_index(done + place, array.shape)))
+            raise source.damaged(f"tensor {name!r} has {numbers[place]} at [{index}], which is no finite number")
+        done, is_zero = done + len(numbers), is_zero and not numbers.any()
+        yield piece
+    if is_zero and name.endswith(".weight") and not name.endswith(MAY_BE_ZERO):
+        raise source.damaged(f"tensor {name!r} is all zeros")
 
 
 def in_pieces(array: Array, bytes_each: int = 1 << 24) -> Iterator[memoryview]:

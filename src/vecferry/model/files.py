@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -15,8 +16,12 @@ from typing import Any
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary name beside `target`; what is written there takes its place on leaving without an error.
 
-    Otherwise `target` is as it was, and nothing lies beside it.
+    Otherwise `target` is as it was, and nothing lies beside it. A symbolic link is followed. Raises FileExistsError
+    where something else than a file lies there, such as a device.
     """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "what is there is not a file", str(target))
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         yield temporary

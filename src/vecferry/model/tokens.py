@@ -12,7 +12,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,17 +21,28 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from vecferry.embeddings import TokenBatch, indptr_of
+from vecferry.embeddings import Int32, TokenBatch, indptr_of
 from vecferry.errors import ArtifactDamaged, EmptyInput, InvalidText, cut_repr
 from vecferry.model.artifact import TOKENIZER, Artifact, canonical_json
+from vecferry.model.text_parts import (
+    MAX_PART_CHARS,
+    MAX_RUN_CHARS,
+    METASPACE,
+    MIN_PART_CHARS,
+    PART_CHARS_PER_TOKEN,
+    XLM_R_PRE_TOKENIZER,
+    parts_of,
+    splits_at_white_space,
+)
 
-METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 
 EXPRESSIONS = (" {2,}", r"\s+")
 """Regular expressions of BERT and XLM-RoBERTa. Another could take time without end on somebody's text."""
 TRIAL = Path(__file__).with_name("tokenizer_trial.py")
 TRIAL_S = 300.0
+BATCH_CHARS = 1 << 18
+"""Characters that are tokenised by one call of the library, in its threads."""
 
 
 def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
@@ -51,7 +62,7 @@ def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
         raise ValueError(f"it has the regular expression {cut_repr(unknown)}")
     described["truncation"] = described["padding"] = None
     if model == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
-        described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
+        described["pre_tokenizer"] = XLM_R_PRE_TOKENIZER
         described["decoder"] = METASPACE
     return canonical_json(described)
 
@@ -104,6 +115,13 @@ class Tokenizer:
                 raise
             raise ValueError(f"not a tokenizer: {exc}") from exc
         self._max_tokens = max_tokens
+        around = self._tokenizer.encode("").ids
+        self._begin, self._end = around[:1], around[1:]
+        self._part_chars = MAX_RUN_CHARS
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        parts = (_described(self._tokenizer.pre_tokenizer), _described(self._tokenizer.normalizer))
+        if splits_at_white_space(*parts, added):
+            self._part_chars = min(max(PART_CHARS_PER_TOKEN * max_tokens, MIN_PART_CHARS), MAX_PART_CHARS)
 
     def with_max_tokens(self, max_tokens: int) -> Tokenizer:
         """Return the same tokenizer with another limit."""
@@ -122,28 +140,50 @@ class Tokenizer:
         """
         check_texts(texts)
         rows, is_truncated = [], np.zeros(len(texts), bool)
-        for row, encoding in enumerate(self._tokenizer.encode_batch_fast([prefix + text for text in texts])):
-            ids = encoding.ids
+        for row, inner in enumerate(self._read([prefix + text for text in texts])):
+            ids = np.concatenate([self._begin, *inner, self._end]).astype(np.int32)
             if len(ids) > self._max_tokens:
-                ids, is_truncated[row] = [*ids[: self._max_tokens - 1], ids[-1]], True
-            rows.append(np.asarray(ids, np.int32))
+                ids, is_truncated[row] = np.append(ids[: self._max_tokens - 1], ids[-1:]), True
+            rows.append(ids)
         return TokenBatch(np.concatenate(rows), indptr_of([len(ids) for ids in rows]), is_truncated)
+
+    def _read(self, texts: Sequence[str]) -> list[list[Int32]]:
+        """Return the ids of each text, part by part and without special tokens; one over the limit is not read further.
+
+        The next parts of all texts are tokenised together, `BATCH_CHARS` at a time.
+        """
+        read: list[list[Int32]] = [[] for _ in texts]
+        num_ids = [len(self._begin) + len(self._end)] * len(texts)
+        left = {row: parts_of(text, self._part_chars) for row, text in enumerate(texts)}
+        while left:
+            parts = {row: part[1] for row, each in left.items() if (part := next(each, None)) is not None}
+            for rows in _batches({row: len(part) for row, part in parts.items()}):
+                encodings = self._tokenizer.encode_batch_fast([parts[row] for row in rows], add_special_tokens=False)
+                for row, encoding in zip(rows, encodings, strict=True):
+                    read[row].append(np.asarray(encoding.ids, np.int32))
+                    num_ids[row] += len(read[row][-1])
+            left = {row: left[row] for row in parts if num_ids[row] <= self._max_tokens}
+        return read
 
     @property
     def ends(self) -> tuple[int, int]:
         """The ids that stand before and after every text."""
-        ids = self._tokenizer.encode("").ids
-        return ids[0], ids[-1]
+        return self._begin[0], self._end[-1]
 
-    def pieces(self, text: str, *, with_ends: bool = True) -> list[Piece]:
-        """Split a text into tokens, however many there are. Raises InvalidText."""
+    def pieces(self, text: str, *, with_ends: bool = True) -> Iterator[Piece]:
+        """Yield a text's tokens, however many there are. Raises InvalidText."""
         check_text(text, 0)
-        encoding = self._tokenizer.encode(text, add_special_tokens=with_ends)
-        columns = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
-        return [
-            Piece(i, token, None) if special else Piece(i, text[start:stop], (start, stop))
-            for i, token, special, (start, stop) in columns
-        ]
+        if with_ends:
+            yield from map(self._special, self._begin)
+        for at, part in parts_of(text, self._part_chars):
+            encoding = self._tokenizer.encode(part, add_special_tokens=False)
+            for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+                yield Piece(i, part[start:stop], (at + start, at + stop))
+        if with_ends:
+            yield from map(self._special, self._end)
+
+    def _special(self, token_id: int) -> Piece:
+        return Piece(token_id, self.text_of(token_id), None)
 
     def decode(self, ids: Sequence[int], *, without_special: bool = True) -> str:
         """Return a text that has these ids, nearly: white space is not kept. ids: below `vocabulary`."""
@@ -157,6 +197,26 @@ class Tokenizer:
     def text_of(self, token_id: int) -> str:
         """Return the piece of text that a token id stands for."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+
+def _described(component: Any) -> dict[str, Any] | None:
+    """Return what tokenizer.json says of a normalizer or pre-tokenizer."""
+    described: dict[str, Any] | None = None if component is None else json.loads(component.__getstate__())
+    return described
+
+
+def _batches(num_chars: Mapping[int, int]) -> Iterator[list[int]]:
+    """Yield rows, in their order, of up to `BATCH_CHARS` characters together; a longer one is alone."""
+    rows: list[int] = []
+    total = 0
+    for row, chars in num_chars.items():
+        if rows and total + chars > BATCH_CHARS:
+            yield rows
+            rows, total = [], 0
+        rows.append(row)
+        total += chars
+    if rows:
+        yield rows
 
 
 def open_tokenizer(artifact: Artifact) -> Tokenizer:

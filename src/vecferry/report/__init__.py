@@ -9,6 +9,6 @@ page.py      the page from its templates
 from __future__ import annotations
 
 from vecferry.report.charts import slices_picture
-from vecferry.report.page import render, write_report
+from vecferry.report.page import check_report_path, render, write_report
 
-__all__ = ["render", "slices_picture", "write_report"]
+__all__ = ["check_report_path", "render", "slices_picture", "write_report"]

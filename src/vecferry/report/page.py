@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ except ModuleNotFoundError as exc:
 
 HERE = Path(__file__).parent
 VERDICTS = {"passed": "✓ Gate passed", "failed": "✗ Gate failed", "inconclusive": "? Gate inconclusive"}
+REPORT_KEYS = {"old", "new", "gate", "slices"}
+"""By these a file of values is known for a report's."""
 MAX_MAPPED = 2000
 SHAPE_MARKS = "●■▲◆✚▼▶◀"
 """As `charts.SHAPES`, for the map's legend."""
@@ -70,15 +73,33 @@ def render(evaluation: Evaluation) -> str:
     )
 
 
-def write_report(evaluation: Evaluation, path: Path) -> None:
-    """Write the page to `path`, and beside it the values as JSON; a number that is not finite is null there.
-
-    Each file is whole or not there. Raises OutputWriteFailed.
-    """
-    path = Path(path)
+def check_report_path(path: Path) -> Path:
+    """Return where the values go. Raises OutputWriteFailed for a file of that name that is not a report's."""
     values = path.with_suffix(".json")
     if values == path:
         raise OutputWriteFailed(path, "a name that ends in .json is that of the values beside the page")
+    if values.is_file() and not _is_report(values):
+        raise OutputWriteFailed(
+            values, f"the figures of {path.name} go there, and the file that is there is no report's"
+        )
+    return values
+
+
+def _is_report(values: Path) -> bool:
+    try:
+        content = json.loads(values.read_bytes())
+    except (ValueError, OSError):
+        return False
+    return isinstance(content, dict) and content.keys() >= REPORT_KEYS
+
+
+def write_report(evaluation: Evaluation, path: Path) -> None:
+    """Write the page to `path`, and beside it the values as JSON; a number that is not finite is null there.
+
+    Each file is whole or not there. Raises OutputWriteFailed, also for what `check_report_path` refuses.
+    """
+    path = Path(path)
+    values = check_report_path(path)
     page = render(evaluation).encode("utf-8", errors="replace")
     try:
         write_json(values, _finite(evaluation.to_dict()))

@@ -1,7 +1,8 @@
 """HTTP: parse, queue, encode, render; no model logic. Needs the `server` extra.
 
-    connection.py  before there is a request: connections that do not come on
-    guard.py       before a request is read: its id, key, size and time; the line in the log afterwards
+    connection.py  before there is a request: who gets a connection, and those that do not come on
+    guard.py       before a request is read: its id, and its key or hosts.py's names; the line in the log afterwards
+    bodies.py      while it is read: size, values and time of one body, and the bytes of all
     openai.py      /v1/embeddings, /v1/models
     tei.py         /embed, /embed_sparse, /embed_all, /similarity, /tokenize, /decode, /info, /health, /metrics
     m3.py          /v1/m3, /search

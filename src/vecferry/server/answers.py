@@ -28,6 +28,7 @@ STATUS: Mapping[type[Exception], int] = {
     e.OverMemoryBudget: 413,
     e.ReceiveTimeout: 408,
     e.NotAuthorized: 401,
+    e.UnknownHost: 421,
     e.ModelNotServed: 404,
     e.Overloaded: 429,
     e.DeadlineExceeded: 504,
@@ -41,7 +42,7 @@ STATUS: Mapping[type[Exception], int] = {
 OPENAI_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error",
                 413: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
 TEI_TYPES = {400: "Validation", 401: "Unauthorized", 404: "Validation", 405: "Validation", 408: "Validation",
-             413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}  # fmt: skip
+             413: "Validation", 421: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}  # fmt: skip
 BODY = "the request's body"
 """Where an error is that has no field."""
 FAULT = "the server failed; its log has the reason under this request's id."

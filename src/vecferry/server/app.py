@@ -44,7 +44,7 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
         app.include_router(part)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(RequestGuard, keys=options.keys, limits=options.limits, metrics=service.metrics)
+    app.add_middleware(RequestGuard, options=options, metrics=service.metrics)
     if options.origins:  # around the guard: browsers ask without a key, and read no error that does not allow it
         app.add_middleware(
             CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"]

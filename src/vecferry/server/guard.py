@@ -1,4 +1,4 @@
-"""Before a request is read: its id, key, size and time. Afterwards: its line in the log, and in the metrics."""
+"""Before a request is read: its id, key or host, size. Afterwards: its line in the log, and in the metrics."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from uuid import uuid4
 
-from vecferry.encode.batching import MB
-from vecferry.errors import NotAuthorized, ReceiveTimeout, RequestTooLarge, ServingError
+from vecferry.errors import NotAuthorized, ServingError
 from vecferry.server.answers import error_answer, error_of, style_of, unread
-from vecferry.server.keys import ApiKeys
+from vecferry.server.bodies import Bodies, Message, Receive
+from vecferry.server.hosts import HostNames
 from vecferry.server.logs import request_id
 from vecferry.server.metrics import Metrics
-from vecferry.server.options import ServerLimits
+from vecferry.server.options import ServerOptions
 from vecferry.server.requests import ARRIVED_AT
 
-Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health",)
-"""Paths that need no key."""
+"""Paths that need no key, and no name of ours."""
 ID = re.compile(rb"[\x21-\x7e]{1,128}")
 ABANDONED = 499
 """In log and metrics, where the client was gone before its answer."""
@@ -37,8 +35,11 @@ access = logging.getLogger("vecferry.server.access")
 class RequestGuard:
     """Middleware around everything else."""
 
-    def __init__(self, app: App, *, keys: ApiKeys, limits: ServerLimits, metrics: Metrics) -> None:
-        self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+    def __init__(self, app: App, *, options: ServerOptions, metrics: Metrics) -> None:
+        self._app, self._keys, self._metrics = app, options.keys, metrics
+        self._names = HostNames(options.host_names)
+        self._bodies = Bodies(options.limits)
+        metrics.watch_bodies(lambda: self._bodies.num_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,10 +58,10 @@ class RequestGuard:
             self._record(scope, answer, time.monotonic() - arrived_at)
 
     async def _admitted(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, answer: _Response) -> None:
+        body = self._bodies.new(receive)
         try:
-            if scope["path"] not in OPEN and not self._keys.accepts(headers.get(b"authorization", b"")):
-                raise NotAuthorized
-            body = _Body(receive, self._limits)
+            if scope["path"] not in OPEN:
+                self._require_access(headers)
             body.check_announced(headers.get(b"content-length", b""))
             await self._app(scope, body.receive, answer.send)
         except ServingError as exc:
@@ -74,6 +75,15 @@ class RequestGuard:
             if answer.status:
                 raise
             await error_answer(exc, style_of(scope["path"]))(scope, receive, answer.send)
+        finally:
+            body.release()
+
+    def _require_access(self, headers: dict[bytes, bytes]) -> None:
+        """Raise NotAuthorized without a key; where there are none, UnknownHost, since pages of others have no key."""
+        if not self._keys.accepts(headers.get(b"authorization", b"")):
+            raise NotAuthorized
+        if not self._keys:
+            self._names.require(headers.get(b"host", b""))
 
     def _record(self, scope: Scope, answer: _Response, seconds: float) -> None:
         """Count the answer. Paths are the routes', so that an unknown one makes no series of its own."""
@@ -107,35 +117,3 @@ class _Response:
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id)]
         await self._send(message)
-
-
-class _Body:
-    """The body as it is received: no more than is allowed, and not for longer."""
-
-    def __init__(self, receive: Receive, limits: ServerLimits) -> None:
-        self._receive, self._limits = receive, limits
-        self._left = limits.max_body_mb * MB
-        self._until = time.monotonic() + limits.receive_s
-        self._is_whole = False
-
-    def check_announced(self, length: bytes) -> None:
-        if length.isdigit() and int(length) > self._left:
-            raise self._too_large(int(length))
-
-    async def receive(self) -> Message:
-        if self._is_whole:
-            return await self._receive()
-        try:
-            async with asyncio.timeout(self._until - time.monotonic()):
-                message = await self._receive()
-        except TimeoutError as exc:
-            raise ReceiveTimeout(self._limits.receive_s) from exc
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise self._too_large(self._limits.max_body_mb * MB - self._left)
-        self._is_whole = not message.get("more_body", False)
-        return message
-
-    def _too_large(self, size: int) -> RequestTooLarge:
-        allowed = self._limits.max_body_mb * MB
-        return RequestTooLarge("bytes of a request's body", size, allowed, "--max-body-mb")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -11,6 +13,7 @@ from typing import Self
 from vecferry.errors import SettingsError, UnreadableFile, reason_of
 
 MIN_CHARACTERS = 16
+log = logging.getLogger("vecferry.server")
 
 
 class ApiKeys:
@@ -25,12 +28,18 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read one key a line; blank lines and those that begin with # are left out. Raises SettingsError."""
+        """Read one key a line; blank lines and those that begin with # are left out. Raises SettingsError.
+
+        Warns of a file that others may read.
+        """
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            is_open = path.stat().st_mode & stat.S_IROTH
         except (OSError, UnicodeDecodeError) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it is not UTF-8"
             raise UnreadableFile("--api-keys", path, reason) from exc
+        if is_open:
+            log.warning("everybody on this machine may read --api-keys %s. Type: chmod 600 %s", path, path)
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise SettingsError("--api-keys", path, "a file with a key a line (it has none)")

@@ -76,7 +76,7 @@ class Lane:
             if (queued := self._tokens()) and queued + tokens > self._max_tokens:
                 wait_s = self._speed.seconds_for(queued + tokens - self._max_tokens)
                 retry_after_s = min(max(round(wait_s), 1), RETRY_AT_MOST_S)
-                raise Overloaded(self.name, queued, self._max_tokens, retry_after_s)
+                raise Overloaded(f"tokens that wait in the {self.name} lane", queued, self._max_tokens, retry_after_s)
 
     def put(self, jobs: Iterable[Job]) -> None:
         """Queue all jobs of a request, which `check_room` has let in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,10 @@ class Metrics:
         for lane in lanes:
             tokens.labels(lane.name).set_function(partial(getattr, lane, "tokens"))
             parts.labels(lane.name).set_function(lane.__len__)
+
+    def watch_bodies(self, num_bytes: Callable[[], int]) -> None:
+        held = Gauge("body_bytes", "Bytes of requests' bodies that are held, without small ones.", **self._new)
+        held.set_function(num_bytes)
 
     def watch_models(self, models: ServedModels) -> None:
         works = Gauge("model_works", "1 if the last probe passed.", ["model"], **self._new)

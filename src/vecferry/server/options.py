@@ -21,8 +21,14 @@ class ServerLimits(Checked):
     """
 
     max_body_mb: Annotated[Count, Help("millions of bytes of a request")] = 16
+    max_bodies_mb: Annotated[
+        Count, Help("millions of bytes of all requests that are received or answered, then 429")
+    ] = 128
     max_texts: Annotated[Count, Help("texts of a request; batches are made of any number")] = 10_000
     max_text_chars: Annotated[Count, Help("characters of a text, before it is cut to the model's tokens")] = 1_000_000
+    max_tokenize_chars: Annotated[
+        Count, Help("characters of a request to /tokenize, of whose answer each takes hundreds of bytes")
+    ] = 100_000
     max_request_tokens: Annotated[Count, Help("tokens of a request that are to be computed")] = 1_000_000
     max_answer_mb: Annotated[Count, Help("numbers of an answer, as float32, in millions of bytes")] = 256
     max_queue_tokens: Annotated[
@@ -37,12 +43,16 @@ class ServerLimits(Checked):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where and how a server listens. host: not loopback only with keys or `without_key`. origins: allowed by CORS."""
+    """Where and how a server listens. host: not loopback only with keys or `without_key`. origins: allowed by CORS.
+
+    host_names: under which it may be asked without a key, beside addresses and localhost.
+    """
 
     host: str = "127.0.0.1"
     keys: ApiKeys = field(default_factory=ApiKeys)
     without_key: bool = False
     origins: tuple[str, ...] = ()
+    host_names: tuple[str, ...] = ()
     limits: ServerLimits = field(default_factory=ServerLimits)
     traces: bool = False
 

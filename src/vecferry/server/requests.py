@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import Role
-from vecferry.errors import BadRequest
+from vecferry.errors import BadRequest, DeadlineExceeded
 from vecferry.server.lanes import LaneName
 from vecferry.server.models import Served
 from vecferry.server.service import EncodeRequest, EncodeResult, Service, Texts
@@ -119,6 +119,20 @@ async def embed(
     answer = await while_connected(request, service.embed(encode_request))
     request.state.lane = answer.lane
     return answer
+
+
+async def in_tokeniser(request: Request, make: Callable[[], T], chars: int) -> T:
+    """Call `Service.in_tokeniser`, for as long as the client waits.
+
+    Raises what `make` raises, DeadlineExceeded and ClientGone.
+    """
+    service = service_of(request)
+    seconds = _seconds_of(request, service.limits.deadline_s)
+    try:
+        async with asyncio.timeout(seconds):
+            return await while_connected(request, service.in_tokeniser(make, chars))
+    except TimeoutError as exc:
+        raise DeadlineExceeded(seconds) from exc
 
 
 def headers_of(model: Served, answer: EncodeResult) -> dict[str, str]:

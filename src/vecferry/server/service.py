@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +30,10 @@ CHARS_AT_ONCE = 2048
 CHARS_PER_TOKEN = 2
 """Fewer than in any language that was measured, for a first guess at what a text will be."""
 
+CHARS_EACH = 1_000_000
+"""Characters that a thread tokenises at a time, or a single text; each takes tens of bytes meanwhile."""
+
+T = TypeVar("T")
 Texts = Sequence[str] | Sequence[Sequence[int]]
 
 
@@ -103,42 +108,51 @@ class Service:
         self.metrics.truncated.labels(request.model.name).inc(embeddings.num_truncated)
         return EncodeResult(embeddings, name)
 
-    def submit(self, request: EncodeRequest) -> Future[Embeddings]:
-        """Queue up to `TEXTS_EACH` texts, for threads. Raises what `embed` raises, but DeadlineExceeded."""
+    def submit(self, request: EncodeRequest, first_row: int = 0) -> Future[Embeddings]:
+        """Queue up to `TEXTS_EACH` texts, for threads. Raises what `embed` raises, but DeadlineExceeded.
+
+        first_row: the number of the first text, where these are a part of some.
+        """
         assert len(request.texts) <= TEXTS_EACH, "a request in one part"
-        _, (job,) = self._queued(request, [self._part(request, request.texts)])
+        make = partial(self._part, request, request.texts, first_row)
+        work = make() if _num_chars(request.texts) <= CHARS_AT_ONCE else self._tokenisers.submit(make).result()
+        _, (job,) = self._queued(request, [work])
         return job.answer
 
-    # --- the steps --------------------------------------------------------------------------------
+    async def in_tokeniser(self, make: Callable[[], T], chars: int) -> T:
+        """Return what `make` returns, in a thread of those that tokenise; at once where that takes no time.
 
-    async def _prepared(self, request: EncodeRequest) -> list[Work]:
-        """Tokenise the request in parts of as many texts as the library takes at a time."""
-        self.check_texts(request.texts)
-        request.model.require()
-        chars = sum(map(len, request.texts))
-        self._lanes[self._lane_of(request, chars // CHARS_PER_TOKEN)].check_room(0)  # before the work of tokenising
-        with span("tokenise", texts=len(request.texts)):
-            works = []
-            for at in range(0, len(request.texts), TEXTS_EACH):
-                part = request.texts[at : at + TEXTS_EACH]
-                try:
-                    works.append(await self._in_thread(partial(self._part, request, part), chars))
-                except InvalidText as exc:
-                    raise InvalidText(at + exc.row, exc.reason) from exc
-        self._check_tokens(request, works)
-        return works
-
-    async def _in_thread(self, make: Callable[[], Work], chars: int) -> Work:
-        """Return what `make` returns; at once where that is done sooner than another thread would begin."""
+        chars: that it reads. Requests wait for each other there, so that few of them take memory at a time.
+        """
         if chars <= CHARS_AT_ONCE:
             return make()
         return await asyncio.get_running_loop().run_in_executor(self._tokenisers, make)
 
-    def _part(self, request: EncodeRequest, texts: Texts) -> Work:
-        encoder = request.model.encoder
+    # --- the steps --------------------------------------------------------------------------------
+
+    async def _prepared(self, request: EncodeRequest) -> list[Work]:
+        """Tokenise the request in parts."""
+        self.check_texts(request.texts)
+        request.model.require()
+        chars = _num_chars(request.texts)
+        self._lanes[self._lane_of(request, chars // CHARS_PER_TOKEN)].check_room(0)  # before the work of tokenising
+        with span("tokenise", texts=len(request.texts)):
+            works: list[Work] = []
+            at = 0
+            for part in parts_of(request.texts):
+                try:
+                    works.append(await self.in_tokeniser(partial(self._part, request, part, at), chars))
+                except InvalidText as exc:
+                    raise InvalidText(at + exc.row, exc.reason) from exc
+                at += len(part)
+        self._check_tokens(request, works)
+        return works
+
+    def _part(self, request: EncodeRequest, texts: Texts, first_row: int) -> Work:
+        encoder, outputs = request.model.encoder, request.outputs
         if all(isinstance(text, str) for text in texts):
-            return encoder.prepare(texts, outputs=request.outputs, role=request.role)  # type: ignore[arg-type]
-        return encoder.prepare_tokens(_with_ends(request.model, texts), outputs=request.outputs)
+            return encoder.prepare(texts, outputs=outputs, role=request.role, first_row=first_row)  # type: ignore[arg-type]
+        return encoder.prepare_tokens(_with_ends(request.model, texts), outputs=outputs, first_row=first_row)
 
     def _queued(self, request: EncodeRequest, works: Sequence[Work]) -> tuple[LaneName, list[Job]]:
         tokens = sum(work.num_tokens for work in works)
@@ -206,13 +220,32 @@ class QueuedEncoder:
         """Encode texts as `Encoder.encode` does. Raises also Overloaded and DeadlineExceeded."""
         request = EncodeRequest(self._model, texts, outputs, role)
         parts = [
-            self._service.submit(replace(request, texts=texts[at : at + TEXTS_EACH]))
+            self._service.submit(replace(request, texts=texts[at : at + TEXTS_EACH]), at)
             for at in range(0, len(texts), TEXTS_EACH)
         ]
         try:
             return Embeddings.concat([part.result(request.until - time.monotonic()) for part in parts])
         except TimeoutError as exc:
             raise DeadlineExceeded(request.seconds) from exc
+
+
+def parts_of(texts: Texts, max_chars: int = CHARS_EACH) -> Iterator[Texts]:
+    """Yield the texts in their order, in parts that are tokenised at a time: `TEXTS_EACH` texts, `max_chars` in all.
+
+    A text that is longer goes alone.
+    """
+    start = chars = 0
+    for at, text in enumerate(texts):
+        if at > start and (at - start == TEXTS_EACH or chars + len(text) > max_chars):
+            yield texts[start:at]
+            start, chars = at, 0
+        chars += len(text)
+    yield texts[start:]
+
+
+def _num_chars(texts: Texts) -> int:
+    """Return the characters of all texts; of token ids, their number."""
+    return sum(map(len, texts))
 
 
 async def _all(answers: Sequence[Awaitable[Embeddings]]) -> list[Embeddings]:

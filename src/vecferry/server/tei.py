@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, Validat
 
 from vecferry import __version__
 from vecferry.embeddings import DENSE, Embeddings, Outputs
-from vecferry.errors import BadRequest
+from vecferry.errors import BadRequest, RequestTooLarge
 from vecferry.server.answers import JSON, Style, binary, error_of, in_pieces, json, sparse_rows, wanted_form
 from vecferry.server.metrics import CONTENT_TYPE
 from vecferry.server.models import Served
@@ -24,6 +24,7 @@ from vecferry.server.requests import (
     TokenIds,
     embed,
     headers_of,
+    in_tokeniser,
     require_dimension,
     role_of,
     service_of,
@@ -153,20 +154,28 @@ async def _embedded(
 
 
 @router.post("/tokenize", response_model=list[list[SimpleToken]])
-def tokenize(service: ServiceHere, body: TokenizeRequest) -> Response:
+async def tokenize(request: Request, service: ServiceHere, body: TokenizeRequest) -> Response:
     """Return ids and places of a text's tokens."""
     model = service.models.get(body.model)
     tokenizer, role = model.tokenizer, role_of(body.prompt_name)
     prefix = model.encoder.space.prefix(role) if body.prompt_name else ""
     texts: Any = texts_of(body.inputs)
     service.check_texts(texts)
-    rows: list[list[dict[str, Any]]] = []
-    num_tokens = 0
-    for text in texts:
-        pieces = tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens)
-        service.check_num_tokens(num_tokens := num_tokens + len(pieces))
-        rows.append([_simple_token(piece) for piece in pieces])
-    return json(rows)
+    if (chars := sum(map(len, texts))) > (allowed := service.limits.max_tokenize_chars):
+        raise RequestTooLarge("characters of a request to /tokenize", chars, allowed, "--max-tokenize-chars")
+
+    def answer() -> Response:
+        rows: list[list[dict[str, Any]]] = []
+        num_tokens = 0
+        for text in texts:
+            row: list[dict[str, Any]] = []
+            for piece in tokenizer.pieces(prefix + text, with_ends=body.add_special_tokens):
+                service.check_num_tokens(num_tokens := num_tokens + 1)
+                row.append(_simple_token(piece))
+            rows.append(row)
+        return json(rows)
+
+    return await in_tokeniser(request, answer, chars)
 
 
 def _simple_token(piece: Any) -> dict[str, Any]:
@@ -175,16 +184,21 @@ def _simple_token(piece: Any) -> dict[str, Any]:
 
 
 @router.post("/decode", response_model=list[str])
-def decode(service: ServiceHere, body: DecodeRequest) -> Response:
+async def decode(request: Request, service: ServiceHere, body: DecodeRequest) -> Response:
     """Return texts of token ids."""
     tokenizer = service.models.get(body.model).tokenizer
     rows: Any = texts_of(body.ids)
     service.check_texts(rows)
-    vocabulary = tokenizer.vocabulary
-    for row, ids in enumerate(rows):
-        if any(i >= vocabulary for i in ids):
-            raise BadRequest(f"ids[{row}]", f"token ids of this model are from 0 to {vocabulary - 1}")
-    return json([tokenizer.decode(ids, without_special=body.skip_special_tokens) for ids in rows])
+    service.check_num_tokens(num_ids := sum(map(len, rows)))
+
+    def answer() -> Response:
+        vocabulary = tokenizer.vocabulary
+        for row, ids in enumerate(rows):
+            if any(i >= vocabulary for i in ids):
+                raise BadRequest(f"ids[{row}]", f"token ids of this model are from 0 to {vocabulary - 1}")
+        return json([tokenizer.decode(ids, without_special=body.skip_special_tokens) for ids in rows])
+
+    return await in_tokeniser(request, answer, num_ids)
 
 
 # --- about the server -----------------------------------------------------------------------------

@@ -26,7 +26,14 @@ import numpy as np
 from filelock import FileLock
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
-from vecferry.errors import InvalidStoreUrl, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import (
+    InvalidStoreUrl,
+    MissingExtra,
+    StoreFailed,
+    StoreSchemaError,
+    StoreUnreachable,
+    without_secrets,
+)
 from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.request_batches import slices
 
@@ -88,7 +95,7 @@ class LanceBackend:
     def __init__(self, folder: Path, fields: Fields) -> None:
         """Open the folder. Raises StoreUnreachable if there is none."""
         if not folder.is_dir():
-            raise StoreUnreachable("lancedb", f"there is no folder {folder}")
+            raise StoreUnreachable("lancedb", f"there is no folder {without_secrets(str(folder))}")
         self._folder, self._fields = folder, fields
         self._colbert = f"{fields.vector}_colbert"
         with _translated():

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from vecferry.options import Above0, Checked, Help
 
 if TYPE_CHECKING:
     from vecferry.stores.sql_ledger import Ledger
@@ -116,14 +118,14 @@ class Serving:
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Checked):
     """What an operator asks of whoever runs the migration; it is read again every second.
 
-    rows_per_s: at most so many rows written, None is no limit. postponed: hold the switch.
+    rows_per_s: None is no limit. Raises SettingsError.
     """
 
-    rows_per_s: float | None = None
-    postponed: bool = False
+    rows_per_s: Annotated[Above0 | None, Help("rows written a second at most")] = None
+    postponed: Annotated[bool, Help("hold the switch")] = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol, Self
 
-from vecferry.errors import LeaseLost, Locked, MigrationConflict
+from vecferry.errors import LeaseLost, Locked, MigrationConflict, MigrationsOpen
 from vecferry.stores.lease import is_gone, process_mark, process_of
 from vecferry.stores.ledger import (
     Control,
@@ -144,6 +144,20 @@ class Ledger(ABC):
     def close(self) -> None:
         """Close the connection, and so a store that it is shared with."""
         self._db.close()
+
+    @abstractmethod
+    def forget(self) -> int:
+        """Remove the ledger of all targets; return of how many migrations it was.
+
+        Raises MigrationsOpen while one of them needs it.
+        """
+
+    def _count_ended(self) -> int:
+        """Return how many migrations there were. Raises MigrationsOpen."""
+        rows = self._db.rows("SELECT target, state FROM vecferry.migrations ORDER BY target")
+        if are_open := [f"{target} ({state})" for target, state in rows if state not in ("finalized", "aborted")]:
+            raise MigrationsOpen(", ".join(are_open))
+        return len(rows)
 
     # --- the record -------------------------------------------------------------------------------
 

@@ -25,23 +25,26 @@
     if (place >= 0) (document.getElementById(focused) ?? places(part)[place])?.focus();
   };
 
-  const connect = () => {
-    const source = new EventSource("/events");
-    source.addEventListener("open", () => say("live", true));
-    source.addEventListener("parts", (event) => {
-      for (const [name, html] of Object.entries(JSON.parse(event.data))) {
-        const part = document.getElementById(`part-${name}`);
-        const now = document.createElement("template");
-        now.innerHTML = html;
-        if (part.innerHTML !== now.innerHTML) put(part, html);
-      }
-    });
-    source.addEventListener("over", () => { source.close(); location.assign("/login"); });
-    source.addEventListener("error", () => {
-      say("not connected; trying again", false);
-      if (source.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
-    });
-    addEventListener("pagehide", () => source.close());
+  const hear = ({ data }) => {
+    if (data.isOver) location.reload();  // to the login, unless somebody has logged in meanwhile
+    if ("isLive" in data) say(data.isLive ? "live" : "not connected; trying again", data.isLive);
+    for (const [name, html] of Object.entries(data.parts ?? {})) {
+      const part = document.getElementById(`part-${name}`);
+      const now = document.createElement("template");
+      now.innerHTML = html;
+      if (part.innerHTML !== now.innerHTML) put(part, html);
+    }
   };
-  connect();
+
+  if (window.SharedWorker) {
+    const { port } = new SharedWorker("/static/events.js");
+    const show = () => port.postMessage(document.hidden ? "hidden" : "seen");
+    port.addEventListener("message", hear);
+    port.start();
+    document.addEventListener("visibilitychange", show);
+    addEventListener("pagehide", () => port.postMessage("gone"));
+    addEventListener("pageshow", show);
+  } else {
+    say("load the page again to see what has changed", false);
+  }
 }

@@ -70,8 +70,11 @@ def lexical_weights(token_weights: Float32, batch: TokenBatch, special_ids: tupl
 def max_per_id(
     rows: np.ndarray, ids: np.ndarray, weights: Float32, num_rows: int, excluded: tuple[int, ...] = ()
 ) -> Sparse:
-    """Convert triples (row, id, weight) to CSR, keeping the largest weight of each (row, id), ids ascending."""
-    kept = (weights > 0) & ~np.isin(ids, excluded)
+    """Convert triples (row, id, weight) to CSR, keeping the largest weight of each (row, id), ids ascending.
+
+    A weight that is not a number is kept, to be seen by `Embeddings.defects`.
+    """
+    kept = ~(weights <= 0) & ~np.isin(ids, excluded)
     rows, ids, weights = rows[kept], ids[kept], weights[kept]
     order = np.lexsort((ids, rows))
     rows, ids, weights = rows[order], ids[order], weights[order]

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from vecferry.embeddings import Bool, Embeddings, Float32, Int32, Int64, Outputs, Sparse, TokenBatch, indptr_of
 from vecferry.encode.runtime import max_per_id
 from vecferry.model.artifact import VectorSpace, canonical_json
+from vecferry.model.text_parts import MAX_PART_CHARS, parts_of
 from vecferry.model.tokens import check_texts
 
 UInt64 = NDArray[np.uint64]
@@ -84,12 +85,25 @@ class LightweightTokenizer:
         return TokenBatch(np.concatenate(kept).astype(np.int32), indptr_of([len(row) for row in kept]), truncated)
 
     def _characters(self, text: str) -> Int32:
-        plain = f" {text} " if text.isascii() else unicode_3_2.normalize("NFKC", f" {text} ")
+        """Return the folded characters; of a long text the first, more than `MAX_CHARACTERS`."""
+        row = np.array([SPACE], np.int32)
+        for _, part in parts_of(f"{text} ", MAX_PART_CHARS):
+            row = _single_spaced(np.concatenate([row, self._fold_part(part)]))
+            if len(row) > MAX_CHARACTERS:
+                break
+        return row
+
+    def _fold_part(self, part: str) -> Int32:
+        plain = part if part.isascii() else unicode_3_2.normalize("NFKC", part)
         points = np.frombuffer(plain.encode("utf-32-le"), "<i4")  # [characters]
         folded = np.where(points < PLANE, self._fold[np.minimum(points, PLANE - 1)], points)
-        folded = folded[folded != DROPPED]
-        doubled = (folded[1:] == SPACE) & (folded[:-1] == SPACE)
-        return np.delete(folded, np.flatnonzero(doubled))
+        kept: Int32 = folded[folded != DROPPED]
+        return kept
+
+
+def _single_spaced(characters: Int32) -> Int32:
+    doubled = (characters[1:] == SPACE) & (characters[:-1] == SPACE)
+    return np.delete(characters, np.flatnonzero(doubled))
 
 
 @cache

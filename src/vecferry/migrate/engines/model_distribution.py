@@ -89,7 +89,7 @@ class ShippedArtifact:
         with FileLock(folder.parent / f".{folder.name}.receiving"):
             if not self.missing():
                 return
-            with writing(folder) as temporary:
+            with writing(folder, over_anything=True) as temporary:
                 for name, piece in pieces:
                     with (temporary / Path(name).name).open("ab") as file:
                         file.write(piece)

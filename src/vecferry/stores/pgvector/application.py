@@ -53,7 +53,7 @@ class PgApplicationWriter:
         reserved = columns.ours() | {self._table.text} | {column.name for column in self._table.key}
         for name in names:
             if name not in columns.by_name or name in reserved:
-                what = f"{self._table.schema}.{self._table.name} has no column {name} for the payload of a record"
+                what = f"{self._table.full_name} has no column {name} for the payload of a record"
                 raise StoreSchemaError(what, "Names are spelled as in the database; key, text and vectors stand apart.")
 
     def _assignments(self, record: Record, side: Side, columns: Columns) -> Assignments:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from vecferry.errors import CaptureLost
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.outbox import NO_KEY
@@ -153,7 +154,11 @@ class PgCapture:
                 self._db.execute(sql.SQL("DROP FUNCTION IF EXISTS {}() CASCADE").format(identifier(SCHEMA, name)))
 
     def captured(self, limit: int, sides: Collection[Side]) -> list[Change]:
-        """Return the oldest notes; one without a key becomes notes of the rows that are not current."""
+        """Return the oldest notes; one without a key becomes notes of the rows that are not current.
+
+        Raises StoreSchemaError if the table is not as it was, CaptureLost if writes may be missing among the notes.
+        """
+        self._refuse_unnoted()
         changes = self._outbox.oldest(limit, sides)
         if not any(change.key == () for change in changes):
             return changes
@@ -163,6 +168,13 @@ class PgCapture:
                 self._outbox.add_where(self._sql.name, key, self._session.outdated(side, columns), side)
             self._outbox.remove(notes)
         return self._outbox.oldest(limit, sides)
+
+    def _refuse_unnoted(self) -> None:
+        if not self._ledger.is_captured(self._table.target):
+            return
+        self._catalogue.refuse_changed()
+        if not self._is_capturing():
+            raise CaptureLost(self._table.full_name, "Run start again: it makes them anew, and compares every row.")
 
     def acknowledge(self, changes: Sequence[Change]) -> None:
         if changes:

@@ -22,6 +22,13 @@ from vecferry.stores.pgvector.table import (
 from vecferry.stores.values import Side
 
 COMMENT_PREFIX = "vecferry:space:"
+PUT_BACK = "Change it back until the migration has ended, or run start again with the names of now."
+NOW = """
+SELECT ARRAY[n.nspname, c.relname]::text[], coalesce((SELECT jsonb_object_agg(a.attnum, a.attname) FROM pg_attribute a
+    WHERE a.attrelid = c.oid AND a.attnum = ANY(%s::smallint[]) AND NOT a.attisdropped), '{}')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::oid
+"""
+"""The name of the table, and the names of columns by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,20 @@ class Catalogue:
         self._db = database
         self._table = table
 
+    def refuse_changed(self) -> None:
+        """Raise StoreSchemaError, which names the change, if the table is not as it was when it was found."""
+        table = self._table
+        rows = self._db.rows(NOW, [list(table.read), table.oid])
+        if not rows:
+            raise StoreSchemaError(f"the table {table.full_name} is not there any more", PUT_BACK)
+        name, by_number = rows[0]
+        if name != [table.schema, table.name]:
+            raise StoreSchemaError(f"the table {table.full_name} is called {'.'.join(name)} now", PUT_BACK)
+        for number, column in table.read.items():
+            if (now := by_number.get(str(number))) != column:
+                what = "was dropped" if now is None else f"is called {now} now"
+                raise StoreSchemaError(f"the column {column} of {table.full_name} {what}", PUT_BACK)
+
     def columns(self) -> Columns:
         """Read the columns. Raises StoreSchemaError if the vector column is not there any more."""
         rows = self._db.rows(
@@ -122,7 +143,8 @@ class Catalogue:
             for name, kind, dimension, is_required, comment in rows
         }
         if self._table.vector not in by_name:
-            raise StoreSchemaError(f"{self._table.target} is not there any more", "Put the table back.")
+            what = f"{self._table.full_name} has no column {self._table.vector} any more"
+            raise StoreSchemaError(what, PUT_BACK)
         return Columns(self._table, by_name)
 
     def vector_indexes(self, column: str) -> list[VectorIndex]:

@@ -40,6 +40,7 @@ INSTALL = (
     "CREATE INDEX IF NOT EXISTS changes_of_a_side ON vecferry.changes (target, side, number) WHERE side IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS changes_of_a_key ON vecferry.changes (target, side, key) WHERE side IS NOT NULL",
 )
+OWN_TABLES = ("migrations", "ranges", "dead_letters", "events", "serving", "control", "leases", "changes")
 
 
 class PgLedger(Ledger):
@@ -74,6 +75,20 @@ class PgLedger(Ledger):
         (is_there,) = self._db.row("SELECT to_regclass('vecferry.changes') IS NOT NULL")
         return bool(is_there)
 
+    def forget(self) -> int:
+        """Remove the schema. Raises StoreSchemaError, which names it, for something of somebody else that stands there.
+
+        Raises MigrationsOpen, and LockTimedOut while another session works with it.
+        """
+        with self._db.transaction():
+            if not self.is_installed():
+                return 0
+            self._db.execute("LOCK TABLE vecferry.migrations")  # so that nobody begins another
+            number = self._count_ended()
+            self._db.execute(f"DROP TABLE {', '.join(f'vecferry.{name}' for name in OWN_TABLES)}")
+            self._db.execute("DROP SCHEMA vecferry")
+        return number
+
     def another(self) -> PgLedger:
         return PgLedger(self._db.another())
 
@@ -88,6 +103,17 @@ class PgLedger(Ledger):
             [target, target],
         )
         return serving, old
+
+    def is_captured(self, target: str) -> bool:
+        """Return whether the triggers of a migration that is open ought to be there."""
+        if not self.is_installed():
+            return False
+        (is_later,) = self._db.row(
+            "SELECT EXISTS (SELECT FROM vecferry.migrations WHERE target = %s"
+            " AND state NOT IN ('planned', 'prepared', 'finalized', 'aborted'))",
+            [target],
+        )
+        return bool(is_later)
 
     def was_switched(self, target: str) -> bool:
         """Return whether the migration that is open was switched at least once; every write asks, so in one query."""

@@ -66,7 +66,7 @@ class TableLocks:
                 result = work()
             return Held(result, time.monotonic() - asked_at)
         except LockTimedOut as exc:
-            what = f"{self._table.schema}.{self._table.name} (the same vectors still serve)"
+            what = f"{self._table.full_name} (the same vectors still serve)"
             raise Locked(what, self.users() or "a transaction that has ended since") from exc
 
     def pause_left_s(self) -> float:

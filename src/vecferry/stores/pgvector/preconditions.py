@@ -34,7 +34,7 @@ def refuse_new_side(session: TableSession, dimension: int, outputs: Outputs) -> 
 
 
 def _refuse_role(session: TableSession) -> None:
-    table = f"{session.table.schema}.{session.table.name}"
+    table = session.table.full_name
     role, owner, owns, creates_here, creates_schema, database, is_missing = session.db.row(RIGHTS, [session.table.oid])
     if not owns:
         raise StoreSchemaError(f"the role {role} does not own the table {table}", f"Connect as {owner}, who does.")
@@ -79,5 +79,5 @@ def _refuse_unacceptable(session: TableSession, dimension: int) -> None:
         kept = sql.SQL("{} IS NOT NULL").format(session.sql.column(table.vector))
         parts = (others, vector, session.sql.name, kept, sql.Literal(ROWS_CHECKED), identifier(table.name))
         if session.db.row(query.format(*parts, verbatim(condition)))[0]:
-            what = f"the constraint {name} of {table.schema}.{table.name} takes no vectors of {dimension} numbers"
+            what = f"the constraint {name} of {table.full_name} takes no vectors of {dimension} numbers"
             raise StoreSchemaError(f"{what}: {condition}", "Drop it, or let it take both lengths.")

@@ -11,7 +11,8 @@ from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.connection import identifier
-from vecferry.stores.pgvector.dependents import casting_functions, dependents
+from vecferry.stores.pgvector.dependents import dependents
+from vecferry.stores.pgvector.notices import notices
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
 from vecferry.stores.pgvector.views import views_of
@@ -61,27 +62,12 @@ class PgReader:
                 creates=self._creates(),
                 dependents=dependents(self._db, self._table),
                 texts_without_vector=texts_without_vector,
-                notices=self._notices(column.dimension),
+                notices=notices(self._db, self._table, column.dimension),
             )
-
-    def _notices(self, dimension: int | None) -> tuple[str, ...]:
-        functions = tuple(
-            f"function {name} casts vectors to {dimension} numbers; change it with the switch"
-            for name in casting_functions(self._db, self._table, dimension)
-        )
-        query = "SELECT current_user::text, pg_get_userbyid(relowner)::text, (SELECT rolsuper FROM pg_roles"
-        query += " WHERE rolname = current_user) FROM pg_class WHERE oid = %s::oid"
-        role, owner, is_superuser = self._db.row(query, [self._table.oid])
-        if not is_superuser or role == owner:
-            return functions
-        return (
-            *functions,
-            f"{role} is a superuser: connect as {owner}, who owns the table, and others' code gains less",
-        )
 
     def _creates(self) -> tuple[str, ...]:
         """Name what `start` creates. Sparse and ColBERT columns come on top, where the migration asks for them."""
-        table, names = f"{self._table.schema}.{self._table.name}", CaptureNames.of(self._table.target)
+        table, names = self._table.full_name, CaptureNames.of(self._table.target)
         columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
         missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns
         return (

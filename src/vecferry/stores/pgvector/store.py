@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.application import PgApplicationWriter
 from vecferry.stores.pgvector.capture import PgCapture
 from vecferry.stores.pgvector.comparing import PgComparison
@@ -218,7 +219,11 @@ class PgVectorStore(Store):
 
     def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
         """Run `work` in a transaction while nobody else uses the table; readers wait too."""
-        return self._session.locks.alone(work, patience)
+        try:
+            return self._session.locks.alone(work, patience)
+        except StoreSchemaError:
+            self._session.catalogue.refuse_changed()  # which can say more
+            raise
 
     def pause_left_s(self) -> float:
         return self._session.locks.pause_left_s()

@@ -78,7 +78,7 @@ class PgSwitch:
         for name in wanted:
             existing = columns.by_name.get(name)
             if existing is not None and existing.space != fingerprint:
-                what = f"{self._table.schema}.{self._table.name} has a column {name} already"
+                what = f"{self._table.full_name} has a column {name} already"
                 raise StoreSchemaError(what, "Rename or drop it.")
 
     def _add_columns(self, kinds: Mapping[str, Fragment]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vecferry.errors import SettingsError, StoreSchemaError
@@ -35,7 +35,8 @@ class Table:
 
     source: what a row's text is; text_types: of the columns that it is made of. kind: the vector column's type,
     "vector" or "halfvec". extension: pgvector's schema. types: the number that each of pgvector's types has in this
-    database. others: the tables that a text is made of beside this one.
+    database. others: the tables that a text is made of beside this one. read: the columns of the key and the text, by
+    their numbers, which they keep whatever they are called.
     """
 
     oid: int
@@ -48,7 +49,12 @@ class Table:
     kind: str
     extension: str
     types: Mapping[str, int]
-    others: tuple[OtherTable, ...] = ()
+    others: tuple[OtherTable, ...]
+    read: Mapping[int, str]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.schema}.{self.name}"
 
     @property
     def text(self) -> str:
@@ -57,7 +63,7 @@ class Table:
 
     @property
     def target(self) -> str:
-        return f"{self.schema}.{self.name}.{self.vector}"
+        return f"{self.full_name}.{self.vector}"
 
 
 def find_table(database: Database, table: str, text: str, vector_column: str, joined: str | None = None) -> Table:
@@ -95,7 +101,13 @@ def find_table(database: Database, table: str, text: str, vector_column: str, jo
     types = "pgvector's types vector or halfvec"
     kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
     extension, numbers = _extension(database)
-    return Table(oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others)
+    read = _numbers(database, oid, [*(column.name for column in key), *text_types])
+    return Table(oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others, read)
+
+
+def _numbers(database: Database, oid: int, names: Sequence[str]) -> dict[int, str]:
+    query = "SELECT attnum::integer, attname::text FROM pg_attribute WHERE attrelid = %s::oid AND attname = ANY(%s)"
+    return dict(database.rows(query, [oid, list(names)]))
 
 
 def _source(database: Database, oid: int, table: str, text: str) -> tuple[TextSource, Mapping[str, str]]:

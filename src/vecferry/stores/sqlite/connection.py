@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -153,8 +154,8 @@ class SqliteDatabase:
 
     def _install(self) -> None:
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = self._connected("rwc")
+            make_private(self._path)
+        connection = self._connected("rw")
         if self._path is not None:
             self._write_ahead(connection)
         with self._begun():
@@ -205,11 +206,33 @@ class SqliteDatabase:
             self._users += 1
         return self
 
+    def remove_file(self) -> None:
+        """Leave nothing where the file was. What is open goes on with what it has, and in memory there is no file."""
+        with self._translated():
+            for suffix in ("", "-wal", "-shm") if self._path else ():
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    def disconnect(self) -> None:
+        """Let the next use look at the file anew."""
+        with self._lock:
+            if self._path is not None and self._connection is not None:
+                self._connection.close()
+                self._connection, self._installed = None, False
+
     def close(self) -> None:
         with self._lock:
             self._users -= 1
             if not self._users and self._connection is not None:
                 self._connection.close()
+
+
+def make_private(path: Path) -> None:
+    """Make a file, and the folder that it is in, for this user alone, unless they are there.
+
+    What SQLite lays beside a database is for those who may read that.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def write_ahead(connection: sqlite3.Connection, timeout_s: float) -> str:

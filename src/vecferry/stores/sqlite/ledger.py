@@ -46,5 +46,15 @@ class SqliteLedger(SqliteJournal, Ledger):
         """
         return self._db.transaction()
 
+    def forget(self) -> int:
+        """Remove the file. Raises MigrationsOpen."""
+        if not self.is_installed():
+            return 0
+        with self.transaction():  # nobody begins another meanwhile
+            number = self._count_ended()
+            self._db.remove_file()
+        self._db.disconnect()
+        return number
+
     def another(self) -> SqliteLedger:
         return SqliteLedger(self._db.another(), self._abandoned_after_s)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from vecferry.encode.runtime.host import available_cpus
@@ -36,6 +40,8 @@ class RaySession:
         self._is_ours, self._folder = not ray.is_initialized(), ""
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
+            if self._on_sigterm == signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, _exit)  # until Ray has its own, so that what was begun is ended
             if self._is_ours and settings.address is None:
                 self._start(settings)
             elif self._is_ours:
@@ -67,10 +73,14 @@ class RaySession:
 
     def _start(self, settings: RaySettings) -> None:
         """Start Ray with one CPU more than workers take: or tasks and workers could wait for each other for ever."""
+        sweep_folders()
         self._folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=SHORT)
+        session = str(Path(self._folder) / "r")  # Ray lets everybody into its own folder
         cpus = settings.workers * (settings.cpus_per_worker or max(available_cpus() // settings.workers, 1)) + 1
         try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=self._folder, **QUIET)
+            with _on_loopback():
+                make_token()
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=session, **QUIET)
         except (OSError, RuntimeError, ValueError, RayError) as exc:
             raise EngineUnreachable("local", first_line(exc)) from exc
 
@@ -91,6 +101,46 @@ class RaySession:
             if sum(number // cpus for number in numbers) >= settings.workers and sum(numbers) > settings.workers * cpus
         )  # fmt: skip
         return next(fitting, 1)
+
+
+def _exit(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def sweep_folders() -> None:
+    """Remove what runs have left that could not do so themselves."""
+    for folder in Path(SHORT or tempfile.gettempdir()).glob(f"{FOLDERS}*-*"):
+        pid = folder.name.removeprefix(FOLDERS).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of another user's there is nothing that can be removed
+
+
+def make_token() -> None:
+    """Leave the secret that Ray's processes know each other by readable for its owner alone, where it is in a file."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    path = Path.home() / ".ray/auth_token"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_hex(32))
+    except FileExistsError:
+        path.chmod(path.stat().st_mode & 0o700)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let the Ray that is started inside listen on 127.0.0.1 alone, as it does by itself where firewalls ask."""
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    said = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if said is not None:
+            os.environ[name] = said
 
 
 def _refuse_deaf(address: str) -> None:

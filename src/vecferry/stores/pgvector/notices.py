@@ -1,0 +1,53 @@
+"""What an operator should know of a database before a migration, and that stops none."""
+
+from __future__ import annotations
+
+from vecferry.stores.pgvector.connection import Database, identifier
+from vecferry.stores.pgvector.dependents import casting_functions
+from vecferry.stores.pgvector.table import Table
+
+WHO = """
+SELECT current_user::text, pg_get_userbyid(c.relowner)::text, r.rolsuper
+FROM pg_class c JOIN pg_roles r ON r.rolname = current_user WHERE c.oid = %s::oid
+"""
+READERS = """
+SELECT r.rolname::text FROM pg_roles r JOIN pg_class c ON c.oid = %s::oid
+WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> current_user AND NOT pg_has_role(r.oid, c.relowner, 'USAGE')
+    AND has_table_privilege(r.oid, c.oid, 'SELECT')
+    AND NOT coalesce(pg_has_role(r.oid, to_regrole('pg_read_all_data')::oid, 'USAGE'), false)
+    AND NOT coalesce(has_table_privilege(r.oid, to_regclass('vecferry.changes')::oid, 'SELECT'), false)
+ORDER BY 1
+"""
+"""Who may log in and read the table, and will not be able to read what `start` makes."""
+RIGHTS_TO_DUMP = ("USAGE ON", "SELECT ON ALL TABLES IN", "SELECT ON ALL SEQUENCES IN")
+
+
+def notices(database: Database, table: Table, dimension: int | None) -> tuple[str, ...]:
+    """Return sentences about functions that cast to this dimension, rights, and backups."""
+    functions = _about_functions(database, table, dimension)
+    return (*functions, *_about_rights(database, table), *_about_backups(database, table))
+
+
+def _about_functions(database: Database, table: Table, dimension: int | None) -> list[str]:
+    return [
+        f"function {name} casts vectors to {dimension} numbers; change it with the switch"
+        for name in casting_functions(database, table, dimension)
+    ]
+
+
+def _about_rights(database: Database, table: Table) -> list[str]:
+    role, owner, is_superuser = database.row(WHO, [table.oid])
+    if not is_superuser or role == owner:
+        return []
+    return [f"{role} is a superuser: connect as {owner}, who owns the table, and others' code gains less"]
+
+
+def _about_backups(database: Database, table: Table) -> list[str]:
+    """Return what to run after `start` for whoever dumps the whole database: pg_dump locks each table that it sees."""
+    if not (readers := ", ".join(identifier(role).as_string() for (role,) in database.rows(READERS, [table.oid]))):
+        return []
+    grants = "; ".join(f"GRANT {right} SCHEMA vecferry TO {readers}" for right in RIGHTS_TO_DUMP)
+    return [
+        f"backups: pg_dump as {readers} fails while there is a schema vecferry, which its owner alone may read."
+        f" After start: {grants}; or leave it out: pg_dump --exclude-schema=vecferry"
+    ]
