@@ -821,7 +821,8 @@ def watched(server: Server) -> Iterator[Watch]:
 
 def _watch(address: Address, pid: int, over: Event, sender: Connection) -> None:
     sender.send(None)
-    seconds, peak_mb = [], 0.0
+    seconds: list[float] = []
+    peak_mb = 0.0
     while not seconds or not over.wait(0.02):
         began = time.monotonic()
         with socket.create_connection(address, PATIENCE_S) as connection:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -68,6 +70,17 @@ def crowded(tiny_artifact: Artifact) -> Iterator[Server]:
     limits = ("--max-connections=5", "--receive-s=600", "--max-request-tokens=10000000", "--max-queue-tokens=10000000")
     with serving(f"tiny={tiny_artifact.path}", *limits) as server:
         yield server
+
+
+def test_there_are_no_more_connections_than_the_system_has_descriptors_for() -> None:
+    lines = (
+        "import resource",
+        "from vecferry.server.process import num_places",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 400))",
+        "print(num_places(100), num_places(1024), resource.getrlimit(resource.RLIMIT_NOFILE))",
+    )
+    ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert ran.stdout == "100 272 (400, 400)\n"
 
 
 def test_connections_that_say_nothing_keep_nobody_else_from_the_server(crowded: Server) -> None:

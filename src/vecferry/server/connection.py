@@ -129,7 +129,7 @@ class Places:
 
     def __init__(self, num: int) -> None:
         self._num, self._share = num, math.ceil(SHARE * num)
-        self._taken: dict[str, set[TimeoutHttpProtocol]] = {}
+        self._taken: dict[str, dict[TimeoutHttpProtocol, None]] = {}  # the oldest first, as in the next
         self._refused: dict[TimeoutHttpProtocol, None] = {}
 
     def admit(self, connection: TimeoutHttpProtocol) -> bool:
@@ -137,7 +137,7 @@ class Places:
 
         Return False if there is none. Such connections may send a request all the same, the last `MAX_REFUSED` of them.
         """
-        own = self._taken.get(connection.host, set())
+        own = self._taken.get(connection.host, {})
         if len(own) >= self._share:
             is_free = _free_one(own)
         elif sum(map(len, self._taken.values())) >= self._num:
@@ -146,7 +146,7 @@ class Places:
         else:
             is_free = True
         if is_free:
-            self._taken.setdefault(connection.host, set()).add(connection)
+            self._taken.setdefault(connection.host, {})[connection] = None
         else:
             self._refused[connection] = None
             if len(self._refused) > MAX_REFUSED:
@@ -156,14 +156,14 @@ class Places:
     def leave(self, connection: TimeoutHttpProtocol) -> None:
         """Take the connection's place back. Repeating is safe."""
         self._refused.pop(connection, None)
-        own = self._taken.get(connection.host, set())
-        own.discard(connection)
+        own = self._taken.get(connection.host, {})
+        own.pop(connection, None)
         if not own:
             self._taken.pop(connection.host, None)
 
 
 def _free_one(crowd: Iterable[TimeoutHttpProtocol]) -> bool:
-    """Close the connection with the least claim; return False if all are being answered."""
+    """Close the connection with the least claim, of equal ones the first; return False if all are being answered."""
     claims = [(claim, connection) for connection in crowd if (claim := connection.claim()) is not None]
     if claims:
         min(claims, key=lambda pair: pair[0])[1].give_up()

@@ -16,6 +16,8 @@ from vecferry.server.connection import Places, TimeoutHttpProtocol
 from vecferry.server.options import ServerOptions
 
 KEEP_ALIVE_S = 30
+OWN_FILES = 128
+"""Descriptors for all else: models, libraries, and connections that are refused."""
 SWITCH_S = 0.0005
 """For which a thread keeps the interpreter while another waits for it: the loop waits each time that it looks around.
 With Python's own 5 ms, /health took 135 ms where two threads made answers of /tokenize, and so 24."""
@@ -29,7 +31,9 @@ def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> Non
     limits = options.limits
     config = uvicorn.Config(
         app,
-        http=type("Served", (TimeoutHttpProtocol,), {"limits": limits, "places": Places(limits.max_connections)}),
+        http=type(
+            "Served", (TimeoutHttpProtocol,), {"limits": limits, "places": Places(num_places(limits.max_connections))}
+        ),
         ws="none",
         log_config=None,
         proxy_headers=False,  # whoever connects is the client
@@ -46,6 +50,23 @@ def serve(app: FastAPI, options: ServerOptions, listening: socket.socket) -> Non
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, server.handle_exit)  # of which uvicorn knows nothing
     server.run(sockets=[listening])
+
+
+def num_places(wanted: int) -> int:
+    """Return how many connections there may be: those that are wanted, or that the system has descriptors for.
+
+    The process's own limit is raised for them as far as the system lets it.
+    """
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    needed = wanted + OWN_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < needed:
+        limit = needed if most == resource.RLIM_INFINITY else min(needed, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    return max(1, min(wanted, limit - OWN_FILES))
 
 
 class _Server(uvicorn.Server):
