@@ -263,9 +263,9 @@ def test_a_file_beside_the_page_that_is_no_reports_is_not_replaced(evaluation: E
             write_report(evaluation, tmp_path / "package.html")
         assert (tmp_path / "package.json").read_text() == content
     assert [path.name for path in tmp_path.iterdir()] == ["package.json"]
-    write_report(only_the_verdict(evaluation), tmp_path / "report.html")
-    write_report(evaluation, tmp_path / "report.html")
-    assert json.loads((tmp_path / "report.json").read_text())["slices"]
+    for target in ("before", "after"):
+        write_report(replace(only_the_verdict(evaluation), target=target), tmp_path / "report.html")
+    assert json.loads((tmp_path / "report.json").read_text())["target"] == "after"
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.json", "languages.svg", "journey.json"])

@@ -212,7 +212,7 @@ def test_a_file_that_truncates_and_pads_does_neither_once_canonical(folder: Path
 EDGES = st.text("a好é\u0301\u200d\u0600👍🏽< \t\n\r<s>/mak", max_size=60) | st.text(
     st.characters(exclude_categories=["Cs"])
 )
-TRUNCATED_AT = (2, 3, 9)
+TRUNCATED_AT = (3, 9)
 
 
 def in_parts(canonical: bytes, max_tokens: int) -> Tokenizer:
@@ -256,10 +256,9 @@ def test_any_text_in_parts_has_the_ids_of_the_whole(
         assert (batch.ids.tolist(), batch.truncated.tolist()) == (cut, [len(whole) > max_tokens])
 
 
-@pytest.mark.parametrize("joined_by", [" ", "\n", "。", ""], ids=["spaces", "lines", "no white space", "nothing"])
-def test_a_long_text_is_cut_as_the_reference_cuts_it(canonical: bytes, reference: Reference, joined_by: str) -> None:
-    texts = [joined_by.join(TEXTS[start:]) for start in (0, 60)]
-    texts += ["".join(text.split()) for text in texts]
+def test_a_long_text_is_cut_as_the_reference_cuts_it(canonical: bytes, reference: Reference) -> None:
+    texts = [joined_by.join(TEXTS[start:]) for start, joined_by in enumerate([" ", "\n", "。", ""])]
+    texts.append("".join(texts[0].split()))
     tokenizer = Tokenizer(canonical, 512)
     assert min(map(len, texts)) > 16_000
     assert differing(rows_of(tokenizer, texts), reference(texts, 512), texts) == []
