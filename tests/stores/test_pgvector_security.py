@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from vecferry.errors import Locked, StoreSchemaError
+from vecferry.errors import DependentsInTheWay, Locked, StoreSchemaError
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.pgvector import ledger as pg_ledger
@@ -84,6 +84,39 @@ def test_functions_and_operators_that_fit_better_than_the_servers_are_not_called
     assert table.execute(
         "SELECT rolsuper FROM pg_roles WHERE rolname::text OPERATOR(pg_catalog.=) 'app'"
     ).fetchone() == (False,)
+
+
+CALLED_AT_A_WRITE = {
+    "trigger": "CREATE TRIGGER t BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION public.at_write()",
+    "check": "ALTER TABLE docs ADD CONSTRAINT c CHECK (public.at_write(body))",
+    "index": "CREATE INDEX i ON docs (public.at_write(body))",
+}
+
+
+@pytest.mark.parametrize("case", CALLED_AT_A_WRITE)
+def test_code_of_another_role_that_runs_at_a_write_stops_the_start_by_name(
+    case: str, table: psycopg.Connection, database_url: str, options: MigrationOptions
+) -> None:
+    returned, argument, value = ("trigger", "", "NEW") if case == "trigger" else ("boolean", "varchar", "true")
+    gain = "IF current_user <> ''app'' THEN ALTER ROLE app SUPERUSER; END IF;"
+    with as_app(database_url) as application:
+        application.execute(
+            f"CREATE FUNCTION public.at_write({argument}) RETURNS {returned} LANGUAGE plpgsql IMMUTABLE AS"
+            f" 'BEGIN RETURN {value}; END'"
+        )
+    table.execute(CALLED_AT_A_WRITE[case])
+    with as_app(database_url) as application:
+        body = f"BEGIN {gain} RETURN {value}; END"
+        application.execute(
+            f"CREATE OR REPLACE FUNCTION public.at_write({argument}) RETURNS {returned} LANGUAGE plpgsql IMMUTABLE AS"
+            f" '{body}'"
+        )
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
+        migration = Migration(store, new=NEW, old=OLD, options=options)
+        with pytest.raises(DependentsInTheWay, match=r"at_write\(.* belongs to app"):
+            migration.start()
+        assert not store.ledger.is_installed()
+    assert table.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'").fetchone() == (False,)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

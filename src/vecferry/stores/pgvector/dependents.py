@@ -18,6 +18,7 @@ FATES = {
     "default": "is not that of the new vectors: a row without a vector would have none after the switch",
     "publication": "would publish the old vectors after the switch",
     "publication of all columns": "would send what start adds to subscribers without such columns, which stop then",
+    "function of another role": "runs at each write with the rights of whoever migrates; it belongs to {}, so connect as that",
     "function": f"{STAYS}, since this role may not replace it",
 }
 LEFT_BEHIND = """
@@ -44,6 +45,21 @@ UNION SELECT 'publication of all columns', p.pubname::text, '' FROM pg_publicati
     JOIN pg_publication p ON p.oid = n.pnpubid JOIN pg_class c ON c.relnamespace = n.pnnspid
     WHERE c.oid = %(table)s::oid
 """
+FOREIGN_CODE = """
+WITH parts(classid, objid) AS (
+    SELECT 'pg_trigger'::regclass, oid FROM pg_trigger WHERE tgrelid = %(table)s::oid AND tgenabled <> 'D'
+    UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE conrelid = %(table)s::oid
+    UNION ALL SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef WHERE adrelid = %(table)s::oid
+    UNION ALL SELECT 'pg_class'::regclass, indexrelid FROM pg_index WHERE indrelid = %(table)s::oid
+)
+SELECT DISTINCT 'function of another role', p.oid::regprocedure::text, r.rolname::text
+    FROM parts JOIN pg_depend d ON d.classid = parts.classid AND d.objid = parts.objid
+        AND d.refclassid = 'pg_proc'::regclass
+    JOIN pg_proc p ON p.oid = d.refobjid JOIN pg_roles r ON r.oid = p.proowner
+    WHERE NOT p.prosecdef AND NOT r.rolsuper AND r.rolname <> current_user AND NOT EXISTS (
+        SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e')
+"""
+"""What runs at a write, with the rights of whoever writes, and may be replaced by its owner at any time."""
 COLUMN_LISTS = 150000
 """The version of PostgreSQL from which a publication may list columns, and be of a schema."""
 
@@ -61,10 +77,14 @@ def casting_functions(database: Database, table: Table, length: int | None) -> t
 
 
 def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
-    """Return all that stands on the vectors, by kind and name, but views that cannot be carried (`views.py`)."""
+    """Return all that stands on the vectors, by kind and name, but views that cannot be carried (`views.py`).
+
+    And code of others that runs when a row is written.
+    """
     queries = [
         ON_COLUMN + LEFT_BEHIND,
         WHOLE_PUBLICATIONS,
+        FOREIGN_CODE,
         *([PUBLICATIONS] if database.server_version >= COLUMN_LISTS else []),
     ]
     params = {"table": table.oid, "column": table.vector}
@@ -72,6 +92,6 @@ def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
     rows += [(each.kind, each.name, each.definition, each.is_allowed) for each in carried(database, table)]
     rows += [("view", view.name, view.definition, True) for view in carried_views(database, table)]
     return tuple(
-        Dependent(kind, name, definition, CARRIED if is_carried else FATES[kind], is_carried)
+        Dependent(kind, name, definition, CARRIED if is_carried else FATES[kind].format(definition), is_carried)
         for kind, name, definition, is_carried in sorted(rows)
     )
