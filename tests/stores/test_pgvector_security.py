@@ -113,7 +113,7 @@ def test_code_of_another_role_that_runs_at_a_write_stops_the_start_by_name(
         )
     with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
         migration = Migration(store, new=NEW, old=OLD, options=options)
-        with pytest.raises(DependentsInTheWay, match=r"at_write\(.* belongs to app"):
+        with pytest.raises(DependentsInTheWay, match=r"at_write\(.* its owner app"):
             migration.start()
         assert not store.ledger.is_installed()
     assert table.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'").fetchone() == (False,)

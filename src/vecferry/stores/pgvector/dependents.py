@@ -18,7 +18,7 @@ FATES = {
     "default": "is not that of the new vectors: a row without a vector would have none after the switch",
     "publication": "would publish the old vectors after the switch",
     "publication of all columns": "would send what start adds to subscribers without such columns, which stop then",
-    "function of another role": "runs at each write with the rights of whoever migrates; it belongs to {}: connect as it",
+    "function of another role": "runs at each write with the rights of whoever migrates; connect as its owner {}",
     "function": f"{STAYS}, since this role may not replace it",
 }
 LEFT_BEHIND = """
