@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from itertools import count
 from pathlib import Path
 
 import psycopg
 import pytest
 from fastapi import Request
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.story import Story
 from tests.console.inside import KEY, Console, console, options
@@ -156,16 +156,20 @@ def test_it_is_worked_by_the_keyboard_alone(opened: Console, page: Page) -> None
     expect(page.locator("#part-run")).to_contain_text("The migration runs in this console")
 
 
-def test_a_button_keeps_the_focus_when_its_part_is_put_anew(opened: Console, page: Page) -> None:
-    """The stream is the test's own: each connection brings another form of the part."""
-    times = count(1)
+def test_a_button_keeps_the_focus_when_its_part_is_put_anew(
+    opened: Console, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is the test's own: it brings another form of the part each time."""
 
-    def answer(route: Route) -> None:
-        parts = json.dumps({"run": f"<p>seen {next(times)} times</p><button>First</button><button>Second</button>"})
-        body = f"retry: 100\nevent: parts\ndata: {parts}\n\n"
-        route.fulfill(content_type="text/event-stream", body=body)
+    async def stream(request: Request, _: str) -> AsyncIterator[str]:
+        times = 0
+        while not request.app.state.is_ending and not await request.is_disconnected():
+            times += 1
+            parts = json.dumps({"run": f"<p>seen {times} times</p><button>First</button><button>Second</button>"})
+            yield f"event: parts\ndata: {parts}\n\n"
+            await asyncio.sleep(0.1)
 
-    page.route("**/events", answer)
+    monkeypatch.setattr(app, "_events", stream)
     Story(page, opened.url, opened.operator.task.store.target, KEY).log_in()
     page.get_by_role("button", name="Second").focus()
     before = page.locator("#part-run p").text_content()

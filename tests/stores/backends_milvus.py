@@ -6,6 +6,7 @@ from pathlib import Path
 
 from milvus_lite.server_manager import server_manager_instance
 from pymilvus import CollectionSchema, DataType, MilvusClient
+from pymilvus.client.cache import GlobalCache
 
 from tests.stores.backends import COLLECTION, DIMENSION
 from vecferry.embeddings import Float32
@@ -44,8 +45,12 @@ def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
 
 
 def end(file: Path) -> None:
-    """Give the file up, as the end of the process does: Milvus Lite keeps a file to its process."""
+    """Give the file up, as the end of the process does: Milvus Lite keeps a file to its process, and the client schemas.
+
+    The next server may have the same address, and other collections of the same name.
+    """
     server_manager_instance.release_server(str(file))
+    GlobalCache.schema.clear()
 
 
 @contextmanager

@@ -383,7 +383,7 @@ def abort(
 def forget(target: Target, yes: Yes = False, as_json: Json = False) -> None:
     """Remove what migrations keep for all tables of the database, once every one has ended. Vectors are not touched.
 
-    In PostgreSQL the schema vecferry goes, with the history of its migrations; elsewhere the control database.
+    That is the schema named vecferry, with the history of its migrations; in other stores the control database.
     """
     with target.migration() as migration:
         target.confirm("forget", "removes the history of all migrations of this database", yes=yes)
