@@ -45,9 +45,9 @@ def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
 
 
 def end(file: Path) -> None:
-    """Give the file up, as the end of the process does: Milvus Lite keeps a file to its process, and the client schemas.
+    """Give the file up, as the end of the process does: Milvus Lite keeps a file to its process.
 
-    The next server may have the same address, and other collections of the same name.
+    Its client keeps schemas by address, which the next server may have with other collections of the same name.
     """
     server_manager_instance.release_server(str(file))
     GlobalCache.schema.clear()

@@ -463,8 +463,8 @@ class Migration:
     def forget(self) -> int:
         """Remove the ledger, of all tables of the database, once every migration has ended; return of how many.
 
-        Leaves the vectors, and the columns' comments that say which model made them. What goes is the schema
-        named vecferry, in other stores the control database; a `Router` then knows no more than before the first migration.
+        Leaves the vectors, and the columns' comments that say which model made them. What goes is the schema named
+        vecferry, in other stores the control database; a `Router` knows no more than before the first migration then.
         Repeating is safe. Raises MigrationsOpen.
         """
         return self._ledger.forget()
