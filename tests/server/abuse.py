@@ -346,7 +346,7 @@ def kinds() -> list[Kind]:
         Kind("unknown choices", (400,), (v1(encoding_format="hex"), v1(prompt_name="title"),
              tei(prompt_name="x" * 9_999), tei(truncation_direction="left"),
              tei(truncation_direction="up"), m3(outputs=["dense", "colour"]),
-             m3(outputs=[]), m3(extra=1), m3(role="author"), tei(normalize=False))),
+             m3(outputs=[]), m3(extra=1), m3(role="author"))),
         Kind("nonsense in our headers", (400,), (*(post("/v1/embeddings", {"model": "tiny", "input": "a"}, header)
              for header in ("X-Request-Timeout: soon", "X-Request-Timeout: -1", "X-Request-Timeout: nan",
                             "X-Request-Timeout: 0", "X-Request-Timeout:", "X-Request-Timeout: 1e-400",

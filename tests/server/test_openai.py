@@ -67,6 +67,12 @@ def test_token_ids_stand_for_the_text_that_has_them(client: OpenAI, library: Enc
         assert answer.usage.prompt_tokens == expected.num_tokens.sum()
 
 
+def test_null_is_the_default_of_every_field(client: OpenAI, library: Encoder) -> None:
+    fields = ("truncate", "prompt_name", "dimensions", "encoding_format", "user")
+    answer = client.embeddings.create(model="tiny", input="a", extra_body=dict.fromkeys(fields))
+    np.testing.assert_array_equal(float32(answer.data[0].embedding), library.encode(["a"]).dense[0])
+
+
 def test_token_ids_with_the_special_ones_at_their_ends_mean_the_same(client: OpenAI, library: Encoder) -> None:
     whole = library.tokenizer(["one text"]).ids.tolist()
     answer = client.embeddings.create(model="tiny", input=whole)

@@ -14,13 +14,13 @@ from vecferry.errors import BadRequest
 from vecferry.migrate.router import Router
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
 from vecferry.server.openapi_schema import OPENAI_ERRORS, TEI_ERRORS, binary_forms
-from vecferry.server.requests import Input, ServiceHere, embed, headers_of, service_of, while_connected
+from vecferry.server.requests import Input, NullsAreDefaults, ServiceHere, embed, headers_of, service_of, while_connected
 
 router = APIRouter(tags=["vecferry"])
 Head = Literal["dense", "sparse", "colbert"]
 
 
-class _Strict(BaseModel):
+class _Strict(NullsAreDefaults):
     model_config = ConfigDict(extra="forbid")
 
 

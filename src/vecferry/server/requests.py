@@ -18,6 +18,7 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -59,7 +60,19 @@ class ClientGone(Exception):
     """The client of a request that went away."""
 
 
-class Body(BaseModel):
+class NullsAreDefaults(BaseModel):
+    """A request in which null is a field's default, as clients mean it that send every field that they have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: item for name, item in value.items() if item is not None or name not in optional}
+
+
+class Body(NullsAreDefaults):
     """A request in another server's form: fields that mean nothing here are ignored."""
 
     model_config = ConfigDict(extra="ignore")

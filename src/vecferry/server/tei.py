@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from vecferry import __version__
-from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.errors import BadRequest, RequestTooLarge
 from vecferry.server.answers import JSON, Style, binary, error_of, in_pieces, json, sparse_rows, wanted_form
 from vecferry.server.metrics import CONTENT_TYPE
@@ -49,7 +51,7 @@ class TeiRequest(TeiParameters):
 
 
 class EmbedRequest(TeiRequest):
-    normalize: StrictBool = Field(True, description="false is refused where the model's graph normalises.")
+    normalize: StrictBool = Field(True, description="false: as the model gives them, which may be unit length too.")
     dimensions: StrictInt | None = Field(None, description="Refused unless it is the model's.")
 
 
@@ -94,12 +96,17 @@ class SimpleToken(BaseModel):
 async def embed_dense(request: Request, body: EmbedRequest) -> Response:
     """Return dense vectors."""
     model = service_of(request).models.get(body.model)
-    if not body.normalize and model.encoder.space.normalize:
-        raise BadRequest("normalize", f"the vectors of {model.name} have unit length: its graph normalises")
     require_dimension(model, body.dimensions)
     form = wanted_form(request)
     embeddings, headers = await _embedded(request, model, body.inputs, body)
+    if body.normalize and not model.encoder.space.normalize:
+        embeddings = replace(embeddings, dense_or_none=_unit(embeddings.dense))
     return json(await in_pieces(embeddings.dense), headers) if form == JSON else binary(embeddings, form, headers)
+
+
+def _unit(vectors: Float32) -> Float32:
+    """Return the vectors at unit length; none is zero."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @router.post("/embed_sparse", response_model=list[list[SparseValue]])
@@ -126,7 +133,8 @@ async def similarity(request: Request, body: SimilarityRequest) -> Response:
     if not body.inputs.sentences:
         raise BadRequest("inputs.sentences", "at least one sentence was expected")
     embeddings, headers = await _embedded(request, model, texts, body.parameters or TeiParameters())
-    return json(embeddings.dense[1:] @ embeddings.dense[0], headers)
+    vectors = _unit(embeddings.dense) if not model.encoder.space.normalize else embeddings.dense
+    return json(vectors[1:] @ vectors[0], headers)
 
 
 @router.post("/", response_class=Response, include_in_schema=False)
