@@ -44,6 +44,7 @@ VecferryError                      exit  what happened
 │   ├── NotAuthorized                    no key, or one that is not known
 │   ├── UnknownHost                      a name that leads here and is not the server's
 │   ├── ModelNotServed
+│   ├── TokenIdsRefused                  ids, which may be another tokenizer's
 │   ├── Overloaded                       a queue is full, or what requests hold in memory
 │   ├── DeadlineExceeded
 │   ├── NotReady                         no run has succeeded, or the runtime broke
@@ -576,6 +577,16 @@ class ModelNotServed(ServingError):
     advice = "Served: {served}."
     name: str
     served: Sequence[str]
+
+
+class TokenIdsRefused(ServingError):
+    """Token ids instead of texts; nothing in them says whose they are."""
+
+    template = "token ids are not taken: those of another tokenizer would give vectors of other texts."
+    advice = (
+        "Send texts, with LangChain by OpenAIEmbeddings(check_embedding_ctx_length=False); for clients that send this"
+        " model's own ids (POST /tokenize) the server takes them with --token-ids."
+    )
 
 
 @dataclass(eq=False)

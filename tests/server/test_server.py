@@ -440,7 +440,7 @@ def test_two_models_are_served_by_their_names(guarded: Server, library: Encoder)
 
 def test_a_model_without_token_ids_and_a_third_head_says_so() -> None:
     lightweight = Encoder(LightweightTokenizer(), LightweightRuntime())
-    with inside(lightweight) as server, server.client() as http:
+    with inside(lightweight, options=ServerOptions(token_ids=True)) as server, server.client() as http:
         assert len(http.post("/embed", json={"inputs": "a"}).json()[0]) == 1024
         assert http.post("/embed_sparse", json={"inputs": "a"}).status_code == 200
         for path, body, message in (

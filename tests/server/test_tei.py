@@ -58,9 +58,7 @@ def test_the_clients_parameters_are_understood(server: Server, library: Encoder)
     np.testing.assert_array_equal(values, library.encode([TOO_LONG, "a"], role="query").dense)
 
 
-@pytest.mark.parametrize(
-    "parameters", [{"truncation_direction": "left"}, {"prompt_name": "s2p"}, {"dimensions": 7}]
-)
+@pytest.mark.parametrize("parameters", [{"truncation_direction": "left"}, {"prompt_name": "s2p"}, {"dimensions": 7}])
 def test_what_cannot_be_done_is_an_error_of_the_client_by_its_parameter(
     server: Server, parameters: dict[str, Any]
 ) -> None:

@@ -44,6 +44,9 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--host-name", help="Name under which it is asked without a key, beside addresses and localhost."),
 ]
+TokenIds = Annotated[
+    bool, typer.Option("--token-ids", help="Take lists of numbers as this model's token ids (POST /tokenize).")
+]
 PlainLogs = Annotated[bool, typer.Option("--plain-logs", help="Lines for people instead of JSON.")]
 Traces = Annotated[bool, typer.Option("--traces", help="Send spans to OTEL_EXPORTER_OTLP_ENDPOINT (extra: otel).")]
 
@@ -63,6 +66,7 @@ def serve(
     without_key: WithoutKey = False,
     cors_origin: Origins = None,
     host_name: Names = None,
+    token_ids: TokenIds = False,
     plain_logs: PlainLogs = False,
     traces: Traces = False,
 ) -> None:
@@ -76,7 +80,7 @@ def serve(
 
     settings = read_settings()
     keys, origins = keys_of(api_keys, settings), tuple(cors_origin or ())
-    options = ServerOptions(host, keys, without_key, origins, tuple(host_name or ()), limits, traces)
+    options = ServerOptions(host, keys, without_key, origins, tuple(host_name or ()), limits, traces, token_ids)
     target = None if config is None else Target(read_config(config))
     with process.listen(host, port) as listening:  # before the models are loaded
         service = _service(_choices(models or [], target, settings), settings, limits)

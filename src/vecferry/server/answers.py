@@ -30,6 +30,7 @@ STATUS: Mapping[type[Exception], int] = {
     e.NotAuthorized: 401,
     e.UnknownHost: 421,
     e.ModelNotServed: 404,
+    e.TokenIdsRefused: 400,
     e.Overloaded: 429,
     e.DeadlineExceeded: 504,
     e.NotReady: 503,
@@ -112,7 +113,7 @@ def _param(exc: Exception) -> str | None:
         return exc.where if exc.where != BODY else None
     if isinstance(exc, e.ModelNotServed):
         return "model"
-    return "input" if isinstance(exc, e.InvalidInput | e.TextTooLong) else None
+    return "input" if isinstance(exc, e.InvalidInput | e.TextTooLong | e.TokenIdsRefused) else None
 
 
 # --- embeddings -----------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
         telemetry={"tracing": options.traces, "metrics": False, "logs": False, "auto_configure": options.traces},
     )
     app.state.service, app.state.router = service, router
+    app.state.takes_token_ids = options.token_ids
     for part in (openai.router, tei.router, m3.router):
         app.include_router(part)
     for kind, handler in HANDLERS.items():

@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
 class EmbeddingsRequest(Body):
     """OpenAI's request; `truncate` and `prompt_name` are ours."""
 
-    input: Input = Field(description="Texts, or token ids of this model's tokenizer (POST /tokenize).")
+    input: Input = Field(description="Texts; with --token-ids also ids of POST /tokenize.")
     model: str = Field(description="A name from GET /v1/models.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: StrictInt | None = Field(None, description="The model's own number; any other is refused.")

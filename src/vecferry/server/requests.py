@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import Role
-from vecferry.errors import BadRequest, DeadlineExceeded
+from vecferry.errors import BadRequest, DeadlineExceeded, TokenIdsRefused
 from vecferry.server.lanes import LaneName
 from vecferry.server.models import Served
 from vecferry.server.service import EncodeRequest, EncodeResult, Service, Texts
@@ -48,7 +48,7 @@ def _known_form(value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
 
 
 Input = Annotated[StrictStr | Strings | TokenIds | SeveralTokenIds, WrapValidator(_known_form)]
-"""One text or several; a text may be the ids of this model's tokenizer."""
+"""One text or several; with `ServerOptions.token_ids` a text may be the ids of this model's tokenizer."""
 
 ARRIVED_AT = "vecferry.arrived_at"
 """In a request's scope, where the guard says so: on `time.monotonic`."""
@@ -116,9 +116,11 @@ async def embed(
     role: Role = "passage",
     truncate: bool = True,
 ) -> EncodeResult:
-    """Call `Service.embed`, for as long as the client waits. Raises what that raises, and ClientGone."""
+    """Call `Service.embed`, for as long as the client waits. Raises what that raises, TokenIdsRefused, ClientGone."""
     service = service_of(request)
     texts = texts_of(inputs)
+    if texts and not isinstance(texts[0], str) and not request.app.state.takes_token_ids:
+        raise TokenIdsRefused
     encode_request = EncodeRequest(
         model,
         texts,
