@@ -43,6 +43,7 @@ VecferryError                      exit  what happened
 │   ├── ReceiveTimeout                   a request that did not arrive in time
 │   ├── NotAuthorized                    no key, or one that is not known
 │   ├── UnknownHost                      a name that leads here and is not the server's
+│   ├── RouteNotFound
 │   ├── ModelNotServed
 │   ├── TokenIdsRefused                  ids, which may be another tokenizer's
 │   ├── Overloaded                       a queue is full, or what requests hold in memory
@@ -570,11 +571,25 @@ class UnknownHost(ServingError):
 
 
 @dataclass(eq=False)
+class RouteNotFound(ServingError):
+    """There is nothing at a path. likely: what was perhaps meant."""
+
+    template = "there is nothing at {path}."
+    advice = "Perhaps {likely} was meant, by another base URL; there are {routes}."
+    path: str
+    likely: str
+    routes: Sequence[str]
+
+
+@dataclass(eq=False)
 class ModelNotServed(ServingError):
     """No model of that name is here."""
 
     template = "the model {name!r} is not served here."
-    advice = "Served: {served}."
+    advice = (
+        "Served: {served}. Whoever runs the server can give a model that name (NAME=MODEL), or allow any name to one:"
+        " --any-model-name"
+    )
     name: str
     served: Sequence[str]
 

@@ -51,6 +51,7 @@ PATIENCE_S = 60.0
 MAX_TEXTS, MAX_TEXT_CHARS, MAX_BODY_MB, MAX_BODIES_MB, MAX_CONNECTIONS = 200, 20_000, 4, 16, 256
 MAX_TOKENIZE_CHARS = 50_000
 ARGUMENTS = (
+    "--token-ids",
     f"--receive-s={RECEIVE_S:g}",
     f"--max-texts={MAX_TEXTS}",
     f"--max-text-chars={MAX_TEXT_CHARS}",

@@ -419,6 +419,75 @@ def test_paths_and_methods_that_are_not_there_have_the_form_of_the_interface(htt
         assert set(http.request(*request).json()) == {"error", "error_type"}
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings/", "//v1/embeddings", "/v1//embeddings//", "/embeddings", "/embeddings/", "//embeddings"]
+)
+def test_slashes_too_many_and_teis_short_path_lead_to_the_same_vectors(http: httpx2.Client, path: str) -> None:
+    body = {"input": "a", "model": "tiny"}
+    expected = http.post("/v1/embeddings", json=body)
+    answer = http.post(f"{http.base_url.scheme}://{http.base_url.netloc.decode()}{path}", json=body)
+    assert (answer.status_code, answer.content) == (200, expected.content)
+    refused = http.post(path.rstrip("/") or path, json={"model": "tiny"}) if not path.startswith("//") else None
+    assert refused is None or set(refused.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/", "/ping", "/health", "/health/"])
+def test_health_is_answered_where_other_platforms_ask_for_it(http: httpx2.Client, path: str) -> None:
+    assert (http.get(path).status_code, http.get(path).json()["status"]) == (200, "ok")
+
+
+@pytest.mark.parametrize(
+    ("path", "likely"),
+    [
+        ("/v1/v1/embeddings", "/v1/embeddings"),
+        ("/openai/deployments/tiny/embeddings?api-version=2024-10-21", "/v1/embeddings"),
+        ("/api/embed", "/embed"),
+        ("/v1/embedding", "/v1/embeddings"),
+        ("/tokenise", "/tokenize"),
+        ("/rerank", "/v1/embeddings or /embed"),
+        ("/\u00e9%0a" + "a" * 5000, "/v1/embeddings or /embed"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_the_likely_one_and_all(http: httpx2.Client, path: str, likely: str) -> None:
+    refused = http.post(path, json={})
+    assert refused.status_code == 404
+    error = refused.json()["error"]
+    message = error["message"] if path.startswith(("/v1/", "/openai/")) else error
+    assert f"Perhaps {likely} was meant" in message
+    assert "/embed_sparse" in message
+    assert "/v1/m3" in message
+    assert len(message) < 1000
+    assert message.isascii()
+
+
+def test_another_method_is_told_which_there_is(http: httpx2.Client) -> None:
+    assert http.get("/embed").json()["error"] == "GET is not answered here; POST is."
+
+
+def test_the_only_model_may_have_every_name_and_a_wrong_one_is_told_of_it(library: Encoder) -> None:
+    with inside(unruly(library)) as server, server.client() as http:
+        for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs")):
+            body = {field: "a", "model": "text-embedding-3-small"}
+            server.service.models._any_name = False
+            refused = http.post(path, json=body)
+            assert refused.status_code == 404
+            assert "--any-model-name" in refused.text
+            server.service.models._any_name = True
+            assert http.post(path, json=body).status_code == 200
+    several = [Served(name, Loaded(library, "first choice")) for name in ("a", "b")]
+    with pytest.raises(SettingsError, match="--any-model-name"):
+        ServedModels(several, any_name=True)
+
+
+def test_vertex_has_a_prediction_for_each_instance(http: httpx2.Client) -> None:
+    instances = [{"inputs": "one"}, {"inputs": ["two", "three"]}]
+    expected = http.post("/embed", json={"inputs": ["one", "two", "three"]}).json()
+    answer = http.post("/vertex", json={"instances": instances}).json()
+    assert answer == {"predictions": [expected[:1], expected[1:]]}
+    for wrong in ([], [{"inputs": "a"}, {"inputs": "b", "truncate": False}], [{"input": "a"}], None):
+        assert http.post("/vertex", json={"instances": wrong}).status_code == 400
+
+
 # --- several models -------------------------------------------------------------------------------
 
 
@@ -434,7 +503,8 @@ def test_two_models_are_served_by_their_names(guarded: Server, library: Encoder)
     assert answers["tiny"]["fingerprint"] == library.fingerprint != answers["wide"]["fingerprint"]
     assert (unknown.status_code, unknown.json()["error"]) == (
         404,
-        "the model 'huge' is not served here. Served: tiny, wide.",
+        "the model 'huge' is not served here. Served: tiny, wide. Whoever runs the server can give a model that name"
+        " (NAME=MODEL), or allow any name to one: --any-model-name",
     )
 
 

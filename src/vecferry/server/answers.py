@@ -29,6 +29,7 @@ STATUS: Mapping[type[Exception], int] = {
     e.ReceiveTimeout: 408,
     e.NotAuthorized: 401,
     e.UnknownHost: 421,
+    e.RouteNotFound: 404,
     e.ModelNotServed: 404,
     e.TokenIdsRefused: 400,
     e.Overloaded: 429,
@@ -57,7 +58,8 @@ class Style(StrEnum):
 
 
 def style_of(path: str) -> Style:
-    return Style.OPENAI if path.startswith("/v1/") else Style.TEI
+    """Return the form of the interface that has the path, or that its client means: Azure's, or OpenAI's without /v1."""
+    return Style.OPENAI if path.startswith(("/v1/", "/openai/")) or path == "/embeddings" else Style.TEI
 
 
 def status_of(exc: Exception) -> int:

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -20,7 +21,7 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import Role
@@ -70,6 +71,15 @@ class NullsAreDefaults(BaseModel):
             return value
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {name: item for name, item in value.items() if item is not None or name not in optional}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = handler(schema)
+        whole, null = handler.resolve_ref_schema(described), {"type": "null"}
+        for name, field in whole["properties"].items():
+            if name not in whole.get("required", ()) and null not in field.get("anyOf", ()):
+                whole["properties"][name] = {"anyOf": [field, null]}
+        return described
 
 
 class Body(NullsAreDefaults):

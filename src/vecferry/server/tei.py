@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -18,6 +19,7 @@ from vecferry.server.metrics import CONTENT_TYPE
 from vecferry.server.models import Served
 from vecferry.server.openapi_schema import TEI_ERRORS, binary_forms
 from vecferry.server.requests import (
+    ONE_ERROR,
     Body,
     Input,
     ServiceHere,
@@ -79,6 +81,10 @@ class DecodeRequest(Body):
     model: str | None = None
 
 
+class VertexRequest(Body):
+    instances: Annotated[list[EmbedRequest], Field(min_length=1), ONE_ERROR]
+
+
 class SparseValue(BaseModel):
     index: int
     value: float
@@ -95,13 +101,18 @@ class SimpleToken(BaseModel):
 @router.post("/embed", response_class=Response, responses=binary_forms(list[list[float]]))
 async def embed_dense(request: Request, body: EmbedRequest) -> Response:
     """Return dense vectors."""
+    form = wanted_form(request)
+    embeddings, headers = await _dense(request, body)
+    return json(await in_pieces(embeddings.dense), headers) if form == JSON else binary(embeddings, form, headers)
+
+
+async def _dense(request: Request, body: EmbedRequest) -> tuple[Embeddings, dict[str, str]]:
     model = service_of(request).models.get(body.model)
     require_dimension(model, body.dimensions)
-    form = wanted_form(request)
     embeddings, headers = await _embedded(request, model, body.inputs, body)
     if body.normalize and not model.encoder.space.normalize:
         embeddings = replace(embeddings, dense_or_none=_unit(embeddings.dense))
-    return json(await in_pieces(embeddings.dense), headers) if form == JSON else binary(embeddings, form, headers)
+    return embeddings, headers
 
 
 def _unit(vectors: Float32) -> Float32:
@@ -123,6 +134,20 @@ async def embed_all(request: Request, body: TeiRequest) -> Response:
     model = service_of(request).models.get(body.model)
     embeddings, headers = await _embedded(request, model, body.inputs, body, Outputs.COLBERT)
     return json(await in_pieces(embeddings.colbert[row] for row in range(len(embeddings))), headers)
+
+
+@router.post("/vertex", response_model=dict[Literal["predictions"], list[list[list[float]]]])
+async def embed_for_vertex(request: Request, body: VertexRequest) -> Response:
+    """Return dense vectors in the form of Google's Vertex AI, of requests to /embed with the same parameters."""
+    first, *others = (instance.model_copy(update={"inputs": []}) for instance in body.instances)
+    if any(other != first for other in others):
+        raise BadRequest("instances", "the same parameters were expected for all of them")
+    rows = [texts_of(instance.inputs) for instance in body.instances]
+    whole = first.model_copy(update={"inputs": [text for texts in rows for text in texts]})
+    embeddings, headers = await _dense(request, whole)
+    ends = list(accumulate(map(len, rows), initial=0))
+    predictions = [embeddings.dense[start:stop] for start, stop in pairwise(ends)]
+    return json({"predictions": await in_pieces(predictions)}, headers)
 
 
 @router.post("/similarity", response_model=list[float])
@@ -243,6 +268,8 @@ async def info(service: ServiceHere) -> Response:
     )
 
 
+@router.get("/", include_in_schema=False)
+@router.get("/ping", include_in_schema=False)
 @router.get("/health")
 async def health(service: ServiceHere) -> Response:
     """Answer 200 if every model's last run succeeded. Needs no key."""
