@@ -161,7 +161,7 @@ class InvalidText(InvalidInput):
     """One text cannot be encoded. row: its position in the input, from 0."""
 
     template = "text {row} cannot be encoded: {reason}."
-    advice = "Repair or leave out that text; the others are not affected."
+    advice = "Repair or leave out that text."
     row: int
     reason: str
 

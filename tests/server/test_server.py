@@ -402,6 +402,27 @@ def test_a_body_that_is_not_json_is_told_so(http: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"inputs": "é"}'.encode("latin-1"), "it is not UTF-8, in which JSON is written (byte 12)"),
+        (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deep"),
+        (b'{"inputs": ' + b"1" * 5000 + b"}", "too many digits"),
+        (b'{"inputs": ["a", null]}', "item 1 is null, not str"),
+        (b'{"inputs": [null]}', "item 0 is null, not str"),
+        (b'{"inputs": [[5], "a"]}', "item 1 is str, not list"),
+        (b'{"inputs": ["a", {"text": "b"}]}', "item 1 is dict, not str"),
+        (b'{"inputs": ["a", "\\ud800"]}', "lone surrogate U+D800 at character 0"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_why(http: httpx2.Client, content: bytes, reason: str) -> None:
+    for path in ("/embed", "/"):
+        refused = http.post(path, content=content, headers={"content-type": "application/json"})
+        assert refused.status_code == 400
+        assert reason in refused.json()["error"]
+        assert "not affected" not in refused.json()["error"]
+
+
+@pytest.mark.parametrize(
     "value", [["a", [5]], ["a", 5], [1.5], [-1], [2**31], [2**80], [[1], "a"], [None], {}, True, None, 5]
 )
 def test_what_is_neither_texts_nor_token_ids_is_refused_by_the_field(http: httpx2.Client, value: object) -> None:

@@ -58,7 +58,7 @@ class Style(StrEnum):
 
 
 def style_of(path: str) -> Style:
-    """Return the form of the interface that has the path, or that its client means: Azure's, or OpenAI's without /v1."""
+    """Return the form of the interface that has the path, or that its client means, Azure's too."""
     return Style.OPENAI if path.startswith(("/v1/", "/openai/")) or path == "/embeddings" else Style.TEI
 
 

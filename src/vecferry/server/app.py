@@ -96,6 +96,8 @@ async def _http(request: Request, exc: Exception) -> Response:
         return unread(exc.__cause__, style_of(request.url.path))
     if isinstance(exc.__cause__, ClientDisconnect):
         return await _client_gone(request, exc)
+    if exc.status_code == 400 and exc.__cause__ is not None:
+        return error_answer(BadRequest(BODY, _unparsed(exc.__cause__)), style_of(request.url.path))
     path, style = request.scope["path"], style_of(request.scope["path"])
     if exc.status_code == 404:
         return error_answer(_no_route(path, request.app), style)
@@ -103,6 +105,15 @@ async def _http(request: Request, exc: Exception) -> Response:
     if exc.status_code == 405:
         message = f"{request.method} is not answered here; {(exc.headers or {}).get('Allow', 'another')} is."
     return error_of(exc.status_code, message, style, headers=exc.headers)
+
+
+def _unparsed(cause: BaseException) -> str:
+    """Say why the framework could not parse a body, of which it says nothing itself."""
+    if isinstance(cause, UnicodeDecodeError):
+        return f"it is not UTF-8, in which JSON is written (byte {cause.start}); Latin-1 and others are not read"
+    if isinstance(cause, RecursionError):
+        return "its lists are nested too deep"
+    return "it has a number of too many digits" if isinstance(cause, ValueError) else "it cannot be parsed"
 
 
 def _no_route(path: str, app: FastAPI) -> RouteNotFound:

@@ -64,6 +64,7 @@ class RequestGuard:
         try:
             if scope["path"] not in OPEN:
                 self._require_access(headers)
+            body.decode_from(headers.get(b"content-encoding", b""))
             body.check_announced(headers.get(b"content-length", b""))
             await self._app(scope, body.receive, answer.send)
         except ServingError as exc:

@@ -34,7 +34,7 @@ class _Strict(NullsAreDefaults):
 
 class M3Request(_Strict):
     inputs: Input = Field(description="Texts; with --token-ids also ids of POST /tokenize.")
-    outputs: Annotated[list[Head], Field(min_length=1, max_length=len(Outputs.ALL.names))] = ["dense"]
+    outputs: list[Head] = Field(["dense"], min_length=1, max_length=len(Outputs.ALL.names))
     role: Role = "passage"
     truncate: StrictBool = Field(True, description="false: refuse texts that are too long.")
     encoding_format: Literal["float", "base64"] = Field("float", description="The form of dense and ColBERT vectors.")

@@ -45,7 +45,18 @@ def _known_form(value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
         return checked(value)
     except ValidationError as exc:
         expected = "a text, several texts, or the token ids of one or several (whole numbers from 0) were expected"
-        raise PydanticCustomError("input", expected) from exc
+        raise PydanticCustomError("input", "{message}", {"message": expected + _odd_item(value)}) from exc
+
+
+def _odd_item(value: Any) -> str:
+    """Name the first item of a list that is none of texts, or not like the first one."""
+    if not isinstance(value, list) or not value:
+        return ""
+    kind = type(value[0]) if isinstance(value[0], str | int | list) else str
+    for at, item in enumerate(value):
+        if type(item) is not kind:
+            return f"; item {at} is {'null' if item is None else type(item).__name__}, not {kind.__name__}"
+    return ""
 
 
 Input = Annotated[StrictStr | Strings | TokenIds | SeveralTokenIds, WrapValidator(_known_form)]
