@@ -13,7 +13,7 @@ import pytest
 from tests.server.conftest import Server
 
 POSTS = {
-    "/v1/embeddings", "/v1/m3", "/embed", "/embed_sparse", "/embed_all", "/similarity", "/vertex", "/tokenize", 
+    "/v1/embeddings", "/v1/m3", "/embed", "/embed_sparse", "/embed_all", "/similarity", "/vertex", "/tokenize",
     "/decode", "/search",
 }  # fmt: skip
 GETS = {"/v1/models", "/v1/models/{name}", "/info", "/health", "/metrics"}
