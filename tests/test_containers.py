@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def folder(tiny_artifact: Artifact) -> Iterator[Path]:
     """Yield a folder that everybody may read and only root write to, with a model in it."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # noqa: S108  # that of pytest is root's alone
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # that of pytest is root's alone
         folder = Path(name)
         folder.chmod(0o755)
         shutil.copytree(tiny_artifact.path, folder / "model")
@@ -71,10 +71,9 @@ def test_a_model_that_cannot_be_written_to_is_verified_and_the_report_printed(fo
 
 
 def test_without_a_home_the_hub_is_refused_with_what_to_set(folder: Path) -> None:
-    for arguments in (("doctor", "--json"), ("convert", "BAAI/bge-m3", "out")):
-        done = run(folder, *arguments)
-        assert done.returncode != 0
-        assert "set HF_HOME to a folder" in done.stdout + done.stderr
+    done = run(folder, "convert", "BAAI/bge-m3", "out")
+    assert done.returncode == 3
+    assert "set HF_HOME to a folder" in done.stderr
 
 
 def test_without_a_home_a_chart_says_what_to_set(folder: Path) -> None:

@@ -24,8 +24,8 @@ A file appears whole or not at all: it is written under a temporary name beside 
 from __future__ import annotations
 
 import json
-import os
 import math
+import os
 import struct
 import sys
 import tokenize

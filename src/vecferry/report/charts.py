@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
-from vecferry.errors import MissingExtra, OutputWriteFailed, reason_of, SettingsError
+from vecferry.errors import MissingExtra, OutputWriteFailed, SettingsError, reason_of
 from vecferry.evaluate.values import (
     ALL,
     Evaluation,

@@ -117,7 +117,8 @@ async def _dense(request: Request, body: EmbedRequest) -> tuple[Embeddings, dict
 
 def _unit(vectors: Float32) -> Float32:
     """Return the vectors at unit length; none is zero."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Float32 = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 @router.post("/embed_sparse", response_model=list[list[SparseValue]])
