@@ -43,7 +43,9 @@ VecferryError                      exit  what happened
 │   ├── ReceiveTimeout                   a request that did not arrive in time
 │   ├── NotAuthorized                    no key, or one that is not known
 │   ├── UnknownHost                      a name that leads here and is not the server's
+│   ├── RouteNotFound
 │   ├── ModelNotServed
+│   ├── TokenIdsRefused                  ids, which may be another tokenizer's
 │   ├── Overloaded                       a queue is full, or what requests hold in memory
 │   ├── DeadlineExceeded
 │   ├── NotReady                         no run has succeeded, or the runtime broke
@@ -159,7 +161,7 @@ class InvalidText(InvalidInput):
     """One text cannot be encoded. row: its position in the input, from 0."""
 
     template = "text {row} cannot be encoded: {reason}."
-    advice = "Repair or leave out that text; the others are not affected."
+    advice = "Repair or leave out that text."
     row: int
     reason: str
 
@@ -569,13 +571,37 @@ class UnknownHost(ServingError):
 
 
 @dataclass(eq=False)
+class RouteNotFound(ServingError):
+    """There is nothing at a path. likely: what was perhaps meant."""
+
+    template = "there is nothing at {path}."
+    advice = "Perhaps {likely} was meant, by another base URL; there are {routes}."
+    path: str
+    likely: str
+    routes: Sequence[str]
+
+
+@dataclass(eq=False)
 class ModelNotServed(ServingError):
     """No model of that name is here."""
 
     template = "the model {name!r} is not served here."
-    advice = "Served: {served}."
+    advice = (
+        "Served: {served}. Whoever runs the server can give a model that name (NAME=MODEL), or allow any name to one:"
+        " --any-model-name"
+    )
     name: str
     served: Sequence[str]
+
+
+class TokenIdsRefused(ServingError):
+    """Token ids instead of texts; nothing in them says whose they are."""
+
+    template = "token ids are not taken: those of another tokenizer would give vectors of other texts."
+    advice = (
+        "Send texts, with LangChain by OpenAIEmbeddings(check_embedding_ctx_length=False); for clients that send this"
+        " model's own ids (POST /tokenize) the server takes them with --token-ids."
+    )
 
 
 @dataclass(eq=False)

@@ -93,8 +93,11 @@ Serving = Callable[..., Iterator[Server]]
 
 @pytest.fixture(scope="session")
 def server(tiny_artifact: Artifact) -> Iterator[Server]:
-    """Yield a server of one model under two names: `tiny` and its folder's. Not to be stopped, nor left busy."""
-    with serving(f"tiny={tiny_artifact.path}") as started:
+    """Yield a server of one model under two names, `tiny` and its folder's, that takes token ids.
+
+    Not to be stopped, nor left busy.
+    """
+    with serving(f"tiny={tiny_artifact.path}", "--token-ids") as started:
         yield started
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import socket
-from collections.abc import Iterator
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -23,6 +27,7 @@ from vecferry.server.service import parts_of
 JSON = {"content-type": "application/json"}
 LIMITS = ServerLimits(max_texts=1_000, max_request_tokens=5_000)
 MB = 1_000_000
+Encode = Callable[[bytes], bytes]
 
 
 # --- values -----------------------------------------------------------------------------------------
@@ -33,6 +38,71 @@ def counted(body: bytes, piece: int = SMALL_BYTES, limits: ServerLimits = LIMITS
     for at in range(0, len(body), piece):
         count.add(body[at : at + piece])
     return count
+
+
+def raw(data: bytes) -> bytes:
+    deflating = zlib.compressobj(wbits=-15)
+    return deflating.compress(data) + deflating.flush()
+
+
+CODINGS = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compress, "Deflate": raw}
+
+
+@pytest.mark.parametrize(("coding", "encode"), CODINGS.items())
+def test_gzip_and_deflate_are_read_in_whatever_pieces(library: Encoder, coding: str, encode: Encode) -> None:
+    content = json.dumps({"inputs": ["é " * 50_000, "b"]}).encode()
+    body, headers = encode(content), JSON | {"content-encoding": coding}
+    with inside(unruly(library)) as server, server.client() as http:
+        expected = http.post("/embed", content=content, headers=JSON).content
+        for step in (1, 7, len(body)):
+            pieces = (body[at : at + step] for at in range(0, len(body), step))
+            assert http.post("/embed", content=pieces, headers=headers).content == expected
+        for wrong, reason in (
+            (body[:-1], "ends too early"), (body + b"a", "bytes behind its end"), (b"\x08\xff" * 9, "it is not "),
+        ):  # fmt: skip
+            refused = http.post("/embed", content=wrong, headers=headers)
+            assert (refused.status_code, reason in refused.text) == (400, True), refused.text
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "\u00e9" * 500])
+def test_other_codings_are_refused_by_name(library: Encoder, coding: str) -> None:
+    with inside(unruly(library)) as server, server.client() as http:
+        headers = JSON | {"content-encoding": coding.encode("latin-1")}
+        refused = http.post("/embed", content=b"{}", headers=headers)
+        assert (refused.status_code, "gzip and deflate are" in refused.text) == (400, True)
+        assert len(refused.text) < 300
+        assert http.post("/embed", json={"inputs": "a"}, headers={"content-encoding": "identity"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "option"),
+    [
+        (b" " * 100 * MB, "--max-body-mb"),
+        (b'{"inputs": [' + b"[]," * 2_000 + b"[]]}", "--max-texts"),
+        (b'{"inputs": [' + b"1," * 7_000 + b"1]}", "--max-request-tokens"),
+    ],
+)
+def test_what_is_inflated_is_counted_and_no_more_of_it_than_may_be(content: bytes, option: str) -> None:
+    packed = gzip.compress(content, 1)
+    limits = replace(LIMITS, max_body_mb=4)
+    bodies = Bodies(limits)
+
+    async def receive() -> Message:
+        return {"body": packed, "more_body": False}
+
+    body = bodies.new(receive)
+    body.decode_from(b"gzip")
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestTooLarge) as caught:
+            asyncio.run(body.receive())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.option == option
+    assert peak < 16 * MB, "of 100"
+    body.release()
+    assert bodies.num_bytes == 0
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, SMALL_BYTES])

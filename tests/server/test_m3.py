@@ -89,6 +89,12 @@ def test_both_roles_and_the_models_other_name_are_understood(http: httpx2.Client
         assert http.post("/v1/m3", json={"inputs": "a", "role": role, "model": "tiny"}).status_code == 200
 
 
+def test_null_is_the_default_of_every_field(http: httpx2.Client) -> None:
+    expected = http.post("/v1/m3", json={"inputs": "a"}).content
+    nulls = dict.fromkeys(("outputs", "role", "truncate", "encoding_format", "model"))
+    assert http.post("/v1/m3", json={"inputs": "a"} | nulls).content == expected
+
+
 def test_fields_that_are_not_known_are_refused(http: httpx2.Client) -> None:
     refused = http.post("/v1/m3", json={"inputs": "a", "output": ["sparse"]})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output")

@@ -67,6 +67,28 @@ def test_token_ids_stand_for_the_text_that_has_them(client: OpenAI, library: Enc
         assert answer.usage.prompt_tokens == expected.num_tokens.sum()
 
 
+@pytest.mark.parametrize("inputs", [[5, 6], [[5], [6, 7]], [[]]])
+def test_token_ids_are_refused_unless_the_server_takes_them(library: Encoder, inputs: list[Any]) -> None:
+    with inside(unruly(library)) as server, server.client() as http:
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            error = refused(client, openai.BadRequestError, input=inputs)
+            assert error.param == "input"
+        others = [
+            http.post(path, json={"inputs": inputs}) for path in ("/embed", "/embed_sparse", "/embed_all", "/v1/m3")
+        ]
+        assert [answer.status_code for answer in others] == [400] * 4
+        for message in (error.message, *(answer.text for answer in others)):
+            assert "OpenAIEmbeddings(check_embedding_ctx_length=False)" in message
+            assert "--token-ids" in message
+        assert http.post("/decode", json={"ids": inputs}).status_code == 200, "ids for their text"
+
+
+def test_null_is_the_default_of_every_field(client: OpenAI, library: Encoder) -> None:
+    fields = ("truncate", "prompt_name", "dimensions", "encoding_format", "user")
+    answer = client.embeddings.create(model="tiny", input="a", extra_body=dict.fromkeys(fields))
+    np.testing.assert_array_equal(float32(answer.data[0].embedding), library.encode(["a"]).dense[0])
+
+
 def test_token_ids_with_the_special_ones_at_their_ends_mean_the_same(client: OpenAI, library: Encoder) -> None:
     whole = library.tokenizer(["one text"]).ids.tolist()
     answer = client.embeddings.create(model="tiny", input=whole)

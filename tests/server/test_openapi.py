@@ -13,8 +13,8 @@ import pytest
 from tests.server.conftest import Server
 
 POSTS = {
-    "/v1/embeddings", "/v1/m3", "/embed", "/embed_sparse", "/embed_all", "/similarity", "/tokenize", "/decode",
-    "/search",
+    "/v1/embeddings", "/v1/m3", "/embed", "/embed_sparse", "/embed_all", "/similarity", "/vertex", "/tokenize",
+    "/decode", "/search",
 }  # fmt: skip
 GETS = {"/v1/models", "/v1/models/{name}", "/info", "/health", "/metrics"}
 UNSAYABLE = "positive_data_acceptance"

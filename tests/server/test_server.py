@@ -402,6 +402,27 @@ def test_a_body_that_is_not_json_is_told_so(http: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"inputs": "é"}'.encode("latin-1"), "it is not UTF-8, in which JSON is written (byte 12)"),
+        (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deep"),
+        (b'{"inputs": ' + b"1" * 5000 + b"}", "too many digits"),
+        (b'{"inputs": ["a", null]}', "item 1 is null, not str"),
+        (b'{"inputs": [null]}', "item 0 is null, not str"),
+        (b'{"inputs": [[5], "a"]}', "item 1 is str, not list"),
+        (b'{"inputs": ["a", {"text": "b"}]}', "item 1 is dict, not str"),
+        (b'{"inputs": ["a", "\\ud800"]}', "lone surrogate U+D800 at character 0"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_why(http: httpx2.Client, content: bytes, reason: str) -> None:
+    for path in ("/embed", "/"):
+        refused = http.post(path, content=content, headers={"content-type": "application/json"})
+        assert refused.status_code == 400
+        assert reason in refused.json()["error"]
+        assert "not affected" not in refused.json()["error"]
+
+
+@pytest.mark.parametrize(
     "value", [["a", [5]], ["a", 5], [1.5], [-1], [2**31], [2**80], [[1], "a"], [None], {}, True, None, 5]
 )
 def test_what_is_neither_texts_nor_token_ids_is_refused_by_the_field(http: httpx2.Client, value: object) -> None:
@@ -419,6 +440,75 @@ def test_paths_and_methods_that_are_not_there_have_the_form_of_the_interface(htt
         assert set(http.request(*request).json()) == {"error", "error_type"}
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings/", "//v1/embeddings", "/v1//embeddings//", "/embeddings", "/embeddings/", "//embeddings"]
+)
+def test_slashes_too_many_and_teis_short_path_lead_to_the_same_vectors(http: httpx2.Client, path: str) -> None:
+    body = {"input": "a", "model": "tiny"}
+    expected = http.post("/v1/embeddings", json=body)
+    answer = http.post(f"{http.base_url.scheme}://{http.base_url.netloc.decode()}{path}", json=body)
+    assert (answer.status_code, answer.content) == (200, expected.content)
+    refused = http.post(path.rstrip("/") or path, json={"model": "tiny"}) if not path.startswith("//") else None
+    assert refused is None or set(refused.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/", "/ping", "/health", "/health/"])
+def test_health_is_answered_where_other_platforms_ask_for_it(http: httpx2.Client, path: str) -> None:
+    assert (http.get(path).status_code, http.get(path).json()["status"]) == (200, "ok")
+
+
+@pytest.mark.parametrize(
+    ("path", "likely"),
+    [
+        ("/v1/v1/embeddings", "/v1/embeddings"),
+        ("/openai/deployments/tiny/embeddings?api-version=2024-10-21", "/v1/embeddings"),
+        ("/api/embed", "/embed"),
+        ("/v1/embedding", "/v1/embeddings"),
+        ("/tokenise", "/tokenize"),
+        ("/rerank", "/v1/embeddings or /embed"),
+        ("/\u00e9%0a" + "a" * 5000, "/v1/embeddings or /embed"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_the_likely_one_and_all(http: httpx2.Client, path: str, likely: str) -> None:
+    refused = http.post(path, json={})
+    assert refused.status_code == 404
+    error = refused.json()["error"]
+    message = error["message"] if path.startswith(("/v1/", "/openai/")) else error
+    assert f"Perhaps {likely} was meant" in message
+    assert "/embed_sparse" in message
+    assert "/v1/m3" in message
+    assert len(message) < 1000
+    assert message.isascii()
+
+
+def test_another_method_is_told_which_there_is(http: httpx2.Client) -> None:
+    assert http.get("/embed").json()["error"] == "GET is not answered here; POST is."
+
+
+def test_the_only_model_may_have_every_name_and_a_wrong_one_is_told_of_it(library: Encoder) -> None:
+    with inside(unruly(library)) as server, server.client() as http:
+        for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs")):
+            body = {field: "a", "model": "text-embedding-3-small"}
+            server.service.models._any_name = False
+            refused = http.post(path, json=body)
+            assert refused.status_code == 404
+            assert "--any-model-name" in refused.text
+            server.service.models._any_name = True
+            assert http.post(path, json=body).status_code == 200
+    several = [Served(name, Loaded(library, "first choice")) for name in ("a", "b")]
+    with pytest.raises(SettingsError, match="--any-model-name"):
+        ServedModels(several, any_name=True)
+
+
+def test_vertex_has_a_prediction_for_each_instance(http: httpx2.Client) -> None:
+    instances = [{"inputs": "one"}, {"inputs": ["two", "three"]}]
+    expected = http.post("/embed", json={"inputs": ["one", "two", "three"]}).json()
+    answer = http.post("/vertex", json={"instances": instances}).json()
+    assert answer == {"predictions": [expected[:1], expected[1:]]}
+    for wrong in ([], [{"inputs": "a"}, {"inputs": "b", "truncate": False}], [{"input": "a"}], None):
+        assert http.post("/vertex", json={"instances": wrong}).status_code == 400
+
+
 # --- several models -------------------------------------------------------------------------------
 
 
@@ -434,13 +524,14 @@ def test_two_models_are_served_by_their_names(guarded: Server, library: Encoder)
     assert answers["tiny"]["fingerprint"] == library.fingerprint != answers["wide"]["fingerprint"]
     assert (unknown.status_code, unknown.json()["error"]) == (
         404,
-        "the model 'huge' is not served here. Served: tiny, wide.",
+        "the model 'huge' is not served here. Served: tiny, wide. Whoever runs the server can give a model that name"
+        " (NAME=MODEL), or allow any name to one: --any-model-name",
     )
 
 
 def test_a_model_without_token_ids_and_a_third_head_says_so() -> None:
     lightweight = Encoder(LightweightTokenizer(), LightweightRuntime())
-    with inside(lightweight) as server, server.client() as http:
+    with inside(lightweight, options=ServerOptions(token_ids=True)) as server, server.client() as http:
         assert len(http.post("/embed", json={"inputs": "a"}).json()[0]) == 1024
         assert http.post("/embed_sparse", json={"inputs": "a"}).status_code == 200
         for path, body, message in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -11,9 +12,10 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 
 from tests.server.conftest import KEY, Server
-from tests.server.inside import float32, inside, unruly
-from vecferry.embeddings import Float32, Outputs, dense_scores
+from tests.server.inside import UnrulyRuntime, float32, inside, unruly
+from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch, dense_scores
 from vecferry.encode.encoder import Encoder
+from vecferry.model.artifact import VectorSpace
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerOptions
 
@@ -56,9 +58,7 @@ def test_the_clients_parameters_are_understood(server: Server, library: Encoder)
     np.testing.assert_array_equal(values, library.encode([TOO_LONG, "a"], role="query").dense)
 
 
-@pytest.mark.parametrize(
-    "parameters", [{"normalize": False}, {"truncation_direction": "left"}, {"prompt_name": "s2p"}, {"dimensions": 7}]
-)
+@pytest.mark.parametrize("parameters", [{"truncation_direction": "left"}, {"prompt_name": "s2p"}, {"dimensions": 7}])
 def test_what_cannot_be_done_is_an_error_of_the_client_by_its_parameter(
     server: Server, parameters: dict[str, Any]
 ) -> None:
@@ -156,8 +156,37 @@ def test_fields_of_tei_are_understood_everywhere(http: httpx2.Client, path: str)
     assert http.post(path, json=whole | {"inputs": "a", "ours": "is left out of account"}).status_code == 200
 
 
-def test_embed_refuses_vectors_that_are_not_of_unit_length_and_another_dimension(http: httpx2.Client) -> None:
-    assert_error(http.post("/embed", json={"inputs": "a", "normalize": False}), 400, "normalize")
+@pytest.mark.parametrize("path", ["/embed", "/embed_all"])
+def test_without_normalisation_the_vectors_are_those_that_the_model_gives(http: httpx2.Client, path: str) -> None:
+    expected = http.post(path, json={"inputs": TEXTS}).content
+    for normalize in (False, True, None):
+        assert http.post(path, json={"inputs": TEXTS, "normalize": normalize}).content == expected
+
+
+class LongRuntime(UnrulyRuntime):
+    """A double of a model whose graph does not normalise: vectors three times as long."""
+
+    @property
+    def space(self) -> VectorSpace:
+        return super().space.model_copy(update={"normalize": False})
+
+    def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        embeddings = super().run(batch, outputs)
+        return replace(embeddings, fingerprint=self.space.fingerprint, dense_or_none=3 * embeddings.dense)
+
+
+def test_vectors_of_a_graph_that_does_not_normalise_are_normalised_as_by_tei(library: Encoder) -> None:
+    encoder = Encoder(library.tokenizer, LongRuntime(library.runtime), library.limits, spec=library._spec)
+    expected = library.encode(TEXTS).dense
+    with inside(encoder) as server, server.client() as http:
+        for normalize, length in ((None, 1), (True, 1), (False, 3)):
+            vectors = float32(http.post("/embed", json={"inputs": TEXTS, "normalize": normalize}).json())
+            np.testing.assert_allclose(vectors, length * expected, atol=1e-6)
+        body = {"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS[1:]}}
+        np.testing.assert_allclose(http.post("/similarity", json=body).json(), cosines(library, TEXTS), atol=1e-6)
+
+
+def test_embed_refuses_another_dimension(http: httpx2.Client) -> None:
     assert_error(http.post("/embed", json={"inputs": "a", "dimensions": 32}), 400, "dimensions")
     assert http.post("/embed", json={"inputs": "a", "normalize": True, "dimensions": 64}).status_code == 200
 

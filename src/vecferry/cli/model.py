@@ -15,13 +15,13 @@ import numpy as np
 import typer
 
 from vecferry.cli.options import option
-from vecferry.cli.output import Json, counting, plain, short, show, show_table, stages
+from vecferry.cli.output import Json, counting, errors, plain, short, show, show_table, stages
 from vecferry.conversion.verify import ConversionCheck, Report
 from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.encoder import Encoder, Role
 from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.host import machine
-from vecferry.errors import SettingsError, VecferryError, VerificationFailed
+from vecferry.errors import ArtifactWriteFailed, SettingsError, VecferryError, VerificationFailed
 from vecferry.evaluate import read_beir
 from vecferry.migrate.config import EngineConfig
 from vecferry.migrate.engines import RaySettings
@@ -102,13 +102,19 @@ def convert(
 def verify(model: ModelFolder, as_json: Json = False) -> None:
     """Check a converted model: digests, numbers, batches, lengths, and PyTorch where it is at hand.
 
-    The report is written to verification.json in the folder. Fails with exit code 4.
+    The report is written to verification.json in the folder, if that can be written to. Fails with exit code 4.
     """
     from vecferry.conversion.convert import verify_artifact
     from vecferry.model.artifact import Artifact
 
+    artifact = Artifact.open(model)
     with stages() as stage:
-        report = verify_artifact(Artifact.open(model), progress=stage)
+        report = verify_artifact(artifact, progress=stage)
+    try:
+        artifact.write_verification(report.to_dict())
+    except ArtifactWriteFailed as exc:
+        note = f"note: {exc.message} Mount {model} writable for that, or keep what --json prints."
+        errors.print(note, markup=False, highlight=False, soft_wrap=True)
     if not as_json:
         _show_report(report)
         report.gate(model)

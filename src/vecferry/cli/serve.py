@@ -44,6 +44,12 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--host-name", help="Name under which it is asked without a key, beside addresses and localhost."),
 ]
+TokenIds = Annotated[
+    bool, typer.Option("--token-ids", help="Take lists of numbers as this model's token ids (POST /tokenize).")
+]
+AnyModelName = Annotated[
+    bool, typer.Option("--any-model-name", help="Answer whatever model a client names, with the only one.")
+]
 PlainLogs = Annotated[bool, typer.Option("--plain-logs", help="Lines for people instead of JSON.")]
 Traces = Annotated[bool, typer.Option("--traces", help="Send spans to OTEL_EXPORTER_OTLP_ENDPOINT (extra: otel).")]
 
@@ -63,6 +69,8 @@ def serve(
     without_key: WithoutKey = False,
     cors_origin: Origins = None,
     host_name: Names = None,
+    token_ids: TokenIds = False,
+    any_model_name: AnyModelName = False,
     plain_logs: PlainLogs = False,
     traces: Traces = False,
 ) -> None:
@@ -76,10 +84,10 @@ def serve(
 
     settings = read_settings()
     keys, origins = keys_of(api_keys, settings), tuple(cors_origin or ())
-    options = ServerOptions(host, keys, without_key, origins, tuple(host_name or ()), limits, traces)
+    options = ServerOptions(host, keys, without_key, origins, tuple(host_name or ()), limits, traces, token_ids)
     target = None if config is None else Target(read_config(config))
     with process.listen(host, port) as listening:  # before the models are loaded
-        service = _service(_choices(models or [], target, settings), settings, limits)
+        service = _service(_choices(models or [], target, settings), settings, limits, any_name=any_model_name)
         router = None if target is None else _router(target, service)
         _announce(service, listening, as_json=not plain_logs)
         process.serve(create_app(service, options, router), options, listening)
@@ -112,7 +120,7 @@ def _choices(names: list[str], target: Target | None, settings: Settings) -> lis
     return choices or [ModelChoice(settings.options().artifact)]
 
 
-def _service(choices: list[ModelChoice], settings: Settings, limits: ServerLimits) -> Service:
+def _service(choices: list[ModelChoice], settings: Settings, limits: ServerLimits, *, any_name: bool) -> Service:
     """Load the models of a service."""
     from vecferry.server.models import ServedModels
     from vecferry.server.service import Service
@@ -122,7 +130,7 @@ def _service(choices: list[ModelChoice], settings: Settings, limits: ServerLimit
         for choice in choices:
             stage(f"loading {choice.folder}")
             served.append(choice.load(replace(settings.options(), artifact=choice.folder)))
-    return Service(ServedModels(served), limits)
+    return Service(ServedModels(served, any_name=any_name), limits)
 
 
 def _router(target: Target, service: Service) -> Router:

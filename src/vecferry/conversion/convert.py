@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from vecferry.conversion.precision import (
 )
 from vecferry.conversion.verify import Progress, Reference, Report, verify
 from vecferry.encode.runtime.onnx import OnnxRuntime
-from vecferry.errors import MissingExtra, PrecisionRefused, SourceError
+from vecferry.errors import MissingExtra, PrecisionRefused, SourceError, SourceNotFound, reason_of
 from vecferry.model.artifact import FORMAT, MODEL, TOKENIZER, Artifact, Manifest, SourceRecord, file_record, writing
 from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import Checkpoint, reopen
@@ -139,22 +140,30 @@ class _Narrowing:
 
 
 def verify_artifact(artifact: Artifact, *, progress: Progress = lambda _: None) -> Report:
-    """Verify an artifact where it lies and renew its verification.json, whatever the outcome.
+    """Verify an artifact where it lies; its verification.json is the caller's to renew, whatever the outcome.
 
     One of a narrower precision is held against an fp32 form that is made of its checkpoint for this, in a
-    temporary folder.
+    temporary folder; where there is none, that check is skipped.
     """
 
     def converted_from() -> Model:
-        folder = reopen(artifact.manifest.source).folder
-        return read_model(folder, Overrides.of(artifact.manifest.encoder))
+        try:
+            folder = reopen(artifact.manifest.source).folder
+            return read_model(folder, Overrides.of(artifact.manifest.encoder))
+        except OSError as exc:  # a folder that this user may not look into
+            raise SourceNotFound(artifact.manifest.source.id, reason_of(exc)) from exc
 
-    with TemporaryDirectory(prefix="vecferry-fp32-") as beside:
-        narrow = artifact.manifest.space.precision != "fp32"
-        reference = _fp32_reference(converted_from, Path(beside)) if narrow else torch_reference(converted_from)
-        report = verify(artifact, lambda: OnnxRuntime(artifact), reference, progress)
-    artifact.write_verification(report.to_dict())
-    return report
+    with ExitStack() as stack:
+        if artifact.manifest.space.precision == "fp32":
+            reference = torch_reference(converted_from)
+        else:
+            try:
+                beside = stack.enter_context(TemporaryDirectory(prefix="vecferry-fp32-"))
+                reference = _fp32_reference(converted_from, Path(beside))
+            except OSError as exc:
+                reason = f"there is no temporary folder ({reason_of(exc)}): mount one, and name it in TMPDIR"
+                reference = Reference(None, reason)
+        return verify(artifact, lambda: OnnxRuntime(artifact), reference, progress)
 
 
 def _write(folder: Path, model: Model, graph: Graph, source: SourceRecord) -> Artifact:

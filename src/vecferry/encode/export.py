@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import sys
 import tokenize
@@ -208,10 +209,13 @@ def check_target(target: Path | None) -> None:
         raise SettingsError("--output", target, f"a name that ends in {', '.join(WRITERS)}")
     if target.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
         raise MissingExtra("parquet", "pyarrow")
-    if target.is_dir():
+    if os.path.isdir(target):  # noqa: PTH112  # Path's raises where it may not look
         raise OutputWriteFailed(target, "there is a folder of that name")
-    if not target.absolute().parent.is_dir():
-        raise OutputWriteFailed(target, f"there is no folder {target.absolute().parent}")
+    folder = target.resolve().parent
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise OutputWriteFailed(target, f"there is no folder {folder}, or none that may be looked into")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputWriteFailed(target, f"the folder {folder} cannot be written to, or is mounted read-only")
 
 
 def write(target: Path | None, chunks: Chunks) -> Written:

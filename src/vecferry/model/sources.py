@@ -84,6 +84,7 @@ def _package_folder(source: str) -> Path:
 def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
     """Download from the hub. Each file that arrived whole stays in its cache, so a repeat fetches only the others."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client that it is built on
         HFValidationError,
         HTTPError,
@@ -93,6 +94,9 @@ def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
         RevisionNotFoundError,
     )
 
+    if HF_HUB_CACHE.startswith("~"):  # which nothing could expand
+        reason = "this user has no home directory, where the hub's cache would be: set HF_HOME to a folder"
+        raise SourceNotFound(f"{repo}@{revision}", reason)
     try:
         if offline:
             expected = [*JSON_FILES, *HEAD_FILES]

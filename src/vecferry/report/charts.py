@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
-from vecferry.errors import MissingExtra, OutputWriteFailed, reason_of
+from vecferry.errors import MissingExtra, OutputWriteFailed, SettingsError, reason_of
 from vecferry.evaluate.values import (
     ALL,
     Evaluation,
@@ -36,6 +36,8 @@ try:
     import vl_convert
 except ModuleNotFoundError as exc:
     raise MissingExtra("report", exc.name or "altair") from exc
+except RuntimeError as exc:  # of pathlib, which altair asks for the user's home
+    raise SettingsError("HOME", "", "a folder, as /tmp: this user has none, and the charts' library wants one") from exc
 
 Side = Literal["old", "new"]
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart

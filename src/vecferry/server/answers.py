@@ -29,7 +29,9 @@ STATUS: Mapping[type[Exception], int] = {
     e.ReceiveTimeout: 408,
     e.NotAuthorized: 401,
     e.UnknownHost: 421,
+    e.RouteNotFound: 404,
     e.ModelNotServed: 404,
+    e.TokenIdsRefused: 400,
     e.Overloaded: 429,
     e.DeadlineExceeded: 504,
     e.NotReady: 503,
@@ -56,7 +58,8 @@ class Style(StrEnum):
 
 
 def style_of(path: str) -> Style:
-    return Style.OPENAI if path.startswith("/v1/") else Style.TEI
+    """Return the form of the interface that has the path, or that its client means, Azure's too."""
+    return Style.OPENAI if path.startswith(("/v1/", "/openai/")) or path == "/embeddings" else Style.TEI
 
 
 def status_of(exc: Exception) -> int:
@@ -112,7 +115,7 @@ def _param(exc: Exception) -> str | None:
         return exc.where if exc.where != BODY else None
     if isinstance(exc, e.ModelNotServed):
         return "model"
-    return "input" if isinstance(exc, e.InvalidInput | e.TextTooLong) else None
+    return "input" if isinstance(exc, e.InvalidInput | e.TextTooLong | e.TokenIdsRefused) else None
 
 
 # --- embeddings -----------------------------------------------------------------------------------

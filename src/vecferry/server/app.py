@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from vecferry import __version__
-from vecferry.errors import BadRequest, ServingError, VecferryError
+from vecferry.errors import BadRequest, RouteNotFound, ServingError, VecferryError
 from vecferry.migrate.router import Router
 from vecferry.server import m3, openai, tei
 from vecferry.server.answers import BODY, JSON, error_answer, error_of, style_of, unread
@@ -40,6 +41,7 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
         telemetry={"tracing": options.traces, "metrics": False, "logs": False, "auto_configure": options.traces},
     )
     app.state.service, app.state.router = service, router
+    app.state.takes_token_ids = options.token_ids
     for part in (openai.router, tei.router, m3.router):
         app.include_router(part)
     for kind, handler in HANDLERS.items():
@@ -94,7 +96,33 @@ async def _http(request: Request, exc: Exception) -> Response:
         return unread(exc.__cause__, style_of(request.url.path))
     if isinstance(exc.__cause__, ClientDisconnect):
         return await _client_gone(request, exc)
-    return error_of(exc.status_code, str(exc.detail), style_of(request.url.path), headers=exc.headers)
+    if exc.status_code == 400 and exc.__cause__ is not None:
+        return error_answer(BadRequest(BODY, _unparsed(exc.__cause__)), style_of(request.url.path))
+    path, style = request.scope["path"], style_of(request.scope["path"])
+    if exc.status_code == 404:
+        return error_answer(_no_route(path, request.app), style)
+    message = str(exc.detail)
+    if exc.status_code == 405:
+        message = f"{request.method} is not answered here; {(exc.headers or {}).get('Allow', 'another')} is."
+    return error_of(exc.status_code, message, style, headers=exc.headers)
+
+
+def _unparsed(cause: BaseException) -> str:
+    """Say why the framework could not parse a body, of which it says nothing itself."""
+    if isinstance(cause, UnicodeDecodeError):
+        return f"it is not UTF-8, in which JSON is written (byte {cause.start}); Latin-1 and others are not read"
+    if isinstance(cause, RecursionError):
+        return "its lists are nested too deep"
+    return "it has a number of too many digits" if isinstance(cause, ValueError) else "it cannot be parsed"
+
+
+def _no_route(path: str, app: FastAPI) -> RouteNotFound:
+    """Return an error that names all routes, and that whose end is most like the path's."""
+    routes = list(_described(app)["paths"])
+    end = path.rsplit("/", 1)[-1]
+    alike = get_close_matches(end, [route.rsplit("/", 1)[-1] for route in routes], 1) if len(end) < MAX_SHOWN else []
+    likely = next((route for route in routes if alike and route.endswith("/" + alike[0])), "/v1/embeddings or /embed")
+    return RouteNotFound(ascii(path)[:MAX_SHOWN], likely, routes)
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 from vecferry.encode.batching import MB
-from vecferry.errors import BadRequest, Overloaded, ReceiveTimeout, RequestTooLarge
+from vecferry.errors import BadRequest, Overloaded, ReceiveTimeout, RequestTooLarge, cut_repr
 from vecferry.server.answers import BODY
 from vecferry.server.options import ServerLimits
 
@@ -20,6 +21,7 @@ SMALL_BYTES = 65_536
 PAUSE_S = 0.01
 """Between two large bodies, which are parsed in one go each: others have their turn."""
 RETRY_S = 1
+CODINGS = ("gzip", "x-gzip", "deflate")
 OTHER_VALUES = 100
 """Beside texts and numbers: the names of fields, and what they choose."""
 
@@ -43,6 +45,39 @@ class InTime:
             raise ReceiveTimeout(self._seconds) from exc
         self.is_whole = not message.get("more_body", False)
         return message
+
+
+class Inflater:
+    """Inflate a body of `CODINGS` in pieces of at most `SMALL_BYTES`, however much smaller it was."""
+
+    def __init__(self, coding: str) -> None:
+        """Begin a body. Raises BadRequest for another coding."""
+        if coding not in CODINGS:
+            raise BadRequest("content-encoding", f"{cut_repr(coding)} is not read here; gzip and deflate are, and none")
+        self._coding = coding
+        self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # by its head gzip or zlib, which deflate is named for
+        self._is_begun = False
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """Yield what the data is. Raises BadRequest for what is not of that coding."""
+        if data and not self._is_begun and self._coding == "deflate" and data[0] & 15 != zlib.DEFLATED:
+            self._decoder = zlib.decompressobj(-zlib.MAX_WBITS)  # without zlib's head, as some clients have it
+        self._is_begun = self._is_begun or bool(data)
+        piece = b""
+        while data or len(piece) == SMALL_BYTES:
+            if self._decoder.eof:
+                raise BadRequest(BODY, f"its {self._coding} has bytes behind its end")
+            try:
+                piece = self._decoder.decompress(data, SMALL_BYTES)
+            except zlib.error as exc:
+                raise BadRequest(BODY, f"it is not {self._coding}") from exc
+            yield piece
+            data = self._decoder.unconsumed_tail or self._decoder.unused_data
+
+    def end(self) -> None:
+        """Raise BadRequest for a body that ends too early."""
+        if self._is_begun and not self._decoder.eof:
+            raise BadRequest(BODY, f"its {self._coding} ends too early")
 
 
 class Bodies:
@@ -80,7 +115,13 @@ class Body:
         self._limits, self._bodies = limits, bodies
         self._in_time = InTime(receive, limits.receive_s)
         self._values = ValueCount(limits)
-        self._num_bytes = self._counted = 0
+        self._inflater: Inflater | None = None
+        self._num_bytes = self._num_received = self._counted = 0
+
+    def decode_from(self, coding: bytes) -> None:
+        """Inflate what is received, where a Content-Encoding says so. Raises BadRequest for one that is not read."""
+        if (name := coding.decode("latin-1").strip().lower()) not in ("", "identity"):
+            self._inflater = Inflater(name)
 
     def check_announced(self, length: bytes) -> None:
         """Raise RequestTooLarge for a Content-Length over the limit."""
@@ -88,10 +129,16 @@ class Body:
             self._check_size(int(length))
 
     async def receive(self) -> Message:
-        """Return the next message. Raises ReceiveTimeout, RequestTooLarge, Overloaded; BadRequest for not UTF-8."""
+        """Return the next message, inflated.
+
+        Raises ReceiveTimeout, RequestTooLarge, Overloaded; BadRequest for not UTF-8, or not as it was encoded.
+        """
         was_whole = self._in_time.is_whole
         message = await self._in_time.receive()
-        self._add(message.get("body", b""))
+        if self._inflater is None:
+            self._add(message.get("body", b""))
+        elif not was_whole:
+            message["body"] = await self._inflated(self._inflater, message.get("body", b""))
         if not was_whole and self._in_time.is_whole and self._num_bytes > SMALL_BYTES:
             await self._bodies.turn()
         return message
@@ -100,6 +147,19 @@ class Body:
         """Give back the room; once there is an answer."""
         self._bodies.give_back(self._counted)
         self._counted = 0
+
+    async def _inflated(self, inflater: Inflater, data: bytes) -> bytes:
+        """Return the data inflated, all of it counted as if it had come so; others have their turn meanwhile."""
+        self._num_received += len(data)
+        self._check_size(self._num_received)
+        pieces = []
+        for piece in inflater.pieces(data):
+            self._add(piece)
+            pieces.append(piece)
+            await asyncio.sleep(0)
+        if self._in_time.is_whole:
+            inflater.end()
+        return b"".join(pieces)
 
     def _add(self, data: bytes) -> None:
         self._num_bytes += len(data)

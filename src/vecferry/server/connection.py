@@ -6,10 +6,12 @@ import asyncio
 import logging
 import math
 import socket
+import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vecferry.server.answers import error_of, style_of
@@ -42,6 +44,10 @@ class TimeoutHttpProtocol(HttpToolsProtocol):
     _waiting: asyncio.TimerHandle | None = None
     _num_bytes = 0
     """Since the last that were the end of headers, or of a body."""
+    _fed: bytes | memoryview = b""
+    """What the parser was given last."""
+    _unfed: tuple[bytes, memoryview] | None = None
+    """The head of a request without its upgrade, and what came behind that head."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -58,13 +64,37 @@ class TimeoutHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._num_bytes += len(data)
-        super().data_received(data)
+        self._feed(data)
+        while self._unfed is not None:
+            parts, self._unfed = self._unfed, None
+            for part in parts:
+                self._feed(part)
         if self.transport.is_closing():
             return
         if self._num_bytes > MAX_HEADER_BYTES:
             self.send_400_response("Headers are too long.")
         elif self._is_idle():  # line ends before a request begin none
             self._wait(self.limits.receive_s)
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        if not self.transport.is_closing():
+            self._fed = data
+            super().data_received(data)  # type: ignore[arg-type]  # the parser takes any buffer
+
+    def _should_upgrade(self) -> bool:
+        """Any upgrade ends the parser's work: it leaves out the body, though nothing obliges a server to upgrade."""
+        return any(name == b"upgrade" for name, _ in self.headers)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Begin the request again without the header Upgrade, whatever it names: Java's client asks for h2c."""
+        offer = sys.exception()
+        assert isinstance(offer, httptools.HttpParserUpgrade)
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self._unfed = b"\r\n".join([*head, b"", b""]), memoryview(self._fed)[offer.args[0] :]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

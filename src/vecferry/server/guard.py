@@ -26,6 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health",)
 """Paths that need no key, and no name of ours."""
 ID = re.compile(rb"[\x21-\x7e]{1,128}")
+SLASHES = re.compile("/{2,}")
 ABANDONED = 499
 """In log and metrics, where the client was gone before its answer."""
 log = logging.getLogger("vecferry.server")
@@ -45,6 +46,7 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = SLASHES.sub("/", scope["path"]).rstrip("/") or "/"  # of base URLs that end in one
         headers = dict(scope["headers"])
         client_id = headers.get(b"x-request-id", b"")
         own_id = client_id.decode() if ID.fullmatch(client_id) else uuid4().hex
@@ -62,6 +64,7 @@ class RequestGuard:
         try:
             if scope["path"] not in OPEN:
                 self._require_access(headers)
+            body.decode_from(headers.get(b"content-encoding", b""))
             body.check_announced(headers.get(b"content-length", b""))
             await self._app(scope, body.receive, answer.send)
         except ServingError as exc:

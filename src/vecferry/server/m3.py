@@ -14,19 +14,27 @@ from vecferry.errors import BadRequest
 from vecferry.migrate.router import Router
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
 from vecferry.server.openapi_schema import OPENAI_ERRORS, TEI_ERRORS, binary_forms
-from vecferry.server.requests import Input, ServiceHere, embed, headers_of, service_of, while_connected
+from vecferry.server.requests import (
+    Input,
+    NullsAreDefaults,
+    ServiceHere,
+    embed,
+    headers_of,
+    service_of,
+    while_connected,
+)
 
 router = APIRouter(tags=["vecferry"])
 Head = Literal["dense", "sparse", "colbert"]
 
 
-class _Strict(BaseModel):
+class _Strict(NullsAreDefaults):
     model_config = ConfigDict(extra="forbid")
 
 
 class M3Request(_Strict):
-    inputs: Input = Field(description="Texts, or token ids of this model's tokenizer.")
-    outputs: Annotated[list[Head], Field(min_length=1, max_length=len(Outputs.ALL.names))] = ["dense"]
+    inputs: Input = Field(description="Texts; with --token-ids also ids of POST /tokenize.")
+    outputs: list[Head] = Field(["dense"], min_length=1, max_length=len(Outputs.ALL.names))
     role: Role = "passage"
     truncate: StrictBool = Field(True, description="false: refuse texts that are too long.")
     encoding_format: Literal["float", "base64"] = Field("float", description="The form of dense and ColBERT vectors.")

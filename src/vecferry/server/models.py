@@ -65,10 +65,17 @@ class Served:
 class ServedModels:
     """The served models by name or alias; the first is the default."""
 
-    def __init__(self, served: Sequence[Served]) -> None:
-        """Index the models. Raises SettingsError where a name is given twice."""
+    def __init__(self, served: Sequence[Served], *, any_name: bool = False) -> None:
+        """Index the models. any_name: the only model has every name.
+
+        Raises SettingsError where a name is given twice, or any to one of several.
+        """
         assert served, "a server without a model"
-        self.all = tuple(served)
+        if any_name and len(served) > 1:
+            raise SettingsError(
+                "--any-model-name", f"{len(served)} models", "one model, or the names of each: NAME=MODEL"
+            )
+        self.all, self._any_name = tuple(served), any_name
         self._by_name: dict[str, Served] = {}
         for model in self.all:
             if model.name in self._by_name:
@@ -84,7 +91,7 @@ class ServedModels:
 
     def get(self, name: str | None) -> Served:
         """Return the model of that name or alias, the default for None. Raises ModelNotServed."""
-        if name is None:
+        if name is None or self._any_name:
             return self.default
         if name not in self._by_name:
             raise ModelNotServed(name, list(self._by_name))

@@ -11,13 +11,13 @@ from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wa
 from vecferry.server.openapi_schema import OPENAI_ERRORS, binary_forms
 from vecferry.server.requests import Body, Input, ServiceHere, embed, headers_of, require_dimension, role_of, service_of
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
 class EmbeddingsRequest(Body):
     """OpenAI's request; `truncate` and `prompt_name` are ours."""
 
-    input: Input = Field(description="Texts, or token ids of this model's tokenizer (POST /tokenize).")
+    input: Input = Field(description="Texts; with --token-ids also ids of POST /tokenize.")
     model: str = Field(description="A name from GET /v1/models.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: StrictInt | None = Field(None, description="The model's own number; any other is refused.")
@@ -58,7 +58,8 @@ class ModelsAnswer(BaseModel):
     data: list[ModelObject]
 
 
-@router.post("/embeddings", response_class=Response, responses=binary_forms(EmbeddingsAnswer))
+@router.post("/embeddings", response_class=Response, include_in_schema=False)  # as TEI has it, without /v1
+@router.post("/v1/embeddings", response_class=Response, responses=binary_forms(EmbeddingsAnswer))
 async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
     """Return dense vectors of texts."""
     model = service_of(request).models.get(body.model)
@@ -81,13 +82,13 @@ async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
     return json(value, headers)
 
 
-@router.get("/models", response_model=ModelsAnswer)
+@router.get("/v1/models", response_model=ModelsAnswer)
 async def models(service: ServiceHere) -> Response:
     """Return the served models and their vector spaces."""
     return json({"object": "list", "data": [_model_object(model) for model in service.models.all]})
 
 
-@router.get("/models/{name:path}", response_model=ModelObject)
+@router.get("/v1/models/{name:path}", response_model=ModelObject)
 async def model(service: ServiceHere, name: str) -> Response:
     """Return one served model."""
     return json(_model_object(service.models.get(name)))

@@ -45,7 +45,8 @@ class ServerLimits(Checked):
 class ServerOptions:
     """Where and how a server listens. host: not loopback only with keys or `without_key`. origins: allowed by CORS.
 
-    host_names: under which it may be asked without a key, beside addresses and localhost.
+    host_names: under which it may be asked without a key, beside addresses and localhost. token_ids: whether clients
+    may send this model's own in place of texts.
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +56,7 @@ class ServerOptions:
     host_names: tuple[str, ...] = ()
     limits: ServerLimits = field(default_factory=ServerLimits)
     traces: bool = False
+    token_ids: bool = False
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and not self.keys and not self.without_key:

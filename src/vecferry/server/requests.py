@@ -13,17 +13,19 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StrictInt,
     StrictStr,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import Role
-from vecferry.errors import BadRequest, DeadlineExceeded
+from vecferry.errors import BadRequest, DeadlineExceeded, TokenIdsRefused
 from vecferry.server.lanes import LaneName
 from vecferry.server.models import Served
 from vecferry.server.service import EncodeRequest, EncodeResult, Service, Texts
@@ -43,11 +45,22 @@ def _known_form(value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
         return checked(value)
     except ValidationError as exc:
         expected = "a text, several texts, or the token ids of one or several (whole numbers from 0) were expected"
-        raise PydanticCustomError("input", expected) from exc
+        raise PydanticCustomError("input", "{message}", {"message": expected + _odd_item(value)}) from exc
+
+
+def _odd_item(value: Any) -> str:
+    """Name the first item of a list that is none of texts, or not like the first one."""
+    if not isinstance(value, list) or not value:
+        return ""
+    kind = type(value[0]) if isinstance(value[0], str | int | list) else str
+    for at, item in enumerate(value):
+        if type(item) is not kind:
+            return f"; item {at} is {'null' if item is None else type(item).__name__}, not {kind.__name__}"
+    return ""
 
 
 Input = Annotated[StrictStr | Strings | TokenIds | SeveralTokenIds, WrapValidator(_known_form)]
-"""One text or several; a text may be the ids of this model's tokenizer."""
+"""One text or several; with `ServerOptions.token_ids` a text may be the ids of this model's tokenizer."""
 
 ARRIVED_AT = "vecferry.arrived_at"
 """In a request's scope, where the guard says so: on `time.monotonic`."""
@@ -59,7 +72,28 @@ class ClientGone(Exception):
     """The client of a request that went away."""
 
 
-class Body(BaseModel):
+class NullsAreDefaults(BaseModel):
+    """A request in which null is a field's default, as clients mean it that send every field that they have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: item for name, item in value.items() if item is not None or name not in optional}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = handler(schema)
+        whole, null = handler.resolve_ref_schema(described), {"type": "null"}
+        for name, field in whole["properties"].items():
+            if name not in whole.get("required", ()) and null not in field.get("anyOf", ()):
+                whole["properties"][name] = {"anyOf": [field, null]}
+        return described
+
+
+class Body(NullsAreDefaults):
     """A request in another server's form: fields that mean nothing here are ignored."""
 
     model_config = ConfigDict(extra="ignore")
@@ -103,9 +137,11 @@ async def embed(
     role: Role = "passage",
     truncate: bool = True,
 ) -> EncodeResult:
-    """Call `Service.embed`, for as long as the client waits. Raises what that raises, and ClientGone."""
+    """Call `Service.embed`, for as long as the client waits. Raises what that raises, TokenIdsRefused, ClientGone."""
     service = service_of(request)
     texts = texts_of(inputs)
+    if texts and not isinstance(texts[0], str) and not request.app.state.takes_token_ids:
+        raise TokenIdsRefused
     encode_request = EncodeRequest(
         model,
         texts,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from vecferry import __version__
-from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.errors import BadRequest, RequestTooLarge
 from vecferry.server.answers import JSON, Style, binary, error_of, in_pieces, json, sparse_rows, wanted_form
 from vecferry.server.metrics import CONTENT_TYPE
 from vecferry.server.models import Served
 from vecferry.server.openapi_schema import TEI_ERRORS, binary_forms
 from vecferry.server.requests import (
+    ONE_ERROR,
     Body,
     Input,
     ServiceHere,
@@ -49,7 +53,7 @@ class TeiRequest(TeiParameters):
 
 
 class EmbedRequest(TeiRequest):
-    normalize: StrictBool = Field(True, description="false is refused where the model's graph normalises.")
+    normalize: StrictBool = Field(True, description="false: as the model gives them, which may be unit length too.")
     dimensions: StrictInt | None = Field(None, description="Refused unless it is the model's.")
 
 
@@ -77,6 +81,10 @@ class DecodeRequest(Body):
     model: str | None = None
 
 
+class VertexRequest(Body):
+    instances: Annotated[list[EmbedRequest], Field(min_length=1), ONE_ERROR]
+
+
 class SparseValue(BaseModel):
     index: int
     value: float
@@ -93,13 +101,24 @@ class SimpleToken(BaseModel):
 @router.post("/embed", response_class=Response, responses=binary_forms(list[list[float]]))
 async def embed_dense(request: Request, body: EmbedRequest) -> Response:
     """Return dense vectors."""
-    model = service_of(request).models.get(body.model)
-    if not body.normalize and model.encoder.space.normalize:
-        raise BadRequest("normalize", f"the vectors of {model.name} have unit length: its graph normalises")
-    require_dimension(model, body.dimensions)
     form = wanted_form(request)
-    embeddings, headers = await _embedded(request, model, body.inputs, body)
+    embeddings, headers = await _dense(request, body)
     return json(await in_pieces(embeddings.dense), headers) if form == JSON else binary(embeddings, form, headers)
+
+
+async def _dense(request: Request, body: EmbedRequest) -> tuple[Embeddings, dict[str, str]]:
+    model = service_of(request).models.get(body.model)
+    require_dimension(model, body.dimensions)
+    embeddings, headers = await _embedded(request, model, body.inputs, body)
+    if body.normalize and not model.encoder.space.normalize:
+        embeddings = replace(embeddings, dense_or_none=_unit(embeddings.dense))
+    return embeddings, headers
+
+
+def _unit(vectors: Float32) -> Float32:
+    """Return the vectors at unit length; none is zero."""
+    unit: Float32 = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 @router.post("/embed_sparse", response_model=list[list[SparseValue]])
@@ -118,6 +137,20 @@ async def embed_all(request: Request, body: TeiRequest) -> Response:
     return json(await in_pieces(embeddings.colbert[row] for row in range(len(embeddings))), headers)
 
 
+@router.post("/vertex", response_model=dict[Literal["predictions"], list[list[list[float]]]])
+async def embed_for_vertex(request: Request, body: VertexRequest) -> Response:
+    """Return dense vectors in the form of Google's Vertex AI, of requests to /embed with the same parameters."""
+    first, *others = (instance.model_copy(update={"inputs": []}) for instance in body.instances)
+    if any(other != first for other in others):
+        raise BadRequest("instances", "the same parameters were expected for all of them")
+    rows = [texts_of(instance.inputs) for instance in body.instances]
+    whole = first.model_copy(update={"inputs": [text for texts in rows for text in texts]})
+    embeddings, headers = await _dense(request, whole)
+    ends = list(accumulate(map(len, rows), initial=0))
+    predictions = [embeddings.dense[start:stop] for start, stop in pairwise(ends)]
+    return json({"predictions": await in_pieces(predictions)}, headers)
+
+
 @router.post("/similarity", response_model=list[float])
 async def similarity(request: Request, body: SimilarityRequest) -> Response:
     """Return cosines of the first sentence with the others."""
@@ -126,7 +159,8 @@ async def similarity(request: Request, body: SimilarityRequest) -> Response:
     if not body.inputs.sentences:
         raise BadRequest("inputs.sentences", "at least one sentence was expected")
     embeddings, headers = await _embedded(request, model, texts, body.parameters or TeiParameters())
-    return json(embeddings.dense[1:] @ embeddings.dense[0], headers)
+    vectors = _unit(embeddings.dense) if not model.encoder.space.normalize else embeddings.dense
+    return json(vectors[1:] @ vectors[0], headers)
 
 
 @router.post("/", response_class=Response, include_in_schema=False)
@@ -235,6 +269,8 @@ async def info(service: ServiceHere) -> Response:
     )
 
 
+@router.get("/", include_in_schema=False)
+@router.get("/ping", include_in_schema=False)
 @router.get("/health")
 async def health(service: ServiceHere) -> Response:
     """Answer 200 if every model's last run succeeded. Needs no key."""
