@@ -26,9 +26,12 @@ def _can_be_nameless() -> bool:
     return subprocess.run([*COMMAND, "-c", "import onnxruntime, typer"], capture_output=True).returncode == 0
 
 
-pytestmark = pytest.mark.skipif(
-    not _can_be_nameless(), reason="needs root, setpriv, and an interpreter that other users may run"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not _can_be_nameless(), reason="needs root, setpriv, and an interpreter that other users may run"
+    ),
+]
 
 
 @pytest.fixture

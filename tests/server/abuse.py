@@ -18,6 +18,7 @@ import gzip
 import json
 import multiprocessing
 import random
+import re
 import socket
 import struct
 import sys
@@ -315,20 +316,23 @@ def kinds() -> list[Kind]:
              for header in ((), ("Content-Type: text/plain",), ("Content-Type: application/x-www-form-urlencoded",),
                             ("Content-Type: multipart/form-data; boundary=a",), ("Content-Type: \xff",),
                             ("Content-Type: application/json5",), ("Content-Type: application/xml",)))),
-        Kind("compressed body", (400,), (post("/embed", gzip.compress(b'{"inputs": "a"}'), "Content-Encoding: gzip"),
+        Kind("compressed body", (400,), (post("/embed", gzip.compress(b'{"inputs": 1}')[:-9], "Content-Encoding: gzip"),
+             post("/embed", b'{"inputs": "a"}', "Content-Encoding: gzip"),
+             post("/embed", gzip.compress(b'{"inputs": "a"}'), "Content-Encoding: br"),
              post("/v1/embeddings", gzip.compress(b"a" * 10**6), "Content-Encoding: gzip, gzip"))),
+        Kind("body that grows", (413,), (post("/embed", gzip.compress(b"[" * 10**8), "Content-Encoding: gzip"),)),
         Kind("wrong method", (405,), (message("GET", "/embed", [BEARER]), message("DELETE", "/v1/embeddings", [BEARER]),
              message("PUT", "/v1/m3", [BEARER]), message("PATCH", "/search", [BEARER]), message("POST", "/health"),
              message("HEAD", "/embed", [BEARER]), message("OPTIONS", "/embed", [BEARER]),
              message("TRACE", "/v1/models", [BEARER]), message("PROPFIND", "/info", [BEARER]))),
         Kind("unknown path", (404,), (message("GET", "/docs", [BEARER]), message("GET", "/v1/", [BEARER]),
              message("GET", "/v1/nothing", [BEARER]), post("/v2/embeddings", {}),
-             message("GET", "/favicon.ico", [BEARER]), post("/embed/", {"inputs": "a"}),
+             message("GET", "/favicon.ico", [BEARER]), post("/embeds/", {"inputs": "a"}),
              message("GET", "/METRICS", [BEARER]))),
         Kind("path tricks", (404, 405), tuple(message("GET", path, [BEARER]) for path in (
-             "/../../etc/passwd", "/v1/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/%00", "/v1/models%00", "//",
-             "//v1//models", "/v1/models/..", "/%ff%fe", "/%", "/%zz", "/;/", "/\\..\\", "/v1/models%0d%0aSet-Cookie:a",
-             "/" + "a" * 50_000, "/" + "../" * 5_000, "/?" + "a=b&" * 5_000, "/%25%30%30", "*",
+             "/../../etc/passwd", "/v1/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/%00", "/v1/models%00", "//x",
+             "//v1//model", "/v1/models/..", "/%ff%fe", "/%", "/%zz", "/;/", "/\\..\\", "/v1/models%0d%0aSet-Cookie:a",
+             "/" + "a" * 50_000, "/" + "../" * 5_000, "/x?" + "a=b&" * 5_000, "/%25%30%30", "*",
              "http://other/v1/model"))),
         Kind("wrong key", (401,), (*(post(path, {"inputs": "a"}, *header, given_headers=(JSON,))
              for path in ("/embed", "/v1/embeddings", "/nowhere")
@@ -621,7 +625,8 @@ def check_shape(reply: Reply, target: bytes) -> None:
     if not reply.body:  # of HEAD
         return
     body = reply.json()
-    if unquote_to_bytes(target.removeprefix(b"http://other")).startswith(b"/v1/"):
+    path = re.sub(rb"/{2,}", b"/", unquote_to_bytes(target.removeprefix(b"http://other")).partition(b"?")[0] + b"/")
+    if path.startswith((b"/v1/", b"/openai/", b"/embeddings/")):
         assert set(body) == {"error"}, body
         assert set(body["error"]) == OPENAI_FIELDS, body
         assert body["error"]["message"], body

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from threading import Event
 
+import httpx2
 import pytest
 
 from tests.server.inside import Inside, inside, unruly
@@ -67,7 +68,7 @@ def test_gzip_and_deflate_are_read_in_whatever_pieces(library: Encoder, coding: 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "\u00e9" * 500])
 def test_other_codings_are_refused_by_name(library: Encoder, coding: str) -> None:
     with inside(unruly(library)) as server, server.client() as http:
-        headers = JSON | {"content-encoding": coding.encode("latin-1")}
+        headers = httpx2.Headers([*JSON.items(), ("content-encoding", coding)], encoding="latin-1")
         refused = http.post("/embed", content=b"{}", headers=headers)
         assert (refused.status_code, "gzip and deflate are" in refused.text) == (400, True)
         assert len(refused.text) < 300

@@ -59,7 +59,7 @@ class Style(StrEnum):
 
 def style_of(path: str) -> Style:
     """Return the form of the interface that has the path, or that its client means, Azure's too."""
-    return Style.OPENAI if path.startswith(("/v1/", "/openai/")) or path == "/embeddings" else Style.TEI
+    return Style.OPENAI if f"{path}/".startswith(("/v1/", "/openai/", "/embeddings/")) else Style.TEI
 
 
 def status_of(exc: Exception) -> int:
