@@ -190,6 +190,7 @@ def test_what_is_being_typed_survives_what_changes(opened: Console, page: Page) 
     assert page.evaluate("document.activeElement.id") == "rows_per_s"
 
 
+@pytest.mark.slow
 def test_many_tabs_have_one_stream_and_hidden_ones_none(
     opened: Console, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -63,6 +64,9 @@ from vecferry.stores.values import Counts, Patience, Side, TableInfo
 EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 """Makes the engine of a run."""
 EVENTS_SHOWN = LETTERS_SHOWN = 10
+
+ENDING_S = 5.0
+"""How long a finalize may take between a side that is gone and its word in the ledger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +203,17 @@ class Migration:
             while follow is not None and not self._has_followed(record, applier, follow):
                 runner.run(engine(self.store, staging, record), staging)
         except (Interrupted, StoreSchemaError) as exc:  # a side may be dropped in the middle of a write
-            if not has_ended(self.store):
+            if not (has_ended(self.store) if isinstance(exc, Interrupted) else self._is_ending()):
                 raise
             if follow is None:
                 raise Interrupted("the migration was ended by somebody else") from exc
+
+    def _is_ending(self) -> bool:
+        """Return whether the migration has ended, or does so now: a side goes before the ledger says so."""
+        until = time.monotonic() + ENDING_S
+        while not (ended := has_ended(self.store)) and time.monotonic() < until:
+            time.sleep(0.1)
+        return ended
 
     def _has_followed(self, record: MigrationRecord, applier: Applier, follow: Callable[[], bool]) -> bool:
         """Follow; return False if that cannot go on before the capture is made anew and every row compared."""
