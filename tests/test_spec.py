@@ -251,6 +251,35 @@ def test_modules_in_another_order_are_refused(tmp_path: Path, modules: object) -
         read_spec(checkpoint(tmp_path, modules=modules))
 
 
+def test_modules_json_decides_which_folders_are_read(tmp_path: Path) -> None:
+    """Beside the folders that it names lie others of before: in them are another pooling and a smaller model."""
+    modules = [TRANSFORMER | {"path": "0_Transformer"}, POOLING | {"path": "3_Pooling/"}, NORMALIZE]
+    checkpoint(tmp_path, modules=modules, pooling={"pooling_mode": "cls"})
+    for name in ("config.json", "sentence_bert_config.json"):
+        (tmp_path / "0_Transformer").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "0_Transformer" / name)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 4}))
+    with pytest.raises(ConfigMissing, match=r"pooling \(3_Pooling/config\.json"):
+        read_spec(tmp_path)
+    (tmp_path / "3_Pooling").mkdir()
+    (tmp_path / "3_Pooling/config.json").write_text(json.dumps(MEAN))
+    spec = read_spec(tmp_path)
+    assert (spec.hidden, spec.pooling, spec.max_tokens) == (32, "mean", 128)
+
+
+def test_a_module_of_another_package_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    modules = [{"type": "custom_st.Transformer"}, POOLING]
+    with pytest.raises(UnsupportedModel, match=r"the module 'custom_st\.Transformer' is not supported"):
+        read_spec(checkpoint(tmp_path, modules=modules))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "distilbert"])
+def test_former_names_of_the_transformers_options_are_read(tmp_path: Path, kind: str) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "sentence_bert_config.json").rename(folder / f"sentence_{kind}_config.json")
+    assert read_spec(folder).max_tokens == 128
+
+
 def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) -> None:
     assert read_spec(checkpoint(tmp_path, modules=[TRANSFORMER, POOLING])).normalize is False
 
@@ -361,7 +390,8 @@ LYING: list[tuple[str, object, str]] = [
     ("modules.json", [TRANSFORMER, {"path": "1_Pooling"}], "it has no 1.type"),
     ("modules.json", [{}] * 101, "its content is [{}"),
     ("modules.json", [TRANSFORMER, POOLING | {"path": "../x"}], "the module Pooling in the folder '../x'"),
-    ("modules.json", [TRANSFORMER | {"path": "0_T"}, POOLING], "the module Transformer in the folder '0_T'"),
+    ("modules.json", [TRANSFORMER | {"path": "/etc"}, POOLING], "the module Transformer in the folder '/etc'"),
+    ("modules.json", [TRANSFORMER | {"path": "a\\..\\b"}, POOLING], "the module Transformer in the folder"),
     ("sentence_bert_config.json", {"max_seq_length": True}, "its max_seq_length is True"),
     ("sentence_bert_config.json", {"max_seq_length": [128]}, "its max_seq_length is [128]"),
     ("config_sentence_transformers.json", {"prompts": {"query": "x" * 20_000}}, "its prompts.query is 'xxx"),

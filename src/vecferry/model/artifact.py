@@ -32,7 +32,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vecferry.embeddings import Outputs
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, cut_repr, reason_of
 from vecferry.model.files import read_whole, sync_folder, write_json
-from vecferry.model.spec import EncoderSpec, Pooling, Size, Text
+from vecferry.model.json_files import Text
+from vecferry.model.spec import EncoderSpec, Pooling, Size
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 FILES = {MODEL, DATA, TOKENIZER}

@@ -12,6 +12,7 @@ import numpy as np
 from vecferry.errors import CheckpointDamaged
 from vecferry.model.artifact import TOKENIZER, Head, VectorSpace, canonical_json
 from vecferry.model.files import read_whole
+from vecferry.model.layout import read_layout
 from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, read_spec
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 from vecferry.model.weights import Array, Weights, open_heads, open_weights
@@ -38,9 +39,9 @@ def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
     token ids that the model has not, or refused by a trial in another process (`tokens.try_tokenizer`), and for numbers
     that no model has: not finite, or all of a weight zero.
     """
-    spec = read_spec(folder, overrides)
-    weights, heads = open_weights(folder), open_heads(folder)
-    canonical, tokenizer = _read_tokenizer(folder / TOKENIZER, spec)
+    spec, inside = read_spec(folder, overrides), folder / read_layout(folder).transformer
+    weights, heads = open_weights(inside), open_heads(folder)
+    canonical, tokenizer = _read_tokenizer(inside / TOKENIZER, spec)
     names: tuple[Head, ...] = ("dense",) if heads is None else ("dense", "sparse", "colbert")
     space = VectorSpace(
         weights=weights_digest(spec, weights, heads),

@@ -54,6 +54,7 @@ BESIDE_THE_ENCODER = (
 )  # fmt: skip
 """Beginnings of the names of tensors that an embedding does not depend on: heads of tasks, constants."""
 NAMED = 3
+HEADS = ("sparse_linear", "colbert_linear")
 
 
 class Weights(Mapping[str, LazyTensor]):
@@ -116,21 +117,24 @@ def open_heads(folder: Path) -> Weights | None:
 
     Raises CheckpointDamaged (one file without the other included), UnsafePickle.
     """
-    files = {name: folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")}
-    present = [path for path in files.values() if path.exists()]
-    if not present:
+    files = head_files(folder)
+    if not files:
         return None
-    if len(present) == 1:
-        raise CheckpointDamaged(folder, f"it has {present[0].name} alone, and BGE-M3 has two heads")
-    heads = {f"{name}.{part}": t for name, path in files.items() for part, t in _torch_zip(path).items()}
+    if len(files) == 1:
+        raise CheckpointDamaged(folder, f"it has {files[0].name} alone, and BGE-M3 has two heads")
+    heads = {f"{path.stem}.{part}": tensor for path in files for part, tensor in _torch_zip(path).items()}
     return Weights(folder, heads)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that `open_weights` would read, heads included, in a fixed order."""
+    """Return the files that `open_weights` would read, in a fixed order."""
     path = _weights_at(folder)
-    files = [] if path is None else [path, *(_shard_paths(path) if _is_index(path) else [])]
-    return files + [path for name in ("sparse_linear.pt", "colbert_linear.pt") if (path := folder / name).exists()]
+    return [] if path is None else [path, *(_shard_paths(path) if _is_index(path) else [])]
+
+
+def head_files(folder: Path) -> list[Path]:
+    """Return the files that `open_heads` would read, in a fixed order."""
+    return [path for name in HEADS if (path := folder / f"{name}.pt").exists()]
 
 
 def _weights_at(folder: Path) -> Path | None:
