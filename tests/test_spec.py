@@ -165,12 +165,72 @@ def test_an_absent_value_is_transformers_default(tmp_path: Path, config: object,
         ({"query": "q: ", "document": "", "passage": "p: "}, "q: ", "p: "),
         ({"document": "d: ", "passage": "p: "}, "", "d: "),
         ({"corpus": "c: "}, "", "c: "),
-        ({"STS": "compare: "}, "", ""),
+        ({"search_query": "search_query: ", "search_document": "s: ", "clustering": "c: "}, "search_query: ", "s: "),
+        ({"query": "q: ", "document": "", "search_document": "s: "}, "q: ", "s: "),
+        ({"retrieval.query": "q: ", "retrieval.passage": "p: "}, "q: ", "p: "),
+        ({"query": "q: ", "document": ""}, "q: ", ""),
     ],
 )
 def test_prompts_of_queries_and_passages_are_found(tmp_path: Path, prompts: Any, query: str, passage: str) -> None:
     spec = read_spec(checkpoint(tmp_path, sentence_transformers={"prompts": prompts}))
     assert (spec.query_prefix, spec.passage_prefix) == (query, passage)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name", "query", "passage"),
+    [
+        ({"own": "o: "}, "own", "o: ", "o: "),
+        ({"query": "", "document": "", "own": "o: ", "other": "x: "}, "own", "o: ", "o: "),
+        ({"query": "q: ", "own": "o: "}, "own", "q: ", "o: "),
+        ({"query": "q: ", "document": "d: "}, "query", "q: ", "d: "),
+        ({}, "query", "", ""),
+        (None, None, "", ""),
+    ],
+)
+def test_the_default_prompt_is_that_of_a_role_without_one(
+    tmp_path: Path, prompts: Any, name: str | None, query: str, passage: str
+) -> None:
+    declared = {"prompts": prompts, "default_prompt_name": name}
+    spec = read_spec(checkpoint(tmp_path, sentence_transformers=declared))
+    assert (spec.query_prefix, spec.passage_prefix) == (query, passage)
+
+
+def test_prompts_of_other_names_are_listed_and_asked_for(tmp_path: Path) -> None:
+    prompts = {"query": "", "document": "", "Frage": "f: ", "STS": "compare: "}
+    folder = checkpoint(tmp_path, sentence_transformers={"prompts": prompts})
+    with pytest.raises(ConfigMissing, match="prompts 'Frage': 'f: ', 'STS': 'compare: ', and") as raised:
+        read_spec(folder)
+    assert '--query-prefix "TEXT", or "", --passage-prefix "TEXT", or ""' in raised.value.hint
+    with pytest.raises(ConfigMissing, match="its prefix of passages") as raised:
+        read_spec(folder, Overrides(query_prefix="f: "))
+    assert "--query" not in str(raised.value)
+    assert read_spec(folder, Overrides(query_prefix="f: ", passage_prefix="")).query_prefix == "f: "
+
+
+def test_a_default_prompt_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    """As sentence-transformers does."""
+    declared = {"prompts": {"own": "o: "}, "default_prompt_name": "other"}
+    with pytest.raises(CheckpointDamaged, match="its default_prompt_name is 'other'"):
+        read_spec(checkpoint(tmp_path, sentence_transformers=declared))
+
+
+def test_all_that_is_missing_is_asked_for_at_once(tmp_path: Path) -> None:
+    prompts = {"prompts": {"own": "o: "}}
+    folder = checkpoint(tmp_path, modules=None, pooling=None, transformer={}, sentence_transformers=prompts)
+    with pytest.raises(ConfigMissing) as raised:
+        read_spec(folder)
+    for option in ("--pooling", "--normalize", "--max-tokens", "--query-prefix", "--passage-prefix"):
+        assert option in raised.value.hint
+
+
+def test_a_fine_tune_by_flag_embedding_needs_no_question(tmp_path: Path) -> None:
+    """It writes both heads, and no file of sentence-transformers."""
+    folder = checkpoint(tmp_path, modules=None, pooling=None, tokenizer={"model_max_length": 512}, transformer={})
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        (folder / name).touch()
+    spec = read_spec(folder)
+    assert (spec.pooling, spec.normalize, spec.max_tokens) == ("cls", True, 512)
+    assert read_spec(folder, Overrides(pooling="mean", normalize=False)).pooling == "mean"
 
 
 # --- refused by name ------------------------------------------------------------------------------
@@ -288,7 +348,10 @@ def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) ->
 def test_a_maximum_length_beyond_the_positions_is_refused(tmp_path: Path, tokens: int) -> None:
     """XLM-RoBERTa's 514 positions begin at 2: 512 tokens."""
     folder = checkpoint(tmp_path, XLM_R)
-    with pytest.raises(UnsupportedModel, match=f"number of tokens {tokens} is not supported. Supported: 2 to 512"):
+    expected = (
+        f"number of tokens {tokens} is not supported. Supported: 2 to 512, the model's positions: --max-tokens 512"
+    )
+    with pytest.raises(UnsupportedModel, match=expected):
         read_spec(folder, Overrides(max_tokens=tokens))
     assert read_spec(folder, Overrides(max_tokens=512)).max_tokens == 512
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vecferry.errors import CheckpointDamaged, ConfigMissing, UnsupportedModel, cut_repr
 from vecferry.model.json_files import JsonFile, Text, checked, read_fields, read_json
-from vecferry.model.layout import MODULES_FILE, PROMPTS_FILE, Layout, read_layout
+from vecferry.model.layout import MODULES_FILE, Layout, read_layout
+from vecferry.model.prompts import Prompts, Role
+from vecferry.model.weights import HEADS, head_files
 
 Family = Literal["bert", "xlm-roberta"]
 Pooling = Literal["cls", "mean"]
@@ -128,16 +132,12 @@ class _Transformer(JsonFile):
     do_lower_case: bool | None = None
 
 
-class _SentenceTransformers(JsonFile):
-    prompts: Annotated[dict[str, Text | None], Field(max_length=1000)] | None = None
-
-
 def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
     """Read config.json and sentence-transformers' files, each in the folder that modules.json names.
 
     Raises UnsupportedModel (family, activation, position type, pooling mode, module, prompt or case
-    handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length) and
-    CheckpointDamaged (a file that is not one or too large, unreadable JSON, impossible values).
+    handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length, prefixes; all
+    that are missing) and CheckpointDamaged (a file that is not one or too large, unreadable JSON, impossible values).
     """
     overrides, layout = overrides or Overrides(), read_layout(folder)
     inside = folder / layout.transformer
@@ -154,7 +154,16 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
     if pad_id >= config.vocab_size:
         raise CheckpointDamaged(path, f"its pad_token_id is {pad_id}, and vocab_size {config.vocab_size}")
     tokenizer = read_fields(inside / "tokenizer_config.json", _TokenizerConfig)
-    prompts = _prompts(folder, overrides)
+    prompts = Prompts(folder)
+    said = _answers(
+        pooling=partial(_pooling, folder, layout, overrides),
+        normalize=partial(_normalize, folder, layout, overrides),
+        max_tokens=partial(_max_tokens, layout.transformer_file(folder), tokenizer, room, overrides),
+        query_prefix=partial(_prefix, prompts, "query", overrides.query_prefix),
+        passage_prefix=partial(_prefix, prompts, "passage", overrides.passage_prefix),
+    )
+    if said["query_prefix"] or said["passage_prefix"]:
+        _check_prompt_is_pooled(folder / layout.pooling_file)
     return EncoderSpec(
         family=family,
         hidden=config.hidden_size,
@@ -167,12 +176,23 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
         layer_norm_eps=config.layer_norm_eps,
         pad_id=pad_id,
         tokenizer_class=_tokenizer_class(inside, tokenizer, config.tokenizer_class or TOKENIZER_CLASSES[family]),
-        pooling=_pooling(folder, layout.pooling_file, overrides, prompts),
-        normalize=_normalize(layout, overrides),
-        max_tokens=_max_tokens(layout.transformer_file(folder), tokenizer, room, overrides),
-        query_prefix=prompts["query"],
-        passage_prefix=prompts["passage"],
+        **said,
     )
+
+
+def _answers(**questions: Callable[[], Any]) -> dict[str, Any]:
+    """Answer each question by name. Raises one ConfigMissing for all that the checkpoint is silent on."""
+    answers: dict[str, Any] = {}
+    unanswered: list[ConfigMissing] = []
+    for name, answer in questions.items():
+        try:
+            answers[name] = answer()
+        except ConfigMissing as exc:
+            unanswered.append(exc)
+    if unanswered:
+        what = [fact for exc in unanswered for fact in exc.what]
+        raise ConfigMissing(what, [option for exc in unanswered for option in exc.options])
+    return answers
 
 
 def _family(config: _Architecture) -> Family:
@@ -212,18 +232,25 @@ def _check_normalizer(path: Path, declared: _TokenizerConfig) -> None:
             raise UnsupportedModel(f"{name} in tokenizer.json =", value, f"{expected}, as in tokenizer_config.json")
 
 
-def _pooling(folder: Path, file: str, overrides: Overrides, prompts: dict[str, str]) -> Pooling:
+def _pooling(folder: Path, layout: Layout, overrides: Overrides) -> Pooling:
+    file = layout.pooling_file
     declared = read_fields(folder / file, _PoolingFile)
-    if not declared.include_prompt and any(prompts.values()):
-        raise UnsupportedModel("the pooling option include_prompt =", declared.include_prompt, "true")
     if overrides.pooling:
         return overrides.pooling
     modes = _flagged(folder / file, declared) if declared.pooling_mode is None else declared.pooling_mode
+    if not modes and _is_bge_m3(folder, layout):
+        return "cls"
     if not modes:
-        raise ConfigMissing("pooling", file, "--pooling cls|mean")
+        raise ConfigMissing([f"pooling ({file} is missing or silent)"], ["--pooling cls|mean"])
     if len(modes) > 1 or modes[0] not in POOLINGS:
         raise UnsupportedModel("the pooling", " and ".join(modes), " or ".join(POOLINGS))
     return POOLINGS[modes[0]]
+
+
+def _check_prompt_is_pooled(path: Path) -> None:
+    declared = read_fields(path, _PoolingFile)
+    if not declared.include_prompt:
+        raise UnsupportedModel("the pooling option include_prompt =", declared.include_prompt, "true")
 
 
 def _flagged(path: Path, declared: _PoolingFile) -> list[str]:
@@ -236,11 +263,16 @@ def _flagged(path: Path, declared: _PoolingFile) -> list[str]:
     return [mode.removesuffix("_tokens").removesuffix("_token") for mode in modes]
 
 
-def _normalize(layout: Layout, overrides: Overrides) -> bool:
+def _normalize(folder: Path, layout: Layout, overrides: Overrides) -> bool:
     declared = layout.normalize if overrides.normalize is None else overrides.normalize
-    if declared is None:
-        raise ConfigMissing("normalisation", MODULES_FILE, "--normalize or --no-normalize")
-    return declared
+    if declared is None and not _is_bge_m3(folder, layout):
+        raise ConfigMissing([f"normalisation ({MODULES_FILE} is missing)"], ["--normalize or --no-normalize"])
+    return True if declared is None else declared
+
+
+def _is_bge_m3(folder: Path, layout: Layout) -> bool:
+    """Return whether FlagEmbedding wrote the checkpoint: both heads, no modules.json. It takes CLS, of unit length."""
+    return layout.normalize is None and len(head_files(folder)) == len(HEADS)
 
 
 def _max_tokens(path: Path, tokenizer: _TokenizerConfig, room: int, overrides: Overrides) -> int:
@@ -253,16 +285,12 @@ def _max_tokens(path: Path, tokenizer: _TokenizerConfig, room: int, overrides: O
     for tokens in declared:
         if isinstance(tokens, int) and tokens <= 10**9:  # transformers writes 1e30 for "not said"
             if not 2 <= tokens <= room:
-                raise UnsupportedModel("the maximum number of tokens", tokens, f"2 to {room}, the model's positions")
+                supported = f"2 to {room}, the model's positions: --max-tokens {room}"
+                raise UnsupportedModel("the maximum number of tokens", tokens, supported)
             return tokens
-    raise ConfigMissing("maximum number of tokens", path.name, f"--max-tokens N (at most {room})")
+    what = f"maximum number of tokens ({path.name} is missing or silent)"
+    raise ConfigMissing([what], [f"--max-tokens N (at most {room})"])
 
 
-def _prompts(folder: Path, overrides: Overrides) -> dict[str, str]:
-    """Return the prefixes "query" and "passage", which sentence-transformers also calls document or corpus."""
-    declared = read_fields(folder / PROMPTS_FILE, _SentenceTransformers).prompts or {}
-    passage = declared.get("document") or declared.get("passage") or declared.get("corpus") or ""
-    return {
-        "query": declared.get("query") or "" if overrides.query_prefix is None else overrides.query_prefix,
-        "passage": passage if overrides.passage_prefix is None else overrides.passage_prefix,
-    }
+def _prefix(prompts: Prompts, role: Role, override: str | None) -> str:
+    return prompts.prefix(role) if override is None else override
