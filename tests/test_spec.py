@@ -242,6 +242,15 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path, model_type: str
         read_spec(checkpoint(tmp_path, CONFIG | {"model_type": model_type}))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [("BertModel", "bert"), ("BertForMaskedLM", "bert"), ("XLMRobertaModel", "xlm-roberta")],
+)
+def test_a_config_from_before_model_type_is_read_by_its_class(tmp_path: Path, architecture: str, family: str) -> None:
+    config = {name: value for name, value in CONFIG.items() if name != "model_type"} | {"architectures": [architecture]}
+    assert read_spec(checkpoint(tmp_path, config)).family == family
+
+
 def test_an_architecture_without_a_type_is_refused_by_its_class(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="'OddModel'"):
         read_spec(checkpoint(tmp_path, {"architectures": ["OddModel"]}))
@@ -260,6 +269,23 @@ def test_an_architecture_without_a_type_is_refused_by_its_class(tmp_path: Path) 
 def test_another_computation_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(UnsupportedModel, match=repr(value)):
         read_spec(checkpoint(tmp_path, CONFIG | {key: value}))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "named"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes load_in_8bit"),
+        ({"load_in_4bit": True}, "bitsandbytes load_in_4bit"),
+        ({"bits": 4}, "of an unnamed method"),
+    ],
+)
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_a_quantized_checkpoint_is_refused_by_its_method(
+    tmp_path: Path, key: str, quantized: object, named: str
+) -> None:
+    with pytest.raises(UnsupportedModel, match=f"the quantization '{named}' is not supported.*before it was quantized"):
+        read_spec(checkpoint(tmp_path, CONFIG | {key: quantized}))
 
 
 @pytest.mark.parametrize(
@@ -485,8 +511,8 @@ def test_a_number_beyond_all_floats_is_refused(tmp_path: Path) -> None:
 
 
 FIELDS: dict[str, list[Any]] = {
-    "config.json": [*CONFIG, "architectures", "position_embedding_type", "is_decoder", "type_vocab_size",
-                    "layer_norm_eps", "pad_token_id", "tokenizer_class"],
+    "config.json": [*CONFIG, "architectures", "quantization_config", "position_embedding_type", "is_decoder",
+                    "type_vocab_size", "layer_norm_eps", "pad_token_id", "tokenizer_class"],
     "tokenizer_config.json": ["tokenizer_class", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
                               "model_max_length"],
     "1_Pooling/config.json": ["pooling_mode", "include_prompt", "pooling_mode_cls_token", "pooling_mode_mean_tokens"],

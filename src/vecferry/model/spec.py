@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from vecferry.errors import CheckpointDamaged, ConfigMissing, UnsupportedModel, 
 from vecferry.model.json_files import JsonFile, Text, checked, read_fields, read_json
 from vecferry.model.layout import MODULES_FILE, Layout, read_layout
 from vecferry.model.prompts import Prompts, Role
-from vecferry.model.weights import HEADS, head_files
+from vecferry.model.weights import FLOATS_ALONE, HEADS, head_files
 
 Family = Literal["bert", "xlm-roberta"]
 Pooling = Literal["cls", "mean"]
@@ -71,6 +72,7 @@ class Overrides:
         return cls(spec.pooling, spec.normalize, spec.max_tokens, spec.query_prefix, spec.passage_prefix)
 
 
+TASK_CLASS = re.compile(r"(Bert|XLMRoberta)(Model|For\w+)")
 FAMILIES: dict[str, Family] = {"bert": "bert", "xlm-roberta": "xlm-roberta"}
 PAD_IDS: dict[Family, int] = {"bert": 0, "xlm-roberta": 1}
 """Where config.json is silent, transformers' defaults; they decide the positions of XLM-RoBERTa."""
@@ -84,6 +86,8 @@ class _Architecture(JsonFile):
     hidden_act: Text = "gelu"
     position_embedding_type: Text = "absolute"
     is_decoder: bool = False
+    quantization_config: dict[str, Any] | None = None
+    compression_config: dict[str, Any] | None = None
 
 
 class _Config(JsonFile):
@@ -135,7 +139,7 @@ class _Transformer(JsonFile):
 def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
     """Read config.json and sentence-transformers' files, each in the folder that modules.json names.
 
-    Raises UnsupportedModel (family, activation, position type, pooling mode, module, prompt or case
+    Raises UnsupportedModel (family, activation, position type, quantization, pooling mode, module, prompt or case
     handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length, prefixes; all
     that are missing) and CheckpointDamaged (a file that is not one or too large, unreadable JSON, impossible values).
     """
@@ -196,9 +200,14 @@ def _answers(**questions: Callable[[], Any]) -> dict[str, Any]:
 
 
 def _family(config: _Architecture) -> Family:
-    if config.model_type not in FAMILIES:
-        named = config.model_type or (config.architectures or ["unknown"])[0]
-        raise UnsupportedModel("the architecture", named, "encoders of the families " + ", ".join(FAMILIES))
+    named = (config.architectures or ["unknown"])[0]
+    model_type = config.model_type
+    if model_type is None and (found := TASK_CLASS.fullmatch(named)):  # as written before there was model_type
+        model_type = {"Bert": "bert", "XLMRoberta": "xlm-roberta"}[found[1]]
+    if model_type not in FAMILIES:
+        raise UnsupportedModel(
+            "the architecture", model_type or named, "encoders of the families " + ", ".join(FAMILIES)
+        )
     for what, value, supported in (
         ("the activation", config.hidden_act, "gelu"),
         ("the position embedding", config.position_embedding_type, "absolute"),
@@ -206,7 +215,17 @@ def _family(config: _Architecture) -> Family:
     ):
         if value != supported:
             raise UnsupportedModel(what, value, str(supported))
-    return FAMILIES[config.model_type]
+    for quantized in (config.quantization_config, config.compression_config):
+        if quantized is not None:
+            raise UnsupportedModel("the quantization", _quantization(quantized), FLOATS_ALONE)
+    return FAMILIES[model_type]
+
+
+def _quantization(declared: dict[str, Any]) -> str:
+    """Return a quantization's method; bitsandbytes did not name itself at first."""
+    flags = [name for name in ("load_in_8bit", "load_in_4bit") if declared.get(name)]
+    method = declared.get("quant_method") or ("bitsandbytes" if flags else "of an unnamed method")
+    return " ".join([str(method), *flags])
 
 
 def _tokenizer_class(folder: Path, declared: _TokenizerConfig, otherwise: str) -> str:
