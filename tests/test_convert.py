@@ -264,6 +264,18 @@ def test_a_weight_of_zeros_alone_is_named(tiny_checkpoint: Path, tmp_path: Path,
         digest_of(zeros(name))
 
 
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "colbert_linear.pt"])
+def test_one_matrix_of_int8_is_refused_by_its_name(tiny_checkpoint: Path, tmp_path: Path, file: str) -> None:
+    """It had been converted, 0.099 off, and passed verification."""
+    name = "weight" if file == "colbert_linear.pt" else "encoder.layer.0.output.dense.weight"
+
+    def quantize(tensors: dict[str, Any]) -> None:
+        tensors[name] = (tensors[name].float() * 100).char()
+
+    with pytest.raises(UnsupportedModel, match=rf"the numbers of '[a-z_0-9.]*{name}' 'int8' is not supported"):
+        digest_of(changed(tiny_checkpoint, tmp_path, file, quantize))
+
+
 def test_a_damaged_checkpoint_is_not_converted(tiny_checkpoint: Path, tmp_path: Path) -> None:
     name = "embeddings.word_embeddings.weight"
     broken = changed(

@@ -12,10 +12,10 @@ import pytest
 from tests.hub import COMMIT, Hub, open_in_a_process
 from vecferry.errors import CheckpointDamaged, SourceNotFound
 from vecferry.model.artifact import SourceRecord
+from vecferry.model.layout import Layout
 from vecferry.model.sources import (
     BGE_M3,
     HEAD_FILES,
-    JSON_FILES,
     PINNED_REVISIONS,
     _reason,
     files_to_fetch,
@@ -25,6 +25,18 @@ from vecferry.model.sources import (
 
 REPO = "somebody/small-model"
 BULK = bytes(range(256)) * 400
+JSON_FILES = Layout().json_files
+
+
+def modules(transformer: str, pooling: str) -> bytes:
+    """Return a modules.json."""
+    paths = {"Transformer": transformer, "Pooling": pooling}
+    return json.dumps(
+        [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in paths.items()]
+    ).encode()
+
+
+NESTED = modules("0_Transformer", "3_Pooling")
 
 
 def content_of(names: tuple[str, ...]) -> dict[str, bytes]:
@@ -32,7 +44,7 @@ def content_of(names: tuple[str, ...]) -> dict[str, bytes]:
     return {
         name: (b"{}" if name.endswith(".json") and "tokenizer.json" not in name else BULK) + b" " + name.encode()
         for name in names
-    }
+    } | ({"modules.json": modules("", "1_Pooling")} if "modules.json" in names else {})
 
 
 SMALL = content_of((*JSON_FILES, "model.safetensors"))
@@ -59,6 +71,15 @@ def test_a_folder_is_recorded_with_the_digest_of_each_file_that_is_read(tmp_path
     assert set(record.files) == {*JSON_FILES, *HEAD_FILES, "pytorch_model.bin"}
     assert record.files["config.json"] == hashlib.sha256(b"{} config.json").hexdigest()
     assert reopen(record).folder == tmp_path
+
+
+def test_folders_that_modules_json_names_are_recorded(tmp_path: Path) -> None:
+    nested = ("0_Transformer/config.json", "0_Transformer/tokenizer.json", "0_Transformer/model.safetensors")
+    stale = ("config.json", "model.safetensors", "1_Pooling/config.json")
+    for name, content in (content_of((*nested, *stale, "3_Pooling/config.json")) | {"modules.json": NESTED}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert set(open_source(str(tmp_path)).record().files) == {*nested, "3_Pooling/config.json", "modules.json"}
 
 
 def test_a_package_is_opened_without_being_imported() -> None:
@@ -114,11 +135,29 @@ def test_one_form_of_the_weights_is_chosen() -> None:
     ]
     binaries = ["pytorch_model.bin", "pytorch_model.fp16.bin"]
     config = ["config.json"]
-    assert files_to_fetch([*config, "model.safetensors", *shards, *binaries, *others]) == [*config, "model.safetensors"]
+    assert files_to_fetch([*config, "model.safetensors", *shards, *binaries, *others], Layout()) == [
+        *config,
+        "model.safetensors",
+    ]
     sharded = [*shards, "model.safetensors.index.json"]
-    assert files_to_fetch([*config, *sharded, *binaries, *others]) == [*config, *sharded]
-    assert files_to_fetch([*config, *binaries, *others, *HEAD_FILES]) == [*config, *HEAD_FILES, "pytorch_model.bin"]
-    assert files_to_fetch(["onnx/config.json", "x/model.safetensors", *others]) == []
+    assert files_to_fetch([*config, *sharded, *binaries, *others], Layout()) == [*config, *sharded]
+    assert files_to_fetch([*config, *binaries, *others, *HEAD_FILES], Layout()) == [
+        *config,
+        *HEAD_FILES,
+        "pytorch_model.bin",
+    ]
+    assert files_to_fetch(["onnx/config.json", "x/model.safetensors", *others], Layout()) == []
+
+
+def test_folders_that_modules_json_names_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    nested = ("0_Transformer/config.json", "0_Transformer/tokenizer.json", "3_Pooling/config.json")
+    shards = tuple(f"0_Transformer/model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    index = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    named = {*nested, *shards, "0_Transformer/model.safetensors.index.json", "modules.json"}
+    hub.repositories[REPO] = content_of((*nested, *shards, "config.json", "1_Pooling/config.json"))
+    hub.repositories[REPO] |= {"modules.json": NESTED, "0_Transformer/model.safetensors.index.json": index}
+    opened = open_in_a_process(REPO, tmp_path, HF_ENDPOINT=hub.url)
+    assert set(opened.record["files"]) == named
 
 
 def test_a_checkpoint_is_fetched_and_recorded(hub: Hub, tmp_path: Path) -> None:

@@ -166,12 +166,72 @@ def test_an_absent_value_is_transformers_default(tmp_path: Path, config: object,
         ({"query": "q: ", "document": "", "passage": "p: "}, "q: ", "p: "),
         ({"document": "d: ", "passage": "p: "}, "", "d: "),
         ({"corpus": "c: "}, "", "c: "),
-        ({"STS": "compare: "}, "", ""),
+        ({"search_query": "search_query: ", "search_document": "s: ", "clustering": "c: "}, "search_query: ", "s: "),
+        ({"query": "q: ", "document": "", "search_document": "s: "}, "q: ", "s: "),
+        ({"retrieval.query": "q: ", "retrieval.passage": "p: "}, "q: ", "p: "),
+        ({"query": "q: ", "document": ""}, "q: ", ""),
     ],
 )
 def test_prompts_of_queries_and_passages_are_found(tmp_path: Path, prompts: Any, query: str, passage: str) -> None:
     spec = read_spec(checkpoint(tmp_path, sentence_transformers={"prompts": prompts}))
     assert (spec.query_prefix, spec.passage_prefix) == (query, passage)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name", "query", "passage"),
+    [
+        ({"own": "o: "}, "own", "o: ", "o: "),
+        ({"query": "", "document": "", "own": "o: ", "other": "x: "}, "own", "o: ", "o: "),
+        ({"query": "q: ", "own": "o: "}, "own", "q: ", "o: "),
+        ({"query": "q: ", "document": "d: "}, "query", "q: ", "d: "),
+        ({}, "query", "", ""),
+        (None, None, "", ""),
+    ],
+)
+def test_the_default_prompt_is_that_of_a_role_without_one(
+    tmp_path: Path, prompts: Any, name: str | None, query: str, passage: str
+) -> None:
+    declared = {"prompts": prompts, "default_prompt_name": name}
+    spec = read_spec(checkpoint(tmp_path, sentence_transformers=declared))
+    assert (spec.query_prefix, spec.passage_prefix) == (query, passage)
+
+
+def test_prompts_of_other_names_are_listed_and_asked_for(tmp_path: Path) -> None:
+    prompts = {"query": "", "document": "", "Frage": "f: ", "STS": "compare: "}
+    folder = checkpoint(tmp_path, sentence_transformers={"prompts": prompts})
+    with pytest.raises(ConfigMissing, match="prompts 'Frage': 'f: ', 'STS': 'compare: ', and") as raised:
+        read_spec(folder)
+    assert '--query-prefix "TEXT", or "", --passage-prefix "TEXT", or ""' in raised.value.hint
+    with pytest.raises(ConfigMissing, match="its prefix of passages") as raised:
+        read_spec(folder, Overrides(query_prefix="f: "))
+    assert "--query" not in str(raised.value)
+    assert read_spec(folder, Overrides(query_prefix="f: ", passage_prefix="")).query_prefix == "f: "
+
+
+def test_a_default_prompt_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    """As sentence-transformers does."""
+    declared = {"prompts": {"own": "o: "}, "default_prompt_name": "other"}
+    with pytest.raises(CheckpointDamaged, match="its default_prompt_name is 'other'"):
+        read_spec(checkpoint(tmp_path, sentence_transformers=declared))
+
+
+def test_all_that_is_missing_is_asked_for_at_once(tmp_path: Path) -> None:
+    prompts = {"prompts": {"own": "o: "}}
+    folder = checkpoint(tmp_path, modules=None, pooling=None, transformer={}, sentence_transformers=prompts)
+    with pytest.raises(ConfigMissing) as raised:
+        read_spec(folder)
+    for option in ("--pooling", "--normalize", "--max-tokens", "--query-prefix", "--passage-prefix"):
+        assert option in raised.value.hint
+
+
+def test_a_fine_tune_by_flag_embedding_needs_no_question(tmp_path: Path) -> None:
+    """It writes both heads, and no file of sentence-transformers."""
+    folder = checkpoint(tmp_path, modules=None, pooling=None, tokenizer={"model_max_length": 512}, transformer={})
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        (folder / name).touch()
+    spec = read_spec(folder)
+    assert (spec.pooling, spec.normalize, spec.max_tokens) == ("cls", True, 512)
+    assert read_spec(folder, Overrides(pooling="mean", normalize=False)).pooling == "mean"
 
 
 # --- refused by name ------------------------------------------------------------------------------
@@ -181,6 +241,15 @@ def test_prompts_of_queries_and_passages_are_found(tmp_path: Path, prompts: Any,
 def test_another_architecture_is_refused_by_name(tmp_path: Path, model_type: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"the architecture '{model_type}' is not supported"):
         read_spec(checkpoint(tmp_path, CONFIG | {"model_type": model_type}))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [("BertModel", "bert"), ("BertForMaskedLM", "bert"), ("XLMRobertaModel", "xlm-roberta")],
+)
+def test_a_config_from_before_model_type_is_read_by_its_class(tmp_path: Path, architecture: str, family: str) -> None:
+    config = {name: value for name, value in CONFIG.items() if name != "model_type"} | {"architectures": [architecture]}
+    assert read_spec(checkpoint(tmp_path, config)).family == family
 
 
 def test_an_architecture_without_a_type_is_refused_by_its_class(tmp_path: Path) -> None:
@@ -201,6 +270,23 @@ def test_an_architecture_without_a_type_is_refused_by_its_class(tmp_path: Path) 
 def test_another_computation_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(UnsupportedModel, match=repr(value)):
         read_spec(checkpoint(tmp_path, CONFIG | {key: value}))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "named"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes load_in_8bit"),
+        ({"load_in_4bit": True}, "bitsandbytes load_in_4bit"),
+        ({"bits": 4}, "of an unnamed method"),
+    ],
+)
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_a_quantized_checkpoint_is_refused_by_its_method(
+    tmp_path: Path, key: str, quantized: object, named: str
+) -> None:
+    with pytest.raises(UnsupportedModel, match=f"the quantization '{named}' is not supported.*before it was quantized"):
+        read_spec(checkpoint(tmp_path, CONFIG | {key: quantized}))
 
 
 @pytest.mark.parametrize(
@@ -252,6 +338,35 @@ def test_modules_in_another_order_are_refused(tmp_path: Path, modules: object) -
         read_spec(checkpoint(tmp_path, modules=modules))
 
 
+def test_modules_json_decides_which_folders_are_read(tmp_path: Path) -> None:
+    """Beside the folders that it names lie others of before: in them are another pooling and a smaller model."""
+    modules = [TRANSFORMER | {"path": "0_Transformer"}, POOLING | {"path": "3_Pooling/"}, NORMALIZE]
+    checkpoint(tmp_path, modules=modules, pooling={"pooling_mode": "cls"})
+    for name in ("config.json", "sentence_bert_config.json"):
+        (tmp_path / "0_Transformer").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "0_Transformer" / name)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 4}))
+    with pytest.raises(ConfigMissing, match=r"pooling \(3_Pooling/config\.json"):
+        read_spec(tmp_path)
+    (tmp_path / "3_Pooling").mkdir()
+    (tmp_path / "3_Pooling/config.json").write_text(json.dumps(MEAN))
+    spec = read_spec(tmp_path)
+    assert (spec.hidden, spec.pooling, spec.max_tokens) == (32, "mean", 128)
+
+
+def test_a_module_of_another_package_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    modules = [{"type": "custom_st.Transformer"}, POOLING]
+    with pytest.raises(UnsupportedModel, match=r"the module 'custom_st\.Transformer' is not supported"):
+        read_spec(checkpoint(tmp_path, modules=modules))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "distilbert"])
+def test_former_names_of_the_transformers_options_are_read(tmp_path: Path, kind: str) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "sentence_bert_config.json").rename(folder / f"sentence_{kind}_config.json")
+    assert read_spec(folder).max_tokens == 128
+
+
 def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) -> None:
     assert read_spec(checkpoint(tmp_path, modules=[TRANSFORMER, POOLING])).normalize is False
 
@@ -260,7 +375,10 @@ def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) ->
 def test_a_maximum_length_beyond_the_positions_is_refused(tmp_path: Path, tokens: int) -> None:
     """XLM-RoBERTa's 514 positions begin at 2: 512 tokens."""
     folder = checkpoint(tmp_path, XLM_R)
-    with pytest.raises(UnsupportedModel, match=f"number of tokens {tokens} is not supported. Supported: 2 to 512"):
+    expected = (
+        f"number of tokens {tokens} is not supported. Supported: 2 to 512, the model's positions: --max-tokens 512"
+    )
+    with pytest.raises(UnsupportedModel, match=expected):
         read_spec(folder, Overrides(max_tokens=tokens))
     assert read_spec(folder, Overrides(max_tokens=512)).max_tokens == 512
 
@@ -362,7 +480,8 @@ LYING: list[tuple[str, object, str]] = [
     ("modules.json", [TRANSFORMER, {"path": "1_Pooling"}], "it has no 1.type"),
     ("modules.json", [{}] * 101, "its content is [{}"),
     ("modules.json", [TRANSFORMER, POOLING | {"path": "../x"}], "the module Pooling in the folder '../x'"),
-    ("modules.json", [TRANSFORMER | {"path": "0_T"}, POOLING], "the module Transformer in the folder '0_T'"),
+    ("modules.json", [TRANSFORMER | {"path": "/etc"}, POOLING], "the module Transformer in the folder '/etc'"),
+    ("modules.json", [TRANSFORMER | {"path": "a\\..\\b"}, POOLING], "the module Transformer in the folder"),
     ("sentence_bert_config.json", {"max_seq_length": True}, "its max_seq_length is True"),
     ("sentence_bert_config.json", {"max_seq_length": [128]}, "its max_seq_length is [128]"),
     ("config_sentence_transformers.json", {"prompts": {"query": "x" * 20_000}}, "its prompts.query is 'xxx"),
@@ -393,8 +512,8 @@ def test_a_number_beyond_all_floats_is_refused(tmp_path: Path) -> None:
 
 
 FIELDS: dict[str, list[Any]] = {
-    "config.json": [*CONFIG, "architectures", "position_embedding_type", "is_decoder", "type_vocab_size",
-                    "layer_norm_eps", "pad_token_id", "tokenizer_class"],
+    "config.json": [*CONFIG, "architectures", "quantization_config", "position_embedding_type", "is_decoder",
+                    "type_vocab_size", "layer_norm_eps", "pad_token_id", "tokenizer_class"],
     "tokenizer_config.json": ["tokenizer_class", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
                               "model_max_length"],
     "1_Pooling/config.json": ["pooling_mode", "include_prompt", "pooling_mode_cls_token", "pooling_mode_mean_tokens"],

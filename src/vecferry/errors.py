@@ -314,13 +314,12 @@ class DownloadFailed(SourceError):
 
 @dataclass(eq=False)
 class ConfigMissing(SourceError):
-    """The checkpoint does not say something that must not be guessed."""
+    """The checkpoint does not say something that must not be guessed. options: one for each fact in what."""
 
-    template = "the checkpoint does not say its {what} ({file} is missing or silent)."
-    advice = "Say it: {option}"
-    what: str
-    file: str
-    option: str
+    template = "the checkpoint does not say its {what}."
+    advice = "Say it: {options}"
+    what: Sequence[str]
+    options: Sequence[str]
 
 
 @dataclass(eq=False)

@@ -76,9 +76,15 @@ def test_the_models_prompts_are_its_roles(encoder: Encoder) -> None:
         model.encode(TEXTS, "query"),
         model.encode(TEXTS, prompt_name="query"),
         model.encode(TEXTS, prompt="query: "),
+        model.encode(TEXTS, prompt_name="search_query"),
     ):
         assert np.array_equal(vectors, query)
-    for vectors in (model.encode(TEXTS), model.encode_document(TEXTS), model.encode_query(TEXTS, prompt="passage: ")):
+    for vectors in (
+        model.encode(TEXTS),
+        model.encode_document(TEXTS),
+        model.encode_query(TEXTS, prompt="passage: "),
+        *(model.encode(TEXTS, prompt_name=name) for name in ("passage", "corpus", "search_document")),
+    ):
         assert np.array_equal(vectors, passage)
     longer = model.encode(TEXTS, prompt="query: about ships: ")
     assert np.array_equal(longer, encoder.encode([f"about ships: {text}" for text in TEXTS], role="query").dense)
@@ -101,7 +107,7 @@ def test_a_prompt_goes_before_the_text_where_the_model_has_no_prefix(
         ({"precision": "int8"}, "precision=int8 is not valid: expected float32"),
         ({"output_value": "token_embeddings"}, "output_value=token_embeddings is not valid: expected sentence_emb"),
         ({"output_value": None}, "output_value=None is not valid"),
-        ({"prompt_name": "classify"}, "prompt_name=classify is not valid: expected query or document"),
+        ({"prompt_name": "classify"}, "prompt_name=classify is not valid: expected passage or document or query"),
         ({"prompt": "classify: "}, "prompt='classify: ' is not valid: expected it to begin with a prefix"),
         ({"prompt": ""}, "prompt='' is not valid"),
     ],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,12 @@ from vecferry.encode.memory import predicted_bytes
 from vecferry.encode.runtime import Runtime
 from vecferry.errors import InvalidText, OverMemoryBudget, VectorUnusable
 from vecferry.model.artifact import VectorSpace
+from vecferry.model.prompts import Role as Role
 from vecferry.model.spec import EncoderSpec
 from vecferry.model.tokens import check_texts
 
 T = TypeVar("T")
 U = TypeVar("U")
-Role = Literal["passage", "query"]
 Progress = Callable[[int, int], None]
 
 TEXTS_EACH = 1024

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.embeddings import Float32
-from vecferry.encode.encoder import Role
 from vecferry.errors import MissingExtra, SettingsError
 from vecferry.integrations.connecting import EncoderLike, located, opened
+from vecferry.model.prompts import PROMPT_ROLES, Role
 
 T = TypeVar("T")
 
@@ -25,8 +25,9 @@ T = TypeVar("T")
 class SentenceTransformer:
     """Sentence-transformers' model, on an artifact's folder, a server's URL, or an encoder that is open already.
 
-    prompts: by name; those of the model are "query" and "document". default_prompt_name: what `encode` puts before a
-    text where the call does not say; by default "document" if the model has such a prefix, else none.
+    prompts: by name; those of the model are "query" and "document", which other names of `PROMPT_ROLES` stand for too.
+    default_prompt_name: what `encode` puts before a text where the call does not say; by default "document" if the
+    model has such a prefix, else none.
     """
 
     def __init__(
@@ -129,10 +130,11 @@ class SentenceTransformer:
 
         The encoder puts one of the two prefixes before every text: SettingsError for a prompt that begins with neither.
         """
-        name = prompt_name or task or self.default_prompt_name
+        name, space = prompt_name or task or self.default_prompt_name, self._encoder.space
         if prompt is None and name is not None:
-            prompt = self.prompts[_one_of("prompt_name", name, tuple(self.prompts))]
-        prompt, space = prompt or "", self._encoder.space
+            known = {alias: space.prefix(role) for alias, role in PROMPT_ROLES.items()} | self.prompts
+            prompt = known[_one_of("prompt_name", name, tuple(known))]
+        prompt = prompt or ""
         prefixes: dict[Role, str] = {"passage": space.passage_prefix, "query": space.query_prefix}
         for role in sorted(prefixes, key=lambda role: role != task):
             if prompt.startswith(prefixes[role]):

@@ -32,7 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vecferry.embeddings import Outputs
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, cut_repr, reason_of
 from vecferry.model.files import read_whole, sync_folder, write_json
-from vecferry.model.spec import EncoderSpec, Pooling, Size, Text
+from vecferry.model.json_files import Text
+from vecferry.model.prompts import Role
+from vecferry.model.spec import EncoderSpec, Pooling, Size
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
@@ -85,7 +87,7 @@ class VectorSpace(_Value):
         """The space's id: SHA-256 of the fields above, but those that are None, as canonical JSON."""
         return hashlib.sha256(canonical_json(self.model_dump(exclude_none=True))).hexdigest()
 
-    def prefix(self, role: Literal["passage", "query"]) -> str:
+    def prefix(self, role: Role) -> str:
         """Return what goes before each text in that role."""
         return self.query_prefix if role == "query" else self.passage_prefix
 

@@ -12,6 +12,7 @@ import numpy as np
 from vecferry.errors import CheckpointDamaged
 from vecferry.model.artifact import TOKENIZER, Head, VectorSpace, canonical_json
 from vecferry.model.files import read_whole
+from vecferry.model.layout import read_layout
 from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, read_spec
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 from vecferry.model.weights import Array, Weights, open_heads, open_weights
@@ -34,13 +35,13 @@ class Model:
 def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
     """Read a checkpoint folder; every weight is read once, for the digest.
 
-    Raises what spec.py and weights.py raise, and CheckpointDamaged for a tokenizer that is missing, unreadable, with
-    token ids that the model has not, or refused by a trial in another process (`tokens.try_tokenizer`), and for numbers
-    that no model has: not finite, or all of a weight zero.
+    Raises what spec.py and weights.py raise, UnsupportedModel for weights that are no floats, and CheckpointDamaged
+    for a tokenizer that is missing, unreadable, with token ids that the model has not, or refused by a trial in another
+    process (`tokens.try_tokenizer`), and for numbers that no model has: not finite, or all of a weight zero.
     """
-    spec = read_spec(folder, overrides)
-    weights, heads = open_weights(folder), open_heads(folder)
-    canonical, tokenizer = _read_tokenizer(folder / TOKENIZER, spec)
+    spec, inside = read_spec(folder, overrides), folder / read_layout(folder).transformer
+    weights, heads = open_weights(inside), open_heads(folder)
+    canonical, tokenizer = _read_tokenizer(inside / TOKENIZER, spec)
     names: tuple[Head, ...] = ("dense",) if heads is None else ("dense", "sparse", "colbert")
     space = VectorSpace(
         weights=weights_digest(spec, weights, heads),
@@ -74,7 +75,7 @@ def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -
     """Return the SHA-256 over the architecture and every tensor that the model uses, as fp32.
 
     It is the same for every file format that holds the same numbers, and for every runtime. Raises CheckpointDamaged
-    for a number that is not finite and a weight of zeros alone.
+    for a number that is not finite and a weight of zeros alone, UnsupportedModel for numbers that are no floats.
     """
     not_weights = {"tokenizer_class", "pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix"}
     digest = hashlib.sha256(canonical_json(spec.model_dump(exclude=not_weights)))
@@ -91,7 +92,7 @@ def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -
 def _sound_pieces(source: Weights, name: str) -> Iterator[memoryview]:
     """Yield a tensor's bytes, as fp32. Raises CheckpointDamaged for numbers that no model has."""
     with np.errstate(over="ignore"):  # what fp32 cannot hold becomes infinite, and is named below
-        array = source[name].as_fp32()
+        array = source.floats(name).as_fp32()
     done, is_zero = 0, True
     for piece in in_pieces(array):
         numbers = np.frombuffer(piece, "<f4")

@@ -13,17 +13,14 @@ from pathlib import Path
 
 from vecferry.errors import CheckpointDamaged, DownloadFailed, SourceNotFound
 from vecferry.model.artifact import SourceRecord, sha256_of
-from vecferry.model.weights import weight_files
+from vecferry.model.layout import MODULES_FILE, Layout, read_layout
+from vecferry.model.weights import HEADS, head_files, weight_files
 
 BGE_M3 = "BAAI/bge-m3"
 PINNED_REVISIONS = {BGE_M3: "5617a9f61b028005a4858fdac845db406aefb181"}
 """Revisions taken where the user names none: the one whose digests and published values are known."""
 
-JSON_FILES = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json",
-    "sentence_bert_config.json", "config_sentence_transformers.json",
-)  # fmt: skip
-HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
+HEAD_FILES = tuple(f"{name}.pt" for name in HEADS)
 ANSWER_TIMEOUT_S = 30.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -39,8 +36,10 @@ class Checkpoint:
 
     def record(self) -> SourceRecord:
         """Return the origin, with the SHA-256 of each file that a conversion reads (weights are read whole)."""
-        read = [self.folder / name for name in JSON_FILES if (self.folder / name).exists()]
-        digests = {p.relative_to(self.folder).as_posix(): sha256_of(p) for p in read + weight_files(self.folder)}
+        layout = read_layout(self.folder)
+        read = [path for name in layout.json_files if (path := self.folder / name).exists()]
+        read += [*weight_files(self.folder / layout.transformer), *head_files(self.folder)]
+        digests = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in read}
         return SourceRecord.model_validate(
             {"kind": self.kind, "id": self.id, "revision": self.revision, "files": digests}
         )
@@ -74,11 +73,17 @@ def _package_folder(source: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise SourceNotFound(source, f"no installed package {name!r} (pip install {name.replace('_', '-')})")
-    folders = {p.parent for root in spec.submodule_search_locations for p in Path(root).rglob("config.json")}
-    models = sorted(folder for folder in folders if weight_files(folder))
+    configs = (path for root in spec.submodule_search_locations for path in Path(root).rglob("config.json"))
+    models = sorted({_with_modules(path.parent) for path in configs if weight_files(path.parent)})
     if len(models) != 1:
         raise SourceNotFound(source, f"the package holds {len(models)} checkpoints, expected 1")
     return models[0]
+
+
+def _with_modules(folder: Path) -> Path:
+    """Return the folder whose modules.json names this one as its transformer's, or else this one."""
+    parents = (folder.parents[0], folder.parents[1])
+    return next((above for above in parents if above / read_layout(above).transformer == folder), folder)
 
 
 def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
@@ -99,13 +104,13 @@ def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
         raise SourceNotFound(f"{repo}@{revision}", reason)
     try:
         if offline:
-            expected = [*JSON_FILES, *HEAD_FILES]
-            cached = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=expected)
+            cached = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[MODULES_FILE])
             return _from_cache(Path(cached), repo, revision)
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=ANSWER_TIMEOUT_S)
         published = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
-        wanted = files_to_fetch(list(published))
-        folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=[MODULES_FILE]))
+        wanted = files_to_fetch(list(published), read_layout(folder))
+        snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
     except OfflineModeIsEnabled:
         return _from_hub(repo, revision, offline=True)
     except (RepositoryNotFoundError, RevisionNotFoundError) as exc:
@@ -125,7 +130,7 @@ def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
 def _from_cache(folder: Path, repo: str, revision: str) -> Checkpoint:
     """Refuse a cached folder that lacks files: another program that filled it may not have needed them."""
     heads = [name for name in HEAD_FILES if repo == BGE_M3 and not (folder / name).exists()]
-    weights = [path for path in weight_files(folder) if path.name not in HEAD_FILES]
+    weights = weight_files(folder / read_layout(folder).transformer)
     missing = heads if weights else ["weights", *heads]
     if missing:
         raise SourceNotFound(f"{repo}@{revision}", f"the hub's cache holds it without {', '.join(missing)}")
@@ -138,12 +143,13 @@ def _reason(exc: Exception) -> str:
     return re.sub(r"Bearer \S+|hf_\w+|\?\S+", "…", first).rstrip(".")
 
 
-def files_to_fetch(names: list[str]) -> list[str]:
+def files_to_fetch(names: list[str], layout: Layout) -> list[str]:
     """Return the files of a repository that a conversion reads: one form of the weights, heads, JSON."""
-    chosen = [name for name in names if name in JSON_FILES or name in HEAD_FILES]
+    chosen = [name for name in names if name in layout.json_files or name in HEAD_FILES]
+    inside = re.escape(str(layout.transformer / "_").removesuffix("_"))
     for pattern in (r"model\.safetensors", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
                     r"pytorch_model\.bin", r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"):  # fmt: skip
-        weights = [name for name in names if re.fullmatch(pattern, name)]
+        weights = [name for name in names if re.fullmatch(inside + pattern, name)]
         if weights:
             return chosen + weights
     return chosen

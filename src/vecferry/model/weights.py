@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.errors import CheckpointDamaged, cut_repr
+from vecferry.errors import CheckpointDamaged, UnsupportedModel, cut_repr
 from vecferry.model.files import read_whole
 from vecferry.model.tensor_pickle import StridedTensor, read_tensors
 
@@ -35,6 +35,10 @@ UNREADABLE = (
 MAX_DESCRIPTION_BYTES = 4_000_000
 """Of a file's tensors: their names, types and shapes. BGE-M3's take 60 kB."""
 MAX_DIMENSIONS, MAX_LENGTH = 8, 1 << 48
+
+
+FLOATS = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
+FLOATS_ALONE = f"{', '.join(dtype.name for dtype in FLOATS)}; take the checkpoint from before it was quantized"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ BESIDE_THE_ENCODER = (
     "pooler.", "embeddings.position_ids", "embeddings.token_type_ids", "lm_head.", "cls.", "classifier.", "qa_outputs.",
 )  # fmt: skip
 """Beginnings of the names of tensors that an embedding does not depend on: heads of tasks, constants."""
+FORMER_NAMES = {"gamma": "weight", "beta": "bias"}
+"""Of the tensors of a LayerNorm."""
 NAMED = 3
+HEADS = ("sparse_linear", "colbert_linear")
 
 
 class Weights(Mapping[str, LazyTensor]):
@@ -86,6 +93,14 @@ class Weights(Mapping[str, LazyTensor]):
             names = ", ".join(map(cut_repr, unused[:NAMED]))
             raise self.damaged(f"config.json describes a model that does not read its tensors {names}{more}")
 
+    def floats(self, name: str) -> LazyTensor:
+        """Return a tensor whose numbers are floats. Raises CheckpointDamaged; UnsupportedModel for other numbers."""
+        tensor = self[name]
+        if tensor.dtype not in FLOATS:
+            what = f"the type of the numbers of {cut_repr(name)}"
+            raise UnsupportedModel(what, tensor.dtype.name, FLOATS_ALONE)
+        return tensor
+
     def damaged(self, reason: str) -> CheckpointDamaged:
         return CheckpointDamaged(self.path, reason)
 
@@ -102,13 +117,13 @@ class Weights(Mapping[str, LazyTensor]):
 def open_weights(folder: Path) -> Weights:
     """Open the encoder's weights: model.safetensors or pytorch_model.bin, each as one file or sharded.
 
-    Raises CheckpointDamaged, UnsafePickle.
+    Raises CheckpointDamaged, UnsafePickle, UnsupportedModel (a type of numbers).
     """
     path = _weights_at(folder)
     if path is None:
         raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
     reader = _safetensors if path.name.startswith("model.safetensors") else _torch_zip
-    return Weights(path, _without_prefix(path, _shards(path, reader) if _is_index(path) else reader(path)))
+    return Weights(path, _under_todays_names(path, _shards(path, reader) if _is_index(path) else reader(path)))
 
 
 def open_heads(folder: Path) -> Weights | None:
@@ -116,21 +131,24 @@ def open_heads(folder: Path) -> Weights | None:
 
     Raises CheckpointDamaged (one file without the other included), UnsafePickle.
     """
-    files = {name: folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")}
-    present = [path for path in files.values() if path.exists()]
-    if not present:
+    files = head_files(folder)
+    if not files:
         return None
-    if len(present) == 1:
-        raise CheckpointDamaged(folder, f"it has {present[0].name} alone, and BGE-M3 has two heads")
-    heads = {f"{name}.{part}": t for name, path in files.items() for part, t in _torch_zip(path).items()}
+    if len(files) == 1:
+        raise CheckpointDamaged(folder, f"it has {files[0].name} alone, and BGE-M3 has two heads")
+    heads = {f"{path.stem}.{part}": tensor for path in files for part, tensor in _torch_zip(path).items()}
     return Weights(folder, heads)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that `open_weights` would read, heads included, in a fixed order."""
+    """Return the files that `open_weights` would read, in a fixed order."""
     path = _weights_at(folder)
-    files = [] if path is None else [path, *(_shard_paths(path) if _is_index(path) else [])]
-    return files + [path for name in ("sparse_linear.pt", "colbert_linear.pt") if (path := folder / name).exists()]
+    return [] if path is None else [path, *(_shard_paths(path) if _is_index(path) else [])]
+
+
+def head_files(folder: Path) -> list[Path]:
+    """Return the files that `open_heads` would read, in a fixed order."""
+    return [path for name in HEADS if (path := folder / f"{name}.pt").exists()]
 
 
 def _weights_at(folder: Path) -> Path | None:
@@ -147,15 +165,25 @@ def _shard_paths(index: Path) -> list[Path]:
     return sorted({_inside(index, name) for name in _weight_map(index).values()})
 
 
-def _without_prefix(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Remove the "bert." or "roberta." under which a model saved inside a task model has its tensors."""
+def _under_todays_names(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors under the names of today.
+
+    Removed is the "bert." or "roberta." under which a model saved inside a task model has them; LayerNorm had gamma
+    and beta in the first releases of BERT.
+    """
     end = "embeddings.word_embeddings.weight"
     prefixes = [name.removesuffix(end) for name in tensors if name.endswith(end)]
     prefix = prefixes[0] if len(prefixes) == 1 else ""
-    without = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if len(without) < len(tensors):
-        raise CheckpointDamaged(path, f"it has tensors of one name with and without {cut_repr(prefix)}")
-    return without
+    today: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        called = name.removeprefix(prefix)
+        module, norm, last = called.rpartition("LayerNorm.")
+        if norm and last in FORMER_NAMES:
+            called = f"{module}{norm}{FORMER_NAMES[last]}"
+        if called in today:
+            raise CheckpointDamaged(path, f"two of its tensors are {cut_repr(called)}, under different names")
+        today[called] = tensor
+    return today
 
 
 def _shards(index: Path, reader: Callable[[Path], dict[str, LazyTensor]]) -> dict[str, LazyTensor]:
@@ -232,7 +260,7 @@ def _check_spans(spans: list[tuple[int, int]], body_bytes: int) -> None:
 
 def _safetensors_entry(body: NDArray[np.uint8], entry: dict[str, Any]) -> LazyTensor:
     if entry["dtype"] not in SAFETENSORS_DTYPES:
-        raise ValueError(f"numbers of type {entry['dtype']!r} are not supported")
+        raise UnsupportedModel("the type of numbers", entry["dtype"], FLOATS_ALONE)
     dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not _is_layout(shape):

@@ -24,8 +24,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.encode.encoder import Role
 from vecferry.errors import BadRequest, DeadlineExceeded, TokenIdsRefused
+from vecferry.model.prompts import PROMPT_ROLES, Role
 from vecferry.server.lanes import LaneName
 from vecferry.server.models import Served
 from vecferry.server.service import EncodeRequest, EncodeResult, Service, Texts
@@ -65,7 +65,6 @@ Input = Annotated[StrictStr | Strings | TokenIds | SeveralTokenIds, WrapValidato
 ARRIVED_AT = "vecferry.arrived_at"
 """In a request's scope, where the guard says so: on `time.monotonic`."""
 TIMEOUT_HEADER, LANE_HEADER = "x-request-timeout", "x-vecferry-lane"
-ROLES: dict[str | None, Role] = {None: "passage", "passage": "passage", "document": "passage", "query": "query"}
 
 
 class ClientGone(Exception):
@@ -122,10 +121,12 @@ def require_dimension(model: Served, dimensions: int | None) -> None:
 
 def role_of(prompt_name: str | None) -> Role:
     """Return the role that a prompt's name stands for. Raises BadRequest."""
-    if prompt_name not in ROLES:
-        names = ", ".join(name for name in ROLES if name)
+    if prompt_name is None:
+        return "passage"
+    if prompt_name not in PROMPT_ROLES:
+        names = ", ".join(PROMPT_ROLES)
         raise BadRequest("prompt_name", f"this model has no prompt of that name; there are {names}")
-    return ROLES[prompt_name]
+    return PROMPT_ROLES[prompt_name]
 
 
 async def embed(
