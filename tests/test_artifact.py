@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.values import OF_EACH_KIND
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
@@ -103,24 +104,6 @@ def fields(value: object, *path: str) -> Iterator[tuple[str, ...]]:
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from fields(inner, *path, name)
-
-
-OF_EACH_KIND: tuple[Any, ...] = (
-    None,
-    True,
-    -1,
-    1.5,
-    10**400,
-    1e308,
-    "",
-    "\ud800",
-    [],
-    [[]],
-    {},
-    {"x": 1},
-    [10**400],
-    ["\ud800"],
-)
 
 
 def test_no_value_of_any_field_of_a_manifest_raises_anything_but_an_artifact_error(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.make_checkpoint import Shape, write_json_files
+from tests.values import OF_EACH_KIND
 from vecferry.errors import CheckpointDamaged, ConfigMissing, SourceError, UnsupportedModel
 from vecferry.model.sources import open_source
 from vecferry.model.spec import EncoderSpec, Overrides, read_spec
@@ -532,26 +533,6 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-
-
-OF_EACH_KIND: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    1.5,
-    10**400,
-    1e308,
-    "",
-    "x",
-    "\ud800",
-    [],
-    ["x"],
-    [[]],
-    {},
-    {"x": 1},
-    {"type": 1},
-]
 
 
 @pytest.fixture

@@ -23,16 +23,13 @@ from vecferry.console.sessions import COOKIE, LoginSession, Sessions
 from vecferry.console.view import Look, look_at
 from vecferry.errors import VecferryError
 
-RECEIVE_S = 15.0
 LIVE_S = 1.0
 HEARTBEAT_S = 15.0
 EVENT_STREAM = "text/event-stream"
 router = APIRouter()
 
 
-def create_app(
-    operator: Operator, sessions: Sessions, *, names: Collection[str] = (), receive_s: float = RECEIVE_S
-) -> FastAPI:
+def create_app(operator: Operator, sessions: Sessions, *, names: Collection[str] = (), receive_s: float) -> FastAPI:
     """Build the console. operator: closed with it. names: of hosts that lead to the console, beside addresses.
 
     receive_s: for a form to arrive.

@@ -12,7 +12,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from vecferry.model.text_parts import (
     PART_CHARS_PER_TOKEN,
     XLM_R_PRE_TOKENIZER,
     parts_of,
+    portions,
     splits_at_white_space,
 )
 
@@ -157,7 +158,9 @@ class Tokenizer:
         left = {row: parts_of(text, self._part_chars) for row, text in enumerate(texts)}
         while left:
             parts = {row: part[1] for row, each in left.items() if (part := next(each, None)) is not None}
-            for rows in _batches({row: len(part) for row, part in parts.items()}):
+            unread = list(parts)
+            for batch in portions(map(len, parts.values()), BATCH_CHARS):
+                rows = unread[batch]
                 encodings = self._tokenizer.encode_batch_fast([parts[row] for row in rows], add_special_tokens=False)
                 for row, encoding in zip(rows, encodings, strict=True):
                     read[row].append(np.asarray(encoding.ids, np.int32))
@@ -203,20 +206,6 @@ def _described(component: Any) -> dict[str, Any] | None:
     """Return what tokenizer.json says of a normalizer or pre-tokenizer."""
     described: dict[str, Any] | None = None if component is None else json.loads(component.__getstate__())
     return described
-
-
-def _batches(num_chars: Mapping[int, int]) -> Iterator[list[int]]:
-    """Yield rows, in their order, of up to `BATCH_CHARS` characters together; a longer one is alone."""
-    rows: list[int] = []
-    total = 0
-    for row, chars in num_chars.items():
-        if rows and total + chars > BATCH_CHARS:
-            yield rows
-            rows, total = [], 0
-        rows.append(row)
-        total += chars
-    if rows:
-        yield rows
 
 
 def open_tokenizer(artifact: Artifact) -> Tokenizer:

@@ -17,6 +17,7 @@ from vecferry.encode.batching import MB
 from vecferry.encode.encoder import TEXTS_EACH, Role, Work
 from vecferry.errors import DeadlineExceeded, EmptyInput, InvalidText, RequestTooLarge, TextTooLong
 from vecferry.model.artifact import VectorSpace
+from vecferry.model.text_parts import portions
 from vecferry.server.lanes import Job, Lane, LaneName
 from vecferry.server.metrics import Metrics
 from vecferry.server.models import Served, ServedModels, Watch
@@ -234,13 +235,8 @@ def parts_of(texts: Texts, max_chars: int = CHARS_EACH) -> Iterator[Texts]:
 
     A text that is longer goes alone.
     """
-    start = chars = 0
-    for at, text in enumerate(texts):
-        if at > start and (at - start == TEXTS_EACH or chars + len(text) > max_chars):
-            yield texts[start:at]
-            start, chars = at, 0
-        chars += len(text)
-    yield texts[start:]
+    for part in portions(map(len, texts), max_chars, TEXTS_EACH):
+        yield texts[part]
 
 
 def _num_chars(texts: Texts) -> int:
