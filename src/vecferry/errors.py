@@ -20,6 +20,7 @@ VecferryError                      exit  what happened
 │   ├── DownloadFailed
 │   ├── ConfigMissing                    a fact that must be said, never guessed
 │   ├── UnsupportedModel                 architecture, activation, pooling, ...
+│   ├── AdapterNotMerged                 a LoRA adapter that is not merged here
 │   ├── UnsafePickle                     a pickle that asks for more than tensors
 │   └── CheckpointDamaged                unreadable, truncated, a tensor missing
 ├── ArtifactError                  3     the converted model's folder
@@ -331,6 +332,21 @@ class UnsupportedModel(SourceError):
     what: str
     value: object
     supported: str
+
+
+@dataclass(eq=False)
+class AdapterNotMerged(SourceError):
+    """An adapter changes the checkpoint in a way that is not computed here; without it, it is another model."""
+
+    template = "{path} is of an adapter, which cannot be merged here: {reason}."
+    advice = (
+        "Merge it first. With the base model in BASE and the adapter's two files in ADAPTER: "
+        'pip install peft && python -c "from peft import PeftModel; from transformers import AutoModel; '
+        "PeftModel.from_pretrained(AutoModel.from_pretrained('BASE'), 'ADAPTER').merge_and_unload()"
+        ".save_pretrained('MERGED')\", then copy the other files of the checkpoint to MERGED."
+    )
+    path: Path
+    reason: str
 
 
 @dataclass(eq=False)

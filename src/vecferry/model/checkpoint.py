@@ -13,6 +13,7 @@ from vecferry.errors import CheckpointDamaged
 from vecferry.model.artifact import TOKENIZER, Head, VectorSpace, canonical_json
 from vecferry.model.files import read_whole
 from vecferry.model.layout import read_layout
+from vecferry.model.lora import with_adapter
 from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, read_spec
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 from vecferry.model.weights import Array, Weights, open_heads, open_weights
@@ -35,12 +36,13 @@ class Model:
 def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
     """Read a checkpoint folder; every weight is read once, for the digest.
 
-    Raises what spec.py and weights.py raise, UnsupportedModel for weights that are no floats, and CheckpointDamaged
-    for a tokenizer that is missing, unreadable, with token ids that the model has not, or refused by a trial in another
-    process (`tokens.try_tokenizer`), and for numbers that no model has: not finite, or all of a weight zero.
+    Raises what spec.py, weights.py and lora.py raise, UnsupportedModel for weights that are no floats, and
+    CheckpointDamaged for a tokenizer that is missing, unreadable, with token ids that the model has not, or refused by
+    a trial in another process (`tokens.try_tokenizer`), and for numbers that no model has: not finite, or all of a
+    weight zero.
     """
     spec, inside = read_spec(folder, overrides), folder / read_layout(folder).transformer
-    weights, heads = open_weights(inside), open_heads(folder)
+    weights, heads = with_adapter(inside, open_weights(inside)), open_heads(folder)
     canonical, tokenizer = _read_tokenizer(inside / TOKENIZER, spec)
     names: tuple[Head, ...] = ("dense",) if heads is None else ("dense", "sparse", "colbert")
     space = VectorSpace(

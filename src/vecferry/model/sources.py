@@ -14,7 +14,7 @@ from pathlib import Path
 from vecferry.errors import CheckpointDamaged, DownloadFailed, SourceNotFound
 from vecferry.model.artifact import SourceRecord, sha256_of
 from vecferry.model.layout import MODULES_FILE, Layout, read_layout
-from vecferry.model.weights import HEADS, head_files, weight_files
+from vecferry.model.weights import ADAPTER_FILES, HEADS, adapter_file, head_files, weight_files
 
 BGE_M3 = "BAAI/bge-m3"
 PINNED_REVISIONS = {BGE_M3: "5617a9f61b028005a4858fdac845db406aefb181"}
@@ -38,7 +38,8 @@ class Checkpoint:
         """Return the origin, with the SHA-256 of each file that a conversion reads (weights are read whole)."""
         layout = read_layout(self.folder)
         read = [path for name in layout.json_files if (path := self.folder / name).exists()]
-        read += [*weight_files(self.folder / layout.transformer), *head_files(self.folder)]
+        inside = self.folder / layout.transformer
+        read += [*weight_files(inside), *filter(None, [adapter_file(inside)]), *head_files(self.folder)]
         digests = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in read}
         return SourceRecord.model_validate(
             {"kind": self.kind, "id": self.id, "revision": self.revision, "files": digests}
@@ -144,8 +145,9 @@ def _reason(exc: Exception) -> str:
 
 
 def files_to_fetch(names: list[str], layout: Layout) -> list[str]:
-    """Return the files of a repository that a conversion reads: one form of the weights, heads, JSON."""
-    chosen = [name for name in names if name in layout.json_files or name in HEAD_FILES]
+    """Return the files of a repository that a conversion reads: one form of the weights, an adapter, heads, JSON."""
+    adapters = [str(layout.transformer / name) for name in ADAPTER_FILES]
+    chosen = [name for name in names if name in (*layout.json_files, *HEAD_FILES, *adapters)]
     inside = re.escape(str(layout.transformer / "_").removesuffix("_"))
     for pattern in (r"model\.safetensors", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
                     r"pytorch_model\.bin", r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"):  # fmt: skip

@@ -61,6 +61,7 @@ FORMER_NAMES = {"gamma": "weight", "beta": "bias"}
 """Of the tensors of a LayerNorm."""
 NAMED = 3
 HEADS = ("sparse_linear", "colbert_linear")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 class Weights(Mapping[str, LazyTensor]):
@@ -75,6 +76,10 @@ class Weights(Mapping[str, LazyTensor]):
             return self._tensors[name]
         except KeyError:
             raise CheckpointDamaged(self.path, f"it has no tensor {name!r}") from None
+
+    def replaced(self, tensors: Mapping[str, LazyTensor]) -> Weights:
+        """Return the same weights with others in the place of some."""
+        return Weights(self.path, {**self._tensors, **tensors})
 
     def release(self) -> None:
         """Give the pages that were read back to the system; they are read again when they are needed."""
@@ -138,6 +143,16 @@ def open_heads(folder: Path) -> Weights | None:
         raise CheckpointDamaged(folder, f"it has {files[0].name} alone, and BGE-M3 has two heads")
     heads = {f"{path.stem}.{part}": tensor for path in files for part, tensor in _torch_zip(path).items()}
     return Weights(folder, heads)
+
+
+def open_adapter(path: Path) -> Weights:
+    """Open the tensors of an adapter, under the names that they have. Raises what `open_weights` raises."""
+    return Weights(path, (_safetensors if path.suffix == ".safetensors" else _torch_zip)(path))
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """Return the file with an adapter's tensors, if there is one."""
+    return next((folder / name for name in ADAPTER_FILES if (folder / name).exists()), None)
 
 
 def weight_files(folder: Path) -> list[Path]:
