@@ -26,6 +26,7 @@ MAY_BE_ZERO = "token_type_embeddings.weight"
 class Model:
     """Architecture, weights (not read yet), heads if it has them, tokenizer.json in canonical form, vector space."""
 
+    folder: Path
     spec: EncoderSpec
     weights: Weights
     heads: Weights | None
@@ -58,7 +59,7 @@ def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
         precision="fp32",
         heads=names,
     )
-    return Model(spec, weights, heads, canonical, space)
+    return Model(folder, spec, weights, heads, canonical, space)
 
 
 def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:

@@ -65,10 +65,14 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 class Weights(Mapping[str, LazyTensor]):
-    """The tensors of a checkpoint by name. A missing name raises CheckpointDamaged, since the caller needs it."""
+    """The tensors of a checkpoint by name. A missing name raises CheckpointDamaged, since the caller needs it.
 
-    def __init__(self, path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    prefix: what was removed from the beginnings of the names.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, LazyTensor], prefix: str = "") -> None:
         self.path = path
+        self.prefix = prefix
         self._tensors = dict(tensors)
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -79,7 +83,7 @@ class Weights(Mapping[str, LazyTensor]):
 
     def replaced(self, tensors: Mapping[str, LazyTensor]) -> Weights:
         """Return the same weights with others in the place of some."""
-        return Weights(self.path, {**self._tensors, **tensors})
+        return Weights(self.path, {**self._tensors, **tensors}, self.prefix)
 
     def release(self) -> None:
         """Give the pages that were read back to the system; they are read again when they are needed."""
@@ -128,7 +132,9 @@ def open_weights(folder: Path) -> Weights:
     if path is None:
         raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
     reader = _safetensors if path.name.startswith("model.safetensors") else _torch_zip
-    return Weights(path, _under_todays_names(path, _shards(path, reader) if _is_index(path) else reader(path)))
+    tensors = _shards(path, reader) if _is_index(path) else reader(path)
+    prefix = _prefix(tensors)
+    return Weights(path, _under_todays_names(path, tensors, prefix), prefix)
 
 
 def open_heads(folder: Path) -> Weights | None:
@@ -180,15 +186,15 @@ def _shard_paths(index: Path) -> list[Path]:
     return sorted({_inside(index, name) for name in _weight_map(index).values()})
 
 
-def _under_todays_names(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Return the tensors under the names of today.
-
-    Removed is the "bert." or "roberta." under which a model saved inside a task model has them; LayerNorm had gamma
-    and beta in the first releases of BERT.
-    """
+def _prefix(names: Iterable[str]) -> str:
+    """Return what stands before the names of a model that was saved inside another one: "bert.", "roberta.", ..."""
     end = "embeddings.word_embeddings.weight"
-    prefixes = [name.removesuffix(end) for name in tensors if name.endswith(end)]
-    prefix = prefixes[0] if len(prefixes) == 1 else ""
+    prefixes = [name.removesuffix(end) for name in names if name.endswith(end)]
+    return prefixes[0] if len(prefixes) == 1 else ""
+
+
+def _under_todays_names(path: Path, tensors: dict[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
+    """Return the tensors without their prefix; LayerNorm had gamma and beta in the first releases of BERT."""
     today: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         called = name.removeprefix(prefix)
