@@ -15,6 +15,7 @@ from vecferry.model.files import read_whole
 from vecferry.model.layout import read_layout
 from vecferry.model.lora import with_adapter
 from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, read_spec
+from vecferry.model.tokenizer_files import read_tokenizer_config, reconciled
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 from vecferry.model.weights import Array, Weights, open_heads, open_weights
 
@@ -64,7 +65,9 @@ def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
 
 def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:
     try:
-        canonical = canonical_tokenizer(read_whole(path, MAX_TOKENIZER_BYTES), spec.tokenizer_class)
+        raw = reconciled(path.parent, read_whole(path, MAX_TOKENIZER_BYTES), spec.tokenizer_class)
+        prefix_space = read_tokenizer_config(path.parent).add_prefix_space is not False
+        canonical = canonical_tokenizer(raw, spec.tokenizer_class, prefix_space=prefix_space)
         try_tokenizer(canonical, spec.vocabulary)
         tokenizer = Tokenizer(canonical, spec.max_tokens)
     except FileNotFoundError as exc:

@@ -22,7 +22,7 @@ class JsonFile(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-FileT = TypeVar("FileT", bound=JsonFile)
+FileT = TypeVar("FileT", bound=BaseModel)
 
 
 def read_fields(path: Path, schema: type[FileT]) -> FileT:

@@ -30,9 +30,10 @@ from vecferry.model.text_parts import (
     METASPACE,
     MIN_PART_CHARS,
     PART_CHARS_PER_TOKEN,
-    XLM_R_PRE_TOKENIZER,
+    WITHOUT_PREFIX,
     parts_of,
     portions,
+    split_then,
     splits_at_white_space,
 )
 
@@ -46,9 +47,10 @@ BATCH_CHARS = 1 << 18
 """Characters that are tokenised by one call of the library, in its threads."""
 
 
-def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
+def canonical_tokenizer(raw: bytes, tokenizer_class: str, *, prefix_space: bool = True) -> bytes:
     """Return tokenizer.json as the reference tokenises: no truncation, no padding, XLM-R's pre-tokenizer.
 
+    prefix_space: whether that puts a space before each word.
     The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer, or has a regular expression that
     is not of `EXPRESSIONS`.
     """
@@ -63,8 +65,8 @@ def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
         raise ValueError(f"it has the regular expression {cut_repr(unknown)}")
     described["truncation"] = described["padding"] = None
     if model == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
-        described["pre_tokenizer"] = XLM_R_PRE_TOKENIZER
-        described["decoder"] = METASPACE
+        metaspace = METASPACE if prefix_space else WITHOUT_PREFIX
+        described["pre_tokenizer"], described["decoder"] = split_then(metaspace), metaspace
     return canonical_json(described)
 
 
