@@ -21,7 +21,13 @@ from vecferry.demo.standin import make_standin
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.encode.runtime.torch import TorchRuntime
-from vecferry.errors import CheckpointDamaged, UnsupportedModel, VerificationFailed
+from vecferry.errors import (
+    AdapterNotMerged,
+    CheckpointDamaged,
+    CheckpointIncomplete,
+    UnsupportedModel,
+    VerificationFailed,
+)
 from vecferry.model.artifact import Artifact
 from vecferry.model.checkpoint import Model, read_model, weights_digest
 from vecferry.model.sources import open_source
@@ -185,11 +191,93 @@ def test_another_number_of_layers_than_the_weights_have_is_refused(tmp_path: Pat
         TorchRuntime(read_model(other))
 
 
-def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
-    broken = make_checkpoint(tmp_path / "broken", TINY)
-    (broken / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointDamaged, match=r"tokenizer\.json"):
-        convert_checkpoint(open_source(str(broken)), tmp_path / "out")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+STEP: dict[str, bytes | None] = {
+    "checkpoint-50/model.safetensors": b"",
+    "checkpoint-500/model.safetensors": b"",
+    "trainer_state.json": b"{}",
+}
+INCOMPLETE: dict[str, tuple[dict[str, bytes | None], str, str]] = {
+    "an empty folder": ({}, "the folder is empty", "Fetch the checkpoint into it"),
+    "the folder of a training": (STEP, "2 folders such as checkpoint-500", r"such as .*/checkpoint-500\."),
+    "ONNX alone": (
+        {"config.json": b"{}", "onnx/model.onnx": b""},
+        r"as ONNX alone \(onnx/model\.onnx\)",
+        "Give the PyTorch",
+    ),
+    "GGUF alone": ({"bge-m3-q8.gguf": b""}, "as GGUF alone", "Give the PyTorch"),
+    "OpenVINO alone": (
+        {"config.json": b"{}", "openvino/openvino_model.xml": b""},
+        "as OpenVINO alone",
+        "Give the PyTorch",
+    ),
+    "TensorFlow alone": (
+        {"config.json": b"{}", "tf_model.h5": b""},
+        "as TensorFlow alone",
+        "from_tf=True.*save_pretrained",
+    ),
+    "Flax alone": (
+        {"config.json": b"{}", "flax_model.msgpack": b""},
+        "as Flax alone",
+        "from_flax=True.*save_pretrained",
+    ),
+    "other names": (
+        {"config.json": b"{}", "weights.safetensors": b""},
+        "neither model.safetensors nor",
+        "Fetch the checkpoint whole",
+    ),
+    "no config.json": ({"model.safetensors": b""}, r"no config\.json", "Fetch the checkpoint whole"),
+    "a pointer to weights": ({"+": b"", "pytorch_model.bin": POINTER}, "pointer of Git LFS", "git -C '.*' lfs pull"),
+    "a pointer to the index of shards": (
+        {"+": b"", "model.safetensors.index.json": POINTER},
+        "pointer of Git LFS",
+        "git -C '.*' lfs pull",
+    ),
+    "a pointer to config.json": ({"+": b"", "config.json": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "a pointer to modules.json": ({"+": b"", "modules.json": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "a pointer to the tokenizer": ({"+": b"", "tokenizer.json": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "a pointer to a head": ({"+": b"", "colbert_linear.pt": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "no tokenizer": ({"+": b"", "tokenizer.json": None}, "it has no tokenizer.json", "BASE.*save_pretrained"),
+    "sentencepiece alone": (
+        {"+": b"", "tokenizer.json": None, "sentencepiece.bpe.model": b""},
+        "it has sentencepiece.bpe.model, but no",
+        "transformers sentencepiece &&.*save_pretrained",
+    ),
+    "vocab.txt alone": (
+        {"+": b"", "tokenizer.json": None, "vocab.txt": b""},
+        "it has vocab.txt, but no",
+        "save_pretrained",
+    ),
+}
+"""Files that are written, by name; "+": beside those of a whole checkpoint; None removes one."""
+
+
+@pytest.mark.parametrize(("files", "reason", "remedy"), INCOMPLETE.values(), ids=INCOMPLETE)
+def test_another_form_or_a_part_of_a_checkpoint_is_told_what_to_do(
+    short_checkpoint: Path, tmp_path: Path, files: dict[str, bytes | None], reason: str, remedy: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    if "+" in files:
+        shutil.copytree(short_checkpoint, folder)
+    for name in files.keys() - {"+"}:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = files[name]
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(CheckpointIncomplete, match=reason) as raised:
+        read_model(folder)
+    assert re.search(remedy, raised.value.hint)
+
+
+def test_an_adapter_alone_is_told_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "BAAI/bge-m3"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(AdapterNotMerged, match="its base model, 'BAAI/bge-m3', are not beside it") as raised:
+        read_model(tmp_path)
+    assert "merge_and_unload()" in raised.value.hint
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.make_checkpoint import Shape, write_json_files
 from tests.values import OF_EACH_KIND
-from vecferry.errors import CheckpointDamaged, ConfigMissing, SourceError, UnsupportedModel
+from vecferry.errors import CheckpointDamaged, CheckpointIncomplete, ConfigMissing, SourceError, UnsupportedModel
 from vecferry.model.sources import open_source
 from vecferry.model.spec import EncoderSpec, Overrides, read_spec
 
@@ -410,7 +410,7 @@ def test_what_a_tokenizer_cannot_do_here_is_refused_by_name(tmp_path: Path, toke
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointDamaged, match=r"config\.json cannot be used: it is missing"):
+    with pytest.raises(CheckpointIncomplete, match=r"it has no config\.json"):
         read_spec(tmp_path)
 
 

@@ -22,6 +22,7 @@ VecferryError                      exit  what happened
 │   ├── UnsupportedModel                 architecture, activation, pooling, ...
 │   ├── AdapterNotMerged                 a LoRA adapter that is not merged here
 │   ├── UnsafePickle                     a pickle that asks for more than tensors
+│   ├── CheckpointIncomplete             another form of a model, or a part of one
 │   └── CheckpointDamaged                unreadable, truncated, a tensor missing
 ├── ArtifactError                  3     the converted model's folder
 │   ├── ArtifactNotFound
@@ -357,6 +358,17 @@ class UnsafePickle(SourceError):
     advice = "Do not load it with other tools; get the checkpoint from its publisher, as safetensors if offered."
     path: Path
     asks_for: str
+
+
+@dataclass(eq=False)
+class CheckpointIncomplete(SourceError):
+    """What is there is another form of a model, or a part of one. remedy: what to do, or to type."""
+
+    template = "{path} cannot be converted: {reason}."
+    advice = "{remedy}."
+    path: Path
+    reason: str
+    remedy: str
 
 
 @dataclass(eq=False)

@@ -102,6 +102,12 @@ def with_adapter(folder: Path, weights: Weights) -> Weights:
     )
 
 
+def base_of(folder: Path) -> str:
+    """Return the name of the base model that adapter_config.json names."""
+    name = read_fields(folder / ADAPTER_CONFIG, _AdapterConfig).base_model_name_or_path
+    return "of no name" if name is None else cut_repr(name)
+
+
 def _not_plain(config: _AdapterConfig) -> str | None:
     """Return what the adapter says that the formula leaves out, or None."""
     if config.peft_type != "LORA":

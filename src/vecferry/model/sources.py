@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vecferry.errors import CheckpointDamaged, DownloadFailed, SourceNotFound
 from vecferry.model.artifact import SourceRecord, sha256_of
+from vecferry.model.completeness import without_weights
 from vecferry.model.layout import MODULES_FILE, Layout, read_layout
 from vecferry.model.weights import ADAPTER_FILES, HEADS, adapter_file, head_files, weight_files
 
@@ -50,7 +51,8 @@ def open_source(source: str, *, revision: str | None = None, offline: bool = Fal
     """Open a checkpoint: a folder, `package:NAME`, or a hub id `owner/name`.
 
     revision: a commit, tag or branch of a hub id; it is resolved to a commit, which is recorded.
-    offline: only what the hub's cache holds. Raises SourceNotFound, DownloadFailed, CheckpointDamaged.
+    offline: only what the hub's cache holds.
+    Raises SourceNotFound, DownloadFailed, CheckpointIncomplete, CheckpointDamaged.
     """
     if source.startswith("package:"):
         return Checkpoint(_package_folder(source), "package", source.removeprefix("package:"), None)
@@ -110,7 +112,10 @@ def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=ANSWER_TIMEOUT_S)
         published = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
         folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=[MODULES_FILE]))
-        wanted = files_to_fetch(list(published), read_layout(folder))
+        layout = read_layout(folder)
+        wanted = files_to_fetch(list(published), layout)
+        if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
+            raise without_weights(Path(repo), published)
         snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
     except OfflineModeIsEnabled:
         return _from_hub(repo, revision, offline=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from vecferry.errors import CheckpointDamaged, ConfigMissing, UnsupportedModel, cut_repr
+from vecferry.errors import CheckpointDamaged, CheckpointIncomplete, ConfigMissing, UnsupportedModel, cut_repr
 from vecferry.model.json_files import JsonFile, Text, checked, read_fields, read_json
 from vecferry.model.layout import MODULES_FILE, Layout, read_layout
 from vecferry.model.prompts import Prompts, Role
@@ -127,15 +127,17 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
     """Read config.json and sentence-transformers' files, each in the folder that modules.json names.
 
     Raises UnsupportedModel (family, activation, position type, quantization, pooling mode, module, prompt or case
-    handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length, prefixes; all
-    that are missing) and CheckpointDamaged (a file that is not one or too large, unreadable JSON, impossible values).
+    handling, tokenizer class), ConfigMissing (pooling, normalisation, maximum length, prefixes; all that are missing),
+    CheckpointIncomplete (no config.json) and CheckpointDamaged (a file that is not one or too large, unreadable JSON,
+    impossible values).
     """
     overrides, layout = overrides or Overrides(), read_layout(folder)
     inside = folder / layout.transformer
     path = inside / "config.json"
     parsed = read_json(path)
     if parsed is None:
-        raise CheckpointDamaged(path, "it is missing")
+        remedy = "Fetch the checkpoint whole, or give the folder that has config.json beside its weights"
+        raise CheckpointIncomplete(inside, "it has no config.json", remedy)
     family = _family(checked(path, _Architecture, parsed))
     config = checked(path, _Config, parsed)
     pad_id = PAD_IDS[family] if config.pad_token_id is None else config.pad_token_id

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.errors import CheckpointDamaged, UnsupportedModel, cut_repr
-from vecferry.model.files import read_whole
+from vecferry.model.completeness import files_in, without_weights
+from vecferry.model.files import check_not_pointer, read_whole
 from vecferry.model.tensor_pickle import StridedTensor, read_tensors
 
 Array = NDArray[Any]
@@ -126,11 +127,11 @@ class Weights(Mapping[str, LazyTensor]):
 def open_weights(folder: Path) -> Weights:
     """Open the encoder's weights: model.safetensors or pytorch_model.bin, each as one file or sharded.
 
-    Raises CheckpointDamaged, UnsafePickle, UnsupportedModel (a type of numbers).
+    Raises CheckpointIncomplete, CheckpointDamaged, UnsafePickle, UnsupportedModel (a type of numbers).
     """
     path = _weights_at(folder)
     if path is None:
-        raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
+        raise without_weights(folder, files_in(folder))
     reader = _safetensors if path.name.startswith("model.safetensors") else _torch_zip
     tensors = _shards(path, reader) if _is_index(path) else reader(path)
     prefix = _prefix(tensors)
@@ -221,7 +222,9 @@ def _shards(index: Path, reader: Callable[[Path], dict[str, LazyTensor]]) -> dic
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        named = json.loads(read_whole(index, MAX_DESCRIPTION_BYTES))["weight_map"]
+        content = read_whole(index, MAX_DESCRIPTION_BYTES)
+        check_not_pointer(index, content)
+        named = json.loads(content)["weight_map"]
         if not all(isinstance(name, str) for name in named.values()):
             raise TypeError("a shard's name is not a text")
         return dict(named)
@@ -362,6 +365,8 @@ def _map(path: Path) -> NDArray[np.uint8]:
         raise CheckpointDamaged(path, "it is not a regular file")
     try:
         # Copy-on-write, so that PyTorch may wrap the views without a copy and without touching the file.
-        return np.memmap(path, np.uint8, mode="c")
+        mapped = np.memmap(path, np.uint8, mode="c")
     except (OSError, ValueError) as exc:  # ValueError: an empty file cannot be mapped
         raise CheckpointDamaged(path, str(exc)) from exc
+    check_not_pointer(path, mapped[:100].tobytes())
+    return mapped
