@@ -199,7 +199,7 @@ STEP: dict[str, bytes | None] = {
 }
 INCOMPLETE: dict[str, tuple[dict[str, bytes | None], str, str]] = {
     "an empty folder": ({}, "the folder is empty", "Fetch the checkpoint into it"),
-    "the folder of a training": (STEP, "2 folders such as checkpoint-500", r"such as .*/checkpoint-500\."),
+    "the folder of a training": (STEP, "lie in it, such as checkpoint-500", r"such as the last: .*/checkpoint-500\."),
     "ONNX alone": (
         {"config.json": b"{}", "onnx/model.onnx": b""},
         r"as ONNX alone \(onnx/model\.onnx\)",

