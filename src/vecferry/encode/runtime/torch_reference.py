@@ -26,6 +26,7 @@ from vecferry.model.spec import Overrides, read_spec
 from vecferry.model.weights import head_files
 
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 REFUSALS = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What the libraries of others raise for a checkpoint that they do not read."""
 
@@ -63,7 +64,7 @@ def reference_ids(model: Model, texts: Sequence[str]) -> list[list[int]] | None:
     """Return the token ids that transformers gives the texts, or None where it has no tokenizer for the checkpoint."""
     try:
         with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(_inside(model), local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(_inside(model), **LOCAL)
             encoded = tokenizer(list(texts), truncation=True, max_length=model.space.max_tokens)
     except REFUSALS:
         return None
@@ -96,7 +97,7 @@ def _by_sentence_transformers(model: Model) -> ReferenceRuntime:
     import sentence_transformers
 
     whole = sentence_transformers.SentenceTransformer(
-        str(model.folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        str(model.folder), **LOCAL, device="cpu", model_kwargs={"dtype": torch.float32}
     )
     first, *others = whole
 
@@ -111,7 +112,7 @@ def _by_sentence_transformers(model: Model) -> ReferenceRuntime:
 
 
 def _by_transformers(model: Model) -> ReferenceRuntime:
-    encoder = transformers.AutoModel.from_pretrained(_inside(model), local_files_only=True, dtype=torch.float32)
+    encoder = transformers.AutoModel.from_pretrained(_inside(model), **LOCAL, dtype=torch.float32)
     return ReferenceRuntime(model, encoder.eval(), None, f"transformers {transformers.__version__}")
 
 
@@ -121,14 +122,17 @@ def _inside(model: Model) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from writing: what it leaves out and makes up, the pooler, is of no use here."""
-    theirs: Any = transformers.utils.logging
-    level, has_bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity(logging.CRITICAL)
-    theirs.disable_progress_bar()
+    """Keep others from writing: what they leave out and make up, the pooler, is of no use here."""
+    bars: Any = transformers.utils.logging
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels, has_bars = [logger.level for logger in loggers], bars.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    bars.disable_progress_bar()
     try:
         yield
     finally:
-        theirs.set_verbosity(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if has_bars:
-            theirs.enable_progress_bar()
+            bars.enable_progress_bar()
