@@ -19,7 +19,8 @@ _default = LazyEncoder(lambda: load_encoder(read_settings().options()))
 def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32:
     """Encode one text or many.
 
-    A string gives float32 [dimension]; a list gives float32 [len(text), dimension], one vector per text.
+    A string gives float32 [dimension]; a list, an array or a column gives float32 [len(text), dimension], one vector
+    per text.
 
     The dimension is 1,024 for BGE-M3; vectors have unit length. Raises VecferryError.
     """

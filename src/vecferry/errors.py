@@ -3,7 +3,9 @@
 VecferryError                      exit  what happened
 ├── InvalidInput                   2     the caller's texts or arguments
 │   ├── EmptyInput                       no texts at all
+│   ├── WrongInputType                   what is no list of texts: a dict, a data frame; a TypeError too
 │   ├── InvalidText                      one text, by its position
+│   │   └── WrongTextType                one that is no string; a TypeError too
 │   ├── InvalidRecord                    one line of an input file
 │   ├── HeadUnavailable                  an output that this model does not have
 │   ├── MissingModel                     a model that a verb of a migration needs
@@ -164,6 +166,29 @@ class InvalidText(InvalidInput):
     advice = "Repair or leave out that text."
     row: int
     reason: str
+
+    def at(self, row: int) -> InvalidText:
+        """Return the same error of the text at another position, as the caller counts."""
+        return type(self)(row, self.reason)
+
+
+@dataclass(eq=False)
+class WrongTextType(InvalidText, TypeError):
+    """One text is no string. reason: what it is."""
+
+    template = "text {row} is {reason}."
+    advice = "Texts are strings: convert it, or leave it out."
+
+
+@dataclass(eq=False)
+class WrongInputType(InvalidInput, TypeError):
+    """What was given is not of the kind that was expected. remedy: what to give instead, as a sentence."""
+
+    template = "{expected} was expected, not {kind}."
+    advice = "{remedy}"
+    expected: str
+    kind: str
+    remedy: str
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ from vecferry.encode.encoder import Encoder, Role, TextEncoder, TextTokenizer
 from vecferry.encode.loading import LazyEncoder
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import VectorSpace, canonical_json
+from vecferry.model.texts import require_texts
 from vecferry.model.tokens import Tokenizer
 from vecferry.options import Checked, Count, Help
 
@@ -91,7 +92,8 @@ class AdaptedEncoder(TextEncoder):
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, adapted. Raises what it raises."""
         require_heads(outputs, self.space.outputs)
-        embeddings = self._encoders[role].encode([self.adaptation.text(text) for text in texts], role=role)
+        adapted_texts = [self.adaptation.text(text) for text in require_texts(texts)]
+        embeddings = self._encoders[role].encode(adapted_texts, role=role)
         padding = self.dimension - embeddings.dense.shape[1]
         dense = np.pad(embeddings.dense, ((0, 0), (0, padding)))  # [N, dimension]
         return replace(embeddings, fingerprint=self.fingerprint, dense_or_none=dense)

@@ -25,7 +25,7 @@ from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.encode.export import load_npz
 from vecferry.errors import ModelNotServed, ServerFailed, SettingsError, SpaceMismatch, without_secrets
 from vecferry.model.artifact import VectorSpace
-from vecferry.model.tokens import check_texts
+from vecferry.model.texts import require_texts
 
 TEXTS_EACH = 256
 TRIES = 5
@@ -120,11 +120,11 @@ class RemoteEncoder(TextEncoder):
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, in requests of up to `TEXTS_EACH` texts.
 
-        Raises EmptyInput, InvalidText, HeadUnavailable; SpaceMismatch if the server's model has become another since
-        the first request.
+        Raises EmptyInput, WrongInputType, InvalidText, HeadUnavailable; SpaceMismatch if the server's model has become
+        another since the first request.
         """
+        texts = require_texts(texts)
         require_heads(outputs, self.space.outputs)
-        check_texts(texts)
         parts = [self._encoded(texts[at : at + TEXTS_EACH], outputs, role) for at in range(0, len(texts), TEXTS_EACH)]
         return Embeddings.concat(parts)
 

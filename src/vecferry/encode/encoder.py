@@ -19,11 +19,11 @@ from vecferry.encode.batching import MB, Limits, plan
 from vecferry.encode.cache import Cache
 from vecferry.encode.memory import predicted_bytes
 from vecferry.encode.runtime import Runtime
-from vecferry.errors import InvalidText, OverMemoryBudget, VectorUnusable
+from vecferry.errors import OverMemoryBudget, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
 from vecferry.model.spec import EncoderSpec
-from vecferry.model.tokens import check_texts
+from vecferry.model.texts import iterate_texts, require_texts
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -111,12 +111,12 @@ class Encoder(TextEncoder):
         role: which of the model's prefixes goes before each text (BGE-M3 has none).
         progress: called with (texts done, texts in all) after each batch.
         Texts over `space.max_tokens` are cut, and counted in `Embeddings.num_truncated`.
-        Raises EmptyInput, InvalidText, HeadUnavailable before anything is computed; OverMemoryBudget for a text that
-        alone is over the budget; RuntimeFailed and OutOfMemory with the batch's shape; VectorUnusable with the text's
-        position where its vector is not finite, or zero.
+        Raises EmptyInput, WrongInputType, InvalidText, HeadUnavailable before anything is computed; OverMemoryBudget
+        for a text that alone is over the budget; RuntimeFailed and OutOfMemory with the batch's shape; VectorUnusable
+        with the text's position where its vector is not finite, or zero.
         """
         require_heads(outputs, self.space.outputs)
-        check_texts(texts)
+        texts = require_texts(texts)
         distinct, places = _distinct(texts)
         counts, rows = np.bincount(places), _first_rows(places)
         parts, slices = [], [slice(at, at + TEXTS_EACH) for at in range(0, len(distinct), TEXTS_EACH)]
@@ -131,16 +131,21 @@ class Encoder(TextEncoder):
     ) -> Generator[Embeddings, None, None]:
         """Encode a corpus that does not fit in memory: yield embeddings of `texts_each` texts at a time.
 
-        `texts` is read that many ahead. Equal texts are computed once among those that come together, and once in all
-        where there is a cache. Raises as `encode` does; positions count from the first text of all.
+        `texts` may be a generator; it is read that many ahead. Equal texts are computed once among those that come
+        together, and once in all where there is a cache. Raises as `encode` does; positions count from the first text
+        of all.
         """
         require_heads(outputs, self.space.outputs)
+        return self._encode_chunks(chunks(texts, texts_each), outputs, role)
 
+    def _encode_chunks(
+        self, parts: Iterator[tuple[int, list[str]]], outputs: Outputs, role: Role
+    ) -> Generator[Embeddings, None, None]:
         def prepare(chunk: tuple[int, list[str]]) -> Work:
-            distinct, places = _distinct(_checked(chunk[1], first_row=chunk[0]))
+            distinct, places = _distinct(require_texts(chunk[1], first_row=chunk[0]))
             return self._prepare(distinct, chunk[0] + _first_rows(places), outputs, role, places)
 
-        for work in _ahead(prepare, chunks(texts, texts_each)):
+        for work in _ahead(prepare, parts):
             yield self._alone(work, _Counting())
 
     # --- the two halves: before the runtime, and the runtime ------------------------------------------
@@ -153,7 +158,7 @@ class Encoder(TextEncoder):
         first_row: the number of the first text, where these are a part of some.
         """
         require_heads(outputs, self.space.outputs)
-        check_texts(texts)
+        texts = require_texts(texts)
         distinct, places = _distinct(texts)
         return self._prepare(distinct, first_row + _first_rows(places), outputs, role, places)
 
@@ -344,17 +349,13 @@ def _first_rows(places: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.unique(places, return_index=True)[1]
 
 
-def _checked(texts: list[str], first_row: int) -> list[str]:
-    try:
-        check_texts(texts)
-    except InvalidText as exc:
-        raise InvalidText(first_row + exc.row, exc.reason) from exc
-    return texts
-
-
 def chunks(texts: Iterable[str], size: int = TEXTS_EACH) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of texts before, up to `size` texts)."""
-    remaining, done = iter(texts), 0
+    """Iterate over (number of texts before, up to `size` texts, unchecked). Raises WrongInputType at once."""
+    return _chunks(iterate_texts(texts), size)
+
+
+def _chunks(remaining: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    done = 0
     while chunk := list(islice(remaining, size)):
         yield done, chunk
         done += len(chunk)

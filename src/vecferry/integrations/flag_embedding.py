@@ -21,9 +21,10 @@ import numpy as np
 
 from vecferry.embeddings import Embeddings, Float32, Outputs, colbert_scores, dense_scores, lexical_scores
 from vecferry.encode.encoder import Role
-from vecferry.errors import SettingsError
+from vecferry.errors import SettingsError, WrongInputType
 from vecferry.integrations.connecting import Connection, EncoderLike, located, opened
 from vecferry.model.artifact import Artifact
+from vecferry.model.texts import as_items, as_texts
 from vecferry.model.tokens import Tokenizer, open_tokenizer
 
 Weights = dict[str, float]
@@ -107,10 +108,9 @@ class BGEM3FlagModel:
 
         weights_for_different_modes: of dense, sparse and colbert; by default equal.
         """
-        if not sentence_pairs:
+        pairs, is_single = _pairs(sentence_pairs)
+        if not pairs:
             return []
-        is_single = isinstance(sentence_pairs[0], str)
-        pairs: Any = [sentence_pairs] if is_single else sentence_pairs
         queries = self._embeddings([query for query, _ in pairs], "query", max_query_length, Outputs.ALL)
         passages = self._embeddings([passage for _, passage in pairs], "passage", max_passage_length, Outputs.ALL)
         dense, sparse, colbert = _pair_scores(queries, passages)
@@ -166,6 +166,17 @@ class BGEM3FlagModel:
             expected = "the folder of a converted model, whose tokenizer says what an id stands for"
             raise SettingsError("model_name_or_path", self._source, expected)
         return open_tokenizer(Artifact.open(Path(self._source.artifact)))
+
+
+def _pairs(sentence_pairs: object) -> tuple[list[tuple[str, str]], bool]:
+    """Return the pairs, and whether it was a single one. Raises WrongInputType."""
+    items = as_items(sentence_pairs)
+    is_single = bool(items) and isinstance(items[0], str)
+    pairs = [as_texts(pair) for pair in ([items] if is_single else items)]
+    for number, pair in enumerate(pairs):
+        if len(pair) != len(("query", "passage")):
+            raise WrongInputType(f"a query and a passage in pair {number}", f"{len(pair)} texts", "Pass two texts.")
+    return [(query, passage) for query, passage in pairs], is_single
 
 
 def _weights(embeddings: Embeddings, row: int) -> Weights:

@@ -8,7 +8,7 @@ SettingsError. What theirs returns as a tensor is one here only where a tensor w
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from vecferry.embeddings import Float32
 from vecferry.errors import MissingExtra, SettingsError
 from vecferry.integrations.connecting import EncoderLike, located, opened
 from vecferry.model.prompts import PROMPT_ROLES, Role
+from vecferry.model.texts import as_texts
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class SentenceTransformer:
 
     def encode(
         self,
-        sentences: str | Iterable[str] | None = None,
+        sentences: str | Sequence[str] | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
@@ -68,7 +69,7 @@ class SentenceTransformer:
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         *,
-        inputs: str | Iterable[str] | None = None,
+        inputs: str | Sequence[str] | None = None,
         task: Literal["query", "document"] | None = None,
     ) -> Any:
         """Encode to float32 [dimension] for a string, [len(sentences), dimension] for a list, [0] for an empty one.
@@ -81,7 +82,7 @@ class SentenceTransformer:
         _one_of("output_value", output_value, ("sentence_embedding",))
         _one_of("precision", precision or "float32", ("float32",))
         value: Any = sentences if inputs is None else inputs
-        texts = [value] if isinstance(value, str) else list(value)
+        texts = as_texts([value] if isinstance(value, str) else value)
         role, prefix = self._prompt(prompt, prompt_name, task)
         if prefix:
             texts = [prefix + text for text in texts]
