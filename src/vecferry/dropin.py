@@ -13,7 +13,12 @@ from vecferry.encode.encoder import Role
 from vecferry.encode.loading import LazyEncoder, Loaded, load_encoder, peek_dimension
 from vecferry.settings import read_settings
 
-_default = LazyEncoder(lambda: load_encoder(read_settings().options()))
+
+def _load_by_settings() -> Loaded:
+    return load_encoder(read_settings().options())
+
+
+_default = LazyEncoder(_load_by_settings)
 
 
 def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32:

@@ -8,6 +8,8 @@ VecferryError                      exit  what happened
 │   │   └── WrongTextType                one that is no string; a TypeError too
 │   ├── InvalidRecord                    one line of an input file
 │   ├── HeadUnavailable                  an output that this model does not have
+│   ├── NotPicklable                     an object without an address; a TypeError too
+│   │   └── SecretNotPickled
 │   ├── MissingModel                     a model that a verb of a migration needs
 │   └── NotEncoded                       an output that was not asked for
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
@@ -112,6 +114,16 @@ class VecferryError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return what a pickle needs: an error comes back from another process with its fields."""
+        return _restored, (type(self), vars(self))
+
+
+def _restored(kind: type[VecferryError], fields: dict[str, object]) -> VecferryError:
+    error = kind.__new__(kind)
+    vars(error).update(fields)
+    return error
+
 
 def reason_of(exc: OSError) -> str:
     """Say why the system refused, in words."""
@@ -210,6 +222,28 @@ class HeadUnavailable(InvalidInput):
     advice = "Leave it out, or use a model that has it (BGE-M3 has dense, sparse and colbert)."
     requested: str
     available: Sequence[str]
+
+
+@dataclass(eq=False)
+class NotPicklable(InvalidInput, TypeError):
+    """An object cannot go to another process or into a file. remedy: what can, as a sentence."""
+
+    template = "{what} cannot be pickled: {reason}."
+    advice = "{remedy}"
+    what: str
+    reason: str
+    remedy: str
+
+
+class SecretNotPickled(NotPicklable):
+    """what: an object with a key or a password in it, shown without it."""
+
+    def __init__(self, what: str) -> None:
+        remedy = (
+            "An adapter with vecferry.integrations.connecting.Connection(url=URL, api_key_env=NAME) can be: "
+            "the other process reads the key from its own environment."
+        )
+        super().__init__(what, "a secret is never written down", remedy)
 
 
 @dataclass(eq=False)

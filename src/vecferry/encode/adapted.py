@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, Value, require_heads
-from vecferry.encode.encoder import Encoder, Role, TextEncoder, TextTokenizer
+from vecferry.encode.encoder import Encoder, Role, SharedCopy, TextEncoder, TextTokenizer
 from vecferry.encode.loading import LazyEncoder
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import VectorSpace, canonical_json
@@ -69,11 +69,14 @@ def adapted(encoder: TextEncoder, adaptation: Adaptation) -> TextEncoder:
     raise SettingsError("[old]", str(adaptation), "a model that runs in this process")
 
 
-class AdaptedEncoder(TextEncoder):
+class AdaptedEncoder(SharedCopy, TextEncoder):
     """An encoder behind an adaptation. Its vectors are a space of their own, and dense alone."""
 
     def __init__(self, model: Encoder | LazyEncoder, adaptation: Adaptation) -> None:
         self.model, self.adaptation = model, adaptation
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AdaptedEncoder, (self.model, self.adaptation)
 
     @cached_property
     def _encoders(self) -> dict[Role, Encoder]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from vecferry.encode.batching import MB, Limits, plan
 from vecferry.encode.cache import Cache
 from vecferry.encode.memory import predicted_bytes
 from vecferry.encode.runtime import Runtime
-from vecferry.errors import OverMemoryBudget, VectorUnusable
+from vecferry.errors import NotPicklable, OverMemoryBudget, SpaceMismatch, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
 from vecferry.model.spec import EncoderSpec
@@ -50,6 +51,16 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings: ...
 
 
+class SharedCopy:
+    """What is safe to share: a copy, also a deep one, is the same object."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
+
 class TextTokenizer(Protocol):
     """The tokenizer before a runtime: `tokens.Tokenizer`, or the lightweight mode's."""
 
@@ -57,8 +68,11 @@ class TextTokenizer(Protocol):
         """Return the token ids of each text. Raises EmptyInput and InvalidText."""
 
 
-class Encoder(TextEncoder):
-    """A model with its tokenizer, thread-safe and synchronous; `Encoder.open` and `load_encoder` make one."""
+class Encoder(SharedCopy, TextEncoder):
+    """A model with its tokenizer, thread-safe and synchronous; `Encoder.open` and `load_encoder` make one.
+
+    A pickle has its folder and options, never its weights: they are opened where it is used, in the same vector space.
+    """
 
     def __init__(
         self,
@@ -68,13 +82,24 @@ class Encoder(TextEncoder):
         *,
         spec: EncoderSpec | None = None,
         cache: Cache | None = None,
+        reopen: Callable[[], Encoder] | None = None,
     ) -> None:
-        """Combine the parts. spec: predicts a run's memory; without it there is no budget. cache: looked up first."""
+        """Combine the parts. spec: predicts a run's memory; without it there is no budget. cache: looked up first.
+
+        reopen: opens the same encoder in another process, for pickles, in which it is.
+        """
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
         self._spec = spec
         self._cache = cache
+        self._reopen = reopen
         self.runtime = runtime
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None:
+            remedy = "Encoder.open and load_encoder give one that can be."
+            raise NotPicklable("this Encoder", "it was combined of parts that have no address", remedy)
+        return _ReopenedEncoder, (self._reopen, self.fingerprint)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Encoder:
@@ -246,6 +271,36 @@ class Encoder(TextEncoder):
     def _plan(self, lengths: NDArray[np.integer], outputs: Outputs) -> list[NDArray[np.intp]]:
         bytes_of = None if self._spec is None else partial(predicted_bytes, self._spec, outputs=outputs)
         return plan(lengths, self.limits, bytes_of)
+
+
+class _ReopenedEncoder(Encoder):
+    """An encoder out of a pickle, which is opened when one of its parts is first needed."""
+
+    def __init__(self, reopen: Callable[[], Encoder], fingerprint: str) -> None:
+        self._reopen, self._expected, self._opening = reopen, fingerprint, threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ReopenedEncoder, (self._reopen, self._expected)
+
+    def __getattr__(self, name: str) -> Any:
+        """Open the parts; called for what is not there yet. Raises SpaceMismatch, and as `load_encoder`."""
+        if name not in PARTS:
+            raise AttributeError(f"an Encoder has no attribute {name!r}")
+        with self._opening:
+            if name not in vars(self):
+                vars(self).update(self._opened_parts())
+        return vars(self)[name]
+
+    def _opened_parts(self) -> dict[str, Any]:
+        assert self._reopen is not None
+        encoder = self._reopen()
+        if encoder.fingerprint != self._expected:
+            raise SpaceMismatch(expected=self._expected, found=encoder.fingerprint, where="the model of a pickle")
+        return {part: getattr(encoder, part) for part in PARTS}
+
+
+PARTS = ("tokenizer", "runtime", "limits", "_spec", "_cache")
+"""Of an `Encoder`: what it is combined of."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ class VecferryEmbedding(BaseEmbedding):
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().to_dict(**kwargs), "connection": connection_to(self._source).pinned().to_dict()}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep the encoder: LlamaIndex leaves out what cannot be pickled, and says so in a log alone."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "encoder": self._encoder}}
+
     @property
     def _source(self) -> EncoderLike:
         return self._encoder or self.connection or Connection()
