@@ -10,10 +10,12 @@ VecferryError                      exit  what happened
 │   ├── HeadUnavailable                  an output that this model does not have
 │   ├── NotPicklable                     an object without an address; a TypeError too
 │   │   └── SecretNotPickled
+│   ├── MemberRefused                    a method of another library's class; an AttributeError too
 │   ├── MissingModel                     a model that a verb of a migration needs
 │   └── NotEncoded                       an output that was not asked for
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
 │   ├── MissingOption                    one that has no default was not given
+│   ├── ArgumentRefused                  one of another library's class; a TypeError too
 │   ├── UnreadableFile                   a file that was named
 │   ├── UnknownSetting                   a section or key that there is not
 │   ├── InvalidStoreUrl
@@ -247,6 +249,17 @@ class SecretNotPickled(NotPicklable):
 
 
 @dataclass(eq=False)
+class MemberRefused(InvalidInput, AttributeError):
+    """A method or attribute of another library's class is not there. remedy: what to do, as a sentence."""
+
+    template = "{kind}.{member} is not supported."
+    advice = "{remedy}"
+    kind: str
+    member: str
+    remedy: str
+
+
+@dataclass(eq=False)
 class MissingModel(InvalidInput):
     """A migration was made without a model that this verb needs. side: "new" or "old"."""
 
@@ -286,6 +299,17 @@ class MissingOption(SettingsError):
     def __init__(self, name: str, expected: str, example: str) -> None:
         super().__init__(name, "", expected)
         self.example = example
+
+
+class ArgumentRefused(SettingsError, TypeError):
+    """An argument of another library's class asks for what is not done here. remedy: what to do, as a sentence."""
+
+    template = "{name}={value} is not supported."
+    advice = "{remedy}"
+
+    def __init__(self, name: str, value: object, remedy: str) -> None:
+        super().__init__(name, cut_repr(value), "")
+        self.remedy = remedy
 
 
 class UnreadableFile(SettingsError):
