@@ -25,6 +25,7 @@ from vecferry.integrations.foreign import (
     Deviations,
     encode_within,
     max_tokens_of,
+    normalized,
     require_count,
     tokenizer_of,
     truncated,
@@ -98,8 +99,8 @@ class BGEM3FlagModel:
     ) -> None:
         """Open the model. Raises ArgumentRefused for what the model does otherwise, and as its opening.
 
-        truncate_dim: numbers of a dense or ColBERT vector that are kept. Instructions stand before texts, after the
-        model's own prefixes.
+        truncate_dim: numbers of a dense or ColBERT vector that are kept, of unit length again. Instructions stand
+        before texts, after the model's own prefixes.
         """
         self._encoder = opened(located(model_name_or_path))
         space = self._encoder.space
@@ -160,13 +161,11 @@ class BGEM3FlagModel:
         embeddings = self._embeddings(texts, role, max_length, outputs)
         every: dict[str, Any] = {"dense_vecs": None, "lexical_weights": None, "colbert_vecs": None}
         if Outputs.DENSE in outputs:
-            every["dense_vecs"] = truncated(embeddings.dense, self.truncate_dim)
+            every["dense_vecs"] = self._shortened(embeddings.dense)
         if Outputs.SPARSE in outputs:
             every["lexical_weights"] = [_weights(embeddings, i) for i in range(len(embeddings))]
         if Outputs.COLBERT in outputs:
-            every["colbert_vecs"] = [
-                truncated(embeddings.colbert[i], self.truncate_dim) for i in range(len(embeddings))
-            ]
+            every["colbert_vecs"] = [self._shortened(embeddings.colbert[i]) for i in range(len(embeddings))]
         return {name: values[0] if is_single and values is not None else values for name, values in every.items()}
 
     def encode_queries(
@@ -354,6 +353,12 @@ class BGEM3FlagModel:
         if not outputs:
             raise ArgumentRefused("return_dense", value=False, remedy="Ask for one of the three outputs at least.")
         return outputs
+
+    def _shortened(self, vectors: Float32) -> Float32:
+        if self.truncate_dim is None:
+            return vectors
+        short = truncated(vectors, self.truncate_dim)
+        return normalized(short) if self.normalize_embeddings else short
 
     def _embeddings(self, texts: list[str], role: Role, max_length: int | None, outputs: Outputs) -> Embeddings:
         usual = self.query_max_length if role == "query" else self.passage_max_length

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vecferry.embeddings import Embeddings, Int64, Outputs
 from vecferry.encode.encoder import Encoder, Role, TextEncoder, TextTokenizer
@@ -118,6 +119,13 @@ def tokenizer_of(encoder: TextEncoder) -> TextTokenizer | None:
     return local.tokenizer if isinstance(local, Encoder) else None
 
 
-def truncated(vectors: Any, dimension: int | None) -> Any:
+def truncated(vectors: NDArray[Any], dimension: int | None) -> NDArray[Any]:
     """Return the first numbers of each vector, [..., dimension]; all without a dimension."""
     return vectors if dimension is None else np.ascontiguousarray(vectors[..., :dimension])
+
+
+def normalized(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Return vectors [..., dimension] of unit length; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: NDArray[Any] = vectors / np.maximum(lengths, 1e-12)  # as torch.nn.functional.normalize
+    return unit

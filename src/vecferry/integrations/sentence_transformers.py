@@ -24,6 +24,7 @@ from vecferry.integrations.foreign import (
     MaxTokens,
     encode_within,
     max_tokens_of,
+    normalized,
     require_count,
     truncated,
 )
@@ -220,7 +221,7 @@ class SentenceTransformer:
         dimension = self.truncate_dim if truncate_dim is None else _dimension(truncate_dim)
         vectors = truncated(self._encode(texts, role), dimension)
         if normalize_embeddings:
-            vectors = _normalized(vectors)
+            vectors = normalized(vectors)
         rows = _tensor(vectors) if convert_to_tensor or not convert_to_numpy else vectors
         rows = rows if convert_to_tensor or convert_to_numpy else list(rows)
         return rows[0] if isinstance(value, str) else rows
@@ -302,7 +303,7 @@ class SentenceTransformer:
         """Return float32 [len(embeddings1), len(embeddings2)], by `similarity_fn_name`; a tensor if the first are."""
         a, b = (np.atleast_2d(_array(part)) for part in (embeddings1, embeddings2))
         if self.similarity_fn_name == "cosine":
-            return _as_given(_normalized(a) @ _normalized(b).T, embeddings1)
+            return _as_given(normalized(a) @ normalized(b).T, embeddings1)
         if self.similarity_fn_name == "dot":
             return _as_given(a @ b.T, embeddings1)
         pairwise = _PAIRWISE[self.similarity_fn_name]
@@ -438,14 +439,8 @@ def _one_of(name: str, value: T, allowed: tuple[T, ...]) -> T:
     return value
 
 
-def _normalized(vectors: NDArray[Any]) -> NDArray[Any]:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    unit: NDArray[Any] = vectors / np.maximum(lengths, 1e-12)  # as torch.nn.functional.normalize
-    return unit
-
-
 _PAIRWISE: dict[str, Callable[[Float32, Float32], Float32]] = {
-    "cosine": lambda a, b: (_normalized(a) * _normalized(b)).sum(axis=-1),
+    "cosine": lambda a, b: (normalized(a) * normalized(b)).sum(axis=-1),
     "dot": lambda a, b: (a * b).sum(axis=-1),
     "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=-1),
     "manhattan": lambda a, b: -np.abs(a - b).sum(axis=-1),
