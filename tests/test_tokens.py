@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
 from tests.values import OF_EACH_KIND
-from vecferry.errors import EmptyInput, InvalidText, SourceError, UnsupportedModel
+from vecferry.errors import EmptyInput, InvalidText, SourceError, UnsupportedModel, WrongInputType
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides, read_spec
 from vecferry.model.text_parts import WHITE_SPACE, part_end, parts_of
@@ -568,11 +568,11 @@ def test_special_ids_and_pieces_are_named(tokenizer: Tokenizer) -> None:
     [
         ("a\ud800b", "lone surrogate U+D800 at character 1"),
         ("\udfff", "lone surrogate U+DFFF at character 0"),
-        (b"bytes", "it is bytes, not str"),
-        (None, "it is NoneType, not str"),
-        (1.5, "it is float, not str"),
-        (["nested"], "it is list, not str"),
-        (np.float32(1), "it is float32, not str"),
+        (b"bytes", "a bytes: b'bytes'"),
+        (None, "None"),
+        (1.5, "a float: 1.5"),
+        (["nested"], "a list: ['nested']"),
+        (np.float32(1), "a float32: np.float32(1.0)"),
     ],
 )
 def test_what_is_not_text_is_refused_with_its_row(tokenizer: Tokenizer, text: Any, reason: str) -> None:
@@ -582,7 +582,7 @@ def test_what_is_not_text_is_refused_with_its_row(tokenizer: Tokenizer, text: An
 
 
 def test_one_text_in_the_place_of_a_list_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidText, match="a list of texts was expected"):
+    with pytest.raises(WrongInputType, match=r"a list of strings was expected, not str. Pass \[text\]."):
         tokenizer("text")
 
 

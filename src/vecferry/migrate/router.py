@@ -266,7 +266,7 @@ def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outpu
         try:
             embeddings = _encode(encoder, list(texts.values()), "passage", outputs)
         except InvalidText as exc:
-            raise InvalidText(list(texts)[exc.row], exc.reason) from exc
+            raise exc.at(list(texts)[exc.row]) from exc
         for row, i in enumerate(texts):
             records[i] = replace(records[i], vectors=embeddings[row])
     return records

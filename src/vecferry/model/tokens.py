@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 
 from vecferry.embeddings import Int32, TokenBatch, indptr_of
-from vecferry.errors import ArtifactDamaged, EmptyInput, InvalidText, cut_repr
+from vecferry.errors import ArtifactDamaged, cut_repr
 from vecferry.model.artifact import TOKENIZER, Artifact, canonical_json
 from vecferry.model.text_parts import (
     MAX_PART_CHARS,
@@ -36,6 +36,7 @@ from vecferry.model.text_parts import (
     split_then,
     splits_at_white_space,
 )
+from vecferry.model.texts import check_text, require_texts
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 
@@ -139,9 +140,9 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
         """Return the token ids of each text, special tokens included; longer texts keep their beginning and end token.
 
-        Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
+        Raises as `require_texts`.
         """
-        check_texts(texts)
+        texts = require_texts(texts)
         rows, is_truncated = [], np.zeros(len(texts), bool)
         for row, inner in enumerate(self._read([prefix + text for text in texts])):
             ids = np.concatenate([self._begin, *inner, self._end]).astype(np.int32)
@@ -221,24 +222,3 @@ def open_tokenizer(artifact: Artifact) -> Tokenizer:
         reason = f"{TOKENIZER} has the special ids {tokenizer.special_ids}, its vector space {space.special_ids}"
         raise ArtifactDamaged(artifact.path, reason)
     return tokenizer
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Check a list of texts. Raises EmptyInput; InvalidText for what is not a list of strings with a UTF-8 form."""
-    if isinstance(texts, str | bytes) or not hasattr(texts, "__len__"):
-        raise InvalidText(0, f"a list of texts was expected, not {type(texts).__name__}")
-    if not len(texts):
-        raise EmptyInput
-    for row, text in enumerate(texts):
-        check_text(text, row)
-
-
-def check_text(text: object, row: int) -> None:
-    """Check one text. Raises InvalidText if it is not a string that has a UTF-8 form."""
-    if not isinstance(text, str):
-        raise InvalidText(row, f"it is {type(text).__name__}, not str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        reason = f"lone surrogate U+{ord(text[exc.start]):04X} at character {exc.start}"
-        raise InvalidText(row, reason) from exc
