@@ -106,4 +106,4 @@ lock: .venv-lock/bin/uv
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-clients .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-clients .venv-flag .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache

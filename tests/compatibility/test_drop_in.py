@@ -189,6 +189,12 @@ def test_a_refused_argument_is_a_type_error_too(encoder: Encoder) -> None:
         SentenceTransformer(encoder, "cuda")
     assert isinstance(refused.value, ArgumentRefused)
     assert "a device goes by its name" in str(refused.value)
+    with pytest.raises(
+        ArgumentRefused, match=r"model_name_or_path=None is not supported\. Give a converted model's folder"
+    ):
+        SentenceTransformer()
+    with pytest.raises(ArgumentRefused, match="modules="):
+        SentenceTransformer(modules=[object()])
 
 
 def test_methods_for_a_place_or_a_precision_return_the_model(encoder: Encoder) -> None:

@@ -11,7 +11,7 @@ chroma                   VecferryEmbeddingFunction                          chro
 sentence_transformers    SentenceTransformer, as that library's             nothing more
 flag_embedding           BGEM3FlagModel, as FlagEmbedding's                 nothing more
 
-An adapter takes an encoder, or a `Connection` by which it is opened on first use, and has no model logic:
-its vectors are the encoder's, queries in the role of queries. Foreign packages' own asynchronous forms run the
-encoder in a thread.
+`foreign` has what the last two share. An adapter takes an encoder, or a `Connection` by which it is opened on first
+use, and has no model logic: its vectors are the encoder's, queries in the role of queries. Foreign packages' own
+asynchronous forms run the encoder in a thread.
 """

@@ -130,7 +130,7 @@ class SentenceTransformer:
 
     def __init__(
         self,
-        model_name_or_path: str | os.PathLike[str] | EncoderLike,
+        model_name_or_path: str | os.PathLike[str] | EncoderLike | None = None,
         modules: object = None,
         device: str | None = None,
         prompts: dict[str, str] | None = None,
@@ -158,6 +158,9 @@ class SentenceTransformer:
         if modules is not None:
             remedy = "Convert the checkpoint, and open its folder; a device goes by its name: device=..."
             raise ArgumentRefused("modules", modules, remedy)
+        if model_name_or_path is None:
+            remedy = "Give a converted model's folder, a server's URL, or an encoder."
+            raise ArgumentRefused("model_name_or_path", model_name_or_path, remedy)
         DEVIATIONS.refuse(
             revision=revision, tokenizer_kwargs=tokenizer_kwargs or None,
             config_kwargs=config_kwargs or None, processor_kwargs=processor_kwargs or None,
