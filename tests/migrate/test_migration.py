@@ -457,9 +457,10 @@ def test_a_row_without_a_text_is_a_dead_letter(collection: Collection) -> None:
         pytest.skip("every row of this store has a text")
     encoder = TruthEncoder()
     migration = fill(collection, "a", None, "c", new=encoder)
+    collection.put(2, None, old_vector(""))
     (letter,) = migration.start().first_dead_letters
     assert (letter.key, letter.reason) == (("2",), "the text is NULL")
-    collection.put(1, None, None)
+    collection.put(1, None, old_vector(""))
     migration.start()
     assert migration.verify(override="no gate in this test").passed
     migration.cutover(accept_dead_letters=2)

@@ -79,6 +79,7 @@ def status_rows(status: Status) -> Rows:
         *_models(status),
         ("state", status.state if status.paused is None else f"{status.state}: {status.paused}"),
         ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}"),
+        *([("rows left without one", f"{status.unembedded:,}")] if status.unembedded else []),
         ("key ranges done", f"{status.ranges_done:,} of {status.ranges:,}"),
         *_run(status),
         ("writes to be followed", f"{status.backlog:,}"),

@@ -177,7 +177,8 @@ class Migration:
     def _beginning(self, new: TextEncoder, gate_check: GateCheck) -> Beginning:
         """Return what a migration begins from. Raises what `start` does, before anything is written."""
         table = self.store.describe()
-        side = NewSide(new.dimension, table.rows * vector_bytes_each(new.dimension))
+        rows = table.rows_to_embed(embed_missing=self.store.traits.embed_missing)
+        side = NewSide(new.dimension, rows * vector_bytes_each(new.dimension))
         self._preflight(table, side, gate_check).require()
         return beginning_of(self.store, self.old, self.options, table)
 
@@ -257,6 +258,7 @@ class Migration:
             old_backlog=self.store.backlog(Side.OLD),
             control=self._ledger.control(record),
             dead_letters=counts.dead_letters,
+            unembedded=counts.unembedded,
             first_dead_letters=tuple(self._ledger.dead_letters(record, LETTERS_SHOWN)),
             old_fingerprint=record.spec.old_fingerprint,
             new_fingerprint=record.spec.fingerprint,
@@ -511,7 +513,7 @@ class Migration:
 
 def _seconds_left(state: State, counts: Counts, running: RunningProcess | None) -> float | None:
     """Return how long the rows that are left take at the present rate; None where no run is at them."""
-    left = counts.rows - counts.done - counts.dead_letters
+    left = counts.rows - counts.unembedded - counts.done - counts.dead_letters
     if running is None or not running.rows_per_s or state is not State.BACKFILLING:
         return None
     return max(left, 0) / running.rows_per_s

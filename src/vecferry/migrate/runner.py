@@ -33,7 +33,7 @@ class Counter:
     def begin(self, store: Store) -> None:
         if self._progress is not None:
             counts = store.counts()
-            self._done, self._total = counts.done, counts.rows
+            self._done, self._total = counts.done, counts.rows - counts.unembedded
             self._progress(self._done, self._total)
 
     def add(self, rows: int) -> None:

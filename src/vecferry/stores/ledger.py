@@ -30,7 +30,7 @@ class MigrationSpec:
     epoch: the serving epoch at the beginning; a later one means that it was switched at least once.
     outputs: the heads of the new side, by name, "dense" first. The locators are those of `Serving`.
     uid: tells this migration from any other, of other databases too. model, old_model: their names, for people;
-    empty where nobody has said them.
+    empty where nobody has said them. embed_missing: as in `StoreTraits`.
     """
 
     target: str
@@ -47,6 +47,7 @@ class MigrationSpec:
     uid: str = ""
     model: str = ""
     old_model: str = ""
+    embed_missing: bool = False
 
 
 @dataclass(frozen=True)

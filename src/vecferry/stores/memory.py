@@ -32,7 +32,7 @@ class _Held:
 
 
 class MemoryBackend:
-    """`backend.Backend` and `backend.Aliased`. What goes in or out is copied; an alias may stand for its collection."""
+    """`Backend`, `Aliased` and `OptionalVectors`. What goes in or out is copied; an alias may be a collection."""
 
     kind = "memory"
     text_field = "text"
@@ -101,6 +101,12 @@ class MemoryBackend:
         with self._held.lock:
             for i in ids:
                 self._collection(collection).points.pop(i, None)
+
+    def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
+        return {point.id for point in self.get(collection, ids, vectors=True) if point.vectors is None}
+
+    def count_without_vector(self, collection: str) -> int:
+        return len(self.without_vector(collection, list(self.ids(collection))))
 
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         with self._held.lock:

@@ -28,7 +28,7 @@ from vecferry.stores.ledger import (
     RunningProcess,
     Serving,
 )
-from vecferry.stores.values import Key, KeyRange, Side
+from vecferry.stores.values import NO_TEXT_DIGEST, Key, KeyRange, Side
 
 TABLES = (
     """
@@ -305,6 +305,15 @@ class Ledger(ABC):
             self._db.execute(
                 "DELETE FROM vecferry.dead_letters WHERE migration_id = %s AND side = %s AND key = ANY(%s)",
                 [record.id, side.value, [key_text(key) for key in keys]],
+            )
+
+    def reopen_dead_letters(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None:
+        """Let these be tried again: they stay, and are of no present text any more."""
+        if keys:
+            self._db.execute(
+                "UPDATE vecferry.dead_letters SET text_sha256 = %s WHERE migration_id = %s AND side = %s"
+                " AND key = ANY(%s)",
+                [NO_TEXT_DIGEST, record.id, side.value, [key_text(key) for key in keys]],
             )
 
     def dead_letters(self, record: MigrationRecord, limit: int, side: Side | None = None) -> list[DeadLetter]:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.encode.encoder import TextEncoder
 from vecferry.migrate.embed import Embedded
-from vecferry.migrate.engines import StagedRange, range_name
+from vecferry.migrate.engines import StagedRange, range_name, rows_to_embed
 from vecferry.migrate.engines.pipeline import Queue, Stage, run_pipeline
 from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Row, Side
+from vecferry.stores.values import Row
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LocalEngine:
         """Read each range's rows; None where all of them are staged with the text that they have now."""
         with closing(self.store.another()) as store:
             for each in ranges:
-                found = store.outdated(Side.NEW, each.keys, self.rows_per_range)
+                found = rows_to_embed(store, each.keys, self.rows_per_range)
                 rows.put((each.number, None if self.staging.holds(range_name(self.uid, each.number), found) else found))
 
     def _encode(self, rows: Queue[tuple[int, list[Row] | None]], staged: Queue[StagedRange]) -> None:

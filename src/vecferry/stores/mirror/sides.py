@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vecferry.errors import StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, Point, Renamable
+from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point, Renamable
 from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import FieldText, TextSource
@@ -45,7 +45,10 @@ class Sides:
 class MirrorSides:
     """A backend, the name of a collection in it, the ledger that knows its sides, and what a point's text is."""
 
-    def __init__(self, backend: Backend, collection: str, ledger: SqliteLedger, source: TextSource) -> None:
+    def __init__(
+        self, backend: Backend, collection: str, ledger: SqliteLedger, source: TextSource, *, embed_missing: bool
+    ) -> None:
+        self.embed_missing = embed_missing
         self.backend = backend
         self.target = collection
         self.ledger = ledger
@@ -61,6 +64,17 @@ class MirrorSides:
 
     def row(self, point: Point) -> Row:
         return Row((point.id,), self.text(point))
+
+    def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
+        """Return those whose point is there and has no vector."""
+        return self.backend.without_vector(collection, ids) if isinstance(self.backend, OptionalVectors) else set()
+
+    def count_without_vector(self, collection: str) -> int:
+        return self.backend.count_without_vector(collection) if isinstance(self.backend, OptionalVectors) else 0
+
+    def unembedded(self, serving: str, ids: Sequence[str]) -> set[str]:
+        """Return those that have no vector on the side that serves, and so are to have none on the other."""
+        return set() if self.embed_missing else self.without_vector(serving, ids)
 
     def open_record(self) -> MigrationRecord | None:
         record = self.ledger.find(self.target)
