@@ -113,7 +113,7 @@ def without_triggers(connection: psycopg.Connection, table: str) -> Iterator[Non
 
 
 class PgCollection:
-    def __init__(self, connection: psycopg.Connection, database_url: str) -> None:
+    def __init__(self, connection: psycopg.Connection, database_url: str, *, embed_missing: bool = False) -> None:
         from vecferry.stores.pgvector import PgVectorStore
 
         self.connection = connection
@@ -122,7 +122,7 @@ class PgCollection:
         self.connection.execute(
             f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))"
         )
-        self.store = PgVectorStore.connect(database_url, "docs", "body", "embedding")
+        self.store = PgVectorStore.connect(database_url, "docs", "body", "embedding", embed_missing=embed_missing)
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         self.connection.execute(

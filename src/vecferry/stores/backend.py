@@ -134,6 +134,9 @@ class Aliased(Protocol):
     def point_alias(self, alias: str, collection: str) -> None:
         """Point the alias at the collection, in one step. Repeating is safe."""
 
+    def drop_alias(self, alias: str) -> None:
+        """Drop an alias, and nothing else. Repeating is safe. `drop` drops those of its collection."""
+
 
 @runtime_checkable
 class SelfEmbedding(Protocol):

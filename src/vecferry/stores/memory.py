@@ -134,6 +134,10 @@ class MemoryBackend:
                 self._refuse_taken(alias)
             self._held.aliases[alias] = self.resolve(collection)
 
+    def drop_alias(self, alias: str) -> None:
+        with self._held.lock:
+            self._held.aliases.pop(alias, None)
+
     def _collection(self, name: str) -> _Collection:
         try:
             return self._held.collections[self.resolve(name)]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point, Renamable
 from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
+from vecferry.stores.mirror.ending import MirrorEnding
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import FieldText, TextSource
 from vecferry.stores.values import Key, Row, Side
@@ -50,6 +51,7 @@ class MirrorSides:
     ) -> None:
         self.embed_missing = embed_missing
         self.backend = backend
+        self.ending = MirrorEnding(backend, collection)
         self.target = collection
         self.ledger = ledger
         self.source = source
@@ -141,12 +143,7 @@ class MirrorSides:
 
     def is_half_finalized(self, sides: Sides) -> bool:
         """Return whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
-        return sides.serving == sides.new and not self.is_collection(sides.old)
-
-    def is_collection(self, name: str) -> bool:
-        """Return whether there is a collection of that name; an alias is none."""
-        backend = self.backend
-        return backend.exists(name) and not (isinstance(backend, Aliased) and backend.is_alias(name))
+        return sides.serving == sides.new and not self.ending.is_there(sides.old)
 
     def dead_letter_digests(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
         record = self.open_record()

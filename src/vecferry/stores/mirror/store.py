@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point, Renamable
+from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Lease
 from vecferry.stores.mirror.comparing import MirrorComparison, same
@@ -328,29 +328,10 @@ class MirrorStore(Store):
             self._point_alias(sides.serving)
             self._backend.drop(sides.new)
         elif side is Side.OLD and sides.serving != sides.old:
-            if self._sides.is_collection(sides.old):
-                self._backend.drop(sides.old)
-            self._take_over(sides.serving)
+            self._sides.ending.drop_old(sides.old, sides.serving)
 
     def replace_old(self) -> None:
         raise StoreSchemaError(f"{self._target} has no columns that could keep their places", "Leave --in-place out.")
-
-    def _take_over(self, collection: str) -> None:
-        """Let the target's name stand for this collection: by an alias, or a new name where the store has none.
-
-        No store drops and renames in one step: in between nobody finds the old name, and a process that is killed
-        there leaves it so until `drop` is repeated, which goes on from what it finds. The ledger follows after that;
-        until then `MirrorSides.now` knows a renamed collection by the name that it was created with. Clients that make
-        a collection where they find none may have left an empty one there meanwhile.
-        """
-        backend = self._backend
-        if collection != self._target and self._sides.is_collection(self._target) and not backend.count(self._target):
-            backend.drop(self._target)
-        if isinstance(backend, Aliased):
-            if not backend.is_alias(self._target):
-                backend.point_alias(self._target, collection)
-        elif isinstance(backend, Renamable) and collection != self._target:
-            backend.rename(collection, self._target)
 
     # --- keeping things together ------------------------------------------------------------------
 

@@ -252,6 +252,12 @@ class QdrantBackend:
         with self._connection.client() as client:
             client.update_collection_aliases(steps)
 
+    def drop_alias(self, alias: str) -> None:
+        if self.is_alias(alias):
+            gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+            with self._connection.client() as client:
+                client.update_collection_aliases([gone])
+
     def _aliases(self) -> dict[str, str]:
         with self._connection.client() as client:
             return {alias.alias_name: alias.collection_name for alias in client.get_aliases().aliases}
