@@ -698,7 +698,7 @@ def test_a_verb_that_the_state_refuses_does_not_end_a_pause(collection: Collecti
 
 
 def test_a_finalize_that_is_not_confirmed_or_not_accepted_does_not_end_a_pause(collection: Collection) -> None:
-    migration, _ = ready(collection, "a", None)
+    migration, _ = ready(collection, "a", "POISON")
     migration.cutover(1)
     assert_still_paused(migration, lambda: migration.finalize(confirmed=False), NotConfirmed)
     if not collection.keeps_rows:

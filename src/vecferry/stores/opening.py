@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vecferry.errors import InvalidStoreUrl, SettingsError, VecferryError
 from vecferry.stores.backend import ANYONE, Backend, Fields, ServerAccess
 from vecferry.stores.protocol import Store
-from vecferry.stores.text_source import TextSource, text_source
+from vecferry.stores.text_source import TextSource, framework_source, text_source
 
 POSTGRES = ("postgresql", "postgres")
 MadeFunction = Callable[[], Any]
@@ -32,7 +33,7 @@ def open_store(
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
-    text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template too, or "llama-index"
+    text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template, or what a framework embeds
     (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger, for all but
     PostgreSQL, which keeps it itself. source: a view or query of PostgreSQL that has the key, and `text` as a column.
     embed_missing: as in `StoreTraits`. access: PostgreSQL has it in the URL, and takes none of it.
@@ -46,8 +47,11 @@ def open_store(
         return PgVectorStore.connect(url, collection, text, vector, source, embed_missing=embed_missing)
     if source is not None:
         raise SettingsError("[store] source", source, "none; only PostgreSQL takes a view or query")
-    told = text_source(text)
+    framework = framework_source(text, _kind(url))
+    told = framework or text_source(text)
     backend = open_backend(url, Fields(key, told.field, vector), access, embedding_function)
+    if framework is not None:
+        _require_text(backend, collection, text)
     return _mirrored(backend, collection, control, told, embed_missing=embed_missing)
 
 
@@ -84,6 +88,17 @@ def open_backend(
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
         raise InvalidStoreUrl(f"{_scheme(url)}:…", f"one that begins with {known}")  # the rest may hold a password
     return opener(url, fields, access)
+
+
+def _require_text(backend: Backend, collection: str, framework: str) -> None:
+    """Raise StoreSchemaError if the first point has no text where the framework keeps it; close the backend then."""
+    try:
+        points = backend.get(collection, [*islice(backend.ids(collection), 1)])
+        if points and points[0].text is None:
+            framework_source(framework, backend.kind, points[0].payload)
+    except VecferryError:
+        backend.close()
+        raise
 
 
 def _mirrored(backend: Backend, collection: str, control: Path, source: TextSource, *, embed_missing: bool) -> Store:
