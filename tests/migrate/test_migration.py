@@ -1174,6 +1174,25 @@ def test_old_vectors_under_the_old_name_are_never_taken_for_the_new(tmp_path: Pa
         assert collection.backend.count("docs") == 1
 
 
+def test_rows_of_a_range_that_are_encoded_are_seen_before_they_are_written(collection: Collection) -> None:
+    seen: list[tuple[int, int]] = []
+    progress: list[int] = []
+
+    def look(texts: Sequence[str]) -> None:
+        if len(texts) < 16:  # the second part
+            with collection.another() as store:
+                watching = Migration(store, options=OPTIONS)
+                wait_until(lambda: (running := watching.status().running) is not None and running.rows_encoded == 16)
+                seen.append((watching.status().rows_done, progress[-1]))
+
+    migration = fill(collection, *(f"text {i}" for i in range(20)), new=TruthEncoder(before_each=look))
+    migration = replace(migration, options=replace(OPTIONS, rows_per_range=20))
+    migration.start(lambda done, _: progress.append(done))
+    assert seen == [(0, 16)]
+    assert progress == sorted(progress)
+    assert progress[-1] == migration.status().rows_done == 20
+
+
 def test_two_runners_exclude_each_other(collection: Collection) -> None:
     def meddle(texts: object) -> None:
         with pytest.raises(Locked), collection.another() as store:

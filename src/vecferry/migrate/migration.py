@@ -169,7 +169,7 @@ class Migration:
             with self.store.runner(self.options.lease_s):
                 outage.end()
                 record = begin(self.store, new, self.old, self.options, beginning)
-                self._run(record, progress, follow, stop, engine or self._local_engine(new))
+                self._run(record, progress, follow, stop, engine)
             return self.status()
 
         return outage.outlast(run)
@@ -188,7 +188,7 @@ class Migration:
         progress: Progress | None,
         follow: Callable[[], bool] | None,
         stop: Callable[[], bool],
-        engine: EngineFor,
+        engine_for: EngineFor | None,
     ) -> None:
         options, models = self.options, self._models
         if self._ledger.followed(record) != models.sides:
@@ -199,6 +199,7 @@ class Migration:
         staging = Staging(options.staging, record.spec.fingerprint, Outputs.of(record.spec.outputs))
         pace = Pace(lambda rows_per_s: self._ledger.note_rate(self.store.target, rows_per_s))
         runner = Runner(self.store, throttle, applier, counter, pace, options.patience, options.wait_for_writers_s)
+        engine = engine_for or self._local_engine(self._new_for("start"), runner.note_encoded)
         try:
             runner.run(engine(self.store, staging, record), staging)
             while follow is not None and not self._has_followed(record, applier, follow):
@@ -231,9 +232,10 @@ class Migration:
         options, counter = self.options, counter or Counter(None)
         return Applier(self.store, throttle, models, options.rows_per_range, options.rows_per_write, counter.add)
 
-    def _local_engine(self, new: TextEncoder) -> EngineFor:
+    def _local_engine(self, new: TextEncoder, tell: Callable[[int], None]) -> EngineFor:
         def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
-            return LocalEngine(store, new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs)
+            rows = self.options.rows_per_range
+            return LocalEngine(store, new, staging, record.spec.uid, rows, staging.outputs, tell=tell)
 
         return made
 

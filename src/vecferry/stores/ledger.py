@@ -140,12 +140,16 @@ class Lease:
 
 @dataclass(frozen=True)
 class RunningProcess:
-    """The process that has the lease. since: ISO 8601, UTC. rows_per_s: of late; None where it has not said so."""
+    """The process that has the lease. since: ISO 8601, UTC. rows_per_s: of late; None where it has not said so.
+
+    rows_encoded: that wait to be written.
+    """
 
     host: str
     pid: int
     since: str
     rows_per_s: float | None = None
+    rows_encoded: int = 0
 
 
 def was_switched(ledger: Ledger, record: MigrationRecord) -> bool:
