@@ -149,7 +149,8 @@ class PgCollection:
     def another(self) -> AbstractContextManager[Store]:
         from vecferry.stores.pgvector import PgVectorStore
 
-        return PgVectorStore.connect(self.database_url, "docs", "body", "embedding")
+        embed_missing = self.store.traits.embed_missing
+        return PgVectorStore.connect(self.database_url, "docs", "body", "embedding", embed_missing=embed_missing)
 
 
 NAMES = (*backends.NAMES, "pgvector")

@@ -15,12 +15,10 @@ from vecferry.migrate.pace import Pace
 from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.migrate.throttle import Throttle
-from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.ledger import BEFORE_CAPTURE, MigrationRecord
 from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import BOTH_SIDES, Patience, Side
-
-BEFORE_CAPTURE = (State.PLANNED, State.PREPARED)
 
 
 class Counter:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vecferry.stores.values import Key, KeyRange
 
 
+BEFORE_CAPTURE = ("planned", "prepared")
+"""States in which writes are not captured yet."""
 FIRST_EPOCH = 1
 """Of a collection that was never switched."""
 
