@@ -251,7 +251,7 @@ def test_vectors_of_the_first_token_are_named_with_the_conversion_that_makes_the
     seen = looked_at(minilm, rows, vectors)
     assert (seen.verdict, seen.explained) == (Verdict.EXPLAINED, 1.0)
     assert "but with CLS pooling" in seen.message
-    assert "vecferry convert MODEL -o FOLDER --pooling cls" in seen.remedy
+    assert "vecferry convert MODEL FOLDER --pooling cls" in seen.remedy
     texts = [TEXT.render(fields) or "" for fields in rows]
     np.testing.assert_allclose(repooled(minilm, "cls").encode(texts).dense, vectors, atol=1e-5)
 

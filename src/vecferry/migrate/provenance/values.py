@@ -84,7 +84,5 @@ class Provenance(Value):
         if self.making is None or self.making.pooling is None:
             return ""
         if self.making.pooling == "cls":
-            return (
-                "Convert the old model with that pooling, and name it: vecferry convert MODEL -o FOLDER --pooling cls"
-            )
+            return "Convert the old model with that pooling, and name it: vecferry convert MODEL FOLDER --pooling cls"
         return "No conversion pools so: the new vectors are right all the same, the old side cannot be kept current."
