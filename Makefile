@@ -17,7 +17,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # Of a line of a lock: which file it belongs to.
 IN := /^[a-z]/ {file = /^torch==/ ? "torch" : /^(cuda|nvidia|triton)/ ? "cuda" : "dev"} file
 
-.PHONY: demo test test-slow check browser pool bench lock clean
+.PHONY: demo test test-slow check browser pool clients bench lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
@@ -42,6 +42,16 @@ browser: $(AXE)
 # What tests/stores/test_pgvector_pool.py wants beside Python, on Debian.
 pool:
 	test -x /usr/sbin/pgbouncer || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends pgbouncer; }
+
+# What the slow tests in tests/compatibility want: clients of other packages, in an environment of their own.
+clients: .venv-clients/clients.stamp
+
+.venv-clients/clients.stamp: tests/compatibility/requirements.txt tests/compatibility/programs/package.json
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/compatibility/requirements.txt
+	cp tests/compatibility/programs/package.json .venv-clients/
+	npm install --prefix .venv-clients --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 $(AXE): | $(VENV)/dev.stamp
 	command -v npm || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends npm; }
@@ -96,4 +106,4 @@ lock: .venv-lock/bin/uv
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-clients .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,22 @@ import pytest
 from bench.make_checkpoint import make_checkpoint
 from tests.conftest import TINY, damaged_at
 from vecferry.conversion.convert import convert_checkpoint, verify_artifact
-from vecferry.conversion.verify import Reference, differences, verify
+from vecferry.conversion.verify import READ_BY_OTHERS, Reference, differences, verify
 from vecferry.demo.standin import make_standin
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.encode.runtime.torch import TorchRuntime
-from vecferry.errors import CheckpointDamaged, UnsupportedModel, VerificationFailed
+from vecferry.errors import (
+    AdapterNotMerged,
+    CheckpointDamaged,
+    CheckpointIncomplete,
+    UnsupportedModel,
+    VerificationFailed,
+)
 from vecferry.model.artifact import Artifact
-from vecferry.model.checkpoint import read_model, weights_digest
+from vecferry.model.checkpoint import Model, read_model, weights_digest
 from vecferry.model.sources import open_source
-from vecferry.model.spec import read_spec
+from vecferry.model.spec import Overrides, read_spec
 from vecferry.model.weights import open_heads, open_weights
 
 # fp32 on both sides; only the order of summation and the fused kernels differ.
@@ -42,6 +49,12 @@ def random_batch(lengths: list[int], vocabulary: int) -> TokenBatch:
 @pytest.fixture(scope="module")
 def pair(tiny_checkpoint: Path, tiny_artifact: Artifact) -> tuple[OnnxRuntime, TorchRuntime]:
     return OnnxRuntime(tiny_artifact), TorchRuntime(read_model(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def short_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a checkpoint of 64 tokens at most, which is verified in a second. Not to be written to."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "short", replace(TINY, positions=66))
 
 
 def assert_agrees(ours: Embeddings, reference: Embeddings) -> None:
@@ -178,11 +191,93 @@ def test_another_number_of_layers_than_the_weights_have_is_refused(tmp_path: Pat
         TorchRuntime(read_model(other))
 
 
-def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
-    broken = make_checkpoint(tmp_path / "broken", TINY)
-    (broken / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointDamaged, match=r"tokenizer\.json"):
-        convert_checkpoint(open_source(str(broken)), tmp_path / "out")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+STEP: dict[str, bytes | None] = {
+    "checkpoint-50/model.safetensors": b"",
+    "checkpoint-500/model.safetensors": b"",
+    "trainer_state.json": b"{}",
+}
+INCOMPLETE: dict[str, tuple[dict[str, bytes | None], str, str]] = {
+    "an empty folder": ({}, "the folder is empty", "Fetch the checkpoint into it"),
+    "the folder of a training": (STEP, "lie in it, such as checkpoint-500", r"such as the last: .*/checkpoint-500\."),
+    "ONNX alone": (
+        {"config.json": b"{}", "onnx/model.onnx": b""},
+        r"as ONNX alone \(onnx/model\.onnx\)",
+        "Give the PyTorch",
+    ),
+    "GGUF alone": ({"bge-m3-q8.gguf": b""}, "as GGUF alone", "Give the PyTorch"),
+    "OpenVINO alone": (
+        {"config.json": b"{}", "openvino/openvino_model.xml": b""},
+        "as OpenVINO alone",
+        "Give the PyTorch",
+    ),
+    "TensorFlow alone": (
+        {"config.json": b"{}", "tf_model.h5": b""},
+        "as TensorFlow alone",
+        "from_tf=True.*save_pretrained",
+    ),
+    "Flax alone": (
+        {"config.json": b"{}", "flax_model.msgpack": b""},
+        "as Flax alone",
+        "from_flax=True.*save_pretrained",
+    ),
+    "other names": (
+        {"config.json": b"{}", "weights.safetensors": b""},
+        "neither model.safetensors nor",
+        "Fetch the checkpoint whole",
+    ),
+    "no config.json": ({"model.safetensors": b""}, r"no config\.json", "Fetch the checkpoint whole"),
+    "a pointer to weights": ({"+": b"", "pytorch_model.bin": POINTER}, "pointer of Git LFS", "git -C '.*' lfs pull"),
+    "a pointer to the index of shards": (
+        {"+": b"", "model.safetensors.index.json": POINTER},
+        "pointer of Git LFS",
+        "git -C '.*' lfs pull",
+    ),
+    "a pointer to config.json": ({"+": b"", "config.json": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "a pointer to modules.json": ({"+": b"", "modules.json": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "a pointer to the tokenizer": ({"+": b"", "tokenizer.json": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "a pointer to a head": ({"+": b"", "colbert_linear.pt": POINTER}, "pointer of Git LFS", "lfs pull"),
+    "no tokenizer": ({"+": b"", "tokenizer.json": None}, "it has no tokenizer.json", "BASE.*save_pretrained"),
+    "sentencepiece alone": (
+        {"+": b"", "tokenizer.json": None, "sentencepiece.bpe.model": b""},
+        "it has sentencepiece.bpe.model, but no",
+        "transformers sentencepiece &&.*save_pretrained",
+    ),
+    "vocab.txt alone": (
+        {"+": b"", "tokenizer.json": None, "vocab.txt": b""},
+        "it has vocab.txt, but no",
+        "save_pretrained",
+    ),
+}
+"""Files that are written, by name; "+": beside those of a whole checkpoint; None removes one."""
+
+
+@pytest.mark.parametrize(("files", "reason", "remedy"), INCOMPLETE.values(), ids=INCOMPLETE)
+def test_another_form_or_a_part_of_a_checkpoint_is_told_what_to_do(
+    short_checkpoint: Path, tmp_path: Path, files: dict[str, bytes | None], reason: str, remedy: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    if "+" in files:
+        shutil.copytree(short_checkpoint, folder)
+    for name in files.keys() - {"+"}:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = files[name]
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(CheckpointIncomplete, match=reason) as raised:
+        read_model(folder)
+    assert re.search(remedy, raised.value.hint)
+
+
+def test_an_adapter_alone_is_told_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "BAAI/bge-m3"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(AdapterNotMerged, match="its base model, 'BAAI/bge-m3', are not beside it") as raised:
+        read_model(tmp_path)
+    assert "merge_and_unload()" in raised.value.hint
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
@@ -191,6 +286,65 @@ def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("xlm-roberta", "deberta-v2"))
     with pytest.raises(UnsupportedModel, match="deberta-v2"):
         convert_checkpoint(open_source(str(other)), tmp_path / "out")
+
+
+def test_a_misreading_of_ours_fails_verification(
+    short_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had passed: the reference was made of our own reading, which had the query and the key of a layer swapped."""
+
+    def misread(folder: Path, overrides: Overrides | None = None) -> Model:
+        model, at = read_model(folder, overrides), "encoder.layer.1.attention.self."
+        swapped = {
+            f"{at}{ours}.weight": model.weights[f"{at}{theirs}.weight"]
+            for ours, theirs in (("query", "key"), ("key", "query"))
+        }
+        return replace(model, weights=model.weights.replaced(swapped))
+
+    monkeypatch.setattr("vecferry.conversion.convert.read_model", misread)
+    with pytest.raises(VerificationFailed, match="dense agrees with PyTorch, 64 tokens"):
+        convert_checkpoint(open_source(str(short_checkpoint)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("without", "options", "reader"),
+    [
+        ((), {}, "sentence-transformers"),
+        (("modules.json", "1_Pooling/config.json"), {}, "transformers"),  # as FlagEmbedding writes it
+        ((), {"pooling": "mean"}, "transformers"),
+    ],
+)
+def test_the_report_says_who_read_the_reference(
+    short_checkpoint: Path, tmp_path: Path, without: tuple[str, ...], options: dict[str, Any], reader: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(short_checkpoint, folder)
+    for name in without:
+        (folder / name).unlink()
+    done = convert_checkpoint(open_source(str(folder)), tmp_path / "out", overrides=Overrides(**options))
+    assert done.report is not None
+    for report in (done.report, verify_artifact(done.artifact)):
+        checks = {check.name: check for check in report.checks}
+        assert checks[READ_BY_OTHERS].status == "passed"
+        assert re.fullmatch(rf"{reader} [\d.]+", checks[READ_BY_OTHERS].note)
+        assert checks["texts have the reference's token ids"].status == "passed"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "0.auto_model."])
+def test_a_reference_that_we_read_ourselves_is_named_as_such(
+    short_checkpoint: Path, tmp_path: Path, prefix: str
+) -> None:
+    """transformers makes up the tensors that it does not find."""
+
+    def renamed(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[f"{prefix}{name}"] = tensors.pop(name)
+
+    folder = changed(short_checkpoint, tmp_path, "pytorch_model.bin", renamed)
+    done = convert_checkpoint(open_source(str(folder)), tmp_path / "out")
+    assert done.report is not None
+    (check,) = (check for check in done.report.checks if check.name == READ_BY_OTHERS)
+    assert (check.status, check.note) == ("skipped", f"vecferry: transformers knows no tensors {prefix}…")
 
 
 def test_verification_says_what_was_not_checked_and_why(tiny_artifact: Artifact) -> None:

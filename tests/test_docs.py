@@ -68,9 +68,10 @@ def test_python_of_the_migration_page_runs(
         command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    answer, query = done.stdout.splitlines()
+    answer, query, passages = done.stdout.splitlines()
     assert answer.startswith("0 [(('42',), ")
     assert query == "public.documents.embedding (64,)"
+    assert passages == "0 (1, 64)"
 
 
 def test_python_of_the_evaluation_page_writes_a_report(

@@ -19,7 +19,7 @@ from vecferry.encode.runtime.lightweight import (
     fold_table,
     span_hashes,
 )
-from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText
+from vecferry.errors import EmptyInput, HeadUnavailable, InvalidText, WrongInputType
 
 BOTH = Outputs.DENSE | Outputs.SPARSE
 SAMPLE = [
@@ -191,7 +191,7 @@ def test_what_is_no_text_is_refused_by_its_position() -> None:
         tokenizer([])
     with pytest.raises(InvalidText, match="text 1 cannot be encoded: lone surrogate"):
         tokenizer(["fine", "\ud800"])
-    with pytest.raises(InvalidText, match="it is NoneType"):
+    with pytest.raises(InvalidText, match="text 0 is None"):
         tokenizer([None])  # type: ignore[list-item]
-    with pytest.raises(InvalidText, match="a list of texts was expected, not str"):
+    with pytest.raises(WrongInputType, match="a list of strings was expected, not str"):
         tokenizer("ferry")

@@ -162,8 +162,9 @@ def test_absent_parts_leave_nothing_behind(evaluation: Evaluation) -> None:
 
 @pytest.mark.parametrize(
     ("part", "section"),
-    [("slices", None), ("systems", None), ("queries", None), ("gains", None), ("hybrid", None), ("replay", "replay"),
-     ("scores", None), ("thresholds", None), ("findings", "findings"), ("map", "map")],
+    [("hybrid", None), ("replay", "replay"), ("findings", "findings"), ("map", "map"),
+     *(pytest.param(part, None, marks=pytest.mark.slow)
+       for part in ("slices", "systems", "queries", "gains", "scores", "thresholds"))],
 )  # fmt: skip
 def test_any_one_part_may_be_absent(evaluation: Evaluation, part: str, section: str | None) -> None:
     absent = None if part in ("hybrid", "replay", "map") else ()

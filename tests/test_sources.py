@@ -170,6 +170,15 @@ def test_a_checkpoint_is_fetched_and_recorded(hub: Hub, tmp_path: Path) -> None:
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(SMALL)
 
 
+def test_a_repository_of_onnx_alone_is_told_so_and_nothing_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    repo = "org/exported"
+    hub.repositories[repo] = {"config.json": b"{}", "onnx/model.onnx": b"x"}
+    opened = open_in_a_process(repo, tmp_path, HF_ENDPOINT=hub.url)
+    assert opened.error == "CheckpointIncomplete"
+    assert "as ONNX alone (onnx/model.onnx)" in opened.text
+    assert hub.downloads() == []
+
+
 def test_shards_are_fetched_with_their_index(hub: Hub, tmp_path: Path) -> None:
     files = content_of(("config.json", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"))
     weight_map = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}

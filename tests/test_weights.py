@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vecferry.errors import CheckpointDamaged, SourceError, UnsafePickle, UnsupportedModel
+from vecferry.errors import CheckpointDamaged, CheckpointIncomplete, SourceError, UnsafePickle, UnsupportedModel
 from vecferry.model.weights import Weights, open_heads, open_weights, weight_files
 
 
@@ -190,7 +190,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointDamaged, match="neither"):
+    with pytest.raises(CheckpointIncomplete, match="the folder is empty"):
         open_weights(tmp_path)
     assert weight_files(tmp_path) == []
 

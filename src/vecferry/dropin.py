@@ -13,13 +13,19 @@ from vecferry.encode.encoder import Role
 from vecferry.encode.loading import LazyEncoder, Loaded, load_encoder, peek_dimension
 from vecferry.settings import read_settings
 
-_default = LazyEncoder(lambda: load_encoder(read_settings().options()))
+
+def _load_by_settings() -> Loaded:
+    return load_encoder(read_settings().options())
+
+
+_default = LazyEncoder(_load_by_settings)
 
 
 def encode_text(text: str | Sequence[str], *, role: Role = "passage") -> Float32:
     """Encode one text or many.
 
-    A string gives float32 [dimension]; a list gives float32 [len(text), dimension], one vector per text.
+    A string gives float32 [dimension]; a list, an array or a column gives float32 [len(text), dimension], one vector
+    per text.
 
     The dimension is 1,024 for BGE-M3; vectors have unit length. Raises VecferryError.
     """

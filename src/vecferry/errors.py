@@ -3,13 +3,19 @@
 VecferryError                      exit  what happened
 ├── InvalidInput                   2     the caller's texts or arguments
 │   ├── EmptyInput                       no texts at all
+│   ├── WrongInputType                   what is no list of texts: a dict, a data frame; a TypeError too
 │   ├── InvalidText                      one text, by its position
+│   │   └── WrongTextType                one that is no string; a TypeError too
 │   ├── InvalidRecord                    one line of an input file
 │   ├── HeadUnavailable                  an output that this model does not have
+│   ├── NotPicklable                     an object without an address; a TypeError too
+│   │   └── SecretNotPickled
+│   ├── MemberRefused                    a method of another library's class; an AttributeError too
 │   ├── MissingModel                     a model that a verb of a migration needs
 │   └── NotEncoded                       an output that was not asked for
 ├── SettingsError                  2     an environment variable, a `.env` line, an option
 │   ├── MissingOption                    one that has no default was not given
+│   ├── ArgumentRefused                  one of another library's class; a TypeError too
 │   ├── UnreadableFile                   a file that was named
 │   ├── UnknownSetting                   a section or key that there is not
 │   ├── InvalidStoreUrl
@@ -20,7 +26,9 @@ VecferryError                      exit  what happened
 │   ├── DownloadFailed
 │   ├── ConfigMissing                    a fact that must be said, never guessed
 │   ├── UnsupportedModel                 architecture, activation, pooling, ...
+│   ├── AdapterNotMerged                 a LoRA adapter that is not merged here
 │   ├── UnsafePickle                     a pickle that asks for more than tensors
+│   ├── CheckpointIncomplete             another form of a model, or a part of one
 │   └── CheckpointDamaged                unreadable, truncated, a tensor missing
 ├── ArtifactError                  3     the converted model's folder
 │   ├── ArtifactNotFound
@@ -110,6 +118,16 @@ class VecferryError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return what a pickle needs: an error comes back from another process with its fields."""
+        return _restored, (type(self), vars(self))
+
+
+def _restored(kind: type[VecferryError], fields: dict[str, object]) -> VecferryError:
+    error = kind.__new__(kind)
+    vars(error).update(fields)
+    return error
+
 
 def reason_of(exc: OSError) -> str:
     """Say why the system refused, in words."""
@@ -165,6 +183,29 @@ class InvalidText(InvalidInput):
     row: int
     reason: str
 
+    def at(self, row: int) -> InvalidText:
+        """Return the same error of the text at another position, as the caller counts."""
+        return type(self)(row, self.reason)
+
+
+@dataclass(eq=False)
+class WrongTextType(InvalidText, TypeError):
+    """One text is no string. reason: what it is."""
+
+    template = "text {row} is {reason}."
+    advice = "Texts are strings: convert it, or leave it out."
+
+
+@dataclass(eq=False)
+class WrongInputType(InvalidInput, TypeError):
+    """What was given is not of the kind that was expected. remedy: what to give instead, as a sentence."""
+
+    template = "{expected} was expected, not {kind}."
+    advice = "{remedy}"
+    expected: str
+    kind: str
+    remedy: str
+
 
 @dataclass(eq=False)
 class InvalidRecord(InvalidInput):
@@ -185,6 +226,39 @@ class HeadUnavailable(InvalidInput):
     advice = "Leave it out, or use a model that has it (BGE-M3 has dense, sparse and colbert)."
     requested: str
     available: Sequence[str]
+
+
+@dataclass(eq=False)
+class NotPicklable(InvalidInput, TypeError):
+    """An object cannot go to another process or into a file. remedy: what can, as a sentence."""
+
+    template = "{what} cannot be pickled: {reason}."
+    advice = "{remedy}"
+    what: str
+    reason: str
+    remedy: str
+
+
+class SecretNotPickled(NotPicklable):
+    """what: an object with a key or a password in it, shown without it."""
+
+    def __init__(self, what: str) -> None:
+        remedy = (
+            "An adapter with vecferry.integrations.connecting.Connection(url=URL, api_key_env=NAME) can be: "
+            "the other process reads the key from its own environment."
+        )
+        super().__init__(what, "a secret is never written down", remedy)
+
+
+@dataclass(eq=False)
+class MemberRefused(InvalidInput, AttributeError):
+    """A method or attribute of another library's class is not there. remedy: what to do, as a sentence."""
+
+    template = "{kind}.{member} is not supported."
+    advice = "{remedy}"
+    kind: str
+    member: str
+    remedy: str
 
 
 @dataclass(eq=False)
@@ -227,6 +301,17 @@ class MissingOption(SettingsError):
     def __init__(self, name: str, expected: str, example: str) -> None:
         super().__init__(name, "", expected)
         self.example = example
+
+
+class ArgumentRefused(SettingsError, TypeError):
+    """An argument of another library's class asks for what is not done here. remedy: what to do, as a sentence."""
+
+    template = "{name}={value} is not supported."
+    advice = "{remedy}"
+
+    def __init__(self, name: str, value: object, remedy: str) -> None:
+        super().__init__(name, cut_repr(value), "")
+        self.remedy = remedy
 
 
 class UnreadableFile(SettingsError):
@@ -334,6 +419,21 @@ class UnsupportedModel(SourceError):
 
 
 @dataclass(eq=False)
+class AdapterNotMerged(SourceError):
+    """An adapter changes the checkpoint in a way that is not computed here; without it, it is another model."""
+
+    template = "{path} is of an adapter, which cannot be merged here: {reason}."
+    advice = (
+        "Merge it first. With the base model in BASE and the adapter's two files in ADAPTER: "
+        'pip install peft && python -c "from peft import PeftModel; from transformers import AutoModel; '
+        "PeftModel.from_pretrained(AutoModel.from_pretrained('BASE'), 'ADAPTER').merge_and_unload()"
+        ".save_pretrained('MERGED')\", then copy the other files of the checkpoint to MERGED."
+    )
+    path: Path
+    reason: str
+
+
+@dataclass(eq=False)
 class UnsafePickle(SourceError):
     """A pickle asks for more than tensors and containers; it was not run."""
 
@@ -341,6 +441,17 @@ class UnsafePickle(SourceError):
     advice = "Do not load it with other tools; get the checkpoint from its publisher, as safetensors if offered."
     path: Path
     asks_for: str
+
+
+@dataclass(eq=False)
+class CheckpointIncomplete(SourceError):
+    """What is there is another form of a model, or a part of one. remedy: what to do, or to type."""
+
+    template = "{path} cannot be converted: {reason}."
+    advice = "{remedy}."
+    path: Path
+    reason: str
+    remedy: str
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from vecferry.embeddings import DENSE, Embeddings, Float32, MultiVector, Outputs
 from vecferry.encode.encoder import Progress, Role
 from vecferry.evaluate import JudgedQueries, Judgement, Passage, Question
 from vecferry.model.artifact import VectorSpace
-from vecferry.model.tokens import check_texts
+from vecferry.model.texts import require_texts
 
 TOPIC = re.compile(r"topic\d+")
 WORDS = re.compile(r"\w+")
@@ -58,7 +58,7 @@ class TopicEncoder:
         progress: Progress | None = None,
     ) -> Embeddings:
         require_heads(outputs, self.space.outputs)
-        check_texts(texts)
+        texts = require_texts(texts)
         tokens = [WORDS.findall(text.lower())[: self.space.max_tokens] for text in texts]
         lengths = np.array([len(WORDS.findall(text)) for text in texts], np.int64)
         return Embeddings(

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tests.integrations.conftest import TEXTS
+from tests.server.inside import inside, unruly
 from vecferry.embeddings import Outputs, colbert_scores, dense_scores, lexical_scores
+from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder
-from vecferry.errors import SettingsError
+from vecferry.errors import ArgumentRefused, MemberRefused, SettingsError
 from vecferry.integrations.flag_embedding import BGEM3FlagModel
 from vecferry.model.artifact import Artifact
 
@@ -55,14 +57,14 @@ def test_a_text_over_max_length_is_refused_and_one_within_is_not(model: BGEM3Fla
     texts = ["short", "word " * 600]
     whole = model.encode(texts)["dense_vecs"]
     assert np.array_equal(model.encode(texts, max_length=4096)["dense_vecs"], whole)
-    with pytest.raises(SettingsError, match=r"max_length=512 is not valid: expected \d+ or more, the tokens of text 1"):
+    with pytest.raises(SettingsError, match=r"max_length=512 is not supported. Text 1 has 602 tokens or more"):
         model.encode(texts, max_length=512)
     with pytest.raises(SettingsError, match="max_length=512"):
         model.compute_score([("short", texts[1])], max_passage_length=512)
 
 
 def test_normalisation_is_the_models(plain_encoder: Encoder) -> None:
-    with pytest.raises(SettingsError, match="normalize_embeddings=False is not valid: expected True, as the model"):
+    with pytest.raises(SettingsError, match="normalize_embeddings=False is not supported"):
         BGEM3FlagModel(plain_encoder, normalize_embeddings=False)
 
 
@@ -111,5 +113,42 @@ def test_ids_become_pieces_of_text(model: BGEM3FlagModel, encoder: Encoder) -> N
     assert [list(row.values()) for row in named] == [list(row.values()) for row in weights]
     assert all(piece in " the harbour a ship" and "▁" not in piece for row in named for piece in row)
     assert model.convert_id_to_token(weights[0]) == named[0]
-    with pytest.raises(SettingsError, match="the folder of a converted model"):
-        BGEM3FlagModel(encoder).convert_id_to_token(weights)
+    assert BGEM3FlagModel(encoder).convert_id_to_token(weights) == named
+    with RemoteEncoder("http://127.0.0.1:9") as remote:
+        remote._space = encoder.space
+        with pytest.raises(MemberRefused, match="Open the folder of the converted model"):
+            BGEM3FlagModel(remote).convert_id_to_token(weights)
+
+
+def test_instructions_stand_before_texts_in_their_format(plain_encoder: Encoder) -> None:
+    model = BGEM3FlagModel(
+        plain_encoder,
+        query_instruction_for_retrieval="Find: ",
+        query_instruction_format="{}\\n{}",
+        passage_instruction_for_retrieval="Text: ",
+    )
+    asked, stored = model.encode_queries(TEXTS)["dense_vecs"], model.encode_corpus(TEXTS)["dense_vecs"]
+    assert np.array_equal(asked, plain_encoder.encode([f"Find: \n{text}" for text in TEXTS]).dense)
+    assert np.array_equal(stored, plain_encoder.encode([f"Text: {text}" for text in TEXTS]).dense)
+    assert np.array_equal(model.encode(TEXTS)["dense_vecs"], plain_encoder.encode(TEXTS).dense)
+
+
+def test_dense_and_colbert_vectors_are_truncated_and_have_unit_length_again(
+    tiny_artifact: Artifact, model: BGEM3FlagModel
+) -> None:
+    short, whole = BGEM3FlagModel(tiny_artifact.path, truncate_dim=16).encode(TEXTS, **ALL), model.encode(TEXTS, **ALL)
+    for kind in ("dense_vecs", "colbert_vecs"):
+        cut = whole[kind][1][..., :16]
+        expected = cut / np.linalg.norm(cut, axis=-1, keepdims=True)
+        np.testing.assert_allclose(short[kind][1], expected, atol=1e-6)
+    assert short["lexical_weights"] == whole["lexical_weights"]
+
+
+def test_a_long_text_of_a_server_is_refused_after_it_was_encoded(plain_encoder: Encoder) -> None:
+    texts = ["short", "word " * 600]
+    with (
+        inside(unruly(plain_encoder)) as server,
+        RemoteEncoder(server.url) as remote,
+        pytest.raises(ArgumentRefused, match=r"max_length=512 is not supported\. Text 1 has 602 tokens"),
+    ):
+        BGEM3FlagModel(remote).encode(texts, max_length=512)

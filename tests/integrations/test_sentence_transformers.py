@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.integrations.conftest import TEXTS
+from vecferry.embeddings import Embeddings, Outputs, TokenBatch
 from vecferry.encode.encoder import Encoder
-from vecferry.errors import InvalidText, MissingExtra, SettingsError
+from vecferry.errors import ArgumentRefused, InvalidText, MissingExtra, SettingsError
 from vecferry.integrations.sentence_transformers import SentenceTransformer
 from vecferry.model.artifact import Artifact
 
@@ -27,8 +28,6 @@ def test_a_list_gives_a_matrix_a_string_a_vector_and_nothing_nothing(
     assert np.array_equal(vectors, expected)
     assert vectors.dtype == np.float32
     assert np.array_equal(model.encode(TEXTS[0]), plain_encoder.encode(TEXTS[:1]).dense[0])
-    for many in (tuple(TEXTS), np.array(TEXTS), iter(TEXTS)):
-        assert np.array_equal(model.encode(many), expected)
     assert np.array_equal(model.encode(inputs=TEXTS), expected)
     assert (model.encode([]).shape, model.encode([]).dtype) == ((0,), np.float64)
     with pytest.raises(InvalidText):
@@ -104,9 +103,6 @@ def test_a_prompt_goes_before_the_text_where_the_model_has_no_prefix(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int8"}, "precision=int8 is not valid: expected float32"),
-        ({"output_value": "token_embeddings"}, "output_value=token_embeddings is not valid: expected sentence_emb"),
-        ({"output_value": None}, "output_value=None is not valid"),
         ({"prompt_name": "classify"}, "prompt_name=classify is not valid: expected passage or document or query"),
         ({"prompt": "classify: "}, "prompt='classify: ' is not valid: expected it to begin with a prefix"),
         ({"prompt": ""}, "prompt='' is not valid"),
@@ -119,11 +115,53 @@ def test_what_would_silently_be_something_else_is_refused(
         SentenceTransformer(encoder).encode(TEXTS, **arguments)
 
 
-def test_the_length_is_the_models_and_cannot_be_set(model: SentenceTransformer) -> None:
-    assert model.max_seq_length == 8192
-    model.max_seq_length = 8192
-    with pytest.raises(SettingsError, match="max_seq_length=512 is not valid: expected 8192"):
-        model.max_seq_length = 512
+def test_a_smaller_length_refuses_longer_texts_before_anything_is_computed(
+    model: SentenceTransformer, plain_encoder: Encoder
+) -> None:
+    texts = ["short", "word " * 600]
+    assert model.max_seq_length == model.get_max_seq_length() == 8192
+    model.max_seq_length = 512
+    assert model.max_seq_length == 512
+    assert np.array_equal(model.encode(TEXTS), plain_encoder.encode(TEXTS).dense)
+    runs = Runs(plain_encoder)
+    watched = SentenceTransformer(runs.encoder)
+    watched.max_seq_length = 512
+    with pytest.raises(ArgumentRefused, match=r"max_seq_length=512 is not supported. Text 1 has 602 tokens or more"):
+        watched.encode(texts)
+    assert runs.number == 0
+    watched.max_seq_length = 8192
+    assert len(watched.encode(texts)) == 2
+    for value in (0, 8193):
+        with pytest.raises(ArgumentRefused, match=f"max_seq_length={value} is not supported"):
+            model.max_seq_length = value
+
+
+class Runs:
+    """An encoder whose runs are counted; the real runtime answers."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.real, self.number, self.name, self.space = encoder.runtime, 0, "onnx", encoder.space
+        self.describe = self.real.describe
+        self.encoder = Encoder(encoder.tokenizer, self)
+
+    def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
+        self.number += 1
+        return self.real.run(batch, outputs)
+
+
+def test_a_block_truncates_and_the_next_does_not(model: SentenceTransformer) -> None:
+    with model.truncate_embeddings(16):
+        assert model.encode(TEXTS).shape == (5, 16)
+        assert model.get_embedding_dimension() == 16
+    assert model.encode(TEXTS).shape == (5, 64)
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+def test_similarities_are_of_vectors_at_the_same_place(name: str, model: SentenceTransformer) -> None:
+    model.similarity_fn_name = name
+    a, b = model.encode(TEXTS), model.encode(TEXTS) * 2
+    np.testing.assert_allclose(np.diag(model.similarity(a, b)), model.similarity_pairwise(a, b), atol=1e-6)
+    assert model.similarity(a, b[0]).shape == (5, 1)
 
 
 def test_similarity_is_the_cosine_of_what_it_is_given(model: SentenceTransformer) -> None:

@@ -597,17 +597,17 @@ def state(cli: Cli) -> str:
 
 
 def test_a_run_in_another_process_is_watched_throttled_paused_and_resumed(cli: Cli) -> None:
-    with running(cli.process("start", "--rows-per-range", "2", "--rows-per-s", "10")) as runner:
+    with running(cli.process("start", "--rows-per-range", "2", "--rows-per-s", "1")) as runner:
         wait_until(lambda: state(cli) == "backfilling")
         wait_until(lambda: bool(cli("status")["rows_done"] >= 4))
         assert cli("pause", "--reason", "for lunch")["state"] == "paused"
         time.sleep(0.8)  # longer than it takes to notice
         before = cli("status")["rows_done"]
-        time.sleep(0.6)
+        time.sleep(2.2)  # longer than a range takes
         assert cli("status")["rows_done"] == before < ROWS
         assert runner.poll() is None
         assert cli("resume")["state"] == "backfilling"
-        assert cli("postpone")["control"] == {"rows_per_s": 10.0, "postponed": True}
+        assert cli("postpone")["control"] == {"rows_per_s": 1.0, "postponed": True}
         assert cli("throttle")["control"] == {"rows_per_s": None, "postponed": True}
         assert ended(runner)["rows_done"] == ROWS
     cli("verify", *OVERRIDE)

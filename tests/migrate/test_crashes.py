@@ -17,6 +17,7 @@ from tests.migrate.crashing import ABANDONED_AFTER_S, NEW_DIMENSION, OLD_DIMENSI
 from tests.migrate.doubles import TruthEncoder, truth
 from tests.migrate.faults import Mother, mother
 from tests.migrate.file_backend import FileBackend
+from tests.quick import params
 from tests.stores import backends
 from tests.stores.backends_chroma import shared_server
 from tests.stores.collections import old_vector
@@ -293,18 +294,16 @@ def test_killed_at_a_point_and_run_again_every_row_is_there_once_and_true(
 
 
 @pytest.mark.parametrize("point", COMMON_POINTS)
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", params(BACKENDS, quick={"lancedb"}))
 def test_killed_at_a_point_in_each_store(name: str, point: str, mother: Mother, tmp_path: Path) -> None:
     with world_of_points(name, tmp_path) as world:
         assert_killed_and_completed(point, world, mother)
 
 
-@pytest.mark.parametrize(("name", "point"), TAKEN_OVER.items())
-def test_killed_once_the_old_name_stands_for_the_new_collection(
-    name: str, point: str, mother: Mother, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", params(TAKEN_OVER, quick={"chroma-server", "qdrant"}))
+def test_killed_once_the_old_name_stands_for_the_new_collection(name: str, mother: Mother, tmp_path: Path) -> None:
     with world_of_points(name, tmp_path) as world:
-        assert_killed_and_completed(point, world, mother)
+        assert_killed_and_completed(TAKEN_OVER[name], world, mother)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Mother, OwnServer, TcpProxy, fill_up, in_background, mother, small_disk
 from tests.migrate.file_backend import FileBackend
 from tests.migrate.test_crashes import World, assert_complete, assert_true, fill, world_of_points, world_of_rows
+from tests.quick import params
 from tests.stores import backends, backends_chroma
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
@@ -453,7 +454,7 @@ STOPPED_AT = {
 }
 
 
-@pytest.mark.parametrize("point", STOPPED_AT)
+@pytest.mark.parametrize("point", params(STOPPED_AT, quick={"in write new 2", "after write new 2"}))
 def test_a_runner_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes(
     point: str, table: World, mother: Mother
 ) -> None:
@@ -507,7 +508,6 @@ STOPPED_IN = {
 }
 """Points inside the transaction of a verb, by the step of `crashing.Course` that reaches it."""
 QUICK = {
-    ("cutover", "after switch new", True),
     ("cutover", "after move serving_new", False),
     ("rollback", "after move serving_old", True),
     ("finalize", "after drop old", False),

@@ -18,7 +18,7 @@ from tests.migrate.live import (
     on_mirror,
     on_postgres,
 )
-from tests.stores.collections import Collection, mirror_collection, old_vector
+from tests.stores.collections import Collection, mirror_collection, old_vector, quick_on
 
 ROWS = STABLE + 20
 
@@ -30,6 +30,7 @@ def assert_faultless(load_report: LoadReport, *, writes: int, queries: int) -> N
     assert load_report.queries >= queries
 
 
+@quick_on("memory", "pgvector")
 def test_under_load_nothing_fails_and_every_row_is_there_once_and_true(collection: Collection, tmp_path: Path) -> None:
     fill(collection.store, ROWS)
     application = Application(collection.store, ROWS, writes_per_s=3, queries_per_s=20)  # in LanceDB, each is a commit
@@ -43,6 +44,7 @@ def test_nothing_fails_under_many_writes_a_second_in_memory(tmp_path: Path) -> N
     assert_faultless(load_report, writes=100, queries=200)
 
 
+@pytest.mark.slow
 def test_nothing_fails_under_many_writes_a_second_in_postgres_followed_by_another_process(
     database_url: str, tmp_path: Path
 ) -> None:

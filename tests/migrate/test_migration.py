@@ -15,7 +15,7 @@ import pytest
 
 from tests.migrate.doubles import Clock, TruthEncoder, gate_that_says
 from tests.stores import backends
-from tests.stores.collections import OLD_DIMENSION, Collection, mirror_collection, old_vector
+from tests.stores.collections import OLD_DIMENSION, Collection, mirror_collection, old_vector, quick_on
 from tests.waiting import wait_until
 from vecferry.embeddings import DENSE, Float32
 from vecferry.errors import (
@@ -649,6 +649,7 @@ def _writes_nothing_for(seconds: float, operator: Migration) -> bool:
     return operator.status().rows_done == before
 
 
+@quick_on("memory", "pgvector", "lancedb")
 def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
     with collection.another() as store:
         operator = Migration(store, new=TruthEncoder(), options=OPTIONS)
@@ -832,6 +833,7 @@ def test_a_run_pauses_by_itself_while_the_disk_is_low_and_goes_on_when_it_is_not
     assert not isinstance(outcome[0], BaseException)
 
 
+@quick_on("memory", "pgvector", "chroma-server")
 def test_a_run_can_be_stopped_and_goes_on_later(collection: Collection) -> None:
     encoder = TruthEncoder()
     migration = fill(collection, *[f"text {i}" for i in range(40)], new=encoder)

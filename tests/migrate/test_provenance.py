@@ -82,9 +82,11 @@ def test_a_row_that_was_edited_since_is_no_reason_for_doubt(minilm: Encoder, row
 @pytest.mark.parametrize(
     "template",
     [
-        "{title}\n{text}",
         "# {title}{text}",
-        *(pytest.param(form, marks=pytest.mark.slow) for form in ("{text}\n{title}", "title: {title}\n\n{text}")),
+        *(
+            pytest.param(form, marks=pytest.mark.slow)
+            for form in ("{title}\n{text}", "{text}\n{title}", "title: {title}\n\n{text}")
+        ),
         pytest.param("{author}\n{text}", marks=pytest.mark.slow),
     ],
 )

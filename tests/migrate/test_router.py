@@ -116,6 +116,17 @@ def test_each_epoch_is_answered_by_its_model_and_its_index(shop: Shop, *, old_is
             np.testing.assert_array_equal(query.vector, encoder.truth("green"))
 
 
+def test_passages_are_encoded_by_the_model_that_serves_and_say_for_which_epoch(shop: Shop) -> None:
+    shop.migrate()
+    with shop.router(max_age_s=0) as router:
+        for epoch, locator, encoder in ((1, "docs", shop.old), (2, "docs_vecferry_2", shop.new)):
+            if epoch == 2:
+                shop.switch(epoch)
+            passages = router.encode_passages(TEXTS)
+            assert (passages.epoch, passages.locator, passages.fingerprint) == (epoch, locator, encoder.fingerprint)
+            np.testing.assert_array_equal(passages.vectors, np.stack([encoder.truth(text) for text in TEXTS]))
+
+
 def test_an_epoch_from_before_the_switch_is_answered_rightly_until_it_is_too_old(shop: Shop) -> None:
     shop.migrate()
     with shop.router() as router:

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from tests.stores.collections import OLD_DIMENSION, Collection, PgCollection, old_vector, without_triggers
+from tests.stores.collections import OLD_DIMENSION, Collection, PgCollection, old_vector, quick_on, without_triggers
 from vecferry.embeddings import Float32
 from vecferry.errors import CutoverRefused
 from vecferry.migrate import Migration, MigrationOptions, State
@@ -229,6 +229,7 @@ def edit_after_a_switch(
             assert_true(application, model)
 
 
+@quick_on("memory", "pgvector", "lancedb")
 def test_edits_before_the_switch_leave_both_sides_true(application: Application, tmp_path: Path) -> None:
     edit_before_the_switch(application, migrated(application, tmp_path), lambda: edit(application))
 

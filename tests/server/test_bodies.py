@@ -51,7 +51,7 @@ CODINGS = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compr
 
 @pytest.mark.parametrize(("coding", "encode"), CODINGS.items())
 def test_gzip_and_deflate_are_read_in_whatever_pieces(library: Encoder, coding: str, encode: Encode) -> None:
-    content = json.dumps({"inputs": ["é " * 50_000, "b"]}).encode()
+    content = json.dumps({"inputs": ["é " * 5_000, "b"]}).encode()
     body, headers = encode(content), JSON | {"content-encoding": coding}
     with inside(unruly(library)) as server, server.client() as http:
         expected = http.post("/embed", content=content, headers=JSON).content

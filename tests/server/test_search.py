@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ from tests.waiting import wait_until
 from vecferry.cli.migrate_target import Target
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder
-from vecferry.encode.loading import EncoderOptions, load_encoder
+from vecferry.encode.loading import EncoderOptions, Loaded, load_encoder
+from vecferry.errors import SettingsError
 from vecferry.migrate import Migration
 from vecferry.migrate.config import read_config
+from vecferry.migrate.router import Router
 from vecferry.model.artifact import Artifact
+from vecferry.server.app import create_app
+from vecferry.server.models import Served, ServedModels
+from vecferry.server.options import ServerLimits, ServerOptions
+from vecferry.server.service import Service
 
 TEXTS = [f"text number {number} of {number % 7}" for number in range(40)]
 NEAREST = 5
@@ -90,8 +97,29 @@ def assert_searched_by(shop: Shop, encoder: Encoder, model: str, *, epoch: int) 
     np.testing.assert_allclose(scores[rows], np.sort(scores)[::-1][:NEAREST], atol=1e-5)
 
 
+def assert_named_by_what_serves(shop: Shop, encoder: Encoder, *, epoch: int) -> None:
+    """Assert that the model name `serving` gives that model's vectors, on each interface, and says the epoch."""
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"model": "serving", "input": "a"}),
+        ("/embed", {"model": "serving", "inputs": "a"}),
+        ("/v1/m3", {"model": "serving", "inputs": "a"}),
+    ]
+    for path, body in requests:
+        answer = shop.http.post(path, json=body, headers={"accept": "application/x-npz"})
+        with np.load(BytesIO(answer.content)) as arrays:
+            np.testing.assert_array_equal(arrays["dense"], encoder.encode(["a"]).dense)
+        said = answer.headers["x-vecferry-epoch"], answer.headers["x-vecferry-fingerprint"]
+        assert said == (str(epoch), encoder.fingerprint)
+    *_, listed = shop.http.get("/v1/models").json()["data"]
+    assert (listed["id"], listed["vecferry"]["fingerprint"]) == ("serving", encoder.fingerprint)
+    assert shop.http.get("/v1/models/serving").json() == listed
+    unnamed = shop.http.post("/v1/m3", json={"inputs": "a"})
+    assert "x-vecferry-epoch" not in unnamed.headers, "the vectors are of a model that was chosen, whatever serves"
+
+
 def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> None:
-    tiny, wide = (model["id"] for model in reversed(shop.http.get("/v1/models").json()["data"]))
+    wide, tiny, _ = (model["id"] for model in shop.http.get("/v1/models").json()["data"])
+    assert_named_by_what_serves(shop, shop.old, epoch=0)
     assert_searched_by(shop, shop.old, tiny, epoch=0)
     assert shop.serving() == {"epoch": 0, "generation": 0, "fingerprint": None, "model": None}, "nobody has recorded it"
 
@@ -104,6 +132,7 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
     shop.migration.cutover()
     after = until_epoch(shop, after=before["epoch"])
     assert_searched_by(shop, shop.new, wide, epoch=after)
+    assert_named_by_what_serves(shop, shop.new, epoch=after)
     served = shop.serving()
     assert (served["epoch"], served["fingerprint"], served["model"]) == (after, shop.new.fingerprint, wide)
     with RemoteEncoder(str(shop.http.base_url), model=served["model"]) as encoder:
@@ -111,6 +140,7 @@ def test_search_and_serving_follow_the_switch_without_a_restart(shop: Shop) -> N
 
     shop.migration.rollback()
     assert_searched_by(shop, shop.old, tiny, epoch=until_epoch(shop, after=after))
+    assert_named_by_what_serves(shop, shop.old, epoch=shop.serving()["epoch"])
 
 
 def until_epoch(shop: Shop, *, after: int) -> int:
@@ -127,6 +157,15 @@ def test_a_migration_without_its_old_model_is_refused_before_anything_is_loaded(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "[models] old" in done.stderr
+
+
+def test_a_model_cannot_have_the_name_of_what_serves(shop: Shop, library: Encoder) -> None:
+    service = Service(ServedModels([Served("serving", Loaded(library, "first choice"))]), ServerLimits())
+    with Router(shop.migration.store, old=library, new=library) as router:
+        with pytest.raises(SettingsError, match="--serving-name"):
+            create_app(service, ServerOptions(), router)
+        create_app(service, ServerOptions(serving_name="current"), router)
+        create_app(service, ServerOptions())
 
 
 def test_searches_that_cannot_be_done_are_refused_by_their_field(shop: Shop) -> None:

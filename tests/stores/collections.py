@@ -7,8 +7,10 @@ from typing import Protocol, overload
 
 import numpy as np
 import psycopg
+import pytest
 
 from tests.migrate.doubles import truth
+from tests.quick import params
 from tests.stores import backends
 from vecferry.embeddings import Float32, TextVectors
 from vecferry.stores.backend import Backend, Point
@@ -154,6 +156,11 @@ class PgCollection:
 
 
 NAMES = (*backends.NAMES, "pgvector")
+
+
+def quick_on(*names: str) -> pytest.MarkDecorator:
+    """Mark a test that takes long: it runs on these stores, and on the others by `make test-slow`."""
+    return pytest.mark.parametrize("collection", params(NAMES, names), indirect=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.quick import params
 from tests.stores.backends import (
     COLLECTION,
     DIMENSION,
@@ -176,6 +177,7 @@ def test_nothing_can_be_asked_for_put_and_deleted(backend: Backend) -> None:
     assert backend.count(COLLECTION) == 0
 
 
+@pytest.mark.parametrize("name", params(NAMES, quick=set(NAMES) - {"qdrant"}), indirect=True)
 def test_two_thousand_points_go_in_and_out_at_once(backend: Backend, name: str) -> None:
     put = {str(number): point(number, f"text {number}", year=number) for number in range(2000)}
     backend.put(COLLECTION, list(put.values()))

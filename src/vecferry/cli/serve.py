@@ -50,6 +50,9 @@ TokenIds = Annotated[
 AnyModelName = Annotated[
     bool, typer.Option("--any-model-name", help="Answer whatever model a client names, with the only one.")
 ]
+ServingName = Annotated[
+    str, typer.Option("--serving-name", help="With --config: model name for the model that serves, whichever it is.")
+]
 PlainLogs = Annotated[bool, typer.Option("--plain-logs", help="Lines for people instead of JSON.")]
 Traces = Annotated[bool, typer.Option("--traces", help="Send spans to OTEL_EXPORTER_OTLP_ENDPOINT (extra: otel).")]
 
@@ -71,6 +74,7 @@ def serve(
     host_name: Names = None,
     token_ids: TokenIds = False,
     any_model_name: AnyModelName = False,
+    serving_name: ServingName = ServerOptions.serving_name,
     plain_logs: PlainLogs = False,
     traces: Traces = False,
 ) -> None:
@@ -84,7 +88,8 @@ def serve(
 
     settings = read_settings()
     keys, origins = keys_of(api_keys, settings), tuple(cors_origin or ())
-    options = ServerOptions(host, keys, without_key, origins, tuple(host_name or ()), limits, traces, token_ids)
+    names = tuple(host_name or ())
+    options = ServerOptions(host, keys, without_key, origins, names, limits, traces, token_ids, serving_name)
     target = None if config is None else Target(read_config(config))
     with process.listen(host, port) as listening:  # before the models are loaded
         service = _service(_choices(models or [], target, settings), settings, limits, any_name=any_model_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -202,13 +203,13 @@ def _fp32_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:
 
 
 def torch_reference(checkpoint: Callable[[], Model]) -> Reference:
-    """Return the PyTorch runtime over the checkpoint, if the extra is installed and the checkpoint is at hand."""
+    """Return the checkpoint in PyTorch, read by others, if the extra is installed and the checkpoint is at hand."""
     try:
-        from vecferry.encode.runtime.torch import TorchRuntime
+        from vecferry.encode.runtime.torch_reference import open_reference, reference_ids
 
         model = checkpoint()
     except MissingExtra as exc:
         return Reference(None, f"PyTorch is not installed ({exc.hint})")
     except SourceError as exc:
         return Reference(None, f"the checkpoint is not at hand ({exc.message})")
-    return Reference(lambda: TorchRuntime(model))
+    return Reference(partial(open_reference, model), token_ids=partial(reference_ids, model))

@@ -7,8 +7,9 @@ and the checkpoint at hand, and with BGE-M3's published values where the checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from vecferry.conversion.onnx_file import external_weights
 from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch, colbert_scores, dense_scores, lexical_scores
 from vecferry.encode.runtime import Runtime
 from vecferry.encode.runtime.host import machine
-from vecferry.errors import VerificationFailed
+from vecferry.errors import VerificationFailed, cut_repr
 from vecferry.model.artifact import Artifact, Precision
 from vecferry.model.tokens import open_tokenizer
 
@@ -51,6 +52,7 @@ TEXTS = (
     "  spaces before and after  ",
     "¿Dónde está la biblioteca? " * 12,
 )
+READ_BY_OTHERS = "the reference was read by others"
 PUBLISHED_WEIGHTS = "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6aad38"
 """SHA-256 of pytorch_model.bin of BAAI/bge-m3, the checkpoint that the published values belong to."""
 
@@ -113,10 +115,12 @@ class Reference:
     """The reference runtime, opened when the converted model's own results are in (one model in memory at a time).
 
     open: None where it cannot be had, and `missing` says why.
+    token_ids: returns those that it gives to texts, or None where it has no tokenizer.
     """
 
     open: Callable[[], Runtime] | None
     missing: str = ""
+    token_ids: Callable[[Sequence[str]], list[list[int]] | None] = lambda _: None
 
 
 Progress = Callable[[str], None]
@@ -261,11 +265,29 @@ def _agrees_with_reference(
     if len(fingerprints) > 1:
         yield ConversionCheck("agrees with PyTorch", "failed", note="the checkpoint is not the one that was converted")
         return
+    yield _read_by_others(runtime)
+    yield _same_tokens(probes["texts"], reference)
     for name, batch in probes.items():
         progress(f"PyTorch, {name}")
         expected = runtime.run(batch, runtime.space.outputs)
         for output, worst in differences(results[name], expected).items():
             yield at_most(f"{output} agrees with PyTorch", worst, TOLERANCES["reference"], batch=name)
+
+
+def _read_by_others(runtime: Runtime) -> ConversionCheck:
+    """Say who read the checkpoint for the reference; where we did, it would share a misreading of ours."""
+    reader = runtime.describe().get("files read by", "vecferry")
+    return ConversionCheck(READ_BY_OTHERS, "skipped" if reader.startswith("vecferry") else "passed", note=reader)
+
+
+def _same_tokens(texts: TokenBatch, reference: Reference) -> ConversionCheck:
+    question = "texts have the reference's token ids"
+    expected = reference.token_ids(TEXTS)
+    if expected is None:
+        return ConversionCheck(question, "skipped", note="transformers has no tokenizer for the checkpoint")
+    ids = [texts.ids[start:stop].tolist() for start, stop in pairwise(texts.indptr)]
+    differing = [text for text, ours, theirs in zip(TEXTS, ids, expected, strict=True) if ours != theirs]
+    return ConversionCheck(question, "failed" if differing else "passed", note=", ".join(map(cut_repr, differing)))
 
 
 def _keeps_fp32(

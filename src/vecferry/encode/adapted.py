@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, Value, require_heads
-from vecferry.encode.encoder import Encoder, Role, TextEncoder, TextTokenizer
+from vecferry.encode.encoder import Encoder, Role, SharedCopy, TextEncoder, TextTokenizer
 from vecferry.encode.loading import LazyEncoder
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import VectorSpace, canonical_json
+from vecferry.model.texts import require_texts
 from vecferry.model.tokens import Tokenizer
 from vecferry.options import Checked, Count, Help
 
@@ -68,11 +69,14 @@ def adapted(encoder: TextEncoder, adaptation: Adaptation) -> TextEncoder:
     raise SettingsError("[old]", str(adaptation), "a model that runs in this process")
 
 
-class AdaptedEncoder(TextEncoder):
+class AdaptedEncoder(SharedCopy, TextEncoder):
     """An encoder behind an adaptation. Its vectors are a space of their own, and dense alone."""
 
     def __init__(self, model: Encoder | LazyEncoder, adaptation: Adaptation) -> None:
         self.model, self.adaptation = model, adaptation
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AdaptedEncoder, (self.model, self.adaptation)
 
     @cached_property
     def _encoders(self) -> dict[Role, Encoder]:
@@ -91,7 +95,8 @@ class AdaptedEncoder(TextEncoder):
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, adapted. Raises what it raises."""
         require_heads(outputs, self.space.outputs)
-        embeddings = self._encoders[role].encode([self.adaptation.text(text) for text in texts], role=role)
+        adapted_texts = [self.adaptation.text(text) for text in require_texts(texts)]
+        embeddings = self._encoders[role].encode(adapted_texts, role=role)
         padding = self.dimension - embeddings.dense.shape[1]
         dense = np.pad(embeddings.dense, ((0, 0), (0, padding)))  # [N, dimension]
         return replace(embeddings, fingerprint=self.fingerprint, dense_or_none=dense)

@@ -11,8 +11,9 @@ import math
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Annotated, Any, Self
 
@@ -25,6 +26,7 @@ from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.encode.export import load_npz
 from vecferry.errors import (
     ModelNotServed,
+    SecretNotPickled,
     ServerFailed,
     SettingsError,
     SpaceMismatch,
@@ -32,7 +34,7 @@ from vecferry.errors import (
     without_secrets,
 )
 from vecferry.model.artifact import VectorSpace
-from vecferry.model.tokens import check_texts
+from vecferry.model.texts import require_texts
 
 TEXTS_EACH = 256
 TRIES = 5
@@ -72,20 +74,32 @@ class _Answer:
 
 
 class RemoteEncoder(TextEncoder):
-    """An encoder on a server; thread-safe. Requests raise ServerFailed, with the server's reason."""
+    """An encoder on a server; thread-safe. Requests raise ServerFailed, with the server's reason.
+
+    A pickle has its URL and model; with a key, or a URL that has a secret in it, there is none. A copy has all of it.
+    """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, model: str | None = None, timeout_s: float = 300.0
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout_s: float = 300.0,
+        reopen: Callable[[], TextEncoder] | None = None,
     ) -> None:
         """Prepare requests; nothing is sent yet. url: the server's, for instance http://127.0.0.1:8080.
 
         model: by default the first that it serves. timeout_s: for one request, of up to `TEXTS_EACH` texts, with all
-        repeats while the server is busy. Raises SettingsError for a URL, a key or a time that is none.
+        repeats while the server is busy. reopen: gives one for the same server in another process, for pickles, in
+        which it is; it knows where the key is. Raises SettingsError for a URL, a key or a time that is none.
         """
         if not 0 < timeout_s < math.inf:
             raise SettingsError("timeout_s", timeout_s, "a number of seconds above 0")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise SettingsError("api_key", "(not shown)", "characters of ASCII, as a header can have them")
+        self._reopen = reopen
+        self._copied = partial(RemoteEncoder, url, api_key=api_key, model=model, timeout_s=timeout_s)
         headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
         self._shown_url = without_secrets(url.rstrip("/"))
         self._model = model
@@ -96,6 +110,22 @@ class RemoteEncoder(TextEncoder):
             self._http = httpx2.Client(base_url=url.rstrip("/"), headers=headers)
         except httpx2.InvalidURL as exc:
             raise SettingsError("url", self._shown_url, f"the server's, as http://127.0.0.1:8080 ({exc})") from exc
+
+    def __copy__(self) -> RemoteEncoder:
+        return self._copied()
+
+    def __deepcopy__(self, _: dict[int, Any]) -> RemoteEncoder:
+        return self._copied()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is not None:
+            return self._reopen, ()
+        if self._copied.keywords["api_key"]:
+            raise SecretNotPickled("a RemoteEncoder with an api_key")
+        (url,) = self._copied.args
+        if without_secrets(url) != url:
+            raise SecretNotPickled(f"the URL {without_secrets(url)}")
+        return self._copied, ()
 
     def __enter__(self) -> Self:
         return self
@@ -127,11 +157,11 @@ class RemoteEncoder(TextEncoder):
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, in requests of up to `TEXTS_EACH` texts.
 
-        Raises EmptyInput, InvalidText, HeadUnavailable; VectorUnusable where a vector is not finite, or zero;
-        SpaceMismatch if the server's model has become another since the first request.
+        Raises EmptyInput, WrongInputType, InvalidText, HeadUnavailable; VectorUnusable where a vector is not finite, or
+        zero; SpaceMismatch if the server's model has become another since the first request.
         """
+        texts = require_texts(texts)
         require_heads(outputs, self.space.outputs)
-        check_texts(texts)
         parts = [self._encoded(texts[at : at + TEXTS_EACH], outputs, role) for at in range(0, len(texts), TEXTS_EACH)]
         embeddings = Embeddings.concat(parts)
         for row, defect in embeddings.defects().items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,11 @@ from vecferry.encode.batching import MB, Limits, plan
 from vecferry.encode.cache import Cache
 from vecferry.encode.memory import predicted_bytes
 from vecferry.encode.runtime import Runtime
-from vecferry.errors import InvalidText, OverMemoryBudget, VectorUnusable
+from vecferry.errors import NotPicklable, OverMemoryBudget, SpaceMismatch, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
 from vecferry.model.spec import EncoderSpec
-from vecferry.model.tokens import check_texts
+from vecferry.model.texts import iterate_texts, require_texts
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -50,6 +51,16 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings: ...
 
 
+class SharedCopy:
+    """What is safe to share: a copy, also a deep one, is the same object."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
+
 class TextTokenizer(Protocol):
     """The tokenizer before a runtime: `tokens.Tokenizer`, or the lightweight mode's."""
 
@@ -57,8 +68,11 @@ class TextTokenizer(Protocol):
         """Return the token ids of each text. Raises EmptyInput and InvalidText."""
 
 
-class Encoder(TextEncoder):
-    """A model with its tokenizer, thread-safe and synchronous; `Encoder.open` and `load_encoder` make one."""
+class Encoder(SharedCopy, TextEncoder):
+    """A model with its tokenizer, thread-safe and synchronous; `Encoder.open` and `load_encoder` make one.
+
+    A pickle has its folder and options, never its weights: they are opened where it is used, in the same vector space.
+    """
 
     def __init__(
         self,
@@ -68,13 +82,24 @@ class Encoder(TextEncoder):
         *,
         spec: EncoderSpec | None = None,
         cache: Cache | None = None,
+        reopen: Callable[[], Encoder] | None = None,
     ) -> None:
-        """Combine the parts. spec: predicts a run's memory; without it there is no budget. cache: looked up first."""
+        """Combine the parts. spec: predicts a run's memory; without it there is no budget. cache: looked up first.
+
+        reopen: opens the same encoder in another process, for pickles, in which it is.
+        """
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
         self._spec = spec
         self._cache = cache
+        self._reopen = reopen
         self.runtime = runtime
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None:
+            remedy = "Encoder.open and load_encoder give one that can be."
+            raise NotPicklable("this Encoder", "it was combined of parts that have no address", remedy)
+        return _ReopenedEncoder, (self._reopen, self.fingerprint)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Encoder:
@@ -111,12 +136,12 @@ class Encoder(TextEncoder):
         role: which of the model's prefixes goes before each text (BGE-M3 has none).
         progress: called with (texts done, texts in all) after each batch.
         Texts over `space.max_tokens` are cut, and counted in `Embeddings.num_truncated`.
-        Raises EmptyInput, InvalidText, HeadUnavailable before anything is computed; OverMemoryBudget for a text that
-        alone is over the budget; RuntimeFailed and OutOfMemory with the batch's shape; VectorUnusable with the text's
-        position where its vector is not finite, or zero.
+        Raises EmptyInput, WrongInputType, InvalidText, HeadUnavailable before anything is computed; OverMemoryBudget
+        for a text that alone is over the budget; RuntimeFailed and OutOfMemory with the batch's shape; VectorUnusable
+        with the text's position where its vector is not finite, or zero.
         """
         require_heads(outputs, self.space.outputs)
-        check_texts(texts)
+        texts = require_texts(texts)
         distinct, places = _distinct(texts)
         counts, rows = np.bincount(places), _first_rows(places)
         parts, slices = [], [slice(at, at + TEXTS_EACH) for at in range(0, len(distinct), TEXTS_EACH)]
@@ -131,16 +156,21 @@ class Encoder(TextEncoder):
     ) -> Generator[Embeddings, None, None]:
         """Encode a corpus that does not fit in memory: yield embeddings of `texts_each` texts at a time.
 
-        `texts` is read that many ahead. Equal texts are computed once among those that come together, and once in all
-        where there is a cache. Raises as `encode` does; positions count from the first text of all.
+        `texts` may be a generator; it is read that many ahead. Equal texts are computed once among those that come
+        together, and once in all where there is a cache. Raises as `encode` does; positions count from the first text
+        of all.
         """
         require_heads(outputs, self.space.outputs)
+        return self._encode_chunks(chunks(texts, texts_each), outputs, role)
 
+    def _encode_chunks(
+        self, parts: Iterator[tuple[int, list[str]]], outputs: Outputs, role: Role
+    ) -> Generator[Embeddings, None, None]:
         def prepare(chunk: tuple[int, list[str]]) -> Work:
-            distinct, places = _distinct(_checked(chunk[1], first_row=chunk[0]))
+            distinct, places = _distinct(require_texts(chunk[1], first_row=chunk[0]))
             return self._prepare(distinct, chunk[0] + _first_rows(places), outputs, role, places)
 
-        for work in _ahead(prepare, chunks(texts, texts_each)):
+        for work in _ahead(prepare, parts):
             yield self._alone(work, _Counting())
 
     # --- the two halves: before the runtime, and the runtime ------------------------------------------
@@ -153,7 +183,7 @@ class Encoder(TextEncoder):
         first_row: the number of the first text, where these are a part of some.
         """
         require_heads(outputs, self.space.outputs)
-        check_texts(texts)
+        texts = require_texts(texts)
         distinct, places = _distinct(texts)
         return self._prepare(distinct, first_row + _first_rows(places), outputs, role, places)
 
@@ -241,6 +271,36 @@ class Encoder(TextEncoder):
     def _plan(self, lengths: NDArray[np.integer], outputs: Outputs) -> list[NDArray[np.intp]]:
         bytes_of = None if self._spec is None else partial(predicted_bytes, self._spec, outputs=outputs)
         return plan(lengths, self.limits, bytes_of)
+
+
+class _ReopenedEncoder(Encoder):
+    """An encoder out of a pickle, which is opened when one of its parts is first needed."""
+
+    def __init__(self, reopen: Callable[[], Encoder], fingerprint: str) -> None:
+        self._reopen, self._expected, self._opening = reopen, fingerprint, threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ReopenedEncoder, (self._reopen, self._expected)
+
+    def __getattr__(self, name: str) -> Any:
+        """Open the parts; called for what is not there yet. Raises SpaceMismatch, and as `load_encoder`."""
+        if name not in PARTS:
+            raise AttributeError(f"an Encoder has no attribute {name!r}")
+        with self._opening:
+            if name not in vars(self):
+                vars(self).update(self._opened_parts())
+        return vars(self)[name]
+
+    def _opened_parts(self) -> dict[str, Any]:
+        assert self._reopen is not None
+        encoder = self._reopen()
+        if encoder.fingerprint != self._expected:
+            raise SpaceMismatch(expected=self._expected, found=encoder.fingerprint, where="the model of a pickle")
+        return {part: getattr(encoder, part) for part in PARTS}
+
+
+PARTS = ("tokenizer", "runtime", "limits", "_spec", "_cache")
+"""Of an `Encoder`: what it is combined of."""
 
 
 @dataclass(frozen=True)
@@ -344,17 +404,13 @@ def _first_rows(places: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.unique(places, return_index=True)[1]
 
 
-def _checked(texts: list[str], first_row: int) -> list[str]:
-    try:
-        check_texts(texts)
-    except InvalidText as exc:
-        raise InvalidText(first_row + exc.row, exc.reason) from exc
-    return texts
-
-
 def chunks(texts: Iterable[str], size: int = TEXTS_EACH) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of texts before, up to `size` texts)."""
-    remaining, done = iter(texts), 0
+    """Iterate over (number of texts before, up to `size` texts, unchecked). Raises WrongInputType at once."""
+    return _chunks(iterate_texts(texts), size)
+
+
+def _chunks(remaining: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    done = 0
     while chunk := list(islice(remaining, size)):
         yield done, chunk
         done += len(chunk)

@@ -12,17 +12,17 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.batching import Limits
 from vecferry.encode.cache import Cache
-from vecferry.encode.encoder import Encoder, Role
+from vecferry.encode.encoder import Encoder, Role, SharedCopy, TextEncoder
 from vecferry.encode.runtime import Device
 from vecferry.errors import (
     ArtifactError,
@@ -123,7 +123,8 @@ def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
     """Load PyTorch in the same space; nothing is downloaded for it. Raises the cause where that is impossible."""
     try:
         expected = _expected_space(options, cause)
-        encoder = _torch(options, _checkpoint(options, offline=True))
+        offline = replace(options, offline=True)
+        encoder = _torch(offline, _checkpoint(offline))
     except (SourceError, MissingExtra, ModelRuntimeError):
         raise cause from None
     if expected is not None and encoder.fingerprint != expected:
@@ -161,7 +162,8 @@ def _onnx(options: EncoderOptions) -> Encoder:
         loading = pool.submit(load, artifact)
         tokenizer = open_tokenizer(artifact)
         runtime = loading.result()
-    return Encoder(tokenizer, runtime, options.limits, spec=artifact.manifest.encoder, cache=_cache(options))
+    spec, cache, reopen = artifact.manifest.encoder, _cache(options), partial(_onnx, _from_anywhere(options))
+    return Encoder(tokenizer, runtime, options.limits, spec=spec, cache=cache, reopen=reopen)
 
 
 def _torch(options: EncoderOptions, model: Model) -> Encoder:
@@ -169,25 +171,32 @@ def _torch(options: EncoderOptions, model: Model) -> Encoder:
 
     runtime = TorchRuntime(model, threads=options.threads, device=options.device)
     tokenizer = Tokenizer(model.tokenizer, model.space.max_tokens)
-    return Encoder(tokenizer, runtime, options.limits, spec=model.spec, cache=_cache(options))
+    reopen = partial(load_runtime, _from_anywhere(options), "torch")
+    return Encoder(tokenizer, runtime, options.limits, spec=model.spec, cache=_cache(options), reopen=reopen)
 
 
 def _lightweight(options: EncoderOptions) -> Encoder:
     from vecferry.encode.runtime.lightweight import LightweightRuntime, LightweightTokenizer
 
-    return Encoder(LightweightTokenizer(), LightweightRuntime(), options.limits)
+    return Encoder(LightweightTokenizer(), LightweightRuntime(), options.limits, reopen=partial(_lightweight, options))
+
+
+def _from_anywhere(options: EncoderOptions) -> EncoderOptions:
+    """Return the same options with absolute folders, for a process that works in another one."""
+    cache = None if options.cache is None else options.cache.absolute()
+    return replace(options, artifact=options.artifact.absolute(), cache=cache)
 
 
 def _cache(options: EncoderOptions) -> Cache | None:
     return None if options.cache is None else Cache(options.cache, options.cache_mb)
 
 
-def _checkpoint(options: EncoderOptions, *, offline: bool = False) -> Model:
+def _checkpoint(options: EncoderOptions) -> Model:
     """Read the checkpoint that PyTorch is to run, as the artifact's was read where there is one."""
     manifest = Artifact.peek(options.artifact)
     if options.source is None and manifest is not None:
         return read_model(reopen(manifest.source).folder, Overrides.of(manifest.encoder))
-    return read_model(open_source(options.source or BGE_M3, offline=offline or options.offline).folder)
+    return read_model(open_source(options.source or BGE_M3, offline=options.offline).folder)
 
 
 def peek_dimension(options: EncoderOptions) -> int | None:
@@ -199,18 +208,23 @@ def peek_dimension(options: EncoderOptions) -> int | None:
     return None if manifest is None or other_checkpoint else manifest.space.dimension
 
 
-class LazyEncoder:
+class LazyEncoder(SharedCopy):
     """An encoder that loads on first use, once for all threads; again in a forked child. Lasts for the process.
 
-    A failed load is not remembered: the next call tries again. It also stands for the encoder itself.
+    A failed load is not remembered: the next call tries again. It also stands for the encoder itself. A pickle has
+    `reopen`, or else `load`.
     """
 
-    def __init__(self, load: Callable[[], Loaded]) -> None:
+    def __init__(self, load: Callable[[], Loaded], *, reopen: Callable[[], TextEncoder] | None = None) -> None:
         self._load = load
+        self._reopen = reopen
         self._lock = threading.Lock()
         self._loaded: Loaded | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.after_fork)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (LazyEncoder, (self._load,)) if self._reopen is None else (self._reopen, ())
 
     def get(self) -> Loaded:
         if (loaded := self._loaded) is not None:

@@ -7,10 +7,11 @@ import threading
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from vecferry.encode.encoder import TextEncoder
+from vecferry.encode.encoder import SharedCopy, TextEncoder
 from vecferry.encode.loading import LazyEncoder, load_encoder
-from vecferry.errors import SettingsError, SpaceMismatch
+from vecferry.errors import SecretNotPickled, SettingsError, SpaceMismatch, without_secrets
 from vecferry.model.artifact import Artifact
 from vecferry.settings import read_settings
 
@@ -19,7 +20,7 @@ _OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Connection:
+class Connection(SharedCopy):
     """The address of an encoder.
 
     artifact: a converted model's folder, for an encoder in this process; threads, device, cache and the like are as
@@ -38,6 +39,11 @@ class Connection:
     def __post_init__(self) -> None:
         if self.artifact is not None and self.url is not None:
             raise SettingsError("url", self.url, "either an artifact or a url, not both")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.url is not None and without_secrets(self.url) != self.url:
+            raise SecretNotPickled(f"the URL {without_secrets(self.url)}")
+        return Connection, tuple(asdict(self).values())
 
     def open(self) -> TextEncoder:
         """Open the encoder, one in this process for each address; a model is loaded on first use.
@@ -94,11 +100,12 @@ def connection_to(encoder: EncoderLike) -> Connection:
 
 @cache
 def _encoder_at(folder: Path | None, url: str | None, model: str | None, api_key_env: str) -> TextEncoder:
+    reopen = Connection(None if folder is None else str(folder), url, model, api_key_env).open
     if folder is not None:
-        return LazyEncoder(lambda: load_encoder(replace(read_settings().options(), artifact=folder)))
+        return LazyEncoder(lambda: load_encoder(replace(read_settings().options(), artifact=folder)), reopen=reopen)
     if url is None:
         raise SettingsError("artifact", folder, "the folder of a converted model, or a server's url instead")
     from vecferry.encode.client import RemoteEncoder
 
     api_key, *_ = os.environ.get(api_key_env, "").split(",")
-    return RemoteEncoder(url, api_key=api_key.strip() or None, model=model)
+    return RemoteEncoder(url, api_key=api_key.strip() or None, model=model, reopen=reopen)

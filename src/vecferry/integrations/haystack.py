@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
-from vecferry.errors import MissingExtra
+from vecferry.errors import MissingExtra, WrongInputType
 from vecferry.integrations.connecting import Connection, EncoderLike, connection_to, opened
 
 try:
@@ -42,7 +42,8 @@ class _Embedder:
 class _TextEmbedder(_Embedder):
     def _embed(self, text: object, outputs: Outputs) -> Embeddings:
         if not isinstance(text, str):
-            raise TypeError(f"{type(self).__name__} expects a string; a DocumentEmbedder takes a list of Documents.")
+            kind, remedy = type(text).__name__, "A DocumentEmbedder takes a list of Documents."
+            raise WrongInputType(f"a string for {type(self).__name__}", kind, remedy)
         return opened(self._encoder).encode([text], outputs=outputs, role="query")
 
 
@@ -68,7 +69,8 @@ class _DocumentEmbedder(_Embedder):
 
     def _embed(self, documents: object, outputs: Outputs) -> Embeddings:
         if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
-            raise TypeError(f"{type(self).__name__} expects a list of Documents; a TextEmbedder takes a string.")
+            kind, remedy = type(documents).__name__, "A TextEmbedder takes a string."
+            raise WrongInputType(f"a list of Documents for {type(self).__name__}", kind, remedy)
         texts = [self._text_of(document) for document in documents]
         return opened(self._encoder).encode(texts, outputs=outputs, role="passage")
 
@@ -79,7 +81,7 @@ class _DocumentEmbedder(_Embedder):
 
 @component
 class VecferryTextEmbedder(_TextEmbedder):
-    """A component that adds the dense vector of a query. Raises TypeError, and VecferryError."""
+    """A component that adds the dense vector of a query. Raises VecferryError."""
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class VecferryTextEmbedder(_TextEmbedder):
 
 @component
 class VecferryDocumentEmbedder(_DocumentEmbedder):
-    """A component that copies documents, each with its dense vector. Raises TypeError, and VecferryError."""
+    """A component that copies documents, each with its dense vector. Raises VecferryError."""
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class VecferryDocumentEmbedder(_DocumentEmbedder):
 
 @component
 class VecferrySparseTextEmbedder(_TextEmbedder):
-    """A component that adds the lexical weights of a query. Raises TypeError, and VecferryError."""
+    """A component that adds the lexical weights of a query. Raises VecferryError."""
 
     @component.output_types(sparse_embedding=SparseEmbedding)
     def run(self, text: str) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class VecferrySparseTextEmbedder(_TextEmbedder):
 
 @component
 class VecferrySparseDocumentEmbedder(_DocumentEmbedder):
-    """A component that copies documents, each with its lexical weights. Raises TypeError, and VecferryError."""
+    """A component that copies documents, each with its lexical weights. Raises VecferryError."""
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:

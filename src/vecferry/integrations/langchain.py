@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vecferry.errors import MissingExtra
 from vecferry.integrations.connecting import EncoderLike, opened
+from vecferry.model.texts import as_texts
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -19,6 +20,7 @@ class VecferryEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return one vector per text, in the order given. Raises VecferryError."""
+        texts = as_texts(texts)
         if not texts:
             return []
         vectors: list[list[float]] = opened(self._encoder).encode(texts, role="passage").dense.tolist()

@@ -6,6 +6,7 @@ from vecferry.embeddings import Outputs
 from vecferry.encode.encoder import Role
 from vecferry.errors import MissingExtra
 from vecferry.integrations.connecting import EncoderLike, opened
+from vecferry.model.texts import as_texts
 
 try:
     from langchain_qdrant.sparse_embeddings import SparseEmbeddings, SparseVector
@@ -21,6 +22,7 @@ class VecferrySparseEmbeddings(SparseEmbeddings):
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Return one vector per text, in the order given. Raises VecferryError, HeadUnavailable among them."""
+        texts = as_texts(texts)
         return self._embed(texts, "passage") if texts else []
 
     def embed_query(self, text: str) -> SparseVector:

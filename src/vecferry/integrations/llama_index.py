@@ -11,6 +11,7 @@ from vecferry.embeddings import Float32, Outputs
 from vecferry.encode.encoder import Role
 from vecferry.errors import MissingExtra
 from vecferry.integrations.connecting import Connection, EncoderLike, connection_to, opened
+from vecferry.model.texts import as_texts
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -51,12 +52,24 @@ class VecferryEmbedding(BaseEmbedding):
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().to_dict(**kwargs), "connection": connection_to(self._source).pinned().to_dict()}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep the encoder: LlamaIndex leaves out what cannot be pickled, and says so in a log alone."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "encoder": self._encoder}}
+
     @property
     def _source(self) -> EncoderLike:
         return self._encoder or self.connection or Connection()
 
     def _embed(self, texts: list[str], role: Role) -> Float32:
         return opened(self._source).encode(texts, role=role).dense
+
+    def get_text_embedding_batch(self, texts: list[str], *arguments: Any, **named: Any) -> list[list[float]]:
+        """Embed texts as LlamaIndex does; all are checked before the first batch. Raises VecferryError."""
+        return super().get_text_embedding_batch(as_texts(texts), *arguments, **named)
+
+    async def aget_text_embedding_batch(self, texts: list[str], *arguments: Any, **named: Any) -> list[list[float]]:
+        return await super().aget_text_embedding_batch(as_texts(texts), *arguments, **named)
 
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._embed([query], "query")[0].tolist()

@@ -53,6 +53,17 @@ class Query:
     thresholds: Mapping[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class Passages:
+    """Passages for one epoch. vectors: float32 [N, D]. locator: where they belong, a column or a collection."""
+
+    epoch: int
+    generation: int
+    fingerprint: str
+    locator: str
+    vectors: Float32
+
+
 @dataclass(frozen=True)
 class Answer:
     """hits: best first, all from the index of that space. thresholds: cut-offs for their scores, as in `Serving`."""
@@ -109,9 +120,27 @@ class Router:
         """Encode for applications that search the index themselves, which must be at once. Raises as `search` does."""
         return self._following(lambda _, serving: self._encoded(serving, text))
 
+    def encode_passages(self, texts: Sequence[str]) -> Passages:
+        """Encode for applications that write their rows themselves. Raises as `search` does.
+
+        A row that is written with them after a switch is noted, and gets the vector of its side: nothing is lost, but
+        a column of another dimension refuses it. Compare the epoch with the store's in the transaction of the write.
+        """
+
+        def encode(_: Store, serving: Serving) -> Passages:
+            encoder = self._encoder(serving)
+            vectors = _encode(encoder, texts, "passage").dense
+            return Passages(serving.epoch, serving.generation, encoder.fingerprint, serving.locator, vectors)
+
+        return self._following(encode)
+
     def serving(self) -> Serving:
         """Return the present epoch. Raises StoreUnreachable, StoreFailed."""
         return self._following(lambda _, serving: serving)
+
+    def serving_encoder(self) -> tuple[Serving, TextEncoder]:
+        """Return the present epoch and its model."""
+        return self._following(lambda _, serving: (serving, self._encoder(serving)))
 
     def put(self, documents: Sequence[Document]) -> Serving:
         """Leave these rows in the index that serves, new or replaced; return its epoch. Repeating is safe.
@@ -237,7 +266,7 @@ def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outpu
         try:
             embeddings = _encode(encoder, list(texts.values()), "passage", outputs)
         except InvalidText as exc:
-            raise InvalidText(list(texts)[exc.row], exc.reason) from exc
+            raise exc.at(list(texts)[exc.row]) from exc
         for row, i in enumerate(texts):
             records[i] = replace(records[i], vectors=embeddings[row])
     return records

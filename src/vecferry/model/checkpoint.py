@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vecferry.errors import CheckpointDamaged
+from vecferry.errors import AdapterNotMerged, CheckpointDamaged
 from vecferry.model.artifact import TOKENIZER, Head, VectorSpace, canonical_json
-from vecferry.model.files import read_whole
+from vecferry.model.completeness import files_in, without_tokenizer, without_weights
+from vecferry.model.files import check_not_pointer, read_whole
 from vecferry.model.layout import read_layout
+from vecferry.model.lora import base_of, with_adapter
 from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, read_spec
+from vecferry.model.tokenizer_files import read_tokenizer_config, reconciled
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
-from vecferry.model.weights import Array, Weights, open_heads, open_weights
+from vecferry.model.weights import Array, Weights, adapter_file, open_heads, open_weights, weight_files
 
 MAY_BE_ZERO = "token_type_embeddings.weight"
 """The only weight that says nothing where a model has one kind of token; biases may be zero too."""
@@ -25,6 +28,7 @@ MAY_BE_ZERO = "token_type_embeddings.weight"
 class Model:
     """Architecture, weights (not read yet), heads if it has them, tokenizer.json in canonical form, vector space."""
 
+    folder: Path
     spec: EncoderSpec
     weights: Weights
     heads: Weights | None
@@ -35,12 +39,15 @@ class Model:
 def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
     """Read a checkpoint folder; every weight is read once, for the digest.
 
-    Raises what spec.py and weights.py raise, UnsupportedModel for weights that are no floats, and CheckpointDamaged
-    for a tokenizer that is missing, unreadable, with token ids that the model has not, or refused by a trial in another
-    process (`tokens.try_tokenizer`), and for numbers that no model has: not finite, or all of a weight zero.
+    Raises what spec.py, weights.py and lora.py raise, UnsupportedModel for weights that are no floats, and
+    CheckpointDamaged for a tokenizer that is unreadable, with token ids that the model has not, or refused by
+    a trial in another process (`tokens.try_tokenizer`), and for numbers that no model has: not finite, or all of a
+    weight zero.
     """
-    spec, inside = read_spec(folder, overrides), folder / read_layout(folder).transformer
-    weights, heads = open_weights(inside), open_heads(folder)
+    inside = folder / read_layout(folder).transformer
+    _check_has_weights(inside)
+    spec = read_spec(folder, overrides)
+    weights, heads = with_adapter(inside, open_weights(inside)), open_heads(folder)
     canonical, tokenizer = _read_tokenizer(inside / TOKENIZER, spec)
     names: tuple[Head, ...] = ("dense",) if heads is None else ("dense", "sparse", "colbert")
     space = VectorSpace(
@@ -56,16 +63,29 @@ def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
         precision="fp32",
         heads=names,
     )
-    return Model(spec, weights, heads, canonical, space)
+    return Model(folder, spec, weights, heads, canonical, space)
+
+
+def _check_has_weights(inside: Path) -> None:
+    """Refuse what has no weights before anything is asked. Raises CheckpointIncomplete, AdapterNotMerged."""
+    if weight_files(inside) or not inside.is_dir():
+        return
+    if adapter_file(inside) is not None:
+        raise AdapterNotMerged(inside, f"the weights of its base model, {base_of(inside)}, are not beside it")
+    raise without_weights(inside, files_in(inside))
 
 
 def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:
     try:
-        canonical = canonical_tokenizer(read_whole(path, MAX_TOKENIZER_BYTES), spec.tokenizer_class)
+        content = read_whole(path, MAX_TOKENIZER_BYTES)
+        check_not_pointer(path, content)
+        raw = reconciled(path.parent, content, spec.tokenizer_class)
+        prefix_space = read_tokenizer_config(path.parent).add_prefix_space is not False
+        canonical = canonical_tokenizer(raw, spec.tokenizer_class, prefix_space=prefix_space)
         try_tokenizer(canonical, spec.vocabulary)
         tokenizer = Tokenizer(canonical, spec.max_tokens)
     except FileNotFoundError as exc:
-        raise CheckpointDamaged(path, "it is missing") from exc
+        raise without_tokenizer(path.parent) from exc
     except (ValueError, KeyError, TypeError, OSError) as exc:
         raise CheckpointDamaged(path, f"it is not a tokenizer ({exc})") from exc
     return canonical, tokenizer

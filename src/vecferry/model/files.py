@@ -11,6 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vecferry.errors import CheckpointIncomplete
+
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for another one, which Git LFS has not fetched."""
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -44,6 +49,13 @@ def read_whole(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise ValueError(f"it has more than the {max_bytes} bytes that are allowed")
     return content
+
+
+def check_not_pointer(path: Path, beginning: bytes) -> None:
+    """Raise CheckpointIncomplete for a file that Git LFS has not fetched."""
+    if beginning.startswith(LFS):
+        remedy = f"Fetch it: git -C '{path.parent}' lfs pull (with Git LFS installed: git lfs install)"
+        raise CheckpointIncomplete(path, "it is a pointer of Git LFS, not the file itself", remedy)
 
 
 def write_json(path: Path, value: Any) -> None:

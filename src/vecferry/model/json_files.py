@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vecferry.errors import CheckpointDamaged, cut_repr
-from vecferry.model.files import read_whole
+from vecferry.model.files import check_not_pointer, read_whole
 
 Text = Annotated[str, Field(strict=True, max_length=10_000)]
 """With a bound, since what is then read is refused where it has no UTF-8 form."""
@@ -22,7 +22,7 @@ class JsonFile(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-FileT = TypeVar("FileT", bound=JsonFile)
+FileT = TypeVar("FileT", bound=BaseModel)
 
 
 def read_fields(path: Path, schema: type[FileT]) -> FileT:
@@ -34,7 +34,9 @@ def read_fields(path: Path, schema: type[FileT]) -> FileT:
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Return what the JSON file holds, or None where there is none. Raises CheckpointDamaged."""
     try:
-        parsed = json.loads(read_whole(path, max_bytes), parse_constant=_not_a_number)
+        content = read_whole(path, max_bytes)
+        check_not_pointer(path, content)
+        parsed = json.loads(content, parse_constant=_not_a_number)
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError, OSError) as exc:

@@ -11,6 +11,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from vecferry.errors import UnsupportedModel
 from vecferry.model.json_files import JsonFile, Text, read_json, refuse
 
+TOKENIZER_FILES = TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS, SPECIAL_TOKENS = (
+    "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+)  # fmt: skip
+ADAPTER_CONFIG = "adapter_config.json"
 MODULES_FILE, PROMPTS_FILE = "modules.json", "config_sentence_transformers.json"
 MODULES = {
     "Transformer": PurePosixPath(),
@@ -44,7 +48,7 @@ class Layout:
     @property
     def json_files(self) -> tuple[str, ...]:
         """The names of the JSON files that are read where they are there, relative to the checkpoint."""
-        inside = ("config.json", "tokenizer.json", "tokenizer_config.json", *TRANSFORMER_FILES)
+        inside = ("config.json", ADAPTER_CONFIG, *TOKENIZER_FILES, *TRANSFORMER_FILES)
         names = [MODULES_FILE, PROMPTS_FILE, self.pooling_file, *(str(self.transformer / name) for name in inside)]
         return tuple(dict.fromkeys(names))
 

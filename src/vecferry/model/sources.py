@@ -13,8 +13,9 @@ from pathlib import Path
 
 from vecferry.errors import CheckpointDamaged, DownloadFailed, SourceNotFound
 from vecferry.model.artifact import SourceRecord, sha256_of
+from vecferry.model.completeness import without_weights
 from vecferry.model.layout import MODULES_FILE, Layout, read_layout
-from vecferry.model.weights import HEADS, head_files, weight_files
+from vecferry.model.weights import ADAPTER_FILES, HEADS, adapter_file, head_files, weight_files
 
 BGE_M3 = "BAAI/bge-m3"
 PINNED_REVISIONS = {BGE_M3: "5617a9f61b028005a4858fdac845db406aefb181"}
@@ -38,7 +39,8 @@ class Checkpoint:
         """Return the origin, with the SHA-256 of each file that a conversion reads (weights are read whole)."""
         layout = read_layout(self.folder)
         read = [path for name in layout.json_files if (path := self.folder / name).exists()]
-        read += [*weight_files(self.folder / layout.transformer), *head_files(self.folder)]
+        inside = self.folder / layout.transformer
+        read += [*weight_files(inside), *filter(None, [adapter_file(inside)]), *head_files(self.folder)]
         digests = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in read}
         return SourceRecord.model_validate(
             {"kind": self.kind, "id": self.id, "revision": self.revision, "files": digests}
@@ -49,7 +51,8 @@ def open_source(source: str, *, revision: str | None = None, offline: bool = Fal
     """Open a checkpoint: a folder, `package:NAME`, or a hub id `owner/name`.
 
     revision: a commit, tag or branch of a hub id; it is resolved to a commit, which is recorded.
-    offline: only what the hub's cache holds. Raises SourceNotFound, DownloadFailed, CheckpointDamaged.
+    offline: only what the hub's cache holds.
+    Raises SourceNotFound, DownloadFailed, CheckpointIncomplete, CheckpointDamaged.
     """
     if source.startswith("package:"):
         return Checkpoint(_package_folder(source), "package", source.removeprefix("package:"), None)
@@ -109,7 +112,10 @@ def _from_hub(repo: str, revision: str, *, offline: bool) -> Checkpoint:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=ANSWER_TIMEOUT_S)
         published = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
         folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=[MODULES_FILE]))
-        wanted = files_to_fetch(list(published), read_layout(folder))
+        layout = read_layout(folder)
+        wanted = files_to_fetch(list(published), layout)
+        if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
+            raise without_weights(Path(repo), published)
         snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
     except OfflineModeIsEnabled:
         return _from_hub(repo, revision, offline=True)
@@ -144,8 +150,9 @@ def _reason(exc: Exception) -> str:
 
 
 def files_to_fetch(names: list[str], layout: Layout) -> list[str]:
-    """Return the files of a repository that a conversion reads: one form of the weights, heads, JSON."""
-    chosen = [name for name in names if name in layout.json_files or name in HEAD_FILES]
+    """Return the files of a repository that a conversion reads: one form of the weights, an adapter, heads, JSON."""
+    adapters = [str(layout.transformer / name) for name in ADAPTER_FILES]
+    chosen = [name for name in names if name in (*layout.json_files, *HEAD_FILES, *adapters)]
     inside = re.escape(str(layout.transformer / "_").removesuffix("_"))
     for pattern in (r"model\.safetensors", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
                     r"pytorch_model\.bin", r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"):  # fmt: skip

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from vecferry.errors import CheckpointDamaged, ConfigMissing, UnsupportedModel, cut_repr
+from vecferry.errors import CheckpointDamaged, CheckpointIncomplete, ConfigMissing, UnsupportedModel, cut_repr
 from vecferry.model.json_files import JsonFile, Text, checked, read_fields, read_json
 from vecferry.model.layout import MODULES_FILE, Layout, read_layout
 from vecferry.model.prompts import Prompts, Role
+from vecferry.model.tokenizer_files import BERT, XLM_R, TokenizerConfig, class_of, read_tokenizer_config
 from vecferry.model.weights import FLOATS_ALONE, HEADS, head_files
 
 Family = Literal["bert", "xlm-roberta"]
@@ -76,7 +77,7 @@ TASK_CLASS = re.compile(r"(Bert|XLMRoberta)(Model|For\w+)")
 FAMILIES: dict[str, Family] = {"bert": "bert", "xlm-roberta": "xlm-roberta"}
 PAD_IDS: dict[Family, int] = {"bert": 0, "xlm-roberta": 1}
 """Where config.json is silent, transformers' defaults; they decide the positions of XLM-RoBERTa."""
-TOKENIZER_CLASSES: dict[Family, str] = {"bert": "BertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
+TOKENIZER_CLASSES: dict[Family, str] = {"bert": BERT, "xlm-roberta": XLM_R}
 POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean"}
 
 
@@ -103,20 +104,6 @@ class _Config(JsonFile):
     tokenizer_class: Text | None = None
 
 
-class _TokenizerConfig(JsonFile):
-    tokenizer_class: Text | None = None
-    do_lower_case: bool | None = True
-    strip_accents: bool | None = None
-    tokenize_chinese_chars: bool | None = True
-    model_max_length: int | float | None = None
-
-
-class _BertNormalizer(JsonFile):
-    lowercase: bool | None = None
-    strip_accents: bool | None = None
-    handle_chinese_chars: bool | None = None
-
-
 Modes = Annotated[
     list[Text], Field(max_length=100), BeforeValidator(lambda mode: [mode] if isinstance(mode, str) else mode)
 ]
@@ -140,15 +127,17 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
     """Read config.json and sentence-transformers' files, each in the folder that modules.json names.
 
     Raises UnsupportedModel (family, activation, position type, quantization, pooling mode, module, prompt or case
-    handling, two files that contradict), ConfigMissing (pooling, normalisation, maximum length, prefixes; all
-    that are missing) and CheckpointDamaged (a file that is not one or too large, unreadable JSON, impossible values).
+    handling, tokenizer class), ConfigMissing (pooling, normalisation, maximum length, prefixes; all that are missing),
+    CheckpointIncomplete (no config.json) and CheckpointDamaged (a file that is not one or too large, unreadable JSON,
+    impossible values).
     """
     overrides, layout = overrides or Overrides(), read_layout(folder)
     inside = folder / layout.transformer
     path = inside / "config.json"
     parsed = read_json(path)
     if parsed is None:
-        raise CheckpointDamaged(path, "it is missing")
+        remedy = "Fetch the checkpoint whole, or give the folder that has config.json beside its weights"
+        raise CheckpointIncomplete(inside, "it has no config.json", remedy)
     family = _family(checked(path, _Architecture, parsed))
     config = checked(path, _Config, parsed)
     pad_id = PAD_IDS[family] if config.pad_token_id is None else config.pad_token_id
@@ -157,7 +146,9 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
         raise CheckpointDamaged(path, "its hidden_size is not a multiple of num_attention_heads")
     if pad_id >= config.vocab_size:
         raise CheckpointDamaged(path, f"its pad_token_id is {pad_id}, and vocab_size {config.vocab_size}")
-    tokenizer = read_fields(inside / "tokenizer_config.json", _TokenizerConfig)
+    tokenizer = read_tokenizer_config(inside)
+    tokenizer_class = tokenizer.tokenizer_class or config.tokenizer_class or TOKENIZER_CLASSES[family]
+    class_of(tokenizer_class)
     prompts = Prompts(folder)
     said = _answers(
         pooling=partial(_pooling, folder, layout, overrides),
@@ -179,7 +170,7 @@ def read_spec(folder: Path, overrides: Overrides | None = None) -> EncoderSpec:
         token_types=config.type_vocab_size or 2,
         layer_norm_eps=config.layer_norm_eps,
         pad_id=pad_id,
-        tokenizer_class=_tokenizer_class(inside, tokenizer, config.tokenizer_class or TOKENIZER_CLASSES[family]),
+        tokenizer_class=tokenizer_class,
         **said,
     )
 
@@ -228,29 +219,6 @@ def _quantization(declared: dict[str, Any]) -> str:
     return " ".join([str(method), *flags])
 
 
-def _tokenizer_class(folder: Path, declared: _TokenizerConfig, otherwise: str) -> str:
-    tokenizer_class = declared.tokenizer_class or otherwise
-    if tokenizer_class.startswith("BertTokenizer"):
-        _check_normalizer(folder / "tokenizer.json", declared)
-    return tokenizer_class
-
-
-def _check_normalizer(path: Path, declared: _TokenizerConfig) -> None:
-    """Refuse a tokenizer.json that normalises otherwise than tokenizer_config.json, which transformers obeys."""
-    parsed = read_json(path, MAX_TOKENIZER_BYTES)
-    normalizer = parsed.get("normalizer") if isinstance(parsed, dict) else None
-    if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
-        return
-    held = checked(path, _BertNormalizer, normalizer)
-    for name, value, expected in (
-        ("lowercase", held.lowercase, declared.do_lower_case),
-        ("strip_accents", held.strip_accents, declared.strip_accents),
-        ("handle_chinese_chars", held.handle_chinese_chars, declared.tokenize_chinese_chars),
-    ):
-        if value != expected:
-            raise UnsupportedModel(f"{name} in tokenizer.json =", value, f"{expected}, as in tokenizer_config.json")
-
-
 def _pooling(folder: Path, layout: Layout, overrides: Overrides) -> Pooling:
     file = layout.pooling_file
     declared = read_fields(folder / file, _PoolingFile)
@@ -294,7 +262,7 @@ def _is_bge_m3(folder: Path, layout: Layout) -> bool:
     return layout.normalize is None and len(head_files(folder)) == len(HEADS)
 
 
-def _max_tokens(path: Path, tokenizer: _TokenizerConfig, room: int, overrides: Overrides) -> int:
+def _max_tokens(path: Path, tokenizer: TokenizerConfig, room: int, overrides: Overrides) -> int:
     """Return the model's limit; where sentence-transformers 6 leaves it out, the tokenizer's model_max_length."""
     transformer = read_fields(path, _Transformer)
     lowers = tokenizer.do_lower_case and "do_lower_case" in tokenizer.model_fields_set

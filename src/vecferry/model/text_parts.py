@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-XLM_R_PRE_TOKENIZER = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE]}
-SPLIT_AT_WHITE_SPACE = (XLM_R_PRE_TOKENIZER, {"type": "BertPreTokenizer"})
+METASPACE: dict[str, Any] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+WITHOUT_PREFIX = METASPACE | {"prepend_scheme": "never"}
+"""For a tokenizer whose add_prefix_space is false."""
+
+
+def split_then(metaspace: dict[str, Any]) -> dict[str, Any]:
+    """Return XLM-RoBERTa's pre-tokenizer."""
+    return {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]}
+
+
+SPLIT_AT_WHITE_SPACE = (split_then(METASPACE), split_then(WITHOUT_PREFIX), {"type": "BertPreTokenizer"})
 """The references' pre-tokenizers. What stands before white space does not depend on what stands after it, nor does this
 on that."""
 LOCAL_NORMALIZERS = {"BertNormalizer", "Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"}

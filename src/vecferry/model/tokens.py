@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 
 from vecferry.embeddings import Int32, TokenBatch, indptr_of
-from vecferry.errors import ArtifactDamaged, EmptyInput, InvalidText, cut_repr
+from vecferry.errors import ArtifactDamaged, cut_repr
 from vecferry.model.artifact import TOKENIZER, Artifact, canonical_json
 from vecferry.model.text_parts import (
     MAX_PART_CHARS,
@@ -30,11 +30,13 @@ from vecferry.model.text_parts import (
     METASPACE,
     MIN_PART_CHARS,
     PART_CHARS_PER_TOKEN,
-    XLM_R_PRE_TOKENIZER,
+    WITHOUT_PREFIX,
     parts_of,
     portions,
+    split_then,
     splits_at_white_space,
 )
+from vecferry.model.texts import check_text, require_texts
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 
@@ -46,9 +48,10 @@ BATCH_CHARS = 1 << 18
 """Characters that are tokenised by one call of the library, in its threads."""
 
 
-def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
+def canonical_tokenizer(raw: bytes, tokenizer_class: str, *, prefix_space: bool = True) -> bytes:
     """Return tokenizer.json as the reference tokenises: no truncation, no padding, XLM-R's pre-tokenizer.
 
+    prefix_space: whether that puts a space before each word.
     The same input gives the same bytes. Raises ValueError if `raw` is not a tokenizer, or has a regular expression that
     is not of `EXPRESSIONS`.
     """
@@ -63,8 +66,8 @@ def canonical_tokenizer(raw: bytes, tokenizer_class: str) -> bytes:
         raise ValueError(f"it has the regular expression {cut_repr(unknown)}")
     described["truncation"] = described["padding"] = None
     if model == "Unigram" and tokenizer_class.startswith("XLMRoberta"):
-        described["pre_tokenizer"] = XLM_R_PRE_TOKENIZER
-        described["decoder"] = METASPACE
+        metaspace = METASPACE if prefix_space else WITHOUT_PREFIX
+        described["pre_tokenizer"], described["decoder"] = split_then(metaspace), metaspace
     return canonical_json(described)
 
 
@@ -137,9 +140,9 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
         """Return the token ids of each text, special tokens included; longer texts keep their beginning and end token.
 
-        Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
+        Raises as `require_texts`.
         """
-        check_texts(texts)
+        texts = require_texts(texts)
         rows, is_truncated = [], np.zeros(len(texts), bool)
         for row, inner in enumerate(self._read([prefix + text for text in texts])):
             ids = np.concatenate([self._begin, *inner, self._end]).astype(np.int32)
@@ -219,24 +222,3 @@ def open_tokenizer(artifact: Artifact) -> Tokenizer:
         reason = f"{TOKENIZER} has the special ids {tokenizer.special_ids}, its vector space {space.special_ids}"
         raise ArtifactDamaged(artifact.path, reason)
     return tokenizer
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Check a list of texts. Raises EmptyInput; InvalidText for what is not a list of strings with a UTF-8 form."""
-    if isinstance(texts, str | bytes) or not hasattr(texts, "__len__"):
-        raise InvalidText(0, f"a list of texts was expected, not {type(texts).__name__}")
-    if not len(texts):
-        raise EmptyInput
-    for row, text in enumerate(texts):
-        check_text(text, row)
-
-
-def check_text(text: object, row: int) -> None:
-    """Check one text. Raises InvalidText if it is not a string that has a UTF-8 form."""
-    if not isinstance(text, str):
-        raise InvalidText(row, f"it is {type(text).__name__}, not str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        reason = f"lone surrogate U+{ord(text[exc.start]):04X} at character {exc.start}"
-        raise InvalidText(row, reason) from exc

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.errors import CheckpointDamaged, UnsupportedModel, cut_repr
-from vecferry.model.files import read_whole
+from vecferry.model.completeness import files_in, without_weights
+from vecferry.model.files import check_not_pointer, read_whole
 from vecferry.model.tensor_pickle import StridedTensor, read_tensors
 
 Array = NDArray[Any]
@@ -61,13 +62,18 @@ FORMER_NAMES = {"gamma": "weight", "beta": "bias"}
 """Of the tensors of a LayerNorm."""
 NAMED = 3
 HEADS = ("sparse_linear", "colbert_linear")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 class Weights(Mapping[str, LazyTensor]):
-    """The tensors of a checkpoint by name. A missing name raises CheckpointDamaged, since the caller needs it."""
+    """The tensors of a checkpoint by name. A missing name raises CheckpointDamaged, since the caller needs it.
 
-    def __init__(self, path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    prefix: what was removed from the beginnings of the names.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, LazyTensor], prefix: str = "") -> None:
         self.path = path
+        self.prefix = prefix
         self._tensors = dict(tensors)
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -75,6 +81,10 @@ class Weights(Mapping[str, LazyTensor]):
             return self._tensors[name]
         except KeyError:
             raise CheckpointDamaged(self.path, f"it has no tensor {name!r}") from None
+
+    def replaced(self, tensors: Mapping[str, LazyTensor]) -> Weights:
+        """Return the same weights with others in the place of some."""
+        return Weights(self.path, {**self._tensors, **tensors}, self.prefix)
 
     def release(self) -> None:
         """Give the pages that were read back to the system; they are read again when they are needed."""
@@ -117,13 +127,15 @@ class Weights(Mapping[str, LazyTensor]):
 def open_weights(folder: Path) -> Weights:
     """Open the encoder's weights: model.safetensors or pytorch_model.bin, each as one file or sharded.
 
-    Raises CheckpointDamaged, UnsafePickle, UnsupportedModel (a type of numbers).
+    Raises CheckpointIncomplete, CheckpointDamaged, UnsafePickle, UnsupportedModel (a type of numbers).
     """
     path = _weights_at(folder)
     if path is None:
-        raise CheckpointDamaged(folder, "it has neither model.safetensors nor pytorch_model.bin")
+        raise without_weights(folder, files_in(folder))
     reader = _safetensors if path.name.startswith("model.safetensors") else _torch_zip
-    return Weights(path, _under_todays_names(path, _shards(path, reader) if _is_index(path) else reader(path)))
+    tensors = _shards(path, reader) if _is_index(path) else reader(path)
+    prefix = _prefix(tensors)
+    return Weights(path, _under_todays_names(path, tensors, prefix), prefix)
 
 
 def open_heads(folder: Path) -> Weights | None:
@@ -138,6 +150,16 @@ def open_heads(folder: Path) -> Weights | None:
         raise CheckpointDamaged(folder, f"it has {files[0].name} alone, and BGE-M3 has two heads")
     heads = {f"{path.stem}.{part}": tensor for path in files for part, tensor in _torch_zip(path).items()}
     return Weights(folder, heads)
+
+
+def open_adapter(path: Path) -> Weights:
+    """Open the tensors of an adapter, under the names that they have. Raises what `open_weights` raises."""
+    return Weights(path, (_safetensors if path.suffix == ".safetensors" else _torch_zip)(path))
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """Return the file with an adapter's tensors, if there is one."""
+    return next((folder / name for name in ADAPTER_FILES if (folder / name).exists()), None)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -165,15 +187,15 @@ def _shard_paths(index: Path) -> list[Path]:
     return sorted({_inside(index, name) for name in _weight_map(index).values()})
 
 
-def _under_todays_names(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Return the tensors under the names of today.
-
-    Removed is the "bert." or "roberta." under which a model saved inside a task model has them; LayerNorm had gamma
-    and beta in the first releases of BERT.
-    """
+def _prefix(names: Iterable[str]) -> str:
+    """Return what stands before the names of a model that was saved inside another one: "bert.", "roberta.", ..."""
     end = "embeddings.word_embeddings.weight"
-    prefixes = [name.removesuffix(end) for name in tensors if name.endswith(end)]
-    prefix = prefixes[0] if len(prefixes) == 1 else ""
+    prefixes = [name.removesuffix(end) for name in names if name.endswith(end)]
+    return prefixes[0] if len(prefixes) == 1 else ""
+
+
+def _under_todays_names(path: Path, tensors: dict[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
+    """Return the tensors without their prefix; LayerNorm had gamma and beta in the first releases of BERT."""
     today: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         called = name.removeprefix(prefix)
@@ -200,7 +222,9 @@ def _shards(index: Path, reader: Callable[[Path], dict[str, LazyTensor]]) -> dic
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        named = json.loads(read_whole(index, MAX_DESCRIPTION_BYTES))["weight_map"]
+        content = read_whole(index, MAX_DESCRIPTION_BYTES)
+        check_not_pointer(index, content)
+        named = json.loads(content)["weight_map"]
         if not all(isinstance(name, str) for name in named.values()):
             raise TypeError("a shard's name is not a text")
         return dict(named)
@@ -341,6 +365,8 @@ def _map(path: Path) -> NDArray[np.uint8]:
         raise CheckpointDamaged(path, "it is not a regular file")
     try:
         # Copy-on-write, so that PyTorch may wrap the views without a copy and without touching the file.
-        return np.memmap(path, np.uint8, mode="c")
+        mapped = np.memmap(path, np.uint8, mode="c")
     except (OSError, ValueError) as exc:  # ValueError: an empty file cannot be mapped
         raise CheckpointDamaged(path, str(exc)) from exc
+    check_not_pointer(path, mapped[:100].tobytes())
+    return mapped

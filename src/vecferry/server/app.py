@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from vecferry import __version__
-from vecferry.errors import BadRequest, RouteNotFound, ServingError, VecferryError
+from vecferry.errors import BadRequest, RouteNotFound, ServingError, SettingsError, VecferryError
 from vecferry.migrate.router import Router
 from vecferry.server import m3, openai, tei
 from vecferry.server.answers import BODY, JSON, error_answer, error_of, style_of, unread
@@ -29,7 +29,12 @@ MAX_SHOWN = 200
 
 
 def create_app(service: Service, options: ServerOptions, router: Router | None = None) -> FastAPI:
-    """Build the application. router: of a migration that /search follows; closed with the application."""
+    """Build the application. router: of a migration that is followed; closed with the application.
+
+    Raises SettingsError if a model has the name of what serves in the migration.
+    """
+    if router is not None and service.models.has(options.serving_name):
+        raise SettingsError("--serving-name", options.serving_name, "a name that none of the models has")
     app = FastAPI(
         title="vecferry",
         version=__version__,
@@ -41,7 +46,7 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
         telemetry={"tracing": options.traces, "metrics": False, "logs": False, "auto_configure": options.traces},
     )
     app.state.service, app.state.router = service, router
-    app.state.takes_token_ids = options.token_ids
+    app.state.takes_token_ids, app.state.serving_name = options.token_ids, options.serving_name
     for part in (openai.router, tei.router, m3.router):
         app.include_router(part)
     for kind, handler in HANDLERS.items():

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.encoder import Role
 from vecferry.errors import BadRequest
-from vecferry.migrate.router import Router
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
 from vecferry.server.openapi_schema import OPENAI_ERRORS, TEI_ERRORS, binary_forms
 from vecferry.server.requests import (
@@ -19,7 +18,8 @@ from vecferry.server.requests import (
     NullsAreDefaults,
     ServiceHere,
     embed,
-    headers_of,
+    model_named,
+    router_of,
     service_of,
     while_connected,
 )
@@ -95,12 +95,11 @@ class SearchAnswer(BaseModel):
 @router.post("/v1/m3", response_class=Response, responses=OPENAI_ERRORS | binary_forms(M3Answer))
 async def m3(request: Request, body: M3Request) -> Response:
     """Return any of the three vectors, from one pass."""
-    service = service_of(request)
-    model = service.models.get(body.model)
-    form = wanted_form(request)
+    named, form = await model_named(request, body.model), wanted_form(request)
+    model = named.served
     outputs = Outputs.of(body.outputs)
     answer = await embed(request, model, body.inputs, outputs=outputs, role=body.role, truncate=body.truncate)
-    embeddings, headers = answer.embeddings, headers_of(model, answer)
+    embeddings, headers = answer.embeddings, named.headers(answer)
     if form != JSON:
         return binary(embeddings, form, headers)
     value = {
@@ -121,7 +120,7 @@ async def m3(request: Request, body: M3Request) -> Response:
 @router.post("/search", response_model=SearchAnswer, responses=TEI_ERRORS)
 async def search(request: Request, body: SearchRequest, service: ServiceHere) -> Response:
     """Return the rows nearest to a query, from the index that serves, by the model that made it."""
-    follower = _router_of(request)
+    follower = router_of(request)
     if follower is None:
         raise BadRequest("/search", "this server follows no migration: vecferry serve --config migration.toml")
     service.check_texts([body.query])
@@ -138,7 +137,7 @@ async def search(request: Request, body: SearchRequest, service: ServiceHere) ->
 
 
 async def _serving(request: Request) -> dict[str, Any] | None:
-    follower = _router_of(request)
+    follower = router_of(request)
     if follower is None:
         return None
     serving = await anyio.to_thread.run_sync(follower.serving)
@@ -149,11 +148,6 @@ async def _serving(request: Request) -> dict[str, Any] | None:
         "fingerprint": serving.fingerprint,
         "model": served.name if served else None,
     }
-
-
-def _router_of(request: Request) -> Router | None:
-    router: Router | None = request.app.state.router
-    return router
 
 
 def _embedding(embeddings: Embeddings, row: int, encoding_format: str) -> dict[str, Any]:

@@ -97,6 +97,9 @@ class ServedModels:
             raise ModelNotServed(name, list(self._by_name))
         return self._by_name[name]
 
+    def has(self, name: str) -> bool:
+        return name in self._by_name
+
     def of_space(self, fingerprint: str) -> Served | None:
         return next((model for model in self.all if model.fingerprint == fingerprint), None)
 

@@ -8,8 +8,19 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
+from vecferry.server.models import Served
 from vecferry.server.openapi_schema import OPENAI_ERRORS, binary_forms
-from vecferry.server.requests import Body, Input, ServiceHere, embed, headers_of, require_dimension, role_of, service_of
+from vecferry.server.requests import (
+    Body,
+    Input,
+    ServiceHere,
+    embed,
+    model_named,
+    require_dimension,
+    role_of,
+    router_of,
+    serving_model,
+)
 
 router = APIRouter(tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -62,11 +73,12 @@ class ModelsAnswer(BaseModel):
 @router.post("/v1/embeddings", response_class=Response, responses=binary_forms(EmbeddingsAnswer))
 async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
     """Return dense vectors of texts."""
-    model = service_of(request).models.get(body.model)
+    named = await model_named(request, body.model)
+    model = named.served
     require_dimension(model, body.dimensions)
     form = wanted_form(request)
     answer = await embed(request, model, body.input, role=role_of(body.prompt_name), truncate=body.truncate)
-    result, headers = answer.embeddings, headers_of(model, answer)
+    result, headers = answer.embeddings, named.headers(answer)
     if form != JSON:
         return binary(result, form, headers)
     vectors = map(as_base64, result.dense) if body.encoding_format == "base64" else result.dense
@@ -83,18 +95,22 @@ async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
 
 
 @router.get("/v1/models", response_model=ModelsAnswer)
-async def models(service: ServiceHere) -> Response:
-    """Return the served models and their vector spaces."""
-    return json({"object": "list", "data": [_model_object(model) for model in service.models.all]})
+async def models(request: Request, service: ServiceHere) -> Response:
+    """Return the served models and their vector spaces; of a migration that is followed, also the one that serves."""
+    objects = [_model_object(model) for model in service.models.all]
+    if (router := router_of(request)) is not None:
+        serving = await serving_model(service.models, router)
+        objects.append(_model_object(serving.served) | {"id": request.app.state.serving_name})
+    return json({"object": "list", "data": objects})
 
 
 @router.get("/v1/models/{name:path}", response_model=ModelObject)
-async def model(service: ServiceHere, name: str) -> Response:
+async def model(request: Request, name: str) -> Response:
     """Return one served model."""
-    return json(_model_object(service.models.get(name)))
+    return json(_model_object((await model_named(request, name)).served) | {"id": name})
 
 
-def _model_object(model: Any) -> dict[str, Any]:
+def _model_object(model: Served) -> dict[str, Any]:
     space = model.encoder.space
     ours = {
         "fingerprint": space.fingerprint,

@@ -46,7 +46,8 @@ class ServerOptions:
     """Where and how a server listens. host: not loopback only with keys or `without_key`. origins: allowed by CORS.
 
     host_names: under which it may be asked without a key, beside addresses and localhost. token_ids: whether clients
-    may send this model's own in place of texts.
+    may send this model's own in place of texts. serving_name: of the model that serves in the migration that is
+    followed.
     """
 
     host: str = "127.0.0.1"
@@ -57,6 +58,7 @@ class ServerOptions:
     limits: ServerLimits = field(default_factory=ServerLimits)
     traces: bool = False
     token_ids: bool = False
+    serving_name: str = "serving"
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and not self.keys and not self.without_key:

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+import anyio.to_thread
 from fastapi import Depends, Request
 from pydantic import (
     BaseModel,
@@ -25,9 +27,10 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import BadRequest, DeadlineExceeded, TokenIdsRefused
+from vecferry.migrate.router import Router
 from vecferry.model.prompts import PROMPT_ROLES, Role
 from vecferry.server.lanes import LaneName
-from vecferry.server.models import Served
+from vecferry.server.models import Served, ServedModels
 from vecferry.server.service import EncodeRequest, EncodeResult, Service, Texts
 
 T = TypeVar("T")
@@ -64,7 +67,7 @@ Input = Annotated[StrictStr | Strings | TokenIds | SeveralTokenIds, WrapValidato
 
 ARRIVED_AT = "vecferry.arrived_at"
 """In a request's scope, where the guard says so: on `time.monotonic`."""
-TIMEOUT_HEADER, LANE_HEADER = "x-request-timeout", "x-vecferry-lane"
+TIMEOUT_HEADER, LANE_HEADER, EPOCH_HEADER = "x-request-timeout", "x-vecferry-lane", "x-vecferry-epoch"
 
 
 class ClientGone(Exception):
@@ -101,6 +104,12 @@ class Body(NullsAreDefaults):
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
+
+
+def router_of(request: Request) -> Router | None:
+    """Return the router of the migration that the server follows, if it follows one."""
+    router: Router | None = request.app.state.router
+    return router
 
 
 ServiceHere = Annotated[Service, Depends(service_of)]
@@ -172,13 +181,40 @@ async def in_tokeniser(request: Request, make: Callable[[], T], chars: int) -> T
         raise DeadlineExceeded(seconds) from exc
 
 
-def headers_of(model: Served, answer: EncodeResult) -> dict[str, str]:
-    """Return headers that say what runs, in which vector space, and whether it read everything."""
-    return {
-        "x-vecferry-fingerprint": model.fingerprint,
-        "x-vecferry-runtime": model.encoder.runtime.name,
-        "x-vecferry-num-truncated": str(answer.embeddings.num_truncated),
-    }
+@dataclass(frozen=True)
+class NamedModel:
+    """The model that a request names. epoch: of the migration, if it was named by what serves there."""
+
+    served: Served
+    epoch: int | None = None
+
+    def headers(self, answer: EncodeResult) -> dict[str, str]:
+        """Return headers that say what runs, in which vector space and epoch, and whether it read everything."""
+        epoch = {} if self.epoch is None else {EPOCH_HEADER: str(self.epoch)}
+        return epoch | {
+            "x-vecferry-fingerprint": self.served.fingerprint,
+            "x-vecferry-runtime": self.served.encoder.runtime.name,
+            "x-vecferry-num-truncated": str(answer.embeddings.num_truncated),
+        }
+
+
+async def model_named(request: Request, name: str | None) -> NamedModel:
+    """Return the model of that name or alias; of `ServerOptions.serving_name`, the one that serves in the migration.
+
+    Raises ModelNotServed, and what the migration's store raises.
+    """
+    models, router = service_of(request).models, router_of(request)
+    if router is None or name != request.app.state.serving_name:
+        return NamedModel(models.get(name))
+    return await serving_model(models, router)
+
+
+async def serving_model(models: ServedModels, router: Router) -> NamedModel:
+    """Return the model of the epoch that serves. Raises SpaceMismatch if that is neither, and as the store does."""
+    serving, encoder = await anyio.to_thread.run_sync(router.serving_encoder)
+    served = models.of_space(encoder.fingerprint)
+    assert served is not None, "the router's models are served"
+    return NamedModel(served, serving.epoch)
 
 
 def _seconds_of(request: Request, allowed: float) -> float:

@@ -144,7 +144,7 @@ class Service:
                 try:
                     works.append(await self.in_tokeniser(partial(self._part, request, part, at), chars))
                 except InvalidText as exc:
-                    raise InvalidText(at + exc.row, exc.reason) from exc
+                    raise exc.at(at + exc.row) from exc
                 at += len(part)
         self._check_tokens(request, works)
         return works

@@ -16,22 +16,21 @@ from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.errors import BadRequest, RequestTooLarge
 from vecferry.server.answers import JSON, Style, binary, error_of, in_pieces, json, sparse_rows, wanted_form
 from vecferry.server.metrics import CONTENT_TYPE
-from vecferry.server.models import Served
 from vecferry.server.openapi_schema import TEI_ERRORS, binary_forms
 from vecferry.server.requests import (
     ONE_ERROR,
     Body,
     Input,
+    NamedModel,
     ServiceHere,
     SeveralTokenIds,
     Strings,
     TokenIds,
     embed,
-    headers_of,
     in_tokeniser,
+    model_named,
     require_dimension,
     role_of,
-    service_of,
     texts_of,
 )
 from vecferry.server.service import TOKENISERS
@@ -107,10 +106,10 @@ async def embed_dense(request: Request, body: EmbedRequest) -> Response:
 
 
 async def _dense(request: Request, body: EmbedRequest) -> tuple[Embeddings, dict[str, str]]:
-    model = service_of(request).models.get(body.model)
-    require_dimension(model, body.dimensions)
-    embeddings, headers = await _embedded(request, model, body.inputs, body)
-    if body.normalize and not model.encoder.space.normalize:
+    named = await model_named(request, body.model)
+    require_dimension(named.served, body.dimensions)
+    embeddings, headers = await _embedded(request, named, body.inputs, body)
+    if body.normalize and not named.served.encoder.space.normalize:
         embeddings = replace(embeddings, dense_or_none=_unit(embeddings.dense))
     return embeddings, headers
 
@@ -124,16 +123,16 @@ def _unit(vectors: Float32) -> Float32:
 @router.post("/embed_sparse", response_model=list[list[SparseValue]])
 async def embed_sparse(request: Request, body: TeiRequest) -> Response:
     """Return lexical weights: per text the largest weight of each token id."""
-    model = service_of(request).models.get(body.model)
-    embeddings, headers = await _embedded(request, model, body.inputs, body, Outputs.SPARSE)
+    named = await model_named(request, body.model)
+    embeddings, headers = await _embedded(request, named, body.inputs, body, Outputs.SPARSE)
     return json(sparse_rows(embeddings), headers)
 
 
 @router.post("/embed_all", response_model=list[list[list[float]]])
 async def embed_all(request: Request, body: TeiRequest) -> Response:
     """Return ColBERT vectors: one for each token but the first."""
-    model = service_of(request).models.get(body.model)
-    embeddings, headers = await _embedded(request, model, body.inputs, body, Outputs.COLBERT)
+    named = await model_named(request, body.model)
+    embeddings, headers = await _embedded(request, named, body.inputs, body, Outputs.COLBERT)
     return json(await in_pieces(embeddings.colbert[row] for row in range(len(embeddings))), headers)
 
 
@@ -154,12 +153,12 @@ async def embed_for_vertex(request: Request, body: VertexRequest) -> Response:
 @router.post("/similarity", response_model=list[float])
 async def similarity(request: Request, body: SimilarityRequest) -> Response:
     """Return cosines of the first sentence with the others."""
-    model = service_of(request).models.get(body.model)
+    named = await model_named(request, body.model)
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     if not body.inputs.sentences:
         raise BadRequest("inputs.sentences", "at least one sentence was expected")
-    embeddings, headers = await _embedded(request, model, texts, body.parameters or TeiParameters())
-    vectors = _unit(embeddings.dense) if not model.encoder.space.normalize else embeddings.dense
+    embeddings, headers = await _embedded(request, named, texts, body.parameters or TeiParameters())
+    vectors = _unit(embeddings.dense) if not named.served.encoder.space.normalize else embeddings.dense
     return json(vectors[1:] @ vectors[0], headers)
 
 
@@ -175,13 +174,13 @@ async def by_body(request: Request, body: dict[str, Any]) -> Response:
 
 
 async def _embedded(
-    request: Request, model: Served, inputs: Input, parameters: TeiParameters, outputs: Outputs = DENSE
+    request: Request, named: NamedModel, inputs: Input, parameters: TeiParameters, outputs: Outputs = DENSE
 ) -> tuple[Embeddings, dict[str, str]]:
     if parameters.truncation_direction.lower() == "left":
         raise BadRequest("truncation_direction", "texts are cut at their end only")
     role, truncate = role_of(parameters.prompt_name), parameters.truncate is not False
-    answer = await embed(request, model, inputs, outputs=outputs, role=role, truncate=truncate)
-    return answer.embeddings, headers_of(model, answer)
+    answer = await embed(request, named.served, inputs, outputs=outputs, role=role, truncate=truncate)
+    return answer.embeddings, named.headers(answer)
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -190,7 +189,7 @@ async def _embedded(
 @router.post("/tokenize", response_model=list[list[SimpleToken]])
 async def tokenize(request: Request, service: ServiceHere, body: TokenizeRequest) -> Response:
     """Return ids and places of a text's tokens."""
-    model = service.models.get(body.model)
+    model = (await model_named(request, body.model)).served
     tokenizer, role = model.tokenizer, role_of(body.prompt_name)
     prefix = model.encoder.space.prefix(role) if body.prompt_name else ""
     texts: Any = texts_of(body.inputs)
@@ -220,7 +219,7 @@ def _simple_token(piece: Any) -> dict[str, Any]:
 @router.post("/decode", response_model=list[str])
 async def decode(request: Request, service: ServiceHere, body: DecodeRequest) -> Response:
     """Return texts of token ids."""
-    tokenizer = service.models.get(body.model).tokenizer
+    tokenizer = (await model_named(request, body.model)).served.tokenizer
     rows: Any = texts_of(body.ids)
     service.check_texts(rows)
     service.check_num_tokens(num_ids := sum(map(len, rows)))

@@ -29,7 +29,7 @@ from vecferry.embeddings import Bool, Embeddings, Float32, Int32, Int64, Outputs
 from vecferry.encode.runtime import max_per_id
 from vecferry.model.artifact import VectorSpace, canonical_json
 from vecferry.model.text_parts import MAX_PART_CHARS, parts_of
-from vecferry.model.tokens import check_texts
+from vecferry.model.texts import require_texts
 
 UInt64 = NDArray[np.uint64]
 
@@ -73,9 +73,9 @@ class LightweightTokenizer:
     def __call__(self, texts: Sequence[str], prefix: str = "") -> TokenBatch:
         """Return int32 code points; texts over `MAX_CHARACTERS` keep their beginning and the last space.
 
-        Raises EmptyInput, and InvalidText for what is not a string or has no UTF-8 form.
+        Raises as `require_texts`.
         """
-        check_texts(texts)
+        texts = require_texts(texts)
         rows = [self._characters(prefix + text) for text in texts]
         truncated = np.array([len(row) > MAX_CHARACTERS for row in rows])
         kept = [

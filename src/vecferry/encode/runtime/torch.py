@@ -16,6 +16,7 @@ from vecferry.encode.runtime.host import available_cpus
 from vecferry.errors import MissingExtra, OutOfMemory, RuntimeFailed, RuntimeUnavailable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.checkpoint import Model
+from vecferry.model.spec import Family
 from vecferry.model.weights import Weights
 
 try:
@@ -25,21 +26,38 @@ except ModuleNotFoundError as exc:
     raise MissingExtra("torch", exc.name or "torch") from exc
 
 
+CLASSES: dict[Family, Any] = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}
+
+
 class TorchRuntime:
     """A checkpoint in PyTorch. Weights are views of the checkpoint's files, not copies."""
 
     name = "torch"
 
-    def __init__(self, model: Model, *, threads: int | None = None, device: Device = "cpu") -> None:
-        """Load a checkpoint; `threads` holds for the process. Raises RuntimeUnavailable (device), CheckpointDamaged."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        threads: int | None = None,
+        device: Device = "cpu",
+        encoder: Any = None,
+        heads: dict[str, torch.Tensor] | None = None,
+        files_read_by: str = "vecferry",
+    ) -> None:
+        """Load a checkpoint; `threads` holds for the process. Raises RuntimeUnavailable (device), CheckpointDamaged.
+
+        encoder, heads: those that others have loaded of the same checkpoint. files_read_by: who these are, or why none.
+        """
         if device == "cuda" and not torch.cuda.is_available():
             remedy = "install a CUDA build of PyTorch and its driver, or VECFERRY_DEVICE=cpu"
             raise RuntimeUnavailable("torch", "CUDA was asked for, but torch.cuda.is_available() is False", remedy)
         torch.set_num_threads(threads or available_cpus())
         self._model = model
+        self._files_read_by = files_read_by
         self._device = torch.device(device)
-        self._encoder = _encoder(model).to(self._device)
-        self._heads = {name: _tensor(model.heads, name).to(self._device) for name in model.heads or ()}
+        self._encoder = (_encoder(model) if encoder is None else encoder).to(self._device)
+        heads = {name: _tensor(model.heads, name) for name in model.heads or ()} if heads is None else heads
+        self._heads = {name: tensor.to(self._device) for name, tensor in heads.items()}
 
     @property
     def space(self) -> VectorSpace:
@@ -94,13 +112,14 @@ class TorchRuntime:
             "transformers": transformers.__version__,
             "device": str(self._device),
             "threads": str(torch.get_num_threads()),
+            "files read by": self._files_read_by,
         }
 
 
 def _encoder(model: Model) -> Any:
     """Return transformers' model over the checkpoint's tensors, in fp32."""
     spec = model.spec
-    kind: Any = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}[spec.family]
+    kind = CLASSES[spec.family]
     config = kind.config_class(
         vocab_size=spec.vocabulary,
         hidden_size=spec.hidden,

@@ -25,6 +25,7 @@ from vecferry.migrate.engines.pipeline import Queue, Stage, run_pipeline
 from vecferry.migrate.engines.ray.pool import Pool
 from vecferry.migrate.engines.task import RangeTask
 from vecferry.migrate.staging import Staging
+from vecferry.model.texts import require_texts
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
 
@@ -129,7 +130,7 @@ def encode_on_workers(
 def _put(pool: Pool, chunk: tuple[int, list[str]]) -> int:
     """Put a chunk, and return its number, which is that of the texts before."""
     first_row, texts = chunk
-    pool.put(first_row, json.dumps([first_row, *texts]).encode())
+    pool.put(first_row, json.dumps([first_row, *require_texts(texts, first_row)]).encode())
     return first_row
 
 
@@ -138,7 +139,7 @@ def _encoded(encoder: TextEncoder, job: bytes, outputs: Outputs, role: Role) -> 
     try:
         return as_npz([""] * len(texts), encoder.encode(texts, outputs=outputs, role=role))
     except InvalidText as exc:
-        raise InvalidText(first_row + exc.row, exc.reason) from exc
+        raise exc.at(first_row + exc.row) from exc
 
 
 def _in_order(numbers: Iterable[int], results: Iterator[tuple[int, bytes]]) -> Iterator[Embeddings]:
