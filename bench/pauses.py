@@ -117,7 +117,7 @@ class Scenario:
 
     @contextmanager
     def store(self) -> Iterator[PgVectorStore]:
-        with PgVectorStore.connect(self.table.url, NAME, TEXT, VECTOR) as opened:
+        with PgVectorStore.connect(self.table.url, NAME, TEXT, VECTOR, embed_missing=True) as opened:
             yield opened
 
     @contextmanager

@@ -20,7 +20,7 @@ from vecferry.conversion import precision
 from vecferry.conversion.calibration import calibration_texts, comparison_texts
 from vecferry.conversion.convert import convert_checkpoint, verify_artifact
 from vecferry.conversion.fp16 import halve
-from vecferry.conversion.graph import HIDDEN, build_graph
+from vecferry.conversion.graph import build_graph
 from vecferry.conversion.onnx_file import Graph, Initializer, write_graph
 from vecferry.conversion.precision import calibrated
 from vecferry.conversion.verify import differences
@@ -30,7 +30,7 @@ from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.encode.runtime.torch import TorchRuntime
 from vecferry.errors import PrecisionRefused, RuntimeUnavailable
-from vecferry.model.artifact import DATA, MODEL, Artifact
+from vecferry.model.artifact import DATA, HIDDEN, MODEL, Artifact
 from vecferry.model.checkpoint import read_model
 from vecferry.model.sources import open_source
 

@@ -10,13 +10,16 @@ from tests.migrate.doubles import TruthEncoder
 
 
 class HaystackApplication:
-    """PgvectorDocumentStore, on one connection that commits each statement by itself and keeps it prepared."""
+    """PgvectorDocumentStore, on one connection that commits each statement by itself and keeps it prepared.
+
+    Its embedder was told `meta_fields_to_embed=["title"]`.
+    """
 
     listing = Listing(
         "Haystack `PgvectorDocumentStore`",
         "pgvector-haystack",
         "haystack_documents",
-        "content",
+        "haystack(title)",
         prepares_all_columns=True,
     )
     site = "postgres"
@@ -34,7 +37,8 @@ class HaystackApplication:
         self._retriever = retrievers.PgvectorEmbeddingRetriever(document_store=self._store, top_k=1)
 
     def add(self, key: str, text: str) -> None:
-        document = self._document(id=key, content=text, embedding=self._encode(text))
+        meta = {"title": _title(text)}
+        document = self._document(id=key, content=text, meta=meta, embedding=self._encode(f"{_title(text)}\n{text}"))
         self._store.write_documents([document], policy=self._policy)
 
     def remove(self, key: str) -> None:
@@ -46,8 +50,12 @@ class HaystackApplication:
         return documents[0].content if documents else None
 
     def first(self, text: str) -> str | None:
-        documents = self._retriever.run(query_embedding=self._encode(text))["documents"]
+        documents = self._retriever.run(query_embedding=self._encode(f"{_title(text)}\n{text}"))["documents"]
         return documents[0].content if documents else None
 
     def close(self) -> None:
         self._store._connection.close()
+
+
+def _title(text: str) -> str:
+    return f"title of {text}"

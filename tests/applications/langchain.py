@@ -51,7 +51,7 @@ class LangChainStore:
 class PGVectorApplication(LangChainStore):
     """One table holds many collections, and its vectors have no fixed number of dimensions."""
 
-    listing = Listing("LangChain `PGVector`", "langchain-postgres", "langchain_pg_embedding", "document")
+    listing = Listing("LangChain `PGVector`", "langchain-postgres", "langchain_pg_embedding", "langchain")
     site = "postgres"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
@@ -66,7 +66,7 @@ class PGVectorApplication(LangChainStore):
 class PGVectorStoreApplication(LangChainStore):
     """A table for each collection."""
 
-    listing = Listing("LangChain `PGVectorStore`", "langchain-postgres", "docs", "content")
+    listing = Listing("LangChain `PGVectorStore`", "langchain-postgres", "docs", "langchain")
     site = "postgres"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
@@ -85,7 +85,7 @@ class PGVectorStoreApplication(LangChainStore):
 class ChromaApplication(LangChainStore):
     """A collection on a server, which LangChain makes with the metric l2 if it is told nothing."""
 
-    listing = Listing("LangChain `Chroma`", "langchain-chroma", "docs", "document", follows_switch=False)
+    listing = Listing("LangChain `Chroma`", "langchain-chroma", "docs", "langchain", follows_switch=False)
     site = "chroma"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:

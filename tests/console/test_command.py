@@ -32,7 +32,7 @@ def config(tiny_artifact: Artifact, connection: psycopg.Connection, database_url
     connection.execute("INSERT INTO documents VALUES (1, 'one', NULL)")
     file = tmp_path / "migration.toml"
     file.write_text(
-        f'[store]\nurl = "{database_url}"\ncollection = "documents"\ntext = "body"\n'
+        f'[store]\nurl = "{database_url}"\ncollection = "documents"\ntext = "body"\nembed_missing = true\n'
         f'[models]\nnew = "{tiny_artifact.path}"\n'
     )
     return file
@@ -96,7 +96,7 @@ def test_a_stream_and_a_run_end_with_the_process(config: Path) -> None:
         with http.stream("GET", "/events") as stream:
             for line in stream.iter_lines():
                 if "catching up</h1>" in line:
-                    process.send_signal(signal.SIGTERM)
+                    process.send_signal(signal.SIGHUP)  # as a terminal does that is closed
         assert process.wait(WAIT_S) == 0
     assert "Traceback" not in "".join(lines)
 

@@ -104,7 +104,7 @@ class Script:
 
     def open(self, fuse: Fuse, prefix: str = "") -> Store:
         if self.store == "pgvector":
-            store = PgVectorStore.connect(self.where, "docs", "body", "embedding")
+            store = PgVectorStore.connect(self.where, "docs", "body", "embedding", embed_missing=True)
             return Faulty(store, fuse, prefix)
         backend: Backend
         if self.store == "file":

@@ -48,6 +48,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "control": tmp_path / ".vecferry/control.db",
             "tenant": "shop",
             "database": "catalogue",
+            "embed_missing": False,
             "embedding_function": False,
         },
         "models": {

@@ -123,7 +123,7 @@ class World:
         serving, record = self.store.ledger.serving("docs"), self.store.ledger.find("docs")
         first = serving.locator if serving else "docs"
         names = {first, record.spec.old_locator, record.spec.new_locator} if record else {first}
-        existing = [name for name in names if self.store._sides.is_collection(name)]
+        existing = [name for name in names if self.store._sides.ending.is_collection(name)]
         return tuple(sorted(existing, key=lambda name: name != first))
 
     def _rows(self, name: str) -> Rows:

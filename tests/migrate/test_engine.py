@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.migrate.doubles import TruthEncoder, truth
+from tests.migrate.doubles import Clock, TruthEncoder, truth
 from tests.migrate.test_staging import assert_same
 from tests.waiting import PATIENCE_S, wait_until
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TextVectors, indptr_of
 from vecferry.encode.encoder import Role
 from vecferry.errors import OutOfMemory, OutputWriteFailed, StoreUnreachable
-from vecferry.migrate.engines import StagedRange, range_name
+from vecferry.migrate.engines import StagedRange, partwise, range_name
 from vecferry.migrate.engines.local import LocalEngine
+from vecferry.migrate.engines.partwise import PartwiseEncoder
 from vecferry.migrate.staging import Staging
 from vecferry.stores.backend import Point
 from vecferry.stores.ledger import MigrationSpec, RangeRecord
@@ -281,3 +282,48 @@ def test_a_staging_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert numbers(engine.run(in_ranges(store))) == [1, 2, 3, 4, 5]
+
+
+# --- how far a range is ---------------------------------------------------------------------------
+
+
+def test_a_slow_model_is_asked_for_as_many_texts_as_take_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told, asked = Clock(), list[int](), list[int]()
+    monkeypatch.setattr(partwise, "time", clock)
+
+    def slow(texts: Sequence[str]) -> None:
+        asked.append(len(texts))
+        clock.sleep(0.25 * len(texts))
+
+    encoder, texts = TruthEncoder(before_each=slow), [f"t{i}" for i in range(40)]
+    embeddings = PartwiseEncoder(encoder, told.append).encode(texts)
+    np.testing.assert_array_equal(embeddings.dense, np.stack([encoder.truth(text) for text in texts]))
+    assert asked == [16, *[4] * 6]
+    assert told == [16, 20, 24, 28, 32, 36]
+
+
+def test_a_fast_model_gets_its_texts_in_few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partwise, "time", Clock())
+    encoder = TruthEncoder()
+    partwise_encoder = PartwiseEncoder(encoder, lambda _: None)
+    partwise_encoder.encode([f"t{i}" for i in range(256)])
+    assert encoder.calls == 3
+    partwise_encoder.encode([f"t{i}" for i in range(256)])
+    assert encoder.calls == 4
+
+
+def test_whoever_waits_for_a_range_is_told_how_much_of_it_is_encoded(tmp_path: Path) -> None:
+    store, told, threads = collection(tmp_path, [f"t{i}" for i in range(40)]), list[int](), set[int]()
+
+    def tell(texts: int) -> None:
+        told.append(texts)
+        threads.add(threading.get_ident())
+
+    def wait(texts: Sequence[str]) -> None:
+        if "t16" in texts:
+            wait_until(lambda: told == [16])
+
+    engine = replace(engine_of(store, tmp_path, TruthEncoder(before_each=wait), rows_per_range=40), tell=tell)
+    assert numbers(engine.run(in_ranges(store, 40))) == [1]
+    assert told == [16]
+    assert threads == {threading.get_ident()}

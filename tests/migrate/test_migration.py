@@ -31,7 +31,6 @@ from vecferry.errors import (
     RuntimeUnavailable,
     SettingsError,
     SpaceMismatch,
-    StoreFailed,
     StoreSchemaError,
     VecferryError,
 )
@@ -457,9 +456,10 @@ def test_a_row_without_a_text_is_a_dead_letter(collection: Collection) -> None:
         pytest.skip("every row of this store has a text")
     encoder = TruthEncoder()
     migration = fill(collection, "a", None, "c", new=encoder)
+    collection.put(2, None, old_vector(""))
     (letter,) = migration.start().first_dead_letters
     assert (letter.key, letter.reason) == (("2",), "the text is NULL")
-    collection.put(1, None, None)
+    collection.put(1, None, old_vector(""))
     migration.start()
     assert migration.verify(override="no gate in this test").passed
     migration.cutover(accept_dead_letters=2)
@@ -699,7 +699,7 @@ def test_a_verb_that_the_state_refuses_does_not_end_a_pause(collection: Collecti
 
 
 def test_a_finalize_that_is_not_confirmed_or_not_accepted_does_not_end_a_pause(collection: Collection) -> None:
-    migration, _ = ready(collection, "a", None)
+    migration, _ = ready(collection, "a", "POISON")
     migration.cutover(1)
     assert_still_paused(migration, lambda: migration.finalize(confirmed=False), NotConfirmed)
     if not collection.keeps_rows:
@@ -1128,18 +1128,27 @@ def test_a_collection_that_a_client_makes_while_the_old_name_finds_nothing_is_no
     with mirror_collection(name, tmp_path) as collection:
         migration, new = ready(collection, "a", "b", "c")
         migration.cutover()
-        backend, drop = collection.backend, collection.backend.drop
+        backend = collection.backend
+        gone = "rename" if isinstance(backend, Renamable) else "drop"
+        take_away = getattr(backend, gone)
 
-        def drop_and_make(dropped: str) -> None:
-            drop(dropped)
+        def take_away_and_make(*names: str) -> None:
+            take_away(*names)
             monkeypatch.undo()
-            backend.create(dropped, like="docs_vecferry_2", dimension=16, outputs=DENSE)
-            backend.put(dropped, backend.get("docs_vecferry_2", ["1"], vectors=True)[:num_points])
+            backend.create("docs", like="docs_vecferry_2", dimension=16, outputs=DENSE)
+            backend.put("docs", backend.get("docs_vecferry_2", ["1"], vectors=True)[:num_points])
 
-        monkeypatch.setattr(backend, "drop", drop_and_make)
+        monkeypatch.setattr(backend, gone, take_away_and_make)
         if num_points:
-            with pytest.raises((StoreSchemaError, StoreFailed), match="docs"):
-                migration.finalize(confirmed=True)
+            for _ in range(2):
+                with pytest.raises(StoreSchemaError, match="a client has made a collection docs meanwhile, with 1 p"):
+                    migration.finalize(confirmed=True)
+            assert backend.count("docs") == 1
+            assert collection.store.search(new.truth("b"), 1, fingerprint=new.fingerprint)[0].key == ("2",)
+            collection.put(4, "d", new.truth("d"))
+            replace(migration, old=OLD).start()
+            assert list(backend.ids("docs")) == ["1"]
+            backend.drop("docs")
         assert migration.finalize(confirmed=True).state is State.FINALIZED
         assert backends.nearest(name, backend, tmp_path / "store", new.truth("b")) == "2"
         assert_serving(collection, new)
@@ -1165,6 +1174,25 @@ def test_old_vectors_under_the_old_name_are_never_taken_for_the_new(tmp_path: Pa
         with pytest.raises(StoreSchemaError):
             migration.finalize(confirmed=True)
         assert collection.backend.count("docs") == 1
+
+
+def test_rows_of_a_range_that_are_encoded_are_seen_before_they_are_written(collection: Collection) -> None:
+    seen: list[tuple[int, int]] = []
+    progress: list[int] = []
+
+    def look(texts: Sequence[str]) -> None:
+        if len(texts) < 16:  # the second part
+            with collection.another() as store:
+                watching = Migration(store, options=OPTIONS)
+                wait_until(lambda: (running := watching.status().running) is not None and running.rows_encoded == 16)
+                seen.append((watching.status().rows_done, progress[-1]))
+
+    migration = fill(collection, *(f"text {i}" for i in range(20)), new=TruthEncoder(before_each=look))
+    migration = replace(migration, options=replace(OPTIONS, rows_per_range=20))
+    migration.start(lambda done, _: progress.append(done))
+    assert seen == [(0, 16)]
+    assert progress == sorted(progress)
+    assert progress[-1] == migration.status().rows_done == 20
 
 
 def test_two_runners_exclude_each_other(collection: Collection) -> None:

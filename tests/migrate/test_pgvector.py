@@ -465,7 +465,7 @@ def test_a_key_column_that_is_renamed_fails_no_write_and_the_next_start_goes_on(
     with open_docs(database_url) as store:
         Migration(store, new=encoder, options=OPTIONS).start()
         connection.execute("ALTER TABLE docs RENAME id TO number")
-        connection.execute("INSERT INTO docs (number, body) VALUES (20, 'a new one')")
+        connection.execute("INSERT INTO docs SELECT 20, 'a new one', embedding FROM docs WHERE number = 1")
         connection.execute("UPDATE docs SET body = 'changed' WHERE number = 3")
         connection.execute("UPDATE docs SET number = 30 WHERE number = 4")
         connection.execute("DELETE FROM docs WHERE number = 5")

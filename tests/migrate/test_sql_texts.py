@@ -106,7 +106,7 @@ def test_what_is_written_to_another_table_is_followed(
     assert [other.name for other in joined._session.table.others] == ["public.pages"]
     assert migration.plan().provenance.verdict is Verdict.CONFIRMED
     status = migration.start()
-    assert (status.rows_done, status.dead_letters) == (8, 1)  # a row without a body has no text
+    assert (status.rows_done, status.unembedded, status.dead_letters) == (8, 1, 0)  # one has neither text nor vector
     assert_vectors(tables, "embedding_vecferry_new", NEW, {1: "page 1: body 1", 4: "page 1: body 4"})
     tables.execute("UPDATE pages SET name = 'another' WHERE id = 1")
     assert {change.key for change in joined.captured(10, {Side.NEW})} == {("1",), ("4",)}
@@ -114,7 +114,7 @@ def test_what_is_written_to_another_table_is_followed(
     texts = {1: "another: body 1", 4: "another: body 4", 3: "page 0: body 3"}
     assert_vectors(tables, "embedding_vecferry_new", NEW, texts)
     assert migration.verify(override="no gate in this test").passed
-    migration.cutover(accept_dead_letters=1)
+    migration.cutover()
     with tables.transaction():
         tables.execute("DELETE FROM pages WHERE id = 0")
         tables.execute("INSERT INTO pages VALUES (0, 'made anew')")
@@ -124,8 +124,8 @@ def test_what_is_written_to_another_table_is_followed(
     assert_vectors(tables, "embedding", NEW, texts)
     migration.rollback()
     assert_vectors(tables, "embedding", OLD, {3: texts[3]})  # before the switch the application kept them
-    migration.cutover(accept_dead_letters=1)
-    migration.finalize(confirmed=True, accept_dead_letters=1)
+    migration.cutover()
+    migration.finalize(confirmed=True)
     left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'vecferry%'"
     assert tables.execute(left).fetchone() == (0,)
 
@@ -175,21 +175,18 @@ def test_a_router_does_not_write_what_the_database_computes(store: PgVectorStore
         router.put([Document(("50",), "a text")])
 
 
-def test_rows_that_were_deleted_softly_are_counted_and_can_be_left_without_a_vector(
+def test_rows_that_were_deleted_softly_can_be_left_out_by_an_expression(
     tables: psycopg.Connection, database_url: str, options: MigrationOptions
 ) -> None:
     with PgVectorStore.connect(database_url, "docs", "title", "embedding") as store:
         embedded(tables, store)
-        tables.execute("UPDATE docs SET embedding = NULL, place = 'deleted' WHERE id IN (2, 5)")
-        plan = Migration(store, new=NEW, old=OLD, options=options).plan()
-        assert plan.table.texts_without_vector == 2
-        assert any(warning.startswith("2 rows have a text and no vector") for warning in plan.warnings)
+        tables.execute("UPDATE docs SET place = 'deleted' WHERE id IN (2, 5)")
     expression = "CASE WHEN place IS DISTINCT FROM 'deleted' THEN title END"
     with PgVectorStore.connect(database_url, "docs", expression, "embedding") as store:
         migration = Migration(store, new=NEW, old=OLD, options=options)
         migration.start()
         assert migration.verify(override="no gate in this test").passed
-        tables.execute("UPDATE docs SET place = 'deleted', embedding = NULL WHERE id = 3")
+        tables.execute("UPDATE docs SET place = 'deleted' WHERE id = 3")
         migration.start()
         migration.cutover(accept_dead_letters=3)
         without = tables.execute("SELECT array_agg(id ORDER BY id) FROM docs WHERE embedding IS NULL").fetchone()

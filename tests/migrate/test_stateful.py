@@ -522,7 +522,7 @@ def in_memory() -> tuple[Sided, Callable[[], None]]:
 def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Sided, Callable[[], None]]:
     for statement in ("DROP TABLE IF EXISTS docs", "DROP SCHEMA IF EXISTS vecferry CASCADE"):
         connection.execute(statement)
-    collection = InPostgres(connection, url)
+    collection = InPostgres(connection, url, embed_missing=True)
     return collection, collection.store.close
 
 

@@ -18,17 +18,25 @@ from qdrant_client import QdrantClient
 from tests.migrate.doubles import TruthEncoder, truth
 from tests.stores import backends_qdrant
 from vecferry.embeddings import TextVectors
-from vecferry.errors import StoreSchemaError, VectorsUnconfirmed
+from vecferry.errors import SettingsError, StoreSchemaError, VectorsUnconfirmed
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.provenance import Verdict
 from vecferry.migrate.router import Document, Router
 from vecferry.stores.backend import Point
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.opening import open_store
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.qdrant import QdrantBackend
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.text_source import LlamaIndexText, TemplateText, text_source
+from vecferry.stores.text_source import (
+    FieldText,
+    HaystackText,
+    LlamaIndexText,
+    TemplateText,
+    framework_source,
+    text_source,
+)
 from vecferry.stores.values import Record, Side
 
 TEMPLATE = "{title}\n{body}"
@@ -349,3 +357,99 @@ def assert_embedded(store: MirrorStore, nodes: Sequence[Any]) -> None:
     for node in nodes:
         expected = truth("new", embedded_text(node), 16)
         np.testing.assert_allclose(vectors[node.node_id,], expected, atol=1e-6)  # Qdrant normalises again
+
+
+# --- LangChain and Haystack -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "present", "source"),
+    [
+        ("langchain", "postgresql", ["id", "document", "cmetadata"], FieldText("document")),
+        ("langchain", "postgresql", ["langchain_id", "content"], FieldText("content")),
+        ("langchain", "qdrant", None, FieldText("page_content")),
+        ("langchain", "milvus", None, FieldText("text")),
+        ("langchain", "lancedb", None, FieldText("text")),
+        ("langchain", "chroma", None, FieldText("document")),
+        ("haystack", "postgresql", ["id", "content", "meta"], FieldText("content")),
+        ("haystack()", "qdrant", None, FieldText("content")),
+        ("haystack(title, author)", "qdrant", None, HaystackText(("title", "author"))),
+        ('haystack(title, separator=" | ")', "chroma", None, HaystackText(("title",), " | ", "document")),
+        ("body", "qdrant", None, None),
+    ],
+)
+def test_a_framework_has_its_field_in_each_store(
+    name: str, kind: str, present: list[str] | None, source: object
+) -> None:
+    assert framework_source(name, kind, present) == source
+    if isinstance(source, HaystackText):
+        assert source.name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["langchain(title)", "haystack(title", "haystack(title, separator=|)", 'haystack("title")']
+)
+def test_a_framework_in_another_form_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="haystack"):
+        framework_source(name, "qdrant")
+
+
+def test_a_framework_whose_field_is_not_there_is_refused_with_the_fields(database_url: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="postgresql, qdrant, chroma"):
+        framework_source("haystack", "lancedb")
+    url = backends_qdrant.make(tmp_path / "store")
+    with closing(QdrantBackend.open(url, backends_qdrant.FIELDS)) as backend:
+        backend.put(
+            "docs", [Point("1", None, TextVectors(truth("old", "a", OLD_DIMENSION)), {"body": "a", "meta": {}})]
+        )
+    with pytest.raises(StoreSchemaError, match="page_content, and there is body, meta"):
+        open_store(url, "docs", text="langchain", vector="", key="id", control=tmp_path / "control.db")
+    open_store(url, "docs", text="body", vector="", key="id", control=tmp_path / "control.db").close()
+
+
+@pytest.mark.usefixtures("documents")
+def test_a_table_that_is_no_frameworks_is_refused_with_its_columns(database_url: str) -> None:
+    with pytest.raises(StoreSchemaError, match="document or content, and there is body, embedding, id, meta, title"):
+        opened(database_url, "langchain")
+
+
+def test_what_haystack_embeds_is_migrated_and_its_metadata_captured(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute(
+        "CREATE TABLE haystack_documents (id text PRIMARY KEY, content text, meta jsonb,"
+        f" embedding vector({OLD_DIMENSION}))"
+    )
+    metas = [{"title": "first", "year": 2001.0, "is_new": True}, {"title": None, "year": 7}, {}]
+    texts = ["first | 2001.0 | True | text 0", "7 | text 1", "text 2"]
+    for number, (meta, text) in enumerate(zip(metas, texts, strict=True)):
+        values = [str(number), f"text {number}", json.dumps(meta), truth("old", text, OLD_DIMENSION).tolist()]
+        connection.execute("INSERT INTO haystack_documents VALUES (%s, %s, %s, %s::real[])", values)
+    name = 'haystack(title, year, is_new, separator=" | ")'
+    with PgVectorStore.connect(database_url, "haystack_documents", name, "embedding") as store:
+        assert store.traits.text_source == name
+        migration = Migration(store, new=NEW, old=OLD, options=OPTIONS)
+        assert migration.plan().provenance.verdict is Verdict.CONFIRMED
+        migration.start()
+        connection.execute("UPDATE haystack_documents SET meta = '{\"title\": \"second\"}' WHERE id = '2'")
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
+        migration.cutover()
+        vectors = store.vectors([("0",), ("2",)], fingerprint=NEW.fingerprint)
+        np.testing.assert_array_equal(vectors["0",], NEW.truth(texts[0]))
+        np.testing.assert_array_equal(vectors["2",], NEW.truth("second | text 2"))
+
+
+def test_haystack_texts_are_those_of_its_own_embedders() -> None:
+    embedders = pytest.importorskip("haystack.components.embedders")
+    document, secret = pytest.importorskip("haystack").Document, pytest.importorskip("haystack.utils").Secret
+    names, separator = ["title", "year", "tags", "missing"], " / "
+    embedder = embedders.OpenAIDocumentEmbedder(
+        api_key=secret.from_token("none"), meta_fields_to_embed=names, embedding_separator=separator
+    )
+    meta = {"title": "a title", "year": 2.0, "tags": ["a", "b"], "missing": None, "other": 1}
+    (expected,) = embedder._prepare_texts_to_embed([document(content="text", meta=meta)]).values()
+    source = HaystackText(tuple(names), separator)
+    assert source.render({"content": "text", "meta": meta}) == expected
+    assert source.render({"content": "text", "meta": json.dumps(meta)}) == expected
+    assert source.at("document").render({"document": "text", **meta}) == expected

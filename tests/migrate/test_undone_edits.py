@@ -152,8 +152,14 @@ def application(collection: Collection) -> Application:
 
 
 @pytest.fixture
+def embed_missing() -> bool:
+    """Let the follower be the application's embedding worker, whatever it writes."""
+    return True
+
+
+@pytest.fixture
 def table(connection: psycopg.Connection, database_url: str) -> Iterator[PgCollection]:
-    made = PgCollection(connection, database_url)
+    made = PgCollection(connection, database_url, embed_missing=True)
     yield made
     made.store.close()
 

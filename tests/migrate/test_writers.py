@@ -43,7 +43,7 @@ def options(tmp_path: Path) -> MigrationOptions:
 @pytest.fixture
 def table(connection: psycopg.Connection, database_url: str) -> Iterator[PgCollection]:
     """Yield a table with a column beside the text."""
-    made = PgCollection(connection, database_url)
+    made = PgCollection(connection, database_url, embed_missing=True)
     connection.execute("ALTER TABLE docs ADD meta integer DEFAULT 0")
     for key in range(1, ROWS + 1):
         made.put(key, f"text {key}", old_vector(f"text {key}"))

@@ -17,7 +17,7 @@ from vecferry.embeddings import Embeddings, MultiVector, Outputs, Sparse
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.export import as_npz, load_npz
 from vecferry.encode.runtime.lightweight import LightweightRuntime
-from vecferry.errors import ServerFailed, SettingsError, SpaceMismatch
+from vecferry.errors import ServerFailed, SettingsError, SpaceMismatch, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 
 SPACE = VectorSpace(
@@ -116,8 +116,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another type": ({"dense_or_none": DENSE.astype(np.float64)}, "dense is float64"),
     "texts": ({"dense_or_none": np.full((1, 4), "0")}, "dense is <U1"),
     "another order of bytes": ({"dense_or_none": DENSE.astype(">f4")}, "dense is >f4"),
-    "no number": ({"dense_or_none": DENSE * np.nan}, "dense holds what is not a finite number"),
-    "infinity": ({"colbert_or_none": MultiVector(np.array([0, 1]), DENSE + np.inf)}, "colbert holds"),
     "no output": ({"sparse_or_none": None}, "no sparse vectors"),
     "weights not above 0": (
         {"sparse_or_none": Sparse(np.array([0, 1]), np.array([7], np.int32), ONE * 0)}, "sparse has negative"),
@@ -135,6 +133,25 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("changes", "reason"), WRONG.values(), ids=WRONG)
 def test_an_answer_of_another_form_is_refused(changes: dict[str, Any], reason: str) -> None:
     assert f"what came is not what was asked for: {reason}" in failure(models(), npz(**changes)).reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dense_or_none": np.array([[0.5] * 4, [np.nan] * 4], np.float32)},
+        {"dense_or_none": np.array([[0.5] * 4, [0] * 4], np.float32)},
+        {"colbert_or_none": MultiVector(np.array([0, 1, 2]), np.array([[0.5] * 4, [np.inf] * 4], np.float32))},
+    ],
+    ids=["no number", "zero", "infinity"],
+)
+def test_a_vector_that_is_none_is_refused_with_its_text(changes: dict[str, Any]) -> None:
+    with (
+        serving(models(), npz(num_texts=2, **changes)) as url,
+        RemoteEncoder(url) as encoder,
+        pytest.raises(VectorUnusable) as caught,
+    ):
+        encoder.encode(["a", "b"], outputs=Outputs.ALL)
+    assert caught.value.row == 1
 
 
 def test_vectors_that_were_not_asked_for_are_refused() -> None:

@@ -115,7 +115,7 @@ def without_triggers(connection: psycopg.Connection, table: str) -> Iterator[Non
 
 
 class PgCollection:
-    def __init__(self, connection: psycopg.Connection, database_url: str) -> None:
+    def __init__(self, connection: psycopg.Connection, database_url: str, *, embed_missing: bool = False) -> None:
         from vecferry.stores.pgvector import PgVectorStore
 
         self.connection = connection
@@ -124,7 +124,7 @@ class PgCollection:
         self.connection.execute(
             f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))"
         )
-        self.store = PgVectorStore.connect(database_url, "docs", "body", "embedding")
+        self.store = PgVectorStore.connect(database_url, "docs", "body", "embedding", embed_missing=embed_missing)
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         self.connection.execute(
@@ -151,7 +151,8 @@ class PgCollection:
     def another(self) -> AbstractContextManager[Store]:
         from vecferry.stores.pgvector import PgVectorStore
 
-        return PgVectorStore.connect(self.database_url, "docs", "body", "embedding")
+        embed_missing = self.store.traits.embed_missing
+        return PgVectorStore.connect(self.database_url, "docs", "body", "embedding", embed_missing=embed_missing)
 
 
 NAMES = (*backends.NAMES, "pgvector")

@@ -13,11 +13,18 @@ SLOW = {"chroma"}
 """The same code as its server's."""
 
 
+@pytest.fixture
+def embed_missing() -> bool:
+    """Say whether rows of a table that have no vector are given one."""
+    return False
+
+
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES])
-def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Collection]:
+def collection(request: pytest.FixtureRequest, tmp_path: Path, *, embed_missing: bool) -> Iterator[Collection]:
     """Yield an empty collection in each store in turn."""
     if request.param == "pgvector":
-        made = PgCollection(request.getfixturevalue("connection"), request.getfixturevalue("database_url"))
+        connection, database_url = request.getfixturevalue("connection"), request.getfixturevalue("database_url")
+        made = PgCollection(connection, database_url, embed_missing=embed_missing)
         yield made
         made.store.close()
         return

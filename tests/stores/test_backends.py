@@ -22,7 +22,7 @@ from tests.stores.backends import (
 )
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import StoreError, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, Point, Renamable
+from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point, Renamable
 
 NEW = "docs_new"
 WIDE = 16
@@ -399,3 +399,17 @@ def test_an_alias_is_seen_by_other_handles(backend: Backend) -> None:
     with pytest.raises(StoreError):
         backend.point_alias("live", "nowhere")
     assert backend.resolve("live") == COLLECTION
+
+
+def test_a_point_may_be_without_a_vector_where_the_store_allows_it(backend: Backend) -> None:
+    if not isinstance(backend, OptionalVectors) or backend.kind == "qdrant":  # there the vector needs a name
+        pytest.skip("every point of this store has a vector")
+    bare = Point("2", "a draft", None, {"lang": "en"})
+    backend.put(COLLECTION, [point(1), bare, point(3)])
+    assert backend.without_vector(COLLECTION, ["1", "2", "4"]) == {"2"}
+    assert backend.count_without_vector(COLLECTION) == 1
+    stored = everything(backend)["2"]
+    assert (stored.text, stored.vectors, filled(stored.payload)) == ("a draft", None, {"lang": "en"})
+    assert [hit.id for hit in backend.search(COLLECTION, unit(1), 10)] == ["1", "3"]
+    backend.put(COLLECTION, [point(2), Point("1", "text", None, {})])
+    assert backend.without_vector(COLLECTION, ["1", "2", "3"]) == {"1"}

@@ -173,7 +173,7 @@ def test_what_is_written_is_no_longer_outdated(collection: Collection) -> None:
 def test_a_vector_of_a_former_text_is_not_written(collection: Collection) -> None:
     prepared(collection, "a", "b")
     outdated = vectors(*collection.store.outdated(Side.NEW, limit=10))
-    collection.put(1, "changed", None)
+    collection.put(1, "changed", old_vector("changed"))
     assert collection.store.write(Side.NEW, outdated) == {("2",)}
     assert [row.text for row in collection.store.outdated(Side.NEW, limit=10)] == ["changed"]
 
@@ -200,7 +200,7 @@ def test_a_row_tried_without_a_vector_is_a_dead_letter_until_its_text_changes(co
     assert store.outdated(Side.NEW, limit=10) == []
     assert store.outdated(Side.NEW, [("1",), ("2",)]) == []
     assert store.counts().dead_letters == 2
-    collection.put(1, "repaired", None)
+    collection.put(1, "repaired", old_vector("repaired"))
     assert store.outdated(Side.NEW, limit=10) == [Row(("1",), "repaired")]
     assert store.outdated(Side.NEW, [("1",), ("2",)]) == [Row(("1",), "repaired")]
     ledger.remove_dead_letters(record, Side.NEW, [("1",), ("2",)])
@@ -341,7 +341,7 @@ def test_writes_are_captured_in_their_order_deletions_too(collection: Collection
     prepared(collection, "a", "b", "c")
     store = collection.store
     assert store.backlog() == 0
-    collection.put(2, "b2", None)
+    collection.put(2, "b2", old_vector("b2"))
     collection.put(9, "new", None)
     collection.remove(3)
     assert captured_keys(collection) == ["2", "9", "3"]
@@ -378,7 +378,7 @@ def test_the_side_that_does_not_serve_follows(collection: Collection) -> None:
     prepared(collection, "a", "b", "c")
     store = collection.store
     store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
-    collection.put(2, "b2", None)
+    collection.put(2, "b2", old_vector("b2"))
     collection.remove(3)
     keys = [change.key for change in store.captured(10)]
     assert store.apply_deletes(keys) == {("3",)}
@@ -497,7 +497,7 @@ def test_rows_are_those_of_the_side_that_serves_with_their_present_texts(collect
     prepared(collection, *"abc")
     store = collection.store
     store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
-    collection.put(2, "b2", None)
+    collection.put(2, "b2", old_vector("b2"))
     collection.remove(3)
     assert store.rows([("3",), ("2",), ("1",)]) == [Row(("2",), "b2"), Row(("1",), "a")]
     assert store.apply_deletes([("3",)]) == {("3",)}

@@ -35,7 +35,7 @@ OLD_SPACE, NEW_SPACE = "space-old", "space-new"
 
 
 def open_docs(database_url: str) -> PgVectorStore:
-    return PgVectorStore.connect(database_url, "docs", "body", "embedding")
+    return PgVectorStore.connect(database_url, "docs", "body", "embedding", embed_missing=True)
 
 
 def make_docs(connection: psycopg.Connection, *texts: str | None, kind: str = "vector") -> None:

@@ -44,6 +44,24 @@ def over(
         yield backend
 
 
+# --- points without a vector ----------------------------------------------------------------------
+
+
+def test_a_point_may_be_without_a_vector_that_has_a_name(tmp_path: Path) -> None:
+    with over(tmp_path, {"dense": COSINE}, "dense") as backend:
+        backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1))), Point("2", "a draft", None, {"year": 2})])
+        assert backend.without_vector(COLLECTION, ["1", "2", "3"]) == {"2"}
+        assert backend.count_without_vector(COLLECTION) == 1
+        (stored,) = backend.get(COLLECTION, ["2"], vectors=True)
+        assert (stored.text, stored.vectors, stored.payload) == ("a draft", None, {"year": 2})
+
+
+def test_a_point_has_the_vector_that_has_no_name(backend: QdrantBackend) -> None:
+    with pytest.raises(StoreSchemaError, match="no vector for point 2"):
+        backend.put(COLLECTION, [Point("2", "a draft", None)])
+    assert backend.without_vector(COLLECTION, ["2"]) == set()
+
+
 # --- ids ------------------------------------------------------------------------------------------
 
 

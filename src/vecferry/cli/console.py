@@ -46,8 +46,8 @@ def console(
 ) -> None:
     """Show and steer a migration in a browser. See docs/console.md.
 
-    Without an API key one is made, and printed once. Ends on SIGTERM; a run of its own stops, and goes on with the
-    next start.
+    Without an API key one is made, and printed once. Ends on SIGTERM, and when its terminal is closed; a run of its own
+    stops, and goes on with the next start.
     """
     try:
         from vecferry.console.app import create_app

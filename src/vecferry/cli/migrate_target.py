@@ -78,6 +78,7 @@ class Target:
             key=store.key,
             control=store.control,
             source=store.source,
+            embed_missing=store.embed_missing,
             access=ServerAccess(token.get_secret_value() if token else None, store.tenant, store.database),
             embedding_function=self._embedding_function if store.embedding_function else None,
         )
@@ -164,12 +165,13 @@ def _target(
     vector: Annotated[str | None, option(StoreConfig, "vector", panel=WHERE)] = None,
     key: Annotated[str | None, option(StoreConfig, "key", panel=WHERE)] = None,
     control: Annotated[Path | None, option(StoreConfig, "control", panel=WHERE)] = None,
+    embed_missing: Annotated[bool | None, option(StoreConfig, "embed_missing", panel=WHERE)] = None,
     tenant: Annotated[str | None, option(StoreConfig, "tenant", panel=WHERE)] = None,
     database: Annotated[str | None, option(StoreConfig, "database", panel=WHERE)] = None,
 ) -> Target:
     """Return what the options say, over the file if there is one. Raises SettingsError."""
     names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
-    values = {"url": store, **names, "tenant": tenant, "database": database}
+    values = {"url": store, **names, "embed_missing": embed_missing, "tenant": tenant, "database": database}
     base = read_config(config) if config else _without_file(collection)
     command_line = context.ensure_object(CommandLine)
     command_line.context = context

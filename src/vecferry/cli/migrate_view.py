@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from vecferry.cli.output import Rows, plain, short
 from vecferry.migrate import Check, Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
 from vecferry.migrate.states import next_verbs
-from vecferry.stores.ledger import Event, Serving
+from vecferry.stores.ledger import Event, RunningProcess, Serving
 
 WITHOUT_GATE = (
     ("next", "vecferry migrate verify"),
@@ -78,7 +78,8 @@ def status_rows(status: Status) -> Rows:
         ("column", status.target),
         *_models(status),
         ("state", status.state if status.paused is None else f"{status.state}: {status.paused}"),
-        ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}"),
+        ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}{_encoded(status.running)}"),
+        *([("rows left without one", f"{status.unembedded:,}")] if status.unembedded else []),
         ("key ranges done", f"{status.ranges_done:,} of {status.ranges:,}"),
         *_run(status),
         ("writes to be followed", f"{status.backlog:,}"),
@@ -95,6 +96,10 @@ def status_rows(status: Status) -> Rows:
         *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
         *_next(status.state),
     ]
+
+
+def _encoded(running: RunningProcess | None) -> str:
+    return f", and {running.rows_encoded:,} encoded" if running is not None and running.rows_encoded else ""
 
 
 def _models(status: Status) -> Rows:

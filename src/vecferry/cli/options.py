@@ -22,7 +22,7 @@ MIGRATE = re.compile(r"vecferry migrate ([a-z]+)\b")
 TARGET_OPTIONS = frozenset(
     {
         *("config", "store", "collection", "text", "vector", "key", "control", "tenant", "database"),
-        *("new_model", "old_model", "outputs"),
+        *("embed_missing", "new_model", "old_model", "outputs"),
     }
 )
 """Those that say which migration is meant, and so are the same for all of its verbs that have them."""

@@ -20,11 +20,11 @@ from onnx import TensorProto, helper
 
 from vecferry.conversion.onnx_file import MICROSOFT, WORD_EMBEDDINGS, Graph, GraphBuilder
 from vecferry.embeddings import Float32
+from vecferry.model.artifact import HIDDEN
 from vecferry.model.checkpoint import Model
 from vecferry.model.spec import EncoderSpec
 from vecferry.model.weights import LazyTensor, Weights
 
-HIDDEN = "hidden"
 """The value that the heads read."""
 TO_THE_END = int(np.iinfo(np.int64).max)
 

@@ -15,7 +15,6 @@ import onnx
 
 from vecferry.conversion.calibration import calibration_texts
 from vecferry.conversion.fp16 import halve
-from vecferry.conversion.graph import HIDDEN
 from vecferry.conversion.int8 import RECIPE, Ranges, probed, quantize, range_of
 from vecferry.conversion.onnx_file import Graph, write_graph
 from vecferry.conversion.verify import LOSSES, ConversionCheck, Progress, Reference, Report, at_most, verify
@@ -23,7 +22,7 @@ from vecferry.embeddings import DENSE, TokenBatch
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.runtime.host import machine
 from vecferry.encode.runtime.onnx import OnnxRuntime, run_each
-from vecferry.model.artifact import MANIFEST, MODEL, TOKENIZER, Artifact, Precision
+from vecferry.model.artifact import HIDDEN, MANIFEST, MODEL, TOKENIZER, Artifact, Precision
 from vecferry.model.files import write_json
 from vecferry.model.tokens import open_tokenizer
 

@@ -30,6 +30,7 @@ from vecferry.errors import (
     ServerFailed,
     SettingsError,
     SpaceMismatch,
+    VectorUnusable,
     without_secrets,
 )
 from vecferry.model.artifact import VectorSpace
@@ -156,13 +157,16 @@ class RemoteEncoder(TextEncoder):
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, in requests of up to `TEXTS_EACH` texts.
 
-        Raises EmptyInput, WrongInputType, InvalidText, HeadUnavailable; SpaceMismatch if the server's model has become
-        another since the first request.
+        Raises EmptyInput, WrongInputType, InvalidText, HeadUnavailable; VectorUnusable where a vector is not finite, or
+        zero; SpaceMismatch if the server's model has become another since the first request.
         """
         texts = require_texts(texts)
         require_heads(outputs, self.space.outputs)
         parts = [self._encoded(texts[at : at + TEXTS_EACH], outputs, role) for at in range(0, len(texts), TEXTS_EACH)]
-        return Embeddings.concat(parts)
+        embeddings = Embeddings.concat(parts)
+        for row, defect in embeddings.defects().items():
+            raise VectorUnusable(row, defect)
+        return embeddings
 
     def _encoded(self, texts: Sequence[str], outputs: Outputs, role: Role) -> Embeddings:
         """Encode in one request, or in halves where that is too much for one."""
@@ -329,8 +333,6 @@ def _check(embeddings: Embeddings, space: VectorSpace, num_texts: int, outputs: 
 def _check_array(name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{name} holds what is not a finite number")
 
 
 def _check_offsets(name: str, offsets: np.ndarray, num_texts: int, num_values: int) -> None:

@@ -50,7 +50,8 @@ class SideModels:
 def refuse_conflicts(record: MigrationRecord, store: Store, models: SideModels) -> None:
     """Raise MigrationConflict if the migration was begun with something else."""
     begun = record.spec
-    present: dict[str, object] = {"text_source": store.traits.text_source}
+    traits = store.traits
+    present: dict[str, object] = {"text_source": traits.text_source, "embed_missing": traits.embed_missing}
     if models.new is not None:
         present |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
     if models.old is not None:
@@ -137,7 +138,7 @@ class Applier:
         with self.store.transaction():
             for side in Side if self.store.traits.rows_outlive_vectors else (self._side_that_follows(),):
                 keys = self._dead_letter_keys(side)
-                self._ledger.remove_dead_letters(self._record, side, keys)
+                self._ledger.reopen_dead_letters(self._record, side, keys)
                 self.store.capture_again(keys, side)
 
     def _side_that_follows(self) -> Side:
@@ -191,7 +192,7 @@ class Applier:
         followed, left = self._followed(sides), dict[Side, set[Key]]()
         for side in NEW_SIDE_FIRST:
             rows = self.store.outdated(side, _keys(changes, side))
-            done = self._bring_current(side, rows) if side in followed else set()
+            done = self._bring_current(side, rows) if side in followed else self._take_vectors(side, rows)
             left[side] = {row.key for row in rows} - done
         with self.store.transaction():
             self.store.acknowledge(changes)
@@ -235,7 +236,9 @@ class Applier:
         keys = self._settled_keys(changes)
         if not self._was_switched():
             self.store.adopt(keys)
-        rows = self.store.outdated(side, keys)
+        outdated = self.store.outdated(side, keys)
+        done = self._take_vectors(side, outdated)
+        rows = [row for row in outdated if row.key not in done]
         if not rows:
             return True
         until = time.monotonic() + within_s
@@ -256,14 +259,21 @@ class Applier:
 
     def _bring_current(self, side: Side, rows: Sequence[Row]) -> set[Key]:
         """Return the keys of rows for which nothing is left to be done on that side; the others are captured."""
+        taken = self._take_vectors(side, rows)
+        rows = [row for row in rows if row.takes_vector]
         if not rows:
-            return set()
+            return taken
         model = self._model(side)
         if model is None or (side is Side.OLD and not self._was_switched()):
-            return self.store.adopt([row.key for row in rows])
+            return taken | self.store.adopt([row.key for row in rows])
         if self._embedding is not None:  # a model has one user at a time
             wait([self._embedding])
-        return self.keep(side, self._embed(side, model, rows))
+        return taken | self.keep(side, self._embed(side, model, rows))
+
+    def _take_vectors(self, side: Side, rows: Sequence[Row]) -> set[Key]:
+        """Leave no vector on that side for those that take none; return the keys of those where that could be done."""
+        none = tuple(NewVector(row.key, row.digest, None) for row in rows if not row.takes_vector)
+        return self.keep(side, Embedded(none, ())) if none else set()
 
     def _embed(self, side: Side, model: TextEncoder, rows: Sequence[Row]) -> Embedded:
         """Embed rows; the vectors are remembered until they are written, so that the next try calls no model."""

@@ -75,6 +75,11 @@ class StoreConfig(Checked):
     control: Annotated[
         FolderPath, Field(description="a file"), Help("control database; PostgreSQL keeps the ledger itself")
     ] = Path(".vecferry/control.db")
+    embed_missing: Annotated[
+        bool,
+        Field(strict=True, description="true or false"),
+        Help("give rows without a vector one too, as an embedding worker does; else they are left without"),
+    ] = False
     tenant: Annotated[
         Annotated[str, Field(min_length=1, description="the name of a tenant")] | None,
         Help("tenant in a Chroma store, if not its default one"),

@@ -169,7 +169,7 @@ class Migration:
             with self.store.runner(self.options.lease_s):
                 outage.end()
                 record = begin(self.store, new, self.old, self.options, beginning)
-                self._run(record, progress, follow, stop, engine or self._local_engine(new))
+                self._run(record, progress, follow, stop, engine)
             return self.status()
 
         return outage.outlast(run)
@@ -177,7 +177,8 @@ class Migration:
     def _beginning(self, new: TextEncoder, gate_check: GateCheck) -> Beginning:
         """Return what a migration begins from. Raises what `start` does, before anything is written."""
         table = self.store.describe()
-        side = NewSide(new.dimension, table.rows * vector_bytes_each(new.dimension))
+        rows = table.rows_to_embed(embed_missing=self.store.traits.embed_missing)
+        side = NewSide(new.dimension, rows * vector_bytes_each(new.dimension))
         self._preflight(table, side, gate_check).require()
         return beginning_of(self.store, self.old, self.options, table)
 
@@ -187,7 +188,7 @@ class Migration:
         progress: Progress | None,
         follow: Callable[[], bool] | None,
         stop: Callable[[], bool],
-        engine: EngineFor,
+        engine_for: EngineFor | None,
     ) -> None:
         options, models = self.options, self._models
         if self._ledger.followed(record) != models.sides:
@@ -198,6 +199,7 @@ class Migration:
         staging = Staging(options.staging, record.spec.fingerprint, Outputs.of(record.spec.outputs))
         pace = Pace(lambda rows_per_s: self._ledger.note_rate(self.store.target, rows_per_s))
         runner = Runner(self.store, throttle, applier, counter, pace, options.patience, options.wait_for_writers_s)
+        engine = engine_for or self._local_engine(self._new_for("start"), runner.note_encoded)
         try:
             runner.run(engine(self.store, staging, record), staging)
             while follow is not None and not self._has_followed(record, applier, follow):
@@ -230,9 +232,10 @@ class Migration:
         options, counter = self.options, counter or Counter(None)
         return Applier(self.store, throttle, models, options.rows_per_range, options.rows_per_write, counter.add)
 
-    def _local_engine(self, new: TextEncoder) -> EngineFor:
+    def _local_engine(self, new: TextEncoder, tell: Callable[[int], None]) -> EngineFor:
         def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
-            return LocalEngine(store, new, staging, record.spec.uid, self.options.rows_per_range, staging.outputs)
+            rows = self.options.rows_per_range
+            return LocalEngine(store, new, staging, record.spec.uid, rows, staging.outputs, tell=tell)
 
         return made
 
@@ -257,6 +260,7 @@ class Migration:
             old_backlog=self.store.backlog(Side.OLD),
             control=self._ledger.control(record),
             dead_letters=counts.dead_letters,
+            unembedded=counts.unembedded,
             first_dead_letters=tuple(self._ledger.dead_letters(record, LETTERS_SHOWN)),
             old_fingerprint=record.spec.old_fingerprint,
             new_fingerprint=record.spec.fingerprint,
@@ -511,7 +515,7 @@ class Migration:
 
 def _seconds_left(state: State, counts: Counts, running: RunningProcess | None) -> float | None:
     """Return how long the rows that are left take at the present rate; None where no run is at them."""
-    left = counts.rows - counts.done - counts.dead_letters
+    left = counts.rows - counts.unembedded - counts.done - counts.dead_letters
     if running is None or not running.rows_per_s or state is not State.BACKFILLING:
         return None
     return max(left, 0) / running.rows_per_s

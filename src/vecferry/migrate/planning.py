@@ -45,8 +45,10 @@ def make_plan(
     began = time.perf_counter()
     embedded = embed(counting, rows, outputs)
     seconds = time.perf_counter() - began
-    vector_bytes = table.rows * vector_bytes_each(encoder.dimension)
-    head_bytes = int(mean_head_bytes(embedded) * table.rows)
+    embed_missing = store.traits.embed_missing
+    num_rows = table.rows_to_embed(embed_missing=embed_missing)
+    vector_bytes = num_rows * vector_bytes_each(encoder.dimension)
+    head_bytes = int(mean_head_bytes(embedded) * num_rows)
     looked = look(table, NewSide(encoder.dimension, vector_bytes + head_bytes))
     return Plan(
         target=store.target,
@@ -58,16 +60,16 @@ def make_plan(
         new_fingerprint=encoder.fingerprint,
         vector_bytes_after=vector_bytes,
         head_bytes_after=head_bytes,
-        disk_bytes=disk_bytes(table, encoder.dimension) + head_bytes,
+        disk_bytes=disk_bytes(table, num_rows, encoder.dimension) + head_bytes,
         staging_bytes=vector_bytes + head_bytes,
         sample_rows=len(rows),
         sample_seconds=seconds,
         sample_failures=len(embedded.dead_letters),
-        seconds=seconds / len(rows) * table.rows if rows else 0.0,
-        cost=cost_of(EncodedSample(len(rows), counting.tokens, seconds), table.rows, resources),
+        seconds=seconds / len(rows) * num_rows if rows else 0.0,
+        cost=cost_of(EncodedSample(len(rows), counting.tokens, seconds), num_rows, resources),
         creates=table.creates,
         undo="vecferry migrate abort; it takes all of this away, until the switch and after a rollback",
-        warnings=(*plan_warnings(table), *looked.warnings),
+        warnings=(*plan_warnings(table, embed_missing=embed_missing), *looked.warnings),
         provenance=provenance,
         problems=tuple(Problem(problem.message, problem.hint) for problem in looked.problems),
     )
@@ -122,14 +124,17 @@ def mean_head_bytes(embedded: Embedded) -> float:
     return (SPARSE_ENTRY_BYTES * sparse + COLBERT_NUMBER_BYTES * colbert) / max(len(embedded.vectors), 1)
 
 
-def disk_bytes(table: TableInfo, dimension: int) -> int:
-    """Return what must be free: new vectors, each row written anew with its index entries, indexes on new vectors."""
+def disk_bytes(table: TableInfo, num_rows: int, dimension: int) -> int:
+    """Return what must be free: new vectors, each row written anew with its index entries, indexes on new vectors.
+
+    num_rows: that are to have one.
+    """
     indexes = sum(index.holds_vectors for index in table.vector_indexes)
     filled = (
-        table.rows * vector_bytes_each(dimension)
+        num_rows * vector_bytes_each(dimension)
         + table.row_bytes
         + table.index_bytes  # a row that is written anew is entered again in every index
-        + table.rows * indexes * index_bytes_each(dimension)
+        + num_rows * indexes * index_bytes_each(dimension)
     )
     return int(filled * PAGE_SLACK)
 
@@ -146,15 +151,17 @@ def _dependent_warning(dependent: Dependent) -> str:
     return f"start refuses: {dependent}; to leave it there all the same: {option}"
 
 
-def plan_warnings(table: TableInfo) -> tuple[str, ...]:
+def plan_warnings(table: TableInfo, *, embed_missing: bool) -> tuple[str, ...]:
     """Return what an operator should look at before `start`."""
-    warnings = []
-    if table.null_texts:
-        warnings.append(f"{table.null_texts} rows have no text (NULL) and will be dead letters")
-    if 0 < table.texts_without_vector < table.rows:
+    bare, bare_texts = table.rows_without_vector, table.texts_without_vector
+    dead_letters = table.null_texts - (0 if embed_missing else bare - bare_texts)
+    warnings = [f"{dead_letters} rows have no text (NULL) and will be dead letters"] if dead_letters else []
+    if embed_missing and bare_texts:
+        warnings.append(f"{bare_texts} rows have a text and no vector, and will have a new one (embed_missing)")
+    elif 0 < bare < table.rows:
         warnings.append(
-            f"{table.texts_without_vector} rows have a text and no vector, and will have a new one; if they have none"
-            ' on purpose, let their text be NULL: text = "CASE WHEN deleted_at IS NULL THEN body END" in PostgreSQL'
+            f"{bare} rows have no vector and are left without one; if they are to have one: --embed-missing,"
+            " or [store] embed_missing = true"
         )
     warnings += [_dependent_warning(each) for each in table.dependents]
     if table.views:

@@ -61,6 +61,7 @@ def preflight(
     """
     warnings: list[str] = []
     checks: tuple[Callable[[], object], ...] = (
+        partial(_require_vectors, store, table),
         partial(store.check_new_side, side.dimension, options.outputs),
         lambda: known_old_fingerprint(store, options, recorded_fingerprint(store, table), old),
         partial(require_writable, options.staging),
@@ -77,6 +78,13 @@ def _problem(check: Callable[[], object]) -> VecferryError | None:
     except (MissingExtra, SettingsError, SpaceMismatch, StagingUnusable, StoreSchemaError) as exc:
         return exc
     return None
+
+
+def _require_vectors(store: Store, table: TableInfo) -> None:
+    """Raise StoreSchemaError where no row has a vector, so that none would be given a new one."""
+    if table.rows and not table.rows_to_embed(embed_missing=store.traits.embed_missing):
+        remedy = "To have all rows embedded: --embed-missing, or [store] embed_missing = true."
+        raise StoreSchemaError(f"no row of {store.target} has a vector, and rows without one are left so", remedy)
 
 
 def _require_room(options: MigrationOptions, staged_bytes: int) -> None:

@@ -118,6 +118,7 @@ def _create(store: Store, new: TextEncoder, options: MigrationOptions, beginning
         uid=uuid.uuid4().hex[:12],
         model=options.new_name,
         old_model=options.old_name,
+        embed_missing=store.traits.embed_missing,
     )
     with store.transaction():
         ledger.serve(target, serving)

@@ -15,12 +15,10 @@ from vecferry.migrate.pace import Pace
 from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.migrate.throttle import Throttle
-from vecferry.stores.ledger import MigrationRecord
+from vecferry.stores.ledger import BEFORE_CAPTURE, MigrationRecord
 from vecferry.stores.protocol import Store
 from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import BOTH_SIDES, Patience, Side
-
-BEFORE_CAPTURE = (State.PLANNED, State.PREPARED)
 
 
 class Counter:
@@ -28,18 +26,28 @@ class Counter:
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
-        self._done = self._total = 0
+        self._done = self._total = self._shown = 0
 
     def begin(self, store: Store) -> None:
         if self._progress is not None:
             counts = store.counts()
-            self._done, self._total = counts.done, counts.rows
-            self._progress(self._done, self._total)
+            self._done, self._total = counts.done, counts.rows - counts.unembedded
+            self._shown = 0
+            self._show(self._done)
 
     def add(self, rows: int) -> None:
+        """Count rows that are written."""
+        self._done = min(self._done + rows, self._total)
+        self._show(self._done)
+
+    def show_encoded(self, rows: int) -> None:
+        """Show rows as done that are encoded, and will be written; they are counted once they are."""
+        self._show(min(self._done + rows, self._total))
+
+    def _show(self, done: int) -> None:
         if self._progress is not None:
-            self._done = min(self._done + rows, self._total)
-            self._progress(self._done, self._total)
+            self._shown = max(self._shown, done)
+            self._progress(self._shown, self._total)
 
 
 @dataclass
@@ -56,6 +64,9 @@ class Runner:
     pace: Pace
     patience: Patience
     wait_for_writers_s: float
+
+    def __post_init__(self) -> None:
+        self._encoded = 0
 
     @property
     def _ledger(self) -> Ledger:
@@ -135,8 +146,16 @@ class Runner:
                     self.throttle.acquire(len(embedded.vectors))
                     self.applier.keep(Side.NEW, embedded, closes=staged.number)
                     self.pace.add(len(embedded.vectors))
+                    self.note_encoded(0)
         self.applier.sweep()
         self.throttle.move(State.INDEXING)
+
+    def note_encoded(self, rows: int) -> None:
+        """Let everybody see how far the range is that comes next."""
+        if rows != self._encoded:
+            self._encoded = rows
+            self.counter.show_encoded(rows)
+            self._ledger.note_encoded(self.store.target, rows)
 
     def _index(self) -> None:
         self.applier.catch_up_once(BOTH_SIDES)  # each row is written once less with an index there

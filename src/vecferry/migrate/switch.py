@@ -14,7 +14,7 @@ from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import CutoverReport, RollbackReport
 from vecferry.stores.ledger import FIRST_EPOCH, DeadLetter, MigrationRecord, Serving, was_switched
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Held, NewVector, Patience, Row, Side, shown
+from vecferry.stores.values import NO_TEXT_DIGEST, Held, NewVector, Patience, Row, Side, shown
 
 T = TypeVar("T")
 MAX_GAP_S = 0.05
@@ -71,6 +71,8 @@ class Switch:
         held = self._when_current(Side.OLD, states, self._to_old, accept_outdated=accept_outdated)
         serving, outdated = held.result
         dead_letters = self._ledger.count_dead_letters(self.record, Side.OLD)
+        if self.store.traits.rows_outlive_vectors:
+            dead_letters -= outdated  # which are marked so, and can be embedded
         restored = self._restore_constraints(required=self.record.spec.old_not_null)
         return RollbackReport(
             self.store.target, serving, outdated, dead_letters, restored, self._tries, held.pause_s, State.SERVING_OLD
@@ -129,12 +131,22 @@ class Switch:
         changes = self.store.captured(self.store.backlog(Side.OLD), {Side.OLD})
         keys = list(dict.fromkeys(change.key for change in changes))
         if self.store.traits.rows_outlive_vectors:
-            return len(self.store.outdated(Side.OLD, keys))
+            rows = self.store.outdated(Side.OLD, keys)
+            self._mark_untried(rows)
+            return len(rows)
         self.store.apply_deletes(keys)
         rows = self.store.outdated(Side.OLD, keys)
         self._set_aside(rows)
         self.store.acknowledge(changes)
         return len(rows)
+
+    def _mark_untried(self, rows: Sequence[Row]) -> None:
+        """Note that these lack an old vector for want of a model, or they would be taken to have none on purpose.
+
+        As dead letters of no text, so that a run with the old model tries them.
+        """
+        dead_letters = [DeadLetter(row.key, WITHOUT_OLD_MODEL, NO_TEXT_DIGEST, Side.OLD) for row in rows]
+        self._ledger.add_dead_letters(self.record, dead_letters)
 
     def _set_aside(self, rows: Sequence[Row]) -> None:
         """Leave these on the new side alone, as dead letters of the old, where another text or no row would be theirs.

@@ -182,7 +182,7 @@ class Status(Value):
 
     paused: why, while it is. serving is None before `start`. first_dead_letters: ten at most. running: the process
     that has the lease, None where none has. seconds_left: of the backfill at its present rate, None where that is not
-    known. new_model, old_model: names, empty where nobody has said them.
+    known. new_model, old_model: names, empty where nobody has said them. unembedded: rows that take no vector.
     """
 
     target: str
@@ -208,6 +208,7 @@ class Status(Value):
     seconds_left: float | None = None
     new_model: str = ""
     old_model: str = ""
+    unembedded: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"first_dead_letters": [each.to_dict() for each in self.first_dead_letters]}

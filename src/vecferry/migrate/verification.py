@@ -72,7 +72,7 @@ class Verification:
         dead_letters = self.store.ledger.count_dead_letters(self.record, Side.NEW)
         cosines = recomputed_cosines(self.store, self.new, sample)
         recall = index_recall(self.store, spec.fingerprint)
-        comparable = compared.rows - compared.without_vector.count - compared.outdated.count
+        comparable = compared.rows - compared.unembedded - compared.without_vector.count - compared.outdated.count
         checks = (
             *structural_checks(compared, dead_letters, spec.dimension, unit=self.new.space.normalize),
             recomputation_check(cosines, expected=-(-min(sample, comparable) // 2)),  # rows may be written meanwhile
@@ -179,8 +179,9 @@ def _finding(keys: Sequence[Key]) -> Finding:
 
 def structural_checks(examination: Examination, dead_letters: int, dimension: int, *, unit: bool) -> tuple[Check, ...]:
     """Return the checks of all rows. dead_letters: in the ledger; every row without a vector must have one."""
-    without, missing = examination.without_vector, examination.missing_indexes
-    with_vector = examination.rows - without.count - examination.outdated.count
+    without, missing, unembedded = examination.without_vector, examination.missing_indexes, examination.unembedded
+    with_vector = examination.rows - unembedded - without.count - examination.outdated.count
+    on_purpose = f", {unembedded} without one on purpose" if unembedded else ""
     norm = "farther than 0.001 from length 1"
     return (
         _check("text unchanged", examination.outdated, "without a vector of their present text"),
@@ -188,7 +189,7 @@ def structural_checks(examination: Examination, dead_letters: int, dimension: in
         Check(
             "every row has a vector",
             without.count <= dead_letters,
-            f"{with_vector} of {examination.rows} rows, {dead_letters} dead letters{_named(without)}",
+            f"{with_vector} of {examination.rows} rows{on_purpose}, {dead_letters} dead letters{_named(without)}",
             shown(without.keys[:10]),
         ),
         _check("dimension", examination.wrong_dimension, f"without {dimension} numbers"),

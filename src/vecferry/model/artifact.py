@@ -37,6 +37,8 @@ from vecferry.model.prompts import Role
 from vecferry.model.spec import EncoderSpec, Pooling, Size
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
+HIDDEN = "hidden"
+"""The last hidden states, a value inside of the graph."""
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 RECORDED = {MODEL, DATA, TOKENIZER}
 """The files of which a manifest has the digests."""

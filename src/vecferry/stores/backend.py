@@ -102,7 +102,10 @@ class Backend(Protocol):
         """Return those that are there, in any order, as last written by anybody. Any number of ids."""
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
-        """Insert or replace, each point as a whole. Any number; ids are distinct. Every vector is there."""
+        """Insert or replace, each point as a whole. Any number; ids are distinct.
+
+        Every vector is there, unless points may be without one (`OptionalVectors`).
+        """
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         """Delete points. Ids that are not there are no error. Any number."""
@@ -131,6 +134,9 @@ class Aliased(Protocol):
     def point_alias(self, alias: str, collection: str) -> None:
         """Point the alias at the collection, in one step. Repeating is safe."""
 
+    def drop_alias(self, alias: str) -> None:
+        """Drop an alias, and nothing else. Repeating is safe. `drop` drops those of its collection."""
+
 
 @runtime_checkable
 class SelfEmbedding(Protocol):
@@ -138,6 +144,16 @@ class SelfEmbedding(Protocol):
 
     def embedding_notice(self, collection: str) -> str | None:
         """Say which model embeds an application's query texts, and what is to be done about it; None if none does."""
+
+
+@runtime_checkable
+class OptionalVectors(Protocol):
+    """A backend in which a point may be without a vector, in collections that allow it."""
+
+    def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
+        """Return those of these ids whose point is there and has none. Any number."""
+
+    def count_without_vector(self, collection: str) -> int: ...
 
 
 @runtime_checkable

@@ -87,7 +87,7 @@ def _translated() -> Iterator[None]:
 
 
 class LanceBackend:
-    """`backend.Backend` and `backend.Renamable` over the tables of one folder. Keys are strings or integers."""
+    """`Backend`, `Renamable` and `OptionalVectors` over the tables of one folder. Keys are strings or integers."""
 
     kind = "lancedb"
     outputs = Outputs.DENSE | Outputs.COLBERT
@@ -234,6 +234,22 @@ class LanceBackend:
             self._write(collection, methodcaller("delete", condition))
 
     @_translated()
+    def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
+        table, key = self._table(collection), self._fields.key
+        if not table.schema.field(self._fields.vector).nullable:
+            return set()
+        conditions = (f"{self._is_null} AND {condition}" for condition in self._filters(table.schema, ids))
+        return {str(found) for where in conditions for found in self._read(table, where, [key])[key].to_pylist()}
+
+    @_translated()
+    def count_without_vector(self, collection: str) -> int:
+        return self._table(collection).count_rows(self._is_null)
+
+    @property
+    def _is_null(self) -> str:
+        return f"`{self._fields.vector}` IS NULL"
+
+    @_translated()
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         """Score by the cosine; by an index with another metric, only that of unit vectors."""
         table = self._table(collection)
@@ -247,9 +263,10 @@ class LanceBackend:
         own = {self._fields.key, self._fields.text, self._fields.vector, self._colbert}
         if strange := {name for point in points for name in point.payload} - (set(schema.names) - own):
             raise StoreSchemaError(f"{collection} has no payload column {sorted(strange)}", "Add it to the table.")
-        size = schema.field(self._fields.vector).type.list_size
-        vectors = [point.vectors for point in points if point.vectors is not None]
-        if len(vectors) < len(points) or any(each.dense.shape != (size,) for each in vectors):
+        column = schema.field(self._fields.vector)
+        size, vectors = column.type.list_size, [point.vectors for point in points if point.vectors is not None]
+        lacking = len(vectors) < len(points) and not column.nullable
+        if lacking or any(each.dense.shape != (size,) for each in vectors):
             raise StoreSchemaError(f"{collection} has vectors of {size} numbers", "Every point needs such a vector.")
         if not all(np.isfinite(each.dense).all() for each in vectors):
             raise StoreSchemaError(f"{collection} takes finite numbers only", "Make the vectors anew.")
@@ -263,8 +280,11 @@ class LanceBackend:
         if field.name == self._fields.text:
             return pa.array([point.text for point in points], field.type)
         if field.name == self._fields.vector:
-            numbers = np.concatenate([point.vectors.dense for point in points if point.vectors is not None])
-            return pa.FixedSizeListArray.from_arrays(pa.array(numbers).cast(field.type.value_type), type=field.type)
+            nothing = np.zeros(field.type.list_size, np.float32)
+            bare = pa.array([point.vectors is None for point in points])
+            numbers = np.concatenate([nothing if p.vectors is None else p.vectors.dense for p in points])
+            values = pa.array(numbers).cast(field.type.value_type)
+            return pa.FixedSizeListArray.from_arrays(values, type=field.type, mask=bare)
         if field.name == self._colbert:
             colberts = [None if point.vectors is None else point.vectors.colbert for point in points]
             halfvecs = [None if each is None else list(each.astype(np.float16)) for each in colberts]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vecferry.stores.values import Key, KeyRange
 
 
+BEFORE_CAPTURE = ("planned", "prepared")
+"""States in which writes are not captured yet."""
 FIRST_EPOCH = 1
 """Of a collection that was never switched."""
 
@@ -30,7 +32,7 @@ class MigrationSpec:
     epoch: the serving epoch at the beginning; a later one means that it was switched at least once.
     outputs: the heads of the new side, by name, "dense" first. The locators are those of `Serving`.
     uid: tells this migration from any other, of other databases too. model, old_model: their names, for people;
-    empty where nobody has said them.
+    empty where nobody has said them. embed_missing: as in `StoreTraits`.
     """
 
     target: str
@@ -47,6 +49,7 @@ class MigrationSpec:
     uid: str = ""
     model: str = ""
     old_model: str = ""
+    embed_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,16 @@ class Lease:
 
 @dataclass(frozen=True)
 class RunningProcess:
-    """The process that has the lease. since: ISO 8601, UTC. rows_per_s: of late; None where it has not said so."""
+    """The process that has the lease. since: ISO 8601, UTC. rows_per_s: of late; None where it has not said so.
+
+    rows_encoded: that wait to be written.
+    """
 
     host: str
     pid: int
     since: str
     rows_per_s: float | None = None
+    rows_encoded: int = 0
 
 
 def was_switched(ledger: Ledger, record: MigrationRecord) -> bool:

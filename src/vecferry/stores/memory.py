@@ -32,7 +32,7 @@ class _Held:
 
 
 class MemoryBackend:
-    """`backend.Backend` and `backend.Aliased`. What goes in or out is copied; an alias may stand for its collection."""
+    """`Backend`, `Aliased` and `OptionalVectors`. What goes in or out is copied; an alias may be a collection."""
 
     kind = "memory"
     text_field = "text"
@@ -102,6 +102,12 @@ class MemoryBackend:
             for i in ids:
                 self._collection(collection).points.pop(i, None)
 
+    def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
+        return {point.id for point in self.get(collection, ids, vectors=True) if point.vectors is None}
+
+    def count_without_vector(self, collection: str) -> int:
+        return len(self.without_vector(collection, list(self.ids(collection))))
+
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         with self._held.lock:
             points = self._collection(collection).points
@@ -127,6 +133,10 @@ class MemoryBackend:
             if not self.is_alias(alias):
                 self._refuse_taken(alias)
             self._held.aliases[alias] = self.resolve(collection)
+
+    def drop_alias(self, alias: str) -> None:
+        with self._held.lock:
+            self._held.aliases.pop(alias, None)
 
     def _collection(self, name: str) -> _Collection:
         try:

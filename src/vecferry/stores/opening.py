@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vecferry.errors import InvalidStoreUrl, SettingsError, VecferryError
 from vecferry.stores.backend import ANYONE, Backend, Fields, ServerAccess
 from vecferry.stores.protocol import Store
-from vecferry.stores.text_source import TextSource, text_source
+from vecferry.stores.text_source import TextSource, framework_source, text_source
 
 POSTGRES = ("postgresql", "postgres")
 MadeFunction = Callable[[], Any]
@@ -26,15 +27,16 @@ def open_store(
     key: str,
     control: Path,
     source: str | None = None,
+    embed_missing: bool = False,
     access: ServerAccess = ANYONE,
     embedding_function: MadeFunction | None = None,
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
-    text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template too, or "llama-index"
+    text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template, or what a framework embeds
     (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger, for all but
     PostgreSQL, which keeps it itself. source: a view or query of PostgreSQL that has the key, and `text` as a column.
-    access: PostgreSQL has it in the URL, and takes none of it.
+    embed_missing: as in `StoreTraits`. access: PostgreSQL has it in the URL, and takes none of it.
     embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
     Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
@@ -42,12 +44,15 @@ def open_store(
     if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
-        return PgVectorStore.connect(url, collection, text, vector, source)
+        return PgVectorStore.connect(url, collection, text, vector, source, embed_missing=embed_missing)
     if source is not None:
         raise SettingsError("[store] source", source, "none; only PostgreSQL takes a view or query")
-    told = text_source(text)
+    framework = framework_source(text, _kind(url))
+    told = framework or text_source(text)
     backend = open_backend(url, Fields(key, told.field, vector), access, embedding_function)
-    return _mirrored(backend, collection, control, told)
+    if framework is not None:
+        _require_text(backend, collection, text)
+    return _mirrored(backend, collection, control, told, embed_missing=embed_missing)
 
 
 def _refuse_what_is_chromas(url: str, access: ServerAccess, embedding_function: MadeFunction | None) -> None:
@@ -85,14 +90,25 @@ def open_backend(
     return opener(url, fields, access)
 
 
-def _mirrored(backend: Backend, collection: str, control: Path, source: TextSource) -> Store:
+def _require_text(backend: Backend, collection: str, framework: str) -> None:
+    """Raise StoreSchemaError if the first point has no text where the framework keeps it; close the backend then."""
+    try:
+        points = backend.get(collection, [*islice(backend.ids(collection), 1)])
+        if points and points[0].text is None:
+            framework_source(framework, backend.kind, points[0].payload)
+    except VecferryError:
+        backend.close()
+        raise
+
+
+def _mirrored(backend: Backend, collection: str, control: Path, source: TextSource, *, embed_missing: bool) -> Store:
     """Open the ledger beside the backend. A plain field is where the backend has its texts."""
     from vecferry.stores.mirror import MirrorStore
     from vecferry.stores.sqlite import SqliteLedger
 
     try:
         own = source.at(backend.text_field)
-        return MirrorStore(backend, collection, SqliteLedger.open(control), own)
+        return MirrorStore(backend, collection, SqliteLedger.open(control), own, embed_missing=embed_missing)
     except VecferryError:
         backend.close()
         raise

@@ -28,7 +28,7 @@ from vecferry.stores.ledger import (
     RunningProcess,
     Serving,
 )
-from vecferry.stores.values import Key, KeyRange, Side
+from vecferry.stores.values import NO_TEXT_DIGEST, Key, KeyRange, Side
 
 TABLES = (
     """
@@ -104,6 +104,7 @@ TABLES = (
         expires_at timestamptz NOT NULL,  -- 1970 where it was given back; the row stays, so that no token comes twice
         since timestamptz NOT NULL,
         rows_per_s double precision,  -- of late, as its holder says; NULL where it has not said so
+        rows_encoded integer NOT NULL DEFAULT 0,  -- that its holder has not written yet
         -- makes the token part of a key, so that a takeover waits for FOR KEY SHARE and a renewal does not
         UNIQUE (target, token)
     )
@@ -307,6 +308,15 @@ class Ledger(ABC):
                 [record.id, side.value, [key_text(key) for key in keys]],
             )
 
+    def reopen_dead_letters(self, record: MigrationRecord, side: Side, keys: Sequence[Key]) -> None:
+        """Let these be tried again: they stay, and are of no present text any more."""
+        if keys:
+            self._db.execute(
+                "UPDATE vecferry.dead_letters SET text_sha256 = %s WHERE migration_id = %s AND side = %s"
+                " AND key = ANY(%s)",
+                [NO_TEXT_DIGEST, record.id, side.value, [key_text(key) for key in keys]],
+            )
+
     def dead_letters(self, record: MigrationRecord, limit: int, side: Side | None = None) -> list[DeadLetter]:
         """Return the oldest; of one side, or of both."""
         rows = self._db.rows(
@@ -385,7 +395,7 @@ class Ledger(ABC):
             " VALUES (%s, %s, %s, to_timestamp(date_part('epoch', clock_timestamp()) + %s), clock_timestamp())"
             " ON CONFLICT (target) DO UPDATE"
             " SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,"
-            " since = excluded.since, rows_per_s = NULL"
+            " since = excluded.since, rows_per_s = NULL, rows_encoded = 0"
             " WHERE held.token = excluded.token - 1 AND (held.expires_at <= clock_timestamp() OR %s)",
             [lease.target, lease.holder, lease.token, seconds, from_the_gone],
         )
@@ -398,20 +408,27 @@ class Ledger(ABC):
     def running(self, target: str) -> RunningProcess | None:
         """Return who has the lease and is not known to be gone; None if nobody has."""
         rows = self._db.rows(
-            "SELECT holder, date_part('epoch', since), rows_per_s FROM vecferry.leases"
+            "SELECT holder, date_part('epoch', since), rows_per_s, rows_encoded FROM vecferry.leases"
             " WHERE target = %s AND expires_at > clock_timestamp()",
             [target],
         )
         if not rows or is_gone(holder := rows[0][0]):
             return None
         pid, host = process_of(holder)
-        return RunningProcess(host, pid, _as_iso(rows[0][1]), rows[0][2])
+        return RunningProcess(host, pid, _as_iso(rows[0][1]), rows[0][2], rows[0][3])
 
     def note_rate(self, target: str, rows_per_s: float) -> None:
         """Leave the rate of this process beside its lease; to be called outside of transactions, or renewals wait."""
         self._db.execute(
             "UPDATE vecferry.leases SET rows_per_s = %s WHERE target = %s AND holder = %s",
             [rows_per_s, target, process_mark()],
+        )
+
+    def note_encoded(self, target: str, rows: int) -> None:
+        """Leave beside its lease how many rows this process has encoded and not written; called as `note_rate` is."""
+        self._db.execute(
+            "UPDATE vecferry.leases SET rows_encoded = %s WHERE target = %s AND holder = %s",
+            [rows, target, process_mark()],
         )
 
     def renew(self, lease: Lease, seconds: float) -> None:

@@ -3,6 +3,8 @@ r"""Which text of a row is embedded: a field, a template over several, or a rend
     body                       the field alone
     {title}\n{body}            a template; {metadata.title} goes into nested values, {{ and }} are braces
     llama-index                metadata before the text, by the templates that LlamaIndex stores in each node
+    langchain                  the field that LangChain keeps the text in, in that store
+    haystack(title, author)    the same of Haystack, after the values of `meta_fields_to_embed`
     title || E'\n' || body     in PostgreSQL, an expression of SQL
 
 A text source is a pure function of the row's fields, so that it means the same to every store, and before a migration
@@ -12,17 +14,31 @@ can be tried on a sample (`migrate/provenance`).
 from __future__ import annotations
 
 import json
+import re
 import string
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from vecferry.errors import SettingsError, StoreSchemaError
 
 Fields = Mapping[str, Any]
-LLAMA_INDEX = "llama-index"
+LLAMA_INDEX, LANGCHAIN, HAYSTACK = "llama-index", "langchain", "haystack"
 NODE = "_node_content"
 """Where LlamaIndex keeps a node as JSON, in the metadata of every store."""
+
+FRAMEWORK_FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    LANGCHAIN: {
+        "postgresql": ("document", "content"),  # PGVector, PGVectorStore
+        "qdrant": ("page_content",),
+        "chroma": ("document",),
+        "milvus": ("text",),
+        "lancedb": ("text",),
+    },
+    HAYSTACK: {"postgresql": ("content",), "qdrant": ("content",), "chroma": ("document",)},
+}
+"""Where a framework keeps the text, by the kind of store; the first that is there counts."""
+HAYSTACK_FORM = re.compile(r'haystack(?:\(([^()"=]*?)(?:,\s*separator\s*=\s*("(?:[^"\\]|\\.)*"))?\s*\))?')
 
 
 class TextSource(Protocol):
@@ -153,6 +169,44 @@ class LlamaIndexText:
 
 
 @dataclass(frozen=True)
+class HaystackText:
+    """What Haystack's embedders embed of a document: values of its metadata, and its content, joined.
+
+    meta_fields: `meta_fields_to_embed`. text: the field with the content; meta: the one with the metadata, which in
+    Chroma stand beside the content.
+    """
+
+    meta_fields: tuple[str, ...]
+    separator: str = "\n"
+    text: str = "content"
+    meta: str = "meta"
+
+    @property
+    def name(self) -> str:
+        separator = "" if self.separator == "\n" else f", separator={json.dumps(self.separator, ensure_ascii=False)}"
+        return f"{HAYSTACK}({', '.join(self.meta_fields)}{separator})"
+
+    @property
+    def field(self) -> str:
+        return self.text
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.text, self.meta)
+
+    def at(self, text_field: str) -> TextSource:
+        return replace(self, text=text_field)
+
+    def render(self, fields: Fields) -> str | None:
+        content, meta = as_text(fields.get(self.text)), fields.get(self.meta)
+        if isinstance(meta, str):
+            meta = _parsed(meta)
+        values: Fields = meta if isinstance(meta, Mapping) else fields
+        before = [str(values[name]) for name in self.meta_fields if values.get(name) is not None]
+        return None if content is None else self.separator.join([*before, content])
+
+
+@dataclass(frozen=True)
 class SqlText:
     """An expression of SQL, which PostgreSQL computes. columns: of the table, that it reads.
 
@@ -186,6 +240,39 @@ def text_source(name: str) -> TextSource:
     if name == LLAMA_INDEX:
         return LlamaIndexText()
     return TemplateText(name) if "{" in name or "}" in name else FieldText(name)
+
+
+def framework_source(name: str, kind: str, present: Collection[str] | None = None) -> TextSource | None:
+    """Return what a framework embeds by default in a store of that kind; None where the name is no framework's.
+
+    present: the fields that there are, where that is known. Raises SettingsError for a kind whose layout is not known,
+    StoreSchemaError where the text is in none of the fields.
+    """
+    framework = name.partition("(")[0]
+    if framework not in FRAMEWORK_FIELDS:
+        return None
+    form = HAYSTACK_FORM.fullmatch(name)
+    if form is None and name != LANGCHAIN:
+        raise SettingsError("text", name, 'langchain, haystack, or haystack(title, author, separator=" | ")')
+    field = _framework_field(framework, kind, present)
+    meta = tuple(filter(None, (part.strip() for part in (form[1] or "").split(",")))) if form else ()
+    if form is None or not meta:
+        return FieldText(field)
+    return HaystackText(meta, json.loads(form[2]) if form[2] else "\n", field)
+
+
+def _framework_field(framework: str, kind: str, present: Collection[str] | None) -> str:
+    by_kind = FRAMEWORK_FIELDS[framework]
+    if kind not in by_kind:
+        raise SettingsError("text", framework, f"the name of the field; {framework} is known in {', '.join(by_kind)}")
+    candidates = by_kind[kind]
+    field = candidates[0] if present is None else next((each for each in candidates if each in present), None)
+    if field is None:
+        what = (
+            f"{framework} keeps the text in {' or '.join(candidates)}, and there is {', '.join(sorted(present or ()))}"
+        )
+        raise StoreSchemaError(what, "Name the field that holds the text.")
+    return field
 
 
 def value_at(fields: Fields, path: str) -> Any:

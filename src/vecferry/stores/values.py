@@ -41,12 +41,13 @@ class StoreTraits:
 
     source: where in a row the text is, a column or a field, or how it is made of several. outputs: the heads that
     the store can hold. rows_outlive_vectors: whether a row without a new vector stays in the collection when the old
-    side is dropped.
+    side is dropped. embed_missing: whether a row without a vector is given one; otherwise it has none on either side.
     """
 
     source: TextSource
     outputs: Outputs
     rows_outlive_vectors: bool
+    embed_missing: bool = False
 
     @property
     def text_source(self) -> str:
@@ -58,12 +59,14 @@ class StoreTraits:
 class Row:
     """A row as it was read; text is None where the store holds none.
 
-    source: what the text was rendered from, where the store cannot render it; the digest is of that.
+    source: what the text was rendered from, where the store cannot render it; the digest is of that. takes_vector:
+    false where it has no vector on the side that serves, on purpose, and so is to have none on the other.
     """
 
     key: Key
     text: str | None
     source: str | None = None
+    takes_vector: bool = True
 
     @property
     def digest(self) -> bytes:
@@ -106,7 +109,7 @@ EVERYTHING = KeyRange()
 
 @dataclass(frozen=True, eq=False)
 class NewVector:
-    """What is to be written for a row; no vectors for a dead letter.
+    """What is to be written for a row; no vectors for a dead letter, and for a row that takes none.
 
     digest: of the text that they were made from; the row is left alone if its text is another by now.
     vectors: with the outputs that the migration was begun with.
@@ -165,8 +168,8 @@ class TableInfo(Value):
     views and triggers: what an operator should look at; views stay bound to the old vectors, and
     the triggers fire for each row that is written. creates: what `start` will make, by name. undo:
     how that is taken away again. dependents: what stands on the vectors; one that is not carried stops `start`, unless
-    it is accepted by name. notices: what else an operator should know. texts_without_vector: rows with a text that
-    have no vector now. Bytes are 0 where the store does not say them.
+    it is accepted by name. notices: what else an operator should know. rows_without_vector: that have none now;
+    texts_without_vector: those of them that have a text. Bytes are 0 where the store does not say them.
     """
 
     rows: int
@@ -185,16 +188,22 @@ class TableInfo(Value):
     creates: tuple[str, ...] = ()
     dependents: tuple[Dependent, ...] = ()
     notices: tuple[str, ...] = ()
+    rows_without_vector: int = 0
     texts_without_vector: int = 0
+
+    def rows_to_embed(self, *, embed_missing: bool) -> int:
+        """Return how many rows are to have a new vector."""
+        return self.rows if embed_missing else self.rows - self.rows_without_vector
 
 
 @dataclass(frozen=True)
 class Counts(Value):
-    """rows: all; done: with a new vector; dead_letters: tried, and without one."""
+    """rows: all; done: with a new vector; dead_letters: tried, and without one; unembedded: that take no vector."""
 
     rows: int
     done: int
     dead_letters: int
+    unembedded: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,10 +226,11 @@ class Examination(Value):
 
     outdated: rows whose new side is not of their present text, the untried included; orphaned: new
     vectors without a row; without_vector: tried, and without a vector. off_norm: length farther than
-    1e-3 from 1, zero vectors included.
+    1e-3 from 1, zero vectors included. unembedded: rows that take no vector, which is no defect.
     """
 
     rows: int
+    unembedded: int = 0
     outdated: Finding = NOTHING
     orphaned: Finding = NOTHING
     without_vector: Finding = NOTHING

@@ -8,7 +8,7 @@ imported `onnxruntime` before us (docs/decisions/0004-onnxruntime-telemetry.md).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -75,6 +75,10 @@ class OnnxRuntime:
     @property
     def space(self) -> VectorSpace:
         return self._artifact.manifest.space
+
+    @property
+    def artifact(self) -> Artifact:
+        return self._artifact
 
     def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
         ids, mask = batch.padded(self._pad_id)  # [B, S] each
@@ -175,6 +179,14 @@ def _options(threads: int, device: Device, *, low_memory: bool) -> onnxruntime.S
     else:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def graph_in_memory(model: bytes, folder: Path, output: str) -> Callable[[Feed], np.ndarray]:
+    """Return a function that runs a graph on the CPU, and returns that output. folder: where its weights lie."""
+    options = _options(available_cpus(), "cpu", low_memory=False)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS["cpu"][0]])
+    return lambda feed: np.asarray(session.run([output], feed, _run_options(low_memory=False))[0])
 
 
 def _run_options(*, low_memory: bool) -> onnxruntime.RunOptions:

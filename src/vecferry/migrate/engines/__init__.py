@@ -16,6 +16,8 @@ from pydantic import Field
 from vecferry.migrate.embed import Embedded
 from vecferry.options import Checked, Count, From0, Help, Seconds
 from vecferry.stores.ledger import RangeRecord
+from vecferry.stores.protocol import Store
+from vecferry.stores.values import KeyRange, Row, Side
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,11 @@ class Engine(Protocol):
 
         A range that is staged already is not done again. To be closed, if it is not taken to its end.
         """
+
+
+def rows_to_embed(store: Store, keys: KeyRange, limit: int) -> list[Row]:
+    """Return the rows of a range that are to be embedded; those that are to lose their vector are left to a sweep."""
+    return [row for row in store.outdated(Side.NEW, keys, limit) if row.takes_vector]
 
 
 def range_name(uid: str, number: int) -> str:

@@ -19,7 +19,7 @@ from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.encoder import Role, TextEncoder, chunks
 from vecferry.encode.export import as_npz, load_npz
 from vecferry.errors import InvalidText
-from vecferry.migrate.engines import RaySettings, StagedRange, range_name
+from vecferry.migrate.engines import RaySettings, StagedRange, range_name, rows_to_embed
 from vecferry.migrate.engines.model_distribution import ArtifactRef
 from vecferry.migrate.engines.pipeline import Queue, Stage, run_pipeline
 from vecferry.migrate.engines.ray.pool import Pool
@@ -28,7 +28,6 @@ from vecferry.migrate.staging import Staging
 from vecferry.model.texts import require_texts
 from vecferry.stores.ledger import RangeRecord
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Side
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class RayEngine:
         """
         coming, depends_on = set[bytes](), dict[int, set[bytes]]()
         for each in ranges:
-            name, rows = range_name(self.uid, each.number), store.outdated(Side.NEW, each.keys, self.rows_per_range)
+            name, rows = range_name(self.uid, each.number), rows_to_embed(store, each.keys, self.rows_per_range)
             if self.staging.holds(name, rows):
                 yield each.number
                 continue

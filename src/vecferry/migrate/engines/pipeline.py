@@ -15,11 +15,19 @@ class Cancelled(Exception):
     """Nobody takes from the queue any more."""
 
 
-class Queue(Generic[T]):
-    """A bounded queue between two threads that either of them can end. Iterating takes what is in it, to its end."""
+def tell_nobody(number: int) -> None:
+    """Do nothing; for a `Queue` without `tell`."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+
+class Queue(Generic[T]):
+    """A bounded queue between two threads that either of them can end. Iterating takes what is in it, to its end.
+
+    tell: called by the thread that iterates, while it waits, with the number that was noted last.
+    """
+
+    def __init__(self, size: int, tell: Callable[[int], None] = tell_nobody) -> None:
+        self._size, self._tell = size, tell
+        self._noted: int | None = None
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._ended = self._abandoned = False
@@ -33,6 +41,12 @@ class Queue(Generic[T]):
             self._items.append(item)
             self._changed.notify_all()
 
+    def note(self, number: int) -> None:
+        """Let `tell` be called with it, if the reader waits for the next item."""
+        with self._changed:
+            self._noted = number
+            self._changed.notify_all()
+
     def raise_if_cancelled(self) -> None:
         """Raise Cancelled once the reader is done."""
         if self._abandoned:
@@ -41,12 +55,18 @@ class Queue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._abandoned or self._ended or self._items)
-                if self._abandoned or not self._items:
+                self._changed.wait_for(self._has_news)
+                noted, self._noted = self._noted, None
+                if self._abandoned or not (self._items or noted is not None):
                     return
-                item = self._items.popleft()
+                items = [self._items.popleft()] if self._items else []
                 self._changed.notify_all()
-            yield item
+            if not items and noted is not None:
+                self._tell(noted)
+            yield from items
+
+    def _has_news(self) -> bool:
+        return bool(self._abandoned or self._ended or self._items or self._noted is not None)
 
     def end(self) -> None:
         """Say that the writer is done."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vecferry.encode.adapted import Adaptation
 from vecferry.encode.encoder import Encoder, TextEncoder
+from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.stores.text_source import (
     FieldText,
     LlamaIndexText,
@@ -18,6 +19,9 @@ from vecferry.stores.text_source import (
     stored_node,
 )
 from vecferry.stores.values import StoredRow
+
+if TYPE_CHECKING:
+    from vecferry.encode.runtime.repooled import OtherPooling
 
 MAX_FIELDS = 12
 PREFIXES = (
@@ -31,6 +35,7 @@ NEARBY = (80, 85, 90, 94, 97, 103, 106, 110, 115, 120)
 NEARER = 8
 """Characters around the best number so far, of which each is tried."""
 TOKENS = (64, 128, 256, 384, 512)
+POOLINGS: Mapping[OtherPooling, str] = {"cls": "CLS", "max": "max"}
 FORMS = (
     "{field}\n{text}", "{text}\n{field}", "# {field}\n\n{text}", "# {field}{text}", "{field}{text}", "{field}: {text}",
     "{field}. {text}", "{field} - {text}", "{name}: {field}\n\n{text}", "{name}: {field}\ntext: {text}",
@@ -43,11 +48,15 @@ LIKELY = ("title", "name", "heading", "header", "subject", "headline", "question
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way in which the vectors may have been made. what: of the text, where it is not the file's."""
+    """A way in which the vectors may have been made. what: of the text, where it is not the file's.
+
+    pooling: None is the old model's own.
+    """
 
     source: TextSource
     adaptation: Adaptation
     what: str = ""
+    pooling: OtherPooling | None = None
 
     def adapted(self, **changes: Any) -> Candidate:
         """With another step between text and vector."""
@@ -64,7 +73,8 @@ class Candidate:
             for name, value in self.adaptation.to_dict().items()
             if value != getattr(as_told.adaptation, name)
         }
-        return " and ".join(filter(None, (self.what, str(Adaptation(**changed)))))
+        pooling = f"{POOLINGS[self.pooling]} pooling" if self.pooling else ""
+        return " and ".join(filter(None, (self.what, pooling, str(Adaptation(**changed)))))
 
 
 def causes_on_top(base: Candidate, rows: Sequence[StoredRow], encoder: TextEncoder) -> Iterator[Candidate]:
@@ -72,10 +82,27 @@ def causes_on_top(base: Candidate, rows: Sequence[StoredRow], encoder: TextEncod
     yield from _paddings(base, rows, encoder.dimension)
     if not any(len(row.vector) == (base.adaptation.dimension or encoder.dimension) for row in rows):
         return  # no text makes a vector longer
+    yield from poolings(base, encoder)
     yield from other_texts(base, rows)
     if isinstance(encoder, Encoder):
         yield from _model_inputs(base, encoder)
         yield from _cuts(base, rows)
+
+
+def poolings(base: Candidate, encoder: TextEncoder) -> Iterator[Candidate]:
+    """Pool otherwise, where the old model's graph computes every token."""
+    runtime = encoder.runtime if isinstance(encoder, Encoder) else None
+    if base.pooling is None and isinstance(runtime, OnnxRuntime) and runtime.space.pooling == "mean":
+        yield from (replace(base, pooling=pooling) for pooling in POOLINGS)
+
+
+def repooled(encoder: TextEncoder, pooling: OtherPooling) -> Encoder:
+    """Return the model of `poolings`, with that pooling."""
+    from vecferry.encode.runtime.repooled import RepooledRuntime  # which needs onnx
+
+    assert isinstance(encoder, Encoder), "a model in this process"
+    assert isinstance(encoder.runtime, OnnxRuntime), "with a graph"
+    return Encoder(encoder.tokenizer, RepooledRuntime(encoder.runtime.artifact, pooling), encoder.limits)
 
 
 def other_texts(base: Candidate, rows: Sequence[StoredRow]) -> Iterator[Candidate]:

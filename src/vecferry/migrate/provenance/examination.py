@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import LazyEncoder
 from vecferry.migrate.embed import embed
 from vecferry.migrate.provenance import text
-from vecferry.migrate.provenance.candidates import Candidate, causes_on_top, other_texts
+from vecferry.migrate.provenance.candidates import Candidate, causes_on_top, other_texts, poolings, repooled
 from vecferry.migrate.provenance.values import Making, Provenance, Verdict
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource
@@ -81,7 +82,7 @@ class _Examination:
     """One sample and one model. as_told: how the vectors were made, by the file; rows that it cannot encode go."""
 
     def __init__(self, encoder: TextEncoder, rows: Sequence[StoredRow], as_told: Candidate) -> None:
-        self._encoder, self._as_told = encoder, as_told
+        self._encoder, self._as_told, self._repooled = encoder, as_told, dict[str, TextEncoder]()
         cosines = self._cosines_or_nan(as_told, rows)
         self._rows = [row for row, cosine in zip(rows, cosines, strict=True) if np.isfinite(cosine)]
         self._cosines_as_told = cosines[np.isfinite(cosines)]
@@ -111,7 +112,7 @@ class _Examination:
         if measured.matching >= CONFIRMED and float(np.median(explained)) < EXACT:
             return replace(measured, message=text.confirmed(measured))
         if share >= CONFIRMED:
-            making = Making(explanation.source.name, explanation.adaptation)
+            making = Making(explanation.source.name, explanation.adaptation, explanation.pooling)
             measured = replace(measured, verdict=Verdict.EXPLAINED, making=making, explained=share)
             return replace(measured, message=text.explained(measured, explanation.causes(as_told)))
         if measured.matching >= 1 - CONFIRMED:
@@ -127,12 +128,19 @@ class _Examination:
     def _cosines_or_nan(self, candidate: Candidate, rows: Sequence[StoredRow]) -> Float32:
         """Return these, not a number where there is no text or it cannot be encoded; 0 where the lengths differ."""
         texts = [Row((str(i),), candidate.source.render(row.fields) or None) for i, row in enumerate(rows)]
-        made = embed(adapted(self._encoder, candidate.adaptation), texts).vectors
+        made = embed(adapted(self._encoder_of(candidate), candidate.adaptation), texts).vectors
         cosines = np.full(len(rows), np.nan, np.float32)
         for i, (row, new) in enumerate(zip(rows, made, strict=True)):
             if new.vectors is not None:
                 cosines[i] = _cosine(row.vector, new.vectors.dense)
         return cosines
+
+    def _encoder_of(self, candidate: Candidate) -> TextEncoder:
+        if (pooling := candidate.pooling) is None:
+            return self._encoder
+        if pooling not in self._repooled:
+            self._repooled[pooling] = repooled(self._encoder, pooling)
+        return self._repooled[pooling]
 
     def _explained(self, as_told: Candidate, cosines: Float32) -> tuple[Candidate, Float32]:
         """Return the making that fits best, and its cosines for all rows.
@@ -158,7 +166,8 @@ class _Examination:
         Vectors that have nothing to do with the texts, by their cosines, may be of other texts of the same rows.
         """
         is_foreign = len(rows[0].vector) == self._encoder.dimension and float(np.median(cosines)) < UNRELATED
-        causes = other_texts(base, rows) if is_foreign else causes_on_top(base, rows, self._encoder)
+        others = chain(poolings(base, self._encoder), other_texts(base, rows))
+        causes = others if is_foreign else causes_on_top(base, rows, self._encoder)
         few, tried = rows[:: -(-len(rows) // (1 if is_foreign else FEW))], list[tuple[float, Candidate]]()
         for candidate in causes:
             its_cosines = self._cosines(candidate, few)

@@ -25,10 +25,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Making(Value):
-    """How vectors are made of rows. text: a text source, by its name in migration.toml; then the old model's part."""
+    """How vectors are made of rows. text: a text source, by its name in migration.toml; then the old model's part.
+
+    pooling: where it is not that of the old model that is named; "cls" or "max".
+    """
 
     text: str
     adaptation: Adaptation = NOT_ADAPTED
+    pooling: str | None = None
 
     def as_toml(self) -> str:
         """Return it as lines of migration.toml."""
@@ -69,7 +73,16 @@ class Provenance(Value):
     def remedy(self) -> str:
         """What to do where the vectors are not confirmed."""
         if self.making is not None:
-            return f"Write to migration.toml: {self.making.as_toml()}"
+            return " ".join(filter(None, (self._pooling_remedy, f"Write to migration.toml: {self.making.as_toml()}")))
         if self.verdict is Verdict.NO_MODEL:
             return 'Name it: vecferry migrate start --old-model FOLDER, or [models] old = "FOLDER" in migration.toml.'
         return "Look at text and vector columns and at the old model: vecferry migrate plan says more."
+
+    @property
+    def _pooling_remedy(self) -> str:
+        """What to do where the named old model pools otherwise; empty where it does not."""
+        if self.making is None or self.making.pooling is None:
+            return ""
+        if self.making.pooling == "cls":
+            return "Convert the old model with that pooling, and name it: vecferry convert MODEL FOLDER --pooling cls"
+        return "No conversion pools so: the new vectors are right all the same, the old side cannot be kept current."

@@ -130,6 +130,8 @@ class MilvusBackend:
         self._loaded.discard(collection)
         if self.exists(collection):
             with self._client() as client:
+                for alias in client.list_aliases(collection, timeout=TIMEOUT_S)["aliases"]:
+                    client.drop_alias(alias, timeout=TIMEOUT_S)
                 client.drop_collection(collection, timeout=TIMEOUT_S)
 
     def _layout(self, collection: str) -> MilvusLayout:
@@ -260,6 +262,12 @@ class MilvusBackend:
         with self._client() as client:
             point = client.alter_alias if is_there else client.create_alias
             point(resolved, alias, timeout=TIMEOUT_S)
+
+    def drop_alias(self, alias: str) -> None:
+        if self.is_alias(alias):
+            self._loaded.discard(alias)
+            with self._client() as client:
+                client.drop_alias(alias, timeout=TIMEOUT_S)
 
 
 def _as_params(indexes: Mapping[str, Mapping[str, Any]]) -> IndexParams:

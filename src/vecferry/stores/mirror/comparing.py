@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -30,6 +31,11 @@ def same(a: object, b: object) -> bool:
     return a == b or repr(a) == repr(b)  # a NaN is the same as itself here
 
 
+def _is_alike(a: Point, b: Point) -> bool:
+    """Return whether all but the vectors is the same."""
+    return a.text == b.text and same(a.payload, b.payload)
+
+
 class MirrorComparison:
     """What is current on the sides."""
 
@@ -49,8 +55,14 @@ class MirrorComparison:
         rows = self._backend.count(sides.serving)
         if record is None or sides.new is None:
             return Counts(rows, rows if self._ledger.find(self._target) else 0, 0)
-        done = self._backend.count(sides.new) if self._backend.exists(sides.new) else 0
-        return Counts(rows, done, self._ledger.count_dead_letters(record, Side.NEW))
+        unembedded = 0 if self._sides.embed_missing else self._sides.count_without_vector(sides.serving)
+        return Counts(rows, self._done(sides.new), self._ledger.count_dead_letters(record, Side.NEW), unembedded)
+
+    def _done(self, new: str) -> int:
+        """Return how many points of the new side have a vector."""
+        if not self._backend.exists(new):
+            return 0
+        return self._backend.count(new) - self._sides.count_without_vector(new)
 
     def key_ranges(self, rows_each: int) -> list[KeyRange]:
         ids = self._refreshed_ids()
@@ -104,11 +116,16 @@ class MirrorComparison:
             rows += len(points)
             new = {p.id: p for p in (points if is_serving else self._of_other(sides, points))}
             dead_letters = self._sides.dead_letter_digests(Side.NEW, [(point.id,) for point in points])
+            unembedded = self._sides.unembedded(sides.serving, [point.id for point in points])
             for point in sorted(points, key=lambda point: point.id):
-                findings.look(point, new.get(point.id), dead_letters.get((point.id,)))
+                if point.id in unembedded:
+                    findings.look_without_vector(point, new.get(point.id))
+                else:
+                    findings.look(point, new.get(point.id), dead_letters.get((point.id,)))
         orphans = [] if is_serving else self.orphans(10 * max_keys)
         return Examination(
             rows,
+            findings.unembedded,
             orphaned=Finding(len(orphans), tuple(orphans[:max_keys])),
             missing_indexes=self._missing_indexes(sides),
             **findings.by_defect(),
@@ -135,12 +152,20 @@ class MirrorComparison:
         ]
 
     def _behind(self, sides: Sides, side: Side, ids: Sequence[str]) -> list[Row]:
-        """Return rows whose text is not that of their point on the side that follows, and no dead letters."""
-        source = self._backend.get(sides.serving, ids)
+        """Return rows whose text is not that of their point on the side that follows, and no dead letters.
+
+        And those that have a vector on one of the sides alone.
+        """
+        source, unembedded = self._backend.get(sides.serving, ids), self._sides.unembedded(sides.serving, ids)
         texts = {point.id: self._sides.text(point) for point in self._backend.get(sides.other, ids)}
-        rows = [row for row in map(self._sides.row, source) if row.key[0] not in texts or texts[row.key[0]] != row.text]
+        differing = unembedded ^ self._sides.without_vector(sides.other, ids)
+        rows = [
+            replace(row, takes_vector=row.key[0] not in unembedded)
+            for row in map(self._sides.row, source)
+            if row.key[0] not in texts or texts[row.key[0]] != row.text or row.key[0] in differing
+        ]
         dead_letters = self._sides.dead_letter_digests(side, [row.key for row in rows])
-        return [row for row in rows if dead_letters.get(row.key) != row.digest]
+        return [row for row in rows if not row.takes_vector or dead_letters.get(row.key) != row.digest]
 
     def orphans(self, limit: int) -> list[Key]:
         """Return keys with a vector and without a row.
@@ -169,11 +194,18 @@ class Findings:
         self._max_keys = max_keys
         self._keys: dict[str, list[Key]] = {}
         self._counts: dict[str, int] = {}
+        self.unembedded = 0
 
     def _note(self, defect: str, key: Key) -> None:
         self._counts[defect] = self._counts.get(defect, 0) + 1
         if len(keys := self._keys.setdefault(defect, [])) < self._max_keys:
             keys.append(key)
+
+    def look_without_vector(self, point: Point, new: Point | None) -> None:
+        """Look at a point that takes no vector, and is there all the same."""
+        self.unembedded += 1
+        if new is None or new.vectors is not None or not _is_alike(new, point):
+            self._note("outdated", (point.id,))
 
     def look(self, point: Point, new: Point | None, dead_letter: bytes | None) -> None:
         """Look at a point. dead_letter: digest of the text that could not be embedded."""
@@ -181,7 +213,7 @@ class Findings:
         if new is None:
             self._note("without_vector" if dead_letter == self._sides.row(point).digest else "outdated", key)
             return
-        if new.text != point.text or not same(new.payload, point.payload):
+        if not _is_alike(new, point):
             self._note("outdated", key)
         if new.vectors is None:
             self._note("without_vector", key)

@@ -28,16 +28,21 @@ class MirrorReader:
         return self._sides.retried(self._described)
 
     def _described(self, sides: Sides) -> TableInfo:
-        rows = null_texts = empty_texts = text_bytes = 0
+        rows = null_texts = empty_texts = text_bytes = without_vector = texts_without_vector = 0
         for points in self._sides.pages(sides.serving):
             rows += len(points)
             texts = [self._sides.text(point) for point in points]
+            bare = self._sides.without_vector(sides.serving, [point.id for point in points])
+            without_vector += len(bare)
+            texts_without_vector += sum(
+                point.id in bare and text is not None for point, text in zip(points, texts, strict=True)
+            )
             null_texts += sum(text is None for text in texts)
             empty_texts += sum(text == "" for text in texts)
             text_bytes += sum(len((text or "").encode("utf-8", "surrogatepass")) for text in texts)
         dimension = self._backend.dimension(sides.serving)
         serving = self._ledger.serving(self._target)
-        vector_bytes = 4 * (dimension or 0) * rows
+        vector_bytes = 4 * (dimension or 0) * (rows - without_vector)
         return TableInfo(
             rows=rows,
             null_texts=null_texts,
@@ -54,6 +59,8 @@ class MirrorReader:
                 f"control database {self._ledger.location}",
             ),
             notices=self._notices(sides.serving),
+            rows_without_vector=without_vector,
+            texts_without_vector=texts_without_vector,
         )
 
     def _notices(self, collection: str) -> tuple[str, ...]:
@@ -62,8 +69,8 @@ class MirrorReader:
         return () if notice is None else (notice,)
 
     def sample(self, num_rows: int) -> list[Row]:
-        rows = map(self._sides.row, self._sides.retried(lambda sides: self._chosen(sides.serving, num_rows)))
-        return [row for row in rows if row.text is not None]
+        points = self._sides.retried(lambda sides: self._embedded(sides.serving, num_rows))
+        return [row for row in map(self._sides.row, points) if row.text is not None]
 
     def sample_stored(self, num_rows: int) -> list[StoredRow]:
         points = self._sides.retried(lambda sides: self._chosen(sides.serving, num_rows, vectors=True))
@@ -72,6 +79,12 @@ class MirrorReader:
             for point in points
             if point.vectors is not None
         ]
+
+    def _embedded(self, collection: str, num_points: int) -> list[Point]:
+        """Return random points of those that take a vector."""
+        points = self._chosen(collection, num_points)
+        unembedded = self._sides.unembedded(collection, [point.id for point in points])
+        return [point for point in points if point.id not in unembedded]
 
     def _chosen(self, collection: str, num_points: int, *, vectors: bool = False) -> list[Point]:
         """Return random points."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vecferry.errors import StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, Point, Renamable
+from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point, Renamable
 from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
+from vecferry.stores.mirror.ending import MirrorEnding
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import FieldText, TextSource
 from vecferry.stores.values import Key, Row, Side
@@ -45,8 +46,12 @@ class Sides:
 class MirrorSides:
     """A backend, the name of a collection in it, the ledger that knows its sides, and what a point's text is."""
 
-    def __init__(self, backend: Backend, collection: str, ledger: SqliteLedger, source: TextSource) -> None:
+    def __init__(
+        self, backend: Backend, collection: str, ledger: SqliteLedger, source: TextSource, *, embed_missing: bool
+    ) -> None:
+        self.embed_missing = embed_missing
         self.backend = backend
+        self.ending = MirrorEnding(backend, collection)
         self.target = collection
         self.ledger = ledger
         self.source = source
@@ -61,6 +66,17 @@ class MirrorSides:
 
     def row(self, point: Point) -> Row:
         return Row((point.id,), self.text(point))
+
+    def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
+        """Return those whose point is there and has no vector."""
+        return self.backend.without_vector(collection, ids) if isinstance(self.backend, OptionalVectors) else set()
+
+    def count_without_vector(self, collection: str) -> int:
+        return self.backend.count_without_vector(collection) if isinstance(self.backend, OptionalVectors) else 0
+
+    def unembedded(self, serving: str, ids: Sequence[str]) -> set[str]:
+        """Return those that have no vector on the side that serves, and so are to have none on the other."""
+        return set() if self.embed_missing else self.without_vector(serving, ids)
 
     def open_record(self) -> MigrationRecord | None:
         record = self.ledger.find(self.target)
@@ -127,12 +143,7 @@ class MirrorSides:
 
     def is_half_finalized(self, sides: Sides) -> bool:
         """Return whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
-        return sides.serving == sides.new and not self.is_collection(sides.old)
-
-    def is_collection(self, name: str) -> bool:
-        """Return whether there is a collection of that name; an alias is none."""
-        backend = self.backend
-        return backend.exists(name) and not (isinstance(backend, Aliased) and backend.is_alias(name))
+        return sides.serving == sides.new and not self.ending.is_there(sides.old)
 
     def dead_letter_digests(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
         record = self.open_record()

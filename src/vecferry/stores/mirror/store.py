@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, Point, Renamable
+from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Lease
 from vecferry.stores.mirror.comparing import MirrorComparison, same
@@ -48,14 +48,23 @@ class MirrorStore(Store):
     """`stores.Store` over two collections of one backend."""
 
     def __init__(
-        self, backend: Backend, collection: str, ledger: SqliteLedger, source: TextSource | None = None
+        self,
+        backend: Backend,
+        collection: str,
+        ledger: SqliteLedger,
+        source: TextSource | None = None,
+        *,
+        embed_missing: bool = False,
     ) -> None:
-        """Take a collection for one to be migrated. source: the text of a point; by default the backend's field."""
+        """Take a collection for one to be migrated.
+
+        source: the text of a point; by default the backend's field. embed_missing: as in `StoreTraits`.
+        """
         self._backend = backend
         self._target = collection
         self._ledger = ledger
         self._source = source or FieldText(backend.text_field)
-        self._sides = MirrorSides(backend, collection, ledger, self._source)
+        self._sides = MirrorSides(backend, collection, ledger, self._source, embed_missing=embed_missing)
         self._reader = MirrorReader(self._sides)
         self._comparison = MirrorComparison(self._sides)
         self._lease: Lease | None = None
@@ -68,14 +77,20 @@ class MirrorStore(Store):
 
     @property
     def traits(self) -> StoreTraits:
-        return StoreTraits(self._source, self._backend.outputs, rows_outlive_vectors=False)
+        return StoreTraits(
+            self._source,
+            self._backend.outputs,
+            rows_outlive_vectors=False,
+            embed_missing=self._sides.embed_missing,
+        )
 
     @property
     def ledger(self) -> SqliteLedger:
         return self._ledger
 
     def another(self) -> Self:
-        return type(self)(self._backend.another(), self._target, self._ledger.another(), self._source)
+        backend, ledger = self._backend.another(), self._ledger.another()
+        return type(self)(backend, self._target, ledger, self._source, embed_missing=self._sides.embed_missing)
 
     def reconnect(self) -> None:
         """Ask the store for its collection; the clients of these stores connect anew by themselves."""
@@ -124,7 +139,8 @@ class MirrorStore(Store):
 
         A journal entry goes first, so that no crash hides the write from the other side.
         """
-        if missing := [record.key[0] for record in records if record.vectors is None]:
+        missing = [record.key[0] for record in records if record.vectors is None]
+        if missing and not isinstance(self._backend, OptionalVectors):
             raise StoreSchemaError(f"{self._target}: no vector for {', '.join(missing[:10])}", "Every point has one.")
         with self._journalled([record.key for record in records], fingerprint):
             self._sides.retried(lambda sides: self._put_into(sides.serving, records, fingerprint))
@@ -269,10 +285,11 @@ class MirrorStore(Store):
         source = {p.id: p for p in self._backend.get(sides.serving, [vector.key[0] for vector in vectors])}
         digests = {point.id: self._sides.row(point).digest for point in source.values()}
         current = [vector for vector in vectors if digests.get(vector.key[0]) == vector.digest]
-        dead = [v.key[0] for v in current if v.vectors is None]
-        if dead:
+        bare = [v.key[0] for v in current if v.vectors is None]
+        kept = self._sides.unembedded(sides.serving, bare)  # the others are dead letters
+        if dead := [id_ for id_ in bare if id_ not in kept]:
             self._backend.delete(sides.other, dead)
-        points = [replace(source[v.key[0]], vectors=v.vectors) for v in current if v.vectors is not None]
+        points = [replace(source[v.key[0]], vectors=v.vectors) for v in current if v.key[0] not in dead]
         if points:
             self._backend.put(sides.other, points)
         return {vector.key for vector in current}
@@ -311,29 +328,10 @@ class MirrorStore(Store):
             self._point_alias(sides.serving)
             self._backend.drop(sides.new)
         elif side is Side.OLD and sides.serving != sides.old:
-            if self._sides.is_collection(sides.old):
-                self._backend.drop(sides.old)
-            self._take_over(sides.serving)
+            self._sides.ending.drop_old(sides.old, sides.serving)
 
     def replace_old(self) -> None:
         raise StoreSchemaError(f"{self._target} has no columns that could keep their places", "Leave --in-place out.")
-
-    def _take_over(self, collection: str) -> None:
-        """Let the target's name stand for this collection: by an alias, or a new name where the store has none.
-
-        No store drops and renames in one step: in between nobody finds the old name, and a process that is killed
-        there leaves it so until `drop` is repeated, which goes on from what it finds. The ledger follows after that;
-        until then `MirrorSides.now` knows a renamed collection by the name that it was created with. Clients that make
-        a collection where they find none may have left an empty one there meanwhile.
-        """
-        backend = self._backend
-        if collection != self._target and self._sides.is_collection(self._target) and not backend.count(self._target):
-            backend.drop(self._target)
-        if isinstance(backend, Aliased):
-            if not backend.is_alias(self._target):
-                backend.point_alias(self._target, collection)
-        elif isinstance(backend, Renamable) and collection != self._target:
-            backend.rename(collection, self._target)
 
     # --- keeping things together ------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from vecferry.errors import CaptureLost
+from vecferry.stores.pgvector.catalogue import Columns
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.outbox import NO_KEY
@@ -241,7 +242,10 @@ class PgCapture:
         return {tuple(key) for key in self._db.rows(query, [list(part) for part in zip(*keys, strict=True)])}
 
     def _forget_letters(self, keys: Sequence[Key]) -> None:
-        """Forget dead letters whose row is gone, has another text by now, or has got its vector in another way."""
+        """Forget dead letters whose row is gone, takes none, has another text, or has got its vector in another way.
+
+        One of the side that serves outlives the text: by it alone is known that the row takes a vector.
+        """
         if not self._ledger.is_installed():
             return
         among, params = self._sql.among(keys)
@@ -252,15 +256,22 @@ class PgCapture:
                     "DELETE FROM vecferry.dead_letters AS d USING vecferry.migrations AS m"
                     " WHERE m.id = d.migration_id AND m.target = %s AND m.state NOT IN ('finalized', 'aborted')"
                     " AND d.side = %s AND d.key = ANY(%s::text[]) AND NOT EXISTS (SELECT FROM {table} AS t"
-                    " WHERE {among} AND {key} = d.key AND {vector} IS NULL AND {digest} = d.text_sha256)"
+                    " WHERE {among} AND {key} = d.key AND {vector} IS NULL AND {holds})"
                 ).format(
                     table=self._sql.name,
                     among=among,
                     key=key_text_sql("t", self._table),
                     vector=self._sql.column(columns.required(side)),
-                    digest=digest_sql(self._sql.text),
+                    holds=self._holds(side, columns),
                 )
                 self._db.execute(query, [self._table.target, side.value, [key_text(key) for key in keys], *params])
+
+    def _holds(self, side: Side, columns: Columns) -> Fragment:
+        """Return a condition: a dead letter `d` of a row without a vector on that side is still to be kept."""
+        if side is columns.serving and not self._session.embed_missing:
+            return sql.SQL("true")
+        unembedded = self._session.is_unembedded(columns)
+        return sql.SQL("{} = d.text_sha256 AND NOT {}").format(digest_sql(self._sql.text), unembedded)
 
 
 @dataclass(frozen=True)

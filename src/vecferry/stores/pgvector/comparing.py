@@ -49,9 +49,16 @@ class PgComparison:
                 side, dead_letters = self._table.vector, sql.SQL("false")  # finalized
             else:
                 return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._sql.name)))
-            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}) FROM {table} AS t")
-            column = self._sql.column(side)
-            return Counts(*self._db.row(query.format(side=column, dead_letters=dead_letters, table=self._sql.name)))
+            query = sql.SQL(
+                "SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}),"
+                " count(*) FILTER (WHERE {unembedded}) FROM {table} AS t"
+            ).format(
+                side=self._sql.column(side),
+                dead_letters=dead_letters,
+                unembedded=self._session.is_unembedded(columns),
+                table=self._sql.name,
+            )
+            return Counts(*self._db.row(query))
 
     def _without_vector(self, column: str) -> sql.Composed:
         return sql.SQL("{} IS NULL AND {}").format(self._sql.column(column), self._session.is_dead_letter(Side.NEW))
@@ -83,7 +90,7 @@ class PgComparison:
             if not columns.is_compared(side):
                 return []
             condition = sql.SQL("{} AND {}").format(selected, self._session.outdated(side, columns))
-            return self._session.rows(condition, params, limit)
+            return self._session.rows(condition, params, limit, unembedded=self._session.is_unembedded(columns))
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         with self._session.pinned():
@@ -103,7 +110,9 @@ class PgComparison:
             counts_sql = sql.SQL(", ").join(
                 sql.SQL("count(*) FILTER (WHERE {})").format(each) for each in defects.values()
             )
-            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {} AS t").format(counts_sql, self._sql.name))
+            unembedded = self._session.is_unembedded(self._catalogue.columns())
+            query = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {}), {} FROM {} AS t")
+            rows, unembedded_rows, *counts = self._db.row(query.format(unembedded, counts_sql, self._sql.name))
             findings = {
                 name: Finding(count, self._keys_where(defects[name], max_keys))
                 for name, count in zip(defects, counts, strict=True)
@@ -111,7 +120,7 @@ class PgComparison:
             }
             missing = [index.new_name for index in self._catalogue.missing_indexes()]
             lost = [f"one like {name}" for name in self._catalogue.lost_twins()]
-            return Examination(rows, missing_indexes=(*missing, *lost), **findings)
+            return Examination(rows, unembedded_rows, missing_indexes=(*missing, *lost), **findings)
 
     def _defects(self, dimension: int) -> dict[str, sql.Composed]:
         """Return the condition of each defect, by its name in `Examination`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vecferry.errors import Locked, StoreSchemaError
-from vecferry.stores.ledger import Lease
+from vecferry.stores.ledger import BEFORE_CAPTURE, Lease
 from vecferry.stores.pgvector.connection import Database, LockTimedOut
 from vecferry.stores.sql_ledger import TABLES, Ledger
 
@@ -110,8 +110,8 @@ class PgLedger(Ledger):
             return False
         (is_later,) = self._db.row(
             "SELECT EXISTS (SELECT FROM vecferry.migrations WHERE target = %s"
-            " AND state NOT IN ('planned', 'prepared', 'finalized', 'aborted'))",
-            [target],
+            " AND state NOT IN ('finalized', 'aborted') AND state <> ALL(%s))",
+            [target, list(BEFORE_CAPTURE)],
         )
         return bool(is_later)
 

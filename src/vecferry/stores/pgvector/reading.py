@@ -33,9 +33,10 @@ class PgReader:
     def describe(self) -> TableInfo:
         with self._session.pinned():
             serving = self._sql.column(self._table.vector)
-            rows, null_texts, empty_texts, texts_without_vector, vector_bytes = self._db.row(
+            rows, null_texts, empty_texts, rows_without_vector, texts_without_vector, vector_bytes = self._db.row(
                 sql.SQL(
                     "SELECT count(*), count(*) FILTER (WHERE {text} IS NULL), count(*) FILTER (WHERE {text} = ''),"
+                    " count(*) FILTER (WHERE {vector} IS NULL),"
                     " count(*) FILTER (WHERE {vector} IS NULL AND {text} IS NOT NULL),"
                     " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table} AS t"
                 ).format(text=self._sql.text, vector=serving, table=self._sql.name)
@@ -61,6 +62,7 @@ class PgReader:
                 triggers=self._catalogue.update_triggers(),
                 creates=self._creates(),
                 dependents=dependents(self._db, self._table),
+                rows_without_vector=rows_without_vector,
                 texts_without_vector=texts_without_vector,
                 notices=notices(self._db, self._table, column.dimension),
             )
@@ -79,8 +81,9 @@ class PgReader:
         )
 
     def sample(self, num_rows: int) -> list[Row]:
-        query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} IS NOT NULL ORDER BY random() LIMIT %s").format(
-            self._sql.text, self._sql.keys_as_text, self._sql.name, self._sql.text
+        unembedded = self._session.is_unembedded(self._catalogue.columns())
+        query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} IS NOT NULL AND NOT {} ORDER BY random() LIMIT %s").format(
+            self._sql.text, self._sql.keys_as_text, self._sql.name, self._sql.text, unembedded
         )
         return [self._sql.text_sql.row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from psycopg import sql
 
@@ -21,11 +22,14 @@ from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import TableSql, key_text_sql
 from vecferry.stores.values import Row, Side
 
+FALSE, EMPTY = sql.SQL("false"), sql.SQL("")
+
 
 class TableSession:
     """Each part of the store works by this one, and so in the same transactions and under the same lease."""
 
-    def __init__(self, database: Database, table: Table) -> None:
+    def __init__(self, database: Database, table: Table, *, embed_missing: bool = False) -> None:
+        self.embed_missing = embed_missing
         self.db = database
         self.table = table
         self.sql = TableSql(table)
@@ -43,39 +47,64 @@ class TableSession:
             self.locks.lock("ACCESS SHARE")
             yield
 
-    def rows(self, condition: Fragment, params: Sequence[object], limit: int | None = None) -> list[Row]:
-        """Return the rows for which it is true, by ascending key; the first `limit` of them."""
-        query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
-            self.sql.text, self.sql.keys_as_text, self.sql.name, condition, self.sql.keys
+    def rows(
+        self, condition: Fragment, params: Sequence[object], limit: int | None = None, *, unembedded: Fragment = FALSE
+    ) -> list[Row]:
+        """Return the rows for which it is true, by ascending key; the first `limit` of them.
+
+        unembedded: a condition for those that take no vector.
+        """
+        query = sql.SQL("SELECT {}, {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
+            self.sql.text, unembedded, self.sql.keys_as_text, self.sql.name, condition, self.sql.keys
         )
-        return [self.sql.text_sql.row(tuple(key), text) for text, *key in self.db.rows(query, [*params, limit])]
+        return [
+            replace(self.sql.text_sql.row(tuple(key), text), takes_vector=not is_unembedded)
+            for text, is_unembedded, *key in self.db.rows(query, [*params, limit])
+        ]
 
     def outdated(self, side: Side, columns: Columns) -> sql.Composed:
         """Return a condition: the vector on that side is not known to be of the text, or missing and the text untried.
 
-        Until the first switch the application alone keeps the old side, and what it has there counts as right:
-        then it is that there is a vector whose checksum has not been noted (`PgCapture.adopt`).
+        Or it is there though the row takes none. On the side that serves, a vector is missing only where a dead letter
+        says that it is, unless all that miss one are given it. Until the first switch the application alone keeps the
+        old side, and what it has there counts as right: then it is that there is a vector whose checksum has not been
+        noted (`PgCapture.adopt`).
         """
         vector, checksum = self.sql.column(columns.required(side)), self.sql.column(columns.checksum(side))
         changed = sql.SQL("{} IS DISTINCT FROM {}").format(checksum, self.checksum(side, columns))
         if side is Side.OLD and not self.ledger.was_switched(self.table.target):
             return sql.SQL("{} IS NOT NULL AND {}").format(vector, changed)
-        untried = sql.SQL("NOT {}").format(self.is_dead_letter(side))
-        return sql.SQL("CASE WHEN {} IS NULL THEN {} ELSE {} END").format(vector, untried, changed)
+        untried: Fragment = sql.SQL("NOT {}").format(self.is_dead_letter(side))
+        if side is columns.serving and not self.embed_missing:
+            untried = sql.SQL("{} AND {}").format(self.has_dead_letter(side), untried)
+        return sql.SQL("CASE WHEN {} THEN {} IS NOT NULL WHEN {} IS NULL THEN {} ELSE {} END").format(
+            self.is_unembedded(columns), vector, vector, untried, changed
+        )
 
-    def is_dead_letter(self, side: Side) -> sql.Composed:
+    def is_unembedded(self, columns: Columns) -> Fragment:
+        """Return a condition: the row has no vector on the side that serves, and nobody has tried to make one."""
+        if self.embed_missing:
+            return FALSE
+        vector = self.sql.column(self.table.vector)
+        return sql.SQL("({} IS NULL AND NOT {})").format(vector, self.has_dead_letter(columns.serving))
+
+    def is_dead_letter(self, side: Side) -> Fragment:
         """Return a condition: the ledger says of the row's present text that it cannot be embedded."""
+        return self.has_dead_letter(side, sql.SQL(" AND d.text_sha256 = {}").format(digest_sql(self.sql.text)))
+
+    def has_dead_letter(self, side: Side, also: Fragment = EMPTY) -> Fragment:
+        """Return a condition: the ledger says so of the row, whatever its text was. also: more about the letter `d`."""
         if not self.ledger.is_installed():
-            return sql.Composed([sql.SQL("false")])
+            return FALSE
         return sql.SQL(
             "EXISTS (SELECT FROM vecferry.dead_letters AS d JOIN vecferry.migrations AS m ON m.id = d.migration_id"
             " WHERE m.target = {target} AND m.state NOT IN ('finalized', 'aborted') AND d.side = {side}"
-            " AND d.key = {key} AND d.text_sha256 = {digest})"
+            " AND d.key = {key}{also})"
         ).format(
             target=literal(self.table.target),
             side=literal(side.value),
             key=key_text_sql("t", self.table),
-            digest=digest_sql(self.sql.text),
+            also=also,
         )
 
     def checksum(self, side: Side, columns: Columns) -> sql.Composed:

@@ -111,9 +111,9 @@ def _resolved(database: Database, oid: int, expression: str, columns: tuple[str,
 
     The view of a constant says what stands around it. Nothing of this is kept.
     """
-    definitions = list[str]()
+    definitions, named = list[str](), _name_of(database, oid)
     for text in ("NULL", expression):
-        shown = _all_texts(database, oid, SqlText(text, columns, text))
+        shown = _all_texts(named, SqlText(text, columns, text))
         with database.as_the_role_names():
             database.execute(sql.SQL("CREATE TEMPORARY VIEW vecferry_text(text) AS ") + shown)
             database.rows("SELECT pg_catalog.set_config('search_path', %s, true)", [OWN_PATH])
@@ -138,7 +138,8 @@ def other_tables(database: Database, oid: int, source: SqlText, own_reads: int) 
 
     own_reads: how often the table itself is read for the row itself; where it is read once more, it is among them.
     """
-    ((plan,),) = database.rows(sql.SQL("EXPLAIN (VERBOSE, FORMAT JSON) ") + _all_texts(database, oid, source))
+    texts = _all_texts(_name_of(database, oid), source)
+    ((plan,),) = database.rows(sql.SQL("EXPLAIN (VERBOSE, FORMAT JSON) ") + texts)
     scanned = [(node["Schema"], node["Relation Name"]) for node in _nodes(plan[0]["Plan"]) if "Relation Name" in node]
     rows = database.rows(
         "SELECT c.oid::bigint, c.oid::regclass::text FROM unnest(%s::text[], %s::text[]) AS s(schema, name)"
@@ -156,15 +157,20 @@ def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from _nodes(inner)
 
 
-def _all_texts(database: Database, oid: int, source: SqlText) -> sql.Composed:
-    """Return a query for the texts of all rows."""
+def _name_of(database: Database, oid: int) -> tuple[str, str]:
+    """Return the schema and the name of a table."""
     schema, name = database.row(
         "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE c.oid = %s::oid",
         [oid],
     )
+    return schema, name
+
+
+def _all_texts(named: tuple[str, str], source: SqlText) -> sql.Composed:
+    """Return a query for the texts of all rows of the table with that schema and name."""
     columns = {column: sql.SQL("t.{}").format(identifier(column)) for column in source.columns}
-    return sql.SQL("SELECT {} FROM {} AS t").format(computed(source, name, columns), identifier(schema, name))
+    return sql.SQL("SELECT {} FROM {} AS t").format(computed(source, named[1], columns), identifier(*named))
 
 
 def _refuse_passing(database: Database, expression: str) -> None:

@@ -47,8 +47,8 @@ T = TypeVar("T")
 class PgVectorStore(Store):
     """`stores.Store` over one table, one text column and one vector column."""
 
-    def __init__(self, database: Database, table: Table) -> None:
-        self._session = TableSession(database, table)
+    def __init__(self, database: Database, table: Table, *, embed_missing: bool = False) -> None:
+        self._session = TableSession(database, table, embed_missing=embed_missing)
         self._reader = PgReader(self._session)
         self._application = PgApplicationWriter(self._session)
         self._capture = PgCapture(self._session)
@@ -59,17 +59,27 @@ class PgVectorStore(Store):
     # --- the connection ---------------------------------------------------------------------------
 
     @classmethod
-    def connect(cls, database_url: str, table: str, text: str, vector_column: str, source: str | None = None) -> Self:
+    def connect(
+        cls,
+        database_url: str,
+        table: str,
+        text: str,
+        vector_column: str,
+        source: str | None = None,
+        *,
+        embed_missing: bool = False,
+    ) -> Self:
         r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
         template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
-        source: a view or query with the table's key, which has `text` as a column.
+        source: a view or query with the table's key, which has `text` as a column. embed_missing: as in `StoreTraits`.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
-            return cls(database, find_table(database, table, text, vector_column, source))
+            found = find_table(database, table, text, vector_column, source)
+            return cls(database, found, embed_missing=embed_missing)
         except BaseException:
             database.close()
             raise
@@ -80,14 +90,16 @@ class PgVectorStore(Store):
 
     @property
     def traits(self) -> StoreTraits:
-        return StoreTraits(self._session.table.source, Outputs.ALL, rows_outlive_vectors=True)
+        source, embed_missing = self._session.table.source, self._session.embed_missing
+        return StoreTraits(source, Outputs.ALL, rows_outlive_vectors=True, embed_missing=embed_missing)
 
     @property
     def ledger(self) -> PgLedger:
         return self._session.ledger
 
     def another(self) -> Self:
-        return type(self)(self._session.db.another(), self._session.table)
+        session = self._session
+        return type(self)(session.db.another(), session.table, embed_missing=session.embed_missing)
 
     def reconnect(self) -> None:
         self._session.db.reconnect()

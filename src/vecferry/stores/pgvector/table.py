@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from vecferry.errors import SettingsError, StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.sql_source import OtherTable, joined_source, other_tables, sql_source
-from vecferry.stores.text_source import LLAMA_INDEX, FieldText, SqlText, TemplateText, TextSource, text_source
+from vecferry.stores.text_source import (
+    LLAMA_INDEX,
+    FieldText,
+    SqlText,
+    TemplateText,
+    TextSource,
+    framework_source,
+    text_source,
+)
 
 NEW, OLD = "_vecferry_new", "_vecferry_old"
 NEW_CHECKSUM, OLD_CHECKSUM = "_vecferry_new_sha256", "_vecferry_old_sha256"
@@ -117,7 +125,7 @@ def _source(database: Database, oid: int, table: str, text: str) -> tuple[TextSo
     """
     query = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::oid AND attnum > 0 AND NOT attisdropped"
     columns = {name for (name,) in database.rows(query, [oid])}
-    source = FieldText(text) if text in columns else _as_template(text)
+    source = FieldText(text) if text in columns else framework_source(text, "postgresql", columns) or _as_template(text)
     if source is None or (isinstance(source, TemplateText) and not columns.issuperset(source.fields)):
         try:
             return sql_source(database, oid, table, text)

@@ -1,8 +1,7 @@
 """The SQL of a row's text, where it is made of several columns.
 
-A template is filled by the server, and an expression computed. What LlamaIndex embeds is rendered here, since its
-templates lie in the rows: the server then gives its source, a JSON array of the columns, and a row's digest is that of
-the source.
+A template is filled by the server, and an expression computed. What LlamaIndex and Haystack embed is rendered here, as
+Python writes it: the server then gives its source, a JSON array of the columns, and a row's digest is that of it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from psycopg import sql
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import Fragment, literal
 from vecferry.stores.pgvector.sql_source import computed
-from vecferry.stores.text_source import FieldText, LlamaIndexText, SqlText, TemplateText, TextSource
+from vecferry.stores.text_source import FieldText, HaystackText, LlamaIndexText, SqlText, TemplateText, TextSource
 from vecferry.stores.values import Key, Row
 
 ColumnSql = Callable[[str], Fragment]
@@ -46,7 +45,7 @@ class TextSql:
 
     def row(self, key: Key, value: str | None) -> Row:
         """Return the row of such an expression's value."""
-        if value is None or not isinstance(self._source, LlamaIndexText):
+        if value is None or not isinstance(self._source, LlamaIndexText | HaystackText):
             return Row(key, value)
         fields = dict(zip(self._source.fields, json.loads(value)[1:], strict=True))
         return Row(key, self._source.render(fields), source=value)

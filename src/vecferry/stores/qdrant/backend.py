@@ -30,7 +30,10 @@ COLBERT_DECIMALS = 5  # as exact as float16 is below 0.1, in half of the bytes
 
 
 class QdrantBackend:
-    """`Backend` and `Aliased` over one Qdrant. An id is a whole number below 2^64 or a UUID, in its usual spelling."""
+    """`Backend`, `Aliased` and `OptionalVectors` over one Qdrant.
+
+    An id is a whole number below 2^64 or a UUID, in its usual spelling.
+    """
 
     def __init__(self, connection: QdrantConnection, fields: Fields) -> None:
         self._connection = connection
@@ -149,6 +152,26 @@ class QdrantBackend:
                 selector = models.PointIdsList(points=list(part))
                 client.delete(collection, selector, wait=True, ordering=models.WriteOrdering.STRONG)
 
+    def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
+        """Ask for points without the named vector; every point has the one without a name."""
+        found: set[str] = set()
+        for part in slices([_point_id(id_) for id_ in ids] if self._fields.vector else [], READ_AT_A_TIME):
+            among = self._bare(models.HasIdCondition(has_id=list(part)))
+            with self._connection.client() as client:
+                records, _ = client.scroll(collection, among, limit=len(part), with_payload=False)
+            found.update(str(record.id) for record in records)
+        return found
+
+    def count_without_vector(self, collection: str) -> int:
+        if not self._fields.vector:
+            return 0
+        with self._connection.client() as client:
+            return client.count(collection, self._bare(), exact=True).count
+
+    def _bare(self, *also: models.Condition) -> models.Filter:
+        """Return a filter for points without the dense vector."""
+        return models.Filter(must=list(also), must_not=[models.HasVectorCondition(has_vector=self._fields.vector)])
+
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         distance = self._layout(collection).dense.distance
         with self._connection.client() as client:
@@ -174,10 +197,13 @@ class QdrantBackend:
         )
 
     def _struct(self, number: int | str, point: Point) -> models.PointStruct:
-        assert point.vectors is not None, "every point that is put has a vector"
         payload = dict(point.payload)
         if point.text is not None:
             payload[self._fields.text] = point.text
+        if point.vectors is None:
+            if not self._fields.vector:
+                raise StoreSchemaError(f"no vector for point {point.id}", "Every point has one where it has no name.")
+            return models.PointStruct(id=number, payload=payload, vector={})
         vectors: dict[str, Any] = {self._fields.vector: point.vectors.dense.tolist()}
         sparse, colbert = point.vectors.sparse, point.vectors.colbert
         if sparse is not None and len(sparse.indices):
@@ -225,6 +251,12 @@ class QdrantBackend:
         steps: list[models.AliasOperations] = [gone, made] if self.is_alias(alias) else [made]
         with self._connection.client() as client:
             client.update_collection_aliases(steps)
+
+    def drop_alias(self, alias: str) -> None:
+        if self.is_alias(alias):
+            gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+            with self._connection.client() as client:
+                client.update_collection_aliases([gone])
 
     def _aliases(self) -> dict[str, str]:
         with self._connection.client() as client:
