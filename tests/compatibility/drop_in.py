@@ -18,13 +18,13 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from tests.compatibility.page import DOCS, replace_section
 from vecferry.integrations import flag_embedding, sentence_transformers
 from vecferry.integrations.foreign import Deviations
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data/drop_in"
-PAGE = ROOT / "docs/integrations.md"
-BEGIN, END = "<!-- drop-in -->\n", "<!-- end of drop-in -->"
+PAGE = DOCS / "integrations.md"
 CALLED = "__init__"
 OPERATORS = ("__init__", "__call__", "__getitem__")
 
@@ -96,9 +96,10 @@ def attributes_of(original: type, module: str) -> set[str]:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def table() -> str:
+def tables() -> str:
     """Return the lines between the marks."""
-    return "\n".join(line for drop_in in DROP_INS for line in _table_of(drop_in)) + "\n"
+    rows = "\n".join(line for drop_in in DROP_INS for line in _table_of(drop_in))
+    return f"{rows}\n{_reasons()}"
 
 
 def _table_of(drop_in: DropIn) -> list[str]:
@@ -149,7 +150,7 @@ def _names(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def reasons() -> str:
+def _reasons() -> str:
     """Return what is said once of each argument, below the tables."""
     lines = []
     for drop_in in DROP_INS:
@@ -163,12 +164,6 @@ def reasons() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page_with_table(page: str) -> str:
-    """Return the page with the present table between the marks."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table()}{reasons()}\n{END}{rest.partition(END)[2]}"
-
-
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for drop_in in DROP_INS:
@@ -179,7 +174,7 @@ def main() -> None:
             continue
         drop_in.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"{drop_in.path.relative_to(ROOT)}: {drop_in.package} {found['version']}")
-    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    replace_section("drop-in", tables(), PAGE)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from tests.compatibility.drop_in import (
     arguments_of,
     inspected,
     is_refused,
-    page_with_table,
+    tables,
 )
+from tests.compatibility.page import section
 from vecferry.encode.encoder import Encoder
 from vecferry.errors import ArgumentRefused, MemberRefused, SettingsError, VecferryError
 from vecferry.integrations.flag_embedding import BGEM3FlagModel
@@ -180,8 +181,7 @@ def test_the_reasons_are_of_arguments_and_members_that_there_are(drop_in: DropIn
 
 
 def test_the_table_of_the_page_is_the_present_one() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert page_with_table(page) == page, "python -m tests.compatibility.drop_in"
+    assert section("drop-in", PAGE) == tables(), "python -m tests.compatibility.drop_in"
 
 
 def test_a_refused_argument_is_a_type_error_too(encoder: Encoder) -> None:
