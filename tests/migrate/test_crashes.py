@@ -75,7 +75,7 @@ CHAIN = (
     "after move serving_old", "before switch new", "after stop_capture", "after drop old", "after move finalized",
 )  # fmt: skip
 """One after the other."""
-BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus")
+BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus", pytest.param("sqlite-vec", marks=pytest.mark.slow))
 COMMON_POINTS = ("in write new 2",)
 FURTHER_POINTS = (
     "after prepare", "after switch new", "before backend put 2", "after backend delete",
@@ -86,6 +86,7 @@ TAKEN_OVER = {
     "lancedb": "after backend rename", "chroma-server": "after backend rename",
     "qdrant": "after backend point_alias", "milvus": "after backend point_alias",
 }  # fmt: skip
+TAKEN_OVER_IN_FILES = {"sqlite-vec": "after backend rename"}
 ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop new", "after move aborted")
 
 
@@ -201,6 +202,7 @@ def made(name: str, folder: Path) -> str:
     urls: dict[str, Callable[[], str]] = {
         "chroma-server": shared_server,
         "milvus": lambda: f"milvus://{folder}/docs.db",
+        "sqlite-vec": lambda: f"sqlite://{folder}/docs.sqlite",
     }
     return urls.get(name, lambda: f"{name}://{folder}")()
 
@@ -299,7 +301,10 @@ def test_killed_at_a_point_in_each_store(name: str, point: str, mother: Mother, 
         assert_killed_and_completed(point, world, mother)
 
 
-@pytest.mark.parametrize(("name", "point"), TAKEN_OVER.items())
+@pytest.mark.parametrize(
+    ("name", "point"),
+    [*TAKEN_OVER.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in TAKEN_OVER_IN_FILES.items())],
+)
 def test_killed_once_the_old_name_stands_for_the_new_collection(
     name: str, point: str, mother: Mother, tmp_path: Path
 ) -> None:

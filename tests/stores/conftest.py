@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import connection, database_url, postgres_url
+from tests.stores.backends import FILES
 from tests.stores.collections import NAMES, Collection, PgCollection, mirror_collection
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
 
-SLOW = {"chroma"}
-"""The same code as its server's."""
+SLOW = {"chroma", *FILES}
+"""The first is the same code as its server's."""
 
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES])

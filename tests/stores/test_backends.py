@@ -11,11 +11,11 @@ from tests.stores.backends import (
     COLLECTION,
     DIMENSION,
     LONGEST_TEXT,
-    NAMES,
     NORMALIZING,
     NUMBERS_ONLY,
     WITHOUT_NULL,
     opened,
+    params,
     unit,
     vector_of,
 )
@@ -39,7 +39,7 @@ HARD_TEXTS = (
 )
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=params(slow={"sqlite-vec-rows"}))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

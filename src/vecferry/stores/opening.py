@@ -78,6 +78,7 @@ def open_backend(
         "lancedb": _lancedb,
         "milvus": _milvus,
         "qdrant": _qdrant,
+        "sqlite": _sqlite_vec,
     }
     if (opener := openers.get(_kind(url))) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
@@ -125,3 +126,9 @@ def _qdrant(url: str, fields: Fields, access: ServerAccess) -> Backend:
     from vecferry.stores.qdrant import QdrantBackend
 
     return QdrantBackend.open(url, fields, access.token)
+
+
+def _sqlite_vec(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a file
+    from vecferry.stores.sqlite_vec import SqliteVecBackend
+
+    return SqliteVecBackend.open(url, fields)
