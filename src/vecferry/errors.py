@@ -285,7 +285,7 @@ class ExtensionsDisabled(VecferryError):
 
     exit_code = 3
     template = "the sqlite3 of this Python cannot load extensions, and sqlite-vec is one."
-    advice = "pip install pysqlite3, or use a Python built with --enable-loadable-sqlite-extensions"
+    advice = "pip install pysqlite3, or use a Python whose sqlite3 loads extensions"
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
