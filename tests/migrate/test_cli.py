@@ -729,7 +729,9 @@ def test_a_password_is_in_no_message(cli: Cli, monkeypatch: pytest.MonkeyPatch, 
 def test_an_unknown_scheme_names_the_known_ones(cli: Cli) -> None:
     shown = cli("status", "--store", "mysql://localhost/app", code=2)["error"]["message"]
     assert "mysql:" in shown
-    assert all(f"{scheme}:" in shown for scheme in ("postgresql", "chroma", "lancedb", "milvus", "qdrant", "sqlite"))
+    assert all(
+        f"{scheme}:" in shown for scheme in ("postgresql", "chroma", "lancedb", "milvus", "qdrant", "sqlite", "faiss")
+    )
 
 
 CATALOGUE = (
@@ -945,6 +947,7 @@ def test_an_unchanged_script_asks_a_chroma_collection_with_the_new_model_after_o
         ("milvus:/nowhere", "pymilvus", "milvus"),
         ("qdrant:/nowhere", "qdrant_client", "qdrant"),
         ("sqlite:/nowhere", "sqlite_vec", "sqlite-vec"),
+        ("faiss:/nowhere", "faiss", "faiss"),
         ("postgresql://localhost/app", "psycopg", "pgvector"),
     ],
 )

@@ -333,7 +333,7 @@ def test_what_only_chroma_takes_is_refused_elsewhere(options: dict[str, Any], tm
 def test_an_unknown_scheme_lists_those_that_are_known(url: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as failed:
         open_store(url, "docs", text="text", vector="vector", key="id", control=tmp_path / "control.db")
-    assert "postgresql:, chroma:, lancedb:, milvus:, qdrant:, sqlite:" in failed.value.message
+    assert "postgresql:, chroma:, lancedb:, milvus:, qdrant:, sqlite:, faiss:" in failed.value.message
     assert "s3cret" not in failed.value.message
 
 

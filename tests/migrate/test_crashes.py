@@ -75,7 +75,8 @@ CHAIN = (
     "after move serving_old", "before switch new", "after stop_capture", "after drop old", "after move finalized",
 )  # fmt: skip
 """One after the other."""
-BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus", pytest.param("sqlite-vec", marks=pytest.mark.slow))
+IN_FILES = [pytest.param(name, marks=pytest.mark.slow) for name in ("faiss", "sqlite-vec")]
+BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus", *IN_FILES)
 COMMON_POINTS = ("in write new 2",)
 FURTHER_POINTS = (
     "after prepare", "after switch new", "before backend put 2", "after backend delete",
@@ -86,7 +87,7 @@ TAKEN_OVER = {
     "lancedb": "after backend rename", "chroma-server": "after backend rename",
     "qdrant": "after backend point_alias", "milvus": "after backend point_alias",
 }  # fmt: skip
-TAKEN_OVER_IN_FILES = {"sqlite-vec": "after backend rename"}
+TAKEN_OVER_IN_FILES = {"faiss": "after backend rename", "sqlite-vec": "after backend rename"}
 ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop new", "after move aborted")
 
 

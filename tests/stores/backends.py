@@ -36,6 +36,7 @@ MODULES = {
     "qdrant": ("tests.stores.backends_qdrant", "opened", "nearest"),
     "milvus": ("tests.stores.backends_milvus", "opened", "nearest"),
     "sqlite-vec": ("tests.stores.backends_sqlite_vec", "opened", "nearest"),
+    "faiss": ("tests.stores.backends_faiss", "opened", "nearest"),
     "sqlite-vec-rows": ("tests.stores.backends_sqlite_vec", "opened_beside_rows", "nearest_beside_rows"),
 }
 NAMES = tuple(MODULES)
@@ -50,7 +51,7 @@ LONGEST_TEXT = {"milvus": 60_000}
 """Bytes, where the collection sets a limit."""
 ONE_PROCESS = {"chroma", "qdrant", "milvus"}
 """Where one process at a time has the folder."""
-FILES = {"sqlite-vec", "sqlite-vec-rows"}
+FILES = {"faiss", "sqlite-vec", "sqlite-vec-rows"}
 """What is above the backends runs on these with `make test-slow`."""
 
 

@@ -79,6 +79,7 @@ def open_backend(
         "milvus": _milvus,
         "qdrant": _qdrant,
         "sqlite": _sqlite_vec,
+        "faiss": _faiss,
     }
     if (opener := openers.get(_kind(url))) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
@@ -108,6 +109,12 @@ def _chroma(
     from vecferry.stores.chroma import ChromaBackend
 
     return ChromaBackend.open(url, access, embedding_function)
+
+
+def _faiss(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a folder
+    from vecferry.stores.faiss import FaissBackend
+
+    return FaissBackend.open(url, fields)
 
 
 def _lancedb(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a folder
