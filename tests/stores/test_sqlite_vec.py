@@ -270,6 +270,21 @@ def test_langchain_goes_on_after_a_rename(tmp_path: Path, langchain: SqliteVecBa
     assert langchain.dimension(COLLECTION) == WIDE
 
 
+def test_what_langchain_made_by_the_name_before_finalize_does_not_outlive_it(
+    tmp_path: Path, langchain: SqliteVecBackend
+) -> None:
+    langchain.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    with application(tmp_path) as connection:
+        for statement in LANGCHAIN:
+            connection.execute(statement.replace("docs", NEW))
+        values = ["text 3", "{}", unit(3, WIDE).tobytes()]
+        connection.execute(f"INSERT INTO {NEW}(text, metadata, text_embedding) VALUES (?,?,?)", values)
+    langchain.drop(COLLECTION)
+    langchain.rename(NEW, COLLECTION)
+    add(tmp_path, 4, WIDE)
+    assert langchain.search(COLLECTION, unit(4, WIDE), 1)[0].id == "4"
+
+
 def test_tables_of_any_name_are_put_together_by_the_column_of_the_vectors(tmp_path: Path) -> None:
     rows = """CREATE TABLE "my docs" (uuid TEXT PRIMARY KEY, "the text" TEXT, size INT AS (length("the text")),
         made TEXT NOT NULL DEFAULT 'now')"""

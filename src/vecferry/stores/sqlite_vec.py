@@ -322,6 +322,7 @@ class SqliteVecBackend:
             layout = self._layout(collection)
             self._rename_vectors(layout.vectors.name, vectors)
             if layout.rows:
+                self._drop_triggers(collection)
                 self._execute(f"ALTER TABLE {_quoted(collection)} RENAME TO {_quoted(name)}")
             for statement in json.loads(self._recorded("objects", collection) or "[]"):
                 self._execute(statement)
@@ -343,6 +344,11 @@ class SqliteVecBackend:
         new, vector = _quoted(name), _quoted(self._vector)
         for (stored,) in self._rows(f"SELECT {vector} FROM {new} LIMIT 1"):  # it finds its data, or nothing is changed
             self._rows(f"SELECT * FROM {new} WHERE {vector} MATCH ? AND k = 1", stored)
+
+    def _drop_triggers(self, table: str) -> None:
+        """Drop what a client has made on the table: it names the vectors by their name before the rename."""
+        for (name,) in self._rows("SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?", table):
+            self._execute(f"DROP TRIGGER {_quoted(name)}")
 
     def _objects(self, table: str) -> list[str]:
         """Return the SQL of the table's own indexes and triggers."""
