@@ -8,6 +8,6 @@ import pytest
 from _pytest.mark import ParameterSet
 
 
-def params(names: Iterable[str], quick: Collection[str]) -> list[ParameterSet]:
-    """Return a parameter for each name; those that are not quick are for `make test-slow`."""
-    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
+def params(names: Iterable[str], *, slow: Collection[str]) -> list[ParameterSet]:
+    """Return a parameter for each name; the slow ones are for `make test-slow`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]

@@ -21,6 +21,7 @@ VecferryError                      exit  what happened
 │   ├── InvalidStoreUrl
 │   └── AddressUnavailable               another process listens there, or this host has no such address
 ├── MissingExtra                   3     an optional dependency is not installed
+├── ExtensionsDisabled             3     a SQLite that was built to load none
 ├── SourceError                    3     where a checkpoint comes from
 │   ├── SourceNotFound
 │   ├── DownloadFailed
@@ -361,6 +362,15 @@ class MissingExtra(VecferryError):
     advice = "pip install 'vecferry[{extra}]'"
     extra: str
     package: str
+
+
+@dataclass(eq=False)
+class ExtensionsDisabled(VecferryError):
+    """The sqlite3 of this Python was built so that it loads no extensions, and there is no pysqlite3 either."""
+
+    exit_code = 3
+    template = "the sqlite3 of this Python cannot load extensions, and sqlite-vec is one."
+    advice = "pip install pysqlite3, or use a Python whose sqlite3 loads extensions"
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ class Listing:
     """A row of the table in docs/applications.md.
 
     package: the distribution that the client comes from; None where only a schema is tried, by SQL of its own.
-    collection, text, vector: as in migration.toml. follows_switch: whether the collection's name finds the new vectors
-    from the switch on, as a table's and an alias's do; else the name of the serving epoch does until `finalize`.
+    collection, text, vector, key: as in migration.toml. follows_switch: whether the collection's name finds the new
+    vectors from the switch on, as a table's and an alias's do; else that of the serving epoch does until `finalize`.
     prepares_all_columns: whether it asks for `*` by statements that stay prepared, which are refused once columns
     have come or gone.
     """
@@ -27,6 +27,7 @@ class Listing:
     collection: str
     text: str
     vector: str = "embedding"
+    key: str = "id"
     follows_switch: bool = True
     prepares_all_columns: bool = False
 

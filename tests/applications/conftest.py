@@ -1,4 +1,4 @@
-"""A store for each application: PostgreSQL, a server of Chroma, folders of LanceDB and of Qdrant's local mode."""
+"""A store for each application: PostgreSQL, a server of Chroma, folders of LanceDB and Qdrant, a file of SQLite."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def chroma(tmp_path: Path) -> UrlSite:
 @pytest.fixture
 def lancedb(tmp_path: Path) -> UrlSite:
     return UrlSite(f"lancedb://{tmp_path / 'lancedb'}", tmp_path / "control.db")
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> UrlSite:
+    file = tmp_path / "docs.sqlite"
+    file.touch()
+    return UrlSite(f"sqlite://{file}", tmp_path / "control.db")
 
 
 @pytest.fixture

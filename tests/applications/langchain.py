@@ -11,6 +11,7 @@ from qdrant_client import models
 from tests.applications.application import Listing, encode_with
 from tests.applications.sites import QdrantSite, UrlSite
 from tests.migrate.doubles import TruthEncoder
+from tests.stores.backends import import_or_skip
 from tests.stores.backends_chroma import http_client
 
 
@@ -116,3 +117,47 @@ class QdrantApplication(LangChainStore):
 
     def close(self) -> None:
         """Leave the client to the site."""
+
+
+class SQLiteVecApplication(LangChainStore):
+    """A table and its vec0 table. It can only add: what is removed, and what has which key, is asked by SQL."""
+
+    listing = Listing(
+        "LangChain `SQLiteVec`",
+        "langchain-community",
+        "docs",
+        "text",
+        vector="text_embedding",
+        key="rowid",
+        follows_switch=False,
+    )
+    site = "sqlite"
+
+    def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
+        vectorstore = pytest.importorskip("langchain_community.vectorstores").SQLiteVec
+        sqlite = import_or_skip("vecferry.stores.sqlite_vec")._loadable()
+        self._connection = sqlite.connect(site.url.removeprefix("sqlite://"))
+        self._connection.row_factory = sqlite.Row
+        self._connection.enable_load_extension(True)  # noqa: FBT003  # sqlite3's
+        pytest.importorskip("sqlite_vec").load(self._connection)
+        self._collection = collection
+        self._store = vectorstore(collection, self._connection, langchain_model(encoder))
+
+    def add(self, key: str, text: str) -> None:
+        self.remove(key)
+        self._store.add_texts([text], metadatas=[{"key": key}])
+
+    def remove(self, key: str) -> None:
+        rows = f"SELECT rowid FROM {self._collection} WHERE metadata ->> 'key' = ?"
+        for (rowid,) in self._connection.execute(rows, [key]).fetchall():
+            for table in (self._collection, f"{self._collection}_vec"):
+                self._connection.execute(f"DELETE FROM {table} WHERE rowid = ?", [rowid])
+        self._connection.commit()
+
+    def read(self, key: str) -> str | None:
+        query = f"SELECT text FROM {self._collection} WHERE metadata ->> 'key' = ?"
+        row = self._connection.execute(query, [key]).fetchone()
+        return row["text"] if row else None
+
+    def close(self) -> None:
+        self._connection.close()

@@ -38,7 +38,7 @@ class UrlSite:
             listing.collection,
             text=listing.text,
             vector=listing.vector,
-            key="id",
+            key=listing.key,
             control=self.control,
         )
 

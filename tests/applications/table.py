@@ -22,6 +22,7 @@ from tests.applications.langchain import (
     PGVectorApplication,
     PGVectorStoreApplication,
     QdrantApplication,
+    SQLiteVecApplication,
 )
 from tests.applications.llama_index import LlamaIndexApplication, LlamaIndexQdrantApplication
 from tests.applications.mem0 import Mem0Application
@@ -41,6 +42,7 @@ APPLICATIONS: tuple[Any, ...] = (
     LlamaIndexQdrantApplication,
     QdrantApplication,
     AnythingLLMApplication,
+    SQLiteVecApplication,
 )
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent

@@ -729,7 +729,9 @@ def test_a_password_is_in_no_message(cli: Cli, monkeypatch: pytest.MonkeyPatch, 
 def test_an_unknown_scheme_names_the_known_ones(cli: Cli) -> None:
     shown = cli("status", "--store", "mysql://localhost/app", code=2)["error"]["message"]
     assert "mysql:" in shown
-    assert all(f"{scheme}:" in shown for scheme in ("postgresql", "chroma", "lancedb", "milvus", "qdrant"))
+    assert all(
+        f"{scheme}:" in shown for scheme in ("postgresql", "chroma", "lancedb", "milvus", "qdrant", "sqlite", "faiss")
+    )
 
 
 CATALOGUE = (
@@ -944,14 +946,17 @@ def test_an_unchanged_script_asks_a_chroma_collection_with_the_new_model_after_o
         ("lancedb:/nowhere", "lancedb", "lancedb"),
         ("milvus:/nowhere", "pymilvus", "milvus"),
         ("qdrant:/nowhere", "qdrant_client", "qdrant"),
+        ("sqlite:/nowhere", "sqlite_vec", "sqlite-vec"),
+        ("faiss:/nowhere", "faiss", "faiss"),
         ("postgresql://localhost/app", "psycopg", "pgvector"),
     ],
 )
 def test_a_missing_extra_is_named_with_how_to_install_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, url: str, package: str, extra: str
 ) -> None:
+    module = f"vecferry.stores.{extra.replace('-', '_')}"
     for name in list(sys.modules):
-        if name == f"vecferry.stores.{extra}" or name.startswith(f"vecferry.stores.{extra}."):
+        if name == module or name.startswith(f"{module}."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     error = cli("status", "--store", url, code=3)["error"]

@@ -114,6 +114,7 @@ def test_what_is_left_out_has_its_default_beside_the_file(tmp_path: Path, monkey
     [
         ("chroma:./data", "chroma://{}/data"),
         ("lancedb:data/x", "lancedb://{}/data/x"),
+        ("sqlite:data/x.db", "sqlite://{}/data/x.db"),
         ("qdrant:///data", "qdrant:///data"),
         ("milvus+http://host:1/db", "milvus+http://host:1/db"),
         ("postgresql://host/db", "postgresql://host/db"),
@@ -333,7 +334,7 @@ def test_what_only_chroma_takes_is_refused_elsewhere(options: dict[str, Any], tm
 def test_an_unknown_scheme_lists_those_that_are_known(url: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as failed:
         open_store(url, "docs", text="text", vector="vector", key="id", control=tmp_path / "control.db")
-    assert "postgresql:, chroma:, lancedb:, milvus:, qdrant:" in failed.value.message
+    assert "postgresql:, chroma:, lancedb:, milvus:, qdrant:, sqlite:, faiss:" in failed.value.message
     assert "s3cret" not in failed.value.message
 
 

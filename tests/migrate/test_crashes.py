@@ -76,7 +76,7 @@ CHAIN = (
     "after move serving_old", "before switch new", "after stop_capture", "after drop old", "after move finalized",
 )  # fmt: skip
 """One after the other."""
-BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus")
+BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus", "faiss", "sqlite-vec")
 COMMON_POINTS = ("in write new 2",)
 FURTHER_POINTS = (
     "after prepare", "after switch new", "before backend put 2", "after backend delete",
@@ -86,6 +86,7 @@ FURTHER_POINTS = (
 TAKEN_OVER = {
     "lancedb": "after backend rename", "chroma-server": "after backend rename",
     "qdrant": "after backend point_alias", "milvus": "after backend point_alias",
+    "faiss": "after backend rename", "sqlite-vec": "after backend rename",
 }  # fmt: skip
 ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop new", "after move aborted")
 
@@ -202,6 +203,7 @@ def made(name: str, folder: Path) -> str:
     urls: dict[str, Callable[[], str]] = {
         "chroma-server": shared_server,
         "milvus": lambda: f"milvus://{folder}/docs.db",
+        "sqlite-vec": lambda: f"sqlite://{folder}/docs.sqlite",
     }
     return urls.get(name, lambda: f"{name}://{folder}")()
 
@@ -294,13 +296,13 @@ def test_killed_at_a_point_and_run_again_every_row_is_there_once_and_true(
 
 
 @pytest.mark.parametrize("point", COMMON_POINTS)
-@pytest.mark.parametrize("name", params(BACKENDS, quick={"lancedb"}))
+@pytest.mark.parametrize("name", params(BACKENDS, slow=set(BACKENDS) - {"lancedb"}))
 def test_killed_at_a_point_in_each_store(name: str, point: str, mother: Mother, tmp_path: Path) -> None:
     with world_of_points(name, tmp_path) as world:
         assert_killed_and_completed(point, world, mother)
 
 
-@pytest.mark.parametrize("name", params(TAKEN_OVER, quick={"chroma-server", "qdrant"}))
+@pytest.mark.parametrize("name", params(TAKEN_OVER, slow=set(TAKEN_OVER) - {"chroma-server", "qdrant"}))
 def test_killed_once_the_old_name_stands_for_the_new_collection(name: str, mother: Mother, tmp_path: Path) -> None:
     with world_of_points(name, tmp_path) as world:
         assert_killed_and_completed(TAKEN_OVER[name], world, mother)

@@ -454,7 +454,7 @@ STOPPED_AT = {
 }
 
 
-@pytest.mark.parametrize("point", params(STOPPED_AT, quick={"in write new 2", "after write new 2"}))
+@pytest.mark.parametrize("point", params(STOPPED_AT, slow=set(STOPPED_AT) - {"in write new 2", "after write new 2"}))
 def test_a_runner_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes(
     point: str, table: World, mother: Mother
 ) -> None:

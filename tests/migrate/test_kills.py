@@ -252,6 +252,8 @@ def test_a_few_kills_at_random_times_lose_nothing(
         pytest.param("pgvector", 300, 1.5, 50, id="pgvector"),
         pytest.param("lancedb", 40, 8.0, 4, id="lancedb"),
         pytest.param("chroma-server", 40, 4.0, 10, id="chroma-server"),
+        pytest.param("faiss", 40, 4.0, 10, id="faiss"),
+        pytest.param("sqlite-vec", 40, 4.0, 10, id="sqlite-vec"),
     ],
 )
 def test_many_kills_at_random_times_lose_nothing(

@@ -160,7 +160,7 @@ NAMES = (*backends.NAMES, "pgvector")
 
 def quick_on(*names: str) -> pytest.MarkDecorator:
     """Mark a test that takes long: it runs on these stores, and on the others by `make test-slow`."""
-    return pytest.mark.parametrize("collection", params(NAMES, names), indirect=True)
+    return pytest.mark.parametrize("collection", params(NAMES, slow=set(NAMES) - set(names)), indirect=True)
 
 
 @contextmanager

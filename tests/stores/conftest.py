@@ -4,13 +4,15 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import connection, database_url, postgres_url
+from tests.quick import params
+from tests.stores.backends import FILES
 from tests.stores.collections import NAMES, Collection, PgCollection, mirror_collection
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
 
-SLOW = {"chroma"}
-"""The same code as its server's."""
+SLOW = {"chroma", *FILES}
+"""The first is the same code as its server's."""
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def embed_missing() -> bool:
     return False
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES])
+@pytest.fixture(params=params(NAMES, slow=SLOW))
 def collection(request: pytest.FixtureRequest, tmp_path: Path, *, embed_missing: bool) -> Iterator[Collection]:
     """Yield an empty collection in each store in turn."""
     if request.param == "pgvector":

@@ -24,7 +24,7 @@ from vecferry.migrate.values import Heads, MigrationOptions, MinRecall, RunLimit
 from vecferry.options import Checked, Count, FolderPath, Help, Name, expected_of, folder_of, in_folder, names_of
 from vecferry.stores.values import MaxPause, Patience
 
-LOCAL_SCHEMES = ("chroma", "lancedb", "milvus", "qdrant")
+LOCAL_SCHEMES = ("chroma", "faiss", "lancedb", "milvus", "qdrant", "sqlite")
 UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 """What pydantic calls a name that is not a field."""
 HIDDEN = "…"
@@ -49,8 +49,8 @@ class StoreConfig(Checked):
     ]
     url: Annotated[
         Annotated[SecretStr, AfterValidator(_url_in_folder)] | None,
-        Field(description="postgresql://..., chroma:..., lancedb:..., qdrant:... or milvus:..."),
-        Help("URL of the store: postgresql://..., or chroma:, lancedb:, milvus:, qdrant:"),
+        Field(description="postgresql://..., chroma:..., lancedb:..., qdrant:..., milvus:..., sqlite:... or faiss:..."),
+        Help("URL of the store: postgresql://..., or chroma:, lancedb:, milvus:, qdrant:, sqlite:, faiss:"),
     ] = None
     text: Annotated[
         Name,

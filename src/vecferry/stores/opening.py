@@ -83,6 +83,8 @@ def open_backend(
         "lancedb": _lancedb,
         "milvus": _milvus,
         "qdrant": _qdrant,
+        "sqlite": _sqlite_vec,
+        "faiss": _faiss,
     }
     if (opener := openers.get(_kind(url))) is None:
         known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
@@ -125,6 +127,12 @@ def _chroma(
     return ChromaBackend.open(url, access, embedding_function)
 
 
+def _faiss(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a folder
+    from vecferry.stores.faiss import FaissBackend
+
+    return FaissBackend.open(url, fields)
+
+
 def _lancedb(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a folder
     from vecferry.stores.lancedb import LanceBackend
 
@@ -141,3 +149,9 @@ def _qdrant(url: str, fields: Fields, access: ServerAccess) -> Backend:
     from vecferry.stores.qdrant import QdrantBackend
 
     return QdrantBackend.open(url, fields, access.token)
+
+
+def _sqlite_vec(url: str, fields: Fields, access: ServerAccess) -> Backend:  # noqa: ARG001  # a file
+    from vecferry.stores.sqlite_vec import SqliteVecBackend
+
+    return SqliteVecBackend.open(url, fields)
