@@ -1,9 +1,11 @@
 """The application's side of a store in tests: it writes and looks as an application does."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 import psycopg
@@ -15,7 +17,10 @@ from vecferry.stores.backend import Backend, Point
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Key, Record
+from vecferry.stores.values import Key, Layout, Record
+
+if TYPE_CHECKING:
+    from vecferry.stores.pgvector import PgVectorStore
 
 OLD_DIMENSION = 8
 Content = tuple[str | None, Float32 | None]
@@ -113,16 +118,19 @@ def without_triggers(connection: psycopg.Connection, table: str) -> Iterator[Non
 
 
 class PgCollection:
-    def __init__(self, connection: psycopg.Connection, database_url: str) -> None:
-        from vecferry.stores.pgvector import PgVectorStore
+    """A table. layout: in which it is migrated."""
 
+    def __init__(
+        self, connection: psycopg.Connection, database_url: str, layout: Layout = Layout.COLUMNS
+    ) -> None:
         self.connection = connection
         self.database_url = database_url
+        self.layout = layout
         self.nullable = self.keeps_rows = True
         self.connection.execute(
             f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))"
         )
-        self.store = PgVectorStore.connect(database_url, "docs", "body", "embedding")
+        self.store = self.another()
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         self.connection.execute(
@@ -146,13 +154,14 @@ class PgCollection:
         rows = self.connection.execute("SELECT id::text, body, embedding::real[] FROM docs").fetchall()
         return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
 
-    def another(self) -> AbstractContextManager[Store]:
+    def another(self) -> PgVectorStore:
         from vecferry.stores.pgvector import PgVectorStore
 
-        return PgVectorStore.connect(self.database_url, "docs", "body", "embedding")
+        return PgVectorStore.connect(self.database_url, "docs", "body", "embedding", layout=self.layout)
 
 
-NAMES = (*backends.NAMES, "pgvector")
+LAYOUTS = {"pgvector": Layout.COLUMNS, "pgvector-side-table": Layout.SIDE_TABLE}
+NAMES = (*backends.NAMES, *LAYOUTS)
 
 
 @contextmanager

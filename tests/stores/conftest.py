@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import connection, database_url, postgres_url
-from tests.stores.collections import NAMES, Collection, PgCollection, mirror_collection
+from tests.stores.collections import LAYOUTS, NAMES, Collection, PgCollection, mirror_collection
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
@@ -16,8 +16,8 @@ SLOW = {"chroma"}
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES])
 def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Collection]:
     """Yield an empty collection in each store in turn."""
-    if request.param == "pgvector":
-        made = PgCollection(request.getfixturevalue("connection"), request.getfixturevalue("database_url"))
+    if (layout := LAYOUTS.get(request.param)) is not None:
+        made = PgCollection(request.getfixturevalue("connection"), request.getfixturevalue("database_url"), layout)
         yield made
         made.store.close()
         return

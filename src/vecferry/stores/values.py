@@ -35,6 +35,13 @@ class Side(StrEnum):
 BOTH_SIDES = frozenset(Side)
 
 
+class Layout(StrEnum):
+    """Where the vectors of the side that does not serve are: in columns of the table, or in a table of their own."""
+
+    COLUMNS = "columns"
+    SIDE_TABLE = "side-table"
+
+
 @dataclass(frozen=True)
 class StoreTraits:
     """What holds for a store as long as it is open.

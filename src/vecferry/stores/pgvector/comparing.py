@@ -49,9 +49,9 @@ class PgComparison:
                 side, dead_letters = self._table.vector, sql.SQL("false")  # finalized
             else:
                 return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._sql.name)))
-            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}) FROM {table} AS t")
-            column = self._sql.column(side)
-            return Counts(*self._db.row(query.format(side=column, dead_letters=dead_letters, table=self._sql.name)))
+            query = sql.SQL("SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}) FROM {rows} AS t")
+            column, rows = self._sql.column(side), self._session.with_sides(columns)
+            return Counts(*self._db.row(query.format(side=column, dead_letters=dead_letters, rows=rows)))
 
     def _without_vector(self, column: str) -> sql.Composed:
         return sql.SQL("{} IS NULL AND {}").format(self._sql.column(column), self._session.is_dead_letter(Side.NEW))
@@ -83,7 +83,7 @@ class PgComparison:
             if not columns.is_compared(side):
                 return []
             condition = sql.SQL("{} AND {}").format(selected, self._session.outdated(side, columns))
-            return self._session.rows(condition, params, limit)
+            return self._session.rows(condition, params, limit, of=self._session.with_sides(columns))
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         with self._session.pinned():
@@ -94,21 +94,36 @@ class PgComparison:
             if with_vector:
                 vector = self._sql.column(columns.required(side))
                 outdated = sql.SQL("{} IS NOT NULL AND ({})").format(vector, outdated)
-            (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self._sql.name, outdated))
-            return Finding(count, self._keys_where(outdated, max_keys)) if count else NOTHING
+            rows = sql.SQL("{} AS t").format(self._session.with_sides(columns))
+            (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(rows, outdated))
+            return Finding(count, self._keys_where(rows, outdated, max_keys)) if count else NOTHING
+
+    def orphans(self, limit: int) -> list[Key]:
+        with self._session.pinned():
+            return list(self._orphans(limit).keys) if self._catalogue.columns().beside else []
+
+    def _orphans(self, max_keys: int) -> Finding:
+        """Return what of deleted rows is left in the side table."""
+        rows, condition = sql.SQL("{} AS s").format(self._sql.side_table), self._sql.without_row()
+        (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(rows, condition))
+        query = sql.SQL("SELECT {} FROM {} WHERE {} LIMIT %s").format(self._sql.side_keys_as_text, rows, condition)
+        return Finding(count, tuple(map(tuple, self._db.rows(query, [max_keys])))) if count else NOTHING
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         with self._session.pinned():
-            defects = self._defects(dimension)
+            columns = self._catalogue.columns()
+            rows_sql, defects = sql.SQL("{} AS t").format(self._session.with_sides(columns)), self._defects(dimension)
             counts_sql = sql.SQL(", ").join(
                 sql.SQL("count(*) FILTER (WHERE {})").format(each) for each in defects.values()
             )
-            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {} AS t").format(counts_sql, self._sql.name))
+            rows, *counts = self._db.row(sql.SQL("SELECT count(*), {} FROM {}").format(counts_sql, rows_sql))
             findings = {
-                name: Finding(count, self._keys_where(defects[name], max_keys))
+                name: Finding(count, self._keys_where(rows_sql, defects[name], max_keys))
                 for name, count in zip(defects, counts, strict=True)
                 if count
             }
+            if columns.beside:
+                findings["orphaned"] = self._orphans(max_keys)
             missing = [index.new_name for index in self._catalogue.missing_indexes()]
             lost = [f"one like {name}" for name in self._catalogue.lost_twins()]
             return Examination(rows, missing_indexes=(*missing, *lost), **findings)
@@ -131,9 +146,9 @@ class PgComparison:
             "off_norm": sql.SQL("NOT {} BETWEEN {} AND {}").format(length, lo, hi),
         }
 
-    def _keys_where(self, condition: sql.Composed, max_keys: int) -> tuple[Key, ...]:
-        query = sql.SQL("SELECT {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s")
-        query_of_all = query.format(self._sql.keys_as_text, self._sql.name, condition, self._sql.keys)
+    def _keys_where(self, rows: Fragment, condition: sql.Composed, max_keys: int) -> tuple[Key, ...]:
+        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s")
+        query_of_all = query.format(self._sql.keys_as_text, rows, condition, self._sql.keys)
         return tuple(tuple(key) for key in self._db.rows(query_of_all, [max_keys]))
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
@@ -141,14 +156,14 @@ class PgComparison:
             columns = self._catalogue.columns()
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
-                "SELECT ctid AS place FROM {table} AS t WHERE {side} IS NOT NULL ORDER BY random())"
-                " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
+                "SELECT ctid AS place FROM {rows} AS t WHERE {side} IS NOT NULL ORDER BY random())"
+                " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {rows} AS t ON t.ctid = drawn.place"
                 " WHERE NOT ({outdated}) LIMIT %s"  # so that few vectors are read
             ).format(
                 text=self._sql.text,
                 side=self._sql.column(columns.required(Side.NEW)),
                 keys=self._sql.keys_as_text,
-                table=self._sql.name,
+                rows=self._session.with_sides(columns),
                 outdated=self._session.outdated(Side.NEW, columns),
             )
             return [

@@ -31,6 +31,7 @@ from vecferry.stores.values import (
     Hit,
     Key,
     KeyRange,
+    Layout,
     NewVector,
     Patience,
     Record,
@@ -47,8 +48,9 @@ T = TypeVar("T")
 class PgVectorStore(Store):
     """`stores.Store` over one table, one text column and one vector column."""
 
-    def __init__(self, database: Database, table: Table) -> None:
-        self._session = TableSession(database, table)
+    def __init__(self, database: Database, table: Table, layout: Layout = Layout.COLUMNS) -> None:
+        self._layout = layout
+        self._session = TableSession(database, table, layout)
         self._reader = PgReader(self._session)
         self._application = PgApplicationWriter(self._session)
         self._capture = PgCapture(self._session)
@@ -59,17 +61,26 @@ class PgVectorStore(Store):
     # --- the connection ---------------------------------------------------------------------------
 
     @classmethod
-    def connect(cls, database_url: str, table: str, text: str, vector_column: str, source: str | None = None) -> Self:
+    def connect(
+        cls,
+        database_url: str,
+        table: str,
+        text: str,
+        vector_column: str,
+        source: str | None = None,
+        layout: Layout = Layout.COLUMNS,
+    ) -> Self:
         r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
         template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
-        source: a view or query with the table's key, which has `text` as a column.
+        source: a view or query with the table's key, which has `text` as a column. layout: of a migration that is yet
+        to begin; one that has begun goes on in its own.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
-            return cls(database, find_table(database, table, text, vector_column, source))
+            return cls(database, find_table(database, table, text, vector_column, source), layout)
         except BaseException:
             database.close()
             raise
@@ -80,14 +91,15 @@ class PgVectorStore(Store):
 
     @property
     def traits(self) -> StoreTraits:
-        return StoreTraits(self._session.table.source, Outputs.ALL, rows_outlive_vectors=True)
+        outputs = DENSE if self._layout is Layout.SIDE_TABLE else Outputs.ALL
+        return StoreTraits(self._session.table.source, outputs, rows_outlive_vectors=True)
 
     @property
     def ledger(self) -> PgLedger:
         return self._session.ledger
 
     def another(self) -> Self:
-        return type(self)(self._session.db.another(), self._session.table)
+        return type(self)(self._session.db.another(), self._session.table, self._layout)
 
     def reconnect(self) -> None:
         self._session.db.reconnect()
@@ -179,8 +191,8 @@ class PgVectorStore(Store):
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         return self._comparison.count_outdated(side, max_keys, with_vector=with_vector)
 
-    def orphans(self, limit: int) -> list[Key]:  # noqa: ARG002  # both vectors are in the row
-        return []
+    def orphans(self, limit: int) -> list[Key]:
+        return self._comparison.orphans(limit)
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         return self._comparison.check_integrity(dimension, max_keys)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from psycopg import sql
 
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
-from vecferry.stores.pgvector.table import Column, Table
+from vecferry.stores.pgvector.table import SCHEMA, Column, Table
 from vecferry.stores.pgvector.text_sql import TextSql
 from vecferry.stores.values import Key, KeyRange
 
@@ -22,28 +22,64 @@ class TableSql:
     def __init__(self, table: Table) -> None:
         self._table = table
         self.name = identifier(table.schema, table.name)
-        keys = [self.column(column.name) for column in table.key]
-        self.keys = sql.SQL(", ").join(keys)
-        self.keys_as_text = sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys)
+        self.side_table = identifier(SCHEMA, table.side_table)
+        self.key_names = sql.SQL(", ").join(identifier(column.name) for column in table.key)
+        self.keys = sql.SQL(", ").join(self._key_of("t"))
+        self.keys_as_text = _as_text(self._key_of("t"))
+        self.side_keys_as_text = _as_text(self._key_of("s"))
         self.text_sql = TextSql(table.source, table.text_types, table.name)
         self.text = self.text_sql.expression(self.column)
 
     def column(self, name: str) -> sql.Composed:
         return sql.SQL("t.{}").format(identifier(name))
 
-    def among(self, keys: Sequence[Key]) -> tuple[sql.Composed, list[list[str]]]:
+    def with_sides(self, beside: Sequence[str]) -> Fragment:
+        """Return what is read as `t` where a query needs both sides. beside: the columns of the side table; none: the
+        table has them itself.
+        """
+        if not beside:
+            return self.name
+        columns = sql.SQL(", ").join(sql.SQL("s.{}").format(identifier(name)) for name in beside)
+        return sql.SQL("(SELECT t.ctid, t.*, {} FROM {} AS t LEFT JOIN {} AS s ON {})").format(
+            columns, self.name, self.side_table, self.same_key(self._key_of("s"))
+        )
+
+    def without_row(self) -> sql.Composed:
+        """Return a condition: the row of the side table, called `s`, has none in the table."""
+        same = self.same_key(self._key_of("s"))
+        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {})").format(self.name, same)
+
+    def _key_of(self, row: str) -> list[sql.Composed]:
+        return [sql.SQL("{}.{}").format(sql.SQL(row), identifier(column.name)) for column in self._table.key]
+
+    def upsert_sides(self, values: Mapping[str, Fragment], keys: Sequence[Fragment], rows: Fragment) -> sql.Composed:
+        """Return what writes to the side table. values: by its column; keys: in their types; rows: a FROM clause."""
+        return sql.SQL(
+            "INSERT INTO {sides} ({keys}, {columns}) SELECT {key_values}, {values} FROM {rows}"
+            " ON CONFLICT ({keys}) DO UPDATE SET {assigned}"
+        ).format(
+            sides=self.side_table,
+            keys=self.key_names,
+            columns=sql.SQL(", ").join(map(identifier, values)),
+            key_values=sql.SQL(", ").join(keys),
+            values=sql.SQL(", ").join(values.values()),
+            rows=rows,
+            assigned=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(identifier(name)) for name in values),
+        )
+
+    def among(self, keys: Collection[Key], row: str = "t") -> tuple[sql.Composed, list[list[str]]]:
         """Return a condition that is true of the rows with these keys, and its parameters.
 
-        A key of more or fewer parts than the table's is no row's.
+        A key of more or fewer parts than the table's is no row's. row: what the rows are called.
         """
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
         template = "({keys}) IN (SELECT {values} FROM unnest({arrays}) AS given({names}))"
         if not self._is_plain:
             template = "EXISTS (SELECT FROM unnest({arrays}) AS given({names}) WHERE {same})"
         condition = sql.SQL(template).format(
-            keys=self.keys,
+            keys=sql.SQL(", ").join(self._key_of(row)),
             values=sql.SQL(", ").join(self.cast(names)),
-            same=self.same_key(self.cast(names)),
+            same=self.same_key(self.cast(names), row),
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
         )
@@ -74,9 +110,9 @@ class TableSql:
         above = sql.SQL("(({}))").format(sql.SQL(") OR (").join(ways))
         return above if operator == ">" else sql.SQL("NOT {}").format(above), params
 
-    def _compared(self, column: Column, value: Fragment, operator: str) -> sql.Composed:
-        schema = identifier(column.operators)
-        return sql.SQL("{} OPERATOR({}.{}) {}").format(self.column(column.name), schema, sql.SQL(operator), value)
+    def _compared(self, column: Column, value: Fragment, operator: str, row: str = "t") -> sql.Composed:
+        parts = (sql.SQL(row), identifier(column.name), identifier(column.operators), sql.SQL(operator), value)
+        return sql.SQL("{}.{} OPERATOR({}.{}) {}").format(*parts)
 
     @property
     def _is_plain(self) -> bool:
@@ -92,15 +128,19 @@ class TableSql:
         """Return a placeholder for a `Binary` of that type."""
         return sql.SQL("%s::{}").format(self.type_name(kind))
 
-    def same_key(self, values: Sequence[Fragment]) -> sql.Composed:
-        """Return a condition. values: a key in the types of its columns; the row is called `t`."""
+    def same_key(self, values: Sequence[Fragment], row: str = "t") -> sql.Composed:
+        """Return a condition. values: a key in the types of its columns; row: what the row is called."""
         pairs = zip(self._table.key, values, strict=True)
-        return sql.SQL(" AND ").join(self._compared(column, value, "=") for column, value in pairs)
+        return sql.SQL(" AND ").join(self._compared(column, value, "=", row) for column, value in pairs)
 
     def cast(self, values: Sequence[Fragment]) -> list[sql.Composed]:
         """Return the parts of a key, given as text, in the types of their columns."""
         pairs = zip(values, self._table.key, strict=True)
         return [sql.SQL("{}::{}").format(value, verbatim(column.type)) for value, column in pairs]
+
+
+def _as_text(columns: Sequence[Fragment]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns)
 
 
 def key_text_sql(row: str, table: Table, quoted: Callable[[str], Fragment] = identifier) -> sql.Composed:
