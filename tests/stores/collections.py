@@ -120,9 +120,7 @@ def without_triggers(connection: psycopg.Connection, table: str) -> Iterator[Non
 class PgCollection:
     """A table. layout: in which it is migrated."""
 
-    def __init__(
-        self, connection: psycopg.Connection, database_url: str, layout: Layout = Layout.COLUMNS
-    ) -> None:
+    def __init__(self, connection: psycopg.Connection, database_url: str, layout: Layout = Layout.COLUMNS) -> None:
         self.connection = connection
         self.database_url = database_url
         self.layout = layout

@@ -19,6 +19,7 @@ from vecferry.stores.values import (
     Hit,
     Key,
     KeyRange,
+    LayoutCost,
     NewVector,
     Patience,
     Record,
@@ -91,6 +92,11 @@ class Store(Protocol):
 
         Before a migration, and for a side whose space nobody has recorded, any fingerprint is taken
         at its word. Raises SpaceMismatch if neither side is in that space, or D is not the side's.
+        """
+
+    def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:
+        """Return the layouts that a migration to vectors of that length can have, with the chosen one; none where there
+        is no choice, and a switch takes a moment whatever the size.
         """
 
     def users(self) -> str:

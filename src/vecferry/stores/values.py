@@ -196,6 +196,22 @@ class TableInfo(Value):
 
 
 @dataclass(frozen=True)
+class LayoutCost(Value):
+    """What a migration in one of the layouts does to a collection and to those who use it.
+
+    shape: what becomes of the collection's shape; lock: what a switch locks, and for what; switch_s: how long, about,
+    0 for a moment whatever the size. obstacle: why it is not possible here; empty if it is.
+    """
+
+    layout: Layout
+    is_chosen: bool
+    shape: str
+    lock: str
+    switch_s: float
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
 class Counts(Value):
     """rows: all; done: with a new vector; dead_letters: tried, and without one."""
 

@@ -30,6 +30,7 @@ from vecferry.stores.values import (
     Hit,
     Key,
     KeyRange,
+    LayoutCost,
     NewVector,
     Patience,
     Record,
@@ -110,6 +111,9 @@ class MirrorStore(Store):
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+
+    def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:  # noqa: ARG002  # a collection of its own
+        return ()
 
     def users(self) -> str:
         return ""

@@ -30,7 +30,7 @@ FATES_BESIDE = {
     "constraint": REBUILT,
     "foreign key": FIXED,
     "generated column": FIXED,
-    "default": FIXED,
+    "default": "is of the old length, so that a row without a vector could not be written from the switch on",
     "publication": FIXED,
     "publication of all columns": "sends vectors of the new length from the switch on, and not those that the switch"
     " itself writes",
@@ -40,6 +40,8 @@ FATES_BESIDE = {
     "row type": FIXED,
 }
 """In the layout `side-table`, where one column stays."""
+ACCEPTABLE = {"publication of all columns", "function of another role"}
+"""What keeps no switch from being made there."""
 LEFT_BEHIND = """
 SELECT CASE c.contype WHEN 'f' THEN 'foreign key' ELSE 'constraint' END, c.conname::text,
     pg_get_constraintdef(c.oid) FROM on_column o
@@ -128,8 +130,9 @@ def dependents(database: Database, table: Table, layout: Layout) -> tuple[Depend
 
 
 def obstacles(database: Database, table: Table) -> tuple[Dependent, ...]:
-    """Return what keeps the server from changing the type of the column, and cannot be taken away and made anew."""
+    """Return what keeps the column from taking vectors of another length, and cannot be taken away and made anew."""
     rows = [("view", view.name, view.definition) for view in views_of(database, table) if not view.is_carried]
     rows += database.rows(ROW_TYPES, {"table": table.oid})
     others = [Dependent(kind, name, text, FATES_BESIDE[kind], is_carried=False) for kind, name, text in sorted(rows)]
-    return (*(each for each in dependents(database, table, Layout.SIDE_TABLE) if FIXED in each.fate), *others)
+    standing = dependents(database, table, Layout.SIDE_TABLE)
+    return (*(each for each in standing if not each.is_carried and each.kind not in ACCEPTABLE), *others)

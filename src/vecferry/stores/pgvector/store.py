@@ -12,6 +12,7 @@ from vecferry.stores.pgvector.application import PgApplicationWriter
 from vecferry.stores.pgvector.capture import PgCapture
 from vecferry.stores.pgvector.comparing import PgComparison
 from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.layouts import layout_costs
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.reading import PgReader
@@ -32,6 +33,7 @@ from vecferry.stores.values import (
     Key,
     KeyRange,
     Layout,
+    LayoutCost,
     NewVector,
     Patience,
     Record,
@@ -132,6 +134,9 @@ class PgVectorStore(Store):
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+
+    def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:
+        return layout_costs(self._session, dimension)
 
     def users(self) -> str:
         return self._session.locks.users()

@@ -220,7 +220,7 @@ class PgSwitch:
         """Leave in the side table what the table has, for a column that is written anew keeps nothing."""
         table, vector = self._table, identifier(self._table.vector)
         values: dict[str, Fragment] = {table.vector: self._sql.column(table.vector)}
-        if not self._ledger.was_switched(table.target):
+        if columns.serving is Side.OLD and not self._ledger.was_switched(table.target):
             values = self._session.adoption(columns)
         sides = [sql.SQL("s.{}").format(identifier(column.name)) for column in table.key]
         rows = sql.SQL(

@@ -1,0 +1,66 @@
+"""What a migration in each of the two layouts costs others, and how long its switch takes, about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from vecferry.stores.pgvector.dependents import obstacles
+from vecferry.stores.pgvector.session import TableSession
+from vecferry.stores.values import Layout, LayoutCost
+
+NUMBER_BYTES = {"vector": 4, "halfvec": 2}
+WRITTEN_BYTES_PER_S = 40e6
+"""Of a table that the server writes anew, with its large values and the indexes that are no graphs."""
+LOOKED_UP_PER_S = 40_000.0
+"""Rows whose other vector is fetched from the side table."""
+GRAPH_NUMBERS_PER_S = 1e6
+"""Numbers of vectors that come into an HNSW index, in one process. All of `python -m bench.side_table`."""
+SIZES = "SELECT (SELECT count(*) FROM {}), pg_table_size(%s::oid), pg_indexes_size(%s::oid)"
+SHAPES = {
+    Layout.COLUMNS: "three columns at the end of the table until finalize",
+    Layout.SIDE_TABLE: "the table keeps its columns and their places; both vectors lie in a table beside it too",
+}
+LOCKS = {
+    Layout.COLUMNS: "the table is locked for each switch while columns exchange their names",
+    Layout.SIDE_TABLE: "the table is locked for each switch and rollback while it is written anew, with its indexes",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a table. table_bytes: without its indexes; index_bytes: of those that hold no vectors; graphs: how many do."""
+
+    rows: int
+    table_bytes: int
+    index_bytes: int
+    graphs: int
+
+
+def rewrite_s(sizes: Sizes, dimension: int, number_bytes: int) -> float:
+    """Return how many seconds the server takes to write a table anew with vectors of that length, about."""
+    written = sizes.table_bytes + sizes.index_bytes + sizes.rows * dimension * number_bytes
+    graphs = sizes.graphs * sizes.rows * dimension / GRAPH_NUMBERS_PER_S
+    return written / WRITTEN_BYTES_PER_S + sizes.rows / LOOKED_UP_PER_S + graphs
+
+
+def layout_costs(session: TableSession, dimension: int) -> tuple[LayoutCost, ...]:
+    """Return both layouts, for a switch to vectors of that length."""
+    chosen, seconds = (
+        session.catalogue.columns().layout,
+        rewrite_s(_sizes(session), dimension, NUMBER_BYTES[session.table.kind]),
+    )
+    in_the_way = [f"{each.kind} {each.name} {each.fate}" for each in obstacles(session.db, session.table)]
+    obstacle = {Layout.COLUMNS: "", Layout.SIDE_TABLE: "; ".join(in_the_way)}
+    switch_s = {Layout.COLUMNS: 0.0, Layout.SIDE_TABLE: seconds}
+    return tuple(
+        LayoutCost(each, each is chosen, SHAPES[each], LOCKS[each], switch_s[each], obstacle[each]) for each in Layout
+    )
+
+
+def _sizes(session: TableSession) -> Sizes:
+    oid = session.table.oid
+    rows, table_bytes, index_bytes = session.db.row(sql.SQL(SIZES).format(session.sql.name), [oid, oid])
+    graphs = [index for index in session.catalogue.vector_indexes(session.table.vector) if index.holds_vectors]
+    return Sizes(rows, table_bytes, index_bytes - sum(index.bytes for index in graphs), len(graphs))
