@@ -158,7 +158,8 @@ class PgCollection:
         return PgVectorStore.connect(self.database_url, "docs", "body", "embedding", layout=self.layout)
 
 
-LAYOUTS = {"pgvector": Layout.COLUMNS, "pgvector-side-table": Layout.SIDE_TABLE}
+SIDE_TABLE = "side-table"
+LAYOUTS = {"pgvector": Layout.COLUMNS, SIDE_TABLE: Layout.SIDE_TABLE}
 NAMES = (*backends.NAMES, *LAYOUTS)
 
 
