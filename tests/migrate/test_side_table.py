@@ -16,7 +16,7 @@ import pytest
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.test_dependents import CARRIED
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.errors import CutoverRefused, StoreSchemaError
+from vecferry.errors import CutoverRefused, PauseExceeded, StoreSchemaError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.values import Layout, Patience, Side
@@ -267,3 +267,21 @@ def test_other_heads_are_refused_by_name(migration: Migration, output: Outputs) 
         asking.plan()
     with pytest.raises(StoreSchemaError, match=f"{output.names[0]}.* side-table"):
         migration.store.check_new_side(16, DENSE | output)
+
+
+@pytest.mark.slow
+def test_a_switch_that_takes_longer_than_others_may_wait_is_undone_as_a_whole(
+    migration: Migration, table: psycopg.Connection, database_url: str
+) -> None:
+    verified(migration)
+    make = "CREATE OR REPLACE FUNCTION slow(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS '{}'"
+    table.execute(make.format("BEGIN RETURN $1; END"))
+    table.execute("CREATE INDEX slowly ON docs (slow(id))")
+    table.execute(make.format("BEGIN PERFORM pg_catalog.pg_sleep(0.6); RETURN $1; END"))
+    before = dumped(database_url)
+    hasty = replace(migration, options=replace(migration.options, patience=Patience(0.5)))
+    with pytest.raises(PauseExceeded, match=r"0\.5 s") as refused:
+        hasty.cutover()
+    assert "--max-pause-s" in refused.value.hint
+    assert dumped(database_url) == before
+    assert migration.status().state is State.READY

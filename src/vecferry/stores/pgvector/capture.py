@@ -255,8 +255,15 @@ class PgCapture:
     def _delete_beside(self, keys: Sequence[Key]) -> set[Key]:
         """Delete the rows of the side table that have none in the table, and return their keys."""
         among, params = self._sql.among(keys, "s")
-        query = sql.SQL("DELETE FROM {} AS s WHERE {} AND {} RETURNING {}").format(
-            self._sql.side_table, among, self._sql.without_row(), self._sql.side_keys_as_text
+        query = sql.SQL(
+            "WITH free AS MATERIALIZED (SELECT s.ctid AS place FROM {sides} AS s WHERE {among} AND {without_row}"
+            " FOR UPDATE SKIP LOCKED)"  # another process of ours may be at the same rows
+            " DELETE FROM {sides} AS s USING free WHERE s.ctid = free.place RETURNING {keys}"
+        ).format(
+            sides=self._sql.side_table,
+            among=among,
+            without_row=self._sql.without_row(),
+            keys=self._sql.side_keys_as_text,
         )
         return {tuple(key) for key in self._db.rows(query, params)}
 

@@ -100,14 +100,14 @@ class PgComparison:
 
     def orphans(self, limit: int) -> list[Key]:
         with self._session.pinned():
-            return list(self._orphans(limit).keys) if self._catalogue.columns().beside else []
+            return list(self._orphans(limit)) if self._catalogue.columns().beside else []
 
-    def _orphans(self, max_keys: int) -> Finding:
-        """Return what of deleted rows is left in the side table."""
-        rows, condition = sql.SQL("{} AS s").format(self._sql.side_table), self._sql.without_row()
-        (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(rows, condition))
-        query = sql.SQL("SELECT {} FROM {} WHERE {} LIMIT %s").format(self._sql.side_keys_as_text, rows, condition)
-        return Finding(count, tuple(map(tuple, self._db.rows(query, [max_keys])))) if count else NOTHING
+    def _orphans(self, max_keys: int) -> tuple[Key, ...]:
+        """Return the keys of deleted rows of which something is left in the side table."""
+        query = sql.SQL("SELECT {} FROM {} AS s WHERE {} LIMIT %s").format(
+            self._sql.side_keys_as_text, self._sql.side_table, self._sql.without_row()
+        )
+        return tuple(map(tuple, self._db.rows(query, [max_keys])))
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         with self._session.pinned():
@@ -123,7 +123,9 @@ class PgComparison:
                 if count
             }
             if columns.beside:
-                findings["orphaned"] = self._orphans(max_keys)
+                counted = sql.SQL("SELECT count(*) FROM {} AS s WHERE {}")
+                (count,) = self._db.row(counted.format(self._sql.side_table, self._sql.without_row()))
+                findings["orphaned"] = Finding(count, self._orphans(max_keys) if count else ())
             missing = [index.new_name for index in self._catalogue.missing_indexes()]
             lost = [f"one like {name}" for name in self._catalogue.lost_twins()]
             return Examination(rows, missing_indexes=(*missing, *lost), **findings)

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from psycopg import sql
 
-from vecferry.errors import Locked
-from vecferry.stores.pgvector.connection import Database, LockTimedOut, identifier, run
+from vecferry.errors import Locked, PauseExceeded
+from vecferry.stores.pgvector.connection import Database, LockTimedOut, StatementTimedOut, identifier, run
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.table import SCHEMA, Table
 from vecferry.stores.pgvector.views import carried_views
@@ -68,6 +68,8 @@ class TableLocks:
         except LockTimedOut as exc:
             what = f"{self._table.full_name} (the same vectors still serve)"
             raise Locked(what, self.users() or "a transaction that has ended since") from exc
+        except StatementTimedOut as exc:
+            raise PauseExceeded(self._table.full_name, patience.max_pause_s) from exc
 
     def pause_left_s(self) -> float:
         return self._held_until - time.monotonic()
