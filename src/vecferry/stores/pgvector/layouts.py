@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -11,12 +12,15 @@ from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.values import Layout, LayoutCost
 
 NUMBER_BYTES = {"vector": 4, "halfvec": 2}
-WRITTEN_BYTES_PER_S = 40e6
+WRITTEN_BYTES_PER_S = 80e6
 """Of a table that the server writes anew, with its large values and the indexes that are no graphs."""
-LOOKED_UP_PER_S = 40_000.0
+LOOKED_UP_PER_S = 50_000.0
 """Rows whose other vector is fetched from the side table."""
-GRAPH_NUMBERS_PER_S = 1e6
-"""Numbers of vectors that come into an HNSW index, in one process. All of `python -m bench.side_table`."""
+GRAPH_STEPS_PER_S = 6e6
+"""Of an HNSW index that one process builds: numbers of its vectors, times the logarithm of their count to the base 2.
+
+All three as `python -m bench.side_table` saw them, on 2 cores with other work.
+"""
 SIZES = "SELECT (SELECT count(*) FROM {}), pg_table_size(%s::oid), pg_indexes_size(%s::oid)"
 SHAPES = {
     Layout.COLUMNS: "three columns at the end of the table until finalize",
@@ -41,7 +45,7 @@ class Sizes:
 def rewrite_s(sizes: Sizes, dimension: int, number_bytes: int) -> float:
     """Return how many seconds the server takes to write a table anew with vectors of that length, about."""
     written = sizes.table_bytes + sizes.index_bytes + sizes.rows * dimension * number_bytes
-    graphs = sizes.graphs * sizes.rows * dimension / GRAPH_NUMBERS_PER_S
+    graphs = sizes.graphs * sizes.rows * dimension * math.log2(sizes.rows + 1) / GRAPH_STEPS_PER_S
     return written / WRITTEN_BYTES_PER_S + sizes.rows / LOOKED_UP_PER_S + graphs
 
 
