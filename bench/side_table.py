@@ -66,7 +66,7 @@ def measured(url: str, rows: int, *, hnsw: bool) -> list[Switched]:
 
 def switched(connection: psycopg.Connection, store: PgVectorStore, to: Side, dimension: int) -> Switched:
     (size,) = connection.execute("SELECT pg_total_relation_size('docs')").fetchone() or (0,)
-    foretold_s = max(each.switch_s for each in store.layouts(dimension))
+    foretold_s = store.switch_s(dimension)
     return Switched(to.value, store.exclusively(lambda: store.switch(to), PATIENCE).pause_s, foretold_s, size)
 
 
@@ -89,7 +89,7 @@ def fill_beside(connection: psycopg.Connection, rows: int) -> None:
         for number, vector in enumerate(vectors(rows, NEW)):
             copy.write_row((number, vector))
     connection.execute(
-        f"INSERT INTO {SCHEMA}.{sides} (id, embedding, embedding_vecferry_new)"
+        f"INSERT INTO {SCHEMA}.{sides} (key_1, embedding, embedding_vecferry_new)"
         " SELECT id, docs.embedding, new.embedding FROM docs JOIN new USING (id)"
     )
     connection.execute("DROP TABLE new")

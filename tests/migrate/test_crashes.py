@@ -136,7 +136,7 @@ class World:
             query = f"SELECT id::text, body, docs.{name}::real[] FROM docs"
             if self.name == SIDE_TABLE and name != "embedding":
                 (side_table,) = self.connection.execute(SIDES).fetchone() or ("",)
-                query = f"SELECT id::text, body, s.{name}::real[] FROM docs LEFT JOIN {side_table} AS s USING (id)"
+                query = f"SELECT id::text, body, s.{name}::real[] FROM docs LEFT JOIN {side_table} AS s ON key_1 = id"
             rows = self.connection.execute(query).fetchall()
             assert len(rows) == len({key for key, *_ in rows})
             return {key: (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}

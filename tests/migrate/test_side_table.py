@@ -285,3 +285,71 @@ def test_a_switch_that_takes_longer_than_others_may_wait_is_undone_as_a_whole(
     assert "--max-pause-s" in refused.value.hint
     assert dumped(database_url) == before
     assert migration.status().state is State.READY
+
+
+def test_what_start_will_make_is_named_and_then_made(migration: Migration, table: psycopg.Connection) -> None:
+    creates = migration.plan().creates
+    migration.start()
+    queries = {
+        "table": "SELECT schemaname || '.' || tablename FROM pg_tables",
+        "schema": "SELECT nspname FROM pg_namespace",
+        "trigger": "SELECT tgname || ' on ' || tgrelid::regclass FROM pg_trigger",
+        "function": "SELECT 'vecferry.' || proname FROM pg_proc",
+        "index": "SELECT schemaname || '.' || indexname FROM pg_indexes",
+    }
+    for entry in creates:
+        kind, _, name = entry.partition(" ")
+        assert (name.replace("on public.", "on "),) in table.execute(queries[kind]).fetchall(), entry
+    assert {entry.partition(" ")[0] for entry in creates} == set(queries)
+
+
+def test_the_planned_disk_space_is_enough_for_both_tables(migration: Migration, table: psycopg.Connection) -> None:
+    vector = OLD.truth("text").tolist()
+    query = "INSERT INTO docs SELECT n, %s::real[], n || repeat(md5(n::text), 40) FROM generate_series(100, 399) AS n"
+    table.execute(query, [vector])
+    plan = replace(migration, new=TruthEncoder("new", 256)).plan()
+    replace(
+        migration,
+        new=TruthEncoder("new", 256),
+        old=None,
+        options=replace(migration.options, accept_unconfirmed="a test"),
+    ).start()
+    sides = migration.store._session.table.side_table  # type: ignore[attr-defined]
+    size = f"SELECT pg_total_relation_size('vecferry.{sides}')"
+    (beside,) = table.execute(size).fetchone() or (0,)
+    migration.store.exclusively(lambda: migration.store.switch(Side.NEW), Patience(30.0))
+    (anew,) = table.execute("SELECT pg_total_relation_size('docs')").fetchone() or (0,)
+    assert beside + anew <= plan.disk_bytes <= 2 * (beside + anew)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vector", "halfvec"])
+def test_keys_and_names_of_all_kinds_go_the_whole_path(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path, kind: str
+) -> None:
+    """A key of two columns, an operator of an extension, a collation, and names that need quotes."""
+    connection.execute('CREATE EXTENSION citext; CREATE SCHEMA "a shop"')
+    name = '"a shop"."50%% of ""docs"""'
+    connection.execute(
+        f'CREATE TABLE {name} ("Id %%s" citext, "at {{}}" text COLLATE "C", vector {kind}(8) NOT NULL, digest text,'
+        ' PRIMARY KEY ("Id %%s", "at {}"))', []
+    )  # fmt: skip
+    for number in range(5):
+        values = (f"Key {number}", f"é {number}", OLD.truth(f"text {number}").tolist(), f"text {number}")
+        connection.execute(f"INSERT INTO {name} VALUES (%s, %s, %s::real[], %s)", values)
+    options = MigrationOptions(staging=tmp_path, min_free_gb=0, patience=Patience(30.0), accept_unconfirmed="half")
+    layout = Layout.SIDE_TABLE
+    with PgVectorStore.connect(database_url, name.replace("%%", "%"), "digest", "vector", layout=layout) as store:
+        migration = Migration(store, new=NEW, old=OLD, options=options)
+        verified(migration)
+        for step, encoder in ((migration.cutover, NEW), (migration.rollback, OLD), (migration.cutover, NEW)):
+            connection.execute(f"UPDATE {name} SET digest = digest || %s, \"at {{}}\" = '' WHERE digest ~ '3'", ["!"])
+            connection.execute(f"DELETE FROM {name} WHERE digest ~ %s", ["4"])
+            migration.start()
+            step()
+            rows = connection.execute(f"SELECT digest, vector::real[] FROM {name}", []).fetchall()
+            assert len(rows) == 4
+            for text, vector in rows:
+                assert vector == pytest.approx(encoder.truth(text).tolist(), abs=1e-3)
+            assert store.orphans(10) == []
+        assert migration.finalize(confirmed=True).state is State.FINALIZED

@@ -113,7 +113,7 @@ class Switch:
 
     def _refuse_long(self, dimension: int) -> None:
         """Refuse a switch that others would have to wait for longer than they may: it ends whole, or is undone."""
-        seconds = max((each.switch_s for each in self.store.layouts(dimension) if each.is_chosen), default=0.0)
+        seconds = self.store.switch_s(dimension)
         if seconds > self.patience.max_pause_s:
             reason = (
                 f"the server writes the table and its indexes anew, which takes about {seconds:.1f} s, and others may"

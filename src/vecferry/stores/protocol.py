@@ -96,8 +96,11 @@ class Store(Protocol):
 
     def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:
         """Return the layouts that a migration to vectors of that length can have, with the chosen one; none where there
-        is no choice, and a switch takes a moment whatever the size.
+        is no choice.
         """
+
+    def switch_s(self, dimension: int) -> float:
+        """Return how many seconds a switch to vectors of that length takes, about; 0 for a moment whatever the size."""
 
     def users(self) -> str:
         """Say who uses the collection now, oldest transaction first, for people; empty where that cannot be seen."""

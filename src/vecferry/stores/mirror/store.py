@@ -115,6 +115,9 @@ class MirrorStore(Store):
     def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:  # noqa: ARG002  # a collection of its own
         return ()
 
+    def switch_s(self, dimension: int) -> float:  # noqa: ARG002  # names are exchanged
+        return 0.0
+
     def users(self) -> str:
         return ""
 

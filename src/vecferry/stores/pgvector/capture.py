@@ -179,7 +179,7 @@ class PgCapture:
             if columns.beside:
                 left = sql.SQL("{} AS s").format(self._sql.side_table)
                 without_row = self._sql.without_row()
-                self._outbox.add_where(left, key_text_sql("s", self._table), without_row, columns.serving.other)
+                self._outbox.add_where(left, self._sql.side_key_text(), without_row, columns.serving.other)
             self._outbox.remove(notes)
         return self._outbox.oldest(limit, sides)
 

@@ -169,7 +169,7 @@ class Catalogue:
                 "table": (table := self._table).oid,
                 "schema": SCHEMA,
                 "side_table": table.side_table,
-                "in_both": [table.vector, *(column.name for column in table.key)],
+                "in_both": [table.vector, *table.side_keys],
             },
         )
         by_name = {

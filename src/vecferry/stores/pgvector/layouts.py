@@ -51,16 +51,24 @@ def rewrite_s(sizes: Sizes, dimension: int, number_bytes: int) -> float:
 
 def layout_costs(session: TableSession, dimension: int) -> tuple[LayoutCost, ...]:
     """Return both layouts, for a switch to vectors of that length."""
-    chosen, seconds = (
-        session.catalogue.columns().layout,
-        rewrite_s(_sizes(session), dimension, NUMBER_BYTES[session.table.kind]),
-    )
+    chosen = session.catalogue.columns().layout
     in_the_way = [f"{each.kind} {each.name} {each.fate}" for each in obstacles(session.db, session.table)]
     obstacle = {Layout.COLUMNS: "", Layout.SIDE_TABLE: "; ".join(in_the_way)}
-    switch_s = {Layout.COLUMNS: 0.0, Layout.SIDE_TABLE: seconds}
+    seconds = {Layout.COLUMNS: 0.0, Layout.SIDE_TABLE: _rewrite_s(session, dimension)}
     return tuple(
-        LayoutCost(each, each is chosen, SHAPES[each], LOCKS[each], switch_s[each], obstacle[each]) for each in Layout
+        LayoutCost(each, each is chosen, SHAPES[each], LOCKS[each], seconds[each], obstacle[each]) for each in Layout
     )
+
+
+def switch_s(session: TableSession, dimension: int) -> float:
+    """Return how many seconds a switch takes in the layout that the migration has, about."""
+    session.catalogue.refuse_changed()
+    is_beside = session.catalogue.columns().layout is Layout.SIDE_TABLE
+    return _rewrite_s(session, dimension) if is_beside else 0.0
+
+
+def _rewrite_s(session: TableSession, dimension: int) -> float:
+    return rewrite_s(_sizes(session), dimension, NUMBER_BYTES[session.table.kind])
 
 
 def _sizes(session: TableSession) -> Sizes:

@@ -12,7 +12,7 @@ from vecferry.stores.pgvector.application import PgApplicationWriter
 from vecferry.stores.pgvector.capture import PgCapture
 from vecferry.stores.pgvector.comparing import PgComparison
 from vecferry.stores.pgvector.connection import Database
-from vecferry.stores.pgvector.layouts import layout_costs
+from vecferry.stores.pgvector.layouts import layout_costs, switch_s
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.reading import PgReader
@@ -137,6 +137,9 @@ class PgVectorStore(Store):
 
     def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:
         return layout_costs(self._session, dimension)
+
+    def switch_s(self, dimension: int) -> float:
+        return switch_s(self._session, dimension)
 
     def users(self) -> str:
         return self._session.locks.users()

@@ -68,9 +68,10 @@ class PgSwitch:
         """Make the table that holds both sides, with a copy of the vectors that serve; return the columns of now."""
         table, vector = self._table, identifier(self._table.vector)
         self._ledger.install()
-        make = sql.SQL("CREATE TABLE {} AS SELECT {}, {} FROM {} WITH NO DATA")
-        self._db.execute(make.format(side := self._sql.side_table, self._sql.key_names, vector, self._sql.name))
-        changes = [sql.SQL("ADD PRIMARY KEY ({})").format(self._sql.key_names)]
+        side, keys = self._sql.side_table, self._sql.side_key_names
+        make = sql.SQL("CREATE TABLE {} ({}, {}) AS SELECT {}, {} FROM {} WITH NO DATA")
+        self._db.execute(make.format(side, keys, vector, self._sql.key_names, vector, self._sql.name))
+        changes = [sql.SQL("ADD PRIMARY KEY ({})").format(keys)]
         if storage := carrying.storage(self._db, table.oid, table.vector, table.vector):
             changes.append(sql.Composed([verbatim(storage)]))
         if (space := columns.by_name[table.vector].space) is not None:
@@ -222,14 +223,13 @@ class PgSwitch:
         values: dict[str, Fragment] = {table.vector: self._sql.column(table.vector)}
         if columns.serving is Side.OLD and not self._ledger.was_switched(table.target):
             values = self._session.adoption(columns)
-        sides = [sql.SQL("s.{}").format(identifier(column.name)) for column in table.key]
         rows = sql.SQL(
             "{table} AS t LEFT JOIN {sides} AS s ON {same} WHERE (s.{vector} IS NULL) <> (t.{vector} IS NULL)"
             " OR NOT {equal}(s.{vector}, t.{vector})"
         ).format(
             table=self._sql.name,
             sides=self._sql.side_table,
-            same=self._sql.same_key(sides),
+            same=self._sql.same_row(),
             vector=vector,
             equal=identifier(table.extension, f"{table.kind}_eq"),
         )

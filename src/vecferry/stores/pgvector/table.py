@@ -73,6 +73,11 @@ class Table:
         return target_digest(self.target)
 
     @property
+    def side_keys(self) -> tuple[str, ...]:
+        """The columns of the key in the side table, whatever they are called in this one, or will be."""
+        return tuple(f"key_{number}" for number in range(1, len(self.key) + 1))
+
+    @property
     def side_table(self) -> str:
         """The name, in `SCHEMA`, of the table that has what the layout `side-table` keeps beside this one."""
         return f"sides_{self.digest}"

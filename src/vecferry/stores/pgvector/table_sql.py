@@ -24,6 +24,7 @@ class TableSql:
         self.name = identifier(table.schema, table.name)
         self.side_table = identifier(SCHEMA, table.side_table)
         self.key_names = sql.SQL(", ").join(identifier(column.name) for column in table.key)
+        self.side_key_names = sql.SQL(", ").join(map(identifier, table.side_keys))
         self.keys = sql.SQL(", ").join(self._key_of("t"))
         self.keys_as_text = _as_text(self._key_of("t"))
         self.side_keys_as_text = _as_text(self._key_of("s"))
@@ -41,16 +42,21 @@ class TableSql:
             return self.name
         columns = sql.SQL(", ").join(sql.SQL("s.{}").format(identifier(name)) for name in beside)
         return sql.SQL("(SELECT t.ctid, t.*, {} FROM {} AS t LEFT JOIN {} AS s ON {})").format(
-            columns, self.name, self.side_table, self.same_key(self._key_of("s"))
+            columns, self.name, self.side_table, self.same_row()
         )
+
+    def same_row(self) -> sql.Composed:
+        """Return a condition: a row of the table, called `t`, and one of the side table, `s`, have the same key."""
+        return self.same_key(self._key_of("s"))
 
     def without_row(self) -> sql.Composed:
         """Return a condition: the row of the side table, called `s`, has none in the table."""
-        same = self.same_key(self._key_of("s"))
-        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {})").format(self.name, same)
+        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {})").format(self.name, self.same_row())
 
     def _key_of(self, row: str) -> list[sql.Composed]:
-        return [sql.SQL("{}.{}").format(sql.SQL(row), identifier(column.name)) for column in self._table.key]
+        """Return the key of a row of the table, called `t`, or of the side table, called `s`."""
+        names = self._table.side_keys if row == "s" else [column.name for column in self._table.key]
+        return [sql.SQL("{}.{}").format(sql.SQL(row), identifier(name)) for name in names]
 
     def upsert_sides(self, values: Mapping[str, Fragment], keys: Sequence[Fragment], rows: Fragment) -> sql.Composed:
         """Return what writes to the side table. values: by its column; keys: in their types; rows: a FROM clause."""
@@ -59,7 +65,7 @@ class TableSql:
             " ON CONFLICT ({keys}) DO UPDATE SET {assigned}"
         ).format(
             sides=self.side_table,
-            keys=self.key_names,
+            keys=self.side_key_names,
             columns=sql.SQL(", ").join(map(identifier, values)),
             key_values=sql.SQL(", ").join(keys),
             values=sql.SQL(", ").join(values.values()),
@@ -110,9 +116,8 @@ class TableSql:
         above = sql.SQL("(({}))").format(sql.SQL(") OR (").join(ways))
         return above if operator == ">" else sql.SQL("NOT {}").format(above), params
 
-    def _compared(self, column: Column, value: Fragment, operator: str, row: str = "t") -> sql.Composed:
-        parts = (sql.SQL(row), identifier(column.name), identifier(column.operators), sql.SQL(operator), value)
-        return sql.SQL("{}.{} OPERATOR({}.{}) {}").format(*parts)
+    def _compared(self, column: Column, value: Fragment, operator: str) -> sql.Composed:
+        return _compared(column.operators, self.column(column.name), value, operator)
 
     @property
     def _is_plain(self) -> bool:
@@ -130,13 +135,22 @@ class TableSql:
 
     def same_key(self, values: Sequence[Fragment], row: str = "t") -> sql.Composed:
         """Return a condition. values: a key in the types of its columns; row: what the row is called."""
-        pairs = zip(self._table.key, values, strict=True)
-        return sql.SQL(" AND ").join(self._compared(column, value, "=", row) for column, value in pairs)
+        parts = zip(self._table.key, self._key_of(row), values, strict=True)
+        return sql.SQL(" AND ").join(_compared(column.operators, own, value, "=") for column, own, value in parts)
+
+    def side_key_text(self) -> sql.Composed:
+        """Return the same as `key_text_sql`, of a row of the side table."""
+        return _key_text(self._key_of("s"))
 
     def cast(self, values: Sequence[Fragment]) -> list[sql.Composed]:
         """Return the parts of a key, given as text, in the types of their columns."""
         pairs = zip(values, self._table.key, strict=True)
         return [sql.SQL("{}::{}").format(value, verbatim(column.type)) for value, column in pairs]
+
+
+def _compared(schema: str, column: Fragment, value: Fragment, operator: str) -> sql.Composed:
+    """Return a comparison by the operator of that schema."""
+    return sql.SQL("{} OPERATOR({}.{}) {}").format(column, identifier(schema), sql.SQL(operator), value)
 
 
 def _as_text(columns: Sequence[Fragment]) -> sql.Composed:
@@ -145,5 +159,9 @@ def _as_text(columns: Sequence[Fragment]) -> sql.Composed:
 
 def key_text_sql(row: str, table: Table, quoted: Callable[[str], Fragment] = identifier) -> sql.Composed:
     """Return the JSON of `sql_ledger.key_text`, of a row by that name. quoted: for a statement without placeholders."""
-    parts = [sql.SQL("to_json({}.{}::text)::text").format(sql.SQL(row), quoted(column.name)) for column in table.key]
+    return _key_text([sql.SQL("{}.{}").format(sql.SQL(row), quoted(column.name)) for column in table.key])
+
+
+def _key_text(columns: Sequence[Fragment]) -> sql.Composed:
+    parts = [sql.SQL("to_json({}::text)::text").format(column) for column in columns]
     return sql.SQL("('[' || {} || ']')").format(sql.SQL(" || ', ' || ").join(parts))
