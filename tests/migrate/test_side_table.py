@@ -19,6 +19,7 @@ from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import CutoverRefused, PauseExceeded, StoreSchemaError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.pgvector.layouts import Sizes, rewrite_s
 from vecferry.stores.values import Layout, Patience, Side
 
 OLD, NEW = TruthEncoder("old", 8), TruthEncoder("new", 16)
@@ -353,3 +354,12 @@ def test_keys_and_names_of_all_kinds_go_the_whole_path(
                 assert vector == pytest.approx(encoder.truth(text).tolist(), abs=1e-3)
             assert store.orphans(10) == []
         assert migration.finalize(confirmed=True).state is State.FINALIZED
+
+
+def test_a_pause_is_foretold_from_bytes_rows_and_whether_a_graph_fits_into_memory() -> None:
+    bare = Sizes(rows=100_000, table_bytes=272 * 2**20, index_bytes=0, graphs=0, memory_bytes=2**30)
+    assert 5.4 < rewrite_s(bare, 1024, 4) < 2 * 5.4 + 1  # as measured
+    small = Sizes(rows=10_000, table_bytes=27 * 2**20, index_bytes=0, graphs=1, memory_bytes=2**30)
+    assert 17.5 < rewrite_s(small, 1024, 4) < 2 * 17.5
+    assert rewrite_s(replace(small, memory_bytes=2**20), 1024, 4) > 5 * rewrite_s(small, 1024, 4)
+    assert rewrite_s(small, 1024, 2) < rewrite_s(small, 1024, 4)

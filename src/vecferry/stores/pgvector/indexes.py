@@ -29,6 +29,11 @@ ORDER BY 1
 """
 """Indexes whose key, expression or condition mentions the column, of any access method."""
 
+MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
+BUILD_MEMORY_KIB = f"greatest(m.setting::bigint, least(b.setting::bigint * 8, {MAX_BUILD_MEMORY_KIB}))"
+BUILD_SETTINGS = "pg_settings m JOIN pg_settings b ON m.name = 'maintenance_work_mem' AND b.name = 'shared_buffers'"
+"""How much memory an index may be built in, and where that is read: a buffer has 8 KiB."""
+
 SCALAR_METHODS = frozenset({"btree", "hash", "brin", "gin", "gist", "spgist"})
 MAX_INDEXED_DIMENSION = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """pgvector's limits for HNSW and IVFFlat."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from vecferry.stores.pgvector.dependents import obstacles
+from vecferry.stores.pgvector.indexes import BUILD_MEMORY_KIB, BUILD_SETTINGS
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.values import Layout, LayoutCost
 
@@ -21,7 +22,14 @@ GRAPH_STEPS_PER_S = 6e6
 
 All three as `python -m bench.side_table` saw them, on 2 cores with other work.
 """
-SIZES = "SELECT (SELECT count(*) FROM {}), pg_table_size(%s::oid), pg_indexes_size(%s::oid)"
+OVERFLOW = 10
+"""How much longer an index takes whose graph is larger than the memory for builds."""
+LINKS_BYTES = 400
+"""Of a vector in a graph, at m = 16."""
+SIZES = f"""
+SELECT (SELECT count(*) FROM {{}}), pg_table_size(%s::oid), pg_indexes_size(%s::oid),
+    (SELECT {BUILD_MEMORY_KIB} FROM {BUILD_SETTINGS}) * 1024
+"""  # noqa: S608  # ours
 SHAPES = {
     Layout.COLUMNS: "three columns at the end of the table until finalize",
     Layout.SIDE_TABLE: "the table keeps its columns and their places; both vectors lie in a table beside it too",
@@ -34,19 +42,25 @@ LOCKS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a table. table_bytes: without its indexes; index_bytes: of those that hold no vectors; graphs: how many do."""
+    """Of a table. table_bytes: without its indexes; index_bytes: of those that hold no vectors; graphs: how many do.
+
+    memory_bytes: that the build of an index may take.
+    """
 
     rows: int
     table_bytes: int
     index_bytes: int
     graphs: int
+    memory_bytes: int
 
 
 def rewrite_s(sizes: Sizes, dimension: int, number_bytes: int) -> float:
     """Return how many seconds the server takes to write a table anew with vectors of that length, about."""
     written = sizes.table_bytes + sizes.index_bytes + sizes.rows * dimension * number_bytes
-    graphs = sizes.graphs * sizes.rows * dimension * math.log2(sizes.rows + 1) / GRAPH_STEPS_PER_S
-    return written / WRITTEN_BYTES_PER_S + sizes.rows / LOOKED_UP_PER_S + graphs
+    graph_s = sizes.rows * dimension * math.log2(sizes.rows + 1) / GRAPH_STEPS_PER_S
+    if sizes.rows * (dimension * number_bytes + LINKS_BYTES) > sizes.memory_bytes:
+        graph_s *= OVERFLOW
+    return written / WRITTEN_BYTES_PER_S + sizes.rows / LOOKED_UP_PER_S + sizes.graphs * graph_s
 
 
 def layout_costs(session: TableSession, dimension: int) -> tuple[LayoutCost, ...]:
@@ -73,6 +87,7 @@ def _rewrite_s(session: TableSession, dimension: int) -> float:
 
 def _sizes(session: TableSession) -> Sizes:
     oid = session.table.oid
-    rows, table_bytes, index_bytes = session.db.row(sql.SQL(SIZES).format(session.sql.name), [oid, oid])
+    query = sql.SQL(SIZES).format(session.sql.name)
+    rows, table_bytes, index_bytes, memory_bytes = session.db.row(query, [oid, oid])
     graphs = [index for index in session.catalogue.vector_indexes(session.table.vector) if index.holds_vectors]
-    return Sizes(rows, table_bytes, index_bytes - sum(index.bytes for index in graphs), len(graphs))
+    return Sizes(rows, table_bytes, index_bytes - sum(index.bytes for index in graphs), len(graphs), memory_bytes)

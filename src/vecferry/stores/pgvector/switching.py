@@ -17,13 +17,12 @@ from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, run, verbatim
+from vecferry.stores.pgvector.indexes import BUILD_MEMORY_KIB, BUILD_SETTINGS
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SCHEMA, SPARSE, suffixed
 from vecferry.stores.values import Layout, Patience, Side
-
-MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
 
 
 class PgSwitch:
@@ -156,10 +155,7 @@ class PgSwitch:
         """
         self._db.execute("SET max_parallel_maintenance_workers = 0")
         self._db.rows(
-            "SELECT set_config('maintenance_work_mem',"
-            " greatest(m.setting::bigint, least(b.setting::bigint * 8, %s))::text || 'kB', false)"
-            " FROM pg_settings m, pg_settings b WHERE m.name = 'maintenance_work_mem' AND b.name = 'shared_buffers'",
-            [MAX_BUILD_MEMORY_KIB],
+            f"SELECT set_config('maintenance_work_mem', {BUILD_MEMORY_KIB}::text || 'kB', false) FROM {BUILD_SETTINGS}"  # noqa: S608  # ours
         )
 
     # --- changing places --------------------------------------------------------------------------
