@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from bench.make_checkpoint import Shape, make_checkpoint
+from tests.stores.collections import SIDE_TABLE
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.conversion.onnx_file import WORD_EMBEDDINGS, external_weights
 from vecferry.encode.runtime.host import available_cpus
@@ -26,6 +27,15 @@ settings.load_profile("vecferry")
 def pytest_xdist_auto_num_workers() -> int:
     """Return one more than there are cores: many tests wait for processes and servers of their own."""
     return available_cpus() + 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what runs on a side table beside the same on columns; the contract of stores is not."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is not None and SIDE_TABLE in call.params.values() and item.path.name != "test_contract.py":
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ NAMES = {
     "lexical_scores": "function (queries, passages)",
     "load_encoder": "function (options)",
     "open_source": "function (source, *, revision, offline)",
-    "open_store": "function (url, collection, *, text, vector, key, control, source, embed_missing, access,"
+    "open_store": "function (url, collection, *, text, vector, key, control, source, embed_missing, layout, access,"
     " embedding_function)",
     "run_evaluation": "function",
 }

@@ -76,6 +76,7 @@ VecferryError                      exit  what happened
     ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
     ├── CutoverRefused
+    ├── PauseExceeded                    what others waited for took too long, and was undone
     ├── NotConfirmed                     a verb that drops vectors or does several steps, and nobody said yes
     ├── Interrupted                      a runner was asked to stop, or must not go on
     ├── LeaseLost                  5     somebody else took over meanwhile
@@ -948,6 +949,18 @@ class CutoverRefused(MigrationError):
     @property
     def message(self) -> str:
         return f"{super().message} Rows: {', '.join(self.keys)}" if self.keys else super().message
+
+
+@dataclass(eq=False)
+class PauseExceeded(MigrationError):
+    """What was done while others waited took longer than they may, and was undone as a whole."""
+
+    template = (
+        "{what} was let go: the work took longer than others may wait for it ({max_pause_s:g} s); all is as before."
+    )
+    advice = "Choose a time when nobody uses it, and allow more: --max-pause-s SECONDS."
+    what: str
+    max_pause_s: float
 
 
 @dataclass(eq=False)

@@ -27,6 +27,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
+from tests.stores.collections import LAYOUTS
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
 from vecferry.errors import Locked, MigrationError, StoreError, VecferryError
@@ -103,8 +104,9 @@ class Script:
         return encoder
 
     def open(self, fuse: Fuse, prefix: str = "") -> Store:
-        if self.store == "pgvector":
-            store = PgVectorStore.connect(self.where, "docs", "body", "embedding", embed_missing=True)
+        if self.store in LAYOUTS:
+            layout = LAYOUTS[self.store]
+            store = PgVectorStore.connect(self.where, "docs", "body", "embedding", embed_missing=True, layout=layout)
             return Faulty(store, fuse, prefix)
         backend: Backend
         if self.store == "file":
@@ -161,7 +163,7 @@ class Script:
         operator = threading.Thread(target=self._operate, args=(operated, ending, failed), daemon=True)
         operator.start()
         # the operator follows by himself just now; or, with points, has dropped the collection that was being read
-        passing: tuple[type[VecferryError], ...] = (Locked,) if self.store == "pgvector" else (Locked, StoreError)
+        passing: tuple[type[VecferryError], ...] = (Locked,) if self.store in LAYOUTS else (Locked, StoreError)
         while not failed:
             old, new = self.models(store)
             ending.clear()

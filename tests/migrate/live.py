@@ -32,7 +32,7 @@ import numpy as np
 import psycopg
 
 from tests.migrate.doubles import TruthEncoder
-from tests.stores.collections import NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
+from tests.stores.collections import LAYOUTS, NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
 from vecferry.errors import VecferryError
@@ -42,7 +42,7 @@ from vecferry.migrate.router import Document, Router
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Patience, Record
+from vecferry.stores.values import Layout, Patience, Record
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 NEW = TruthEncoder("new", 32)
@@ -331,21 +331,22 @@ def following_in_a_thread(
 
 
 @contextmanager
-def following_in_a_process(url: str, folder: Path) -> Iterator[Callable[[], None]]:
+def following_in_a_process(url: str, folder: Path, name: str) -> Iterator[Callable[[], None]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def begin() -> None:
         command = [sys.executable, "-m", "tests.migrate.live", "--follow", url, "--folder", str(folder)]
+        command += ["--store", name]
         started.append(subprocess.Popen(command))
 
     yield begin
     assert started[0].wait(30) == 0, "the follower failed"
 
 
-def follow_postgres(url: str, folder: Path) -> None:
+def follow_postgres(url: str, folder: Path, layout: Layout) -> None:
     from vecferry.stores.pgvector import PgVectorStore
 
-    with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+    with PgVectorStore.connect(url, "docs", "body", "embedding", layout=layout) as store:
         Migration(store, new=NEW, old=OLD, options=options(folder)).start(follow=lambda: False)
 
 
@@ -362,16 +363,18 @@ def on_mirror(name: str, rows: int, writes_per_s: float, folder: Path, query_thr
     return load_report
 
 
-def on_postgres(url: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4) -> LoadReport:
+def on_postgres(
+    url: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4, name: str = "pgvector"
+) -> LoadReport:
     with psycopg.connect(url, autocommit=True) as connection:
-        collection = PgCollection(connection, url)
+        collection = PgCollection(connection, url, LAYOUTS[name])
         connection.execute("CREATE INDEX docs_embedding ON docs USING hnsw (embedding vector_cosine_ops)")
         fill(collection.store, rows)
         application = Application(collection.store, rows, writes_per_s)
-        with following_in_a_process(url, folder) as follow:
+        with following_in_a_process(url, folder, name) as follow:
             load_report = go(collection, application, folder, follow, query_threads)
         collection.store.close()
-    load_report.store = "pgvector"
+    load_report.store = name
     return load_report
 
 
@@ -406,13 +409,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.follow:
-        follow_postgres(args.follow, args.folder)
+        follow_postgres(args.follow, args.folder, LAYOUTS[args.store])
         return
     with tempfile.TemporaryDirectory(prefix="vecferry-live-") as name:
         folder = Path(name)
-        if args.store == "pgvector":
+        if args.store in LAYOUTS:
             with postgres() as url:
-                load_report = on_postgres(url, args.rows, args.writes_per_s, folder, args.query_threads)
+                load_report = on_postgres(url, args.rows, args.writes_per_s, folder, args.query_threads, args.store)
         else:
             load_report = on_mirror(args.store, args.rows, args.writes_per_s, folder, args.query_threads)
     print(json.dumps(rounded(load_report), indent=2))

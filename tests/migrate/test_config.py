@@ -12,6 +12,7 @@ from vecferry.errors import SettingsError, StoreUnreachable, UnknownSetting
 from vecferry.migrate.config import MigrationConfig, merged, read_config
 from vecferry.stores.backend import ServerAccess
 from vecferry.stores.opening import open_store
+from vecferry.stores.values import Layout
 
 SHORT = """
 [store]
@@ -43,6 +44,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "collection": "shop.products",
             "text": "description",
             "source": "product_texts",
+            "layout": Layout.COLUMNS,
             "vector": "embedding",
             "key": "id",
             "control": tmp_path / ".vecferry/control.db",
@@ -162,6 +164,7 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("models", 'outputs = ["dens"]', "[models] outputs", "['dens']", '["dense"]'),
         ("models", 'outputs = ["sparse"]', "[models] outputs", "['sparse']", '["dense"]'),
         ("store", 'text = ""', "[store] text", "", "the name of the column"),
+        ("store", 'layout = "beside"', "[store] layout", "beside", "columns or side-table"),
         ("stores", "", "[stores]", "…", "one of store, models, limits, engine, old, verify, gate, thresholds"),
     ],
 )
@@ -328,6 +331,13 @@ def test_what_only_chroma_takes_is_refused_elsewhere(options: dict[str, Any], tm
     for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}", "qdrant+http://localhost:6333"):
         with pytest.raises(SettingsError, match="only Chroma"):
             open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "control.db", **options)
+
+
+def test_what_only_postgresql_takes_is_refused_elsewhere(tmp_path: Path) -> None:
+    options: tuple[dict[str, Any], ...] = ({"source": "texts"}, {"layout": Layout.SIDE_TABLE})
+    for each in options:
+        with pytest.raises(SettingsError, match="only PostgreSQL"):
+            open_store(f"lancedb://{tmp_path}", "docs", text="t", vector="v", key="id", control=tmp_path / "c", **each)
 
 
 @pytest.mark.parametrize("url", ["mysql://app:s3cret@host/db", "s3cret", "", "memory:", "chromadb:s3cret"])

@@ -20,7 +20,7 @@ from tests.migrate.file_backend import FileBackend
 from tests.quick import params
 from tests.stores import backends
 from tests.stores.backends_chroma import shared_server
-from tests.stores.collections import old_vector
+from tests.stores.collections import LAYOUTS, SIDE_TABLE, old_vector
 from vecferry.embeddings import Float32, TextVectors
 from vecferry.migrate.states import State
 from vecferry.stores.mirror import MirrorStore
@@ -62,7 +62,9 @@ BACKEND_POINTS = (
     "after backend rename",
 )  # fmt: skip
 """Inside the calls above."""
-CASES = [("pgvector", point) for point in POINTS] + [("file", point) for point in FILE_POINTS + BACKEND_POINTS]
+CASES = [(name, point) for name in LAYOUTS for point in POINTS] + [
+    ("file", point) for point in FILE_POINTS + BACKEND_POINTS
+]
 SWITCH_POINTS = (
     "after move cutting_over", "after switch new", "after move serving_new", "after switch old", "before drop old",
     "after drop old",
@@ -91,6 +93,9 @@ TAKEN_OVER = {
 ABORT_POINTS = ("before stop_capture", "after stop_capture", "after drop new", "after move aborted")
 
 
+SIDES = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename ~ '^sides_'"
+
+
 @dataclass(frozen=True)
 class World:
     """A collection as its application filled it, and how to look at all that is in it."""
@@ -116,7 +121,8 @@ class World:
         """Return the columns or collections with vectors: the one that serves is first."""
         if self.connection is not None:
             query = (
-                "SELECT attname FROM pg_attribute WHERE attrelid = 'docs'::regclass AND NOT attisdropped"
+                "SELECT DISTINCT attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+                " WHERE (relname = 'docs' OR relname ~ '^sides_') AND relkind = 'r' AND NOT attisdropped"
                 " AND attname ~ '^embedding(_vecferry_(old|new))?$' ORDER BY 1"
             )
             return tuple(name for (name,) in self.connection.execute(query))
@@ -129,7 +135,11 @@ class World:
 
     def _rows(self, name: str) -> Rows:
         if self.connection is not None:
-            rows = self.connection.execute(f"SELECT id::text, body, {name}::real[] FROM docs").fetchall()
+            query = f"SELECT id::text, body, docs.{name}::real[] FROM docs"
+            if self.name == SIDE_TABLE and name != "embedding":
+                (side_table,) = self.connection.execute(SIDES).fetchone() or ("",)
+                query = f"SELECT id::text, body, s.{name}::real[] FROM docs LEFT JOIN {side_table} AS s ON key_1 = id"
+            rows = self.connection.execute(query).fetchall()
             assert len(rows) == len({key for key, *_ in rows})
             return {key: (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
         assert isinstance(self.store, MirrorStore)
@@ -147,7 +157,7 @@ class World:
             " WHERE pronamespace = 'vecferry'::regnamespace UNION SELECT indexname FROM pg_indexes"
             " WHERE tablename = 'docs' AND indexname ~ 'vecferry' UNION SELECT attname FROM pg_attribute"
             " WHERE attrelid = 'docs'::regclass AND attname ~ 'vecferry' AND NOT attisdropped"
-            " UNION SELECT key FROM vecferry.changes"
+            f" UNION SELECT key FROM vecferry.changes UNION {SIDES}"
         )
         stands = [name for (name,) in self.connection.execute(STANDS)]
         assert stands == ["by_cosine", "by_half", "comment", "directed", "shown"]
@@ -173,12 +183,12 @@ ORDER BY 1
 
 
 @contextmanager
-def world_of_rows(connection: psycopg.Connection, url: str, folder: Path) -> Iterator[World]:
+def world_of_rows(connection: psycopg.Connection, url: str, folder: Path, name: str = "pgvector") -> Iterator[World]:
     connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))")
     for statement in STANDING:
         connection.execute(statement)
-    with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
-        yield World("pgvector", url, folder, store, connection)
+    with PgVectorStore.connect(url, "docs", "body", "embedding", layout=LAYOUTS[name]) as store:
+        yield World(name, url, folder, store, connection)
 
 
 @contextmanager
@@ -214,12 +224,12 @@ def fill(world: World, texts: Mapping[str, str]) -> World:
     return world
 
 
-@pytest.fixture(params=["pgvector", "file"])
+@pytest.fixture(params=[*LAYOUTS, "file"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """Yield an empty world."""
-    if request.param == "pgvector":
+    if request.param in LAYOUTS:
         connection, url = map(request.getfixturevalue, ("connection", "database_url"))
-        with world_of_rows(connection, url, tmp_path) as made:
+        with world_of_rows(connection, url, tmp_path, request.param) as made:
             yield made
     else:
         with world_of_points(request.param, tmp_path) as made:
@@ -324,7 +334,7 @@ def test_after_a_switch_was_killed_start_takes_up_what_is_there(point: str, worl
     complete(world, mother)
 
 
-@pytest.mark.parametrize("world", ["pgvector", pytest.param("file", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("world", [*LAYOUTS, pytest.param("file", marks=pytest.mark.slow)], indirect=True)
 def test_killed_at_one_point_after_the_other(world: World, mother: Mother) -> None:
     fill(world, TEXTS)
     for point in CHAIN:

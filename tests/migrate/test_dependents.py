@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
+from tests.stores.collections import LAYOUTS
 from vecferry.errors import DependentsInTheWay, StoreSchemaError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.pgvector import PgVectorStore
@@ -66,6 +67,14 @@ def store(table: psycopg.Connection, database_url: str) -> Iterator[PgVectorStor
         yield store
 
 
+@pytest.fixture(params=LAYOUTS)
+def each_store(request: pytest.FixtureRequest, table: psycopg.Connection, database_url: str) -> Iterator[PgVectorStore]:
+    """Yield a store in each layout in turn."""
+    layout = LAYOUTS[request.param]
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding", layout=layout) as store:
+        yield store
+
+
 @pytest.fixture
 def options(tmp_path: Path) -> MigrationOptions:
     return MigrationOptions(staging=tmp_path, min_free_gb=0)
@@ -97,34 +106,34 @@ def switched(migration: Migration) -> None:
 
 @pytest.mark.parametrize("kind", CARRIED)
 def test_a_dependent_goes_with_the_name_of_the_column(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions, kind: str
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions, kind: str
 ) -> None:
     name, statement = CARRIED[kind]
     table.execute(statement)
-    migration = Migration(store, new=NEW, old=OLD, options=options)
-    before = store.describe().dependents
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
+    before = each_store.describe().dependents
     assert [(each.kind, each.name, each.is_carried) for each in before] == [(kind, name, True)]
     assert any(f"{kind} {name} goes with" in warning for warning in migration.plan().warnings)
     switched(migration)
     for step in (migration.rollback, migration.cutover, lambda: migration.finalize(confirmed=True)):
-        assert store.describe().dependents == before
+        assert each_store.describe().dependents == before
         step()
-    assert store.describe().dependents == before
+    assert each_store.describe().dependents == before
 
 
 def test_vectors_that_were_required_are_required_after_finalize(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute("ALTER TABLE docs ALTER embedding SET NOT NULL")
-    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
     switched(migration)
-    assert not store.describe().vector_not_null
+    assert not each_store.describe().vector_not_null
     migration.finalize(confirmed=True)
-    assert store.describe().vector_not_null
+    assert each_store.describe().vector_not_null
 
 
 def test_finalize_in_place_leaves_the_table_in_the_shape_that_it_had(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute("ALTER TABLE docs ADD COLUMN after text, ALTER embedding SET NOT NULL")
     table.execute("COMMENT ON COLUMN docs.embedding IS 'of the body'")
@@ -132,8 +141,8 @@ def test_finalize_in_place_leaves_the_table_in_the_shape_that_it_had(
     table.execute("CREATE INDEX by_half ON docs USING hnsw ((embedding::halfvec(8)) halfvec_l2_ops)")
     for _, statement in CARRIED.values():
         table.execute(statement)
-    migration = Migration(store, new=NEW, old=OLD, options=options)
-    before, shape = store.describe(), "SELECT indexdef FROM pg_indexes WHERE tablename = 'docs' ORDER BY 1"
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
+    before, shape = each_store.describe(), "SELECT indexdef FROM pg_indexes WHERE tablename = 'docs' ORDER BY 1"
     indexes = [definition.replace("(8)", "(16)") for (definition,) in table.execute(shape)]
     switched(migration)
     migration.finalize(confirmed=True, in_place=True)
@@ -145,20 +154,20 @@ def test_finalize_in_place_leaves_the_table_in_the_shape_that_it_had(
     assert [row[0] for row in rows] == [0, 1, 2, 3, 4, 5, 7, 8]
     for _, body, stored, _ in rows:
         assert json.loads(stored) == pytest.approx(NEW.truth(body).tolist())
-    after = store.describe()
+    after = each_store.describe()
     assert (after.dependents, after.vector_not_null, after.fingerprint) == (before.dependents, True, NEW.fingerprint)
     assert [definition for (definition,) in table.execute(shape)] == indexes
-    again = Migration(store, new=TruthEncoder("newest", 12), old=NEW, options=options)
+    again = Migration(each_store, new=TruthEncoder("newest", 12), old=NEW, options=options)
     switched(again)
     again.finalize(confirmed=True, in_place=True)
     assert len(table.execute("SELECT * FROM docs").description or ()) == 4
 
 
 def test_a_constraint_binds_the_vectors_that_serve_alone(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute(CARRIED["constraint"][1])
-    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
     switched(migration)
     vector = NEW.truth("text 7").tolist()
     table.execute("INSERT INTO docs (id, body, embedding) VALUES (7, 'text 7', %s::real[])", [vector])
@@ -173,17 +182,17 @@ def test_a_constraint_binds_the_vectors_that_serve_alone(
 
 
 def test_a_trigger_keeps_its_state_and_comment(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute(CARRIED["trigger"][1])
     query = "SELECT tgenabled::text, obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgname = 'on_vectors'"
     assert table.execute(query).fetchone() == ("D", "of the application")
-    switched(Migration(store, new=NEW, old=OLD, options=options))
+    switched(Migration(each_store, new=NEW, old=OLD, options=options))
     assert table.execute(query).fetchone() == ("D", "of the application")
 
 
 def test_rights_storage_statistics_and_comment_go_with_the_name(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute("CREATE ROLE reader")
     table.execute("GRANT SELECT (id, embedding), UPDATE (embedding) ON docs TO reader WITH GRANT OPTION")
@@ -191,7 +200,7 @@ def test_rights_storage_statistics_and_comment_go_with_the_name(
     table.execute("ALTER TABLE docs ALTER embedding SET STORAGE PLAIN, ALTER embedding SET STATISTICS 7")
     table.execute("ALTER TABLE docs ALTER embedding SET (n_distinct = -0.5)")
     table.execute("COMMENT ON COLUMN docs.embedding IS 'of\nthe application'")
-    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
     query = (
         "SELECT ARRAY(SELECT unnest(attacl)::text ORDER BY 1), attstattarget, attoptions::text,"
         " col_description(attrelid, attnum) FROM pg_attribute"
@@ -213,16 +222,16 @@ def test_rights_storage_statistics_and_comment_go_with_the_name(
         migration.cutover()
         migration.finalize(confirmed=True)
         assert (table.execute(query).fetchone() or ())[:3] == before[:3]
-        assert store.describe().fingerprint == NEW.fingerprint
+        assert each_store.describe().fingerprint == NEW.fingerprint
     finally:
         table.execute("RESET ROLE; DROP OWNED BY reader; DROP ROLE reader")
 
 
 def test_a_constraint_that_takes_no_new_vector_is_refused_by_plan_and_start(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute("ALTER TABLE docs ADD CONSTRAINT eight CHECK (vector_dims(embedding) = 8 AND body <> 'x')")
-    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
     assert "the constraint eight of public.docs takes no vectors of 16" in migration.plan().problems[0].message
     with pytest.raises(StoreSchemaError, match="the constraint eight"):
         migration.start()
@@ -274,7 +283,7 @@ def test_what_is_accepted_by_name_stays_with_the_old_vectors_and_is_in_the_way_o
 
 
 def test_views_are_made_anew_with_all_that_belongs_to_them(
-    store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, options: MigrationOptions
 ) -> None:
     table.execute("CREATE ROLE reader")
     table.execute("CREATE VIEW shown WITH (security_invoker = true) AS SELECT * FROM docs WHERE embedding IS NOT NULL")
@@ -292,7 +301,7 @@ def test_views_are_made_anew_with_all_that_belongs_to_them(
     )
     before = table.execute(facts).fetchall()
     assert len(before) == 3
-    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
     try:
         assert [each.name for each in migration.plan().table.dependents] == ['public."first of them"', "public.shown"]
         switched(migration)
@@ -308,11 +317,11 @@ def test_views_are_made_anew_with_all_that_belongs_to_them(
 
 
 def test_readers_of_a_view_pass_a_switch_unharmed(
-    store: PgVectorStore, table: psycopg.Connection, database_url: str, options: MigrationOptions
+    each_store: PgVectorStore, table: psycopg.Connection, database_url: str, options: MigrationOptions
 ) -> None:
     """One has read the table and then reads the view, another the view alone; none of them meets a deadlock."""
     table.execute("CREATE VIEW shown AS SELECT id, embedding FROM docs")
-    migration = Migration(store, new=NEW, old=OLD, options=options)
+    migration = Migration(each_store, new=NEW, old=OLD, options=options)
     migration.start()
     assert migration.verify(override="no gate in this test").passed
     stopped, failures, reads = threading.Event(), [], [0, 0]

@@ -20,6 +20,7 @@ from tests.migrate.crashing import Script
 from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Mother, mother
 from tests.migrate.test_crashes import Rows, World, world_of_points, world_of_rows
+from tests.stores.collections import LAYOUTS
 from vecferry.embeddings import TextVectors
 from vecferry.errors import SpaceMismatch
 from vecferry.migrate import Migration
@@ -231,13 +232,13 @@ def assert_equal(rows: Rows, texts: dict[str, str], encoder: TruthEncoder, toler
 
 
 def world_of(name: str, request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[World]:
-    if name != "pgvector":
+    if name not in LAYOUTS:
         return world_of_points(name, folder)
     connection, url = map(request.getfixturevalue, ("connection", "database_url"))
-    return world_of_rows(connection, url, folder)
+    return world_of_rows(connection, url, folder, name)
 
 
-@pytest.mark.parametrize(("name", "kills"), [("pgvector", 8), ("file", 8)])
+@pytest.mark.parametrize(("name", "kills"), [("pgvector", 8), ("side-table", 8), ("file", 8)])
 def test_a_few_kills_at_random_times_lose_nothing(
     name: str, kills: int, request: pytest.FixtureRequest, mother: Mother, tmp_path: Path
 ) -> None:
@@ -250,6 +251,7 @@ def test_a_few_kills_at_random_times_lose_nothing(
     ("name", "kills", "longest_s", "writes_per_s"),
     [
         pytest.param("pgvector", 300, 1.5, 50, id="pgvector"),
+        pytest.param("side-table", 100, 1.5, 50, id="side-table"),
         pytest.param("lancedb", 40, 8.0, 4, id="lancedb"),
         pytest.param("chroma-server", 40, 4.0, 10, id="chroma-server"),
         pytest.param("faiss", 40, 4.0, 10, id="faiss"),

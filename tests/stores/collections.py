@@ -1,9 +1,11 @@
 """The application's side of a store in tests: it writes and looks as an application does."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 import psycopg
@@ -17,7 +19,10 @@ from vecferry.stores.backend import Backend, Point
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Key, Record
+from vecferry.stores.values import Key, Layout, Record
+
+if TYPE_CHECKING:
+    from vecferry.stores.pgvector import PgVectorStore
 
 OLD_DIMENSION = 8
 Content = tuple[str | None, Float32 | None]
@@ -115,16 +120,26 @@ def without_triggers(connection: psycopg.Connection, table: str) -> Iterator[Non
 
 
 class PgCollection:
-    def __init__(self, connection: psycopg.Connection, database_url: str, *, embed_missing: bool = False) -> None:
-        from vecferry.stores.pgvector import PgVectorStore
+    """A table. layout: in which it is migrated."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        database_url: str,
+        layout: Layout = Layout.COLUMNS,
+        *,
+        embed_missing: bool = False,
+    ) -> None:
 
         self.connection = connection
         self.database_url = database_url
+        self.layout = layout
         self.nullable = self.keeps_rows = True
         self.connection.execute(
             f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))"
         )
-        self.store = PgVectorStore.connect(database_url, "docs", "body", "embedding", embed_missing=embed_missing)
+        self.embed_missing = embed_missing
+        self.store = self.another()
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         self.connection.execute(
@@ -148,14 +163,17 @@ class PgCollection:
         rows = self.connection.execute("SELECT id::text, body, embedding::real[] FROM docs").fetchall()
         return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
 
-    def another(self) -> AbstractContextManager[Store]:
+    def another(self) -> PgVectorStore:
         from vecferry.stores.pgvector import PgVectorStore
 
-        embed_missing = self.store.traits.embed_missing
-        return PgVectorStore.connect(self.database_url, "docs", "body", "embedding", embed_missing=embed_missing)
+        return PgVectorStore.connect(
+            self.database_url, "docs", "body", "embedding", embed_missing=self.embed_missing, layout=self.layout
+        )
 
 
-NAMES = (*backends.NAMES, "pgvector")
+SIDE_TABLE = "side-table"
+LAYOUTS = {"pgvector": Layout.COLUMNS, SIDE_TABLE: Layout.SIDE_TABLE}
+NAMES = (*backends.NAMES, *LAYOUTS)
 
 
 def quick_on(*names: str) -> pytest.MarkDecorator:

@@ -6,7 +6,7 @@ import pytest
 from tests.postgres import connection, database_url, postgres_url
 from tests.quick import params
 from tests.stores.backends import FILES
-from tests.stores.collections import NAMES, Collection, PgCollection, mirror_collection
+from tests.stores.collections import LAYOUTS, NAMES, Collection, PgCollection, mirror_collection
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
@@ -24,9 +24,9 @@ def embed_missing() -> bool:
 @pytest.fixture(params=params(NAMES, slow=SLOW))
 def collection(request: pytest.FixtureRequest, tmp_path: Path, *, embed_missing: bool) -> Iterator[Collection]:
     """Yield an empty collection in each store in turn."""
-    if request.param == "pgvector":
+    if (layout := LAYOUTS.get(request.param)) is not None:
         connection, database_url = request.getfixturevalue("connection"), request.getfixturevalue("database_url")
-        made = PgCollection(connection, database_url, embed_missing=embed_missing)
+        made = PgCollection(connection, database_url, layout, embed_missing=embed_missing)
         yield made
         made.store.close()
         return

@@ -29,6 +29,7 @@ from vecferry.stores.backend import ServerAccess
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.opening import open_store
 from vecferry.stores.protocol import Store
+from vecferry.stores.values import Layout
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Target:
             control=store.control,
             source=store.source,
             embed_missing=store.embed_missing,
+            layout=store.layout,
             access=ServerAccess(token.get_secret_value() if token else None, store.tenant, store.database),
             embedding_function=self._embedding_function if store.embedding_function else None,
         )
@@ -166,12 +168,14 @@ def _target(
     key: Annotated[str | None, option(StoreConfig, "key", panel=WHERE)] = None,
     control: Annotated[Path | None, option(StoreConfig, "control", panel=WHERE)] = None,
     embed_missing: Annotated[bool | None, option(StoreConfig, "embed_missing", panel=WHERE)] = None,
+    layout: Annotated[Layout | None, option(StoreConfig, "layout", panel=WHERE)] = None,
     tenant: Annotated[str | None, option(StoreConfig, "tenant", panel=WHERE)] = None,
     database: Annotated[str | None, option(StoreConfig, "database", panel=WHERE)] = None,
 ) -> Target:
     """Return what the options say, over the file if there is one. Raises SettingsError."""
     names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
-    values = {"url": store, **names, "embed_missing": embed_missing, "tenant": tenant, "database": database}
+    values = {"url": store, **names, "embed_missing": embed_missing, "layout": layout}
+    values |= {"tenant": tenant, "database": database}
     base = read_config(config) if config else _without_file(collection)
     command_line = context.ensure_object(CommandLine)
     command_line.context = context

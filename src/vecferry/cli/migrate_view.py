@@ -12,6 +12,7 @@ from vecferry.cli.output import Rows, plain, short
 from vecferry.migrate import Check, Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
 from vecferry.migrate.states import next_verbs
 from vecferry.stores.ledger import Event, RunningProcess, Serving
+from vecferry.stores.values import LayoutCost
 
 WITHOUT_GATE = (
     ("next", "vecferry migrate verify"),
@@ -50,11 +51,18 @@ def plan_facts(plan: Plan) -> Rows:
         ("time to encode", f"{duration(plan.seconds)}, from {plan.sample_rows} rows in {plan.sample_seconds:.1f} s"),
         *_cost_rows(plan.cost),
         *(("index to make anew", f"{i.name}, {decimal(i.bytes)} now") for i in table.vector_indexes),
+        *(("layout" if each.is_chosen else "other layout", _layout(each)) for each in plan.layouts),
         *(("will be created", name) for name in plan.creates),
         ("undone by", plan.undo),
         *(("mind", warning) for warning in plan.warnings),
         *(row for problem in plan.problems for row in (("start refuses", problem.message), ("", problem.hint))),
     ]
+
+
+def _layout(cost: LayoutCost) -> str:
+    how_long = f"about {duration(cost.switch_s)} for this table" if cost.switch_s else "a moment, whatever its size"
+    possible = f"; not possible here: {cost.obstacle}" if cost.obstacle else ""
+    return f"{cost.layout}: {cost.shape}; {cost.lock}, {how_long}{possible}"
 
 
 def _cost_rows(cost: Cost) -> Rows:

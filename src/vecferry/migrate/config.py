@@ -22,7 +22,7 @@ from vecferry.evaluate.values import CutOffs
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.values import Heads, MigrationOptions, MinRecall, RunLimits
 from vecferry.options import Checked, Count, FolderPath, Help, Name, expected_of, folder_of, in_folder, names_of
-from vecferry.stores.values import MaxPause, Patience
+from vecferry.stores.values import Layout, MaxPause, Patience
 
 LOCAL_SCHEMES = ("chroma", "faiss", "lancedb", "milvus", "qdrant", "sqlite")
 UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
@@ -62,6 +62,11 @@ class StoreConfig(Checked):
         Field(description="the name of a view, or a query"),
         Help("view or query of PostgreSQL with the table's key, in which `text` is a column"),
     ] = None
+    layout: Annotated[
+        Layout,
+        Field(description="columns or side-table"),
+        Help("where PostgreSQL keeps the vectors that do not serve: in columns of the table, or in a side-table"),
+    ] = Layout.COLUMNS
     vector: Annotated[
         str,
         Field(description="the name of the column or field with the vectors"),

@@ -14,7 +14,7 @@ from vecferry.migrate.preflight import NewSide, Preflight, vector_bytes_each
 from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.values import Cost, Plan, Problem, Resources
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Dependent, TableInfo
+from vecferry.stores.values import Dependent, Layout, LayoutCost, TableInfo
 
 PAGE_BYTES = 8192
 PAGE_SLACK = 1.2
@@ -39,7 +39,7 @@ def make_plan(
     look: Look,
 ) -> Plan:
     """Plan a migration, writing nothing. Encodes `sample` rows, to measure the time and the size of their vectors."""
-    table = store.describe()
+    table, layouts = store.describe(), store.layouts(encoder.dimension)
     rows = store.sample(sample)
     counting = _CountingEncoder(encoder)
     began = time.perf_counter()
@@ -60,7 +60,7 @@ def make_plan(
         new_fingerprint=encoder.fingerprint,
         vector_bytes_after=vector_bytes,
         head_bytes_after=head_bytes,
-        disk_bytes=disk_bytes(table, num_rows, encoder.dimension) + head_bytes,
+        disk_bytes=disk_bytes(table, num_rows, encoder.dimension, chosen_layout(layouts)) + head_bytes,
         staging_bytes=vector_bytes + head_bytes,
         sample_rows=len(rows),
         sample_seconds=seconds,
@@ -72,7 +72,13 @@ def make_plan(
         warnings=(*plan_warnings(table, embed_missing=embed_missing), *looked.warnings),
         provenance=provenance,
         problems=tuple(Problem(problem.message, problem.hint) for problem in looked.problems),
+        layouts=layouts,
     )
+
+
+def chosen_layout(layouts: Sequence[LayoutCost]) -> Layout:
+    """Return the layout of a migration; columns of the collection, or points of another, where there is no choice."""
+    return next((each.layout for each in layouts if each.is_chosen), Layout.COLUMNS)
 
 
 class _CountingEncoder:
@@ -124,18 +130,18 @@ def mean_head_bytes(embedded: Embedded) -> float:
     return (SPARSE_ENTRY_BYTES * sparse + COLBERT_NUMBER_BYTES * colbert) / max(len(embedded.vectors), 1)
 
 
-def disk_bytes(table: TableInfo, num_rows: int, dimension: int) -> int:
+def disk_bytes(table: TableInfo, num_rows: int, dimension: int, layout: Layout = Layout.COLUMNS) -> int:
     """Return what must be free: new vectors, each row written anew with its index entries, indexes on new vectors.
 
-    num_rows: that are to have one.
+    num_rows: that are to have one. With a side table: that, with both vectors of each row, and the whole table once
+    more while it is written anew.
     """
     indexes = sum(index.holds_vectors for index in table.vector_indexes)
-    filled = (
-        num_rows * vector_bytes_each(dimension)
-        + table.row_bytes
-        + table.index_bytes  # a row that is written anew is entered again in every index
-        + num_rows * indexes * index_bytes_each(dimension)
-    )
+    new_side = num_rows * (vector_bytes_each(dimension) + indexes * index_bytes_each(dimension))
+    if layout is Layout.SIDE_TABLE:
+        filled = 2 * new_side + table.vector_bytes + table.table_bytes
+    else:  # a row that is written anew is entered again in every index
+        filled = new_side + table.row_bytes + table.index_bytes
     return int(filled * PAGE_SLACK)
 
 

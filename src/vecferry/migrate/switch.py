@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from vecferry.stores.values import NO_TEXT_DIGEST, Held, NewVector, Patience, Ro
 
 T = TypeVar("T")
 MAX_GAP_S = 0.05
+MARGIN = 3
+"""By which a pause that is foretold may be wrong: a switch that takes longer is undone by the server."""
 LETTERS_SHOWN = 10
 WITHOUT_OLD_MODEL = "written while nobody kept the old side; cutover brings it back"
 LOOKS, MAX_SUSPECTS = 5, 1000
@@ -60,6 +63,7 @@ class Switch:
     # --- the four -----------------------------------------------------------------------------------
 
     def cutover(self, accepted: int) -> CutoverReport:
+        self._refuse_long(self.record.spec.dimension)
         self.follower.catch_up(Side.NEW)  # which may end dead letters
         self._refuse_letters(accepted, Side.NEW)
         held = self._when_current(Side.NEW, (State.CUTTING_OVER, State.READY), lambda: self._to_new(accepted))
@@ -67,6 +71,7 @@ class Switch:
         return CutoverReport(self.store.target, held.result, accepted, self._tries, held.pause_s, State.SERVING_NEW)
 
     def rollback(self, *, accept_outdated: bool) -> RollbackReport:
+        self._refuse_long(self.record.spec.dimension)  # the old vectors are the shorter ones, as a rule
         states = (State.ROLLING_BACK, State.SERVING_NEW)
         held = self._when_current(Side.OLD, states, self._to_old, accept_outdated=accept_outdated)
         serving, outdated = held.result
@@ -107,6 +112,17 @@ class Switch:
         with suppress(Locked, StoreError):
             return self.store.restore_constraints(self.patience, required=required)
         return False
+
+    def _refuse_long(self, dimension: int) -> None:
+        """Refuse a switch that others would have to wait for longer than they may: it ends whole, or is undone."""
+        seconds = self.store.switch_s(dimension)
+        if seconds > self.patience.max_pause_s:
+            reason = (
+                f"the server writes the table and its indexes anew, which takes about {seconds:.1f} s, and others may"
+            )
+            reason += f" wait for {self.patience.max_pause_s:g} s"
+            longer = math.ceil(MARGIN * seconds)
+            raise CutoverRefused(reason, f"Choose a time when nobody uses the table, and say --max-pause-s {longer}")
 
     # --- inside the lock --------------------------------------------------------------------------
 

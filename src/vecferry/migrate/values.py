@@ -20,7 +20,7 @@ from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.states import State
 from vecferry.options import Above0, Checked, Count, FolderPath, From0, Help, Name, Number, Seconds, Share
 from vecferry.stores.ledger import Control, DeadLetter, Event, RunningProcess, Serving
-from vecferry.stores.values import Patience, TableInfo
+from vecferry.stores.values import LayoutCost, Patience, TableInfo
 
 MinRecall = Annotated[Share, Help("recall of the new index against exact search, at least")]
 
@@ -149,7 +149,8 @@ class Plan(Value):
     alone; head_bytes_after: of sparse and ColBERT vectors. disk_bytes: what must be free in the store:
     the new vectors, a rewrite of every row with its index entries, and the new indexes; staging_bytes:
     at the staging folder, until `finalize`. creates: by name; undo: how it is taken away. problems: why `start`
-    refuses, beside an unconfirmed provenance and dependents; none where a migration is under way.
+    refuses, beside an unconfirmed provenance and dependents; none where a migration is under way. layouts: those that
+    the store offers, with the chosen one.
     """
 
     target: str
@@ -173,6 +174,7 @@ class Plan(Value):
     warnings: tuple[str, ...]
     provenance: Provenance
     problems: tuple[Problem, ...] = ()
+    layouts: tuple[LayoutCost, ...] = ()
 
 
 @dataclass(frozen=True)

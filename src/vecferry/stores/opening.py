@@ -12,6 +12,7 @@ from vecferry.errors import InvalidStoreUrl, SettingsError, VecferryError
 from vecferry.stores.backend import ANYONE, Backend, Fields, ServerAccess
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource, framework_source, text_source
+from vecferry.stores.values import Layout
 
 POSTGRES = ("postgresql", "postgres")
 MadeFunction = Callable[[], Any]
@@ -28,6 +29,7 @@ def open_store(
     control: Path,
     source: str | None = None,
     embed_missing: bool = False,
+    layout: Layout = Layout.COLUMNS,
     access: ServerAccess = ANYONE,
     embedding_function: MadeFunction | None = None,
 ) -> Store:
@@ -36,7 +38,8 @@ def open_store(
     text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template, or what a framework embeds
     (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger, for all but
     PostgreSQL, which keeps it itself. source: a view or query of PostgreSQL that has the key, and `text` as a column.
-    embed_missing: as in `StoreTraits`. access: PostgreSQL has it in the URL, and takes none of it.
+    embed_missing: as in `StoreTraits`. layout: where a migration that is yet to begin keeps the other vectors; only
+    PostgreSQL has a choice. access: PostgreSQL has it in the URL, and takes none of it.
     embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
     Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
@@ -44,9 +47,11 @@ def open_store(
     if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
-        return PgVectorStore.connect(url, collection, text, vector, source, embed_missing=embed_missing)
+        return PgVectorStore.connect(url, collection, text, vector, source, embed_missing=embed_missing, layout=layout)
     if source is not None:
         raise SettingsError("[store] source", source, "none; only PostgreSQL takes a view or query")
+    if layout is not Layout.COLUMNS:
+        raise SettingsError("[store] layout", layout.value, "none; only PostgreSQL has a choice")
     framework = framework_source(text, _kind(url))
     told = framework or text_source(text)
     backend = open_backend(url, Fields(key, told.field, vector), access, embedding_function)

@@ -19,6 +19,7 @@ from vecferry.stores.values import (
     Hit,
     Key,
     KeyRange,
+    LayoutCost,
     NewVector,
     Patience,
     Record,
@@ -92,6 +93,14 @@ class Store(Protocol):
         Before a migration, and for a side whose space nobody has recorded, any fingerprint is taken
         at its word. Raises SpaceMismatch if neither side is in that space, or D is not the side's.
         """
+
+    def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:
+        """Return the layouts that a migration to vectors of that length can have, with the chosen one; none where there
+        is no choice.
+        """
+
+    def switch_s(self, dimension: int) -> float:
+        """Return how many seconds a switch to vectors of that length takes, about; 0 for a moment whatever the size."""
 
     def users(self) -> str:
         """Say who uses the collection now, oldest transaction first, for people; empty where that cannot be seen."""

@@ -35,6 +35,13 @@ class Side(StrEnum):
 BOTH_SIDES = frozenset(Side)
 
 
+class Layout(StrEnum):
+    """Where the vectors of the side that does not serve are: in columns of the table, or in a table of their own."""
+
+    COLUMNS = "columns"
+    SIDE_TABLE = "side-table"
+
+
 @dataclass(frozen=True)
 class StoreTraits:
     """What holds for a store as long as it is open.
@@ -194,6 +201,22 @@ class TableInfo(Value):
     def rows_to_embed(self, *, embed_missing: bool) -> int:
         """Return how many rows are to have a new vector."""
         return self.rows if embed_missing else self.rows - self.rows_without_vector
+
+
+@dataclass(frozen=True)
+class LayoutCost(Value):
+    """What a migration in one of the layouts does to a collection and to those who use it.
+
+    shape: what becomes of the collection's shape; lock: what a switch locks, and for what; switch_s: how long, about,
+    0 for a moment whatever the size. obstacle: why it is not possible here; empty if it is.
+    """
+
+    layout: Layout
+    is_chosen: bool
+    shape: str
+    lock: str
+    switch_s: float
+    obstacle: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from vecferry.stores.values import (
     Hit,
     Key,
     KeyRange,
+    LayoutCost,
     NewVector,
     Patience,
     Record,
@@ -125,6 +126,12 @@ class MirrorStore(Store):
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+
+    def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:  # noqa: ARG002  # a collection of its own
+        return ()
+
+    def switch_s(self, dimension: int) -> float:  # noqa: ARG002  # names are exchanged
+        return 0.0
 
     def users(self) -> str:
         return ""

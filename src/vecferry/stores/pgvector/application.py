@@ -70,7 +70,8 @@ class PgApplicationWriter:
             assignments[heads.sparse] = (self._sql.placeholder("sparsevec"), _binary(stored.sparse))
         if heads.colbert is not None:
             assignments[heads.colbert] = (self._sql.placeholder("halfvec[]"), stored.colbert)
-        if (name := columns.checksum(side)) in columns.by_name:  # current at once, unless there is no vector to be
+        name = columns.checksum(side)
+        if name in columns.by_name and name not in columns.beside:  # current at once, unless there is no vector to be
             is_known = stored.vector is not None and isinstance(table.source, FieldText)
             assignments[name] = (PLAIN, checksum(stored) if is_known else None)
         for name, value in record.payload.items():

@@ -13,7 +13,6 @@ compared, and those that are not current noted.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -25,13 +24,12 @@ from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.outbox import NO_KEY
 from vecferry.stores.pgvector.session import TableSession
-from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.table import SCHEMA, Table, target_digest
 from vecferry.stores.pgvector.table_sql import key_text_sql
 from vecferry.stores.sql_ledger import key_text
 from vecferry.stores.values import Change, Key, Patience, Side
 
 OPERATIONS = ("insert", "update", "delete")
-SCHEMA = "vecferry"
 ALWAYS = "A"
 
 SAME_IN_EVERY_SESSION = {"smallint", "integer", "bigint", "text", "uuid", "boolean", "numeric"}
@@ -46,12 +44,14 @@ class CaptureNames:
     triggers: tuple[str, ...]
     others_function: str
     others_trigger: str
+    truncate_trigger: str
 
     @classmethod
     def of(cls, target: str) -> CaptureNames:
-        digest = hashlib.sha256(target.encode()).hexdigest()[:12]
+        digest = target_digest(target)
         triggers = tuple(f"vecferry_{operation}_{digest}" for operation in OPERATIONS)
-        return cls(f"capture_{digest}", triggers, f"capture_others_{digest}", f"vecferry_others_{digest}")
+        others, truncate = f"vecferry_others_{digest}", f"vecferry_truncate_{digest}"
+        return cls(f"capture_{digest}", triggers, f"capture_others_{digest}", others, truncate)
 
 
 class PgCapture:
@@ -80,21 +80,26 @@ class PgCapture:
             " WHERE p.proname = ANY(%s) AND p.pronamespace = to_regnamespace(%s)",
             [[names.function, names.others_function], SCHEMA],
         )
-        mark, table = _mark(self._table, self._vector_columns()), self._table
-        own = [(table.oid, trigger, ALWAYS, mark) for trigger in names.triggers]
-        return sorted(rows) == sorted([*own, *((o.oid, names.others_trigger, ALWAYS, mark) for o in table.others)])
+        columns, table = self._catalogue.columns(), self._table
+        mark = _mark(table, self._vector_columns(columns))
+        own = [*names.triggers, names.truncate_trigger] if columns.beside else names.triggers
+        expected = [(table.oid, trigger, ALWAYS, mark) for trigger in own]
+        return sorted(rows) == sorted(expected + [(o.oid, names.others_trigger, ALWAYS, mark) for o in table.others])
 
     def _make_triggers(self) -> None:
         self._drop_triggers()
-        names, table, vectors = CaptureNames.of(self._table.target), self._sql.name, self._vector_columns()
+        names, table, columns = CaptureNames.of(self._table.target), self._sql.name, self._catalogue.columns()
+        vectors = self._vector_columns(columns)
         mark = _mark(self._table, vectors)
         function = self._make_function(names.function, _body(self._table), mark)
         conditions = {"update": sql.SQL("FOR EACH ROW WHEN ({})").format(_is_other_row(self._table, vectors))}
         for operation, trigger in zip(OPERATIONS, names.triggers, strict=True):
             event = sql.SQL(operation.upper())
             self._make_trigger(trigger, event, table, conditions.get(operation, sql.SQL("FOR EACH ROW")), function)
-        if self._table.others:
+        if self._table.others or columns.beside:
             function = self._make_function(names.others_function, _body_for_others(self._table), mark)
+        if columns.beside:
+            self._make_trigger(names.truncate_trigger, sql.SQL("TRUNCATE"), table, sql.SQL(""), function)
         for other in self._table.others:
             event = sql.SQL("INSERT OR UPDATE OR DELETE OR TRUNCATE")
             self._make_trigger(names.others_trigger, event, verbatim(other.name), sql.SQL(""), function)
@@ -114,9 +119,12 @@ class PgCapture:
         self._db.execute(create.format(identifier(name), event, table, each, function))
         self._db.execute(sql.SQL("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}").format(table, identifier(name)))
 
-    def _vector_columns(self) -> list[VectorColumn]:
-        """Return the vectors of both sides that have a checksum beside them; none before `prepare`."""
-        columns = self._catalogue.columns()
+    def _vector_columns(self, columns: Columns) -> list[VectorColumn]:
+        """Return the vectors of both sides that have a checksum beside them, as far as they are in the table; none
+        before `prepare`.
+        """
+        if columns.beside:
+            return [VectorColumn(self._table.vector, self._table.kind, None)]
         return [
             VectorColumn(name, columns.by_name[name].kind, columns.checksum(side))
             for side in Side
@@ -165,8 +173,13 @@ class PgCapture:
             return changes
         with self._guard.transaction(), self._session.pinned():
             notes, columns, key = self._outbox.without_key(), self._catalogue.columns(), key_text_sql("t", self._table)
+            rows = sql.SQL("{} AS t").format(self._session.with_sides(columns))
             for side in filter(columns.is_compared, Side):
-                self._outbox.add_where(self._sql.name, key, self._session.outdated(side, columns), side)
+                self._outbox.add_where(rows, key, self._session.outdated(side, columns), side)
+            if columns.beside:
+                left = sql.SQL("{} AS s").format(self._sql.side_table)
+                without_row = self._sql.without_row()
+                self._outbox.add_where(left, self._sql.side_key_text(), without_row, columns.serving.other)
             self._outbox.remove(notes)
         return self._outbox.oldest(limit, sides)
 
@@ -202,31 +215,62 @@ class PgCapture:
             columns = self._catalogue.columns()
             among, params = self._sql.among(keys)
             outdated = self._session.outdated(Side.OLD, columns)
+            condition, of = sql.SQL("{} AND {}").format(among, outdated), self._session.with_sides(columns)
             query = sql.SQL(
-                "WITH free AS MATERIALIZED (SELECT t.ctid AS place FROM {table} AS t WHERE {among} AND {outdated}"
-                " ORDER BY {keys} FOR NO KEY UPDATE OF t SKIP LOCKED)"
-                " UPDATE {table} AS t SET {checksum} = {current} FROM free WHERE t.ctid = free.place"
-            ).format(
-                table=self._sql.name,
-                among=among,
-                outdated=outdated,
-                keys=self._sql.keys,
-                checksum=identifier(columns.checksum(Side.OLD)),
-                current=self._session.checksum(Side.OLD, columns),
-            )
+                "WITH late AS MATERIALIZED (SELECT t.ctid AS place FROM {rows} AS t WHERE {condition}),"
+                " free AS MATERIALIZED (SELECT t.ctid AS place FROM {table} AS t JOIN late ON t.ctid = late.place"
+                " FOR NO KEY UPDATE OF t SKIP LOCKED) {adopt}"
+            ).format(rows=of, condition=condition, table=self._sql.name, adopt=self._adopt_free(columns))
             self._db.execute(query, params)
-            left_out = [row.key for row in self._session.rows(sql.SQL("{} AND {}").format(among, outdated), params)]
+            left_out = [row.key for row in self._session.rows(condition, params, of=of)]
             self._outbox.add(left_out, Side.OLD)
         return set(keys) - set(left_out)
+
+    def _adopt_free(self, columns: Columns) -> sql.Composed:
+        """Return what adopts the rows whose places are in `free`."""
+        adoption, table = self._session.adoption(columns), self._sql.name
+        if columns.beside:
+            rows = sql.SQL("{} AS t JOIN free ON t.ctid = free.place").format(table)
+            return self._sql.upsert_sides(adoption, [self._sql.keys], rows)
+        assigned = [sql.SQL("{} = {}").format(identifier(name), value) for name, value in adoption.items()]
+        return sql.SQL("UPDATE {} AS t SET {} FROM free WHERE t.ctid = free.place").format(
+            table, sql.SQL(", ").join(assigned)
+        )
 
     def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
         """Return the keys that have no row any more.
 
-        A row goes with both its vectors; its other columns are one for both sides.
+        A row goes with both its vectors; its other columns are one for both sides. In a side table what is left of it
+        is deleted here.
         """
         if not keys:
             return set()
         self._forget_letters(keys)
+        with self._guard.transaction(), self._session.pinned():
+            if (columns := self._catalogue.columns()).beside:
+                deleted = self._delete_beside(keys)
+                self._outbox.add(sorted(deleted - self._without_row(deleted)), columns.serving.other)
+            return self._without_row(keys)
+
+    def _delete_beside(self, keys: Sequence[Key]) -> set[Key]:
+        """Delete the rows of the side table that have none in the table, and return their keys."""
+        among, params = self._sql.among(keys, "s")
+        query = sql.SQL(
+            "WITH free AS MATERIALIZED (SELECT s.ctid AS place FROM {sides} AS s WHERE {among} AND {without_row}"
+            " FOR UPDATE SKIP LOCKED)"  # another process of ours may be at the same rows
+            " DELETE FROM {sides} AS s USING free WHERE s.ctid = free.place RETURNING {keys}"
+        ).format(
+            sides=self._sql.side_table,
+            among=among,
+            without_row=self._sql.without_row(),
+            keys=self._sql.side_keys_as_text,
+        )
+        return {tuple(key) for key in self._db.rows(query, params)}
+
+    def _without_row(self, keys: Collection[Key]) -> set[Key]:
+        """Return those of the keys that have no row now."""
+        if not keys:
+            return set()
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
         parts = [sql.SQL("given.{}").format(name) for name in names]
         query = sql.SQL(
@@ -255,10 +299,10 @@ class PgCapture:
                 query = sql.SQL(
                     "DELETE FROM vecferry.dead_letters AS d USING vecferry.migrations AS m"
                     " WHERE m.id = d.migration_id AND m.target = %s AND m.state NOT IN ('finalized', 'aborted')"
-                    " AND d.side = %s AND d.key = ANY(%s::text[]) AND NOT EXISTS (SELECT FROM {table} AS t"
+                    " AND d.side = %s AND d.key = ANY(%s::text[]) AND NOT EXISTS (SELECT FROM {rows} AS t"
                     " WHERE {among} AND {key} = d.key AND {vector} IS NULL AND {holds})"
                 ).format(
-                    table=self._sql.name,
+                    rows=self._session.with_sides(columns),
                     among=among,
                     key=key_text_sql("t", self._table),
                     vector=self._sql.column(columns.required(side)),
@@ -276,11 +320,14 @@ class PgCapture:
 
 @dataclass(frozen=True)
 class VectorColumn:
-    """A column with vectors, the name of its type, and the column with the checksum of what we wrote into it."""
+    """A column with vectors, the name of its type, and the column with the checksum of what we wrote into it.
+
+    checksum: None where it is in a side table; then what we write is noted too, and found to be current.
+    """
 
     name: str
     kind: str
-    checksum: str
+    checksum: str | None
 
 
 def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
@@ -288,7 +335,7 @@ def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
 
     The columns keep their numbers when they change names, and so the triggers go with them through a switch.
     """
-    checksums = sorted({vector.checksum for vector in vectors})
+    checksums = sorted({vector.checksum or f"{vector.name} alone" for vector in vectors})
     keys = ", ".join(column.name for column in table.key)
     return f"keys of {table.target} whose {table.source.name} changed, by {keys}; {checksums}"
 
@@ -310,14 +357,14 @@ def _is_other_vector(vector: VectorColumn, extension: str) -> sql.Composed:
     """Return a condition. Whoever knows checksums writes a new one with a new vector, and none with no vector."""
     by_function, by_operator = "{equal}(OLD.{vector}, NEW.{vector})", "OLD.{vector} OPERATOR(pg_catalog.=) NEW.{vector}"
     is_equal = by_operator if vector.kind.startswith("_") else by_function  # the elements of an array are compared
-    return sql.SQL(
-        "((OLD.{checksum} IS NOT DISTINCT FROM NEW.{checksum} OR NEW.{checksum} IS NULL)"
-        f" AND ((OLD.{{vector}} IS NULL) <> (NEW.{{vector}} IS NULL) OR NOT {is_equal}))"
-    ).format(
-        checksum=identifier(vector.checksum),
-        vector=identifier(vector.name),
-        equal=identifier(extension, f"{vector.kind}_eq"),
+    is_other = sql.SQL(f"((OLD.{{vector}} IS NULL) <> (NEW.{{vector}} IS NULL) OR NOT {is_equal})").format(
+        vector=identifier(vector.name), equal=identifier(extension, f"{vector.kind}_eq")
     )
+    if vector.checksum is None:
+        return is_other
+    return sql.SQL(
+        "((OLD.{checksum} IS NOT DISTINCT FROM NEW.{checksum} OR NEW.{checksum} IS NULL) AND {is_other})"
+    ).format(checksum=identifier(vector.checksum), is_other=is_other)
 
 
 def _create_function(name: sql.Identifier, table: Table, body: str) -> sql.Composed:

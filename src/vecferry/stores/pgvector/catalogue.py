@@ -15,11 +15,12 @@ from vecferry.stores.pgvector.table import (
     OLD,
     OLD_CHECKSUM,
     REQUIRED,
+    SCHEMA,
     SPARSE,
     Table,
     suffixed,
 )
-from vecferry.stores.values import Side
+from vecferry.stores.values import Layout, Side
 
 COMMENT_PREFIX = "vecferry:space:"
 PUT_BACK = "Change it back until the migration has ended, or run start again with the names of now."
@@ -29,6 +30,17 @@ SELECT ARRAY[n.nspname, c.relname]::text[], coalesce((SELECT jsonb_object_agg(a.
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::oid
 """
 """The name of the table, and the names of columns by their numbers."""
+
+COLUMNS = """
+SELECT a.attname::text, t.typname::text, nullif(a.atttypmod, -1), a.attnotnull, col_description(a.attrelid, a.attnum),
+    nullif(a.attrelid, %(table)s::oid)::bigint
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid IN (
+    SELECT %(table)s::oid UNION ALL SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relname = %(side_table)s)
+AND (a.attrelid = %(table)s::oid OR a.attname <> ALL (%(in_both)s)) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+"""The columns of the table, and those that its side table alone has, with the number of that."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +63,28 @@ class HeadColumns:
 
 @dataclass(frozen=True)
 class Columns:
-    """All columns of a table by name, and which of them are ours."""
+    """All columns by name, and which of them are ours.
+
+    wanted: the layout of a migration that has not begun. beside: those that lie in the side table, if there is one,
+    whose number is side_oid; of the serving vectors, which it has too, the table's are meant.
+    """
 
     table: Table
     by_name: dict[str, ColumnInfo]
+    wanted: Layout = Layout.COLUMNS
+    beside: tuple[str, ...] = ()
+    side_oid: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The form that both sides have now; the wanted one, as long as there is no new side."""
+        if self.beside:
+            return Layout.SIDE_TABLE
+        return self.wanted if self.of_side(self.serving.other) is None else Layout.COLUMNS
+
+    def relation_of(self, name: str) -> int:
+        """Return the number of the table that has the column."""
+        return self.side_oid if self.side_oid is not None and name in self.beside else self.table.oid
 
     @property
     def serving(self) -> Side:
@@ -112,9 +142,10 @@ class Columns:
 class Catalogue:
     """The catalogue's answers about one table."""
 
-    def __init__(self, database: Database, table: Table) -> None:
+    def __init__(self, database: Database, table: Table, layout: Layout) -> None:
         self._db = database
         self._table = table
+        self._layout = layout
 
     def refuse_changed(self) -> None:
         """Raise StoreSchemaError, which names the change, if the table is not as it was when it was found."""
@@ -133,27 +164,37 @@ class Catalogue:
     def columns(self) -> Columns:
         """Read the columns. Raises StoreSchemaError if the vector column is not there any more."""
         rows = self._db.rows(
-            "SELECT a.attname::text, t.typname::text, nullif(a.atttypmod, -1), a.attnotnull,"
-            " col_description(a.attrelid, a.attnum) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
-            " WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped",
-            [self._table.oid],
+            COLUMNS,
+            {
+                "table": (table := self._table).oid,
+                "schema": SCHEMA,
+                "side_table": table.side_table,
+                "in_both": [table.vector, *table.side_keys],
+            },
         )
         by_name = {
             name: ColumnInfo(kind, dimension, is_required, _space_in(comment))
-            for name, kind, dimension, is_required, comment in rows
+            for name, kind, dimension, is_required, comment, _ in rows
         }
+        beside = {name: oid for name, *_, oid in rows if oid is not None}
         if self._table.vector not in by_name:
             what = f"{self._table.full_name} has no column {self._table.vector} any more"
             raise StoreSchemaError(what, PUT_BACK)
-        return Columns(self._table, by_name)
+        return Columns(self._table, by_name, self._layout, tuple(beside), next(iter(beside.values()), None))
 
     def vector_indexes(self, column: str) -> list[VectorIndex]:
-        rows = self._db.rows(INDEXES, {"table": self._table.oid, "column": column})
+        rows = self._db.rows(INDEXES, {"table": self.columns().relation_of(column), "column": column})
         return [VectorIndex(*row) for row in rows]
 
     def wanted_indexes(self) -> list[VectorIndex]:
-        """Return those on the serving vectors that have, or should have, a twin on the new."""
-        return [] if self.columns().serving is Side.NEW else self.vector_indexes(self._table.vector)
+        """Return those on the serving vectors that have, or should have, a twin on the new: all of them, or those that
+        a side table can have, which are the ones that search its vectors.
+        """
+        columns = self.columns()
+        if columns.serving is Side.NEW:
+            return []
+        indexes = self.vector_indexes(self._table.vector)
+        return [index for index in indexes if columns.layout is Layout.COLUMNS or index.can_stand_beside]
 
     def missing_indexes(self) -> list[VectorIndex]:
         """Return those of the wanted whose twin is not there, or is half-built."""

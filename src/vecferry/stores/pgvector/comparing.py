@@ -51,12 +51,12 @@ class PgComparison:
                 return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._sql.name)))
             query = sql.SQL(
                 "SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}),"
-                " count(*) FILTER (WHERE {unembedded}) FROM {table} AS t"
+                " count(*) FILTER (WHERE {unembedded}) FROM {rows} AS t"
             ).format(
                 side=self._sql.column(side),
                 dead_letters=dead_letters,
                 unembedded=self._session.is_unembedded(columns),
-                table=self._sql.name,
+                rows=self._session.with_sides(columns),
             )
             return Counts(*self._db.row(query))
 
@@ -90,7 +90,8 @@ class PgComparison:
             if not columns.is_compared(side):
                 return []
             condition = sql.SQL("{} AND {}").format(selected, self._session.outdated(side, columns))
-            return self._session.rows(condition, params, limit, unembedded=self._session.is_unembedded(columns))
+            of, unembedded = self._session.with_sides(columns), self._session.is_unembedded(columns)
+            return self._session.rows(condition, params, limit, of=of, unembedded=unembedded)
 
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         with self._session.pinned():
@@ -101,23 +102,40 @@ class PgComparison:
             if with_vector:
                 vector = self._sql.column(columns.required(side))
                 outdated = sql.SQL("{} IS NOT NULL AND ({})").format(vector, outdated)
-            (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(self._sql.name, outdated))
-            return Finding(count, self._keys_where(outdated, max_keys)) if count else NOTHING
+            rows = sql.SQL("{} AS t").format(self._session.with_sides(columns))
+            (count,) = self._db.row(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(rows, outdated))
+            return Finding(count, self._keys_where(rows, outdated, max_keys)) if count else NOTHING
+
+    def orphans(self, limit: int) -> list[Key]:
+        with self._session.pinned():
+            return list(self._orphans(limit)) if self._catalogue.columns().beside else []
+
+    def _orphans(self, max_keys: int) -> tuple[Key, ...]:
+        """Return the keys of deleted rows of which something is left in the side table."""
+        query = sql.SQL("SELECT {} FROM {} AS s WHERE {} LIMIT %s").format(
+            self._sql.side_keys_as_text, self._sql.side_table, self._sql.without_row()
+        )
+        return tuple(map(tuple, self._db.rows(query, [max_keys])))
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         with self._session.pinned():
-            defects = self._defects(dimension)
+            columns = self._catalogue.columns()
+            rows_sql, defects = sql.SQL("{} AS t").format(self._session.with_sides(columns)), self._defects(dimension)
             counts_sql = sql.SQL(", ").join(
                 sql.SQL("count(*) FILTER (WHERE {})").format(each) for each in defects.values()
             )
-            unembedded = self._session.is_unembedded(self._catalogue.columns())
-            query = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {}), {} FROM {} AS t")
-            rows, unembedded_rows, *counts = self._db.row(query.format(unembedded, counts_sql, self._sql.name))
+            unembedded = self._session.is_unembedded(columns)
+            query = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {}), {} FROM {}")
+            rows, unembedded_rows, *counts = self._db.row(query.format(unembedded, counts_sql, rows_sql))
             findings = {
-                name: Finding(count, self._keys_where(defects[name], max_keys))
+                name: Finding(count, self._keys_where(rows_sql, defects[name], max_keys))
                 for name, count in zip(defects, counts, strict=True)
                 if count
             }
+            if columns.beside:
+                counted = sql.SQL("SELECT count(*) FROM {} AS s WHERE {}")
+                (count,) = self._db.row(counted.format(self._sql.side_table, self._sql.without_row()))
+                findings["orphaned"] = Finding(count, self._orphans(max_keys) if count else ())
             missing = [index.new_name for index in self._catalogue.missing_indexes()]
             lost = [f"one like {name}" for name in self._catalogue.lost_twins()]
             return Examination(rows, unembedded_rows, missing_indexes=(*missing, *lost), **findings)
@@ -140,9 +158,9 @@ class PgComparison:
             "off_norm": sql.SQL("NOT {} BETWEEN {} AND {}").format(length, lo, hi),
         }
 
-    def _keys_where(self, condition: sql.Composed, max_keys: int) -> tuple[Key, ...]:
-        query = sql.SQL("SELECT {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s")
-        query_of_all = query.format(self._sql.keys_as_text, self._sql.name, condition, self._sql.keys)
+    def _keys_where(self, rows: Fragment, condition: sql.Composed, max_keys: int) -> tuple[Key, ...]:
+        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s")
+        query_of_all = query.format(self._sql.keys_as_text, rows, condition, self._sql.keys)
         return tuple(tuple(key) for key in self._db.rows(query_of_all, [max_keys]))
 
     def sample_vectors(self, num_rows: int) -> list[tuple[Row, Float32]]:
@@ -150,14 +168,14 @@ class PgComparison:
             columns = self._catalogue.columns()
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
-                "SELECT ctid AS place FROM {table} AS t WHERE {side} IS NOT NULL ORDER BY random())"
-                " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
+                "SELECT ctid AS place FROM {rows} AS t WHERE {side} IS NOT NULL ORDER BY random())"
+                " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {rows} AS t ON t.ctid = drawn.place"
                 " WHERE NOT ({outdated}) LIMIT %s"  # so that few vectors are read
             ).format(
                 text=self._sql.text,
                 side=self._sql.column(columns.required(Side.NEW)),
                 keys=self._sql.keys_as_text,
-                table=self._sql.name,
+                rows=self._session.with_sides(columns),
                 outdated=self._session.outdated(Side.NEW, columns),
             )
             return [

@@ -57,6 +57,10 @@ class LockTimedOut(StoreFailed):
     """A lock was not had in time; caught in this package."""
 
 
+class StatementTimedOut(StoreFailed):
+    """A statement, or a transaction, took longer than we let it; caught in this package."""
+
+
 class ConstraintViolated(StoreFailed):
     """A row is not as a constraint asks; caught in this package."""
 
@@ -139,6 +143,8 @@ class Database:
             yield
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
             raise LockTimedOut("pgvector", self._reason(exc)) from exc
+        except (psycopg.errors.QueryCanceled, psycopg.errors.TransactionTimeout) as exc:
+            raise StatementTimedOut("pgvector", self._reason(exc)) from exc
         except psycopg.errors.CheckViolation as exc:
             raise ConstraintViolated("pgvector", self._reason(exc)) from exc
         except psycopg.errors.DependentObjectsStillExist as exc:

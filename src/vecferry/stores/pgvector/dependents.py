@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from vecferry.stores.pgvector.carrying import ON_COLUMN, carried
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.table import Table
-from vecferry.stores.pgvector.views import carried_views
-from vecferry.stores.values import Dependent
+from vecferry.stores.pgvector.views import carried_views, views_of
+from vecferry.stores.values import Dependent, Layout
 
 CARRIED = "goes with the name of the column, at the switch and back at rollback"
+REBUILT = "is made anew by the server, at the switch and at rollback"
+FIXED = "keeps the server from changing the type of the column, which a switch in the layout side-table does"
+LAYOUT_COLUMNS = 'Drop it until finalize; or let the table get columns: [store] layout = "columns" (--layout columns).'
 STAYS = "goes on standing on the old vectors after the switch, and goes with them at finalize"
 FATES = {
     "constraint": "would be asked of the old vectors after the switch, so that writes with new ones alone fail",
+    "foreign key": "would be asked of the old vectors after the switch, so that writes with new ones alone fail",
     "generated column": "would be computed of the old vectors after the switch",
     "default": "is not that of the new vectors: a row without a vector would have none after the switch",
     "publication": "would publish the old vectors after the switch",
@@ -21,8 +26,25 @@ FATES = {
     "function of another role": "runs at each write with the rights of whoever migrates; connect as its owner {}",
     "function": f"{STAYS}, since this role may not replace it",
 }
+FATES_BESIDE = {
+    "constraint": REBUILT,
+    "foreign key": FIXED,
+    "generated column": FIXED,
+    "default": "is of the old length, so that a row without a vector could not be written from the switch on",
+    "publication": FIXED,
+    "publication of all columns": "sends vectors of the new length from the switch on, and not those that the switch"
+    " itself writes",
+    "function of another role": FATES["function of another role"],
+    "function": f"{FIXED}, and this role may not replace it",
+    "view": f"{FIXED}, and cannot be made anew",
+    "row type": FIXED,
+}
+"""In the layout `side-table`, where one column stays."""
+ACCEPTABLE = {"publication of all columns", "function of another role"}
+"""What keeps no switch from being made there."""
 LEFT_BEHIND = """
-SELECT 'constraint', c.conname::text, pg_get_constraintdef(c.oid) FROM on_column o
+SELECT CASE c.contype WHEN 'f' THEN 'foreign key' ELSE 'constraint' END, c.conname::text,
+    pg_get_constraintdef(c.oid) FROM on_column o
     JOIN pg_constraint c ON o.classid = 'pg_constraint'::regclass AND c.oid = o.objid
     WHERE c.contype IN ('f', 'u', 'x') OR c.contype = 'c' AND c.coninhcount > 0
 UNION SELECT 'generated column', g.attname::text, pg_get_expr(e.adbin, e.adrelid) FROM on_column o
@@ -60,6 +82,14 @@ SELECT DISTINCT 'function of another role', p.oid::regprocedure::text, r.rolname
         SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e')
 """
 """What runs at a write, with the rights of whoever writes, and may be replaced by its owner at any time."""
+ROW_TYPES = """
+SELECT 'row type', a.attrelid::regclass::text || '.' || quote_ident(a.attname), '' FROM pg_class c
+    JOIN pg_type t ON t.oid = c.reltype JOIN pg_attribute a ON a.atttypid IN (t.oid, t.typarray)
+    JOIN pg_class r ON r.oid = a.attrelid WHERE c.oid = %(table)s::oid AND r.relkind IN ('r', 'p', 'm', 'c')
+UNION ALL SELECT 'row type', c.reloftype::regtype::text, '' FROM pg_class c
+    WHERE c.oid = %(table)s::oid AND c.reloftype <> 0
+"""
+"""Columns that have rows of the table as values, and the type that the table is of."""
 COLUMN_LISTS = 150000
 """The version of PostgreSQL from which a publication may list columns, and be of a schema."""
 
@@ -76,11 +106,12 @@ def casting_functions(database: Database, table: Table, length: int | None) -> t
     return tuple(name for (name,) in database.rows(CASTING, [length, pattern])) if length is not None else ()
 
 
-def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
+def dependents(database: Database, table: Table, layout: Layout) -> tuple[Dependent, ...]:
     """Return all that stands on the vectors, by kind and name, but views that cannot be carried (`views.py`).
 
     And code of others that runs when a row is written.
     """
+    fates = FATES if layout is Layout.COLUMNS else FATES_BESIDE
     queries = [
         ON_COLUMN + LEFT_BEHIND,
         WHOLE_PUBLICATIONS,
@@ -91,7 +122,17 @@ def dependents(database: Database, table: Table) -> tuple[Dependent, ...]:
     rows = [(*row, False) for query in queries for row in database.rows(query, params)]
     rows += [(each.kind, each.name, each.definition, each.is_allowed) for each in carried(database, table)]
     rows += [("view", view.name, view.definition, True) for view in carried_views(database, table)]
-    return tuple(
-        Dependent(kind, name, definition, CARRIED if is_carried else FATES[kind].format(definition), is_carried)
+    listed = [
+        Dependent(kind, name, definition, CARRIED if is_carried else fates[kind].format(definition), is_carried)
         for kind, name, definition, is_carried in sorted(rows)
-    )
+    ]
+    return tuple(replace(each, is_carried=True) if each.fate == REBUILT else each for each in listed)
+
+
+def obstacles(database: Database, table: Table) -> tuple[Dependent, ...]:
+    """Return what keeps the column from taking vectors of another length, and cannot be taken away and made anew."""
+    rows = [("view", view.name, view.definition) for view in views_of(database, table) if not view.is_carried]
+    rows += database.rows(ROW_TYPES, {"table": table.oid})
+    others = [Dependent(kind, name, text, FATES_BESIDE[kind], is_carried=False) for kind, name, text in sorted(rows)]
+    standing = dependents(database, table, Layout.SIDE_TABLE)
+    return (*(each for each in standing if not each.is_carried and each.kind not in ACCEPTABLE), *others)

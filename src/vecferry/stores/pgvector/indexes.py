@@ -13,7 +13,10 @@ from vecferry.stores.values import IndexInfo
 
 INDEXES = """
 SELECT i.relname::text, pg_get_indexdef(i.oid), pg_relation_size(i.oid), x.indisvalid, m.amname::text,
-       pg_get_expr(x.indpred, x.indrelid), s.spcname::text
+       pg_get_expr(x.indpred, x.indrelid), s.spcname::text, obj_description(i.oid, 'pg_class'),
+       (SELECT count(DISTINCT d.refobjsubid) > 1 FROM pg_depend d
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid AND d.refclassid = 'pg_class'::regclass
+        AND d.refobjid = x.indrelid AND d.refobjsubid > 0)
 FROM pg_index x
 JOIN pg_class i ON i.oid = x.indexrelid
 JOIN pg_am m ON m.oid = i.relam
@@ -26,6 +29,11 @@ ORDER BY 1
 """
 """Indexes whose key, expression or condition mentions the column, of any access method."""
 
+MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
+BUILD_MEMORY_KIB = f"greatest(m.setting::bigint, least(b.setting::bigint * 8, {MAX_BUILD_MEMORY_KIB}))"
+BUILD_SETTINGS = "pg_settings m JOIN pg_settings b ON m.name = 'maintenance_work_mem' AND b.name = 'shared_buffers'"
+"""How much memory an index may be built in, and where that is read: a buffer has 8 KiB."""
+
 SCALAR_METHODS = frozenset({"btree", "hash", "brin", "gin", "gist", "spgist"})
 MAX_INDEXED_DIMENSION = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """pgvector's limits for HNSW and IVFFlat."""
@@ -33,7 +41,10 @@ MAX_INDEXED_DIMENSION = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 
 @dataclass(frozen=True)
 class VectorIndex:
-    """definition: as PostgreSQL writes it; condition: of a partial index."""
+    """definition: as PostgreSQL writes it; condition: of a partial index.
+
+    reads_other_columns: whether it is over, or its condition about, more than the vectors.
+    """
 
     name: str
     definition: str
@@ -42,6 +53,8 @@ class VectorIndex:
     method: str
     condition: str | None
     tablespace: str | None
+    comment: str | None
+    reads_other_columns: bool
 
     @property
     def new_name(self) -> str:
@@ -50,6 +63,11 @@ class VectorIndex:
     @property
     def holds_vectors(self) -> bool:
         return self.method not in SCALAR_METHODS
+
+    @property
+    def can_stand_beside(self) -> bool:
+        """Whether it can be made on a side table, which has no column of the application but these and the key."""
+        return self.holds_vectors and not self.reads_other_columns
 
     @property
     def cast_length(self) -> int | None:
@@ -66,15 +84,20 @@ class VectorIndex:
         return IndexInfo(self.name, self.definition, self.bytes, self.holds_vectors, self.cast_length)
 
     def create_statement(
-        self, table: sql.Identifier, columns: tuple[str, str], lengths: tuple[int, int]
+        self, name: str, table: sql.Identifier, columns: tuple[str, str], lengths: tuple[int, int]
     ) -> sql.Composed:
-        """Return what makes its like. columns, lengths: that it is over, and that the new one is to be over."""
+        """Return what makes its like. columns, lengths: that it is over, and that the new one is to be over.
+
+        name: of the new one, made beside writers; the name of this one, which was dropped, in a transaction.
+        """
         unique = " UNIQUE" if self.definition.startswith("CREATE UNIQUE ") else ""
+        method = " CONCURRENTLY" if name != self.name else ""
         rest, condition = self._rest, f" WHERE {self.condition}" if self.condition else ""
         tablespace = sql.SQL(" TABLESPACE {}").format(identifier(self.tablespace)) if self.tablespace else sql.SQL("")
-        return sql.SQL("CREATE{} INDEX CONCURRENTLY {} ON {} USING {}{}{}").format(
+        return sql.SQL("CREATE{} INDEX{} {} ON {} USING {}{}{}").format(
             sql.SQL(unique),
-            identifier(self.new_name),
+            sql.SQL(method),
+            identifier(name),
             table,
             verbatim(over_another(rest.removesuffix(condition), columns, lengths)),
             tablespace,

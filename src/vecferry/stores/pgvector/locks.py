@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from psycopg import sql
 
-from vecferry.errors import Locked
-from vecferry.stores.pgvector.connection import Database, LockTimedOut, identifier, run
+from vecferry.errors import Locked, PauseExceeded
+from vecferry.stores.pgvector.connection import Database, LockTimedOut, StatementTimedOut, identifier, run
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
-from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.table import SCHEMA, Table
 from vecferry.stores.pgvector.views import carried_views
 from vecferry.stores.values import Held, Patience
 from vecferry.stores.waiting import patiently
@@ -68,6 +68,8 @@ class TableLocks:
         except LockTimedOut as exc:
             what = f"{self._table.full_name} (the same vectors still serve)"
             raise Locked(what, self.users() or "a transaction that has ended since") from exc
+        except StatementTimedOut as exc:
+            raise PauseExceeded(self._table.full_name, patience.max_pause_s) from exc
 
     def pause_left_s(self) -> float:
         return self._held_until - time.monotonic()
@@ -81,6 +83,8 @@ class TableLocks:
         (deadlock_s,) = self._db.row("SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'")
         self._set("lock_timeout", float(deadlock_s) + MAINTENANCE_S)
         self.lock("SHARE UPDATE EXCLUSIVE")
+        if self._has_side_table():
+            self._lock(identifier(SCHEMA, self._table.side_table), "SHARE UPDATE EXCLUSIVE")
         return float(deadlock_s)
 
     def _limit_work(self, max_pause_s: float) -> None:
@@ -94,8 +98,21 @@ class TableLocks:
 
     def lock(self, mode: str) -> None:
         """Lock the table until the transaction ends. ACCESS SHARE is enough for columns to keep their names."""
-        name = identifier(self._table.schema, self._table.name)
-        self._db.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(name, sql.SQL(mode)))
+        self._lock(identifier(self._table.schema, self._table.name), mode)
+
+    def lock_side_table(self) -> None:
+        """Lock the side table behind the table itself, at once or not at all: whoever has it alone, as pg_dump does for
+        a moment, may be waiting for the table that we have.
+        """
+        self._lock(identifier(SCHEMA, self._table.side_table), f"{ALONE} MODE NOWAIT")
+
+    def _lock(self, table: sql.Identifier, mode: str) -> None:
+        words = mode if mode.endswith("NOWAIT") else f"{mode} MODE"
+        self._db.execute(sql.SQL("LOCK TABLE {} IN {}").format(table, sql.SQL(words)))
+
+    def _has_side_table(self) -> bool:
+        query = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s)"
+        return bool(self._db.row(query, [SCHEMA, self._table.side_table])[0])
 
     def users(self) -> str:
         """Return who has a lock on the table now, the oldest transaction first; five at most."""

@@ -43,15 +43,15 @@ class Outbox:
                 {"target": self._target, "side": side.value, "keys": [key_text(key) for key in keys]},
             )
 
-    def add_where(self, table: Fragment, key: Fragment, condition: Fragment, side: Side) -> None:
-        """Add the rows, called t, of which the condition is true and that are not noted for that side already."""
+    def add_where(self, rows: Fragment, key: Fragment, condition: Fragment, side: Side) -> None:
+        """Add those rows of which the condition is true and that are not noted for that side already."""
         query = sql.SQL(
-            "INSERT INTO vecferry.changes (target, key, side) SELECT {target}, {key}, {side} FROM {table} AS t"
+            "INSERT INTO vecferry.changes (target, key, side) SELECT {target}, {key}, {side} FROM {rows}"
             " WHERE {condition} AND NOT EXISTS (SELECT FROM vecferry.changes AS c"
             " WHERE c.target = {target} AND c.side = {side} AND c.key = {key})"
         )
         names = {"target": literal(self._target), "side": literal(side.value)}
-        self._db.execute(query.format(table=table, key=key, condition=condition, **names))
+        self._db.execute(query.format(rows=rows, key=key, condition=condition, **names))
 
     def without_key(self) -> list[Change]:
         """Return the notes of writes that nobody knows the key of."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from vecferry.embeddings import Outputs
+from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import identifier, literal, verbatim
+from vecferry.stores.pgvector.dependents import LAYOUT_COLUMNS, obstacles
 from vecferry.stores.pgvector.session import TableSession
+from vecferry.stores.values import Layout
 
 RIGHTS = """
 SELECT current_user::text, pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'),
@@ -29,6 +31,8 @@ def refuse_new_side(session: TableSession, dimension: int, outputs: Outputs) -> 
     """Raise StoreSchemaError for what would make `prepare`, a write, an index or the switch fail later."""
     _refuse_role(session)
     _refuse_heads(session, outputs)
+    if session.catalogue.columns().layout is Layout.SIDE_TABLE:
+        _refuse_beside(session, outputs)
     _refuse_unindexable(session, dimension)
     _refuse_unacceptable(session, dimension)
 
@@ -53,6 +57,18 @@ def _refuse_heads(session: TableSession, outputs: Outputs) -> None:
         if output in outputs and kind not in session.table.types:
             what = f"this database's pgvector has no type {kind} for {', '.join(output.names)} vectors"
             raise StoreSchemaError(what, "ALTER EXTENSION vector UPDATE (0.7.0 or later), or leave that output out.")
+
+
+def _refuse_beside(session: TableSession, outputs: Outputs) -> None:
+    """Refuse what has no place in the layout `side-table`: heads need columns of their own once they serve, and the
+    column must be able to change its type.
+    """
+    if outputs != DENSE:
+        heads = ", ".join((outputs & ~DENSE).names)
+        what = f"there is no column for {heads} vectors of {session.table.target} in the layout side-table"
+        raise StoreSchemaError(what, 'Leave these outputs out; or [store] layout = "columns" (--layout columns).')
+    for each in obstacles(session.db, session.table):
+        raise StoreSchemaError(f"{each.kind} {each.name} {each.fate}", LAYOUT_COLUMNS)
 
 
 def _refuse_unindexable(session: TableSession, dimension: int) -> None:

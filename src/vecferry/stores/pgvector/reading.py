@@ -10,14 +10,16 @@ from psycopg import sql
 from vecferry.embeddings import Float32
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
+from vecferry.stores.pgvector.catalogue import Columns
 from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.dependents import dependents
 from vecferry.stores.pgvector.notices import notices
 from vecferry.stores.pgvector.session import TableSession
-from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, suffixed
+from vecferry.stores.pgvector.side_resolver import ResolvedSide
+from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, SCHEMA, suffixed
 from vecferry.stores.pgvector.views import views_of
 from vecferry.stores.text_source import SqlText
-from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, in_order
+from vecferry.stores.values import Hit, Key, Layout, Row, Side, StoredRow, TableInfo, in_order
 
 MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
@@ -45,7 +47,8 @@ class PgReader:
                 "SELECT pg_total_relation_size(%s::oid), pg_relation_size(%s::oid), pg_indexes_size(%s::oid)",
                 [self._table.oid] * 3,
             )
-            column = self._catalogue.columns().by_name[self._table.vector]
+            columns = self._catalogue.columns()
+            column = columns.by_name[self._table.vector]
             return TableInfo(
                 rows=rows,
                 null_texts=null_texts,
@@ -60,24 +63,28 @@ class PgReader:
                 vector_indexes=tuple(index.info() for index in self._catalogue.vector_indexes(self._table.vector)),
                 views=tuple(view.name for view in views_of(self._db, self._table) if not view.is_carried),
                 triggers=self._catalogue.update_triggers(),
-                creates=self._creates(),
-                dependents=dependents(self._db, self._table),
+                creates=self._creates(columns),
+                dependents=dependents(self._db, self._table, columns.layout),
                 rows_without_vector=rows_without_vector,
                 texts_without_vector=texts_without_vector,
                 notices=notices(self._db, self._table, column.dimension),
             )
 
-    def _creates(self) -> tuple[str, ...]:
+    def _creates(self, columns: Columns) -> tuple[str, ...]:
         """Name what `start` creates. Sparse and ColBERT columns come on top, where the migration asks for them."""
         table, names = self._table.full_name, CaptureNames.of(self._table.target)
-        columns = [suffixed(self._table.vector, suffix) for suffix in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
-        missing = [] if self._catalogue.columns().of_side(Side.NEW) else columns
+        made = [f"column {table}.{suffixed(self._table.vector, end)}" for end in (NEW, NEW_CHECKSUM, OLD_CHECKSUM)]
+        triggers, functions, schema = [*names.triggers], [names.function], self._table.schema
+        if columns.layout is Layout.SIDE_TABLE:
+            made, schema = [f"table {SCHEMA}.{self._table.side_table}"], SCHEMA
+            triggers.append(names.truncate_trigger)
+            functions.append(names.others_function)
         return (
             *(() if self._ledger.is_installed() else ("schema vecferry",)),
-            *(f"column {table}.{column}" for column in missing),
-            *(f"trigger {trigger} on {table}" for trigger in names.triggers),
-            f"function vecferry.{names.function}",
-            *(f"index {self._table.schema}.{index.new_name}" for index in self._catalogue.missing_indexes()),
+            *([] if columns.of_side(Side.NEW) else made),
+            *(f"trigger {trigger} on {table}" for trigger in triggers),
+            *(f"function {SCHEMA}.{function}" for function in functions),
+            *(f"index {schema}.{index.new_name}" for index in self._catalogue.missing_indexes()),
         )
 
     def sample(self, num_rows: int) -> list[Row]:
@@ -119,11 +126,11 @@ class PgReader:
         among, params = self._sql.among(keys)
         with self._session.pinned():
             query = sql.SQL(
-                "SELECT {vector}::real[], {keys} FROM {table} AS t WHERE {vector} IS NOT NULL AND {among}"
+                "SELECT {vector}::real[], {keys} FROM {rows} AS t WHERE {vector} IS NOT NULL AND {among}"
             ).format(
-                vector=self._sql.column(self._side_resolver.read(fingerprint).column),
+                vector=self._sql.column((place := self._side_resolver.read(fingerprint)).column),
                 keys=self._sql.keys_as_text,
-                table=self._sql.name,
+                rows=self._sql.with_sides(place.beside),
                 among=among,
             )
             vectors: dict[Key, Float32] = {
@@ -142,11 +149,11 @@ class PgReader:
             place = self._side_resolver.searched(fingerprint, len(vector))
             if exact or k > MAX_EF_SEARCH:
                 self._db.execute("SET LOCAL enable_indexscan = off")
-                query = self._nearest(place.column, limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
+                query = self._nearest(place, limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
             else:
                 self._let_index_find(k)
                 limited = sql.SQL(" ORDER BY vecferry_distance LIMIT %s")
-                query = self._nearest(place.column, limited=limited, sorted_limit=sql.SQL(""))
+                query = self._nearest(place, limited=limited, sorted_limit=sql.SQL(""))
             rows = self._db.rows(query, [Binary(vector_bytes(vector, self._table.kind)), k])
             return [Hit(tuple(key), float(score)) for score, *key in rows]
 
@@ -159,7 +166,7 @@ class PgReader:
             [k],
         )
 
-    def _nearest(self, column: str, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
+    def _nearest(self, place: ResolvedSide, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
         """Return a query for the nearest rows.
 
         limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
@@ -167,15 +174,15 @@ class PgReader:
         """
         return sql.SQL(
             "SELECT 1 - vecferry_distance, {keys_as_text} FROM (SELECT {vector} OPERATOR({ext}.<=>) {query}"
-            " AS vecferry_distance, {keys} FROM {table} AS t WHERE {vector} IS NOT NULL{limited}) AS t"
+            " AS vecferry_distance, {keys} FROM {rows} AS t WHERE {vector} IS NOT NULL{limited}) AS t"
             " ORDER BY vecferry_distance, {keys}{sorted_limit}"
         ).format(
             keys_as_text=self._sql.keys_as_text,
-            vector=self._sql.column(column),
+            vector=self._sql.column(place.column),
             ext=identifier(self._table.extension),
             query=self._sql.placeholder(self._table.kind),
             keys=self._sql.keys,
-            table=self._sql.name,
+            rows=self._sql.with_sides(place.beside),
             limited=limited,
             sorted_limit=sorted_limit,
         )

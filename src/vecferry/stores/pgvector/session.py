@@ -20,7 +20,7 @@ from vecferry.stores.pgvector.outbox import Outbox
 from vecferry.stores.pgvector.side_resolver import SideResolver
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import TableSql, key_text_sql
-from vecferry.stores.values import Row, Side
+from vecferry.stores.values import Layout, Row, Side
 
 FALSE, EMPTY = sql.SQL("false"), sql.SQL("")
 
@@ -28,7 +28,9 @@ FALSE, EMPTY = sql.SQL("false"), sql.SQL("")
 class TableSession:
     """Each part of the store works by this one, and so in the same transactions and under the same lease."""
 
-    def __init__(self, database: Database, table: Table, *, embed_missing: bool = False) -> None:
+    def __init__(
+        self, database: Database, table: Table, *, embed_missing: bool = False, layout: Layout = Layout.COLUMNS
+    ) -> None:
         self.embed_missing = embed_missing
         self.db = database
         self.table = table
@@ -37,7 +39,7 @@ class TableSession:
         self.guard = LeaseGuard(database, self.ledger)
         self.locks = TableLocks(database, self.guard, table)
         self.outbox = Outbox(database, self.ledger, table.target)
-        self.catalogue = Catalogue(database, table)
+        self.catalogue = Catalogue(database, table, layout)
         self.side_resolver = SideResolver(self.catalogue, self.ledger, table.target)
 
     @contextmanager
@@ -47,15 +49,26 @@ class TableSession:
             self.locks.lock("ACCESS SHARE")
             yield
 
+    def with_sides(self, columns: Columns) -> Fragment:
+        """Return what is read as `t`, where a query needs the columns of both sides."""
+        return self.sql.with_sides(columns.beside)
+
     def rows(
-        self, condition: Fragment, params: Sequence[object], limit: int | None = None, *, unembedded: Fragment = FALSE
+        self,
+        condition: Fragment,
+        params: Sequence[object],
+        limit: int | None = None,
+        *,
+        of: Fragment | None = None,
+        unembedded: Fragment = FALSE,
     ) -> list[Row]:
         """Return the rows for which it is true, by ascending key; the first `limit` of them.
 
-        unembedded: a condition for those that take no vector.
+        of: `with_sides`, where a condition is about more than the application's own columns. unembedded: a condition
+        for those that take no vector.
         """
         query = sql.SQL("SELECT {}, {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
-            self.sql.text, unembedded, self.sql.keys_as_text, self.sql.name, condition, self.sql.keys
+            self.sql.text, unembedded, self.sql.keys_as_text, of or self.sql.name, condition, self.sql.keys
         )
         return [
             replace(self.sql.text_sql.row(tuple(key), text), takes_vector=not is_unembedded)
@@ -71,9 +84,9 @@ class TableSession:
         noted (`PgCapture.adopt`).
         """
         vector, checksum = self.sql.column(columns.required(side)), self.sql.column(columns.checksum(side))
-        changed = sql.SQL("{} IS DISTINCT FROM {}").format(checksum, self.checksum(side, columns))
         if side is Side.OLD and not self.ledger.was_switched(self.table.target):
-            return sql.SQL("{} IS NOT NULL AND {}").format(vector, changed)
+            return sql.SQL("{} IS DISTINCT FROM {}").format(checksum, self.adopted(columns))
+        changed = sql.SQL("{} IS DISTINCT FROM {}").format(checksum, self.checksum(side, columns))
         untried: Fragment = sql.SQL("NOT {}").format(self.is_dead_letter(side))
         if side is columns.serving and not self.embed_missing:
             untried = sql.SQL("{} AND {}").format(self.has_dead_letter(side), untried)
@@ -120,6 +133,21 @@ class TableSession:
                 None if heads.colbert is None else self.sql.column(heads.colbert),
             )
         )
+
+    def adopted(self, columns: Columns) -> sql.Composed:
+        """Return what the checksum of a row's old vector is if what the application has there counts as right."""
+        return sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
+            self.sql.column(columns.required(Side.OLD)), self.checksum(Side.OLD, columns)
+        )
+
+    def adoption(self, columns: Columns) -> dict[str, Fragment]:
+        """Return what columns of the old side become where it counts as right: its checksum and, in a side table, the
+        vector itself, which a switch takes away from the table.
+        """
+        adopted: dict[str, Fragment] = {columns.checksum(Side.OLD): self.adopted(columns)}
+        if columns.beside:
+            adopted[self.table.vector] = self.sql.column(self.table.vector)
+        return adopted
 
     def stored(self, digest: bytes, vectors: TextVectors | None, heads: HeadColumns) -> Stored:
         """Return the vectors of a row in the form in which they are sent. digest: of the row's text."""

@@ -15,12 +15,16 @@ UNMARKED = "not recorded"
 
 @dataclass(frozen=True)
 class ResolvedSide:
-    """A side's column. dimension and space are None where nobody has said them; an unmarked new side is in no space."""
+    """A side's column. dimension and space are None where nobody has said them; an unmarked new side is in no space.
+
+    beside: the columns of the side table, if it is one of them.
+    """
 
     side: Side
     column: str
     dimension: int | None
     space: str | None
+    beside: tuple[str, ...]
 
 
 class SideResolver:
@@ -42,7 +46,8 @@ class SideResolver:
                 here = served if side is columns.serving else None
                 known = (here, old, info.space) if side is Side.OLD else (here, info.space, UNMARKED)
                 space = next((each for each in known if each is not None), None)
-                places.append(ResolvedSide(side, column, info.dimension, space))
+                beside = columns.beside if column in columns.beside else ()
+                places.append(ResolvedSide(side, column, info.dimension, space, beside))
         return places
 
     def searched(self, fingerprint: str, dimension: int) -> ResolvedSide:

@@ -12,6 +12,7 @@ from vecferry.stores.pgvector.application import PgApplicationWriter
 from vecferry.stores.pgvector.capture import PgCapture
 from vecferry.stores.pgvector.comparing import PgComparison
 from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.layouts import layout_costs, switch_s
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.reading import PgReader
@@ -31,6 +32,8 @@ from vecferry.stores.values import (
     Hit,
     Key,
     KeyRange,
+    Layout,
+    LayoutCost,
     NewVector,
     Patience,
     Record,
@@ -47,8 +50,11 @@ T = TypeVar("T")
 class PgVectorStore(Store):
     """`stores.Store` over one table, one text column and one vector column."""
 
-    def __init__(self, database: Database, table: Table, *, embed_missing: bool = False) -> None:
-        self._session = TableSession(database, table, embed_missing=embed_missing)
+    def __init__(
+        self, database: Database, table: Table, *, embed_missing: bool = False, layout: Layout = Layout.COLUMNS
+    ) -> None:
+        self._layout = layout
+        self._session = TableSession(database, table, embed_missing=embed_missing, layout=layout)
         self._reader = PgReader(self._session)
         self._application = PgApplicationWriter(self._session)
         self._capture = PgCapture(self._session)
@@ -68,18 +74,20 @@ class PgVectorStore(Store):
         source: str | None = None,
         *,
         embed_missing: bool = False,
+        layout: Layout = Layout.COLUMNS,
     ) -> Self:
         r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
         template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
         source: a view or query with the table's key, which has `text` as a column. embed_missing: as in `StoreTraits`.
+        layout: of a migration that is yet to begin; one that has begun goes on in its own.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
             found = find_table(database, table, text, vector_column, source)
-            return cls(database, found, embed_missing=embed_missing)
+            return cls(database, found, embed_missing=embed_missing, layout=layout)
         except BaseException:
             database.close()
             raise
@@ -91,7 +99,8 @@ class PgVectorStore(Store):
     @property
     def traits(self) -> StoreTraits:
         source, embed_missing = self._session.table.source, self._session.embed_missing
-        return StoreTraits(source, Outputs.ALL, rows_outlive_vectors=True, embed_missing=embed_missing)
+        outputs = DENSE if self._layout is Layout.SIDE_TABLE else Outputs.ALL
+        return StoreTraits(source, outputs, rows_outlive_vectors=True, embed_missing=embed_missing)
 
     @property
     def ledger(self) -> PgLedger:
@@ -99,7 +108,8 @@ class PgVectorStore(Store):
 
     def another(self) -> Self:
         session = self._session
-        return type(self)(session.db.another(), session.table, embed_missing=session.embed_missing)
+        again = session.db.another()
+        return type(self)(again, session.table, embed_missing=session.embed_missing, layout=self._layout)
 
     def reconnect(self) -> None:
         self._session.db.reconnect()
@@ -132,6 +142,12 @@ class PgVectorStore(Store):
 
     def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
         return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+
+    def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:
+        return layout_costs(self._session, dimension)
+
+    def switch_s(self, dimension: int) -> float:
+        return switch_s(self._session, dimension)
 
     def users(self) -> str:
         return self._session.locks.users()
@@ -191,8 +207,8 @@ class PgVectorStore(Store):
     def count_outdated(self, side: Side, max_keys: int = 10, *, with_vector: bool = False) -> Finding:
         return self._comparison.count_outdated(side, max_keys, with_vector=with_vector)
 
-    def orphans(self, limit: int) -> list[Key]:  # noqa: ARG002  # both vectors are in the row
-        return []
+    def orphans(self, limit: int) -> list[Key]:
+        return self._comparison.orphans(limit)
 
     def check_integrity(self, dimension: int, max_keys: int = 10) -> Examination:
         return self._comparison.check_integrity(dimension, max_keys)

@@ -1,4 +1,8 @@
-"""How the columns of the two sides are made, change names, and are dropped."""
+"""How the columns of the two sides are made, change names, and are dropped.
+
+In the layout `columns` both are the table's. In `side-table` both are the side table's, under the same names, and the
+table's own column holds what that calls so too: it is written anew at each switch.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,12 @@ from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, run, verbatim
+from vecferry.stores.pgvector.indexes import BUILD_MEMORY_KIB, BUILD_SETTINGS
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
-from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SPARSE, suffixed
-from vecferry.stores.values import Patience, Side
-
-MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
+from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SCHEMA, SPARSE, suffixed
+from vecferry.stores.values import Layout, Patience, Side
 
 
 class PgSwitch:
@@ -28,11 +31,12 @@ class PgSwitch:
     def __init__(self, session: TableSession) -> None:
         self._session, self._db, self._table, self._sql = session, session.db, session.table, session.sql
         self._guard, self._locks, self._catalogue = session.guard, session.locks, session.catalogue
+        self._ledger = session.ledger
 
     # --- making the new side ----------------------------------------------------------------------
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
-        """Add nullable columns for the new side, which rewrites nothing.
+        """Add nullable columns for the new side, which rewrites nothing; in the layout `side-table` to a table of ours.
 
         Sparse vectors are a `sparsevec` whose ids PostgreSQL shows from 1: token id + 1. Raises StoreSchemaError as
         `refuse_new_side` does, and for a column that is there and not ours; SpaceMismatch for a new side of another
@@ -45,21 +49,47 @@ class PgSwitch:
             raise SpaceMismatch(fingerprint, existing.space or UNMARKED, f"the new side of {self._table.target}")
         if existing is None:
             refuse_new_side(self._session, dimension, outputs)
+            if columns.layout is Layout.SIDE_TABLE:
+                columns = self._make_side_table(columns)
         wanted = {side: self._sized(self._table.kind, dimension)} | self._heads(dimension, outputs)
         self._refuse_foreign(wanted, columns, fingerprint)
         missing = {name: kind for name, kind in wanted.items() if name not in columns.by_name}
         checksums = {columns.checksum(each) for each in Side}
+        relation = self._relation(columns)
         if missing or checksums - columns.by_name.keys():
-            self._add_columns(missing | dict.fromkeys(sorted(checksums), sql.SQL("bytea")))
+            self._add_columns(relation, missing | dict.fromkeys(sorted(checksums), sql.SQL("bytea")))
             for name in missing:
-                self._mark(name, fingerprint)
+                self._mark(relation, name, fingerprint)
         if side in missing and (settings := carrying.settings(self._db, self._table, side)):
-            self._alter(verbatim(settings))
+            self._alter(verbatim(settings), relation)
 
-    def _mark(self, column: str, space: str) -> None:
+    def _make_side_table(self, columns: Columns) -> Columns:
+        """Make the table that holds both sides, with a copy of the vectors that serve; return the columns of now."""
+        table, vector = self._table, identifier(self._table.vector)
+        self._ledger.install()
+        side, keys = self._sql.side_table, self._sql.side_key_names
+        make = sql.SQL("CREATE TABLE {} ({}, {}) AS SELECT {}, {} FROM {} WITH NO DATA")
+        self._db.execute(make.format(side, keys, vector, self._sql.key_names, vector, self._sql.name))
+        changes = [sql.SQL("ADD PRIMARY KEY ({})").format(keys)]
+        if storage := carrying.storage(self._db, table.oid, table.vector, table.vector):
+            changes.append(sql.Composed([verbatim(storage)]))
+        if (space := columns.by_name[table.vector].space) is not None:
+            self._mark(side, table.vector, space)
+        self._alter(sql.SQL(", ").join(changes), side)
+        names = sql.SQL(", ADD COLUMN ").join(
+            sql.SQL("{} bytea").format(identifier(columns.checksum(each))) for each in Side
+        )
+        self._alter(sql.SQL("ADD COLUMN ") + names, side)
+        return self._catalogue.columns()
+
+    def _relation(self, columns: Columns) -> sql.Identifier:
+        """Return the name of the table that has the columns of both sides."""
+        return self._sql.side_table if columns.beside else self._sql.name
+
+    def _mark(self, relation: sql.Identifier, column: str, space: str) -> None:
         """Note the space of a column's vectors in its comment."""
         comment = literal(COMMENT_PREFIX + space)
-        name = sql.SQL("{}.{}").format(self._sql.name, identifier(column))
+        name = sql.SQL("{}.{}").format(relation, identifier(column))
         self._db.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(name, comment))
 
     def _sized(self, kind: str, dimension: int) -> sql.Composed:
@@ -81,11 +111,11 @@ class PgSwitch:
                 what = f"{self._table.full_name} has a column {name} already"
                 raise StoreSchemaError(what, "Rename or drop it.")
 
-    def _add_columns(self, kinds: Mapping[str, Fragment]) -> None:
+    def _add_columns(self, relation: sql.Identifier, kinds: Mapping[str, Fragment]) -> None:
         additions = [
             sql.SQL("ADD COLUMN IF NOT EXISTS {} {}").format(identifier(name), kind) for name, kind in kinds.items()
         ]
-        self._alter(sql.SQL(", ").join(additions))
+        self._alter(sql.SQL(", ").join(additions), relation)
 
     def build_indexes(self) -> tuple[str, ...]:
         """Build the new side's indexes, and return their names.
@@ -95,21 +125,23 @@ class PgSwitch:
         missing = self._catalogue.missing_indexes()
         if missing:
             self._size_builds()
-            columns = self._table.vector, suffixed(self._table.vector, NEW)
-            lengths = self._length(columns[0]), self._length(columns[1])
+            columns, names = self._catalogue.columns(), (self._table.vector, suffixed(self._table.vector, NEW))
+            lengths = self._length(columns, names[0]), self._length(columns, names[1])
+            schema = SCHEMA if columns.beside else self._table.schema
         for index in missing:
             self._guard.check()
-            name = identifier(self._table.schema, index.new_name)
+            name = identifier(schema, index.new_name)
             self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))  # half-built
-            self._db.execute(index.create_statement(self._sql.name, columns, lengths))
+            self._db.execute(index.create_statement(index.new_name, self._relation(columns), names, lengths))
         return tuple(index.new_name for index in missing)
 
-    def _length(self, column: str) -> int:
+    def _length(self, columns: Columns, column: str) -> int:
         """Return how many numbers its vectors have: as the column says, else the first of them; 0 without any."""
-        if (dimension := self._catalogue.columns().by_name[column].dimension) is not None:
+        if (dimension := columns.by_name[column].dimension) is not None:
             return dimension
+        rows, name = self._session.with_sides(columns), self._sql.column(column)
         query = sql.SQL("SELECT {}({}) FROM {} AS t WHERE {} IS NOT NULL LIMIT 1").format(
-            identifier(self._table.extension, "vector_dims"), name := self._sql.column(column), self._sql.name, name
+            identifier(self._table.extension, "vector_dims"), name, rows, name
         )
         return next((length for (length,) in self._db.rows(query)), 0)
 
@@ -123,10 +155,7 @@ class PgSwitch:
         """
         self._db.execute("SET max_parallel_maintenance_workers = 0")
         self._db.rows(
-            "SELECT set_config('maintenance_work_mem',"
-            " greatest(m.setting::bigint, least(b.setting::bigint * 8, %s))::text || 'kB', false)"
-            " FROM pg_settings m, pg_settings b WHERE m.name = 'maintenance_work_mem' AND b.name = 'shared_buffers'",
-            [MAX_BUILD_MEMORY_KIB],
+            f"SELECT set_config('maintenance_work_mem', {BUILD_MEMORY_KIB}::text || 'kB', false) FROM {BUILD_SETTINGS}"  # noqa: S608  # ours
         )
 
     # --- changing places --------------------------------------------------------------------------
@@ -136,19 +165,97 @@ class PgSwitch:
 
         Sparse and ColBERT columns are of the new side alone, and keep their names.
         """
-        vector = self._table.vector
+        vector, columns = self._table.vector, self._catalogue.columns()
         comes, goes = (NEW, OLD) if to is Side.NEW else (OLD, NEW)
+        if columns.beside:
+            self._refill(columns, suffixed(vector, comes), suffixed(vector, goes))
+            return
         renames = self._index_renames(came_from=comes, goes_to=goes)
         incoming = suffixed(vector, comes)
         handover = carrying.handover(self._db, self._table, incoming)
         run(self._db, handover.before)
         if to is Side.NEW:
-            if self._catalogue.columns().by_name[vector].is_required:  # so that no row needs an old vector
-                self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(vector)))
-            self._drop_constraint()
-        self._rename_columns((vector, suffixed(vector, goes)), (incoming, vector))
+            self._allow_nulls(columns)  # so that no row needs an old vector
+        self._rename_columns(self._sql.name, (vector, suffixed(vector, goes)), (incoming, vector))
         self._rename_indexes(renames)
         run(self._db, handover.after)
+
+    def _allow_nulls(self, columns: Columns) -> None:
+        if columns.by_name[self._table.vector].is_required:
+            self._alter(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(identifier(self._table.vector)))
+        self._drop_constraint()
+
+    def _refill(self, columns: Columns, comes: str, goes: str) -> None:
+        """Let the columns of the side table exchange their names, and the server write the table's own column anew.
+
+        The vectors that serve, which are the table's alone until then, are first brought to the side table as they are,
+        whoever has written them. The column keeps its place, its number, its privileges and its statistics target.
+        """
+        table, vector = self._table, self._table.vector
+        assert columns.side_oid is not None, "there is a side table"
+        self._locks.lock_side_table()
+        lengths = self._length(columns, vector), self._length(columns, comes)
+        self._copy_serving(columns)
+        self._rename_columns(self._sql.side_table, (vector, goes), (comes, vector))
+        indexes = self._catalogue.vector_indexes(vector)
+        handover = carrying.refilling(self._db, table, columns.side_oid)
+        run(self._db, handover.before)
+        for index in indexes:
+            self._db.execute(sql.SQL("DROP INDEX {}").format(identifier(table.schema, index.name)))
+        self._allow_nulls(columns)
+        self._db.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a table with deferred ones to be looked at takes no change
+        self._take_from_side_table(columns.side_oid)
+        run(self._db, handover.after)
+        self._size_builds()
+        for index in indexes:
+            self._db.execute(index.create_statement(index.name, self._sql.name, (vector, vector), lengths))
+            if index.comment is not None:
+                name = identifier(table.schema, index.name)
+                self._db.execute(sql.SQL("COMMENT ON INDEX {} IS {}").format(name, literal(index.comment)))
+
+    def _copy_serving(self, columns: Columns) -> None:
+        """Leave in the side table what the table has, for a column that is written anew keeps nothing."""
+        table, vector = self._table, identifier(self._table.vector)
+        values: dict[str, Fragment] = {table.vector: self._sql.column(table.vector)}
+        if columns.serving is Side.OLD and not self._ledger.was_switched(table.target):
+            values = self._session.adoption(columns)
+        rows = sql.SQL(
+            "{table} AS t LEFT JOIN {sides} AS s ON {same} WHERE (s.{vector} IS NULL) <> (t.{vector} IS NULL)"
+            " OR NOT {equal}(s.{vector}, t.{vector})"
+        ).format(
+            table=self._sql.name,
+            sides=self._sql.side_table,
+            same=self._sql.same_row(),
+            vector=vector,
+            equal=identifier(table.extension, f"{table.kind}_eq"),
+        )
+        self._db.execute(self._sql.upsert_sides(values, [self._sql.keys], rows))
+
+    def _take_from_side_table(self, side_table: int) -> None:
+        """Write the table's column anew, with the vectors that the side table has under its name.
+
+        The server takes no subquery there, but a function that looks each of them up.
+        """
+        table, vector = self._table, identifier(self._table.vector)
+        (kind,) = self._db.row(
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = %s::oid AND attname = %s",
+            [side_table, table.vector],
+        )
+        function = identifier(SCHEMA, f"vector_{table.digest}")
+        types = sql.SQL(", ").join(verbatim(column.type) for column in table.key)
+        places = [sql.SQL(f"${number}") for number in range(1, len(table.key) + 1)]
+        body = sql.SQL("SELECT s.{} FROM {} AS s WHERE {}").format(
+            sql.Identifier(table.vector), sql.Identifier(SCHEMA, table.side_table), self._sql.same_key(places, "s")
+        )
+        create = sql.SQL("CREATE FUNCTION {}({}) RETURNS {} LANGUAGE sql STABLE AS {}")
+        kind_name = self._sql.type_name(table.kind)
+        self._db.execute(create.format(function, types, kind_name, literal(body.as_string().replace("%%", "%"))))
+        change = sql.SQL("ALTER COLUMN {} TYPE {} USING {}({})").format(
+            vector, verbatim(kind), function, self._sql.key_names
+        )
+        storage = carrying.storage(self._db, side_table, table.vector, table.vector)
+        self._alter(sql.SQL(", ").join([change, *([verbatim(storage)] if storage else [])]))
+        self._db.execute(sql.SQL("DROP FUNCTION {}({})").format(function, types))
 
     def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
         """Validate constraints, which holds up nobody; a row that does not keep to one leaves it as it is."""
@@ -213,8 +320,14 @@ class PgSwitch:
         columns = self._catalogue.columns()
         if side is Side.NEW:
             self._drop_new(columns)
+        elif columns.beside and columns.serving is Side.NEW:
+            self._drop_side_table()
         elif columns.serving is Side.NEW:
             self._drop_columns([columns.required(Side.OLD), *map(columns.checksum, Side)])
+
+    def _drop_side_table(self) -> None:
+        self._locks.lock_side_table()
+        self._db.execute(sql.SQL("DROP TABLE {}").format(self._sql.side_table))
 
     def replace_old(self) -> None:
         """Write the new vectors into the column of the old ones, which then has the name, and drop their own.
@@ -224,10 +337,13 @@ class PgSwitch:
         columns, vector = self._catalogue.columns(), self._table.vector
         if columns.serving is not Side.NEW:
             return
+        if columns.beside:  # they stand there already
+            self._drop_side_table()
+            return
         old = columns.required(Side.OLD)
         indexes = [index.definition for index in self._catalogue.vector_indexes(vector)]
         serving = columns.by_name[vector]
-        self._mark(old, serving.space or UNMARKED)
+        self._mark(self._sql.name, old, serving.space or UNMARKED)
         handover = carrying.handover(self._db, self._table, old)
         for index in self._catalogue.vector_indexes(old):
             self._db.execute(sql.SQL("DROP INDEX {}").format(identifier(self._table.schema, index.name)))
@@ -236,7 +352,7 @@ class PgSwitch:
         change = sql.SQL("ALTER COLUMN {} TYPE {} USING {}")
         self._alter(change.format(identifier(old), kind, identifier(vector)))
         new = suffixed(vector, NEW)
-        self._rename_columns((vector, new), (old, vector))
+        self._rename_columns(self._sql.name, (vector, new), (old, vector))
         run(self._db, handover.after)
         self._drop_columns([new, *map(columns.checksum, Side)])
         run(self._db, indexes)
@@ -245,7 +361,9 @@ class PgSwitch:
         if columns.serving is Side.NEW:
             raise StoreSchemaError(f"the new vectors of {self._table.target} serve", "Roll back first.")
         self._drop_constraint()
-        if (side := columns.of_side(Side.NEW)) is not None:
+        if columns.beside:
+            self._drop_side_table()
+        elif (side := columns.of_side(Side.NEW)) is not None:
             heads = [head for suffix in (SPARSE, COLBERT) if (head := columns.head(suffix)) is not None]
             self._drop_columns([side, *map(columns.checksum, Side), *heads])
 
@@ -253,12 +371,14 @@ class PgSwitch:
         drops = [sql.SQL("DROP COLUMN IF EXISTS {}").format(identifier(name)) for name in names]
         self._alter(sql.SQL(", ").join(drops))
 
-    def _alter(self, change: Fragment) -> None:
-        self._db.execute(sql.SQL("ALTER TABLE {} {}").format(self._sql.name, change))
+    def _alter(self, change: Fragment, relation: sql.Identifier | None = None) -> None:
+        """Change the table, or another one."""
+        self._db.execute(sql.SQL("ALTER TABLE {} {}").format(relation or self._sql.name, change))
 
-    def _rename_columns(self, *pairs: tuple[str, str]) -> None:
+    def _rename_columns(self, relation: sql.Identifier, *pairs: tuple[str, str]) -> None:
         for before, after in pairs:
-            self._alter(sql.SQL("RENAME COLUMN {} TO {}").format(identifier(before), identifier(after)))
+            change = sql.SQL("RENAME COLUMN {} TO {}").format(identifier(before), identifier(after))
+            self._alter(change, relation)
 
     def _rename_indexes(self, pairs: Sequence[tuple[str, str]]) -> None:
         for before, after in pairs:

@@ -26,6 +26,8 @@ SPARSE, COLBERT = "_sparse", "_colbert"
 REQUIRED = "_vecferry_not_null"
 """Of a constraint that is there while NOT NULL is being made anew."""
 MAX_IDENTIFIER_BYTES = 63
+SCHEMA = "vecferry"
+"""Of what a migration makes beside the application's tables."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,21 @@ class Table:
     @property
     def target(self) -> str:
         return f"{self.full_name}.{self.vector}"
+
+    @property
+    def digest(self) -> str:
+        """Of the target: two vector columns of one table have names of their own for what is made for them."""
+        return target_digest(self.target)
+
+    @property
+    def side_keys(self) -> tuple[str, ...]:
+        """The columns of the key in the side table, whatever they are called in this one, or will be."""
+        return tuple(f"key_{number}" for number in range(1, len(self.key) + 1))
+
+    @property
+    def side_table(self) -> str:
+        """The name, in `SCHEMA`, of the table that has what the layout `side-table` keeps beside this one."""
+        return f"sides_{self.digest}"
 
 
 def find_table(database: Database, table: str, text: str, vector_column: str, joined: str | None = None) -> Table:
@@ -214,6 +231,11 @@ def split_name(table: str) -> tuple[str | None, str]:
     if _NAME_PART.sub("", table) != "." * (len(parts) - 1) or len(parts) not in (1, 2):
         raise StoreSchemaError(f"{table} is not the name of a table", 'Write NAME, SCHEMA.NAME or "quoted.NAME".')
     return (parts[0], parts[1]) if len(parts) == 2 else (None, parts[0])
+
+
+def target_digest(target: str) -> str:
+    """Return what tells the names of what is made for one target from those for another."""
+    return hashlib.sha256(target.encode()).hexdigest()[:12]
 
 
 def suffixed(name: str, suffix: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from psycopg import sql
 
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
-from vecferry.stores.pgvector.table import Column, Table
+from vecferry.stores.pgvector.table import SCHEMA, Column, Table
 from vecferry.stores.pgvector.text_sql import TextSql
 from vecferry.stores.values import Key, KeyRange
 
@@ -22,28 +22,70 @@ class TableSql:
     def __init__(self, table: Table) -> None:
         self._table = table
         self.name = identifier(table.schema, table.name)
-        keys = [self.column(column.name) for column in table.key]
-        self.keys = sql.SQL(", ").join(keys)
-        self.keys_as_text = sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys)
+        self.side_table = identifier(SCHEMA, table.side_table)
+        self.key_names = sql.SQL(", ").join(identifier(column.name) for column in table.key)
+        self.side_key_names = sql.SQL(", ").join(map(identifier, table.side_keys))
+        self.keys = sql.SQL(", ").join(self._key_of("t"))
+        self.keys_as_text = _as_text(self._key_of("t"))
+        self.side_keys_as_text = _as_text(self._key_of("s"))
         self.text_sql = TextSql(table.source, table.text_types, table.name)
         self.text = self.text_sql.expression(self.column)
 
     def column(self, name: str) -> sql.Composed:
         return sql.SQL("t.{}").format(identifier(name))
 
-    def among(self, keys: Sequence[Key]) -> tuple[sql.Composed, list[list[str]]]:
+    def with_sides(self, beside: Sequence[str]) -> Fragment:
+        """Return what is read as `t` where a query needs both sides. beside: the columns of the side table; none: the
+        table has them itself.
+        """
+        if not beside:
+            return self.name
+        columns = sql.SQL(", ").join(sql.SQL("s.{}").format(identifier(name)) for name in beside)
+        return sql.SQL("(SELECT t.ctid, t.*, {} FROM {} AS t LEFT JOIN {} AS s ON {})").format(
+            columns, self.name, self.side_table, self.same_row()
+        )
+
+    def same_row(self) -> sql.Composed:
+        """Return a condition: a row of the table, called `t`, and one of the side table, `s`, have the same key."""
+        return self.same_key(self._key_of("s"))
+
+    def without_row(self) -> sql.Composed:
+        """Return a condition: the row of the side table, called `s`, has none in the table."""
+        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {})").format(self.name, self.same_row())
+
+    def _key_of(self, row: str) -> list[sql.Composed]:
+        """Return the key of a row of the table, called `t`, or of the side table, called `s`."""
+        names = self._table.side_keys if row == "s" else [column.name for column in self._table.key]
+        return [sql.SQL("{}.{}").format(sql.SQL(row), identifier(name)) for name in names]
+
+    def upsert_sides(self, values: Mapping[str, Fragment], keys: Sequence[Fragment], rows: Fragment) -> sql.Composed:
+        """Return what writes to the side table. values: by its column; keys: in their types; rows: a FROM clause."""
+        return sql.SQL(
+            "INSERT INTO {sides} ({keys}, {columns}) SELECT {key_values}, {values} FROM {rows}"
+            " ON CONFLICT ({keys}) DO UPDATE SET {assigned}"
+        ).format(
+            sides=self.side_table,
+            keys=self.side_key_names,
+            columns=sql.SQL(", ").join(map(identifier, values)),
+            key_values=sql.SQL(", ").join(keys),
+            values=sql.SQL(", ").join(values.values()),
+            rows=rows,
+            assigned=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(identifier(name)) for name in values),
+        )
+
+    def among(self, keys: Collection[Key], row: str = "t") -> tuple[sql.Composed, list[list[str]]]:
         """Return a condition that is true of the rows with these keys, and its parameters.
 
-        A key of more or fewer parts than the table's is no row's.
+        A key of more or fewer parts than the table's is no row's. row: what the rows are called.
         """
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
         template = "({keys}) IN (SELECT {values} FROM unnest({arrays}) AS given({names}))"
         if not self._is_plain:
             template = "EXISTS (SELECT FROM unnest({arrays}) AS given({names}) WHERE {same})"
         condition = sql.SQL(template).format(
-            keys=self.keys,
+            keys=sql.SQL(", ").join(self._key_of(row)),
             values=sql.SQL(", ").join(self.cast(names)),
-            same=self.same_key(self.cast(names)),
+            same=self.same_key(self.cast(names), row),
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
         )
@@ -75,8 +117,7 @@ class TableSql:
         return above if operator == ">" else sql.SQL("NOT {}").format(above), params
 
     def _compared(self, column: Column, value: Fragment, operator: str) -> sql.Composed:
-        schema = identifier(column.operators)
-        return sql.SQL("{} OPERATOR({}.{}) {}").format(self.column(column.name), schema, sql.SQL(operator), value)
+        return _compared(column.operators, self.column(column.name), value, operator)
 
     @property
     def _is_plain(self) -> bool:
@@ -92,10 +133,14 @@ class TableSql:
         """Return a placeholder for a `Binary` of that type."""
         return sql.SQL("%s::{}").format(self.type_name(kind))
 
-    def same_key(self, values: Sequence[Fragment]) -> sql.Composed:
-        """Return a condition. values: a key in the types of its columns; the row is called `t`."""
-        pairs = zip(self._table.key, values, strict=True)
-        return sql.SQL(" AND ").join(self._compared(column, value, "=") for column, value in pairs)
+    def same_key(self, values: Sequence[Fragment], row: str = "t") -> sql.Composed:
+        """Return a condition. values: a key in the types of its columns; row: what the row is called."""
+        parts = zip(self._table.key, self._key_of(row), values, strict=True)
+        return sql.SQL(" AND ").join(_compared(column.operators, own, value, "=") for column, own, value in parts)
+
+    def side_key_text(self) -> sql.Composed:
+        """Return the same as `key_text_sql`, of a row of the side table."""
+        return _key_text(self._key_of("s"))
 
     def cast(self, values: Sequence[Fragment]) -> list[sql.Composed]:
         """Return the parts of a key, given as text, in the types of their columns."""
@@ -103,7 +148,20 @@ class TableSql:
         return [sql.SQL("{}::{}").format(value, verbatim(column.type)) for value, column in pairs]
 
 
+def _compared(schema: str, column: Fragment, value: Fragment, operator: str) -> sql.Composed:
+    """Return a comparison by the operator of that schema."""
+    return sql.SQL("{} OPERATOR({}.{}) {}").format(column, identifier(schema), sql.SQL(operator), value)
+
+
+def _as_text(columns: Sequence[Fragment]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns)
+
+
 def key_text_sql(row: str, table: Table, quoted: Callable[[str], Fragment] = identifier) -> sql.Composed:
     """Return the JSON of `sql_ledger.key_text`, of a row by that name. quoted: for a statement without placeholders."""
-    parts = [sql.SQL("to_json({}.{}::text)::text").format(sql.SQL(row), quoted(column.name)) for column in table.key]
+    return _key_text([sql.SQL("{}.{}").format(sql.SQL(row), quoted(column.name)) for column in table.key])
+
+
+def _key_text(columns: Sequence[Fragment]) -> sql.Composed:
+    parts = [sql.SQL("to_json({}::text)::text").format(column) for column in columns]
     return sql.SQL("('[' || {} || ']')").format(sql.SQL(" || ', ' || ").join(parts))

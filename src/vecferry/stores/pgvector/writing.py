@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -23,14 +23,16 @@ ROWS_PER_STATEMENT = 64
 class Destination:
     """The columns that a side is written to.
 
-    adopted: the checksum column of the old side, and what is in it if that side counts as right; None from the first
-    switch on, and for the old side itself.
+    is_served, is_beside: whether these vectors are in the application's column, and in a side table. adopted: what
+    columns of the old side become where that counts as right; none from the first switch on, and for that side itself.
     """
 
     vector: str
     checksum: str
     heads: HeadColumns
-    adopted: tuple[str, Fragment] | None = None
+    is_served: bool
+    is_beside: bool
+    adopted: Mapping[str, Fragment]
 
     @property
     def rows_at_once(self) -> int:
@@ -62,26 +64,26 @@ class PgWriter:
         self._locks.lock("ROW EXCLUSIVE")  # the columns keep their names
         to = self._destination(side, self._catalogue.columns())
         parts = (vectors[i : i + to.rows_at_once] for i in range(0, len(vectors), to.rows_at_once))
-        rows = self._db.rows_of_many(self._guarded_update(to), (self._params(part, to) for part in parts))
+        rows = self._db.rows_of_many(self._guarded_write(to), (self._params(part, to) for part in parts))
         return {tuple(key) for key in rows}
 
     def _destination(self, side: Side, columns: Columns) -> Destination:
         is_kept_by_others = side is Side.NEW and not self._ledger.was_switched(self._table.target)
-        adopted = self._adoption(columns) if is_kept_by_others else None
-        return Destination(columns.required(side), columns.checksum(side), columns.heads(side), adopted)
-
-    def _adoption(self, columns: Columns) -> tuple[str, Fragment]:
-        """Return the checksum column and what it becomes: what the application has on the old side counts as right."""
-        present = sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
-            self._sql.column(columns.required(Side.OLD)), self._session.checksum(Side.OLD, columns)
+        return Destination(
+            vector=columns.required(side),
+            checksum=columns.checksum(side),
+            heads=columns.heads(side),
+            is_served=side is columns.serving,
+            is_beside=bool(columns.beside),
+            adopted=self._session.adoption(columns) if is_kept_by_others else {},
         )
-        return columns.checksum(Side.OLD), present
 
-    def _guarded_update(self, to: Destination) -> sql.Composed:
+    def _guarded_write(self, to: Destination) -> sql.Composed:
         """Lock the rows whose text is as it was, where that is possible at once, and write those.
 
         They are found again by their place, which is measurably cheaper than by their key. A row that was
         written between the beginning of the statement and its lock has another place by then, and is left out.
+        In a side table they are written by their key, behind the lock of the row that they belong to.
         """
         names = [identifier(f"k{i}") for i in range(len(self._table.key))]
         sent: dict[str, Fragment] = {
@@ -94,15 +96,12 @@ class PgWriter:
             sent["sparse"], assigned[to.heads.sparse] = self._sql.type_name("sparsevec"), sql.SQL("free.sparse")
         if to.heads.colbert is not None:
             assigned[to.heads.colbert] = self._sql.placeholder("halfvec[]")
-        if to.adopted is not None:
-            column, checksum = to.adopted
-            assigned[column] = checksum
-        return sql.SQL(
+        free = sql.SQL(
             "WITH given AS (SELECT * FROM unnest({arrays}) AS u({columns})),"
-            " free AS MATERIALIZED (SELECT t.ctid AS place, given.* FROM {table} AS t, given"
+            " free AS MATERIALIZED (SELECT t.ctid AS place, given.*{read} FROM {table} AS t, given"
             " WHERE {same_key} AND {text_digest} = given.digest FOR NO KEY UPDATE OF t SKIP LOCKED)"
-            " UPDATE {table} AS t SET {assigned} FROM free WHERE t.ctid = free.place RETURNING {written}"
         ).format(
+            read=_read(to.adopted) if to.is_beside else sql.SQL(""),
             arrays=sql.SQL(", ").join(
                 sql.SQL("%s::{}[]").format(kind) for kind in [sql.SQL("text")] * len(names) + [*sent.values()]
             ),
@@ -110,11 +109,29 @@ class PgWriter:
             table=self._sql.name,
             same_key=self._sql.same_key(self._sql.cast([sql.SQL("given.{}").format(name) for name in names])),
             text_digest=digest_sql(self._sql.text),
-            assigned=sql.SQL(", ").join(
-                sql.SQL("{} = {}").format(identifier(column), value) for column, value in assigned.items()
-            ),
-            written=sql.SQL(", ").join(sql.SQL("free.{}").format(name) for name in names),
         )
+        written = [sql.SQL("free.{}").format(name) for name in names]
+        if not to.is_beside:
+            return free + self._update(assigned | dict(to.adopted), written)
+        return free + self._write_beside(to, written)
+
+    def _update(self, assigned: Mapping[str, Fragment], returned: Sequence[Fragment]) -> sql.Composed:
+        return sql.SQL(" UPDATE {} AS t SET {} FROM free WHERE t.ctid = free.place RETURNING {}").format(
+            self._sql.name,
+            sql.SQL(", ").join(sql.SQL("{} = {}").format(identifier(name), value) for name, value in assigned.items()),
+            sql.SQL(", ").join(returned),
+        )
+
+    def _write_beside(self, to: Destination, written: Sequence[Fragment]) -> sql.Composed:
+        """Write to the side table, which has a copy of the vectors that serve too, and those to the table as well."""
+        values: dict[str, Fragment] = {to.vector: sql.SQL("free.vector"), to.checksum: sql.SQL("free.checksum")}
+        update, rows = sql.Composed([]), sql.SQL("free")
+        if to.is_served:
+            served = self._update({to.vector: sql.SQL("free.vector")}, [sql.SQL("free.*")])
+            update, rows = sql.SQL(", served AS ({})").format(served), sql.SQL("served AS free")
+        adopted = {name: sql.SQL("free.{}").format(_alias(name)) for name in to.adopted}
+        upsert = self._sql.upsert_sides(values | adopted, self._sql.cast(written), rows)
+        return sql.SQL("{}, beside AS ({}) SELECT {} FROM {}").format(update, upsert, sql.SQL(", ").join(written), rows)
 
     def _params(self, vectors: Sequence[NewVector], to: Destination) -> list[Binary | None]:
         """Return the parameters in the order of the placeholders."""
@@ -133,3 +150,13 @@ class PgWriter:
             (only,) = stored
             params.append(only.colbert)
         return params
+
+
+def _read(values: Mapping[str, Fragment]) -> sql.Composed:
+    """Return more of a SELECT list: these values of the row."""
+    return sql.Composed([sql.SQL(", {} AS {}").format(values[name], _alias(name)) for name in values])
+
+
+def _alias(column: str) -> sql.Identifier:
+    """Return a name for the value of a column, which no other value of the statement has."""
+    return identifier(f"of {column}")
