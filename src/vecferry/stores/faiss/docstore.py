@@ -1,13 +1,12 @@
 """The documents beside an index: LangChain's pickle, and JSON lines, in the order of the vectors.
 
-A pickle is a program. The reader here makes LangChain's two classes into stand-ins of its own, and whatever else is
-asked for is refused by name. The writer needs no LangChain: it puts together pickles of plain values, which in
-protocol 3 say where in the reader's memory each value lies, so that one after another can stand in one file.
+LangChain's pickle is read as `plain_pickle` says. The writer needs no LangChain: it puts together pickles of plain
+values, which in protocol 3 say where in the reader's memory each value lies, so that one after another can stand in
+one file.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import re
@@ -16,11 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from vecferry.errors import StoreFailed, StoreSchemaError
+from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Fields
+from vecferry.stores.faiss.plain_pickle import PROTOCOL, StandIn, pickled, unpickled
 
-LANGCHAIN = {"langchain", "langchain_classic", "langchain_community", "langchain_core"}
-PROTOCOL = 3  # has a form for bytes, and memory by number
 BEGIN, END = pickle.PROTO + bytes([PROTOCOL]), pickle.STOP
 DOCSTORE = b"clangchain_community.docstore.in_memory\nInMemoryDocstore\n)\x81"
 DOCUMENT = b"clangchain_core.documents.base\nDocument\n)\x81"
@@ -62,7 +60,7 @@ class LangChainDocstore:
         saved = unpickled(file.read_bytes(), file)
         entries: list[Entry | None] = [None]
         match saved:
-            case (_StandIn(state={"_dict": dict(documents)}), dict(ids)):
+            case (StandIn(state={"_dict": dict(documents)}), dict(ids)):
                 order = [ids.get(position) for position in range(len(ids))]
                 entries = [_entry(key, documents.get(key)) for key in order]
         known = [entry for entry in entries if entry is not None]
@@ -122,53 +120,6 @@ class JsonLines:
         return key, Entry(str(key), text, fields)
 
 
-class _StandIn:
-    """An object of LangChain's, as its state."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Reader(pickle.Unpickler):
-    """Reads plain values and LangChain's documents."""
-
-    def __init__(self, data: bytes, file: Path) -> None:
-        super().__init__(io.BytesIO(data))
-        self._file = file
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] in LANGCHAIN and name in ("Document", "InMemoryDocstore"):
-            return _StandIn
-        if (module, name) in (("builtins", "set"), ("__builtin__", "set")):
-            return set
-        what = f"{self._file} was not read: it asks for {module}.{name}"
-        raise StoreSchemaError(what[:500], "Only LangChain's documents with plain metadata are read.")
-
-
-def unpickled(data: bytes, file: Path) -> Any:
-    """Return what a pickle holds. Raises StoreSchemaError for what is not plain, StoreFailed for what is no pickle."""
-    try:
-        return _Reader(data, file).load()
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-    ) as exc:
-        raise StoreFailed("faiss", f"{file} is no pickle that can be read: {exc!s:.200}") from exc
-
-
-def pickled(value: Any) -> bytes:
-    """Return a pickle of plain values, which `unpickled` reads."""
-    return pickle.dumps(value, PROTOCOL)
-
-
 def require_plain(payloads: Iterable[Mapping[str, Any]]) -> None:
     """Raise StoreSchemaError for a payload that could not be read again."""
     for payload in payloads:
@@ -186,7 +137,7 @@ def _plain(value: Any) -> bytes:
 def _entry(key: Any, document: Any) -> Entry | None:
     """Return a document with its id; None for anything else."""
     match key, document:
-        case str(), _StandIn(state={"__dict__": {"page_content": (str() | None) as text, "metadata": dict(metadata)}}):
+        case str(), StandIn(state={"__dict__": {"page_content": (str() | None) as text, "metadata": dict(metadata)}}):
             return Entry(key, text, metadata)
     return None
 

@@ -18,7 +18,8 @@ import numpy as np
 from vecferry.embeddings import Float32, TextVectors
 from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import Point
-from vecferry.stores.faiss.docstore import Entry, pickled, unpickled
+from vecferry.stores.faiss.docstore import Entry
+from vecferry.stores.faiss.plain_pickle import pickled, unpickled
 
 SUFFIX = ".vecferry"
 BUSY_TIMEOUT_S = 60.0
