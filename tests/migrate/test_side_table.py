@@ -52,7 +52,8 @@ def table(connection: psycopg.Connection) -> psycopg.Connection:
 
 @pytest.fixture
 def store(table: psycopg.Connection, database_url: str) -> Iterator[PgVectorStore]:  # the table is there
-    with PgVectorStore.connect(database_url, "docs", "body", "embedding", layout=Layout.SIDE_TABLE) as store:
+    layout = Layout.SIDE_TABLE
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding", embed_missing=True, layout=layout) as store:
         yield store
 
 
