@@ -187,7 +187,8 @@ def world_of_rows(connection: psycopg.Connection, url: str, folder: Path, name: 
     connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))")
     for statement in STANDING:
         connection.execute(statement)
-    with PgVectorStore.connect(url, "docs", "body", "embedding", layout=LAYOUTS[name]) as store:
+    layout = LAYOUTS[name]
+    with PgVectorStore.connect(url, "docs", "body", "embedding", embed_missing=True, layout=layout) as store:
         yield World(name, url, folder, store, connection)
 
 

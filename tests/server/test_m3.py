@@ -25,6 +25,7 @@ from vecferry.errors import (
     ModelNotServed,
     ServerFailed,
     SpaceMismatch,
+    WrongInputType,
 )
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerLimits, ServerOptions
@@ -180,7 +181,7 @@ def test_the_remote_encoder_chooses_among_models(library: Encoder) -> None:
 
 @pytest.mark.parametrize(
     ("texts", "error"),
-    [([], EmptyInput), (["a", "\ud800"], InvalidText), (["a", None], InvalidText), ("a", InvalidText)],
+    [([], EmptyInput), (["a", "\ud800"], InvalidText), (["a", None], InvalidText), ("a", WrongInputType)],
 )
 def test_the_remote_encoder_refuses_what_the_library_refuses(
     server: Server, texts: Any, error: type[Exception]
