@@ -215,10 +215,10 @@ def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes
         with pytest.raises(StoreUnreachable):
             Migration(world.store, new=at_call(3, TruthEncoder(), own_server.kill), options=OPTIONS).start()
         with pytest.raises(StoreUnreachable):
-            PgVectorStore.connect(own_server.url, "docs", "body", "embedding")
+            PgVectorStore.connect(own_server.url, "docs", "body", "embedding", embed_missing=True)
         own_server.start()
         again = TruthEncoder()
-        with PgVectorStore.connect(own_server.url, "docs", "body", "embedding") as store:
+        with PgVectorStore.connect(own_server.url, "docs", "body", "embedding", embed_missing=True) as store:
             wait_until(lambda: started(store, again))
             assert again.encoded.total() <= 20 - ROWS_PER_RANGE
             assert_switches(store, again)
@@ -274,7 +274,7 @@ def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> N
 def followed(url: str, encoder: TruthEncoder, options: MigrationOptions) -> Iterator[Callable[[], None]]:
     """Run one that follows through `url`. The yielded check fails with what the run ended with, if it did."""
     ending = threading.Event()
-    with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+    with PgVectorStore.connect(url, "docs", "body", "embedding", embed_missing=True) as store:
         run = Migration(store, new=encoder, old=OLD, options=options)
         thread, outcome = in_background(lambda: run.start(follow=ending.is_set))
 
@@ -366,7 +366,7 @@ def through_proxy(table: World) -> Iterator[tuple[TcpProxy, PgVectorStore]]:
     name = table.where.partition("@/")[2].partition("?")[0]
     with TcpProxy(next(Path(folder).glob(".s.PGSQL.*[0-9]"))) as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
-        with PgVectorStore.connect(url, "docs", "body", "embedding") as store:
+        with PgVectorStore.connect(url, "docs", "body", "embedding", embed_missing=True) as store:
             yield proxy, store
 
 
