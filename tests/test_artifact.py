@@ -172,6 +172,14 @@ def test_a_tokenizer_that_is_not_the_spaces_is_refused(copied: Path, change: obj
         open_tokenizer(artifact)
 
 
+def test_a_tokenizer_that_is_changed_after_the_opening_is_refused_before_it_is_parsed(copied: Path) -> None:
+    """It was tried in a process of its own at conversion alone; the digest is what makes that enough."""
+    artifact = Artifact.open(copied)
+    (copied / "tokenizer.json").write_bytes(b"not a tokenizer")
+    with pytest.raises(ArtifactDamaged, match=r"tokenizer\.json has SHA-256"):
+        open_tokenizer(artifact)
+
+
 def test_a_model_that_does_not_load_is_damaged_not_a_traceback(copied: Path) -> None:
     artifact = Artifact.open(copied)
     (copied / "model.onnx").write_bytes(b"not a model")

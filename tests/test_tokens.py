@@ -21,7 +21,15 @@ from transformers import AutoTokenizer
 
 from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
 from tests.values import OF_EACH_KIND
-from vecferry.errors import EmptyInput, InvalidText, SourceError, UnsupportedModel, WrongInputType
+from vecferry.errors import (
+    EmptyInput,
+    InvalidText,
+    RuntimeUnavailable,
+    SourceError,
+    UnsupportedModel,
+    WrongInputType,
+)
+from vecferry.model.checkpoint import read_model
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides, read_spec
 from vecferry.model.text_parts import WHITE_SPACE, part_end, parts_of
@@ -552,6 +560,17 @@ def test_a_tokenizer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("vecferry.model.tokens.TRIAL_S", 0.0)
     with pytest.raises(ValueError, match="not loaded within 0 seconds"):
         try_tokenizer(of_xlm_r(lambda t: t["model"]["vocab"].reverse()), 1000)
+
+
+@pytest.mark.parametrize("executable", [None, "", "/no/such/python"])
+def test_an_interpreter_that_cannot_be_started_is_not_the_tokenizers_fault(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None
+) -> None:
+    """An embedded interpreter has none, and one in a folder of root's is not another user's to start."""
+    try_tokenizer.cache_clear()
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(RuntimeUnavailable, match="a tokenizer is tried in a process of its own"):
+        read_model(tiny_checkpoint)
 
 
 def test_special_ids_and_pieces_are_named(tokenizer: Tokenizer) -> None:

@@ -16,8 +16,11 @@ from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_ty
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from vecferry.errors import SettingsError
+
+NO_HOME = "no_home"
 
 
 class Help(str):
@@ -33,7 +36,14 @@ def folder_of(info: ValidationInfo) -> Path | None:
 def in_folder(path: Path, info: ValidationInfo) -> Path:
     """Return a path of a file as it is seen from here."""
     folder = folder_of(info)
-    return path if folder is None else folder / path.expanduser()
+    if folder is None:
+        return path
+    try:
+        return folder / path.expanduser()
+    except RuntimeError as exc:  # of pathlib: no HOME, and a user whom the system does not know
+        raise PydanticCustomError(
+            NO_HOME, "a path without ~, whose home is not known, or HOME set to a folder"
+        ) from exc
 
 
 # A description says what was expected instead of a wrong value.

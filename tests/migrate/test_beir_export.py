@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -30,8 +32,10 @@ from vecferry.stores.backend import Point
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.pgvector import PgVectorStore
+from vecferry.stores.pgvector.connection import Database, Fragment, Params
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import FieldText
+from vecferry.stores.values import Row
 
 DIMENSION, COUNT = 16, 40
 MODELS = EvaluatedModel("old", TruthEncoder("old", DIMENSION)), EvaluatedModel("new", TruthEncoder("new", DIMENSION))
@@ -92,6 +96,35 @@ def test_rows_are_read_page_by_page_and_come_back_with_their_keys(
     assert passages == {f"docs/{n}" if n == 7 else str(n): text(n) for n in range(COUNT)}
     assert {row.key for row in rows_of_ids(store, passages)} == {(id_,) for id_ in passages}
     assert not [path for path in tmp_path.iterdir() if path.name != "out"]
+
+
+def test_an_export_holds_a_page_of_rows_at_a_time(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted are the rows of every answer of the database, keys alone included, and the `Row`s that are alive."""
+    connection.execute("CREATE TABLE docs (id int PRIMARY KEY, body text, embedding vector(2))")
+    connection.execute("INSERT INTO docs SELECT n, 'a sentence in row ' || n, '[1,0]' FROM generate_series(1, 100) n")
+    monkeypatch.setattr(beir_export, "ROWS_AT_ONCE", 10)
+    answered, alive = list[int](), list[int]()
+    read = Database.rows
+
+    def counted(self: Database, query: Fragment | str, params: Params = ()) -> list[tuple[Any, ...]]:
+        rows = read(self, query, params)
+        answered.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(Database, "rows", counted)
+    few = EvaluationOptions(sample=0, max_queries=3)
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
+        answered.clear()  # of the catalogue
+        written = export_collection(store, tmp_path / "out", None, few, lambda *_: alive.append(rows_alive()))
+    assert (written.passages, len(alive)) == (100, 10)
+    assert max(answered) <= 10
+    assert max(alive) <= 2 * 10
+
+
+def rows_alive() -> int:
+    return sum(type(each) is Row for each in gc.get_objects())
 
 
 def test_a_query_is_answered_by_every_row_that_contains_it(tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("thresholds", '"" = 0.9', "[thresholds] ", "", "names, each with a number from -1 to 1"),
         ("models", 'outputs = ["dens"]', "[models] outputs", "['dens']", '["dense"]'),
         ("models", 'outputs = ["sparse"]', "[models] outputs", "['sparse']", '["dense"]'),
+        ("gate", 'queries = "~no-such-user/q"', "[gate] queries", "~no-such-user/q", "a path without ~, whose home"),
+        ("store", 'url = "lancedb:~no-such-user/d"', "[store] url", "…", "a path without ~, whose home"),
         ("store", 'text = ""', "[store] text", "", "the name of the column"),
         ("store", 'layout = "beside"', "[store] layout", "beside", "columns or side-table"),
         ("stores", "", "[stores]", "…", "one of store, models, limits, engine, old, verify, gate, thresholds"),

@@ -240,6 +240,13 @@ def test_a_text_that_cannot_be_encoded_is_named_by_its_place_in_all(
         list(encode_on_workers(two_waves, model, encoder, iter(texts), outputs=Outputs.DENSE, role="passage"))
 
 
+def test_a_machine_without_a_home_says_what_to_set(tiny_artifact: Artifact, tmp_path: Path) -> None:
+    model = ShippedArtifact.of(EncoderOptions(artifact=tiny_artifact.path), Path("~no-such-user/cache"))
+    elsewhere = replace(model, options=replace(model.options, artifact=tmp_path / "not-here"))
+    with pytest.raises(SettingsError, match=r"HOME= is not valid: expected a folder for the models"):
+        elsewhere.missing()
+
+
 # --- machines -------------------------------------------------------------------------------------
 
 

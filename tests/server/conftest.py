@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,9 +55,11 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+def serving(
+    *arguments: str, env: dict[str, str] | None = None, python: Sequence[str] = (sys.executable,)
+) -> Iterator[Server]:
     """Run `vecferry serve` with these arguments, on a free port of the loopback interface; killed at the end."""
-    command = [sys.executable, "-m", "vecferry.cli", "serve", *arguments, "--port", "0"]
+    command = [*python, "-m", "vecferry.cli", "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}))
     lines: list[str] = []
     started = threading.Event()

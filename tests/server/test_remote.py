@@ -300,6 +300,28 @@ def test_a_server_that_says_nothing_ends_with_the_deadline() -> None:
     assert failure(hang, timeout_s=SOON_S).status == 0
 
 
+def test_the_lookup_of_a_name_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver is a double: a name server that does not answer holds up the system's own for half a minute."""
+    asked, hung, resolve = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def hang(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        hung.wait(30)
+        return resolve(*arguments, **options)
+
+    with serving(models()) as url, RemoteEncoder(url, timeout_s=SOON_S) as encoder:
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(lambda: encoder.space)
+            try:
+                assert asked.wait(30)
+                refused = waiting.exception(15)
+            finally:
+                hung.set()
+    assert isinstance(refused, ServerFailed)
+    assert (refused.status, "0.4 s of timeout_s" in refused.reason) == (0, True)
+
+
 def test_one_slow_server_holds_up_no_encoder_of_another() -> None:
     """`cached_property` of Python 3.11 has one lock for all instances of a class."""
     asked, hung = threading.Event(), threading.Event()

@@ -118,6 +118,18 @@ def test_pages_by_key_go_on_where_the_last_one_ended_whatever_the_length_of_the_
     assert store.count_outdated(Side.NEW, 3) == Finding(len(keys), tuple(paged[:3]))
 
 
+def test_all_rows_come_page_by_page_in_the_order_of_their_keys_with_and_without_a_text(collection: Collection) -> None:
+    texts = ["a", "", "c", "d", None]
+    fill(collection, *texts)
+    stored, pages = texts if collection.nullable else texts[:4], list[list[str | None]]()
+    within = EVERYTHING
+    while page := collection.store.rows_within(within, 2):
+        pages.append([row.text for row in page])
+        within = KeyRange(page[-1].key, None)
+    assert pages == [stored[at : at + 2] for at in range(0, len(stored), 2)]
+    assert [row.key for row in collection.store.rows_within(KeyRange(("1",), ("3",)), 9)] == [("2",), ("3",)]
+
+
 def test_what_is_left_out_of_a_write_stays_captured_for_that_side_until_it_is_done(collection: Collection) -> None:
     prepared(collection, "a", "b")
     store = collection.store

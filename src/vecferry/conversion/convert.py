@@ -27,7 +27,7 @@ from vecferry.conversion.precision import (
 )
 from vecferry.conversion.verify import Progress, Reference, Report, verify
 from vecferry.encode.runtime.onnx import OnnxRuntime
-from vecferry.errors import MissingExtra, PrecisionRefused, SourceError, SourceNotFound, reason_of
+from vecferry.errors import MissingExtra, PrecisionRefused, RuntimeUnavailable, SourceError, SourceNotFound, reason_of
 from vecferry.model.artifact import FORMAT, MODEL, TOKENIZER, Artifact, Manifest, SourceRecord, file_record, writing
 from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import Checkpoint, reopen
@@ -192,7 +192,7 @@ def _fp32_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:
     """Return the fp32 form of the checkpoint, if that is at hand; written to `folder` when it is opened."""
     try:
         model = checkpoint()
-    except SourceError as exc:
+    except (SourceError, RuntimeUnavailable) as exc:
         return Reference(None, f"the checkpoint is not at hand ({exc.message})")
 
     def written() -> OnnxRuntime:
@@ -210,6 +210,6 @@ def torch_reference(checkpoint: Callable[[], Model]) -> Reference:
         model = checkpoint()
     except MissingExtra as exc:
         return Reference(None, f"PyTorch is not installed ({exc.hint})")
-    except SourceError as exc:
+    except (SourceError, RuntimeUnavailable) as exc:
         return Reference(None, f"the checkpoint is not at hand ({exc.message})")
     return Reference(partial(open_reference, model), token_ids=partial(reference_ids, model))

@@ -12,6 +12,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -197,22 +199,43 @@ class RemoteEncoder(TextEncoder):
 
     def _request(self, method: str, path: str, most: int, **request: Any) -> bytes:
         """Return the content of an answer of up to `most` bytes; ask again, after a pause, while the server is busy."""
-        self._deadline.at = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._timeout_s
         pause_s, reason = FIRST_PAUSE_S, ""
         for tried in range(1, TRIES + 1):
-            answer = self._answer(method, path, most, request)
+            answer = self._answer_by(deadline, partial(self._answer, method, path, most, request))
             if answer.status == httpx2.codes.OK:
                 return answer.content
             reason = _reason(answer.content)
             if answer.status not in AGAIN or tried == TRIES:
                 break
             wait_s = float(answer.retry_after) if re.fullmatch("[0-9]+", answer.retry_after) else pause_s
-            if time.monotonic() + wait_s >= self._deadline.at:
+            if time.monotonic() + wait_s >= deadline:
                 reason += f"; it may answer in {wait_s:.3g} s, after the {self._timeout_s:.3g} s of timeout_s"
                 break
             time.sleep(wait_s)
             pause_s *= 2
         raise ServerFailed(self._shown_url, answer.status, reason)
+
+    def _answer_by(self, deadline: float, answer: Callable[[], _Answer]) -> _Answer:
+        """Return what `answer` does in a thread of its own, which is left behind where it does not end in time.
+
+        The lookup of a name cannot be interrupted. A daemon, so that a process that ends does not wait for it.
+        """
+        outcome = Future[_Answer]()
+
+        def run() -> None:
+            self._deadline.at = deadline
+            try:
+                outcome.set_result(answer())
+            except BaseException as exc:  # noqa: BLE001  # whatever it is, the caller raises it
+                outcome.set_exception(exc)
+
+        threading.Thread(target=run, name="vecferry-request", daemon=True).start()
+        try:
+            return outcome.result(max(0.0, deadline - time.monotonic()))
+        except FutureTimeout as exc:
+            reason = f"there is no answer after the {self._timeout_s:.3g} s of timeout_s"
+            raise ServerFailed(self._shown_url, 0, reason) from exc
 
     def _answer(self, method: str, path: str, most: int, request: dict[str, Any]) -> _Answer:
         try:
@@ -230,7 +253,7 @@ class RemoteEncoder(TextEncoder):
 
 
 class _Deadline(threading.local):
-    """When the request of this thread must be over; `at` is of time.monotonic.
+    """When the request that this thread makes must be over; `at` is of time.monotonic.
 
     httpx2's own limit is for one read, and a server may send a byte at a time for days.
     """

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 from vecferry.embeddings import Value
 from vecferry.encode.encoder import Progress
@@ -19,7 +19,7 @@ from vecferry.evaluate.qrels import MADE_FROM
 from vecferry.evaluate.values import Judgement, Question
 from vecferry.migrate.live_evaluation import ROWS_AT_ONCE, query_set_of
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Row
+from vecferry.stores.values import EVERYTHING, KeyRange, Row
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 
@@ -42,9 +42,8 @@ def export_collection(
     """Write corpus.jsonl, queries.jsonl and qrels/test.tsv; `read_beir` reads them. Ids are the rows' keys.
 
     queries: as `query_set_of` takes them; one that was made from a row names it, and every row that contains it is
-    judged to answer it. Texts are held a page at a time, keys all at once. The folder is there whole or
-    not at all. Raises SettingsError for a folder that has something in it, and for a key that the layout cannot
-    hold; MissingExtra, OutputWriteFailed.
+    judged to answer it. Rows are held a page at a time. The folder is there whole or not at all. Raises SettingsError
+    for a folder that has something in it, and for a key that the layout cannot hold; MissingExtra, OutputWriteFailed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError("--export", folder, "a folder that is empty, or not there yet")
@@ -71,11 +70,12 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 
 def _pages(store: Store, progress: Progress) -> Iterator[list[Row]]:
-    """Yield all rows that are there now, as they are when their page is read."""
-    keys = [each.hi for each in store.key_ranges(1) if each.hi is not None]
-    for first in range(0, len(keys), ROWS_AT_ONCE):
-        yield store.rows(keys[first : first + ROWS_AT_ONCE])
-        progress(min(first + ROWS_AT_ONCE, len(keys)), len(keys))
+    """Yield all rows, by ascending key, as they are when their page is read."""
+    within, num_read, num_rows = EVERYTHING, 0, store.counts().rows
+    while page := store.rows_within(within, ROWS_AT_ONCE):
+        yield page
+        within, num_read = KeyRange(page[-1].key, None), num_read + len(page)
+        progress(num_read, max(num_read, num_rows))
 
 
 class _Export:
@@ -83,36 +83,46 @@ class _Export:
 
     def __init__(self, folder: Path, asked: QuerySet) -> None:
         self._folder, self._asked = folder, asked
-        self._judgements = list(asked.queries.judgements if asked.queries is not None else ())
-        self._passages = self._without_text = 0
+        self._passages = self._without_text = self._num_judgements = 0
 
     def write_corpus(self, pages: Iterable[Sequence[Row]]) -> None:
-        """Write every row that has a text; judge it where a question was taken from it or from one like it."""
-        with (self._folder / "corpus.jsonl").open("w", encoding="utf-8", errors="surrogatepass") as file:
+        """Write every row that has a text; judge it where a question was taken from it or from one like it.
+
+        Raises SettingsError.
+        """
+        with self._opened("corpus.jsonl") as corpus, self._opened("qrels/test.tsv") as qrels:
+            qrels.write(HEADER)
+            self._judge(qrels, self._asked.queries.judgements if self._asked.queries is not None else ())
             for row in (row for page in pages for row in page):
                 if row.text is None:
                     self._without_text += 1
                     continue
                 id_, self._passages = id_of(row.key), self._passages + 1
-                file.write(_line({"_id": id_, "title": "", "text": row.text}))
-                self._judgements += [
-                    Judgement(pair.question.id, id_, 1)
-                    for pair in self._asked.pairs
-                    if pair.origin == id_ or pair.needle in row.text
-                ]
+                corpus.write(_line({"_id": id_, "title": "", "text": row.text}))
+                self._judge(qrels, self._judgements_of(id_, row.text))
+
+    def _judgements_of(self, id_: str, text: str) -> Iterator[Judgement]:
+        for pair in self._asked.pairs:
+            if pair.origin == id_ or pair.needle in text:
+                yield Judgement(pair.question.id, id_, 1)
+
+    def _judge(self, qrels: TextIO, judgements: Iterable[Judgement]) -> None:
+        for judgement in judgements:
+            qrels.write(_judged(judgement))
+            self._num_judgements += 1
 
     def write_queries(self) -> None:
-        """Write the questions with their slices, and the judgements. Raises SettingsError."""
+        """Write the questions with their slices."""
         origins = {pair.question.id: pair.origin for pair in self._asked.pairs}
-        with (self._folder / "queries.jsonl").open("w", encoding="utf-8", errors="surrogatepass") as file:
+        with self._opened("queries.jsonl") as file:
             file.writelines(_line(_record(each, origins.get(each.id, ""))) for each in self._asked.questions)
-        with (self._folder / "qrels" / "test.tsv").open("w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(HEADER)
-            file.writelines(map(_judged, self._judgements))
+
+    def _opened(self, name: str) -> TextIO:
+        return (self._folder / name).open("w", encoding="utf-8", errors="surrogatepass")
 
     def exported(self, folder: Path) -> Exported:
         queries, evidence = len(self._asked.questions), self._asked.evidence
-        return Exported(str(folder), self._passages, self._without_text, queries, len(self._judgements), evidence)
+        return Exported(str(folder), self._passages, self._without_text, queries, self._num_judgements, evidence)
 
 
 def _record(question: Question, made_from: str) -> dict[str, Any]:

@@ -21,7 +21,18 @@ from vecferry.evaluate.evaluation import GateOptions, MaxQueries
 from vecferry.evaluate.values import CutOffs
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.values import Heads, MigrationOptions, MinRecall, RunLimits
-from vecferry.options import Checked, Count, FolderPath, Help, Name, expected_of, folder_of, in_folder, names_of
+from vecferry.options import (
+    NO_HOME,
+    Checked,
+    Count,
+    FolderPath,
+    Help,
+    Name,
+    expected_of,
+    folder_of,
+    in_folder,
+    names_of,
+)
 from vecferry.stores.values import Layout, MaxPause, Patience
 
 LOCAL_SCHEMES = ("chroma", "faiss", "lancedb", "milvus", "qdrant", "sqlite")
@@ -236,6 +247,8 @@ def _translated(problem: Any) -> SettingsError:
     value = problem["input"] if inside and inside[0] != "url" else HIDDEN
     if problem["type"].startswith("missing"):
         value = ""
+    if problem["type"] == NO_HOME:
+        return SettingsError(place, value, problem["msg"])
     if options is None or not inside:
         return SettingsError(place, value, MigrationConfig.model_fields[section].description or problem["msg"])
     return SettingsError(place, value, expected_of(options, inside[0]))

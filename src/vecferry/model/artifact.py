@@ -185,10 +185,14 @@ class Artifact:
         """Yield a sentence for each file whose SHA-256 is not the manifest's."""
         for name, record in self.manifest.files.items():
             if name != but and (digest := sha256_of(self.path / name)) != record.sha256:
-                yield f"{name} has SHA-256 {digest[:12]}…, not {record.sha256[:12]}…"
+                yield _differing(name, digest, record.sha256)
 
     def read_tokenizer(self) -> bytes:
-        return (self.path / TOKENIZER).read_bytes()
+        """Return tokenizer.json. Raises ArtifactDamaged if these are not the bytes that the manifest says."""
+        content, recorded = (self.path / TOKENIZER).read_bytes(), self.manifest.files[TOKENIZER].sha256
+        if (digest := hashlib.sha256(content).hexdigest()) != recorded:
+            raise ArtifactDamaged(self.path, _differing(TOKENIZER, digest, recorded))
+        return content
 
     def write_verification(self, report: dict[str, Any]) -> None:
         """Write verification.json. Raises ArtifactWriteFailed where the folder cannot be written to."""
@@ -196,6 +200,10 @@ class Artifact:
             write_json(self.path / VERIFICATION, report)
         except OSError as exc:
             raise ArtifactWriteFailed(self.path / VERIFICATION, reason_of(exc)) from exc
+
+
+def _differing(name: str, digest: str, recorded: str) -> str:
+    return f"{name} has SHA-256 {digest[:12]}…, not {recorded[:12]}…"
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 
 from vecferry.embeddings import Int32, TokenBatch, indptr_of
-from vecferry.errors import ArtifactDamaged, cut_repr
+from vecferry.errors import ArtifactDamaged, RuntimeUnavailable, cut_repr, reason_of
 from vecferry.model.artifact import TOKENIZER, Artifact, canonical_json
 from vecferry.model.text_parts import (
     MAX_PART_CHARS,
@@ -85,13 +85,19 @@ def _expressions(part: Any) -> Iterator[Any]:
 def try_tokenizer(canonical: bytes, num_ids: int) -> None:
     """Load a tokenizer and encode a few texts in a process of its own, with limits of memory and time.
 
-    num_ids: the model's, which the tokenizer's must be among. Raises ValueError, with what it does wrong.
+    num_ids: the model's, which the tokenizer's must be among. Raises ValueError, with what it does wrong, and
+    RuntimeUnavailable where there is no such process.
     """
-    command = [sys.executable, "-I", str(TRIAL), json.dumps(sys.path), str(num_ids)]
+    command = [sys.executable or "", "-I", str(TRIAL), json.dumps(sys.path), str(num_ids)]
     try:
         tried = subprocess.run(command, input=canonical, capture_output=True, timeout=TRIAL_S, check=False)
     except subprocess.TimeoutExpired as exc:
         raise ValueError(f"it was not loaded within {TRIAL_S:.0f} seconds") from exc
+    except OSError as exc:
+        reason = (
+            f"a tokenizer is tried in a process of its own, and {sys.executable!r} is not started: {reason_of(exc)}"
+        )
+        raise RuntimeUnavailable("Python", reason, "Use an interpreter that this user may execute.") from exc
     if tried.returncode < 0:
         raise ValueError(f"the process that loaded it was ended by {signal.Signals(-tried.returncode).name}")
     if tried.returncode:

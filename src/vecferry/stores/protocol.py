@@ -80,6 +80,12 @@ class Store(Protocol):
         From the side that serves. Any number of keys; one that is given twice comes back once.
         """
 
+    def rows_within(self, within: KeyRange, limit: int) -> list[Row]:
+        """Return the first `limit` rows of a range, by ascending key in its order, with their present texts.
+
+        From the side that serves. None are left in it where none come back.
+        """
+
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         """Return the stored vectors, float32 [D], of those rows that have one in the side whose space is `fingerprint`.
 

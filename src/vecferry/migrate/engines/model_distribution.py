@@ -12,7 +12,7 @@ from filelock import FileLock
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.host import instruction_sets, machine
-from vecferry.errors import ArtifactDamaged, ArtifactError
+from vecferry.errors import ArtifactDamaged, ArtifactError, SettingsError
 from vecferry.model.artifact import MANIFEST, Artifact, sha256_of, writing
 
 PIECE_BYTES = 64 << 20
@@ -101,7 +101,11 @@ class ShippedArtifact:
 
     @property
     def _received(self) -> Path:
-        return self.cache.expanduser() / self.fingerprint
+        try:
+            return self.cache.expanduser() / self.fingerprint
+        except RuntimeError as exc:  # of pathlib
+            wanted = f"a folder for the models that are received ({self.cache}), as /tmp: this user has none"
+            raise SettingsError("HOME", "", wanted) from exc
 
     def _is_ours(self, folder: Path) -> bool:
         try:

@@ -93,6 +93,18 @@ class MirrorComparison:
                 break
         return rows[:limit]
 
+    def rows_within(self, within: KeyRange, limit: int) -> list[Row]:
+        """Return the first rows of a range; ids are listed and remembered as by `outdated`."""
+        return self._sides.retried(lambda sides: self._rows_within(sides, within, limit))
+
+    def _rows_within(self, sides: Sides, within: KeyRange, limit: int) -> list[Row]:
+        rows: list[Row] = []
+        for points in self._sides.pages_of(sides.serving, self._ids_within(within)):
+            rows += sorted(map(self._sides.row, points), key=lambda row: row.key)
+            if len(rows) >= limit:
+                break
+        return rows[:limit]
+
     def _ids_within(self, keys: KeyRange) -> list[str]:
         known = self._sorted_ids
         ids = self._refreshed_ids() if known is None or keys == EVERYTHING else known

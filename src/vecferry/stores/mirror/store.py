@@ -121,6 +121,9 @@ class MirrorStore(Store):
     def rows(self, keys: Sequence[Key]) -> list[Row]:
         return self._reader.rows(keys)
 
+    def rows_within(self, within: KeyRange, limit: int) -> list[Row]:
+        return self._comparison.rows_within(within, limit)
+
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         return self._reader.vectors(keys, fingerprint=fingerprint)
 

@@ -19,7 +19,7 @@ from vecferry.stores.pgvector.side_resolver import ResolvedSide
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, SCHEMA, suffixed
 from vecferry.stores.pgvector.views import views_of
 from vecferry.stores.text_source import SqlText
-from vecferry.stores.values import Hit, Key, Layout, Row, Side, StoredRow, TableInfo, in_order
+from vecferry.stores.values import Hit, Key, KeyRange, Layout, Row, Side, StoredRow, TableInfo, in_order
 
 MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
@@ -121,6 +121,9 @@ class PgReader:
     def rows(self, keys: Sequence[Key]) -> list[Row]:
         rows = {row.key: row for row in self._session.rows(*self._sql.among(keys))}
         return list(in_order(rows, keys).values())
+
+    def rows_within(self, within: KeyRange, limit: int) -> list[Row]:
+        return self._session.rows(*self._sql.within(within), limit)
 
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         among, params = self._sql.among(keys)
