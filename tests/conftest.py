@@ -19,6 +19,9 @@ from vecferry.model.tokens import Tokenizer
 TINY = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=4000)
 WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocabulary=4000, positions=514)
 
+MARKS = pytest.StashKey[dict[str, list[str]]]()
+"""Of each test that was collected, by its id."""
+
 settings.register_profile("vecferry", deadline=None)  # a slow machine is no fault
 settings.load_profile("vecferry")
 
@@ -30,12 +33,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what runs on a side table beside the same on columns; the contract of stores is not."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow what runs on a side table beside the same on columns; the contract of stores is not.
+
+    Then note the marks of every test, those that are left out included.
+    """
     for item in items:
         call = getattr(item, "callspec", None)
-        if call is not None and SIDE_TABLE in call.params.values() and item.path.name != "test_contract.py":
+        stores = [] if call is None else [value for value in call.params.values() if isinstance(value, str)]
+        if SIDE_TABLE in stores and item.path.name != "test_contract.py":
             item.add_marker(pytest.mark.slow)
+    config.stash[MARKS] = {item.nodeid: [mark.name for mark in item.iter_markers()] for item in items}
 
 
 @pytest.fixture(scope="session")

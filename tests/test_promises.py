@@ -11,6 +11,7 @@ from string import ascii_lowercase, digits
 
 import pytest
 
+from tests.conftest import MARKS
 from tests.stores.collections import NAMES, SIDE_TABLE
 from tests.stores.conftest import SLOW
 
@@ -22,12 +23,12 @@ COLLECT = """
 import json, sys, pytest
 
 class Collector:
-    def pytest_collection_modifyitems(self, items):
-        found = {i.nodeid: [m for m in ("slow", "skip", "skipif") if i.get_closest_marker(m)] for i in items}
+    def pytest_collection_finish(self, session):
+        from tests.conftest import MARKS
         with open(sys.argv[1], "w") as file:
-            json.dump(found, file)
+            json.dump(session.config.stash[MARKS], file)
 
-options = ["--collect-only", "-qq", "-o", "addopts=", "-p", "no:cacheprovider"]
+options = ["--collect-only", "-qq", "-p", "no:cacheprovider"]
 sys.exit(pytest.main([*sys.argv[2:], *options], [Collector()]))
 """
 
@@ -69,10 +70,13 @@ def promised() -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Return the marks of every test in the files that are named."""
-    answer = tmp_path_factory.mktemp("collected") / "tests.json"
+def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Return the marks of every test in the files that are named, also where this run has not collected all of them."""
     files = sorted({name.partition("::")[0] for name in listed().values()})
+    here = request.config.stash[MARKS]
+    if set(files) <= {test.partition("::")[0] for test in here}:
+        return here
+    answer = tmp_path_factory.mktemp("collected") / "tests.json"
     command = [sys.executable, "-c", COLLECT, str(answer), *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -650,7 +650,7 @@ def _writes_nothing_for(seconds: float, operator: Migration) -> bool:
     return operator.status().rows_done == before
 
 
-@quick_on("memory", "pgvector", "lancedb")
+@quick_on("memory", "pgvector")
 def test_a_pause_stops_all_writing_until_resume(collection: Collection) -> None:
     with collection.another() as store:
         operator = Migration(store, new=TruthEncoder(), options=OPTIONS)
@@ -742,6 +742,7 @@ def test_a_verb_does_not_end_a_pause_while_another_one_is_at_work(collection: Co
         assert_still_paused(migration, lambda: migration.finalize(confirmed=True), Locked)
 
 
+@quick_on("memory", "pgvector")
 def test_a_status_says_who_runs_it_how_fast_and_how_long_that_takes(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -527,7 +527,7 @@ def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Sided, Callab
 
 
 def test_any_order_of_verbs_and_writes_keeps_rows_right_in_memory(tmp_path: Path) -> None:
-    run(in_memory, tmp_path, examples=30, new=False)
+    run(in_memory, tmp_path, examples=20, new=False)
 
 
 def test_any_order_of_verbs_and_writes_keeps_rows_right_in_postgres(

@@ -1,7 +1,7 @@
 """Index files of FAISS with their documents beside them: LangChain's folders, and indexes with JSON lines.
 
-FAISS has no server, and an index file has no second writer: the application is stopped while vecferry writes to its
-files. `index_files` reads and replaces those of the application as a whole; `staged` holds a collection that is being
+FAISS has no server, and an index file has no second writer: the application is stopped while its files are written.
+`index_files` reads and replaces those of the application as a whole; `staged` holds a collection that is being
 made, to which batches are written; `docstore` knows the two forms of documents.
 """
 

@@ -232,7 +232,7 @@ class FaissBackend:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other writers of vecferry away from the folder."""
+        """Keep other processes of ours from writing to the folder."""
         try:
             with self._lock:
                 yield
