@@ -1,6 +1,7 @@
 """What the tests share, made once a session: checkpoints in BGE-M3's layout with seeded random weights."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a checkpoint of BGE-M3's shape: 2 layers, 64 numbers, 4,000 pieces, 8,192 tokens. Not to be written to."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-bge-m3", TINY)
+
+
+@pytest.fixture(scope="session")
+def short_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a checkpoint as `tiny_checkpoint`, of 64 tokens, which is verified in a second. Not to be written to."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "short-bge-m3", replace(TINY, positions=66))
 
 
 @pytest.fixture(scope="session")

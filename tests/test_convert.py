@@ -51,12 +51,6 @@ def pair(tiny_checkpoint: Path, tiny_artifact: Artifact) -> tuple[OnnxRuntime, T
     return OnnxRuntime(tiny_artifact), TorchRuntime(read_model(tiny_checkpoint))
 
 
-@pytest.fixture(scope="module")
-def short_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a checkpoint of 64 tokens at most, which is verified in a second. Not to be written to."""
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "short", replace(TINY, positions=66))
-
-
 def assert_agrees(ours: Embeddings, reference: Embeddings) -> None:
     for output, worst in differences(ours, reference).items():
         assert worst <= TOLERANCE, output
@@ -128,10 +122,10 @@ def test_a_head_that_is_not_wanted_is_empty(tiny_artifact: Artifact) -> None:
     assert embeddings.colbert_or_none is None
 
 
-def test_converting_again_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_converting_again_gives_the_same_bytes(short_checkpoint: Path, tmp_path: Path) -> None:
     written = []
     for _ in range(2):
-        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out")
+        convert_checkpoint(open_source(str(short_checkpoint)), tmp_path / "out")
         written.append({file.name: file.read_bytes() for file in sorted((tmp_path / "out").iterdir())})
     assert set(written[0]) == {"model.onnx", "model.onnx.data", "tokenizer.json", "manifest.json", "verification.json"}
     for name, content in written[0].items():
