@@ -17,6 +17,9 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # Of a line of a lock: which file it belongs to.
 IN := /^[a-z]/ {file = /^torch==/ ? "torch" : /^(cuda|nvidia|triton)/ ? "cuda" : "dev"} file
 
+# The tests start hundreds of processes, which would compile the same files over and over where this is set.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow check browser pool clients bench lock clean
 
 demo: $(VENV)/demo.stamp

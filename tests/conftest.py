@@ -22,6 +22,8 @@ WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocab
 
 MARKS = pytest.StashKey[dict[str, list[str]]]()
 """Of each test that was collected, by its id."""
+QUICK = ("memory", "pgvector", "qdrant")
+"""The stores on which `make test` migrates: one of points in memory, a table, and one of points that has aliases."""
 
 settings.register_profile("vecferry", deadline=None)  # a slow machine is no fault
 settings.load_profile("vecferry")
@@ -35,14 +37,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark as slow what runs on a side table beside the same on columns; the contract of stores is not.
+    """Mark as slow what migrates a collection, but on one store of each kind; the contract of stores runs on all.
 
     Then note the marks of every test, those that are left out included.
     """
     for item in items:
-        call = getattr(item, "callspec", None)
-        stores = [] if call is None else [value for value in call.params.values() if isinstance(value, str)]
-        if SIDE_TABLE in stores and item.path.name != "test_contract.py":
+        params = {} if (call := getattr(item, "callspec", None)) is None else call.params
+        is_beside = SIDE_TABLE in [value for value in params.values() if isinstance(value, str)]
+        if (is_beside or params.get("collection", QUICK[0]) not in QUICK) and item.path.parent.name != "stores":
             item.add_marker(pytest.mark.slow)
     config.stash[MARKS] = {item.nodeid: [mark.name for mark in item.iter_markers()] for item in items}
 

@@ -835,7 +835,6 @@ def test_a_run_pauses_by_itself_while_the_disk_is_low_and_goes_on_when_it_is_not
     assert not isinstance(outcome[0], BaseException)
 
 
-@quick_on("memory", "pgvector", "chroma-server")
 def test_a_run_can_be_stopped_and_goes_on_later(collection: Collection) -> None:
     encoder = TruthEncoder()
     migration = fill(collection, *[f"text {i}" for i in range(40)], new=encoder)

@@ -229,7 +229,7 @@ def edit_after_a_switch(
             assert_true(application, model)
 
 
-@quick_on("memory", "pgvector", "lancedb")
+@quick_on("memory", "pgvector")
 def test_edits_before_the_switch_leave_both_sides_true(application: Application, tmp_path: Path) -> None:
     edit_before_the_switch(application, migrated(application, tmp_path), lambda: edit(application))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from vecferry.embeddings import Float32, Outputs, TextVectors
+from vecferry.errors import InvalidStoreUrl
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,17 @@ class ServerAccess:
 
 
 ANYONE = ServerAccess()
+
+
+def path_in(url: str, forms: str) -> str:
+    """Return the path of a local store's URL, scheme:///an/absolute/one or scheme:a/relative/one, as it is spelled.
+
+    forms: the two for a message. Raises InvalidStoreUrl for a URL with a host.
+    """
+    path = url.partition(":")[2]
+    if path.startswith("//") and not path.startswith("///"):
+        raise InvalidStoreUrl(url, forms)
+    return path.removeprefix("//")
 
 
 class Backend(Protocol):

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import ANYONE, BackendHit, Point, ServerAccess
+from vecferry.stores.backend import ANYONE, BackendHit, Point, ServerAccess, path_in
 from vecferry.stores.request_batches import RequestBatches, slices
 
 try:
@@ -389,9 +389,7 @@ def _index(collection: Collection, space: str) -> dict[str, Any]:
 
 def _folder(path: str) -> str:
     """Return the folder as it is spelled: chromadb takes two spellings for two stores."""
-    if path.startswith("//") and not path.startswith("///"):
-        raise InvalidStoreUrl(f"chroma:{path}", URLS)
-    folder = path.removeprefix("//")
+    folder = path_in(f"chroma:{path}", URLS)
     if not (Path(folder) / "chroma.sqlite3").is_file():
         raise StoreUnreachable("chroma", f"there is no Chroma database in {folder}")
     return folder

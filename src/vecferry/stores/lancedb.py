@@ -27,14 +27,13 @@ from filelock import FileLock
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import (
-    InvalidStoreUrl,
     MissingExtra,
     StoreFailed,
     StoreSchemaError,
     StoreUnreachable,
     without_secrets,
 )
-from vecferry.stores.backend import BackendHit, Fields, Point
+from vecferry.stores.backend import BackendHit, Fields, Point, path_in
 from vecferry.stores.request_batches import slices
 
 try:
@@ -104,10 +103,7 @@ class LanceBackend:
     @classmethod
     def open(cls, url: str, fields: Fields) -> Self:
         """Open a URL: lancedb:///an/absolute/path, or lancedb:a/relative/one."""
-        path = url.removeprefix("lancedb:")
-        if path.startswith("//") and not path.startswith("///"):
-            raise InvalidStoreUrl(url, "lancedb:///absolute/path, or lancedb:relative/path")
-        return cls(Path(path.removeprefix("//")), fields)
+        return cls(Path(path_in(url, "lancedb:///absolute/path, or lancedb:relative/path")), fields)
 
     def another(self) -> LanceBackend:
         return LanceBackend(self._folder, self._fields)

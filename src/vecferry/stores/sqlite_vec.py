@@ -27,14 +27,13 @@ import numpy as np
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import (
     ExtensionsDisabled,
-    InvalidStoreUrl,
     MissingExtra,
     StoreFailed,
     StoreSchemaError,
     StoreUnreachable,
     without_secrets,
 )
-from vecferry.stores.backend import BackendHit, Fields, Point
+from vecferry.stores.backend import BackendHit, Fields, Point, path_in
 
 try:
     import sqlite_vec
@@ -237,10 +236,7 @@ class SqliteVecBackend:
     @classmethod
     def open(cls, url: str, fields: Fields) -> Self:
         """Open a URL: sqlite:///an/absolute/file, or sqlite:a/relative/one."""
-        path = url.partition(":")[2]
-        if path.startswith("//") and not path.startswith("///"):
-            raise InvalidStoreUrl(url, URLS)
-        return cls(Path(path.removeprefix("//")), fields)
+        return cls(Path(path_in(url, URLS)), fields)
 
     @property
     def text_field(self) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
-from vecferry.errors import InvalidStoreUrl, Locked, StoreSchemaError, StoreUnreachable, without_secrets
-from vecferry.stores.backend import BackendHit, Fields, Point
+from vecferry.errors import Locked, StoreSchemaError, StoreUnreachable, without_secrets
+from vecferry.stores.backend import BackendHit, Fields, Point, path_in
 from vecferry.stores.faiss import kinds
 from vecferry.stores.faiss.docstore import Docstore, Entry, JsonLines, LangChainDocstore, require_plain
 from vecferry.stores.faiss.index_files import IndexFiles, Loaded
@@ -47,10 +47,7 @@ class FaissBackend:
     @classmethod
     def open(cls, url: str, fields: Fields) -> Self:
         """Open a URL: faiss:///an/absolute/folder, or faiss:a/relative/one."""
-        path = url.partition(":")[2]
-        if path.startswith("//") and not path.startswith("///"):
-            raise InvalidStoreUrl(url, URLS)
-        return cls(Path(path.removeprefix("//")), fields)
+        return cls(Path(path_in(url, URLS)), fields)
 
     @property
     def text_field(self) -> str:
