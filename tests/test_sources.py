@@ -219,6 +219,7 @@ def test_a_cut_connection_is_resumed_where_it_was_cut(hub: Hub, tmp_path: Path) 
     assert ranges == [None, f"bytes={10 << 20}-"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_is_gone_on_with_by_the_same_command(hub: Hub, tmp_path: Path) -> None:
     hub.cut_after["model.safetensors"] = [50_000, *[0] * 20]
     failed = open_in_a_process(REPO, tmp_path, HF_ENDPOINT=hub.url)

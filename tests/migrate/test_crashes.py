@@ -313,7 +313,7 @@ def test_killed_at_a_point_in_each_store(name: str, point: str, mother: Mother, 
         assert_killed_and_completed(point, world, mother)
 
 
-@pytest.mark.parametrize("name", params(TAKEN_OVER, slow=set(TAKEN_OVER) - {"chroma-server", "qdrant"}))
+@pytest.mark.parametrize("name", params(TAKEN_OVER, slow=set(TAKEN_OVER) - {"qdrant"}))
 def test_killed_once_the_old_name_stands_for_the_new_collection(name: str, mother: Mother, tmp_path: Path) -> None:
     with world_of_points(name, tmp_path) as world:
         assert_killed_and_completed(TAKEN_OVER[name], world, mother)

@@ -234,6 +234,7 @@ def started(store: Store, encoder: TruthEncoder) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_chroma_server_that_comes_back_is_waited_for(folder: Path) -> None:
     with backends_chroma.chroma_server(folder / "chroma") as (url, process):
         with backends_chroma.http_client(url) as application:
@@ -335,6 +336,7 @@ def test_sessions_that_are_terminated_again_and_again_are_made_anew(
         follows(table, connection, check)
 
 
+@pytest.mark.slow
 def test_a_standby_that_takes_the_place_of_the_primary_is_gone_on_with(own_server: OwnServer, folder: Path) -> None:
     place = Path(tempfile.mkdtemp(prefix="vecferry-standby-"))
     with own_table(own_server, folder) as world, own_server.standby(place) as standby:
@@ -566,6 +568,7 @@ def running(store: Store) -> Iterator[None]:
 # --- slow queries ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_pauses_while_queries_are_slow_and_goes_on_when_they_are_fast(table: World) -> None:
     with through_proxy(table) as (proxy, store), closing(table.store.another()) as watched:
 

@@ -39,6 +39,7 @@ def test_under_load_nothing_fails_and_every_row_is_there_once_and_true(collectio
     assert_faultless(load_report, writes=10, queries=50)
 
 
+@pytest.mark.slow
 def test_nothing_fails_under_many_writes_a_second_in_memory(tmp_path: Path) -> None:
     load_report = on_mirror("memory", 2 * STABLE, 40, tmp_path, query_threads=2)
     assert_faultless(load_report, writes=100, queries=200)

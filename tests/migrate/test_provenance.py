@@ -242,6 +242,7 @@ def test_a_template_is_filled_from_the_fields(template: str, fields: Fields, tex
     assert TemplateText(template).render(fields) == text
 
 
+@pytest.mark.slow
 def test_vectors_of_the_first_token_are_named_with_the_conversion_that_makes_them(
     minilm: Encoder, rows: list[Fields], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -379,6 +379,7 @@ def without_a_gap(url: str, *, seconds_each: float, seed: int) -> Iterator[Busy]
     thread.join()
 
 
+@pytest.mark.slow
 def test_the_way_back_and_there_is_found_between_writers_who_leave_no_gap(
     table: PgCollection, options: MigrationOptions, database_url: str
 ) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.server.abuse import (
     JSON,
@@ -193,6 +194,7 @@ def test_a_terminal_that_is_closed_leaves_no_accepted_request_without_its_answer
         assert server.process.wait() == ENDED
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_server_once_the_time_to_drain_is_over(tiny_artifact: Artifact) -> None:
     drain_s = 1.0
     texts = texts_of(1_000, num_words=1_000)  # each a run of its own, some 15 s together
