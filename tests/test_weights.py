@@ -314,6 +314,7 @@ def test_a_hostile_head_is_refused_as_well(tmp_path: Path) -> None:
 LEVELS = 10_000
 PAIRS = b")q\x00" + b"h\x00\x86q\x00" * LEVELS
 """The opcodes of a tuple inside a tuple, thousands of times; each holds the one before twice."""
+FORTY = b")q\x00" + b"h\x00\x86q\x00" * 40
 
 
 def test_nested_values_take_time_by_their_bytes_alone(tmp_path: Path) -> None:
@@ -333,6 +334,14 @@ def test_nested_values_take_time_by_their_bytes_alone(tmp_path: Path) -> None:
         with pytest.raises(SourceError) as raised:
             open_weights(tmp_path)
         assert len(raised.value.message) < 1000, name
+
+
+@pytest.mark.parametrize("names", [FORTY + b"\x8c\x01x", b"\x8c\x01x" + FORTY])
+def test_an_object_that_is_named_by_nested_values_is_refused_at_once(tmp_path: Path, names: bytes) -> None:
+    """Written out they would have two to the fortieth parts; at twenty they took 0.2 s."""
+    write_torch_zip(tmp_path, a_dict_of(names + b"\x93"))
+    with pytest.raises(UnsafePickle, match=r"an object by a (tuple|str) and a (tuple|str)"):
+        open_weights(tmp_path)
 
 
 def test_nested_values_beside_the_tensors_do_no_harm(tmp_path: Path) -> None:

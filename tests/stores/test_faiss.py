@@ -101,6 +101,13 @@ def test_a_pickle_that_asks_for_more_than_documents_is_refused_by_name(tmp_path:
         backend.count(COLLECTION)
 
 
+def test_a_pickle_that_names_an_object_by_nested_values_is_refused_at_once(tmp_path: Path) -> None:
+    backend = over(tmp_path)
+    (tmp_path / "docs.pkl").write_bytes(b"\x80\x04)q\x00" + b"h\x00\x86q\x00" * 40 + b"\x8c\x01x\x93.")
+    with pytest.raises(StoreSchemaError, match="it asks for an object by a tuple and a str"):
+        backend.count(COLLECTION)
+
+
 @pytest.mark.parametrize(
     "damaged",
     [
