@@ -17,12 +17,13 @@ import pyarrow as pa
 import pytest
 
 from tests.server.conftest import serving
+from tests.server.inside import inside
 from tests.waiting import wait_until
 from vecferry.cli.migrate_target import Target
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import EncoderOptions, Loaded, load_encoder
-from vecferry.errors import SettingsError
+from vecferry.errors import SettingsError, StoreUnreachable
 from vecferry.migrate import Migration
 from vecferry.migrate.config import read_config
 from vecferry.migrate.router import Router
@@ -31,6 +32,7 @@ from vecferry.server.app import create_app
 from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerLimits, ServerOptions
 from vecferry.server.service import Service
+from vecferry.stores.sqlite import SqliteLedger
 
 TEXTS = [f"text number {number} of {number % 7}" for number in range(40)]
 NEAREST = 5
@@ -166,6 +168,35 @@ def test_a_model_cannot_have_the_name_of_what_serves(shop: Shop, library: Encode
             create_app(service, ServerOptions(), router)
         create_app(service, ServerOptions(serving_name="current"), router)
         create_app(service, ServerOptions())
+
+
+class StoreAway:
+    """A double of a store that cannot be reached."""
+
+    target = "docs"
+
+    @property
+    def ledger(self) -> SqliteLedger:
+        raise StoreUnreachable("double", "nobody is there")
+
+    def another(self) -> StoreAway:
+        return self
+
+    def reconnect(self) -> None:
+        raise StoreUnreachable("double", "nobody is there")
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def test_the_models_are_listed_while_the_store_is_away(library: Encoder) -> None:
+    def router(_: Service) -> Router:
+        return Router(StoreAway(), old=library, new=library)  # type: ignore[arg-type]  # what a router asks of one
+
+    with inside(library, router=router) as server, server.client() as http:
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["tiny"]
+        assert http.post("/embed", json={"inputs": "a"}).status_code == 200
+        assert http.get("/v1/models/serving").status_code == 503
 
 
 def test_searches_that_cannot_be_done_are_refused_by_their_field(shop: Shop) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
+from vecferry.errors import StoreError
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
 from vecferry.server.models import Served
 from vecferry.server.openapi_schema import OPENAI_ERRORS, binary_forms
@@ -96,11 +98,15 @@ async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
 
 @router.get("/v1/models", response_model=ModelsAnswer)
 async def models(request: Request, service: ServiceHere) -> Response:
-    """Return the served models and their vector spaces; of a migration that is followed, also the one that serves."""
+    """Return the served models and their vector spaces; of a migration that is followed, also the one that serves.
+
+    While its store is away, what serves is not known; the models are there all the same.
+    """
     objects = [_model_object(model) for model in service.models.all]
     if (router := router_of(request)) is not None:
-        serving = await serving_model(service.models, router)
-        objects.append(_model_object(serving.served) | {"id": request.app.state.serving_name})
+        with suppress(StoreError):
+            serving = await serving_model(service.models, router)
+            objects.append(_model_object(serving.served) | {"id": request.app.state.serving_name})
     return json({"object": "list", "data": objects})
 
 
