@@ -274,7 +274,7 @@ def test_int8_that_finds_less_is_refused(tiny_checkpoint: Path, tmp_path: Path) 
         convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", quality=quality_of)
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [(2.0, "int8"), (1.05, "fp32")])
+@pytest.mark.parametrize(("ratio", "expected"), [pytest.param(2.0, "int8", marks=pytest.mark.slow), (1.05, "fp32")])
 def test_auto_takes_what_this_processor_is_faster_at(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, expected: str
 ) -> None:

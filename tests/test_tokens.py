@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from bench.make_checkpoint import Shape, tokenizer_json, write_json_files
+from tests.quick import params
 from tests.values import OF_EACH_KIND
 from vecferry.errors import (
     EmptyInput,
@@ -334,7 +335,7 @@ def test_the_file_as_published_differs_where_a_text_ends_in_white_space() -> Non
 # --- truncation -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_tokens", [2, 3, 33])
+@pytest.mark.parametrize("max_tokens", params((2, 3, 33), slow={2, 3}))
 def test_truncation_is_the_references_and_counted(canonical: bytes, reference: Reference, max_tokens: int) -> None:
     texts = [*TEXTS[::5], *HARD.values()]
     expected, whole = reference(texts, max_tokens), reference(texts)
@@ -343,6 +344,7 @@ def test_truncation_is_the_references_and_counted(canonical: bytes, reference: R
     assert tokenizer(texts).truncated.tolist() == [len(ids) > max_tokens for ids in whole]
 
 
+@pytest.mark.slow
 def test_a_file_that_truncates_and_pads_does_neither_once_canonical(folder: Path, tokenizer: Tokenizer) -> None:
     described = json.loads((folder / "tokenizer.json").read_bytes())
     described["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -403,6 +405,7 @@ def test_any_text_in_parts_has_the_ids_of_the_whole(
         assert (batch.ids.tolist(), batch.truncated.tolist()) == (cut, [len(whole) > max_tokens])
 
 
+@pytest.mark.slow
 def test_a_long_text_is_cut_as_the_reference_cuts_it(canonical: bytes, reference: Reference) -> None:
     texts = [joined_by.join(TEXTS[start:]) for start, joined_by in enumerate([" ", "\n", "。", ""])]
     texts.append("".join(texts[0].split()))
@@ -442,6 +445,7 @@ def test_a_part_ends_at_the_last_white_space_in_reach_and_else_at_the_next() -> 
     assert part_end("onetwo three", 0, 3) == 6
 
 
+@pytest.mark.slow
 def test_29_megabytes_among_40_texts_take_the_memory_of_a_part(canonical: bytes, tmp_path: Path) -> None:
     """It was 100 bytes for each byte: 3 GB, of which the child has 2 at most."""
     (tmp_path / "tokenizer.json").write_bytes(canonical)

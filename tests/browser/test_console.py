@@ -16,6 +16,7 @@ from tests.browser.story import Story
 from tests.console.inside import KEY, Console, console, options
 from tests.migrate.doubles import TruthEncoder
 from tests.postgres import connection, database_url, postgres_url
+from tests.quick import params
 from tests.stores.collections import OLD_DIMENSION, PgCollection, old_vector
 from tests.waiting import wait_until
 from vecferry.console import app
@@ -119,8 +120,11 @@ def test_a_switch_works_from_the_login_to_the_way_back(opened: Console, page: Pa
 
 @pytest.mark.parametrize(
     "look",
-    [{"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}, {"reduced_motion": "reduce"}],
-    ids=["dark", "phone", "reduced motion"],
+    [
+        pytest.param({"color_scheme": "dark"}, id="dark"),
+        pytest.param({"viewport": {"width": 390, "height": 844}}, id="phone"),
+        pytest.param({"reduced_motion": "reduce"}, id="reduced motion", marks=pytest.mark.slow),
+    ],
 )
 def test_every_page_is_accessible_however_it_is_looked_at(
     opened: Console, open_page: Callable[..., Page], look: dict[str, object]
@@ -248,7 +252,7 @@ def test_without_the_script_all_works_but_liveness(opened: Console, open_page: C
     story.await_state("paused")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", params(("light", "dark"), slow={"dark"}))
 def test_highlighted_tokens_can_be_read(
     connection: psycopg.Connection,
     database_url: str,

@@ -9,6 +9,7 @@ from playwright.sync_api import Dialog, Page
 
 from tests.browser.conftest import axe, shoot
 from tests.evaluations import make_evaluation, with_attacks_everywhere
+from tests.quick import params
 from vecferry.report import write_report
 
 
@@ -19,7 +20,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", params(("light", "dark"), slow={"dark"}))
 def test_the_report_is_accessible(report: Path, open_page: Callable[..., Page], scheme: str) -> None:
     page = open_page(color_scheme=scheme)
     page.goto(report.as_uri())

@@ -618,6 +618,7 @@ def test_a_run_in_another_process_is_watched_throttled_paused_and_resumed(cli: C
         assert ended(patient)["state"] == "serving_new"
 
 
+@pytest.mark.slow
 def test_a_follower_keeps_both_sides_current_until_others_have_finalized(
     cli: Cli, documents: psycopg.Connection, tiny_artifact: Artifact, wide_artifact: Artifact
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_killed_server_that_comes_back_is_waited_for(own_server: OwnServer, fo
             assert_true(replace(world, connection=fresh).serving(), TWENTY, "new")
 
 
+@pytest.mark.slow
 def test_without_waiting_a_killed_server_ends_the_run_and_the_next_one_completes_it(
     own_server: OwnServer, folder: Path
 ) -> None:

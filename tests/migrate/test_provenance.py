@@ -184,6 +184,7 @@ def llama_index_row(fields: Fields) -> tuple[str, Fields]:
     return node.get_content(metadata_mode=schema.MetadataMode.EMBED), columns
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_size_is_named(minilm: Encoder, rows: list[Fields]) -> None:
     seen = looked_at(minilm, rows, other_model(len(rows)))
     assert seen.verdict is Verdict.UNEXPLAINED
@@ -197,6 +198,7 @@ def test_another_model_of_another_size_is_named(minilm: Encoder, rows: list[Fiel
     assert "384" in seen.message
 
 
+@pytest.mark.slow
 def test_a_collection_of_two_models_is_named(minilm: Encoder, rows: list[Fields]) -> None:
     vectors = made(minilm, rows)
     vectors[::2] = other_model(len(vectors[::2]))

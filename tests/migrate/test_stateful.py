@@ -527,13 +527,13 @@ def in_postgres(connection: psycopg.Connection, url: str) -> tuple[Sided, Callab
 
 
 def test_any_order_of_verbs_and_writes_keeps_rows_right_in_memory(tmp_path: Path) -> None:
-    run(in_memory, tmp_path, examples=20, new=False)
+    run(in_memory, tmp_path, examples=10, new=False)
 
 
 def test_any_order_of_verbs_and_writes_keeps_rows_right_in_postgres(
     connection: psycopg.Connection, database_url: str, tmp_path: Path
 ) -> None:
-    run(lambda: in_postgres(connection, database_url), tmp_path, examples=5, new=False)
+    run(lambda: in_postgres(connection, database_url), tmp_path, examples=3, new=False)
 
 
 @pytest.mark.slow

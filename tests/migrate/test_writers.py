@@ -286,6 +286,7 @@ def waits_for_maintenance(connection: psycopg.Connection) -> bool:
     return connection.execute(query).fetchone() == (["ShareUpdateExclusiveLock"],)
 
 
+@pytest.mark.slow
 def test_every_verb_gets_past_an_autovacuum_and_writers_do_not_wait_for_it(
     table: PgCollection, options: MigrationOptions, postgres_url: str
 ) -> None:
