@@ -32,11 +32,11 @@ from vecferry.model.text_parts import (
     PART_CHARS_PER_TOKEN,
     WITHOUT_PREFIX,
     parts_of,
-    portions,
     split_then,
     splits_at_white_space,
 )
 from vecferry.model.texts import check_text, require_texts
+from vecferry.portions import portions
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 

@@ -17,7 +17,7 @@ from vecferry.encode.batching import MB
 from vecferry.encode.encoder import TEXTS_EACH, Role, Work
 from vecferry.errors import DeadlineExceeded, EmptyInput, InvalidText, RequestTooLarge, TextTooLong
 from vecferry.model.artifact import VectorSpace
-from vecferry.model.text_parts import portions
+from vecferry.portions import portions
 from vecferry.server.lanes import Job, Lane, LaneName
 from vecferry.server.metrics import Metrics
 from vecferry.server.models import Served, ServedModels, Watch

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from vecferry.portions import portions
 from vecferry.stores.backend import Point
 
 T = TypeVar("T")
@@ -21,17 +22,9 @@ class RequestBatches:
 
     def split(self, points: Sequence[Point], bytes_per_number: int) -> Iterator[list[Point]]:
         """Yield the points in their order, by batches. bytes_per_number: of a vector, as the request spells it."""
-        batch: list[Point] = []
-        filled = 0
-        for point in points:
-            size = _size(point, bytes_per_number)
-            if batch and (len(batch) == self.num_points or filled + size > self.num_bytes):
-                yield batch
-                batch, filled = [], 0
-            batch.append(point)
-            filled += size
-        if batch:
-            yield batch
+        sizes = (_size(point, bytes_per_number) for point in points)
+        for part in portions(sizes, self.num_bytes, self.num_points):
+            yield list(points[part])
 
 
 def slices(values: Sequence[T], num: int) -> Iterator[Sequence[T]]:
