@@ -99,7 +99,7 @@ def test_what_is_left_out_has_its_default_beside_the_file(tmp_path: Path, monkey
     config = read_config(Path("in/migration.toml"))
     monkeypatch.chdir("/")
     assert (config.store.url, config.models.old, config.models.outputs) == (None, None, DENSE)
-    assert (config.store.text, config.store.vector, config.store.key) == ("text", "embedding", "id")
+    assert (config.store.text, config.store.vector, config.store.key) == ("text", "embedding", None)
     assert config.store.control == tmp_path / "in/.vecferry/control.db"
     assert config.limits.staging == tmp_path / "in/.vecferry/staging"
     assert config.models.new == tmp_path / "in/new"
@@ -313,7 +313,7 @@ def test_a_store_of_points_is_opened_with_its_fields_and_makes_nothing(tmp_path:
 
 def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> None:
     connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, v vector(8))")
-    store = open_store(database_url, "docs", text="body", vector="v", key="-", control=tmp_path / "control.db")
+    store = open_store(database_url, "docs", text="body", vector="v", key=None, control=tmp_path / "control.db")
     try:
         assert store.target.startswith("public.docs")
         assert store.traits.text_source == "body"

@@ -84,10 +84,12 @@ class StoreConfig(Checked):
         Help("column or field with the vectors"),
     ] = "embedding"
     key: Annotated[
-        Name,
+        Name | None,
         Field(description="the name of the field with the keys"),
-        Help("field with the keys; PostgreSQL knows its primary key"),
-    ] = "id"
+        Help(
+            "field with the keys, by default id; in PostgreSQL a unique key instead of the one that it finds by itself"
+        ),
+    ] = None
     control: Annotated[
         FolderPath, Field(description="a file"), Help("control database; PostgreSQL keeps the ledger itself")
     ] = Path(".vecferry/control.db")

@@ -15,6 +15,8 @@ from vecferry.stores.text_source import TextSource, framework_source, text_sourc
 from vecferry.stores.values import Layout
 
 POSTGRES = ("postgresql", "postgres")
+KEY_FIELD = "id"
+"""Of points in other stores, where nothing is said."""
 MadeFunction = Callable[[], Any]
 """Makes a function of Chroma, once a collection is created."""
 
@@ -25,7 +27,7 @@ def open_store(
     *,
     text: str,
     vector: str,
-    key: str,
+    key: str | None,
     control: Path,
     source: str | None = None,
     embed_missing: bool = False,
@@ -35,7 +37,8 @@ def open_store(
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
-    text, vector, key: columns or fields; PostgreSQL knows its key. text may be a template, or what a framework embeds
+    text, vector, key: columns or fields. key: `id` if not said; in PostgreSQL a unique key (`pgvector/keys.py`)
+    in the place of the one that is found without a name. text may be a template, or what a framework embeds
     (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger, for all but
     PostgreSQL, which keeps it itself. source: a view or query of PostgreSQL that has the key, and `text` as a column.
     embed_missing: as in `StoreTraits`. layout: where a migration that is yet to begin keeps the other vectors; only
@@ -47,14 +50,16 @@ def open_store(
     if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
-        return PgVectorStore.connect(url, collection, text, vector, source, embed_missing=embed_missing, layout=layout)
+        return PgVectorStore.connect(
+            url, collection, text, vector, source, embed_missing=embed_missing, layout=layout, key=key
+        )
     if source is not None:
         raise SettingsError("[store] source", source, "none; only PostgreSQL takes a view or query")
     if layout is not Layout.COLUMNS:
         raise SettingsError("[store] layout", layout.value, "none; only PostgreSQL has a choice")
     framework = framework_source(text, _kind(url))
     told = framework or text_source(text)
-    backend = open_backend(url, Fields(key, told.field, vector), access, embedding_function)
+    backend = open_backend(url, Fields(key or KEY_FIELD, told.field, vector), access, embedding_function)
     if framework is not None:
         _require_text(backend, collection, text)
     return _mirrored(backend, collection, control, told, embed_missing=embed_missing)

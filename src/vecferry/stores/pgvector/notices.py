@@ -23,9 +23,17 @@ RIGHTS_TO_DUMP = ("USAGE ON", "SELECT ON ALL TABLES IN", "SELECT ON ALL SEQUENCE
 
 
 def notices(database: Database, table: Table, dimension: int | None) -> tuple[str, ...]:
-    """Return sentences about functions that cast to this dimension, rights, and backups."""
+    """Return sentences about the key, functions that cast to this dimension, rights, and backups."""
     functions = _about_functions(database, table, dimension)
-    return (*functions, *_about_rights(database, table), *_about_backups(database, table))
+    return (*_about_key(table), *functions, *_about_rights(database, table), *_about_backups(database, table))
+
+
+def _about_key(table: Table) -> list[str]:
+    """Say which index rows are found by: the migration would need another one if it went."""
+    if table.key_index is None:
+        return []
+    columns = ", ".join(column.name for column in table.key)
+    return [f"rows are found by the unique index {table.key_index} ({columns}): leave it in place until the end"]
 
 
 def _about_functions(database: Database, table: Table, dimension: int | None) -> list[str]:

@@ -75,18 +75,20 @@ class PgVectorStore(Store):
         *,
         embed_missing: bool = False,
         layout: Layout = Layout.COLUMNS,
+        key: str | None = None,
     ) -> Self:
         r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
 
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
         template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
         source: a view or query with the table's key, which has `text` as a column. embed_missing: as in `StoreTraits`.
-        layout: of a migration that is yet to begin; one that has begun goes on in its own.
+        layout: of a migration that is yet to begin; one that has begun goes on in its own. key: the columns of a unique
+        key, or its index; by default the primary key, else the one that `keys.chosen` says.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
-            found = find_table(database, table, text, vector_column, source)
+            found = find_table(database, table, text, vector_column, source, key_name=key)
             return cls(database, found, embed_missing=embed_missing, layout=layout)
         except BaseException:
             database.close()

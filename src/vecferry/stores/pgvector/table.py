@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vecferry.errors import SettingsError, StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.keys import Column, find_key
 from vecferry.stores.pgvector.sql_source import OtherTable, joined_source, other_tables, sql_source
 from vecferry.stores.text_source import (
     LLAMA_INDEX,
@@ -31,22 +32,14 @@ SCHEMA = "vecferry"
 
 
 @dataclass(frozen=True)
-class Column:
-    """type: as PostgreSQL writes it, quoted where needed. operators: the schema of those that sort its index."""
-
-    name: str
-    type: str
-    operators: str = "pg_catalog"
-
-
-@dataclass(frozen=True)
 class Table:
     """A table that can be migrated, as its catalogue entry says.
 
     source: what a row's text is; text_types: of the columns that it is made of. kind: the vector column's type,
     "vector" or "halfvec". extension: pgvector's schema. types: the number that each of pgvector's types has in this
     database. others: the tables that a text is made of beside this one. read: the columns of the key and the text, by
-    their numbers, which they keep whatever they are called.
+    their numbers, which they keep whatever they are called. key_index: the unique index that stands for a primary key;
+    None where there is one and it is the key.
     """
 
     oid: int
@@ -61,6 +54,7 @@ class Table:
     types: Mapping[str, int]
     others: tuple[OtherTable, ...]
     read: Mapping[int, str]
+    key_index: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -91,10 +85,19 @@ class Table:
         return f"sides_{self.digest}"
 
 
-def find_table(database: Database, table: str, text: str, vector_column: str, joined: str | None = None) -> Table:
+def find_table(
+    database: Database,
+    table: str,
+    text: str,
+    vector_column: str,
+    joined: str | None = None,
+    *,
+    key_name: str | None = None,
+) -> Table:
     """Find a table. text: a column, a source of that name (`text_source.py`), or an expression of SQL.
 
-    joined: a view or query that has the table's key, and `text` as a column.
+    joined: a view or query that has the table's key, and `text` as a column. key_name: of the key (`keys.py`), where
+    it is not the one that is chosen without a name.
     Raises StoreSchemaError for what is not there, and for a table that cannot be migrated.
     """
     schema, name = split_name(table)
@@ -116,18 +119,22 @@ def find_table(database: Database, table: str, text: str, vector_column: str, jo
         raise StoreSchemaError(f"{table} is not an ordinary table", expected)
     if rule is not None:
         raise StoreSchemaError(f"{table} has the rule {rule}", "Make it a trigger: rules rewrite a migration's writes.")
-    key = _key_columns(database, oid, table)
+    unique = find_key(database, oid, table, key_name)
+    key = unique.columns
     if joined is None:
         source, text_types = _source(database, oid, name, text)
     else:
-        source, text_types = joined_source(database, oid, name, [column.name for column in key], joined, text)
+        source, text_types = joined_source(database, oid, name, unique.names, joined, text)
     own_reads = 1 if joined is None else 2
     others = other_tables(database, oid, source, own_reads) if isinstance(source, SqlText) else ()
     types = "pgvector's types vector or halfvec"
     kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
     extension, numbers = _extension(database)
-    read = _numbers(database, oid, [*(column.name for column in key), *text_types])
-    return Table(oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others, read)
+    read = _numbers(database, oid, [*unique.names, *text_types])
+    index = None if unique.is_primary else unique.index
+    return Table(
+        oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others, read, index
+    )
 
 
 def _numbers(database: Database, oid: int, names: Sequence[str]) -> dict[int, str]:
@@ -203,23 +210,6 @@ def _require_column(database: Database, oid: int, table: str, column: str, expec
     if peculiarity and "vector" in condition:
         raise StoreSchemaError(f"the column {column} of {table} is {peculiarity}", "Expected an ordinary column.")
     return str(name)
-
-
-def _key_columns(database: Database, oid: int, table: str) -> tuple[Column, ...]:
-    rows = database.rows(
-        "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), n.nspname::text"
-        " FROM pg_index x CROSS JOIN unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)"
-        " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum"
-        " JOIN pg_opclass c ON c.oid = (x.indclass::oid[])[k.place - 1]"
-        " JOIN pg_amop o ON o.amopfamily = c.opcfamily AND o.amopstrategy = 3"
-        " AND o.amoplefttype = c.opcintype AND o.amoprighttype = c.opcintype"
-        " JOIN pg_operator p ON p.oid = o.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace"
-        " WHERE x.indrelid = %s::oid AND x.indisprimary AND k.place <= x.indnkeyatts ORDER BY k.place",
-        [oid],
-    )
-    if not rows:
-        raise StoreSchemaError(f"{table} has no primary key", "Add one, so that a row can be found again.")
-    return tuple(Column(*row) for row in rows)
 
 
 _NAME_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from psycopg import sql
 
 from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
-from vecferry.stores.pgvector.table import SCHEMA, Column, Table
+from vecferry.stores.pgvector.keys import Column
+from vecferry.stores.pgvector.table import SCHEMA, Table
 from vecferry.stores.pgvector.text_sql import TextSql
 from vecferry.stores.values import Key, KeyRange
 
