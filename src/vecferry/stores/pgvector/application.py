@@ -35,6 +35,9 @@ class PgApplicationWriter:
 
         payload: values as psycopg takes them; anything for a JSON column.
 
+        A key that is GENERATED ALWAYS AS IDENTITY is taken as it is given. Raises StoreSchemaError for other columns
+        that the database fills.
+
         Rows are taken by ascending key, so that two who put the same ones wait for each other and nothing worse.
         """
         dimensions = {len(record.vectors.dense) for record in records if record.vectors is not None}
@@ -43,6 +46,7 @@ class PgApplicationWriter:
             side = self._side_resolver.written(fingerprint, dimensions).side
             columns = self._catalogue.columns()
             in_order = sorted(records, key=lambda record: record.key)
+            self._refuse_filled({name for record in records for name in record.payload}, columns)
             for names, group in groupby(in_order, key=lambda record: tuple(record.payload)):
                 self._refuse_unknown(names, columns)
                 rows = [self._assignments(record, side, columns) for record in group]
@@ -55,6 +59,17 @@ class PgApplicationWriter:
             if name not in columns.by_name or name in reserved:
                 what = f"{self._table.full_name} has no column {name} for the payload of a record"
                 raise StoreSchemaError(what, "Names are spelled as in the database; key, text and vectors stand apart.")
+
+    def _refuse_filled(self, payload: set[str], columns: Columns) -> None:
+        """Raise StoreSchemaError for what PostgreSQL takes no value for."""
+        named, own = payload & columns.by_name.keys(), [self._table.text, *(column.name for column in self._table.key)]
+        for name in sorted(name for name in named if columns.by_name[name].is_filled):
+            what = f"the column {name} of {self._table.full_name} is filled by the database"
+            raise StoreSchemaError(what, "It is no part of a payload: leave it out.")
+        for name in own:
+            if name in columns.by_name and columns.by_name[name].is_computed:
+                what = f"the column {name} of {self._table.full_name} is filled by the database"
+                raise StoreSchemaError(what, "Write these rows by SQL of your own; what is written is captured.")
 
     def _assignments(self, record: Record, side: Side, columns: Columns) -> Assignments:
         table = self._table
@@ -86,7 +101,9 @@ class PgApplicationWriter:
 
     def _upsert(self, placeholders: Mapping[str, Fragment]) -> sql.Composed:
         keys = {column.name for column in self._table.key}
-        return sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}").format(
+        return sql.SQL(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}"
+        ).format(
             self._sql.name,
             sql.SQL(", ").join(map(identifier, placeholders)),
             sql.SQL(", ").join(placeholders.values()),

@@ -33,7 +33,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::
 
 COLUMNS = """
 SELECT a.attname::text, t.typname::text, nullif(a.atttypmod, -1), a.attnotnull, col_description(a.attrelid, a.attnum),
-    nullif(a.attrelid, %(table)s::oid)::bigint
+    a.attgenerated <> '' OR a.attidentity = 'a', a.attgenerated <> '', nullif(a.attrelid, %(table)s::oid)::bigint
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid IN (
     SELECT %(table)s::oid UNION ALL SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -45,12 +45,17 @@ AND (a.attrelid = %(table)s::oid OR a.attname <> ALL (%(in_both)s)) AND a.attnum
 
 @dataclass(frozen=True)
 class ColumnInfo:
-    """kind: the name of its type. dimension: of a vector that has one. space: as its comment says."""
+    """kind: the name of its type. dimension: of a vector that has one. space: as its comment says.
+
+    is_filled: whether the database alone gives it values: it is computed, or GENERATED ALWAYS AS IDENTITY.
+    """
 
     kind: str
     dimension: int | None
     is_required: bool
     space: str | None
+    is_filled: bool
+    is_computed: bool
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,8 @@ class Catalogue:
             },
         )
         by_name = {
-            name: ColumnInfo(kind, dimension, is_required, _space_in(comment))
-            for name, kind, dimension, is_required, comment, _ in rows
+            name: ColumnInfo(kind, dimension, is_required, _space_in(comment), is_filled, is_computed)
+            for name, kind, dimension, is_required, comment, is_filled, is_computed, _ in rows
         }
         beside = {name: oid for name, *_, oid in rows if oid is not None}
         if self._table.vector not in by_name:
