@@ -45,6 +45,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "text": "description",
             "source": "product_texts",
             "layout": Layout.COLUMNS,
+            "new_vector": "fast-bge-m3",
             "vector": "embedding",
             "key": "id",
             "control": tmp_path / ".vecferry/control.db",
@@ -340,6 +341,12 @@ def test_what_only_postgresql_takes_is_refused_elsewhere(tmp_path: Path) -> None
     for each in options:
         with pytest.raises(SettingsError, match="only PostgreSQL"):
             open_store(f"lancedb://{tmp_path}", "docs", text="t", vector="v", key="id", control=tmp_path / "c", **each)
+
+
+def test_what_only_qdrant_takes_is_refused_elsewhere(tmp_path: Path) -> None:
+    for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}"):
+        with pytest.raises(SettingsError, match="only in Qdrant"):
+            open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "c", new_vector="fast-bge-m3")
 
 
 @pytest.mark.parametrize("url", ["mysql://app:s3cret@host/db", "s3cret", "", "memory:", "chromadb:s3cret"])

@@ -1059,7 +1059,7 @@ def test_after_finalize_the_next_migration_may_begin(collection: Collection) -> 
     assert_serving(collection, encoder)
 
 
-@pytest.mark.parametrize("name", params(backends.NAMES, slow=backends.FILES))
+@pytest.mark.parametrize("name", params(backends.NAMES, slow=backends.RUN_APART))
 def test_after_finalize_the_old_name_answers_with_the_new_vectors(name: str, tmp_path: Path) -> None:
     """Asked by the store's own client, which knows nothing of a migration; and again after a second one."""
 
@@ -1098,7 +1098,7 @@ def test_after_finalize_the_old_name_answers_with_the_new_vectors(name: str, tmp
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-@pytest.mark.parametrize("name", params(backends.NAMES, slow=backends.FILES))
+@pytest.mark.parametrize("name", params(backends.NAMES, slow=backends.RUN_APART))
 def test_between_the_steps_of_a_finalize_the_collection_is_read_and_written_and_a_repeat_ends_them(
     name: str, num_steps: int, tmp_path: Path
 ) -> None:
@@ -1121,7 +1121,7 @@ def test_between_the_steps_of_a_finalize_the_collection_is_read_and_written_and_
 
 
 @pytest.mark.parametrize("num_points", [0, 1])
-@pytest.mark.parametrize("name", params(backends.NAMES, slow=backends.FILES))
+@pytest.mark.parametrize("name", params(backends.NAMES, slow=backends.RUN_APART))
 def test_a_collection_that_a_client_makes_while_the_old_name_finds_nothing_is_no_hindrance_unless_it_has_points(
     name: str, num_points: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

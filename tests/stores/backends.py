@@ -37,20 +37,23 @@ MODULES = {
     "sqlite-vec": ("tests.stores.backends_sqlite_vec", "opened", "nearest"),
     "faiss": ("tests.stores.backends_faiss", "opened", "nearest"),
     "sqlite-vec-rows": ("tests.stores.backends_sqlite_vec", "opened_beside_rows", "nearest_beside_rows"),
+    "qdrant-hybrid": ("tests.stores.backends_qdrant", "opened_hybrid", "nearest_hybrid"),
 }
 NAMES = tuple(MODULES)
 
 WITHOUT_NULL = {"milvus"}
 """Where every point has a text."""
-NUMBERS_ONLY = {"qdrant"}
+NUMBERS_ONLY = {"qdrant", "qdrant-hybrid"}
 """Where an id is a whole number or a UUID."""
-NORMALIZING = {"chroma", "chroma-server", "qdrant"}
+NORMALIZING = {"chroma", "chroma-server", "qdrant", "qdrant-hybrid"}
 """Where vectors are brought to length 1 again, so that their last bits may change."""
 LONGEST_TEXT = {"milvus": 60_000}
 """Bytes, where the collection sets a limit."""
-ONE_PROCESS = {"chroma", "qdrant", "milvus"}
+ONE_PROCESS = {"chroma", "qdrant", "qdrant-hybrid", "milvus"}
 """Where one process at a time has the folder."""
-FILES = {"faiss", "sqlite-vec", "sqlite-vec-rows"}
+SHAPES = {"sqlite-vec-rows", "qdrant-hybrid"}
+"""Collections of another shape in a store that is there already: all tests run on these with `make test-slow`."""
+RUN_APART = {"faiss", "sqlite-vec", *SHAPES}
 """What is above the backends runs on these with `make test-slow`."""
 
 

@@ -5,13 +5,13 @@ import pytest
 
 from tests.postgres import connection, database_url, postgres_url
 from tests.quick import params
-from tests.stores.backends import FILES
+from tests.stores.backends import RUN_APART
 from tests.stores.collections import LAYOUTS, NAMES, Collection, PgCollection, mirror_collection
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
 
-SLOW = {"chroma", *FILES}
+SLOW = {"chroma", *RUN_APART}
 """The first is the same code as its server's."""
 
 

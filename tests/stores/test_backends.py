@@ -15,6 +15,7 @@ from tests.stores.backends import (
     NAMES,
     NORMALIZING,
     NUMBERS_ONLY,
+    SHAPES,
     WITHOUT_NULL,
     opened,
     unit,
@@ -40,7 +41,7 @@ HARD_TEXTS = (
 )
 
 
-@pytest.fixture(params=params(NAMES, slow={"sqlite-vec-rows"}))
+@pytest.fixture(params=params(NAMES, slow=SHAPES))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -177,7 +178,7 @@ def test_nothing_can_be_asked_for_put_and_deleted(backend: Backend) -> None:
     assert backend.count(COLLECTION) == 0
 
 
-@pytest.mark.parametrize("name", params(NAMES, slow={"qdrant", "sqlite-vec-rows"}), indirect=True)
+@pytest.mark.parametrize("name", params(NAMES, slow={"qdrant", *SHAPES}), indirect=True)
 def test_two_thousand_points_go_in_and_out_at_once(backend: Backend, name: str) -> None:
     put = {str(number): point(number, f"text {number}", year=number) for number in range(2000)}
     backend.put(COLLECTION, list(put.values()))

@@ -3,10 +3,12 @@
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from vecferry.stores.qdrant import QdrantBackend
 from vecferry.stores.qdrant.layout import create, missing_indexes
 
 UUID = "6f9619ff-8b86-d011-b42d-00cf4fc964ff"
+NEW, NEWER = "docs_vecferry_2", "docs_vecferry_3"
 WIDE = 16
 SPARSE = SparseVector(np.array([3, 250_001], np.int32), np.array([0.5, 0.25], np.float32))
 
@@ -130,7 +133,6 @@ def test_vectors_come_back_at_unit_length_with_the_cosine_metric(backend: Qdrant
     [
         (models.VectorParams(size=8, distance=models.Distance.MANHATTAN), "Manhattan"),
         (models.VectorParams(size=8, distance=models.Distance.COSINE, datatype=models.Datatype.UINT8), "uint8"),
-        ({"": COSINE, "image": COSINE}, "image"),
         ({"text": COSINE}, "no dense vector ''"),
         (
             models.VectorParams(
@@ -147,15 +149,141 @@ def test_a_collection_that_cannot_be_copied_is_refused_by_name(
 ) -> None:
     with over(tmp_path, vectors) as backend:
         with pytest.raises(StoreSchemaError, match=reason):
-            backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
-        assert not backend.exists("new")
+            backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+        assert not backend.exists(NEW)
 
 
-def test_a_point_is_not_written_over_vectors_that_it_would_lose(tmp_path: Path) -> None:
-    with over(tmp_path, {"text": COSINE, "image": COSINE}, "text") as backend:
-        with pytest.raises(StoreSchemaError, match="image"):
-            backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)))])
-        assert backend.count(COLLECTION) == 0
+# --- further vectors, and the name of the dense one -----------------------------------------------
+
+WORDS = models.SparseVectorParams(modifier=models.Modifier.IDF)
+TOKENS = models.VectorParams(
+    size=4,
+    distance=models.Distance.COSINE,
+    multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+)
+IMAGE = models.VectorParams(size=3, distance=models.Distance.DOT)
+
+
+@contextmanager
+def hybrid(folder: Path, name: str = "dense", new_name: str | None = None) -> Iterator[QdrantBackend]:
+    """Yield a backend on a collection with a dense vector, three further ones, and a point without two of them."""
+    vectors = {name: COSINE, "image": IMAGE, "tokens": TOKENS}
+    first = {
+        name: unit(1).tolist(),
+        "image": [0.0, 2.5, 0.1],
+        "sparse": models.SparseVector(indices=[70_000, 3], values=[0.5, 0.25]),
+        "tokens": [unit(n, 4).tolist() for n in range(3)],
+    }
+    second = {name: unit(2).tolist(), "image": [1.0, 0.0, 0.0]}
+    with closing(QdrantClient(path=str(folder))) as application:
+        application.create_collection(COLLECTION, vectors, {"sparse": WORDS}, metadata={"owner": "shop"})
+        points = [models.PointStruct(id=n, vector=v, payload={"text": "t"}) for n, v in ((1, first), (2, second))]
+        application.upsert(COLLECTION, points)
+    with closing(QdrantBackend.open(f"qdrant://{folder}", Fields(vector=name, new_vector=new_name))) as backend:
+        yield backend
+
+
+def stored_vectors(backend: QdrantBackend, collection: str, id_: int) -> dict[str, Any]:
+    with backend._connection.client() as client:
+        (record,) = client.retrieve(collection, [id_], with_vectors=True)
+    assert isinstance(record.vector, dict)
+    return dict(record.vector)
+
+
+def copied(backend: QdrantBackend, old: str, new: str) -> None:
+    """Write each point to the new collection with a vector of its own there."""
+    points = backend.get(old, list(backend.ids(old)))
+    backend.put(new, [replace(point, vectors=TextVectors(unit(int(point.id), WIDE))) for point in points])
+
+
+def payloads(backend: QdrantBackend, collection: str) -> dict[str, Mapping[str, Any]]:
+    """Return what is compared to find writes that no journal has seen."""
+    return {point.id: point.payload for point in backend.get(collection, list(backend.ids(collection)))}
+
+
+def test_further_vectors_of_every_kind_are_carried_along(tmp_path: Path) -> None:
+    with hybrid(tmp_path) as backend:
+        backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+        copied(backend, COLLECTION, NEW)
+        assert payloads(backend, NEW) == payloads(backend, COLLECTION)
+        assert backend._info(NEW).config.params.sparse_vectors == {"sparse": WORDS}
+        assert (backend._info(NEW).config.metadata or {})["owner"] == "shop"
+        for id_, names in ((1, {"dense", "image", "sparse", "tokens"}), (2, {"dense", "image"})):
+            old, new = (stored_vectors(backend, collection, id_) for collection in (COLLECTION, NEW))
+            assert old.keys() == new.keys() == names
+            assert old.get("sparse") == new.get("sparse")
+            for name in names & {"image", "tokens"}:
+                np.testing.assert_allclose(new[name], old[name], rtol=1e-6)  # float32
+        (point,) = backend.get(NEW, ["1"], vectors=True)
+        assert point.vectors is not None
+        assert (point.vectors.outputs, point.vectors.dense.shape) == (DENSE, (WIDE,))
+        with backend._connection.client() as client:
+            words = models.SparseVector(indices=[3], values=[1.0])
+            assert client.query_points(NEW, words, using="sparse", limit=1).points[0].id == 1
+
+
+def test_a_further_vector_that_was_changed_is_seen_and_one_that_was_only_rounded_is_not(tmp_path: Path) -> None:
+    with hybrid(tmp_path) as backend:
+        backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+        copied(backend, COLLECTION, NEW)
+        for _ in range(3):  # each write makes the length of the tokens 1 again
+            copied(backend, NEW, NEW)
+        assert payloads(backend, NEW) == payloads(backend, COLLECTION)
+        with backend._connection.client() as client:
+            changed = models.PointVectors(id=1, vector={"image": [0.0, 2.5, 0.2]})
+            client.update_vectors(COLLECTION, [changed])
+        assert payloads(backend, NEW) != payloads(backend, COLLECTION)
+
+
+@pytest.mark.parametrize(("name", "new_name"), [("fast-all-minilm-l6-v2", "fast-bge-m3"), ("", "dense"), ("dense", "")])
+def test_the_vector_has_another_name_in_the_new_collection(tmp_path: Path, name: str, new_name: str) -> None:
+    with hybrid(tmp_path, name, new_name) as backend:
+        backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+        copied(backend, COLLECTION, NEW)
+        assert stored_vectors(backend, NEW, 1).keys() == {new_name, "image", "sparse", "tokens"}
+        assert backend.search(NEW, unit(1, WIDE), 1)[0].id == "1"
+        assert (backend.dimension(COLLECTION), backend.dimension(NEW)) == (DIMENSION, WIDE)
+        (point,) = backend.get(NEW, ["2"], vectors=True)
+        np.testing.assert_allclose(vector_of(point), unit(2, WIDE), atol=1e-6)
+        assert backend.count_without_vector(NEW) == backend.count_without_vector(COLLECTION) == 0
+        assert backend.without_vector(NEW, ["1", "2"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("new_name", "outputs", "reason"),
+    [("image", DENSE, "image"), (None, DENSE | Outputs.SPARSE, "sparse"), ("colbert", Outputs.ALL, "colbert|sparse")],
+)
+def test_a_name_that_the_application_has_given_is_not_taken(
+    tmp_path: Path, new_name: str | None, outputs: Outputs, reason: str
+) -> None:
+    with hybrid(tmp_path, new_name=new_name) as backend:
+        with pytest.raises(StoreSchemaError, match=reason):
+            backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=outputs)
+        assert not backend.exists(NEW)
+
+
+def test_vectors_that_are_carried_go_on_to_the_next_collection_and_heads_do_not(tmp_path: Path) -> None:
+    with hybrid(tmp_path) as backend:
+        backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE | Outputs.COLBERT)
+        copied(backend, COLLECTION, NEW)
+        backend.create(NEWER, like=NEW, dimension=WIDE, outputs=DENSE)
+        copied(backend, NEW, NEWER)
+        assert stored_vectors(backend, NEWER, 1).keys() == {"dense", "image", "sparse", "tokens"}
+        assert payloads(backend, NEWER) == payloads(backend, COLLECTION)
+
+
+def test_a_further_vector_that_there_is_no_place_for_is_named(tmp_path: Path) -> None:
+    with hybrid(tmp_path) as backend, pytest.raises(StoreSchemaError, match="'sound'"):
+        backend.put(COLLECTION, [Point("3", "t", TextVectors(unit(3)), {"$vectors": {"sound": [1.0]}})])
+
+
+def test_a_server_that_keeps_no_metadata_is_not_given_vectors_that_could_be_taken_for_heads(tmp_path: Path) -> None:
+    with hybrid(tmp_path) as backend:
+        info, layout = backend._info(COLLECTION), backend._layout(COLLECTION)
+        client = ClientDouble(info)
+        with pytest.raises(StoreFailed, match="sparse could be told"):
+            create(client, NEW, info, layout, WIDE, DENSE, "dense")  # type: ignore[arg-type]
+        assert client.dropped == [NEW]
 
 
 # --- heads ----------------------------------------------------------------------------------------
@@ -165,15 +293,15 @@ def test_a_point_is_not_written_over_vectors_that_it_would_lose(tmp_path: Path) 
 @pytest.mark.parametrize("outputs", [Outputs(DENSE.value | heads) for heads in (0, 2, 4, 6)])
 def test_heads_are_kept_beside_a_named_and_an_unnamed_vector(tmp_path: Path, name: str, outputs: Outputs) -> None:
     with over(tmp_path, COSINE if name == "" else {name: COSINE}, name) as backend:
-        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=outputs)
+        backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=outputs)
         sparse = SPARSE if Outputs.SPARSE in outputs else None
         colbert = tokens(5) if Outputs.COLBERT in outputs else None
         backend.put(
-            "new", [Point(i, "text", TextVectors(unit(1, WIDE), sparse, colbert), {"year": 1}) for i in ("1", "2")]
+            NEW, [Point(i, "text", TextVectors(unit(1, WIDE), sparse, colbert), {"year": 1}) for i in ("1", "2")]
         )
-        backend.put("new", [Point("1", "changed", TextVectors(unit(2, WIDE), sparse, colbert), {"year": 2})])
-        (point,) = backend.get("new", ["1"], vectors=True)
-        hits = backend.search("new", unit(2, WIDE), 1)
+        backend.put(NEW, [Point("1", "changed", TextVectors(unit(2, WIDE), sparse, colbert), {"year": 2})])
+        (point,) = backend.get(NEW, ["1"], vectors=True)
+        hits = backend.search(NEW, unit(2, WIDE), 1)
     assert hits[0].id == "1"
     assert (point.text, point.payload) == ("changed", {"year": 2})
     assert point.vectors is not None
@@ -186,29 +314,39 @@ def test_heads_are_kept_beside_a_named_and_an_unnamed_vector(tmp_path: Path, nam
 
 
 def test_a_text_without_tokens_has_no_sparse_and_no_colbert_vector(backend: QdrantBackend) -> None:
-    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
     empty = SparseVector(np.zeros(0, np.int32), np.zeros(0, np.float32))
-    backend.put("new", [Point("1", "", TextVectors(unit(1, WIDE), empty, np.zeros((0, WIDE), np.float32)))])
-    (point,) = backend.get("new", ["1"], vectors=True)
+    backend.put(NEW, [Point("1", "", TextVectors(unit(1, WIDE), empty, np.zeros((0, WIDE), np.float32)))])
+    (point,) = backend.get(NEW, ["1"], vectors=True)
     assert point.vectors is not None
     assert (point.text, point.vectors.outputs) == ("", DENSE)
 
 
 def test_a_collection_with_heads_can_itself_be_copied(backend: QdrantBackend) -> None:
-    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
-    backend.create("newer", like="new", dimension=24, outputs=DENSE)
-    backend.put("newer", [Point("1", "text", TextVectors(unit(1, 24)))])
-    assert backend.dimension("newer") == 24
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
+    backend.create(NEWER, like=NEW, dimension=24, outputs=DENSE)
+    backend.put(NEWER, [Point("1", "text", TextVectors(unit(1, 24)))])
+    assert backend.dimension(NEWER) == 24
 
 
 def test_a_head_that_a_collection_lacks_is_refused_and_nothing_written(backend: QdrantBackend) -> None:
-    with pytest.raises(StoreFailed, match="sparse"):
+    with pytest.raises(StoreSchemaError, match="sparse"):
         backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1), SPARSE))])
     assert backend.count(COLLECTION) == 0
 
 
 class ClientDouble:
-    """Take the place of a client, and keep what a server would be sent."""
+    """Take the place of a client, and keep what a server would be sent. info: what it says of each collection."""
+
+    def __init__(self, info: models.CollectionInfo) -> None:
+        self._info = info
+        self.dropped: list[str] = []
+
+    def get_collection(self, collection: str) -> models.CollectionInfo:
+        return self._info
+
+    def delete_collection(self, collection: str) -> None:
+        self.dropped.append(collection)
 
     def create_collection(self, collection: str, vectors: object, sparse: object, **settings: object) -> None:
         self.vectors, self.settings = vectors, settings
@@ -224,8 +362,8 @@ def test_settings_of_a_server_s_collection_are_sent_again(tmp_path: Path) -> Non
         scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
     )
     info.config.strict_mode_config = models.StrictModeConfigOutput(enabled=True, max_query_limit=7)
-    client = ClientDouble()
-    create(client, "new", info, layout, WIDE, DENSE)  # type: ignore[arg-type]
+    client = ClientDouble(info)
+    create(client, NEW, info, layout, WIDE, DENSE, "")  # type: ignore[arg-type]
     assert client.vectors == models.VectorParams(size=WIDE, distance=models.Distance.COSINE)
     assert client.settings["replication_factor"] == 2
     assert client.settings["hnsw_config"] == models.HnswConfigDiff(
@@ -269,10 +407,10 @@ def test_an_index_is_missing_while_the_server_makes_the_first_one(
 
 
 def test_an_alias_moves_and_is_read_through(backend: QdrantBackend) -> None:
-    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
-    backend.put("new", [Point("1", "text", TextVectors(unit(1, WIDE)))])
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    backend.put(NEW, [Point("1", "text", TextVectors(unit(1, WIDE)))])
     assert (backend.is_alias("live"), backend.resolve("live"), backend.exists("live")) == (False, "live", False)
-    for target in (COLLECTION, COLLECTION, "new", "new"):
+    for target in (COLLECTION, COLLECTION, NEW, NEW):
         backend.point_alias("live", target)
         assert (backend.is_alias("live"), backend.resolve("live"), backend.exists("live")) == (True, target, True)
     assert backend.dimension("live") == WIDE
@@ -281,7 +419,7 @@ def test_an_alias_moves_and_is_read_through(backend: QdrantBackend) -> None:
 
 
 def test_an_alias_is_never_away_while_it_moves(backend: QdrantBackend) -> None:
-    backend.create("new", like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
     backend.point_alias("live", COLLECTION)
     targets: set[str] = set()
     done = threading.Event()
@@ -294,11 +432,11 @@ def test_an_alias_is_never_away_while_it_moves(backend: QdrantBackend) -> None:
     thread = threading.Thread(target=look)
     thread.start()
     for _ in range(20):
-        backend.point_alias("live", "new")
+        backend.point_alias("live", NEW)
         backend.point_alias("live", COLLECTION)
     done.set()
     thread.join()
-    assert targets <= {COLLECTION, "new"}
+    assert targets <= {COLLECTION, NEW}
 
 
 def test_an_alias_to_nothing_is_refused_and_the_old_one_stays(backend: QdrantBackend) -> None:
@@ -313,9 +451,9 @@ def test_an_alias_to_nothing_is_refused_and_the_old_one_stays(backend: QdrantBac
 
 def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
     with over(tmp_path, COSINE) as backend:
-        backend.create("new", like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
-        backend.put("new", [Point("1", "a\0b", TextVectors(unit(1, WIDE), SPARSE, tokens(3)), {"n": None})])
-        backend.point_alias("live", "new")
+        backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=Outputs.ALL)
+        backend.put(NEW, [Point("1", "a\0b", TextVectors(unit(1, WIDE), SPARSE, tokens(3)), {"n": None})])
+        backend.point_alias("live", NEW)
     with closing(QdrantBackend.open(f"qdrant://{tmp_path}", FIELDS)) as again:
         (point,) = again.get(again.resolve("live"), ["1"], vectors=True)
     assert (point.text, point.payload) == ("a\0b", {"n": None})
@@ -468,7 +606,8 @@ def test_a_server_that_asks_for_patience_is_unreachable_for_now() -> None:
 @pytest.mark.parametrize("outputs", [DENSE, Outputs.ALL])
 def test_a_live_server_keeps_all_that_local_mode_keeps(outputs: Outputs) -> None:
     with closing(QdrantBackend.open(os.environ["QDRANT_URL"], FIELDS)) as backend:
-        old, new = f"vecferry-test-{uuid.uuid4()}", f"vecferry-test-{uuid.uuid4()}"
+        old = f"vecferry-test-{uuid.uuid4()}"
+        new = f"{old}_vecferry_2"
         try:
             with backend._connection.client() as client:
                 client.create_collection(old, COSINE)

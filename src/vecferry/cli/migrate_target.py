@@ -77,6 +77,7 @@ class Target:
             text=store.text,
             vector=store.vector,
             key=store.key,
+            new_vector=store.new_vector,
             control=store.control,
             source=store.source,
             embed_missing=store.embed_missing,
@@ -165,6 +166,7 @@ def _target(
     collection: Annotated[str | None, option(StoreConfig, "collection", panel=WHERE)] = None,
     text: Annotated[str | None, option(StoreConfig, "text", panel=WHERE)] = None,
     vector: Annotated[str | None, option(StoreConfig, "vector", panel=WHERE)] = None,
+    new_vector: Annotated[str | None, option(StoreConfig, "new_vector", panel=WHERE)] = None,
     key: Annotated[str | None, option(StoreConfig, "key", panel=WHERE)] = None,
     control: Annotated[Path | None, option(StoreConfig, "control", panel=WHERE)] = None,
     embed_missing: Annotated[bool | None, option(StoreConfig, "embed_missing", panel=WHERE)] = None,
@@ -175,7 +177,7 @@ def _target(
     """Return what the options say, over the file if there is one. Raises SettingsError."""
     names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
     values = {"url": store, **names, "embed_missing": embed_missing, "layout": layout}
-    values |= {"tenant": tenant, "database": database}
+    values |= {"tenant": tenant, "database": database, "new_vector": new_vector}
     base = read_config(config) if config else _without_file(collection)
     command_line = context.ensure_object(CommandLine)
     command_line.context = context

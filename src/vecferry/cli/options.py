@@ -21,8 +21,8 @@ Command = Callable[..., None]
 MIGRATE = re.compile(r"vecferry migrate ([a-z]+)\b")
 TARGET_OPTIONS = frozenset(
     {
-        *("config", "store", "collection", "text", "vector", "key", "control", "tenant", "database"),
-        *("embed_missing", "new_model", "old_model", "outputs"),
+        *("config", "store", "collection", "text", "vector", "new_vector", "key", "control"),
+        *("tenant", "database", "embed_missing", "new_model", "old_model", "outputs"),
     }
 )
 """Those that say which migration is meant, and so are the same for all of its verbs that have them."""

@@ -83,6 +83,10 @@ class StoreConfig(Checked):
         Field(description="the name of the column or field with the vectors"),
         Help("column or field with the vectors"),
     ] = "embedding"
+    new_vector: Annotated[
+        Annotated[str, Field(description="the name of a vector")] | None,
+        Help("name of the vector in the new collection of Qdrant, if it is to be another"),
+    ] = None
     key: Annotated[
         Name | None,
         Field(description="the name of the field with the keys"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -37,11 +38,13 @@ class Fields:
     """Where the parts of a point are, by the names that the store has for them.
 
     vector: "" is Qdrant's unnamed vector. Chroma has its own places for all three and takes none of these.
+    new_vector: the name of the vector in a new collection of Qdrant, if it is to be another.
     """
 
     key: str = "id"
     text: str = "text"
     vector: str = "vector"
+    new_vector: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class ServerAccess:
 
 
 ANYONE = ServerAccess()
+
+
+def is_made_by_migration(collection: str) -> bool:
+    """Return whether a collection that keeps its name was made by a migration, as its new side."""
+    return re.search(r"_vecferry_[0-9]+$", collection) is not None
 
 
 def path_in(url: str, forms: str) -> str:

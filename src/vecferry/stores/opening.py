@@ -32,6 +32,7 @@ def open_store(
     source: str | None = None,
     embed_missing: bool = False,
     layout: Layout = Layout.COLUMNS,
+    new_vector: str | None = None,
     access: ServerAccess = ANYONE,
     embedding_function: MadeFunction | None = None,
 ) -> Store:
@@ -41,12 +42,14 @@ def open_store(
     in the place of the one that is found without a name. text may be a template, or what a framework embeds
     (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger, for all but
     PostgreSQL, which keeps it itself. source: a view or query of PostgreSQL that has the key, and `text` as a column.
-    embed_missing: as in `StoreTraits`. layout: where a migration that is yet to begin keeps the other vectors; only
-    PostgreSQL has a choice. access: PostgreSQL has it in the URL, and takes none of it.
-    embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
+    new_vector: as in `backend.Fields`. embed_missing: as in `StoreTraits`. layout: where a migration that is yet to
+    begin keeps the other vectors; only PostgreSQL has a choice. access: PostgreSQL has it in the URL, and takes
+    none of it. embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
     Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
     _refuse_what_is_chromas(url, access, embedding_function)
+    if new_vector is not None and _kind(url) != "qdrant":
+        raise SettingsError("[store] new_vector", new_vector, "none; only in Qdrant a vector has a name of its own")
     if url.partition(":")[0].lower() in POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
@@ -59,7 +62,7 @@ def open_store(
         raise SettingsError("[store] layout", layout.value, "none; only PostgreSQL has a choice")
     framework = framework_source(text, _kind(url))
     told = framework or text_source(text)
-    backend = open_backend(url, Fields(key or KEY_FIELD, told.field, vector), access, embedding_function)
+    backend = open_backend(url, Fields(key or KEY_FIELD, told.field, vector, new_vector), access, embedding_function)
     if framework is not None:
         _require_text(backend, collection, text)
     return _mirrored(backend, collection, control, told, embed_missing=embed_missing)

@@ -14,6 +14,7 @@ from vecferry.embeddings import Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.qdrant.connection import KIND, QdrantConnection
+from vecferry.stores.qdrant.kept_vectors import VECTORS, KeptVectors
 from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, QdrantLayout, create, missing_indexes
 from vecferry.stores.request_batches import RequestBatches, slices
 
@@ -83,19 +84,18 @@ class QdrantBackend:
             return client.count(collection, exact=True).count
 
     def check(self, like: str, outputs: Outputs) -> None:
-        self._layout(like).check()
-        if self._fields.vector in outputs.names:
-            raise StoreSchemaError(f"the vector of {like} is named {self._fields.vector}", "That name is a head's.")
+        layout = self._layout(like)
+        layout.check(outputs, self._new_name(layout))
 
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Create an empty collection. HNSW, quantisation, sharding and payload indexes are those of `like`."""
+        """Create an empty collection; further vectors and all settings are those of `like`, payload indexes too."""
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
         self.check(like, outputs)
         info = self._info(like)
-        layout = QdrantLayout.of(info, like, self._fields.vector)
+        layout = QdrantLayout.of(info, like, self._fields)
         with self._connection.client() as client:
-            create(client, collection, info, layout, dimension, outputs)
+            create(client, collection, info, layout, dimension, outputs, self._new_name(layout))
         self._create_payload_indexes(collection, info)
 
     def drop(self, collection: str) -> None:
@@ -107,7 +107,11 @@ class QdrantBackend:
             return client.get_collection(collection)
 
     def _layout(self, collection: str) -> QdrantLayout:
-        return QdrantLayout.of(self._info(collection), collection, self._fields.vector)
+        return QdrantLayout.of(self._info(collection), collection, self._fields)
+
+    def _new_name(self, like: QdrantLayout) -> str:
+        """Return the name of the dense vector in a new collection."""
+        return like.name if self._fields.new_vector is None else self._fields.new_vector
 
     # --- points -----------------------------------------------------------------------------------
 
@@ -127,23 +131,24 @@ class QdrantBackend:
                 return
 
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
-        names = self._layout(collection).names if vectors else []
+        layout = self._layout(collection)
+        names = [*(layout.names if vectors else ()), *layout.other_names]
         numbers = [_point_id(id_) for id_ in ids]
         points: list[Point] = []
-        for part in slices(numbers, READ_WITH_COLBERT if COLBERT in names else READ_AT_A_TIME):
+        for part in slices(numbers, READ_WITH_COLBERT if names and layout.has_multivectors else READ_AT_A_TIME):
             with self._connection.client() as client:
                 records = client.retrieve(
                     collection, part, with_vectors=names or False, consistency=models.ReadConsistencyType.MAJORITY
                 )
-            points += [self._point(record) for record in records]
+            points += [self._point(layout, record) for record in records]
         return points
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
-        self._layout(collection).refuse_others()
+        layout = self._layout(collection)
         structs = {point.id: _point_id(point.id) for point in points}
         for batch in PORTION.split(points, BYTES_PER_NUMBER):
             with self._connection.client() as client:
-                written = [self._struct(structs[point.id], point) for point in batch]
+                written = [self._struct(layout, structs[point.id], point) for point in batch]
                 client.upsert(collection, written, wait=True, ordering=models.WriteOrdering.STRONG)
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
@@ -155,56 +160,61 @@ class QdrantBackend:
     def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
         """Ask for points without the named vector; every point has the one without a name."""
         found: set[str] = set()
-        for part in slices([_point_id(id_) for id_ in ids] if self._fields.vector else [], READ_AT_A_TIME):
-            among = self._bare(models.HasIdCondition(has_id=list(part)))
+        name = self._layout(collection).name
+        for part in slices([_point_id(id_) for id_ in ids] if name else [], READ_AT_A_TIME):
+            among = _without(name, models.HasIdCondition(has_id=list(part)))
             with self._connection.client() as client:
                 records, _ = client.scroll(collection, among, limit=len(part), with_payload=False)
             found.update(str(record.id) for record in records)
         return found
 
     def count_without_vector(self, collection: str) -> int:
-        if not self._fields.vector:
+        if not (name := self._layout(collection).name):
             return 0
         with self._connection.client() as client:
-            return client.count(collection, self._bare(), exact=True).count
-
-    def _bare(self, *also: models.Condition) -> models.Filter:
-        """Return a filter for points without the dense vector."""
-        return models.Filter(must=list(also), must_not=[models.HasVectorCondition(has_vector=self._fields.vector)])
+            return client.count(collection, _without(name), exact=True).count
 
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        distance = self._layout(collection).dense.distance
+        layout = self._layout(collection)
         with self._connection.client() as client:
             answer = client.query_points(
-                collection, vector.tolist(), using=self._fields.vector or None, limit=k, with_payload=False
+                collection, vector.tolist(), using=layout.name or None, limit=k, with_payload=False
             )
-        return [BackendHit(str(point.id), _cosine(point.score, distance)) for point in answer.points]
+        return [BackendHit(str(point.id), _cosine(point.score, layout.dense.distance)) for point in answer.points]
 
-    def _point(self, record: models.Record) -> Point:
+    def _point(self, layout: QdrantLayout, record: models.Record) -> Point:
         payload = dict(record.payload or {})
         text = payload.pop(self._fields.text, None)
         if text is not None and not isinstance(text, str):
             what = f"the field {self._fields.text} of point {record.id} is no text but {type(text).__name__}"
             raise StoreSchemaError(what, "Name the payload field that holds the text.")
         vectors = record.vector if isinstance(record.vector, dict) else {NO_VECTOR_NAME: record.vector}
-        if (dense := _numbers(vectors.get(self._fields.vector))) is None:
+        if layout.other_names:
+            if VECTORS in payload:
+                raise StoreSchemaError(f"point {record.id} has a payload field {VECTORS!r}", "Rename it.")
+            kept = KeptVectors({name: vectors[name] for name in layout.other_names if name in vectors})
+            payload |= {VECTORS: kept} if kept else {}
+        if (dense := _numbers(vectors.get(layout.name))) is None:
             return Point(str(record.id), text, None, payload)
-        return Point(
-            str(record.id),
-            text,
-            TextVectors(dense, _sparse(vectors.get(SPARSE)), _numbers(vectors.get(COLBERT))),
-            payload,
-        )
+        sparse = _sparse(vectors.get(SPARSE)) if Outputs.SPARSE in layout.heads else None
+        colbert = _numbers(vectors.get(COLBERT)) if Outputs.COLBERT in layout.heads else None
+        return Point(str(record.id), text, TextVectors(dense, sparse, colbert), payload)
 
-    def _struct(self, number: int | str, point: Point) -> models.PointStruct:
+    def _struct(self, layout: QdrantLayout, number: int | str, point: Point) -> models.PointStruct:
         payload = dict(point.payload)
+        vectors: dict[str, Any] = dict(payload.pop(VECTORS, ())) if layout.other_names else {}
+        if strange := vectors.keys() - set(layout.other_names):
+            raise StoreSchemaError(f"{layout.collection} has no further vector {min(strange)!r}", "Leave it out.")
         if point.text is not None:
             payload[self._fields.text] = point.text
         if point.vectors is None:
-            if not self._fields.vector:
+            if not layout.name:
                 raise StoreSchemaError(f"no vector for point {point.id}", "Every point has one where it has no name.")
-            return models.PointStruct(id=number, payload=payload, vector={})
-        vectors: dict[str, Any] = {self._fields.vector: point.vectors.dense.tolist()}
+            return models.PointStruct(id=number, payload=payload, vector=vectors)
+        if refused := point.vectors.outputs & ~layout.heads:
+            what = f"{layout.collection} has no place for {', '.join(refused.names)}"
+            raise StoreSchemaError(what, "Its migration was begun without it.")
+        vectors[layout.name] = point.vectors.dense.tolist()
         sparse, colbert = point.vectors.sparse, point.vectors.colbert
         if sparse is not None and len(sparse.indices):
             vectors[SPARSE] = models.SparseVector(indices=sparse.indices.tolist(), values=sparse.weights.tolist())
@@ -264,6 +274,11 @@ class QdrantBackend:
 
 
 # --- values ---------------------------------------------------------------------------------------
+
+
+def _without(name: str, *also: models.Condition) -> models.Filter:
+    """Return a filter for points without the vector of that name."""
+    return models.Filter(must=list(also), must_not=[models.HasVectorCondition(has_vector=name)])
 
 
 def _point_id(id_: str) -> int | str:
