@@ -61,11 +61,16 @@ def test_python_of_the_migration_page_runs(
     (tmp_path / "models").mkdir()
     (tmp_path / "models/bge-m3-onnx").symlink_to(wide_artifact.path)
     (tmp_path / "models/all-MiniLM-L6-v2-onnx").symlink_to(tiny_artifact.path)
+    models = '[models]\nold = "models/all-MiniLM-L6-v2-onnx"\nnew = "models/bge-m3-onnx"\n'
+    (tmp_path / "migration.toml").write_text(f'[store]\ncollection = "documents"\ntext = "body"\n{models}')
     (block,) = blocks(ROOT / "docs/migrate.md", "python")
-    assert block.count("postgresql://app@localhost/app") == 1
-    command = [sys.executable, "-W", "error", "-c", block.replace("postgresql://app@localhost/app", database_url)]
     done = subprocess.run(
-        command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "VECFERRY_STORE_URL": database_url},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     answer, query, passages = done.stdout.splitlines()

@@ -1,17 +1,19 @@
 import re
 import traceback
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+import lancedb
 import psycopg
+import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError, StoreUnreachable, UnknownSetting
-from vecferry.migrate.config import MigrationConfig, merged, read_config
-from vecferry.stores.backend import ServerAccess
-from vecferry.stores.opening import open_store
+from vecferry.migrate.config import MigrationConfig, StoreConfig, merged, read_config
+from vecferry.migrate.opening import open_configured_store
+from vecferry.stores.opening import ChromaOptions, PostgresOptions, QdrantOptions, open_store
 from vecferry.stores.values import Layout
 
 SHORT = """
@@ -323,30 +325,46 @@ def test_a_table_of_postgresql_is_opened(connection: psycopg.Connection, databas
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"access": ServerAccess(tenant="shop")},
-        {"access": ServerAccess(database="catalogue")},
-        {"embedding_function": object},
-    ],
+    "options", [ChromaOptions("shop"), ChromaOptions(database="catalogue"), ChromaOptions(embedding_function=object)]
 )
-def test_what_only_chroma_takes_is_refused_elsewhere(options: dict[str, Any], tmp_path: Path) -> None:
+def test_what_only_chroma_takes_is_refused_elsewhere(options: ChromaOptions, tmp_path: Path) -> None:
     for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}", "qdrant+http://localhost:6333"):
         with pytest.raises(SettingsError, match="only Chroma"):
-            open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "control.db", **options)
+            open_store(url, "docs", options=options)
 
 
 def test_what_only_postgresql_takes_is_refused_elsewhere(tmp_path: Path) -> None:
-    options: tuple[dict[str, Any], ...] = ({"source": "texts"}, {"layout": Layout.SIDE_TABLE})
-    for each in options:
+    for options in (PostgresOptions("texts"), PostgresOptions(layout=Layout.SIDE_TABLE)):
         with pytest.raises(SettingsError, match="only PostgreSQL"):
-            open_store(f"lancedb://{tmp_path}", "docs", text="t", vector="v", key="id", control=tmp_path / "c", **each)
+            open_store(f"lancedb://{tmp_path}", "docs", options=options)
+
+
+def test_what_a_file_says_for_another_kind_of_store_is_refused_by_its_name_there(tmp_path: Path) -> None:
+    for line, url in (("source", "chroma:data"), ("tenant", "postgresql://localhost/app"), ("database", "milvus:m.db")):
+        config = merged(read_config(written(tmp_path, SHORT)), {"store.url": SecretStr(url), f"store.{line}": "shop"})
+        with pytest.raises(SettingsError) as refused:
+            open_configured_store(config.store)
+        assert refused.value.name == f"[store] {line}"
+
+
+def test_a_store_is_opened_by_its_url_and_name_where_its_fields_have_the_usual_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(open_store("lancedb:.", "docs")) as store:
+        assert store.traits.text_source == StoreConfig("docs").text
+        store.ledger.install()
+    assert StoreConfig("docs").control.is_file()
+    vectors = pa.array([[1.0, 0.0]], pa.list_(pa.float32(), 2))
+    lancedb.connect(tmp_path).create_table("docs", pa.table({"id": ["1"], "text": ["a"], "embedding": vectors}))
+    with closing(open_store("lancedb:.", "docs")) as store:
+        assert [row.text for row in store.rows([("1",)])] == ["a"]
 
 
 def test_what_only_qdrant_takes_is_refused_elsewhere(tmp_path: Path) -> None:
     for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}"):
-        with pytest.raises(SettingsError, match="only in Qdrant"):
-            open_store(url, "docs", text="t", vector="v", key="id", control=tmp_path / "c", new_vector="fast-bge-m3")
+        with pytest.raises(SettingsError, match="only Qdrant"):
+            open_store(url, "docs", options=QdrantOptions("fast-bge-m3"))
 
 
 @pytest.mark.parametrize("url", ["mysql://app:s3cret@host/db", "s3cret", "", "memory:", "chromadb:s3cret"])

@@ -1,18 +1,25 @@
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
 from tests.stores.backends import vector_of
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TextVectors, indptr_of
 from vecferry.encode.encoder import Role
-from vecferry.errors import InvalidText, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
+from vecferry.errors import InvalidText, MissingOption, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
 from vecferry.migrate import Migration, MigrationOptions
+from vecferry.migrate.config import read_config
+from vecferry.migrate.opening import open_configured_store, serving_encoders
 from vecferry.migrate.router import Answer, Document, Router
+from vecferry.model.artifact import DATA, Artifact
 from vecferry.stores.backend import BackendHit, Point
 from vecferry.stores.ledger import MigrationSpec, Serving
 from vecferry.stores.memory import MemoryBackend
@@ -433,6 +440,74 @@ def test_no_answer_mixes_two_spaces_while_the_epochs_change(shop: Shop) -> None:
             thread.join()
     assert wrong == []
     assert len(epochs) > 5
+
+
+# --- by a migration's file ------------------------------------------------------------------------
+
+
+def test_a_file_opens_the_store_and_each_model_when_it_is_first_needed(
+    tiny_artifact: Artifact, wide_artifact: Artifact, tmp_path: Path
+) -> None:
+    texts = [f"text number {number}" for number in range(8)]
+    for name, artifact in (("old", tiny_artifact), ("new", wide_artifact)):
+        shutil.copytree(artifact.path, tmp_path / name)
+    config = tmp_path / "migration.toml"
+    config.write_text(
+        '[store]\nurl = "lancedb:data"\ncollection = "docs"\ncontrol = "control.db"\n'
+        '[models]\nold = "old"\nnew = "new"\n'
+    )
+    schema = pa.schema({"id": pa.string(), "text": pa.string(), "embedding": pa.list_(pa.float32(), 32)})
+    lancedb.connect(tmp_path / "data").create_table("docs", schema=schema)
+    spaces = [artifact.manifest.space.dimension for artifact in (tiny_artifact, wide_artifact)]
+    assert spaces == [32, 64]
+    weights = (tmp_path / "new" / DATA).rename(tmp_path / "away")
+    with Router.from_config(config, max_age_s=0) as router:
+        assert router.put([Document((text,), text) for text in texts]).epoch == 0
+        assert router.search(texts[3], 1).hits[0].key == (texts[3],)
+        weights.rename(tmp_path / "new" / DATA)
+        target = read_config(config)
+        with closing(open_configured_store(target.store)) as store:
+            old, new = serving_encoders(target)
+            options = MigrationOptions(accept_unconfirmed="a test", staging=tmp_path / "staged", min_free_gb=0.0)
+            migration = Migration(store, new=new, old=old, options=options)
+            migration.start()
+            assert migration.verify(override="no gate in this test").passed
+            migration.cutover()
+            assert router.search(texts[5], 1).fingerprint == wide_artifact.fingerprint
+            migration.finalize(confirmed=True)
+    shutil.rmtree(tmp_path / "old")
+    with Router.from_config(str(config)) as router:
+        answer = router.search(texts[5], 1)
+        assert (answer.hits[0].key, answer.fingerprint) == ((texts[5],), wide_artifact.fingerprint)
+    with pytest.raises(AssertionError, match="closed"):
+        router.search(texts[5])
+
+
+def test_the_environment_says_the_url_that_a_file_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "migration.toml"
+    config.write_text('[store]\ncollection = "docs"\n[models]\nold = "old"\nnew = "new"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VECFERRY_STORE_URL", raising=False)
+    with pytest.raises(MissingOption, match=r"the URL of the store.*VECFERRY_STORE_URL"):
+        Router.from_config(config)
+    monkeypatch.setenv("VECFERRY_STORE_URL", "lancedb:nowhere")
+    with pytest.raises(StoreUnreachable, match="nowhere"):
+        Router.from_config(config)
+    config.write_text('[store]\ncollection = "docs"\n[models]\nnew = "new"\n')
+    with pytest.raises(MissingOption, match=r"\[models\] old"):
+        Router.from_config(config)
+
+
+def test_a_router_of_a_file_closes_what_it_has_opened(shop: Shop) -> None:
+    """A router that was given its store leaves it open."""
+    shop.store = _Counted(shop.backend, "docs", shop.store.ledger)
+    _Counted.opened = _Counted.closed = 0
+    router = shop.router()
+    router._owned = shop.store
+    router.search("red")
+    router.close()
+    router.close()
+    assert (_Counted.opened, _Counted.closed) == (1, 2)
 
 
 # --- on PostgreSQL --------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from vecferry import (
     open_source,
     open_store,
 )
+from vecferry.stores.opening import PostgresOptions
+from vecferry.stores.values import Layout
 
 
 def converted() -> Artifact:
@@ -61,9 +63,7 @@ def moved(folder: Path, old: Encoder, new: Encoder) -> str:
         "postgresql://localhost/shop",
         "products",
         text="title",
-        vector="embedding",
-        key="id",
-        control=folder / "control.db",
+        options=PostgresOptions(layout=Layout.SIDE_TABLE),
     )
     migration = Migration(store, new=new, old=old, options=MigrationOptions(staging=folder / "staging"))
     migration.start()

@@ -14,20 +14,18 @@ import typer
 
 from vecferry.cli.options import CommandLine, option, taking
 from vecferry.cli.output import Rows, output, show
-from vecferry.encode.adapted import adapted
 from vecferry.encode.encoder import TextEncoder
-from vecferry.encode.loading import EncoderOptions, LazyEncoder, load_encoder
+from vecferry.encode.loading import LazyEncoder
 from vecferry.errors import MissingOption, NotConfirmed
 from vecferry.migrate import EngineFor, Migration
 from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
+from vecferry.migrate.opening import model_options, new_encoder, old_encoder, open_configured_store
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
 from vecferry.settings import read_settings
-from vecferry.stores.backend import ServerAccess
 from vecferry.stores.ledger import MigrationRecord
-from vecferry.stores.opening import open_store
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Layout
 
@@ -69,22 +67,7 @@ class Target:
 
     def open_store(self) -> Store:
         """Open the store of the file, or of the environment; to be closed."""
-        store = self.config.store
-        token = read_settings().store_token
-        return open_store(
-            store.url.get_secret_value() if store.url else _url_of_settings(),
-            store.collection,
-            text=store.text,
-            vector=store.vector,
-            key=store.key,
-            new_vector=store.new_vector,
-            control=store.control,
-            source=store.source,
-            embed_missing=store.embed_missing,
-            layout=store.layout,
-            access=ServerAccess(token.get_secret_value() if token else None, store.tenant, store.database),
-            embedding_function=self._embedding_function if store.embedding_function else None,
-        )
+        return open_configured_store(self.config.store, self._embedding_function)
 
     def _embedding_function(self) -> object:
         """Return Chroma's embedding function for the new model, which it finds by its folder. Raises MissingExtra."""
@@ -103,7 +86,7 @@ class Target:
             return None
         from vecferry.migrate.engines.distributed import RayEngine
 
-        model = ShippedArtifact.of(_model_options(config.models.new))
+        model = ShippedArtifact.of(model_options(config.models.new))
 
         def made(store: Store, staging: Staging, record: MigrationRecord) -> Engine:
             rows = config.limits.rows_per_range
@@ -120,35 +103,12 @@ class Target:
     @cached_property
     def new(self) -> LazyEncoder:
         """The new model."""
-        return _encoder(self.config.models.new)
+        return new_encoder(self.config)
 
     @cached_property
     def old(self) -> TextEncoder | None:
         """The old model as it was used, if there is one."""
-        folder = self.config.models.old
-        return None if folder is None else adapted(_encoder(folder), self.config.old)
-
-
-def _encoder(artifact: Path) -> LazyEncoder:
-    """Return the model, to be loaded as the settings say; a fallback keeps its vector space or is refused."""
-    return LazyEncoder(lambda: load_encoder(_model_options(artifact)))
-
-
-def _model_options(artifact: Path) -> EncoderOptions:
-    """Return the settings, for that model."""
-    return replace(read_settings().options(), artifact=artifact)
-
-
-def _url_of_settings() -> str:
-    """Return the URL of the environment. Raises MissingOption."""
-    url = read_settings().store_url
-    if url is None:
-        raise MissingOption(
-            "the URL of the store",
-            "where the vectors are",
-            "--store URL, or VECFERRY_STORE_URL=postgresql://user:password@host/database to the environment",
-        )
-    return url.get_secret_value()
+        return old_encoder(self.config)
 
 
 WHERE = "Where it is"

@@ -12,8 +12,9 @@ import typer
 from vecferry.cli.migrate_target import Target
 from vecferry.cli.options import parameters_of, taking
 from vecferry.cli.output import errors, stages
-from vecferry.errors import MissingExtra, MissingOption
+from vecferry.errors import MissingExtra
 from vecferry.migrate.config import read_config
+from vecferry.migrate.opening import old_model
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerLimits, ServerOptions
 from vecferry.settings import Settings, read_settings
@@ -114,14 +115,8 @@ def _choices(names: list[str], target: Target | None, settings: Settings) -> lis
 
     choices = [ModelChoice.parse(name) for name in names]
     if target is not None:
-        models = target.config.models
-        if models.old is None:
-            raise MissingOption(
-                "[models] old",
-                "the old model, which answers until the switch",
-                'old = "MODEL" to [models] of the file',
-            )
-        choices += [ModelChoice(models.new), ModelChoice(models.old)]
+        old = old_model(target.config)
+        choices += [ModelChoice(target.config.models.new), ModelChoice(old)]
     return choices or [ModelChoice(settings.options().artifact)]
 
 

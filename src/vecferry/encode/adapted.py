@@ -90,7 +90,7 @@ class AdaptedEncoder(SharedCopy, TextEncoder):
 
     @cached_property
     def space(self) -> VectorSpace:
-        return _adapted_space(self._encoders["passage"].space, self.adaptation)
+        return _adapted_space(self.model.space, self.adaptation)
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does, adapted. Raises what it raises."""

@@ -208,16 +208,29 @@ def peek_dimension(options: EncoderOptions) -> int | None:
     return None if manifest is None or other_checkpoint else manifest.space.dimension
 
 
+def peek_space(options: EncoderOptions) -> VectorSpace | None:
+    """Return the vector space as far as it is known without loading a model: as the manifest says it."""
+    manifest = Artifact.peek(options.artifact) if chosen_runtime(options) == "onnx" else None
+    return None if manifest is None else manifest.space
+
+
 class LazyEncoder(SharedCopy):
     """An encoder that loads on first use, once for all threads; again in a forked child. Lasts for the process.
 
     A failed load is not remembered: the next call tries again. It also stands for the encoder itself. A pickle has
-    `reopen`, or else `load`.
+    `reopen`, or else `load`. space: where it is known without loading the model.
     """
 
-    def __init__(self, load: Callable[[], Loaded], *, reopen: Callable[[], TextEncoder] | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        *,
+        reopen: Callable[[], TextEncoder] | None = None,
+        space: VectorSpace | None = None,
+    ) -> None:
         self._load = load
         self._reopen = reopen
+        self._space = space
         self._lock = threading.Lock()
         self._loaded: Loaded | None = None
         if hasattr(os, "register_at_fork"):
@@ -236,15 +249,15 @@ class LazyEncoder(SharedCopy):
 
     @property
     def space(self) -> VectorSpace:
-        return self.get().encoder.space
+        return self.get().encoder.space if self._space is None else self._space
 
     @property
     def fingerprint(self) -> str:
-        return self.get().encoder.fingerprint
+        return self.space.fingerprint
 
     @property
     def dimension(self) -> int:
-        return self.get().encoder.dimension
+        return self.space.dimension
 
     def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
         """Encode texts as `Encoder.encode` does; the first call loads the encoder."""

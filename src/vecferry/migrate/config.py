@@ -33,6 +33,7 @@ from vecferry.options import (
     in_folder,
     names_of,
 )
+from vecferry.stores.opening import CONTROL, TEXT, VECTOR
 from vecferry.stores.values import Layout, MaxPause, Patience
 
 LOCAL_SCHEMES = ("chroma", "faiss", "lancedb", "milvus", "qdrant", "sqlite")
@@ -67,7 +68,7 @@ class StoreConfig(Checked):
         Name,
         Field(description="the name of the column or field with the texts"),
         Help("column or field with the texts, or a template over several such as {title}\\n{body}"),
-    ] = "text"
+    ] = TEXT
     source: Annotated[
         Name | None,
         Field(description="the name of a view, or a query"),
@@ -82,7 +83,7 @@ class StoreConfig(Checked):
         str,
         Field(description="the name of the column or field with the vectors"),
         Help("column or field with the vectors"),
-    ] = "embedding"
+    ] = VECTOR
     new_vector: Annotated[
         Annotated[str, Field(description="the name of a vector")] | None,
         Help("name of the vector in the new collection of Qdrant, if it is to be another"),
@@ -96,7 +97,7 @@ class StoreConfig(Checked):
     ] = None
     control: Annotated[
         FolderPath, Field(description="a file"), Help("control database; PostgreSQL keeps the ledger itself")
-    ] = Path(".vecferry/control.db")
+    ] = CONTROL
     embed_missing: Annotated[
         bool,
         Field(strict=True, description="true or false"),

@@ -13,11 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
+from vecferry.migrate.config import read_config
+from vecferry.migrate.opening import open_configured_store, serving_encoders
 from vecferry.stores.ledger import Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource
@@ -94,6 +97,21 @@ class Router:
         self._serving: Serving | None = None
         self._read_at = 0.0
         self._closed = False
+        self._owned: Store | None = None
+
+    @classmethod
+    def from_config(cls, path: Path | str, *, max_age_s: float = 1.0) -> Self:
+        """Open the store and the models of a migration's file, as the command line does; close it when done.
+
+        The environment says what the file does not: VECFERRY_STORE_URL, VECFERRY_STORE_TOKEN. A model is loaded once
+        something is encoded with it; `warm` loads both. Raises SettingsError, and as `open_store` does.
+        """
+        config = read_config(Path(path))
+        old, new = serving_encoders(config)
+        store = open_configured_store(config.store)
+        router = cls(store, old=old, new=new, max_age_s=max_age_s)
+        router._owned = store
+        return router
 
     def __enter__(self) -> Self:
         return self
@@ -164,8 +182,9 @@ class Router:
         """Close the stores that the router has opened, once no thread asks any more. Repeating is safe."""
         with self._opening:
             self._closed = True
-            stores = list(self._stores.values())
+            stores = [*self._stores.values(), *([self._owned] if self._owned else [])]
             self._stores.clear()
+            self._owned = None
         for store in stores:
             store.close()
 
@@ -203,10 +222,11 @@ class Router:
 
     def _encoder(self, serving: Serving) -> TextEncoder:
         """Return the model that serves; vectors whose space nobody has recorded are those from before the migration."""
-        if serving.fingerprint in (None, self._old.fingerprint):
+        if serving.fingerprint is None:
             return self._old
-        if serving.fingerprint == self._new.fingerprint:
-            return self._new
+        for encoder in (self._new, self._old):  # once the new one serves, the old one may be gone
+            if serving.fingerprint == encoder.fingerprint:
+                return encoder
         where = f"neither of the router's models made the vectors of {self._store.target} that serve; its new model"
         raise SpaceMismatch(expected=str(serving.fingerprint), found=self._new.fingerprint, where=where)
 

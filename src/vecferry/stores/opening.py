@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,77 +16,111 @@ from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource, framework_source, text_source
 from vecferry.stores.values import Layout
 
-POSTGRES = ("postgresql", "postgres")
-KEY_FIELD = "id"
-"""Of points in other stores, where nothing is said."""
+POSTGRES = "postgresql"
+TEXT, VECTOR, KEY_FIELD, CONTROL = "text", "embedding", "id", Path(".vecferry/control.db")
+"""What a collection's fields, and the file of its ledger, are called where nobody says so."""
 MadeFunction = Callable[[], Any]
 """Makes a function of Chroma, once a collection is created."""
+
+
+@dataclass(frozen=True)
+class PostgresOptions:
+    """What a table of PostgreSQL is opened with. source: a view or query that has the key, and the text as a column.
+
+    layout: where a migration that is yet to begin keeps the other vectors.
+    """
+
+    source: str | None = None
+    layout: Layout = Layout.COLUMNS
+
+
+@dataclass(frozen=True)
+class ChromaOptions:
+    """What a collection of Chroma is opened with. tenant, database: if not its default ones.
+
+    embedding_function: makes the function by which a new collection embeds texts itself.
+    """
+
+    tenant: str | None = None
+    database: str | None = None
+    embedding_function: MadeFunction | None = None
+
+
+@dataclass(frozen=True)
+class QdrantOptions:
+    """What a collection of Qdrant is opened with. new_vector: as in `backend.Fields`."""
+
+    new_vector: str | None = None
+
+
+StoreOptions = PostgresOptions | ChromaOptions | QdrantOptions
+KINDS: Mapping[type[StoreOptions], tuple[str, str]] = {
+    PostgresOptions: (POSTGRES, "PostgreSQL"),
+    ChromaOptions: ("chroma", "Chroma"),
+    QdrantOptions: ("qdrant", "Qdrant"),
+}
+"""Which store takes them, by its scheme and its name."""
 
 
 def open_store(
     url: str,
     collection: str,
     *,
-    text: str,
-    vector: str,
-    key: str | None,
-    control: Path,
-    source: str | None = None,
+    text: str = TEXT,
+    vector: str = VECTOR,
+    key: str | None = None,
+    control: Path = CONTROL,
     embed_missing: bool = False,
-    layout: Layout = Layout.COLUMNS,
-    new_vector: str | None = None,
-    access: ServerAccess = ANYONE,
-    embedding_function: MadeFunction | None = None,
+    token: str | None = None,
+    options: StoreOptions | None = None,
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
-    text, vector, key: columns or fields. key: `id` if not said; in PostgreSQL a unique key (`pgvector/keys.py`)
-    in the place of the one that is found without a name. text may be a template, or what a framework embeds
-    (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger, for all but
-    PostgreSQL, which keeps it itself. source: a view or query of PostgreSQL that has the key, and `text` as a column.
-    new_vector: as in `backend.Fields`. embed_missing: as in `StoreTraits`. layout: where a migration that is yet to
-    begin keeps the other vectors; only PostgreSQL has a choice. access: PostgreSQL has it in the URL, and takes
-    none of it. embedding_function: makes the function by which a new collection of Chroma embeds texts itself.
+    text, vector, key: columns or fields; Chroma has places of its own. key: `id` if not said; in PostgreSQL a unique key
+    (`pgvector/keys.py`) in the place of the one that is found without a name. text may be a template, or what a
+    framework embeds (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger,
+    which PostgreSQL keeps in the database instead. embed_missing: as in `StoreTraits`. token: of a server of Chroma,
+    Qdrant or Milvus. options: of this kind of store.
     Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
-    _refuse_what_is_chromas(url, access, embedding_function)
-    if new_vector is not None and _kind(url) != "qdrant":
-        raise SettingsError("[store] new_vector", new_vector, "none; only in Qdrant a vector has a name of its own")
-    if url.partition(":")[0].lower() in POSTGRES:
+    _refuse_others(url, options)
+    if store_kind(url) == POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
+        own = options if isinstance(options, PostgresOptions) else PostgresOptions()
         return PgVectorStore.connect(
-            url, collection, text, vector, source, embed_missing=embed_missing, layout=layout, key=key
+            url, collection, text, vector, own.source, embed_missing=embed_missing, layout=own.layout, key=key
         )
-    if source is not None:
-        raise SettingsError("[store] source", source, "none; only PostgreSQL takes a view or query")
-    if layout is not Layout.COLUMNS:
-        raise SettingsError("[store] layout", layout.value, "none; only PostgreSQL has a choice")
-    framework = framework_source(text, _kind(url))
+    chroma = options if isinstance(options, ChromaOptions) else ChromaOptions()
+    new_vector = options.new_vector if isinstance(options, QdrantOptions) else None
+    framework = framework_source(text, store_kind(url))
     told = framework or text_source(text)
-    backend = open_backend(url, Fields(key or KEY_FIELD, told.field, vector, new_vector), access, embedding_function)
+    access = ServerAccess(token, chroma.tenant, chroma.database)
+    backend = open_backend(url, Fields(key or KEY_FIELD, told.field, vector, new_vector), access, chroma.embedding_function)
     if framework is not None:
         _require_text(backend, collection, text)
     return _mirrored(backend, collection, control, told, embed_missing=embed_missing)
 
 
-def _refuse_what_is_chromas(url: str, access: ServerAccess, embedding_function: MadeFunction | None) -> None:
-    """Raise SettingsError for what would be left unheard."""
-    is_embedding = None if embedding_function is None else True
-    options = {"tenant": access.tenant, "database": access.database, "embedding_function": is_embedding}
-    for name, value in options.items():
-        if value is not None and _kind(url) != "chroma":
-            raise SettingsError(f"[store] {name}", value, "none; only Chroma takes one")
-
-
-def _kind(url: str) -> str:
-    """Return the scheme as far as it says which store."""
-    return _scheme(url).partition("+")[0]
+def store_kind(url: str) -> str:
+    """Return which store a URL names: its scheme, without the way by which it is reached."""
+    kind = _scheme(url).partition("+")[0]
+    return POSTGRES if kind == "postgres" else kind
 
 
 def _scheme(url: str) -> str:
     """Return what stands before the colon; empty where there is none."""
     return url.partition(":")[0].lower() if ":" in url else ""
+
+
+def _refuse_others(url: str, options: StoreOptions | None) -> None:
+    """Raise SettingsError for what would be left unheard: an option of another kind of store."""
+    if options is None or store_kind(url) == KINDS[type(options)][0]:
+        return
+    for each in fields_of(options):
+        if (value := getattr(options, each.name)) != each.default:
+            shown = True if callable(value) else value
+            raise SettingsError(f"[store] {each.name}", shown, f"none; only {KINDS[type(options)][1]} takes one")
 
 
 def open_backend(
@@ -99,8 +135,8 @@ def open_backend(
         "sqlite": _sqlite_vec,
         "faiss": _faiss,
     }
-    if (opener := openers.get(_kind(url))) is None:
-        known = ", ".join(f"{name}:" for name in (POSTGRES[0], *openers))
+    if (opener := openers.get(store_kind(url))) is None:
+        known = ", ".join(f"{name}:" for name in (POSTGRES, *openers))
         raise InvalidStoreUrl(f"{_scheme(url)}:…", f"one that begins with {known}")  # the rest may hold a password
     return opener(url, fields, access)
 
