@@ -32,7 +32,7 @@ NAMES = {
     "lexical_scores": "function (queries, passages)",
     "load_encoder": "function (options)",
     "open_source": "function (source, *, revision, offline)",
-    "open_store": "function (url, collection, *, text, vector, key, control, embed_missing, token, options)",
+    "open_store": "function (url, collection, *, text, vector, key, control, embed_missing, token, options, client)",
     "run_evaluation": "function",
 }
 """Without a signature where it is made of what is documented elsewhere."""

@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import chromadb
 import numpy as np
 import pytest
 from chromadb.api.types import Space
@@ -25,9 +26,17 @@ from tests.stores.backends_chroma import (
 )
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, TextVectors
-from vecferry.errors import InvalidStoreUrl, Locked, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import (
+    InvalidStoreUrl,
+    Locked,
+    SettingsError,
+    StoreFailed,
+    StoreSchemaError,
+    StoreUnreachable,
+)
 from vecferry.stores.backend import Point, ServerAccess
 from vecferry.stores.chroma import ChromaBackend
+from vecferry.stores.opening import open_store
 
 NEW = "docs_new"
 HOLD = """
@@ -158,13 +167,51 @@ def test_the_folder_is_free_once_the_last_handle_is_closed(tmp_path: Path) -> No
         assert next_one.hear() == "open"
 
 
-@pytest.mark.parametrize("settings", [None, Settings(anonymized_telemetry=False)])
+@pytest.mark.parametrize("settings", [None, Settings(anonymized_telemetry=False), Settings(allow_reset=True)])
 def test_an_application_in_the_same_process_may_have_the_folder_open(tmp_path: Path, settings: Settings | None) -> None:
     with persistent_client(tmp_path, settings) as application:
         create_docs(application)
-        with closing(ChromaBackend.open(f"chroma://{tmp_path}")) as backend:
+        with closing(ChromaBackend.open(f"chroma://{tmp_path}")) as backend, closing(backend.another()) as other:
             backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)))])
             assert application.get_collection(COLLECTION).get()["ids"] == ["1"]
+            assert other.count(COLLECTION) == 1
+        assert application.get_collection(COLLECTION).count() == 1
+
+
+def test_a_folder_that_the_application_has_spelled_otherwise_is_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with persistent_client("data/../data", Settings(allow_reset=True)) as application:
+        create_docs(application)
+        with closing(ChromaBackend.open(f"chroma://{tmp_path}/data")) as backend:
+            application.get_collection(COLLECTION).add(ids=["1"], embeddings=[unit(1).tolist()], documents=["text"])
+            assert [hit.id for hit in backend.search(COLLECTION, unit(1), 1)] == ["1"]
+
+
+def test_an_application_with_the_usual_settings_may_come_later(tmp_path: Path) -> None:
+    with persistent_client(tmp_path) as application:
+        create_docs(application)
+    with closing(ChromaBackend.open(f"chroma://{tmp_path}")), persistent_client(tmp_path) as application:
+        assert application.get_collection(COLLECTION).count() == 0
+        with pytest.raises(ValueError, match="different settings"):  # Chroma's own, to the one that comes last
+            chromadb.PersistentClient(str(tmp_path), Settings(allow_reset=True))
+
+
+def test_a_store_goes_by_the_client_of_the_application(tmp_path: Path) -> None:
+    with persistent_client(tmp_path, Settings(allow_reset=True)) as application:
+        create_docs(application)
+        with closing(open_store("chroma:", COLLECTION, control=tmp_path / "control.db", client=application)) as store:
+            application.get_collection(COLLECTION).add(ids=["1"], embeddings=[unit(1).tolist()], documents=["text"])
+            with closing(store.another()) as other:
+                assert [row.text for row in other.rows([("1",)])] == ["text"]
+        assert application.get_collection(COLLECTION).count() == 1
+
+
+def test_a_client_is_for_the_stores_that_take_one(tmp_path: Path) -> None:
+    for url in ("postgresql://localhost/app", f"lancedb://{tmp_path}"):
+        with pytest.raises(SettingsError, match="Chroma or Qdrant"):
+            open_store(url, COLLECTION, client=object())
 
 
 def test_a_client_that_was_given_stays_open(tmp_path: Path) -> None:
@@ -173,8 +220,6 @@ def test_a_client_that_was_given_stays_open(tmp_path: Path) -> None:
         with closing(ChromaBackend(application)) as backend, closing(backend.another()) as other:
             backend.put(COLLECTION, [Point("1", "text", TextVectors(unit(1)))])
             assert other.count(COLLECTION) == 1
-        with pytest.raises(StoreUnreachable, match="client"):
-            ChromaBackend.open(f"chroma://{tmp_path}")
         assert application.get_collection(COLLECTION).count() == 1
 
 

@@ -18,8 +18,9 @@ from tests.stores.backends import COLLECTION, DIMENSION, unit, vector_of
 from tests.stores.backends_qdrant import COSINE, FIELDS, make
 from tests.stores.processes import Child
 from vecferry.embeddings import DENSE, Float32, Outputs, SparseVector, TextVectors
-from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import InvalidStoreUrl, SettingsError, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.stores.backend import Fields, Point
+from vecferry.stores.opening import open_store
 from vecferry.stores.qdrant import QdrantBackend
 from vecferry.stores.qdrant.layout import create, missing_indexes
 
@@ -45,6 +46,21 @@ def over(
 ) -> Iterator[QdrantBackend]:
     with closing(QdrantBackend.open(make(folder, vectors), Fields(vector=name))) as backend:
         yield backend
+
+
+# --- the application's client ---------------------------------------------------------------------
+
+
+def test_a_store_goes_by_the_client_of_the_application_where_a_folder_has_one(tmp_path: Path) -> None:
+    url, control = make(tmp_path), tmp_path / "control.db"
+    with closing(QdrantClient(path=url.removeprefix("qdrant:"))) as client:
+        with closing(open_store(url, COLLECTION, vector="", control=control, client=client)) as store:
+            client.upsert(COLLECTION, [models.PointStruct(id=1, vector=unit(1).tolist(), payload={"text": "a"})])
+            with closing(store.another()) as other:
+                assert [row.text for row in other.rows([("1",)])] == ["a"]
+        assert client.count(COLLECTION).count == 1
+        with pytest.raises(SettingsError, match="qdrant_client's client"):
+            open_store(url, COLLECTION, client=object())
 
 
 # --- points without a vector ----------------------------------------------------------------------

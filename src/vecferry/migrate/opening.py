@@ -24,11 +24,13 @@ from vecferry.stores.opening import (
 from vecferry.stores.protocol import Store
 
 
-def open_configured_store(store: StoreConfig, embedding_function: MadeFunction | None = None) -> Store:
+def open_configured_store(
+    store: StoreConfig, embedding_function: MadeFunction | None = None, client: object | None = None
+) -> Store:
     """Open the store of the file, or of the environment; to be closed.
 
-    embedding_function: makes the one of a new Chroma collection, where the file wants one. Raises MissingOption where
-    nobody says the URL, and as `open_store` does.
+    embedding_function: makes the one of a new Chroma collection, where the file wants one. client: as in `open_store`.
+    Raises MissingOption where nobody says the URL, and as `open_store` does.
     """
     settings = read_settings()
     url = store.url or settings.store_url
@@ -49,6 +51,7 @@ def open_configured_store(store: StoreConfig, embedding_function: MadeFunction |
         embed_missing=store.embed_missing,
         token=settings.store_token.get_secret_value() if settings.store_token else None,
         options=_options(store, url.get_secret_value(), embedding_function),
+        client=client,
     )
 
 

@@ -100,15 +100,16 @@ class Router:
         self._owned: Store | None = None
 
     @classmethod
-    def from_config(cls, path: Path | str, *, max_age_s: float = 1.0) -> Self:
+    def from_config(cls, path: Path | str, *, max_age_s: float = 1.0, client: object | None = None) -> Self:
         """Open the store and the models of a migration's file, as the command line does; close it when done.
 
         The environment says what the file does not: VECFERRY_STORE_URL, VECFERRY_STORE_TOKEN. A model is loaded once
-        something is encoded with it; `warm` loads both. Raises SettingsError, and as `open_store` does.
+        something is encoded with it; `warm` loads both. client: the application's own, of Chroma or Qdrant, which stays
+        open. Raises SettingsError, and as `open_store` does.
         """
         config = read_config(Path(path))
         old, new = serving_encoders(config)
-        store = open_configured_store(config.store)
+        store = open_configured_store(config.store, client=client)
         router = cls(store, old=old, new=new, max_age_s=max_age_s)
         router._owned = store
         return router

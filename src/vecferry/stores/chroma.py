@@ -6,7 +6,7 @@ there. Chroma embeds nothing by itself here; a new collection has no embedding f
 An embedded folder belongs to one process. A second one that writes leaves points out of the first
 one's index for good, and one that reads does not find what is written later. `open` therefore locks
 the folder against other processes of vecferry; an application of several needs a server (`chroma run`).
-Inside one process, the folder must be spelled as the application spells it.
+Inside one process a folder that the application has open is opened by its spelling and with its settings.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ try:
     from chromadb.api.client import Client
     from chromadb.api.collection_configuration import CreateCollectionConfiguration
     from chromadb.api.models.Collection import Collection
+    from chromadb.api.shared_system_client import SharedSystemClient
     from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
     from chromadb.errors import ChromaError, NotFoundError
 except ImportError as exc:
@@ -98,12 +99,12 @@ class ChromaBackend:
     text_field = "document"
     outputs = DENSE
 
-    def __init__(self, client: ClientAPI) -> None:
-        """Use a client: the application's own, left open by `close`."""
+    def __init__(self, client: ClientAPI, embedding_function: Callable[[], Any] | None = None) -> None:
+        """Use a client: the application's own, left open by `close`. embedding_function: as in `open`."""
         self._client = client
         self._url: str | None = None
         self._access = ANYONE
-        self._embedding_function: Callable[[], Any] | None = None
+        self._embedding_function = embedding_function
         self._lock: FileLock | None = None
         with _translated():
             self._portion = RequestBatches(client.get_max_batch_size(), REQUEST_BYTES)
@@ -123,18 +124,18 @@ class ChromaBackend:
                 folder = _folder(rest)
                 lock = _locked(folder)
             try:
-                backend = cls(_embedded(folder, access) if lock else _connected(url, access))
+                client = _embedded(folder, access) if lock else _connected(url, access)
+                backend = cls(client, embedding_function)
             except BaseException:
                 if lock:
                     lock.release()
                 raise
         backend._url, backend._lock, backend._access = url, lock, access
-        backend._embedding_function = embedding_function
         return backend
 
     def another(self) -> ChromaBackend:
         if self._url is None:
-            return ChromaBackend(self._client)
+            return ChromaBackend(self._client, self._embedding_function)
         return ChromaBackend.open(self._url, self._access, self._embedding_function)
 
     def close(self) -> None:
@@ -407,16 +408,22 @@ def _locked(folder: str) -> FileLock:
 
 
 def _embedded(folder: str, access: ServerAccess) -> ClientAPI:
-    """Open a folder, also beside an application in this process that has Chroma's usual settings."""
+    """Open a folder; one that this process has open already, as it was opened: chromadb refuses other settings."""
+    spelling, settings = _opened_as(folder)
     try:
-        return chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False), *_place(access))
+        return chromadb.PersistentClient(spelling, settings, *_place(access))
     except NOT_OPENED as exc:
-        if "different settings" not in str(exc):
-            raise StoreUnreachable("chroma", f"{folder} does not open: {exc}") from exc
-    try:
-        return chromadb.PersistentClient(folder, None, *_place(access))
-    except NOT_OPENED as exc:
-        raise StoreUnreachable("chroma", f"{exc}; give ChromaBackend the client that is open") from exc
+        raise StoreUnreachable("chroma", f"{folder} does not open: {exc}") from exc
+
+
+def _opened_as(folder: str) -> tuple[str, Settings]:
+    """Return how the folder is spelled, and with which settings, where it is open in this process; else the usual."""
+    systems = getattr(SharedSystemClient, "_identifier_to_system", {})
+    for system in list(systems.values()):
+        settings = system.settings
+        if settings.is_persistent and Path(settings.persist_directory).resolve() == Path(folder).resolve():
+            return settings.persist_directory, settings
+    return folder, Settings()
 
 
 def _place(access: ServerAccess) -> tuple[str, str]:

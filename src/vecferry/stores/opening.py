@@ -73,17 +73,19 @@ def open_store(
     embed_missing: bool = False,
     token: str | None = None,
     options: StoreOptions | None = None,
+    client: object | None = None,
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
-    text, vector, key: columns or fields; Chroma has places of its own. key: `id` if not said; in PostgreSQL a unique key
-    (`pgvector/keys.py`) in the place of the one that is found without a name. text may be a template, or what a
+    text, vector, key: columns or fields; Chroma has places of its own. key: `id` if not said; in PostgreSQL a unique
+    key (`pgvector/keys.py`) in the place of the one that is found without a name. text may be a template, or what a
     framework embeds (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger,
     which PostgreSQL keeps in the database instead. embed_missing: as in `StoreTraits`. token: of a server of Chroma,
-    Qdrant or Milvus. options: of this kind of store.
+    Qdrant or Milvus. options: of this kind of store. client: the application's own, of Chroma or Qdrant, which stays
+    open; of the URL its scheme alone counts then.
     Raises InvalidStoreUrl, SettingsError, MissingExtra, StoreUnreachable, StoreSchemaError.
     """
-    _refuse_others(url, options)
+    _refuse_others(url, options, client)
     if store_kind(url) == POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
@@ -95,8 +97,12 @@ def open_store(
     new_vector = options.new_vector if isinstance(options, QdrantOptions) else None
     framework = framework_source(text, store_kind(url))
     told = framework or text_source(text)
-    access = ServerAccess(token, chroma.tenant, chroma.database)
-    backend = open_backend(url, Fields(key or KEY_FIELD, told.field, vector, new_vector), access, chroma.embedding_function)
+    places = Fields(key or KEY_FIELD, told.field, vector, new_vector)
+    if client is not None:
+        backend = _over(client, places, chroma)
+    else:
+        access = ServerAccess(token, chroma.tenant, chroma.database)
+        backend = open_backend(url, places, access, chroma.embedding_function)
     if framework is not None:
         _require_text(backend, collection, text)
     return _mirrored(backend, collection, control, told, embed_missing=embed_missing)
@@ -113,8 +119,10 @@ def _scheme(url: str) -> str:
     return url.partition(":")[0].lower() if ":" in url else ""
 
 
-def _refuse_others(url: str, options: StoreOptions | None) -> None:
-    """Raise SettingsError for what would be left unheard: an option of another kind of store."""
+def _refuse_others(url: str, options: StoreOptions | None, client: object | None) -> None:
+    """Raise SettingsError for what would be left unheard: an option or a client of another kind of store."""
+    if client is not None and store_kind(url) not in ("chroma", "qdrant"):
+        raise SettingsError("client", type(client).__name__, "none; only Chroma or Qdrant takes one")
     if options is None or store_kind(url) == KINDS[type(options)][0]:
         return
     for each in fields_of(options):
@@ -139,6 +147,21 @@ def open_backend(
         known = ", ".join(f"{name}:" for name in (POSTGRES, *openers))
         raise InvalidStoreUrl(f"{_scheme(url)}:…", f"one that begins with {known}")  # the rest may hold a password
     return opener(url, fields, access)
+
+
+def _over(client: Any, places: Fields, chroma: ChromaOptions) -> Backend:
+    """Return the store that the application's client has open. Raises SettingsError for any other client."""
+    module = type(client).__module__.partition(".")[0]
+    if module == "chromadb":
+        from vecferry.stores.chroma import ChromaBackend
+
+        return ChromaBackend(client, chroma.embedding_function)
+    if module == "qdrant_client":
+        from vecferry.stores.qdrant import QdrantBackend
+        from vecferry.stores.qdrant.connection import QdrantConnection
+
+        return QdrantBackend(QdrantConnection.over(client), places)
+    raise SettingsError("client", type(client).__name__, "chromadb's or qdrant_client's client")
 
 
 def _require_text(backend: Backend, collection: str, framework: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+from qdrant_client.local.qdrant_local import QdrantLocal
 
 from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 
@@ -51,6 +52,13 @@ class QdrantConnection:
             raise InvalidStoreUrl(f"{KIND}:…", URL_FORM)
         server = f"{parts.scheme.removeprefix('qdrant+')}://{address}{parts.path}"
         return cls(_remote_client(server, secret), secret)
+
+    @classmethod
+    def over(cls, client: QdrantClient) -> Self:
+        """Use a client: the application's own, which stays open."""
+        connection = cls(client, is_local=isinstance(getattr(client, "_client", None), QdrantLocal))
+        connection.share()
+        return connection
 
     @contextmanager
     def client(self) -> Iterator[QdrantClient]:
