@@ -6,21 +6,32 @@ import json
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
+import psycopg
 import pytest
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.postgres import connection, database_url, postgres_url
 from tests.server.conftest import Server, serving
 from tests.test_docs import ROOT, blocks
 from vecferry.cli import app
+from vecferry.errors import Locked
 from vecferry.model.artifact import Artifact
 from vecferry.server.options import ServerLimits
+from vecferry.stores.ledger import Serving
+from vecferry.stores.opening import open_store
+from vecferry.stores.sqlite import SqliteLedger
+from vecferry.stores.values import Patience
+
+__all__ = ["connection", "database_url", "postgres_url"]
 
 PAGE = ROOT / "docs/serving.md"
 URL = "http://127.0.0.1:8080"
@@ -53,6 +64,33 @@ def test_curl_of_the_page_is_answered(documented: Server) -> None:
         answer = httpx2.post(url.replace(URL, documented.url), headers={name: value}, content=body)
         statuses[url.removeprefix(URL)] = answer.status_code
     assert statuses == {"/v1/m3": 200, "/search": 400, "/v1/embeddings": 404}
+
+
+def test_sql_of_the_page_reads_the_epoch_and_holds_a_switch_off(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    connection.execute("CREATE TABLE products (id int PRIMARY KEY, text text, embedding vector(8))")
+    epoch = Serving(4, 2, "public.products.embedding", "f" * 64, {"duplicate": 0.9})
+    steps = [step for step in blocks(PAGE, "sql")[0].split("\n") if step]
+    with closing(open_store(database_url, "products")) as store:
+        store.ledger.install()
+        store.ledger.serve("public.products.embedding", epoch)
+        for step in steps[:2]:
+            connection.execute(step)
+        row = connection.execute(steps[2]).fetchone()
+        assert row == (4, "f" * 64, '{"duplicate": 0.9}')
+        with pytest.raises(Locked):
+            store.exclusively(lambda: None, Patience(0.1, wait_s=0.1))
+        connection.execute(steps[3])
+        store.exclusively(lambda: None, Patience())
+
+
+def test_sql_of_the_page_reads_the_control_database(tmp_path: Path) -> None:
+    with closing(SqliteLedger.open(tmp_path / "control.db")) as ledger:
+        ledger.install()
+        ledger.serve("products", Serving(2, 2, "products_vecferry_2", "f" * 64))
+        with closing(sqlite3.connect(f"file:{tmp_path}/control.db?mode=ro", uri=True)) as reader:
+            assert reader.execute(blocks(PAGE, "sql")[1]).fetchall() == [(2, "f" * 64, "{}", "products_vecferry_2")]
 
 
 def test_defaults_of_the_page_are_the_command_lines_and_the_servers() -> None:
