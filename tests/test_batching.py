@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecferry.encode.batching import MB, RUN_TOKENS, Limits, plan
+from vecferry.encode.batching import MB, RUN_TOKENS, Limits, plan, plan_packed
 from vecferry.errors import SettingsError
 
 LENGTHS = st.lists(st.integers(0, 9000) | st.integers(2, 40), max_size=300)
@@ -46,6 +46,25 @@ def test_a_mix_of_real_lengths_wastes_under_two_percent_also_by_slices() -> None
     for size in (64, 256, 1024):
         parts = [lengths[at : at + size] for at in range(0, len(lengths), size)]
         assert sum(padding_of(plan(part, Limits()), part) for part in parts) <= 0.02 * lengths.sum()
+
+
+@given(lengths=LENGTHS, tokens=st.integers(1, 20_000), rows=st.integers(1, 100))
+def test_packed_batches_hold_every_row_once_and_as_many_tokens_as_they_may(
+    lengths: list[int], tokens: int, rows: int
+) -> None:
+    array = np.array(lengths, np.int64)
+    batches = plan_packed(array, Limits(tokens, rows))
+    sums = [int(np.maximum(array[batch], 1).sum()) for batch in batches]
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or total <= tokens for batch, total in zip(batches, sums, strict=True))
+    for batch, following, total in zip(batches, batches[1:], sums, strict=False):
+        assert len(batch) == rows or total + max(array[following[0]], 1) > tokens
+
+
+def test_packed_batches_do_not_mind_different_lengths() -> None:
+    batches = plan_packed(np.array([500, 20, 300, 1, 203]), Limits(max_batch_tokens=1024))
+    assert [batch.tolist() for batch in batches] == [[0, 2, 4, 1, 3]]
+    assert plan_packed(np.array([], np.int64), Limits()) == []
 
 
 def test_the_longest_texts_come_first_and_equal_lengths_keep_their_order() -> None:

@@ -58,6 +58,23 @@ def plan(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None 
     return np.split(order, np.cumsum(sizes)[:-1]) if sizes else []
 
 
+def plan_packed(lengths: NDArray[np.integer], limits: Limits) -> list[NDArray[np.intp]]:
+    """Split rows into batches that are not padded: as few as the limits allow, longest texts first.
+
+    `max_batch_tokens` holds for the sum of the tokens; a row over it is alone. Every row is in exactly one batch.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(np.maximum(lengths[order], 1))
+    cuts = list[int]()
+    start, done = 0, 0
+    while start < len(order):
+        fitting = int(np.searchsorted(ends, done + limits.max_batch_tokens, side="right"))
+        start = min(max(fitting, start + 1), start + limits.max_batch_rows)
+        done = int(ends[start - 1])
+        cuts.append(start)
+    return np.split(order, cuts[:-1]) if cuts else []
+
+
 def _cheapest_sizes(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None) -> list[int]:
     """Return the sizes of the cheapest batches. lengths: [N], descending; decided from the end, row by row."""
     count = len(lengths)

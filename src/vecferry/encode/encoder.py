@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, require_heads
-from vecferry.encode.batching import MB, Limits, plan
+from vecferry.encode.batching import MB, Limits, plan, plan_packed
 from vecferry.encode.cache import Cache
 from vecferry.encode.memory import predicted_bytes
-from vecferry.encode.runtime import Runtime
+from vecferry.encode.runtime import PackingRuntime, Runtime
 from vecferry.errors import NotPicklable, OverMemoryBudget, SpaceMismatch, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
@@ -269,6 +269,8 @@ class Encoder(SharedCopy, TextEncoder):
         return work
 
     def _plan(self, lengths: NDArray[np.integer], outputs: Outputs) -> list[NDArray[np.intp]]:
+        if isinstance(self.runtime, PackingRuntime) and self.runtime.is_packed:
+            return plan_packed(lengths, self.limits)
         bytes_of = None if self._spec is None else partial(predicted_bytes, self._spec, outputs=outputs)
         return plan(lengths, self.limits, bytes_of)
 

@@ -23,7 +23,7 @@ from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.batching import Limits
 from vecferry.encode.cache import Cache
 from vecferry.encode.encoder import Encoder, Role, SharedCopy, TextEncoder
-from vecferry.encode.runtime import Device
+from vecferry.encode.runtime import Device, Runtime
 from vecferry.errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -39,7 +39,7 @@ from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import BGE_M3, open_source, reopen
 from vecferry.model.spec import Overrides
 from vecferry.model.tokens import Tokenizer, open_tokenizer
-from vecferry.options import Checked, Count
+from vecferry.options import Checked, Count, CountFrom0
 
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
 RuntimeName = Literal["onnx", "torch", "lightweight"]
@@ -54,7 +54,7 @@ class EncoderOptions(Checked):
     source: the checkpoint for PyTorch; by default the one that the artifact was made from, else BGE-M3.
     fingerprint: the only vector space that is accepted, if given.
     cache: a folder that keeps what was encoded, up to `cache_mb` millions of bytes.
-    low_memory: as `OnnxRuntime` takes it; the other runtimes do not regard it.
+    low_memory: as `OnnxRuntime` takes it; the other runtimes do not regard it. device_id: which of several GPUs.
     """
 
     artifact: Path
@@ -69,6 +69,7 @@ class EncoderOptions(Checked):
     cache: Path | None = None
     cache_mb: Count = 1024
     low_memory: bool = False
+    device_id: CountFrom0 = 0
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,12 @@ def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
 def _expected_space(options: EncoderOptions, cause: VecferryError) -> str | None:
     """Return the artifact's space. A folder that exists but does not say its space allows no fallback.
 
-    Nor does a narrower precision: PyTorch runs the checkpoint in fp32, which is another space.
+    Nor does a precision that PyTorch has not there: it runs the checkpoint in fp32, on a GPU in fp16 too.
     """
     if isinstance(cause, ArtifactNotFound):
         return None
     manifest = Artifact.peek(options.artifact)
-    if manifest is None or manifest.space.precision != "fp32":
+    if manifest is None or manifest.space.precision not in ("fp32", _torch_precision(options)):
         raise cause
     return manifest.fingerprint
 
@@ -157,7 +158,13 @@ def _onnx(options: EncoderOptions) -> Encoder:
         from vecferry.encode.runtime.onnx import OnnxRuntime
     except ImportError as exc:  # a broken or missing build of onnxruntime
         raise RuntimeUnavailable("onnx", str(exc), "pip install --force-reinstall onnxruntime") from exc
-    load = partial(OnnxRuntime, threads=options.threads, device=options.device, low_memory=options.low_memory)
+    load = partial(
+        OnnxRuntime,
+        threads=options.threads,
+        device=options.device,
+        device_id=options.device_id,
+        low_memory=options.low_memory,
+    )
     with ThreadPoolExecutor(1, thread_name_prefix="vecferry-load") as pool:  # a session loads without the interpreter
         loading = pool.submit(load, artifact)
         tokenizer = open_tokenizer(artifact)
@@ -167,12 +174,26 @@ def _onnx(options: EncoderOptions) -> Encoder:
 
 
 def _torch(options: EncoderOptions, model: Model) -> Encoder:
-    from vecferry.encode.runtime.torch import TorchRuntime
+    runtime: Runtime
+    if options.device == "cpu":
+        from vecferry.encode.runtime.torch import TorchRuntime
 
-    runtime = TorchRuntime(model, threads=options.threads, device=options.device)
+        runtime = TorchRuntime(model, threads=options.threads)
+    else:
+        from vecferry.encode.runtime.torch_packed import PackedTorchRuntime
+
+        precision = _torch_precision(options)
+        runtime = PackedTorchRuntime(model, device=options.device, device_id=options.device_id, precision=precision)
     tokenizer = Tokenizer(model.tokenizer, model.space.max_tokens)
     reopen = partial(load_runtime, _from_anywhere(options), "torch")
     return Encoder(tokenizer, runtime, options.limits, spec=model.spec, cache=_cache(options), reopen=reopen)
+
+
+def _torch_precision(options: EncoderOptions) -> Literal["fp32", "fp16"]:
+    """Return what PyTorch computes in: fp32, but fp16 on a GPU for an artifact of fp16, whose vector space it keeps."""
+    manifest = Artifact.peek(options.artifact)
+    is_fp16 = manifest is not None and manifest.space.precision == "fp16"
+    return "fp16" if is_fp16 and options.device != "cpu" else "fp32"
 
 
 def _lightweight(options: EncoderOptions) -> Encoder:

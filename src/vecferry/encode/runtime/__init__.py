@@ -7,7 +7,7 @@ id and dropping padding from ColBERT happen here, once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,15 @@ class Runtime(Protocol):
 
     def describe(self) -> dict[str, str]:
         """Return facts for people: provider, threads, versions."""
+
+
+@runtime_checkable
+class PackingRuntime(Runtime, Protocol):
+    """A runtime that may lay the texts of a batch end to end, so that no token of a run is padding."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it does: a run then costs the sum of its tokens, however they are shared out."""
 
 
 @dataclass(frozen=True)

@@ -54,18 +54,25 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(
-        self, artifact: Artifact, *, threads: int | None = None, device: Device = "cpu", low_memory: bool = False
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        device: Device = "cpu",
+        device_id: int = 0,
+        low_memory: bool = False,
     ) -> None:
         """Load the graph. threads: of one operator; by default the processors that this process may use.
 
-        low_memory: weights stay pages of their file, which processes share, and a run's memory is given back after it.
-        Short texts take longer.
+        device_id: which of several GPUs. low_memory: weights stay pages of their file, which processes share, and a
+        run's memory is given back after it; short texts take longer.
         Raises RuntimeUnavailable (device), ArtifactDamaged (the model does not load), OutOfMemory.
         """
         self._artifact = artifact
         self._threads = threads or available_cpus()
-        self._device, self._low_memory = device, low_memory
-        self._session = _session(artifact.path / MODEL, device, _options(self._threads, device, low_memory=low_memory))
+        self._device, self._device_id, self._low_memory = device, device_id, low_memory
+        options = _options(self._threads, device, low_memory=low_memory)
+        self._session = _session(artifact.path / MODEL, device, options, device_id)
         self._run_options = _run_options(low_memory=low_memory)
         self._switches = SWITCHES & {i.name for i in self._session.get_overridable_initializers()}
         self._pad_id = artifact.manifest.encoder.pad_id
@@ -110,7 +117,7 @@ class OnnxRuntime:
 
     def _results(self, feed: Feed) -> Feed:
         if self._device != "cpu":
-            return run_bound(self._session, feed, self._device, self._run_options)
+            return run_bound(self._session, feed, self._device, self._run_options, self._device_id)
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(None, feed, self._run_options), strict=True))
 
@@ -131,15 +138,18 @@ def run_bound(
     feed: Feed,
     device: Device,
     run_options: onnxruntime.RunOptions | None = None,
+    device_id: int = 0,
 ) -> Feed:
     """Return outputs by name, as `session.run` does: inputs are put on the device once, outputs fetched once."""
     binding = session.io_binding()
     for name, value in feed.items():
         place = "cpu" if name in SWITCHES else device  # which way to go is decided on the CPU
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, place, 0))
+        binding.bind_ortvalue_input(
+            name, onnxruntime.OrtValue.ortvalue_from_numpy(value, place, device_id if place == device else 0)
+        )
     names = [output.name for output in session.get_outputs()]
     for name in names:
-        binding.bind_output(name, device)
+        binding.bind_output(name, device, device_id)
     session.run_with_iobinding(binding, run_options)
     return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
@@ -208,8 +218,12 @@ def _share_arena() -> None:
         onnxruntime.create_and_register_allocator(place, config)
 
 
-def _session(model: Path, device: Device, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _session(
+    model: Path, device: Device, options: onnxruntime.SessionOptions, device_id: int = 0
+) -> onnxruntime.InferenceSession:
     provider, provider_options = PROVIDERS[device]
+    if device != "cpu":
+        provider_options = provider_options | {"device_id": str(device_id)}
     offered = onnxruntime.get_available_providers()
     if provider not in offered:
         raise RuntimeUnavailable(

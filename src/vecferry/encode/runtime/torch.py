@@ -1,7 +1,7 @@
-"""The PyTorch runtime: transformers' encoder and BGE-M3's three heads, on the checkpoint itself.
+"""The PyTorch runtime on processors: transformers' encoder and BGE-M3's three heads, on the checkpoint itself.
 
 The fallback where ONNX Runtime cannot run, and the reference that conversions are checked against; needs the
-extra `torch`. Why not FlagEmbedding: docs/decisions/0003-pytorch-runtime.md.
+extra `torch`. A GPU has `torch_packed.py`. Why not FlagEmbedding: docs/decisions/0003-pytorch-runtime.md.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
-from vecferry.encode.runtime import Device, RawOutputs, finish
+from vecferry.encode.runtime import RawOutputs, finish
 from vecferry.encode.runtime.host import available_cpus
-from vecferry.errors import MissingExtra, OutOfMemory, RuntimeFailed, RuntimeUnavailable
+from vecferry.errors import MissingExtra, OutOfMemory, RuntimeFailed
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.checkpoint import Model
 from vecferry.model.spec import Family
@@ -39,25 +39,19 @@ class TorchRuntime:
         model: Model,
         *,
         threads: int | None = None,
-        device: Device = "cpu",
         encoder: Any = None,
         heads: dict[str, torch.Tensor] | None = None,
         files_read_by: str = "vecferry",
     ) -> None:
-        """Load a checkpoint; `threads` holds for the process. Raises RuntimeUnavailable (device), CheckpointDamaged.
+        """Load a checkpoint; `threads` holds for the process. Raises CheckpointDamaged.
 
         encoder, heads: those that others have loaded of the same checkpoint. files_read_by: who these are, or why none.
         """
-        if device == "cuda" and not torch.cuda.is_available():
-            remedy = "install a CUDA build of PyTorch and its driver, or VECFERRY_DEVICE=cpu"
-            raise RuntimeUnavailable("torch", "CUDA was asked for, but torch.cuda.is_available() is False", remedy)
         torch.set_num_threads(threads or available_cpus())
         self._model = model
         self._files_read_by = files_read_by
-        self._device = torch.device(device)
-        self._encoder = (_encoder(model) if encoder is None else encoder).to(self._device)
-        heads = {name: _tensor(model.heads, name) for name in model.heads or ()} if heads is None else heads
-        self._heads = {name: tensor.to(self._device) for name, tensor in heads.items()}
+        self._encoder = _encoder(model) if encoder is None else encoder
+        self._heads = {name: _tensor(model.heads, name) for name in model.heads or ()} if heads is None else heads
 
     @property
     def space(self) -> VectorSpace:
@@ -77,12 +71,11 @@ class TorchRuntime:
         return finish(raw, batch, outputs, self.space)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, outputs: Outputs) -> RawOutputs:
-        ids, mask = ids.to(self._device), mask.to(self._device)
         hidden = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, S, H]
         return RawOutputs(
-            self._dense(hidden, mask).cpu().numpy(),
-            self._token_weights(hidden).cpu().numpy() if Outputs.SPARSE in outputs else None,
-            self._colbert(hidden).cpu().numpy() if Outputs.COLBERT in outputs else None,
+            self._dense(hidden, mask).numpy(),
+            self._token_weights(hidden).numpy() if Outputs.SPARSE in outputs else None,
+            self._colbert(hidden).numpy() if Outputs.COLBERT in outputs else None,
         )
 
     def _dense(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -110,7 +103,7 @@ class TorchRuntime:
         return {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "device": str(self._device),
+            "device": "cpu",
             "threads": str(torch.get_num_threads()),
             "files read by": self._files_read_by,
         }
