@@ -34,6 +34,9 @@ class FileBackend:
     def close(self) -> None:
         pass
 
+    def names(self) -> dict[str, str]:
+        return {path.name: path.name for path in self._folder.iterdir() if not path.name.startswith(".")}
+
     def exists(self, collection: str) -> bool:
         return (self._folder / collection).is_dir()
 
@@ -43,9 +46,13 @@ class FileBackend:
     def count(self, collection: str) -> int:
         return len(list(self.ids(collection)))
 
-    def check(self, like: str, outputs: Outputs) -> None: ...
+    def check(self, like: str, outputs: Outputs) -> None:
+        if refused := outputs & ~self.outputs:
+            raise StoreSchemaError(f"{like} has no place for {', '.join(refused.names)}", "Leave it out.")
 
     def create(self, collection: str, *, like: str | None = None, dimension: int, outputs: Outputs = DENSE) -> None:
+        if like is not None:
+            self.check(like, outputs)
         made = self._folder / f".{collection}"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)

@@ -14,9 +14,11 @@ import pytest
 from tests.migrate.doubles import truth
 from tests.quick import params
 from tests.stores import backends
+from tests.stores.groups import GROUPS, spread_group
 from vecferry.embeddings import Float32, TextVectors
 from vecferry.stores.backend import Backend, Point
-from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.group import GroupBackend
+from vecferry.stores.mirror import GroupStore, MirrorStore
 from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Key, Layout, Record
@@ -65,13 +67,17 @@ class Collection(Protocol):
 
 
 class MirrorCollection:
-    """A collection of points. The application writes through a store of its own."""
+    """A collection of points, or a group of them. The application writes through a store of its own."""
 
     def __init__(self, backend: Backend, ledger: SqliteLedger, *, nullable: bool) -> None:
         self.backend = backend
         self.nullable = nullable
         self.keeps_rows = False
-        self.store = MirrorStore(backend, backends.COLLECTION, ledger)
+        self.store = (
+            GroupStore(backend, ledger)
+            if isinstance(backend, GroupBackend)
+            else MirrorStore(backend, backends.COLLECTION, ledger)
+        )
         self.application = self.store.another()
 
     def _record(self, key: int, text: str | None, vector: Float32 | None) -> Record:
@@ -173,7 +179,7 @@ class PgCollection:
 
 SIDE_TABLE = "side-table"
 LAYOUTS = {"pgvector": Layout.COLUMNS, SIDE_TABLE: Layout.SIDE_TABLE}
-NAMES = (*backends.NAMES, *LAYOUTS)
+NAMES = (*backends.NAMES, *GROUPS, *LAYOUTS)
 
 
 def quick_on(*names: str) -> pytest.MarkDecorator:
@@ -187,3 +193,10 @@ def mirror_collection(name: str, folder: Path) -> Iterator[MirrorCollection]:
     with backends.opened(name, folder / "store") as backend:
         ledger = SqliteLedger.in_memory() if name == "memory" else SqliteLedger.open(folder / "control.db")
         yield MirrorCollection(backend, ledger, nullable=True)
+
+
+@contextmanager
+def group_collection(name: str, folder: Path) -> Iterator[MirrorCollection]:
+    """Yield a group that looks like one collection."""
+    ledger = SqliteLedger.in_memory() if name == "group" else SqliteLedger.open(folder / "control.db")
+    yield MirrorCollection(spread_group(name, folder / "store"), ledger, nullable=True)

@@ -6,7 +6,8 @@ import pytest
 from tests.postgres import connection, database_url, postgres_url
 from tests.quick import params
 from tests.stores.backends import RUN_APART
-from tests.stores.collections import LAYOUTS, NAMES, Collection, PgCollection, mirror_collection
+from tests.stores.collections import LAYOUTS, NAMES, Collection, PgCollection, group_collection, mirror_collection
+from tests.stores.groups import GROUPS
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
@@ -30,5 +31,6 @@ def collection(request: pytest.FixtureRequest, tmp_path: Path, *, embed_missing:
         yield made
         made.store.close()
         return
-    with mirror_collection(request.param, tmp_path) as mirrored:
+    made_by = group_collection if request.param in GROUPS else mirror_collection
+    with made_by(request.param, tmp_path) as mirrored:
         yield mirrored

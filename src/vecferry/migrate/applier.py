@@ -292,10 +292,18 @@ class Applier:
         """
         written, left, is_first = set[Key](), list(embedded.vectors), True
         while left or is_first:
-            part, is_first = _spread(left, self._rows_now), False
+            part, is_first = self._part_of(left), False
             written |= self._keep_part(side, part, embedded, None if left else closes)
         self._forget_written(side, embedded, written)
         return written
+
+    def _part_of(self, left: list[NewVector]) -> list[NewVector]:
+        """Take out of them as many as are written next."""
+        if self.store.traits.spreads_writes:
+            return _spread(left, self._rows_now)
+        part = left[: self._rows_now]
+        del left[: self._rows_now]
+        return part
 
     def write_few(self) -> None:
         """Let few rows be written next, until it is known again how long that takes; called where an index came."""

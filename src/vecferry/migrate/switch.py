@@ -14,7 +14,7 @@ from vecferry.errors import CutoverRefused, Locked, StoreError, VecferryError
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import CutoverReport, RollbackReport
 from vecferry.stores.ledger import FIRST_EPOCH, DeadLetter, MigrationRecord, Serving, was_switched
-from vecferry.stores.protocol import Store
+from vecferry.stores.protocol import Store, StoreGroup
 from vecferry.stores.values import NO_TEXT_DIGEST, Held, NewVector, Patience, Row, Side, shown
 
 T = TypeVar("T")
@@ -86,6 +86,7 @@ class Switch:
     def finalize(self, accepted: int, *, in_place: bool) -> None:
         self.follower.catch_up(Side.NEW)
         self._refuse_outdated(Side.NEW)
+        self._drop_ahead(Side.OLD, accepted)
         drop = self.store.replace_old if in_place else lambda: self.store.drop(Side.OLD)
         self._when_current(Side.NEW, None, lambda: self._end(Side.OLD, accepted, State.FINALIZED, drop))
         self._restore_constraints(required=self.record.spec.old_not_null)
@@ -100,12 +101,19 @@ class Switch:
             self.follower.catch_up(Side.OLD)
             self._refuse_outdated(Side.OLD, with_vector=True)
         self.store.restore_constraints(self.patience, required=self.record.spec.old_not_null)
+        self._drop_ahead(Side.NEW, accepted)
         self._when_current(
             Side.OLD,
             None,
             lambda: self._end(Side.NEW, accepted, State.ABORTED, lambda: self.store.drop(Side.NEW)),
             accept_outdated=accept_outdated or not needs_comparing,
         )
+
+    def _drop_ahead(self, side: Side, accepted: int) -> None:
+        """Do what would keep others waiting in `_end`, where a side is many collections."""
+        if isinstance(self.store, StoreGroup):
+            self._refuse_letters(accepted, side.other)
+            self.store.drop_ahead(side, self.patience)
 
     def _restore_constraints(self, *, required: bool) -> bool:
         """Do so after a switch, which is done also where it cannot be; the next verb tries it again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +18,8 @@ from vecferry.migrate.record import find_record
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import Check, GateVerdict, Override, VerifyReport
 from vecferry.stores.ledger import MigrationRecord
-from vecferry.stores.protocol import Store
-from vecferry.stores.values import NOTHING, Examination, Finding, Key, Row, Side, has_direction, shown
+from vecferry.stores.protocol import Store, StoreGroup
+from vecferry.stores.values import NOTHING, Examination, Finding, Hit, Key, Row, Side, has_direction, shown
 
 MIN_COSINE = 0.999
 RECALL_QUERIES = 20
@@ -240,13 +241,26 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def index_recall(store: Store, fingerprint: str, queries: int = RECALL_QUERIES, k: int = RECALL_K) -> float | None:
-    """Return the mean share of the k nearest that the new index finds too; stored vectors ask. None: no rows."""
+    """Return the mean share of the k nearest that the new index finds too; stored vectors ask. None: no rows.
+
+    In a group a vector asks the index of its own member.
+    """
     shares = []
-    for vector in (vector for _, vector in store.sample_vectors(queries) if has_direction(vector)):
-        exact = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint, exact=True)}
-        near = {hit.key for hit in store.search(vector, k, fingerprint=fingerprint)}
-        shares.append(len(exact & near) / len(exact) if exact else 1.0)
+    for row, vector in store.sample_vectors(queries):
+        if has_direction(vector):
+            search = _search_of(store, row.key)
+            exact = {hit.key for hit in search(vector, k, fingerprint=fingerprint, exact=True)}
+            near = {hit.key for hit in search(vector, k, fingerprint=fingerprint)}
+            shares.append(len(exact & near) / len(exact) if exact else 1.0)
     return float(np.mean(shares)) if shares else None
+
+
+def _search_of(store: Store, key: Key) -> Callable[..., list[Hit]]:
+    """Return the search of the index that the row is in."""
+    if not isinstance(store, StoreGroup):
+        return store.search
+    member, _ = store.key_of_member(key)
+    return partial(store.search_within, member)
 
 
 def recall_check(recall: float | None, minimum: float) -> Check:

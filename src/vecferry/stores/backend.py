@@ -94,6 +94,9 @@ class Backend(Protocol):
     def outputs(self) -> Outputs:
         """The heads that a collection can hold; dense always."""
 
+    def names(self) -> dict[str, str]:
+        """Return every name by which a client knows a collection, with the one behind it: itself, but for an alias."""
+
     def exists(self, collection: str) -> bool: ...
     def dimension(self, collection: str) -> int | None:
         """Return how many numbers a vector has; None if the collection does not say it (it is empty)."""
@@ -174,6 +177,23 @@ class OptionalVectors(Protocol):
         """Return those of these ids whose point is there and has none. Any number."""
 
     def count_without_vector(self, collection: str) -> int: ...
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A backend whose collections are each a group of collections of another one, its members. See `group.py`."""
+
+    def members(self, collection: str) -> dict[str, str]:
+        """Return, by the names of the members that are there, in order, those of their collections on that side."""
+
+    def backend_of(self, member: str) -> Backend | None:
+        """Return the backend that has the member's collections; None where the group has no member of that name."""
+
+    def name_of(self, collection: str, member: str) -> str:
+        """Return how the member's collection on that side is called, whether it is there or not."""
+
+    def within(self, member: str) -> Backend:
+        """Return the group of this member alone, with the names and ids of the whole; not to be closed."""
 
 
 @runtime_checkable

@@ -151,6 +151,10 @@ class ChromaBackend:
     # --- collections ------------------------------------------------------------------------------
 
     @_translated()
+    def names(self) -> dict[str, str]:
+        return {each.name: each.name for each in self._client.list_collections()}
+
+    @_translated()
     def exists(self, collection: str) -> bool:
         try:
             self._collection(collection)

@@ -118,6 +118,10 @@ class LanceBackend:
     # --- collections ------------------------------------------------------------------------------
 
     @_translated()
+    def names(self) -> dict[str, str]:
+        return {file.stem: file.stem for file in self._folder.glob("*.lance")}
+
+    @_translated()
     def exists(self, collection: str) -> bool:
         return self._opened(collection) is not None
 

@@ -52,6 +52,10 @@ class MemoryBackend:
     def close(self) -> None:
         pass
 
+    def names(self) -> dict[str, str]:
+        with self._held.lock:
+            return {name: name for name in self._held.collections} | self._held.aliases
+
     def exists(self, collection: str) -> bool:
         return self.resolve(collection) in self._held.collections
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.stores.sql_ledger import Ledger
@@ -255,4 +255,32 @@ class Store(Protocol):
         """Let this store alone write vectors inside. Raises Locked, naming who does.
 
         The lease is renewed meanwhile. A process that was stopped loses it after `lease_s` seconds.
+        """
+
+
+@runtime_checkable
+class StoreGroup(Protocol):
+    """A `Store` over several collections, its members. The first part of a key is the name of the row's member."""
+
+    def members(self) -> tuple[str, ...]:
+        """Return the names of those that are there now, on the side that serves."""
+
+    def key_within(self, member: str, key: Key) -> Key:
+        """Return the group's key of a member's row. Raises StoreSchemaError if there can be no member of that name."""
+
+    def key_of_member(self, key: Key) -> tuple[str, Key]:
+        """Return the member that a row of the group is in, and its key there."""
+
+    def locator_within(self, locator: str, member: str) -> str:
+        """Say where a member's part of an index is found, as its client calls it."""
+
+    def search_within(
+        self, member: str, vector: Float32, k: int, *, fingerprint: str, exact: bool = False
+    ) -> list[Hit]:
+        """Search one member alone; as `Store.search`, with the keys of the group."""
+
+    def drop_ahead(self, side: Side, patience: Patience) -> None:
+        """Do what takes long of a `drop` of that side, where others need not wait for all of it. Repeating is safe.
+
+        Once it has begun the drop alone leads on. Raises Locked, and what `drop` does.
         """

@@ -250,6 +250,14 @@ class SqliteVecBackend:
 
     # --- collections ------------------------------------------------------------------------------
 
+    def names(self) -> dict[str, str]:
+        """Return the tables with whole points, and those whose vectors have a table of their own, as `docs_vec`."""
+        tables = self._rows("SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql IS NOT NULL")
+        ordinary = {name for name, sql in tables if not VEC0.fullmatch(sql)}
+        vectors = [name for name, sql in tables if VEC0.fullmatch(sql)]
+        rows = {name: name.removesuffix("_vec") for name in vectors}
+        return {known: known for known in (rows[name] if rows[name] in ordinary else name for name in vectors)}
+
     def exists(self, collection: str) -> bool:
         return self._sql(collection) is not None
 

@@ -62,6 +62,11 @@ class FaissBackend:
 
     # --- collections ------------------------------------------------------------------------------
 
+    def names(self) -> dict[str, str]:
+        files = [*self._folder.glob("*.faiss"), *self._folder.glob(f"*{SUFFIX}")]
+        names = {file.name.removesuffix(SUFFIX).removesuffix(".faiss") for file in files}
+        return {name: name for name in names if self.exists(name)}
+
     def exists(self, collection: str) -> bool:
         return self._staged(collection) is not None or self._files(collection).docstore() is not None
 

@@ -81,6 +81,12 @@ class MilvusBackend:
 
     # --- collections ------------------------------------------------------------------------------
 
+    def names(self) -> dict[str, str]:
+        with self._client() as client:
+            collections = client.list_collections(timeout=TIMEOUT_S)
+            aliases = client.list_aliases(timeout=TIMEOUT_S)["aliases"]
+        return {name: name for name in collections} | {alias: self.resolve(alias) for alias in aliases}
+
     def exists(self, collection: str) -> bool:
         with self._client() as client:
             return bool(client.has_collection(collection, timeout=TIMEOUT_S))

@@ -7,6 +7,7 @@ control database before they make it; the other one follows. A point is current 
 payload are those of the point that serves, so a comparison of both finds whatever no journal saw.
 """
 
+from vecferry.stores.mirror.group_store import GroupStore
 from vecferry.stores.mirror.store import MirrorStore
 
-__all__ = ["MirrorStore"]
+__all__ = ["GroupStore", "MirrorStore"]

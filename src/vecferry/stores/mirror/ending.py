@@ -7,8 +7,32 @@ old collection, by a mark that goes with it, or if it is empty.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, Renamable
+
+
+class Ending(Protocol):
+    """How names change from the switch to the end of a migration, for one collection or for a group."""
+
+    def is_collection(self, name: str) -> bool:
+        """Return whether there is a collection of that name; an alias is none."""
+
+    def last_number(self) -> int:
+        """Return the highest number that a new collection must not have again, since one is known by it; 0 for none."""
+
+    def has_begun(self, old: str, new: str) -> bool:
+        """Return whether a `finalize` was killed after it had dropped an old collection; it can only be repeated."""
+
+    def has_taken_over(self, new: str) -> bool:
+        """Return whether the new collection was renamed to the target's name."""
+
+    def point_alias(self, collection: str) -> None:
+        """Point the alias by which clients know the collection; where the target is none, there is nothing to point."""
+
+    def drop_old(self, old: str, new: str) -> None:
+        """Drop the old collection and let the target's name stand for the new one. Repeating is safe."""
 
 
 class MirrorEnding:
@@ -22,6 +46,23 @@ class MirrorEnding:
         self._backend, self._target = backend, target
         self.retired, self.successor = f"{target}_vecferry_old", f"{target}_vecferry_ending"
 
+    def last_number(self) -> int:
+        return 0
+
+    def has_begun(self, old: str, new: str) -> bool:  # noqa: ARG002  # the old one's mark says it
+        return not self.is_there(old)
+
+    def has_taken_over(self, new: str) -> bool:
+        backend = self._backend
+        if not isinstance(backend, Renamable) or backend.exists(new) or not backend.exists(self._target):
+            return False
+        return backend.created_as(self._target) == new
+
+    def point_alias(self, collection: str) -> None:
+        backend = self._backend
+        if isinstance(backend, Aliased) and backend.is_alias(self._target):
+            backend.point_alias(self._target, collection)
+
     def is_there(self, old: str) -> bool:
         """Return whether the old collection stands under its name, and not one that a client has made meanwhile."""
         backend = self._backend
@@ -34,7 +75,6 @@ class MirrorEnding:
         return not backend.exists(self.retired)
 
     def is_collection(self, name: str) -> bool:
-        """Return whether there is a collection of that name; an alias is none."""
         backend = self._backend
         return backend.exists(name) and not (isinstance(backend, Aliased) and backend.is_alias(name))
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vecferry.errors import StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point, Renamable
+from vecferry.stores.backend import Aliased, Backend, Grouped, OptionalVectors, Point
 from vecferry.stores.ledger import MigrationRecord, MigrationSpec, Serving
-from vecferry.stores.mirror.ending import MirrorEnding
+from vecferry.stores.mirror.ending import Ending, MirrorEnding
+from vecferry.stores.mirror.group_ending import GroupEnding
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import FieldText, TextSource
 from vecferry.stores.values import Key, Row, Side
@@ -51,7 +52,9 @@ class MirrorSides:
     ) -> None:
         self.embed_missing = embed_missing
         self.backend = backend
-        self.ending = MirrorEnding(backend, collection)
+        self.ending: Ending = (
+            GroupEnding(backend, collection) if isinstance(backend, Grouped) else MirrorEnding(backend, collection)
+        )
         self.target = collection
         self.ledger = ledger
         self.source = source
@@ -91,7 +94,7 @@ class MirrorSides:
         source = serving.locator if serving else self._resolved()
         if spec is None:
             return Sides(source, None, source)
-        if source == spec.new_locator and self._has_taken_over(source):
+        if source == spec.new_locator and self.ending.has_taken_over(source):
             return Sides(old=source, new=self.target, serving=self.target)  # the ledger does not know it yet
         return Sides(spec.old_locator, spec.new_locator, source)
 
@@ -114,13 +117,6 @@ class MirrorSides:
             spec, serving = later, self.ledger.serving(self.target)
         return spec, serving
 
-    def _has_taken_over(self, new: str) -> bool:
-        """Return whether the new collection was renamed to the target's name."""
-        backend = self.backend
-        if not isinstance(backend, Renamable) or backend.exists(new) or not backend.exists(self.target):
-            return False
-        return backend.created_as(self.target) == new
-
     def _resolved(self) -> str:
         name = self.backend.resolve(self.target) if isinstance(self.backend, Aliased) else self.target
         if not self.backend.exists(name):
@@ -132,7 +128,8 @@ class MirrorSides:
         if side is Side.OLD or sides.new is not None:
             return sides.name(side)
         serving = self.ledger.serving(self.target)
-        return f"{self.target}_vecferry_{(serving.generation if serving else 1) + 1}"
+        number = max(serving.generation if serving else 1, self.ending.last_number())
+        return f"{self.target}_vecferry_{number + 1}"
 
     def pages(self, collection: str, *, vectors: bool = False) -> Iterator[list[Point]]:
         yield from self.pages_of(collection, sorted(self.backend.ids(collection)), vectors=vectors)
@@ -143,7 +140,7 @@ class MirrorSides:
 
     def is_half_finalized(self, sides: Sides) -> bool:
         """Return whether a `finalize` was killed after it had dropped the old collection; it can only be repeated."""
-        return sides.serving == sides.new and not self.ending.is_there(sides.old)
+        return sides.new is not None and sides.serving == sides.new and self.ending.has_begun(sides.old, sides.new)
 
     def dead_letter_digests(self, side: Side, keys: Sequence[Key]) -> dict[Key, bytes]:
         record = self.open_record()

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point
+from vecferry.stores.backend import Backend, OptionalVectors, Point
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Lease
 from vecferry.stores.mirror.comparing import MirrorComparison, same
@@ -83,6 +83,7 @@ class MirrorStore(Store):
             self._backend.outputs,
             rows_outlive_vectors=False,
             embed_missing=self._sides.embed_missing,
+            spreads_writes=False,
         )
 
     @property
@@ -206,10 +207,11 @@ class MirrorStore(Store):
 
     def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
         """Let deletes follow, and payload that changed without its text."""
-        sides, ids = self._sides.now(), [key[0] for key in keys]
-        if self._sides.is_half_finalized(sides):
-            return set()
+        ids = [key[0] for key in keys]
         with self._writing():
+            sides = self._sides.now()
+            if self._sides.is_half_finalized(sides):
+                return set()
             source = {point.id: point for point in self._backend.get(sides.serving, ids)}
             other = self._backend.get(sides.other, ids, vectors=True)
             gone = [point.id for point in other if point.id not in source]
@@ -290,7 +292,7 @@ class MirrorStore(Store):
 
     def _put_current(self, side: Side, vectors: Sequence[NewVector]) -> set[Key]:
         sides = self._sides.now()
-        if sides.name(side) == sides.serving or not vectors:
+        if sides.name(side) == sides.serving or not vectors or self._sides.is_half_finalized(sides):
             return set()
         source = {p.id: p for p in self._backend.get(sides.serving, [vector.key[0] for vector in vectors])}
         digests = {point.id: self._sides.row(point).digest for point in source.values()}
@@ -320,22 +322,21 @@ class MirrorStore(Store):
         return () if self._sides.is_half_finalized(sides) else self._backend.build_indexes(sides.other, sides.serving)
 
     def switch(self, to: Side) -> None:
-        self._point_alias(self._sides.now().name(to))
+        sides = self._sides.now()
+        if to is Side.OLD and self._sides.is_half_finalized(sides):
+            raise StoreSchemaError(
+                f"a finalize of {self._target} has begun", "It can only go on: vecferry migrate finalize"
+            )
+        self._sides.ending.point_alias(sides.name(to))
 
     def restore_constraints(self, patience: Patience, *, required: bool) -> bool:  # noqa: ARG002
         """Return false. No store of points knows constraints."""
         return False
 
-    def _point_alias(self, collection: str) -> None:
-        """Point the alias by which clients know the collection; where the target is none, there is nothing to point."""
-        backend = self._backend
-        if isinstance(backend, Aliased) and backend.is_alias(self._target):
-            backend.point_alias(self._target, collection)
-
     def drop(self, side: Side) -> None:
         sides = self._sides.now()
         if side is Side.NEW and sides.new is not None and sides.serving != sides.new:
-            self._point_alias(sides.serving)
+            self._sides.ending.point_alias(sides.serving)
             self._backend.drop(sides.new)
         elif side is Side.OLD and sides.serving != sides.old:
             self._sides.ending.drop_old(sides.old, sides.serving)
@@ -370,7 +371,7 @@ class MirrorStore(Store):
                     if not self._ledger.still_held(self._target):
                         raise Locked(self._target, f"writers, who were held off for {max_pause_s:g} s")
             except BaseException:
-                self._point_alias(self._sides.now().serving)
+                self._sides.ending.point_alias(self._sides.now().serving)
                 raise
             finally:
                 self._held_until = None

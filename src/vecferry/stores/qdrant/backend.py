@@ -72,6 +72,11 @@ class QdrantBackend:
 
     # --- collections ------------------------------------------------------------------------------
 
+    def names(self) -> dict[str, str]:
+        with self._connection.client() as client:
+            collections = [each.name for each in client.get_collections().collections]
+        return {name: name for name in collections} | self._aliases()
+
     def exists(self, collection: str) -> bool:
         with self._connection.client() as client:
             return client.collection_exists(collection)
