@@ -28,16 +28,17 @@ from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
 from tests.stores.collections import LAYOUTS
+from tests.stores.groups import PREFIX, spread_over
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
-from vecferry.errors import Locked, MigrationError, StoreError, VecferryError
+from vecferry.errors import Locked, MigrationError, SpaceMismatch, StoreError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.local import LocalEngine
 from vecferry.migrate.staging import Staging
 from vecferry.stores.backend import Backend
 from vecferry.stores.ledger import MigrationRecord
-from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.mirror import GroupStore, MirrorStore
 from vecferry.stores.opening import open_backend
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.protocol import Store
@@ -109,12 +110,15 @@ class Script:
             store = PgVectorStore.connect(self.where, "docs", "body", "embedding", embed_missing=True, layout=layout)
             return Faulty(store, fuse, prefix)
         backend: Backend
-        if self.store == "file":
+        kind = self.store.removeprefix(PREFIX)
+        if kind == "file":
             backend = FileBackend(Path(self.where), lambda: fuse.at(f"in {prefix}backend put"))
         else:
             backend = opened_once(self.where).another()
         faulty: Any = Faulty(backend, fuse, prefix + "backend ")
         ledger = SqliteLedger.open(self.folder / "control.db", abandoned_after_s=ABANDONED_AFTER_S)
+        if kind != self.store:
+            return Faulty(GroupStore(spread_over(faulty), ledger), fuse, prefix)
         return Faulty(MirrorStore(faulty, "docs", ledger), fuse, prefix)
 
     # --- from the beginning to the end ----------------------------------------------------------------
@@ -162,8 +166,11 @@ class Script:
         ending, failed = threading.Event(), list[BaseException]()
         operator = threading.Thread(target=self._operate, args=(operated, ending, failed), daemon=True)
         operator.start()
-        # the operator follows by himself just now; or, with points, has dropped the collection that was being read
-        passing: tuple[type[VecferryError], ...] = (Locked,) if self.store in LAYOUTS else (Locked, StoreError)
+        # the operator follows by himself just now; or, with points, has dropped the collection that was being read, or
+        # ended the migration since it was looked whose models are asked for
+        passing: tuple[type[VecferryError], ...] = (Locked,)
+        if self.store not in LAYOUTS:
+            passing = (Locked, StoreError, SpaceMismatch)
         while not failed:
             old, new = self.models(store)
             ending.clear()

@@ -21,9 +21,10 @@ from tests.quick import params
 from tests.stores import backends
 from tests.stores.backends_chroma import shared_server
 from tests.stores.collections import LAYOUTS, SIDE_TABLE, old_vector
+from tests.stores.groups import PREFIX, divided, spread_over
 from vecferry.embeddings import Float32, TextVectors
 from vecferry.migrate.states import State
-from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.mirror import GroupStore, MirrorStore
 from vecferry.stores.opening import open_backend
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.protocol import Store
@@ -117,6 +118,10 @@ class World:
     def other(self) -> Rows:
         return self._rows(self._names()[1])
 
+    def is_ending(self) -> bool:
+        """Say whether a `finalize` was killed in the middle: of a group, some have no other side any more."""
+        return isinstance(self.store, MirrorStore) and self.store._sides.is_half_finalized(self.store._sides.now())
+
     def _names(self) -> tuple[str, ...]:
         """Return the columns or collections with vectors: the one that serves is first."""
         if self.connection is not None:
@@ -195,13 +200,19 @@ def world_of_rows(connection: psycopg.Connection, url: str, folder: Path, name: 
 @contextmanager
 def world_of_points(name: str, folder: Path) -> Iterator[World]:
     ledger = SqliteLedger.open(folder / "control.db", abandoned_after_s=ABANDONED_AFTER_S)
-    where = made(name, folder / "store")
-    backend: Any = FileBackend(Path(where)) if name == "file" else backends.AtNeed(where)
-    if name not in {"file", *backends.ONE_PROCESS}:
+    kind = name.removeprefix(PREFIX)
+    where = made(kind, folder / "store")
+    backend: Any = FileBackend(Path(where)) if kind == "file" else backends.AtNeed(where)
+    if kind not in {"file", *backends.ONE_PROCESS}:
         backend = open_backend(where, backends.fields(where))
-    tolerance = 1e-6 if name in backends.NORMALIZING else 0.0
-    with closing(backend), MirrorStore(backend, "docs", ledger) as store:
+    tolerance = 1e-6 if kind in backends.NORMALIZING else 0.0
+    is_group = kind != name
+    with closing(backend), _store_of(backend, ledger, is_group=is_group) as store:
         yield World(name, where, folder, store, tolerance=tolerance)
+
+
+def _store_of(backend: Any, ledger: SqliteLedger, *, is_group: bool) -> MirrorStore:
+    return GroupStore(spread_over(divided(backend)), ledger) if is_group else MirrorStore(backend, "docs", ledger)
 
 
 def made(name: str, folder: Path) -> str:

@@ -6,16 +6,19 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.migrate.file_backend import FileBackend
 from tests.stores.backends import COLLECTION, DIMENSION
-from vecferry.embeddings import Float32
-from vecferry.stores.backend import Backend, BackendHit, Point
+from vecferry.embeddings import DENSE, Float32
+from vecferry.stores.backend import Backend, BackendHit, OptionalVectors, Point
 from vecferry.stores.group import GroupBackend, Part, WithOptionalVectors
 from vecferry.stores.memory import MemoryBackend
 
 MEMBERS = ("docs-a", "docs-b", "docs-c")
 GROUPS = ("group", "group-of-files")
+PREFIX = "group-of-"
+"""Before the name of a store: three of its collections."""
 
 
 def _in_group(id_: str) -> str:
@@ -56,12 +59,20 @@ class SpreadMemoryGroup(SpreadGroup, WithOptionalVectors):
 def spread_group(name: str, folder: Path) -> GroupBackend:
     """Return a group of three empty collections in memory, or in files of the folder."""
     if name == "group":
-        return SpreadMemoryGroup(_parts(MemoryBackend({member: [] for member in MEMBERS})), COLLECTION)
-    files = FileBackend(folder)
+        return spread_over(MemoryBackend({member: [] for member in MEMBERS}))
+    FileBackend(folder).create(COLLECTION, dimension=DIMENSION)
+    return spread_over(divided(FileBackend(folder)))
+
+
+def divided(backend: Backend) -> Backend:
+    """Make three empty collections like `docs` and drop it."""
     for member in MEMBERS:
-        files.create(member, dimension=DIMENSION)
-    return SpreadGroup(_parts(files), COLLECTION)
+        backend.create(member, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    backend.drop(COLLECTION)
+    return backend
 
 
-def _parts(backend: Backend) -> list[Part]:
-    return [Part("docs-*", backend)]
+def spread_over(backend: Any) -> GroupBackend:
+    """Return the group of the three collections."""
+    kind = SpreadMemoryGroup if isinstance(backend, OptionalVectors) else SpreadGroup
+    return kind([Part("docs-*", backend)], COLLECTION)

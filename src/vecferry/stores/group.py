@@ -289,6 +289,10 @@ class GroupBackend:
             self._on(collection, member, write, missing=False)
 
     def _make_for(self, collection: str, member: str, points: Sequence[Point]) -> None:
+        backend = self._required(member)
+        if any(backend.exists(f"{member}_vecferry_{mark}") for mark in ("old", "ending")):
+            what = f"the old collection of {member} is being dropped"
+            raise StoreSchemaError(what, "Finish that first: vecferry migrate finalize")
         vectors = [point.vectors for point in points if point.vectors is not None]
         dimension = len(vectors[0].dense) if vectors else self.dimension(collection)
         if dimension is None:

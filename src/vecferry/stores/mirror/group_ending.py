@@ -24,7 +24,7 @@ class GroupEnding:
         assert isinstance(group, Grouped)
         self._group, self._target = group, target
         self._backend: Backend = group
-        self._ended: set[str] = set()
+        self._ended: set[tuple[str, str, str]] = set()
 
     def is_collection(self, name: str) -> bool:
         return self._backend.exists(name)
@@ -86,7 +86,7 @@ class GroupEnding:
         """Yield the members whose old collection is there, or whose new one has not their name yet."""
         names = self._backend.names()
         for member in sorted(self._members(names, old) | self._members(names, new) | self._retired(names)):
-            if member not in self._ended:
+            if (member, old, new) not in self._ended:
                 yield member
 
     def end(self, member: str, old: str, new: str) -> None:
@@ -104,12 +104,12 @@ class GroupEnding:
                 backend.drop(new_name)
         elif self._is_renamed(member, new):
             ending.drop_old(new_name, member)
-        self._ended.add(member)
+        self._ended.add((member, old, new))
 
     def without_new(self, old: str, new: str) -> tuple[str, ...]:
         """Return the members that have a collection on the old side and none on the new."""
         names = self._backend.names()
-        lacking = self._members(names, old) - self._members(names, new) - self._retired(names) - self._ended
+        lacking = self._members(names, old) - self._members(names, new) - self._retired(names)
         own = {member: self._group.name_of(old, member) for member in sorted(lacking)}
         return tuple(
             member for member, name in own.items() if names[name] == name and not self._is_renamed(member, new)

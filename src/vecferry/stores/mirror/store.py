@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
+from vecferry.errors import CutoverRefused, Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores.backend import Backend, OptionalVectors, Point
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Lease
@@ -324,9 +324,7 @@ class MirrorStore(Store):
     def switch(self, to: Side) -> None:
         sides = self._sides.now()
         if to is Side.OLD and self._sides.is_half_finalized(sides):
-            raise StoreSchemaError(
-                f"a finalize of {self._target} has begun", "It can only go on: vecferry migrate finalize"
-            )
+            raise CutoverRefused(f"a finalize of {self._target} has begun", "vecferry migrate finalize")
         self._sides.ending.point_alias(sides.name(to))
 
     def restore_constraints(self, patience: Patience, *, required: bool) -> bool:  # noqa: ARG002
