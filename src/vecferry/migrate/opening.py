@@ -38,8 +38,8 @@ def open_configured_store(
         raise MissingOption(
             "the URL of the store",
             "where the vectors are",
-            "--store URL, url to [store] of the file, or"
-            " VECFERRY_STORE_URL=postgresql://user:password@host/database to the environment",
+            "--store URL, or VECFERRY_STORE_URL=postgresql://user:password@host/database to the environment, or url to"
+            " [store] of the file",
         )
     return open_store(
         url.get_secret_value(),
