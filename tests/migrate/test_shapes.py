@@ -11,12 +11,13 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder
+from tests.migrate.test_side_table import dumped
 from tests.stores.collections import LAYOUTS
-from vecferry.errors import StoreSchemaError
+from vecferry.errors import StoreSchemaError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.router import Document, Router
 from vecferry.stores.pgvector import PgVectorStore
-from vecferry.stores.values import Layout, Patience
+from vecferry.stores.values import Layout, Patience, Side
 
 OLD, NEW = TruthEncoder("old", 8), TruthEncoder("new", 16)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=str)
@@ -222,3 +223,226 @@ def test_rows_whose_key_or_text_the_database_computes_are_migrated_but_not_put(
         with pytest.raises(StoreSchemaError, match="is filled by the database"):
             router.put([Document(("7",), "text", {})])
         router.close()
+
+
+# --- partitions -----------------------------------------------------------------------------------
+
+PARTITIONED = """
+CREATE TABLE docs (id integer NOT NULL, tenant text NOT NULL DEFAULT 'a', body text, embedding vector(8) NOT NULL,
+    PRIMARY KEY (tenant, id)) PARTITION BY LIST (tenant);
+CREATE TABLE docs_a PARTITION OF docs FOR VALUES IN ('a') PARTITION BY RANGE (id);
+CREATE TABLE docs_a1 PARTITION OF docs_a FOR VALUES FROM (MINVALUE) TO (6);
+CREATE TABLE docs_a2 (dropped integer, embedding vector(8) CONSTRAINT docs_embedding_not_null NOT NULL,
+    body text, id integer NOT NULL, tenant text NOT NULL DEFAULT 'a');
+ALTER TABLE docs_a2 DROP COLUMN dropped;
+ALTER TABLE docs_a ATTACH PARTITION docs_a2 FOR VALUES FROM (6) TO (MAXVALUE);
+CREATE SCHEMA other;
+CREATE TABLE other.docs_b PARTITION OF docs DEFAULT;
+CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops) WITH (m = 8);
+CREATE INDEX only_here ON docs_a2 USING hnsw ((embedding::halfvec(8)) halfvec_l2_ops);
+COMMENT ON INDEX by_cosine IS 'for the search';
+COMMENT ON COLUMN docs.embedding IS 'of the body';
+ALTER TABLE docs ADD CONSTRAINT long CHECK (vector_dims(embedding) > 2);
+CREATE VIEW shown AS SELECT id, embedding FROM docs;
+"""
+
+
+@pytest.fixture
+def partitioned(connection: psycopg.Connection) -> psycopg.Connection:
+    """A table of two levels of partitions, one with another order of columns and an index of its own; 12 rows."""
+    connection.execute(PARTITIONED)
+    insert(connection, 10)
+    for number in (11, 12):
+        vector = OLD.truth(f"text {number}").tolist()
+        query = "INSERT INTO docs (id, tenant, body, embedding) VALUES (%s, 'b', %s, %s::real[])"
+        connection.execute(query, [number, f"text {number}", vector])
+    return connection
+
+
+def change(connection: psycopg.Connection, table: str, number: int, text: str, encoder: TruthEncoder) -> None:
+    query = f"UPDATE {table} SET body = %s, embedding = %s::real[] WHERE id = %s"
+    assert connection.execute(query, [text, encoder.truth(text).tolist(), number]).rowcount == 1
+
+
+def index_names(connection: psycopg.Connection) -> set[tuple[str, str]]:
+    return set(connection.execute("SELECT schemaname, indexname FROM pg_indexes WHERE tablename ~ '^docs'").fetchall())
+
+
+@layouts
+def test_a_partitioned_table_goes_the_whole_path_with_all_its_partitions(
+    partitioned: psycopg.Connection, database_url: str, tmp_path: Path, layout: Layout
+) -> None:
+    names = index_names(partitioned)
+    with opened(database_url, layout) as store:
+        migration = migration_of(store, tmp_path)
+        plan = migration.plan()
+        assert plan.problems == ()
+        assert plan.table.table_bytes > plan.table.index_bytes > 0
+        verified(migration)
+        change(partitioned, "docs_a1", 3, "straight into a partition", OLD)
+        change(partitioned, "docs", 8, "through the whole", OLD)
+        partitioned.execute("UPDATE docs SET tenant = 'b' WHERE id = 9")
+        partitioned.execute("DELETE FROM other.docs_b WHERE id = 11")
+        keys = {change.key for change in store.captured(20)}
+        assert keys == {("a", "3"), ("a", "8"), ("a", "9"), ("b", "9"), ("b", "11")}
+        migration.cutover()
+        assert_true(partitioned, NEW, 11)
+        assert store.search(NEW.truth("through the whole"), 1, fingerprint=NEW.fingerprint)[0].key == ("a", "8")
+        change(partitioned, "docs_a2", 7, "after the switch", NEW)
+        migration.start()
+        migration.rollback()
+        assert_true(partitioned, OLD, 11)
+        assert {name for name in index_names(partitioned) if "vecferry" not in name[1]} == names
+        migration.cutover()
+        assert migration.finalize(confirmed=True).state is State.FINALIZED
+    assert_true(partitioned, NEW, 11)
+    assert index_names(partitioned) == names
+
+
+@layouts
+@pytest.mark.parametrize("is_rolled_back", [False, True])
+def test_an_abort_leaves_a_partitioned_table_as_it_was(
+    partitioned: psycopg.Connection, database_url: str, tmp_path: Path, layout: Layout, *, is_rolled_back: bool
+) -> None:
+    before = dumped(database_url)
+    with opened(database_url, layout) as store:
+        migration = migration_of(store, tmp_path)
+        verified(migration)
+        if is_rolled_back:
+            migration.cutover()
+            assert dumped(database_url) != before
+            migration.rollback()
+        migration.abort()
+    assert dumped(database_url) == before
+    assert_true(partitioned, OLD, 12)
+
+
+def test_the_vectors_may_take_the_place_of_the_old_ones_in_all_partitions(
+    partitioned: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    partitioned.execute("COMMENT ON INDEX by_cosine IS NULL")
+    before = dumped(database_url)
+    with opened(database_url) as store:
+        migration = migration_of(store, tmp_path)
+        verified(migration)
+        migration.cutover()
+        migration.finalize(confirmed=True, in_place=True)
+    assert_true(partitioned, NEW, 12)
+    now = dumped(database_url).replace("vector(16)", "vector(8)").replace("halfvec(16)", "halfvec(8)")
+    assert now.replace(f"\nvecferry:space:{NEW.fingerprint}", "") == before
+
+
+@layouts
+def test_partitions_that_come_and_go_meanwhile_are_followed(
+    partitioned: psycopg.Connection, database_url: str, tmp_path: Path, layout: Layout
+) -> None:
+    with opened(database_url, layout) as store:
+        migration = migration_of(store, tmp_path)
+        migration.start()
+        partitioned.execute("CREATE TABLE docs_c PARTITION OF docs FOR VALUES IN ('c')")
+        partitioned.execute("CREATE TABLE docs_d (LIKE docs INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+        for tenant, table in (("c", "docs"), ("d", "docs_d")):
+            vector = OLD.truth(f"text {tenant}").tolist()
+            query = f"INSERT INTO {table} (id, tenant, body, embedding) VALUES (1, %s, %s, %s::real[])"
+            partitioned.execute(query, [tenant, f"text {tenant}", vector])
+        partitioned.execute("ALTER TABLE docs ATTACH PARTITION docs_d FOR VALUES IN ('d')")
+        partitioned.execute("ALTER TABLE docs_a DETACH PARTITION docs_a1")
+        assert {("c", "1"), ("d", "1")} <= {change.key for change in store.captured(20)}
+        change(partitioned, "docs_d", 1, "text of d", OLD)
+        verified(migration)
+        migration.cutover()
+        assert_true(partitioned, NEW, 9)
+        change(partitioned, "docs_c", 1, "text of c", NEW)
+        partitioned.execute("DROP TABLE docs_d")
+        migration.start()
+        migration.rollback()
+        assert_true(partitioned, OLD, 8)
+        migration.cutover()
+        migration.finalize(confirmed=True)
+    assert_true(partitioned, NEW, 8)
+    assert not [name for _, name in index_names(partitioned) if "vecferry" in name and "docs_a1" not in name]
+
+
+WHOLE = "CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id)"
+SHAPES = {
+    "a partition": (
+        "CREATE TABLE whole (id integer PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id);"
+        "CREATE TABLE middle PARTITION OF whole DEFAULT PARTITION BY RANGE (id);"
+        "CREATE TABLE docs PARTITION OF middle DEFAULT",
+        "docs is a partition of public.whole",
+        "--collection public.whole",
+    ),
+    "a partition on another server": (
+        f"CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; {WHOLE.replace('PRIMARY KEY', '')};"
+        "CREATE FOREIGN TABLE far PARTITION OF docs DEFAULT SERVER s",
+        "on other servers: public.far",
+        "DETACH PARTITION",
+    ),
+    "a table that others inherit from": (
+        "CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(8));"
+        "CREATE TABLE heir () INHERITS (docs)",
+        "other tables inherit from docs: public.heir",
+        "NO INHERIT docs",
+    ),
+    "inherited vectors": (
+        "CREATE TABLE above (embedding vector(8)); CREATE TABLE docs (id int PRIMARY KEY, body text) INHERITS (above)",
+        "embedding of docs is inherited",
+        "NO INHERIT",
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_that_cannot_be_migrated_is_refused_with_what_to_type(
+    shape: str, connection: psycopg.Connection, database_url: str
+) -> None:
+    statements, reason, hint = SHAPES[shape]
+    connection.execute(statements)
+    with pytest.raises(StoreSchemaError, match=reason) as refused:
+        opened(database_url)
+    assert hint in refused.value.hint
+
+
+@layouts
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        (
+            "ALTER TABLE docs_a1 ADD CONSTRAINT one CHECK (vector_dims(embedding) = 8)",
+            "constraint one on public.docs_a1",
+        ),
+        ("CREATE VIEW part AS SELECT embedding FROM other.docs_b", "view public.part over other.docs_b"),
+    ],
+)
+def test_what_stands_on_one_partition_alone_is_named_and_refused(
+    partitioned: psycopg.Connection, database_url: str, tmp_path: Path, layout: Layout, statement: str, name: str
+) -> None:
+    partitioned.execute(statement)
+    with opened(database_url, layout) as store:
+        migration = migration_of(store, tmp_path)
+        assert name in [each.name for each in migration.plan().table.dependents]
+        with pytest.raises(VecferryError, match=re.escape(name)):
+            migration.start()
+
+
+def test_writes_to_partitions_of_another_table_that_texts_are_made_of_are_captured(
+    partitioned: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    partitioned.execute(
+        "CREATE TABLE titles (id integer PRIMARY KEY, title text) PARTITION BY RANGE (id);"
+        "CREATE TABLE titles_1 PARTITION OF titles FOR VALUES FROM (0) TO (5);"
+        "CREATE TABLE titles_2 PARTITION OF titles DEFAULT;"
+        "INSERT INTO titles SELECT i, 'title' FROM generate_series(1, 12) i"
+    )
+    text = "(SELECT title FROM titles WHERE titles.id = docs.id) || ' ' || body"
+    with PgVectorStore.connect(database_url, "docs", text, "embedding") as store:
+        assert [(other.name, other.parts) for other in store._session.table.others] == [("public.titles", 2)]
+        migration_of(store, tmp_path).start()
+        for statement in ("UPDATE titles SET title = 'x' WHERE id = 2", "UPDATE titles_2 SET title = 'x' WHERE id = 7"):
+            partitioned.execute(statement)
+            changes = store.captured(10, {Side.NEW})
+            assert ("a", statement[-1]) in {change.key for change in changes}
+            store.acknowledge(changes)
+        partitioned.execute("TRUNCATE titles_1")
+        keys = {change.key for change in store.captured(10, {Side.NEW})}
+        assert keys >= {("a", str(number)) for number in range(1, 5)}

@@ -23,7 +23,9 @@ from vecferry.stores.pgvector.catalogue import Columns
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.outbox import NO_KEY
+from vecferry.stores.pgvector.partitions import leaves, relations
 from vecferry.stores.pgvector.session import TableSession
+from vecferry.stores.pgvector.sql_source import OtherTable
 from vecferry.stores.pgvector.table import SCHEMA, Table, target_digest
 from vecferry.stores.pgvector.table_sql import key_text_sql
 from vecferry.stores.sql_ledger import key_text
@@ -31,6 +33,8 @@ from vecferry.stores.values import Change, Key, Patience, Side
 
 OPERATIONS = ("insert", "update", "delete")
 ALWAYS = "A"
+PARTITIONS = "\npartitions: "
+"""What stands between the mark and the numbers of partitions, in the comment of a capture's function."""
 
 SAME_IN_EVERY_SESSION = {"smallint", "integer", "bigint", "text", "uuid", "boolean", "numeric"}
 """Types of keys that are written the same whatever the settings; each setting costs a writer a microsecond."""
@@ -80,11 +84,25 @@ class PgCapture:
             " WHERE p.proname = ANY(%s) AND p.pronamespace = to_regnamespace(%s)",
             [[names.function, names.others_function], SCHEMA],
         )
-        columns, table = self._catalogue.columns(), self._table
-        mark = _mark(table, self._vector_columns(columns))
-        own = [*names.triggers, names.truncate_trigger] if columns.beside else names.triggers
-        expected = [(table.oid, trigger, ALWAYS, mark) for trigger in own]
-        return sorted(rows) == sorted(expected + [(o.oid, names.others_trigger, ALWAYS, mark) for o in table.others])
+        mark = _mark(self._table, self._vector_columns(self._catalogue.columns()))
+        now = {
+            (oid, trigger, enabled, (comment or "").partition(PARTITIONS)[0]) for oid, trigger, enabled, comment in rows
+        }
+        expected = {(oid, trigger, ALWAYS, mark) for oid, trigger in self._expected_triggers(names)}
+        return expected <= now and all(each[2:] == (ALWAYS, mark) for each in now)
+
+    def _expected_triggers(self, names: CaptureNames) -> set[tuple[int, str]]:
+        """Return the triggers that must be there, each with the number of its table.
+
+        The server makes those for rows on a new partition, and not those for TRUNCATE, which leave something behind at
+        most that the next comparison finds.
+        """
+        table, columns = self._table, self._catalogue.columns()
+        expected = {(part.oid, name) for part in relations(self._db, table.oid) for name in names.triggers}
+        expected |= {(other.oid, names.others_trigger) for other in table.others}
+        if columns.beside and not table.is_partitioned:
+            expected.add((table.oid, names.truncate_trigger))
+        return expected
 
     def _make_triggers(self) -> None:
         self._drop_triggers()
@@ -99,10 +117,22 @@ class PgCapture:
         if self._table.others or columns.beside:
             function = self._make_function(names.others_function, _body_for_others(self._table), mark)
         if columns.beside:
-            self._make_trigger(names.truncate_trigger, sql.SQL("TRUNCATE"), table, sql.SQL(""), function)
+            for part in leaves(self._db, self._table.oid):
+                self._make_trigger(names.truncate_trigger, sql.SQL("TRUNCATE"), part.identifier, sql.SQL(""), function)
         for other in self._table.others:
-            event = sql.SQL("INSERT OR UPDATE OR DELETE OR TRUNCATE")
-            self._make_trigger(names.others_trigger, event, verbatim(other.name), sql.SQL(""), function)
+            self._capture_other(names, other, function)
+        self._remember_partitions()
+
+    def _capture_other(self, names: CaptureNames, other: OtherTable, function: sql.Identifier) -> None:
+        """Capture the writes to another table; one with partitions for each row, since those may be written to."""
+        name, writes = verbatim(other.name), sql.SQL("INSERT OR UPDATE OR DELETE")
+        if not other.is_partitioned:
+            everything = writes + sql.SQL(" OR TRUNCATE")
+            self._make_trigger(names.others_trigger, everything, name, sql.SQL(""), function)
+            return
+        self._make_trigger(names.others_trigger, writes, name, sql.SQL("FOR EACH ROW"), function)
+        for part in leaves(self._db, other.oid):
+            self._make_trigger(names.truncate_trigger, sql.SQL("TRUNCATE"), part.identifier, sql.SQL(""), function)
 
     def _make_function(self, name: str, body: str, mark: str) -> sql.Identifier:
         function = identifier(SCHEMA, name)
@@ -112,7 +142,7 @@ class PgCapture:
         return function
 
     def _make_trigger(
-        self, name: str, event: sql.SQL, table: Fragment, each: Fragment, function: sql.Identifier
+        self, name: str, event: Fragment, table: Fragment, each: Fragment, function: sql.Identifier
     ) -> None:
         """Make a trigger that fires for every writer. each: for each row, and under which condition."""
         create = sql.SQL("CREATE TRIGGER {} AFTER {} ON {} {} EXECUTE FUNCTION {}()")
@@ -162,12 +192,56 @@ class PgCapture:
             for name in (names.function, names.others_function):
                 self._db.execute(sql.SQL("DROP FUNCTION IF EXISTS {}() CASCADE").format(identifier(SCHEMA, name)))
 
+    # --- partitions that come and go --------------------------------------------------------------
+
+    def _remember_partitions(self) -> None:
+        """Note in the comment of the capture's function which partitions are looked after, below its mark."""
+        if self._table.is_partitioned:
+            numbers = sorted(part.oid for part in leaves(self._db, self._table.oid))
+            mark = _mark(self._table, self._vector_columns(self._catalogue.columns()))
+            function = identifier(SCHEMA, CaptureNames.of(self._table.target).function)
+            comment = literal(mark + PARTITIONS + " ".join(map(str, numbers)))
+            self._db.execute(sql.SQL("COMMENT ON FUNCTION {}() IS {}").format(function, comment))
+
+    def _remembered_partitions(self) -> set[int]:
+        name = CaptureNames.of(self._table.target).function
+        query = "SELECT obj_description(to_regproc(%s), 'pg_proc')"
+        (comment,) = self._db.row(query, [f"{SCHEMA}.{name}"])
+        return {int(number) for number in (comment or "").partition(PARTITIONS)[2].split()}
+
+    def _note_partitions(self) -> None:
+        """Note the rows of a partition that was attached, which fires no trigger, as far as they are not current.
+
+        Of one that was detached, or dropped, what is left in a side table. Only one process at a time does that.
+        """
+        if {part.oid for part in leaves(self._db, self._table.oid)} == self._remembered_partitions():
+            return
+        with self._guard.transaction(), self._session.pinned():
+            self._db.rows("SELECT pg_advisory_xact_lock(%s)", [self._table.oid])
+            known, columns = self._remembered_partitions(), self._catalogue.columns()
+            key = key_text_sql("t", self._table)
+            for part in leaves(self._db, self._table.oid):
+                rows = sql.SQL("{} AS t").format(self._sql.with_sides(columns.beside, part.identifier))
+                for side in filter(columns.is_compared, Side) if part.oid not in known else ():
+                    self._outbox.add_where(rows, key, self._session.outdated(side, columns), side)
+            self._note_left_beside(columns)
+            self._remember_partitions()
+
+    def _note_left_beside(self, columns: Columns) -> None:
+        """Note what a side table has of rows that are gone."""
+        if columns.beside:
+            left, without_row = sql.SQL("{} AS s").format(self._sql.side_table), self._sql.without_row()
+            self._outbox.add_where(left, self._sql.side_key_text(), without_row, columns.serving.other)
+
     def captured(self, limit: int, sides: Collection[Side]) -> list[Change]:
         """Return the oldest notes; one without a key becomes notes of the rows that are not current.
 
         Raises StoreSchemaError if the table is not as it was, CaptureLost if writes may be missing among the notes.
         """
-        self._refuse_unnoted()
+        if self._ledger.is_captured(self._table.target):
+            self._refuse_unnoted()
+            if self._table.is_partitioned:
+                self._note_partitions()
         changes = self._outbox.oldest(limit, sides)
         if not any(change.key == () for change in changes):
             return changes
@@ -176,16 +250,11 @@ class PgCapture:
             rows = sql.SQL("{} AS t").format(self._session.with_sides(columns))
             for side in filter(columns.is_compared, Side):
                 self._outbox.add_where(rows, key, self._session.outdated(side, columns), side)
-            if columns.beside:
-                left = sql.SQL("{} AS s").format(self._sql.side_table)
-                without_row = self._sql.without_row()
-                self._outbox.add_where(left, self._sql.side_key_text(), without_row, columns.serving.other)
+            self._note_left_beside(columns)
             self._outbox.remove(notes)
         return self._outbox.oldest(limit, sides)
 
     def _refuse_unnoted(self) -> None:
-        if not self._ledger.is_captured(self._table.target):
-            return
         self._catalogue.refuse_changed()
         if not self._is_capturing():
             raise CaptureLost(self._table.full_name, "Run start again: it makes them anew, and compares every row.")
@@ -217,10 +286,17 @@ class PgCapture:
             outdated = self._session.outdated(Side.OLD, columns)
             condition, of = sql.SQL("{} AND {}").format(among, outdated), self._session.with_sides(columns)
             query = sql.SQL(
-                "WITH late AS MATERIALIZED (SELECT t.ctid AS place FROM {rows} AS t WHERE {condition}),"
-                " free AS MATERIALIZED (SELECT t.ctid AS place FROM {table} AS t JOIN late ON t.ctid = late.place"
+                "WITH late AS MATERIALIZED (SELECT {place} FROM {rows} AS t WHERE {condition}),"
+                " free AS MATERIALIZED (SELECT {place} FROM {table} AS t JOIN late ON {at_late}"
                 " FOR NO KEY UPDATE OF t SKIP LOCKED) {adopt}"
-            ).format(rows=of, condition=condition, table=self._sql.name, adopt=self._adopt_free(columns))
+            ).format(
+                place=self._sql.place,
+                at_late=self._sql.at_place("late"),
+                rows=of,
+                condition=condition,
+                table=self._sql.name,
+                adopt=self._adopt_free(columns),
+            )
             self._db.execute(query, params)
             left_out = [row.key for row in self._session.rows(condition, params, of=of)]
             self._outbox.add(left_out, Side.OLD)
@@ -230,11 +306,11 @@ class PgCapture:
         """Return what adopts the rows whose places are in `free`."""
         adoption, table = self._session.adoption(columns), self._sql.name
         if columns.beside:
-            rows = sql.SQL("{} AS t JOIN free ON t.ctid = free.place").format(table)
+            rows = sql.SQL("{} AS t JOIN free ON {}").format(table, self._sql.at_place("free"))
             return self._sql.upsert_sides(adoption, [self._sql.keys], rows)
         assigned = [sql.SQL("{} = {}").format(identifier(name), value) for name, value in adoption.items()]
-        return sql.SQL("UPDATE {} AS t SET {} FROM free WHERE t.ctid = free.place").format(
-            table, sql.SQL(", ").join(assigned)
+        return sql.SQL("UPDATE {} AS t SET {} FROM free WHERE {}").format(
+            table, sql.SQL(", ").join(assigned), self._sql.at_place("free")
         )
 
     def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.partitions import relations
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.views import carried_views
 
@@ -136,8 +137,13 @@ def carried(database: Database, table: Table, *, ours: bool = False) -> list[Car
 
 def handover(database: Database, table: Table, incoming: str) -> Handover:
     """Return what gives the column `incoming`, under the name of the one that serves, all that stands on that now."""
-    params = {"table": table.oid, "column": table.vector, "incoming": incoming, "of": table.oid}
-    own = [statement for query in (GRANTED, COMMENT) for (statement,) in database.rows(query, params)]
+    names = {"column": table.vector, "incoming": incoming}
+    own = [
+        statement
+        for part in relations(database, table.oid)
+        for query in (GRANTED, COMMENT)
+        for (statement,) in database.rows(query, names | {"table": part.oid, "of": part.oid})
+    ]
     return _around(database, table, carried(database, table), own)
 
 

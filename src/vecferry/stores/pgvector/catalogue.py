@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.binary import is_vector_type
 from vecferry.stores.pgvector.connection import Database
-from vecferry.stores.pgvector.indexes import INDEXES, VectorIndex
+from vecferry.stores.pgvector.indexes import INDEXES, VectorIndex, with_parts
+from vecferry.stores.pgvector.partitions import TREE
 from vecferry.stores.pgvector.table import (
     COLBERT,
     NEW,
@@ -41,6 +42,12 @@ WHERE a.attrelid IN (
 AND (a.attrelid = %(table)s::oid OR a.attname <> ALL (%(in_both)s)) AND a.attnum > 0 AND NOT a.attisdropped
 """
 """The columns of the table, and those that its side table alone has, with the number of that."""
+
+UPDATE_TRIGGERS = """
+SELECT DISTINCT t.tgname::text FROM tree JOIN pg_trigger t ON t.tgrelid = tree.oid JOIN pg_proc p ON p.oid = t.tgfoid
+WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND (t.tgtype & 16) <> 0 AND cardinality(t.tgattr::int2[]) = 0
+    AND p.pronamespace IS DISTINCT FROM to_regnamespace('vecferry') ORDER BY 1
+"""
 
 
 @dataclass(frozen=True)
@@ -187,9 +194,16 @@ class Catalogue:
             raise StoreSchemaError(what, PUT_BACK)
         return Columns(self._table, by_name, self._layout, tuple(beside), next(iter(beside.values()), None))
 
-    def vector_indexes(self, column: str) -> list[VectorIndex]:
-        rows = self._db.rows(INDEXES, {"table": self.columns().relation_of(column), "column": column})
+    def all_indexes(self, column: str) -> list[VectorIndex]:
+        """Return the indexes on the column, with those that are parts of others, which come after these."""
+        rows = self._db.rows(TREE + INDEXES, {"table": self.columns().relation_of(column), "column": column})
         return [VectorIndex(*row) for row in rows]
+
+    def vector_indexes(self, column: str) -> list[VectorIndex]:
+        """Return those that are no parts of another. The bytes of one that has parts are theirs."""
+        indexes = self.all_indexes(column)
+        families = [with_parts(index, indexes) for index in indexes if index.parent is None]
+        return [replace(family[0], bytes=sum(member.bytes for member in family)) for family in families]
 
     def wanted_indexes(self) -> list[VectorIndex]:
         """Return those on the serving vectors that have, or should have, a twin on the new: all of them, or those that
@@ -199,26 +213,28 @@ class Catalogue:
         if columns.serving is Side.NEW:
             return []
         indexes = self.vector_indexes(self._table.vector)
-        return [index for index in indexes if columns.layout is Layout.COLUMNS or index.can_stand_beside]
+        if columns.layout is Layout.COLUMNS:
+            return indexes
+        return [index for index in indexes if index.can_stand_beside and index.relation == self._table.oid]
 
     def missing_indexes(self) -> list[VectorIndex]:
         """Return those of the wanted whose twin is not there, or is half-built."""
-        counterparts = {
-            counterpart.name: counterpart.valid
+        wanted = self.wanted_indexes()
+        valid = {
+            (counterpart.relation, counterpart.name)
             for counterpart in self.vector_indexes(suffixed(self._table.vector, NEW))
+            if counterpart.valid
         }
-        return [index for index in self.wanted_indexes() if not counterparts.get(index.new_name, False)]
+        beside = self.columns().side_oid
+        return [index for index in wanted if (beside or index.relation, index.new_name) not in valid]
 
     def lost_twins(self) -> list[str]:
         """Return the indexes on the old vectors whose twin is gone, or half-built, while the new vectors serve."""
         if self.columns().serving is Side.OLD:
             return []
         twins = {suffixed(index.name, OLD) for index in self.vector_indexes(self._table.vector) if index.valid}
-        old = self.index_names(suffixed(self._table.vector, OLD))
+        old = {index.name for index in self.vector_indexes(suffixed(self._table.vector, OLD))}
         return sorted(name for name in old - twins if name.endswith(OLD))  # any other never had one
-
-    def index_names(self, column: str) -> set[str]:
-        return {index.name for index in self.vector_indexes(column)}
 
     def constraints_to_validate(self) -> tuple[str, ...]:
         """Return the CHECK constraints on the serving vectors that hold for new rows alone, but our own."""
@@ -234,11 +250,8 @@ class Catalogue:
     def update_triggers(self) -> tuple[str, ...]:
         """Return those that fire for an UPDATE of any column, without the ones of a capture."""
         rows = self._db.rows(
-            "SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
-            " WHERE t.tgrelid = %s::oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'"
-            " AND (t.tgtype & 16) <> 0 AND cardinality(t.tgattr::int2[]) = 0"
-            " AND p.pronamespace IS DISTINCT FROM to_regnamespace('vecferry') ORDER BY 1",
-            [self._table.oid],
+            TREE + UPDATE_TRIGGERS,
+            {"table": self._table.oid},
         )
         return tuple(name for (name,) in rows)
 

@@ -168,10 +168,12 @@ class PgComparison:
             columns = self._catalogue.columns()
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
-                "SELECT ctid AS place FROM {rows} AS t WHERE {side} IS NOT NULL ORDER BY random())"
-                " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {rows} AS t ON t.ctid = drawn.place"
+                "SELECT {place} FROM {rows} AS t WHERE {side} IS NOT NULL ORDER BY random())"
+                " SELECT {text}, {side}::real[], {keys} FROM drawn JOIN {rows} AS t ON {at_place}"
                 " WHERE NOT ({outdated}) LIMIT %s"  # so that few vectors are read
             ).format(
+                place=self._sql.place,
+                at_place=self._sql.at_place("drawn"),
                 text=self._sql.text,
                 side=self._sql.column(columns.required(Side.NEW)),
                 keys=self._sql.keys_as_text,

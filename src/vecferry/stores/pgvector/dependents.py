@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from vecferry.stores.pgvector.carrying import ON_COLUMN, carried
 from vecferry.stores.pgvector.connection import Database
+from vecferry.stores.pgvector.partitions import TREE
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.views import carried_views, views_of
 from vecferry.stores.values import Dependent, Layout
@@ -25,6 +26,7 @@ FATES = {
     "publication of all columns": "would send what start adds to subscribers without such columns, which stop then",
     "function of another role": "runs at each write with the rights of whoever migrates; connect as its owner {}",
     "function": f"{STAYS}, since this role may not replace it",
+    "partition": f"stands on one partition alone, {STAYS}",
 }
 FATES_BESIDE = {
     "constraint": REBUILT,
@@ -38,6 +40,7 @@ FATES_BESIDE = {
     "function": f"{FIXED}, and this role may not replace it",
     "view": f"{FIXED}, and cannot be made anew",
     "row type": FIXED,
+    "partition": f"stands on one partition alone, and {FIXED}",
 }
 """In the layout `side-table`, where one column stays."""
 ACCEPTABLE = {"publication of all columns", "function of another role"}
@@ -54,25 +57,46 @@ UNION SELECT 'default', a.attname::text, pg_get_expr(e.adbin, e.adrelid) FROM pg
     JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum AND a.attgenerated = ''
     WHERE a.attrelid = %(table)s::oid AND a.attname = %(column)s
 """
+ON_PARTITIONS = """, on_partition AS (
+    SELECT DISTINCT d.classid, d.objid, tree.oid::regclass AS at FROM tree
+    JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attname = %(column)s
+    JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = tree.oid AND d.refobjsubid = a.attnum
+    WHERE level > 0
+)
+SELECT 'partition', format('constraint %%s on %%s', c.conname, o.at), '' FROM on_partition o
+    JOIN pg_constraint c ON o.classid = 'pg_constraint'::regclass AND c.oid = o.objid
+    WHERE c.contype IN ('c', 'f', 'u', 'x') AND c.coninhcount = 0 AND c.conparentid = 0
+UNION SELECT 'partition', format('trigger %%s on %%s', t.tgname, o.at), '' FROM on_partition o
+    JOIN pg_trigger t ON o.classid = 'pg_trigger'::regclass AND t.oid = o.objid
+    WHERE NOT t.tgisinternal AND to_jsonb(t) ->> 'tgparentid' = '0'
+    AND t.tgfoid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace = to_regnamespace('vecferry'))
+UNION SELECT 'partition', format('policy %%s on %%s', p.polname, o.at), '' FROM on_partition o
+    JOIN pg_policy p ON o.classid = 'pg_policy'::regclass AND p.oid = o.objid
+UNION SELECT 'partition', format('view %%s over %%s', r.ev_class::regclass, o.at), '' FROM on_partition o
+    JOIN pg_rewrite r ON o.classid = 'pg_rewrite'::regclass AND r.oid = o.objid
+UNION SELECT 'partition', format('function %%s over %%s', o.objid::regprocedure, o.at), '' FROM on_partition o
+    WHERE o.classid = 'pg_proc'::regclass
+"""
+"""What stands on the vectors of one partition, and not on those of the whole."""
 WHOLE_PUBLICATIONS = """
 SELECT 'publication of all columns', p.pubname::text, '' FROM pg_publication p
-    WHERE p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid
-        AND r.prrelid = %(table)s::oid AND to_jsonb(r) ->> 'prattrs' IS NULL)
+    WHERE p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r JOIN tree ON r.prrelid = tree.oid
+        WHERE r.prpubid = p.oid AND to_jsonb(r) ->> 'prattrs' IS NULL)
 """
 PUBLICATIONS = """
-SELECT 'publication', p.pubname::text, '' FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+SELECT 'publication', p.pubname::text, '' FROM tree JOIN pg_publication_rel r ON r.prrelid = tree.oid
+    JOIN pg_publication p ON p.oid = r.prpubid
     JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs::int2[])
-    WHERE r.prrelid = %(table)s::oid AND a.attname = %(column)s
+    WHERE a.attname = %(column)s
 UNION SELECT 'publication of all columns', p.pubname::text, '' FROM pg_publication_namespace n
     JOIN pg_publication p ON p.oid = n.pnpubid JOIN pg_class c ON c.relnamespace = n.pnnspid
-    WHERE c.oid = %(table)s::oid
+    JOIN tree ON tree.oid = c.oid
 """
-FOREIGN_CODE = """
-WITH parts(classid, objid) AS (
-    SELECT 'pg_trigger'::regclass, oid FROM pg_trigger WHERE tgrelid = %(table)s::oid AND tgenabled <> 'D'
-    UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE conrelid = %(table)s::oid
-    UNION ALL SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef WHERE adrelid = %(table)s::oid
-    UNION ALL SELECT 'pg_class'::regclass, indexrelid FROM pg_index WHERE indrelid = %(table)s::oid
+FOREIGN_CODE = """, parts(classid, objid) AS (
+    SELECT 'pg_trigger'::regclass, t.oid FROM pg_trigger t JOIN tree ON tgrelid = tree.oid WHERE tgenabled <> 'D'
+    UNION ALL SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint c JOIN tree ON conrelid = tree.oid
+    UNION ALL SELECT 'pg_attrdef'::regclass, a.oid FROM pg_attrdef a JOIN tree ON adrelid = tree.oid
+    UNION ALL SELECT 'pg_class'::regclass, indexrelid FROM pg_index JOIN tree ON indrelid = tree.oid
 )
 SELECT DISTINCT 'function of another role', p.oid::regprocedure::text, r.rolname::text
     FROM parts JOIN pg_depend d ON d.classid = parts.classid AND d.objid = parts.objid
@@ -114,9 +138,10 @@ def dependents(database: Database, table: Table, layout: Layout) -> tuple[Depend
     fates = FATES if layout is Layout.COLUMNS else FATES_BESIDE
     queries = [
         ON_COLUMN + LEFT_BEHIND,
-        WHOLE_PUBLICATIONS,
-        FOREIGN_CODE,
-        *([PUBLICATIONS] if database.server_version >= COLUMN_LISTS else []),
+        TREE + WHOLE_PUBLICATIONS,
+        TREE + FOREIGN_CODE,
+        TREE + ON_PARTITIONS,
+        *([TREE + PUBLICATIONS] if database.server_version >= COLUMN_LISTS else []),
     ]
     params = {"table": table.oid, "column": table.vector}
     rows = [(*row, False) for query in queries for row in database.rows(query, params)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
 
-from vecferry.stores.pgvector.connection import identifier, verbatim
+from vecferry.stores.pgvector.connection import identifier, literal, verbatim
 from vecferry.stores.pgvector.expressions import TOKEN, over_another
 from vecferry.stores.pgvector.table import NEW, suffixed
 from vecferry.stores.values import IndexInfo
@@ -16,18 +17,23 @@ SELECT i.relname::text, pg_get_indexdef(i.oid), pg_relation_size(i.oid), x.indis
        pg_get_expr(x.indpred, x.indrelid), s.spcname::text, obj_description(i.oid, 'pg_class'),
        (SELECT count(DISTINCT d.refobjsubid) > 1 FROM pg_depend d
         WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid AND d.refclassid = 'pg_class'::regclass
-        AND d.refobjid = x.indrelid AND d.refobjsubid > 0)
-FROM pg_index x
+        AND d.refobjid = x.indrelid AND d.refobjsubid > 0),
+       i.oid::bigint, (SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = i.oid), x.indrelid::bigint,
+       n.nspname::text, r.relname::text, i.relkind = 'I'
+FROM tree
+JOIN pg_index x ON x.indrelid = tree.oid
 JOIN pg_class i ON i.oid = x.indexrelid
+JOIN pg_class r ON r.oid = x.indrelid
+JOIN pg_namespace n ON n.oid = r.relnamespace
 JOIN pg_am m ON m.oid = i.relam
 LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
-WHERE x.indrelid = %(table)s::oid AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.oid) AND EXISTS (
+WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.oid) AND EXISTS (
     SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
     WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid AND d.refclassid = 'pg_class'::regclass
     AND d.refobjid = x.indrelid AND a.attname = %(column)s)
-ORDER BY 1
+ORDER BY level, 1
 """
-"""Indexes whose key, expression or condition mentions the column, of any access method."""
+"""Indexes whose key, expression or condition mentions the column, of any access method; after `partitions.TREE`."""
 
 MAX_BUILD_MEMORY_KIB = 8 * 1024 * 1024
 BUILD_MEMORY_KIB = f"greatest(m.setting::bigint, least(b.setting::bigint * 8, {MAX_BUILD_MEMORY_KIB}))"
@@ -43,7 +49,9 @@ MAX_INDEXED_DIMENSION = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 class VectorIndex:
     """definition: as PostgreSQL writes it; condition: of a partial index.
 
-    reads_other_columns: whether it is over, or its condition about, more than the vectors.
+    reads_other_columns: whether it is over, or its condition about, more than the vectors. parent: the number of the
+    index of which it is a part; None for one that stands alone. relation, schema, table: what it is on.
+    is_whole: it is an index on a table with partitions, and has parts.
     """
 
     name: str
@@ -55,6 +63,12 @@ class VectorIndex:
     tablespace: str | None
     comment: str | None
     reads_other_columns: bool
+    oid: int
+    parent: int | None
+    relation: int
+    schema: str
+    table: str
+    is_whole: bool
 
     @property
     def new_name(self) -> str:
@@ -80,25 +94,40 @@ class VectorIndex:
         types = [token["type"] for token in TOKEN.finditer(self._rest) if token["cast"]] or [kind]
         return MAX_INDEXED_DIMENSION[types[0]]
 
+    @property
+    def identifier(self) -> sql.Identifier:
+        return identifier(self.schema, self.name)
+
+    def comment_statement(self) -> sql.Composed:
+        """Return what gives an index of its name its comment."""
+        return sql.SQL("COMMENT ON INDEX {} IS {}").format(self.identifier, literal(self.comment or ""))
+
     def info(self) -> IndexInfo:
         return IndexInfo(self.name, self.definition, self.bytes, self.holds_vectors, self.cast_length)
 
     def create_statement(
-        self, name: str, table: sql.Identifier, columns: tuple[str, str], lengths: tuple[int, int]
+        self,
+        name: str,
+        columns: tuple[str, str],
+        lengths: tuple[int, int],
+        table: sql.Identifier | None = None,
     ) -> sql.Composed:
         """Return what makes its like. columns, lengths: that it is over, and that the new one is to be over.
 
-        name: of the new one, made beside writers; the name of this one, which was dropped, in a transaction.
+        name: of the new one, made beside writers; the name of this one, which was dropped, in a transaction. table: if
+        it is to be on another one. The like of a whole has no parts yet, and is made in a transaction.
         """
         unique = " UNIQUE" if self.definition.startswith("CREATE UNIQUE ") else ""
-        method = " CONCURRENTLY" if name != self.name else ""
+        is_empty = self.is_whole and table is None
+        method, only = " CONCURRENTLY" if name != self.name and not is_empty else "", "ONLY " if is_empty else ""
         rest, condition = self._rest, f" WHERE {self.condition}" if self.condition else ""
         tablespace = sql.SQL(" TABLESPACE {}").format(identifier(self.tablespace)) if self.tablespace else sql.SQL("")
-        return sql.SQL("CREATE{} INDEX{} {} ON {} USING {}{}{}").format(
+        return sql.SQL("CREATE{} INDEX{} {} ON {}{} USING {}{}{}").format(
             sql.SQL(unique),
             sql.SQL(method),
             identifier(name),
-            table,
+            sql.SQL(only),
+            table or identifier(self.schema, self.table),
             verbatim(over_another(rest.removesuffix(condition), columns, lengths)),
             tablespace,
             verbatim(over_another(condition, columns, lengths)),
@@ -108,3 +137,26 @@ class VectorIndex:
     def _rest(self) -> str:
         """What follows USING: the method, the keys, INCLUDE, WITH and WHERE."""
         return self.definition.partition(" USING ")[2]
+
+
+def with_parts(index: VectorIndex, indexes: Sequence[VectorIndex]) -> list[VectorIndex]:
+    """Return an index and those of the others that are parts of it, at every level; each after its own whole."""
+    family = [index]
+    for each in indexes:  # those of lower levels come later
+        if each.parent is not None and each.parent in {member.oid for member in family}:
+            family.append(each)
+    return family
+
+
+def attach_statements(family: Sequence[VectorIndex], names: Mapping[int, str]) -> list[sql.Composed]:
+    """Return what makes an index of parts that were made for it. names: of the new ones, by the numbers of these."""
+    by_oid = {member.oid: member for member in family}
+    attach = sql.SQL("ALTER INDEX {} ATTACH PARTITION {}")
+    return [
+        attach.format(
+            identifier(by_oid[member.parent].schema, names[member.parent]),
+            identifier(member.schema, names[member.oid]),
+        )
+        for member in family
+        if member.parent is not None and member.parent in by_oid
+    ]

@@ -9,6 +9,7 @@ from psycopg import sql
 
 from vecferry.stores.pgvector.dependents import obstacles
 from vecferry.stores.pgvector.indexes import BUILD_MEMORY_KIB, BUILD_SETTINGS
+from vecferry.stores.pgvector.partitions import sizes
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.values import Layout, LayoutCost
 
@@ -26,9 +27,8 @@ OVERFLOW = 10
 """How much longer an index takes whose graph is larger than the memory for builds."""
 LINKS_BYTES = 400
 """Of a vector in a graph, at m = 16."""
-SIZES = f"""
-SELECT (SELECT count(*) FROM {{}}), pg_table_size(%s::oid), pg_indexes_size(%s::oid),
-    (SELECT {BUILD_MEMORY_KIB} FROM {BUILD_SETTINGS}) * 1024
+ROWS_AND_MEMORY = f"""
+SELECT (SELECT count(*) FROM {{}}), (SELECT {BUILD_MEMORY_KIB} FROM {BUILD_SETTINGS}) * 1024
 """  # noqa: S608  # ours
 SHAPES = {
     Layout.COLUMNS: "three columns at the end of the table until finalize",
@@ -86,8 +86,7 @@ def _rewrite_s(session: TableSession, dimension: int) -> float:
 
 
 def _sizes(session: TableSession) -> Sizes:
-    oid = session.table.oid
-    query = sql.SQL(SIZES).format(session.sql.name)
-    rows, table_bytes, index_bytes, memory_bytes = session.db.row(query, [oid, oid])
+    size = sizes(session.db, session.table.oid)
+    rows, memory_bytes = session.db.row(sql.SQL(ROWS_AND_MEMORY).format(session.sql.name))
     graphs = [index for index in session.catalogue.vector_indexes(session.table.vector) if index.holds_vectors]
-    return Sizes(rows, table_bytes, index_bytes - sum(index.bytes for index in graphs), len(graphs), memory_bytes)
+    return Sizes(rows, size.table, size.indexes - sum(index.bytes for index in graphs), len(graphs), memory_bytes)

@@ -11,6 +11,7 @@ from psycopg import sql
 from vecferry.errors import Locked, PauseExceeded
 from vecferry.stores.pgvector.connection import Database, LockTimedOut, StatementTimedOut, identifier, run
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
+from vecferry.stores.pgvector.partitions import TREE
 from vecferry.stores.pgvector.table import SCHEMA, Table
 from vecferry.stores.pgvector.views import carried_views
 from vecferry.stores.values import Held, Patience
@@ -24,6 +25,12 @@ STOPPED_S = 2.0
 MAINTENANCE_S = 1.0
 """Beyond `deadlock_timeout`, after which the server cancels an autovacuum that somebody waits for."""
 QUERY_SHOWN = 60
+USERS = """
+SELECT DISTINCT a.pid, a.application_name, a.backend_type, a.state, left(a.query, %(shown)s),
+    extract(epoch FROM clock_timestamp() - a.xact_start)::int AS age
+FROM tree JOIN pg_locks l ON l.relation = tree.oid JOIN pg_stat_activity a USING (pid)
+WHERE l.granted AND a.pid <> pg_backend_pid() ORDER BY age DESC LIMIT 5
+"""
 
 
 class TableLocks:
@@ -57,11 +64,15 @@ class TableLocks:
                 self._set("idle_in_transaction_session_timeout", patience.max_pause_s + STOPPED_S)
                 deadlock_s = self._end_maintenance()
                 views = carried_views(self._db, self._table) if mode == ALONE else []
-                self._set("lock_timeout", min(pause_s, deadlock_s / 2) if views else pause_s)
+                is_behind = (
+                    bool(views) or self._table.is_partitioned
+                )  # somebody may have what we ask for after the first
+                lock_s = min(pause_s, deadlock_s / 2) if is_behind else pause_s
+                self._set("lock_timeout", lock_s)
                 asked_at = time.monotonic()
                 self._held_until = asked_at + patience.max_pause_s
                 run(self._db, [view.lock_statement for view in views])
-                self.lock(mode)
+                self._lock_all(mode, lock_s)
                 self._limit_work(patience.max_pause_s)
                 result = work()
             return Held(result, time.monotonic() - asked_at)
@@ -82,7 +93,7 @@ class TableLocks:
         """
         (deadlock_s,) = self._db.row("SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'")
         self._set("lock_timeout", float(deadlock_s) + MAINTENANCE_S)
-        self.lock("SHARE UPDATE EXCLUSIVE")
+        self._lock(identifier(self._table.schema, self._table.name), "SHARE UPDATE EXCLUSIVE")
         if self._has_side_table():
             self._lock(identifier(SCHEMA, self._table.side_table), "SHARE UPDATE EXCLUSIVE")
         return float(deadlock_s)
@@ -93,12 +104,23 @@ class TableLocks:
         if self._db.server_version >= 170000:
             self._set("transaction_timeout", 2 * (max_pause_s + STOPPED_S))
 
+    def _lock_all(self, mode: str, seconds: float) -> None:
+        """Lock the table with its partitions, all within these seconds: each lock may take so long by itself."""
+        self._set("statement_timeout", seconds)
+        try:
+            self._lock(identifier(self._table.schema, self._table.name), mode)
+        except StatementTimedOut as exc:
+            raise LockTimedOut("pgvector", exc.reason) from exc
+
     def _set(self, name: str, seconds: float) -> None:
         self._db.rows("SELECT set_config(%s, %s, true)", [name, f"{max(round(1000 * seconds), 1)}ms"])
 
     def lock(self, mode: str) -> None:
-        """Lock the table until the transaction ends. ACCESS SHARE is enough for columns to keep their names."""
-        self._lock(identifier(self._table.schema, self._table.name), mode)
+        """Lock the table until the transaction ends. ACCESS SHARE is enough for columns to keep their names.
+
+        Its partitions are not: whoever changes it has to have it first.
+        """
+        self._lock(identifier(self._table.schema, self._table.name), mode, only="ONLY ")
 
     def lock_side_table(self) -> None:
         """Lock the side table behind the table itself, at once or not at all: whoever has it alone, as pg_dump does for
@@ -106,9 +128,9 @@ class TableLocks:
         """
         self._lock(identifier(SCHEMA, self._table.side_table), f"{ALONE} MODE NOWAIT")
 
-    def _lock(self, table: sql.Identifier, mode: str) -> None:
+    def _lock(self, table: sql.Identifier, mode: str, only: str = "") -> None:
         words = mode if mode.endswith("NOWAIT") else f"{mode} MODE"
-        self._db.execute(sql.SQL("LOCK TABLE {} IN {}").format(table, sql.SQL(words)))
+        self._db.execute(sql.SQL("LOCK TABLE {}{} IN {}").format(sql.SQL(only), table, sql.SQL(words)))
 
     def _has_side_table(self) -> bool:
         query = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s)"
@@ -116,13 +138,7 @@ class TableLocks:
 
     def users(self) -> str:
         """Return who has a lock on the table now, the oldest transaction first; five at most."""
-        rows = self._db.rows(
-            "SELECT DISTINCT a.pid, a.application_name, a.backend_type, a.state, left(a.query, %s),"
-            " extract(epoch FROM clock_timestamp() - a.xact_start)::int AS age"
-            " FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
-            " WHERE l.relation = %s::oid AND l.granted AND a.pid <> pg_backend_pid() ORDER BY age DESC LIMIT 5",
-            [QUERY_SHOWN, self._table.oid],
-        )
+        rows = self._db.rows(TREE + USERS, {"shown": QUERY_SHOWN, "table": self._table.oid})
         return ", ".join(_user(*row) for row in rows)
 
 

@@ -8,6 +8,7 @@ from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.pgvector.connection import identifier, literal, verbatim
 from vecferry.stores.pgvector.dependents import LAYOUT_COLUMNS, obstacles
+from vecferry.stores.pgvector.partitions import relations
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.values import Layout
 
@@ -42,6 +43,10 @@ def _refuse_role(session: TableSession) -> None:
     role, owner, owns, creates_here, creates_schema, database, is_missing = session.db.row(RIGHTS, [session.table.oid])
     if not owns:
         raise StoreSchemaError(f"the role {role} does not own the table {table}", f"Connect as {owner}, who does.")
+    for part in relations(session.db, session.table.oid):
+        if not part.is_owned:
+            what = f"the role {role} does not own the partition {part.full_name}"
+            raise StoreSchemaError(what, f"ALTER TABLE {part.full_name} OWNER TO {owner}.")
     if not creates_here and session.catalogue.wanted_indexes():
         schema = identifier(session.table.schema).as_string()
         grant = f"GRANT CREATE ON SCHEMA {schema} TO {identifier(role).as_string()}"

@@ -14,6 +14,7 @@ from vecferry.stores.pgvector.catalogue import Columns
 from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.dependents import dependents
 from vecferry.stores.pgvector.notices import notices
+from vecferry.stores.pgvector.partitions import sizes
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import ResolvedSide
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, SCHEMA, suffixed
@@ -43,10 +44,7 @@ class PgReader:
                     " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table} AS t"
                 ).format(text=self._sql.text, vector=serving, table=self._sql.name)
             )
-            table_bytes, heap_bytes, index_bytes = self._db.row(
-                "SELECT pg_total_relation_size(%s::oid), pg_relation_size(%s::oid), pg_indexes_size(%s::oid)",
-                [self._table.oid] * 3,
-            )
+            size = sizes(self._db, self._table.oid)
             columns = self._catalogue.columns()
             column = columns.by_name[self._table.vector]
             return TableInfo(
@@ -56,9 +54,9 @@ class PgReader:
                 dimension=column.dimension,
                 fingerprint=column.space,
                 vector_not_null=column.is_required,
-                table_bytes=table_bytes,
-                row_bytes=heap_bytes,
-                index_bytes=index_bytes,
+                table_bytes=size.total,
+                row_bytes=size.rows,
+                index_bytes=size.indexes,
                 vector_bytes=vector_bytes,
                 vector_indexes=tuple(index.info() for index in self._catalogue.vector_indexes(self._table.vector)),
                 views=tuple(view.name for view in views_of(self._db, self._table) if not view.is_carried),
@@ -98,10 +96,12 @@ class PgReader:
         with self._session.pinned():
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
-                "SELECT ctid AS place FROM {table} AS t WHERE {vector} IS NOT NULL ORDER BY random() LIMIT %s)"
+                "SELECT {place} FROM {table} AS t WHERE {vector} IS NOT NULL ORDER BY random() LIMIT %s)"
                 " SELECT to_json(t), {text}, {vector}::real[], {keys}"
-                " FROM drawn JOIN {table} AS t ON t.ctid = drawn.place"
+                " FROM drawn JOIN {table} AS t ON {at_place}"
             ).format(
+                place=self._sql.place,
+                at_place=self._sql.at_place("drawn"),
                 table=self._sql.name,
                 text=self._sql.text,
                 vector=self._sql.column(self._table.vector),

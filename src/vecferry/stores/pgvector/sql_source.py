@@ -44,15 +44,39 @@ SELECT DISTINCT a.attname::text FROM views v JOIN pg_rewrite r ON r.ev_class = v
     WHERE d.refobjid = %s::oid
 """
 """The columns of a table that a view is made of, through other views too."""
+SCANNED = """
+SELECT w.oid::bigint, w.oid::regclass::text, greatest(count(*) FILTER (WHERE l.relkind <> 'p'), 1), w.relkind = 'p'
+FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS s(schema, name, number)
+JOIN pg_namespace n ON n.nspname = s.schema JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.name
+JOIN LATERAL (
+    WITH RECURSIVE above(oid, level) AS (
+        SELECT c.oid, 0 UNION ALL SELECT i.inhparent, a.level + 1 FROM above a
+        JOIN pg_class p ON p.oid = a.oid AND p.relispartition JOIN pg_inherits i ON i.inhrelid = a.oid
+    ) SELECT oid FROM above ORDER BY level DESC LIMIT 1
+) AS whole ON true JOIN pg_class w ON w.oid = whole.oid
+JOIN LATERAL (
+    WITH RECURSIVE below(oid) AS (
+        SELECT w.oid UNION ALL SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.oid
+        WHERE w.relkind = 'p'
+    ) SELECT p.relkind FROM below JOIN pg_class p ON p.oid = below.oid
+) AS l ON true
+GROUP BY s.number, w.oid, w.relkind ORDER BY s.number
+"""
+"""The tables that are scanned, once for each scan: of a partition the whole, with the number of its partitions."""
 QUERY = re.compile(r"\s*(SELECT|WITH|VALUES|TABLE)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class OtherTable:
-    """A table that texts are made of too. name: as PostgreSQL writes it, with its schema where that is needed."""
+    """A table that texts are made of too. name: as PostgreSQL writes it, with its schema where that is needed.
+
+    parts: how many partitions have its rows; 1 for one that is not partitioned. is_partitioned: whether it is.
+    """
 
     oid: int
     name: str
+    parts: int = 1
+    is_partitioned: bool = False
 
 
 def joined_source(
@@ -141,13 +165,10 @@ def other_tables(database: Database, oid: int, source: SqlText, own_reads: int) 
     texts = _all_texts(_name_of(database, oid), source)
     ((plan,),) = database.rows(sql.SQL("EXPLAIN (VERBOSE, FORMAT JSON) ") + texts)
     scanned = [(node["Schema"], node["Relation Name"]) for node in _nodes(plan[0]["Plan"]) if "Relation Name" in node]
-    rows = database.rows(
-        "SELECT c.oid::bigint, c.oid::regclass::text FROM unnest(%s::text[], %s::text[]) AS s(schema, name)"
-        " JOIN pg_namespace n ON n.nspname = s.schema JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.name",
-        [[schema for schema, _ in scanned], [name for _, name in scanned]],
-    )
+    rows = database.rows(SCANNED, [[schema for schema, _ in scanned], [name for _, name in scanned]])
     tables = [OtherTable(*row) for row in rows]
-    reads = Counter(tables) - Counter({table: own_reads for table in tables if table.oid == oid})
+    parts = next((table.parts for table in tables if table.oid == oid), 1)  # each read of the table reads all of these
+    reads = Counter(tables) - Counter({table: own_reads * parts for table in tables if table.oid == oid})
     return tuple(sorted(reads, key=lambda table: table.name))
 
 

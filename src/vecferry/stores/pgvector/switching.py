@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from psycopg import sql
 
@@ -17,7 +18,13 @@ from vecferry.stores.pgvector import carrying
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
 from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, run, verbatim
-from vecferry.stores.pgvector.indexes import BUILD_MEMORY_KIB, BUILD_SETTINGS
+from vecferry.stores.pgvector.indexes import (
+    BUILD_MEMORY_KIB,
+    BUILD_SETTINGS,
+    VectorIndex,
+    attach_statements,
+    with_parts,
+)
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
@@ -127,13 +134,67 @@ class PgSwitch:
             self._size_builds()
             columns, names = self._catalogue.columns(), (self._table.vector, suffixed(self._table.vector, NEW))
             lengths = self._length(columns, names[0]), self._length(columns, names[1])
-            schema = SCHEMA if columns.beside else self._table.schema
         for index in missing:
-            self._guard.check()
-            name = identifier(schema, index.new_name)
-            self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))  # half-built
-            self._db.execute(index.create_statement(index.new_name, self._relation(columns), names, lengths))
+            if columns.beside:
+                statement = index.create_statement(index.new_name, names, lengths, self._sql.side_table)
+                self._build(identifier(SCHEMA, index.new_name), statement)
+            elif index.is_whole:
+                self._build_parts(index, names, lengths)
+            else:
+                statement = index.create_statement(index.new_name, names, lengths)
+                self._build(identifier(index.schema, index.new_name), statement)
         return tuple(index.new_name for index in missing)
+
+    def _build(self, name: sql.Identifier, statement: sql.Composed) -> None:
+        """Build one index beside writers, in the place of one that is half-built."""
+        self._guard.check()
+        self._db.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))
+        self._db.execute(statement)
+
+    def _build_parts(self, index: VectorIndex, names: tuple[str, str], lengths: tuple[int, int]) -> None:
+        """Build the index of each partition beside writers, and then, for a moment without them, the whole of these.
+
+        The server builds no index on a partitioned table concurrently. A partition that comes meanwhile gets its own
+        from the server if the whole is there, and is built in the next round if not.
+        """
+        while self._is_missing(index):
+            for part in self._loose_parts(index, names):
+                statement = part.create_statement(part.new_name, names, lengths)
+                self._build(identifier(part.schema, part.new_name), statement)
+            self._locks.alone(partial(self._join_parts, index, names, lengths), Patience())
+
+    def _is_missing(self, index: VectorIndex) -> bool:
+        return index.oid in {each.oid for each in self._catalogue.missing_indexes()}
+
+    def _loose_parts(self, index: VectorIndex, names: tuple[str, str]) -> list[VectorIndex]:
+        """Return the indexes of partitions whose like is not valid yet."""
+        valid = {(twin.relation, twin.name) for twin in self._catalogue.all_indexes(names[1]) if twin.valid}
+        return [part for part in self._unjoined(index, names) if (part.relation, part.new_name) not in valid]
+
+    def _unjoined(self, index: VectorIndex, names: tuple[str, str]) -> list[VectorIndex]:
+        """Return the indexes of partitions whose like is no part of the like of the whole."""
+        twins, whole = self._catalogue.all_indexes(names[1]), (index.relation, index.new_name)
+        joined = {
+            part.relation
+            for twin in twins if (twin.relation, twin.name) == whole
+            for part in with_parts(twin, twins)
+        }  # fmt: skip
+        family = with_parts(index, self._catalogue.all_indexes(names[0]))
+        return [part for part in family if not part.is_whole and part.relation not in joined]
+
+    def _join_parts(self, index: VectorIndex, names: tuple[str, str], lengths: tuple[int, int]) -> None:
+        """Make the index of a partitioned table of those of its partitions; one that is not valid is left for later."""
+        twins = {
+            (twin.relation, twin.name) for twin in self._catalogue.all_indexes(names[1]) if twin.valid or twin.is_whole
+        }
+        parts = [part for part in self._unjoined(index, names) if (part.relation, part.new_name) in twins]
+        wholes = [each for each in with_parts(index, self._catalogue.all_indexes(names[0])) if each.is_whole]
+        for whole in wholes:
+            if (whole.relation, whole.new_name) not in twins:
+                self._db.execute(whole.create_statement(whole.new_name, names, lengths))
+        family = [*wholes, *parts]
+        for statement in attach_statements(family, {each.oid: each.new_name for each in family}):
+            self._db.execute(statement)
 
     def _length(self, columns: Columns, column: str) -> int:
         """Return how many numbers its vectors have: as the column says, else the first of them; 0 without any."""
@@ -197,21 +258,31 @@ class PgSwitch:
         lengths = self._length(columns, vector), self._length(columns, comes)
         self._copy_serving(columns)
         self._rename_columns(self._sql.side_table, (vector, goes), (comes, vector))
-        indexes = self._catalogue.vector_indexes(vector)
+        indexes = self._catalogue.all_indexes(vector)
         handover = carrying.refilling(self._db, table, columns.side_oid)
         run(self._db, handover.before)
-        for index in indexes:
-            self._db.execute(sql.SQL("DROP INDEX {}").format(identifier(table.schema, index.name)))
+        self._drop_indexes(indexes)
         self._allow_nulls(columns)
         self._db.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a table with deferred ones to be looked at takes no change
         self._take_from_side_table(columns.side_oid)
         run(self._db, handover.after)
         self._size_builds()
+        self._make_indexes(indexes, vector, lengths)
+
+    def _drop_indexes(self, indexes: Sequence[VectorIndex]) -> None:
+        """Drop indexes; those that are parts of others go with these."""
         for index in indexes:
-            self._db.execute(index.create_statement(index.name, self._sql.name, (vector, vector), lengths))
+            if index.parent is None:
+                self._db.execute(sql.SQL("DROP INDEX {}").format(index.identifier))
+
+    def _make_indexes(self, indexes: Sequence[VectorIndex], vector: str, lengths: tuple[int, int]) -> None:
+        """Make indexes again that were dropped, with their parts, names and comments; in a transaction."""
+        for index in indexes:
+            self._db.execute(index.create_statement(index.name, (vector, vector), lengths))
             if index.comment is not None:
-                name = identifier(table.schema, index.name)
-                self._db.execute(sql.SQL("COMMENT ON INDEX {} IS {}").format(name, literal(index.comment)))
+                self._db.execute(index.comment_statement())
+        for statement in attach_statements(indexes, {index.oid: index.name for index in indexes}):
+            self._db.execute(statement)
 
     def _copy_serving(self, columns: Columns) -> None:
         """Leave in the side table what the table has, for a column that is written anew keeps nothing."""
@@ -299,16 +370,25 @@ class PgSwitch:
         name = identifier(suffixed(self._table.vector, REQUIRED))
         self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS {}").format(name))
 
-    def _index_renames(self, *, came_from: str, goes_to: str) -> list[tuple[str, str]]:
-        """Return the renames for each index that serves and has a twin: out of the way, and the twin in its place."""
+    def _index_renames(self, *, came_from: str, goes_to: str) -> list[tuple[VectorIndex, str]]:
+        """Return the renames for each index that serves and has a twin: out of the way, and the twin in its place.
+
+        The same for the parts of both, which are twins where they are on the same partition.
+        """
         vector = self._table.vector
-        counterparts = self._catalogue.index_names(suffixed(vector, came_from))
-        return [
-            rename
-            for index in self._catalogue.vector_indexes(vector)
-            if (counterpart := suffixed(index.name, came_from)) in counterparts
-            for rename in ((index.name, suffixed(index.name, goes_to)), (counterpart, index.name))
-        ]
+        serving, others = self._catalogue.all_indexes(vector), self._catalogue.all_indexes(suffixed(vector, came_from))
+        twins = {(other.relation, other.name): other for other in others}
+        renames = list[tuple[VectorIndex, str]]()
+        for index in serving:
+            twin = twins.get((index.relation, suffixed(index.name, came_from)))
+            if index.parent is not None or twin is None:
+                continue
+            of_twin = {part.relation: part for part in with_parts(twin, others)}
+            for part in with_parts(index, serving):
+                renames.append((part, suffixed(part.name, goes_to)))
+                if part.relation in of_twin:
+                    renames.append((of_twin[part.relation], part.name))
+        return renames
 
     # --- dropping ---------------------------------------------------------------------------------
 
@@ -341,12 +421,11 @@ class PgSwitch:
             self._drop_side_table()
             return
         old = columns.required(Side.OLD)
-        indexes = [index.definition for index in self._catalogue.vector_indexes(vector)]
+        indexes = self._catalogue.all_indexes(vector)
         serving = columns.by_name[vector]
         self._mark(self._sql.name, old, serving.space or UNMARKED)
         handover = carrying.handover(self._db, self._table, old)
-        for index in self._catalogue.vector_indexes(old):
-            self._db.execute(sql.SQL("DROP INDEX {}").format(identifier(self._table.schema, index.name)))
+        self._drop_indexes(self._catalogue.all_indexes(old))
         run(self._db, handover.before)
         kind = self._sized(self._table.kind, serving.dimension or 0)
         change = sql.SQL("ALTER COLUMN {} TYPE {} USING {}")
@@ -355,7 +434,7 @@ class PgSwitch:
         self._rename_columns(self._sql.name, (vector, new), (old, vector))
         run(self._db, handover.after)
         self._drop_columns([new, *map(columns.checksum, Side)])
-        run(self._db, indexes)
+        self._make_indexes(indexes, vector, (0, 0))
 
     def _drop_new(self, columns: Columns) -> None:
         if columns.serving is Side.NEW:
@@ -380,7 +459,6 @@ class PgSwitch:
             change = sql.SQL("RENAME COLUMN {} TO {}").format(identifier(before), identifier(after))
             self._alter(change, relation)
 
-    def _rename_indexes(self, pairs: Sequence[tuple[str, str]]) -> None:
-        for before, after in pairs:
-            name = identifier(self._table.schema, before)
-            self._db.execute(sql.SQL("ALTER INDEX {} RENAME TO {}").format(name, identifier(after)))
+    def _rename_indexes(self, renames: Sequence[tuple[VectorIndex, str]]) -> None:
+        for index, name in renames:
+            self._db.execute(sql.SQL("ALTER INDEX {} RENAME TO {}").format(index.identifier, identifier(name)))

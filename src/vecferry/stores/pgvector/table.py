@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vecferry.errors import SettingsError, StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.keys import Column, find_key
+from vecferry.stores.pgvector.partitions import find_shape
 from vecferry.stores.pgvector.sql_source import OtherTable, joined_source, other_tables, sql_source
 from vecferry.stores.text_source import (
     LLAMA_INDEX,
@@ -39,7 +40,7 @@ class Table:
     "vector" or "halfvec". extension: pgvector's schema. types: the number that each of pgvector's types has in this
     database. others: the tables that a text is made of beside this one. read: the columns of the key and the text, by
     their numbers, which they keep whatever they are called. key_index: the unique index that stands for a primary key;
-    None where there is one and it is the key.
+    None where there is one and it is the key. is_partitioned: whether its rows are in partitions (`partitions.py`).
     """
 
     oid: int
@@ -55,6 +56,7 @@ class Table:
     others: tuple[OtherTable, ...]
     read: Mapping[int, str]
     key_index: str | None = None
+    is_partitioned: bool = False
 
     @property
     def full_name(self) -> str:
@@ -101,24 +103,8 @@ def find_table(
     Raises StoreSchemaError for what is not there, and for a table that cannot be migrated.
     """
     schema, name = split_name(table)
-    tables = database.rows(
-        "SELECT c.oid, n.nspname::text, c.relkind = 'r' AND NOT c.relispartition"
-        " AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid),"
-        " (SELECT min(rulename)::text FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN') FROM pg_class c"
-        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND n.nspname = ANY(%s)"
-        " ORDER BY array_position(%s::text[], n.nspname::text) LIMIT 1",
-        [name, schemas := [schema] if schema else database.schemas, schemas],
-    )
-    if not tables:
-        raise StoreSchemaError(
-            f"there is no table {table}", "Check --collection; names are spelled as in the database."
-        )
-    oid, schema, is_ordinary, rule = tables[0]
-    if not is_ordinary:
-        expected = "Views, partitioned and inherited tables, and their partitions, cannot be migrated."
-        raise StoreSchemaError(f"{table} is not an ordinary table", expected)
-    if rule is not None:
-        raise StoreSchemaError(f"{table} has the rule {rule}", "Make it a trigger: rules rewrite a migration's writes.")
+    schemas = [schema] if schema else database.schemas
+    oid, schema, is_partitioned = find_shape(database, table, name, schemas)
     unique = find_key(database, oid, table, key_name)
     key = unique.columns
     if joined is None:
@@ -133,8 +119,9 @@ def find_table(
     read = _numbers(database, oid, [*unique.names, *text_types])
     index = None if unique.is_primary else unique.index
     return Table(
-        oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others, read, index
-    )
+        oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others, read, index,
+        is_partitioned,
+    )  # fmt: skip
 
 
 def _numbers(database: Database, oid: int, names: Sequence[str]) -> dict[int, str]:
@@ -208,7 +195,9 @@ def _require_column(database: Database, oid: int, table: str, column: str, expec
     if not is_right:
         raise StoreSchemaError(f"the column {column} of {table} is of type {kind}", f"Expected {expected}.")
     if peculiarity and "vector" in condition:
-        raise StoreSchemaError(f"the column {column} of {table} is {peculiarity}", "Expected an ordinary column.")
+        remedy = f"ALTER TABLE {table} NO INHERIT ..., and it is." if peculiarity == "inherited" else ""
+        expected = f"Expected an ordinary column. {remedy}".strip()
+        raise StoreSchemaError(f"the column {column} of {table} is {peculiarity}", expected)
     return str(name)
 
 

@@ -17,7 +17,7 @@ class TableSql:
     """name: of the table. keys, keys_as_text: the columns of the key, by commas. text: the row's text.
 
     In every query the table is called `t`, and its columns are named with it: an ORDER BY of a bare name would
-    take a key's text in the answer for the key.
+    take a key's text in the answer for the key. place: where a row is, for a SELECT list.
     """
 
     def __init__(self, table: Table) -> None:
@@ -31,19 +31,25 @@ class TableSql:
         self.side_keys_as_text = _as_text(self._key_of("s"))
         self.text_sql = TextSql(table.source, table.text_types, table.name)
         self.text = self.text_sql.expression(self.column)
+        self.place = sql.SQL("t.ctid AS place, t.tableoid AS part" if table.is_partitioned else "t.ctid AS place")
 
     def column(self, name: str) -> sql.Composed:
         return sql.SQL("t.{}").format(identifier(name))
 
-    def with_sides(self, beside: Sequence[str]) -> Fragment:
+    def at_place(self, of: str) -> sql.SQL:
+        """Return a condition: the row is at the place that something called `of` has. A place is one of a partition."""
+        return sql.SQL(f"t.ctid = {of}.place" + (f" AND t.tableoid = {of}.part" if self._table.is_partitioned else ""))
+
+    def with_sides(self, beside: Sequence[str], partition: sql.Identifier | None = None) -> Fragment:
         """Return what is read as `t` where a query needs both sides. beside: the columns of the side table; none: the
-        table has them itself.
+        table has them itself. partition: for its rows alone.
         """
+        table = partition or self.name
         if not beside:
-            return self.name
+            return table
         columns = sql.SQL(", ").join(sql.SQL("s.{}").format(identifier(name)) for name in beside)
-        return sql.SQL("(SELECT t.ctid, t.*, {} FROM {} AS t LEFT JOIN {} AS s ON {})").format(
-            columns, self.name, self.side_table, self.same_row()
+        return sql.SQL("(SELECT t.ctid, t.tableoid, t.*, {} FROM {} AS t LEFT JOIN {} AS s ON {})").format(
+            columns, table, self.side_table, self.same_row()
         )
 
     def same_row(self) -> sql.Composed:

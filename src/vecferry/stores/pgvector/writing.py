@@ -98,9 +98,10 @@ class PgWriter:
             assigned[to.heads.colbert] = self._sql.placeholder("halfvec[]")
         free = sql.SQL(
             "WITH given AS (SELECT * FROM unnest({arrays}) AS u({columns})),"
-            " free AS MATERIALIZED (SELECT t.ctid AS place, given.*{read} FROM {table} AS t, given"
+            " free AS MATERIALIZED (SELECT {place}, given.*{read} FROM {table} AS t, given"
             " WHERE {same_key} AND {text_digest} = given.digest FOR NO KEY UPDATE OF t SKIP LOCKED)"
         ).format(
+            place=self._sql.place,
             read=_read(to.adopted) if to.is_beside else sql.SQL(""),
             arrays=sql.SQL(", ").join(
                 sql.SQL("%s::{}[]").format(kind) for kind in [sql.SQL("text")] * len(names) + [*sent.values()]
@@ -116,9 +117,10 @@ class PgWriter:
         return free + self._write_beside(to, written)
 
     def _update(self, assigned: Mapping[str, Fragment], returned: Sequence[Fragment]) -> sql.Composed:
-        return sql.SQL(" UPDATE {} AS t SET {} FROM free WHERE t.ctid = free.place RETURNING {}").format(
+        return sql.SQL(" UPDATE {} AS t SET {} FROM free WHERE {} RETURNING {}").format(
             self._sql.name,
             sql.SQL(", ").join(sql.SQL("{} = {}").format(identifier(name), value) for name, value in assigned.items()),
+            self._sql.at_place("free"),
             sql.SQL(", ").join(returned),
         )
 
