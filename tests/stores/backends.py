@@ -37,21 +37,22 @@ MODULES = {
     "sqlite-vec": ("tests.stores.backends_sqlite_vec", "opened", "nearest"),
     "faiss": ("tests.stores.backends_faiss", "opened", "nearest"),
     "sqlite-vec-rows": ("tests.stores.backends_sqlite_vec", "opened_beside_rows", "nearest_beside_rows"),
+    "milvus-partitions": ("tests.stores.backends_milvus", "opened_divided", "nearest"),
     "qdrant-hybrid": ("tests.stores.backends_qdrant", "opened_hybrid", "nearest_hybrid"),
 }
 NAMES = tuple(MODULES)
 
-WITHOUT_NULL = {"milvus"}
+WITHOUT_NULL = {"milvus", "milvus-partitions"}
 """Where every point has a text."""
 NUMBERS_ONLY = {"qdrant", "qdrant-hybrid"}
 """Where an id is a whole number or a UUID."""
 NORMALIZING = {"chroma", "chroma-server", "qdrant", "qdrant-hybrid"}
 """Where vectors are brought to length 1 again, so that their last bits may change."""
-LONGEST_TEXT = {"milvus": 60_000}
+LONGEST_TEXT = {"milvus": 60_000, "milvus-partitions": 60_000}
 """Bytes, where the collection sets a limit."""
-ONE_PROCESS = {"chroma", "qdrant", "qdrant-hybrid", "milvus"}
+ONE_PROCESS = {"chroma", "qdrant", "qdrant-hybrid", "milvus", "milvus-partitions"}
 """Where one process at a time has the folder."""
-SHAPES = {"sqlite-vec-rows", "qdrant-hybrid"}
+SHAPES = {"sqlite-vec-rows", "qdrant-hybrid", "milvus-partitions"}
 """Collections of another shape in a store that is there already: all tests run on these with `make test-slow`."""
 RUN_APART = {"faiss", "sqlite-vec", *SHAPES}
 """What is above the backends runs on these with `make test-slow`."""

@@ -59,3 +59,15 @@ def opened(folder: Path) -> Iterator[Backend]:
     with closing(MilvusBackend.open(make(file), FIELDS)) as backend:
         yield backend
     end(file)
+
+
+@contextmanager
+def opened_divided(folder: Path) -> Iterator[Backend]:
+    """Yield a backend on a collection with partitions of the application's."""
+    url = make(folder / "docs.db")
+    with closing(MilvusClient(str(folder / "docs.db"))) as application:
+        for name in ("north", "south"):
+            application.create_partition(COLLECTION, name)
+    with closing(MilvusBackend.open(url, FIELDS)) as backend:
+        yield backend
+    end(folder / "docs.db")

@@ -162,11 +162,11 @@ class Aliased(Protocol):
 
 
 @runtime_checkable
-class SelfEmbedding(Protocol):
-    """A backend whose collections may embed texts by themselves."""
+class Noticing(Protocol):
+    """A backend whose collections may have something that an operator should know before a migration."""
 
-    def embedding_notice(self, collection: str) -> str | None:
-        """Say which model embeds an application's query texts, and what is to be done about it; None if none does."""
+    def notices(self, collection: str) -> tuple[str, ...]:
+        """Say what that is and what is to be done about it, such as which model embeds an application's queries."""
 
 
 @runtime_checkable

@@ -93,7 +93,7 @@ def _translated() -> Iterator[None]:
 
 
 class ChromaBackend:
-    """`Backend`, `Renamable` and `SelfEmbedding` over one database of Chroma. Dense vectors only."""
+    """`Backend`, `Renamable` and `Noticing` over one database of Chroma. Dense vectors only."""
 
     kind = "chroma"
     text_field = "document"
@@ -198,15 +198,15 @@ class ChromaBackend:
         )
 
     @_translated()
-    def embedding_notice(self, collection: str) -> str | None:
+    def notices(self, collection: str) -> tuple[str, ...]:
         """Say which function embeds. Where none is recorded, vectors of MiniLM's length hint at the default one."""
         recorded = self._collection(collection).configuration_json.get("embedding_function") or {}
         name = recorded.get("name")
         if name is None and self.dimension(collection) != DEFAULT_DIMENSION:
-            return None
+            return ()
         who = DEFAULT_FUNCTION if name == "default" else f"the function {name!r}"
         who = who if name else f"the application's function or, if it gives none, with {DEFAULT_FUNCTION}"
-        return f"Chroma embeds texts of {collection} with {who}; {self._advice()}"
+        return (f"Chroma embeds texts of {collection} with {who}; {self._advice()}",)
 
     def _advice(self) -> str:
         if self._embedding_function is not None:

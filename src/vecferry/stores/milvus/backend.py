@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -11,10 +11,18 @@ from pymilvus.client.types import LoadState
 from pymilvus.milvus_client import IndexParams
 
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import StoreError, StoreSchemaError
+from vecferry.errors import StoreError, StoreFailed, StoreSchemaError
 from vecferry.stores.backend import BackendHit, Fields, Point
 from vecferry.stores.milvus.connection import KIND, TIMEOUT_S, Address, translated
-from vecferry.stores.milvus.layout import DYNAMIC, SPARSE, MilvusLayout
+from vecferry.stores.milvus.layout import (
+    DEFAULT_PARTITION,
+    DYNAMIC,
+    PARTITION,
+    SPARSE,
+    TAKES_IDS,
+    MilvusLayout,
+    has_partition_key,
+)
 from vecferry.stores.request_batches import RequestBatches, slices
 
 STRONG = "Strong"
@@ -29,7 +37,7 @@ _STATISTICS = ("total_rows", "indexed_rows", "pending_index_rows", "state", "fie
 
 
 class MilvusBackend:
-    """`Backend` and `Aliased` over one database of Milvus.
+    """`Backend`, `Aliased` and `Noticing` over one database of Milvus.
 
     An id is any text, or a whole number of 64 bits, as the primary key is.
     """
@@ -102,11 +110,25 @@ class MilvusBackend:
         for head in (outputs & ~self.outputs).names:
             raise StoreSchemaError(f"a collection of Milvus cannot keep {head} vectors", "Leave that head out.")
         layout = self._layout(like)
-        layout.check()
+        layout.check(outputs)
+        if layout.makes_ids and self._address.is_lite:
+            what = f"{like} makes its ids by itself, and Milvus Lite would count from the beginning in a new collection"
+            raise StoreSchemaError(what, "It would give ids again that points have; migrate it on a server.")
         self._metric(layout)
+        self._require_unique_keys(layout)
+
+    def notices(self, collection: str) -> tuple[str, ...]:
+        layout = self._layout(collection)
+        if not layout.makes_ids:
+            return ()
+        notice = (
+            f"{collection} makes its ids by itself: points keep theirs by the property {TAKES_IDS} of the new collection,"
+            f" and of {collection} itself with the first write that follows a switch; Milvus 2.6 knows it"
+        )
+        return (notice,)
 
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
-        """Create an empty collection. Properties, shards and all indexes are those of `like`; it is loaded."""
+        """Create an empty collection. Properties, shards, partitions, all indexes are those of `like`; it is loaded."""
         if self.exists(collection):
             raise StoreSchemaError(f"there is a collection {collection} already", "Rename or drop it.")
         self.check(like, outputs)
@@ -120,12 +142,14 @@ class MilvusBackend:
                     collection,
                     schema=layout.copied(dimension, outputs),
                     timeout=TIMEOUT_S,
-                    properties=layout.described["properties"],
+                    properties=layout.new_properties(outputs),
                     num_shards=layout.described["num_shards"],
                     consistency_level=layout.described["consistency_level_name"],
+                    **({"num_partitions": layout.num_key_partitions} if layout.num_key_partitions else {}),
                 )
                 client.create_index(collection, _as_params(indexes), timeout=TIMEOUT_S, sync=False)
                 client.load_collection(collection, timeout=TIMEOUT_S)  # waits for the indexes
+            self._create_partitions(collection, layout.partitions)
         except StoreError:
             self.drop(collection)  # it may be there without its indexes
             raise
@@ -143,7 +167,23 @@ class MilvusBackend:
     def _layout(self, collection: str) -> MilvusLayout:
         with self._client() as client:
             described = client.describe_collection(collection, timeout=TIMEOUT_S)
-        return MilvusLayout.of(described, self._fields)
+            is_divided = described.get("num_partitions", 1) > 1 and not has_partition_key(described)
+            partitions = client.list_partitions(collection, timeout=TIMEOUT_S) if is_divided else ()
+        return MilvusLayout.of(described, self._fields, partitions)
+
+    def _create_partitions(self, collection: str, partitions: Iterable[str]) -> None:
+        """Create those that are not there."""
+        with self._client() as client:
+            for missing in set(partitions).difference(client.list_partitions(collection, timeout=TIMEOUT_S)):
+                client.create_partition(collection, missing, timeout=TIMEOUT_S)
+
+    def _require_unique_keys(self, layout: MilvusLayout) -> None:
+        """Raise StoreSchemaError where two partitions have a point of one key: it would be written to one of them."""
+        if layout.partitions:
+            ids = list(self.ids(layout.collection))
+            if surplus := len(ids) - len(set(ids)):
+                what = f"{layout.collection} has {surplus} points whose key another partition has too"
+                raise StoreSchemaError(what, "Give each point a key of its own.")
 
     # --- points -----------------------------------------------------------------------------------
 
@@ -166,16 +206,61 @@ class MilvusBackend:
 
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
         layout = self._layout(collection)
-        rows = self._rows(layout, collection, ids, layout.read_fields(vectors=vectors))
-        return [layout.point(row, keeps_nulls=not self._address.is_lite) for row in rows]
+        fields, wanted = layout.read_fields(vectors=vectors), set(ids)
+        points: list[Point] = []
+        for partition in layout.partitions or ("",):
+            for row in self._rows(layout, collection, list(wanted), fields, [partition] if partition else ()):
+                points.append(layout.point(row, partition, keeps_nulls=not self._address.is_lite))
+            wanted.difference_update(point.id for point in points)
+        return points
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
+        """Write points, each into its partition, which is made if need be.
+
+        Where the store makes the ids, an upsert would change them on a server: points are deleted and inserted.
+        """
         layout = self._layout(collection)
-        for batch in PORTION.split(points, BYTES_PER_NUMBER):
-            rows = [layout.row(point) for point in batch]
-            self._name_what_goes(layout, collection, rows)
+        by_partition: dict[str, list[Point]] = {}
+        for point in points:
+            by_partition.setdefault(str(point.payload.get(PARTITION, DEFAULT_PARTITION)), []).append(point)
+        if by_partition.keys() - {DEFAULT_PARTITION, *layout.partitions}:
+            self._create_partitions(collection, by_partition)
+            layout = self._layout(collection)
+        for partition, members in by_partition.items():
+            for batch in PORTION.split(members, BYTES_PER_NUMBER):
+                rows = [layout.row(point) for point in batch]
+                self._name_what_goes(layout, collection, rows)
+                self._write(layout, collection, rows, partition if layout.partitions else "")
+
+    def _write(self, layout: MilvusLayout, collection: str, rows: list[dict[str, Any]], partition: str) -> None:
+        keys = [row[self._fields.key] for row in rows]
+        if self._address.is_lite or not layout.makes_ids:
             with self._client() as client:
-                client.upsert(collection, rows, timeout=TIMEOUT_S)
+                client.upsert(collection, rows, partition_name=partition, timeout=TIMEOUT_S)
+            if not self._address.is_lite:  # it knows one point of a key in all partitions
+                self._delete_elsewhere(layout, collection, keys, partition)
+            return
+        if not layout.takes_ids:
+            with self._client() as client:
+                client.alter_collection_properties(collection, {TAKES_IDS: "true"}, timeout=TIMEOUT_S)
+        self._delete(layout, collection, keys)
+        with self._client() as client:
+            written = client.insert(collection, rows, partition_name=partition, timeout=TIMEOUT_S)
+        if list(written["ids"]) != keys:
+            raise StoreFailed(KIND, f"{collection} does not take given ids, and has made others; it needs {TAKES_IDS}")
+
+    def _delete_elsewhere(
+        self, layout: MilvusLayout, collection: str, keys: Sequence[str | int], partition: str
+    ) -> None:
+        """Delete the points with these keys from all other partitions: a server's upsert looks in its own alone."""
+        others = [other for other in layout.partitions if other != partition]
+        ids = [str(key) for key in keys] if others else []
+        strays = [
+            layout.key(str(row[self._fields.key]))
+            for row in self._rows(layout, collection, ids, [self._fields.key], others)
+        ]
+        for other in others if strays else ():
+            self._delete(layout, collection, strays, other)
 
     def _name_what_goes(self, layout: MilvusLayout, collection: str, rows: Sequence[dict[str, Any]]) -> None:
         """Name the entries that go: Milvus Lite keeps those of the dynamic field that an upsert does not name."""
@@ -188,9 +273,14 @@ class MilvusBackend:
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         layout = self._layout(collection)
-        for part in slices([layout.key(id_) for id_ in ids], IDS_AT_A_TIME):
+        self._delete(layout, collection, [layout.key(id_) for id_ in ids])
+
+    def _delete(
+        self, layout: MilvusLayout, collection: str, keys: Sequence[str | int], partition: str | None = None
+    ) -> None:
+        for part in slices(keys, IDS_AT_A_TIME):
             with self._client() as client:
-                client.delete(collection, filter=layout.is_in(part), timeout=TIMEOUT_S)
+                client.delete(collection, filter=layout.is_in(part), partition_name=partition, timeout=TIMEOUT_S)
 
     def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
         layout = self._layout(collection)
@@ -207,11 +297,17 @@ class MilvusBackend:
         return [BackendHit(str(hit[self._fields.key]), _cosine(hit["distance"], metric)) for hit in hits]
 
     def _rows(
-        self, layout: MilvusLayout, collection: str, ids: Sequence[str], fields: list[str]
+        self,
+        layout: MilvusLayout,
+        collection: str,
+        ids: Sequence[str],
+        fields: list[str],
+        partitions: Sequence[str] = (),
     ) -> list[Mapping[str, Any]]:
-        keys = [layout.key(id_) for id_ in ids]
-        parts = slices(keys, IDS_AT_A_TIME)
-        return [row for part in parts for row in self._query(collection, layout.is_in(part), fields)]
+        """Return those that are there; partitions: in these alone."""
+        parts = slices([layout.key(id_) for id_ in ids], IDS_AT_A_TIME)
+        where = {"partition_names": list(partitions)} if partitions else {}
+        return [row for part in parts for row in self._query(collection, layout.is_in(part), fields, **where)]
 
     def _query(self, collection: str, condition: str, fields: list[str], **options: object) -> list[Mapping[str, Any]]:
         with self._client(loaded=collection) as client:
@@ -224,6 +320,7 @@ class MilvusBackend:
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
         missing = self.missing_indexes(collection, like)
+        self._create_partitions(collection, self._layout(like).partitions)
         if missing:
             indexes = self._indexes(like)
             with self._client() as client:

@@ -12,10 +12,17 @@ from pymilvus import CollectionSchema, DataType
 
 from vecferry.embeddings import Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import StoreSchemaError
-from vecferry.stores.backend import Fields, Point
+from vecferry.stores.backend import Fields, Point, is_made_by_migration
 
 SPARSE = "sparse"
 DYNAMIC = "$meta"
+PARTITION = "$partition"
+"""Where a point's payload has the name of its partition here, if it is not in the default one."""
+DEFAULT_PARTITION = "_default"
+KEPT = "vecferry.kept"
+"""A property of collections that were made here: the field `sparse` is the application's own vector in them."""
+TAKES_IDS = "allow_insert_auto_id"
+"""A property of Milvus by which a collection that makes its ids takes given ones too."""
 NO_WEIGHTS = {0: 1e-30}
 """For a text without lexical weights, since a sparse field cannot be empty everywhere; 0 is no piece of a text."""
 INT64 = range(-(2**63), 2**63)
@@ -26,19 +33,24 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\
 
 @dataclass(frozen=True)
 class MilvusLayout:
-    """described: what the store says of the collection. fields: its own fields by name, the dynamic one aside."""
+    """described: what the store says of the collection. fields: its own fields by name, the dynamic one aside.
+
+    partitions: those that the application has made, the default one among them; none where there is only that one, or
+    where a partition key divides the points.
+    """
 
     described: Mapping[str, Any]
     fields: Mapping[str, Mapping[str, Any]]
     names: Fields
     made_by_functions: frozenset[str]
+    partitions: tuple[str, ...]
 
     @classmethod
-    def of(cls, described: Mapping[str, Any], names: Fields) -> MilvusLayout:
+    def of(cls, described: Mapping[str, Any], names: Fields, partitions: Sequence[str] = ()) -> MilvusLayout:
         """Read a layout. Raises StoreSchemaError if key, text or vector is not there, or of another type."""
         fields = {field["name"]: field for field in described["fields"] if not field.get("is_dynamic")}
         made = frozenset(name for function in described["functions"] for name in function["output_field_names"])
-        layout = cls(described, fields, names, made)
+        layout = cls(described, fields, names, made, tuple(partitions))
         layout._check_names()
         return layout
 
@@ -56,8 +68,24 @@ class MilvusLayout:
 
     @property
     def has_sparse(self) -> bool:
+        """Return whether the field `sparse` is for the weights of the model, and not the application's own."""
         kind = self.fields.get(SPARSE, {}).get("type")
-        return kind == DataType.SPARSE_FLOAT_VECTOR and SPARSE not in self.made_by_functions
+        is_ours = is_made_by_migration(self.collection) and KEPT not in self.described["properties"]
+        return is_ours and kind == DataType.SPARSE_FLOAT_VECTOR and SPARSE not in self.made_by_functions
+
+    @property
+    def num_key_partitions(self) -> int | None:
+        """Return over how many partitions a partition key divides the points; None without one."""
+        return int(self.described.get("num_partitions", 1)) if has_partition_key(self.described) else None
+
+    @property
+    def makes_ids(self) -> bool:
+        return bool(self.described["auto_id"] or self.fields[self.names.key].get("auto_id"))
+
+    @property
+    def takes_ids(self) -> bool:
+        """Return whether ids can be given all the same."""
+        return str(self.described["properties"].get(TAKES_IDS)).lower() == "true"
 
     def _check_names(self) -> None:
         """Check key, text and vector; the text may be an entry of the dynamic field."""
@@ -72,21 +100,15 @@ class MilvusLayout:
     def _type(self, name: str) -> DataType | None:
         return self.fields.get(name, {}).get("type")
 
-    def check(self) -> None:
-        """Raise StoreSchemaError if there can be no collection like this one with other vectors."""
-        if self.described["auto_id"] or self.fields[self.names.key].get("auto_id"):
-            raise StoreSchemaError(f"{self.collection} makes its ids by itself", "A copy must have the same ids.")
+    def check(self, outputs: Outputs) -> None:
+        """Raise StoreSchemaError if there can be no collection like this one with other vectors and these heads."""
+        if Outputs.SPARSE in outputs and SPARSE in self.fields and not self.has_sparse:
+            raise StoreSchemaError(f"{self.collection} has a field {SPARSE!r} of its own", "Leave that head out.")
         if self.names.vector in self.made_by_functions:
             raise StoreSchemaError(f"the store itself makes {self.names.vector}", "Its function cannot be migrated.")
-        ours = {self.names.vector, *((SPARSE,) if self.has_sparse else ()), *self.made_by_functions}
-        others = [name for name in self.fields if self._type(name) in _VECTORS and name not in ours]
-        others += [field["name"] for field in self.described.get("struct_array_fields") or ()]
-        if others:
-            what = f"{self.collection} has vectors besides {self.names.vector}: {', '.join(others)}"
-            raise StoreSchemaError(what, "Only a collection with one dense vector can be migrated.")
-        has_partition_key = any(field.get("is_partition_key") for field in self.fields.values())
-        if self.described.get("num_partitions", 1) > 1 and not has_partition_key:
-            raise StoreSchemaError(f"{self.collection} has partitions", "Only a partition key can be migrated.")
+        if structs := [field["name"] for field in self.described.get("struct_array_fields") or ()]:
+            what = f"{self.collection} has arrays of structs: {', '.join(structs)}"
+            raise StoreSchemaError(what, "Only collections without such fields can be migrated.")
 
     def copied(self, dimension: int, outputs: Outputs) -> CollectionSchema:
         """Return the schema of a collection like this one."""
@@ -99,19 +121,26 @@ class MilvusLayout:
             raw["fields"].append({"name": SPARSE, "type": DataType.SPARSE_FLOAT_VECTOR})
         return CollectionSchema.construct_from_dict(raw)
 
+    def new_properties(self, outputs: Outputs) -> dict[str, Any]:
+        """Return the properties of a collection like this one."""
+        properties = {name: value for name, value in self.described["properties"].items() if name != KEPT}
+        if SPARSE in self.fields and not self.has_sparse and Outputs.SPARSE not in outputs:
+            properties[KEPT] = SPARSE
+        return properties | ({TAKES_IDS: "true"} if self.makes_ids else {})
+
     # --- rows -------------------------------------------------------------------------------------
 
     def read_fields(self, *, vectors: bool) -> list[str]:
         """Return the fields to ask for."""
-        made = self.made_by_functions
-        names = [name for name in self.fields if name not in made and (vectors or self._type(name) not in _VECTORS)]
+        left_out = {self.names.vector, *((SPARSE,) if self.has_sparse else ())} if not vectors else set()
+        names = [name for name in self.fields if name not in self.made_by_functions | left_out]
         return [*names, DYNAMIC] if self.is_dynamic else names
 
     def dynamic(self, row: Mapping[str, Any]) -> set[str]:
         """Return the names of the row's entries in the dynamic field."""
         return {name for name in row if name not in self.fields}
 
-    def point(self, row: Mapping[str, Any], *, keeps_nulls: bool) -> Point:
+    def point(self, row: Mapping[str, Any], partition: str, *, keeps_nulls: bool) -> Point:
         """Read a row. A null in a field of the schema is no entry. keeps_nulls: one in the dynamic field is."""
         payload = {
             name: _plain(value)
@@ -124,6 +153,8 @@ class MilvusLayout:
         if text is not None and not isinstance(text, str):
             what = f"{self.names.text} of point {key} is no text but {type(text).__name__}"
             raise StoreSchemaError(what, "Name the field that holds the text.")
+        if partition not in ("", DEFAULT_PARTITION):
+            payload[PARTITION] = partition
         vectors = None if vector is None else TextVectors(np.asarray(vector, np.float32), sparse)
         return Point(str(key), text, vectors, payload)
 
@@ -132,6 +163,7 @@ class MilvusLayout:
         assert point.vectors is not None, "every point that is put has a vector"
         optional = (name for name, field in self.fields.items() if field.get("nullable") or "default_value" in field)
         row = {name: None for name in optional if name not in self.made_by_functions} | dict(point.payload)
+        row.pop(PARTITION, None)
         row |= {self.names.key: self.key(point.id), self.names.vector: np.asarray(point.vectors.dense, np.float32)}
         if point.text is not None:
             row[self.names.text] = point.text
@@ -167,14 +199,21 @@ class MilvusLayout:
         return f'{self.names.key} >= ""' if is_text else f"{self.names.key} <= {INT64[-1]}"
 
 
+def has_partition_key(described: Mapping[str, Any]) -> bool:
+    """Return whether a field says in which partition a point is."""
+    return any(field.get("is_partition_key") for field in described["fields"])
+
+
 def _literal(key: str | int) -> str:
     """Write a literal. Control characters but for these need no escape, and Milvus Lite knows none for them."""
     return str(key) if isinstance(key, int) else f'"{key.translate(_ESCAPES)}"'
 
 
 def _plain(value: Any) -> Any:
-    """Make a list of an array field, which comes as a container of the protocol's own."""
-    return value if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence) else list(value)
+    """Return a value as it is written: an array comes as a container of the protocol's own, a byte vector in a list."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        return value
+    return value[0] if len(value) == 1 and isinstance(value[0], bytes) else list(value)
 
 
 def _weights(sparse: SparseVector | None) -> dict[int, float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vecferry.embeddings import Float32
 from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Point, SelfEmbedding
+from vecferry.stores.backend import Noticing, Point
 from vecferry.stores.mirror.sides import MirrorSides, Sides
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, has_direction, in_order
 
@@ -65,8 +65,7 @@ class MirrorReader:
 
     def _notices(self, collection: str) -> tuple[str, ...]:
         backend = self._backend
-        notice = backend.embedding_notice(collection) if isinstance(backend, SelfEmbedding) else None
-        return () if notice is None else (notice,)
+        return backend.notices(collection) if isinstance(backend, Noticing) else ()
 
     def sample(self, num_rows: int) -> list[Row]:
         points = self._sides.retried(lambda sides: self._embedded(sides.serving, num_rows))
