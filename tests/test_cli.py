@@ -61,7 +61,7 @@ def inside(*arguments: str, code: int = 0) -> Done:
 
 PROSE = {"behind", "can", "raises", "serves", "that"}
 """Words that follow our name in a sentence."""
-COMMANDS = ["convert", "verify", "encode", "doctor", "demo", "migrate"]
+COMMANDS = ["convert", "verify", "encode", "init", "doctor", "demo", "migrate"]
 VERBS = ["plan", "start", "status", "verify", "override", "cutover", "rollback", "finalize"]
 
 

@@ -36,6 +36,7 @@ VecferryError                      exit  what happened
 │   ├── ArtifactDamaged
 │   └── ArtifactWriteFailed
 ├── OutputWriteFailed              3     a file of results
+│   ├── OutputExists                     one that is there already
 │   └── StagingUnusable                  the folder where encoded vectors wait
 ├── ModelRuntimeError              3     what runs the model
 │   ├── RuntimeUnavailable
@@ -61,6 +62,7 @@ VecferryError                      exit  what happened
 │   └── ServerFailed                     as a client sees it: what a server answered, or that it did not
 ├── StoreError                     3     the database that holds the vectors
 │   ├── StoreUnreachable
+│   ├── NothingFound                     no vectors that could be migrated
 │   ├── StoreSchemaError                 table, column, key or type is not as needed
 │   └── StoreFailed
 ├── EngineError                    3     the machines on which models run
@@ -341,7 +343,7 @@ class InvalidStoreUrl(SettingsError):
     """value: the URL, shown without what may be a password."""
 
     template = "{value} is not the URL of a store: expected {expected}."
-    advice = "Correct it where it was set: --store, [store] url of the --config file, or VECFERRY_STORE_URL."
+    advice = "Correct it where it was set: the command line, [store] url of the --config file, or VECFERRY_STORE_URL."
 
     def __init__(self, value: str, expected: str) -> None:
         super().__init__("url", without_secrets(value), expected)
@@ -522,6 +524,16 @@ class OutputWriteFailed(VecferryError):
     advice = "Free space or choose another --output, then run the same command again."
     path: Path
     reason: str
+
+
+class OutputExists(OutputWriteFailed):
+    """There is a file of that name, which was not asked to be replaced."""
+
+    template = "{path} was not written: {reason}."
+    advice = "Add --force to replace it, or choose another --output."
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "it is there already")
 
 
 class StagingUnusable(OutputWriteFailed):
@@ -802,6 +814,17 @@ class CaptureLost(StoreSchemaError):
 
     template = "what is written to {what} is not noted any more: its triggers vecferry_* were dropped or disabled."
     advice = "{expected}"
+
+
+@dataclass(eq=False)
+class NothingFound(StoreError):
+    """A store was looked at, and has no vectors that could be migrated. looked_at: at what, and what it is."""
+
+    template = "no vectors to migrate are in {store}: {looked_at}."
+    advice = "{remedy}"
+    store: str
+    looked_at: str
+    remedy: str
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vecferry import __version__
-from vecferry.cli import console, demo, evaluate, migrate, migrate_run, model, serve
+from vecferry.cli import console, demo, evaluate, init, migrate, migrate_run, model, serve
 from vecferry.cli.options import CommandLine
 from vecferry.cli.output import errors, show
 from vecferry.errors import VecferryError, printable
@@ -36,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 model.register(app)
+init.register(app)
 evaluate.register(app)
 migrate_run.register(migrate.app)
 app.add_typer(migrate.app, name="migrate")

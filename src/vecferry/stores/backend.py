@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from vecferry.embeddings import Float32, Outputs, TextVectors
+from vecferry.embeddings import Float32, Outputs, TextVectors, Value
 from vecferry.errors import InvalidStoreUrl
 
 
@@ -57,6 +57,40 @@ class ServerAccess:
 
 
 ANYONE = ServerAccess()
+
+PEEKED = 5
+"""Points by which the names of a payload are known."""
+
+
+@dataclass(frozen=True)
+class VectorField(Value):
+    """Vectors that one migration can be of.
+
+    collection, vector, key: as in migration.toml. dimensions: of the vectors, as declared or as seen; rows: that have
+    one, about where they are many. names: of what lies beside them, at the top level; text: one of these with texts, by
+    which a backend can be opened. marks: of who made the collection, beside its columns (`frameworks.py`).
+    obstacle: why it cannot be migrated; empty where nothing is in the way.
+    """
+
+    collection: str
+    vector: str
+    dimensions: tuple[int, ...]
+    rows: int
+    names: tuple[str, ...] = ()
+    text: str = "text"
+    key: str = "id"
+    marks: tuple[str, ...] = ()
+    obstacle: str = ""
+
+    @property
+    def dimension(self) -> int | None:
+        """Return how many numbers each vector has; None where there is none, or they differ."""
+        return self.dimensions[0] if len(self.dimensions) == 1 else None
+
+    @property
+    def name(self) -> str:
+        """Return the name for people: collection and vector."""
+        return f"{self.collection}.{self.vector}" if self.vector else self.collection
 
 
 def is_made_by_migration(collection: str) -> bool:
@@ -205,3 +239,10 @@ class Renamable(Protocol):
 
     def created_as(self, collection: str) -> str | None:
         """Return the name that `create` gave the collection; None if it was made by somebody else."""
+
+
+@runtime_checkable
+class Browsable(Protocol):
+    """A backend that says where vectors are, whatever names it was opened with."""
+
+    def vector_fields(self) -> list[VectorField]: ...

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
-from vecferry.stores.backend import ANYONE, BackendHit, Point, ServerAccess, path_in
+from vecferry.stores.backend import ANYONE, PEEKED, BackendHit, Point, ServerAccess, VectorField, path_in
 from vecferry.stores.request_batches import RequestBatches, slices
 
 try:
@@ -61,6 +61,7 @@ DEFAULT_DIMENSION = 384
 BYTES_PER_NUMBER = 6  # float32 in base64
 REQUEST_BYTES = 8 * 2**20  # a server refuses more than 40 MB in one
 READ_AT_A_TIME = 1000
+LISTED_AT_A_TIME = 500
 TIMEOUT_S = 120
 READ_PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 PASSING = ("Error finding id", "Nothing found on disk")
@@ -93,7 +94,7 @@ def _translated() -> Iterator[None]:
 
 
 class ChromaBackend:
-    """`Backend`, `Renamable` and `Noticing` over one database of Chroma. Dense vectors only."""
+    """`Backend`, `Renamable`, `Noticing` and `Browsable` over one database of Chroma. Dense vectors only."""
 
     kind = "chroma"
     text_field = "document"
@@ -242,6 +243,22 @@ class ChromaBackend:
     def _collection(self, name: str) -> Collection:
         """Open a collection by its name each time (1 ms): a handle is bound to one that may have been dropped since."""
         return self._client.get_collection(name, embedding_function=None)
+
+    @_translated()
+    def vector_fields(self) -> list[VectorField]:
+        names, page = list[str](), self._client.list_collections(LISTED_AT_A_TIME)
+        while page:
+            names += [collection.name for collection in page]
+            page = self._client.list_collections(LISTED_AT_A_TIME, len(names))
+        return [self._vector_field(name) for name in names]
+
+    def _vector_field(self, name: str) -> VectorField:
+        opened = self._collection(name)
+        answer = _steady(lambda: opened.get(limit=PEEKED, include=["embeddings", "metadatas"]))
+        metadata = dict.fromkeys(key for each in answer["metadatas"] or () for key in each or ())
+        dimensions = {len(embedding) for embedding in ([] if answer["embeddings"] is None else answer["embeddings"])}
+        text = self.text_field
+        return VectorField(name, "embedding", tuple(dimensions), opened.count(), (text, *metadata), text)
 
     # --- points -----------------------------------------------------------------------------------
 

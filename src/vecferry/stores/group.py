@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreFailed, StoreSchemaError
-from vecferry.stores.backend import Aliased, Backend, BackendHit, OptionalVectors, Point, Renamable, SelfEmbedding
+from vecferry.stores.backend import Aliased, Backend, BackendHit, Noticing, OptionalVectors, Point, Renamable
 
 T = TypeVar("T")
 OURS = re.compile(r"_vecferry_(?:\d+|old|ending)$")
@@ -53,7 +53,7 @@ def named(names: Collection[str]) -> str:
 
 
 class GroupBackend:
-    """`Backend` and `Grouped`; made by `group_of`, so that it is `OptionalVectors` and `SelfEmbedding` as its members.
+    """`Backend` and `Grouped`; made by `group_of`, so that it is `OptionalVectors` and `Noticing` as its members.
 
     A member whose collection is not there on a side has no points there; it is made with its first one.
     """
@@ -359,20 +359,20 @@ class WithOptionalVectors(GroupBackend):
         return sum(count for _, count in self._of_all(collection, _count_without_vector, 0))
 
 
-class WithSelfEmbedding(GroupBackend):
-    """A group of collections that may embed texts by themselves."""
+class WithNotices(GroupBackend):
+    """A group of collections of which an operator should know something."""
 
-    def embedding_notice(self, collection: str) -> str | None:
+    def notices(self, collection: str) -> tuple[str, ...]:
         """Return what is true of the members, each notice once."""
-        notices = {
-            notice.replace(self.name_of(collection, member), collection): None
-            for member, notice in self._of_all(collection, _embedding_notice, None)
-            if notice is not None
-        }
-        return "; ".join(notices) or None
+        notices = (
+            notice.replace(self.name_of(collection, member), collection)
+            for member, notices in self._of_all(collection, _notices, ())
+            for notice in notices
+        )
+        return tuple(dict.fromkeys(notices))
 
 
-class WithBoth(WithOptionalVectors, WithSelfEmbedding):
+class WithBoth(WithOptionalVectors, WithNotices):
     """A group of which both is true."""
 
 
@@ -382,10 +382,10 @@ def group_of(parts: Sequence[Part]) -> GroupBackend:
     kinds = {
         (False, False): GroupBackend,
         (True, False): WithOptionalVectors,
-        (False, True): WithSelfEmbedding,
+        (False, True): WithNotices,
         (True, True): WithBoth,
     }
-    return kinds[isinstance(first, OptionalVectors), isinstance(first, SelfEmbedding)](parts)
+    return kinds[isinstance(first, OptionalVectors), isinstance(first, Noticing)](parts)
 
 
 def _by_member(ids: Sequence[str]) -> dict[str, list[str]]:
@@ -416,6 +416,6 @@ def _count_without_vector(backend: Backend, name: str) -> int:
     return backend.count_without_vector(name)
 
 
-def _embedding_notice(backend: Backend, name: str) -> str | None:
-    assert isinstance(backend, SelfEmbedding)
-    return backend.embedding_notice(name)
+def _notices(backend: Backend, name: str) -> tuple[str, ...]:
+    assert isinstance(backend, Noticing)
+    return backend.notices(name)

@@ -33,7 +33,7 @@ from vecferry.errors import (
     StoreUnreachable,
     without_secrets,
 )
-from vecferry.stores.backend import BackendHit, Fields, Point, path_in
+from vecferry.stores.backend import BackendHit, Fields, Point, VectorField, path_in
 from vecferry.stores.request_batches import slices
 
 try:
@@ -86,7 +86,10 @@ def _translated() -> Iterator[None]:
 
 
 class LanceBackend:
-    """`Backend`, `Renamable` and `OptionalVectors` over the tables of one folder. Keys are strings or integers."""
+    """`Backend`, `Renamable`, `OptionalVectors` and `Browsable` over the tables of one folder.
+
+    Keys are strings or integers.
+    """
 
     kind = "lancedb"
     outputs = Outputs.DENSE | Outputs.COLBERT
@@ -133,6 +136,16 @@ class LanceBackend:
     @_translated()
     def count(self, collection: str) -> int:
         return self._table(collection).count_rows()
+
+    @_translated()
+    def vector_fields(self) -> list[VectorField]:
+        names, answer = list[str](), self._database.list_tables()
+        while answer.tables:
+            names += answer.tables
+            answer = self._database.list_tables(page_token=answer.page_token) if answer.page_token else answer
+            if not answer.page_token:
+                break
+        return [field for name in names for field in _vector_fields(self._database.open_table(name))]
 
     @_translated()
     def check(self, like: str, outputs: Outputs) -> None:
@@ -402,6 +415,21 @@ class LanceBackend:
             else:
                 break
         return table
+
+
+def _vector_fields(table: Table) -> Iterator[VectorField]:
+    schema = table.schema
+    keys = [field.name for field in schema if _is_key(field.type)]
+    key = "id" if "id" in keys else next(iter(keys), "id")
+    vectors = [field.name for field in schema if _is_vector(field.type)]
+    names = [name for name in schema.names if name not in (key, *vectors)]
+    texts = [name for name in names if _is_text(schema.field(name).type)]
+    for vector in vectors:
+        dimensions, obstacle = (schema.field(vector).type.list_size,), "" if texts else "it has no column of text"
+        yield VectorField(
+            table.name, vector, dimensions, table.count_rows(), tuple(names), next(iter(texts), "text"), key,
+            obstacle=obstacle,
+        )  # fmt: skip
 
 
 def _is_key(kind: pa.DataType) -> bool:

@@ -33,7 +33,8 @@ from vecferry.errors import (
     StoreUnreachable,
     without_secrets,
 )
-from vecferry.stores.backend import BackendHit, Fields, Point, path_in
+from vecferry.stores.backend import BackendHit, Fields, Point, VectorField, path_in
+from vecferry.stores.sqlite.connection import read_only_uri
 
 try:
     import sqlite_vec
@@ -217,33 +218,49 @@ class Layout:
         return number if -(2**63) <= (number := int(key)) < 2**63 else None
 
 
+@dataclass(frozen=True)
+class ColumnInfo:
+    """A column that can be read by name."""
+
+    name: str
+    kind: str
+    is_key: bool
+
+    @property
+    def is_text(self) -> bool:
+        return re.search("CHAR|CLOB|TEXT", self.kind, re.IGNORECASE) is not None
+
+
 class SqliteVecBackend:
-    """`Backend` and `Renamable` over the tables of one file. Dense vectors in float32 only."""
+    """`Backend`, `Renamable` and `Browsable` over the tables of one file. Dense vectors in float32 only."""
 
     kind = "sqlite-vec"
     outputs = DENSE
 
-    def __init__(self, file: Path, fields: Fields) -> None:
-        """Open the file. Raises StoreUnreachable without one, ExtensionsDisabled where sqlite-vec cannot be loaded."""
+    def __init__(self, file: Path, fields: Fields, *, read_only: bool = False) -> None:
+        """Open the file. Raises StoreUnreachable without one, ExtensionsDisabled where sqlite-vec cannot be loaded.
+
+        read_only: not even what SQLite keeps beside the file is changed.
+        """
         if not file.is_file():
             raise StoreUnreachable("sqlite-vec", f"there is no file {without_secrets(str(file))}")
-        self._file, self._fields = file, fields
+        self._file, self._fields, self._is_read_only = file, fields, read_only
         table, _, self._vector = fields.vector.rpartition(".")
         self._vectors_of_others = table or None
         with _translated():
-            self._connection = _connected(file)
+            self._connection = _connected(file, read_only=read_only)
 
     @classmethod
-    def open(cls, url: str, fields: Fields) -> Self:
+    def open(cls, url: str, fields: Fields, *, read_only: bool = False) -> Self:
         """Open a URL: sqlite:///an/absolute/file, or sqlite:a/relative/one."""
-        return cls(Path(path_in(url, URLS)), fields)
+        return cls(Path(path_in(url, URLS)), fields, read_only=read_only)
 
     @property
     def text_field(self) -> str:
         return self._fields.text
 
     def another(self) -> SqliteVecBackend:
-        return SqliteVecBackend(self._file, self._fields)
+        return SqliteVecBackend(self._file, self._fields, read_only=self._is_read_only)
 
     def close(self) -> None:
         self._connection.close()
@@ -268,6 +285,58 @@ class SqliteVecBackend:
         layout = self._layout(collection)
         ((count,),) = self._rows(f"SELECT count(*) FROM {_quoted((layout.rows or layout.vectors).name)}")
         return int(count)
+
+    def vector_fields(self) -> list[VectorField]:
+        """Return the columns of every vec0 table, each with the table whose rows its vectors are of."""
+        tables = {
+            name: sql for name, sql in self._rows("SELECT name, sql FROM sqlite_schema WHERE type = 'table'") if sql
+        }
+        vectors = [name for name, sql in tables.items() if VEC0.fullmatch(sql)]
+        shadows = re.compile(f"(?:{'|'.join(map(re.escape, vectors))}){SHADOW}|sqlite_.*|{RECORDS}")
+        others = [name for name in tables if name not in vectors and not shadows.fullmatch(name)]
+        return [field for name in vectors for field in self._vector_fields(name, others)]
+
+    def _vector_fields(self, name: str, tables: Sequence[str]) -> Iterator[VectorField]:
+        own = self._described(name)
+        ((rows,),) = self._rows(f"SELECT count(*) FROM {_quoted(name)}")
+        table = self._table_beside(name, tables, rows)
+        columns = own if table == name else self._described(table)
+        vectors = {each.name: match for each in own if (match := VECTOR.fullmatch(f"{each.name} {each.kind}"))}
+        key = next((each.name for each in columns if each.is_key), "rowid")
+        names = [each.name for each in columns if each.name != key and each.name not in vectors]
+        texts = [each.name for each in columns if each.name in names and each.is_text]
+        for vector, declared in vectors.items():
+            if declared["type"].lower() in ("float", "f32"):
+                yield VectorField(
+                    table,
+                    vector if name in (table, f"{table}_vec") else f"{name}.{vector}",
+                    (int(declared["size"]),),
+                    int(rows),
+                    tuple(names),
+                    next(iter(texts), Fields.text),
+                    key,
+                    obstacle="" if texts else "no table with texts belongs to it",
+                )
+
+    def _table_beside(self, name: str, tables: Sequence[str], rows: int) -> str:
+        """Return the table whose rows the vectors are of: NAME of NAME_vec, itself, or one with as many rows."""
+        if name.removesuffix("_vec") in tables:
+            return name.removesuffix("_vec")
+        if any(each.is_text and not each.is_key for each in self._described(name)):
+            return name
+        counted = (table for table in tables if self._rows(f"SELECT count(*) FROM {_quoted(table)}") == [(rows,)])
+        return next((table for table in counted if any(each.is_text for each in self._described(table))), name)
+
+    def _described(self, table: str) -> list[ColumnInfo]:
+        """Return the columns that can be read by name; those of a vec0 table have types in its arguments alone."""
+        match = VEC0.fullmatch(self._sql(table) or "")
+        arguments = ARGUMENTS.split(match["arguments"]) if match else []
+        declared = {_column_of(each): each.strip().lstrip("+").partition(" ")[2] for each in arguments}
+        return [
+            ColumnInfo(column, kind or declared.get(column, ""), bool(rank) or column == "rowid")
+            for _, column, kind, _, _, rank, is_hidden in self._rows(f"PRAGMA table_xinfo({_quoted(table)})")
+            if not is_hidden
+        ]
 
     def check(self, like: str, outputs: Outputs) -> None:
         if refused := outputs & ~self.outputs:
@@ -526,12 +595,12 @@ class SqliteVecBackend:
             raise
 
 
-def _connected(file: Path) -> Any:
+def _connected(file: Path, *, read_only: bool = False) -> Any:
     """Open the file, and load sqlite-vec. A renamed table takes no other statement of the schema with it."""
     sqlite = _loadable()
+    uri = read_only_uri(file) if read_only else f"{file.absolute().as_uri()}?mode=rw"
     connection = sqlite.connect(
-        f"{file.absolute().as_uri()}?mode=rw",
-        uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
+        uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
     )  # fmt: skip
     if not hasattr(connection, "enable_load_extension"):
         connection.close()

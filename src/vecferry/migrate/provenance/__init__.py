@@ -8,7 +8,7 @@ lower case, a text that was cut, vectors that were filled up with zeros.
 
 from __future__ import annotations
 
-from vecferry.migrate.provenance.examination import examine, provenance_of
+from vecferry.migrate.provenance.examination import closest, examine, provenance_of
 from vecferry.migrate.provenance.values import Making, Provenance, Verdict
 
-__all__ = ["Making", "Provenance", "Verdict", "examine", "provenance_of"]
+__all__ = ["Making", "Provenance", "Verdict", "closest", "examine", "provenance_of"]

@@ -74,6 +74,19 @@ def examine(
     return examination.provenance()
 
 
+def closest(
+    model: TextEncoder, rows: Sequence[StoredRow], sources: Sequence[TextSource], adaptation: Adaptation = NOT_ADAPTED
+) -> TextSource:
+    """Return the source whose texts fit the stored vectors best, by the mean cosine; the first of those alike.
+
+    A row without that text counts as one that does not fit. Raises what `encode` raises.
+    """
+    encoder = model.get().encoder if isinstance(model, LazyEncoder) else model
+    few = rows[: 2 * FEW]
+    fits = [_Examination(encoder, few, Candidate(source, adaptation)).mean_cosine(len(few)) for source in sources]
+    return next(source for source, fit in zip(sources, fits, strict=True) if fit >= max(fits) - MIN_GAIN)
+
+
 def _dimensions(rows: Sequence[StoredRow]) -> dict[int, int]:
     return dict(Counter(len(row.vector) for row in rows))
 
@@ -90,6 +103,10 @@ class _Examination:
     @property
     def is_empty(self) -> bool:
         return not self._rows
+
+    def mean_cosine(self, num_rows: int) -> float:
+        """Return the mean over so many rows, of which those that went count as 0."""
+        return float(self._cosines_as_told.sum()) / num_rows
 
     def provenance(self) -> Provenance:
         as_told, cosines = self._as_told, self._cosines_as_told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import Locked, StoreSchemaError, StoreUnreachable, without_secrets
-from vecferry.stores.backend import BackendHit, Fields, Point, path_in
+from vecferry.stores.backend import PEEKED, BackendHit, Fields, Point, VectorField, path_in
 from vecferry.stores.faiss import kinds
 from vecferry.stores.faiss.docstore import Docstore, Entry, JsonLines, LangChainDocstore, require_plain
 from vecferry.stores.faiss.index_files import IndexFiles, Loaded
@@ -25,7 +26,7 @@ LOCK_TIMEOUT_S = 600
 
 
 class FaissBackend:
-    """`Backend` and `Renamable` over the files of one folder. Dense vectors only.
+    """`Backend`, `Renamable` and `Browsable` over the files of one folder. Dense vectors only.
 
     What is read is held in memory until the files change, as an application of FAISS does.
     """
@@ -38,8 +39,7 @@ class FaissBackend:
         if not folder.is_dir():
             raise StoreUnreachable("faiss", f"there is no folder {without_secrets(str(folder))}")
         self._folder, self._fields = folder, fields
-        lines = (JsonLines(fields), JsonLines(fields, has_numbers=True))
-        self._docstores: tuple[Docstore, ...] = (LangChainDocstore(), *lines)
+        self._docstores = _docstores(fields)
         self._lock = FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_S)
         self._loaded: dict[str, Loaded] = {}
         self._vectors: dict[str, Vectors] = {}
@@ -77,6 +77,13 @@ class FaissBackend:
     def count(self, collection: str) -> int:
         staged = self._staged(collection)
         return staged.count() if staged else len(self._load(collection).entries)
+
+    def vector_fields(self) -> list[VectorField]:
+        """Return the index of every file with documents beside it, which are all read."""
+        names = sorted(file.stem for file in self._folder.glob("*.faiss"))
+        fields = {name: _fields_of(self._folder / f"{name}.jsonl") for name in names}
+        files = {name: IndexFiles(self._folder, name, _docstores(fields[name])) for name in names}
+        return [_vector_field(name, fields[name], files[name].load()) for name in names if files[name].docstore()]
 
     def check(self, like: str, outputs: Outputs) -> None:
         if refused := outputs & ~self.outputs:
@@ -240,6 +247,29 @@ class FaissBackend:
                 yield
         except Timeout as exc:
             raise Locked(str(self._folder), "another process of vecferry, for 10 minutes") from exc
+
+
+def _docstores(fields: Fields) -> tuple[Docstore, ...]:
+    """Return the forms that documents may have."""
+    return LangChainDocstore(), JsonLines(fields), JsonLines(fields, has_numbers=True)
+
+
+def _vector_field(name: str, fields: Fields, loaded: Loaded) -> VectorField:
+    names = dict.fromkeys(name for entry in loaded.entries[:PEEKED] for name in entry.payload)
+    dimensions, marks = (int(loaded.index.d),), (loaded.docstore.name,)
+    rows = len(loaded.entries)
+    return VectorField(name, "embedding", dimensions, rows, (fields.text, *names), fields.text, fields.key, marks)
+
+
+def _fields_of(lines: Path) -> Fields:
+    """Return the names in the first of some JSON lines; the usual ones where there is no such file."""
+    if not lines.is_file():
+        return Fields()
+    with lines.open(encoding="utf-8") as opened:
+        first = json.loads(opened.readline() or "{}")
+    names = list(first) if isinstance(first, dict) else []
+    key = "id" if "id" in names else next(iter(names), Fields.key)
+    return Fields(key, next((name for name in names if name != key and isinstance(first[name], str)), Fields.text))
 
 
 def _point(loaded: Loaded, position: int, *, vectors: bool) -> Point:

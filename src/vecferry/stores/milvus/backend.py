@@ -12,7 +12,7 @@ from pymilvus.milvus_client import IndexParams
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreError, StoreFailed, StoreSchemaError
-from vecferry.stores.backend import BackendHit, Fields, Point
+from vecferry.stores.backend import BackendHit, Fields, Point, VectorField
 from vecferry.stores.milvus.connection import KIND, TIMEOUT_S, Address, translated
 from vecferry.stores.milvus.layout import (
     DEFAULT_PARTITION,
@@ -22,6 +22,7 @@ from vecferry.stores.milvus.layout import (
     TAKES_IDS,
     MilvusLayout,
     has_partition_key,
+    vector_fields,
 )
 from vecferry.stores.request_batches import RequestBatches, slices
 
@@ -37,7 +38,7 @@ _STATISTICS = ("total_rows", "indexed_rows", "pending_index_rows", "state", "fie
 
 
 class MilvusBackend:
-    """`Backend`, `Aliased` and `Noticing` over one database of Milvus.
+    """`Backend`, `Aliased`, `Noticing` and `Browsable` over one database of Milvus.
 
     An id is any text, or a whole number of 64 bits, as the primary key is.
     """
@@ -106,6 +107,19 @@ class MilvusBackend:
         (row,) = self._query(collection, "", ["count(*)"])
         return int(row["count(*)"])
 
+    def vector_fields(self) -> list[VectorField]:
+        """Return the dense vectors of every collection; an entry of a dynamic field is seen in its rows alone."""
+        with self._client() as client:
+            names = client.list_collections(timeout=TIMEOUT_S)
+        return [field for name in names for field in self._vector_fields(name)]
+
+    def _vector_fields(self, collection: str) -> list[VectorField]:
+        with self._client() as client:
+            described = client.describe_collection(collection, timeout=TIMEOUT_S)
+            rows = int(client.get_collection_stats(collection, timeout=TIMEOUT_S)["row_count"])
+            called = next(iter(client.list_aliases(collection, timeout=TIMEOUT_S)["aliases"]), collection)
+        return vector_fields(described, called, rows)
+
     def check(self, like: str, outputs: Outputs) -> None:
         for head in (outputs & ~self.outputs).names:
             raise StoreSchemaError(f"a collection of Milvus cannot keep {head} vectors", "Leave that head out.")
@@ -122,8 +136,8 @@ class MilvusBackend:
         if not layout.makes_ids:
             return ()
         notice = (
-            f"{collection} makes its ids by itself: points keep theirs by the property {TAKES_IDS} of the new collection,"
-            f" and of {collection} itself with the first write that follows a switch; Milvus 2.6 knows it"
+            f"{collection} makes its ids by itself: points keep theirs by the property {TAKES_IDS} of the new"
+            f" collection, and of {collection} itself with the first write that follows a switch; Milvus 2.6 knows it"
         )
         return (notice,)
 
@@ -209,8 +223,8 @@ class MilvusBackend:
         fields, wanted = layout.read_fields(vectors=vectors), set(ids)
         points: list[Point] = []
         for partition in layout.partitions or ("",):
-            for row in self._rows(layout, collection, list(wanted), fields, [partition] if partition else ()):
-                points.append(layout.point(row, partition, keeps_nulls=not self._address.is_lite))
+            rows = self._rows(layout, collection, list(wanted), fields, [partition] if partition else ())
+            points += [layout.point(row, partition, keeps_nulls=not self._address.is_lite) for row in rows]
             wanted.difference_update(point.id for point in points)
         return points
 

@@ -12,7 +12,7 @@ from pymilvus import CollectionSchema, DataType
 
 from vecferry.embeddings import Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import StoreSchemaError
-from vecferry.stores.backend import Fields, Point, is_made_by_migration
+from vecferry.stores.backend import Fields, Point, VectorField, is_made_by_migration
 
 SPARSE = "sparse"
 DYNAMIC = "$meta"
@@ -202,6 +202,19 @@ class MilvusLayout:
 def has_partition_key(described: Mapping[str, Any]) -> bool:
     """Return whether a field says in which partition a point is."""
     return any(field.get("is_partition_key") for field in described["fields"])
+
+
+def vector_fields(described: Mapping[str, Any], called: str, rows: int) -> list[VectorField]:
+    """Return the dense vectors of a collection. described: as the store does. called: the name that is used for it."""
+    fields = {field["name"]: field for field in described["fields"] if not field.get("is_dynamic")}
+    key = next((name for name, field in fields.items() if field.get("is_primary")), Fields.key)
+    names = tuple(name for name, field in fields.items() if name != key and field["type"] not in _VECTORS)
+    text = next((name for name in names if fields[name]["type"] == DataType.VARCHAR), "text")
+    return [
+        VectorField(called, name, (int(field["params"]["dim"]),), rows, names, text, key)
+        for name, field in fields.items()
+        if field["type"] == DataType.FLOAT_VECTOR
+    ]
 
 
 def _literal(key: str | int) -> str:

@@ -12,10 +12,18 @@ from qdrant_client import models
 
 from vecferry.embeddings import Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import StoreFailed, StoreSchemaError
-from vecferry.stores.backend import BackendHit, Fields, Point
+from vecferry.stores.backend import PEEKED, BackendHit, Fields, Point, VectorField
 from vecferry.stores.qdrant.connection import KIND, QdrantConnection
 from vecferry.stores.qdrant.kept_vectors import VECTORS, KeptVectors
-from vecferry.stores.qdrant.layout import COLBERT, NO_VECTOR_NAME, SPARSE, QdrantLayout, create, missing_indexes
+from vecferry.stores.qdrant.layout import (
+    COLBERT,
+    NO_VECTOR_NAME,
+    SPARSE,
+    QdrantLayout,
+    create,
+    dense_vectors,
+    missing_indexes,
+)
 from vecferry.stores.request_batches import RequestBatches, slices
 
 MAX_NUMBER = 2**64 - 1
@@ -31,7 +39,7 @@ COLBERT_DECIMALS = 5  # as exact as float16 is below 0.1, in half of the bytes
 
 
 class QdrantBackend:
-    """`Backend`, `Aliased` and `OptionalVectors` over one Qdrant.
+    """`Backend`, `Aliased`, `OptionalVectors` and `Browsable` over one Qdrant.
 
     An id is a whole number below 2^64 or a UUID, in its usual spelling.
     """
@@ -87,6 +95,21 @@ class QdrantBackend:
     def count(self, collection: str) -> int:
         with self._connection.client() as client:
             return client.count(collection, exact=True).count
+
+    def vector_fields(self) -> list[VectorField]:
+        """Return the dense vectors of every collection, by the alias that applications use where there is one."""
+        with self._connection.client() as client:
+            names = [each.name for each in client.get_collections().collections]
+        aliases = {collection: alias for alias, collection in self._aliases().items()}
+        return [field for name in names for field in self._vector_fields(name, aliases.get(name, name))]
+
+    def _vector_fields(self, collection: str, called: str) -> Iterator[VectorField]:
+        with self._connection.client() as client:
+            records, _ = client.scroll(collection, limit=PEEKED)
+        names = tuple(dict.fromkeys(name for record in records for name in record.payload or {}))
+        for vector, size in dense_vectors(self._info(collection)).items():
+            rows = self.count(collection)
+            yield VectorField(called, vector, (size,), rows, names, next(iter(names), self.text_field))
 
     def check(self, like: str, outputs: Outputs) -> None:
         layout = self._layout(like)

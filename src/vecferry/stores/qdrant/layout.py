@@ -126,6 +126,13 @@ class QdrantLayout:
         return {**{k: v for k, v in self.metadata.items() if k != KEPT}, **({KEPT: kept} if kept else {})} or None
 
 
+def dense_vectors(info: models.CollectionInfo) -> dict[str, int]:
+    """Return the dense vectors of a collection by name, one for each point, and how many numbers they have."""
+    config = info.config.params.vectors or {}
+    vectors: Mapping[str, models.VectorParams] = config if isinstance(config, dict) else {NO_VECTOR_NAME: config}
+    return {name: params.size for name, params in vectors.items() if params.multivector_config is None}
+
+
 def create(
     client: QdrantClient,
     collection: str,

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,33 @@ class SqliteDatabase:
             self._users -= 1
             if not self._users and self._connection is not None:
                 self._connection.close()
+
+
+def read_only_uri(file: Path) -> str:
+    """Return the URI by which SQLite reads a file and changes nothing, also beside writers.
+
+    Where nobody has a file in WAL mode open, SQLite would lay its two other files beside it.
+    """
+    is_in_use = any(Path(f"{file}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    return f"{file.absolute().as_uri()}?{'mode=ro' if is_in_use else _mode_of(file)}"
+
+
+def _mode_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        is_wal = opened.read(20)[18:] == bytes([2, 2])  # the versions that writers and readers need
+    return "immutable=1" if is_wal else "mode=ro"
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database as it is now, also beside writers, and change nothing in it. Raises StoreUnreachable."""
+    try:
+        with (
+            closing(sqlite3.connect(read_only_uri(source), uri=True, timeout=BUSY_TIMEOUT_S)) as opened,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            opened.backup(copy)
+    except (sqlite3.Error, OSError) as exc:
+        raise StoreUnreachable("sqlite", f"{source}: {exc}") from exc
 
 
 def make_private(path: Path) -> None:

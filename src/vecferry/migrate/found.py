@@ -1,0 +1,80 @@
+"""What a store was found to have, and which of it a migration can be of."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vecferry.errors import MissingOption, NothingFound, StoreSchemaError
+from vecferry.stores.backend import VectorField
+from vecferry.stores.frameworks import framework_of
+
+SHOWN = 20
+"""Collections that a message names."""
+PLACES: Mapping[str, str] = {
+    "postgresql": "the role sees no column of pgvector's types vector and halfvec, in any schema",
+    "sqlite": "it has no vec0 table with vectors of floats",
+    "faiss": "the folder has no NAME.faiss with NAME.pkl or NAME.jsonl beside it",
+}
+"""Where vectors were looked for, by the kind of store."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All vectors of a store. store: its URL, as it may be shown. kind: of the store."""
+
+    store: str
+    kind: str
+    fields: Sequence[VectorField]
+
+    def candidates(self, collection: str | None, vector: str | None) -> list[VectorField]:
+        """Return those of that name that can be migrated; without a name, those that have vectors.
+
+        Raises StoreSchemaError for a name that is not there, NothingFound where none is left.
+        """
+        names = {"collection": collection, "vector": vector}
+        named = [f for f in self.fields if all(value in (None, getattr(f, name)) for name, value in names.items())]
+        if self.fields and not named:
+            name = ".".join(filter(None, names.values()))
+            raise StoreSchemaError(f"there are no vectors called {name}", f"There are: {_names(self.fields)}.")
+        usable = [field for field in named if not field.obstacle and (field.rows or collection)]
+        if not usable:
+            raise self._nothing(named)
+        return usable
+
+    def framework(self, field: VectorField) -> str:
+        """Return by whose layout a field is made; empty where it is none that is known."""
+        framework = framework_of(self.kind, field)
+        return framework.name if framework else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the store and all that it has, ready for JSON."""
+        names = ("collection", "vector", "rows", "dimensions", "key", "obstacle")
+        found = [{n: getattr(each, n) for n in names} | {"framework": self.framework(each)} for each in self.fields]
+        return {"store": self.store, "found": found}
+
+    def _nothing(self, fields: Sequence[VectorField]) -> NothingFound:
+        """Return the error that says at what was looked, and why none of it will do."""
+        reasons = [f"{each.name} {f'cannot be: {each.obstacle}' if each.obstacle else 'is empty'}" for each in fields]
+        looked_at = "; ".join(reasons[:SHOWN]) or PLACES.get(self.kind, "it has no collection with dense vectors")
+        remedy = "Check the URL, and what may be read by whom it names."
+        if empty := [each.collection for each in fields if not each.obstacle]:
+            remedy = f"To write the file all the same: --collection {shlex.quote(empty[0])}"
+        return NothingFound(self.store, looked_at, remedy)
+
+
+def choice_missing(fields: Sequence[VectorField]) -> MissingOption:
+    """Return the error that says which option chooses among several."""
+    collections = list(dict.fromkeys(field.collection for field in fields))
+    if len(collections) == 1:
+        vectors = [field.vector for field in fields]
+        return MissingOption("--vector", f"one of {', '.join(vectors)}", f"--vector {shlex.quote(vectors[0])}")
+    return MissingOption("--collection", f"one of {_names(fields)}", f"--collection {shlex.quote(collections[0])}")
+
+
+def _names(fields: Sequence[VectorField]) -> str:
+    """Return the names of collections, as many as can be read."""
+    names = list(dict.fromkeys(field.collection for field in fields))
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")

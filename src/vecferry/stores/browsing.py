@@ -1,0 +1,114 @@
+"""What there is in a store: which vectors, of how many numbers, and a few of their rows. Nothing is written.
+
+A store says itself where vectors are, by the method of `Browsable`; how its rows are read stands in its backend. Chroma
+and SQLite change a file that is only opened: a folder of Chroma is looked at in a copy, SQLite opens read-only.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from vecferry.errors import SettingsError
+from vecferry.stores.backend import ANYONE, Backend, Browsable, Fields, Point, ServerAccess, VectorField, path_in
+from vecferry.stores.opening import POSTGRES, open_backend
+from vecferry.stores.values import StoredRow
+
+OURS = re.compile(r"_vecferry_(?:\d+|old|ending)$")
+"""What a migration makes beside a collection."""
+DRAWN_FROM = 2000
+"""The first points, among which a sample is drawn."""
+
+
+class Browser(Protocol):
+    """One store that is looked at. All methods raise as a `Backend` does."""
+
+    @property
+    def kind(self) -> str:
+        """Return the scheme of the URL: "postgresql", "chroma"."""
+
+    def vector_fields(self) -> list[VectorField]:
+        """Return what can be migrated, by name; what is made by migrations is left out."""
+
+    def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
+        """Return some rows with a vector, whole."""
+
+
+@dataclass(frozen=True)
+class BackendBrowser:
+    """`Browser` over the backend of a URL, which is opened anew for the names of each collection."""
+
+    url: str
+    access: ServerAccess
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.url)
+
+    def vector_fields(self) -> list[VectorField]:
+        with closing(self._opened(Fields())) as backend:
+            assert isinstance(backend, Browsable), "every backend that a URL opens"
+            fields = [field for field in backend.vector_fields() if not OURS.search(field.collection)]
+            return sorted(fields, key=lambda field: (field.collection, field.vector))
+
+    def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
+        with closing(self._opened(Fields(field.key, field.text, field.vector))) as backend:
+            ids = list(islice(backend.ids(field.collection), DRAWN_FROM))
+            step = max(1, len(ids) // num_rows)
+            points = backend.get(field.collection, ids[::step][:num_rows], vectors=True)
+            return [_stored(point, backend.text_field) for point in points if point.vectors is not None]
+
+    def _opened(self, fields: Fields) -> Backend:
+        if self.kind == "sqlite":
+            from vecferry.stores.sqlite_vec import SqliteVecBackend
+
+            return SqliteVecBackend.open(self.url, fields, read_only=True)
+        return open_backend(self.url, fields, self.access)
+
+
+def _stored(point: Point, text_field: str) -> StoredRow:
+    assert point.vectors is not None, "it was asked for"
+    return StoredRow((point.id,), {**point.payload, text_field: point.text}, point.vectors.dense)
+
+
+def kind_of(url: str) -> str:
+    """Return the scheme of a URL as far as it says which store: "chroma" for chroma+http://..."""
+    return url.partition(":")[0].partition("+")[0].lower()
+
+
+@contextmanager
+def open_browser(url: str, access: ServerAccess = ANYONE) -> Iterator[Browser]:
+    """Yield what looks at the store of a URL. Raises as `open_store` does."""
+    for name, value in {"--tenant": access.tenant, "--database": access.database}.items():
+        if value is not None and kind_of(url) != "chroma":
+            raise SettingsError(name, value, "none; only Chroma takes one")
+    if kind_of(url) in POSTGRES:
+        from vecferry.stores.pgvector.browsing import PgBrowser
+
+        with closing(PgBrowser.connect(url)) as browser:
+            yield browser
+        return
+    is_folder_of_chroma = url.lower().startswith("chroma:")
+    with _copied(url) if is_folder_of_chroma else nullcontext(url) as opened:
+        yield BackendBrowser(opened, access)
+
+
+@contextmanager
+def _copied(url: str) -> Iterator[str]:
+    """Yield the URL of a copy of a local folder of Chroma; the copy goes at the end."""
+    from vecferry.stores.sqlite.connection import copy_database
+
+    folder = Path(path_in(url, "chroma:///absolute/path, or chroma:relative/path"))
+    with tempfile.TemporaryDirectory(prefix="vecferry-") as temporary:
+        copy = Path(temporary) / "chroma"
+        if (folder / "chroma.sqlite3").is_file():
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("chroma.sqlite3*", ".vecferry-lock"))
+            copy_database(folder / "chroma.sqlite3", copy / "chroma.sqlite3")
+        yield f"chroma://{copy}" if copy.is_dir() else url

@@ -1,0 +1,128 @@
+"""Which columns of vectors a role can see, and some of their rows. Nothing is written, and no lock is waited for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from psycopg import sql
+
+from vecferry.errors import StoreError
+from vecferry.stores.backend import VectorField
+from vecferry.stores.pgvector.binary import is_vector_type
+from vecferry.stores.pgvector.connection import Database, identifier
+from vecferry.stores.pgvector.table import NEW, OLD, SCHEMA
+from vecferry.stores.values import StoredRow
+
+COUNTED = 100_000
+"""Rows up to which they are counted; of larger tables the server's estimate is taken."""
+MEASURED = 1000
+"""Vectors whose lengths are looked at, where the column does not say one."""
+VECTORS = """
+SELECT c.oid::bigint, n.nspname::text, c.relname::text, a.attname::text, e.nspname::text, nullif(a.atttypmod, -1),
+    c.reltuples::float8, ARRAY(SELECT ARRAY[b.attname::text, t.typname::text] FROM pg_attribute b
+        JOIN pg_type t ON t.oid = b.atttypid WHERE b.attrelid = c.oid AND b.attnum > 0 AND NOT b.attisdropped
+        ORDER BY b.attnum),
+    ARRAY(SELECT k.attname::text FROM pg_index x JOIN pg_attribute k ON k.attrelid = c.oid
+        AND k.attnum = ANY (x.indkey::int2[]) WHERE x.indrelid = c.oid AND x.indisprimary)
+FROM pg_extension x JOIN pg_namespace e ON e.oid = x.extnamespace
+JOIN pg_type v ON v.typnamespace = e.oid AND v.typname IN ('vector', 'halfvec')
+JOIN pg_attribute a ON a.atttypid = v.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE x.extname = 'vector' AND n.nspname <> %s AND n.nspname NOT LIKE 'pg\\_temp\\_%%'
+ORDER BY n.nspname, c.relname, a.attnum
+"""
+"""The columns, the schema of pgvector's functions, the columns beside them with their types, and the key's."""
+MARKS = """
+SELECT 'django' WHERE EXISTS (SELECT FROM pg_class WHERE relname = 'django_migrations' AND relkind = 'r')
+UNION ALL SELECT 'supabase' WHERE EXISTS (SELECT FROM pg_proc WHERE proname = 'match_documents')
+    OR EXISTS (SELECT FROM pg_roles WHERE rolname = 'supabase_admin')
+"""
+"""What says by whom a database was made."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A column of vectors. functions: the schema of pgvector."""
+
+    schema: str
+    table: str
+    vector: str
+    functions: str
+
+    def query(self, statement: str) -> sql.Composed:
+        """Return a statement about the column, in which {table}, {vector} and {dimension} are filled in."""
+        names = {"table": identifier(self.schema, self.table), "vector": identifier(self.vector)}
+        return sql.SQL(statement).format(**names, dimension=identifier(self.functions, "vector_dims"))
+
+
+class PgBrowser:
+    """`Browser` over one database."""
+
+    kind = "postgresql"
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._places = dict[tuple[str, str], _Place]()
+
+    @classmethod
+    def connect(cls, database_url: str) -> Self:
+        """Open a connection; to be closed. Raises StoreUnreachable."""
+        return cls(Database(database_url))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def vector_fields(self) -> list[VectorField]:
+        """Return every column of pgvector's types that the role can find, of ordinary tables.
+
+        One that it cannot read, by privileges or policies, has that for an obstacle.
+        """
+        marks = tuple(mark for (mark,) in self._db.rows(MARKS))
+        fields = []
+        for _, schema, table, vector, functions, dimension, estimate, columns, key in self._db.rows(VECTORS, [SCHEMA]):
+            if vector.endswith((NEW, OLD)):
+                continue
+            place, kinds = _Place(schema, table, vector, functions), dict(columns)
+            names = tuple(name for name, kind in kinds.items() if not is_vector_type(kind) and name not in key)
+            name = self._name(schema, table)
+            self._places[name, vector] = place
+            text = next((each for each in names if kinds[each] in ("text", "varchar")), "text")
+            field = VectorField(name, vector, (), 0, names, text, next(iter(key), "id"), marks)
+            fields.append(self._measured(field, place, dimension, estimate))
+        return fields
+
+    def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
+        """Return random ones of the first rows that have a vector."""
+        query = self._places[field.collection, field.vector].query(
+            "SELECT to_json(t), t.{vector}::real[] FROM"
+            " (SELECT * FROM {table} WHERE {vector} IS NOT NULL LIMIT %s) AS t ORDER BY random() LIMIT %s"
+        )
+        return [
+            StoredRow(
+                (str(fields.get(field.key)),), {n: fields[n] for n in field.names}, np.asarray(vector, np.float32)
+            )
+            for fields, vector in self._db.rows(query, [MEASURED, num_rows])
+        ]
+
+    def _name(self, schema: str, table: str) -> str:
+        """Return the name as migration.toml has it, with its schema unless that is the first where it is looked up."""
+        parts = [table] if schema == next(iter(self._db.schemas), None) else [schema, table]
+        return ".".join(part if part.isidentifier() else '"' + part.replace('"', '""') + '"' for part in parts)
+
+    def _measured(self, field: VectorField, place: _Place, dimension: int | None, estimate: float) -> VectorField:
+        """Return the field with the number of its rows, and of the numbers in a vector."""
+        try:
+            counted = place.query("SELECT count(*) FROM (SELECT FROM {table} WHERE {vector} IS NOT NULL LIMIT %s) AS t")
+            ((rows,),) = self._db.rows(counted, [COUNTED + 1])
+            seen = place.query(
+                "SELECT DISTINCT {dimension}({vector}) FROM"
+                " (SELECT {vector} FROM {table} WHERE {vector} IS NOT NULL LIMIT %s) AS t ORDER BY 1"
+            )
+            lengths = [] if dimension else [length for (length,) in self._db.rows(seen, [MEASURED])]
+        except StoreError as exc:
+            return replace(field, obstacle=exc.message, dimensions=(dimension,) if dimension else ())
+        about = max(int(estimate), COUNTED) if rows > COUNTED else rows
+        return replace(field, rows=about, dimensions=(dimension,) if dimension else tuple(lengths))
