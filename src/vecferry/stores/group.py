@@ -366,7 +366,7 @@ class WithNotices(GroupBackend):
         """Return what is true of the members, each notice once."""
         notices = (
             notice.replace(self.name_of(collection, member), collection)
-            for member, notices in self._of_all(collection, _notices, ())
+            for member, notices in self._of_all(collection, _notices, tuple[str, ...]())
             for notice in notices
         )
         return tuple(dict.fromkeys(notices))
