@@ -20,6 +20,7 @@ import typer
 from tests.postgres import connection, database_url, postgres_url
 from vecferry.cli import app, scripts
 from vecferry.embeddings import Outputs
+from vecferry.encode.batching import Limits
 from vecferry.errors import MissingModel
 from vecferry.migrate import Migration, states
 from vecferry.migrate.config import SECTIONS, read_config
@@ -142,6 +143,9 @@ def test_the_file_of_the_migration_page_has_every_option_with_its_default_and_he
 def test_the_example_file_of_settings_has_their_defaults() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     defaults = {field.alias: field.default for field in Settings.model_fields.values()}
+    on_a_processor = Limits()
+    defaults["VECFERRY_MAX_BATCH_TOKENS"] = on_a_processor.max_batch_tokens
+    defaults["VECFERRY_MEMORY_BUDGET_MB"] = on_a_processor.memory_budget_mb
     for name, number in re.findall(r"^#?([A-Z_]+)=(\d+)$", example, re.MULTILINE):
         assert name == "VECFERRY_THREADS" or int(number) == defaults[name]
 

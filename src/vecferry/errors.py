@@ -587,7 +587,7 @@ class OutOfMemory(ModelRuntimeError):
     """rows and tokens are 0 while the model is being loaded."""
 
     template = "out of memory in the {runtime} runtime on a batch of {rows} × {tokens} tokens."
-    advice = "Lower VECFERRY_MAX_BATCH_TOKENS (1024 by default), or give the process more memory."
+    advice = "Give the process more memory (of a GPU: end others that hold it), or split the text."
     runtime: str
     rows: int
     tokens: int

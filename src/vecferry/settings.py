@@ -34,8 +34,8 @@ class Settings(BaseSettings):
     device: Device = Field("cpu", alias="VECFERRY_DEVICE", description="cpu or cuda")
     threads: CountInText | None = Field(None, alias="VECFERRY_THREADS")
     low_memory: bool = Field(False, alias="VECFERRY_LOW_MEMORY", description="true or false")
-    max_batch_tokens: CountInText = Field(Limits.max_batch_tokens, alias="VECFERRY_MAX_BATCH_TOKENS")
-    memory_budget_mb: CountInText = Field(Limits.memory_budget_mb, alias="VECFERRY_MEMORY_BUDGET_MB")
+    max_batch_tokens: CountInText | None = Field(None, alias="VECFERRY_MAX_BATCH_TOKENS")
+    memory_budget_mb: CountInText | None = Field(None, alias="VECFERRY_MEMORY_BUDGET_MB")
     cache: Path | None = Field(None, alias="VECFERRY_CACHE", description="a folder")
     cache_mb: CountInText = Field(EncoderOptions.cache_mb, alias="VECFERRY_CACHE_MB")
     fingerprint: Fingerprint | None = Field(None, alias="VECFERRY_FINGERPRINT")
@@ -57,12 +57,18 @@ class Settings(BaseSettings):
             offline=self.offline,
             threads=self.threads,
             device=self.device,
-            limits=Limits(max_batch_tokens=self.max_batch_tokens, memory_budget_mb=self.memory_budget_mb),
+            limits=self._limits(),
             fingerprint=self.fingerprint,
             cache=self.cache,
             cache_mb=self.cache_mb,
             low_memory=self.low_memory,
         )
+
+    def _limits(self) -> Limits | None:
+        """Return the limits that were set, with the defaults for what was not; None if nothing was."""
+        values = {"max_batch_tokens": self.max_batch_tokens, "memory_budget_mb": self.memory_budget_mb}
+        chosen = {name: value for name, value in values.items() if value is not None}
+        return Limits(**chosen) if chosen else None
 
 
 def read_settings() -> Settings:

@@ -200,6 +200,8 @@ def doctor(as_json: Json = False) -> None:
             "outputs": list(encoder.space.heads),
             "max_tokens": encoder.space.max_tokens,
             "probe_norm": norm,
+            "max_batch_tokens": encoder.limits.max_batch_tokens,
+            **({} if encoder.device_limits is None else encoder.device_limits.describe()),
             **encoder.runtime.describe(),
         }
     except VecferryError as exc:

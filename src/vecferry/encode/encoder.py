@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, require_heads
 from vecferry.encode.batching import MB, Limits, plan, plan_packed
 from vecferry.encode.cache import Cache
+from vecferry.encode.device_limits import DeviceLimits
 from vecferry.encode.memory import predicted_bytes
 from vecferry.encode.runtime import PackingRuntime, Runtime
-from vecferry.errors import NotPicklable, OverMemoryBudget, SpaceMismatch, VectorUnusable
+from vecferry.errors import NotPicklable, OutOfMemory, OverMemoryBudget, SpaceMismatch, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
 from vecferry.model.spec import EncoderSpec
@@ -29,6 +32,8 @@ from vecferry.model.texts import iterate_texts, require_texts
 T = TypeVar("T")
 U = TypeVar("U")
 Progress = Callable[[int, int], None]
+Rows = NDArray[np.intp]
+log = logging.getLogger("vecferry")
 
 TEXTS_EACH = 1024
 """How many texts are tokenised at a time, those to come while the runtime is busy with the ones before."""
@@ -78,7 +83,7 @@ class Encoder(SharedCopy, TextEncoder):
         self,
         tokenizer: TextTokenizer,
         runtime: Runtime,
-        limits: Limits | None = None,
+        limits: Limits | DeviceLimits | None = None,
         *,
         spec: EncoderSpec | None = None,
         cache: Cache | None = None,
@@ -86,10 +91,13 @@ class Encoder(SharedCopy, TextEncoder):
     ) -> None:
         """Combine the parts. spec: predicts a run's memory; without it there is no budget. cache: looked up first.
 
+        limits: `Limits()` by default, or what was measured of a device. Where a run of several texts is out of memory,
+        its batch is halved, and `limits` with it.
         reopen: opens the same encoder in another process, for pickles, in which it is.
         """
         self.tokenizer = tokenizer
-        self.limits = limits or Limits()
+        self.device_limits = limits if isinstance(limits, DeviceLimits) else None
+        self.limits = limits.limits() if isinstance(limits, DeviceLimits) else limits or Limits()
         self._spec = spec
         self._cache = cache
         self._reopen = reopen
@@ -137,7 +145,8 @@ class Encoder(SharedCopy, TextEncoder):
         progress: called with (texts done, texts in all) after each batch.
         Texts over `space.max_tokens` are cut, and counted in `Embeddings.num_truncated`.
         Raises EmptyInput, WrongInputType, InvalidText, HeadUnavailable before anything is computed; OverMemoryBudget
-        for a text that alone is over the budget; RuntimeFailed and OutOfMemory with the batch's shape; VectorUnusable
+        for a text that alone is over the budget; RuntimeFailed with the batch's shape; OutOfMemory for a text for which
+        alone there is no room; VectorUnusable
         with the text's position where its vector is not finite, or zero.
         """
         require_heads(outputs, self.space.outputs)
@@ -218,11 +227,11 @@ class Encoder(SharedCopy, TextEncoder):
         tokens = TokenBatch.concat([works[number].tokens_there for number in waiting])
         owners = np.repeat(waiting, [len(works[number].missing) for number in waiting])  # [M]
         rows = np.concatenate([works[number].missing for number in waiting])  # [M]
-        for planned in self._plan(tokens.lengths, works[0].outputs):
-            batch = planned[[is_wanted(owner) for owner in owners[planned]]]
-            if not len(batch):
-                continue
-            computed = self.runtime.run(tokens.take(batch), works[0].outputs)
+
+        def wanted(rows: Rows) -> Rows:
+            return rows[[is_wanted(owner) for owner in owners[rows]]]
+
+        for batch, computed in self._runs(tokens, works[0].outputs, wanted):
             for number in np.unique(owners[batch]):
                 own = np.flatnonzero(owners[batch] == number)
                 part, texts = computed.take(own), rows[batch[own]]
@@ -233,6 +242,38 @@ class Encoder(SharedCopy, TextEncoder):
                 gathered[number].add(texts, part)
                 if gathered[number].is_complete:
                     yield int(number), gathered[number].embeddings()
+
+    def _runs(
+        self, tokens: TokenBatch, outputs: Outputs, wanted: Callable[[Rows], Rows]
+    ) -> Iterator[tuple[Rows, Embeddings]]:
+        """Yield (rows, their embeddings), run by run; `wanted` leaves rows out before each.
+
+        A run of several texts that is out of memory is repeated in halves, and what is left is planned anew.
+        """
+        waiting = deque(self._plan(tokens.lengths, outputs))
+        while waiting:
+            batch = wanted(waiting.popleft())
+            if not len(batch):
+                continue
+            try:
+                computed = self.runtime.run(tokens.take(batch), outputs)
+            except OutOfMemory as exc:
+                left = np.concatenate([batch, *waiting])
+                self._halve(tokens.lengths[batch], exc)
+                waiting = deque(left[rows] for rows in self._plan(tokens.lengths[left], outputs))
+                continue
+            yield batch, computed
+
+    def _halve(self, lengths: NDArray[np.integer], cause: OutOfMemory) -> None:
+        """Allow half of what did not fit, from now on. Raises the cause where that was one text."""
+        if len(lengths) == 1:
+            raise cause
+        tokens = int(lengths.max()) * len(lengths)
+        if isinstance(self.runtime, PackingRuntime) and self.runtime.is_packed:
+            tokens = int(lengths.sum())
+        max_tokens = max(min(self.limits.max_batch_tokens, tokens // 2), 1)
+        self.limits = replace(self.limits, max_batch_tokens=max_tokens)
+        log.warning("%s Batches have %d tokens at most from now on, not %d.", cause.message, max_tokens, tokens)
 
     def _alone(self, work: Work, counting: _Counting) -> Embeddings:
         ((_, embeddings),) = self.compute([work], done=lambda _, rows: counting.add(rows))
@@ -301,7 +342,7 @@ class _ReopenedEncoder(Encoder):
         return {part: getattr(encoder, part) for part in PARTS}
 
 
-PARTS = ("tokenizer", "runtime", "limits", "_spec", "_cache")
+PARTS = ("tokenizer", "runtime", "limits", "device_limits", "_spec", "_cache")
 """Of an `Encoder`: what it is combined of."""
 
 

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ from pydantic import Field
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.batching import Limits
 from vecferry.encode.cache import Cache
+from vecferry.encode.device_limits import DeviceLimits, measured_limits
 from vecferry.encode.encoder import Encoder, Role, SharedCopy, TextEncoder
 from vecferry.encode.runtime import Device, Runtime
 from vecferry.errors import (
@@ -37,7 +38,7 @@ from vecferry.errors import (
 from vecferry.model.artifact import Artifact, VectorSpace
 from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import BGE_M3, open_source, reopen
-from vecferry.model.spec import Overrides
+from vecferry.model.spec import EncoderSpec, Overrides
 from vecferry.model.tokens import Tokenizer, open_tokenizer
 from vecferry.options import Checked, Count, CountFrom0
 
@@ -53,6 +54,7 @@ class EncoderOptions(Checked):
     use_onnx: False goes to PyTorch at once. lightweight: hashed features, another vector space.
     source: the checkpoint for PyTorch; by default the one that the artifact was made from, else BGE-M3.
     fingerprint: the only vector space that is accepted, if given.
+    limits: by default `Limits()` on a processor, and on a GPU what is measured there as the model is loaded.
     cache: a folder that keeps what was encoded, up to `cache_mb` millions of bytes.
     low_memory: as `OnnxRuntime` takes it; the other runtimes do not regard it. device_id: which of several GPUs.
     """
@@ -64,7 +66,7 @@ class EncoderOptions(Checked):
     offline: bool = False
     threads: Count | None = None
     device: Device = "cpu"
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits | None = None
     fingerprint: Fingerprint | None = None
     cache: Path | None = None
     cache_mb: Count = 1024
@@ -170,7 +172,7 @@ def _onnx(options: EncoderOptions) -> Encoder:
         tokenizer = open_tokenizer(artifact)
         runtime = loading.result()
     spec, cache, reopen = artifact.manifest.encoder, _cache(options), partial(_onnx, _from_anywhere(options))
-    return Encoder(tokenizer, runtime, options.limits, spec=spec, cache=cache, reopen=reopen)
+    return Encoder(tokenizer, runtime, _limits(options, runtime, spec), spec=spec, cache=cache, reopen=reopen)
 
 
 def _torch(options: EncoderOptions, model: Model) -> Encoder:
@@ -186,7 +188,12 @@ def _torch(options: EncoderOptions, model: Model) -> Encoder:
         runtime = PackedTorchRuntime(model, device=options.device, device_id=options.device_id, precision=precision)
     tokenizer = Tokenizer(model.tokenizer, model.space.max_tokens)
     reopen = partial(load_runtime, _from_anywhere(options), "torch")
-    return Encoder(tokenizer, runtime, options.limits, spec=model.spec, cache=_cache(options), reopen=reopen)
+    limits = _limits(options, runtime, model.spec)
+    return Encoder(tokenizer, runtime, limits, spec=model.spec, cache=_cache(options), reopen=reopen)
+
+
+def _limits(options: EncoderOptions, runtime: Runtime, spec: EncoderSpec) -> Limits | DeviceLimits | None:
+    return measured_limits(runtime, spec) if options.limits is None and options.device != "cpu" else options.limits
 
 
 def _torch_precision(options: EncoderOptions) -> Literal["fp32", "fp16"]:

@@ -112,6 +112,22 @@ class PackedTorchRuntime:
     def _is_flash(self) -> bool:
         return self._device.type == "cuda" and self._precision == "fp16"
 
+    # --- memory of the device -------------------------------------------------------------------------
+
+    def free_bytes(self) -> int | None:
+        if self._device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self._device)
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int(free + unused)
+
+    def peak_bytes(self) -> int | None:
+        if self._device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return int(peak)
+
     # --- the model ------------------------------------------------------------------------------------
 
     def _forward(self, batch: TokenBatch, outputs: Outputs) -> _Packed:
