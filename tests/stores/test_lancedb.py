@@ -2,9 +2,10 @@
 
 import datetime
 import decimal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -15,12 +16,16 @@ import pyarrow as pa
 import pytest
 from lancedb import index
 
+from tests.migrate.doubles import TruthEncoder
 from tests.stores.backends import COLLECTION, DIMENSION, unit, vector_of
 from tests.stores.backends_lancedb import SCHEMA, opened
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.migrate import Migration, MigrationOptions
 from vecferry.stores.backend import Fields, Point
 from vecferry.stores.lancedb import LanceBackend
+from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.sqlite import SqliteLedger
 
 NEW = "docs_new"
 VECTOR = pa.list_(pa.float32(), DIMENSION)
@@ -219,6 +224,160 @@ def test_writers_that_insert_the_same_keys_at_once_leave_each_once(backend: Lanc
     with ThreadPoolExecutor(len(handles)) as pool:
         list(pool.map(write, handles))
     assert sorted(backend.ids(COLLECTION)) == sorted(map(str, range(100)))
+
+
+# --- rows without a key ---------------------------------------------------------------------------
+
+KEYLESS = pa.schema([field for field in SCHEMA if field.name != "id"])
+
+
+def keyless(folder: Path, *texts: str | None, key: str = "id") -> LanceBackend:
+    """Return a backend over a table without keys, to which the application has added these texts."""
+    backend = over(folder, KEYLESS, Fields(key))
+    add(folder, *texts)
+    return backend
+
+
+def add(folder: Path, *texts: str | None, name: str = COLLECTION, dimension: int = DIMENSION) -> None:
+    if texts:
+        table(folder, name).add([{"text": text, "vector": unit(1, dimension), "lang": "en"} for text in texts])
+
+
+def texts_by_key(backend: LanceBackend, collection: str = COLLECTION) -> dict[str, str | None]:
+    keys = list(backend.ids(collection))
+    assert len(keys) == len(set(keys)) == backend.count(collection)
+    texts = {point.id: point.text for point in backend.get(collection, keys)}
+    assert texts.keys() == set(keys)
+    return texts
+
+
+def copy(backend: LanceBackend, keys: Iterable[str], vector: Float32) -> None:
+    points = backend.get(COLLECTION, list(keys))
+    backend.put(NEW, [replace(point, vectors=TextVectors(vector)) for point in points])
+
+
+def test_rows_without_a_key_have_the_same_one_in_each_table_that_holds_them(tmp_path: Path) -> None:
+    backend = keyless(tmp_path, "a", "b", None, "same", "same", "same")
+    backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
+    assert table(tmp_path, NEW).schema.names == KEYLESS.names
+    keys = texts_by_key(backend)
+    assert sorted(filter(None, keys.values())) == ["a", "b", "same", "same", "same"]
+    for vector in (unit(1, 16), unit(2, 16)):  # the second one replaces
+        copy(backend, keys, vector)
+        assert texts_by_key(backend, NEW) == keys
+        stored = backend.get(NEW, list(keys), vectors=True)
+        assert all(np.array_equal(vector_of(point), vector) for point in stored)
+        assert {point.payload["lang"] for point in stored} == {"en"}
+        assert {hit.id for hit in backend.search(NEW, vector, 9)} == keys.keys()
+    again = LanceBackend(tmp_path, Fields())
+    assert texts_by_key(again, NEW) == texts_by_key(again) == keys
+
+
+def test_of_rows_that_are_alike_as_many_are_deleted_as_there_are_keys(tmp_path: Path) -> None:
+    backend = keyless(tmp_path, "same", "same", "same", "other")
+    same = sorted(key for key, text in texts_by_key(backend).items() if text == "same")
+    for left in (2, 1, 0):
+        backend.delete(COLLECTION, [same[left], same[left], "unknown", f"{same[0]}-1", f"{same[0]}-x"])
+        assert sorted(key for key, text in texts_by_key(backend).items() if text == "same") == same[:left]
+    assert list(texts_by_key(backend).values()) == ["other"]
+
+
+def test_what_another_client_does_to_rows_without_a_key_is_seen(tmp_path: Path) -> None:
+    backend = keyless(tmp_path, "a", "b", "c")
+    before = texts_by_key(backend)
+    add(tmp_path, "d")
+    table(tmp_path).update(where="text = 'a'", values={"text": "changed"})
+    table(tmp_path).delete("text = 'b'")
+    after = texts_by_key(backend)
+    assert sorted(map(str, after.values())) == ["c", "changed", "d"]
+    assert {key for key, text in before.items() if text == "c"} < after.keys()
+    table(tmp_path).update(where="text = 'c'", values={"lang": "de"})
+    assert [p.text for p in backend.get(COLLECTION, [key for key in texts_by_key(backend) if key not in after])] == [
+        "c"
+    ]
+    kept = texts_by_key(backend)
+    table(tmp_path).optimize()  # the store's row ids are others now
+    assert texts_by_key(backend) == kept
+    lancedb.connect(tmp_path).drop_table(COLLECTION)
+    lancedb.connect(tmp_path).create_table(COLLECTION, schema=KEYLESS)
+    assert texts_by_key(backend) == {}
+
+
+def test_a_commit_of_another_client_between_ours_leaves_no_row_unknown(tmp_path: Path) -> None:
+    backend = keyless(tmp_path, *"abcd")
+    backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
+    keys = texts_by_key(backend)
+    for number, key in enumerate(keys):
+        copy(backend, [key], unit(1, 16))
+        add(tmp_path, f"by another {number}", name=NEW, dimension=16)
+        assert len(texts_by_key(backend, NEW)) == 2 * (number + 1)
+
+
+def test_a_row_is_not_written_under_a_key_that_is_not_of_its_content(tmp_path: Path) -> None:
+    backend = keyless(tmp_path, "a")
+    with pytest.raises(StoreSchemaError, match="'7' is no key of docs"):
+        backend.put(COLLECTION, [Point("7", "b", TextVectors(unit(1)))])
+    assert list(texts_by_key(backend).values()) == ["a"]
+    assert "no key" in backend.notices(COLLECTION)[0]
+
+
+def test_rows_without_a_key_and_without_a_vector_stay_so(tmp_path: Path) -> None:
+    backend = keyless(tmp_path, "a")
+    table(tmp_path).add([{"text": "draft", "vector": None, "lang": "en"}], on_bad_vectors="null")
+    (draft,) = (key for key, text in texts_by_key(backend).items() if text == "draft")
+    assert backend.without_vector(COLLECTION, list(texts_by_key(backend))) == {draft}
+    backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
+    backend.put(NEW, backend.get(COLLECTION, [draft], vectors=True))
+    assert (backend.without_vector(NEW, [draft]), backend.count_without_vector(NEW)) == ({draft}, 1)
+
+
+def test_keys_that_repeat_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    backend = over(tmp_path, SCHEMA)
+    rows = [{"id": "1", "text": text, "vector": unit(1)} for text in ("a", "b")]
+    table(tmp_path).add(rows)
+    with pytest.raises(StoreSchemaError, match="1 rows without a key") as refused:
+        backend.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
+    assert "[store] key = '*'" in refused.value.expected
+    assert backend.notices(COLLECTION) == ()
+    by_content = LanceBackend(tmp_path, Fields("*"))
+    by_content.create(NEW, like=COLLECTION, dimension=16, outputs=DENSE)
+    copy(by_content, texts_by_key(by_content), unit(1, 16))
+    assert texts_by_key(by_content, NEW) == texts_by_key(by_content)
+    assert {point.payload["id"] for point in by_content.get(NEW, list(by_content.ids(NEW)))} == {"1"}
+
+
+@pytest.mark.slow
+def test_a_table_without_keys_is_migrated_while_its_application_writes(tmp_path: Path) -> None:
+    old, new = TruthEncoder("old", DIMENSION), TruthEncoder("new", 16)
+
+    def written(name: str, encoder: TruthEncoder, *texts: str) -> None:
+        table(tmp_path, name).add([{"text": text, "vector": encoder.truth(text)} for text in texts])
+
+    def stored(name: str, encoder: TruthEncoder) -> list[str]:
+        rows = table(tmp_path, name).to_arrow().to_pylist()
+        for row in rows:
+            np.testing.assert_allclose(row["vector"], encoder.truth(row["text"]), atol=1e-6)
+        return sorted(row["text"] for row in rows)
+
+    backend = keyless(tmp_path)
+    written(COLLECTION, old, "a", "b", "same", "same")
+    options = MigrationOptions(staging=tmp_path / "staging", min_free_gb=0, rows_per_write=2)
+    with MirrorStore(backend, COLLECTION, SqliteLedger.in_memory()) as store:
+        migration = Migration(store, new=new, old=old, options=options)
+        assert "no key" in migration.plan().table.notices[0]
+        migration.start()
+        written(COLLECTION, old, "c", "same")
+        table(tmp_path).update(where="text = 'a'", values={"text": "A", "vector": old.truth("A")})
+        table(tmp_path).delete("text = 'b'")
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
+        migration.cutover()
+        written("docs_vecferry_2", new, "d")
+        migration.start()
+        assert stored(COLLECTION, old) == stored("docs_vecferry_2", new) == ["A", "c", "d", "same", "same", "same"]
+        migration.finalize(confirmed=True)
+    assert stored(COLLECTION, new) == ["A", "c", "d", "same", "same", "same"]
+    assert table(tmp_path).schema.names == KEYLESS.names
 
 
 # --- commits --------------------------------------------------------------------------------------

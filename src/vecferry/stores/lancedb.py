@@ -6,7 +6,9 @@ in float16: for 200 tokens of 1,024 numbers that is 400 kB.
 
 Each call opens its table anew (2 ms), so that it never reads an old version or a dropped table. Each
 write is one commit. LanceDB has no unique keys: of two writers that insert the same new key at once,
-both leave a row. Writers through this file wait for each other on a lock file in the folder.
+both leave a row. Writers through this file wait for each other on a lock file in the folder. Where a table has
+no key, each row's is made of its content (`content_keys.py`), and found again by LanceDB's row id, which is one
+version's own.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -43,9 +45,16 @@ try:
     from lancedb import index as kinds
     from lancedb.query import LanceVectorQueryBuilder as VectorQuery
     from lancedb.table import Table
+
+    from vecferry.stores.content_keys import ContentKeys, by_digest, digests, numbered
 except ImportError as exc:
     raise MissingExtra("lancedb", "lancedb") from exc
 
+WHOLE_ROW = "*"
+"""Instead of a column with keys: they are made of the content."""
+NEEDLESS_KEY = "id"
+"""The column that is looked for where nobody names one; it need not be there."""
+ROW_ID = "_rowid"
 MAX_ROWS = 4096
 MAX_IDS = 500
 ALL_ROWS = 2**31 - 1
@@ -86,9 +95,9 @@ def _translated() -> Iterator[None]:
 
 
 class LanceBackend:
-    """`Backend`, `Renamable`, `OptionalVectors` and `Browsable` over the tables of one folder.
+    """`Backend`, `Renamable`, `OptionalVectors`, `Noticing` and `Browsable` over the tables of one folder.
 
-    Keys are strings or integers.
+    Keys are strings or integers, or made of the content.
     """
 
     kind = "lancedb"
@@ -100,6 +109,7 @@ class LanceBackend:
             raise StoreUnreachable("lancedb", f"there is no folder {without_secrets(str(folder))}")
         self._folder, self._fields = folder, fields
         self._colbert = f"{fields.vector}_colbert"
+        self._content: dict[str, ContentKeys] = {}
         with _translated():
             self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
 
@@ -154,7 +164,19 @@ class LanceBackend:
             raise StoreSchemaError(f"a LanceDB table has no place for {', '.join(refused.names)}", "Leave it out.")
         table = self._table(like)
         self._metric(table)
-        self._require_unique_keys(table)
+        if self._key_of(table.schema) is not None:
+            self._require_unique_keys(table)
+
+    @_translated()
+    def notices(self, collection: str) -> tuple[str, ...]:
+        """Say that keys are made of the content, where they are."""
+        if self._key_of(self._table(collection).schema) is not None:
+            return ()
+        notice = (
+            f"rows of {collection} have no key: each one's is made of its content without the vector, and a row that is"
+            " changed is a new one; the application writes by LanceDB's own client, and that is found by comparing"
+        )
+        return (notice,)
 
     @_translated()
     def create(self, collection: str, *, like: str, dimension: int, outputs: Outputs) -> None:
@@ -212,24 +234,41 @@ class LanceBackend:
         keys = self._read(table, None, [self._fields.key])[self._fields.key]
         if surplus := len(keys) - pc.count_distinct(keys).as_py():
             reason = f"{table.name} has {surplus} rows without a key of their own in {self._fields.key!r}"
-            raise StoreSchemaError(reason, "Every row needs a key, and no other row the same one.")
+            hint = f"Every row needs a key of its own, or [store] key = {WHOLE_ROW!r}: then its content is its key."
+            raise StoreSchemaError(reason, hint)
+
+    def _key_of(self, schema: pa.Schema) -> str | None:
+        """Return the column with the keys; None where they are made of the content."""
+        key = self._fields.key
+        return None if key == WHOLE_ROW or (key == NEEDLESS_KEY and key not in schema.names) else key
 
     # --- points -----------------------------------------------------------------------------------
 
     @_translated()
     def ids(self, collection: str) -> Iterator[str]:
-        keys = self._read(self._table(collection), None, [self._fields.key])[self._fields.key]
+        table = self._table(collection)
+        if self._key_of(table.schema) is None:
+            return iter(self._content_of(collection)[1])
+        keys = self._read(table, None, [self._fields.key])[self._fields.key]
         return (str(key) for chunk in keys.chunks for key in chunk.to_pylist())
 
     @_translated()
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Point]:
-        table = self._table(collection)
+        table, keys = self._keyed(collection)
         heads = () if vectors else (self._fields.vector, self._colbert)
         names = [name for name in table.schema.names if name not in heads]
+        if keys is not None:
+            chosen = keys.row_ids(set(ids))
+            return [
+                point
+                for rows in self._rows_of(table, chosen, names)
+                for point in self._points(rows, [chosen[row] for row in rows[ROW_ID].to_pylist()])
+            ]
         return [
             point
             for condition in self._filters(table.schema, ids)
-            for point in self._points(self._read(table, condition, names))
+            for rows in (self._read(table, condition, names),)
+            for point in self._points(rows, rows[self._fields.key].to_pylist())
         ]
 
     @_translated()
@@ -239,18 +278,64 @@ class LanceBackend:
         self._require_fit(collection, schema, points)
         for batch in slices(points, MAX_ROWS):
             rows = pa.Table.from_arrays([self._column(field, batch) for field in schema], schema=schema)
-            self._write(collection, partial(self._merge, rows))
+            if self._key_of(schema) is None:
+                self._put_by_content(collection, rows, [point.id for point in batch])
+            else:
+                self._write(collection, partial(self._merge, rows))
+
+    def _put_by_content(self, collection: str, rows: pa.Table, ids: Sequence[str]) -> None:
+        """Add the rows, and delete those that had their keys; a kill in between leaves rows too many, as orphans."""
+        for id_, digest in zip(ids, digests(rows, self._heads), strict=True):
+            if id_.partition("-")[0] != digest:
+                expected = "Write such rows by LanceDB's own client, or name a column with keys by [store] key."
+                raise StoreSchemaError(f"{id_!r} is no key of {collection}, which has them of the content", expected)
+        with self._lock(collection):
+            _, keys = self._content_of(collection)
+            add = methodcaller("add", rows, on_bad_vectors="null" if _has_null_vectors(rows) else "error")
+            self._again_on_conflict(collection, add)
+            self._replace_by_content(collection, keys, keys.row_ids(ids), num_commits=1)
+
+    def _replace_by_content(
+        self, collection: str, keys: ContentKeys, gone: Mapping[int, str], *, num_commits: int
+    ) -> None:
+        """Delete rows, and keep in mind the keys of what is there then, if nobody else has written meanwhile.
+
+        keys: before `num_commits` commits of ours, of which the rows added since are.
+        """
+        parts = list(slices([*map(str, gone)], MAX_IDS))
+        for part in parts:
+            self._again_on_conflict(collection, methodcaller("delete", f"{ROW_ID} IN ({', '.join(part)})"))
+        table = self._table(collection)
+        self._compact_at_times(collection, table)
+        stamp = self._stamp(collection, table)
+        if stamp[0] != keys.stamp[0] + num_commits + len(parts):
+            self._content.pop(collection, None)
+            return
+        table.checkout(stamp[0])
+        added = self._read_content(table, f"{ROW_ID} >= {keys.last_row_id + 1}")
+        self._content[collection] = keys.changed(stamp, added, gone)
 
     @_translated()
     def delete(self, collection: str, ids: Sequence[str]) -> None:
-        for condition in self._filters(self._table(collection).schema, ids):
+        schema = self._table(collection).schema
+        if self._key_of(schema) is None:
+            with self._lock(collection):
+                _, keys = self._content_of(collection)
+                self._replace_by_content(collection, keys, keys.row_ids(set(ids)), num_commits=0)
+            return
+        for condition in self._filters(schema, ids):
             self._write(collection, methodcaller("delete", condition))
 
     @_translated()
     def without_vector(self, collection: str, ids: Sequence[str]) -> set[str]:
-        table, key = self._table(collection), self._fields.key
+        table, keys = self._keyed(collection)
         if not table.schema.field(self._fields.vector).nullable:
             return set()
+        if keys is not None:
+            chosen = keys.row_ids(set(ids))
+            bare = self._rows_of(table, chosen, [], f"{self._is_null} AND ")
+            return {chosen[row] for rows in bare for row in rows[ROW_ID].to_pylist()}
+        key = self._fields.key
         conditions = (f"{self._is_null} AND {condition}" for condition in self._filters(table.schema, ids))
         return {str(found) for where in conditions for found in self._read(table, where, [key])[key].to_pylist()}
 
@@ -267,13 +352,16 @@ class LanceBackend:
         """Score by the cosine; by an index with another metric, only that of unit vectors."""
         table = self._table(collection)
         metric = self._metric(table)
+        key = self._key_of(table.schema)
+        columns = [key] if key is not None else [name for name in table.schema.names if name not in self._heads]
         query = cast(VectorQuery, table.search(vector, vector_column_name=self._fields.vector)).distance_type(metric)
-        rows = query.refine_factor(REFINE).select([self._fields.key, "_distance"]).limit(k).to_arrow()
-        distances = zip(rows[self._fields.key].to_pylist(), rows["_distance"].to_pylist(), strict=True)
+        rows = query.refine_factor(REFINE).select([*columns, "_distance"]).limit(k).to_arrow()
+        found = rows[key].to_pylist() if key is not None else numbered(digests(rows, {"_distance"}))
+        distances = zip(found, rows["_distance"].to_pylist(), strict=True)
         return [BackendHit(str(key), COSINES[metric](distance)) for key, distance in distances]
 
     def _require_fit(self, collection: str, schema: pa.Schema, points: Sequence[Point]) -> None:
-        own = {self._fields.key, self._fields.text, self._fields.vector, self._colbert}
+        own = {self._key_of(schema), self._fields.text, *self._heads}
         if strange := {name for point in points for name in point.payload} - (set(schema.names) - own):
             raise StoreSchemaError(f"{collection} has no payload column {sorted(strange)}", "Add it to the table.")
         column = schema.field(self._fields.vector)
@@ -288,7 +376,7 @@ class LanceBackend:
             raise StoreSchemaError(f"{collection} has no place for sparse or ColBERT vectors", "Leave them out.")
 
     def _column(self, field: pa.Field, points: Sequence[Point]) -> pa.Array:
-        if field.name == self._fields.key:
+        if field.name == self._fields.key:  # there is none where keys are made of the content
             return pa.array([_key(point.id, field.type) for point in points], field.type)
         if field.name == self._fields.text:
             return pa.array([point.text for point in points], field.type)
@@ -304,13 +392,14 @@ class LanceBackend:
             return pa.array(halfvecs, field.type)
         return pa.array([point.payload.get(field.name) for point in points], field.type)
 
-    def _points(self, rows: pa.Table) -> list[Point]:
-        key, text, vector = self._fields.key, self._fields.text, self._fields.vector
-        payload = {n: _values(rows[n]) for n in rows.column_names if n not in (key, text, vector, self._colbert)}
+    def _points(self, rows: pa.Table, ids: Sequence[object]) -> list[Point]:
+        text, vector = self._fields.text, self._fields.vector
+        own = (self._fields.key, text, *self._heads, ROW_ID)
+        payload = {n: _values(rows[n]) for n in rows.column_names if n not in own}
         nothing = [None] * len(rows)
         vectors = _vectors(rows[vector]) if vector in rows.column_names else nothing
         colberts = _colberts(rows[self._colbert]) if self._colbert in rows.column_names else nothing
-        parts = zip(rows[key].to_pylist(), rows[text].to_pylist(), vectors, colberts, strict=True)
+        parts = zip(ids, rows[text].to_pylist(), vectors, colberts, strict=True)
         return [
             Point(
                 str(i),
@@ -368,8 +457,9 @@ class LanceBackend:
         table = self._opened(collection)
         if table is None:
             raise StoreSchemaError(f"there is no table {collection!r} in {self._folder}", "Look at its name.")
+        key = self._key_of(table.schema)
         for name, fits, expected in (
-            (self._fields.key, _is_key, "text or a whole number"),
+            *(((key, _is_key, f"text or a whole number; {WHOLE_ROW!r} is the content"),) if key is not None else ()),
             (self._fields.text, _is_text, "text"),
             (self._fields.vector, _is_vector, "a list of fixed size of float16, float32 or float64"),
         ):
@@ -378,14 +468,51 @@ class LanceBackend:
                 raise StoreSchemaError(f"column {name!r} of {collection} is {kind}", f"It has to be {expected}.")
         return table
 
+    @property
+    def _heads(self) -> set[str]:
+        """The columns with vectors of the model."""
+        return {self._fields.vector, self._colbert}
+
+    def _keyed(self, collection: str) -> tuple[Table, ContentKeys | None]:
+        """Open a table, at the version of its keys where they are made of the content."""
+        table = self._table(collection)
+        return (table, None) if self._key_of(table.schema) is not None else self._content_of(collection)
+
+    def _content_of(self, collection: str) -> tuple[Table, ContentKeys]:
+        """Open a table at its latest version, and return the keys of its rows; read anew for another version."""
+        table = self._table(collection)
+        stamp = self._stamp(collection, table)
+        table.checkout(stamp[0])
+        keys = self._content.get(collection)
+        if keys is None or keys.stamp != stamp:
+            keys = self._content[collection] = ContentKeys(stamp, self._read_content(table, None))
+        return table, keys
+
+    def _stamp(self, collection: str, table: Table) -> tuple[int, int]:
+        """Return by what another version is known, also one of a table that was made anew under its name."""
+        return table.version, (self._table_folder(collection) / "_versions").stat().st_mtime_ns
+
+    def _read_content(self, table: Table, where: str | None) -> dict[str, list[int]]:
+        """Return row ids by the digest of what is in the row."""
+        rows = self._read(table, where, [name for name in table.schema.names if name not in self._heads], row_ids=True)
+        return by_digest(digests(rows, {ROW_ID}), rows[ROW_ID].to_pylist())
+
+    def _rows_of(
+        self, table: Table, row_ids: Collection[int], columns: list[str], condition: str = ""
+    ) -> Iterator[pa.Table]:
+        """Yield the rows with these row ids, in parts."""
+        for part in slices([*map(str, row_ids)], MAX_IDS):
+            yield self._read(table, f"{condition}{ROW_ID} IN ({', '.join(part)})", columns, row_ids=True)
+
     def _filters(self, schema: pa.Schema, ids: Sequence[str]) -> Iterator[str]:
         """Yield SQL that finds these keys, in parts; a text that can be no key of the table is in none."""
         literals = [_literal(key, schema.field(self._fields.key).type) for key in ids]
         for batch in slices([literal for literal in literals if literal is not None], MAX_IDS):
             yield f"`{self._fields.key}` IN ({', '.join(batch)})"
 
-    def _read(self, table: Table, where: str | None, columns: list[str]) -> pa.Table:
+    def _read(self, table: Table, where: str | None, columns: list[str], *, row_ids: bool = False) -> pa.Table:
         query = table.search().select(columns).limit(ALL_ROWS)
+        query = query.with_row_id(True) if row_ids else query  # noqa: FBT003  # LanceDB's
         return (query.where(where) if where else query).to_arrow()
 
     def _merge(self, rows: pa.Table, table: Table) -> None:
@@ -398,10 +525,12 @@ class LanceBackend:
         Tables that were made here are compacted at times; what compactions replace is kept for an hour.
         """
         with self._lock(collection):
-            table = self._again_on_conflict(collection, work)
-            made_here = CREATED_AS in (table.schema.metadata or {})
-            if made_here and table.version % COMMITS_BETWEEN_COMPACTIONS == 0:
-                self._again_on_conflict(collection, methodcaller("optimize", cleanup_older_than=OLD_VERSIONS_KEPT))
+            self._compact_at_times(collection, self._again_on_conflict(collection, work))
+
+    def _compact_at_times(self, collection: str, table: Table) -> None:
+        made_here = CREATED_AS in (table.schema.metadata or {})
+        if made_here and table.version % COMMITS_BETWEEN_COMPACTIONS == 0:
+            self._again_on_conflict(collection, methodcaller("optimize", cleanup_older_than=OLD_VERSIONS_KEPT))
 
     def _again_on_conflict(self, collection: str, work: Callable[[Table], object]) -> Table:
         for pause_s in (*CONFLICT_PAUSES_S, None):
