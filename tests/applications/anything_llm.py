@@ -15,7 +15,13 @@ class AnythingLLMApplication:
     """A table for each workspace, which the first document makes: id, vector, text, and a column for each metadatum."""
 
     listing = Listing(
-        "The table of AnythingLLM in LanceDB", None, "docs", "text", vector="vector", follows_switch=False
+        "The table of AnythingLLM in LanceDB",
+        None,
+        "docs",
+        "text",
+        vector="vector",
+        follows_switch=False,
+        layout="AnythingLLM",
     )
     site = "lancedb"
 

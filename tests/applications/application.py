@@ -18,6 +18,8 @@ class Listing:
     package: the distribution that the client comes from; None where only a schema is tried, by SQL of its own.
     collection, text, vector, key: as in migration.toml. follows_switch: whether the collection's name finds the new
     vectors from the switch on, as a table's and an alias's do; else that of the serving epoch does until `finalize`.
+    layout: whose collection `vecferry init` takes it for; found_text: what it writes for `text`, where that is said in
+    other words.
     prepares_all_columns: whether it asks for `*` by statements that stay prepared, which are refused once columns
     have come or gone.
     """
@@ -27,9 +29,11 @@ class Listing:
     collection: str
     text: str
     vector: str = "embedding"
-    key: str = "id"
+    key: str | None = None
     follows_switch: bool = True
     prepares_all_columns: bool = False
+    layout: str = ""
+    found_text: str = ""
 
     @property
     def collection_after_switch(self) -> str:

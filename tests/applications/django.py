@@ -16,7 +16,9 @@ from tests.migrate.doubles import TruthEncoder
 class DjangoApplication:
     """A model whose VectorField has the dimensions of the embedding model; a search orders by CosineDistance."""
 
-    listing = Listing("Django, pgvector's `VectorField` and `CosineDistance`", "django", "shop_document", "body")
+    listing = Listing(
+        "Django, pgvector's `VectorField` and `CosineDistance`", "django", "shop_document", "body", layout="Django"
+    )
     site = "postgres"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
@@ -30,6 +32,8 @@ class DjangoApplication:
         if model._meta.db_table not in self._connection.introspection.table_names():
             with self._connection.schema_editor() as editor:
                 editor.create_model(model)
+            recorder = pytest.importorskip("django.db.migrations.recorder").MigrationRecorder
+            recorder(self._connection).ensure_schema()
 
     def add(self, key: str, text: str) -> None:
         self._documents.update_or_create(id=key, defaults={"body": text, "embedding": self._encode(text)})

@@ -21,6 +21,7 @@ class HaystackApplication:
         "haystack_documents",
         "haystack(title)",
         prepares_all_columns=True,
+        layout="Haystack",
     )
     site = "postgres"
 

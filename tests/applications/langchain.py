@@ -52,7 +52,14 @@ class LangChainStore:
 class PGVectorApplication(LangChainStore):
     """One table holds many collections, and its vectors have no fixed number of dimensions."""
 
-    listing = Listing("LangChain `PGVector`", "langchain-postgres", "langchain_pg_embedding", "langchain")
+    listing = Listing(
+        "LangChain `PGVector`",
+        "langchain-postgres",
+        "langchain_pg_embedding",
+        "langchain",
+        layout="LangChain PGVector",
+        found_text="document",
+    )
     site = "postgres"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
@@ -67,7 +74,14 @@ class PGVectorApplication(LangChainStore):
 class PGVectorStoreApplication(LangChainStore):
     """A table for each collection."""
 
-    listing = Listing("LangChain `PGVectorStore`", "langchain-postgres", "docs", "langchain")
+    listing = Listing(
+        "LangChain `PGVectorStore`",
+        "langchain-postgres",
+        "docs",
+        "langchain",
+        layout="LangChain PGVectorStore",
+        found_text="content",
+    )
     site = "postgres"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
@@ -86,7 +100,9 @@ class PGVectorStoreApplication(LangChainStore):
 class ChromaApplication(LangChainStore):
     """A collection on a server, which LangChain makes with the metric l2 if it is told nothing."""
 
-    listing = Listing("LangChain `Chroma`", "langchain-chroma", "docs", "langchain", follows_switch=False)
+    listing = Listing(
+        "LangChain `Chroma`", "langchain-chroma", "docs", "langchain", follows_switch=False, found_text="document"
+    )
     site = "chroma"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
@@ -102,7 +118,12 @@ class QdrantApplication(LangChainStore):
     """An alias, which is pointed to the new collection at the switch."""
 
     listing = Listing(
-        "LangChain `QdrantVectorStore`, by an alias", "langchain-qdrant", "docs", "page_content", vector=""
+        "LangChain `QdrantVectorStore`, by an alias",
+        "langchain-qdrant",
+        "docs",
+        "page_content",
+        vector="",
+        layout="LangChain",
     )
     site = "qdrant"
 
@@ -129,6 +150,7 @@ class SQLiteVecApplication(LangChainStore):
         "text",
         vector="text_embedding",
         key="rowid",
+        layout="LangChain SQLiteVec",
         follows_switch=False,
     )
     site = "sqlite"

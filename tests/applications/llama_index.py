@@ -46,7 +46,13 @@ class LlamaIndexStore:
 class LlamaIndexApplication(LlamaIndexStore):
     """PGVectorStore, which calls the table `data_` and the name that it is given."""
 
-    listing = Listing("LlamaIndex `PGVectorStore`", "llama-index-vector-stores-postgres", "data_docs", "llama-index")
+    listing = Listing(
+        "LlamaIndex `PGVectorStore`",
+        "llama-index-vector-stores-postgres",
+        "data_docs",
+        "llama-index",
+        layout="LlamaIndex PGVectorStore",
+    )
     site = "postgres"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
@@ -72,6 +78,7 @@ class LlamaIndexQdrantApplication(LlamaIndexStore):
         "llama-index",
         vector="",
         follows_switch=False,
+        layout="LlamaIndex",
     )
     site = "qdrant"
 

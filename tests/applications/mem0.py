@@ -15,7 +15,7 @@ from tests.migrate.doubles import TruthEncoder
 class Mem0Application:
     """PGVector with the payload that mem0 gives it: a memory's text is its `data`."""
 
-    listing = Listing("mem0 `PGVector`", "mem0ai", "memories", "{payload.data}", vector="vector")
+    listing = Listing("mem0 `PGVector`", "mem0ai", "memories", "{payload.data}", vector="vector", layout="mem0")
     site = "postgres"
 
     def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:

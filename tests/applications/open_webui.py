@@ -13,7 +13,7 @@ from tests.migrate.doubles import TruthEncoder
 class OpenWebUIApplication:
     """One table for all knowledge, each under its own `collection_name`; an IVFFlat index."""
 
-    listing = Listing("The table of Open WebUI", None, "document_chunk", "text", vector="vector")
+    listing = Listing("The table of Open WebUI", None, "document_chunk", "text", vector="vector", layout="Open WebUI")
     site = "postgres"
     SCHEMA = """
         CREATE TABLE document_chunk (

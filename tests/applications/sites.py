@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ from qdrant_client import QdrantClient
 
 from tests.applications.application import Listing
 from vecferry.stores.backend import Fields
+from vecferry.stores.browsing import BackendBrowser, Browser, open_browser
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.opening import open_store
 from vecferry.stores.protocol import Store
@@ -23,6 +25,9 @@ from vecferry.stores.text_source import text_source
 class Site(Protocol):
     def store(self, listing: Listing) -> Store:
         """Open the application's collection as a migration does; to be closed."""
+
+    def browser(self) -> AbstractContextManager[Browser]:
+        """Yield what `vecferry init` looks at the store by."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class UrlSite:
             control=self.control,
         )
 
+    def browser(self) -> AbstractContextManager[Browser]:
+        return open_browser(self.url)
+
     def sqlalchemy_url(self, driver: str) -> str:
         """Return the URL of a PostgreSQL as SQLAlchemy takes it."""
         address = psycopg.conninfo.conninfo_to_dict(self.url)
@@ -55,8 +63,14 @@ class QdrantSite:
     client: QdrantClient
 
     def store(self, listing: Listing) -> Store:
-        connection = QdrantConnection(self.client, is_local=True)
-        connection.share()  # so that closing the store leaves the application its client
         source = text_source(listing.text)
-        backend = QdrantBackend(connection, Fields(text=source.field, vector=listing.vector))
+        backend = self._backend(Fields(text=source.field, vector=listing.vector))
         return MirrorStore(backend, listing.collection, SqliteLedger.in_memory(), source.at(backend.text_field))
+
+    def browser(self) -> AbstractContextManager[Browser]:
+        return nullcontext(BackendBrowser("qdrant", self._backend))
+
+    def _backend(self, fields: Fields) -> QdrantBackend:
+        connection = QdrantConnection(self.client, is_local=True)
+        connection.share()  # so that closing the backend leaves the application its client
+        return QdrantBackend(connection, fields)

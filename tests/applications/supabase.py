@@ -13,7 +13,11 @@ class SupabaseApplication:
     """Title and content are embedded, rows have policies, a function searches."""
 
     listing = Listing(
-        "The schema of Supabase's guide, with policies and `match_documents`", None, "documents", "# {title}{content}"
+        "The schema of Supabase's guide, with policies and `match_documents`",
+        None,
+        "documents",
+        "# {title}{content}",
+        layout="Supabase",
     )
     site = "postgres"
     SCHEMA = """

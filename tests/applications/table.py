@@ -49,25 +49,35 @@ ROOT = FOLDER.parent.parent
 PAGE = ROOT / "docs/applications.md"
 PINS = (FOLDER / "requirements.txt", ROOT / "locks/dev.txt")
 HEAD = ("application", "package", "`collection`", "`text`", "`vector`", "opened anew after")
+FOUND_HEAD = ("application", "found as", "`text`", "by the vectors")
 
 
 class Passed:
-    """A plugin of pytest that keeps which applications have passed."""
+    """A plugin of pytest that keeps which applications have passed all of their tests."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
+        self._tried: set[str] = set()
+        self._failed: set[str] = set()
+
+    @property
+    def names(self) -> set[str]:
+        return self._tried - self._failed
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.passed:
-            self.names.add(report.nodeid.partition("[")[2].removesuffix("]"))
+        name = report.nodeid.partition("[")[2].removesuffix("]")
+        if report.when == "call":
+            self._tried.add(name)
+        if not report.passed:
+            self._failed.add(name)
 
 
 def main() -> int:
     passed = Passed()
     status = pytest.main(["-m", "slow", "-q", str(FOLDER)], [passed])
     page = PAGE.read_text(encoding="utf-8")
-    made = table(kind.listing for kind in APPLICATIONS if kind.__name__ in passed.names)
-    PAGE.write_text(page.replace(table_of(page), made), encoding="utf-8")
+    listings = [kind.listing for kind in APPLICATIONS if kind.__name__ in passed.names]
+    page = page.replace(table_of(page), table(listings))
+    PAGE.write_text(page.replace(found_table_of(page), found_table(listings)), encoding="utf-8")
     return status
 
 
@@ -77,10 +87,29 @@ def table(listings: Iterable[Listing]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def found_table(listings: Iterable[Listing]) -> str:
+    """Return the lines of the table of what `vecferry init` finds, and writes."""
+    rows = [FOUND_HEAD, ("---",) * len(FOUND_HEAD), *map(_found_row, listings)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def table_of(page: str) -> str:
     """Return the table that stands on the page."""
-    (lines,) = re.findall(rf"^\| {HEAD[0]} \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
+    return _table_under(HEAD, page)
+
+
+def found_table_of(page: str) -> str:
+    """Return the other table that stands there."""
+    return _table_under(FOUND_HEAD, page)
+
+
+def _table_under(head: tuple[str, ...], page: str) -> str:
+    (lines,) = re.findall(rf"^{re.escape(f'| {head[0]} | {head[1]} |')}.*\n(?:\|.*\n)+", page, re.MULTILINE)
     return str(lines)
+
+
+def _found_row(listing: Listing) -> tuple[str, ...]:
+    return listing.application, listing.layout or "–", f"`{listing.found_text or listing.text}`", "confirmed"
 
 
 def _row(listing: Listing) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from tests.applications.sites import Site
 from tests.applications.table import APPLICATIONS
 from tests.migrate.doubles import TruthEncoder
 from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate.config import read_config
+from vecferry.migrate.config_file import Draft, StoreAddress
+from vecferry.migrate.found import Found
+from vecferry.migrate.recipe import recipe_of
+from vecferry.stores.backend import ANYONE
 
 pytestmark = [
     pytest.mark.slow,
@@ -129,3 +135,24 @@ def test_an_application_goes_on_before_during_and_after(
             user.open(NEW, listing.collection)
         user.write(3)
         user.check()
+
+
+@pytest.mark.parametrize("kind", APPLICATIONS)
+def test_the_file_of_init_works_unchanged(kind: Any, site: Site, opened: Open, tmp_path: Path) -> None:
+    listing = kind.listing
+    User(listing, opened)
+    with site.browser() as browser:
+        found = Found("the store", browser.kind, browser.vector_fields())
+        (field,) = found.candidates(listing.collection, None)
+        recipe = recipe_of(browser, field, OLD)
+        address = StoreAddress(f"{browser.kind}:///where/it/is")
+    new, old = Path("new"), Path("old")
+    file = tmp_path / "migration.toml"
+    file.write_text(Draft(address, ANYONE, field, recipe, new, old, is_old_known=True).text(file), encoding="utf-8")
+    store = read_config(file).store
+    assert (recipe.framework, store.text) == (listing.layout, listing.found_text or listing.text)
+    assert recipe.is_confirmed
+    chosen = replace(listing, collection=store.collection, text=store.text, vector=store.vector, key=store.key)
+    with closing(site.store(chosen)) as opened_store:
+        plan = Migration(opened_store, new=NEW, old=OLD).plan()
+    assert (plan.provenance.is_confirmed, plan.problems) == (True, ())

@@ -13,6 +13,7 @@ from tests.applications.langchain import langchain_model
 from tests.applications.sites import UrlSite
 from tests.migrate.doubles import TruthEncoder
 from vecferry.migrate import Migration, MigrationOptions
+from vecferry.migrate.recipe import recipe_of
 
 pytestmark = pytest.mark.slow
 OLD, NEW = TruthEncoder("old", 8), TruthEncoder("new", 16)
@@ -37,7 +38,13 @@ def test_a_folder_is_migrated_while_its_application_is_stopped_and_loaded_again(
     made = vectorstore.from_texts(texts, langchain_model(OLD), metadatas, ids=ids, distance_strategy=strategy)
     made.delete(["id 7"])
     made.save_local(str(folder))
-    with closing(UrlSite(f"faiss://{folder}", tmp_path / "control.db").store(LISTING)) as store:
+    site = UrlSite(f"faiss://{folder}", tmp_path / "control.db")
+    with site.browser() as browser:
+        (field,) = browser.vector_fields()
+        recipe = recipe_of(browser, field, OLD)
+    assert (field.collection, recipe.framework, recipe.text) == ("index", "LangChain FAISS", "text")
+    assert recipe.is_confirmed
+    with closing(site.store(LISTING)) as store:
         options = MigrationOptions(staging=tmp_path / "staging", min_free_gb=0)
         migration = Migration(store, new=NEW, old=OLD, options=options)
         assert migration.plan().provenance.is_confirmed

@@ -6,12 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from tests.applications.table import APPLICATIONS, PAGE, pinned, table, table_of
+from tests.applications.table import APPLICATIONS, PAGE, found_table, found_table_of, pinned, table, table_of
 
 
 def test_the_page_has_the_table_of_the_tests() -> None:
     """`python -m tests.applications.table` writes it, of those that have passed."""
-    assert table_of(PAGE.read_text(encoding="utf-8")) == table(kind.listing for kind in APPLICATIONS)
+    page, listings = PAGE.read_text(encoding="utf-8"), [kind.listing for kind in APPLICATIONS]
+    assert table_of(page) == table(listings)
+    assert found_table_of(page) == found_table(listings)
 
 
 @pytest.mark.slow

@@ -14,8 +14,7 @@ from vecferry.migrate.config import LOCAL_SCHEMES
 from vecferry.migrate.provenance import Verdict
 from vecferry.migrate.recipe import Recipe
 from vecferry.stores.backend import ServerAccess, VectorField
-from vecferry.stores.browsing import kind_of
-from vecferry.stores.opening import POSTGRES
+from vecferry.stores.opening import POSTGRES, store_kind
 
 WIDTH = 118
 SECRETS = frozenset({"password", "sslpassword"})
@@ -58,7 +57,7 @@ class StoreAddress:
 
     @property
     def _is_of_postgres(self) -> bool:
-        return kind_of(self.url) in POSTGRES
+        return store_kind(self.url) == POSTGRES
 
     def seen_from(self, folder: Path) -> StoreAddress:
         """Return the address for a file in that folder, to which its relative path is relative."""
@@ -106,9 +105,9 @@ class Draft:
         yield f"text = {_quoted(self.recipe.text)}"
         if self.recipe.others and not self.recipe.is_confirmed:
             yield from _comment(f"Other texts beside the vectors: {', '.join(map(_quoted, self.recipe.others))}.")
-        if kind_of(address.url) != "chroma":
+        if store_kind(address.url) != "chroma":
             yield f"vector = {_quoted(field.vector)}"
-        if kind_of(address.url) not in (*POSTGRES, "chroma"):
+        if store_kind(address.url) not in (POSTGRES, "chroma"):
             yield f"key = {_quoted(field.key)}"
         places = {"tenant": self.access.tenant, "database": self.access.database}
         yield from (f"{name} = {_quoted(value)}" for name, value in places.items() if value)

@@ -30,6 +30,9 @@ from vecferry.stores.values import StoredRow
 SAMPLE = 24
 """Rows that are compared."""
 MAX_TEXTS = 8
+EXAMINED = 3
+"""Texts for which a prefix, a title beside it and other causes are tried."""
+KNOWN = frozenset({Verdict.CONFIRMED, Verdict.EXPLAINED})
 MIN_PADDING = 64
 """Zeros at the end of every vector, from which on they were filled up: no model ends so."""
 NAMES = (
@@ -67,7 +70,7 @@ class Recipe(Value):
     @property
     def is_confirmed(self) -> bool:
         """Return whether the vectors are what the old model makes of that text, in that way."""
-        return self.provenance.verdict in (Verdict.CONFIRMED, Verdict.EXPLAINED) and self.pooling is None
+        return self.provenance.verdict in KNOWN and self.pooling is None
 
     @property
     def pooling(self) -> str | None:
@@ -105,9 +108,14 @@ def recipe_of(browser: Browser, field: VectorField, old: TextEncoder | None) -> 
 
 
 def _compared(recipe: Recipe, sources: Sequence[TextSource], rows: Sequence[StoredRow], old: TextEncoder) -> Recipe:
-    """Return the recipe as the vectors say."""
-    source = closest(old, rows, sources, recipe.adaptation)
-    provenance = examine(old, rows, source, recipe.adaptation)
+    """Return the recipe as the vectors say: of the text that fits best, or of another, if that one explains them."""
+    best = closest(old, rows, sources, recipe.adaptation)
+    examined: list[tuple[TextSource, Provenance]] = []
+    for source in [best, *(each for each in sources if each is not best)][:EXAMINED]:
+        examined.append((source, examine(old, rows, source, recipe.adaptation)))
+        if examined[-1][1].verdict in KNOWN:
+            break
+    source, provenance = max(examined, key=lambda pair: pair[1].verdict in KNOWN)  # else the one that fits best
     making = provenance.making
     text = making.text if making else source.name
     others = tuple(each.name for each in sources if each.name != text)

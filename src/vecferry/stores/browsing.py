@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from vecferry.errors import SettingsError
 from vecferry.stores.backend import ANYONE, Backend, Browsable, Fields, Point, ServerAccess, VectorField, path_in
-from vecferry.stores.opening import POSTGRES, open_backend
+from vecferry.stores.opening import POSTGRES, open_backend, store_kind
 from vecferry.stores.values import StoredRow
 
 OURS = re.compile(r"_vecferry_(?:\d+|old|ending)$")
@@ -43,34 +43,23 @@ class Browser(Protocol):
 
 @dataclass(frozen=True)
 class BackendBrowser:
-    """`Browser` over the backend of a URL, which is opened anew for the names of each collection."""
+    """`Browser` over a backend. opened: opens it for the names of a collection, to be closed."""
 
-    url: str
-    access: ServerAccess
-
-    @property
-    def kind(self) -> str:
-        return kind_of(self.url)
+    kind: str
+    opened: Callable[[Fields], Backend]
 
     def vector_fields(self) -> list[VectorField]:
-        with closing(self._opened(Fields())) as backend:
+        with closing(self.opened(Fields())) as backend:
             assert isinstance(backend, Browsable), "every backend that a URL opens"
             fields = [field for field in backend.vector_fields() if not OURS.search(field.collection)]
             return sorted(fields, key=lambda field: (field.collection, field.vector))
 
     def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
-        with closing(self._opened(Fields(field.key, field.text, field.vector))) as backend:
+        with closing(self.opened(Fields(field.key, field.text, field.vector))) as backend:
             ids = list(islice(backend.ids(field.collection), DRAWN_FROM))
             step = max(1, len(ids) // num_rows)
             points = backend.get(field.collection, ids[::step][:num_rows], vectors=True)
             return [_stored(point, backend.text_field) for point in points if point.vectors is not None]
-
-    def _opened(self, fields: Fields) -> Backend:
-        if self.kind == "sqlite":
-            from vecferry.stores.sqlite_vec import SqliteVecBackend
-
-            return SqliteVecBackend.open(self.url, fields, read_only=True)
-        return open_backend(self.url, fields, self.access)
 
 
 def _stored(point: Point, text_field: str) -> StoredRow:
@@ -78,26 +67,30 @@ def _stored(point: Point, text_field: str) -> StoredRow:
     return StoredRow((point.id,), {**point.payload, text_field: point.text}, point.vectors.dense)
 
 
-def kind_of(url: str) -> str:
-    """Return the scheme of a URL as far as it says which store: "chroma" for chroma+http://..."""
-    return url.partition(":")[0].partition("+")[0].lower()
-
-
 @contextmanager
 def open_browser(url: str, access: ServerAccess = ANYONE) -> Iterator[Browser]:
     """Yield what looks at the store of a URL. Raises as `open_store` does."""
     for name, value in {"--tenant": access.tenant, "--database": access.database}.items():
-        if value is not None and kind_of(url) != "chroma":
+        if value is not None and store_kind(url) != "chroma":
             raise SettingsError(name, value, "none; only Chroma takes one")
-    if kind_of(url) in POSTGRES:
+    if store_kind(url) == POSTGRES:
         from vecferry.stores.pgvector.browsing import PgBrowser
 
         with closing(PgBrowser.connect(url)) as browser:
             yield browser
         return
     is_folder_of_chroma = url.lower().startswith("chroma:")
-    with _copied(url) if is_folder_of_chroma else nullcontext(url) as opened:
-        yield BackendBrowser(opened, access)
+    with _copied(url) if is_folder_of_chroma else nullcontext(url) as place:
+        yield BackendBrowser(store_kind(url), lambda fields: _backend(place, fields, access))
+
+
+def _backend(url: str, fields: Fields, access: ServerAccess) -> Backend:
+    """Open a backend to be read."""
+    if store_kind(url) == "sqlite":
+        from vecferry.stores.sqlite_vec import SqliteVecBackend
+
+        return SqliteVecBackend.open(url, fields, read_only=True)
+    return open_backend(url, fields, access)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from typing import Self
 import numpy as np
 from psycopg import sql
 
-from vecferry.errors import StoreError
+from vecferry.errors import StoreError, StoreSchemaError
 from vecferry.stores.backend import VectorField
 from vecferry.stores.pgvector.binary import is_vector_type
 from vecferry.stores.pgvector.connection import Database, identifier
+from vecferry.stores.pgvector.keys import find_key
 from vecferry.stores.pgvector.table import NEW, OLD, SCHEMA
 from vecferry.stores.values import StoredRow
 
@@ -23,9 +24,7 @@ VECTORS = """
 SELECT c.oid::bigint, n.nspname::text, c.relname::text, a.attname::text, e.nspname::text, nullif(a.atttypmod, -1),
     c.reltuples::float8, ARRAY(SELECT ARRAY[b.attname::text, t.typname::text] FROM pg_attribute b
         JOIN pg_type t ON t.oid = b.atttypid WHERE b.attrelid = c.oid AND b.attnum > 0 AND NOT b.attisdropped
-        ORDER BY b.attnum),
-    ARRAY(SELECT k.attname::text FROM pg_index x JOIN pg_attribute k ON k.attrelid = c.oid
-        AND k.attnum = ANY (x.indkey::int2[]) WHERE x.indrelid = c.oid AND x.indisprimary)
+        ORDER BY b.attnum)
 FROM pg_extension x JOIN pg_namespace e ON e.oid = x.extnamespace
 JOIN pg_type v ON v.typnamespace = e.oid AND v.typname IN ('vector', 'halfvec')
 JOIN pg_attribute a ON a.atttypid = v.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -34,7 +33,7 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE x.extname = 'vector' AND n.nspname <> %s AND n.nspname NOT LIKE 'pg\\_temp\\_%%'
 ORDER BY n.nspname, c.relname, a.attnum
 """
-"""The columns, the schema of pgvector's functions, the columns beside them with their types, and the key's."""
+"""The columns, the schema of pgvector's functions, and the columns beside them with their types."""
 MARKS = """
 SELECT 'django' WHERE EXISTS (SELECT FROM pg_class WHERE relname = 'django_migrations' AND relkind = 'r')
 UNION ALL SELECT 'supabase' WHERE EXISTS (SELECT FROM pg_proc WHERE proname = 'match_documents')
@@ -82,17 +81,24 @@ class PgBrowser:
         """
         marks = tuple(mark for (mark,) in self._db.rows(MARKS))
         fields = []
-        for _, schema, table, vector, functions, dimension, estimate, columns, key in self._db.rows(VECTORS, [SCHEMA]):
+        for oid, schema, table, vector, functions, dimension, estimate, columns in self._db.rows(VECTORS, [SCHEMA]):
             if vector.endswith((NEW, OLD)):
                 continue
             place, kinds = _Place(schema, table, vector, functions), dict(columns)
-            names = tuple(name for name, kind in kinds.items() if not is_vector_type(kind) and name not in key)
-            name = self._name(schema, table)
+            name, (key, obstacle) = self._name(schema, table), self._key(oid, table)
             self._places[name, vector] = place
+            names = tuple(each for each, kind in kinds.items() if not is_vector_type(kind) and each not in key)
             text = next((each for each in names if kinds[each] in ("text", "varchar")), "text")
-            field = VectorField(name, vector, (), 0, names, text, next(iter(key), "id"), marks)
+            field = VectorField(name, vector, (), 0, names, text, next(iter(key), "id"), marks, obstacle)
             fields.append(self._measured(field, place, dimension, estimate))
         return fields
+
+    def _key(self, oid: int, table: str) -> tuple[tuple[str, ...], str]:
+        """Return the names of the key's columns, and why there is none."""
+        try:
+            return find_key(self._db, oid, table, None).names, ""
+        except StoreSchemaError as exc:
+            return (), exc.message
 
     def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
         """Return random ones of the first rows that have a vector."""
