@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -81,6 +82,33 @@ class Watching:
     def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
         self.rows += len(batch)
         return self.runtime.run(batch, outputs)
+
+
+class Ahead(Watching):
+    """A runtime of which three runs may be under way at once; notes how many are."""
+
+    depth = 3
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.under_way: list[int] = [0]
+
+    def begin(self, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
+        self.under_way.append(self.under_way[-1] + 1)
+
+        def embeddings() -> Embeddings:
+            self.under_way.append(self.under_way[-1] - 1)
+            return self.run(batch, outputs)
+
+        return embeddings
+
+
+def test_runs_are_begun_ahead_where_a_runtime_can_and_their_results_are_the_same(encoder: Encoder) -> None:
+    runtime = Ahead(encoder)
+    ahead = Encoder(encoder.tokenizer, runtime, Limits(max_batch_tokens=20))
+    assert_same(ahead.encode(TEXTS, outputs=Outputs.ALL), encoder.encode(TEXTS, outputs=Outputs.ALL))
+    assert (max(runtime.under_way), runtime.under_way[-1]) == (3, 0)
+    assert runtime.rows == len(set(TEXTS))
 
 
 def test_equal_texts_are_computed_once_and_are_equal_to_the_last_bit(encoder: Encoder) -> None:

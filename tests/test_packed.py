@@ -81,6 +81,14 @@ def test_ids_that_the_model_has_not_are_a_failed_run(packed: PackedTorchRuntime)
         packed.run(TokenBatch.from_lists([[0, 4000]]), DENSE)
 
 
+def test_what_goes_wrong_in_a_run_is_raised_where_its_result_is_taken(packed: PackedTorchRuntime) -> None:
+    good, bad = random_rows(3), TokenBatch.from_lists([[0, 4000]])
+    runs = [packed.begin(batch, DENSE) for batch in (good, bad, good)]
+    np.testing.assert_array_equal(runs[0]().dense, runs[2]().dense)
+    with pytest.raises(RuntimeFailed, match="batch of 1 × 2 tokens"):
+        runs[1]()
+
+
 def test_weights_that_the_model_does_not_read_are_refused(model: Model) -> None:
     fewer = replace(model, spec=model.spec.model_copy(update={"layers": 1}))
     with pytest.raises(CheckpointDamaged, match=r"encoder\.layer\.1\."):

@@ -22,7 +22,7 @@ from vecferry.encode.batching import MB, Limits, plan, plan_packed
 from vecferry.encode.cache import Cache
 from vecferry.encode.device_limits import DeviceLimits
 from vecferry.encode.memory import predicted_bytes
-from vecferry.encode.runtime import PackingRuntime, Runtime
+from vecferry.encode.runtime import PackingRuntime, PipelinedRuntime, Runtime
 from vecferry.errors import NotPicklable, OutOfMemory, OverMemoryBudget, SpaceMismatch, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
@@ -36,7 +36,7 @@ Rows = NDArray[np.intp]
 log = logging.getLogger("vecferry")
 
 TEXTS_EACH = 1024
-"""How many texts are tokenised at a time, those to come while the runtime is busy with the ones before."""
+"""How many texts are tokenised at a time, at least; those to come while the runtime is busy with the ones before."""
 
 
 class TextEncoder(Protocol):
@@ -153,7 +153,7 @@ class Encoder(SharedCopy, TextEncoder):
         texts = require_texts(texts)
         distinct, places = _distinct(texts)
         counts, rows = np.bincount(places), _first_rows(places)
-        parts, slices = [], [slice(at, at + TEXTS_EACH) for at in range(0, len(distinct), TEXTS_EACH)]
+        parts, slices = [], [slice(at, at + self._texts_each) for at in range(0, len(distinct), self._texts_each)]
         prepared = _ahead(lambda part: self._prepare(distinct[part], rows[part], outputs, role), slices)
         for part, work in zip(slices, prepared, strict=True):
             so_far = _Counting(progress, int(counts[: part.start].sum()), counts[part], len(texts))
@@ -161,16 +161,20 @@ class Encoder(SharedCopy, TextEncoder):
         return Embeddings.concat(parts).take(places)
 
     def encode_iter(
-        self, texts: Iterable[str], *, outputs: Outputs = DENSE, role: Role = "passage", texts_each: int = TEXTS_EACH
+        self, texts: Iterable[str], *, outputs: Outputs = DENSE, role: Role = "passage", texts_each: int | None = None
     ) -> Generator[Embeddings, None, None]:
         """Encode a corpus that does not fit in memory: yield embeddings of `texts_each` texts at a time.
 
-        `texts` may be a generator; it is read that many ahead. Equal texts are computed once among those that come
-        together, and once in all where there is a cache. Raises as `encode` does; positions count from the first text
-        of all.
+        texts_each: by default 1,024, and on a GPU as many as a batch may have. `texts` may be a generator; it is read
+        that many ahead. Equal texts are computed once among those that come together, and once in all where there is a
+        cache. Raises as `encode` does; positions count from the first text of all.
         """
         require_heads(outputs, self.space.outputs)
-        return self._encode_chunks(chunks(texts, texts_each), outputs, role)
+        return self._encode_chunks(chunks(texts, texts_each or self._texts_each), outputs, role)
+
+    @property
+    def _texts_each(self) -> int:
+        return max(TEXTS_EACH, self.limits.max_batch_rows)
 
     def _encode_chunks(
         self, parts: Iterator[tuple[int, list[str]]], outputs: Outputs, role: Role
@@ -246,23 +250,36 @@ class Encoder(SharedCopy, TextEncoder):
     def _runs(
         self, tokens: TokenBatch, outputs: Outputs, wanted: Callable[[Rows], Rows]
     ) -> Iterator[tuple[Rows, Embeddings]]:
-        """Yield (rows, their embeddings), run by run; `wanted` leaves rows out before each.
+        """Yield (rows, their embeddings), run by run; `wanted` leaves rows out before each begins.
+
+        A `PipelinedRuntime` has the next runs under way meanwhile.
 
         A run of several texts that is out of memory is repeated in halves, and what is left is planned anew.
         """
         waiting = deque(self._plan(tokens.lengths, outputs))
-        while waiting:
-            batch = wanted(waiting.popleft())
-            if not len(batch):
-                continue
+        under_way = deque[tuple[Rows, Callable[[], Embeddings]]]()
+        depth = self.runtime.depth if isinstance(self.runtime, PipelinedRuntime) else 1
+        while waiting or under_way:
+            while waiting and len(under_way) < depth:
+                if len(batch := wanted(waiting.popleft())):
+                    under_way.append((batch, self._begin(tokens.take(batch), outputs)))
+            if not under_way:
+                return
+            batch, embeddings = under_way.popleft()
             try:
-                computed = self.runtime.run(tokens.take(batch), outputs)
+                computed = embeddings()
             except OutOfMemory as exc:
                 left = np.concatenate([batch, *waiting])
                 self._halve(tokens.lengths[batch], exc)
                 waiting = deque(left[rows] for rows in self._plan(tokens.lengths[left], outputs))
                 continue
             yield batch, computed
+
+    def _begin(self, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
+        """Return what gives the embeddings: of a run that is under way, or else one that begins when it is called."""
+        if isinstance(self.runtime, PipelinedRuntime):
+            return self.runtime.begin(batch, outputs)
+        return partial(self.runtime.run, batch, outputs)
 
     def _halve(self, lengths: NDArray[np.integer], cause: OutOfMemory) -> None:
         """Allow half of what did not fit, from now on. Raises the cause where that was one text."""

@@ -6,6 +6,7 @@ id and dropping padding from ColBERT happen here, once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -45,6 +46,18 @@ class PackingRuntime(Runtime, Protocol):
     @property
     def is_packed(self) -> bool:
         """Whether it does: a run then costs the sum of its tokens, however they are shared out."""
+
+
+@runtime_checkable
+class PipelinedRuntime(Runtime, Protocol):
+    """A runtime that works on a batch while its caller sees to another one."""
+
+    @property
+    def depth(self) -> int:
+        """How many runs should be under way at once."""
+
+    def begin(self, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
+        """Begin to embed the batch, and return what waits for the embeddings; that raises as `run` does."""
 
 
 @dataclass(frozen=True)

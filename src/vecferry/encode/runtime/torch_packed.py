@@ -7,6 +7,7 @@ where they are equally long. All else is the same on both (docs/decisions/0043-p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,7 @@ except ModuleNotFoundError as exc:
 
 PackedPrecision = Literal["fp32", "fp16"]
 DTYPES: dict[PackedPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+FAILURES = (torch.OutOfMemoryError, MemoryError, RuntimeError, IndexError)
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -59,6 +61,7 @@ class PackedTorchRuntime:
 
     name = "torch"
     is_packed = True
+    depth = 2
 
     def __init__(
         self,
@@ -88,16 +91,39 @@ class PackedTorchRuntime:
         return self._space
 
     def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
-        rows, tokens = len(batch), int(batch.lengths.max())
+        return self.begin(batch, outputs)()
+
+    def begin(self, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
+        """Queue the kernels of a run and the copies of its results; what is returned waits for the last of them."""
         try:
             with torch.inference_mode():
-                return self._finished(self._forward(batch, outputs), batch)
-        except (torch.OutOfMemoryError, MemoryError) as exc:
-            raise OutOfMemory(self.name, rows, tokens) from exc
-        except (RuntimeError, IndexError) as exc:
-            if "can't allocate memory" in str(exc):  # PyTorch's CPU allocator has no error of its own
-                raise OutOfMemory(self.name, rows, tokens) from exc
-            raise RuntimeFailed(self.name, rows, tokens, str(exc).splitlines()[0]) from exc
+                packed = self._forward(batch, outputs).to_host()
+        except FAILURES as exc:
+            failure = self._translated(exc, batch)
+            failure.__cause__ = exc
+
+            def fail() -> Embeddings:
+                raise failure
+
+            return fail
+        is_cuda = self._device.type == "cuda"
+        is_copied = torch.cuda.current_stream(self._device).record_event() if is_cuda else None
+        return lambda: self._awaited(packed, is_copied, batch)
+
+    def _awaited(self, packed: _Packed, is_copied: torch.Event | None, batch: TokenBatch) -> Embeddings:
+        try:
+            if is_copied is not None:
+                is_copied.synchronize()
+        except FAILURES as exc:
+            raise self._translated(exc, batch) from exc
+        return self._finished(packed, batch)
+
+    def _translated(self, exc: Exception, batch: TokenBatch) -> OutOfMemory | RuntimeFailed:
+        rows, tokens = len(batch), int(batch.lengths.max())
+        is_memory = isinstance(exc, torch.OutOfMemoryError | MemoryError)
+        if is_memory or "can't allocate memory" in str(exc):  # PyTorch's CPU allocator has no error of its own
+            return OutOfMemory(self.name, rows, tokens)
+        return RuntimeFailed(self.name, rows, tokens, str(exc).splitlines()[0])
 
     def describe(self) -> dict[str, str]:
         return {
@@ -179,7 +205,7 @@ class PackedTorchRuntime:
         if self.space.pooling == "cls":
             pooled = hidden if are_first else hidden[segments.offsets[:-1]]  # [N, H]
         else:
-            pooled = torch.segment_reduce(hidden, "mean", lengths=segments.offsets.diff())
+            pooled = torch.segment_reduce(hidden, "mean", lengths=segments.offsets.diff(), unsafe=True)
         return functional.normalize(pooled, dim=-1) if self.space.normalize else pooled
 
     def _token_weights(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -187,21 +213,21 @@ class PackedTorchRuntime:
 
     def _colbert(self, hidden: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Return [T - N, H]: all tokens but the first of each text, in the model's precision."""
-        kept = torch.ones(len(hidden), dtype=torch.bool)
-        kept[indptr_of(segments.lengths)[:-1]] = False
-        vectors = functional.linear(hidden[to_device(kept, self._device)], *self._weights.heads["colbert_linear"])
+        kept = np.delete(np.arange(len(hidden)), indptr_of(segments.lengths)[:-1])  # a mask would have to be waited for
+        rows = hidden[to_device(torch.from_numpy(kept), self._device)]
+        vectors = functional.linear(rows, *self._weights.heads["colbert_linear"])
         return functional.normalize(vectors, dim=-1).to(DTYPES[self._precision])
 
     def _finished(self, packed: _Packed, batch: TokenBatch) -> Embeddings:
-        """Copy results to the host, and widen them there: numbers of each token cross the bus as the model has them."""
+        """Make embeddings of results that are on the host, and widen them: they came in the model's precision."""
         sparse = colbert = None
         if packed.token_weights is not None:
             rows = np.repeat(np.arange(len(batch)), batch.lengths)
-            weights = on_host(packed.token_weights)
+            weights = widened(packed.token_weights)
             sparse = max_per_id(rows, batch.ids, weights, len(batch), self.space.special_ids)
         if packed.colbert is not None:
-            colbert = MultiVector(indptr_of(np.maximum(batch.lengths - 1, 0)), on_host(packed.colbert))
-        dense = on_host(packed.dense)
+            colbert = MultiVector(indptr_of(np.maximum(batch.lengths - 1, 0)), widened(packed.colbert))
+        dense = widened(packed.dense)
         return Embeddings(self.space.fingerprint, batch.lengths, batch.truncated, dense, sparse, colbert)
 
 
@@ -253,10 +279,16 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def on_host(tensor: torch.Tensor) -> Float32:
-    """Copy to the host as the device has it, and return float32."""
-    array: Float32 = tensor.cpu().numpy().astype(np.float32, copy=False)
-    return array
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy to the host without waiting for it; nothing is copied on the CPU."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def widened(tensor: torch.Tensor) -> Float32:
+    """Return float32 in memory of its own: pinned pages are few."""
+    return tensor.numpy().astype(np.float32)
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -267,11 +299,16 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """Results on the device. dense [N, H]; token_weights [T]; colbert [T - N, H]."""
+    """Results of N texts with T tokens. dense [N, H]; token_weights [T]; colbert [T - N, H]."""
 
     dense: torch.Tensor
     token_weights: torch.Tensor | None
     colbert: torch.Tensor | None
+
+    def to_host(self) -> _Packed:
+        """Begin to copy them to the host."""
+        optional = (self.token_weights, self.colbert)
+        return _Packed(to_host(self.dense), *(None if each is None else to_host(each) for each in optional))
 
 
 @dataclass(frozen=True, eq=False)
