@@ -27,7 +27,7 @@ from tests.migrate.doubles import TruthEncoder
 from tests.migrate.faults import Faulty, Fuse
 from tests.migrate.file_backend import FileBackend
 from tests.stores import backends
-from tests.stores.collections import LAYOUTS
+from tests.stores.collections import CONDITIONS, LAYOUTS
 from tests.stores.groups import PREFIX, spread_over
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
@@ -106,8 +106,10 @@ class Script:
 
     def open(self, fuse: Fuse, prefix: str = "") -> Store:
         if self.store in LAYOUTS:
-            layout = LAYOUTS[self.store]
-            store = PgVectorStore.connect(self.where, "docs", "body", "embedding", embed_missing=True, layout=layout)
+            layout, where = LAYOUTS[self.store], CONDITIONS.get(self.store)
+            store = PgVectorStore.connect(
+                self.where, "docs", "body", "embedding", where=where, embed_missing=True, layout=layout
+            )
             return Faulty(store, fuse, prefix)
         backend: Backend
         kind = self.store.removeprefix(PREFIX)

@@ -46,6 +46,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "collection": "shop.products",
             "text": "description",
             "source": "product_texts",
+            "where": "tenant = 'north'",
             "layout": Layout.COLUMNS,
             "new_vector": "fast-bge-m3",
             "vector": "embedding",
@@ -334,7 +335,7 @@ def test_what_only_chroma_takes_is_refused_elsewhere(options: ChromaOptions, tmp
 
 
 def test_what_only_postgresql_takes_is_refused_elsewhere(tmp_path: Path) -> None:
-    for options in (PostgresOptions("texts"), PostgresOptions(layout=Layout.SIDE_TABLE)):
+    for options in (PostgresOptions("texts"), PostgresOptions(layout=Layout.SIDE_TABLE), PostgresOptions(where="a")):
         with pytest.raises(SettingsError, match="only PostgreSQL"):
             open_store(f"lancedb://{tmp_path}", "docs", options=options)
 

@@ -20,13 +20,12 @@ from tests.migrate.file_backend import FileBackend
 from tests.quick import params
 from tests.stores import backends
 from tests.stores.backends_chroma import shared_server
-from tests.stores.collections import LAYOUTS, SIDE_TABLE, old_vector
+from tests.stores.collections import CONDITIONS, LAYOUTS, PART, SIDE_TABLE, TENANT, PgCollection, old_vector
 from tests.stores.groups import PREFIX, divided, spread_over
 from vecferry.embeddings import Float32, TextVectors
 from vecferry.migrate.states import State
 from vecferry.stores.mirror import GroupStore, MirrorStore
 from vecferry.stores.opening import open_backend
-from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Record
@@ -141,10 +140,10 @@ class World:
     def _rows(self, name: str) -> Rows:
         if self.connection is not None:
             query = f"SELECT id::text, body, docs.{name}::real[] FROM docs"
-            if self.name == SIDE_TABLE and name != "embedding":
+            if self.name in (SIDE_TABLE, PART) and name != "embedding":
                 (side_table,) = self.connection.execute(SIDES).fetchone() or ("",)
                 query = f"SELECT id::text, body, s.{name}::real[] FROM docs LEFT JOIN {side_table} AS s ON key_1 = id"
-            rows = self.connection.execute(query).fetchall()
+            rows = self.connection.execute(query + " WHERE id > -1000").fetchall()
             assert len(rows) == len({key for key, *_ in rows})
             return {key: (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
         assert isinstance(self.store, MirrorStore)
@@ -177,6 +176,12 @@ STANDING = (
     "COMMENT ON COLUMN docs.embedding IS 'of the body'",
 )
 """What stands on the vectors, and goes with their name through every switch."""
+STANDING_ON_PART = (
+    f"CREATE INDEX by_cosine ON docs USING hnsw ((embedding::vector({OLD_DIMENSION})) vector_cosine_ops)"
+    f" WHERE tenant = '{TENANT}'",
+    f"{STANDING[1]} AND tenant = '{TENANT}'",
+    *STANDING[2:],
+)
 STANDS = """
 SELECT indexname FROM pg_indexes WHERE tablename = 'docs' AND indexdef ~ '[( ]embedding[): ]'
 UNION ALL SELECT conname FROM pg_constraint WHERE conname = 'directed' AND pg_get_constraintdef(oid) ~ '[(]embedding[)]'
@@ -189,12 +194,13 @@ ORDER BY 1
 
 @contextmanager
 def world_of_rows(connection: psycopg.Connection, url: str, folder: Path, name: str = "pgvector") -> Iterator[World]:
-    connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))")
-    for statement in STANDING:
+    where = CONDITIONS.get(name)
+    collection = PgCollection(connection, url, LAYOUTS[name], embed_missing=True, where=where)
+    for statement in STANDING if where is None else STANDING_ON_PART:
         connection.execute(statement)
-    layout = LAYOUTS[name]
-    with PgVectorStore.connect(url, "docs", "body", "embedding", embed_missing=True, layout=layout) as store:
-        yield World(name, url, folder, store, connection)
+    with collection.store:
+        yield World(name, url, folder, collection.store, connection)
+    assert where is None or collection.other_rows() == collection.others
 
 
 @contextmanager

@@ -239,7 +239,9 @@ def world_of(name: str, request: pytest.FixtureRequest, folder: Path) -> Abstrac
     return world_of_rows(connection, url, folder, name)
 
 
-@pytest.mark.parametrize(("name", "kills"), [("pgvector", 8), ("side-table", 8), ("file", 8), ("group-of-file", 8)])
+@pytest.mark.parametrize(
+    ("name", "kills"), [("pgvector", 8), ("side-table", 8), ("part", 8), ("file", 8), ("group-of-file", 8)]
+)
 def test_a_few_kills_at_random_times_lose_nothing(
     name: str, kills: int, request: pytest.FixtureRequest, mother: Mother, tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_a_few_kills_at_random_times_lose_nothing(
     [
         pytest.param("pgvector", 300, 1.5, 50, id="pgvector"),
         pytest.param("side-table", 100, 1.5, 50, id="side-table"),
+        pytest.param("part", 100, 1.5, 50, id="part"),
         pytest.param("lancedb", 40, 8.0, 4, id="lancedb"),
         pytest.param("chroma-server", 40, 4.0, 10, id="chroma-server"),
         pytest.param("faiss", 40, 4.0, 10, id="faiss"),

@@ -125,8 +125,17 @@ def without_triggers(connection: psycopg.Connection, table: str) -> Iterator[Non
         connection.execute(f"ALTER TABLE {table} ENABLE {'ALWAYS ' if enabled == 'A' else ''}TRIGGER {name}")
 
 
+TENANT = "north"
+OTHERS = """
+INSERT INTO docs SELECT -1000 - n, 'text ' || n, array_fill(n::real, ARRAY[3 + n % 7])::vector,
+    CASE WHEN n % 3 > 0 THEN 'south' END FROM generate_series(1, 12) AS n
+"""
+"""Rows that share the table with a part: of another tenant, and of none, with vectors of other lengths."""
+OTHER_ROWS = "SELECT ctid::text, xmin::text, vector_send(embedding), t::text FROM docs t WHERE id < -1000 ORDER BY id"
+
+
 class PgCollection:
-    """A table. layout: in which it is migrated."""
+    """A table. layout: in which it is migrated. where: which rows, if there are others, of another tenant."""
 
     def __init__(
         self,
@@ -135,17 +144,25 @@ class PgCollection:
         layout: Layout = Layout.COLUMNS,
         *,
         embed_missing: bool = False,
+        where: str | None = None,
     ) -> None:
-
         self.connection = connection
         self.database_url = database_url
         self.layout = layout
         self.nullable = self.keeps_rows = True
-        self.connection.execute(
-            f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector({OLD_DIMENSION}))"
-        )
+        kind = f"vector({OLD_DIMENSION})" if where is None else "vector"
+        self.connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding {kind})")
+        self.where = where
+        if where is not None:
+            self.connection.execute(f"ALTER TABLE docs ADD tenant text DEFAULT '{TENANT}'")
+            self.connection.execute(OTHERS)
+            self.others = self.other_rows()
         self.embed_missing = embed_missing
         self.store = self.another()
+
+    def other_rows(self) -> list[tuple[object, ...]]:
+        """Return the rows of other tenants as bytes, each with its place, which a write would change."""
+        return self.connection.execute(OTHER_ROWS).fetchall()
 
     def put(self, key: int, text: str | None, vector: Float32 | None) -> None:
         self.connection.execute(
@@ -166,19 +183,27 @@ class PgCollection:
             self.remove(key)
 
     def serving(self) -> dict[Key, Content]:
-        rows = self.connection.execute("SELECT id::text, body, embedding::real[] FROM docs").fetchall()
+        own = "SELECT id::text, body, embedding::real[] FROM docs WHERE id > -1000"
+        rows = self.connection.execute(own).fetchall()
         return {(key,): (text, None if v is None else np.asarray(v, np.float32)) for key, text, v in rows}
 
     def another(self) -> PgVectorStore:
         from vecferry.stores.pgvector import PgVectorStore
 
         return PgVectorStore.connect(
-            self.database_url, "docs", "body", "embedding", embed_missing=self.embed_missing, layout=self.layout
+            self.database_url,
+            "docs",
+            "body",
+            "embedding",
+            where=self.where,
+            embed_missing=self.embed_missing,
+            layout=self.layout,
         )
 
 
-SIDE_TABLE = "side-table"
-LAYOUTS = {"pgvector": Layout.COLUMNS, SIDE_TABLE: Layout.SIDE_TABLE}
+SIDE_TABLE, PART = "side-table", "part"
+LAYOUTS = {"pgvector": Layout.COLUMNS, SIDE_TABLE: Layout.SIDE_TABLE, PART: Layout.SIDE_TABLE}
+CONDITIONS = {PART: f"tenant = '{TENANT}'"}
 NAMES = (*backends.NAMES, *GROUPS, *LAYOUTS)
 
 

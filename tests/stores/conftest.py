@@ -6,7 +6,15 @@ import pytest
 from tests.postgres import connection, database_url, postgres_url
 from tests.quick import params
 from tests.stores.backends import RUN_APART
-from tests.stores.collections import LAYOUTS, NAMES, Collection, PgCollection, group_collection, mirror_collection
+from tests.stores.collections import (
+    CONDITIONS,
+    LAYOUTS,
+    NAMES,
+    Collection,
+    PgCollection,
+    group_collection,
+    mirror_collection,
+)
 from tests.stores.groups import GROUPS
 
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
@@ -27,9 +35,11 @@ def collection(request: pytest.FixtureRequest, tmp_path: Path, *, embed_missing:
     """Yield an empty collection in each store in turn."""
     if (layout := LAYOUTS.get(request.param)) is not None:
         connection, database_url = request.getfixturevalue("connection"), request.getfixturevalue("database_url")
-        made = PgCollection(connection, database_url, layout, embed_missing=embed_missing)
+        where = CONDITIONS.get(request.param)
+        made = PgCollection(connection, database_url, layout, embed_missing=embed_missing, where=where)
         yield made
         made.store.close()
+        assert where is None or made.other_rows() == made.others
         return
     made_by = group_collection if request.param in GROUPS else mirror_collection
     with made_by(request.param, tmp_path) as mirrored:

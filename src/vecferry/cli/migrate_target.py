@@ -129,6 +129,7 @@ def _target(
     new_vector: Annotated[str | None, option(StoreConfig, "new_vector", panel=WHERE)] = None,
     key: Annotated[str | None, option(StoreConfig, "key", panel=WHERE)] = None,
     control: Annotated[Path | None, option(StoreConfig, "control", panel=WHERE)] = None,
+    where: Annotated[str | None, option(StoreConfig, "where", panel=WHERE)] = None,
     embed_missing: Annotated[bool | None, option(StoreConfig, "embed_missing", panel=WHERE)] = None,
     layout: Annotated[Layout | None, option(StoreConfig, "layout", panel=WHERE)] = None,
     tenant: Annotated[str | None, option(StoreConfig, "tenant", panel=WHERE)] = None,
@@ -136,7 +137,7 @@ def _target(
 ) -> Target:
     """Return what the options say, over the file if there is one. Raises SettingsError."""
     names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
-    values = {"url": store, **names, "embed_missing": embed_missing, "layout": layout}
+    values = {"url": store, **names, "where": where, "embed_missing": embed_missing, "layout": layout}
     values |= {"tenant": tenant, "database": database, "new_vector": new_vector}
     base = read_config(config) if config else _without_file(collection)
     command_line = context.ensure_object(CommandLine)

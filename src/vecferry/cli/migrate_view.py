@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from vecferry.cli.output import Rows, plain, short
 from vecferry.migrate import Check, Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
 from vecferry.migrate.states import next_verbs
-from vecferry.stores.ledger import Event, RunningProcess, Serving
+from vecferry.stores.ledger import LEFT_THE_PART, Event, RunningProcess, Serving
 from vecferry.stores.values import LayoutCost
 
 WITHOUT_GATE = (
@@ -101,7 +101,7 @@ def status_rows(status: Status) -> Rows:
         ),
         *_verification(status.verification),
         *_serving(status.serving),
-        *(("event", f"{event.at[:19]} {event.what}{_in_the_way(event)}") for event in status.events),
+        *(("event", f"{event.at[:19]} {event.what}{_detail(event)}") for event in status.events),
         *_next(status.state),
     ]
 
@@ -138,8 +138,10 @@ def _next(state: State) -> Rows:
     return [("next", f"vecferry migrate {first}"), *(("or", f"vecferry migrate {verb}") for verb in others)]
 
 
-def _in_the_way(event: Event) -> str:
-    """Say of rows that were left for later how many writes, and who was writing them."""
+def _detail(event: Event) -> str:
+    """Say of rows that were left for later how many writes, and who was writing them; of rows that left, which."""
+    if event.what == LEFT_THE_PART:
+        return f": {', '.join(event.detail['keys'])}"
     if event.what != "left for later":
         return ""
     return f": {event.detail['writes']} writes; in the way: {event.detail['in the way'] or 'not known'}"

@@ -74,6 +74,11 @@ class StoreConfig(Checked):
         Field(description="the name of a view, or a query"),
         Help("view or query of PostgreSQL with the table's key, in which `text` is a column"),
     ] = None
+    where: Annotated[
+        Name | None,
+        Field(description="a condition of SQL"),
+        Help("condition of SQL on the rows that are meant, where others share a table of PostgreSQL"),
+    ] = None
     layout: Annotated[
         Layout,
         Field(description="columns or side-table"),

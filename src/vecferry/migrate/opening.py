@@ -59,7 +59,7 @@ def _options(store: StoreConfig, url: str, embedding_function: MadeFunction | No
     """Return what the file says for this kind of store; or for another kind, which `open_store` refuses by name."""
     made = embedding_function if store.embedding_function else None
     choices: dict[str, StoreOptions] = {
-        "postgresql": PostgresOptions(store.source, store.layout),
+        "postgresql": PostgresOptions(store.source, store.layout, store.where),
         "chroma": ChromaOptions(store.tenant, store.database, made),
         "qdrant": QdrantOptions(store.new_vector),
     }

@@ -126,9 +126,9 @@ class Switch:
         seconds = self.store.switch_s(dimension)
         if seconds > self.patience.max_pause_s:
             reason = (
-                f"the server writes the table and its indexes anew, which takes about {seconds:.1f} s, and others may"
+                f"the server writes the vectors that are to serve, with their indexes, which takes about {seconds:.1f}"
             )
-            reason += f" wait for {self.patience.max_pause_s:g} s"
+            reason += f" s, and others may wait for {self.patience.max_pause_s:g} s"
             longer = math.ceil(MARGIN * seconds)
             raise CutoverRefused(reason, f"Choose a time when nobody uses the table, and say --max-pause-s {longer}")
 

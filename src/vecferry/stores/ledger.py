@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BEFORE_CAPTURE = ("planned", "prepared")
 """States in which writes are not captured yet."""
+LEFT_THE_PART = "left the part with new vectors"
+"""An event: rows that the application moved to another part of their table while the new vectors served."""
 FIRST_EPOCH = 1
 """Of a collection that was never switched."""
 

@@ -27,11 +27,13 @@ MadeFunction = Callable[[], Any]
 class PostgresOptions:
     """What a table of PostgreSQL is opened with. source: a view or query that has the key, and the text as a column.
 
-    layout: where a migration that is yet to begin keeps the other vectors.
+    layout: where a migration that is yet to begin keeps the other vectors. where: a condition of SQL on the rows that
+    are meant, where the table has others too.
     """
 
     source: str | None = None
     layout: Layout = Layout.COLUMNS
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,15 @@ def open_store(
 
         own = options if isinstance(options, PostgresOptions) else PostgresOptions()
         return PgVectorStore.connect(
-            url, collection, text, vector, own.source, embed_missing=embed_missing, layout=own.layout, key=key
+            url,
+            collection,
+            text,
+            vector,
+            own.source,
+            where=own.where,
+            embed_missing=embed_missing,
+            layout=own.layout,
+            key=key,
         )
     chroma = options if isinstance(options, ChromaOptions) else ChromaOptions()
     new_vector = options.new_vector if isinstance(options, QdrantOptions) else None

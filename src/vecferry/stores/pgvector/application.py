@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from psycopg import sql
 from psycopg.types.json import Json, Jsonb
@@ -49,9 +50,11 @@ class PgApplicationWriter:
             self._refuse_filled({name for record in records for name in record.payload}, columns)
             for names, group in groupby(in_order, key=lambda record: tuple(record.payload)):
                 self._refuse_unknown(names, columns)
-                rows = [self._assignments(record, side, columns) for record in group]
+                of_names = list(group)
+                rows = [self._assignments(record, side, columns) for record in of_names]
                 query = self._upsert({name: placeholder for name, (placeholder, _) in rows[0].items()})
-                self._db.execute_many(query, [[value for _, value in row.values()] for row in rows])
+                written = self._db.rows_of_many(query, ([value for _, value in row.values()] for row in rows))
+                self._refuse_outside(of_names, written)
 
     def _refuse_unknown(self, names: Sequence[str], columns: Columns) -> None:
         reserved = columns.ours() | {self._table.text} | {column.name for column in self._table.key}
@@ -70,6 +73,23 @@ class PgApplicationWriter:
             if name in columns.by_name and columns.by_name[name].is_computed:
                 what = f"the column {name} of {self._table.full_name} is filled by the database"
                 raise StoreSchemaError(what, "Write these rows by SQL of your own; what is written is captured.")
+
+    def _refuse_outside(self, records: Sequence[Record], written: Sequence[tuple[Any, ...]]) -> None:
+        """Raise StoreSchemaError for a row that is not of the part, or would not be.
+
+        written: of those that were, whether it is now, and the key.
+        """
+        where, table = self._table.where, self._table.full_name
+        if where is None:
+            return
+        left = [tuple(key) for is_inside, *key in written if not is_inside]
+        kept = {tuple(key) for _, *key in written}
+        if left or len(written) < len(records):
+            key = left[0] if left else next((each.key for each in records if each.key not in kept), records[0].key)
+            remedy = f"Rows of this part are {where.text}: give these columns in the payload of the document."
+            raise StoreSchemaError(
+                f"the row {', '.join(key)} of {table} is not of the part, and is left as it is", remedy
+            )
 
     def _assignments(self, record: Record, side: Side, columns: Columns) -> Assignments:
         table = self._table
@@ -102,7 +122,8 @@ class PgApplicationWriter:
     def _upsert(self, placeholders: Mapping[str, Fragment]) -> sql.Composed:
         keys = {column.name for column in self._table.key}
         return sql.SQL(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}"
+            "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {} WHERE {}"
+            " RETURNING {} IS TRUE, {}"
         ).format(
             self._sql.name,
             sql.SQL(", ").join(map(identifier, placeholders)),
@@ -111,6 +132,9 @@ class PgApplicationWriter:
             sql.SQL(", ").join(
                 sql.SQL("{0} = excluded.{0}").format(identifier(name)) for name in placeholders if name not in keys
             ),
+            self._sql.in_part,
+            self._sql.in_part,
+            self._sql.keys_as_text,
         )
 
     def remove(self, keys: Sequence[Key]) -> None:
@@ -122,9 +146,10 @@ class PgApplicationWriter:
             in_order = sql.SQL(", ").join(
                 sql.SQL('{}::text COLLATE "C"').format(self._sql.column(column.name)) for column in self._table.key
             )
-            lock = sql.SQL("SELECT FROM {} AS t WHERE {} ORDER BY {} FOR UPDATE")
-            self._db.execute(lock.format(self._sql.name, among, in_order), params)
-            self._db.execute(sql.SQL("DELETE FROM {} AS t WHERE {}").format(self._sql.name, among), params)
+            lock = sql.SQL("SELECT FROM {} AS t WHERE {} AND {} ORDER BY {} FOR UPDATE")
+            self._db.execute(lock.format(self._sql.name, among, self._sql.in_part, in_order), params)
+            delete = sql.SQL("DELETE FROM {} AS t WHERE {} AND {}")
+            self._db.execute(delete.format(self._sql.name, among, self._sql.in_part), params)
 
 
 def _binary(data: bytes | None) -> Binary | None:

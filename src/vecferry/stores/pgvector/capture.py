@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from vecferry.errors import CaptureLost
+from vecferry.stores.ledger import LEFT_THE_PART
 from vecferry.stores.pgvector.catalogue import Columns
 from vecferry.stores.pgvector.checksum import digest_sql
 from vecferry.stores.pgvector.connection import KEY_SETTINGS, Fragment, identifier, literal, verbatim
@@ -29,12 +30,14 @@ from vecferry.stores.pgvector.sql_source import OtherTable
 from vecferry.stores.pgvector.table import SCHEMA, Table, target_digest
 from vecferry.stores.pgvector.table_sql import key_text_sql
 from vecferry.stores.sql_ledger import key_text
-from vecferry.stores.values import Change, Key, Patience, Side
+from vecferry.stores.values import Change, Key, Patience, Side, shown
 
 OPERATIONS = ("insert", "update", "delete")
 ALWAYS = "A"
 PARTITIONS = "\npartitions: "
 """What stands between the mark and the numbers of partitions, in the comment of a capture's function."""
+EXCHANGE = "vecferry.exchange"
+"""A setting that has the number of a transaction while a switch writes the vectors of a part, which is no news."""
 
 SAME_IN_EVERY_SESSION = {"smallint", "integer", "bigint", "text", "uuid", "boolean", "numeric"}
 """Types of keys that are written the same whatever the settings; each setting costs a writer a microsecond."""
@@ -110,10 +113,10 @@ class PgCapture:
         vectors = self._vector_columns(columns)
         mark = _mark(self._table, vectors)
         function = self._make_function(names.function, _body(self._table), mark)
-        conditions = {"update": sql.SQL("FOR EACH ROW WHEN ({})").format(_is_other_row(self._table, vectors))}
+        conditions = _conditions(self._table, vectors)
         for operation, trigger in zip(OPERATIONS, names.triggers, strict=True):
             event = sql.SQL(operation.upper())
-            self._make_trigger(trigger, event, table, conditions.get(operation, sql.SQL("FOR EACH ROW")), function)
+            self._make_trigger(trigger, event, table, _each_row(conditions.get(operation)), function)
         if self._table.others or columns.beside:
             function = self._make_function(names.others_function, _body_for_others(self._table), mark)
         if columns.beside:
@@ -326,6 +329,7 @@ class PgCapture:
             if (columns := self._catalogue.columns()).beside:
                 deleted = self._delete_beside(keys)
                 self._outbox.add(sorted(deleted - self._without_row(deleted)), columns.serving.other)
+                self._name_leavers(sorted(deleted), columns)
             return self._without_row(keys)
 
     def _delete_beside(self, keys: Sequence[Key]) -> set[Key]:
@@ -343,6 +347,25 @@ class PgCapture:
         )
         return {tuple(key) for key in self._db.rows(query, params)}
 
+    def _name_leavers(self, keys: Sequence[Key], columns: Columns) -> None:
+        """Leave an event with the rows that are of another part by now and took a new vector along: they are not ours
+        to write.
+        """
+        record, where = self._ledger.find(self._table.target), self._table.where
+        if where is None or record is None or columns.serving is Side.OLD or not keys:
+            return
+        among, params = self._sql.among(keys)
+        query = sql.SQL("SELECT {} FROM {} AS t WHERE {} AND {} IS NOT TRUE AND {} ORDER BY {}").format(
+            self._sql.keys_as_text,
+            self._sql.name,
+            among,
+            self._sql.in_part,
+            self._sql.has_length(self._table.vector, record.spec.dimension),
+            self._sql.keys,
+        )
+        if left := [tuple(key) for key in self._db.rows(query, params)]:
+            self._ledger.add_event(record, LEFT_THE_PART, {"keys": shown(left)})
+
     def _without_row(self, keys: Collection[Key]) -> set[Key]:
         """Return those of the keys that have no row now."""
         if not keys:
@@ -356,7 +379,7 @@ class PgCapture:
             parts=sql.SQL(", ").join(parts),
             arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
             names=sql.SQL(", ").join(names),
-            table=self._sql.name,
+            table=self._sql.rows,
             same=self._sql.same_key(self._sql.cast(parts)),
         )
         return {tuple(key) for key in self._db.rows(query, [list(part) for part in zip(*keys, strict=True)])}
@@ -414,6 +437,23 @@ def _mark(table: Table, vectors: Sequence[VectorColumn]) -> str:
     checksums = sorted({vector.checksum or f"{vector.name} alone" for vector in vectors})
     keys = ", ".join(column.name for column in table.key)
     return f"keys of {table.target} whose {table.source.name} changed, by {keys}; {checksums}"
+
+
+def _conditions(table: Table, vectors: Sequence[VectorColumn]) -> dict[str, Fragment]:
+    """Return which rows are noted, by operation, where not all are: of a part, those in it before or after."""
+    is_other = _is_other_row(table, vectors)
+    if table.where is None:
+        return {"update": is_other}
+    old, new = table.where.over("OLD"), table.where.over("NEW")
+    update = sql.SQL(
+        "({old} IS TRUE OR {new} IS TRUE) AND ({is_other} OR {old} IS DISTINCT FROM {new})"
+        " AND current_setting({exchange}, true) IS DISTINCT FROM txid_current_if_assigned()::text"
+    ).format(old=old, new=new, is_other=is_other, exchange=literal(EXCHANGE))
+    return {"insert": new, "update": update, "delete": old}
+
+
+def _each_row(condition: Fragment | None) -> Fragment:
+    return sql.SQL("FOR EACH ROW") if condition is None else sql.SQL("FOR EACH ROW WHEN ({})").format(condition)
 
 
 def _is_other_row(table: Table, vectors: Sequence[VectorColumn]) -> sql.Composed:

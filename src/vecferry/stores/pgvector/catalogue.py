@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vecferry.errors import StoreSchemaError
+from vecferry.stores.pgvector import part_indexes
 from vecferry.stores.pgvector.binary import is_vector_type
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.indexes import INDEXES, VectorIndex, with_parts
+from vecferry.stores.pgvector.part_indexes import PendingIndex
 from vecferry.stores.pgvector.partitions import TREE
 from vecferry.stores.pgvector.table import (
     COLBERT,
@@ -33,15 +35,23 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::
 """The name of the table, and the names of columns by their numbers."""
 
 COLUMNS = """
-SELECT a.attname::text, t.typname::text, nullif(a.atttypmod, -1), a.attnotnull, col_description(a.attrelid, a.attnum),
+WITH side AS (
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relname = %(side_table)s)
+SELECT a.attname::text, t.typname::text, nullif(coalesce(s.atttypmod, a.atttypmod), -1), a.attnotnull,
+    CASE WHEN %(is_part)s AND a.attrelid = %(table)s::oid THEN col_description(s.attrelid, s.attnum)
+         ELSE col_description(a.attrelid, a.attnum) END,
     a.attgenerated <> '' OR a.attidentity = 'a', a.attgenerated <> '', nullif(a.attrelid, %(table)s::oid)::bigint
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-WHERE a.attrelid IN (
-    SELECT %(table)s::oid UNION ALL SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = %(schema)s AND c.relname = %(side_table)s)
+LEFT JOIN pg_attribute s ON %(is_part)s AND a.attrelid = %(table)s::oid AND s.attrelid = (SELECT oid FROM side)
+    AND s.attname = a.attname AND s.attnum > 0
+WHERE a.attrelid IN (SELECT %(table)s::oid UNION ALL SELECT oid FROM side)
 AND (a.attrelid = %(table)s::oid OR a.attname <> ALL (%(in_both)s)) AND a.attnum > 0 AND NOT a.attisdropped
 """
-"""The columns of the table, and those that its side table alone has, with the number of that."""
+"""The columns of the table, and those that its side table alone has, with the number of that.
+
+What a shared table says of the space and the length of its vectors is true of no part; of that the side table says it.
+"""
 
 UPDATE_TRIGGERS = """
 SELECT DISTINCT t.tgname::text FROM tree JOIN pg_trigger t ON t.tgrelid = tree.oid JOIN pg_proc p ON p.oid = t.tgfoid
@@ -182,6 +192,7 @@ class Catalogue:
                 "schema": SCHEMA,
                 "side_table": table.side_table,
                 "in_both": [table.vector, *table.side_keys],
+                "is_part": table.where is not None,
             },
         )
         by_name = {
@@ -207,15 +218,31 @@ class Catalogue:
 
     def wanted_indexes(self) -> list[VectorIndex]:
         """Return those on the serving vectors that have, or should have, a twin on the new: all of them, or those that
-        a side table can have, which are the ones that search its vectors.
+        a side table can have, which are the ones that search its vectors; of a part's table, those of the part alone.
         """
         columns = self.columns()
         if columns.serving is Side.NEW:
             return []
+        if self._table.where is not None:
+            return [index.without_condition() for index in self.own_indexes() if index.holds_vectors]
         indexes = self.vector_indexes(self._table.vector)
         if columns.layout is Layout.COLUMNS:
             return indexes
         return [index for index in indexes if index.can_stand_beside and index.relation == self._table.oid]
+
+    def own_indexes(self) -> list[VectorIndex]:
+        """Return the indexes on the part's vectors alone that take no others than of their length now; none where all
+        rows are migrated.
+        """
+        return part_indexes.own_indexes(self._db, self._table, self.vector_indexes(self._table.vector))
+
+    def pending_indexes(self) -> list[PendingIndex]:
+        """Return those of the part that a switch has dropped, and that are not there again."""
+        if self._table.where is None or (side_table := self.columns().side_oid) is None:
+            return []
+        (comment,) = self._db.row("SELECT obj_description(%s::oid, 'pg_class')", [side_table])
+        built = {index.name for index in self.vector_indexes(self._table.vector) if index.valid}
+        return [index for index in part_indexes.from_comment(comment) if index.name not in built]
 
     def missing_indexes(self) -> list[VectorIndex]:
         """Return those of the wanted whose twin is not there, or is half-built."""

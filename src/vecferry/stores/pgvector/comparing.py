@@ -48,7 +48,7 @@ class PgComparison:
             elif columns.by_name[self._table.vector].space is not None:
                 side, dead_letters = self._table.vector, sql.SQL("false")  # finalized
             else:
-                return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {}").format(self._sql.name)))
+                return Counts(*self._db.row(sql.SQL("SELECT count(*), 0, 0 FROM {} AS t").format(self._sql.rows)))
             query = sql.SQL(
                 "SELECT count(*), count({side}), count(*) FILTER (WHERE {dead_letters}),"
                 " count(*) FILTER (WHERE {unembedded}) FROM {rows} AS t"
@@ -75,7 +75,7 @@ class PgComparison:
         ).format(
             names=sql.SQL(", ").join(identifier(f"vecferry_{i}") for i in range(len(self._table.key))),
             numbered=numbered,
-            table=self._sql.name,
+            table=self._sql.rows,
             keys=self._sql.keys,
         )
         ends: list[Key | None] = [None, *(tuple(row) for row in self._db.rows(query, [rows_each]))]
@@ -137,6 +137,7 @@ class PgComparison:
                 (count,) = self._db.row(counted.format(self._sql.side_table, self._sql.without_row()))
                 findings["orphaned"] = Finding(count, self._orphans(max_keys) if count else ())
             missing = [index.new_name for index in self._catalogue.missing_indexes()]
+            missing += [index.name for index in self._catalogue.pending_indexes()]
             lost = [f"one like {name}" for name in self._catalogue.lost_twins()]
             return Examination(rows, unembedded_rows, missing_indexes=(*missing, *lost), **findings)
 

@@ -43,6 +43,11 @@ FATES_BESIDE = {
     "partition": f"stands on one partition alone, and {FIXED}",
 }
 """In the layout `side-table`, where one column stays."""
+FATES_IN_PART = {
+    "foreign key": "must know each new vector of the part, or the switch fails",
+    "function of another role": FATES["function of another role"],
+}
+"""Where the vectors of some rows alone are exchanged, and the column stays as it is."""
 ACCEPTABLE = {"publication of all columns", "function of another role"}
 """What keeps no switch from being made there."""
 LEFT_BEHIND = """
@@ -135,6 +140,8 @@ def dependents(database: Database, table: Table, layout: Layout) -> tuple[Depend
 
     And code of others that runs when a row is written.
     """
+    if table.where is not None:
+        return _of_part(database, table)
     fates = FATES if layout is Layout.COLUMNS else FATES_BESIDE
     queries = [
         ON_COLUMN + LEFT_BEHIND,
@@ -154,8 +161,24 @@ def dependents(database: Database, table: Table, layout: Layout) -> tuple[Depend
     return tuple(replace(each, is_carried=True) if each.fate == REBUILT else each for each in listed)
 
 
+def _of_part(database: Database, table: Table) -> tuple[Dependent, ...]:
+    """Return what an exchange of vectors meets; nothing is taken off the column, or carried."""
+    params = {"table": table.oid, "column": table.vector}
+    rows = [row for query in (ON_COLUMN + LEFT_BEHIND, TREE + FOREIGN_CODE) for row in database.rows(query, params)]
+    return tuple(
+        Dependent(kind, name, definition, FATES_IN_PART[kind].format(definition))
+        for kind, name, definition in sorted(rows)
+        if kind in FATES_IN_PART
+    )
+
+
 def obstacles(database: Database, table: Table) -> tuple[Dependent, ...]:
-    """Return what keeps the column from taking vectors of another length, and cannot be taken away and made anew."""
+    """Return what keeps the column from taking vectors of another length, and cannot be taken away and made anew.
+
+    Of a part nothing: its column keeps its type.
+    """
+    if table.where is not None:
+        return ()
     rows = [("view", view.name, view.definition) for view in views_of(database, table) if not view.is_carried]
     rows += database.rows(ROW_TYPES, {"table": table.oid})
     others = [Dependent(kind, name, text, FATES_BESIDE[kind], is_carried=False) for kind, name, text in sorted(rows)]

@@ -28,7 +28,17 @@ def over_another(expression: str, columns: tuple[str, str], lengths: tuple[int, 
 
     A cast to the length of the old vectors becomes one to that of the new; texts, functions and types stay.
     """
-    (old, new), (old_length, new_length) = columns, lengths
+    old, new = columns
+    return _replaced(expression, old, sql.Identifier(new).as_string(), lengths)
+
+
+def over_expression(expression: str, column: str, written: str) -> str:
+    """Return an expression, as PostgreSQL writes it, with another one in place of a column."""
+    return _replaced(expression, column, written, (0, 0))
+
+
+def _replaced(expression: str, old: str, new: str, lengths: tuple[int, int]) -> str:
+    old_length, new_length = lengths
 
     def replaced(token: re.Match[str]) -> str:
         if token["cast"]:
@@ -37,7 +47,7 @@ def over_another(expression: str, columns: tuple[str, str], lengths: tuple[int, 
         is_other = token["before"] or token["call"] or token["qualifies"] is not None
         if name is None or is_other or unquoted(name) != old:
             return token[0]
-        return sql.Identifier(new).as_string()
+        return new
 
     return TOKEN.sub(replaced, expression)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
@@ -88,6 +88,11 @@ class VectorIndex:
         """The numbers that vectors are cast to, so that queries must do the same; None where they are taken as is."""
         lengths = [int(token["length"]) for token in TOKEN.finditer(self._rest) if token["cast"]]
         return lengths[0] if lengths else None
+
+    def without_condition(self) -> VectorIndex:
+        """Return one over the same vectors, for a table in which the condition is true of every row."""
+        definition = self.definition.removesuffix(f" WHERE {self.condition}")
+        return replace(self, definition=definition, condition=None)
 
     def max_dimension(self, kind: str) -> int:
         """Return how many numbers its vectors may have. kind: the type of the column."""

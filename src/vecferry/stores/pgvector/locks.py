@@ -20,6 +20,9 @@ from vecferry.stores.waiting import patiently
 T = TypeVar("T")
 
 ALONE = "ACCESS EXCLUSIVE"
+PART = "the part"
+"""Not of the table: the advisory lock that stands for the part, which all of ours take before the table."""
+SHARED = {"ACCESS SHARE", "ROW EXCLUSIVE"}
 STOPPED_S = 2.0
 """Beyond the longest pause that is allowed; then the server ends a session that does nothing in such a transaction."""
 MAINTENANCE_S = 1.0
@@ -57,6 +60,14 @@ class TableLocks:
         """
         return patiently(lambda pause_s: self._try(ALONE, work, pause_s, patience), patience)
 
+    def part_alone(self, work: Callable[[], T], patience: Patience) -> Held[T]:
+        """Run `work` while none of ours reads or writes the part; the table is everybody's meanwhile.
+
+        Clients with SQL of their own go on in the part too: what `work` does there goes by checksums and row locks.
+        Raises Locked, naming who uses the table.
+        """
+        return patiently(lambda pause_s: self._try(PART, work, pause_s, patience), patience)
+
     def _try(self, mode: str, work: Callable[[], T], pause_s: float, patience: Patience) -> Held[T]:
         try:
             with self._guard.transaction():
@@ -64,9 +75,8 @@ class TableLocks:
                 self._set("idle_in_transaction_session_timeout", patience.max_pause_s + STOPPED_S)
                 deadlock_s = self._end_maintenance()
                 views = carried_views(self._db, self._table) if mode == ALONE else []
-                is_behind = (
-                    bool(views) or self._table.is_partitioned
-                )  # somebody may have what we ask for after the first
+                # somebody may have what we ask for after the first
+                is_behind = bool(views) or mode == PART or self._table.is_partitioned
                 lock_s = min(pause_s, deadlock_s / 2) if is_behind else pause_s
                 self._set("lock_timeout", lock_s)
                 asked_at = time.monotonic()
@@ -105,10 +115,16 @@ class TableLocks:
             self._set("transaction_timeout", 2 * (max_pause_s + STOPPED_S))
 
     def _lock_all(self, mode: str, seconds: float) -> None:
-        """Lock the table with its partitions, all within these seconds: each lock may take so long by itself."""
+        """Lock the table with its partitions, all within these seconds: each lock may take so long by itself.
+
+        Or the part alone.
+        """
         self._set("statement_timeout", seconds)
         try:
-            self._lock(identifier(self._table.schema, self._table.name), mode)
+            if mode == PART:
+                self._db.rows("SELECT pg_advisory_xact_lock(%s)", [self._table.part_lock])
+            else:
+                self._lock(identifier(self._table.schema, self._table.name), mode)
         except StatementTimedOut as exc:
             raise LockTimedOut("pgvector", exc.reason) from exc
 
@@ -118,8 +134,11 @@ class TableLocks:
     def lock(self, mode: str) -> None:
         """Lock the table until the transaction ends. ACCESS SHARE is enough for columns to keep their names.
 
-        Its partitions are not: whoever changes it has to have it first.
+        Its partitions are not: whoever changes it has to have it first. The part that is migrated has a lock of its
+        own, which is had before the table's: so whoever waits for a switch has nothing that its end waits for.
         """
+        if self._table.where is not None and mode in SHARED:
+            self._db.rows("SELECT pg_advisory_xact_lock_shared(%s)", [self._table.part_lock])
         self._lock(identifier(self._table.schema, self._table.name), mode, only="ONLY ")
 
     def lock_side_table(self) -> None:

@@ -6,10 +6,12 @@ from psycopg import sql
 
 from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import StoreSchemaError
+from vecferry.stores.pgvector import part_indexes
 from vecferry.stores.pgvector.connection import identifier, literal, verbatim
 from vecferry.stores.pgvector.dependents import LAYOUT_COLUMNS, obstacles
 from vecferry.stores.pgvector.partitions import relations
 from vecferry.stores.pgvector.session import TableSession
+from vecferry.stores.pgvector.table import PART, whole_target
 from vecferry.stores.values import Layout
 
 RIGHTS = """
@@ -26,6 +28,11 @@ SELECT c.conname::text, pg_get_expr(c.conbin, c.conrelid) FROM pg_constraint c
     WHERE c.conrelid = %s::oid AND a.attname = %s AND c.contype = 'c'
 """
 ROWS_CHECKED = 100
+OPEN_BESIDE = """
+SELECT target FROM vecferry.migrations WHERE (target = %s OR starts_with(target, %s)) AND target <> %s
+    AND state NOT IN ('finalized', 'aborted') ORDER BY target
+"""
+"""Other migrations of the same vectors."""
 
 
 def refuse_new_side(session: TableSession, dimension: int, outputs: Outputs) -> None:
@@ -34,6 +41,9 @@ def refuse_new_side(session: TableSession, dimension: int, outputs: Outputs) -> 
     _refuse_heads(session, outputs)
     if session.catalogue.columns().layout is Layout.SIDE_TABLE:
         _refuse_beside(session, outputs)
+    _refuse_overlap(session)
+    if session.table.where is not None:
+        _refuse_sized(session, dimension)
     _refuse_unindexable(session, dimension)
     _refuse_unacceptable(session, dimension)
 
@@ -71,9 +81,43 @@ def _refuse_beside(session: TableSession, outputs: Outputs) -> None:
     if outputs != DENSE:
         heads = ", ".join((outputs & ~DENSE).names)
         what = f"there is no column for {heads} vectors of {session.table.target} in the layout side-table"
-        raise StoreSchemaError(what, 'Leave these outputs out; or [store] layout = "columns" (--layout columns).')
+        is_part = session.table.where is not None
+        other = "" if is_part else '; or [store] layout = "columns" (--layout columns)'
+        raise StoreSchemaError(what, f"Leave these outputs out{other}.")
     for each in obstacles(session.db, session.table):
         raise StoreSchemaError(f"{each.kind} {each.name} {each.fate}", LAYOUT_COLUMNS)
+
+
+def _refuse_sized(session: TableSession, dimension: int) -> None:
+    """Refuse a shared column, or an index on it, that takes vectors of one length alone."""
+    table, columns, catalogue = session.table, session.catalogue.columns(), session.catalogue
+    indexes = catalogue.vector_indexes(table.vector)
+    if (length := columns.by_name[table.vector].dimension) not in (None, dimension):
+        plain = [index for index in indexes if index.holds_vectors and index.cast_length is None]
+        raise StoreSchemaError(
+            f"the column {table.vector} of {table.full_name} takes vectors of {length} numbers alone, and other rows"
+            " keep theirs",
+            part_indexes.to_unsized(table, plain, length or 0),
+        )
+    part_indexes.refuse_foreign_indexes(session.db, table, indexes, list(columns.by_name), dimension)
+
+
+def _refuse_overlap(session: TableSession) -> None:
+    """Refuse rows that an open migration of the same vectors has, under another condition or none."""
+    table = session.table
+    if not session.ledger.is_installed():
+        return
+    whole = whole_target(table.schema, table.name, table.vector)
+    for (target,) in session.db.rows(OPEN_BESIDE, [whole, f"{whole}{PART}", table.target]):
+        other = sql.SQL("true") if target == whole else verbatim(target.removeprefix(f"{whole}{PART}"))
+        query = sql.SQL("SELECT EXISTS (SELECT FROM {} AS t WHERE {} AND ({}))").format(
+            identifier(table.schema, table.name), session.sql.in_part, other
+        )
+        if target == whole or table.where is None or session.db.row(query)[0]:
+            raise StoreSchemaError(
+                f"rows of {table.target} are in the migration of {target}, which has not ended",
+                "End that one first: vecferry migrate finalize, or abort, with its [store] where.",
+            )
 
 
 def _refuse_unindexable(session: TableSession, dimension: int) -> None:
@@ -98,7 +142,7 @@ def _refuse_unacceptable(session: TableSession, dimension: int) -> None:
     for name, condition in session.db.rows(CHECKS, [table.oid, table.vector]):
         query = sql.SQL("SELECT count(*) FROM (SELECT {}, {} FROM {} AS t WHERE {} LIMIT {}) AS {} WHERE NOT ({})")
         kept = sql.SQL("{} IS NOT NULL").format(session.sql.column(table.vector))
-        parts = (others, vector, session.sql.name, kept, sql.Literal(ROWS_CHECKED), identifier(table.name))
+        parts = (others, vector, session.sql.rows, kept, sql.Literal(ROWS_CHECKED), identifier(table.name))
         if session.db.row(query.format(*parts, verbatim(condition)))[0]:
             what = f"the constraint {name} of {table.full_name} takes no vectors of {dimension} numbers"
             raise StoreSchemaError(f"{what}: {condition}", "Drop it, or let it take both lengths.")

@@ -13,8 +13,9 @@ from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.catalogue import Columns
 from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.dependents import dependents
+from vecferry.stores.pgvector.indexes import VectorIndex
 from vecferry.stores.pgvector.notices import notices
-from vecferry.stores.pgvector.partitions import sizes
+from vecferry.stores.pgvector.partitions import Sizes, sizes
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import ResolvedSide
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, SCHEMA, suffixed
@@ -42,31 +43,51 @@ class PgReader:
                     " count(*) FILTER (WHERE {vector} IS NULL),"
                     " count(*) FILTER (WHERE {vector} IS NULL AND {text} IS NOT NULL),"
                     " coalesce(sum(pg_column_size({vector})), 0)::bigint FROM {table} AS t"
-                ).format(text=self._sql.text, vector=serving, table=self._sql.name)
+                ).format(text=self._sql.text, vector=serving, table=self._sql.rows)
             )
-            size = sizes(self._db, self._table.oid)
+            size = self._size()
             columns = self._catalogue.columns()
             column = columns.by_name[self._table.vector]
+            dimension = (
+                column.dimension if self._table.where is None else self._session.length(columns, self._table.vector)
+            )
             return TableInfo(
                 rows=rows,
                 null_texts=null_texts,
                 empty_texts=empty_texts,
-                dimension=column.dimension,
+                dimension=dimension,
                 fingerprint=column.space,
                 vector_not_null=column.is_required,
                 table_bytes=size.total,
                 row_bytes=size.rows,
                 index_bytes=size.indexes,
                 vector_bytes=vector_bytes,
-                vector_indexes=tuple(index.info() for index in self._catalogue.vector_indexes(self._table.vector)),
+                vector_indexes=tuple(index.info() for index in self._indexes()),
                 views=tuple(view.name for view in views_of(self._db, self._table) if not view.is_carried),
                 triggers=self._catalogue.update_triggers(),
                 creates=self._creates(columns),
                 dependents=dependents(self._db, self._table, columns.layout),
                 rows_without_vector=rows_without_vector,
                 texts_without_vector=texts_without_vector,
-                notices=notices(self._db, self._table, column.dimension),
+                notices=notices(self._db, self._table, dimension),
             )
+
+    def _size(self) -> Sizes:
+        """Return the bytes of the table; of a part, those of its rows, and none of indexes."""
+        if self._table.where is None:
+            return sizes(self._db, self._table.oid)
+        query = sql.SQL(
+            "SELECT coalesce(sum(pg_column_size(t.*)), 0)::bigint, coalesce(sum(pg_column_size({})), 0)::bigint"
+            " FROM {} AS t WHERE {}"
+        ).format(self._sql.column(self._table.vector), self._sql.name, self._sql.in_part)
+        row_bytes, vector_bytes = self._db.row(query)
+        return Sizes(row_bytes + vector_bytes, row_bytes, row_bytes + vector_bytes, 0)
+
+    def _indexes(self) -> list[VectorIndex]:
+        """Return those that are made anew for the new vectors."""
+        if self._table.where is None:
+            return self._catalogue.vector_indexes(self._table.vector)
+        return self._catalogue.own_indexes()
 
     def _creates(self, columns: Columns) -> tuple[str, ...]:
         """Name what `start` creates. Sparse and ColBERT columns come on top, where the migration asks for them."""
@@ -88,7 +109,7 @@ class PgReader:
     def sample(self, num_rows: int) -> list[Row]:
         unembedded = self._session.is_unembedded(self._catalogue.columns())
         query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE {} IS NOT NULL AND NOT {} ORDER BY random() LIMIT %s").format(
-            self._sql.text, self._sql.keys_as_text, self._sql.name, self._sql.text, unembedded
+            self._sql.text, self._sql.keys_as_text, self._sql.rows, self._sql.text, unembedded
         )
         return [self._sql.text_sql.row(tuple(key), text) for text, *key in self._db.rows(query, [num_rows])]
 
@@ -96,13 +117,15 @@ class PgReader:
         with self._session.pinned():
             query = sql.SQL(
                 "WITH drawn AS MATERIALIZED ("
-                "SELECT {place} FROM {table} AS t WHERE {vector} IS NOT NULL ORDER BY random() LIMIT %s)"
-                " SELECT to_json(t), {text}, {vector}::real[], {keys}"
+                "SELECT {place} FROM {table} AS t WHERE {in_part} AND {vector} IS NOT NULL"
+                " ORDER BY random() LIMIT %s)"
+                " SELECT to_json(t.*), {text}, {vector}::real[], {keys}"
                 " FROM drawn JOIN {table} AS t ON {at_place}"
             ).format(
                 place=self._sql.place,
                 at_place=self._sql.at_place("drawn"),
                 table=self._sql.name,
+                in_part=self._sql.in_part,
                 text=self._sql.text,
                 vector=self._sql.column(self._table.vector),
                 keys=self._sql.keys_as_text,
@@ -128,10 +151,9 @@ class PgReader:
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         among, params = self._sql.among(keys)
         with self._session.pinned():
-            query = sql.SQL(
-                "SELECT {vector}::real[], {keys} FROM {rows} AS t WHERE {vector} IS NOT NULL AND {among}"
-            ).format(
+            query = sql.SQL("SELECT {vector}::real[], {keys} FROM {rows} AS t WHERE {is_there} AND {among}").format(
                 vector=self._sql.column((place := self._side_resolver.read(fingerprint)).column),
+                is_there=self._is_there(place, place.dimension),
                 keys=self._sql.keys_as_text,
                 rows=self._sql.with_sides(place.beside),
                 among=among,
@@ -152,11 +174,11 @@ class PgReader:
             place = self._side_resolver.searched(fingerprint, len(vector))
             if exact or k > MAX_EF_SEARCH:
                 self._db.execute("SET LOCAL enable_indexscan = off")
-                query = self._nearest(place, limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
+                query = self._nearest(place, len(vector), limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
             else:
                 self._let_index_find(k)
                 limited = sql.SQL(" ORDER BY vecferry_distance LIMIT %s")
-                query = self._nearest(place, limited=limited, sorted_limit=sql.SQL(""))
+                query = self._nearest(place, len(vector), limited=limited, sorted_limit=sql.SQL(""))
             rows = self._db.rows(query, [Binary(vector_bytes(vector, self._table.kind)), k])
             return [Hit(tuple(key), float(score)) for score, *key in rows]
 
@@ -169,19 +191,20 @@ class PgReader:
             [k],
         )
 
-    def _nearest(self, place: ResolvedSide, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
-        """Return a query for the nearest rows.
+    def _nearest(self, place: ResolvedSide, dimension: int, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
+        """Return a query for the nearest rows. A part's vectors are cast to their length, as its indexes do.
 
         limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
         sorted_limit: after rows of equal distance were sorted by key.
         """
         return sql.SQL(
-            "SELECT 1 - vecferry_distance, {keys_as_text} FROM (SELECT {vector} OPERATOR({ext}.<=>) {query}"
-            " AS vecferry_distance, {keys} FROM {rows} AS t WHERE {vector} IS NOT NULL{limited}) AS t"
+            "SELECT 1 - vecferry_distance, {keys_as_text} FROM (SELECT {sized} OPERATOR({ext}.<=>) {query}"
+            " AS vecferry_distance, {keys} FROM {rows} AS t WHERE {is_there}{limited}) AS t"
             " ORDER BY vecferry_distance, {keys}{sorted_limit}"
         ).format(
             keys_as_text=self._sql.keys_as_text,
-            vector=self._sql.column(place.column),
+            sized=self._sized(place.column, dimension),
+            is_there=self._is_there(place, dimension),
             ext=identifier(self._table.extension),
             query=self._sql.placeholder(self._table.kind),
             keys=self._sql.keys,
@@ -189,3 +212,18 @@ class PgReader:
             limited=limited,
             sorted_limit=sorted_limit,
         )
+
+    def _is_there(self, place: ResolvedSide, dimension: int | None) -> sql.Composed:
+        """Return a condition: the row has a vector there; of a part, one of that length, since a column that takes any
+        may have others that are not followed yet.
+        """
+        if self._table.where is None or dimension is None:
+            return sql.SQL("{} IS NOT NULL").format(self._sql.column(place.column))
+        # not the comparison alone, of which the server expects that one row in 200 has it, and so no use of an index
+        return sql.SQL("coalesce({}, false)").format(self._sql.has_length(place.column, dimension))
+
+    def _sized(self, column: str, dimension: int) -> sql.Composed:
+        vector = self._sql.column(column)
+        if self._table.where is None:
+            return vector
+        return sql.SQL("({}::{}({}))").format(vector, self._sql.type_name(self._table.kind), sql.Literal(dimension))

@@ -12,7 +12,7 @@ from vecferry.embeddings import TextVectors
 from vecferry.stores.pgvector.binary import colbert_array, sparse_bytes, vector_bytes
 from vecferry.stores.pgvector.catalogue import Catalogue, Columns, HeadColumns
 from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum_sql, digest_sql
-from vecferry.stores.pgvector.connection import Database, Fragment, literal
+from vecferry.stores.pgvector.connection import Database, Fragment, identifier, literal
 from vecferry.stores.pgvector.lease_guard import LeaseGuard
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.locks import TableLocks
@@ -40,7 +40,7 @@ class TableSession:
         self.locks = TableLocks(database, self.guard, table)
         self.outbox = Outbox(database, self.ledger, table.target)
         self.catalogue = Catalogue(database, table, layout)
-        self.side_resolver = SideResolver(self.catalogue, self.ledger, table.target)
+        self.side_resolver = SideResolver(self.catalogue, self.ledger, table.target, self._known_length)
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -52,6 +52,22 @@ class TableSession:
     def with_sides(self, columns: Columns) -> Fragment:
         """Return what is read as `t`, where a query needs the columns of both sides."""
         return self.sql.with_sides(columns.beside)
+
+    def _known_length(self, columns: Columns, column: str) -> int | None:
+        """Return how many numbers vectors of that column have to have; None where they may be of any length, which
+        those of a part may not, whatever the column of its table says.
+        """
+        return columns.by_name[column].dimension if self.table.where is None else self.length(columns, column)
+
+    def length(self, columns: Columns, column: str) -> int | None:
+        """Return how many numbers its vectors have: as the column says, else the first of them; None without any."""
+        if (dimension := columns.by_name[column].dimension) is not None:
+            return dimension
+        rows, name = self.with_sides(columns), self.sql.column(column)
+        query = sql.SQL("SELECT {}({}) FROM {} AS t WHERE {} IS NOT NULL LIMIT 1").format(
+            identifier(self.table.extension, "vector_dims"), name, rows, name
+        )
+        return next((int(length) for (length,) in self.db.rows(query)), None)
 
     def rows(
         self,
@@ -68,7 +84,7 @@ class TableSession:
         for those that take no vector.
         """
         query = sql.SQL("SELECT {}, {}, {} FROM {} AS t WHERE {} ORDER BY {} LIMIT %s").format(
-            self.sql.text, unembedded, self.sql.keys_as_text, of or self.sql.name, condition, self.sql.keys
+            self.sql.text, unembedded, self.sql.keys_as_text, of or self.sql.rows, condition, self.sql.keys
         )
         return [
             replace(self.sql.text_sql.row(tuple(key), text), takes_vector=not is_unembedded)

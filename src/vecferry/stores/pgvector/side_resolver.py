@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from vecferry.errors import SpaceMismatch
-from vecferry.stores.pgvector.catalogue import Catalogue
+from vecferry.stores.pgvector.catalogue import Catalogue, Columns
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.values import Side
 
 UNMARKED = "not recorded"
+Length = Callable[[Columns, str], int | None]
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ class ResolvedSide:
 
 
 class SideResolver:
-    """To be asked in a transaction in which the columns keep their names."""
+    """To be asked in a transaction in which the columns keep their names.
 
-    def __init__(self, catalogue: Catalogue, ledger: PgLedger, target: str) -> None:
+    length: of the vectors of a column, as the column says, or else by looking at one.
+    """
+
+    def __init__(self, catalogue: Catalogue, ledger: PgLedger, target: str, length: Length) -> None:
         self._catalogue = catalogue
+        self._length = length
         self._ledger = ledger
         self._target = target
 
@@ -47,7 +52,7 @@ class SideResolver:
                 known = (here, old, info.space) if side is Side.OLD else (here, info.space, UNMARKED)
                 space = next((each for each in known if each is not None), None)
                 beside = columns.beside if column in columns.beside else ()
-                places.append(ResolvedSide(side, column, info.dimension, space, beside))
+                places.append(ResolvedSide(side, column, self._length(columns, column), space, beside))
         return places
 
     def searched(self, fingerprint: str, dimension: int) -> ResolvedSide:

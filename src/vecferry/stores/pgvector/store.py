@@ -73,6 +73,7 @@ class PgVectorStore(Store):
         vector_column: str,
         source: str | None = None,
         *,
+        where: str | None = None,
         embed_missing: bool = False,
         layout: Layout = Layout.COLUMNS,
         key: str | None = None,
@@ -83,13 +84,15 @@ class PgVectorStore(Store):
         template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
         source: a view or query with the table's key, which has `text` as a column. embed_missing: as in `StoreTraits`.
         layout: of a migration that is yet to begin; one that has begun goes on in its own. key: the columns of a unique
-        key, or its index; by default the primary key, else the one that `keys.chosen` says.
+        key, or its index; by default the primary key, else the one that `keys.chosen` says. where: a condition of SQL
+        on the rows that are migrated; they are kept in the layout `side-table`, and the table has others too.
         Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
         """
         database = Database(database_url)
         try:
-            found = find_table(database, table, text, vector_column, source, key_name=key)
-            return cls(database, found, embed_missing=embed_missing, layout=layout)
+            found = find_table(database, table, text, vector_column, source, key_name=key, where=where)
+            beside = layout if where is None else Layout.SIDE_TABLE
+            return cls(database, found, embed_missing=embed_missing, layout=beside)
         except BaseException:
             database.close()
             raise
@@ -251,9 +254,13 @@ class PgVectorStore(Store):
         return self._session.guard.transaction()
 
     def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
-        """Run `work` in a transaction while nobody else uses the table; readers wait too."""
+        """Run `work` in a transaction while nobody else uses the table; readers wait too.
+
+        Of a part, while none of ours uses it; others wait only where an index of the part is made anew.
+        """
+        hold = self._session.locks.alone if self._switch.needs_table else self._session.locks.part_alone
         try:
-            return self._session.locks.alone(work, patience)
+            return hold(work, patience)
         except StoreSchemaError:
             self._session.catalogue.refuse_changed()  # which can say more
             raise

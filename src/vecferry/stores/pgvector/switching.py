@@ -13,11 +13,20 @@ from functools import partial
 from psycopg import sql
 
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.errors import SpaceMismatch, StoreSchemaError
-from vecferry.stores.pgvector import carrying
+from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
+from vecferry.stores.pgvector import carrying, part_indexes
 from vecferry.stores.pgvector.binary import SPARSE_DIMENSION
+from vecferry.stores.pgvector.capture import EXCHANGE
 from vecferry.stores.pgvector.catalogue import COMMENT_PREFIX, Columns
-from vecferry.stores.pgvector.connection import ConstraintViolated, Fragment, identifier, literal, run, verbatim
+from vecferry.stores.pgvector.connection import (
+    ConstraintViolated,
+    Fragment,
+    LockTimedOut,
+    identifier,
+    literal,
+    run,
+    verbatim,
+)
 from vecferry.stores.pgvector.indexes import (
     BUILD_MEMORY_KIB,
     BUILD_SETTINGS,
@@ -133,7 +142,7 @@ class PgSwitch:
         if missing:
             self._size_builds()
             columns, names = self._catalogue.columns(), (self._table.vector, suffixed(self._table.vector, NEW))
-            lengths = self._length(columns, names[0]), self._length(columns, names[1])
+            lengths = self._lengths(columns, *names)
         for index in missing:
             if columns.beside:
                 statement = index.create_statement(index.new_name, names, lengths, self._sql.side_table)
@@ -143,7 +152,7 @@ class PgSwitch:
             else:
                 statement = index.create_statement(index.new_name, names, lengths)
                 self._build(identifier(index.schema, index.new_name), statement)
-        return tuple(index.new_name for index in missing)
+        return (*(index.new_name for index in missing), *self._build_pending())
 
     def _build(self, name: sql.Identifier, statement: sql.Composed) -> None:
         """Build one index beside writers, in the place of one that is half-built."""
@@ -196,15 +205,20 @@ class PgSwitch:
         for statement in attach_statements(family, {each.oid: each.new_name for each in family}):
             self._db.execute(statement)
 
-    def _length(self, columns: Columns, column: str) -> int:
-        """Return how many numbers its vectors have: as the column says, else the first of them; 0 without any."""
-        if (dimension := columns.by_name[column].dimension) is not None:
-            return dimension
-        rows, name = self._session.with_sides(columns), self._sql.column(column)
-        query = sql.SQL("SELECT {}({}) FROM {} AS t WHERE {} IS NOT NULL LIMIT 1").format(
-            identifier(self._table.extension, "vector_dims"), name, rows, name
-        )
-        return next((length for (length,) in self._db.rows(query)), 0)
+    def _build_pending(self) -> tuple[str, ...]:
+        """Build the part's indexes that a switch has dropped, beside all writers, and return their names."""
+        if pending := self._catalogue.pending_indexes():
+            self._size_builds()
+        for index in pending:
+            name = identifier(self._table.schema, index.name)
+            self._build(name, sql.Composed([verbatim(index.statement)]))
+            if index.comment is not None:
+                self._db.execute(sql.SQL("COMMENT ON INDEX {} IS {}").format(name, literal(index.comment)))
+        return tuple(index.name for index in pending)
+
+    def _lengths(self, columns: Columns, before: str, after: str) -> tuple[int, int]:
+        """Return how many numbers the vectors of two columns have; 0 where there are none."""
+        return self._session.length(columns, before) or 0, self._session.length(columns, after) or 0
 
     def _size_builds(self) -> None:
         """Set the memory of index builds: a graph that outgrows maintenance_work_mem is finished many times slower.
@@ -228,6 +242,9 @@ class PgSwitch:
         """
         vector, columns = self._table.vector, self._catalogue.columns()
         comes, goes = (NEW, OLD) if to is Side.NEW else (OLD, NEW)
+        if self._table.where is not None:
+            self._exchange(to, columns, suffixed(vector, comes), suffixed(vector, goes))
+            return
         if columns.beside:
             self._refill(columns, suffixed(vector, comes), suffixed(vector, goes))
             return
@@ -255,7 +272,7 @@ class PgSwitch:
         table, vector = self._table, self._table.vector
         assert columns.side_oid is not None, "there is a side table"
         self._locks.lock_side_table()
-        lengths = self._length(columns, vector), self._length(columns, comes)
+        lengths = self._lengths(columns, vector, comes)
         self._copy_serving(columns)
         self._rename_columns(self._sql.side_table, (vector, goes), (comes, vector))
         indexes = self._catalogue.all_indexes(vector)
@@ -284,23 +301,95 @@ class PgSwitch:
         for statement in attach_statements(indexes, {index.oid: index.name for index in indexes}):
             self._db.execute(statement)
 
+    @property
+    def needs_table(self) -> bool:
+        """Whether a switch changes more than rows, so that nobody may use the table meanwhile."""
+        return self._table.where is None or bool(self._catalogue.own_indexes())
+
+    def _exchange(self, to: Side, columns: Columns, comes: str, goes: str) -> None:
+        """Let the columns of the side table exchange their names, and write the vectors of the part's rows.
+
+        Others go on writing: rows that there are now are locked until the end, and one that comes meanwhile, whose
+        vector is not known to be current on that side, keeps what it has and is noted. So no vector is lost, and none
+        of another text is put in its place. An index of the part alone, which takes neither length beside the other,
+        is dropped, and noted: a transaction cannot build it, which still sees the rows that it has replaced.
+        """
+        vector = self._table.vector
+        self._locks.lock_side_table()
+        lengths = self._lengths(columns, vector, comes)
+        own, pending = self._catalogue.own_indexes(), self._catalogue.pending_indexes()
+        anew = [part_indexes.PendingIndex.like(index, vector, lengths) for index in own]
+        lock = sql.SQL("SELECT count(*) FROM (SELECT FROM {} AS t WHERE {} FOR NO KEY UPDATE) AS locked")
+        self._db.rows(lock.format(self._sql.name, self._sql.in_part))
+        self._copy_serving(columns)
+        self._drop_indexes(own)
+        self._put_in_place(comes, self._known(to, columns), columns)
+        self._rename_columns(self._sql.side_table, (vector, goes), (comes, vector))
+        anew += [index.over(vector, lengths) for index in pending]
+        noted = literal(part_indexes.as_comment(anew))
+        self._db.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self._sql.side_table, noted))
+
+    def _known(self, side: Side, columns: Columns) -> sql.Composed:
+        """Return a condition: what the row has on that side, a vector or none, is what it is to have there."""
+        outdated, dead_letter = self._session.outdated(side, columns), self._session.has_dead_letter(side)
+        return sql.SQL("(NOT ({}) OR {})").format(outdated, dead_letter)
+
+    def _put_in_place(self, comes: str, known: Fragment, columns: Columns) -> None:
+        """Write what the side table has into the rows of which that is true. Raises StoreSchemaError where one would
+        have no vector and has to.
+        """
+        incoming, rows = self._sql.column(comes), self._session.with_sides(columns)
+        if columns.by_name[self._table.vector].is_required:
+            count = sql.SQL("SELECT count(*) FROM {} AS t WHERE {} IS NULL AND {}").format(rows, incoming, known)
+            if (without := self._db.row(count)[0]) > 0:
+                what = (
+                    f"{without} rows would have no vector, and {self._table.full_name}.{self._table.vector} is NOT NULL"
+                )
+                raise StoreSchemaError(what, "Repair their texts (vecferry migrate retry), or remove the rows.")
+        self._db.rows("SELECT set_config(%s, txid_current()::text, true)", [EXCHANGE])
+        self._db.execute(
+            sql.SQL(
+                "WITH known AS MATERIALIZED (SELECT t.ctid AS place, {incoming} AS vector FROM {rows} AS t"
+                " WHERE {known} AND NOT ({incoming} IS NULL AND {serving} IS NULL))"
+                " UPDATE {table} AS t SET {vector} = known.vector FROM known WHERE t.ctid = known.place"
+            ).format(
+                incoming=incoming,
+                rows=rows,
+                known=known,
+                serving=self._sql.column(self._table.vector),
+                table=self._sql.name,
+                vector=identifier(self._table.vector),
+            )
+        )
+
     def _copy_serving(self, columns: Columns) -> None:
-        """Leave in the side table what the table has, for a column that is written anew keeps nothing."""
+        """Leave in the side table what the table has, for a column that is written anew keeps nothing.
+
+        Vectors of another length than those that serve, which a shared table takes, are noted and of no use.
+        """
         table, vector = self._table, identifier(self._table.vector)
         values: dict[str, Fragment] = {table.vector: self._sql.column(table.vector)}
         if columns.serving is Side.OLD and not self._ledger.was_switched(table.target):
             values = self._session.adoption(columns)
         rows = sql.SQL(
-            "{table} AS t LEFT JOIN {sides} AS s ON {same} WHERE (s.{vector} IS NULL) <> (t.{vector} IS NULL)"
-            " OR NOT {equal}(s.{vector}, t.{vector})"
+            "{table} AS t LEFT JOIN {sides} AS s ON {same} WHERE {fits}"
+            " AND ((s.{vector} IS NULL) <> (t.{vector} IS NULL) OR NOT {equal}(s.{vector}, t.{vector}))"
         ).format(
-            table=self._sql.name,
+            table=self._sql.rows,
             sides=self._sql.side_table,
             same=self._sql.same_row(),
+            fits=self._fits(columns),
             vector=vector,
             equal=identifier(table.extension, f"{table.kind}_eq"),
         )
         self._db.execute(self._sql.upsert_sides(values, [self._sql.keys], rows))
+
+    def _fits(self, columns: Columns) -> Fragment:
+        """Return a condition: the side table takes the row's vector."""
+        length = columns.by_name[self._table.vector].dimension
+        if self._table.where is None or length is None:
+            return sql.SQL("true")
+        return sql.SQL("coalesce({}, true)").format(self._sql.has_length(self._table.vector, length))
 
     def _take_from_side_table(self, side_table: int) -> None:
         """Write the table's column anew, with the vectors that the side table has under its name.
@@ -329,11 +418,27 @@ class PgSwitch:
         self._db.execute(sql.SQL("DROP FUNCTION {}({})").format(function, types))
 
     def restore_constraints(self, patience: Patience, *, required: bool) -> bool:
-        """Validate constraints, which holds up nobody; a row that does not keep to one leaves it as it is."""
+        """Validate constraints, which holds up nobody; a row that does not keep to one leaves it as it is.
+
+        Those of a shared table were never taken away; the indexes of the part are built.
+        """
+        if self._table.where is not None:
+            self._build_in_time(patience)
+            return required
         for name in self._catalogue.constraints_to_validate():
             with suppress(ConstraintViolated):
                 self._alter(sql.SQL("VALIDATE CONSTRAINT {}").format(identifier(name)))
         return required and self._require_vectors(patience)
+
+    def _build_in_time(self, patience: Patience) -> None:
+        """Build what is pending, unless older transactions go on for longer than others may wait. Raises Locked."""
+        self._db.rows("SELECT set_config('lock_timeout', %s, false)", [f"{round(1000 * patience.max_pause_s)}ms"])
+        try:
+            self._build_pending()
+        except LockTimedOut as exc:
+            raise Locked(f"the build of an index on {self._table.full_name}", self._locks.users()) from exc
+        finally:
+            self._db.rows("SELECT set_config('lock_timeout', '0', false)")
 
     def _require_vectors(self, patience: Patience) -> bool:
         """Require vectors again (NOT NULL). A constraint is added that binds new rows alone, and then looked through
@@ -406,6 +511,10 @@ class PgSwitch:
             self._drop_columns([columns.required(Side.OLD), *map(columns.checksum, Side)])
 
     def _drop_side_table(self) -> None:
+        """Drop it with what it says. Raises StoreSchemaError while an index that it has a note of is not built."""
+        if pending := ", ".join(index.name for index in self._catalogue.pending_indexes()):
+            what = f"of {self._table.target} these indexes are not built again yet: {pending}"
+            raise StoreSchemaError(what, "vecferry migrate start builds them.")
         self._locks.lock_side_table()
         self._db.execute(sql.SQL("DROP TABLE {}").format(self._sql.side_table))
 
@@ -439,7 +548,8 @@ class PgSwitch:
     def _drop_new(self, columns: Columns) -> None:
         if columns.serving is Side.NEW:
             raise StoreSchemaError(f"the new vectors of {self._table.target} serve", "Roll back first.")
-        self._drop_constraint()
+        if self._table.where is None:
+            self._drop_constraint()
         if columns.beside:
             self._drop_side_table()
         elif (side := columns.of_side(Side.NEW)) is not None:

@@ -11,6 +11,7 @@ from vecferry.errors import SettingsError, StoreSchemaError
 from vecferry.stores.pgvector.connection import Database
 from vecferry.stores.pgvector.keys import Column, find_key
 from vecferry.stores.pgvector.partitions import find_shape
+from vecferry.stores.pgvector.row_condition import RowCondition, row_condition
 from vecferry.stores.pgvector.sql_source import OtherTable, joined_source, other_tables, sql_source
 from vecferry.stores.text_source import (
     LLAMA_INDEX,
@@ -28,6 +29,9 @@ SPARSE, COLBERT = "_sparse", "_colbert"
 REQUIRED = "_vecferry_not_null"
 """Of a constraint that is there while NOT NULL is being made anew."""
 MAX_IDENTIFIER_BYTES = 63
+PART = " where "
+"""Between the vector column and the condition in the name of what is migrated."""
+WHOLE = "Leave [store] where out, and all of its rows are migrated."
 SCHEMA = "vecferry"
 """Of what a migration makes beside the application's tables."""
 
@@ -38,9 +42,10 @@ class Table:
 
     source: what a row's text is; text_types: of the columns that it is made of. kind: the vector column's type,
     "vector" or "halfvec". extension: pgvector's schema. types: the number that each of pgvector's types has in this
-    database. others: the tables that a text is made of beside this one. read: the columns of the key and the text, by
-    their numbers, which they keep whatever they are called. key_index: the unique index that stands for a primary key;
-    None where there is one and it is the key. is_partitioned: whether its rows are in partitions (`partitions.py`).
+    database. others: the tables that a text is made of beside this one. read: the columns of the key, the text and the
+    condition, by their numbers, which they keep whatever they are called. key_index: the unique index that stands for a
+    primary key; None where there is one and it is the key. is_partitioned: whether its rows are in partitions
+    (`partitions.py`). where: which rows are migrated; None is all.
     """
 
     oid: int
@@ -57,6 +62,7 @@ class Table:
     read: Mapping[int, str]
     key_index: str | None = None
     is_partitioned: bool = False
+    where: RowCondition | None = None
 
     @property
     def full_name(self) -> str:
@@ -69,11 +75,12 @@ class Table:
 
     @property
     def target(self) -> str:
-        return f"{self.full_name}.{self.vector}"
+        whole = whole_target(self.schema, self.name, self.vector)
+        return whole if self.where is None else f"{whole}{PART}{self.where.text}"
 
     @property
     def digest(self) -> str:
-        """Of the target: two vector columns of one table have names of their own for what is made for them."""
+        """Of the target: two vector columns, or parts, of one table have names of their own for what is theirs."""
         return target_digest(self.target)
 
     @property
@@ -86,6 +93,11 @@ class Table:
         """The name, in `SCHEMA`, of the table that has what the layout `side-table` keeps beside this one."""
         return f"sides_{self.digest}"
 
+    @property
+    def part_lock(self) -> int:
+        """The number of the advisory lock that stands for the part."""
+        return int.from_bytes(hashlib.sha256(self.target.encode()).digest()[:8], "big", signed=True)
+
 
 def find_table(
     database: Database,
@@ -95,11 +107,12 @@ def find_table(
     joined: str | None = None,
     *,
     key_name: str | None = None,
+    where: str | None = None,
 ) -> Table:
     """Find a table. text: a column, a source of that name (`text_source.py`), or an expression of SQL.
 
     joined: a view or query that has the table's key, and `text` as a column. key_name: of the key (`keys.py`), where
-    it is not the one that is chosen without a name.
+    it is not the one that is chosen without a name. where: which of its rows, in SQL.
     Raises StoreSchemaError for what is not there, and for a table that cannot be migrated.
     """
     schema, name = split_name(table)
@@ -116,11 +129,14 @@ def find_table(
     types = "pgvector's types vector or halfvec"
     kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
     extension, numbers = _extension(database)
-    read = _numbers(database, oid, [*unique.names, *text_types])
+    if where is not None and is_partitioned:
+        raise StoreSchemaError(f"{table} has partitions, and [store] where takes a part of an ordinary table", WHOLE)
+    part = None if where is None else row_condition(database, schema, name, where)
+    read = _numbers(database, oid, [*unique.names, *text_types, *(part.columns if part else ())])
     index = None if unique.is_primary else unique.index
     return Table(
         oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others, read, index,
-        is_partitioned,
+        is_partitioned, part,
     )  # fmt: skip
 
 
@@ -210,6 +226,11 @@ def split_name(table: str) -> tuple[str | None, str]:
     if _NAME_PART.sub("", table) != "." * (len(parts) - 1) or len(parts) not in (1, 2):
         raise StoreSchemaError(f"{table} is not the name of a table", 'Write NAME, SCHEMA.NAME or "quoted.NAME".')
     return (parts[0], parts[1]) if len(parts) == 2 else (None, parts[0])
+
+
+def whole_target(schema: str, table: str, vector: str) -> str:
+    """Return what a migration of all rows is kept under."""
+    return f"{schema}.{table}.{vector}"
 
 
 def target_digest(target: str) -> str:

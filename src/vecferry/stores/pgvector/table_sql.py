@@ -16,6 +16,9 @@ from vecferry.stores.values import Key, KeyRange
 class TableSql:
     """name: of the table. keys, keys_as_text: the columns of the key, by commas. text: the row's text.
 
+    rows: what is read as `t`: the table, or the part of it that is migrated. in_part: that condition on a row of the
+    table called `t`, for what locks or writes rows; true of a whole table's.
+
     In every query the table is called `t`, and its columns are named with it: an ORDER BY of a bare name would
     take a key's text in the answer for the key. place: where a row is, for a SELECT list.
     """
@@ -32,9 +35,17 @@ class TableSql:
         self.text_sql = TextSql(table.source, table.text_types, table.name)
         self.text = self.text_sql.expression(self.column)
         self.place = sql.SQL("t.ctid AS place, t.tableoid AS part" if table.is_partitioned else "t.ctid AS place")
+        self.in_part = sql.SQL("true") if table.where is None else table.where.over("t")
+        part = sql.SQL("(SELECT t.ctid, t.* FROM {} AS t WHERE {})").format(self.name, self.in_part)
+        self.rows: Fragment = self.name if table.where is None else part
 
     def column(self, name: str) -> sql.Composed:
         return sql.SQL("t.{}").format(identifier(name))
+
+    def has_length(self, column: str, length: int) -> sql.Composed:
+        """Return a condition on the numbers of a row's vector; NULL where it has none."""
+        dims = identifier(self._table.extension, "vector_dims")
+        return sql.SQL("{}({}) = {}").format(dims, self.column(column), sql.Literal(length))
 
     def at_place(self, of: str) -> sql.SQL:
         """Return a condition: the row is at the place that something called `of` has. A place is one of a partition."""
@@ -46,10 +57,10 @@ class TableSql:
         """
         table = partition or self.name
         if not beside:
-            return table
+            return partition or self.rows
         columns = sql.SQL(", ").join(sql.SQL("s.{}").format(identifier(name)) for name in beside)
-        return sql.SQL("(SELECT t.ctid, t.tableoid, t.*, {} FROM {} AS t LEFT JOIN {} AS s ON {})").format(
-            columns, table, self.side_table, self.same_row()
+        return sql.SQL("(SELECT t.ctid, t.tableoid, t.*, {} FROM {} AS t LEFT JOIN {} AS s ON {} WHERE {})").format(
+            columns, table, self.side_table, self.same_row(), self.in_part
         )
 
     def same_row(self) -> sql.Composed:
@@ -58,7 +69,7 @@ class TableSql:
 
     def without_row(self) -> sql.Composed:
         """Return a condition: the row of the side table, called `s`, has none in the table."""
-        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {})").format(self.name, self.same_row())
+        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {})").format(self.rows, self.same_row())
 
     def _key_of(self, row: str) -> list[sql.Composed]:
         """Return the key of a row of the table, called `t`, or of the side table, called `s`."""

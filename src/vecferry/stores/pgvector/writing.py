@@ -99,7 +99,7 @@ class PgWriter:
         free = sql.SQL(
             "WITH given AS (SELECT * FROM unnest({arrays}) AS u({columns})),"
             " free AS MATERIALIZED (SELECT {place}, given.*{read} FROM {table} AS t, given"
-            " WHERE {same_key} AND {text_digest} = given.digest FOR NO KEY UPDATE OF t SKIP LOCKED)"
+            " WHERE {same_key} AND {in_part} AND {text_digest} = given.digest FOR NO KEY UPDATE OF t SKIP LOCKED)"
         ).format(
             place=self._sql.place,
             read=_read(to.adopted) if to.is_beside else sql.SQL(""),
@@ -108,6 +108,7 @@ class PgWriter:
             ),
             columns=sql.SQL(", ").join([*names, *map(identifier, sent)]),
             table=self._sql.name,
+            in_part=self._sql.in_part,
             same_key=self._sql.same_key(self._sql.cast([sql.SQL("given.{}").format(name) for name in names])),
             text_digest=digest_sql(self._sql.text),
         )
