@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -145,6 +147,31 @@ def test_of_several_tables_one_has_to_be_named(
     ]
     assert listed["file"] is None
     assert found(database_url, "--collection", "news")["collection"] == "news"
+
+
+@pytest.mark.slow
+def test_on_a_terminal_one_of_several_is_chosen(
+    connection: psycopg.Connection, database_url: str, encoder: Encoder, here: Path
+) -> None:
+    documents(connection, encoder)
+    documents(connection, encoder, "news")
+    ours, theirs = pty.openpty()
+    os.write(ours, b"7\n2\n")  # of which there is no 7th
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "COLUMNS": "100",
+        "TERM": "dumb",
+    }
+    command = [sys.executable, "-m", "vecferry.cli", "init", database_url]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "Which one" in shown
+    assert "news.embedding: 30 vectors of 384 numbers" in shown
+    assert read_config(here / "migration.toml").store.collection == "news"
 
 
 def test_a_name_that_is_not_there_is_answered_by_those_that_are(

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
+from rich.prompt import IntPrompt
 
 from vecferry.cli.options import option
 from vecferry.cli.output import Json, Rows, output, show, show_table, stages
@@ -125,8 +125,8 @@ def _chosen(found: Found, fields: Sequence[VectorField]) -> VectorField:
     show_table("found", ("", "collection", "vector", "vectors", "dimension", "made by"), rows)
     if not (output.is_terminal and sys.stdin.isatty()):
         raise choice_missing(fields)
-    number: int = typer.prompt("Which one", type=click.IntRange(1, len(fields)), default=1)
-    return fields[number - 1]
+    numbers = [str(number) for number, *_ in rows]
+    return fields[IntPrompt.ask("Which one", console=output, choices=numbers, show_choices=False) - 1]
 
 
 def _old_encoder(asked_for: Path | None) -> TextEncoder | None:
