@@ -37,6 +37,7 @@ MODULES = {
     "sqlite-vec": ("tests.stores.backends_sqlite_vec", "opened", "nearest"),
     "faiss": ("tests.stores.backends_faiss", "opened", "nearest"),
     "sqlite-vec-rows": ("tests.stores.backends_sqlite_vec", "opened_beside_rows", "nearest_beside_rows"),
+    "faiss-parquet": ("tests.stores.backends_faiss", "opened_parquet", "nearest_in_parquet"),
     "milvus-partitions": ("tests.stores.backends_milvus", "opened_divided", "nearest"),
     "qdrant-hybrid": ("tests.stores.backends_qdrant", "opened_hybrid", "nearest_hybrid"),
 }
@@ -52,7 +53,7 @@ LONGEST_TEXT = {"milvus": 60_000, "milvus-partitions": 60_000}
 """Bytes, where the collection sets a limit."""
 ONE_PROCESS = {"chroma", "qdrant", "qdrant-hybrid", "milvus", "milvus-partitions"}
 """Where one process at a time has the folder."""
-SHAPES = {"sqlite-vec-rows", "qdrant-hybrid", "milvus-partitions"}
+SHAPES = {"sqlite-vec-rows", "faiss-parquet", "qdrant-hybrid", "milvus-partitions"}
 """Collections of another shape in a store that is there already: all tests run on these with `make test-slow`."""
 RUN_APART = {"faiss", "sqlite-vec", *SHAPES}
 """What is above the backends runs on these with `make test-slow`."""

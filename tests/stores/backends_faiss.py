@@ -7,6 +7,8 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.stores.backends import COLLECTION, DIMENSION
 from vecferry.embeddings import Float32
@@ -33,4 +35,23 @@ def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
 @contextmanager
 def opened(folder: Path) -> Iterator[Backend]:
     with closing(FaissBackend.open(made(folder), Fields())) as backend:
+        yield backend
+
+
+PARQUET = pa.schema([("id", pa.string()), ("text", pa.string()), ("lang", pa.string()), ("year", pa.int64())])
+
+
+def nearest_in_parquet(backend: Backend, folder: Path, vector: Float32) -> str:
+    index = faiss.read_index(str(folder / f"{COLLECTION}.faiss"))
+    _, positions = index.search(vector[np.newaxis], 1)
+    return str(pq.read_table(folder / f"{COLLECTION}.parquet")["id"][int(positions[0, 0])])
+
+
+@contextmanager
+def opened_parquet(folder: Path) -> Iterator[Backend]:
+    """Yield a backend on an index whose documents are in a Parquet file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    faiss.write_index(faiss.IndexFlatIP(DIMENSION), str(folder / f"{COLLECTION}.faiss"))
+    pq.write_table(PARQUET.empty_table(), folder / f"{COLLECTION}.parquet")
+    with closing(FaissBackend.open(f"faiss://{folder}", Fields())) as backend:
         yield backend

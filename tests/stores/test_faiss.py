@@ -1,14 +1,19 @@
 """What is FAISS's own: LangChain's pickle, JSON lines, kinds of indexes, and two files that are replaced at once."""
 
+import datetime
+import decimal
 import json
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.stores.backends import COLLECTION, DIMENSION, import_or_skip, unit, vector_of
@@ -183,6 +188,110 @@ def test_lines_that_do_not_fit_are_named(tmp_path: Path, lines: str, message: st
     (tmp_path / "docs.jsonl").write_text(lines)
     with pytest.raises(StoreSchemaError, match=message):
         FaissBackend(tmp_path, Fields()).count(COLLECTION)
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+AT = datetime.datetime(2020, 7, 1, 12, 30, 0, 123_456, tzinfo=datetime.UTC)
+COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
+    "year": (pa.int16(), 2020),
+    "ratio": (pa.float32(), 0.5),
+    "flag": (pa.bool_(), True),
+    "blob": (pa.binary(), b"\0\xff"),
+    "kind": (pa.dictionary(pa.int32(), pa.string()), "a"),
+    "tags": (pa.list_(pa.string()), ["a", "b"]),
+    "days": (pa.list_(pa.date32(), 1), [datetime.date(2020, 2, 29)]),
+    "nested": (pa.struct([("a", pa.int32()), ("b", pa.list_(pa.float64()))]), {"a": 1, "b": [0.1]}),
+    "at": (pa.timestamp("us", tz="UTC"), AT),
+    "exactly": (pa.timestamp("ns"), pa.scalar(1_234_567_890_123_456_789, pa.timestamp("ns"))),
+    "day": (pa.date32(), datetime.date(2020, 2, 29)),
+    "clock": (pa.time64("us"), datetime.time(1, 2, 3, 4)),
+    "money": (pa.decimal128(10, 2), decimal.Decimal("1.25")),
+    "lasts": (pa.duration("s"), datetime.timedelta(hours=1)),
+}
+
+
+def with_parquet(folder: Path, columns: Mapping[str, pa.Array], **names: str) -> FaissBackend:
+    """Return a backend over an index with these documents, one for each vector."""
+    table = pa.table(dict(columns))
+    index = faiss.IndexFlatIP(DIMENSION)
+    index.add(units(range(len(table))))
+    faiss.write_index(index, str(folder / f"{COLLECTION}.faiss"))
+    pq.write_table(table, folder / f"{COLLECTION}.parquet")
+    return FaissBackend.open(f"faiss://{folder}", Fields(**names))
+
+
+@pytest.mark.parametrize("keys", [pa.array([7, -2], pa.int64()), pa.array(["7", "it's"], pa.large_string())])
+def test_an_index_with_parquet_keeps_its_schema_and_every_value(tmp_path: Path, keys: pa.Array) -> None:
+    columns = {"doc": keys, "body": pa.array(["one", None])}
+    columns |= {name: pa.array([value, None], kind) for name, (kind, value) in COLUMNS.items()}
+    backend = with_parquet(tmp_path, columns, key="doc", text="body")
+    before = pq.read_table(tmp_path / "docs.parquet")
+    ids = list(map(str, keys.to_pylist()))
+    points = backend.get(COLLECTION, ids)
+    assert [(point.id, point.text) for point in points] == [(ids[0], "one"), (ids[1], None)]
+    assert points[0].payload["day"] == "2020-02-29"
+    backend.create(NEW, like=COLLECTION, dimension=WIDE, outputs=DENSE)
+    backend.put(NEW, [replace(point, vectors=TextVectors(unit(n, WIDE))) for n, point in enumerate(points)])
+    backend.drop(COLLECTION)
+    assert not (tmp_path / "docs.parquet").exists()
+    backend.rename(NEW, COLLECTION)
+    after = pq.read_table(tmp_path / "docs.parquet")
+    assert after.equals(before)
+    assert after.schema.equals(before.schema, check_metadata=True)
+    assert backend.another().search(COLLECTION, unit(1, WIDE), 1)[0].id == ids[1]
+
+
+def test_a_row_of_parquet_is_replaced_added_and_deleted(tmp_path: Path) -> None:
+    columns = {"id": pa.array(["1", "2"]), "text": pa.array(["one", "two"]), "year": pa.array([1, 2], pa.int8())}
+    backend = with_parquet(tmp_path, columns)
+    backend.put(COLLECTION, [point(2, year=20), point(3)])
+    backend.delete(COLLECTION, ["1"])
+    assert pq.read_table(tmp_path / "docs.parquet").to_pylist() == [
+        {"id": "2", "text": "text 2", "year": 20},
+        {"id": "3", "text": "text 3", "year": None},
+    ]
+    backend.create(NEW, like=COLLECTION, dimension=DIMENSION, outputs=DENSE)
+    for payload, message in (({"colour": "red"}, "'colour'"), ({"year": 1000}, "does not fit")):
+        for collection in (COLLECTION, NEW):  # in the one that is being made too, and not at its end
+            with pytest.raises(StoreSchemaError, match=message):
+                backend.put(collection, [point(4, **payload)])
+    assert (sorted(backend.ids(COLLECTION)), backend.count(NEW)) == (["2", "3"], 0)
+
+
+TEXTS = {"id": pa.array(["1", "2"]), "text": pa.array(["one", "two"])}
+FAR = pa.array([2**62, 0], pa.timestamp("us"))  # a year that Arrow cannot write
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": pa.array(["one"])}, "column 'id' of .* is not there"),
+        (TEXTS | {"text": pa.array([1, 2])}, "column 'text' of .* is int64"),
+        (TEXTS | {"id": pa.array(["1", None])}, "row 2 of .* has no key"),
+        (TEXTS | {"vector": pa.array([[0.1], [0.2]])}, "vectors of its own in the column 'vector'"),
+        (TEXTS | {"at": FAR}, r"column 'at' of .* is timestamp\[us\]"),
+    ],
+)
+def test_a_parquet_file_that_does_not_fit_is_refused_by_column(
+    tmp_path: Path, columns: dict[str, pa.Array], message: str
+) -> None:
+    backend = with_parquet(tmp_path, columns)
+    with pytest.raises(StoreSchemaError, match=message):
+        backend.count(COLLECTION)
+
+
+def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    backend = with_parquet(tmp_path, TEXTS)
+    (tmp_path / "docs.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(StoreFailed, match=r"docs\.parquet"):
+        backend.count(COLLECTION)
+
+
+def test_a_parquet_file_is_seen_with_the_names_of_its_columns(tmp_path: Path) -> None:
+    columns = {"doc": pa.array([1]), "year": pa.array([1]), "body": pa.array(["one"])}
+    (field,) = with_parquet(tmp_path, columns).vector_fields()
+    assert (field.key, field.text, field.marks) == ("doc", "body", ("parquet",))
 
 
 # --- kinds of indexes -----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from vecferry.stores.backend import PEEKED, BackendHit, Fields, Point, VectorFie
 from vecferry.stores.faiss import kinds
 from vecferry.stores.faiss.docstore import Docstore, Entry, JsonLines, LangChainDocstore, require_plain
 from vecferry.stores.faiss.index_files import IndexFiles, Loaded
+from vecferry.stores.faiss.parquet import FORM, ParquetDocuments, names_in
 from vecferry.stores.faiss.staged import SUFFIX, StagedCollection, Vectors
 
 URLS = "faiss:///absolute/folder, or faiss:relative/folder"
@@ -121,10 +122,16 @@ class FaissBackend:
                 self._files(name).replace(loaded.index, loaded.docstore, loaded.entries, created_as)
                 self._files(collection).drop()
                 return
-            docstore = next(form for form in self._docstores if form.name == staged.docstore())
+            docstore = self._docstore(staged.docstore())
             index = kinds.filled(staged.empty_index(), staged.vectors().matrix)
             self._files(name).replace(index, docstore, staged.entries(), collection)
             staged.drop()
+
+    def _docstore(self, name: str) -> Docstore:
+        """Return the form of documents with that name."""
+        if name.startswith(FORM):
+            return ParquetDocuments.named(self._fields, name)
+        return next(form for form in self._docstores if form.name == name)
 
     def created_as(self, collection: str) -> str | None:
         if not self.exists(collection):
@@ -150,6 +157,7 @@ class FaissBackend:
         with self._locked():
             self._require_fit(collection, points)
             if staged := self._staged(collection):
+                self._docstore(staged.docstore()).written([_entry(point) for point in points])  # or the end would fail
                 staged.put(points)
             elif points:
                 self._rewrite(collection, {point.id: point for point in points}, set())
@@ -188,7 +196,7 @@ class FaissBackend:
         loaded = self._load(collection)
         kept = [n for n, entry in enumerate(loaded.entries) if entry.id not in gone and entry.id not in put]
         entries = [loaded.entries[n] for n in kept]
-        entries += [Entry(point.id, point.text, dict(point.payload)) for point in put.values()]
+        entries += map(_entry, put.values())
         added = [np.asarray(p.vectors.dense, np.float32)[np.newaxis] for p in put.values() if p.vectors is not None]
         vectors = np.concatenate([loaded.vectors[kept], *added])
         files = self._files(collection)
@@ -251,25 +259,30 @@ class FaissBackend:
 
 def _docstores(fields: Fields) -> tuple[Docstore, ...]:
     """Return the forms that documents may have."""
-    return LangChainDocstore(), JsonLines(fields), JsonLines(fields, has_numbers=True)
+    return LangChainDocstore(), JsonLines(fields), JsonLines(fields, has_numbers=True), ParquetDocuments(fields)
 
 
 def _vector_field(name: str, fields: Fields, loaded: Loaded) -> VectorField:
     names = dict.fromkeys(name for entry in loaded.entries[:PEEKED] for name in entry.payload)
-    dimensions, marks = (int(loaded.index.d),), (loaded.docstore.name,)
+    dimensions, marks = (int(loaded.index.d),), (loaded.docstore.name.partition(" ")[0],)
     rows = len(loaded.entries)
     return VectorField(name, "embedding", dimensions, rows, (fields.text, *names), fields.text, fields.key, marks)
 
 
 def _fields_of(lines: Path) -> Fields:
-    """Return the names in the first of some JSON lines; the usual ones where there is no such file."""
+    """Return the names in the first of some JSON lines, or in a Parquet file beside; the usual ones without either."""
     if not lines.is_file():
-        return Fields()
+        parquet = lines.with_suffix(".parquet")
+        return names_in(parquet) if parquet.is_file() else Fields()
     with lines.open(encoding="utf-8") as opened:
         first = json.loads(opened.readline() or "{}")
     names = list(first) if isinstance(first, dict) else []
     key = "id" if "id" in names else next(iter(names), Fields.key)
     return Fields(key, next((name for name in names if name != key and isinstance(first[name], str)), Fields.text))
+
+
+def _entry(point: Point) -> Entry:
+    return Entry(point.id, point.text, dict(point.payload))
 
 
 def _point(loaded: Loaded, position: int, *, vectors: bool) -> Point:

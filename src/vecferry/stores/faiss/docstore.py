@@ -106,9 +106,7 @@ class JsonLines:
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "surrogatepass")
 
     def _key(self, key: str) -> str | int:
-        if self.has_numbers and not re.fullmatch(r"0|-?[1-9][0-9]*", key, re.ASCII):
-            raise StoreSchemaError(f"{key!r} is no whole number", "The keys of this collection are.")
-        return int(key) if self.has_numbers else key
+        return whole_number(key) if self.has_numbers else key
 
     def _entry(self, line: str, file: Path, number: int) -> tuple[Any, Entry]:
         try:
@@ -118,6 +116,13 @@ class JsonLines:
             expected = f"An object with {self.fields.key!r} and {self.fields.text!r} in each line."
             raise StoreSchemaError(f"line {number} of {file} cannot be used", expected) from exc
         return key, Entry(str(key), text, fields)
+
+
+def whole_number(key: str) -> int:
+    """Return the number that a key is. Raises StoreSchemaError for a text that is not how one is written."""
+    if not re.fullmatch(r"0|-?[1-9][0-9]*", key, re.ASCII):
+        raise StoreSchemaError(f"{key!r} is no whole number", "The keys of this collection are.")
+    return int(key)
 
 
 def require_plain(payloads: Iterable[Mapping[str, Any]]) -> None:
