@@ -41,6 +41,7 @@ ARENA_BYTES = 1 << 29
 """Memory of the runs of all sessions begins as one piece of this size, whose pages count once they are touched, and
 1/32 of it at once. Pieces that grow as they are asked for leave gaps: BGE-M3 took 0.6 GB for 8,192 tokens, not 0.45.
 """
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 SWITCHES = {"want_sparse", "want_colbert"}
 HEAVY = ("MatMul", "Gemm", "Attention", "LayerNorm", "Gelu")
 """Parts of the names of operators that do the work; what is left may stay on the CPU."""
@@ -61,18 +62,25 @@ class OnnxRuntime:
         device: Device = "cpu",
         device_id: int = 0,
         low_memory: bool = False,
+        packed: bool = False,
     ) -> None:
         """Load the graph. threads: of one operator; by default the processors that this process may use.
 
         device_id: which of several GPUs. low_memory: weights stay pages of their file, which processes share, and a
-        run's memory is given back after it; short texts take longer.
+        run's memory is given back after it; short texts take longer. packed: the graph of `onnx_packed.py`; CUDA alone.
         Raises RuntimeUnavailable (device), ArtifactDamaged (the model does not load), OutOfMemory.
         """
         self._artifact = artifact
         self._threads = threads or available_cpus()
         self._device, self._device_id, self._low_memory = device, device_id, low_memory
         options = _options(self._threads, device, low_memory=low_memory)
-        self._session = _session(artifact.path / MODEL, device, options, device_id)
+        assert not packed or device != "cpu", "no processor has kernels for it"
+        graph = None
+        if packed:
+            from vecferry.encode.runtime.onnx_packed import packed_graph  # it imports onnx, which is seldom needed here
+
+            graph = packed_graph(artifact.path)
+        self._session = _session(artifact.path / MODEL, device, options, device_id, graph)
         self._run_options = _run_options(low_memory=low_memory)
         self._switches = SWITCHES & {i.name for i in self._session.get_overridable_initializers()}
         self._pad_id = artifact.manifest.encoder.pad_id
@@ -194,7 +202,7 @@ def _options(threads: int, device: Device, *, low_memory: bool) -> onnxruntime.S
 def graph_in_memory(model: bytes, folder: Path, output: str) -> Callable[[Feed], np.ndarray]:
     """Return a function that runs a graph on the CPU, and returns that output. folder: where its weights lie."""
     options = _options(available_cpus(), "cpu", low_memory=False)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
     session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS["cpu"][0]])
     return lambda feed: np.asarray(session.run([output], feed, _run_options(low_memory=False))[0])
 
@@ -219,8 +227,13 @@ def _share_arena() -> None:
 
 
 def _session(
-    model: Path, device: Device, options: onnxruntime.SessionOptions, device_id: int = 0
+    model: Path,
+    device: Device,
+    options: onnxruntime.SessionOptions,
+    device_id: int = 0,
+    graph: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
+    """Return a session of a model file, or of another graph over its weights."""
     provider, provider_options = PROVIDERS[device]
     if device != "cpu":
         provider_options = provider_options | {"device_id": str(device_id)}
@@ -232,7 +245,9 @@ def _session(
             "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu, or VECFERRY_DEVICE=cpu",
         )
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=[(provider, provider_options)])
+        if graph is not None:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(model.parent))
+        session = onnxruntime.InferenceSession(graph or str(model), options, providers=[(provider, provider_options)])
     except (*ORT_ERRORS, MemoryError) as exc:
         if _is_out_of_memory(exc):
             raise OutOfMemory("onnx", 0, 0) from exc
