@@ -82,7 +82,7 @@ def test_the_packed_graph_computes_the_same(artifact: Artifact, *, heads: bool) 
     model = PackRows().rewritten(onnx.load(artifact.path / MODEL))
     operators: list[Any] = [RemovePadding, RestorePadding, PackedMultiHeadAttention]
     with np.errstate(invalid="ignore"):  # of padding's zeros, which it divides by their length
-        results: list[Any] = ReferenceEvaluator(model, new_ops=operators).run(None, feed)
+        results: Any = ReferenceEvaluator(model, new_ops=operators).run(None, feed)
     dense, sparse, colbert = results
     expected = session.run(None, feed)
     limit = 1e-5 if artifact.manifest.space.precision == "fp32" else 5e-3

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     offline: bool = Field(False, alias="VECFERRY_OFFLINE", description="true or false")
     device: Device = Field("cpu", alias="VECFERRY_DEVICE", description="cpu or cuda")
     threads: CountInText | None = Field(None, alias="VECFERRY_THREADS")
+    processes: CountInText = Field(EncoderOptions.processes, alias="VECFERRY_PROCESSES")
     low_memory: bool = Field(False, alias="VECFERRY_LOW_MEMORY", description="true or false")
     max_batch_tokens: CountInText | None = Field(None, alias="VECFERRY_MAX_BATCH_TOKENS")
     memory_budget_mb: CountInText | None = Field(None, alias="VECFERRY_MEMORY_BUDGET_MB")
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
             cache=self.cache,
             cache_mb=self.cache_mb,
             low_memory=self.low_memory,
+            processes=self.processes,
         )
 
     def _limits(self) -> Limits | None:

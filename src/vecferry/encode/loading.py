@@ -25,6 +25,8 @@ from vecferry.encode.cache import Cache
 from vecferry.encode.device_limits import DeviceLimits, measured_limits
 from vecferry.encode.encoder import Encoder, Role, SharedCopy, TextEncoder
 from vecferry.encode.runtime import Device, Runtime
+from vecferry.encode.runtime.host import available_cpus
+from vecferry.encode.runtime.processes import Opened, ProcessesRuntime
 from vecferry.errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -57,6 +59,8 @@ class EncoderOptions(Checked):
     limits: by default `Limits()` on a processor, and on a GPU what is measured there as the model is loaded.
     cache: a folder that keeps what was encoded, up to `cache_mb` millions of bytes.
     low_memory: as `OnnxRuntime` takes it; the other runtimes do not regard it. device_id: which of several GPUs.
+    processes: that each load the model, on GPUs each on one of its own, from number 0, and on processors each with its
+    share of the threads.
     """
 
     artifact: Path
@@ -72,6 +76,7 @@ class EncoderOptions(Checked):
     cache_mb: Count = 1024
     low_memory: bool = False
     device_id: CountFrom0 = 0
+    processes: Count = 1
 
 
 @dataclass(frozen=True)
@@ -167,8 +172,9 @@ def _onnx(options: EncoderOptions) -> Encoder:
         device_id=options.device_id,
         low_memory=options.low_memory,
     )
+    several = partial(ProcessesRuntime, partial(_on_device, _from_anywhere(options), "onnx"), options.processes)
     with ThreadPoolExecutor(1, thread_name_prefix="vecferry-load") as pool:  # a session loads without the interpreter
-        loading = pool.submit(load, artifact)
+        loading = pool.submit(load, artifact) if options.processes == 1 else pool.submit(several)
         tokenizer = open_tokenizer(artifact)
         runtime = loading.result()
     spec, cache, reopen = artifact.manifest.encoder, _cache(options), partial(_onnx, _from_anywhere(options))
@@ -177,7 +183,9 @@ def _onnx(options: EncoderOptions) -> Encoder:
 
 def _torch(options: EncoderOptions, model: Model) -> Encoder:
     runtime: Runtime
-    if options.device == "cpu":
+    if options.processes > 1:
+        runtime = ProcessesRuntime(partial(_on_device, _from_anywhere(options), "torch"), options.processes)
+    elif options.device == "cpu":
         from vecferry.encode.runtime.torch import TorchRuntime
 
         runtime = TorchRuntime(model, threads=options.threads)
@@ -192,7 +200,17 @@ def _torch(options: EncoderOptions, model: Model) -> Encoder:
     return Encoder(tokenizer, runtime, limits, spec=model.spec, cache=_cache(options), reopen=reopen)
 
 
+def _on_device(options: EncoderOptions, name: RuntimeName, number: int) -> Opened:
+    """Open one of several runtimes, in a process of its own."""
+    threads = options.threads or max(available_cpus() // options.processes, 1)
+    device_id = 0 if options.device == "cpu" else number
+    encoder = load_runtime(replace(options, processes=1, threads=threads, device_id=device_id, cache=None), name)
+    return Opened(encoder.runtime, encoder.device_limits)
+
+
 def _limits(options: EncoderOptions, runtime: Runtime, spec: EncoderSpec) -> Limits | DeviceLimits | None:
+    if isinstance(runtime, ProcessesRuntime):
+        return runtime.measured or options.limits
     return measured_limits(runtime, spec) if options.limits is None and options.device != "cpu" else options.limits
 
 

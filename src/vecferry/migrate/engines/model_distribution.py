@@ -97,7 +97,7 @@ class ShippedArtifact:
 
     def load(self, threads: int) -> TextEncoder:
         place = self.options.artifact if self._is_ours(self.options.artifact) else self._received
-        return load_encoder(replace(self.options, artifact=place, threads=threads)).encoder
+        return load_encoder(replace(self.options, artifact=place, threads=threads, processes=1)).encoder
 
     @property
     def _received(self) -> Path:
