@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import click
+import numpy as np
 import psycopg
 import pytest
 import typer
@@ -78,6 +79,36 @@ def test_python_of_the_migration_page_runs(
     assert answer.startswith("0 [(('42',), ")
     assert query == "public.documents.embedding (64,)"
     assert passages == "0 (1, 64)"
+
+
+def test_python_of_the_page_on_filters_runs(
+    wide_artifact: Artifact, tiny_artifact: Artifact, connection: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    columns = "id int PRIMARY KEY, body text, embedding vector(64), lang text, year int, meta jsonb"
+    connection.execute(f"CREATE TABLE documents ({columns})")
+    for n, lang in enumerate(("en", "de", "en")):
+        vector = np.eye(64, dtype=np.float32)[n].tolist()
+        values = [n, f"text {n}", vector, lang, 2019 + n]
+        connection.execute(
+            "INSERT INTO documents VALUES (%s, %s, %s::real[]::vector, %s, %s, '{\"tenant\": 8}')", values
+        )
+    models = f'[models]\nold = "{tiny_artifact.path}"\nnew = "{wide_artifact.path}"\n'
+    (tmp_path / "migration.toml").write_text(f'[store]\ncollection = "documents"\ntext = "body"\n{models}')
+    (block,) = blocks(ROOT / "docs/search.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "VECFERRY_STORE_URL": database_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "[(('2',), 'text 2')]",
+        "[{'lang': 'de', 'meta': {'tenant': 8}, 'year': 2020}]",
+        "1",
+    ]
 
 
 def test_python_of_the_evaluation_page_writes_a_report(

@@ -7,6 +7,7 @@ VecferryError                      exit  what happened
 │   ├── InvalidText                      one text, by its position
 │   │   └── WrongTextType                one that is no string; a TypeError too
 │   ├── InvalidRecord                    one line of an input file
+│   ├── InvalidFilter                    of a search, by the place in it
 │   ├── HeadUnavailable                  an output that this model does not have
 │   ├── NotPicklable                     an object without an address; a TypeError too
 │   │   └── SecretNotPickled
@@ -144,6 +145,8 @@ def cut_repr(value: object) -> str:
     return SHORT.repr(value)
 
 
+MAX_PLACE = 100
+"""Characters of a place that are shown, which may be what a client sent."""
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 
@@ -220,6 +223,22 @@ class InvalidRecord(InvalidInput):
     path: str
     line: int
     reason: str
+
+
+@dataclass(eq=False)
+class InvalidFilter(InvalidInput):
+    """A filter of a search is none, or none for this store. where: its place in the filter; empty for the whole."""
+
+    template = "the filter{place}: {reason}."
+    advice = (
+        'A filter is such as {{"lang": "en"}}, {{"year": {{"$gte": 2020}}}} or {{"$or": [..., ...]}}: docs/search.md.'
+    )
+    where: str
+    reason: str
+
+    def _shown(self) -> dict[str, object]:
+        place = ascii(self.where[:MAX_PLACE])[1:-1]
+        return super()._shown() | {"place": f" at {place}" if place else ""}
 
 
 @dataclass(eq=False)

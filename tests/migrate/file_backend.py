@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -13,6 +14,7 @@ import numpy as np
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import BackendHit, Point
+from vecferry.stores.filters import EVERY_ROW, Selection, matches, portable
 
 
 class FileBackend:
@@ -95,10 +97,13 @@ class FileBackend:
         for i in ids:
             (self._there(collection) / quote(i, safe="")).unlink(missing_ok=True)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        points = self.get(collection, list(self.ids(collection)), vectors=True)
-        dense = {point.id: point.vectors.dense for point in points if point.vectors is not None}
-        hits = [BackendHit(id_, float(stored @ vector)) for id_, stored in dense.items()]  # of unit length
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
+        where = portable(selection.where, self.kind)
+        hits = [
+            BackendHit(point.id, float(point.vectors.dense @ vector), replace(point, vectors=None))  # of unit length
+            for point in self.get(collection, list(self.ids(collection)), vectors=True)
+            if point.vectors is not None and (where is None or matches(where, point.payload))
+        ]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:

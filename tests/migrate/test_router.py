@@ -2,7 +2,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -14,7 +16,15 @@ from tests.migrate.doubles import TruthEncoder, truth
 from tests.stores.backends import vector_of
 from vecferry.embeddings import DENSE, Embeddings, MultiVector, Outputs, Sparse, TextVectors, indptr_of
 from vecferry.encode.encoder import Role
-from vecferry.errors import InvalidText, MissingOption, SpaceMismatch, StoreFailed, StoreUnreachable, VecferryError
+from vecferry.errors import (
+    InvalidFilter,
+    InvalidText,
+    MissingOption,
+    SpaceMismatch,
+    StoreFailed,
+    StoreUnreachable,
+    VecferryError,
+)
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.config import read_config
 from vecferry.migrate.opening import open_configured_store, serving_encoders
@@ -100,6 +110,30 @@ def assert_right(answer: Answer, text: str, shop: Shop, epoch: int) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def test_a_search_among_some_rows_carries_what_is_stored_on_both_sides_of_a_switch(shop: Shop) -> None:
+    shop.backend.put(
+        "docs",
+        [Point(t, t, TextVectors(shop.old.truth(t)), {"lang": "en" if t != "blue" else "de"}) for t in TEXTS],
+    )
+    with shop.router(max_age_s=0) as router:
+        first = router.search("blue", where={"lang": "en"}, with_text=True)
+        assert {(hit.key[0], hit.text, hit.payload) for hit in first.hits} == {
+            ("red", "red", None),
+            ("green", "green", None),
+        }
+        shop.migrate()
+        new = [
+            replace(point, vectors=TextVectors(shop.new.truth(point.id))) for point in shop.backend.get("docs", TEXTS)
+        ]
+        shop.backend.put("docs_vecferry_2", new)
+        shop.switch(2)
+        second = router.search("blue", 1, where={"lang": {"$ne": "en"}}, with_payload=True)
+        assert (second.epoch, second.hits[0].key, second.hits[0].text) == (2, ("blue",), None)
+        assert second.hits[0].payload == {"lang": "de"}
+        with pytest.raises(InvalidFilter, match=r"at lang\.\$regex: one of \$eq"):
+            router.search("blue", where={"lang": {"$regex": ".*"}})
+
+
 def test_before_any_migration_the_old_model_answers(shop: Shop) -> None:
     with shop.router() as router:
         assert_right(router.search("red", k=2), "red", shop, epoch=0)
@@ -161,7 +195,7 @@ def test_a_search_whose_index_is_dropped_as_it_reads_is_asked_again(
     with shop.router() as router:
         router.search("red", 1)
 
-        def dropped_meanwhile(_: object, collection: str, vector: np.ndarray, k: int) -> list[BackendHit]:
+        def dropped_meanwhile(*_: object) -> list[BackendHit]:
             monkeypatch.undo()
             shop.switch(2)
             shop.finalize()
@@ -355,10 +389,10 @@ class _Counted(MirrorStore):
         type(self).closed += 1
         super().close()
 
-    def search(self, vector: np.ndarray, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+    def search(self, vector: np.ndarray, k: int, **options: Any) -> list[Hit]:
         if type(self).broken:
             raise StoreUnreachable("memory", "it went away")
-        return super().search(vector, k, fingerprint=fingerprint, exact=exact)
+        return super().search(vector, k, **options)
 
     def reconnect(self) -> None:
         type(self).broken -= 1

@@ -344,8 +344,8 @@ class SlowStore:
         self._clock = clock
         self._left = list(milliseconds)
 
-    def search(self, vector: np.ndarray, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        assert (len(vector), k, fingerprint, exact) == (8, 1, "old", False)
+    def search(self, vector: np.ndarray, k: int, *, fingerprint: str) -> list[Hit]:
+        assert (len(vector), k, fingerprint) == (8, 1, "old")
         self._clock.now += self._left.pop(0) / 1000
         return []
 

@@ -12,6 +12,7 @@ from tests.migrate.file_backend import FileBackend
 from tests.stores.backends import COLLECTION, DIMENSION
 from vecferry.embeddings import DENSE, Float32
 from vecferry.stores.backend import Backend, BackendHit, OptionalVectors, Point
+from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.group import GroupBackend, Part, WithOptionalVectors
 from vecferry.stores.memory import MemoryBackend
 
@@ -45,8 +46,11 @@ class SpreadGroup(GroupBackend):
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         super().delete(collection, [*map(_in_group, ids)])
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        return [replace(hit, id=_plain(hit.id)) for hit in super().search(collection, vector, k)]
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
+        hits = super().search(collection, vector, k, selection)
+        return [
+            BackendHit(_plain(hit.id), hit.score, hit.point and replace(hit.point, id=_plain(hit.id))) for hit in hits
+        ]
 
 
 class SpreadMemoryGroup(SpreadGroup, WithOptionalVectors):

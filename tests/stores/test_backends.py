@@ -22,8 +22,9 @@ from tests.stores.backends import (
     vector_of,
 )
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
-from vecferry.errors import StoreError, StoreSchemaError
+from vecferry.errors import InvalidFilter, StoreError, StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, OptionalVectors, Point, Renamable
+from vecferry.stores.filters import NativeFilter, Selection
 
 NEW = "docs_new"
 WIDE = 16
@@ -351,6 +352,102 @@ def test_writers_in_several_threads_lose_nothing(backend: Backend) -> None:
     assert {id_: point.text for id_, point in everything(backend).items()} == own | shared
     for handle in handles:
         handle.close()
+
+
+# --- filters --------------------------------------------------------------------------------------
+
+ROWS: tuple[dict[str, object], ...] = (
+    {"lang": "en", "year": 2018},
+    {"lang": "de", "year": 2020},
+    {"lang": 'it\'s "x" \\', "year": 2022},
+    {"lang": "en", "year": 2024},
+    {},
+)
+EMPTY_IN: dict[str, dict[str, object]] = {"sqlite-vec": {"lang": "", "year": 0}}
+"""What stands for a field that a store cannot leave out."""
+WHERE: tuple[tuple[dict[str, object], set[int]], ...] = (
+    ({"lang": "en"}, {0, 3}),
+    ({"lang": 'it\'s "x" \\'}, {2}),
+    ({"lang": "' OR 1=1 --"}, set()),
+    ({"lang": {"$ne": "en"}}, {1, 2, 4}),
+    ({"lang": {"$in": ["de", "en"]}, "year": {"$gt": 2018}}, {1, 3}),
+    ({"lang": {"$nin": ["de", "en"]}}, {2, 4}),
+    ({"year": 2020}, {1}),
+    ({"year": 2020.0}, {1}),
+    ({"year": {"$gte": 2020, "$lt": 2024}}, {1, 2}),
+    ({"year": {"$gt": 2019.5, "$lte": 2022}}, {1, 2}),
+    ({"year": {"$lt": -(2**40)}}, set()),
+    ({"$or": [{"lang": "de"}, {"$and": [{"lang": "en"}, {"year": {"$gt": 2020}}]}]}, {1, 3}),
+)
+
+
+@pytest.fixture
+def filtered(backend: Backend, name: str) -> Backend:
+    rows = [row or EMPTY_IN.get(name, {}) for row in ROWS]
+    backend.put(COLLECTION, [Point(str(n), f"text {n}", TextVectors(unit(n)), row) for n, row in enumerate(rows)])
+    return backend
+
+
+def numbers(backend: Backend, where: object, k: int = 10) -> set[int]:
+    selection = Selection.of(where)  # type: ignore[arg-type]
+    return {int(hit.id) for hit in backend.search(COLLECTION, unit(0), k, selection)}
+
+
+def test_a_filter_lets_the_same_rows_through_in_every_store(filtered: Backend) -> None:
+    assert [numbers(filtered, where) for where, _ in WHERE] == [rows for _, rows in WHERE]
+
+
+def test_a_filter_narrows_what_is_searched_not_what_was_found(filtered: Backend) -> None:
+    farthest = [hit.id for hit in filtered.search(COLLECTION, unit(0), 10)][-1]
+    row = ROWS[int(farthest)] or {"year": {"$nin": [2018, 2020, 2022, 2024]}}
+    assert [hit.id for hit in filtered.search(COLLECTION, unit(0), 1, Selection.of(row))][:1] in ([farthest], ["0"])
+    assert numbers(filtered, {"year": {"$gte": 2024}}, k=1) == {3}
+
+
+def test_a_hit_carries_its_text_and_its_payload_where_they_are_asked_for(filtered: Backend) -> None:
+    (hit,) = filtered.search(COLLECTION, unit(3), 1, Selection.of({"lang": "en"}, with_text=True, with_payload=True))
+    assert hit.id == "3"
+    assert hit.point is not None
+    assert (hit.point.id, hit.point.text, hit.point.vectors) == ("3", "text 3", None)
+    assert filled(hit.point.payload) == ROWS[3]
+    assert hit.score == pytest.approx(1, abs=1e-5)
+    assert [each.id for each in filtered.search(COLLECTION, unit(3), 1)] == ["3"]
+
+
+NATIVE: dict[str, NativeFilter] = {
+    "chroma": NativeFilter({"lang": "de"}),
+    "lancedb": NativeFilter("lang = 'de' AND year > 2000"),
+    "qdrant": NativeFilter({"must": [{"key": "lang", "match": {"value": "de"}}]}),
+    "milvus": NativeFilter('lang == "de" and year > 2000'),
+    "sqlite-vec": NativeFilter("r.lang = ? AND r.year > ?", ("de", 2000)),
+}
+BROKEN: dict[str, NativeFilter] = {
+    "lancedb": NativeFilter("lang = = 'de'"),
+    "qdrant": NativeFilter({"must": 7}),
+    "milvus": NativeFilter("lang = = 3"),
+    "sqlite-vec": NativeFilter("r.nowhere = ?", (1,)),
+}
+
+
+def test_the_store_takes_its_own_filter_or_says_that_it_has_none(filtered: Backend) -> None:
+    if filtered.kind in NATIVE:
+        assert numbers(filtered, NATIVE[filtered.kind]) == {1}
+        broken = BROKEN.get(filtered.kind)
+        if broken is not None:
+            with pytest.raises((InvalidFilter, StoreError)):
+                numbers(filtered, broken)
+    else:
+        with pytest.raises(InvalidFilter, match="no filter of its own"):
+            numbers(filtered, NativeFilter("lang = 'de'"))
+
+
+def test_a_field_that_a_store_would_need_a_column_for_is_named(filtered: Backend) -> None:
+    where = {"nowhere": 1}
+    if filtered.kind in ("lancedb", "sqlite-vec"):
+        with pytest.raises(InvalidFilter, match="nowhere"):
+            numbers(filtered, where)
+    else:
+        assert numbers(filtered, where) == set()
 
 
 # --- names --------------------------------------------------------------------------------------

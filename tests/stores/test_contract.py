@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.migrate.doubles import truth
-from tests.stores.collections import Collection, old_vector
+from tests.stores.collections import Collection, PgCollection, old_vector
 from vecferry.embeddings import DENSE, Outputs, SparseVector, TextVectors
 from vecferry.errors import LeaseLost, Locked, SpaceMismatch, StoreSchemaError
+from vecferry.stores.filters import Selection
 from vecferry.stores.lease import process_mark
 from vecferry.stores.ledger import DeadLetter, Lease, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.values import (
@@ -492,6 +493,33 @@ def test_a_search_answers_in_the_side_of_its_space_wherever_it_is(collection: Co
         assert first("space-new", "new", DIMENSION) == "2"
         with pytest.raises(SpaceMismatch):
             first("another", "old", 8)
+
+
+def test_a_filter_and_what_a_hit_carries_are_the_same_on_both_sides(collection: Collection) -> None:
+    if isinstance(collection, PgCollection):
+        collection.connection.execute("ALTER TABLE docs ADD lang text, ADD year integer")
+    prepared(collection)
+    store = collection.store
+    rows = {"1": ("a", "en", 2018), "2": ("b", "de", 2020), "3": ("c", "en", 2022), "4": ("d", "en", 2024)}
+    records = [
+        Record((key,), text, TextVectors(old_vector(text)), {"lang": lang, "year": year})
+        for key, (text, lang, year) in rows.items()
+    ]
+    store.put(records, fingerprint="space-old")
+    store.write(Side.NEW, vectors(*store.outdated(Side.NEW, limit=10)))
+    selection = Selection.of({"lang": "en", "year": {"$gt": 2018}}, with_text=True, with_payload=True)
+    for back in (None, False, True):
+        if back is not None:
+            switch(collection, back=back)
+        for space, model, dimension in (("space-old", "old", 8), ("space-new", "new", DIMENSION)):
+            for exact in (False, True):
+                query = truth(model, "b", dimension)
+                hits = store.search(query, 2, fingerprint=space, exact=exact, selection=selection)
+                carried = {hit.key[0]: (hit.text, *map((hit.payload or {}).get, ("lang", "year"))) for hit in hits}
+                assert carried == {key: rows[key] for key in ("3", "4")}
+                assert hits[0].score >= hits[1].score
+    (bare,) = store.search(truth("old", "b", 8), 1, fingerprint="space-old")
+    assert (bare.key, bare.text, bare.payload) == (("2",), None, None)
 
 
 def test_rows_come_in_the_order_asked_for_each_once_and_those_that_are_not_there_are_left_out(

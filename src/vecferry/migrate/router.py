@@ -21,6 +21,7 @@ from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
 from vecferry.migrate.config import read_config
 from vecferry.migrate.opening import open_configured_store, serving_encoders
+from vecferry.stores.filters import Filter, Selection
 from vecferry.stores.ledger import Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource
@@ -125,12 +126,27 @@ class Router:
         for encoder in (self._old, self._new):
             encoder.encode(["warm"], role="query")
 
-    def search(self, text: str, k: int = 10) -> Answer:
-        """Return the k rows nearest to the text. Raises InvalidText, ModelRuntimeError."""
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        with_text: bool = False,
+        with_payload: bool = False,
+    ) -> Answer:
+        """Return the k rows nearest to the text, of all or of those that `where` lets through.
+
+        where: such as {"lang": "en"} (`stores/filters.py`), which means the same to every store and on both sides of a
+        migration; or a `NativeFilter`, the store's own. with_text, with_payload: let each hit carry what is stored
+        beside its key.
+        Raises InvalidText, InvalidFilter, ModelRuntimeError.
+        """
+        selection = Selection.of(where, with_text=with_text, with_payload=with_payload)
 
         def search(store: Store, serving: Serving) -> Answer:
             query = self._encoded(serving, text)
-            hits = store.search(query.vector, k, fingerprint=query.fingerprint)
+            hits = store.search(query.vector, k, fingerprint=query.fingerprint, selection=selection)
             return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits), query.thresholds)
 
         return self._following(search)

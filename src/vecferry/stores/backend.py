@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from vecferry.embeddings import Float32, Outputs, TextVectors, Value
 from vecferry.errors import InvalidStoreUrl
+from vecferry.stores.filters import EVERY_ROW, Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +28,11 @@ class Point:
 
 @dataclass(frozen=True)
 class BackendHit:
-    """One answer to a search, best first. score: the cosine."""
+    """One answer to a search, best first. score: the cosine. point: without its vectors, where it was asked for."""
 
     id: str
     score: float
+    point: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,12 @@ class Backend(Protocol):
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         """Delete points. Ids that are not there are no error. Any number."""
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """Search by the store's own index, best first, over what was written before."""
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
+        """Search by the store's own index, best first, over what was written before.
+
+        A filter narrows what is searched, not what was found: k rows are returned where so many match. Raises
+        InvalidFilter for one that this store cannot apply.
+        """
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:
         """Leave the vector indexes that `like` has; return the names of those built. Repeating is safe."""

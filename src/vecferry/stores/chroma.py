@@ -23,8 +23,17 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
-from vecferry.errors import InvalidStoreUrl, Locked, MissingExtra, StoreFailed, StoreSchemaError, StoreUnreachable
+from vecferry.errors import (
+    InvalidFilter,
+    InvalidStoreUrl,
+    Locked,
+    MissingExtra,
+    StoreFailed,
+    StoreSchemaError,
+    StoreUnreachable,
+)
 from vecferry.stores.backend import ANYONE, PEEKED, BackendHit, Point, ServerAccess, VectorField, path_in
+from vecferry.stores.filters import EVERY_ROW, RANGES, Condition, Junction, NativeFilter, Operator, Selection
 from vecferry.stores.request_batches import RequestBatches, slices
 
 try:
@@ -292,13 +301,20 @@ class ChromaBackend:
             opened.delete(ids=list(batch))
 
     @_translated()
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
         """Score by the cosine; in a collection with another distance, only that of unit vectors."""
+        where = chroma_where(selection.where)
         opened = self._collection(collection)
         cosine = COSINES[_space(opened)]
-        answer = _steady(lambda: opened.query(query_embeddings=[vector.tolist()], n_results=k, include=["distances"]))
-        distances = (answer["distances"] or [[]])[0]
-        return [BackendHit(i, cosine(distance)) for i, distance in zip(answer["ids"][0], distances, strict=True)]
+        include: Any = ["distances", *(["documents", "metadatas"] if selection.wants_points else [])]
+        query = [vector.tolist()]
+        answer = _steady(lambda: opened.query(query_embeddings=query, n_results=k, where=where, include=include))
+        ids, distances = answer["ids"][0], (answer["distances"] or [[]])[0]
+        points: list[Point | None] = [None] * len(ids)
+        if selection.wants_points:
+            rows = zip(ids, (answer["documents"] or [[]])[0], (answer["metadatas"] or [[]])[0], strict=True)
+            points = [Point(i, text, None, dict(payload or {})) for i, text, payload in rows]
+        return [BackendHit(i, cosine(d), point) for i, d, point in zip(ids, distances, points, strict=True)]
 
     def _require_fit(self, collection: str, points: Sequence[Point]) -> None:
         vectors = [point.vectors for point in points if point.vectors is not None]
@@ -317,6 +333,23 @@ class ChromaBackend:
 
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002
         return ()
+
+
+def chroma_where(where: Condition | NativeFilter | None) -> dict[str, Any] | None:
+    """Return a filter as Chroma takes it. Raises InvalidFilter: it compares numbers alone by their order."""
+    if isinstance(where, NativeFilter):
+        return dict(where.condition)
+    if where is None:
+        return None
+    if isinstance(where, Junction):
+        return {where.operator: [chroma_where(part) for part in where.parts]}
+    if where.operator in RANGES and isinstance(where.values[0], str):
+        raise InvalidFilter(f"{where.field}.{where.operator}", "Chroma orders numbers alone")
+    single: dict[str, Operator] = {"$in": "$eq", "$nin": "$ne"}
+    operator = single.get(where.operator, where.operator)
+    terms: list[dict[str, Any]] = [{where.field: {operator: value}} for value in where.values]
+    junction = "$and" if where.is_negated else "$or"
+    return terms[0] if len(terms) == 1 else {junction: terms}
 
 
 def _steady(read: Callable[[], T]) -> T:

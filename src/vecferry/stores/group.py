@@ -19,6 +19,7 @@ from typing import TypeVar
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import Aliased, Backend, BackendHit, Noticing, OptionalVectors, Point, Renamable
+from vecferry.stores.filters import EVERY_ROW, Selection
 
 T = TypeVar("T")
 OURS = re.compile(r"_vecferry_(?:\d+|old|ending)$")
@@ -317,10 +318,11 @@ class GroupBackend:
     def _delete(self, collection: str, member: str, ids: Sequence[str]) -> None:
         self._on(collection, member, lambda backend, name: backend.delete(name, ids), None)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
         """Search each member, and merge their answers by score."""
-        answers = self._of_all(collection, lambda backend, name: backend.search(name, vector, k), list[BackendHit]())
-        hits = [BackendHit(member_id(member, hit.id), hit.score) for member, own in answers for hit in own]
+        nothing = list[BackendHit]()
+        answers = self._of_all(collection, lambda backend, name: backend.search(name, vector, k, selection), nothing)
+        hits = [_hit_within(member, hit) for member, own in answers for hit in own]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
 
     # --- indexes ----------------------------------------------------------------------------------
@@ -386,6 +388,12 @@ def group_of(parts: Sequence[Part]) -> GroupBackend:
         (True, True): WithBoth,
     }
     return kinds[isinstance(first, OptionalVectors), isinstance(first, Noticing)](parts)
+
+
+def _hit_within(member: str, hit: BackendHit) -> BackendHit:
+    """Return a member's hit with the ids of the group."""
+    id_ = member_id(member, hit.id)
+    return BackendHit(id_, hit.score, hit.point and replace(hit.point, id=id_))
 
 
 def _by_member(ids: Sequence[str]) -> dict[str, list[str]]:

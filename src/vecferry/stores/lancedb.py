@@ -29,6 +29,7 @@ from filelock import FileLock
 
 from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import (
+    InvalidFilter,
     MissingExtra,
     StoreFailed,
     StoreSchemaError,
@@ -36,6 +37,17 @@ from vecferry.errors import (
     without_secrets,
 )
 from vecferry.stores.backend import BackendHit, Fields, Point, VectorField, path_in
+from vecferry.stores.filters import (
+    EVERY_ROW,
+    RANGES,
+    Comparison,
+    Condition,
+    NativeFilter,
+    Scalar,
+    Selection,
+    kind_of,
+    written,
+)
 from vecferry.stores.request_batches import slices
 
 try:
@@ -76,6 +88,8 @@ INDEX_KINDS: dict[str, Callable[..., Any]] = {
     "IvfHnswSq": kinds.HnswSq,
     "IvfHnswPq": kinds.HnswPq,
 }
+BAD_FILTER = re.compile("(?:Invalid user input|Schema error|sql parser error|Invalid input)[^/]{0,200}")
+"""What an error says of a condition."""
 Metric = Literal["cosine", "dot", "l2"]
 COSINES: dict[Metric, Callable[[float], float]] = {
     "cosine": lambda distance: 1 - distance,
@@ -348,17 +362,25 @@ class LanceBackend:
         return f"`{self._fields.vector}` IS NULL"
 
     @_translated()
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
         """Score by the cosine; by an index with another metric, only that of unit vectors."""
         table = self._table(collection)
         metric = self._metric(table)
         key = self._key_of(table.schema)
         columns = [key] if key is not None else [name for name in table.schema.names if name not in self._heads]
         query = cast(VectorQuery, table.search(vector, vector_column_name=self._fields.vector)).distance_type(metric)
-        rows = query.refine_factor(REFINE).select([*columns, "_distance"]).limit(k).to_arrow()
+        if selection.wants_points:
+            columns = [name for name in table.schema.names if name not in self._heads]
+        if selection.where is not None:
+            query = query.where(lance_condition(selection.where, table.schema), prefilter=True)
+        query = query.refine_factor(REFINE).select([*columns, "_distance"]).limit(k)
+        rows = query.to_arrow() if selection.where is None else _filtered(query.to_arrow)
+        scores = map(COSINES[metric], rows["_distance"].to_pylist())
         found = rows[key].to_pylist() if key is not None else numbered(digests(rows, {"_distance"}))
-        distances = zip(found, rows["_distance"].to_pylist(), strict=True)
-        return [BackendHit(str(key), COSINES[metric](distance)) for key, distance in distances]
+        if selection.wants_points:
+            points = self._points(rows.drop_columns(["_distance"]), found)
+            return [BackendHit(point.id, score, point) for point, score in zip(points, scores, strict=True)]
+        return [BackendHit(str(key), score) for key, score in zip(found, scores, strict=True)]
 
     def _require_fit(self, collection: str, schema: pa.Schema, points: Sequence[Point]) -> None:
         own = {self._key_of(schema), self._fields.text, *self._heads}
@@ -559,6 +581,60 @@ def _vector_fields(table: Table) -> Iterator[VectorField]:
             table.name, vector, dimensions, table.count_rows(), tuple(names), next(iter(texts), "text"), key,
             obstacle=obstacle,
         )  # fmt: skip
+
+
+def _filtered(read: Callable[[], pa.Table]) -> pa.Table:
+    """Return what is read with a filter. Raises InvalidFilter for one that LanceDB does not understand."""
+    try:
+        return read()
+    except (RuntimeError, ValueError) as exc:
+        if reason := BAD_FILTER.search(str(exc)):
+            raise InvalidFilter("", f"LanceDB refuses it ({reason[0].strip(' ,')})") from exc
+        raise
+
+
+def lance_condition(where: Condition | NativeFilter, schema: pa.Schema) -> str:
+    """Return SQL. Raises InvalidFilter for a field that the table has no column for, or a value of another kind."""
+    if isinstance(where, NativeFilter):
+        return str(where.condition)
+    return written(where, lambda comparison: _compared(comparison, schema))
+
+
+def _compared(comparison: Comparison, schema: pa.Schema) -> str:
+    path, kind = _column_at(comparison.field, schema)
+    literals = [_filter_literal(value, kind, comparison.field) for value in comparison.values]
+    place = ".".join(f"`{part}`" for part in path)
+    if pa.types.is_integer(kind) and any(_whole_number(str(value), kind) is None for value in comparison.values):
+        place = f"CAST({place} AS {'BIGINT' if all(isinstance(v, int) for v in comparison.values) else 'DOUBLE'})"
+    if comparison.operator in RANGES:
+        return f"{place} {dict(zip(RANGES, ('>', '>=', '<', '<='), strict=True))[comparison.operator]} {literals[0]}"
+    listed = f"IN ({', '.join(literals)})"
+    return f"({place} NOT {listed} OR {place} IS NULL)" if comparison.is_negated else f"{place} {listed}"
+
+
+def _column_at(field: str, schema: pa.Schema) -> tuple[list[str], pa.DataType]:
+    """Return the path of a column, into structs, and its type. Raises InvalidFilter where there is none."""
+    path = [field] if field in schema.names else field.split(".")
+    kind: pa.DataType = pa.struct(list(schema))
+    for name in path:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0 or "`" in name:
+            raise InvalidFilter(field, "the table has no such column")
+        kind = kind.field(name).type
+    return path, kind
+
+
+def _filter_literal(value: Scalar, kind: pa.DataType, field: str) -> str:
+    expected = "boolean" if pa.types.is_boolean(kind) else "number"
+    if _is_text(kind) or pa.types.is_temporal(kind):
+        expected = "text"
+    elif not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise InvalidFilter(field, f"the column is {kind}, which cannot be compared")
+    if kind_of(value) != expected:
+        raise InvalidFilter(field, f"the column is {kind}, to be compared with a {expected}")
+    if isinstance(value, str):
+        text = "'" + value.replace("'", "''") + "'"
+        return text if _is_text(kind) else f"CAST({text} AS {'DATE' if pa.types.is_date(kind) else 'TIMESTAMP'})"
+    return str(value).lower()
 
 
 def _is_key(kind: pa.DataType) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import StoreSchemaError
 from vecferry.stores.backend import BackendHit, Point
+from vecferry.stores.filters import EVERY_ROW, Selection, matches, portable
 
 
 @dataclass
@@ -112,11 +113,15 @@ class MemoryBackend:
     def count_without_vector(self, collection: str) -> int:
         return len(self.without_vector(collection, list(self.ids(collection))))
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
+        where = portable(selection.where, self.kind)
         with self._held.lock:
-            points = self._collection(collection).points
-            stored = {i: point.vectors.dense for i, point in points.items() if point.vectors is not None}
-        hits = [BackendHit(i, _cosine(stored_vector, vector)) for i, stored_vector in stored.items()]
+            points = [copy.deepcopy(point) for point in self._collection(collection).points.values()]
+        hits = [
+            BackendHit(point.id, _cosine(point.vectors.dense, vector), replace(point, vectors=None))
+            for point in points
+            if point.vectors is not None and (where is None or matches(where, point.payload))
+        ]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
 
     def build_indexes(self, collection: str, like: str) -> tuple[str, ...]:  # noqa: ARG002  # a search is exact

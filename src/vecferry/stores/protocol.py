@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar, runtime_checkable
 
 from vecferry.embeddings import DENSE, Float32, Outputs
+from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import (
     BOTH_SIDES,
@@ -93,9 +94,18 @@ class Store(Protocol):
         of a former text. Raises SpaceMismatch if neither side is in that space.
         """
 
-    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+    def search(
+        self,
+        vector: Float32,
+        k: int,
+        *,
+        fingerprint: str,
+        exact: bool = False,
+        selection: Selection = EVERY_ROW,
+    ) -> list[Hit]:
         """Return the k rows nearest to `vector` [D], best first, in the side whose space is `fingerprint`.
 
+        selection: of which rows, and what of each. Raises InvalidFilter for a filter that this store cannot apply.
         Before a migration, and for a side whose space nobody has recorded, any fingerprint is taken
         at its word. Raises SpaceMismatch if neither side is in that space, or D is not the side's.
         """
@@ -275,7 +285,14 @@ class StoreGroup(Protocol):
         """Say where a member's part of an index is found, as its client calls it."""
 
     def search_within(
-        self, member: str, vector: Float32, k: int, *, fingerprint: str, exact: bool = False
+        self,
+        member: str,
+        vector: Float32,
+        k: int,
+        *,
+        fingerprint: str,
+        exact: bool = False,
+        selection: Selection = EVERY_ROW,
     ) -> list[Hit]:
         """Search one member alone; as `Store.search`, with the keys of the group."""
 

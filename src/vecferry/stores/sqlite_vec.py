@@ -16,7 +16,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +34,9 @@ from vecferry.errors import (
     without_secrets,
 )
 from vecferry.stores.backend import BackendHit, Fields, Point, VectorField, path_in
+from vecferry.stores.filters import EVERY_ROW, Condition, NativeFilter, Selection
 from vecferry.stores.sqlite.connection import read_only_uri
+from vecferry.stores.sqlite.filters import sqlite_condition
 
 try:
     import sqlite_vec
@@ -208,6 +210,11 @@ class Layout:
         """Return the column with the table that it is read from."""
         is_of_rows = self.rows is None or (column in (self.key, *self.rows.columns) and column != self.vectors.vector)
         return f"{'r' if is_of_rows else 'v'}.{_quoted(column)}"
+
+    @cached_property
+    def placed(self) -> dict[str, str]:
+        """Return the columns that can be compared, as they are read from `source`."""
+        return {name: self.place(name) for name in (self.key, self.text, *self.payload)}
 
     def native(self, key: str) -> str | int | None:
         """Return the key as the table has it; None if it can have no such key."""
@@ -468,9 +475,34 @@ class SqliteVecBackend:
                         where = f"{_quoted(layout.rows.name)} WHERE {_quoted(layout.key)} = ?"
                         self._execute(f"DELETE FROM {where}", key)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """Compare with every vector; 4,096 answers at most. Without the metric cosine, scores are of unit vectors."""
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
+        """Compare with every vector; 4,096 answers at most. Without the metric cosine, scores are of unit vectors.
+
+        With a filter the vectors of those rows are compared one by one, since vec0 takes its k before a join.
+        """
         layout = self._layout(collection)
+        if selection.where is not None:
+            hits = self._search_among(layout, selection.where, np.asarray(vector, np.float32).tobytes(), k)
+        else:
+            hits = self._search_all(layout, vector, k)
+        if not selection.wants_points:
+            return hits
+        points = {point.id: point for point in self.get(collection, [hit.id for hit in hits])}
+        return [replace(hit, point=points[hit.id]) for hit in hits if hit.id in points]
+
+    def _search_among(self, layout: Layout, where: Condition | NativeFilter, vector: bytes, k: int) -> list[BackendHit]:
+        metric = layout.vectors.metric
+        condition, params = sqlite_condition(where, layout.placed)
+        distance = f"vec_distance_{'cosine' if metric == 'cosine' else 'L2'}"
+        stored = layout.place(layout.vectors.vector)
+        statement = (
+            f"SELECT r.{_quoted(layout.key)}, {distance}({stored}, ?) AS distance FROM {layout.source}"
+            f" WHERE {stored} IS NOT NULL AND {condition} ORDER BY distance LIMIT ?"
+        )
+        rows = self._rows(statement, vector, *params, k)
+        return [BackendHit(str(key), COSINES[metric](distance)) for key, distance in rows if distance is not None]
+
+    def _search_all(self, layout: Layout, vector: Float32, k: int) -> list[BackendHit]:
         name, cosine = _quoted(layout.vectors.name), COSINES[layout.vectors.metric]
         rows = f" JOIN {_quoted(layout.rows.name)} AS r ON {layout.joined}" if layout.rows else ""
         key = f"{'r' if rows else 'v'}.{_quoted(layout.key)}"

@@ -268,10 +268,12 @@ class Examination(Value):
 
 @dataclass(frozen=True)
 class Hit(Value):
-    """One answer to a search. score: the cosine."""
+    """One answer to a search. score: the cosine. text, payload: None where they were not asked for; as in `Record`."""
 
     key: Key
     score: float
+    text: str | None = None
+    payload: Mapping[str, Any] | None = None
 
 
 def tell_nobody(message: str) -> None:

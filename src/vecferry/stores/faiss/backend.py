@@ -20,6 +20,7 @@ from vecferry.stores.faiss.docstore import Docstore, Entry, JsonLines, LangChain
 from vecferry.stores.faiss.index_files import IndexFiles, Loaded
 from vecferry.stores.faiss.parquet import FORM, ParquetDocuments, names_in
 from vecferry.stores.faiss.staged import SUFFIX, StagedCollection, Vectors
+from vecferry.stores.filters import EVERY_ROW, Condition, Selection, matches, portable
 
 URLS = "faiss:///absolute/folder, or faiss:relative/folder"
 LOCK = ".vecferry-lock"
@@ -169,27 +170,27 @@ class FaissBackend:
             elif gone := self._load(collection).positions.keys() & set(ids):
                 self._rewrite(collection, {}, gone)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        """Search by the index of FAISS; while a collection is being made, compare with every vector."""
-        query = np.asarray(vector, np.float32)
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
+        """Search by the index of FAISS; while a collection is being made, compare with every vector.
+
+        With a filter, which FAISS has none of, compare with the vectors of those documents that match.
+        """
+        query, where = np.asarray(vector, np.float32), portable(selection.where, "FAISS")
         if staged := self._staged(collection):
-            return self._compared(staged, collection, query, k)
+            known = self._vectors[collection] = staged.vectors(self._vectors.get(collection))
+            entries = staged.entries() if where or selection.wants_points else []
+            return _compared(known.matrix, known.ids, entries, query, k, where)
         loaded = self._load(collection)
         k = min(k, len(loaded.entries))
         if not k:
             return []
+        if where is not None:
+            ids = [entry.id for entry in loaded.entries]
+            return _compared(loaded.vectors, ids, loaded.entries, query, k, where)
         distances, positions = loaded.index.search(query[np.newaxis], k)
         cosine = kinds.COSINES[loaded.index.metric_type]
         found = [(d, p) for d, p in zip(distances[0].tolist(), positions[0].tolist(), strict=True) if p >= 0]
-        return [BackendHit(loaded.entries[position].id, cosine(distance)) for distance, position in found]
-
-    def _compared(self, staged: StagedCollection, collection: str, query: Float32, k: int) -> list[BackendHit]:
-        known = self._vectors[collection] = staged.vectors(self._vectors.get(collection))
-        length = float(np.linalg.norm(query)) or 1.0
-        lengths = np.maximum(np.linalg.norm(known.matrix, axis=1), np.finfo(np.float32).tiny)
-        scores = known.matrix @ query / lengths / length  # [N]
-        best = np.argsort(-scores, kind="stable")[:k]
-        return [BackendHit(known.ids[n], float(scores[n])) for n in best]
+        return [_hit(loaded.entries[position], cosine(distance)) for distance, position in found]
 
     def _rewrite(self, collection: str, put: dict[str, Point], gone: set[str]) -> None:
         """Write the files anew with these points in them, and without those that are gone."""
@@ -283,6 +284,26 @@ def _fields_of(lines: Path) -> Fields:
 
 def _entry(point: Point) -> Entry:
     return Entry(point.id, point.text, dict(point.payload))
+
+
+def _compared(
+    matrix: Float32, ids: Sequence[str], entries: Sequence[Entry], query: Float32, k: int, where: Condition | None
+) -> list[BackendHit]:
+    """Compare with every vector, or those of documents that match. matrix: [N, D]. entries: none, or all N."""
+    if where is not None:
+        rows = [n for n, entry in enumerate(entries) if matches(where, entry.payload)]
+        matrix, ids, entries = matrix[rows], [ids[n] for n in rows], [entries[n] for n in rows]
+    length = float(np.linalg.norm(query)) or 1.0
+    lengths = np.maximum(np.linalg.norm(matrix, axis=1), np.finfo(np.float32).tiny)
+    scores = matrix @ query / lengths / length  # [N]
+    best = np.argsort(-scores, kind="stable")[:k]
+    if not entries:
+        return [BackendHit(ids[n], float(scores[n])) for n in best]
+    return [_hit(entries[n], float(scores[n])) for n in best]
+
+
+def _hit(entry: Entry, score: float) -> BackendHit:
+    return BackendHit(entry.id, score, Point(entry.id, entry.text, None, deepcopy(dict(entry.payload))))
 
 
 def _point(loaded: Loaded, position: int, *, vectors: bool) -> Point:

@@ -13,7 +13,9 @@ from pymilvus.milvus_client import IndexParams
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreError, StoreFailed, StoreSchemaError
 from vecferry.stores.backend import BackendHit, Fields, Point, VectorField
+from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.milvus.connection import KIND, TIMEOUT_S, Address, translated
+from vecferry.stores.milvus.filters import milvus_expression
 from vecferry.stores.milvus.layout import (
     DEFAULT_PARTITION,
     DYNAMIC,
@@ -296,19 +298,29 @@ class MilvusBackend:
             with self._client() as client:
                 client.delete(collection, filter=layout.is_in(part), partition_name=partition, timeout=TIMEOUT_S)
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
         layout = self._layout(collection)
+        condition = milvus_expression(selection.where, layout)
         metric = self._metric(layout)
         with self._client(loaded=collection) as client:
             (hits,) = client.search(
                 collection,
                 [vector.tolist()],
                 anns_field=self._fields.vector,
+                filter=condition,
                 limit=min(k, MAX_HITS),
+                output_fields=layout.read_fields(vectors=False) if selection.wants_points else None,
                 consistency_level=STRONG,
                 timeout=TIMEOUT_S,
             )
-        return [BackendHit(str(hit[self._fields.key]), _cosine(hit["distance"], metric)) for hit in hits]
+        return [self._hit(layout, hit, metric, selection) for hit in hits]
+
+    def _hit(self, layout: MilvusLayout, hit: Mapping[str, Any], metric: str, selection: Selection) -> BackendHit:
+        key, score = hit[self._fields.key], _cosine(hit["distance"], metric)
+        if not selection.wants_points:
+            return BackendHit(str(key), score)
+        row = {**hit["entity"], self._fields.key: key}
+        return BackendHit(str(key), score, layout.point(row, "", keeps_nulls=not self._address.is_lite))
 
     def _rows(
         self,

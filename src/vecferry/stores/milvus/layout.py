@@ -217,9 +217,13 @@ def vector_fields(described: Mapping[str, Any], called: str, rows: int) -> list[
     ]
 
 
+def quoted(text: str) -> str:
+    return f'"{text.translate(_ESCAPES)}"'
+
+
 def _literal(key: str | int) -> str:
     """Write a literal. Control characters but for these need no escape, and Milvus Lite knows none for them."""
-    return str(key) if isinstance(key, int) else f'"{key.translate(_ESCAPES)}"'
+    return str(key) if isinstance(key, int) else quoted(key)
 
 
 def _plain(value: Any) -> Any:

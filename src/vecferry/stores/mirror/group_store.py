@@ -6,6 +6,7 @@ import time
 
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import StoreSchemaError
+from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.group import GroupBackend, member_id
 from vecferry.stores.mirror.group_ending import GroupEnding
 from vecferry.stores.mirror.reading import MirrorReader
@@ -56,13 +57,20 @@ class GroupStore(MirrorStore):
         return self._group.name_of(locator, member)
 
     def search_within(
-        self, member: str, vector: Float32, k: int, *, fingerprint: str, exact: bool = False
+        self,
+        member: str,
+        vector: Float32,
+        k: int,
+        *,
+        fingerprint: str,
+        exact: bool = False,
+        selection: Selection = EVERY_ROW,
     ) -> list[Hit]:
         alone = self._group.within(member)
         sides = MirrorSides(alone, self._target, self._ledger, self._source, embed_missing=self._sides.embed_missing)
         if not alone.members(sides.now().serving):
             return []
-        return MirrorReader(sides).search(vector, k, fingerprint=fingerprint, exact=exact)
+        return MirrorReader(sides).search(vector, k, fingerprint=fingerprint, exact=exact, selection=selection)
 
     # --- the switch and the end -------------------------------------------------------------------
 

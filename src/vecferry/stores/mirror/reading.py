@@ -9,8 +9,9 @@ from typing import TypeVar
 import numpy as np
 
 from vecferry.embeddings import Float32
-from vecferry.errors import SpaceMismatch, StoreFailed, StoreSchemaError
+from vecferry.errors import InvalidFilter, SpaceMismatch, StoreFailed, StoreSchemaError
 from vecferry.stores.backend import Noticing, Point
+from vecferry.stores.filters import EVERY_ROW, NativeFilter, Selection, matches
 from vecferry.stores.mirror.sides import MirrorSides, Sides
 from vecferry.stores.values import Hit, Key, Row, Side, StoredRow, TableInfo, has_direction, in_order
 
@@ -108,14 +109,27 @@ class MirrorReader:
         ids = list(dict.fromkeys(key[0] for key in keys if len(key) == 1))
         return [point for points in self._sides.pages_of(collection, ids, vectors=vectors) for point in points]
 
-    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+    def search(
+        self,
+        vector: Float32,
+        k: int,
+        *,
+        fingerprint: str,
+        exact: bool = False,
+        selection: Selection = EVERY_ROW,
+    ) -> list[Hit]:
         def search(collection: str) -> list[Hit]:
             self._refuse_dimension(collection, vector, fingerprint)
             if exact:
-                return self._exact_search(collection, vector, k)
-            return [Hit((hit.id,), hit.score) for hit in self._backend.search(collection, vector, k)]
+                return self._exact_search(collection, vector, k, selection)
+            hits = self._backend.search(collection, vector, k, selection)
+            return [self._hit(hit.id, hit.score, hit.point, selection) for hit in hits]
 
         return self._read_in(fingerprint, f"a search in {self._target}", search)
+
+    def _hit(self, id_: str, score: float, point: Point | None, selection: Selection) -> Hit:
+        text = self._sides.text(point) if point and selection.with_text else None
+        return Hit((id_,), score, text, dict(point.payload) if point and selection.with_payload else None)
 
     def _refuse_dimension(self, collection: str, vector: Float32, fingerprint: str) -> None:
         stored = self._backend.dimension(collection)
@@ -149,14 +163,19 @@ class MirrorReader:
             raise SpaceMismatch(expected=expected, found=fingerprint, where=where)
         return sides.old
 
-    def _exact_search(self, collection: str, vector: Float32, k: int) -> list[Hit]:
+    def _exact_search(self, collection: str, vector: Float32, k: int, selection: Selection) -> list[Hit]:
+        """Compare with every point. A store's own filter is applied by its index alone: InvalidFilter."""
+        if isinstance(selection.where, NativeFilter):
+            raise InvalidFilter("", "an exact search takes one such as Chroma's, which means the same to every store")
         query = vector.astype(np.float64) / np.linalg.norm(vector)
         best: list[Hit] = []
         for points in self._sides.pages(collection, vectors=True):
-            dense = {point.id: point.vectors.dense for point in points if point.vectors is not None}
-            if filled := {id_: stored for id_, stored in dense.items() if has_direction(stored)}:
-                matrix = np.stack([*filled.values()]).astype(np.float64)  # [n, D]
+            among = [p for p in points if selection.where is None or matches(selection.where, self._sides.fields(p))]
+            dense = [(point, point.vectors.dense) for point in among if point.vectors is not None]
+            if filled := [(point, stored) for point, stored in dense if has_direction(stored)]:
+                matrix = np.stack([stored for _, stored in filled]).astype(np.float64)  # [n, D]
                 scores = matrix @ query / np.linalg.norm(matrix, axis=1)
-                best += [Hit((id_,), float(score)) for id_, score in zip(filled, scores, strict=True)]
+                pairs = zip(filled, scores, strict=True)
+                best += [self._hit(point.id, float(score), point, selection) for (point, _), score in pairs]
                 best = sorted(best, key=lambda hit: (-hit.score, hit.key))[:k]
         return best

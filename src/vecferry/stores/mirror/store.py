@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import CutoverRefused, Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores.backend import Backend, OptionalVectors, Point
+from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.lease import held
 from vecferry.stores.ledger import Lease
 from vecferry.stores.mirror.comparing import MirrorComparison, same
@@ -128,8 +129,16 @@ class MirrorStore(Store):
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         return self._reader.vectors(keys, fingerprint=fingerprint)
 
-    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+    def search(
+        self,
+        vector: Float32,
+        k: int,
+        *,
+        fingerprint: str,
+        exact: bool = False,
+        selection: Selection = EVERY_ROW,
+    ) -> list[Hit]:
+        return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact, selection=selection)
 
     def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:  # noqa: ARG002  # a collection of its own
         return ()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from psycopg import sql
 
 from vecferry.embeddings import Float32
+from vecferry.errors import InvalidFilter, StoreFailed, StoreSchemaError
+from vecferry.stores.filters import EVERY_ROW, NativeFilter, Selection
 from vecferry.stores.pgvector.binary import Binary, vector_bytes
 from vecferry.stores.pgvector.capture import CaptureNames
 from vecferry.stores.pgvector.catalogue import Columns
 from vecferry.stores.pgvector.connection import identifier
 from vecferry.stores.pgvector.dependents import dependents
+from vecferry.stores.pgvector.filters import filter_sql
 from vecferry.stores.pgvector.indexes import VectorIndex
 from vecferry.stores.pgvector.notices import notices
 from vecferry.stores.pgvector.partitions import Sizes, sizes
@@ -20,11 +25,30 @@ from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import ResolvedSide
 from vecferry.stores.pgvector.table import NEW, NEW_CHECKSUM, OLD_CHECKSUM, SCHEMA, suffixed
 from vecferry.stores.pgvector.views import views_of
-from vecferry.stores.text_source import SqlText
+from vecferry.stores.text_source import FieldText, SqlText
 from vecferry.stores.values import Hit, Key, KeyRange, Layout, Row, Side, StoredRow, TableInfo, in_order
 
 MAX_EF_SEARCH = 1000
 """How many rows an HNSW index can find at once."""
+
+
+LET_INDEX_GO_ON = """
+SELECT set_config(setting, 'relaxed_order', true)
+FROM pg_extension, unnest(ARRAY['hnsw.iterative_scan', 'ivfflat.iterative_scan']) AS setting
+WHERE extname = 'vector' AND string_to_array(substring(extversion FROM '^[0-9]+[.][0-9]+'), '.')::int[] >= '{0,8}'
+"""
+"""Lets an index of pgvector look further, as long as a filter leaves out what it finds; what it returns is sorted."""
+BAD_FILTER = ("22", "42")
+"""Classes of errors: values that are none of their type; SQL that means nothing, or that the role may not."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    place: ResolvedSide
+    dimension: int
+    vector: Binary
+    k: int
+    selection: Selection
 
 
 class PgReader:
@@ -163,24 +187,100 @@ class PgReader:
             }
         return in_order(vectors, keys)
 
-    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
+    def search(
+        self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False, selection: Selection = EVERY_ROW
+    ) -> list[Hit]:
         """Return the k rows nearest to `vector`, best first.
 
         The epoch and the vectors are read under one lock, so they belong together.
 
-        Without `exact`, an index with `*_cosine_ops` answers, if the column has one.
+        Without `exact`, an index with `*_cosine_ops` answers, if the column has one. It looks at rows that a filter
+        leaves out too, and gives up at some time; where it finds too few, all rows of the filter are compared.
         """
         with self._session.pinned():
             place = self._side_resolver.searched(fingerprint, len(vector))
+            search = _Search(place, len(vector), Binary(vector_bytes(vector, self._table.kind)), k, selection)
             if exact or k > MAX_EF_SEARCH:
-                self._db.execute("SET LOCAL enable_indexscan = off")
-                query = self._nearest(place, len(vector), limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
-            else:
-                self._let_index_find(k)
-                limited = sql.SQL(" ORDER BY vecferry_distance LIMIT %s")
-                query = self._nearest(place, len(vector), limited=limited, sorted_limit=sql.SQL(""))
-            rows = self._db.rows(query, [Binary(vector_bytes(vector, self._table.kind)), k])
-            return [Hit(tuple(key), float(score)) for score, *key in rows]
+                return self._found_by_comparing(search)
+            self._let_index_find(k)
+            if selection.where is None:
+                return self._found_by_index(search)
+            self._db.rows(LET_INDEX_GO_ON)
+            hits = self._found_by_index(search)
+            return hits if len(hits) == k else self._found_by_comparing(search)
+
+    def _found_by_comparing(self, search: _Search) -> list[Hit]:
+        self._db.execute("SET LOCAL enable_indexscan = off")
+        return self._found(search, limited=sql.SQL(""), sorted_limit=sql.SQL(" LIMIT %s"))
+
+    def _found_by_index(self, search: _Search) -> list[Hit]:
+        limited = sql.SQL(" ORDER BY vecferry_distance LIMIT %s")
+        return self._found(search, limited=limited, sorted_limit=sql.SQL(""))
+
+    def _found(self, search: _Search, *, limited: sql.SQL, sorted_limit: sql.SQL) -> list[Hit]:
+        """Return the nearest rows.
+
+        limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
+        sorted_limit: after rows of equal distance were sorted by key.
+        """
+        columns, selection = self._catalogue.columns(), search.selection
+        condition, params = sql.SQL("true").format(), list[object]()
+        if selection.where is not None:
+            condition, params = filter_sql(selection.where, columns)
+        nothing, itself = sql.SQL("NULL"), sql.SQL(" AS t")
+        joined = sql.SQL(" AS n JOIN {} AS t ON {}").format(self._sql.name, self._sql.at_place("n"))
+        query = sql.SQL(
+            "SELECT 1 - vecferry_distance, {text}, {payload}, {keys_as_text} FROM (SELECT {sized} OPERATOR({ext}.<=>)"
+            " {query} AS vecferry_distance, {inside} FROM {rows} AS t"
+            " WHERE {is_there} AND {condition}{limited}){nearest}"
+            " ORDER BY vecferry_distance, {keys}{sorted_limit}"
+        ).format(
+            text=self._sql.text if selection.with_text else nothing,
+            payload=self._payload(columns) if selection.with_payload else nothing,
+            keys_as_text=self._sql.keys_as_text,
+            sized=self._sized(search.place.column, search.dimension),
+            is_there=self._is_there(search.place, search.dimension),
+            ext=identifier(self._table.extension),
+            query=self._sql.placeholder(self._table.kind),
+            inside=self._sql.place if selection.wants_points else self._sql.keys,
+            keys=self._sql.keys,
+            rows=self._sql.with_sides(search.place.beside),
+            condition=condition,
+            limited=limited,
+            nearest=joined if selection.wants_points else itself,
+            sorted_limit=sorted_limit,
+        )
+        rows = self._filtered_rows(query, [search.vector, *params, search.k], selection)
+        return [
+            Hit(tuple(key), float(score), self._sql.text_sql.row(tuple(key), text).text, payload)
+            for score, text, payload, *key in rows
+        ]
+
+    def _filtered_rows(self, query: sql.Composed, params: list[object], selection: Selection) -> list[tuple[Any, ...]]:
+        """Return rows. Raises InvalidFilter for a value that is none of its column's, or SQL that is none."""
+        if selection.where is None:
+            return self._db.rows(query, params)
+        try:
+            return self._db.rows(query, params)
+        except StoreSchemaError as exc:
+            if isinstance(selection.where, NativeFilter):
+                raise InvalidFilter("", f"PostgreSQL refuses it ({exc.what:.200})") from exc
+            raise
+        except StoreFailed as exc:
+            state = getattr(exc.__cause__, "sqlstate", None)
+            if state is None or state.startswith(BAD_FILTER):
+                raise InvalidFilter("", f"PostgreSQL refuses it ({exc.reason:.200})") from exc
+            raise
+
+    def _payload(self, columns: Columns) -> sql.Composed:
+        """Return an object of the columns that are neither key, text nor vectors."""
+        reserved = columns.ours() | columns.of_vectors() | {column.name for column in self._table.key}
+        reserved |= {*columns.beside, *([self._table.source.name] if isinstance(self._table.source, FieldText) else [])}
+        names = sorted(name for name in columns.by_name if name not in reserved)
+        if not names:
+            return sql.SQL("'{{}}'::json").format()
+        values = sql.SQL(", ").join(map(self._sql.column, names))
+        return sql.SQL("(SELECT to_json(p) FROM (SELECT {}) AS p)").format(values)
 
     def _let_index_find(self, k: int) -> None:
         """Let the index return `k` rows. The setting, 40 by default, is there once a session has used pgvector."""
@@ -189,28 +289,6 @@ class PgReader:
             " greatest(%s, coalesce(nullif(now.setting, ''), '40')::int)::text, true)"
             " FROM current_setting('hnsw.ef_search', true) AS now(setting)",
             [k],
-        )
-
-    def _nearest(self, place: ResolvedSide, dimension: int, *, limited: sql.SQL, sorted_limit: sql.SQL) -> sql.Composed:
-        """Return a query for the nearest rows. A part's vectors are cast to their length, as its indexes do.
-
-        limited: inside, where nothing but the distance may be sorted by, so that an index can do it.
-        sorted_limit: after rows of equal distance were sorted by key.
-        """
-        return sql.SQL(
-            "SELECT 1 - vecferry_distance, {keys_as_text} FROM (SELECT {sized} OPERATOR({ext}.<=>) {query}"
-            " AS vecferry_distance, {keys} FROM {rows} AS t WHERE {is_there}{limited}) AS t"
-            " ORDER BY vecferry_distance, {keys}{sorted_limit}"
-        ).format(
-            keys_as_text=self._sql.keys_as_text,
-            sized=self._sized(place.column, dimension),
-            is_there=self._is_there(place, dimension),
-            ext=identifier(self._table.extension),
-            query=self._sql.placeholder(self._table.kind),
-            keys=self._sql.keys,
-            rows=self._sql.with_sides(place.beside),
-            limited=limited,
-            sorted_limit=sorted_limit,
         )
 
     def _is_there(self, place: ResolvedSide, dimension: int | None) -> sql.Composed:

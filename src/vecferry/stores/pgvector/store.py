@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreSchemaError
+from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.pgvector.application import PgApplicationWriter
 from vecferry.stores.pgvector.capture import PgCapture
 from vecferry.stores.pgvector.comparing import PgComparison
@@ -148,8 +149,16 @@ class PgVectorStore(Store):
     def vectors(self, keys: Sequence[Key], *, fingerprint: str) -> dict[Key, Float32]:
         return self._reader.vectors(keys, fingerprint=fingerprint)
 
-    def search(self, vector: Float32, k: int, *, fingerprint: str, exact: bool = False) -> list[Hit]:
-        return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact)
+    def search(
+        self,
+        vector: Float32,
+        k: int,
+        *,
+        fingerprint: str,
+        exact: bool = False,
+        selection: Selection = EVERY_ROW,
+    ) -> list[Hit]:
+        return self._reader.search(vector, k, fingerprint=fingerprint, exact=exact, selection=selection)
 
     def layouts(self, dimension: int) -> tuple[LayoutCost, ...]:
         return layout_costs(self._session, dimension)

@@ -13,7 +13,9 @@ from qdrant_client import models
 from vecferry.embeddings import Float32, Outputs, SparseVector, TextVectors
 from vecferry.errors import StoreFailed, StoreSchemaError
 from vecferry.stores.backend import PEEKED, BackendHit, Fields, Point, VectorField
+from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.qdrant.connection import KIND, QdrantConnection
+from vecferry.stores.qdrant.filters import qdrant_filter
 from vecferry.stores.qdrant.kept_vectors import VECTORS, KeptVectors
 from vecferry.stores.qdrant.layout import (
     COLBERT,
@@ -202,15 +204,27 @@ class QdrantBackend:
         with self._connection.client() as client:
             return client.count(collection, _without(name), exact=True).count
 
-    def search(self, collection: str, vector: Float32, k: int) -> list[BackendHit]:
-        layout = self._layout(collection)
+    def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
+        layout, where = self._layout(collection), qdrant_filter(selection.where)
         with self._connection.client() as client:
             answer = client.query_points(
-                collection, vector.tolist(), using=layout.name or None, limit=k, with_payload=False
+                collection,
+                vector.tolist(),
+                using=layout.name or None,
+                query_filter=where,
+                limit=k,
+                with_payload=selection.wants_points,
             )
-        return [BackendHit(str(point.id), _cosine(point.score, layout.dense.distance)) for point in answer.points]
+        return [
+            BackendHit(
+                str(point.id),
+                _cosine(point.score, layout.dense.distance),
+                self._point(layout, point) if selection.wants_points else None,
+            )
+            for point in answer.points
+        ]
 
-    def _point(self, layout: QdrantLayout, record: models.Record) -> Point:
+    def _point(self, layout: QdrantLayout, record: models.Record | models.ScoredPoint) -> Point:
         payload = dict(record.payload or {})
         text = payload.pop(self._fields.text, None)
         if text is not None and not isinstance(text, str):
