@@ -62,6 +62,11 @@ ARGUMENTS = (
     f"--max-tokenize-chars={MAX_TOKENIZE_CHARS}",
 )
 """Of `vecferry serve`, with the model's name `tiny` and the key."""
+NO_FILTERS: tuple[object, ...] = (
+    *([], "1=1", 7, {}, {"a": None}, {"$where": "1"}, {"a": {"$regex": "."}}, {"a": [[[]]]}),
+    *({"$or": [{"a": 1}] * 9_999}, {"a": {"$in": list(range(9_999))}}, {"a" * 9_999: 1}, {"a": "x" * 19_999}),
+    *({str(n): n for n in range(9_999)}, {"a": 10**99}),
+)
 ENVIRONMENT = {
     "VECFERRY_API_KEYS": KEY,
     "MALLOC_ARENA_MAX": "1",
@@ -348,6 +353,8 @@ def kinds() -> list[Kind]:
              v1(dimensions="a"), tei(dimensions=2**70), v1(dimensions=[64]))),
         Kind("k out of range", (400,), tuple(post("/search", {"query": "a", "k": k})
              for k in (0, -1, 1001, 2**64, 1.5, "many"))),
+        Kind("filters that are none", (400,), tuple(post("/search", {"query": "a", "where": each})
+             for each in NO_FILTERS)),
         Kind("unknown choices", (400,), (v1(encoding_format="hex"), v1(prompt_name="title"),
              tei(prompt_name="x" * 9_999), tei(truncation_direction="left"),
              tei(truncation_direction="up"), m3(outputs=["dense", "colour"]),

@@ -20,6 +20,7 @@ from tests.server.conftest import serving
 from tests.server.inside import inside
 from tests.waiting import wait_until
 from vecferry.cli.migrate_target import Target
+from vecferry.embeddings import TextVectors
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import EncoderOptions, Loaded, load_encoder
@@ -32,6 +33,9 @@ from vecferry.server.app import create_app
 from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerLimits, ServerOptions
 from vecferry.server.service import Service
+from vecferry.stores.backend import Point
+from vecferry.stores.memory import MemoryBackend
+from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
 
 TEXTS = [f"text number {number} of {number % 7}" for number in range(40)]
@@ -64,6 +68,8 @@ def shop(
     table = pa.table({
         "id": [f"d{number}" for number in range(len(TEXTS))],
         "text": TEXTS,
+        "lang": ["en" if number % 2 else "de" for number in range(len(TEXTS))],
+        "secret": [f"secret {number}" for number in range(len(TEXTS))],
         "embedding": pa.FixedSizeListArray.from_arrays(library.encode(TEXTS).dense.ravel(), library.dimension),
     })  # fmt: skip
     lancedb.connect(tmp_path / "data").create_table("docs", table)
@@ -78,7 +84,7 @@ def shop(
     store = target.open_store()
     try:
         with (
-            serving("--config", str(config)) as server,
+            serving("--config", str(config), "--search-field=text", "--search-field=lang") as server,
             httpx2.Client(base_url=server.url, timeout=60) as http,
         ):
             yield Shop(http, Migration(store, new=new, old=library, options=target.config.options), library, new)
@@ -97,6 +103,10 @@ def assert_searched_by(shop: Shop, encoder: Encoder, model: str, *, epoch: int) 
     rows = [int(hit["key"][0].removeprefix("d")) for hit in answer["hits"]]
     np.testing.assert_allclose([hit["score"] for hit in answer["hits"]], scores[rows], atol=1e-5)  # the store's float32
     np.testing.assert_allclose(scores[rows], np.sort(scores)[::-1][:NEAREST], atol=1e-5)
+    some = shop.search(query, k=NEAREST, where={"lang": "en"}, with_text=True, with_payload=True).json()["hits"]
+    rows = [int(hit["key"][0].removeprefix("d")) for hit in some]
+    assert [(hit["text"], hit["payload"]) for hit in some] == [(TEXTS[row], {"lang": "en"}) for row in rows]
+    np.testing.assert_allclose(scores[rows], np.sort(scores[1::2])[::-1][:NEAREST], atol=1e-5)
 
 
 def assert_named_by_what_serves(shop: Shop, encoder: Encoder, *, epoch: int) -> None:
@@ -168,6 +178,64 @@ def test_a_model_cannot_have_the_name_of_what_serves(shop: Shop, library: Encode
             create_app(service, ServerOptions(), router)
         create_app(service, ServerOptions(serving_name="current"), router)
         create_app(service, ServerOptions())
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"where": {"secret": "secret 7"}}, "'secret' is no field to search by here"),
+        ({"where": {"$or": [{"lang": "en"}, {"$and": [{"secret": {"$gte": "s"}}]}]}}, "'secret' is no field"),
+        ({"where": {"lang": {"$gte": "a"}, "embedding": 1}}, "'embedding' is no field"),
+        ({"where": {"language": "en"}}, "'language' is no field"),
+        ({"where": {"lang.secret": "en"}}, "the filter at lang.secret: the table has no such column"),
+        ({"where": {"lang": 7}}, "to be compared with a text"),
+        ({"where": {"lang": {"$like": "%"}}}, "the filter at lang.$like"),
+        ({"where": {"lang": {"$in": ["en"] * 1001}}}, "a list of 1 to 1000"),
+        ({"where": {"$or": [{"$or": [{"lang": "en"}] * 64}] * 64}}, "more than 64 comparisons"),
+        ({"where": {"lang": "x" * 5000}}, "up to 4096 characters"),
+        ({"where": {"lang": "\0"}}, "up to 4096 characters"),
+        ({"where": {}}, "an object"),
+        ({"where": "lang = 'en'"}, "where"),
+        ({"where": {"lang": "en"}, "with_text": "yes"}, "with_text"),
+        ({"filter": {"lang": "en"}}, "filter"),
+        ({"where": {"\x1b[31m`;--": 1}}, "printable"),
+        ({"where": {"lang`;--": 1}}, "is no field"),
+    ],
+)
+def test_a_filter_is_for_the_fields_that_the_operator_has_named(shop: Shop, body: dict[str, Any], reason: str) -> None:
+    answer = shop.search("a", **body)
+    assert answer.status_code == 400
+    assert reason in answer.json()["error"]
+    assert len(answer.content) < 1000
+
+
+def test_what_looks_like_a_condition_is_a_value(shop: Shop) -> None:
+    for value in ("' OR 1=1 --", "en' OR lang = 'de", "\\' OR true --", 'en"', "%", "🙂"):
+        assert shop.search("a", where={"lang": value}).json()["hits"] == []
+        assert len(shop.search("a", k=40, where={"lang": {"$nin": [value]}}).json()["hits"]) == len(TEXTS)
+
+
+def test_nothing_can_be_read_or_searched_by_unless_it_was_named(library: Encoder, tmp_path: Path) -> None:
+    strange: dict[str, Any] = {"n": {"a": [2**80, b"\xff", "\ud800", float("nan")], 7: None}, "hidden": 1}
+    backend = MemoryBackend({"docs": [Point("1", "one", TextVectors(library.encode(["one"]).dense[0]), strange)]})
+    store = MirrorStore(backend, "docs", SqliteLedger.open(tmp_path / "control.db"))
+
+    def router(_: Service) -> Router:
+        return Router(store, old=library, new=library)
+
+    for fields, statuses in (((), (400, 400, 400)), (("n.a",), (400, 200, 200)), (("text", "n"), (200, 200, 200))):
+        with (
+            inside(library, router=router, options=ServerOptions(search_fields=fields)) as server,
+            server.client() as http,
+        ):
+            bodies = ({"with_text": True}, {"with_payload": True}, {"where": {"n.a": {"$ne": 1}}})
+            answers = [http.post("/search", json={"query": "one", **body}) for body in bodies]
+            assert tuple(answer.status_code for answer in answers) == statuses
+            if fields:
+                read = answers[1].json()["hits"][0]["payload"]
+                numbers = [str(2**80), "/w==", "?", None]
+                assert read == ({"n.a": numbers} if fields == ("n.a",) else {"n": {"a": numbers, "7": None}})
+    store.close()
 
 
 class StoreAway:

@@ -131,6 +131,21 @@ def test_a_text_of_several_columns_is_the_one_that_is_embedded(store: PgVectorSt
     assert hit.text == "ab: text 2"
 
 
+def test_a_hit_of_a_partitioned_table_carries_its_own_row(connection: psycopg.Connection, database_url: str) -> None:
+    """Rows of two partitions are at equal places in them."""
+    connection.execute(
+        "CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id);"
+        "CREATE TABLE low PARTITION OF docs FOR VALUES FROM (0) TO (2);"
+        "CREATE TABLE high PARTITION OF docs FOR VALUES FROM (2) TO (4)"
+    )
+    for n in range(4):
+        vector = truth("old", str(n), 8).tolist()
+        connection.execute("INSERT INTO docs VALUES (%s, %s, %s::real[]::vector)", [n, f"text {n}", vector])
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding") as store:
+        hits = search(store, {"id": {"$gte": 1}}, with_text=True, with_payload=True)
+    assert sorted((hit.key, hit.text, hit.payload) for hit in hits) == [((str(n),), f"text {n}", {}) for n in (1, 2, 3)]
+
+
 def test_an_index_finds_as_many_rows_as_a_filter_lets_through(
     connection: psycopg.Connection, database_url: str
 ) -> None:

@@ -54,6 +54,13 @@ AnyModelName = Annotated[
 ServingName = Annotated[
     str, typer.Option("--serving-name", help="With --config: model name for the model that serves, whichever it is.")
 ]
+SearchFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search-field",
+        help="With --config: column or field that clients of /search may filter by and read; all others are hidden.",
+    ),
+]
 PlainLogs = Annotated[bool, typer.Option("--plain-logs", help="Lines for people instead of JSON.")]
 Traces = Annotated[bool, typer.Option("--traces", help="Send spans to OTEL_EXPORTER_OTLP_ENDPOINT (extra: otel).")]
 
@@ -76,6 +83,7 @@ def serve(
     token_ids: TokenIds = False,
     any_model_name: AnyModelName = False,
     serving_name: ServingName = ServerOptions.serving_name,
+    search_field: SearchFields = None,
     plain_logs: PlainLogs = False,
     traces: Traces = False,
 ) -> None:
@@ -90,7 +98,8 @@ def serve(
     settings = read_settings()
     keys, origins = keys_of(api_keys, settings), tuple(cors_origin or ())
     names = tuple(host_name or ())
-    options = ServerOptions(host, keys, without_key, origins, names, limits, traces, token_ids, serving_name)
+    fields = tuple(search_field or ())
+    options = ServerOptions(host, keys, without_key, origins, names, limits, traces, token_ids, serving_name, fields)
     target = None if config is None else Target(read_config(config))
     with process.listen(host, port) as listening:  # before the models are loaded
         service = _service(_choices(models or [], target, settings), settings, limits, any_name=any_model_name)

@@ -151,6 +151,11 @@ class Router:
 
         return self._following(search)
 
+    @property
+    def text_source(self) -> TextSource:
+        """Return how the text of a row is made, of which fields."""
+        return self._store.traits.source
+
     def encode_query(self, text: str) -> Query:
         """Encode for applications that search the index themselves, which must be at once. Raises as `search` does."""
         return self._following(lambda _, serving: self._encoded(serving, text))

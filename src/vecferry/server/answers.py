@@ -47,6 +47,7 @@ TEI_TYPES = {400: "Validation", 401: "Unauthorized", 404: "Validation", 405: "Va
              413: "Validation", 421: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}  # fmt: skip
 BODY = "the request's body"
 """Where an error is that has no field."""
+INT64 = range(-(2**63), 2**63)
 FAULT = "the server failed; its log has the reason under this request's id."
 
 
@@ -147,6 +148,20 @@ async def in_pieces(rows: Iterable[object]) -> list[orjson.Fragment]:
         pieces.append(orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)))
         await asyncio.sleep(0)
     return pieces
+
+
+def readable(value: object) -> Any:
+    """Return a stored value in a form that every reader of JSON knows: bytes in base64, others as they are written."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {str(readable(str(name))): readable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [readable(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    is_plain = value is None or isinstance(value, bool | float) or (isinstance(value, int) and value in INT64)
+    return value if is_plain else str(value)
 
 
 def as_base64(vector: Float32) -> str:

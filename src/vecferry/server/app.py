@@ -47,6 +47,7 @@ def create_app(service: Service, options: ServerOptions, router: Router | None =
     )
     app.state.service, app.state.router = service, router
     app.state.takes_token_ids, app.state.serving_name = options.token_ids, options.serving_name
+    app.state.search_fields = frozenset(options.search_fields)
     for part in (openai.router, tei.router, m3.router):
         app.include_router(part)
     for kind, handler in HANDLERS.items():

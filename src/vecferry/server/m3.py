@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
@@ -9,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from vecferry.embeddings import Embeddings, Outputs
+from vecferry.encode.batching import MB
 from vecferry.encode.encoder import Role
-from vecferry.errors import BadRequest
-from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, wanted_form
+from vecferry.errors import MAX_PLACE, BadRequest, RequestTooLarge
+from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, readable, wanted_form
 from vecferry.server.openapi_schema import OPENAI_ERRORS, TEI_ERRORS, binary_forms
 from vecferry.server.requests import (
     Input,
@@ -23,8 +25,12 @@ from vecferry.server.requests import (
     service_of,
     while_connected,
 )
+from vecferry.stores.filters import comparisons_of, parse_filter
+from vecferry.stores.text_source import TextSource, value_at
+from vecferry.stores.values import Hit
 
 router = APIRouter(tags=["vecferry"])
+OPERATOR = "the server's operator names those: vecferry serve --search-field NAME"
 Head = Literal["dense", "sparse", "colbert"]
 
 
@@ -72,13 +78,20 @@ class M3Answer(BaseModel):
 class SearchRequest(_Strict):
     query: StrictStr
     k: Annotated[StrictInt, Field(ge=1, le=1000)] = 10
+    where: dict[str, Any] | None = Field(
+        None, description='Rows to search among: {"lang": "en", "year": {"$gte": 2020}}; by fields of --search-field.'
+    )
+    with_text: StrictBool = Field(False, description="Whether hits carry their text, of fields of --search-field.")
+    with_payload: StrictBool = Field(False, description="Whether hits carry the fields of --search-field.")
 
 
 class SearchHit(BaseModel):
-    """A row that was found; score is the cosine."""
+    """A row that was found; score is the cosine. text, payload: only where they were asked for."""
 
     key: list[str]
     score: float
+    text: str | None = None
+    payload: dict[str, Any] | None = None
 
 
 class SearchAnswer(BaseModel):
@@ -119,21 +132,56 @@ async def m3(request: Request, body: M3Request) -> Response:
 
 @router.post("/search", response_model=SearchAnswer, responses=TEI_ERRORS)
 async def search(request: Request, body: SearchRequest, service: ServiceHere) -> Response:
-    """Return the rows nearest to a query, from the index that serves, by the model that made it."""
+    """Return the rows nearest to a query, of all or some, from the index that serves, by the model that made it."""
     follower = router_of(request)
     if follower is None:
         raise BadRequest("/search", "this server follows no migration: vecferry serve --config migration.toml")
     service.check_texts([body.query])
-    answer = await while_connected(request, anyio.to_thread.run_sync(follower.search, body.query, body.k))
+    fields: frozenset[str] = request.app.state.search_fields
+    check_fields(body, follower.text_source, fields)
+    find = partial(
+        follower.search,
+        body.query,
+        body.k,
+        where=body.where,
+        with_text=body.with_text,
+        with_payload=body.with_payload,
+    )
+    answer = await while_connected(request, anyio.to_thread.run_sync(find))
     model = service.models.of_space(answer.fingerprint)
-    return json({
+    response = json({
         "epoch": answer.epoch,
         "generation": answer.generation,
         "fingerprint": answer.fingerprint,
         "model": model.name if model else None,
         "thresholds": dict(answer.thresholds),
-        "hits": [{"key": hit.key, "score": hit.score} for hit in answer.hits],
+        "hits": await in_pieces(_hit(hit, body, fields) for hit in answer.hits),
     })  # fmt: skip
+    if (size := len(response.body)) > (allowed := service.limits.max_answer_mb * MB):
+        raise RequestTooLarge("bytes of the answer", size, allowed, "--max-answer-mb")
+    return response
+
+
+def check_fields(body: SearchRequest, source: TextSource, fields: frozenset[str]) -> None:
+    """Raise BadRequest for a field that the operator has not named, InvalidFilter for what is no filter."""
+    for comparison in comparisons_of(parse_filter(body.where)) if body.where is not None else ():
+        parts = comparison.field.split(".")
+        if fields.isdisjoint(".".join(parts[:end]) for end in range(1, len(parts) + 1)):
+            raise BadRequest("where", f"{comparison.field[:MAX_PLACE]!a} is no field to search by here; {OPERATOR}")
+    if body.with_text and source.name not in fields and not fields.issuperset(source.fields):
+        raise BadRequest("with_text", f"the text is no field to be read here; {OPERATOR}")
+    if body.with_payload and not fields:
+        raise BadRequest("with_payload", f"there is no field to be read here; {OPERATOR}")
+
+
+def _hit(hit: Hit, body: SearchRequest, fields: frozenset[str]) -> dict[str, Any]:
+    value: dict[str, Any] = {"key": hit.key, "score": hit.score}
+    if body.with_text:
+        value["text"] = readable(hit.text)
+    if hit.payload is not None:
+        found = {name: value_at(hit.payload, name) for name in sorted(fields)}
+        value["payload"] = {name: readable(item) for name, item in found.items() if item is not None}
+    return value
 
 
 async def _serving(request: Request) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ class ServerOptions:
 
     host_names: under which it may be asked without a key, beside addresses and localhost. token_ids: whether clients
     may send this model's own in place of texts. serving_name: of the model that serves in the migration that is
-    followed.
+    followed. search_fields: of its rows, that clients may search by and read.
     """
 
     host: str = "127.0.0.1"
@@ -59,6 +59,7 @@ class ServerOptions:
     traces: bool = False
     token_ids: bool = False
     serving_name: str = "serving"
+    search_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and not self.keys and not self.without_key:

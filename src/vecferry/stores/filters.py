@@ -99,14 +99,8 @@ EVERY_ROW = Selection()
 
 
 def parse_filter(where: object) -> Condition:
-    """Read a filter. Raises InvalidFilter, also for one that is too large or nested too deep."""
-    condition = _condition(where, "", 1)
-    comparisons = comparisons_of(condition)
-    if len(comparisons) > MAX_COMPARISONS:
-        raise InvalidFilter("", f"it has {len(comparisons)} comparisons, and {MAX_COMPARISONS} are allowed")
-    if (number := sum(len(each.values) for each in comparisons)) > MAX_VALUES:
-        raise InvalidFilter("", f"it has {number} values, and {MAX_VALUES} are allowed")
-    return condition
+    """Read a filter. Raises InvalidFilter, also for one that is too large or nested too deep, as soon as it is."""
+    return _Reader().condition(where, "", 1)
 
 
 def comparisons_of(condition: Condition) -> list[Comparison]:
@@ -116,51 +110,66 @@ def comparisons_of(condition: Condition) -> list[Comparison]:
     return [each for part in condition.parts for each in comparisons_of(part)]
 
 
-def _condition(where: object, place: str, depth: int) -> Condition:
-    if not isinstance(where, Mapping) or not where:
-        raise InvalidFilter(place, 'an object such as {"lang": "en"} was expected')
-    if depth > MAX_DEPTH:
-        raise InvalidFilter(place, f"it is nested deeper than {MAX_DEPTH} times")
-    if len(where) > MAX_COMPARISONS:
-        raise InvalidFilter(place, f"it has {len(where)} fields, and {MAX_COMPARISONS} are allowed")
-    return _joined("$and", [part for name, value in where.items() for part in _entry(name, value, place, depth)])
+class _Reader:
+    """Reads one filter, and counts what is in it."""
 
+    def __init__(self) -> None:
+        self._comparisons = self._values = 0
 
-def _entry(name: object, value: object, place: str, depth: int) -> list[Condition]:
-    """Return the conditions of one entry of an object, which are all to hold."""
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_FIELD_CHARS or not name.isprintable():
-        raise InvalidFilter(place, f"a field has a name of 1 to {MAX_FIELD_CHARS} printable characters")
-    here = f"{place}.{name}" if place else name
-    if name in ("$and", "$or"):
-        junction: Literal["$and", "$or"] = "$and" if name == "$and" else "$or"
-        if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_COMPARISONS:
-            raise InvalidFilter(here, f"a list of 1 to {MAX_COMPARISONS} filters was expected")
-        return [_joined(junction, [_condition(part, f"{here}[{at}]", depth + 1) for at, part in enumerate(value)])]
-    if name.startswith("$"):
-        raise InvalidFilter(here, "an operator without a field; there are $and and $or here")
-    if not isinstance(value, Mapping):
-        return [Comparison(name, "$eq", (_scalar(value, here),))]
-    if not value:
-        raise InvalidFilter(here, f"one of {', '.join(OPERATORS)} was expected")
-    return [_comparison(name, operator, operand, here) for operator, operand in value.items()]
+    def condition(self, where: object, place: str, depth: int) -> Condition:
+        if not isinstance(where, Mapping) or not where:
+            raise InvalidFilter(place, 'an object such as {"lang": "en"} was expected')
+        if depth > MAX_DEPTH:
+            raise InvalidFilter(place, f"it is nested deeper than {MAX_DEPTH} times")
+        if len(where) > MAX_COMPARISONS:
+            raise InvalidFilter(place, f"it has {len(where)} fields, and {MAX_COMPARISONS} are allowed")
+        entries = (self._entry(name, value, place, depth) for name, value in where.items())
+        return _joined("$and", [part for entry in entries for part in entry])
+
+    def _entry(self, name: object, value: object, place: str, depth: int) -> list[Condition]:
+        """Return the conditions of one entry of an object, which are all to hold."""
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_FIELD_CHARS or not name.isprintable():
+            raise InvalidFilter(place, f"a field has a name of 1 to {MAX_FIELD_CHARS} printable characters")
+        here = f"{place}.{name}" if place else name
+        if name in ("$and", "$or"):
+            junction: Literal["$and", "$or"] = "$and" if name == "$and" else "$or"
+            if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_COMPARISONS:
+                raise InvalidFilter(here, f"a list of 1 to {MAX_COMPARISONS} filters was expected")
+            parts = [self.condition(part, f"{here}[{at}]", depth + 1) for at, part in enumerate(value)]
+            return [_joined(junction, parts)]
+        if name.startswith("$"):
+            raise InvalidFilter(here, "an operator without a field; there are $and and $or here")
+        if not isinstance(value, Mapping):
+            return [self._counted(Comparison(name, "$eq", (_scalar(value, here),)), here)]
+        if not value:
+            raise InvalidFilter(here, f"one of {', '.join(OPERATORS)} was expected")
+        return [self._comparison(name, operator, operand, here) for operator, operand in value.items()]
+
+    def _comparison(self, field: str, operator: Any, operand: object, place: str) -> Comparison:
+        place = f"{place}.{operator}"
+        if operator not in OPERATORS:
+            raise InvalidFilter(place, f"one of {', '.join(OPERATORS)} was expected")
+        if operator in ("$in", "$nin"):
+            if not isinstance(operand, list | tuple) or not 0 < len(operand) <= MAX_VALUES:
+                raise InvalidFilter(place, f"a list of 1 to {MAX_VALUES} values was expected")
+            return self._counted(Comparison(field, operator, tuple(_scalar(each, place) for each in operand)), place)
+        value = _scalar(operand, place)
+        if operator in RANGES and isinstance(value, bool):
+            raise InvalidFilter(place, "a number or a text was expected")
+        return self._counted(Comparison(field, operator, (value,)), place)
+
+    def _counted(self, comparison: Comparison, place: str) -> Comparison:
+        self._comparisons += 1
+        self._values += len(comparison.values)
+        if self._comparisons > MAX_COMPARISONS:
+            raise InvalidFilter(place, f"more than {MAX_COMPARISONS} comparisons")
+        if self._values > MAX_VALUES:
+            raise InvalidFilter(place, f"more than {MAX_VALUES} values")
+        return comparison
 
 
 def _joined(operator: Literal["$and", "$or"], parts: Sequence[Condition]) -> Condition:
     return parts[0] if len(parts) == 1 else Junction(operator, tuple(parts))
-
-
-def _comparison(field: str, operator: Any, operand: object, place: str) -> Comparison:
-    place = f"{place}.{operator}"
-    if operator not in OPERATORS:
-        raise InvalidFilter(place, f"one of {', '.join(OPERATORS)} was expected")
-    if operator in ("$in", "$nin"):
-        if not isinstance(operand, list | tuple) or not 0 < len(operand) <= MAX_VALUES:
-            raise InvalidFilter(place, f"a list of 1 to {MAX_VALUES} values was expected")
-        return Comparison(field, operator, tuple(_scalar(each, place) for each in operand))
-    value = _scalar(operand, place)
-    if operator in RANGES and isinstance(value, bool):
-        raise InvalidFilter(place, "a number or a text was expected")
-    return Comparison(field, operator, (value,))
 
 
 def _scalar(value: object, place: str) -> Scalar:

@@ -228,7 +228,10 @@ class PgReader:
         if selection.where is not None:
             condition, params = filter_sql(selection.where, columns)
         nothing, itself = sql.SQL("NULL"), sql.SQL(" AS t")
-        joined = sql.SQL(" AS n JOIN {} AS t ON {}").format(self._sql.name, self._sql.at_place("n"))
+        place = sql.SQL("t.ctid AS vecferry_place, t.tableoid AS vecferry_part")  # which a table alone would not need
+        joined = sql.SQL(" AS n JOIN {} AS t ON t.ctid = n.vecferry_place AND t.tableoid = n.vecferry_part").format(
+            self._sql.name
+        )
         query = sql.SQL(
             "SELECT 1 - vecferry_distance, {text}, {payload}, {keys_as_text} FROM (SELECT {sized} OPERATOR({ext}.<=>)"
             " {query} AS vecferry_distance, {inside} FROM {rows} AS t"
@@ -242,7 +245,7 @@ class PgReader:
             is_there=self._is_there(search.place, search.dimension),
             ext=identifier(self._table.extension),
             query=self._sql.placeholder(self._table.kind),
-            inside=self._sql.place if selection.wants_points else self._sql.keys,
+            inside=place if selection.wants_points else self._sql.keys,
             keys=self._sql.keys,
             rows=self._sql.with_sides(search.place.beside),
             condition=condition,
