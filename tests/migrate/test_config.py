@@ -13,7 +13,9 @@ from vecferry.embeddings import DENSE, Outputs
 from vecferry.errors import SettingsError, StoreUnreachable, UnknownSetting
 from vecferry.migrate.config import MigrationConfig, StoreConfig, merged, read_config
 from vecferry.migrate.opening import open_configured_store
+from vecferry.stores.group import Member
 from vecferry.stores.opening import ChromaOptions, PostgresOptions, QdrantOptions, open_store
+from vecferry.stores.protocol import Store, StoreGroup
 from vecferry.stores.values import Layout
 
 SHORT = """
@@ -44,6 +46,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
         "store": {
             "url": SecretStr("postgresql://app@localhost/app"),
             "collection": "shop.products",
+            "collections": (),
             "text": "description",
             "source": "product_texts",
             "where": "tenant = 'north'",
@@ -93,6 +96,7 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
         "verify": {"sample": 100, "min_recall": 0.9},
         "gate": {"queries": tmp_path / "judged", "margin": 0.02, "confidence": 0.95, "max_queries": 500},
         "thresholds": {"duplicate": 0.92},
+        "collections": (),
     }
 
 
@@ -171,7 +175,7 @@ def test_outputs_are_a_flag_too(tmp_path: Path) -> None:
         ("store", 'url = "lancedb:~no-such-user/d"', "[store] url", "…", "a path without ~, whose home"),
         ("store", 'text = ""', "[store] text", "", "the name of the column"),
         ("store", 'layout = "beside"', "[store] layout", "beside", "columns or side-table"),
-        ("stores", "", "[stores]", "…", "one of store, models, limits, engine, old, verify, gate, thresholds"),
+        ("stores", "", "[stores]", "…", "one of store, collections, models, limits, engine, old"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_place(
@@ -344,7 +348,7 @@ def test_what_a_file_says_for_another_kind_of_store_is_refused_by_its_name_there
     for line, url in (("source", "chroma:data"), ("tenant", "postgresql://localhost/app"), ("database", "milvus:m.db")):
         config = merged(read_config(written(tmp_path, SHORT)), {"store.url": SecretStr(url), f"store.{line}": "shop"})
         with pytest.raises(SettingsError) as refused:
-            open_configured_store(config.store)
+            open_configured_store(config)
         assert refused.value.name == f"[store] {line}"
 
 
@@ -378,3 +382,88 @@ def test_an_unknown_scheme_lists_those_that_are_known(url: str, tmp_path: Path) 
 
 def test_a_file_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
     assert read_config(written(tmp_path, f"\ufeff{SHORT}")) == read_config(written(tmp_path, SHORT))
+
+
+# --- several collections --------------------------------------------------------------------------
+
+MODELS = '[models]\nnew = "new"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "members", "name"),
+    [
+        ('[store]\ncollections = "file-*"\n', (Member("file-*"),), "file-*"),
+        ('[store]\ncollections = ["docs", "faq"]\n', (Member("docs"), Member("faq")), "{docs,faq}"),
+        (
+            '[[collections]]\nname = "docs"\n[[collections]]\nname = "faq"\ntext = "answer"\n[store]\n',
+            (Member("docs"), Member("faq", "answer")),
+            "{docs,faq}",
+        ),
+    ],
+)
+def test_several_collections_are_a_pattern_a_list_or_tables(
+    text: str, members: tuple[Member, ...], name: str, tmp_path: Path
+) -> None:
+    config = read_config(written(tmp_path, text + MODELS))
+    assert (config.target, config.target_name) == (members, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ('[store]\ncollection = "a"\ncollections = "b*"', "[store] collections", "none beside [store] collection"),
+        (
+            '[[collections]]\nname = "a"\n[store]\ncollections = "b*"',
+            "[[collections]]",
+            "none beside [store] collections",
+        ),
+        ("[store]\ncollections = 5", "[store] collections", "a pattern such as file-*, or a list of names"),
+        ('[store]\ncollections = [""]', "[store] collections", "a pattern such as file-*, or a list of names"),
+        ("[store]\n[[collections]]\nname = 5", "[[collections]] name", "the name of a collection, or a pattern"),
+        ('[store]\n[[collections]]\ntext = "b"', "[[collections]] name", "the name of a collection, or a pattern"),
+    ],
+)
+def test_what_is_wrong_with_several_collections_is_named(text: str, name: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as failed:
+        read_config(written(tmp_path, f"{MODELS}{text}\n"))
+    assert (failed.value.name, failed.value.expected[: len(expected)]) == (name, expected)
+
+
+def test_an_unknown_name_in_a_table_of_collections_is_answered_by_one_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(UnknownSetting) as failed:
+        read_config(written(tmp_path, f'{MODELS}[store]\n[[collections]]\nname = "a"\nvectr = "b"\n'))
+    assert (failed.value.name, failed.value.hint) == ("[[collections]] vectr", "Did you mean [[collections]] vector?")
+
+
+def test_collections_of_the_command_line_stand_in_the_place_of_those_of_the_file(tmp_path: Path) -> None:
+    one = read_config(written(tmp_path, f'[store]\ncollection = "docs"\n{MODELS}'))
+    several = merged(one, {"store.collection": None, "store.collections": ("file-*",)})
+    assert several.target == (Member("file-*"),)
+    assert merged(several, {"store.collection": "docs", "store.collections": None}).target == "docs"
+
+
+def opened_group(url: str, folder: Path, *members: Member, text: str = "text") -> Store:
+    return open_store(url, members, text=text, vector="vector", key="id", control=folder / "control.db")
+
+
+def test_a_group_is_opened_under_its_name(tmp_path: Path) -> None:
+    with closing(opened_group(f"lancedb://{tmp_path}", tmp_path, Member("b"), Member("a"))) as store:
+        assert isinstance(store, StoreGroup)
+        assert store.target == "{a,b}"
+
+
+@pytest.mark.parametrize(
+    ("url", "member", "text", "name", "expected"),
+    [
+        ("postgresql://localhost/app", Member("docs"), "text", "[store] collections", "one table"),
+        ("chroma+http://localhost:1", Member("docs", "body"), "text", "[[collections]] text", "none; Chroma"),
+        ("lancedb:{folder}", Member("docs", "{a}{b}"), "text", "[[collections]] text", "the name of a field"),
+        ("lancedb:{folder}", Member("docs", "body"), "{a}{b}", "[[collections]] text", "the name of a field"),
+    ],
+)
+def test_what_a_group_cannot_have_is_refused_before_a_store_is_opened(
+    url: str, member: Member, text: str, name: str, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError) as failed:
+        opened_group(url.replace("{folder}", str(tmp_path)), tmp_path, member, text=text)
+    assert (failed.value.name, failed.value.expected[: len(expected)]) == (name, expected)

@@ -22,6 +22,7 @@ from vecferry.errors import (
     MissingOption,
     SpaceMismatch,
     StoreFailed,
+    StoreSchemaError,
     StoreUnreachable,
     VecferryError,
 )
@@ -31,9 +32,10 @@ from vecferry.migrate.opening import open_configured_store, serving_encoders
 from vecferry.migrate.router import Answer, Document, Router
 from vecferry.model.artifact import DATA, Artifact
 from vecferry.stores.backend import BackendHit, Point
+from vecferry.stores.group import Part, group_of
 from vecferry.stores.ledger import MigrationSpec, Serving
 from vecferry.stores.memory import MemoryBackend
-from vecferry.stores.mirror import MirrorStore
+from vecferry.stores.mirror import GroupStore, MirrorStore
 from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.values import Hit, Patience, Record
@@ -499,7 +501,7 @@ def test_a_file_opens_the_store_and_each_model_when_it_is_first_needed(
         assert router.search(texts[3], 1).hits[0].key == (texts[3],)
         weights.rename(tmp_path / "new" / DATA)
         target = read_config(config)
-        with closing(open_configured_store(target.store)) as store:
+        with closing(open_configured_store(target)) as store:
             old, new = serving_encoders(target)
             options = MigrationOptions(accept_unconfirmed="a test", staging=tmp_path / "staged", min_free_gb=0.0)
             migration = Migration(store, new=new, old=old, options=options)
@@ -571,3 +573,45 @@ def test_a_table_is_followed_through_a_migration_and_a_lost_connection(
         assert (before.fingerprint, before.hits[0].key, before.epoch) == (old.fingerprint, ("green",), 0)
         assert (after.fingerprint, after.hits[0].key, after.epoch) == (new.fingerprint, ("black",), 2)
         assert connection.execute("SELECT year FROM docs WHERE id = 'red'").fetchone() == (1,)
+
+
+# --- one collection of a group --------------------------------------------------------------------
+
+
+def test_a_router_within_one_collection_of_a_group_goes_by_its_own_keys_and_the_epoch_of_all(tmp_path: Path) -> None:
+    old, new = TruthEncoder("old", 8), TruthEncoder("new", 16)
+    members = {
+        name: [Point(text, text, TextVectors(old.truth(text))) for text in TEXTS] for name in ("file-a", "file-b")
+    }
+    ledger = SqliteLedger.open(tmp_path / "control.db")
+    options = MigrationOptions(accept_unconfirmed="a test", staging=tmp_path / "staging", min_free_gb=0)
+    with (
+        GroupStore(group_of([Part("file-*", MemoryBackend(members))]), ledger) as store,
+        Router(store, old=old, new=new, max_age_s=0) as router,
+    ):
+        inside, made = router.within("file-b"), router.within("file-c")
+        inside.put([Document(("4",), "only here")])
+        assert [hit.key for hit in inside.search("only here", 1).hits] == [("4",)]
+        assert router.within("file-a").get([("4",)]) == []
+        migration = Migration(store, new=new, old=old, options=options)
+        migration.start()
+        assert migration.verify(override="no gate in this test").passed
+        migration.cutover()
+        answer = inside.search("only here", 1)
+        assert (answer.epoch, answer.fingerprint) == (2, new.fingerprint)
+        assert [hit.key for hit in answer.hits] == [("4",)]
+        assert [hit.key for hit in router.search("only here", 1).hits] == [("file-b/4",)]
+        assert inside.encode_query("red").locator == "file-b_vecferry_2"
+        assert inside.encode_passages(["red"]).locator == "file-b_vecferry_2"
+        made.put([Document(("1",), "in a new one")])
+        assert [row.text for row in made.get([("1",)])] == ["in a new one"]
+        inside.remove([("4",)])
+        assert inside.get([("4",), ("red",)]) == router.within("file-b").get([("red",)])
+        with pytest.raises(StoreSchemaError, match="no collection of file-"):
+            router.within("notes")
+
+
+def test_one_collection_has_no_router_within(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    with Router(shop.store, old=shop.old, new=shop.new) as router, pytest.raises(StoreSchemaError, match="is one"):
+        router.within("docs")

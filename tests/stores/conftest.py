@@ -20,8 +20,8 @@ from tests.stores.groups import GROUPS
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
 
-SLOW = {"chroma", *RUN_APART}
-"""The first is the same code as its server's."""
+SLOW = {"chroma", "group", *RUN_APART}
+"""The first is the same code as its server's, and the second, but for its end, that of the group of files."""
 
 
 @pytest.fixture

@@ -370,7 +370,7 @@ def abort(
         was_aborted = migration.ended() is State.ABORTED
         if not was_aborted:
             migration.require("abort")
-            target.confirm("abort", f"drops the new vectors of {target.config.store.collection}", yes=yes)
+            target.confirm("abort", f"drops the new vectors of {target.config.target_name}", yes=yes)
         with _patience(migration.options.patience, wait=wait, max_pause_s=max_pause_s) as patience:
             record = migration.abort(accept_dead_letters, accept_outdated=accept_outdated, patience=patience)
     value = {"target": record.spec.target, "state": record.state}

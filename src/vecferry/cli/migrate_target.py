@@ -67,7 +67,7 @@ class Target:
 
     def open_store(self) -> Store:
         """Open the store of the file, or of the environment; to be closed."""
-        return open_configured_store(self.config.store, self._embedding_function)
+        return open_configured_store(self.config, self._embedding_function)
 
     def _embedding_function(self) -> object:
         """Return Chroma's embedding function for the new model, which it finds by its folder. Raises MissingExtra."""
@@ -124,6 +124,9 @@ def _target(
     config: Annotated[Path | None, CONFIG] = None,
     store: Annotated[str | None, URL] = None,
     collection: Annotated[str | None, option(StoreConfig, "collection", panel=WHERE)] = None,
+    collections: Annotated[
+        list[str] | None, option(StoreConfig, "collections", panel=WHERE, note="Repeat it for several names.")
+    ] = None,
     text: Annotated[str | None, option(StoreConfig, "text", panel=WHERE)] = None,
     vector: Annotated[str | None, option(StoreConfig, "vector", panel=WHERE)] = None,
     new_vector: Annotated[str | None, option(StoreConfig, "new_vector", panel=WHERE)] = None,
@@ -139,22 +142,25 @@ def _target(
     names = {"collection": collection, "text": text, "vector": vector, "key": key, "control": control}
     values = {"url": store, **names, "where": where, "embed_missing": embed_missing, "layout": layout}
     values |= {"tenant": tenant, "database": database, "new_vector": new_vector}
-    base = read_config(config) if config else _without_file(collection)
+    several = tuple(collections or ())
+    base = read_config(config) if config else _without_file(collection, several)
     command_line = context.ensure_object(CommandLine)
     command_line.context = context
-    return Target(base, command_line).merged({f"store.{name}": value for name, value in values.items()})
+    return Target(base, command_line).merged(
+        {f"store.{name}": value for name, value in values.items()} | {"store.collections": several or None}
+    )
 
 
-def _without_file(collection: str | None) -> MigrationConfig:
-    """Return the defaults, for a collection. Raises MissingOption."""
-    if collection is None:
+def _without_file(collection: str | None, collections: tuple[str, ...]) -> MigrationConfig:
+    """Return the defaults, for a collection or several. Raises MissingOption."""
+    if collection is None and not collections:
         raise MissingOption(
             "--collection",
             "the name of a table or collection",
-            "--collection NAME, or --config FILE with [store] collection",
+            "--collection NAME, --collections PATTERN, or --config FILE with [store] collection",
         )
     return MigrationConfig(
-        store=StoreConfig(collection=collection), models=ModelsConfig(new=read_settings().options().artifact)
+        store=StoreConfig(collection, collections), models=ModelsConfig(new=read_settings().options().artifact)
     )
 
 

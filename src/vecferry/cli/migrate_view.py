@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from vecferry.cli.output import Rows, plain, short
 from vecferry.migrate import Check, Cost, CutoverReport, Plan, RollbackReport, State, Status, VerifyReport
 from vecferry.migrate.states import next_verbs
+from vecferry.stores.group import named
 from vecferry.stores.ledger import LEFT_THE_PART, Event, RunningProcess, Serving
 from vecferry.stores.values import LayoutCost
 
@@ -36,6 +37,7 @@ def plan_facts(plan: Plan) -> Rows:
     table = plan.table
     return [
         ("column", plan.target),
+        *_collections(plan.collections),
         ("rows", f"{table.rows:,} ({table.null_texts:,} without a text, {table.empty_texts:,} with an empty one)"),
         ("vectors", f"{plan.old_dimension} numbers → {plan.new_dimension}"),
         ("vector space", f"{short(plan.old_fingerprint) or 'not known'} → {short(plan.new_fingerprint)}"),
@@ -57,6 +59,11 @@ def plan_facts(plan: Plan) -> Rows:
         *(("mind", warning) for warning in plan.warnings),
         *(row for problem in plan.problems for row in (("start refuses", problem.message), ("", problem.hint))),
     ]
+
+
+def _collections(names: Sequence[str]) -> Rows:
+    """Return how many are switched together, and the first of them."""
+    return [("collections", f"{len(names):,}: {named(names)}")] if names else []
 
 
 def _layout(cost: LayoutCost) -> str:
@@ -84,6 +91,7 @@ def status_rows(status: Status) -> Rows:
     """Return how far a migration is, and what to type next."""
     return [
         ("column", status.target),
+        *_collections(status.collections),
         *_models(status),
         ("state", status.state if status.paused is None else f"{status.state}: {status.paused}"),
         ("rows with a new vector", f"{status.rows_done:,} of {status.rows:,}{_encoded(status.running)}"),

@@ -21,7 +21,7 @@ Command = Callable[..., None]
 MIGRATE = re.compile(r"vecferry migrate ([a-z]+)\b")
 TARGET_OPTIONS = frozenset(
     {
-        *("config", "store", "collection", "text", "vector", "new_vector", "key", "control"),
+        *("config", "store", "collection", "collections", "text", "vector", "new_vector", "key", "control"),
         *("tenant", "database", "embed_missing", "new_model", "old_model", "outputs"),
     }
 )
@@ -46,7 +46,7 @@ def option(section: type, name: str, *names: str, note: str = "", panel: str | N
 
 def _default(value: object) -> str:
     """Return what a help text says of the default; nothing where there is none."""
-    if value is None or value is MISSING:
+    if value is None or value is MISSING or value == ():
         return ""
     return f"Default: {','.join(value.names) if isinstance(value, Outputs) else value}."
 

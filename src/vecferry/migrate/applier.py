@@ -298,11 +298,11 @@ class Applier:
         return written
 
     def _part_of(self, left: list[NewVector]) -> list[NewVector]:
-        """Take out of them as many as are written next."""
-        if self.store.traits.spreads_writes:
+        """Take out of them those that are written next."""
+        if self.store.traits.locks_rows:
             return _spread(left, self._rows_now)
-        part = left[: self._rows_now]
-        del left[: self._rows_now]
+        part = left[: self.rows_per_write]
+        del left[: self.rows_per_write]
         return part
 
     def write_few(self) -> None:

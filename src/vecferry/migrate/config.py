@@ -11,9 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from vecferry.encode.adapted import Adaptation
 from vecferry.errors import SettingsError, UnknownSetting, UnreadableFile, reason_of
@@ -33,12 +43,14 @@ from vecferry.options import (
     in_folder,
     names_of,
 )
+from vecferry.stores.group import Member, group_name
 from vecferry.stores.opening import CONTROL, TEXT, VECTOR
 from vecferry.stores.values import Layout, MaxPause, Patience
 
 LOCAL_SCHEMES = ("chroma", "faiss", "lancedb", "milvus", "qdrant", "sqlite")
 UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 """What pydantic calls a name that is not a field."""
+COLLECTION = "the name of a table or collection"
 HIDDEN = "…"
 """Instead of a value that may hold a password."""
 
@@ -52,13 +64,18 @@ def _url_in_folder(url: SecretStr, info: ValidationInfo) -> SecretStr:
 
 @dataclass(frozen=True)
 class StoreConfig(Checked):
-    """[store]. url: None if it is not in the file."""
+    """[store]. url: None if it is not in the file. One of `collection`, `collections` and [[collections]] is there."""
 
     collection: Annotated[
-        Name,
-        Field(description="the name of a table or collection"),
+        Annotated[Name, Field(description=COLLECTION)] | None,
         Help("a table or collection; schema.table if need be"),
-    ]
+    ] = None
+    collections: Annotated[
+        tuple[Name, ...],
+        BeforeValidator(lambda names: (names,) if isinstance(names, str) else names),
+        Field(description="a pattern such as file-*, or a list of names"),
+        Help("instead, several that are switched together: a pattern such as file-*, or their names"),
+    ] = ()
     url: Annotated[
         Annotated[SecretStr, AfterValidator(_url_in_folder)] | None,
         Field(description="postgresql://..., chroma:..., lancedb:..., qdrant:..., milvus:..., sqlite:... or faiss:..."),
@@ -124,6 +141,27 @@ class StoreConfig(Checked):
 
 
 @dataclass(frozen=True)
+class MemberConfig(Checked):
+    """[[collections]]: one of several that are switched together, where they are not all alike."""
+
+    name: Annotated[
+        Name, Field(description="the name of a collection, or a pattern"), Help("a collection, or a pattern of several")
+    ]
+    text: Annotated[
+        Annotated[Name, Field(description="the name of the field with the texts")] | None,
+        Help("its field with the texts, if not that of [store]"),
+    ] = None
+    vector: Annotated[
+        Annotated[str, Field(description="the name of the field with the vectors")] | None,
+        Help("its field with the vectors, if not that of [store]"),
+    ] = None
+    key: Annotated[
+        Annotated[Name, Field(description="the name of the field with the keys")] | None,
+        Help("its field with the keys, if not that of [store]"),
+    ] = None
+
+
+@dataclass(frozen=True)
 class ModelsConfig(Checked):
     """[models]. new and old: folders of converted models."""
 
@@ -174,6 +212,7 @@ class MigrationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     store: StoreConfig = Field(description="a section [store]")
+    collections: tuple[MemberConfig, ...] = Field((), description="tables, each [[collections]] with its name")
     models: ModelsConfig = Field(description="a section [models]")
     limits: LimitsConfig = Field(LimitsConfig(), description="a section [limits]")
     engine: EngineConfig = Field(EngineConfig(), description="a section [engine]")
@@ -181,6 +220,34 @@ class MigrationConfig(BaseModel):
     verify: VerifyConfig = Field(VerifyConfig(), description="a section [verify]")
     gate: GateConfig = Field(GateConfig(), description="a section [gate]")
     thresholds: CutOffs = {}
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        """Raise SettingsError if nothing says what is migrated, or two places do."""
+        store = self.store
+        places = {"[store] collection": store.collection, "[store] collections": store.collections}
+        places |= {"[[collections]]": tuple(each.name for each in self.collections)}
+        given = [place for place, names in places.items() if names]
+        if not given:
+            raise SettingsError("[store] collection", "", COLLECTION)
+        if len(given) > 1:
+            expected = f"none beside {given[0]}: one of them says what is migrated"
+            raise SettingsError(given[1], places[given[1]], expected)
+        return self
+
+    @property
+    def target(self) -> str | tuple[Member, ...]:
+        """The collection, or those that are switched together."""
+        if self.store.collection is not None:
+            return self.store.collection
+        listed = tuple(Member(each.name, each.text, each.vector, each.key) for each in self.collections)
+        return listed or tuple(Member(name) for name in self.store.collections)
+
+    @property
+    def target_name(self) -> str:
+        """What is migrated, for messages."""
+        target = self.target
+        return target if isinstance(target, str) else group_name([member.name for member in target])
 
     @property
     def options(self) -> MigrationOptions:
@@ -207,6 +274,8 @@ SECTIONS: Mapping[str, type[Checked]] = {
     "gate": GateConfig,
 }
 """Those with fields of their own; the names in [thresholds] are the application's."""
+ARRAYS: Mapping[str, type[Checked]] = {"collections": MemberConfig}
+"""Those of which there may be several."""
 
 
 def read_config(path: Path) -> MigrationConfig:
@@ -228,6 +297,9 @@ def merged(config: MigrationConfig, values: Mapping[str, object]) -> MigrationCo
     Paths are relative to where the process runs. Raises SettingsError.
     """
     whole = config.model_dump()
+    if values.get("store.collection") or values.get("store.collections"):
+        whole["store"] |= {"collection": None, "collections": ()}
+        whole["collections"] = ()
     for place, value in values.items():
         if value is not None:
             section, _, name = place.partition(".")
@@ -251,8 +323,9 @@ def _rank(problem: Any) -> int:
 def _translated(problem: Any) -> SettingsError:
     """Name the place as in the file, the value unless it may hold a password, and what was expected."""
     section, *inside = (part for part in problem["loc"] if isinstance(part, str) and part[:1] != "[")
-    place = f"[{section}] {inside[0]}" if inside else f"[{section}]"
-    options = SECTIONS.get(section)
+    heading = f"[[{section}]]" if section in ARRAYS else f"[{section}]"
+    place = f"{heading} {inside[0]}" if inside else heading
+    options = {**SECTIONS, **ARRAYS}.get(section)
     if problem["type"] in UNKNOWN:
         names = MigrationConfig.model_fields if options is None or not inside else names_of(options)
         return UnknownSetting(place, HIDDEN, f"one of {', '.join(names)}", _meant(section, *inside[:1]))
@@ -271,11 +344,14 @@ def _meant(section: str, key: str = "") -> str:
 
     A key is looked for in its own section first, then in the others; a name outside of sections is taken for both.
     """
-    own = names_of(SECTIONS[section]) if key and section in SECTIONS else ()
+    sections = {**SECTIONS, **ARRAYS}
+    own = names_of(sections[section]) if key and section in sections else ()
     if near := get_close_matches(key, own, 1):
-        return f"[{section}] {near[0]}"
+        return f"[[{section}]] {near[0]}" if section in ARRAYS else f"[{section}] {near[0]}"
+    places = {name: f"[{each}] {name}" for each, options in SECTIONS.items() for name in names_of(options)}
+    if not key and section in places:
+        return places[section]
     if not key and (near := get_close_matches(section, MigrationConfig.model_fields, 1)):
         return f"[{near[0]}]"
-    places = {name: f"[{each}] {name}" for each, options in SECTIONS.items() for name in names_of(options)}
     near = get_close_matches(key or section, places, 1)
     return places[near[0]] if near else ""

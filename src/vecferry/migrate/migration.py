@@ -57,7 +57,7 @@ from vecferry.migrate.values import (
 )
 from vecferry.migrate.verification import Gate, Verification, override_gate, refuse_not_verified
 from vecferry.stores.ledger import Control, MigrationRecord, Paused, RunningProcess, Serving
-from vecferry.stores.protocol import Store
+from vecferry.stores.protocol import Store, members_of
 from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import Counts, Patience, Side, TableInfo
 
@@ -272,6 +272,7 @@ class Migration:
             seconds_left=_seconds_left(State(record.state), counts, running),
             new_model=record.spec.model,
             old_model=record.spec.old_model,
+            collections=members_of(self.store),
         )
 
     def ended(self) -> State | None:

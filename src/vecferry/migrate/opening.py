@@ -25,14 +25,14 @@ from vecferry.stores.protocol import Store
 
 
 def open_configured_store(
-    store: StoreConfig, embedding_function: MadeFunction | None = None, client: object | None = None
+    config: MigrationConfig, embedding_function: MadeFunction | None = None, client: object | None = None
 ) -> Store:
     """Open the store of the file, or of the environment; to be closed.
 
     embedding_function: makes the one of a new Chroma collection, where the file wants one. client: as in `open_store`.
     Raises MissingOption where nobody says the URL, and as `open_store` does.
     """
-    settings = read_settings()
+    store, settings = config.store, read_settings()
     url = store.url or settings.store_url
     if url is None:
         raise MissingOption(
@@ -43,7 +43,7 @@ def open_configured_store(
         )
     return open_store(
         url.get_secret_value(),
-        store.collection,
+        config.target,
         text=store.text,
         vector=store.vector,
         key=store.key,

@@ -13,7 +13,7 @@ from vecferry.migrate.embed import Embedded, embed
 from vecferry.migrate.preflight import NewSide, Preflight, vector_bytes_each
 from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.values import Cost, Plan, Problem, Resources
-from vecferry.stores.protocol import Store
+from vecferry.stores.protocol import Store, members_of
 from vecferry.stores.values import Dependent, Layout, LayoutCost, TableInfo
 
 PAGE_BYTES = 8192
@@ -73,6 +73,7 @@ def make_plan(
         provenance=provenance,
         problems=tuple(Problem(problem.message, problem.hint) for problem in looked.problems),
         layouts=layouts,
+        collections=members_of(store),
     )
 
 

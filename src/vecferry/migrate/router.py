@@ -18,14 +18,14 @@ from typing import Any, Self, TypeVar
 
 from vecferry.embeddings import DENSE, Embeddings, Float32, Outputs
 from vecferry.encode.encoder import Role, TextEncoder
-from vecferry.errors import InvalidText, SpaceMismatch, StoreUnreachable
+from vecferry.errors import InvalidText, SpaceMismatch, StoreSchemaError, StoreUnreachable
 from vecferry.migrate.config import read_config
 from vecferry.migrate.opening import open_configured_store, serving_encoders
 from vecferry.stores.filters import Filter, Selection
 from vecferry.stores.ledger import Serving
-from vecferry.stores.protocol import Store
+from vecferry.stores.protocol import Store, StoreGroup
 from vecferry.stores.text_source import TextSource
-from vecferry.stores.values import Hit, Key, Record, Side
+from vecferry.stores.values import Hit, Key, Record, Row, Side
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class Router:
         """
         config = read_config(Path(path))
         old, new = serving_encoders(config)
-        store = open_configured_store(config.store, client=client)
+        store = open_configured_store(config, client=client)
         router = cls(store, old=old, new=new, max_age_s=max_age_s)
         router._owned = store
         return router
@@ -200,6 +200,26 @@ class Router:
         """Leave the collection without these rows. Repeating is safe."""
         self._connected(lambda store: store.remove(keys))
 
+    def get(self, keys: Sequence[Key]) -> list[Row]:
+        """Return those of these rows that are there, with their texts, in the order of `keys`."""
+        return self._connected(lambda store: store.rows(keys))
+
+    def within(self, member: str) -> MemberRouter:
+        """Return the router of one collection of a group. Raises StoreSchemaError for a name that it cannot have."""
+        group = _as_group(self._store)
+        group.key_within(member, ("",))
+        return MemberRouter(self, group, member)
+
+    def search_within(self, member: str, text: str, k: int = 10) -> Answer:
+        """Search one collection of a group alone; its hits have the keys of the group."""
+
+        def search(store: Store, serving: Serving) -> Answer:
+            query = self._encoded(serving, text)
+            hits = _as_group(store).search_within(member, query.vector, k, fingerprint=query.fingerprint)
+            return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits), query.thresholds)
+
+        return self._following(search)
+
     def close(self) -> None:
         """Close the stores that the router has opened, once no thread asks any more. Repeating is safe."""
         with self._opening:
@@ -278,6 +298,60 @@ class Router:
         for store in ended:
             store.close()
         return own
+
+
+class MemberRouter:
+    """One collection of a group, by the keys that its points have there, under the epoch of the whole group.
+
+    A collection that is not there yet is made by the first `put`, as the others are. Requests raise what those of
+    `Router` do.
+    """
+
+    def __init__(self, router: Router, group: StoreGroup, member: str) -> None:
+        self._router, self._group, self._member = router, group, member
+
+    def search(self, text: str, k: int = 10) -> Answer:
+        """Return the k rows of this collection nearest to the text."""
+        answer = self._router.search_within(self._member, text, k)
+        return replace(answer, hits=tuple(replace(hit, key=self._own(hit.key)) for hit in answer.hits))
+
+    def encode_query(self, text: str) -> Query:
+        """Encode for applications that search the collection themselves, by the name that is the query's locator."""
+        query = self._router.encode_query(text)
+        return replace(query, locator=self._group.locator_within(query.locator, self._member))
+
+    def encode_passages(self, texts: Sequence[str]) -> Passages:
+        """Encode for applications that write to the collection themselves; as `Router.encode_passages`."""
+        passages = self._router.encode_passages(texts)
+        return replace(passages, locator=self._group.locator_within(passages.locator, self._member))
+
+    def put(self, documents: Sequence[Document]) -> Serving:
+        """Leave these rows in the collection, new or replaced; as `Router.put`."""
+        return self._router.put([replace(each, key=self._key(each.key)) for each in documents])
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        """Leave the collection without these rows. Repeating is safe."""
+        self._router.remove([self._key(key) for key in keys])
+
+    def get(self, keys: Sequence[Key]) -> list[Row]:
+        """Return those of these rows that are there, in the order of `keys`."""
+        rows = self._router.get([self._key(key) for key in keys])
+        return [replace(row, key=self._own(row.key)) for row in rows]
+
+    def _key(self, key: Key) -> Key:
+        return self._group.key_within(self._member, key)
+
+    def _own(self, key: Key) -> Key:
+        return self._group.key_of_member(key)[1]
+
+
+def _as_group(store: Store) -> StoreGroup:
+    """Return the store as a group. Raises StoreSchemaError if it is one collection."""
+    if isinstance(store, StoreGroup):
+        return store
+    raise StoreSchemaError(
+        f"{store.target} is one collection", "Ask the router itself, or open it with [store] collections."
+    )
 
 
 def _outputs(store: Store, encoder: TextEncoder) -> Outputs:

@@ -150,7 +150,7 @@ class Plan(Value):
     the new vectors, a rewrite of every row with its index entries, and the new indexes; staging_bytes:
     at the staging folder, until `finalize`. creates: by name; undo: how it is taken away. problems: why `start`
     refuses, beside an unconfirmed provenance and dependents; none where a migration is under way. layouts: those that
-    the store offers, with the chosen one.
+    the store offers, with the chosen one. collections: those of a group, by name; none where there is one alone.
     """
 
     target: str
@@ -175,6 +175,7 @@ class Plan(Value):
     provenance: Provenance
     problems: tuple[Problem, ...] = ()
     layouts: tuple[LayoutCost, ...] = ()
+    collections: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ class Status(Value):
     paused: why, while it is. serving is None before `start`. first_dead_letters: ten at most. running: the process
     that has the lease, None where none has. seconds_left: of the backfill at its present rate, None where that is not
     known. new_model, old_model: names, empty where nobody has said them. unembedded: rows that take no vector.
+    collections: as in `Plan`.
     """
 
     target: str
@@ -211,6 +213,7 @@ class Status(Value):
     new_model: str = ""
     old_model: str = ""
     unembedded: int = 0
+    collections: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"first_dead_letters": [each.to_dict() for each in self.first_dead_letters]}

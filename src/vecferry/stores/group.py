@@ -30,6 +30,16 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
+class Member:
+    """A collection of a group, or a pattern of several, as a shell's. Fields: where not those of the whole store."""
+
+    name: str
+    text: str | None = None
+    vector: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
 class Part:
     """Members of a group that are alike: their names match the pattern, as a shell's, and one backend reads them."""
 
@@ -305,6 +315,8 @@ class GroupBackend:
 
     def _model_of(self, collection: str, member: str) -> str:
         """Return what a collection for this member is made like: its own on another side, or another member's."""
+        if self._required(member).exists(member):
+            return member
         names = self.names()
         own = [name for name in names if OURS.sub("", name) == member]
         if not (like := min(own, default=None) or next(iter(self.members(collection).values()), None)):

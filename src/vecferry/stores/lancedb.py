@@ -376,7 +376,7 @@ class LanceBackend:
         query = query.refine_factor(REFINE).select([*columns, "_distance"]).limit(k)
         rows = query.to_arrow() if selection.where is None else _filtered(query.to_arrow)
         scores = map(COSINES[metric], rows["_distance"].to_pylist())
-        found = rows[key].to_pylist() if key is not None else numbered(digests(rows, {"_distance"}))
+        found = rows[key].to_pylist() if key is not None else [*numbered(digests(rows, {"_distance"}))]
         if selection.wants_points:
             points = self._points(rows.drop_columns(["_distance"]), found)
             return [BackendHit(point.id, score, point) for point, score in zip(points, scores, strict=True)]

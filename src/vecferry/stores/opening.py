@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from functools import partial
 from itertools import islice
@@ -12,8 +12,9 @@ from typing import Any
 
 from vecferry.errors import InvalidStoreUrl, SettingsError, VecferryError
 from vecferry.stores.backend import ANYONE, Backend, Fields, ServerAccess
+from vecferry.stores.group import GroupBackend, Member, Part, group_name, group_of
 from vecferry.stores.protocol import Store
-from vecferry.stores.text_source import TextSource, framework_source, text_source
+from vecferry.stores.text_source import FieldText, TextSource, framework_source, text_source
 from vecferry.stores.values import Layout
 
 POSTGRES = "postgresql"
@@ -66,7 +67,7 @@ KINDS: Mapping[type[StoreOptions], tuple[str, str]] = {
 
 def open_store(
     url: str,
-    collection: str,
+    collection: str | Sequence[Member],
     *,
     text: str = TEXT,
     vector: str = VECTOR,
@@ -79,6 +80,7 @@ def open_store(
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
+    collection: its name; or several, which are migrated as one (`group.py`), of all stores but PostgreSQL.
     text, vector, key: columns or fields; Chroma has places of its own. key: `id` if not said; in PostgreSQL a unique
     key (`pgvector/keys.py`) in the place of the one that is found without a name. text may be a template, or what a
     framework embeds (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger,
@@ -91,6 +93,9 @@ def open_store(
     if store_kind(url) == POSTGRES:
         from vecferry.stores.pgvector import PgVectorStore
 
+        if not isinstance(collection, str):
+            expected = "one table, [store] collection; in PostgreSQL each has a migration, and a file, of its own"
+            raise SettingsError("[store] collections", _name_of(collection), expected)
         own = options if isinstance(options, PostgresOptions) else PostgresOptions()
         return PgVectorStore.connect(
             url,
@@ -108,14 +113,61 @@ def open_store(
     framework = framework_source(text, store_kind(url))
     told = framework or text_source(text)
     places = Fields(key or KEY_FIELD, told.field, vector, new_vector)
-    if client is not None:
-        backend = _over(client, places, chroma)
+    access = ServerAccess(token, chroma.tenant, chroma.database)
+
+    def opened(fields: Fields) -> Backend:
+        if client is not None:
+            return _over(client, fields, chroma)
+        return open_backend(url, fields, access, chroma.embedding_function)
+
+    if isinstance(collection, str):
+        backend = opened(places)
     else:
-        access = ServerAccess(token, chroma.tenant, chroma.database)
-        backend = open_backend(url, places, access, chroma.embedding_function)
+        _refuse_what_is_the_whole_stores(collection, told, store_kind(url))
+        backend = _group(collection, places, opened)
     if framework is not None:
-        _require_text(backend, collection, text)
-    return _mirrored(backend, collection, control, told, embed_missing=embed_missing)
+        _require_text(backend, _name_of(collection), text)
+    return _mirrored(backend, _name_of(collection), control, told, embed_missing=embed_missing)
+
+
+def _name_of(collection: str | Sequence[Member]) -> str:
+    return collection if isinstance(collection, str) else group_name([member.name for member in collection])
+
+
+def _refuse_what_is_the_whole_stores(members: Sequence[Member], source: TextSource, kind: str) -> None:
+    """Raise SettingsError for what a member cannot have by itself."""
+    for member in members:
+        for name in ("text", "vector", "key"):
+            if (value := getattr(member, name)) is not None and kind == "chroma":
+                raise SettingsError(f"[[collections]] {name}", value, "none; Chroma has its own places for them")
+        if member.text is not None and not (isinstance(source, FieldText) and _is_field(member.text, kind)):
+            expected = "the name of a field; a template stands in [store] text alone, and holds for all"
+            raise SettingsError("[[collections]] text", member.text, expected)
+
+
+def _is_field(text: str, kind: str) -> bool:
+    return framework_source(text, kind) is None and isinstance(text_source(text), FieldText)
+
+
+def _group(members: Sequence[Member], fields: Fields, opened: Callable[[Fields], Backend]) -> GroupBackend:
+    """Open a backend for all members that have the same fields."""
+    own = [
+        replace(fields, text=each.text or fields.text, key=each.key or fields.key, vector=_vector(each, fields))
+        for each in members
+    ]
+    backends: dict[Fields, Backend] = {}
+    try:
+        for each in own:
+            backends[each] = backends.get(each) or opened(each)
+    except VecferryError:
+        for backend in backends.values():
+            backend.close()
+        raise
+    return group_of([Part(member.name, backends[each]) for member, each in zip(members, own, strict=True)])
+
+
+def _vector(member: Member, fields: Fields) -> str:
+    return fields.vector if member.vector is None else member.vector
 
 
 def store_kind(url: str) -> str:
@@ -187,11 +239,13 @@ def _require_text(backend: Backend, collection: str, framework: str) -> None:
 
 def _mirrored(backend: Backend, collection: str, control: Path, source: TextSource, *, embed_missing: bool) -> Store:
     """Open the ledger beside the backend. A plain field is where the backend has its texts."""
-    from vecferry.stores.mirror import MirrorStore
+    from vecferry.stores.mirror import GroupStore, MirrorStore
     from vecferry.stores.sqlite import SqliteLedger
 
     try:
         own = source.at(backend.text_field)
+        if isinstance(backend, GroupBackend):
+            return GroupStore(backend, SqliteLedger.open(control), own, embed_missing=embed_missing)
         return MirrorStore(backend, collection, SqliteLedger.open(control), own, embed_missing=embed_missing)
     except VecferryError:
         backend.close()

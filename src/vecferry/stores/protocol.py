@@ -301,3 +301,8 @@ class StoreGroup(Protocol):
 
         Once it has begun the drop alone leads on. Raises Locked, and what `drop` does.
         """
+
+
+def members_of(store: Store) -> tuple[str, ...]:
+    """Return the names of the collections of a group; none where the store is one collection."""
+    return store.members() if isinstance(store, StoreGroup) else ()

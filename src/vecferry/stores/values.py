@@ -49,14 +49,14 @@ class StoreTraits:
     source: where in a row the text is, a column or a field, or how it is made of several. outputs: the heads that
     the store can hold. rows_outlive_vectors: whether a row without a new vector stays in the collection when the old
     side is dropped. embed_missing: whether a row without a vector is given one; otherwise it has none on either side.
-    spreads_writes: whether rows that are written together had better not be neighbours.
+    locks_rows: whether others wait for rows that are written, until those written with them are kept.
     """
 
     source: TextSource
     outputs: Outputs
     rows_outlive_vectors: bool
     embed_missing: bool = False
-    spreads_writes: bool = True
+    locks_rows: bool = True
 
     @property
     def text_source(self) -> str:

@@ -24,7 +24,8 @@ class GroupEnding:
         assert isinstance(group, Grouped)
         self._group, self._target = group, target
         self._backend: Backend = group
-        self._ended: set[tuple[str, str, str]] = set()
+        self._taken_over: set[str] = set()
+        self._ended: set[tuple[str, frozenset[str]]] = set()
 
     def is_collection(self, name: str) -> bool:
         return self._backend.exists(name)
@@ -69,7 +70,12 @@ class GroupEnding:
 
     def has_taken_over(self, new: str) -> bool:
         """Return whether no collection has the new side's name any more, since members have taken their own."""
-        return not self._backend.exists(new) and self._has_renamed(self._backend.names(), new)
+        if new in self._taken_over:  # which stays so
+            return True
+        if self._backend.exists(new) or not self._has_renamed(self._backend.names(), new):
+            return False
+        self._taken_over.add(new)
+        return True
 
     def point_alias(self, collection: str) -> None:
         names = self._backend.names()
@@ -86,7 +92,7 @@ class GroupEnding:
         """Yield the members whose old collection is there, or whose new one has not their name yet."""
         names = self._backend.names()
         for member in sorted(self._members(names, old) | self._members(names, new) | self._retired(names)):
-            if (member, old, new) not in self._ended:
+            if (member, frozenset((old, new))) not in self._ended:
                 yield member
 
     def end(self, member: str, old: str, new: str) -> None:
@@ -104,7 +110,7 @@ class GroupEnding:
                 backend.drop(new_name)
         elif self._is_renamed(member, new):
             ending.drop_old(new_name, member)
-        self._ended.add((member, old, new))
+        self._ended.add((member, frozenset((old, new))))  # which change places when all have taken their names
 
     def without_new(self, old: str, new: str) -> tuple[str, ...]:
         """Return the members that have a collection on the old side and none on the new."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from vecferry.embeddings import Float32, Outputs
 from vecferry.errors import StoreSchemaError
@@ -14,7 +15,7 @@ from vecferry.stores.mirror.sides import MirrorSides, Sides
 from vecferry.stores.mirror.store import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
 from vecferry.stores.text_source import TextSource
-from vecferry.stores.values import Hit, Key, Patience, Side
+from vecferry.stores.values import Hit, Key, Patience, Side, StoreTraits
 from vecferry.stores.waiting import patiently
 
 
@@ -36,6 +37,11 @@ class GroupStore(MirrorStore):
     def another(self) -> GroupStore:
         backend, ledger = self._group.another(), self._ledger.another()
         return GroupStore(backend, ledger, self._source, embed_missing=self._sides.embed_missing)
+
+    @property
+    def traits(self) -> StoreTraits:
+        """Return those of a store in which a write is cheapest member by member, and keeps nobody waiting."""
+        return replace(super().traits, locks_rows=False)
 
     # --- members ----------------------------------------------------------------------------------
 

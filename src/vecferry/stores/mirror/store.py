@@ -84,7 +84,6 @@ class MirrorStore(Store):
             self._backend.outputs,
             rows_outlive_vectors=False,
             embed_missing=self._sides.embed_missing,
-            spreads_writes=False,
         )
 
     @property

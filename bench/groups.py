@@ -1,0 +1,236 @@
+"""What a switch of many collections costs beside the model, and whether any point is lost when it is killed.
+
+    python -m bench.groups [--kills 10]
+
+200 collections of Chroma with 20 documents each, as Open WebUI keeps one for each file, in a folder; 50 tables of
+LanceDB with 20, as AnythingLLM keeps one for each workspace. Vectors of 384 numbers become 1,024, made from the text's
+SHA-256, so that every stored one can be told right or wrong; what that takes is not counted. First all steps of one
+migration, each timed; then another one, whose process is killed (SIGKILL) at random times and begun again, until it is
+finalized. At the end every document is read through the store's own names and compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import chromadb
+import lancedb
+import numpy as np
+
+from tests.migrate.doubles import TruthEncoder
+from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.encode.encoder import Progress, Role
+from vecferry.migrate import Migration, MigrationOptions, State
+from vecferry.migrate.states import CAUGHT_UP
+from vecferry.stores.backend import Backend, Fields
+from vecferry.stores.group import Member
+from vecferry.stores.opening import open_backend, open_store
+
+NUM_COLLECTIONS = {"chroma": 200, "lancedb": 50}
+DOCUMENTS = 20
+RESULTS = Path("bench/results/groups.json")
+
+
+@dataclass
+class Clock:
+    """Seconds in which a model was at work."""
+
+    seconds: float = 0.0
+
+
+@dataclass
+class TimedEncoder(TruthEncoder):
+    """The truth embedder, whose own time is told to a clock."""
+
+    name: str
+    size: int
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.name, self.size)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Outputs = DENSE,
+        role: Role = "passage",
+        progress: Progress | None = None,
+    ) -> Embeddings:
+        began = time.perf_counter()
+        embeddings = super().encode(texts, outputs=outputs, role=role, progress=progress)
+        self.clock.seconds += time.perf_counter() - began
+        return embeddings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--do", choices=("make", "time", "migrate", "check"), help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=NUM_COLLECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.do is None:
+        figures = {kind: measured(kind, args.kills) for kind in NUM_COLLECTIONS}
+        RESULTS.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    else:
+        steps: dict[str, Callable[[str, Path], None]] = {
+            "make": make, "time": timed, "migrate": migrate, "check": check,
+        }  # fmt: skip
+        steps[args.do](args.kind, args.folder)
+
+
+def measured(kind: str, kills: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder:
+        child("make", kind, Path(folder)).communicate()
+        seconds = json.loads(child("time", kind, Path(folder)).communicate()[0])
+        child("check", kind, Path(folder)).communicate()
+    with tempfile.TemporaryDirectory() as folder:
+        child("make", kind, Path(folder)).communicate()
+        survived = killed(kind, Path(folder), kills, sum(seconds.values()))
+        lost = json.loads(child("check", kind, Path(folder)).communicate()[0])
+    figures = {
+        "collections": NUM_COLLECTIONS[kind],
+        "documents": NUM_COLLECTIONS[kind] * DOCUMENTS,
+        "seconds_beside_the_model": seconds | {"all": round(sum(seconds.values()), 2)},
+        "kills": survived,
+        **lost,
+    }
+    print(kind, json.dumps(figures, indent=2))
+    return figures
+
+
+def child(do: str, kind: str, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bench.groups", "--do", do, "--kind", kind, "--folder", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def killed(kind: str, folder: Path, kills: int, seconds: float) -> list[str]:
+    """Kill so many runs, and let one end; return the state in which each was killed."""
+    chance, states = random.Random(1), list[str]()
+    while len(states) < kills:
+        running = child("migrate", kind, folder)
+        assert running.stdout is not None
+        running.stdout.readline()  # it has imported everything
+        time.sleep(chance.uniform(0, 1.8 * seconds / kills))
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        assert running.returncode == -signal.SIGKILL, "it ended before it was killed: take fewer kills"
+        states.append((folder / "state").read_text() if (folder / "state").exists() else "none")
+    assert child("migrate", kind, folder).wait() == 0
+    return states
+
+
+# --- in a process of its own ----------------------------------------------------------------------
+
+
+def texts_of(number: int) -> list[str]:
+    return [f"document {i} of collection {number}" for i in range(DOCUMENTS)]
+
+
+def name_of(number: int) -> str:
+    return f"file-{number:04}"
+
+
+def make(kind: str, folder: Path) -> None:
+    """Make the collections, as an application does."""
+    old = TruthEncoder("old", 384)
+    for number in range(NUM_COLLECTIONS[kind]):
+        texts = texts_of(number)
+        vectors = [old.truth(text).tolist() for text in texts]
+        if kind == "chroma":
+            client = chromadb.PersistentClient(str(folder / "store"))
+            made = client.create_collection(name_of(number), embedding_function=None)
+            made.add(ids=[str(i) for i in range(DOCUMENTS)], documents=texts, embeddings=vectors)
+        else:
+            rows = [{"id": str(i), "vector": v, "text": t} for i, (t, v) in enumerate(zip(texts, vectors, strict=True))]
+            lancedb.connect(folder / "store").create_table(name_of(number), rows)
+
+
+def migration_of(kind: str, folder: Path, clock: Clock) -> Migration:
+    store = open_store(
+        f"{kind}://{folder}/store", [Member("file-*")], text="text", vector="vector", key="id",
+        control=folder / "control.db",
+    )  # fmt: skip
+    options = MigrationOptions(staging=folder / "staging", accept_unconfirmed="a benchmark")
+    new, old = TimedEncoder("new", 1024, clock), TimedEncoder("old", 384, clock)
+    return Migration(store, new=new, old=old, options=options)
+
+
+def timed(kind: str, folder: Path) -> None:
+    """Print the seconds of each step, the model's left out."""
+    clock = Clock()
+    migration = migration_of(kind, folder, clock)
+    steps: dict[str, Callable[[], object]] = {
+        "plan": migration.plan,
+        "start": migration.start,
+        "verify": lambda: migration.verify(override="a benchmark"),
+        "cutover": migration.cutover,
+        "rollback": migration.rollback,
+        "cutover again": migration.cutover,
+        "finalize": lambda: migration.finalize(confirmed=True),
+    }
+    seconds: dict[str, float] = {}
+    for name, step in steps.items():
+        began, clock.seconds = time.perf_counter(), 0.0
+        step()
+        seconds[name] = round(time.perf_counter() - began - clock.seconds, 2)
+    migration.store.close()
+    print(json.dumps(seconds))
+
+
+def migrate(kind: str, folder: Path) -> None:
+    """Go on from any state to the end; the state is noted before each step."""
+    migration = migration_of(kind, folder, Clock())
+    print("begun", flush=True)
+    with closing(migration.store):
+        (folder / "state").write_text("start")
+        if migration.ended() is State.FINALIZED:
+            return
+        state = migration.start().state
+        if state in CAUGHT_UP - {State.SERVING_NEW, State.SERVING_OLD, State.READY}:
+            (folder / "state").write_text("verify")
+            assert migration.verify(override="a benchmark").passed
+        if state is not State.SERVING_NEW:
+            (folder / "state").write_text("cutover")
+            migration.cutover()
+        (folder / "state").write_text("finalize")
+        migration.finalize(confirmed=True)
+
+
+def check(kind: str, folder: Path) -> None:
+    """Print how many documents are lost or have another vector, and which collections are left over."""
+    new, wrong = TruthEncoder("new", 1024), 0
+    with closing(open_backend(f"{kind}://{folder}/store", Fields())) as backend:
+        names = sorted(backend.names())
+        for number in range(NUM_COLLECTIONS[kind]):
+            wrong += wrong_documents(backend, name_of(number), texts_of(number), new)
+    left_over = len(set(names) - {name_of(number) for number in range(NUM_COLLECTIONS[kind])})
+    print(json.dumps({"lost_or_wrong": wrong, "left_over": left_over}))
+    assert (wrong, left_over) == (0, 0)
+
+
+def wrong_documents(backend: Backend, name: str, texts: Sequence[str], new: TruthEncoder) -> int:
+    ids = [str(i) for i in range(len(texts))]
+    stored = {point.id: point for point in backend.get(name, ids, vectors=True)}
+    right = 0
+    for id_, text in zip(ids, texts, strict=True):
+        point = stored.get(id_)
+        if point is not None and point.text == text and point.vectors is not None:
+            right += bool(np.allclose(point.vectors.dense, new.truth(text), atol=1e-6))
+    return len(texts) - right + backend.count(name) - len(texts)
+
+
+if __name__ == "__main__":
+    main()
