@@ -146,6 +146,17 @@ def test_a_hit_of_a_partitioned_table_carries_its_own_row(connection: psycopg.Co
     assert sorted((hit.key, hit.text, hit.payload) for hit in hits) == [((str(n),), f"text {n}", {}) for n in (1, 2, 3)]
 
 
+def test_a_filter_narrows_the_part_of_a_table_that_is_meant(store: PgVectorStore, database_url: str) -> None:
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding", where="small >= 2") as part:
+        assert keys(part, None) == [2, 3]
+        for where in ({"small": {"$lt": 3}}, NativeFilter("small = 1 OR small = 2")):
+            (hit,) = search(part, where, with_text=True, with_payload=True)
+            assert (hit.key, hit.text) == (("2",), "text 2")
+            assert hit.payload is not None
+            assert hit.payload["small"] == 2
+        assert keys(part, {"small": 1}) == []
+
+
 def test_an_index_finds_as_many_rows_as_a_filter_lets_through(
     connection: psycopg.Connection, database_url: str
 ) -> None:

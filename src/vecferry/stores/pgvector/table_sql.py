@@ -36,7 +36,7 @@ class TableSql:
         self.text = self.text_sql.expression(self.column)
         self.place = sql.SQL("t.ctid AS place, t.tableoid AS part" if table.is_partitioned else "t.ctid AS place")
         self.in_part = sql.SQL("true") if table.where is None else table.where.over("t")
-        part = sql.SQL("(SELECT t.ctid, t.* FROM {} AS t WHERE {})").format(self.name, self.in_part)
+        part = sql.SQL("(SELECT t.ctid, t.tableoid, t.* FROM {} AS t WHERE {})").format(self.name, self.in_part)
         self.rows: Fragment = self.name if table.where is None else part
 
     def column(self, name: str) -> sql.Composed:
