@@ -1,4 +1,4 @@
-"""A store for each application: PostgreSQL, a server of Chroma, folders of LanceDB and Qdrant, a file of SQLite."""
+"""A store for each application: PostgreSQL, a server of Chroma, folders of LanceDB, Milvus and Qdrant, SQLite."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pymilvus import MilvusClient
 from qdrant_client import QdrantClient
 
 from tests.applications.sites import QdrantSite, UrlSite
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.backends_chroma import emptied_server
+from tests.stores.backends_milvus import end
 
 __all__ = ["connection", "database_url", "postgres_url"]
 
@@ -29,6 +31,14 @@ def chroma(tmp_path: Path) -> UrlSite:
 @pytest.fixture
 def lancedb(tmp_path: Path) -> UrlSite:
     return UrlSite(f"lancedb://{tmp_path / 'lancedb'}", tmp_path / "control.db")
+
+
+@pytest.fixture
+def milvus(tmp_path: Path) -> Iterator[UrlSite]:
+    file = tmp_path / "docs.db"
+    MilvusClient(str(file)).close()  # makes it
+    yield UrlSite(f"milvus://{file}", tmp_path / "control.db")
+    end(file)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 import psycopg
 import pytest
@@ -138,6 +139,113 @@ class QdrantApplication(LangChainStore):
 
     def close(self) -> None:
         """Leave the client to the site."""
+
+
+def words_model() -> Any:
+    """Return a model of LangChain's that makes a sparse vector of the words of a text."""
+    package = pytest.importorskip("langchain_qdrant")
+
+    class Words(package.SparseEmbeddings):  # type: ignore[misc,name-defined]
+        def embed_query(self, text: str) -> Any:
+            words = sorted({crc32(word.encode()) % 2**31 for word in text.split()})
+            return package.SparseVector(indices=words, values=[1.0] * len(words))
+
+        def embed_documents(self, texts: list[str]) -> list[Any]:
+            return [self.embed_query(text) for text in texts]
+
+    return Words()
+
+
+class QdrantHybridApplication(LangChainStore):
+    """An alias of a collection with a dense and a sparse vector, both of which are asked."""
+
+    listing = Listing(
+        "LangChain `QdrantVectorStore`, `RetrievalMode.HYBRID`, by an alias",
+        "langchain-qdrant",
+        "docs",
+        "page_content",
+        vector="dense",
+        layout="LangChain",
+    )
+    site = "qdrant"
+
+    def __init__(self, site: QdrantSite, encoder: TruthEncoder, collection: str) -> None:
+        package = pytest.importorskip("langchain_qdrant")
+        if not site.client.collection_exists(collection):
+            space = models.VectorParams(size=encoder.dimension, distance=models.Distance.COSINE)
+            words = {"langchain-sparse": models.SparseVectorParams()}
+            site.client.create_collection("docs_2026", {"dense": space}, words)
+            alias = models.CreateAlias(collection_name="docs_2026", alias_name=collection)
+            site.client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+        self._client, self._collection = site.client, collection
+        self._store = package.QdrantVectorStore(
+            site.client,
+            collection,
+            langchain_model(encoder),
+            retrieval_mode=package.RetrievalMode.HYBRID,
+            vector_name="dense",
+            sparse_embedding=words_model(),
+        )
+
+    def first(self, text: str) -> str | None:
+        """Return what is found by both vectors; the sparse one alone must find the same."""
+        words = words_model().embed_query(text)
+        query = models.SparseVector(indices=words.indices, values=words.values)
+        (by_words,) = self._client.query_points(self._collection, query, using="langchain-sparse", limit=1).points
+        found = super().first(text)
+        assert by_words.payload is not None
+        assert by_words.payload["page_content"] == found
+        return found
+
+    def close(self) -> None:
+        """Leave the client to the site."""
+
+
+class MilvusApplication(LangChainStore):
+    """A collection that is divided by a partition key. It cannot read by key, which its client is asked for."""
+
+    listing = Listing(
+        "LangChain `Milvus`, with `partition_key_field`",
+        "langchain-milvus",
+        "docs",
+        "langchain",
+        vector="vector",
+        key="pk",
+        follows_switch=False,
+        found_text="text",
+    )
+    site = "milvus"
+
+    def __init__(self, site: UrlSite, encoder: TruthEncoder, collection: str) -> None:
+        vectorstore = pytest.importorskip("langchain_milvus").Milvus
+        self._collection = collection
+        self._store = vectorstore(
+            langchain_model(encoder),
+            collection,
+            connection_args={"uri": site.url.removeprefix("milvus://")},
+            consistency_level="Strong",
+            partition_key_field="tenant",
+        )
+
+    def add(self, key: str, text: str) -> None:
+        if self._store.col is not None:
+            self.remove(key)
+        self._store.add_texts([text], metadatas=[{"tenant": f"tenant {key[7]}"}], ids=[key])
+
+    def read(self, key: str) -> str | None:
+        found = self._store.client.query(self._collection, f'pk == "{key}"', output_fields=["text", "tenant"])
+        assert all(row["tenant"] == f"tenant {key[7]}" for row in found)
+        return found[0]["text"] if found else None
+
+    def first(self, text: str) -> str | None:
+        """Return what is found in the partition of the tenant whose text it is."""
+        (found,) = self._store.similarity_search(text, k=1)
+        (again,) = self._store.similarity_search(text, k=1, expr=f'tenant == "{found.metadata["tenant"]}"')
+        assert again.page_content == found.page_content
+        return str(found.page_content)
+
+    def close(self) -> None:
+        self._store.client.close()
 
 
 class SQLiteVecApplication(LangChainStore):

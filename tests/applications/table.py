@@ -19,9 +19,11 @@ from tests.applications.django import DjangoApplication
 from tests.applications.haystack import HaystackApplication
 from tests.applications.langchain import (
     ChromaApplication,
+    MilvusApplication,
     PGVectorApplication,
     PGVectorStoreApplication,
     QdrantApplication,
+    QdrantHybridApplication,
     SQLiteVecApplication,
 )
 from tests.applications.llama_index import LlamaIndexApplication, LlamaIndexQdrantApplication
@@ -41,6 +43,8 @@ APPLICATIONS: tuple[Any, ...] = (
     ChromaApplication,
     LlamaIndexQdrantApplication,
     QdrantApplication,
+    QdrantHybridApplication,
+    MilvusApplication,
     AnythingLLMApplication,
     SQLiteVecApplication,
 )
