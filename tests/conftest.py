@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from bench.make_checkpoint import Shape, make_checkpoint
-from tests.stores.collections import PART, SIDE_TABLE
+from tests.stores.collections import PART, PARTITIONED, SIDE_TABLE
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.conversion.onnx_file import WORD_EMBEDDINGS, external_weights
 from vecferry.encode.runtime.host import available_cpus
@@ -43,8 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     for item in items:
         params = {} if (call := getattr(item, "callspec", None)) is None else call.params
-        is_beside = not {SIDE_TABLE, PART}.isdisjoint(value for value in params.values() if isinstance(value, str))
-        if (is_beside or params.get("collection", QUICK[0]) not in QUICK) and item.path.parent.name != "stores":
+        named = {value for value in params.values() if isinstance(value, str)}
+        is_another = bool(named & {SIDE_TABLE, PART, *PARTITIONED}) or params.get("collection", QUICK[0]) not in QUICK
+        if is_another and item.path.parent.name != "stores":
             item.add_marker(pytest.mark.slow)
     config.stash[MARKS] = {item.nodeid: [mark.name for mark in item.iter_markers()] for item in items}
 

@@ -32,7 +32,15 @@ import numpy as np
 import psycopg
 
 from tests.migrate.doubles import TruthEncoder
-from tests.stores.collections import LAYOUTS, NAMES, OLD_DIMENSION, Collection, PgCollection, mirror_collection
+from tests.stores.collections import (
+    LAYOUTS,
+    NAMES,
+    OLD_DIMENSION,
+    PARTITIONED,
+    Collection,
+    PgCollection,
+    mirror_collection,
+)
 from tests.waiting import wait_until
 from vecferry.embeddings import TextVectors
 from vecferry.errors import VecferryError
@@ -367,7 +375,7 @@ def on_postgres(
     url: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4, name: str = "pgvector"
 ) -> LoadReport:
     with psycopg.connect(url, autocommit=True) as connection:
-        collection = PgCollection(connection, url, LAYOUTS[name])
+        collection = PgCollection(connection, url, LAYOUTS[name], is_partitioned=name in PARTITIONED)
         connection.execute("CREATE INDEX docs_embedding ON docs USING hnsw (embedding vector_cosine_ops)")
         fill(collection.store, rows)
         application = Application(collection.store, rows, writes_per_s)

@@ -20,7 +20,7 @@ from tests.migrate.file_backend import FileBackend
 from tests.quick import params
 from tests.stores import backends
 from tests.stores.backends_chroma import shared_server
-from tests.stores.collections import CONDITIONS, LAYOUTS, PART, SIDE_TABLE, TENANT, PgCollection, old_vector
+from tests.stores.collections import CONDITIONS, LAYOUTS, PARTITIONED, TENANT, PgCollection, old_vector
 from tests.stores.groups import PREFIX, divided, spread_over
 from vecferry.embeddings import Float32, TextVectors
 from vecferry.migrate.states import State
@@ -28,7 +28,7 @@ from vecferry.stores.mirror import GroupStore, MirrorStore
 from vecferry.stores.opening import open_backend
 from vecferry.stores.protocol import Store
 from vecferry.stores.sqlite import SqliteLedger
-from vecferry.stores.values import Record
+from vecferry.stores.values import Layout, Record
 
 __all__ = ["mother"]
 
@@ -126,7 +126,7 @@ class World:
         if self.connection is not None:
             query = (
                 "SELECT DISTINCT attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
-                " WHERE (relname = 'docs' OR relname ~ '^sides_') AND relkind = 'r' AND NOT attisdropped"
+                " WHERE (relname = 'docs' OR relname ~ '^sides_') AND relkind IN ('r', 'p') AND NOT attisdropped"
                 " AND attname ~ '^embedding(_vecferry_(old|new))?$' ORDER BY 1"
             )
             return tuple(name for (name,) in self.connection.execute(query))
@@ -140,7 +140,7 @@ class World:
     def _rows(self, name: str) -> Rows:
         if self.connection is not None:
             query = f"SELECT id::text, body, docs.{name}::real[] FROM docs"
-            if self.name in (SIDE_TABLE, PART) and name != "embedding":
+            if LAYOUTS[self.name] is Layout.SIDE_TABLE and name != "embedding":
                 (side_table,) = self.connection.execute(SIDES).fetchone() or ("",)
                 query = f"SELECT id::text, body, s.{name}::real[] FROM docs LEFT JOIN {side_table} AS s ON key_1 = id"
             rows = self.connection.execute(query + " WHERE id > -1000").fetchall()
@@ -194,8 +194,10 @@ ORDER BY 1
 
 @contextmanager
 def world_of_rows(connection: psycopg.Connection, url: str, folder: Path, name: str = "pgvector") -> Iterator[World]:
-    where = CONDITIONS.get(name)
-    collection = PgCollection(connection, url, LAYOUTS[name], embed_missing=True, where=where)
+    where, is_partitioned = CONDITIONS.get(name), name in PARTITIONED
+    collection = PgCollection(
+        connection, url, LAYOUTS[name], embed_missing=True, where=where, is_partitioned=is_partitioned
+    )
     for statement in STANDING if where is None else STANDING_ON_PART:
         connection.execute(statement)
     with collection.store:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder, truth
-from tests.stores.collections import LAYOUTS, PART
+from tests.stores.collections import LAYOUTS, SIDE_TABLE
 from vecferry.errors import DependentsInTheWay, StoreSchemaError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.stores.pgvector import PgVectorStore
@@ -67,7 +67,7 @@ def store(table: psycopg.Connection, database_url: str) -> Iterator[PgVectorStor
         yield store
 
 
-@pytest.fixture(params=sorted(LAYOUTS.keys() - {PART}))
+@pytest.fixture(params=["pgvector", SIDE_TABLE])
 def each_store(request: pytest.FixtureRequest, table: psycopg.Connection, database_url: str) -> Iterator[PgVectorStore]:
     """Yield a store in each layout in turn."""
     layout = LAYOUTS[request.param]

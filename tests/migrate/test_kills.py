@@ -256,6 +256,8 @@ def test_a_few_kills_at_random_times_lose_nothing(
         pytest.param("pgvector", 300, 1.5, 50, id="pgvector"),
         pytest.param("side-table", 100, 1.5, 50, id="side-table"),
         pytest.param("part", 100, 1.5, 50, id="part"),
+        pytest.param("partitioned", 100, 1.5, 50, id="partitioned"),
+        pytest.param("partitioned-side-table", 40, 1.5, 50, id="partitioned-side-table"),
         pytest.param("lancedb", 40, 8.0, 4, id="lancedb"),
         pytest.param("chroma-server", 40, 4.0, 10, id="chroma-server"),
         pytest.param("faiss", 40, 4.0, 10, id="faiss"),

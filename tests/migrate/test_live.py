@@ -18,7 +18,7 @@ from tests.migrate.live import (
     on_mirror,
     on_postgres,
 )
-from tests.stores.collections import SIDE_TABLE, Collection, mirror_collection, old_vector, quick_on
+from tests.stores.collections import PARTITIONED, SIDE_TABLE, Collection, mirror_collection, old_vector, quick_on
 
 ROWS = STABLE + 20
 
@@ -56,6 +56,15 @@ def test_nothing_fails_under_many_writes_a_second_in_postgres_followed_by_anothe
 @pytest.mark.slow
 def test_nothing_fails_under_many_writes_a_second_beside_a_side_table(database_url: str, tmp_path: Path) -> None:
     load_report = on_postgres(database_url, 3 * STABLE, 50, tmp_path, query_threads=2, name=SIDE_TABLE)
+    assert_faultless(load_report, writes=100, queries=200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTITIONED)
+def test_nothing_fails_under_many_writes_a_second_to_eight_partitions(
+    database_url: str, tmp_path: Path, name: str
+) -> None:
+    load_report = on_postgres(database_url, 3 * STABLE, 50, tmp_path, query_threads=2, name=name)
     assert_faultless(load_report, writes=100, queries=200)
 
 

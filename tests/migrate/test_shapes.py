@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder
+from tests.migrate.test_dependents import CARRIED
 from tests.migrate.test_side_table import dumped
-from tests.stores.collections import LAYOUTS
 from vecferry.errors import StoreSchemaError, VecferryError
 from vecferry.migrate import Migration, MigrationOptions, State
 from vecferry.migrate.router import Document, Router
@@ -20,7 +20,7 @@ from vecferry.stores.pgvector import PgVectorStore
 from vecferry.stores.values import Layout, Patience, Side
 
 OLD, NEW = TruthEncoder("old", 8), TruthEncoder("new", 16)
-layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=str)
+layouts = pytest.mark.parametrize("layout", list(Layout), ids=str)
 
 
 def opened(url: str, layout: Layout = Layout.COLUMNS, key: str | None = None, table: str = "docs") -> PgVectorStore:
@@ -304,6 +304,11 @@ def test_a_partitioned_table_goes_the_whole_path_with_all_its_partitions(
 def test_an_abort_leaves_a_partitioned_table_as_it_was(
     partitioned: psycopg.Connection, database_url: str, tmp_path: Path, layout: Layout, *, is_rolled_back: bool
 ) -> None:
+    for _, statement in CARRIED.values():
+        partitioned.execute(statement)
+    partitioned.execute(
+        "GRANT SELECT (embedding) ON docs_a1 TO pg_monitor; COMMENT ON COLUMN docs_a1.embedding IS 'its'"
+    )
     before = dumped(database_url)
     with opened(database_url, layout) as store:
         migration = migration_of(store, tmp_path)

@@ -134,8 +134,20 @@ INSERT INTO docs SELECT -1000 - n, 'text ' || n, array_fill(n::real, ARRAY[3 + n
 OTHER_ROWS = "SELECT ctid::text, xmin::text, vector_send(embedding), t::text FROM docs t WHERE id < -1000 ORDER BY id"
 
 
+def partitions_sql(table: str) -> str:
+    """Return what ends a CREATE TABLE of a table with eight partitions by its `id`."""
+    parts = (
+        f"CREATE TABLE {table}_{part} PARTITION OF {table} FOR VALUES WITH (MODULUS 8, REMAINDER {part})"
+        for part in range(8)
+    )
+    return f" PARTITION BY HASH (id); {'; '.join(parts)}"
+
+
 class PgCollection:
-    """A table. layout: in which it is migrated. where: which rows, if there are others, of another tenant."""
+    """A table. layout: in which it is migrated. where: which rows, if there are others, of another tenant.
+
+    is_partitioned: whether its rows are in eight partitions.
+    """
 
     def __init__(
         self,
@@ -145,13 +157,15 @@ class PgCollection:
         *,
         embed_missing: bool = False,
         where: str | None = None,
+        is_partitioned: bool = False,
     ) -> None:
         self.connection = connection
         self.database_url = database_url
         self.layout = layout
         self.nullable = self.keeps_rows = True
         kind = f"vector({OLD_DIMENSION})" if where is None else "vector"
-        self.connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding {kind})")
+        partitions = partitions_sql("docs") if is_partitioned else ""
+        self.connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding {kind}){partitions}")
         self.where = where
         if where is not None:
             self.connection.execute(f"ALTER TABLE docs ADD tenant text DEFAULT '{TENANT}'")
@@ -202,7 +216,14 @@ class PgCollection:
 
 
 SIDE_TABLE, PART = "side-table", "part"
-LAYOUTS = {"pgvector": Layout.COLUMNS, SIDE_TABLE: Layout.SIDE_TABLE, PART: Layout.SIDE_TABLE}
+PARTITIONED = ("partitioned", "partitioned-side-table")
+LAYOUTS = {
+    "pgvector": Layout.COLUMNS,
+    SIDE_TABLE: Layout.SIDE_TABLE,
+    PART: Layout.SIDE_TABLE,
+    PARTITIONED[0]: Layout.COLUMNS,
+    PARTITIONED[1]: Layout.SIDE_TABLE,
+}
 CONDITIONS = {PART: f"tenant = '{TENANT}'"}
 NAMES = (*backends.NAMES, *GROUPS, *LAYOUTS)
 

@@ -10,6 +10,7 @@ from tests.stores.collections import (
     CONDITIONS,
     LAYOUTS,
     NAMES,
+    PARTITIONED,
     Collection,
     PgCollection,
     group_collection,
@@ -20,7 +21,7 @@ from tests.stores.groups import GROUPS
 __all__ = ["collection", "connection", "database_url", "postgres_url"]
 
 
-SLOW = {"chroma", "group", *RUN_APART}
+SLOW = {"chroma", "group", *RUN_APART, *PARTITIONED}
 """The first is the same code as its server's, and the second, but for its end, that of the group of files."""
 
 
@@ -35,8 +36,15 @@ def collection(request: pytest.FixtureRequest, tmp_path: Path, *, embed_missing:
     """Yield an empty collection in each store in turn."""
     if (layout := LAYOUTS.get(request.param)) is not None:
         connection, database_url = request.getfixturevalue("connection"), request.getfixturevalue("database_url")
-        where = CONDITIONS.get(request.param)
-        made = PgCollection(connection, database_url, layout, embed_missing=embed_missing, where=where)
+        where, is_partitioned = CONDITIONS.get(request.param), request.param in PARTITIONED
+        made = PgCollection(
+            connection,
+            database_url,
+            layout,
+            embed_missing=embed_missing,
+            where=where,
+            is_partitioned=is_partitioned,
+        )
         yield made
         made.store.close()
         assert where is None or made.other_rows() == made.others
