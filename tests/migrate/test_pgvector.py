@@ -206,11 +206,6 @@ REFUSED = {
     "text is a number": ("CREATE TABLE docs (id int PRIMARY KEY, body int, embedding vector(8))", "integer"),
     "another vector type": ("CREATE TABLE docs (id int PRIMARY KEY, body text, embedding sparsevec(8))", "sparsevec"),
     "a view": ("CREATE VIEW docs AS SELECT 1 AS id, 'a' AS body, '[1]'::vector AS embedding", "ordinary table"),
-    "a partition": (
-        "CREATE TABLE whole (id int PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id);"
-        "CREATE TABLE docs PARTITION OF whole DEFAULT",
-        "ordinary table",
-    ),
     "an inherited column": (
         "CREATE TABLE above (embedding vector(8)); CREATE TABLE docs (id int PRIMARY KEY, body text) INHERITS (above)",
         "is inherited",
@@ -219,10 +214,6 @@ REFUSED = {
         "CREATE TABLE docs (id int PRIMARY KEY, body text, embedding vector(8));"
         "CREATE RULE kept AS ON DELETE TO docs DO INSTEAD NOTHING",
         "has the rule kept",
-    ),
-    "partitions": (
-        "CREATE TABLE docs (id int PRIMARY KEY, body text, embedding vector(8)) PARTITION BY RANGE (id)",
-        "ordinary table",
     ),
 }
 
