@@ -184,7 +184,8 @@ STANDING_ON_PART = (
 )
 STANDS = """
 SELECT indexname FROM pg_indexes WHERE tablename = 'docs' AND indexdef ~ '[( ]embedding[): ]'
-UNION ALL SELECT conname FROM pg_constraint WHERE conrelid = 'docs'::regclass AND pg_get_constraintdef(oid) ~ '[(]embedding[)]'
+UNION ALL SELECT conname FROM pg_constraint
+    WHERE conrelid = 'docs'::regclass AND pg_get_constraintdef(oid) ~ '[(]embedding[)]'
 UNION ALL SELECT 'shown' FROM pg_views WHERE viewname = 'shown' AND definition ~ '[ .]embedding[\\n; ]'
 UNION ALL SELECT 'comment' FROM pg_attribute a WHERE attrelid = 'docs'::regclass AND attname = 'embedding'
     AND col_description(attrelid, attnum) ~ 'of the body'

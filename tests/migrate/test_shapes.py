@@ -451,3 +451,66 @@ def test_writes_to_partitions_of_another_table_that_texts_are_made_of_are_captur
         partitioned.execute("TRUNCATE titles_1")
         keys = {change.key for change in store.captured(10, {Side.NEW})}
         assert keys >= {("a", str(number)) for number in range(1, 5)}
+
+
+# --- types of the vector column -------------------------------------------------------------------
+
+DOMAINS = {
+    "of a length": "CREATE DOMAIN embedded AS vector(8) CHECK (vector_norm(VALUE) > 0)",
+    "with its length in a check": "CREATE DOMAIN embedded AS vector CHECK (vector_dims(VALUE) = 8)",
+}
+
+
+@layouts
+@pytest.mark.parametrize("kind", DOMAINS)
+def test_a_domain_over_vectors_is_its_base_type_and_comes_back_with_the_old_vectors(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path, layout: Layout, kind: str
+) -> None:
+    connection.execute(f"{DOMAINS[kind]}; CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding embedded)")
+    insert(connection)
+    before = dumped(database_url)
+    with opened(database_url, layout) as store:
+        migration = migration_of(store, tmp_path)
+        plan = migration.plan()
+        assert plan.problems == ()
+        (mind,) = [warning for warning in plan.warnings if "domain public.embedded" in warning]
+        assert "plain vector, without CHECK" in mind
+        verified(migration)
+        migration.cutover()
+        assert_true(connection, NEW, 10)
+        query = "INSERT INTO docs (id, body, embedding) VALUES (11, 'text 11', %s::real[])"
+        connection.execute(query, [NEW.truth("text 11").tolist()])
+        migration.start()
+        migration.rollback()
+        assert_true(connection, OLD, 11)
+        migration.abort()
+    assert dumped(database_url) == before
+
+
+@pytest.mark.parametrize("rule", ["NOT NULL", "CHECK (VALUE IS NOT NULL)"])
+def test_a_domain_that_takes_no_missing_vector_is_refused(
+    connection: psycopg.Connection, database_url: str, rule: str
+) -> None:
+    connection.execute(f"CREATE DOMAIN embedded AS vector(8) {rule}")
+    connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding embedded)")
+    with pytest.raises(StoreSchemaError, match=r"domain public\.embedded .* takes no NULL") as refused:
+        opened(database_url)
+    assert "ALTER DOMAIN public.embedded DROP" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", ["real[]", "double precision[]"])
+def test_an_array_is_refused_with_what_makes_vectors_of_it(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path, kind: str
+) -> None:
+    connection.execute(f"CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding {kind})")
+    insert(connection)
+    with pytest.raises(StoreSchemaError, match="no search in arrays") as refused:
+        opened(database_url)
+    remedy = re.search(r"CREATE EXTENSION.*; ALTER TABLE .*\(8\)", refused.value.hint)
+    assert remedy
+    connection.execute(remedy[0])
+    with opened(database_url) as store:
+        migration = migration_of(store, tmp_path)
+        verified(migration)
+        migration.cutover()
+    assert_true(connection, NEW, 10)

@@ -38,11 +38,13 @@ COLUMNS = """
 WITH side AS (
     SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = %(schema)s AND c.relname = %(side_table)s)
-SELECT a.attname::text, t.typname::text, nullif(coalesce(s.atttypmod, a.atttypmod), -1), a.attnotnull,
+SELECT a.attname::text, coalesce(b.typname, t.typname)::text,
+    coalesce(nullif(coalesce(s.atttypmod, a.atttypmod), -1), nullif(t.typtypmod, -1)), a.attnotnull,
     CASE WHEN %(is_part)s AND a.attrelid = %(table)s::oid THEN col_description(s.attrelid, s.attnum)
          ELSE col_description(a.attrelid, a.attnum) END,
     a.attgenerated <> '' OR a.attidentity = 'a', a.attgenerated <> '', nullif(a.attrelid, %(table)s::oid)::bigint
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_type b ON t.typtype = 'd' AND b.oid = t.typbasetype
 LEFT JOIN pg_attribute s ON %(is_part)s AND a.attrelid = %(table)s::oid AND s.attrelid = (SELECT oid FROM side)
     AND s.attname = a.attname AND s.attnum > 0
 WHERE a.attrelid IN (SELECT %(table)s::oid UNION ALL SELECT oid FROM side)
@@ -62,9 +64,10 @@ WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND (t.tgtype & 16) <> 0 AND car
 
 @dataclass(frozen=True)
 class ColumnInfo:
-    """kind: the name of its type. dimension: of a vector that has one. space: as its comment says.
+    """kind: the name of its type; of a domain, of the type that it is over. dimension: of a vector that has one.
 
-    is_filled: whether the database alone gives it values: it is computed, or GENERATED ALWAYS AS IDENTITY.
+    space: as its comment says. is_filled: whether the database alone gives it values: it is computed, or GENERATED
+    ALWAYS AS IDENTITY.
     """
 
     kind: str

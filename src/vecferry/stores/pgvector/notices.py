@@ -23,9 +23,15 @@ RIGHTS_TO_DUMP = ("USAGE ON", "SELECT ON ALL TABLES IN", "SELECT ON ALL SEQUENCE
 
 
 def notices(database: Database, table: Table, dimension: int | None) -> tuple[str, ...]:
-    """Return sentences about the key, functions that cast to this dimension, rights, and backups."""
+    """Return sentences about the key, the type, functions that cast to this dimension, rights, and backups."""
     functions = _about_functions(database, table, dimension)
-    return (*_about_key(table), *functions, *_about_rights(database, table), *_about_backups(database, table))
+    return (
+        *_about_key(table),
+        *_about_domain(database, table),
+        *functions,
+        *_about_rights(database, table),
+        *_about_backups(database, table),
+    )
 
 
 def _about_key(table: Table) -> list[str]:
@@ -34,6 +40,16 @@ def _about_key(table: Table) -> list[str]:
         return []
     columns = ", ".join(column.name for column in table.key)
     return [f"rows are found by the unique index {table.key_index} ({columns}): leave it in place until the end"]
+
+
+def _about_domain(database: Database, table: Table) -> list[str]:
+    """Say that the new vectors are of the plain type: a domain's length, or its checks, are those of the old ones."""
+    if table.domain is None:
+        return []
+    query = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid = %s::regtype ORDER BY conname"
+    checks = "; ".join(check for (check,) in database.rows(query, [table.domain]))
+    plain = f"plain {table.kind}{f', without {checks}' if checks else ''}"
+    return [f"{table.vector} is of the domain {table.domain}: the new vectors are {plain}; finalize leaves the domain"]
 
 
 def _about_functions(database: Database, table: Table, dimension: int | None) -> list[str]:

@@ -13,6 +13,7 @@ from vecferry.stores.pgvector.keys import Column, find_key
 from vecferry.stores.pgvector.partitions import find_shape
 from vecferry.stores.pgvector.row_condition import RowCondition, row_condition
 from vecferry.stores.pgvector.sql_source import OtherTable, joined_source, other_tables, sql_source
+from vecferry.stores.pgvector.vector_type import vector_type
 from vecferry.stores.text_source import (
     LLAMA_INDEX,
     FieldText,
@@ -45,7 +46,8 @@ class Table:
     database. others: the tables that a text is made of beside this one. read: the columns of the key, the text and the
     condition, by their numbers, which they keep whatever they are called. key_index: the unique index that stands for a
     primary key; None where there is one and it is the key. is_partitioned: whether its rows are in partitions
-    (`partitions.py`). where: which rows are migrated; None is all.
+    (`partitions.py`). where: which rows are migrated; None is all. domain: that the vectors are of before a switch, as
+    PostgreSQL writes it; None if they are of pgvector's own type.
     """
 
     oid: int
@@ -63,6 +65,7 @@ class Table:
     key_index: str | None = None
     is_partitioned: bool = False
     where: RowCondition | None = None
+    domain: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -126,8 +129,7 @@ def find_table(
         source, text_types = joined_source(database, oid, name, unique.names, joined, text)
     own_reads = 1 if joined is None else 2
     others = other_tables(database, oid, source, own_reads) if isinstance(source, SqlText) else ()
-    types = "pgvector's types vector or halfvec"
-    kind = _require_column(database, oid, table, vector_column, types, "t.typname IN ('vector', 'halfvec')")
+    kind, domain = vector_type(database, oid, table, vector_column)
     extension, numbers = _extension(database)
     if where is not None and is_partitioned:
         raise StoreSchemaError(f"{table} has partitions, and [store] where takes a part of an ordinary table", WHOLE)
@@ -136,7 +138,7 @@ def find_table(
     index = None if unique.is_primary else unique.index
     return Table(
         oid, schema, name, key, source, text_types, vector_column, kind, extension, numbers, others, read, index,
-        is_partitioned, part,
+        is_partitioned, part, domain,
     )  # fmt: skip
 
 
@@ -199,21 +201,16 @@ def _extension(database: Database) -> tuple[str, dict[str, int]]:
 def _require_column(database: Database, oid: int, table: str, column: str, expected: str, condition: str) -> str:
     """Return the name of the column's type. Raises StoreSchemaError if it is not there, or not as expected."""
     columns = database.rows(
-        f"SELECT {condition}, CASE WHEN a.attgenerated <> '' THEN 'generated'"  # noqa: S608  # ours
-        " WHEN a.attinhcount > 0 THEN 'inherited' END, format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"
+        f"SELECT {condition}, format_type(t.oid, NULL), t.typname::text FROM pg_attribute a"  # noqa: S608  # ours
         " JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped",
         [oid, column],
     )
     if not columns:
         raise StoreSchemaError(f"{table} has no column {column}", "Names are spelled as in the database.")
-    ((is_right, peculiarity, kind, name),) = columns
+    ((is_right, kind, name),) = columns
     if not is_right:
         raise StoreSchemaError(f"the column {column} of {table} is of type {kind}", f"Expected {expected}.")
-    if peculiarity and "vector" in condition:
-        remedy = f"ALTER TABLE {table} NO INHERIT ..., and it is." if peculiarity == "inherited" else ""
-        expected = f"Expected an ordinary column. {remedy}".strip()
-        raise StoreSchemaError(f"the column {column} of {table} is {peculiarity}", expected)
     return str(name)
 
 
