@@ -514,3 +514,25 @@ def test_an_array_is_refused_with_what_makes_vectors_of_it(
         verified(migration)
         migration.cutover()
     assert_true(connection, NEW, 10)
+
+
+@layouts
+def test_a_column_that_the_application_made_for_new_vectors_is_named_and_left_as_it_is(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path, layout: Layout
+) -> None:
+    connection.execute(
+        "CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding vector(8), embedding_v2 vector(16))"
+    )
+    insert(connection)
+    connection.execute("UPDATE docs SET embedding_v2 = array_fill(id, ARRAY[16])::vector WHERE id < 5")
+    kept = "SELECT id, embedding_v2 FROM docs ORDER BY id"
+    before = connection.execute(kept).fetchall()
+    with opened(database_url, layout) as store:
+        migration = migration_of(store, tmp_path)
+        (mind,) = [warning for warning in migration.plan().warnings if "is left as it is" in warning]
+        assert mind.startswith("embedding_v2 public.vector(16) is left as it is")
+        verified(migration)
+        migration.cutover()
+        migration.finalize(confirmed=True)
+    assert_true(connection, NEW, 10)
+    assert connection.execute(kept).fetchall() == before

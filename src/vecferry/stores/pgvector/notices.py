@@ -19,6 +19,12 @@ WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> current_user AND NOT pg_
 ORDER BY 1
 """
 """Who may log in and read the table, and will not be able to read what `start` makes."""
+OTHER_VECTORS = """
+SELECT quote_ident(a.attname), format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped AND t.typname IN ('vector', 'halfvec')
+    AND a.atttypmod > 0 AND a.atttypmod <> %s::int AND a.attname NOT LIKE '%%\\_vecferry\\_%%' ORDER BY a.attnum
+"""
 RIGHTS_TO_DUMP = ("USAGE ON", "SELECT ON ALL TABLES IN", "SELECT ON ALL SEQUENCES IN")
 
 
@@ -28,6 +34,7 @@ def notices(database: Database, table: Table, dimension: int | None) -> tuple[st
     return (
         *_about_key(table),
         *_about_domain(database, table),
+        *_about_others(database, table, dimension),
         *functions,
         *_about_rights(database, table),
         *_about_backups(database, table),
@@ -50,6 +57,15 @@ def _about_domain(database: Database, table: Table) -> list[str]:
     checks = "; ".join(check for (check,) in database.rows(query, [table.domain]))
     plain = f"plain {table.kind}{f', without {checks}' if checks else ''}"
     return [f"{table.vector} is of the domain {table.domain}: the new vectors are {plain}; finalize leaves the domain"]
+
+
+def _about_others(database: Database, table: Table, dimension: int | None) -> list[str]:
+    """Say of columns for vectors of another length, which may have been made for a new model, that they are left."""
+    return [
+        f"{column} {kind} is left as it is: the new vectors get a column of their own, called {table.vector}"
+        " from the switch on. If it was made for them, drop it"
+        for column, kind in database.rows(OTHER_VECTORS, [table.oid, dimension])
+    ]
 
 
 def _about_functions(database: Database, table: Table, dimension: int | None) -> list[str]:
