@@ -66,12 +66,14 @@ class Switch:
         self._refuse_long(self.record.spec.dimension)
         self.follower.catch_up(Side.NEW)  # which may end dead letters
         self._refuse_letters(accepted, Side.NEW)
+        self._check_switch(Side.NEW)
         held = self._when_current(Side.NEW, (State.CUTTING_OVER, State.READY), lambda: self._to_new(accepted))
         self._restore_constraints(required=False)  # a row may be without a new vector until finalize
         return CutoverReport(self.store.target, held.result, accepted, self._tries, held.pause_s, State.SERVING_NEW)
 
     def rollback(self, *, accept_outdated: bool) -> RollbackReport:
         self._refuse_long(self.record.spec.dimension)  # the old vectors are the shorter ones, as a rule
+        self._check_switch(Side.OLD)
         states = (State.ROLLING_BACK, State.SERVING_NEW)
         held = self._when_current(Side.OLD, states, self._to_old, accept_outdated=accept_outdated)
         serving, outdated = held.result
@@ -108,6 +110,11 @@ class Switch:
             lambda: self._end(Side.NEW, accepted, State.ABORTED, lambda: self.store.drop(Side.NEW)),
             accept_outdated=accept_outdated or not needs_comparing,
         )
+
+    def _check_switch(self, to: Side) -> None:
+        """Look at what takes too long for the pause, where a side is many collections."""
+        if isinstance(self.store, StoreGroup):
+            self.store.check_switch(to)
 
     def _drop_ahead(self, side: Side, accepted: int) -> None:
         """Do what would keep others waiting in `_end`, where a side is many collections."""

@@ -223,6 +223,10 @@ class OptionalVectors(Protocol):
 class Grouped(Protocol):
     """A backend whose collections are each a group of collections of another one, its members. See `group.py`."""
 
+    @property
+    def has_aliases(self) -> bool:
+        """Say whether a member may go by an alias."""
+
     def members(self, collection: str) -> dict[str, str]:
         """Return, by the names of the members that are there, in order, those of their collections on that side."""
 

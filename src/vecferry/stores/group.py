@@ -85,6 +85,10 @@ class GroupBackend:
         return self._name
 
     @property
+    def has_aliases(self) -> bool:
+        return isinstance(self._first, Aliased)
+
+    @property
     def kind(self) -> str:
         return self._first.kind
 

@@ -296,6 +296,13 @@ class StoreGroup(Protocol):
     ) -> list[Hit]:
         """Search one member alone; as `Store.search`, with the keys of the group."""
 
+    def check_switch(self, to: Side) -> None:
+        """Raise what a switch to that side is refused with, while others need not wait for it.
+
+        StoreSchemaError if a member that an application has made by itself would be left behind; CutoverRefused if a
+        `finalize` has begun, which cannot go back.
+        """
+
     def drop_ahead(self, side: Side, patience: Patience) -> None:
         """Do what takes long of a `drop` of that side, where others need not wait for all of it. Repeating is safe.
 

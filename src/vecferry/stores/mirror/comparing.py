@@ -80,6 +80,8 @@ class MirrorComparison:
 
         Ids are listed once for a sweep from the beginning, and remembered for its rest.
         """
+        if not among:
+            return []
         return self._sides.retried(lambda sides: self._outdated(sides, side, among, limit))
 
     def _outdated(self, sides: Sides, side: Side, among: Sequence[Key] | KeyRange, limit: int | None) -> list[Row]:

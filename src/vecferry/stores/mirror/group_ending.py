@@ -78,6 +78,8 @@ class GroupEnding:
         return True
 
     def point_alias(self, collection: str) -> None:
+        if not self._group.has_aliases:
+            return
         names = self._backend.names()
         for member in self._members(names, self._target):
             backend = self._own(member)

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from vecferry.embeddings import Float32, Outputs
-from vecferry.errors import StoreSchemaError
+from vecferry.errors import CutoverRefused, StoreSchemaError
 from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.group import GroupBackend, member_id
 from vecferry.stores.mirror.group_ending import GroupEnding
@@ -85,11 +85,14 @@ class GroupStore(MirrorStore):
         assert isinstance(self._sides.ending, GroupEnding)
         return self._sides.ending
 
-    def switch(self, to: Side) -> None:
-        """Switch. Raises StoreSchemaError if a member that an application has made by itself would be left behind."""
+    def check_switch(self, to: Side) -> None:
+        sides = self._sides.now()
         if to is Side.NEW:
-            self._refuse_unseen(self._sides.now())
-        super().switch(to)
+            self._refuse_unseen(sides)
+        elif self._sides.is_half_finalized(sides):
+            raise CutoverRefused(f"a finalize of {self._target} has begun", "vecferry migrate finalize")
+        if sides.new is not None:
+            self._group.exists(sides.new)  # it remembers where to look, so that nothing is listed inside the pause
 
     def drop(self, side: Side) -> None:
         """Drop. Raises StoreSchemaError if points would go that an application has written to a member of its own."""

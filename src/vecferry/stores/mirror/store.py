@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import CutoverRefused, Locked, SpaceMismatch, StoreSchemaError
+from vecferry.errors import Locked, SpaceMismatch, StoreSchemaError
 from vecferry.stores.backend import Backend, OptionalVectors, Point
 from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.lease import held
@@ -215,6 +215,8 @@ class MirrorStore(Store):
 
     def apply_deletes(self, keys: Sequence[Key]) -> set[Key]:
         """Let deletes follow, and payload that changed without its text."""
+        if not keys:
+            return set()
         ids = [key[0] for key in keys]
         with self._writing():
             sides = self._sides.now()
@@ -330,10 +332,7 @@ class MirrorStore(Store):
         return () if self._sides.is_half_finalized(sides) else self._backend.build_indexes(sides.other, sides.serving)
 
     def switch(self, to: Side) -> None:
-        sides = self._sides.now()
-        if to is Side.OLD and self._sides.is_half_finalized(sides):
-            raise CutoverRefused(f"a finalize of {self._target} has begun", "vecferry migrate finalize")
-        self._sides.ending.point_alias(sides.name(to))
+        self._sides.ending.point_alias(self._sides.now().name(to))
 
     def restore_constraints(self, patience: Patience, *, required: bool) -> bool:  # noqa: ARG002
         """Return false. No store of points knows constraints."""
