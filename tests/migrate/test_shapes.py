@@ -498,6 +498,15 @@ def test_a_domain_that_takes_no_missing_vector_is_refused(
     assert "ALTER DOMAIN public.embedded DROP" in refused.value.hint
 
 
+def test_a_part_of_a_table_whose_vectors_are_of_a_domain_is_refused(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute("CREATE DOMAIN embedded AS vector")
+    connection.execute("CREATE TABLE docs (id integer PRIMARY KEY, body text, embedding embedded)")
+    with pytest.raises(StoreSchemaError, match=r"embedding is of the domain public\.embedded, and \[store\] where"):
+        PgVectorStore.connect(database_url, "docs", "body", "embedding", where="id > 5")
+
+
 @pytest.mark.parametrize("kind", ["real[]", "double precision[]"])
 def test_an_array_is_refused_with_what_makes_vectors_of_it(
     connection: psycopg.Connection, database_url: str, tmp_path: Path, kind: str

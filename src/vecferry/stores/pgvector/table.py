@@ -133,6 +133,9 @@ def find_table(
     extension, numbers = _extension(database)
     if where is not None and is_partitioned:
         raise StoreSchemaError(f"{table} has partitions, and [store] where takes a part of an ordinary table", WHOLE)
+    if where is not None and domain is not None:
+        what = f"{table}.{vector_column} is of the domain {domain}, and [store] where takes plain vectors"
+        raise StoreSchemaError(what, f"ALTER TABLE {table} ALTER {vector_column} TYPE {kind}.")
     part = None if where is None else row_condition(database, schema, name, where)
     read = _numbers(database, oid, [*unique.names, *text_types, *(part.columns if part else ())])
     index = None if unique.is_primary else unique.index
