@@ -334,6 +334,48 @@ def test_the_layouts_of_frameworks_are_known(
     assert plan()["provenance"]["verdict"] == "confirmed"
 
 
+def langchain_collections(connection: psycopg.Connection, encoder: Encoder) -> None:
+    """Make the tables of LangChain's PGVector with two collections, as its first versions and the present one do."""
+    connection.execute("CREATE TABLE langchain_pg_collection (uuid uuid PRIMARY KEY, name text, cmetadata json)")
+    connection.execute(
+        "CREATE TABLE langchain_pg_embedding (id text PRIMARY KEY, collection_id uuid REFERENCES"
+        " langchain_pg_collection (uuid), embedding vector, document text, cmetadata jsonb)"
+    )
+    collections = {"docs": f"{1:08}-0000-4000-8000-000000000000", "o'faq": f"{2:08}-0000-4000-8000-000000000000"}
+    for name, uuid in collections.items():
+        connection.execute("INSERT INTO langchain_pg_collection VALUES (%s, %s)", [uuid, name])
+        for number, (text, vector) in enumerate(zip(TEXTS, encoder.encode(TEXTS).dense, strict=True)):
+            connection.execute(
+                "INSERT INTO langchain_pg_embedding VALUES (%s, %s, %s, %s)",
+                [f"{name} {number}", uuid, str(vector.tolist()), text],
+            )
+
+
+def test_a_collection_that_shares_its_table_is_migrated_alone(
+    connection: psycopg.Connection, database_url: str, encoder: Encoder, here: Path
+) -> None:
+    langchain_collections(connection, encoder)
+    done = init(database_url, code=2)
+    assert "one of langchain_pg_embedding, docs, o'faq." in done.stderr
+    facts = found(database_url, "--collection", "o'faq")
+    assert (facts["framework"], facts["text"], facts["confirmed"]) == ("LangChain PGVector", "document", True)
+    store = read_config(here / "migration.toml").store
+    assert (store.collection, store.where) == (
+        "langchain_pg_embedding",
+        "collection_id = '00000002-0000-4000-8000-000000000000'",
+    )
+    assert plan()["table"]["rows"] == len(TEXTS)
+
+
+def test_all_collections_of_a_shared_table_are_one_migration(
+    connection: psycopg.Connection, database_url: str, encoder: Encoder, here: Path
+) -> None:
+    langchain_collections(connection, encoder)
+    assert found(database_url, "--collection", "langchain_pg_embedding")["confirmed"]
+    assert read_config(here / "migration.toml").store.where is None
+    assert plan()["table"]["rows"] == 2 * len(TEXTS)
+
+
 # --- other stores ---------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from vecferry.errors import (
 )
 from vecferry.migrate.config import ModelsConfig, StoreConfig
 from vecferry.migrate.config_file import OLD_MODEL_VERDICTS, Draft, StoreAddress
-from vecferry.migrate.found import Found, choice_missing
+from vecferry.migrate.found import Found
 from vecferry.migrate.provenance import Verdict
 from vecferry.migrate.recipe import Recipe, recipe_of
 from vecferry.settings import read_settings
@@ -119,12 +119,12 @@ def _chosen(found: Found, fields: Sequence[VectorField]) -> VectorField:
     if len(fields) == 1:
         return fields[0]
     rows = [
-        (number, each.collection, each.vector, f"{each.rows:,}", each.dimensions, found.framework(each))
+        (number, each.part or each.collection, each.vector, f"{each.rows:,}", each.dimensions, found.framework(each))
         for number, each in enumerate(fields, 1)
     ]
     show_table("found", ("", "collection", "vector", "vectors", "dimension", "made by"), rows)
     if not (output.is_terminal and sys.stdin.isatty()):
-        raise choice_missing(fields)
+        raise found.choice_missing(fields)
     numbers = [str(number) for number, *_ in rows]
     return fields[IntPrompt.ask("Which one", console=output, choices=numbers, show_choices=False) - 1]
 

@@ -101,6 +101,9 @@ class Draft:
             yield "# With its password the URL stands in the environment, and nowhere else: VECFERRY_STORE_URL"
         yield f"{'# ' if address.has_secret else ''}url = {_quoted(address.written)}"
         yield f"collection = {_quoted(field.collection)}"
+        if field.where:
+            yield from _comment(f"The collection {field.part}; others in the table are left as they are.")
+            yield f"where = {_quoted(field.where)}"
         yield from _comment(self.evidence)
         yield f"text = {_quoted(self.recipe.text)}"
         if self.recipe.others and not self.recipe.is_confirmed:

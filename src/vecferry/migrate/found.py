@@ -34,15 +34,24 @@ class Found:
 
         Raises StoreSchemaError for a name that is not there, NothingFound where none is left.
         """
-        names = {"collection": collection, "vector": vector}
-        named = [f for f in self.fields if all(value in (None, getattr(f, name)) for name, value in names.items())]
+        fields = [field for field in self.fields if vector in (None, field.vector)]
+        named = [field for field in fields if collection is None or field.is_called(collection)]
         if self.fields and not named:
-            name = ".".join(filter(None, names.values()))
+            name = ".".join(filter(None, (collection, vector)))
             raise StoreSchemaError(f"there are no vectors called {name}", f"There are: {_names(self.fields)}.")
         usable = [field for field in named if not field.obstacle and (field.rows or collection)]
         if not usable:
             raise self._nothing(named)
         return usable
+
+    def choice_missing(self, fields: Sequence[VectorField]) -> MissingOption:
+        """Return the error that says which option chooses among several."""
+        collections = list(dict.fromkeys(field.part or field.collection for field in fields))
+        if len(collections) == 1:
+            vectors = [field.vector for field in fields]
+            return MissingOption("--vector", f"one of {', '.join(vectors)}", f"--vector {shlex.quote(vectors[0])}")
+        example = f"--collection {shlex.quote(collections[0])}"
+        return MissingOption("--collection", f"one of {_names(fields)}", example)
 
     def framework(self, field: VectorField) -> str:
         """Return by whose layout a field is made; empty where it is none that is known."""
@@ -51,7 +60,7 @@ class Found:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the store and all that it has, ready for JSON."""
-        names = ("collection", "vector", "rows", "dimensions", "key", "obstacle")
+        names = ("collection", "part", "where", "vector", "rows", "dimensions", "key", "obstacle")
         found = [{n: getattr(each, n) for n in names} | {"framework": self.framework(each)} for each in self.fields]
         return {"store": self.store, "found": found}
 
@@ -65,16 +74,7 @@ class Found:
         return NothingFound(self.store, looked_at, remedy)
 
 
-def choice_missing(fields: Sequence[VectorField]) -> MissingOption:
-    """Return the error that says which option chooses among several."""
-    collections = list(dict.fromkeys(field.collection for field in fields))
-    if len(collections) == 1:
-        vectors = [field.vector for field in fields]
-        return MissingOption("--vector", f"one of {', '.join(vectors)}", f"--vector {shlex.quote(vectors[0])}")
-    return MissingOption("--collection", f"one of {_names(fields)}", f"--collection {shlex.quote(collections[0])}")
-
-
 def _names(fields: Sequence[VectorField]) -> str:
     """Return the names of collections, as many as can be read."""
-    names = list(dict.fromkeys(field.collection for field in fields))
+    names = list(dict.fromkeys(field.part or field.collection for field in fields))
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")

@@ -71,7 +71,8 @@ class VectorField(Value):
     collection, vector, key: as in migration.toml. dimensions: of the vectors, as declared or as seen; rows: that have
     one, about where they are many. names: of what lies beside them, at the top level; text: one of these with texts, by
     which a backend can be opened. marks: of who made the collection, beside its columns (`frameworks.py`).
-    obstacle: why it cannot be migrated; empty where nothing is in the way.
+    obstacle: why it cannot be migrated; empty where nothing is in the way. part, where: the name of a collection that
+    shares its table with others, and the condition on its rows.
     """
 
     collection: str
@@ -83,6 +84,8 @@ class VectorField(Value):
     key: str = "id"
     marks: tuple[str, ...] = ()
     obstacle: str = ""
+    part: str = ""
+    where: str = ""
 
     @property
     def dimension(self) -> int | None:
@@ -92,7 +95,12 @@ class VectorField(Value):
     @property
     def name(self) -> str:
         """Return the name for people: collection and vector."""
-        return f"{self.collection}.{self.vector}" if self.vector else self.collection
+        place = f"{self.collection}.{self.vector}" if self.vector else self.collection
+        return f"{self.part} in {place}" if self.part else place
+
+    def is_called(self, name: str) -> bool:
+        """Return whether that is the name of the collection, or of the part of it."""
+        return name == (self.part or self.collection)
 
 
 def is_made_by_migration(collection: str) -> bool:

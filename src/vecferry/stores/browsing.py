@@ -6,7 +6,6 @@ and SQLite change a file that is only opened: a folder of Chroma is looked at in
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,11 +17,10 @@ from typing import Protocol
 
 from vecferry.errors import SettingsError
 from vecferry.stores.backend import ANYONE, Backend, Browsable, Fields, Point, ServerAccess, VectorField, path_in
+from vecferry.stores.group import OURS
 from vecferry.stores.opening import POSTGRES, open_backend, store_kind
 from vecferry.stores.values import StoredRow
 
-OURS = re.compile(r"_vecferry_(?:\d+|old|ending)$")
-"""What a migration makes beside a collection."""
 DRAWN_FROM = 2000
 """The first points, among which a sample is drawn."""
 

@@ -11,7 +11,7 @@ from psycopg import sql
 from vecferry.errors import StoreError, StoreSchemaError
 from vecferry.stores.backend import VectorField
 from vecferry.stores.pgvector.binary import is_vector_type
-from vecferry.stores.pgvector.connection import Database, identifier
+from vecferry.stores.pgvector.connection import Database, identifier, verbatim
 from vecferry.stores.pgvector.keys import find_key
 from vecferry.stores.pgvector.table import NEW, OLD, SCHEMA
 from vecferry.stores.values import StoredRow
@@ -40,6 +40,18 @@ UNION ALL SELECT 'supabase' WHERE EXISTS (SELECT FROM pg_proc WHERE proname = 'm
     OR EXISTS (SELECT FROM pg_roles WHERE rolname = 'supabase_admin')
 """
 """What says by whom a database was made."""
+HAS_TABLE = """
+SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND n.nspname = %s
+"""
+LANGCHAIN = "langchain_pg_collection"
+PARTS = """
+SELECT c.uuid::text, c.name::text,
+    (SELECT count(*) FROM {table} AS t WHERE t.collection_id = c.uuid AND t.{vector} IS NOT NULL),
+    (SELECT {dimension}(t.{vector}) FROM {table} AS t WHERE t.collection_id = c.uuid AND t.{vector} IS NOT NULL LIMIT 1)
+FROM {collections} AS c ORDER BY c.name, c.uuid
+"""
+"""The collections of LangChain's PGVector, which lie in one table."""
+EVERY_ROW = sql.SQL("true")
 
 
 @dataclass(frozen=True)
@@ -51,10 +63,11 @@ class _Place:
     vector: str
     functions: str
 
-    def query(self, statement: str) -> sql.Composed:
-        """Return a statement about the column, in which {table}, {vector} and {dimension} are filled in."""
+    def query(self, statement: str, where: sql.SQL = EVERY_ROW) -> sql.Composed:
+        """Return a statement about the column, in which {table}, {vector} and the like are filled in."""
         names = {"table": identifier(self.schema, self.table), "vector": identifier(self.vector)}
-        return sql.SQL(statement).format(**names, dimension=identifier(self.functions, "vector_dims"))
+        names |= {"dimension": identifier(self.functions, "vector_dims")}
+        return sql.SQL(statement).format(**names, collections=identifier(self.schema, LANGCHAIN), where=where)
 
 
 class PgBrowser:
@@ -90,8 +103,24 @@ class PgBrowser:
             names = tuple(each for each, kind in kinds.items() if not is_vector_type(kind) and each not in key)
             text = next((each for each in names if kinds[each] in ("text", "varchar")), "text")
             field = VectorField(name, vector, (), 0, names, text, next(iter(key), "id"), marks, obstacle)
-            fields.append(self._measured(field, place, dimension, estimate))
+            whole = self._measured(field, place, dimension, estimate)
+            fields += [whole, *self._parts(whole, place)]
         return fields
+
+    def _parts(self, whole: VectorField, place: _Place) -> list[VectorField]:
+        """Return the collections that share a table of LangChain, where it has several; none that is empty."""
+        is_shared = {"collection_id", "cmetadata"}.issubset(whole.names) and not whole.obstacle
+        there = (
+            "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE relname = %s AND nspname = %s"
+        )
+        if not is_shared or not self._db.rows(there, [LANGCHAIN, place.schema]):
+            return []
+        parts = [
+            replace(whole, part=name, where=f"collection_id = '{uuid}'", rows=rows, dimensions=(dimension,))
+            for uuid, name, rows, dimension in self._db.rows(place.query(PARTS))
+            if rows
+        ]
+        return parts if len(parts) > 1 else []
 
     def _key(self, oid: int, table: str) -> tuple[tuple[str, ...], str]:
         """Return the names of the key's columns, and why there is none."""
@@ -103,8 +132,9 @@ class PgBrowser:
     def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
         """Return random ones of the first rows that have a vector."""
         query = self._places[field.collection, field.vector].query(
-            "SELECT to_json(t), t.{vector}::real[] FROM"
-            " (SELECT * FROM {table} WHERE {vector} IS NOT NULL LIMIT %s) AS t ORDER BY random() LIMIT %s"
+            "SELECT to_json(t), t.{vector}::real[] FROM (SELECT * FROM {table} WHERE {vector} IS NOT NULL AND {where}"
+            " LIMIT %s) AS t ORDER BY random() LIMIT %s",
+            verbatim(field.where or "true"),
         )
         return [
             StoredRow(
