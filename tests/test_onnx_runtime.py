@@ -144,3 +144,8 @@ def test_no_fallback_to_the_cpu_goes_unnoticed(tiny_artifact: Artifact, monkeypa
     ):
         OnnxRuntime(tiny_artifact, device="cuda")
     assert values.value.reason == "CUDAExecutionProvider does not start here"
+
+
+def test_packed_rows_are_refused_on_a_processor(tiny_artifact: Artifact) -> None:
+    with pytest.raises(RuntimeUnavailable, match="no processor has kernels for packed rows"):
+        OnnxRuntime(tiny_artifact, packed=True)

@@ -74,7 +74,8 @@ class OnnxRuntime:
         self._threads = threads or available_cpus()
         self._device, self._device_id, self._low_memory = device, device_id, low_memory
         options = _options(self._threads, device, low_memory=low_memory)
-        assert not packed or device != "cpu", "no processor has kernels for it"
+        if packed and device == "cpu":
+            raise RuntimeUnavailable(self.name, "no processor has kernels for packed rows", "VECFERRY_DEVICE=cuda")
         graph = None
         if packed:
             from vecferry.encode.runtime.onnx_packed import packed_graph  # it imports onnx, which is seldom needed here
