@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,11 @@ import psycopg
 
 from tests.migrate.doubles import TruthEncoder
 from tests.stores.collections import (
+    CONDITIONS,
     LAYOUTS,
     NAMES,
     OLD_DIMENSION,
+    PART,
     PARTITIONED,
     Collection,
     PgCollection,
@@ -50,7 +52,7 @@ from vecferry.migrate.router import Document, Router
 from vecferry.migrate.staging import Staging
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Layout, Patience, Record
+from vecferry.stores.values import Patience, Record
 
 OLD = TruthEncoder("old", OLD_DIMENSION)
 NEW = TruthEncoder("new", 32)
@@ -86,6 +88,8 @@ class LoadReport:
     tries: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     epochs: list[int] = field(default_factory=list)
+    neighbour_writes: int = 0
+    longest_neighbour_ms: float = 0.0
 
     @property
     def faults(self) -> int:
@@ -93,6 +97,78 @@ class LoadReport:
         counted = (self.mixed_spaces, self.epochs_backward, self.not_found_at_once, self.lost, self.doubled)
         listed = (self.failed_writes, self.failed_queries, self.dead_threads)
         return sum(counted) + self.resurrected + self.outdated + sum(map(len, listed))
+
+
+class Neighbours:
+    """Nineteen tenants who share the table with the part that is migrated: they read and write by SQL of their own.
+
+    A thread goes from one to the next: it inserts, updates and deletes rows, and asks for the nearest of the tenant.
+    """
+
+    TENANTS, ROWS = 19, 40
+
+    def __init__(self, url: str) -> None:
+        self._connection = psycopg.connect(url, autocommit=True)
+        self._ending, self._failed = threading.Event(), list[str]()
+        self._random = random.Random(1)
+        self.reference: dict[int, tuple[str, str, bytes]] = {}
+        self.writes, self.longest_ms = 0, 0.0
+        for number in range(self.TENANTS * self.ROWS):
+            self._put(-1100 - number, f"tenant {number % self.TENANTS}")
+        self.writes = 0
+
+    def _put(self, key: int, tenant: str) -> None:
+        body = f"text {key} of write {self.writes}"
+        vector = OLD.truth(body)
+        self._connection.execute(
+            "INSERT INTO docs (id, body, embedding, tenant) VALUES (%s, %s, %s::real[]::vector, %s)"
+            " ON CONFLICT (id) DO UPDATE SET body = excluded.body, embedding = excluded.embedding",
+            [key, body, vector.tolist(), tenant],
+        )
+        self.reference[key] = (tenant, body, vector.astype(">f4").tobytes())
+        self.writes += 1
+
+    def _turn(self) -> None:
+        key = self._random.choice(list(self.reference))
+        tenant, body, vector = self.reference[key]
+        if self._random.random() < 0.2:
+            self._connection.execute("DELETE FROM docs WHERE id = %s", [key])
+            del self.reference[key]
+            key = min(self.reference) - 1
+        else:
+            query = "SELECT id FROM docs WHERE tenant = %s ORDER BY embedding <=> %s::real[]::vector LIMIT 1"
+            numbers = np.frombuffer(vector, ">f4").tolist()
+            if self._connection.execute(query, [tenant, numbers]).fetchone() != (key,):
+                self._failed.append(f"{body} of {tenant} was not found")
+        self._put(key, tenant)
+
+    @contextmanager
+    def running(self, load_report: LoadReport) -> Iterator[None]:
+        """Let them work inside; what failed, and rows that are not as they wrote them, are in the report."""
+        thread = threading.Thread(target=self._work, name="neighbours")
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            thread.join()
+            load_report.failed_writes += self._failed
+            query = "SELECT id, tenant, body, substring(vector_send(embedding) FROM 5) FROM docs WHERE id < -1099"
+            rows = {key: tuple(values) for key, *values in self._connection.execute(query)}
+            load_report.lost += sum(rows.get(key) != row for key, row in self.reference.items())
+            load_report.doubled += len(rows.keys() - self.reference.keys())
+            load_report.neighbour_writes, load_report.longest_neighbour_ms = self.writes, self.longest_ms
+            self._connection.close()
+
+    def _work(self) -> None:
+        while not self._ending.is_set():
+            began = time.monotonic()
+            try:
+                self._turn()
+            except psycopg.Error as exc:
+                self._failed.append(str(exc))
+            self.longest_ms = max(self.longest_ms, 1000 * (time.monotonic() - began))
+            time.sleep(0.1)
 
 
 class Application:
@@ -351,10 +427,11 @@ def following_in_a_process(url: str, folder: Path, name: str) -> Iterator[Callab
     assert started[0].wait(30) == 0, "the follower failed"
 
 
-def follow_postgres(url: str, folder: Path, layout: Layout) -> None:
+def follow_postgres(url: str, folder: Path, name: str) -> None:
     from vecferry.stores.pgvector import PgVectorStore
 
-    with PgVectorStore.connect(url, "docs", "body", "embedding", layout=layout) as store:
+    layout, where = LAYOUTS[name], CONDITIONS.get(name)
+    with PgVectorStore.connect(url, "docs", "body", "embedding", where=where, layout=layout) as store:
         Migration(store, new=NEW, old=OLD, options=options(folder)).start(follow=lambda: False)
 
 
@@ -375,11 +452,17 @@ def on_postgres(
     url: str, rows: int, writes_per_s: float, folder: Path, query_threads: int = 4, name: str = "pgvector"
 ) -> LoadReport:
     with psycopg.connect(url, autocommit=True) as connection:
-        collection = PgCollection(connection, url, LAYOUTS[name], is_partitioned=name in PARTITIONED)
-        connection.execute("CREATE INDEX docs_embedding ON docs USING hnsw (embedding vector_cosine_ops)")
+        collection = PgCollection(
+            connection, url, LAYOUTS[name], where=CONDITIONS.get(name), is_partitioned=name in PARTITIONED
+        )
+        if name == PART:
+            connection.execute("CREATE INDEX docs_tenant ON docs (tenant)")
+        else:
+            connection.execute("CREATE INDEX docs_embedding ON docs USING hnsw (embedding vector_cosine_ops)")
         fill(collection.store, rows)
         application = Application(collection.store, rows, writes_per_s)
-        with following_in_a_process(url, folder, name) as follow:
+        beside = Neighbours(url).running(application.load_report) if name == PART else nullcontext()
+        with following_in_a_process(url, folder, name) as follow, beside:
             load_report = go(collection, application, folder, follow, query_threads)
         collection.store.close()
     load_report.store = name
@@ -417,7 +500,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.follow:
-        follow_postgres(args.follow, args.folder, LAYOUTS[args.store])
+        follow_postgres(args.follow, args.folder, args.store)
         return
     with tempfile.TemporaryDirectory(prefix="vecferry-live-") as name:
         folder = Path(name)

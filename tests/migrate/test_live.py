@@ -18,7 +18,7 @@ from tests.migrate.live import (
     on_mirror,
     on_postgres,
 )
-from tests.stores.collections import PARTITIONED, SIDE_TABLE, Collection, mirror_collection, old_vector, quick_on
+from tests.stores.collections import PART, PARTITIONED, SIDE_TABLE, Collection, mirror_collection, old_vector, quick_on
 
 ROWS = STABLE + 20
 
@@ -66,6 +66,14 @@ def test_nothing_fails_under_many_writes_a_second_to_eight_partitions(
 ) -> None:
     load_report = on_postgres(database_url, 3 * STABLE, 50, tmp_path, query_threads=2, name=name)
     assert_faultless(load_report, writes=100, queries=200)
+
+
+@pytest.mark.slow
+def test_one_tenant_of_twenty_is_migrated_while_the_others_read_and_write(database_url: str, tmp_path: Path) -> None:
+    """Their rows are the bytes that they wrote, and their searches find them."""
+    load_report = on_postgres(database_url, STABLE + 20, 4, tmp_path, query_threads=1, name=PART)
+    assert_faultless(load_report, writes=10, queries=50)
+    assert load_report.neighbour_writes >= 50
 
 
 @pytest.mark.slow
