@@ -23,6 +23,7 @@ from vecferry.embeddings import DENSE, Float32, Outputs, TextVectors
 from vecferry.errors import InvalidStoreUrl, StoreFailed, StoreSchemaError, StoreUnreachable
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.stores.backend import Fields, Point
+from vecferry.stores.filters import Selection
 from vecferry.stores.lancedb import LanceBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
@@ -269,6 +270,8 @@ def test_rows_without_a_key_have_the_same_one_in_each_table_that_holds_them(tmp_
         assert all(np.array_equal(vector_of(point), vector) for point in stored)
         assert {point.payload["lang"] for point in stored} == {"en"}
         assert {hit.id for hit in backend.search(NEW, vector, 9)} == keys.keys()
+        hits = backend.search(NEW, vector, 9, Selection(with_text=True))
+        assert {hit.id: hit.point.text for hit in hits if hit.point is not None} == keys
     again = LanceBackend(tmp_path, Fields())
     assert texts_by_key(again, NEW) == texts_by_key(again) == keys
 
