@@ -479,3 +479,57 @@ def test_a_local_store_is_looked_at_without_a_change_to_it(
     planned = plan()
     assert planned["provenance"]["verdict"] == "confirmed"
     assert planned["problems"] == []
+
+
+def uuid_of(number: int) -> str:
+    return f"{number:08x}-0000-4000-8000-000000000000"
+
+
+def in_lancedb_for_each_file(folder: Path, encoder: Encoder) -> None:
+    """Make a table for each of three files, as Open WebUI makes collections, and one of a user."""
+    database = lancedb.connect(folder)
+    names = [f"file-{uuid_of(number)}" for number in range(3)] + [f"user-memory-{uuid_of(0)}"]
+    for name in names:
+        vectors = encoder.encode(TEXTS[:10]).dense.tolist()
+        rows = [{"id": str(n), "vector": v, "text": t} for n, (t, v) in enumerate(zip(TEXTS, vectors, strict=False))]
+        database.create_table(name, rows)
+
+
+def test_collections_that_are_made_for_each_file_are_one_group(encoder: Encoder, here: Path) -> None:
+    in_lancedb_for_each_file(here / "data", encoder)
+    done = init("lancedb:data", code=2)
+    assert f"one of file-*, user-memory-{uuid_of(0)}, or a pattern: '*' is all of them" in done.stderr
+    facts = found("lancedb:data", "--collection", "file-*")
+    assert (facts["collection"], facts["text"], facts["confirmed"]) == ("file-*", "text", True)
+    assert read_config(here / "migration.toml").store.collections == ("file-*",)
+    planned = plan()
+    assert planned["table"]["rows"] == 30
+    assert planned["problems"] == []
+    assert found("lancedb:data", "--collection", "*", "--force")["confirmed"]
+    assert plan()["table"]["rows"] == 40
+
+
+def in_chroma_for_each_file(folder: Path, encoder: Encoder) -> None:
+    """Make collections as Open WebUI does, in a process of their own."""
+    program = (
+        "import chromadb, json, sys; names, texts, vectors = json.load(sys.stdin);"
+        "client = chromadb.PersistentClient(sys.argv[1]);"
+        "[client.create_collection(name, embedding_function=None).add("
+        "ids=[str(n) for n in range(len(texts))], embeddings=vectors, documents=texts,"
+        " metadatas=[{'name': 'a.txt', 'embedding_config': '{}'}] * len(texts)) for name in names]"
+    )
+    names = [f"file-{uuid_of(number)}" for number in range(3)] + [f"user-memory-{uuid_of(0)}"]
+    written = json.dumps([names, TEXTS[:10], encoder.encode(TEXTS[:10]).dense.tolist()])
+    subprocess.run([sys.executable, "-c", program, str(folder)], input=written, text=True, check=True)
+
+
+@pytest.mark.slow
+def test_the_collections_of_open_webui_are_groups(encoder: Encoder, here: Path) -> None:
+    in_chroma_for_each_file(here / "data", encoder)
+    before = contents(here / "data")
+    facts = found("chroma:data", "--collection", "file-*")
+    assert contents(here / "data") == before
+    assert (facts["framework"], facts["text"], facts["confirmed"]) == ("Open WebUI", "document", True)
+    planned = plan()
+    assert planned["table"]["rows"] == 30
+    assert planned["problems"] == []

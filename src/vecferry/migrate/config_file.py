@@ -100,7 +100,9 @@ class Draft:
         if address.has_secret:
             yield "# With its password the URL stands in the environment, and nowhere else: VECFERRY_STORE_URL"
         yield f"{'# ' if address.has_secret else ''}url = {_quoted(address.written)}"
-        yield f"collection = {_quoted(field.collection)}"
+        yield f"{'collections' if field.members else 'collection'} = {_quoted(field.collection)}"
+        if field.members:
+            yield from _comment(f"These are {len(field.members):,} now; those that are made later are migrated too.")
         if field.where:
             yield from _comment(f"The collection {field.part}; others in the table are left as they are.")
             yield f"where = {_quoted(field.where)}"

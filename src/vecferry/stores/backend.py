@@ -72,7 +72,8 @@ class VectorField(Value):
     one, about where they are many. names: of what lies beside them, at the top level; text: one of these with texts, by
     which a backend can be opened. marks: of who made the collection, beside its columns (`frameworks.py`).
     obstacle: why it cannot be migrated; empty where nothing is in the way. part, where: the name of a collection that
-    shares its table with others, and the condition on its rows.
+    shares its table with others, and the condition on its rows. members: the collections of a group, for which
+    `collection` is the pattern.
     """
 
     collection: str
@@ -86,6 +87,7 @@ class VectorField(Value):
     obstacle: str = ""
     part: str = ""
     where: str = ""
+    members: tuple[str, ...] = ()
 
     @property
     def dimension(self) -> int | None:

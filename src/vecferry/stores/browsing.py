@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,8 @@ from vecferry.stores.values import StoredRow
 
 DRAWN_FROM = 2000
 """The first points, among which a sample is drawn."""
+SAMPLED_MEMBERS = 8
+"""Collections of a group from which points are drawn."""
 
 
 class Browser(Protocol):
@@ -54,10 +56,20 @@ class BackendBrowser:
 
     def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
         with closing(self.opened(Fields(field.key, field.text, field.vector))) as backend:
-            ids = list(islice(backend.ids(field.collection), DRAWN_FROM))
-            step = max(1, len(ids) // num_rows)
-            points = backend.get(field.collection, ids[::step][:num_rows], vectors=True)
+            collections = _spread(field.members or (field.collection,), SAMPLED_MEMBERS)
+            each = -(-num_rows // len(collections))
+            points = [point for collection in collections for point in _points(backend, collection, each)]
             return [_stored(point, backend.text_field) for point in points if point.vectors is not None]
+
+
+def _points(backend: Backend, collection: str, num_points: int) -> list[Point]:
+    """Return some of the first points, with their vectors."""
+    return backend.get(collection, _spread(list(islice(backend.ids(collection), DRAWN_FROM)), num_points), vectors=True)
+
+
+def _spread(names: Sequence[str], count: int) -> list[str]:
+    """Return at most so many of them, evenly."""
+    return list(names[:: max(1, len(names) // count)][:count])
 
 
 def _stored(point: Point, text_field: str) -> StoredRow:
