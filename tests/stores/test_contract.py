@@ -498,6 +498,8 @@ def test_a_search_answers_in_the_side_of_its_space_wherever_it_is(collection: Co
 def test_a_filter_and_what_a_hit_carries_are_the_same_on_both_sides(collection: Collection) -> None:
     if isinstance(collection, PgCollection):
         collection.connection.execute("ALTER TABLE docs ADD lang text, ADD year integer")
+        if collection.where is not None:
+            collection.others = collection.other_rows()
     prepared(collection)
     store = collection.store
     rows = {"1": ("a", "en", 2018), "2": ("b", "de", 2020), "3": ("c", "en", 2022), "4": ("d", "en", 2024)}
