@@ -353,7 +353,7 @@ def kinds() -> list[Kind]:
              v1(dimensions="a"), tei(dimensions=2**70), v1(dimensions=[64]))),
         Kind("k out of range", (400,), tuple(post("/search", {"query": "a", "k": k})
              for k in (0, -1, 1001, 2**64, 1.5, "many"))),
-        Kind("filters that are none", (400,), tuple(post("/search", {"query": "a", "where": each})
+        Kind("filters that are none", (400, 413), tuple(post("/search", {"query": "a", "where": each})
              for each in NO_FILTERS)),
         Kind("unknown choices", (400,), (v1(encoding_format="hex"), v1(prompt_name="title"),
              tei(prompt_name="x" * 9_999), tei(truncation_direction="left"),

@@ -41,7 +41,7 @@ from vecferry.model.artifact import Artifact
 from vecferry.server.connection import MAX_REFUSED
 
 
-@pytest.mark.parametrize("requests", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_bad_requests_are_refused_in_form_and_leave_nothing_behind(
     requests: int, tiny_artifact: Artifact, library: Encoder
 ) -> None:

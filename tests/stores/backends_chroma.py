@@ -53,7 +53,7 @@ def opened_server(folder: Path) -> Iterator[Backend]:
 
 
 def nearest(backend: Backend, folder: Path, vector: Float32) -> str:
-    with persistent_client(folder, Settings(anonymized_telemetry=False)) as application:
+    with persistent_client(folder) as application:
         return _nearest(application, vector)
 
 

@@ -82,8 +82,12 @@ class MirrorEnding:
         """Drop the old collection and let the target's name stand for the new one. Repeating is safe.
 
         A process that is killed in between leaves it so until this is repeated, and goes on from what it finds. Raises
-        StoreSchemaError for a collection that somebody else has made under the target's name, unless it is empty.
+        StoreSchemaError for a collection that somebody else has made under the target's name, unless it is empty, and
+        with nothing dropped where the new one is gone.
         """
+        if not self._backend.exists(new):
+            what = f"there is no collection {new}, which serves"
+            raise StoreSchemaError(what, "Go back to the old vectors: vecferry migrate rollback --accept-outdated")
         if isinstance(self._backend, Aliased):
             self._mark_old(self._backend, old, new)
         elif isinstance(self._backend, Renamable) and self.is_there(old) and self._backend.exists(new):
