@@ -592,6 +592,10 @@ def test_a_router_within_one_collection_of_a_group_goes_by_its_own_keys_and_the_
         inside, made = router.within("file-b"), router.within("file-c")
         inside.put([Document(("4",), "only here")])
         assert [hit.key for hit in inside.search("only here", 1).hits] == [("4",)]
+        inside.put([Document(("5",), "dated", {"year": 2020})])
+        (hit,) = inside.search("only here", where={"year": {"$gte": 2020}}, with_text=True, with_payload=True).hits
+        assert (hit.key, hit.text, hit.payload) == (("5",), "dated", {"year": 2020})
+        inside.remove([("5",)])
         assert router.within("file-a").get([("4",)]) == []
         migration = Migration(store, new=new, old=old, options=options)
         migration.start()

@@ -144,12 +144,10 @@ class Router:
         """
         selection = Selection.of(where, with_text=with_text, with_payload=with_payload)
 
-        def search(store: Store, serving: Serving) -> Answer:
-            query = self._encoded(serving, text)
-            hits = store.search(query.vector, k, fingerprint=query.fingerprint, selection=selection)
-            return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits), query.thresholds)
+        def search(store: Store, query: Query) -> Sequence[Hit]:
+            return store.search(query.vector, k, fingerprint=query.fingerprint, selection=selection)
 
-        return self._following(search)
+        return self._answered(text, search)
 
     @property
     def text_source(self) -> TextSource:
@@ -210,15 +208,24 @@ class Router:
         group.key_within(member, ("",))
         return MemberRouter(self, group, member)
 
-    def search_within(self, member: str, text: str, k: int = 10) -> Answer:
-        """Search one collection of a group alone; its hits have the keys of the group."""
+    def search_within(
+        self,
+        member: str,
+        text: str,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        with_text: bool = False,
+        with_payload: bool = False,
+    ) -> Answer:
+        """Search one collection of a group alone, otherwise as `search`; its hits have the keys of the group."""
+        selection = Selection.of(where, with_text=with_text, with_payload=with_payload)
 
-        def search(store: Store, serving: Serving) -> Answer:
-            query = self._encoded(serving, text)
-            hits = _as_group(store).search_within(member, query.vector, k, fingerprint=query.fingerprint)
-            return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits), query.thresholds)
+        def search(store: Store, query: Query) -> Sequence[Hit]:
+            within = _as_group(store).search_within
+            return within(member, query.vector, k, fingerprint=query.fingerprint, selection=selection)
 
-        return self._following(search)
+        return self._answered(text, search)
 
     def close(self) -> None:
         """Close the stores that the router has opened, once no thread asks any more. Repeating is safe."""
@@ -278,6 +285,14 @@ class Router:
         space = encoder.fingerprint
         return Query(serving.epoch, serving.generation, space, serving.locator, vector, serving.thresholds)
 
+    def _answered(self, text: str, search: Callable[[Store, Query], Sequence[Hit]]) -> Answer:
+        def answer(store: Store, serving: Serving) -> Answer:
+            query = self._encoded(serving, text)
+            hits = search(store, query)
+            return Answer(query.epoch, query.generation, query.fingerprint, tuple(hits), query.thresholds)
+
+        return self._following(answer)
+
     # --- a store for each thread ------------------------------------------------------------------
 
     def _connected(self, request: Callable[[Store], T]) -> T:
@@ -310,9 +325,19 @@ class MemberRouter:
     def __init__(self, router: Router, group: StoreGroup, member: str) -> None:
         self._router, self._group, self._member = router, group, member
 
-    def search(self, text: str, k: int = 10) -> Answer:
-        """Return the k rows of this collection nearest to the text."""
-        answer = self._router.search_within(self._member, text, k)
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        with_text: bool = False,
+        with_payload: bool = False,
+    ) -> Answer:
+        """Return the k rows of this collection nearest to the text, as `Router.search` does."""
+        answer = self._router.search_within(
+            self._member, text, k, where=where, with_text=with_text, with_payload=with_payload
+        )
         return replace(answer, hits=tuple(replace(hit, key=self._own(hit.key)) for hit in answer.hits))
 
     def encode_query(self, text: str) -> Query:
