@@ -133,6 +133,7 @@ print(len(encoder.encode(texts)), encoder.limits.max_batch_tokens)
 """
 
 
+@pytest.mark.slow
 def test_too_little_memory_halves_the_batches_and_goes_on(tiny_artifact: Artifact) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STARVED, tiny_artifact.path], capture_output=True, text=True, check=True

@@ -115,7 +115,7 @@ def test_two_fields_before_the_text_are_found(minilm: Encoder, rows: list[Fields
         pytest.param({"max_characters": 300}, marks=pytest.mark.slow),
         pytest.param({"max_characters": 1000}, marks=pytest.mark.slow),
         pytest.param({"max_tokens": 64}, marks=pytest.mark.slow),
-        {"dimension": 1536},
+        pytest.param({"dimension": 1536}, marks=pytest.mark.slow),
         pytest.param({"dimension": 1536, "prefix": "passage: "}, marks=pytest.mark.slow),
     ],
     ids=str,
