@@ -107,16 +107,17 @@ def test_two_fields_before_the_text_are_found(minilm: Encoder, rows: list[Fields
     assert set(TemplateText(seen.making.text).fields) == {"author", "title", "text"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapted",
     [
-        pytest.param({"prefix": "passage: "}, marks=pytest.mark.slow),
-        pytest.param({"prefix": "query: "}, marks=pytest.mark.slow),
-        pytest.param({"max_characters": 300}, marks=pytest.mark.slow),
-        pytest.param({"max_characters": 1000}, marks=pytest.mark.slow),
-        pytest.param({"max_tokens": 64}, marks=pytest.mark.slow),
-        pytest.param({"dimension": 1536}, marks=pytest.mark.slow),
-        pytest.param({"dimension": 1536, "prefix": "passage: "}, marks=pytest.mark.slow),
+        {"prefix": "passage: "},
+        {"prefix": "query: "},
+        {"max_characters": 300},
+        {"max_characters": 1000},
+        {"max_tokens": 64},
+        {"dimension": 1536},
+        {"dimension": 1536, "prefix": "passage: "},
     ],
     ids=str,
 )
