@@ -5,9 +5,9 @@
 200 collections of Chroma with 20 documents each, as Open WebUI keeps one for each file, in a folder; 50 tables of
 LanceDB with 20, as AnythingLLM keeps one for each workspace. Vectors of 384 numbers become 1,024, made from the text's
 SHA-256, so that every stored one can be told right or wrong; what that takes is not counted, and of a processor's
-seconds those of the store in this process are. First all steps of one
-migration, each timed; then another one, whose process is killed (SIGKILL) at random times and begun again, until it is
-finalized. At the end every document is read through the store's own names and compared.
+seconds those of the store in this process are. First all steps of one migration, each timed; then another one, whose
+process is killed (SIGKILL) in each step, at a random time of it, and begun again, until it is finalized. At the end
+every document is read through the store's own names and compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,8 @@ from vecferry.stores.opening import open_backend, open_store
 
 NUM_COLLECTIONS = {"chroma": 200, "lancedb": 50}
 DOCUMENTS = 20
+STEPS = ("start", "verify", "cutover", "finalize")
+"""In which a process is killed."""
 RESULTS = Path("bench/results/groups.json")
 
 
@@ -99,7 +101,7 @@ def measured(kind: str, kills: int) -> dict[str, object]:
         child("check", kind, Path(folder)).communicate()
     with tempfile.TemporaryDirectory() as folder:
         child("make", kind, Path(folder)).communicate()
-        survived = killed(kind, Path(folder), kills, sum(seconds["elapsed"].values()))
+        survived = killed(kind, Path(folder), kills, seconds["elapsed"])
         lost = json.loads(child("check", kind, Path(folder)).communicate()[0])
     figures = {
         "collections": NUM_COLLECTIONS[kind],
@@ -117,18 +119,19 @@ def child(do: str, kind: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def killed(kind: str, folder: Path, kills: int, seconds: float) -> list[str]:
-    """Kill so many runs, and let one end; return the state in which each was killed."""
-    chance, states = random.Random(1), list[str]()
-    while len(states) < kills:
+def killed(kind: str, folder: Path, kills: int, seconds: Mapping[str, float]) -> list[str]:
+    """Kill so many runs, some in each step, and let one end; return the step in which each was killed."""
+    chance, states, state = random.Random(1), list[str](), folder / "state"
+    for step in sorted((STEPS[number % len(STEPS)] for number in range(kills)), key=STEPS.index):
+        state.write_text("")
         running = child("migrate", kind, folder)
-        assert running.stdout is not None
-        running.stdout.readline()  # it has imported everything
-        time.sleep(chance.uniform(0, 1.8 * seconds / kills))
+        while state.read_text() not in STEPS[STEPS.index(step) :] and running.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.8 * seconds[step]))
         running.send_signal(signal.SIGKILL)
         running.communicate()
-        assert running.returncode == -signal.SIGKILL, "it ended before it was killed: take fewer kills"
-        states.append((folder / "state").read_text() if (folder / "state").exists() else "none")
+        assert running.returncode == -signal.SIGKILL, f"it ended before it was killed in {step}"
+        states.append(state.read_text())
     assert child("migrate", kind, folder).wait() == 0
     return states
 
@@ -195,7 +198,6 @@ def timed(kind: str, folder: Path) -> None:
 def migrate(kind: str, folder: Path) -> None:
     """Go on from any state to the end; the state is noted before each step."""
     migration = migration_of(kind, folder, Clock())
-    print("begun", flush=True)
     with closing(migration.store):
         (folder / "state").write_text("start")
         if migration.ended() is State.FINALIZED:
