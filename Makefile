@@ -20,7 +20,7 @@ IN := /^[a-z]/ {file = /^torch==/ ? "torch" : /^(cuda|nvidia|triton)/ ? "cuda" :
 # The tests start hundreds of processes, which would compile the same files over and over where this is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow check browser pool clients bench lock clean
+.PHONY: demo test test-slow check browser pool clients bench docs lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
@@ -59,6 +59,16 @@ clients: .venv-clients/clients.stamp
 $(AXE): | $(VENV)/dev.stamp
 	command -v npm || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends npm; }
 	npm install --prefix $(VENV)/browser axe-core@4.14.1 --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+# The pages of docs/ as a site, dist/site/index.html, that works from the disk; a link that leads nowhere stops it.
+docs: .venv-docs/docs.stamp
+	.venv-docs/bin/sphinx-build -q -W --keep-going -b html docs dist/site
+	@echo "dist/site/index.html"
+
+.venv-docs/docs.stamp: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	@touch $@
 
 # In an environment of its own: the peers bring some eighty packages.
@@ -109,4 +119,4 @@ lock: .venv-lock/bin/uv
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-clients .venv-flag .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-docs .venv-clients .venv-flag .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache

@@ -94,7 +94,7 @@ def test_python_of_the_page_on_filters_runs(
         )
     models = f'[models]\nold = "{tiny_artifact.path}"\nnew = "{wide_artifact.path}"\n'
     (tmp_path / "migration.toml").write_text(f'[store]\ncollection = "documents"\ntext = "body"\n{models}')
-    (block,) = blocks(ROOT / "docs/search.md", "python")
+    (block,) = blocks(ROOT / "docs/filters.md", "python")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],
         cwd=tmp_path,
@@ -250,6 +250,13 @@ def test_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_listed_in_the_site() -> None:
+    listed = set((ROOT / "docs/index.md").read_text(encoding="utf-8").split())
+    pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    decisions = {page for page in pages if page.startswith("decisions/0")}  # docs/conf.py lists them
+    assert pages - decisions - {"index"} == {word for word in listed if word in pages}
 
 
 def test_every_setting_is_in_the_example_file() -> None:

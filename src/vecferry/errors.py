@@ -231,7 +231,7 @@ class InvalidFilter(InvalidInput):
 
     template = "the filter{place}: {reason}."
     advice = (
-        'A filter is such as {{"lang": "en"}}, {{"year": {{"$gte": 2020}}}} or {{"$or": [..., ...]}}: docs/search.md.'
+        'A filter is such as {{"lang": "en"}}, {{"year": {{"$gte": 2020}}}} or {{"$or": [..., ...]}}: docs/filters.md.'
     )
     where: str
     reason: str
