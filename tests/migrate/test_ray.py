@@ -247,6 +247,44 @@ def test_a_machine_without_a_home_says_what_to_set(tiny_artifact: Artifact, tmp_
         elsewhere.missing()
 
 
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "each", "shared_by"), [(2, 1.0, {"0": 1, "1": 1}), (4, 0.5, {"0": 2, "1": 2})])
+def test_each_worker_sees_the_gpu_that_it_was_given(
+    workers: int, each: float, shared_by: dict[str, int], tmp_path: Path
+) -> None:
+    """Ray is told of two GPUs, which this machine need not have: it is Ray that shares them out."""
+    program = f"""
+import json, os, ray
+from functools import partial
+from pathlib import Path
+from tests.migrate.doubles import TruthEncoder
+from tests.migrate.workers import TruthModel, gpus_seen
+from vecferry.migrate.engines import RaySettings
+from vecferry.migrate.engines.ray.pool import Pool
+ray.init(address="local", num_cpus=5, num_gpus=2, include_dashboard=False, log_to_driver=False)
+settings = RaySettings(workers={workers}, cpus_per_worker=1, gpus_per_worker={each})
+folder = Path({str(tmp_path)!r})
+model = TruthModel(folder, driver=os.getpid(), device="cuda")
+with Pool(settings, model, TruthEncoder(), partial(gpus_seen, folder=folder, workers={workers})) as pool:
+    for number in range({workers}):
+        pool.put(number, b"")
+    print(json.dumps([json.loads(result) for _, result in pool.results()]))
+ray.shutdown()
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    seen = dict(json.loads(run.stdout.splitlines()[-1]))
+    assert Counter(seen.values()) == shared_by
+
+
+def test_a_model_for_gpus_is_refused_where_workers_get_none(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"gpus_per_worker=0 is not valid: expected 1\.0.*VECFERRY_DEVICE=cuda"):
+        Pool(TWO, made_by_us(tmp_path, device="cuda"), TruthEncoder(), as_vector)
+
+
 # --- machines -------------------------------------------------------------------------------------
 
 

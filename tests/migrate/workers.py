@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
@@ -14,11 +15,20 @@ import numpy as np
 from tests.migrate.doubles import TruthEncoder
 from vecferry.embeddings import Float32
 from vecferry.encode.encoder import TextEncoder
+from vecferry.encode.runtime import Device
 
 
 def as_vector(encoder: TextEncoder, job: bytes) -> bytes:
     """Return the vector of a text."""
     return encoder.encode([job.decode()]).dense.tobytes()
+
+
+def gpus_seen(encoder: TextEncoder, job: bytes, *, folder: Path, workers: int) -> bytes:
+    """Return this worker's process and the GPUs that CUDA would show it, as soon as so many workers have begun."""
+    (folder / f"worker-{os.getpid()}").touch()
+    while len([*folder.glob("worker-*")]) < workers:
+        time.sleep(0.1)
+    return json.dumps([os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")]).encode()
 
 
 class Disturbed(TruthEncoder):
@@ -44,6 +54,7 @@ class TruthModel:
     disturbed: bool = False
     counts: bool = True
     driver: int = 0
+    device: Device = "cpu"
 
     @property
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import EncoderOptions, load_encoder
+from vecferry.encode.runtime import Device
 from vecferry.encode.runtime.host import instruction_sets, machine
 from vecferry.errors import ArtifactDamaged, ArtifactError, SettingsError
 from vecferry.model.artifact import MANIFEST, Artifact, sha256_of, writing
@@ -25,6 +26,8 @@ class ArtifactRef(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def device(self) -> Device: ...
     def kind(self) -> str:
         """Name the kind of this machine; on two of one kind the model gives the same vectors."""
 
@@ -59,6 +62,10 @@ class ShippedArtifact:
             fingerprint=artifact.fingerprint,
         )  # fmt: skip
         return cls(shipped, artifact.fingerprint, sha256_of(artifact.path / MANIFEST), cache)
+
+    @property
+    def device(self) -> Device:
+        return self.options.device
 
     def kind(self) -> str:
         """Name processor, instruction sets and device."""

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from vecferry.encode.encoder import TextEncoder
-from vecferry.errors import EngineStalled, SpaceMismatch
+from vecferry.errors import EngineStalled, SettingsError, SpaceMismatch
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.model_distribution import ArtifactRef
 from vecferry.migrate.engines.ray.actors import AckGate, Do, RunOwner, rebuilt
@@ -34,7 +34,8 @@ class Pool:
         do: Do,
         raise_if_cancelled: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin nothing yet. Raises SpaceMismatch if encoder and model are not of one space.
+        """Begin nothing yet. Raises SpaceMismatch if encoder and model are not of one space, SettingsError if the model
+        is for a GPU and workers get none: each would see all GPUs and take the first.
 
         encoder: of the driver, whose vectors those of other machines are held against.
         raise_if_cancelled: called while workers are waited for; what it raises ends that.
@@ -43,6 +44,8 @@ class Pool:
             raise SpaceMismatch(
                 expected=encoder.fingerprint, found=model.fingerprint, where="the model for the workers"
             )
+        if model.device == "cuda" and not settings.gpus_per_worker:
+            raise SettingsError("gpus_per_worker", "0", "1.0, or a fraction, with VECFERRY_DEVICE=cuda")
         self._settings, self._model, self._do, self._raise_if_cancelled = settings, model, do, raise_if_cancelled
         self._machines = Machines(settings, model, encoder, raise_if_cancelled)
         self._session: RaySession | None = None
