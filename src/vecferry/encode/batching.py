@@ -78,12 +78,14 @@ def plan_packed(lengths: NDArray[np.integer], limits: Limits) -> list[NDArray[np
 def _cheapest_sizes(lengths: NDArray[np.integer], limits: Limits, bytes_of: BytesOf | None) -> list[int]:
     """Return the sizes of the cheapest batches. lengths: [N], descending; decided from the end, row by row."""
     count = len(lengths)
+    if count == 1:  # a query, for which a plan would take longer than anything else but the run
+        return [1]
     equal_until = np.searchsorted(-lengths, -lengths, side="right")  # [N]
     cost, size_at = np.zeros(count + 1), np.ones(count, np.int64)
 
     @cache
     def largest(tokens: int, *, padded: bool) -> int:
-        rows = min(max(limits.max_batch_tokens // tokens, 1), limits.max_batch_rows)
+        rows = min(max(limits.max_batch_tokens // tokens, 1), limits.max_batch_rows, count)
         if bytes_of is None:
             return rows
         fitting = bisect_right(

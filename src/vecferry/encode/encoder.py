@@ -22,7 +22,7 @@ from vecferry.encode.batching import MB, Limits, plan, plan_packed
 from vecferry.encode.cache import Cache
 from vecferry.encode.device_limits import DeviceLimits
 from vecferry.encode.memory import predicted_bytes
-from vecferry.encode.runtime import PackingRuntime, PipelinedRuntime, Runtime
+from vecferry.encode.runtime import Runtime, begin, depth_of, is_packed
 from vecferry.errors import NotPicklable, OutOfMemory, OverMemoryBudget, SpaceMismatch, VectorUnusable
 from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
@@ -252,17 +252,17 @@ class Encoder(SharedCopy, TextEncoder):
     ) -> Iterator[tuple[Rows, Embeddings]]:
         """Yield (rows, their embeddings), run by run; `wanted` leaves rows out before each begins.
 
-        A `PipelinedRuntime` has the next runs under way meanwhile.
+        A runtime that can has the next runs under way meanwhile.
 
         A run of several texts that is out of memory is repeated in halves, and what is left is planned anew.
         """
         waiting = deque(self._plan(tokens.lengths, outputs))
         under_way = deque[tuple[Rows, Callable[[], Embeddings]]]()
-        depth = self.runtime.depth if isinstance(self.runtime, PipelinedRuntime) else 1
+        depth = depth_of(self.runtime)
         while waiting or under_way:
             while waiting and len(under_way) < depth:
                 if len(batch := wanted(waiting.popleft())):
-                    under_way.append((batch, self._begin(tokens.take(batch), outputs)))
+                    under_way.append((batch, begin(self.runtime, tokens.take(batch), outputs)))
             if not under_way:
                 return
             batch, embeddings = under_way.popleft()
@@ -275,18 +275,12 @@ class Encoder(SharedCopy, TextEncoder):
                 continue
             yield batch, computed
 
-    def _begin(self, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
-        """Return what gives the embeddings: of a run that is under way, or else one that begins when it is called."""
-        if isinstance(self.runtime, PipelinedRuntime):
-            return self.runtime.begin(batch, outputs)
-        return partial(self.runtime.run, batch, outputs)
-
     def _halve(self, lengths: NDArray[np.integer], cause: OutOfMemory) -> None:
         """Allow half of what did not fit, from now on. Raises the cause where that was one text."""
         if len(lengths) == 1:
             raise cause
         tokens = int(lengths.max()) * len(lengths)
-        if isinstance(self.runtime, PackingRuntime) and self.runtime.is_packed:
+        if is_packed(self.runtime):
             tokens = int(lengths.sum())
         max_tokens = max(min(self.limits.max_batch_tokens, tokens // 2), 1)
         self.limits = replace(self.limits, max_batch_tokens=max_tokens)
@@ -327,7 +321,7 @@ class Encoder(SharedCopy, TextEncoder):
         return work
 
     def _plan(self, lengths: NDArray[np.integer], outputs: Outputs) -> list[NDArray[np.intp]]:
-        if isinstance(self.runtime, PackingRuntime) and self.runtime.is_packed:
+        if is_packed(self.runtime):
             return plan_packed(lengths, self.limits)
         bytes_of = None if self._spec is None else partial(predicted_bytes, self._spec, outputs=outputs)
         return plan(lengths, self.limits, bytes_of)

@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
-from vecferry.encode.runtime import Runtime
+from vecferry.encode.runtime import Runtime, begin, depth_of, is_packed
 from vecferry.errors import ModelRuntimeError, NotReady
 from vecferry.model.artifact import VectorSpace
 from vecferry.server.lanes import Job, Lane, LaneName
@@ -94,7 +95,10 @@ def _fail(cohort: Sequence[Job], exc: Exception) -> None:
 
 
 class WatchedRuntime:
-    """A runtime that reports what it runs: `saw(rows, padded tokens, tokens, seconds)` after each batch."""
+    """A runtime that reports what it runs: `saw(rows, padded tokens, tokens, seconds)` after each batch.
+
+    seconds: of the batch on its way, that it waits for others among them.
+    """
 
     def __init__(self, runtime: Runtime, saw: Callable[[int, int, int, float], None]) -> None:
         self._runtime, self._saw = runtime, saw
@@ -107,12 +111,26 @@ class WatchedRuntime:
     def space(self) -> VectorSpace:
         return self._runtime.space
 
+    @property
+    def is_packed(self) -> bool:
+        return is_packed(self._runtime)
+
+    @property
+    def depth(self) -> int:
+        return depth_of(self._runtime)
+
     def run(self, batch: TokenBatch, outputs: Outputs) -> Embeddings:
-        began = time.monotonic()
-        embeddings = self._runtime.run(batch, outputs)
-        padded = len(batch) * int(batch.lengths.max())
-        self._saw(len(batch), padded, int(batch.lengths.sum()), time.monotonic() - began)
-        return embeddings
+        return self.begin(batch, outputs)()
+
+    def begin(self, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
+        began, embeddings = time.monotonic(), begin(self._runtime, batch, outputs)
+        return partial(self._seen, batch, embeddings, began)
+
+    def _seen(self, batch: TokenBatch, embeddings: Callable[[], Embeddings], began: float) -> Embeddings:
+        computed, tokens = embeddings(), int(batch.lengths.sum())
+        padded = tokens if self.is_packed else len(batch) * int(batch.lengths.max())
+        self._saw(len(batch), padded, tokens, time.monotonic() - began)
+        return computed
 
     def describe(self) -> dict[str, str]:
         return self._runtime.describe()

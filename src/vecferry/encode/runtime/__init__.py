@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -19,7 +20,12 @@ Device = Literal["cpu", "cuda"]
 
 
 class Runtime(Protocol):
-    """A model that runs batches of tokens. Thread-safe; not safe across a fork."""
+    """A model that runs batches of tokens. Thread-safe; not safe across a fork.
+
+    What only some can is asked for by the functions `is_packed`, `depth_of` and `begin`, of attributes that they may
+    have: `is_packed`, whether the texts of a batch lie end to end; `depth` and `begin`, where a batch is worked on
+    while the caller sees to another one.
+    """
 
     @property
     def name(self) -> str:
@@ -39,25 +45,22 @@ class Runtime(Protocol):
         """Return facts for people: provider, threads, versions."""
 
 
-@runtime_checkable
-class PackingRuntime(Runtime, Protocol):
-    """A runtime that may lay the texts of a batch end to end, so that no token of a run is padding."""
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether it does: a run then costs the sum of its tokens, however they are shared out."""
+def is_packed(runtime: Runtime) -> bool:
+    """Say whether no token of a run is padding: it then costs the sum of its tokens, however they are shared out."""
+    return bool(getattr(runtime, "is_packed", False))
 
 
-@runtime_checkable
-class PipelinedRuntime(Runtime, Protocol):
-    """A runtime that works on a batch while its caller sees to another one."""
+def depth_of(runtime: Runtime) -> int:
+    """Return how many runs should be under way at once."""
+    return int(getattr(runtime, "depth", 1))
 
-    @property
-    def depth(self) -> int:
-        """How many runs should be under way at once."""
 
-    def begin(self, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
-        """Begin to embed the batch, and return what waits for the embeddings; that raises as `run` does."""
+def begin(runtime: Runtime, batch: TokenBatch, outputs: Outputs) -> Callable[[], Embeddings]:
+    """Return what gives the embeddings and raises as `run` does: of a run that is under way from now on where the
+    runtime can have that, or else of one that begins when it is called.
+    """
+    begun: Callable[[TokenBatch, Outputs], Callable[[], Embeddings]] | None = getattr(runtime, "begin", None)
+    return partial(runtime.run, batch, outputs) if begun is None else begun(batch, outputs)
 
 
 @dataclass(frozen=True)

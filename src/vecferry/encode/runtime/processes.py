@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
-from vecferry.encode.runtime import PackingRuntime, Runtime
+from vecferry.encode.runtime import Runtime, is_packed
 from vecferry.errors import RuntimeFailed, RuntimeUnavailable, VecferryError
 from vecferry.model.artifact import VectorSpace
 
@@ -154,8 +154,7 @@ def _serve(connection: Connection, open_on: OpenOn, number: int) -> None:
         connection.send(exc)
         return
     runtime = opened.runtime
-    is_packed = isinstance(runtime, PackingRuntime) and runtime.is_packed
-    connection.send(_Ready(runtime.name, runtime.space, is_packed, runtime.describe(), opened.measured))
+    connection.send(_Ready(runtime.name, runtime.space, is_packed(runtime), runtime.describe(), opened.measured))
     while True:
         try:
             batch, outputs = connection.recv()
