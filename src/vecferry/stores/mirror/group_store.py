@@ -59,6 +59,13 @@ class GroupStore(MirrorStore):
         member, _, own = key[0].partition("/")
         return member, (own,)
 
+    def source_within(self, member: str) -> TextSource:  # noqa: ARG002  # one for all, but for the names of fields
+        return self.traits.source
+
+    def without_new_side(self) -> tuple[str, ...]:
+        """Return none: a new collection is made with its first point."""
+        return ()
+
     def locator_within(self, locator: str, member: str) -> str:
         return self._group.name_of(locator, member)
 

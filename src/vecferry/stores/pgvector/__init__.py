@@ -19,6 +19,7 @@ try:
 except ImportError as exc:  # the package, or the libpq that it needs
     raise MissingExtra("pgvector", "psycopg") from exc
 
+from vecferry.stores.pgvector.group import GroupOptions, PgGroupStore
 from vecferry.stores.pgvector.store import PgVectorStore
 
-__all__ = ["PgVectorStore"]
+__all__ = ["GroupOptions", "PgGroupStore", "PgVectorStore"]

@@ -10,6 +10,7 @@ from psycopg import sql
 
 from vecferry.errors import StoreError, StoreSchemaError
 from vecferry.stores.backend import VectorField
+from vecferry.stores.browsing import SAMPLED_MEMBERS, spread
 from vecferry.stores.pgvector.binary import is_vector_type
 from vecferry.stores.pgvector.connection import Database, identifier, verbatim
 from vecferry.stores.pgvector.keys import find_key
@@ -130,7 +131,12 @@ class PgBrowser:
             return (), exc.message
 
     def sample(self, field: VectorField, num_rows: int) -> list[StoredRow]:
-        """Return random ones of the first rows that have a vector."""
+        """Return random ones of the first rows that have a vector; of a group, of some of its tables."""
+        tables = spread(field.members, SAMPLED_MEMBERS) or [field.collection]
+        each = -(-num_rows // len(tables))
+        return [row for table in tables for row in self._sampled(replace(field, collection=table), each)]
+
+    def _sampled(self, field: VectorField, num_rows: int) -> list[StoredRow]:
         query = self._places[field.collection, field.vector].query(
             "SELECT to_json(t), t.{vector}::real[] FROM (SELECT * FROM {table} WHERE {vector} IS NOT NULL AND {where}"
             " LIMIT %s) AS t ORDER BY random() LIMIT %s",
@@ -138,7 +144,9 @@ class PgBrowser:
         )
         return [
             StoredRow(
-                (str(fields.get(field.key)),), {n: fields[n] for n in field.names}, np.asarray(vector, np.float32)
+                (str(fields.get(field.key)),),
+                {n: fields[n] for n in field.names if n in fields},
+                np.asarray(vector, np.float32),
             )
             for fields, vector in self._db.rows(query, [MEASURED, num_rows])
         ]

@@ -29,7 +29,6 @@ from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.sql_source import OtherTable
 from vecferry.stores.pgvector.table import SCHEMA, Table, target_digest
 from vecferry.stores.pgvector.table_sql import key_text_sql
-from vecferry.stores.sql_ledger import key_text
 from vecferry.stores.values import Change, Key, Patience, Side, shown
 
 OPERATIONS = ("insert", "update", "delete")
@@ -241,7 +240,7 @@ class PgCapture:
 
         Raises StoreSchemaError if the table is not as it was, CaptureLost if writes may be missing among the notes.
         """
-        if self._ledger.is_captured(self._table.target):
+        if self._ledger.is_captured(self._session.migration):
             self._refuse_unnoted()
             if self._table.is_partitioned:
                 self._note_partitions()
@@ -281,7 +280,9 @@ class PgCapture:
             return set()
         with self._guard.transaction():
             self._locks.lock("ROW EXCLUSIVE")
-            if self._ledger.was_switched(self._table.target):  # just now: the old side is to be followed from now on
+            if self._ledger.was_switched(
+                self._session.migration
+            ):  # just now: the old side is to be followed from now on
                 self._outbox.add(keys, Side.OLD)
                 return set()
             columns = self._catalogue.columns()
@@ -351,7 +352,7 @@ class PgCapture:
         """Leave an event with the rows that are of another part by now and took a new vector along: they are not ours
         to write.
         """
-        record, where = self._ledger.find(self._table.target), self._table.where
+        record, where = self._ledger.find(self._session.migration), self._table.where
         if where is None or record is None or columns.serving is Side.OLD or not keys:
             return
         among, params = self._sql.among(keys)
@@ -403,11 +404,12 @@ class PgCapture:
                 ).format(
                     rows=self._session.with_sides(columns),
                     among=among,
-                    key=key_text_sql("t", self._table),
+                    key=self._session.letter_key(),
                     vector=self._sql.column(columns.required(side)),
                     holds=self._holds(side, columns),
                 )
-                self._db.execute(query, [self._table.target, side.value, [key_text(key) for key in keys], *params])
+                letters = self._session.letter_keys(keys)
+                self._db.execute(query, [self._session.migration, side.value, letters, *params])
 
     def _holds(self, side: Side, columns: Columns) -> Fragment:
         """Return a condition: a dead letter `d` of a row without a vector on that side is still to be kept."""

@@ -36,11 +36,18 @@ INSTALL = (
         side text  -- on which it is to be followed; NULL is both
     )
     """,
+    """
+    CREATE TABLE IF NOT EXISTS vecferry.members (
+        target text PRIMARY KEY,
+        of_group text NOT NULL,  -- the target of the migration that it is in
+        not_null boolean NOT NULL  -- whether each row had to have a vector
+    )
+    """,
     "CREATE INDEX IF NOT EXISTS changes_of_both_sides ON vecferry.changes (target, number) WHERE side IS NULL",
     "CREATE INDEX IF NOT EXISTS changes_of_a_side ON vecferry.changes (target, side, number) WHERE side IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS changes_of_a_key ON vecferry.changes (target, side, key) WHERE side IS NOT NULL",
 )
-OWN_TABLES = ("migrations", "ranges", "dead_letters", "events", "serving", "control", "leases", "changes")
+OWN_TABLES = ("migrations", "ranges", "dead_letters", "events", "serving", "control", "leases", "changes", "members")
 
 
 class PgLedger(Ledger):

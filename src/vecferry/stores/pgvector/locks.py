@@ -1,9 +1,9 @@
-"""Locks of one connection on one table, for moments; had in time or not at all."""
+"""Locks of one connection on a table, or on several at once, for moments; had in time or not at all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from psycopg import sql
@@ -37,10 +37,16 @@ WHERE l.granted AND a.pid <> pg_backend_pid() ORDER BY age DESC LIMIT 5
 
 
 class TableLocks:
-    def __init__(self, database: Database, guard: LeaseGuard, table: Table) -> None:
+    """For moments in which `work` is done with all of the tables, or a part of one.
+
+    tables: in the order in which they are locked, which all who lock several of them keep to. name: for messages.
+    """
+
+    def __init__(self, database: Database, guard: LeaseGuard, *tables: Table, name: str | None = None) -> None:
         self._db = database
         self._guard = guard
-        self._table = table
+        self._table, self._tables = tables[0], tables
+        self._name = name or self._table.full_name
         self._held_until = 0.0
 
     def without_writers(self, work: Callable[[], T], patience: Patience) -> Held[T]:
@@ -74,9 +80,10 @@ class TableLocks:
                 # a process that is stopped (a debugger, a frozen machine) in this transaction must not keep its locks
                 self._set("idle_in_transaction_session_timeout", patience.max_pause_s + STOPPED_S)
                 deadlock_s = self._end_maintenance()
-                views = carried_views(self._db, self._table) if mode == ALONE else []
+                views = [view for each in self._tables for view in carried_views(self._db, each)]
+                views = views if mode == ALONE else []
                 # somebody may have what we ask for after the first
-                is_behind = bool(views) or mode == PART or self._table.is_partitioned
+                is_behind = bool(views) or mode == PART or len(self._tables) > 1 or self._table.is_partitioned
                 lock_s = min(pause_s, deadlock_s / 2) if is_behind else pause_s
                 self._set("lock_timeout", lock_s)
                 asked_at = time.monotonic()
@@ -87,10 +94,10 @@ class TableLocks:
                 result = work()
             return Held(result, time.monotonic() - asked_at)
         except LockTimedOut as exc:
-            what = f"{self._table.full_name} (the same vectors still serve)"
+            what = f"{self._name} (the same vectors still serve)"
             raise Locked(what, self.users() or "a transaction that has ended since") from exc
         except StatementTimedOut as exc:
-            raise PauseExceeded(self._table.full_name, patience.max_pause_s) from exc
+            raise PauseExceeded(self._name, patience.max_pause_s) from exc
 
     def pause_left_s(self) -> float:
         return self._held_until - time.monotonic()
@@ -103,9 +110,10 @@ class TableLocks:
         """
         (deadlock_s,) = self._db.row("SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'")
         self._set("lock_timeout", float(deadlock_s) + MAINTENANCE_S)
-        self._lock(identifier(self._table.schema, self._table.name), "SHARE UPDATE EXCLUSIVE")
-        if self._has_side_table():
-            self._lock(identifier(SCHEMA, self._table.side_table), "SHARE UPDATE EXCLUSIVE")
+        for table in self._tables:
+            self._lock([identifier(table.schema, table.name)], "SHARE UPDATE EXCLUSIVE")
+            if self._has_side_table(table):
+                self._lock([identifier(SCHEMA, table.side_table)], "SHARE UPDATE EXCLUSIVE")
         return float(deadlock_s)
 
     def _limit_work(self, max_pause_s: float) -> None:
@@ -115,7 +123,7 @@ class TableLocks:
             self._set("transaction_timeout", 2 * (max_pause_s + STOPPED_S))
 
     def _lock_all(self, mode: str, seconds: float) -> None:
-        """Lock the table with its partitions, all within these seconds: each lock may take so long by itself.
+        """Lock the tables with their partitions, all within these seconds: each lock may take so long by itself.
 
         Or the part alone.
         """
@@ -124,7 +132,7 @@ class TableLocks:
             if mode == PART:
                 self._db.rows("SELECT pg_advisory_xact_lock(%s)", [self._table.part_lock])
             else:
-                self._lock(identifier(self._table.schema, self._table.name), mode)
+                self._lock([identifier(each.schema, each.name) for each in self._tables], mode)
         except StatementTimedOut as exc:
             raise LockTimedOut("pgvector", exc.reason) from exc
 
@@ -139,26 +147,31 @@ class TableLocks:
         """
         if self._table.where is not None and mode in SHARED:
             self._db.rows("SELECT pg_advisory_xact_lock_shared(%s)", [self._table.part_lock])
-        self._lock(identifier(self._table.schema, self._table.name), mode, only="ONLY ")
+        self._lock([identifier(self._table.schema, self._table.name)], mode, only="ONLY ")
 
     def lock_side_table(self) -> None:
         """Lock the side table behind the table itself, at once or not at all: whoever has it alone, as pg_dump does for
         a moment, may be waiting for the table that we have.
         """
-        self._lock(identifier(SCHEMA, self._table.side_table), f"{ALONE} MODE NOWAIT")
+        self._lock([identifier(SCHEMA, self._table.side_table)], f"{ALONE} MODE NOWAIT")
 
-    def _lock(self, table: sql.Identifier, mode: str, only: str = "") -> None:
+    def _lock(self, tables: Sequence[sql.Identifier], mode: str, only: str = "") -> None:
         words = mode if mode.endswith("NOWAIT") else f"{mode} MODE"
-        self._db.execute(sql.SQL("LOCK TABLE {}{} IN {}").format(sql.SQL(only), table, sql.SQL(words)))
+        names = sql.SQL(f", {only}").join(tables)
+        self._db.execute(sql.SQL("LOCK TABLE {}{} IN {}").format(sql.SQL(only), names, sql.SQL(words)))
 
-    def _has_side_table(self) -> bool:
+    def _has_side_table(self, table: Table) -> bool:
         query = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s)"
-        return bool(self._db.row(query, [SCHEMA, self._table.side_table])[0])
+        return bool(self._db.row(query, [SCHEMA, table.side_table])[0])
 
     def users(self) -> str:
-        """Return who has a lock on the table now, the oldest transaction first; five at most."""
-        rows = self._db.rows(TREE + USERS, {"shown": QUERY_SHOWN, "table": self._table.oid})
-        return ", ".join(_user(*row) for row in rows)
+        """Return who has a lock on the tables now, the oldest transaction first; five of each at most."""
+        rows = [
+            row
+            for each in self._tables
+            for row in self._db.rows(TREE + USERS, {"shown": QUERY_SHOWN, "table": each.oid})
+        ]
+        return ", ".join(dict.fromkeys(_user(*row) for row in rows))
 
 
 def _user(pid: int, name: str, kind: str, state: str | None, query: str | None, age_s: int | None) -> str:

@@ -33,6 +33,11 @@ SELECT target FROM vecferry.migrations WHERE (target = %s OR starts_with(target,
     AND state NOT IN ('finalized', 'aborted') ORDER BY target
 """
 """Other migrations of the same vectors."""
+OPEN_AROUND = """
+SELECT m.of_group FROM vecferry.members AS m JOIN vecferry.migrations AS g ON g.target = m.of_group
+    WHERE (m.target = %s OR starts_with(m.target, %s)) AND m.of_group <> %s AND g.state NOT IN ('finalized', 'aborted')
+"""
+"""Migrations of several tables, the same vectors among them."""
 
 
 def refuse_new_side(session: TableSession, dimension: int, outputs: Outputs) -> None:
@@ -108,7 +113,12 @@ def _refuse_overlap(session: TableSession) -> None:
     if not session.ledger.is_installed():
         return
     whole = whole_target(table.schema, table.name, table.vector)
-    for (target,) in session.db.rows(OPEN_BESIDE, [whole, f"{whole}{PART}", table.target]):
+    for (group,) in session.db.rows(OPEN_AROUND, [whole, f"{whole}{PART}", session.migration]):
+        raise StoreSchemaError(
+            f"rows of {table.target} are in the migration of {group}, which has not ended",
+            "End that one first: vecferry migrate finalize, or abort, with its [store] collections.",
+        )
+    for (target,) in session.db.rows(OPEN_BESIDE, [whole, f"{whole}{PART}", session.migration]):
         other = sql.SQL("true") if target == whole else verbatim(target.removeprefix(f"{whole}{PART}"))
         query = sql.SQL("SELECT EXISTS (SELECT FROM {} AS t WHERE {} AND ({}))").format(
             identifier(table.schema, table.name), session.sql.in_part, other

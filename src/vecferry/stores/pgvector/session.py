@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
@@ -20,27 +20,62 @@ from vecferry.stores.pgvector.outbox import Outbox
 from vecferry.stores.pgvector.side_resolver import SideResolver
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.table_sql import TableSql, key_text_sql
-from vecferry.stores.values import Layout, Row, Side
+from vecferry.stores.sql_ledger import key_text
+from vecferry.stores.values import Key, Layout, Row, Side
 
 FALSE, EMPTY = sql.SQL("false"), sql.SQL("")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Of a table that is migrated with others. group: under which the migration is kept; name: the table's in it.
+
+    ledger, guard: shared by all tables of a store.
+    """
+
+    group: str
+    name: str
+    ledger: PgLedger
+    guard: LeaseGuard
 
 
 class TableSession:
     """Each part of the store works by this one, and so in the same transactions and under the same lease."""
 
     def __init__(
-        self, database: Database, table: Table, *, embed_missing: bool = False, layout: Layout = Layout.COLUMNS
+        self,
+        database: Database,
+        table: Table,
+        *,
+        embed_missing: bool = False,
+        layout: Layout = Layout.COLUMNS,
+        membership: Membership | None = None,
     ) -> None:
         self.embed_missing = embed_missing
+        self.membership = membership
         self.db = database
         self.table = table
         self.sql = TableSql(table)
-        self.ledger = PgLedger(database)
-        self.guard = LeaseGuard(database, self.ledger)
+        self.ledger = membership.ledger if membership else PgLedger(database)
+        self.guard = membership.guard if membership else LeaseGuard(database, self.ledger)
         self.locks = TableLocks(database, self.guard, table)
         self.outbox = Outbox(database, self.ledger, table.target)
         self.catalogue = Catalogue(database, table, layout)
-        self.side_resolver = SideResolver(self.catalogue, self.ledger, table.target, self._known_length)
+        self.side_resolver = SideResolver(self.catalogue, self.ledger, self.migration, self._known_length)
+
+    @property
+    def migration(self) -> str:
+        """Under which the ledger has the migration: the target of the table, or the group that it is in."""
+        return self.table.target if self.membership is None else self.membership.group
+
+    def letter_keys(self, keys: Sequence[Key]) -> list[str]:
+        """Return the keys as the ledger has them, in which that of a group's row begins with the table's name."""
+        member = () if self.membership is None else (self.membership.name,)
+        return [key_text((*member, *key)) for key in keys]
+
+    def letter_key(self) -> sql.Composed:
+        """Return the same as `letter_keys`, of a row called `t`."""
+        return key_text_sql("t", self.table, member=None if self.membership is None else self.membership.name)
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -100,7 +135,7 @@ class TableSession:
         noted (`PgCapture.adopt`).
         """
         vector, checksum = self.sql.column(columns.required(side)), self.sql.column(columns.checksum(side))
-        if side is Side.OLD and not self.ledger.was_switched(self.table.target):
+        if side is Side.OLD and not self.ledger.was_switched(self.migration):
             return sql.SQL("{} IS DISTINCT FROM {}").format(checksum, self.adopted(columns))
         changed = sql.SQL("{} IS DISTINCT FROM {}").format(checksum, self.checksum(side, columns))
         untried: Fragment = sql.SQL("NOT {}").format(self.is_dead_letter(side))
@@ -130,9 +165,9 @@ class TableSession:
             " WHERE m.target = {target} AND m.state NOT IN ('finalized', 'aborted') AND d.side = {side}"
             " AND d.key = {key}{also})"
         ).format(
-            target=literal(self.table.target),
+            target=literal(self.migration),
             side=literal(side.value),
-            key=key_text_sql("t", self.table),
+            key=self.letter_key(),
             also=also,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
 from vecferry.errors import StoreSchemaError
@@ -17,7 +17,7 @@ from vecferry.stores.pgvector.layouts import layout_costs, switch_s
 from vecferry.stores.pgvector.ledger import PgLedger
 from vecferry.stores.pgvector.preconditions import refuse_new_side
 from vecferry.stores.pgvector.reading import PgReader
-from vecferry.stores.pgvector.session import TableSession
+from vecferry.stores.pgvector.session import Membership, TableSession
 from vecferry.stores.pgvector.switching import PgSwitch
 from vecferry.stores.pgvector.table import Table, find_table
 from vecferry.stores.pgvector.writing import PgWriter
@@ -48,14 +48,30 @@ from vecferry.stores.values import (
 T = TypeVar("T")
 
 
+class Shape(NamedTuple):
+    """What the catalogue says of the vectors. dimension: None where their type says none."""
+
+    serving: Side
+    has_other_side: bool
+    is_required: bool
+    dimension: int | None
+
+
 class PgVectorStore(Store):
     """`stores.Store` over one table, one text column and one vector column."""
 
     def __init__(
-        self, database: Database, table: Table, *, embed_missing: bool = False, layout: Layout = Layout.COLUMNS
+        self,
+        database: Database,
+        table: Table,
+        *,
+        embed_missing: bool = False,
+        layout: Layout = Layout.COLUMNS,
+        membership: Membership | None = None,
     ) -> None:
+        """Take a table. membership: of one that is migrated with others (`group.py`)."""
         self._layout = layout
-        self._session = TableSession(database, table, embed_missing=embed_missing, layout=layout)
+        self._session = TableSession(database, table, embed_missing=embed_missing, layout=layout, membership=membership)
         self._reader = PgReader(self._session)
         self._application = PgApplicationWriter(self._session)
         self._capture = PgCapture(self._session)
@@ -107,6 +123,10 @@ class PgVectorStore(Store):
         source, embed_missing = self._session.table.source, self._session.embed_missing
         outputs = DENSE if self._layout is Layout.SIDE_TABLE else Outputs.ALL
         return StoreTraits(source, outputs, rows_outlive_vectors=True, embed_missing=embed_missing)
+
+    @property
+    def table(self) -> Table:
+        return self._session.table
 
     @property
     def ledger(self) -> PgLedger:
@@ -262,6 +282,16 @@ class PgVectorStore(Store):
     def transaction(self) -> AbstractContextManager[None]:
         return self._session.guard.transaction()
 
+    def refuse_changed(self) -> None:
+        """Raise StoreSchemaError if the table is not what it was when it was opened."""
+        self._session.catalogue.refuse_changed()
+
+    def shape(self) -> Shape:
+        columns = self._session.catalogue.columns()
+        vector = columns.by_name[self.table.vector]
+        has_other = columns.of_side(columns.serving.other) is not None
+        return Shape(columns.serving, has_other, vector.is_required, vector.dimension)
+
     def exclusively(self, work: Callable[[], T], patience: Patience) -> Held[T]:
         """Run `work` in a transaction while nobody else uses the table; readers wait too.
 
@@ -271,7 +301,7 @@ class PgVectorStore(Store):
         try:
             return hold(work, patience)
         except StoreSchemaError:
-            self._session.catalogue.refuse_changed()  # which can say more
+            self.refuse_changed()  # which can say more
             raise
 
     def pause_left_s(self) -> float:

@@ -369,7 +369,7 @@ class PgSwitch:
         """
         table, vector = self._table, identifier(self._table.vector)
         values: dict[str, Fragment] = {table.vector: self._sql.column(table.vector)}
-        if columns.serving is Side.OLD and not self._ledger.was_switched(table.target):
+        if columns.serving is Side.OLD and not self._ledger.was_switched(self._session.migration):
             values = self._session.adoption(columns)
         rows = sql.SQL(
             "{table} AS t LEFT JOIN {sides} AS s ON {same} WHERE {fits}"

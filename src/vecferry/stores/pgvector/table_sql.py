@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from psycopg import sql
 
-from vecferry.stores.pgvector.connection import Fragment, identifier, verbatim
+from vecferry.stores.pgvector.connection import Fragment, identifier, literal, verbatim
 from vecferry.stores.pgvector.keys import Column
 from vecferry.stores.pgvector.table import SCHEMA, Table
 from vecferry.stores.pgvector.text_sql import TextSql
@@ -175,9 +175,15 @@ def _as_text(columns: Sequence[Fragment]) -> sql.Composed:
     return sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns)
 
 
-def key_text_sql(row: str, table: Table, quoted: Callable[[str], Fragment] = identifier) -> sql.Composed:
-    """Return the JSON of `sql_ledger.key_text`, of a row by that name. quoted: for a statement without placeholders."""
-    return _key_text([sql.SQL("{}.{}").format(sql.SQL(row), quoted(column.name)) for column in table.key])
+def key_text_sql(
+    row: str, table: Table, quoted: Callable[[str], Fragment] = identifier, member: str | None = None
+) -> sql.Composed:
+    """Return the JSON of `sql_ledger.key_text`, of a row by that name. quoted: for a statement without placeholders.
+
+    member: stands before the key, if it is given.
+    """
+    columns: list[Fragment] = [] if member is None else [literal(member)]
+    return _key_text(columns + [sql.SQL("{}.{}").format(sql.SQL(row), quoted(column.name)) for column in table.key])
 
 
 def _key_text(columns: Sequence[Fragment]) -> sql.Composed:

@@ -68,7 +68,7 @@ class PgWriter:
         return {tuple(key) for key in rows}
 
     def _destination(self, side: Side, columns: Columns) -> Destination:
-        is_kept_by_others = side is Side.NEW and not self._ledger.was_switched(self._table.target)
+        is_kept_by_others = side is Side.NEW and not self._ledger.was_switched(self._session.migration)
         return Destination(
             vector=columns.required(side),
             checksum=columns.checksum(side),
