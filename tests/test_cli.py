@@ -22,7 +22,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from vecferry import errors
+from vecferry import __version__, errors
 from vecferry.cli import EXIT_CODES, app, main
 from vecferry.errors import VecferryError
 from vecferry.model.artifact import Artifact
@@ -72,6 +72,20 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     assert "130 interrupted" in text
     verbs = inside("migrate", "--help").stdout
     assert all(re.search(rf"\b{verb}\b", verbs) for verb in VERBS)
+
+
+def test_help_version_and_completion_are_at_hand_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vecferry("--version").stdout == f"{__version__}\n"
+    assert inside("-h").stdout == inside("--help").stdout
+    assert inside("migrate", "plan", "-h").stdout == inside("migrate", "plan", "--help").stdout
+    assert "--show-completion" in inside("-h").stdout
+    for name, value in {
+        "_VECFERRY_COMPLETE": "complete_bash",
+        "COMP_WORDS": "vecferry migrate fin",
+        "COMP_CWORD": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert inside().stdout == "finalize\n"
 
 
 def pages(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

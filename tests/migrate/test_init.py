@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -104,10 +105,37 @@ def test_the_file_of_the_only_table_works_unchanged(
     assert (config.store.collection, config.store.text, config.store.vector) == ("documents", "body", "embedding")
     written = (here / "migration.toml").read_text()
     assert "Confirmed: 100% of 24 sampled vectors are what the old model makes of their text." in written
-    assert "vecferry migrate plan --config migration.toml" in done.stdout
+    commands = ["vecferry migrate plan", "vecferry migrate start --follow"]
+    assert [line.removeprefix(" next").strip() for line in done.stdout.splitlines()[-2:]] == commands
     planned = plan()
     assert planned["provenance"]["verdict"] == "confirmed"
     assert planned["problems"] == []
+
+
+def test_the_file_of_this_folder_is_found_unless_a_collection_is_named(
+    connection: psycopg.Connection, database_url: str, encoder: Encoder, here: Path
+) -> None:
+    documents(connection, encoder)
+    missing = inside("migrate", "plan", code=2)
+    assert "`vecferry init STORE` writes such a file" in missing.stderr
+    init(database_url)
+    planned = inside("migrate", "plan")
+    assert "public.documents.embedding" in planned.stdout
+    assert planned.stdout.splitlines()[-1].split() == ["next", "vecferry", "migrate", "start"]
+    other = inside("migrate", "plan", "--collection", "documents", code=2)
+    assert "the URL of the store is missing" in other.stderr
+    place = f"--store {shlex.quote(database_url)} --collection documents --text body"
+    begun = inside("migrate", "status", *shlex.split(place), code=4)
+    assert f"hint: Begin one: vecferry migrate start {place}\n" in begun.stderr
+
+
+def test_the_first_command_names_the_stores_that_lie_in_this_folder(here: Path) -> None:
+    assert "vecferry init postgresql://USER@HOST/DATABASE" in init(code=2).stderr
+    for file in ("my vectors/chroma.sqlite3", "index/docs.faiss", "app.db"):
+        (here / file).parent.mkdir(exist_ok=True)
+        (here / file).touch()
+    for line in ("vecferry init 'chroma:my vectors'", "vecferry init faiss:index", "vecferry init sqlite:app.db"):
+        assert line in init(code=2).stderr
 
 
 def test_a_title_before_the_text_is_found_and_confirmed(

@@ -24,14 +24,17 @@ EXIT_CODES = {
     5: "somebody else is at work",
     130: "interrupted",
 }
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 EPILOG = f"Exit codes: {' · '.join(f'{code} {text}' for code, text in EXIT_CODES.items())}."
 
 app = typer.Typer(
     name="vecferry",
-    help="Move an application from all-MiniLM-L6-v2 to BGE-M3 on ONNX Runtime: model, code and stored vectors.",
+    help="""Move an application from all-MiniLM-L6-v2 to BGE-M3 on ONNX Runtime: model, code and stored vectors.
+
+    Begin with `vecferry init STORE`, which looks at a store, writes migration.toml and names the next command.""",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP_OPTIONS,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -64,16 +67,16 @@ def main_options(
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line. An error is a line and a hint, as JSON too under --json; a traceback only under --debug."""
-    run(app, sys.argv[1:] if argv is None else argv)
+    run(app, sys.argv[1:] if argv is None else argv, name="vecferry")
 
 
-def run(command: typer.Typer, argv: list[str]) -> NoReturn:
-    """Run a command and leave the process with its exit code."""
+def run(command: typer.Typer, argv: list[str], name: str | None = None) -> NoReturn:
+    """Run a command and leave the process with its exit code. name: of the program, by default that of the script."""
     # psycopg warns of what it meets while it gives a lost connection up; why it was lost is an error of ours
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     command_line = CommandLine()
     try:
-        command(args=argv, standalone_mode=True, obj=command_line)
+        command(args=argv, prog_name=name, standalone_mode=True, obj=command_line)
     except VecferryError as exc:
         if "--debug" in argv:
             errors.print_exception()
@@ -91,7 +94,7 @@ def run(command: typer.Typer, argv: list[str]) -> NoReturn:
 def run_script(command: Callable[..., None]) -> NoReturn:
     """Run one function as a script of its own."""
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-    script.command(epilog=EPILOG)(command)
+    script.command(epilog=EPILOG, context_settings=HELP_OPTIONS)(command)
     run(script, sys.argv[1:])
 
 

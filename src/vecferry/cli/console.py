@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vecferry.cli.migrate_target import Target
+from vecferry.cli.migrate_target import Target, file_here
 from vecferry.cli.output import errors
 from vecferry.cli.serve import Host, Keys, keys_of
-from vecferry.errors import MissingExtra, SettingsError
-from vecferry.migrate.config import read_config
+from vecferry.errors import MissingExtra, MissingOption, SettingsError
+from vecferry.migrate.config import DEFAULT_FILE, read_config
 from vecferry.model.tokens import Piece, Tokenizer
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import LOOPBACK, ServerLimits, ServerOptions
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from vecferry.encode.loading import LazyEncoder
 
 LIMITS = ServerLimits(max_body_mb=1, receive_s=15.0, drain_s=5.0, max_connections=128)
-Config = Annotated[Path, typer.Option(help="migration.toml: the store, the models, the limits, the gate.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help=f"File with the store, the models, the limits and the gate. Default: {DEFAULT_FILE} in this folder."
+    ),
+]
 Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
 Names = Annotated[
     list[str] | None,
@@ -38,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def console(
-    config: Config,
+    config: Config = None,
     host: Host = "127.0.0.1",
     port: Port = 8081,
     api_keys: Keys = None,
@@ -56,6 +61,10 @@ def console(
         from vecferry.server import logs, process
     except ImportError as exc:
         raise MissingExtra("console", exc.name or "jinja2") from exc
+    config = config or file_here()
+    if config is None:
+        example = "--config FILE; `vecferry init STORE` writes one"
+        raise MissingOption("--config", "the file of a migration", example)
     keys = keys_of(api_keys, read_settings())
     if host not in LOOPBACK and not keys:
         raise SettingsError("--host", host, "127.0.0.1, or API keys (VECFERRY_API_KEYS, --api-keys FILE)")

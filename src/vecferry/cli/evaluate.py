@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vecferry.cli.migrate_target import Target
+from vecferry.cli.migrate_target import Target, file_here
 from vecferry.cli.options import option
 from vecferry.cli.output import Json, counting, output, show, show_table, stages
 from vecferry.embeddings import Outputs
@@ -38,7 +38,7 @@ from vecferry.evaluate.qrels import read_passages
 from vecferry.evaluate.questions import read_log, read_query_set
 from vecferry.evaluate.values import GateResult, Interval, Passage, SliceScore, Threshold
 from vecferry.migrate.beir_export import Exported, export_collection
-from vecferry.migrate.config import GateConfig, MigrationConfig, ModelsConfig, read_config
+from vecferry.migrate.config import DEFAULT_FILE, GateConfig, MigrationConfig, ModelsConfig, read_config
 from vecferry.migrate.gate import options_of
 from vecferry.migrate.live_evaluation import evaluation_of_store
 from vecferry.settings import read_settings
@@ -71,7 +71,10 @@ def evaluation(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="migration.toml: asks both sides of its live collection, with its models."),
+        typer.Option(
+            help=f"{DEFAULT_FILE}: asks both sides of its live collection, with its models. Default: that of this"
+            " folder, if no FOLDER is given."
+        ),
     ] = None,
     new_model: Annotated[
         Path | None, option(ModelsConfig, "new", "--new-model", note="Default: ONNX_MODEL_PATH.")
@@ -107,6 +110,8 @@ def evaluation(
 
     Example: vecferry eval beir/nfcorpus --old-model models/minilm --new-model models/bge-m3-onnx -o report.html
     """
+    if folder is None:
+        config = config or file_here()
     file = None if config is None else read_config(config)
     options = _options(
         file, outputs=outputs, thresholds=threshold, sample=sample, seed=seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,19 +23,19 @@ from vecferry.errors import (
     OutputWriteFailed,
     reason_of,
 )
-from vecferry.migrate.config import ModelsConfig, StoreConfig
+from vecferry.migrate.config import DEFAULT_FILE, ModelsConfig, StoreConfig
 from vecferry.migrate.config_file import OLD_MODEL_VERDICTS, Draft, StoreAddress
 from vecferry.migrate.found import Found
 from vecferry.migrate.provenance import Verdict
 from vecferry.migrate.recipe import Recipe, recipe_of
 from vecferry.settings import read_settings
 from vecferry.stores.backend import ServerAccess, VectorField
-from vecferry.stores.browsing import open_browser
+from vecferry.stores.browsing import nearby_stores, open_browser
 
 OLD_MODEL = Path("models/all-MiniLM-L6-v2-onnx")
 OLD_DIMENSION = 384
 """Of all-MiniLM-L6-v2, which is taken for the old model where none is at hand."""
-DEFAULT_FILE, STANDARD_OUTPUT = Path("migration.toml"), Path("-")
+STANDARD_OUTPUT = Path("-")
 Url = Annotated[
     str | None,
     typer.Argument(
@@ -109,7 +110,9 @@ def _url_of_settings() -> str:
     """Return the URL of the environment. Raises MissingOption."""
     url = read_settings().store_url
     if url is None:
-        example = "it: vecferry init postgresql://USER@HOST/DATABASE, or VECFERRY_STORE_URL to the environment"
+        examples = [f"vecferry init {shlex.quote(each)}" for each in nearby_stores(Path())]
+        examples = examples or ["vecferry init postgresql://USER@HOST/DATABASE", "vecferry init chroma:FOLDER"]
+        example = f"it: {', or '.join(examples)}; or VECFERRY_STORE_URL to the environment"
         raise MissingOption("the URL of the store", "where the vectors are", example)
     return url.get_secret_value()
 

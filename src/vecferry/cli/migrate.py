@@ -38,7 +38,7 @@ app = typer.Typer(
     finalize.
 
     Each verb can be repeated; `start` is also how a stopped run is resumed. What is the same for all of them is
-    best said in a file: --config migration.toml.""",
+    said in a file: migration.toml in this folder, which `vecferry init` writes, or the one that --config names.""",
 )
 
 NewModel = Annotated[Path | None, option(ModelsConfig, "new", "--new-model", note="Default: ONNX_MODEL_PATH.")]

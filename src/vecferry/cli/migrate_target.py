@@ -18,7 +18,7 @@ from vecferry.encode.encoder import TextEncoder
 from vecferry.encode.loading import LazyEncoder
 from vecferry.errors import MissingOption, NotConfirmed
 from vecferry.migrate import EngineFor, Migration
-from vecferry.migrate.config import MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
+from vecferry.migrate.config import DEFAULT_FILE, MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
 from vecferry.migrate.opening import model_options, new_encoder, old_encoder, open_configured_store
@@ -112,7 +112,11 @@ class Target:
 
 
 WHERE = "Where it is"
-CONFIG = typer.Option(help="TOML file; the options below go over its values.", rich_help_panel=WHERE)
+CONFIG = typer.Option(
+    help=f"TOML file; the options below go over its values. Default: {DEFAULT_FILE} in this folder, if neither a store"
+    " nor a collection is named.",
+    rich_help_panel=WHERE,
+)
 URL = option(
     StoreConfig, "url", "--store", panel=WHERE,
     note="Or VECFERRY_STORE_URL, which keeps a password out of the process list.",
@@ -143,6 +147,8 @@ def _target(
     values = {"url": store, **names, "where": where, "embed_missing": embed_missing, "layout": layout}
     values |= {"tenant": tenant, "database": database, "new_vector": new_vector}
     several = tuple(collections or ())
+    if not (store or collection or several):
+        config = config or file_here()
     base = read_config(config) if config else _without_file(collection, several)
     command_line = context.ensure_object(CommandLine)
     command_line.context = context
@@ -151,13 +157,19 @@ def _target(
     )
 
 
+def file_here() -> Path | None:
+    """Return migration.toml of the present folder; None where it has none."""
+    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+
 def _without_file(collection: str | None, collections: tuple[str, ...]) -> MigrationConfig:
     """Return the defaults, for a collection or several. Raises MissingOption."""
     if collection is None and not collections:
         raise MissingOption(
             "--collection",
             "the name of a table or collection",
-            "--collection NAME, --collections PATTERN, or --config FILE with [store] collection",
+            "--collection NAME, --collections PATTERN, or --config FILE with [store] collection; `vecferry init STORE`"
+            f" writes such a file, and {DEFAULT_FILE} in this folder is found without --config",
         )
     return MigrationConfig(
         store=StoreConfig(collection, collections), models=ModelsConfig(new=read_settings().options().artifact)

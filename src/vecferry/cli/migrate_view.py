@@ -29,7 +29,8 @@ AFTER_CUTOVER = (
 def plan_rows(plan: Plan) -> Rows:
     """Return what a migration would do and take, and what to type next."""
     is_clear = plan.provenance.is_confirmed and not plan.problems
-    return [*plan_facts(plan), ("next", "vecferry migrate start" if is_clear else "plan again, once that is clear")]
+    step = ("next", "vecferry migrate start") if is_clear else ("once that is clear", "vecferry migrate plan")
+    return [*plan_facts(plan), step]
 
 
 def plan_facts(plan: Plan) -> Rows:

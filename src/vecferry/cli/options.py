@@ -14,7 +14,8 @@ import typer
 
 from vecferry.cli.output import Rows
 from vecferry.embeddings import Outputs
-from vecferry.migrate.config import LOCAL_SCHEMES
+from vecferry.errors import VecferryError
+from vecferry.migrate.config_file import StoreAddress
 from vecferry.options import bounds_of, default_of, help_of, number_type
 
 Command = Callable[..., None]
@@ -86,8 +87,7 @@ def taking(make: Callable[..., Any], parameters: Sequence[inspect.Parameter]) ->
 class CommandLine:
     """The verb of a migration that is being run, so that others can be typed for the same store and models.
 
-    context: None until it is known, and for other commands. The URL of a server may hold a password, so that `URL`
-    stands in its place.
+    context: None until it is known, and for other commands. For a URL with a password `URL` stands in its place.
     """
 
     context: typer.Context | None = None
@@ -147,5 +147,12 @@ def _is_typed(context: typer.Context, name: str | None) -> bool:
 def _value_again(name: str | None, value: object) -> tuple[str, ...]:
     if value is True:
         return ()
-    hides = name == "store" and str(value).partition(":")[0] not in LOCAL_SCHEMES
-    return ("URL" if hides else str(value),)
+    return ("URL" if name == "store" and _is_secret(str(value)) else str(value),)
+
+
+def _is_secret(url: str) -> bool:
+    """Return whether a URL has a password or key; so may one that is none."""
+    try:
+        return StoreAddress(url).has_secret
+    except (VecferryError, ValueError):
+        return True

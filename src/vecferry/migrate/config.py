@@ -47,6 +47,8 @@ from vecferry.stores.group import Member, group_name
 from vecferry.stores.opening import CONTROL, TEXT, VECTOR
 from vecferry.stores.values import Layout, MaxPause, Patience
 
+DEFAULT_FILE = Path("migration.toml")
+"""The file of a migration, in the present folder, where none is named."""
 LOCAL_SCHEMES = ("chroma", "faiss", "lancedb", "milvus", "qdrant", "sqlite")
 UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 """What pydantic calls a name that is not a field."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from vecferry.errors import printable
-from vecferry.migrate.config import LOCAL_SCHEMES
+from vecferry.migrate.config import DEFAULT_FILE, LOCAL_SCHEMES
 from vecferry.migrate.provenance import Verdict
 from vecferry.migrate.recipe import Recipe
 from vecferry.stores.backend import ServerAccess, VectorField
@@ -162,16 +163,17 @@ class Draft:
         yield from (f"#   {command}" for command in self.commands(file))
 
     def commands(self, file: Path) -> list[str]:
-        """Return what is to be typed next, in this order."""
+        """Return what is to be typed next, in this order; a file that is found by itself is not named."""
+        config = "" if file == DEFAULT_FILE else f" --config {shlex.quote(str(file))}"
         return [
-            *([] if self.new.exists() else [f"vecferry convert BAAI/bge-m3 {self.new}"]),
+            *([] if self.new.exists() else [f"vecferry convert BAAI/bge-m3 {shlex.quote(str(self.new))}"]),
             *(
-                [f"vecferry convert sentence-transformers/all-MiniLM-L6-v2 {self.old}"]
+                [f"vecferry convert sentence-transformers/all-MiniLM-L6-v2 {shlex.quote(str(self.old))}"]
                 if self.is_old_known and not self.old.exists()
                 else []
             ),
-            f"vecferry migrate plan --config {file}",
-            f"vecferry migrate start --config {file} --follow",
+            f"vecferry migrate plan{config}",
+            f"vecferry migrate start{config} --follow",
         ]
 
 

@@ -27,6 +27,33 @@ SAMPLED_MEMBERS = 8
 """Collections of a group from which points are drawn."""
 
 
+MARKS = {
+    "chroma": "chroma.sqlite3",
+    "faiss": "*.faiss",
+    "lancedb": "*.lance",
+    "qdrant": "collection/*/storage.sqlite",
+}
+"""What the folder of a store that needs no server has in it, by the store's scheme."""
+SQLITE_FILES = ("*.db", "*.sqlite", "*.sqlite3")
+NEARBY = 3
+
+
+def nearby_stores(folder: Path) -> list[str]:
+    """Return URLs of stores that seem to lie in a folder or directly below it, relative to it; three at most."""
+    try:
+        folders = [folder, *sorted(each for each in folder.iterdir() if each.is_dir() and each.name[0] != ".")]
+        urls = [
+            f"{scheme}:{each.relative_to(folder)}"
+            for each in folders
+            for scheme, mark in MARKS.items()
+            if next(each.glob(mark), None) is not None
+        ]
+        files = sorted(file for name in SQLITE_FILES for file in folder.glob(name) if file.name != MARKS["chroma"])
+    except OSError:  # a folder that may not be looked at
+        return []
+    return [*urls, *(f"sqlite:{file.relative_to(folder)}" for file in files)][:NEARBY]
+
+
 class Browser(Protocol):
     """One store that is looked at. All methods raise as a `Backend` does."""
 
