@@ -1,9 +1,11 @@
 """The same passages in a folder and in a live store give the same answers."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psycopg
@@ -13,6 +15,9 @@ from tests.evaluate.doubles import TopicEncoder, passages_about, queries_about
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.collections import MirrorCollection, mirror_collection
 from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.encode import progress
+from vecferry.encode.batching import Limits
+from vecferry.encode.encoder import Encoder
 from vecferry.evaluate import (
     EvaluatedModel,
     EvaluationOptions,
@@ -25,6 +30,7 @@ from vecferry.evaluate import (
 from vecferry.evaluate.corpora import Side, id_of
 from vecferry.evaluate.ranking import NONE, Ranked
 from vecferry.migrate import Migration, MigrationOptions
+from vecferry.model.artifact import Artifact
 
 __all__ = ["connection", "database_url", "postgres_url"]
 
@@ -119,6 +125,17 @@ def test_the_heads_of_some_passages_are_those_of_their_texts(collection: MirrorC
         np.testing.assert_array_equal(evaluation.dense, expected.dense)
         np.testing.assert_array_equal(evaluation.sparse.indices, expected.sparse.indices)
         np.testing.assert_array_equal(evaluation.colbert.vectors, expected.colbert.vectors)
+
+
+def test_an_encoding_that_takes_long_says_how_far_it_is(
+    tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, told = itertools.count(step=60), list[str]()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    opened = Encoder.open(tiny_artifact.path)
+    encoder = Encoder(opened.tokenizer, opened.runtime, Limits(max_batch_rows=1))
+    EvaluatedModel("tiny", encoder).encode(["one", "two", "three"], told.append, "encoding")
+    assert told == ["encoding", "encoding: 1 of 3", "encoding: 2 of 3, about 0:01:00 left"]
 
 
 def test_words_are_searched_in_a_folder_only(collection: MirrorCollection) -> None:

@@ -1,6 +1,7 @@
 """The verbs, on every store, with the truth embedder."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -35,7 +36,17 @@ from vecferry.errors import (
     StoreSchemaError,
     VecferryError,
 )
-from vecferry.migrate import GateVerdict, Migration, MigrationOptions, Resources, State, Status, pace, throttle
+from vecferry.migrate import (
+    GateVerdict,
+    Migration,
+    MigrationOptions,
+    Resources,
+    State,
+    Status,
+    pace,
+    planning,
+    throttle,
+)
 from vecferry.migrate.applier import Applier
 from vecferry.migrate.engines import Engine, StagedRange
 from vecferry.migrate.engines.local import LocalEngine
@@ -174,6 +185,30 @@ def test_a_plan_counts_and_writes_nothing(collection: Collection) -> None:
     assert "abort" in plan.undo
     assert collection.store.new_space() is None
     assert repr(collection.serving()) == repr(before)
+
+
+@pytest.mark.parametrize(("row_s", "sample_s", "num_rows"), [(1.0, 4.0, 8), (0.125, 4.0, 32), (1.0, math.inf, 60)])
+def test_a_plan_encodes_what_can_be_had_in_its_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row_s: float, sample_s: float, num_rows: int
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(planning, "time", clock)
+    encoder = TruthEncoder(before_each=lambda texts: clock.sleep(row_s * len(texts)))
+    with mirror_collection("memory", tmp_path) as collection:
+        plan = fill(collection, *[f"t{i}" for i in range(60)], new=encoder).plan(sample=60, sample_s=sample_s)
+    assert plan.sample_rows == num_rows
+    assert plan.seconds == pytest.approx(60 * row_s)
+
+
+def test_a_plan_and_a_start_say_what_they_are_at(tmp_path: Path) -> None:
+    planned, started = list[str](), list[str]()
+    with mirror_collection("memory", tmp_path) as collection:
+        migration = fill(collection, *"abc", new=TruthEncoder())
+        migration.plan(stage=planned.append)
+        migration.start(stage=started.append)
+    assert "encoding 3 rows with the new model, to measure the time" in planned
+    steps = ("encoding every row", "building indexes", "following what was written meanwhile")
+    assert [step for step in started if step in steps] == list(steps)
 
 
 def test_a_cost_is_what_takes_longer_encoding_or_writing() -> None:

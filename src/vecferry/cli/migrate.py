@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,9 @@ from vecferry.cli.output import (
     table_of,
 )
 from vecferry.errors import CutoverRefused, VerificationFailed
-from vecferry.migrate import Migration, MigrationOptions, Resources, State, Status, VerifyReport
+from vecferry.migrate import Migration, MigrationOptions, Plan, Resources, State, Status, VerifyReport
 from vecferry.migrate.config import EngineConfig, LimitsConfig, ModelsConfig, VerifyConfig
+from vecferry.migrate.planning import SAMPLE_S
 from vecferry.stores.values import Patience
 
 app = typer.Typer(
@@ -79,9 +81,17 @@ def plan(
     """Say what a migration would do, take and need, and how it is undone. Writes nothing."""
     target = target.with_models(new_model, old_model, outputs)
     resources = Resources(workers or target.config.engine.workers, write_rows_per_s, price_per_hour)
-    with target.migration() as migration:
-        result = migration.plan(sample or target.config.verify.sample, resources, gate_check=target.gate_check)
+    with target.migration() as migration, stages() as stage:
+        result = planned(target, migration, sample, resources, stage)
     target.show(result.to_dict(), plan_rows(result), title="plan; nothing was written", as_json=as_json)
+
+
+def planned(
+    target: Target, migration: Migration, sample: int | None, resources: Resources, stage: Callable[[str], None]
+) -> Plan:
+    """Plan a migration. A sample that was asked for is encoded however long it takes, else as much as time allows."""
+    rows, sample_s = (target.config.verify.sample, SAMPLE_S) if sample is None else (sample, math.inf)
+    return migration.plan(rows, resources, gate_check=target.gate_check, sample_s=sample_s, stage=stage)
 
 
 @app.command()
@@ -118,9 +128,11 @@ def start(
     with (
         answered_interrupt("stopping after this range; the same command goes on"),
         target.migration(**said) as migration,
+        stages() as stage,
         counting("rows", "rows") as progress,
     ):
-        status = migration.start(progress, follow=until, engine=target.engine(), gate_check=target.gate_check)
+        engine_for, gate_check = target.engine(), target.gate_check
+        status = migration.start(progress, follow=until, engine=engine_for, gate_check=gate_check, stage=stage)
     target.show(status.to_dict(), status_rows(status), title="the new vectors are there", as_json=as_json)
 
 

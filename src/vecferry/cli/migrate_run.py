@@ -19,11 +19,12 @@ from vecferry.cli.migrate import (
     OverrideGate,
     Sample,
     Yes,
+    planned,
     verified,
 )
 from vecferry.cli.migrate_target import Target, on_target
 from vecferry.cli.migrate_view import check_rows, cutover_facts, duration, plan_facts, status_rows, verdict_facts
-from vecferry.cli.output import Json, Rows, answered_interrupt, counting, show, show_table
+from vecferry.cli.output import Json, Rows, answered_interrupt, counting, show, show_table, stages
 from vecferry.errors import IllegalTransition, MissingOption, VerificationFailed
 from vecferry.migrate import CutoverReport, Migration, Override, Plan, Resources, State, VerifyReport
 from vecferry.migrate.operator_lock import state_but_for_pause
@@ -140,9 +141,9 @@ class OfflineRun:
         if self.target.config.models.old is None and self.override is None:
             example = "--old-model MODEL, [models] old to the file, or --override REASON to switch without the gate"
             raise MissingOption("--old-model", "the gate compares with the old model", example)
-        config, gate_check = self.target.config, self.target.gate_check
-        resources = Resources(config.engine.workers)
-        plan = self.migration.plan(self.sample or config.verify.sample, resources, gate_check=gate_check)
+        resources = Resources(self.target.config.engine.workers)
+        with stages() as stage:
+            plan = planned(self.target, self.migration, self.sample, resources, stage)
         self.parts["plan"] = plan.to_dict()
         self._show("plan", plan_facts(plan))
         if not self._is_refused(plan):
@@ -157,10 +158,11 @@ class OfflineRun:
     def _start(self) -> None:
         with (
             answered_interrupt("stopping after this range; the same command goes on"),
+            stages() as stage,
             counting("rows", "rows") as progress,
         ):
             engine, gate_check = self.target.engine(), self.target.gate_check
-            status = self.migration.start(progress, engine=engine, gate_check=gate_check)
+            status = self.migration.start(progress, engine=engine, gate_check=gate_check, stage=stage)
         self.parts["start"] = status.to_dict()
 
     def _verify(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from vecferry.encode.progress import ProgressLines
 from vecferry.errors import printable
 
 output = Console()
@@ -76,7 +76,7 @@ def short(value: object) -> str:
 def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar with rate and time left, or lines where nobody looks; yield `(done, total) -> None`."""
     if not errors.is_terminal:
-        yield _Lines(label)
+        yield ProgressLines(label, lambda line: errors.out(line, highlight=False), LINE_EVERY_S)
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
@@ -85,19 +85,6 @@ def counting(label: str, unit: str = "texts") -> Iterator[Callable[[int, int], N
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-class _Lines:
-    """Prints how far something is, in a line every ten seconds at most, and not before ten have passed."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._printed_at = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if done < total and time.monotonic() - self._printed_at >= LINE_EVERY_S:
-            self._printed_at = time.monotonic()
-            errors.out(f"{self._label}: {done:,} of {total:,}", highlight=False)
 
 
 @contextmanager

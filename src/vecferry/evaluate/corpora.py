@@ -11,7 +11,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from vecferry.embeddings import DENSE, Embeddings, Int64, Outputs
-from vecferry.encode.encoder import TextEncoder
+from vecferry.encode.encoder import Encoder, Role, TextEncoder
+from vecferry.encode.loading import LazyEncoder
+from vecferry.encode.progress import ProgressLines
 from vecferry.evaluate.ranking import NONE, Ranked, lexically_nearest, nearest
 from vecferry.evaluate.values import Passage
 from vecferry.stores.protocol import Store
@@ -19,6 +21,7 @@ from vecferry.stores.values import Hit, Key
 
 Side = Literal["old", "new"]
 Stage = Callable[[str], None]
+TOLD_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,31 @@ class EvaluatedModel:
         """Describe a model in a folder, under the folder's name."""
         size = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else None
         return cls(folder.absolute().name, encoder, runtime, size)
+
+    def encode(
+        self, texts: Sequence[str], stage: Stage, label: str, *, outputs: Outputs = DENSE, role: Role = "passage"
+    ) -> Embeddings:
+        """Encode texts. stage: told what is done, and every five seconds how far it is, of a model in this process.
+
+        Raises what the model raises.
+        """
+        stage(label)
+        encoder = self._loaded()
+        if not isinstance(encoder, Encoder):
+            return encoder.encode(texts, outputs=outputs, role=role)
+        return encoder.encode(texts, outputs=outputs, role=role, progress=ProgressLines(label, stage, TOLD_EVERY_S))
+
+    def are_cut(self, texts: Sequence[str]) -> list[bool]:
+        """Return which passages the model reads only a part of; one in this process has no vectors to make for that."""
+        encoder = self._loaded()
+        if isinstance(encoder, Encoder):
+            truncated = encoder.tokenizer(texts, encoder.space.prefix("passage")).truncated
+        else:
+            truncated = encoder.encode(texts).truncated
+        return list(map(bool, truncated))
+
+    def _loaded(self) -> TextEncoder:
+        return self.encoder.get().encoder if isinstance(self.encoder, LazyEncoder) else self.encoder
 
 
 class Corpus(Protocol):
@@ -96,19 +124,18 @@ class FolderCorpus:
         stage: Stage,
     ) -> None:
         """Encode the passages with both models. outputs: heads of the new model; ColBERT vectors are made on demand."""
-        self.old, self.new, self.target = old, new, target
+        self.old, self.new, self.target, self._stage = old, new, target, stage
         self.ids = tuple(passage.id for passage in passages)
         self._passages = passages
         self._texts = [passage.full for passage in passages]
-        stage(f"encoding {len(passages):,} passages with {old.name}")
         self._old, old_rate = self._encoded(old, DENSE)
-        stage(f"encoding {len(passages):,} passages with {new.name}")
         self._new, new_rate = self._encoded(new, DENSE | outputs & new.encoder.space.outputs & ~Outputs.COLBERT)
         self.texts_per_s = (old_rate, new_rate)
 
     def _encoded(self, model: EvaluatedModel, outputs: Outputs) -> tuple[Embeddings, float]:
         began = time.perf_counter()
-        embeddings = model.encoder.encode(self._texts, outputs=outputs)
+        label = f"encoding {len(self._texts):,} passages with {model.name}"
+        embeddings = model.encode(self._texts, self._stage, label, outputs=outputs)
         return embeddings, len(self._texts) / (time.perf_counter() - began)
 
     @property
@@ -128,7 +155,9 @@ class FolderCorpus:
         held = self._new.take(numbers)
         if Outputs.COLBERT not in outputs:
             return held
-        made = self.new.encoder.encode([self._texts[number] for number in numbers], outputs=Outputs.COLBERT)
+        texts = [self._texts[number] for number in numbers]
+        label = f"encoding {len(texts):,} passages for their ColBERT vectors"
+        made = self.new.encode(texts, self._stage, label, outputs=Outputs.COLBERT)
         return replace(held, colbert_or_none=made.colbert)
 
     def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
@@ -150,9 +179,10 @@ class StoreCorpus:
         old: EvaluatedModel,
         new: EvaluatedModel,
         slices: Mapping[str, Mapping[str, str]] | None = None,
+        stage: Stage = lambda _: None,
     ) -> None:
         """Search a store. slices: what passages belong to, by id, where it is known; for the map."""
-        self.old, self.new, self.target = old, new, store.target
+        self.old, self.new, self.target, self._stage = old, new, store.target, stage
         self._slices = slices or {}
         self.texts_per_s: tuple[float | None, float | None] = (None, None)
         self._store = store
@@ -195,15 +225,16 @@ class StoreCorpus:
         return [self._texts[number] for number in numbers]
 
     def embeddings(self, numbers: Int64, outputs: Outputs) -> Embeddings:
-        return self.new.encoder.encode(self.texts(numbers.tolist()), outputs=outputs)
+        texts = self.texts(numbers.tolist())
+        return self.new.encode(texts, self._stage, f"encoding {len(texts):,} passages that were found", outputs=outputs)
 
     def are_cut(self, ids: Sequence[str]) -> dict[str, bool]:
         keys = {id_of(key): number for key, number in self._numbers.items()}
         numbers = {passage_id: keys[passage_id] for passage_id in ids if passage_id in keys}
         if not numbers:
             return {}
-        embeddings = self.old.encoder.encode(self.texts(list(numbers.values())))
-        return dict(zip(numbers, embeddings.truncated.tolist(), strict=True))
+        cut = self.old.are_cut(self.texts(list(numbers.values())))
+        return dict(zip(numbers, cut, strict=True))
 
     def sample(self, number: int, seed: int) -> PassageSample:  # noqa: ARG002  # the store chooses
         rows = sorted(self._store.sample(number), key=lambda row: row.key)
@@ -213,9 +244,9 @@ class StoreCorpus:
         )
         texts = [passage.text for passage in passages]
         began = time.perf_counter()
-        old = self.old.encoder.encode(texts)
+        old = self.old.encode(texts, self._stage, f"encoding {len(texts):,} passages of a sample with {self.old.name}")
         between = time.perf_counter()
-        new = self.new.encoder.encode(texts)
+        new = self.new.encode(texts, self._stage, f"encoding {len(texts):,} passages of a sample with {self.new.name}")
         ended = time.perf_counter()
         self.texts_per_s = (len(texts) / (between - began), len(texts) / (ended - between))
         return PassageSample(passages, old, new)

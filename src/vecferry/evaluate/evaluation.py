@@ -99,10 +99,11 @@ def run_evaluation(
     compared = compare(
         first, answers.queries.questions, answers.values[OLD][first], answers.values[NEW][first], options.resampling
     )
-    stage("drawing conclusions")
+    stage("looking at the queries that change most")
     gains, losses = changes(corpus, answers, compared)
     hits = {system: answers.scored(system) for system in (OLD, NEW)}
     sample = corpus.sample(options.sample, options.seed) if options.sample and corpus.num_passages else None
+    stage("drawing conclusions: intervals, cut-offs, findings")
     old_rate, new_rate = corpus.texts_per_s
     texts = [question.text for question in query_set.questions]
     return Evaluation(

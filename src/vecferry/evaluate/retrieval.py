@@ -64,11 +64,10 @@ def relevance_of(queries: JudgedQueries) -> Mapping[str, Mapping[str, int]]:
 def search(corpus: Corpus, query_set: QuerySet, outputs: Outputs, resampling: Resampling, stage: Stage) -> Answers:
     """Search both sides for every question, and judge the rankings. outputs: heads of the new model."""
     texts = [question.text for question in query_set.questions]
-    stage(f"asking {len(texts):,} questions in the old space")
-    old = corpus.old.encoder.encode(texts, role="query")
+    old = corpus.old.encode(texts, stage, f"asking {len(texts):,} questions in the old space", role="query")
     rankings: dict[System, Ranked] = {OLD: corpus.search("old", old, DEPTH)}
-    stage(f"asking {len(texts):,} questions in the new space")
-    new = corpus.new.encoder.encode(texts, outputs=outputs, role="query")
+    label = f"asking {len(texts):,} questions in the new space"
+    new = corpus.new.encode(texts, stage, label, outputs=outputs, role="query")
     rankings[NEW] = corpus.search("new", new, DEPTH)
     shown = [ranking.first(HITS) for ranking in rankings.values()]
     queries = query_set.queries or judged_by_text(query_set.pairs, shown, corpus.ids, corpus.texts)

@@ -108,7 +108,8 @@ class QualityGate:
         queries = self.query_set(store)
         if not queries.questions:
             return GateVerdict(passed=False, message=NOT_JUDGED, evidence=queries.evidence)
-        self.evaluation = run_evaluation(StoreCorpus(store, self.old, self.new), queries, self.options, self.stage)
+        corpus = StoreCorpus(store, self.old, self.new, stage=self.stage)
+        self.evaluation = run_evaluation(corpus, queries, self.options, self.stage)
         return verdict_of(self.evaluation)
 
 

@@ -105,7 +105,7 @@ def evaluation_of_store(
     """
     if are_both_sides_there(store, *models):
         asked = query_set_of(store, queries, options)
-        return run_evaluation(StoreCorpus(store, *models), asked, options, stage, provenance)
+        return run_evaluation(StoreCorpus(store, *models, stage=stage), asked, options, stage, provenance)
     rows, source = store.sample_stored(ROWS_IN_MEMORY), store.traits.source
     asked = query_set_of(store, queries, options, rows)
     passages = {id_of(row.key): Passage(id_of(row.key), source.render(row.fields) or "") for row in rows}

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 
 from vecferry.embeddings import Outputs
 from vecferry.encode.encoder import Progress, TextEncoder
+from vecferry.encode.loading import LazyEncoder
 from vecferry.errors import (
     CaptureLost,
     CutoverRefused,
@@ -26,7 +27,7 @@ from vecferry.migrate.following import SwitchFollower
 from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, require_possible, unpause, without_pause
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.pace import Pace
-from vecferry.migrate.planning import make_plan
+from vecferry.migrate.planning import SAMPLE_S, make_plan
 from vecferry.migrate.preflight import GateCheck, NewSide, Preflight, nothing_asked, preflight, vector_bytes_each
 from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.record import (
@@ -59,7 +60,7 @@ from vecferry.migrate.verification import Gate, Verification, override_gate, ref
 from vecferry.stores.ledger import Control, MigrationRecord, Paused, RunningProcess, Serving
 from vecferry.stores.protocol import Store, members_of
 from vecferry.stores.sql_ledger import Ledger
-from vecferry.stores.values import Counts, Patience, Side, TableInfo
+from vecferry.stores.values import Counts, Patience, Side, TableInfo, tell_nobody
 
 EngineFor = Callable[[Store, Staging, MigrationRecord], Engine]
 """Makes the engine of a run."""
@@ -105,26 +106,36 @@ class Migration:
     # --- plan -------------------------------------------------------------------------------------
 
     def plan(
-        self, sample: int = 32, resources: Resources | None = None, *, gate_check: GateCheck = nothing_asked
+        self,
+        sample: int = 32,
+        resources: Resources | None = None,
+        *,
+        gate_check: GateCheck = nothing_asked,
+        sample_s: float = SAMPLE_S,
+        stage: Callable[[str], None] = tell_nobody,
     ) -> Plan:
         """Say what a migration to the new model would do and cost. Writes nothing; a read-only role will do.
 
         `sample` rows are really encoded, to measure the time; others with the old model, to see whether the vectors
         were made of the texts that are named. What `start` would refuse is among the problems. gate_check: looks at
-        what `verify` is going to ask.
+        what `verify` is going to ask. sample_s: seconds for the sample, of which less is encoded where rows take long.
+        stage: told what is being done.
         """
         new = self._new_for("plan")
         sweep_ended(self.store, self.options)
         self._refuse_outputs()
         serving = self._ledger.serving(self.store.target)
         old = known_old_fingerprint(self.store, self.options, serving.fingerprint if serving else None)
-        provenance = provenance_of(self.store, self.old)
+        provenance = provenance_of(self.store, self.old, stage=stage)
 
         def look(table: TableInfo, side: NewSide) -> Preflight:
             return self._preflight(table, side, gate_check) if has_ended(self.store) else Preflight()
 
         outputs, resources = self.options.outputs, resources or Resources()
-        return make_plan(self.store, new, outputs, old, provenance, sample, resources, look)
+        if isinstance(new, LazyEncoder):
+            stage("loading the new model")
+            new.get()
+        return make_plan(self.store, new, outputs, old, provenance, sample, sample_s, resources, look, stage)
 
     def _preflight(self, table: TableInfo, side: NewSide, gate_check: GateCheck) -> Preflight:
         return preflight(self.store, self.old, self.options, table, side, gate_check)
@@ -145,6 +156,7 @@ class Migration:
         stop: Callable[[], bool] = lambda: False,
         engine: EngineFor | None = None,
         gate_check: GateCheck = nothing_asked,
+        stage: Callable[[str], None] = tell_nobody,
     ) -> Status:
         """Bring the sides up to date: begin, resume after any interruption, or catch up with what was written.
 
@@ -153,10 +165,10 @@ class Migration:
         `follow` it goes on applying what is captured, through switches, until `follow()` is true or the
         migration has ended. Repeating is safe: what is done is kept. Undone by `abort`.
         Waits while paused; a store that went away is waited for, `reconnect_s` long. stop: asked often,
-        true raises Interrupted. gate_check: looks at what `verify` is going to ask. A migration that would fail later
-        is not begun, and nothing is left of it: raises StagingUnusable, what `gate_check` raises, DependentsInTheWay,
-        VectorsUnconfirmed. Raises MigrationConflict if the migration was begun with something else,
-        SpaceMismatch if the new side is another model's, Locked if another process runs it.
+        true raises Interrupted. gate_check: looks at what `verify` is going to ask. stage: told what is being done.
+        A migration that would fail later is not begun, and nothing is left of it: raises StagingUnusable, what
+        `gate_check` raises, DependentsInTheWay, VectorsUnconfirmed. Raises MigrationConflict if the migration was begun
+        with something else, SpaceMismatch if the new side is another model's, Locked if another process runs it.
         """
         new = self._new_for("start")
         self._refuse_outputs()
@@ -164,23 +176,23 @@ class Migration:
         outage = Outage(self.store, self.options.reconnect_s + self.options.lease_s, stop)
 
         def run() -> Status:
-            beginning = self._beginning(new, gate_check) if has_ended(self.store) else None
+            beginning = self._beginning(new, gate_check, stage) if has_ended(self.store) else None
             self._ledger.install()
             with self.store.runner(self.options.lease_s):
                 outage.end()
                 record = begin(self.store, new, self.old, self.options, beginning)
-                self._run(record, progress, follow, stop, engine)
+                self._run(record, progress, follow, stop, engine, stage)
             return self.status()
 
         return outage.outlast(run)
 
-    def _beginning(self, new: TextEncoder, gate_check: GateCheck) -> Beginning:
+    def _beginning(self, new: TextEncoder, gate_check: GateCheck, stage: Callable[[str], None]) -> Beginning:
         """Return what a migration begins from. Raises what `start` does, before anything is written."""
         table = self.store.describe()
         rows = table.rows_to_embed(embed_missing=self.store.traits.embed_missing)
         side = NewSide(new.dimension, rows * vector_bytes_each(new.dimension))
         self._preflight(table, side, gate_check).require()
-        return beginning_of(self.store, self.old, self.options, table)
+        return beginning_of(self.store, self.old, self.options, table, stage)
 
     def _run(
         self,
@@ -189,6 +201,7 @@ class Migration:
         follow: Callable[[], bool] | None,
         stop: Callable[[], bool],
         engine_for: EngineFor | None,
+        stage: Callable[[str], None],
     ) -> None:
         options, models = self.options, self._models
         if self._ledger.followed(record) != models.sides:
@@ -198,7 +211,9 @@ class Migration:
         applier = self._applier(throttle, models, counter)
         staging = Staging(options.staging, record.spec.fingerprint, Outputs.of(record.spec.outputs))
         pace = Pace(lambda rows_per_s: self._ledger.note_rate(self.store.target, rows_per_s))
-        runner = Runner(self.store, throttle, applier, counter, pace, options.patience, options.wait_for_writers_s)
+        runner = Runner(
+            self.store, throttle, applier, counter, pace, options.patience, options.wait_for_writers_s, stage
+        )
         engine = engine_for or self._local_engine(self._new_for("start"), runner.note_encoded)
         try:
             runner.run(engine(self.store, staging, record), staging)

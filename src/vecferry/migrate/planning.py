@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from vecferry.migrate.preflight import NewSide, Preflight, vector_bytes_each
 from vecferry.migrate.provenance import Provenance
 from vecferry.migrate.values import Cost, Plan, Problem, Resources
 from vecferry.stores.protocol import Store, members_of
-from vecferry.stores.values import Dependent, Layout, LayoutCost, TableInfo
+from vecferry.stores.values import Dependent, Layout, LayoutCost, Row, TableInfo, tell_nobody
 
 PAGE_BYTES = 8192
 PAGE_SLACK = 1.2
@@ -23,6 +24,10 @@ GRAPH_BYTES = 400
 """An HNSW element's neighbours and headers, at m = 16."""
 COLBERT_NUMBER_BYTES = 2
 SPARSE_ENTRY_BYTES = 8
+
+FIRST_ROWS = 8
+SAMPLE_S = 4.0
+"""What encoding the sample may take, so that a plan is there within ten seconds of the models being loaded."""
 
 Look = Callable[[TableInfo, NewSide], Preflight]
 """What is looked at before a migration begins, for a collection and the side that is to be made."""
@@ -35,16 +40,19 @@ def make_plan(
     old_fingerprint: str | None,
     provenance: Provenance,
     sample: int,
+    sample_s: float,
     resources: Resources,
     look: Look,
+    stage: Callable[[str], None] = tell_nobody,
 ) -> Plan:
-    """Plan a migration, writing nothing. Encodes `sample` rows, to measure the time and the size of their vectors."""
+    """Plan a migration, writing nothing. Encodes `sample` rows, to measure the time and the size of their vectors.
+
+    sample_s: seconds after which no more rows are encoded than have been; 8 are, however long that takes.
+    """
+    stage("looking at the collection")
     table, layouts = store.describe(), store.layouts(encoder.dimension)
-    rows = store.sample(sample)
     counting = _CountingEncoder(encoder)
-    began = time.perf_counter()
-    embedded = embed(counting, rows, outputs)
-    seconds = time.perf_counter() - began
+    rows, embedded, seconds = _encoded_sample(counting, store.sample(sample), outputs, sample_s, stage)
     embed_missing = store.traits.embed_missing
     num_rows = table.rows_to_embed(embed_missing=embed_missing)
     vector_bytes = num_rows * vector_bytes_each(encoder.dimension)
@@ -75,6 +83,26 @@ def make_plan(
         layouts=layouts,
         collections=members_of(store),
     )
+
+
+def _encoded_sample(
+    encoder: TextEncoder, rows: Sequence[Row], outputs: Outputs, sample_s: float, stage: Callable[[str], None]
+) -> tuple[Sequence[Row], Embedded, float]:
+    """Return the first rows, their vectors and the seconds: as many rows as can be expected to take `sample_s`.
+
+    Each part is twice as large as the one before, so that most of them are encoded in a batch as a run has them.
+    """
+    parts, done, seconds = list[Embedded](), 0, 0.0
+    while done < len(rows) and (not done or seconds / done * (done + FIRST_ROWS) <= sample_s):
+        affordable = int(sample_s * done / seconds) - done if seconds and sample_s < math.inf else len(rows)
+        part = rows[done : done + min(max(done, FIRST_ROWS), max(affordable, FIRST_ROWS))]
+        stage(f"encoding {len(part)} rows with the new model, to measure the time")
+        began = time.perf_counter()
+        parts.append(embed(encoder, part, outputs))
+        seconds += time.perf_counter() - began
+        done += len(part)
+    vectors = tuple(vector for part in parts for vector in part.vectors)
+    return rows[:done], Embedded(vectors, tuple(each for part in parts for each in part.dead_letters)), seconds
 
 
 def chosen_layout(layouts: Sequence[LayoutCost]) -> Layout:

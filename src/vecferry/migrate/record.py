@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +17,13 @@ from vecferry.errors import (
     VectorsUnconfirmed,
 )
 from vecferry.migrate.applier import SideModels, refuse_conflicts
-from vecferry.migrate.provenance import provenance_of
+from vecferry.migrate.provenance import Provenance, provenance_of
 from vecferry.migrate.staging import remove_staged
 from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
 from vecferry.stores.ledger import FIRST_EPOCH, Control, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.protocol import Store
-from vecferry.stores.values import Dependent, Side, TableInfo
+from vecferry.stores.values import Dependent, Side, TableInfo, tell_nobody
 
 
 def find_record(store: Store) -> MigrationRecord:
@@ -66,14 +66,21 @@ class Beginning:
     provenance: dict[str, Any]
 
 
-def beginning_of(store: Store, old: TextEncoder | None, options: MigrationOptions, table: TableInfo) -> Beginning:
+def beginning_of(
+    store: Store,
+    old: TextEncoder | None,
+    options: MigrationOptions,
+    table: TableInfo,
+    stage: Callable[[str], None] = tell_nobody,
+) -> Beginning:
     """Return what a migration would begin from, once nothing stands in its way. Writes nothing.
 
-    Raises SpaceMismatch, DependentsInTheWay, VectorsUnconfirmed.
+    stage: told what is being done. Raises SpaceMismatch, DependentsInTheWay, VectorsUnconfirmed.
     """
     old_fingerprint = known_old_fingerprint(store, options, recorded_fingerprint(store, table), old)
     _refuse_dependents(table, options.accept_dependents)
-    return Beginning(table, old_fingerprint, _confirmed_provenance(store, old, options.accept_unconfirmed))
+    provenance = _confirmed_provenance(provenance_of(store, old, stage=stage), store.target, options.accept_unconfirmed)
+    return Beginning(table, old_fingerprint, provenance)
 
 
 def begin(
@@ -139,11 +146,10 @@ def _refuse_dependents(table: TableInfo, accepted: Collection[str]) -> None:
         raise DependentsInTheWay("; ".join(map(str, refused)), names)
 
 
-def _confirmed_provenance(store: Store, old: TextEncoder | None, accept_unconfirmed: str | None) -> dict[str, Any]:
+def _confirmed_provenance(provenance: Provenance, target: str, accept_unconfirmed: str | None) -> dict[str, Any]:
     """Return what the ledger keeps about where the vectors come from. Raises VectorsUnconfirmed."""
-    provenance = provenance_of(store, old)
     if not provenance.is_confirmed and accept_unconfirmed is None:
-        raise VectorsUnconfirmed(store.target, provenance.message, provenance.remedy)
+        raise VectorsUnconfirmed(target, provenance.message, provenance.remedy)
     detail = {"vectors": provenance.verdict, "finding": provenance.message}
     return detail if accept_unconfirmed is None else detail | {"accepted": accept_unconfirmed}
 

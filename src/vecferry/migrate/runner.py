@@ -18,7 +18,7 @@ from vecferry.migrate.throttle import Throttle
 from vecferry.stores.ledger import BEFORE_CAPTURE, MigrationRecord
 from vecferry.stores.protocol import Store, StoreGroup
 from vecferry.stores.sql_ledger import Ledger
-from vecferry.stores.values import BOTH_SIDES, Patience, Side
+from vecferry.stores.values import BOTH_SIDES, Patience, Side, tell_nobody
 
 
 class Counter:
@@ -64,6 +64,7 @@ class Runner:
     pace: Pace
     patience: Patience
     wait_for_writers_s: float
+    stage: Callable[[str], None] = tell_nobody
 
     def __post_init__(self) -> None:
         self._encoded = 0
@@ -100,8 +101,10 @@ class Runner:
         while (step := steps.get(self._state)) is not None:
             step()
         if swept_before:
+            self.stage("comparing every row")
             self.applier.sweep()
             self._build_indexes()
+        self.stage("following what was written meanwhile")
         if not self.applier.catch_up(wait_s=self.wait_for_writers_s):
             # others have been writing these rows for too long: they stay captured, for the next look
             detail = {"writes": self.store.backlog(), "in the way": self.store.users()}
@@ -122,6 +125,7 @@ class Runner:
         self.store.prepare(spec.dimension, spec.fingerprint, Outputs.of(spec.outputs))
 
     def _prepare(self) -> None:
+        self.stage("making the new side")
         self.store.exclusively(self._make_new_side, self.patience)
         self.throttle.move(State.PREPARED)
 
@@ -139,6 +143,7 @@ class Runner:
 
     def _backfill(self, engine: Engine, staging: Staging) -> None:
         """Leave no row untried that was there when its range was read, or at the sweep."""
+        self.stage("encoding every row")
         self.pace.begin()
         with closing(engine.run(self._ledger.open_ranges(self._record))) as ranges:
             for staged in ranges:
@@ -148,6 +153,7 @@ class Runner:
                     self.applier.keep(Side.NEW, embedded, closes=staged.number)
                     self.pace.add(len(embedded.vectors))
                     self.note_encoded(0)
+        self.stage("comparing every row")
         self.applier.sweep()
         self.throttle.move(State.INDEXING)
 
@@ -165,5 +171,6 @@ class Runner:
 
     def _build_indexes(self) -> None:
         self.applier.write_few()
+        self.stage("building indexes")
         if built := self.store.build_indexes():
             self._ledger.add_event(self._record, "indexed", {"indexes": built})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -20,7 +20,7 @@ from vecferry.migrate.provenance.candidates import Candidate, causes_on_top, oth
 from vecferry.migrate.provenance.values import Making, Provenance, Verdict
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource
-from vecferry.stores.values import Row, StoredRow
+from vecferry.stores.values import Row, StoredRow, tell_nobody
 
 MATCH = 0.99
 """A cosine from here on is the same text and model; an int8 form of the model stays above it."""
@@ -44,22 +44,33 @@ UNRELATED = 0.2
 """A median below this is no variant of the text; unrelated spaces meet at about 0."""
 
 
-def provenance_of(store: Store, old: TextEncoder | None, sample: int = SAMPLE) -> Provenance:
-    """Return what a store's vectors were made from, by encoding a sample with the old model. Writes nothing."""
+def provenance_of(
+    store: Store, old: TextEncoder | None, sample: int = SAMPLE, stage: Callable[[str], None] = tell_nobody
+) -> Provenance:
+    """Return what a store's vectors were made from, by encoding a sample with the old model. Writes nothing.
+
+    stage: told what is being done.
+    """
+    stage("reading a sample of the stored vectors")
     rows = store.sample_stored(sample)
     if not rows:
         return Provenance(Verdict.NO_VECTORS, "No row has a vector yet.")
     if old is None:
         message = "No old model is named, so nobody can tell what the vectors were made from."
         return Provenance(Verdict.NO_MODEL, message, dimensions=_dimensions(rows))
-    source = store.traits.source
-    if isinstance(old, AdaptedEncoder):
-        return examine(old.model, rows, source, old.adaptation)
-    return examine(old, rows, source)
+    model, adaptation = (old.model, old.adaptation) if isinstance(old, AdaptedEncoder) else (old, NOT_ADAPTED)
+    if isinstance(model, LazyEncoder):
+        stage("loading the old model")
+        model.get()
+    return examine(model, rows, store.traits.source, adaptation, stage)
 
 
 def examine(
-    model: TextEncoder, rows: Sequence[StoredRow], source: TextSource, adaptation: Adaptation = NOT_ADAPTED
+    model: TextEncoder,
+    rows: Sequence[StoredRow],
+    source: TextSource,
+    adaptation: Adaptation = NOT_ADAPTED,
+    stage: Callable[[str], None] = tell_nobody,
 ) -> Provenance:
     """Compare stored vectors with what the old model makes of their rows, and look for the cause of a difference.
 
@@ -67,7 +78,8 @@ def examine(
     """
     usable = [row for row in rows if source.render(row.fields) and row.vector.any() and np.isfinite(row.vector).all()]
     encoder = model.get().encoder if isinstance(model, LazyEncoder) else model
-    examination = _Examination(encoder, usable, Candidate(source, adaptation))
+    stage(f"comparing {len(usable)} stored vectors with what the old model makes of their texts")
+    examination = _Examination(encoder, usable, Candidate(source, adaptation), stage)
     if examination.is_empty:
         message = f"No row of the sample has both a vector and a text in {source.name!r} that can be encoded."
         return Provenance(Verdict.NO_TEXTS, message, dimensions=_dimensions(rows))
@@ -94,7 +106,14 @@ def _dimensions(rows: Sequence[StoredRow]) -> dict[int, int]:
 class _Examination:
     """One sample and one model. as_told: how the vectors were made, by the file; rows that it cannot encode go."""
 
-    def __init__(self, encoder: TextEncoder, rows: Sequence[StoredRow], as_told: Candidate) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        rows: Sequence[StoredRow],
+        as_told: Candidate,
+        stage: Callable[[str], None] = tell_nobody,
+    ) -> None:
+        self._stage = stage
         self._encoder, self._as_told, self._repooled = encoder, as_told, dict[str, TextEncoder]()
         cosines = self._cosines_or_nan(as_told, rows)
         self._rows = [row for row, cosine in zip(rows, cosines, strict=True) if np.isfinite(cosine)]
@@ -167,7 +186,8 @@ class _Examination:
         places = _spread(np.flatnonzero(cosines < ALIKE), SCREENED)
         screened = [self._rows[place] for place in places]
         best, best_cosines = as_told, cosines[places]
-        for _ in range(MAX_STEPS):
+        for step in range(MAX_STEPS):
+            self._stage(f"looking for what explains the vectors, step {step + 1}")
             if float(np.median(best_cosines)) >= EXACT:
                 break
             candidate = self._best_cause(best, screened, best_cosines)
