@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from collections import Counter
+from datetime import timedelta
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vecferry.demo.parts import PARTS_S, Parts
 from vecferry.demo.passages import DemoSet, load_passages, shipped
 from vecferry.demo.standin import (
     BLOCK,
@@ -215,3 +217,19 @@ def test_the_real_package_holds_multilingual_e5_small() -> None:
     raw = model.data[model.tensors["emb.word"].offset :][: 18 * 100].tobytes()
     expected = [number for start in range(0, len(raw), 18) for number in numbers_of_block(raw[start : start + 18])]
     np.testing.assert_array_equal(unpacked(np.frombuffer(raw, BLOCK)), np.array(expected, np.float32))
+
+
+def test_the_demo_says_its_part_and_what_is_left_by_the_pace_so_far() -> None:
+    told, now = list[str](), 0.0
+    parts = Parts(told.append, clock=lambda: now)
+    parts("converting")
+    now = 2 * (PARTS_S["the old model"] + PARTS_S["the new model"])  # twice as long as it is thought to take
+    parts.begin("the old vectors", "loading")
+    left = timedelta(seconds=2 * sum(PARTS_S.values()) - now)
+    assert told == [
+        f"1 of 8, about {timedelta(seconds=sum(PARTS_S.values()))} left: converting",
+        f"3 of 8, about {left} left: loading",
+    ]
+    now = 3600.0
+    parts.begin("the report", "drawing")
+    assert told[-1].startswith("8 of 8, ")

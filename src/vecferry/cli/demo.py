@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vecferry.cli.output import Json, counting, output, show, show_table, stages
+from vecferry.cli.output import Json, Rows, counting, show, show_table, stages
+
+WITH_BGE_M3 = (
+    "The real model makes vectors of 1,024 numbers from up to 8,192 tokens, with sparse and ColBERT vectors beside them"
+    " if wanted, and computes 14 times as much for a token as the stand-in: vecferry demo --source BAAI/bge-m3"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +45,18 @@ def demo(
         show(report, as_json=True)
         return
     _show(report)
-    output.print(f"The report is in {out / 'report.html'}.", markup=False, highlight=False, soft_wrap=True)
+    show_table("", ("", ""), _leads_on(out))
+
+
+def _leads_on(folder: Path) -> Rows:
+    """Return what to look at, what to do with one's own data, and what the real model would do."""
+    program = "vecferry" if shutil.which("vecferry") else sys.argv[0]
+    return [
+        ("look at", f"{folder / 'report.html'}, in a browser: what gets better and worse, question by question"),
+        ("next", f"{program} init postgresql://USER@HOST/DATABASE"),
+        ("", "It looks at your own vectors, writes migration.toml, and names the commands that follow."),
+        ("BGE-M3", WITH_BGE_M3),
+    ]
 
 
 def _show(report: dict[str, Any]) -> None:

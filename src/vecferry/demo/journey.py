@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.demo.application import DemoApplication
 from vecferry.demo.database import TABLE, TEXT, VECTOR, load_table, running_database
+from vecferry.demo.parts import Parts
 from vecferry.demo.passages import DemoSet, load_passages
 from vecferry.demo.standin import STANDIN_NAME, make_standin
 from vecferry.encode.encoder import Encoder, Progress
@@ -34,7 +35,7 @@ WRITTEN = (REPORT, "report.json", PICTURE, JOURNEY)
 THRESHOLDS = {"similar": 0.5}
 """The cosine below which the demo's application would not show a passage."""
 GATE_QUERIES = 200
-SAMPLE = 600
+SAMPLE = 300
 """Passages for the report's map."""
 EPOCH_S = 2.0
 """How long the application works in an epoch before the next switch."""
@@ -52,6 +53,10 @@ class Journey:
     stage: Callable[[str], None]
     progress: Progress
     states: list[str] = field(default_factory=list)
+    _parts: Parts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._parts = Parts(self.stage)
 
     def run(self) -> dict[str, Any]:
         """Run and return the content of journey.json; beside it go report.html with its .json, and languages.svg.
@@ -62,13 +67,19 @@ class Journey:
         self._require_own_files()
         started = time.perf_counter()
         demo = load_passages()
+        self._parts.begin("the old model", f"converting {OLD_SOURCE}")
         old = self._converted(OLD_SOURCE, OLD_MODEL)
+        self._parts.begin(
+            "the new model", f"converting {self.source or 'multilingual-e5-small, the stand-in for BGE-M3'}"
+        )
         new = self._converted(*self._new_source())
         with running_database() as url:
-            self.stage(f"loading {len(demo.passages)} passages with their {old.dimension}-number vectors")
+            self._parts.begin(
+                "the old vectors", f"loading {len(demo.passages)} passages with their {old.dimension}-number vectors"
+            )
             load_table(url, demo, old.encode([passage.text for passage in demo.passages], progress=self.progress).dense)
             measured, evaluation = self._migrate(url, demo, old, new)
-        self.stage("drawing the report")
+        self._parts.begin("the report", "drawing the report")
         write_report(evaluation, self.folder / REPORT)
         slices_picture(evaluation, self.folder / PICTURE)
         journey = {
@@ -98,13 +109,11 @@ class Journey:
     def _new_source(self) -> tuple[str, str]:
         if self.source is not None:
             return self.source, "new-model"
-        self.stage("unpacking multilingual-e5-small, the stand-in for BGE-M3")
         return str(make_standin(self.folder / "checkpoints" / "multilingual-e5-small")), "multilingual-e5-small"
 
     def _converted(self, source: str, name: str) -> Encoder:
-        self.stage(f"converting {source}")
         output = self._folder_of(name)
-        convert_checkpoint(open_source(source), output, progress=lambda step: self.stage(f"{name}: {step}"))
+        convert_checkpoint(open_source(source), output, progress=lambda step: self._parts(f"{name}: {step}"))
         return load_runtime(EncoderOptions(artifact=output), "onnx")
 
     def _folder_of(self, name: str) -> Path:
@@ -128,7 +137,7 @@ class Journey:
         models = self._models(old, new)
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store, Router(store, old=old, new=new) as router:
             migration = Migration(store, new=new, old=old, options=options)
-            self.stage("planning")
+            self._parts("planning")
             plan = migration.plan().to_dict()
             application = DemoApplication(router, demo.passages)
             with application.under_load():
@@ -138,8 +147,8 @@ class Journey:
             slices = {passage.id: {"language": passage.lang} for passage in demo.passages}
             evaluated = EvaluationOptions(thresholds=THRESHOLDS, sample=SAMPLE)
             command = {"command": f"vecferry demo{f' --source {self.source}' if self.source else ''}"}
-            corpus = StoreCorpus(store, *models, slices)
-            evaluation = run_evaluation(corpus, QuerySet(demo.queries), evaluated, self.stage, command)
+            corpus = StoreCorpus(store, *models, slices, self._parts)
+            evaluation = run_evaluation(corpus, QuerySet(demo.queries), evaluated, self._parts, command)
         measured = {
             "plan": plan,
             "verification": verification.to_dict(),
@@ -152,19 +161,19 @@ class Journey:
         self, migration: Migration, demo: DemoSet, models: tuple[EvaluatedModel, EvaluatedModel], rows: int
     ) -> VerifyReport:
         """Migrate and switch while the application is at work."""
-        self.stage(f"encoding {rows} passages anew, while an application writes and searches")
+        self._parts.begin("the new vectors", f"encoding {rows} passages anew, while an application writes and searches")
         started = migration.start(self.progress)
         self.states += [event.what for event in started.events if event.what in set(State)]
-        self.stage("verifying")
+        self._parts.begin("verifying", "verifying")
         options = EvaluationOptions(max_queries=GATE_QUERIES, thresholds=THRESHOLDS, sample=0)
-        gate = QualityGate(*models, options, lambda _: QuerySet(demo.queries), self.stage)
+        gate = QualityGate(*models, options, lambda _: QuerySet(demo.queries), self._parts)
         verification = migration.verify(gate=gate)
         if not verification.passed:
             failed = [check.name for check in verification.checks if not check.passed]
             reason = f"the verification failed ({', '.join(failed) or 'gate'})"
             raise CutoverRefused(reason, "vecferry migrate verify --help")
         self._note(migration.status().state)
-        self.stage("switching, rolling back, switching again")
+        self._parts.begin("switching", "switching, rolling back, switching again")
         for switch in (migration.cutover, migration.rollback, migration.cutover):
             switch()
             self._note(migration.status().state)
@@ -176,7 +185,7 @@ class Journey:
         migration.start()
         rows, backlog = migration.store.describe().rows, migration.status().backlog
         assert backlog == 0, f"{backlog} writes were not followed"
-        self.stage(f"{rows} rows, as at the beginning")
+        self._parts.begin("evaluating", f"{rows} rows, as at the beginning")
 
     def _note(self, state: object) -> None:
         self.states.append(str(state))
