@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import closing
+from importlib.metadata import metadata
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ import psycopg
 import pytest
 import typer
 
+from bench import page as benchmarks
 from tests.postgres import connection, database_url, postgres_url
 from vecferry.cli import app, scripts
 from vecferry.embeddings import Outputs
@@ -237,11 +239,11 @@ def test_command_lines_of_the_pages_parse(page: str, line: str) -> None:
         command, arguments = typer.main.get_command(script), parts[2:]
     else:
         command, arguments = typer.main.get_command(app), parts[1:]
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and not set(arguments) <= {"--version"}:
         options = [word for word in arguments if not word.startswith("-")]
         command = command.commands[options[0]]
         arguments = arguments[arguments.index(options[0]) + 1 :]
-    with contextlib.suppress(click.exceptions.Exit):  # --help and --version end here
+    with contextlib.suppress(click.exceptions.Exit, typer.Exit):  # --help and --version end here
         command.make_context("vecferry", [*arguments])
 
 
@@ -257,6 +259,23 @@ def test_every_page_is_listed_in_the_site() -> None:
     pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in ROOT.glob("docs/**/*.md")}
     decisions = {page for page in pages if page.startswith("decisions/0")}  # docs/conf.py lists them
     assert pages - decisions - {"index"} == {word for word in listed if word in pages}
+
+
+def test_the_benchmarks_and_the_figures_of_readme_are_those_of_the_results() -> None:
+    assert benchmarks.PAGE.read_text(encoding="utf-8") == benchmarks.page()
+    readme = benchmarks.README.read_text(encoding="utf-8")
+    assert readme == benchmarks.with_figures(readme)
+    assert len(benchmarks.FIGURES.findall(readme)) == 1
+    assert len(readme.splitlines()) <= 150
+
+
+def test_every_extra_is_explained() -> None:
+    """Extras that are for working on vecferry itself are not."""
+    table = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    explained = {
+        name for line in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", line)
+    }
+    assert explained == set(metadata("vecferry").get_all("Provides-Extra") or []) - {"dev"}
 
 
 def test_every_setting_is_in_the_example_file() -> None:
