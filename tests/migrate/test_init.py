@@ -515,6 +515,9 @@ def test_a_local_store_is_looked_at_without_a_change_to_it(
     fill_store(here / url.partition(":")[2], encoder.encode(TEXTS).dense.tolist())
     before = contents(here / "data")
     facts = found(url)
+    is_held_alone = url.startswith(("chroma", "qdrant", "milvus"))
+    last = "run --offline" if is_held_alone else "start --follow"
+    assert facts["next"][-1] == f"vecferry migrate {last}"
     assert contents(here / "data") == before
     assert (facts["collection"], facts["framework"], facts["text"]) == ("docs", *expected)
     assert (facts["confirmed"], facts["provenance"]["verdict"]) == (True, "confirmed")

@@ -18,6 +18,7 @@ from vecferry.stores.backend import ServerAccess, VectorField
 from vecferry.stores.opening import POSTGRES, store_kind
 
 WIDTH = 118
+HELD_ALONE = ("chroma", "milvus", "qdrant")
 SECRETS = frozenset({"password", "sslpassword"})
 """Parameters of a URL of PostgreSQL that are never written down."""
 OLD_MODEL_VERDICTS = frozenset({Verdict.CONFIRMED, Verdict.EXPLAINED, Verdict.MIXED})
@@ -55,6 +56,11 @@ class StoreAddress:
     def is_local(self) -> bool:
         """Return whether it is a file or folder."""
         return self.url.partition(":")[0].lower() in LOCAL_SCHEMES
+
+    @property
+    def is_held_alone(self) -> bool:
+        """Return whether it is a file or folder that a process has for itself while it is open."""
+        return self.url.partition(":")[0].lower() in HELD_ALONE
 
     @property
     def _is_of_postgres(self) -> bool:
@@ -165,6 +171,7 @@ class Draft:
     def commands(self, file: Path) -> list[str]:
         """Return what is to be typed next, in this order; a file that is found by itself is not named."""
         config = "" if file == DEFAULT_FILE else f" --config {shlex.quote(str(file))}"
+        run = f"run{config} --offline" if self.address.is_held_alone else f"start{config} --follow"
         return [
             *([] if self.new.exists() else [f"vecferry convert BAAI/bge-m3 {shlex.quote(str(self.new))}"]),
             *(
@@ -173,7 +180,7 @@ class Draft:
                 else []
             ),
             f"vecferry migrate plan{config}",
-            f"vecferry migrate start{config} --follow",
+            f"vecferry migrate {run}",
         ]
 
 
