@@ -62,9 +62,6 @@ BACKEND_POINTS = (
     "after backend rename",
 )  # fmt: skip
 """Inside the calls above."""
-CASES = [(name, point) for name in LAYOUTS for point in POINTS] + [
-    ("file", point) for point in FILE_POINTS + BACKEND_POINTS
-]
 SWITCH_POINTS = (
     "after move cutting_over", "after switch new", "after move serving_new", "after switch old", "before drop old",
     "after drop old",
@@ -78,6 +75,11 @@ CHAIN = (
     "after move serving_old", "before switch new", "after stop_capture", "after drop old", "after move finalized",
 )  # fmt: skip
 """One after the other."""
+CASES = [(name, point) for name in LAYOUTS for point in POINTS] + [
+    ("file", point) for point in FILE_POINTS + BACKEND_POINTS
+]
+IN_CHAIN = {(name, point) for name in LAYOUTS for point in CHAIN}
+"""Cases in which `make test` kills as a link of the chain; alone they are for `make test-slow`."""
 BACKENDS = ("lancedb", "chroma-server", "qdrant", "milvus", "faiss", "sqlite-vec")
 COMMON_POINTS = ("in write new 2",)
 FURTHER_POINTS = (
@@ -319,7 +321,11 @@ def assert_killed_and_completed(point: str, world: World, mother: Mother) -> Non
     complete(world, mother)
 
 
-@pytest.mark.parametrize(("world", "point"), CASES, indirect=["world"])
+@pytest.mark.parametrize(
+    ("world", "point"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case in IN_CHAIN else []) for case in CASES],
+    indirect=["world"],
+)
 def test_killed_at_a_point_and_run_again_every_row_is_there_once_and_true(
     world: World, point: str, mother: Mother
 ) -> None:
