@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import get_native_id
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -49,12 +50,14 @@ class FileBackend:
         return len(list(self.ids(collection)))
 
     def check(self, like: str, outputs: Outputs) -> None:
+        self._there(like)
         if refused := outputs & ~self.outputs:
             raise StoreSchemaError(f"{like} has no place for {', '.join(refused.names)}", "Leave it out.")
 
     def create(self, collection: str, *, like: str | None = None, dimension: int, outputs: Outputs = DENSE) -> None:
         if like is not None:
             self.check(like, outputs)
+        self._refuse_taken(collection)
         made = self._folder / f".{collection}"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
@@ -69,7 +72,7 @@ class FileBackend:
             (self._folder / collection).rename(trash)
 
     def rename(self, collection: str, name: str) -> None:
-        assert not self.exists(name)
+        self._refuse_taken(name)
         self._there(collection).rename(self._folder / name)
 
     def created_as(self, collection: str) -> str | None:
@@ -84,13 +87,16 @@ class FileBackend:
         return [_read(path, vectors=vectors) for path in paths if path.exists()]
 
     def put(self, collection: str, points: Sequence[Point]) -> None:
-        folder = self._there(collection)
-        for point in points:
-            assert point.vectors is not None
-            assert len(point.vectors.dense) == self.dimension(collection)
-            fields = {"text": point.text, "vector": point.vectors.dense.tolist(), "payload": dict(point.payload)}
-            (folder / ".partial").write_text(json.dumps(fields))
-            (folder / ".partial").rename(folder / quote(point.id, safe=""))
+        folder, dimension = self._there(collection), self.dimension(collection)
+        dense = [point.vectors.dense for point in points if point.vectors is not None]
+        assert len(dense) == len(points)
+        if others := {len(vector) for vector in dense} - {dimension}:
+            raise StoreSchemaError(f"{collection} has vectors of {dimension} numbers, not {others}", "Make them so.")
+        partial = folder / f".partial {get_native_id()}"
+        for point, vector in zip(points, dense, strict=True):
+            fields = {"text": point.text, "vector": vector.tolist(), "payload": dict(point.payload)}
+            partial.write_text(json.dumps(fields))
+            partial.rename(folder / quote(point.id, safe=""))
             self._between()
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
@@ -100,7 +106,7 @@ class FileBackend:
     def search(self, collection: str, vector: Float32, k: int, selection: Selection = EVERY_ROW) -> list[BackendHit]:
         where = portable(selection.where, self.kind)
         hits = [
-            BackendHit(point.id, float(point.vectors.dense @ vector), replace(point, vectors=None))  # of unit length
+            BackendHit(point.id, _cosine(point.vectors.dense, vector), replace(point, vectors=None))
             for point in self.get(collection, list(self.ids(collection)), vectors=True)
             if point.vectors is not None and (where is None or matches(where, point.payload))
         ]
@@ -112,10 +118,18 @@ class FileBackend:
     def missing_indexes(self, collection: str, like: str) -> tuple[str, ...]:
         return ()
 
+    def _refuse_taken(self, collection: str) -> None:
+        if self.exists(collection):
+            raise StoreSchemaError(f"there is a collection {collection!r} already", "Drop it, or take another name.")
+
     def _there(self, collection: str) -> Path:
         if not self.exists(collection):
             raise StoreSchemaError(f"there is no collection {collection!r}", "Look at its name.")
         return self._folder / collection
+
+
+def _cosine(a: Float32, b: Float32) -> float:
+    return float(a @ b) / (float(np.linalg.norm(a) * np.linalg.norm(b)) or 1.0)
 
 
 def _read(path: Path, *, vectors: bool) -> Point:

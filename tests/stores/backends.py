@@ -36,6 +36,7 @@ MODULES = {
     "milvus": ("tests.stores.backends_milvus", "opened", "nearest"),
     "sqlite-vec": ("tests.stores.backends_sqlite_vec", "opened", "nearest"),
     "faiss": ("tests.stores.backends_faiss", "opened", "nearest"),
+    "file": ("tests.stores.backends_file", "opened", "nearest"),
     "sqlite-vec-rows": ("tests.stores.backends_sqlite_vec", "opened_beside_rows", "nearest_beside_rows"),
     "faiss-parquet": ("tests.stores.backends_faiss", "opened_parquet", "nearest_in_parquet"),
     "milvus-partitions": ("tests.stores.backends_milvus", "opened_divided", "nearest"),
@@ -55,7 +56,7 @@ ONE_PROCESS = {"chroma", "qdrant", "qdrant-hybrid", "milvus", "milvus-partitions
 """Where one process at a time has the folder."""
 SHAPES = {"sqlite-vec-rows", "faiss-parquet", "qdrant-hybrid", "milvus-partitions"}
 """Collections of another shape in a store that is there already: all tests run on these with `make test-slow`."""
-RUN_APART = {"faiss", "sqlite-vec", *SHAPES}
+RUN_APART = {"faiss", "file", "sqlite-vec", *SHAPES}
 """What is above the backends runs on these with `make test-slow`."""
 
 
