@@ -12,6 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := --no-deps --require-hashes --no-compile
 SELF := --no-deps --no-build-isolation -e .
 COMPILE := .venv-lock/bin/uv pip compile pyproject.toml - --universal --python-version 3.11 --quiet --no-header --no-annotate
+FAST := not pgvector and not chroma and not lancedb and not qdrant and not milvus and not sqlite and not faiss
 AXE := $(VENV)/browser/node_modules/axe-core/axe.min.js
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 # Of a line of a lock: which file it belongs to.
@@ -20,13 +21,18 @@ IN := /^[a-z]/ {file = /^torch==/ ? "torch" : /^(cuda|nvidia|triton)/ ? "cuda" :
 # The tests start hundreds of processes, which would compile the same files over and over where this is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow check browser pool clients bench docs lock clean
+.PHONY: demo test test-fast test-slow check browser pool clients bench docs lock release clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+
+# The first green answer in a clone: the core, and whole migrations of a collection in memory.
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/test_embeddings.py tests/test_batching.py tests/test_encoder.py \
+	    tests/stores/test_backends.py tests/migrate/test_states.py tests/migrate/test_migration.py -k "$(FAST)"
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
@@ -125,6 +131,12 @@ lock: .venv-lock/bin/uv
 .venv-lock/bin/uv:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# dist/: a wheel and an sdist, and what a stranger would try with them. It signs and uploads nothing.
+release: $(VENV)/dev.stamp
+	rm -f dist/vecferry-*
+	$(BIN)/python -m hatchling build -t sdist -t wheel -d dist
+	$(BIN)/python -m tests.release dist
 
 clean:
 	rm -rf $(VENV) .venv-bench .venv-docs .venv-clients .venv-flag .venv-lock bench/work demo .pytest_cache .mypy_cache .ruff_cache
