@@ -9,7 +9,7 @@ from psycopg import sql
 
 from vecferry.embeddings import SparseVector
 from vecferry.stores.pgvector.binary import Binary, BinaryDumper, colbert_array, sparse_bytes, vector_bytes
-from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum, checksum_sql
+from vecferry.stores.pgvector.checksum import Stored, StoredColumns, checksum, checksum_sql, digest_sql
 from vecferry.stores.values import text_digest
 
 TEXTS = ["a text", "", None, "Straße 🚢 \N{ARABIC LETTER SHEEN}", "line\r\nline\\", "a" * 100_000]
@@ -54,7 +54,7 @@ def server_checksum(connection: psycopg.Connection, kind: str, text: str | None,
     columns = StoredColumns(
         "public",
         kind,
-        sql.SQL("{}::text").format(sql.Identifier("body %")),
+        digest_sql(sql.SQL("{}::text").format(sql.Identifier("body %"))),
         sql.Identifier(kind),
         sql.Identifier("sparse"),
         sql.Identifier("colbert"),

@@ -43,14 +43,14 @@ def checksum(stored: Stored) -> bytes:
 
 @dataclass(frozen=True)
 class StoredColumns:
-    """The same, as expressions over a row. text: of type text; kind: of the vector column, "vector" or "halfvec".
+    """The same, as expressions over a row. digest: of its text; kind: of the vector column, "vector" or "halfvec".
 
     extension: pgvector's schema. sparse, colbert: None where there is no such column.
     """
 
     extension: str
     kind: str
-    text: Fragment
+    digest: Fragment
     vector: Fragment
     sparse: Fragment | None = None
     colbert: Fragment | None = None
@@ -63,7 +63,7 @@ def digest_sql(text: Fragment) -> sql.Composed:
 
 def checksum_sql(stored: StoredColumns) -> sql.Composed:
     """Return an expression of type bytea."""
-    parts = [digest_sql(stored.text), _sent(stored.extension, f"{stored.kind}_send", stored.vector)]
+    parts = [stored.digest, _sent(stored.extension, f"{stored.kind}_send", stored.vector)]
     if stored.sparse is not None:
         parts.append(_sent(stored.extension, "sparsevec_send", stored.sparse))
     if stored.colbert is not None:

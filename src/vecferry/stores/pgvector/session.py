@@ -171,31 +171,34 @@ class TableSession:
             also=also,
         )
 
-    def checksum(self, side: Side, columns: Columns) -> sql.Composed:
-        """Return what the row's checksum is if its vector on that side was made of its text."""
+    def checksum(self, side: Side, columns: Columns, digest: Fragment | None = None) -> sql.Composed:
+        """Return what the row's checksum is if its vector on that side was made of its text.
+
+        digest: of the text, where the statement has compared it already, so that a long text is not read twice.
+        """
         heads, table = columns.heads(side), self.table
         return checksum_sql(
             StoredColumns(
                 table.extension,
                 table.kind,
-                self.sql.text,
+                digest_sql(self.sql.text) if digest is None else digest,
                 self.sql.column(columns.required(side)),
                 None if heads.sparse is None else self.sql.column(heads.sparse),
                 None if heads.colbert is None else self.sql.column(heads.colbert),
             )
         )
 
-    def adopted(self, columns: Columns) -> sql.Composed:
+    def adopted(self, columns: Columns, digest: Fragment | None = None) -> sql.Composed:
         """Return what the checksum of a row's old vector is if what the application has there counts as right."""
         return sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
-            self.sql.column(columns.required(Side.OLD)), self.checksum(Side.OLD, columns)
+            self.sql.column(columns.required(Side.OLD)), self.checksum(Side.OLD, columns, digest)
         )
 
-    def adoption(self, columns: Columns) -> dict[str, Fragment]:
+    def adoption(self, columns: Columns, digest: Fragment | None = None) -> dict[str, Fragment]:
         """Return what columns of the old side become where it counts as right: its checksum and, in a side table, the
-        vector itself, which a switch takes away from the table.
+        vector itself, which a switch takes away from the table. digest: as `checksum` takes it.
         """
-        adopted: dict[str, Fragment] = {columns.checksum(Side.OLD): self.adopted(columns)}
+        adopted: dict[str, Fragment] = {columns.checksum(Side.OLD): self.adopted(columns, digest)}
         if columns.beside:
             adopted[self.table.vector] = self.sql.column(self.table.vector)
         return adopted

@@ -69,13 +69,14 @@ class PgWriter:
 
     def _destination(self, side: Side, columns: Columns) -> Destination:
         is_kept_by_others = side is Side.NEW and not self._ledger.was_switched(self._session.migration)
+        digest = sql.SQL("given.digest" if columns.beside else "free.digest")
         return Destination(
             vector=columns.required(side),
             checksum=columns.checksum(side),
             heads=columns.heads(side),
             is_served=side is columns.serving,
             is_beside=bool(columns.beside),
-            adopted=self._session.adoption(columns) if is_kept_by_others else {},
+            adopted=self._session.adoption(columns, digest) if is_kept_by_others else {},
         )
 
     def _guarded_write(self, to: Destination) -> sql.Composed:
