@@ -21,7 +21,7 @@ IN := /^[a-z]/ {file = /^torch==/ ? "torch" : /^(cuda|nvidia|triton)/ ? "cuda" :
 # The tests start hundreds of processes, which would compile the same files over and over where this is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow check browser pool clients bench docs lock release clean
+.PHONY: demo test test-fast test-slow check browser pool clients bench peers docs lock release clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/vecferry demo $(if $(SOURCE),--source "$(SOURCE)")
@@ -84,6 +84,11 @@ bench: .venv-bench/bench.stamp
 	.venv-bench/bin/python -m bench.speed --only shapes,latency,mix --layers 6 $(BENCH)
 	.venv-bench/bin/python -m bench.plot
 
+# What users would take instead, on the same weights: OpenVINO, llama.cpp, bge-m3-lite.
+peers: .venv-bench/peers.stamp
+	.venv-bench/bin/python -m bench.speed --only peers --layers 6 $(BENCH)
+	.venv-bench/bin/python -m bench.plot
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -111,6 +116,10 @@ $(VENV)/dev.stamp: pyproject.toml locks/cuda.txt $(VENV)/packages.stamp $(VENV)/
 .venv-bench/bench.stamp: pyproject.toml locks/dev.txt locks/torch.txt locks/cuda.txt bench/requirements.txt
 	$(MAKE) VENV=.venv-bench .venv-bench/dev.stamp
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	@touch $@
+
+.venv-bench/peers.stamp: .venv-bench/bench.stamp bench/peers.txt
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers.txt
 	@touch $@
 
 # Each lock is whole (pip resolves nothing) and has the hashes of every file of a version, for every platform. dev.txt

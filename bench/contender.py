@@ -1,6 +1,7 @@
 """One contender of the benchmark, in a process of its own: loads a model, then does what each line of JSON asks.
 
     {"do": "batch", "rows": 8, "tokens": 128}     one batch of random tokens, equal lengths, dense     -> seconds
+    {"do": "vectors", "ids": [...], "file": ...}  dense vectors of these texts, one by one, as .npy    -> seconds
     {"do": "texts", "texts": [...]}               as its users call it; "all": ours with all outputs   -> seconds
     {"do": "idle", "seconds": 1}                  waits; what it spends of the processor meanwhile     -> seconds
     {"do": "peak"}                                resident memory, highest so far                      -> bytes
@@ -20,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.embeddings import DENSE, Outputs, TokenBatch
+from bench.peers import Lite, LlamaCpp, OpenVino
+from vecferry.embeddings import DENSE, Float32, Outputs, TokenBatch
 
 GEMM_ROWS = (16, 128, 512, 1024, 2048)
 
@@ -34,8 +36,8 @@ class Ours:
         options = EncoderOptions(artifact=artifact, threads=threads, low_memory=low_memory)
         self.encoder = load_runtime(options, "onnx")
 
-    def batch(self, tokens: TokenBatch) -> None:
-        self.encoder.runtime.run(tokens, DENSE)
+    def batch(self, tokens: TokenBatch) -> Float32:
+        return self.encoder.runtime.run(tokens, DENSE).dense
 
     def texts(self, texts: Sequence[str], outputs: Outputs = DENSE) -> None:
         self.encoder.encode(texts, outputs=outputs)
@@ -50,8 +52,8 @@ class Transformers:
 
         self.runtime = TorchRuntime(read_model(checkpoint), threads=threads)
 
-    def batch(self, tokens: TokenBatch) -> None:
-        self.runtime.run(tokens, DENSE)
+    def batch(self, tokens: TokenBatch) -> Float32:
+        return self.runtime.run(tokens, DENSE).dense
 
 
 class SentenceTransformers:
@@ -121,7 +123,7 @@ def gemm_rows(tokens: int) -> int:
 
 
 def open_contender(name: str, folder: Path, threads: int) -> Any:
-    """folder: holds checkpoint, fp32 and int8."""
+    """folder: holds checkpoint, fp32 and int8, and what bench.peers has written."""
     made: dict[str, Callable[[], Any]] = {
         "fp32": lambda: Ours(folder / "fp32", threads),
         "int8": lambda: Ours(folder / "int8", threads),
@@ -130,6 +132,12 @@ def open_contender(name: str, folder: Path, threads: int) -> Any:
         "transformers": lambda: Transformers(folder / "checkpoint", threads),
         "sentence-transformers": lambda: SentenceTransformers(folder / "checkpoint", threads),
         "FlagEmbedding": lambda: FlagEmbedding(folder / "checkpoint", threads),
+        "openvino-fp32": lambda: OpenVino(folder / "openvino" / "fp32.xml", threads),
+        "openvino-int8": lambda: OpenVino(folder / "openvino" / "int8.xml", threads),
+        "gguf-f16": lambda: LlamaCpp(folder / "gguf" / "f16.gguf", threads),
+        "gguf-q8_0": lambda: LlamaCpp(folder / "gguf" / "q8_0.gguf", threads),
+        "lite-fp32": lambda: Lite(folder / "lite" / "fp32.onnx", threads),
+        "lite-int8": lambda: Lite(folder / "lite" / "int8.onnx", threads),
         "gemm": lambda: Gemm(threads),
     }
     return made[name]()
@@ -151,6 +159,9 @@ def answer(contender: Any, job: dict[str, Any]) -> float:
         case "batch":
             batch = random_batch(job["rows"], job["tokens"])
             return seconds(lambda: contender.batch(batch))
+        case "vectors":
+            rows = [TokenBatch.from_lists([ids]) for ids in job["ids"]]
+            return seconds(lambda: np.save(job["file"], np.concatenate([contender.batch(row) for row in rows])))
         case "texts":
             more = [Outputs.ALL] if job.get("all") and isinstance(contender, Ours) else []
             return seconds(lambda: contender.texts(job["texts"], *more))
@@ -165,7 +176,7 @@ def answer(contender: Any, job: dict[str, Any]) -> float:
     raise ValueError(job)
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -21,13 +21,30 @@ COLOURS = {
     "FlagEmbedding": "#5c6b7a",
     "fp32": "#1f77b4",
     "int8": "#e07a1f",
+    "openvino-fp32": "#9ecae1",
+    "openvino-int8": "#fdd0a2",
+    "gguf-f16": "#a1d99b",
+    "gguf-q8_0": "#41ab5d",
+    "lite-fp32": "#bcbddc",
+    "lite-int8": "#807dba",
 }
-LABELS = {"gemm": "bare products, fp32", "fp32": "vecferry fp32", "int8": "vecferry int8"}
+LABELS = {
+    "gemm": "bare products, fp32",
+    "transformers": "PyTorch fp32",
+    "fp32": "vecferry fp32",
+    "int8": "vecferry int8",
+    "openvino-fp32": "OpenVINO fp32",
+    "openvino-int8": "OpenVINO int8",
+    "gguf-f16": "llama.cpp F16",
+    "gguf-q8_0": "llama.cpp Q8_0",
+    "lite-fp32": "bge-m3-lite fp32",
+    "lite-int8": "bge-m3-lite int8",
+}
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
     parts = {name: draw_part for name, draw_part in PARTS.items() if name in report}
-    widths = [3 if name == "shapes" else 1.2 for name in parts]
+    widths = [1.2 if name == "mix" else 3 for name in parts]
     size = (2.6 * sum(widths), 4)
     figure, axes = plt.subplots(1, len(parts), figsize=size, width_ratios=widths, layout="constrained", squeeze=False)
     for (name, draw_part), on in zip(parts.items(), axes[0], strict=True):
@@ -41,15 +58,28 @@ def draw(report: dict[str, Any], target: Path) -> None:
 
 
 def bars_by_shape(axes: Any, shapes: list[dict[str, Any]]) -> None:
-    names = list(shapes[0]["gflop_per_s"])
+    grouped_bars(axes, shapes, "gflop_per_s", LABELS)
+    axes.set_ylabel("GFLOP/s")
+
+
+def bars_of_peers(axes: Any, peers: dict[str, Any]) -> None:
+    """What is far from PyTorch's vectors says so in the legend."""
+    cosines = peers["smallest_cosine"]
+    grouped_bars(axes, peers["shapes"], "over_transformers", {n: f"{LABELS[n]} ({cosines[n]:.4f})" for n in cosines})
+    axes.set_ylabel("times as fast as PyTorch")
+    axes.get_legend().set_title("(smallest cosine with PyTorch's)")
+
+
+def grouped_bars(axes: Any, shapes: list[dict[str, Any]], figure: str, labels: dict[str, str]) -> None:
+    """Draw that figure of each contender, shape by shape."""
+    names = list(shapes[0][figure])
     width = 0.8 / len(names)
     for at, name in enumerate(names):
         places = [n + (at - (len(names) - 1) / 2) * width for n in range(len(shapes))]
-        heights = [shape["gflop_per_s"][name] for shape in shapes]
-        axes.bar(places, heights, width, color=COLOURS[name], label=LABELS.get(name, name))
+        heights = [shape[figure][name] for shape in shapes]
+        axes.bar(places, heights, width, color=COLOURS[name], label=labels.get(name, name))
     axes.set_xticks(range(len(shapes)), [shape["shape"] for shape in shapes])
     axes.set_xlabel("texts × tokens")
-    axes.set_ylabel("GFLOP/s")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -62,7 +92,11 @@ def bars_of_mix(axes: Any, mix: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-PARTS: dict[str, Callable[[Any, Any], None]] = {"shapes": bars_by_shape, "mix": bars_of_mix}
+PARTS: dict[str, Callable[[Any, Any], None]] = {
+    "shapes": bars_by_shape,
+    "mix": bars_of_mix,
+    "peers": bars_of_peers,
+}
 
 
 def main() -> None:

@@ -1,14 +1,15 @@
-"""Speed, memory and start of vecferry beside PyTorch, sentence-transformers and FlagEmbedding, in one run.
+"""Speed, memory and start of vecferry beside what its users would take instead, in one run.
 
     make bench                                    about 40 minutes on 2 cores, 20 GB of disk, 16 GB of memory
     python -m bench.speed [--layers 24] [--only shapes,latency,memory] [--texts FILE] [--threads N] [--avx2]
     python -m bench.speed --layers 6 --only mix   real lengths: at full size they would take an hour
+    python -m bench.speed --layers 6 --only peers OpenVINO, llama.cpp and bge-m3-lite: speed and quality, 9 minutes
 
 BGE-M3's shape with seeded random weights: real speed and memory, no quality. Everybody has equal threads and a process
 of their own, and they take turns; figures are medians, ratios are medians of the ratios of one turn. The rate of the
-processor is that of bare matrix products (`gemm`), which take turns as well. bge-m3-lite is not among them: it wants
-the published ONNX export, which these weights do not have. --avx2: as if the processor had nothing newer
-(bench/avx2.py).
+processor is that of bare matrix products (`gemm`), which take turns as well. What is fast and far off is no peer, so
+that `peers` has the smallest cosine of each with PyTorch's vectors of shipped texts beside its speed. --avx2: as if the
+processor had nothing newer (bench/avx2.py); llama.cpp must have been built for that.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from bench.avx2 import environment
 from bench.contender import gemm_rows
 from bench.interleaved import Process, in_turns, ratio
 from bench.make_checkpoint import Shape
+from bench.peers import prepare_peers
 from vecferry.demo.passages import load_passages
+from vecferry.embeddings import TokenBatch
 from vecferry.encode.batching import Limits, plan
 from vecferry.encode.runtime.host import available_cpus, instruction_sets, machine
 from vecferry.model.artifact import MANIFEST, Artifact
@@ -41,9 +44,15 @@ from vecferry.model.tokens import open_tokenizer
 
 RESULTS, WORK = Path("bench/results"), Path("bench/work")
 SHAPES = ((1, 16), (1, 128), (8, 128), (2, 512), (1, 2048))
+PEERS = ("openvino-fp32", "openvino-int8", "gguf-f16", "gguf-q8_0", "lite-fp32", "lite-int8")
+COMPARED, CALIBRATING = slice(0, None, 40), slice(5, None, 24)
+"""Of the 1,200 shipped passages: 30 whose vectors are compared, and 50 others for peers to calibrate int8 on."""
 LONGEST, LONGEST_OF_MIX = 8192, 2048
 QUERY = "How long does it take to move the vectors to another model?"
-PACKAGES = ("vecferry", "onnxruntime", "torch", "transformers", "sentence-transformers", "FlagEmbedding", "numpy")
+PACKAGES = (
+    "vecferry", "onnxruntime", "torch", "transformers", "sentence-transformers", "FlagEmbedding", "numpy",
+    "openvino", "nncf", "llama-cpp-python", "bge-m3-lite",
+)  # fmt: skip
 
 
 class Bench:
@@ -92,6 +101,31 @@ class Bench:
             "fp32_over_transformers": round(ratio(seconds, "transformers", "fp32"), 3),
             "int8_over_fp32": round(ratio(seconds, "fp32", "int8"), 3),
         }
+
+    def peers_beside(self, passages: Sequence[str]) -> dict[str, Any]:
+        """Batches of equal length, and how near each one's vectors are to PyTorch's: other passages calibrate."""
+        prepare_peers(self.folder, self.tokenizer(passages[CALIBRATING]))
+        rows = []
+        with self.at_work("transformers", "fp32", "int8", *PEERS) as processes:
+            quality = self._quality(processes, self.tokenizer(passages[COMPARED]))
+            print(shown(quality), flush=True)
+            for count, tokens in SHAPES[:-1]:
+                turns = self.turns if count * tokens < 1024 else 3
+                seconds = in_turns(processes, turns, "batch", rows=count, tokens=tokens)
+                rows.append({"shape": f"{count} × {tokens}", **over(seconds, "transformers")})
+                print(shown(rows[-1]), flush=True)
+        return {"smallest_cosine": quality, "shapes": rows}
+
+    def _quality(self, processes: Sequence[Process], texts: TokenBatch) -> dict[str, float]:
+        """Return each one's smallest cosine with the vectors of the first."""
+        vectors = {}
+        for process in processes:
+            file = self.folder / f"{process.name}.npy"
+            process.request("vectors", ids=[part.tolist() for part in np.split(texts.ids, texts.indptr[1:-1])],
+                            file=str(file))  # fmt: skip
+            vectors[process.name] = np.load(file)
+        reference = vectors[processes[0].name]
+        return {name: round(float((each * reference).sum(1).min()), 5) for name, each in vectors.items()}
 
     def latency(self) -> dict[str, Any]:
         """One query of 16 tokens, as users call it."""
@@ -178,6 +212,14 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]
     }
 
 
+def over(seconds: Mapping[str, Sequence[float]], slower: str) -> dict[str, Any]:
+    """Milliseconds, and by how much each one is faster than `slower`."""
+    return {
+        "ms": {name: round(median(took) * 1e3, 2) for name, took in seconds.items()},
+        f"over_{slower}": {name: round(ratio(seconds, slower, name), 3) for name in seconds},
+    }
+
+
 def of_all_lengths(texts: Sequence[str], lengths: Any, tokens: int) -> list[str]:
     """About `tokens` tokens of the texts of up to `LONGEST_OF_MIX`: of those by length, every so many blocks of 32.
 
@@ -251,16 +293,26 @@ def main() -> None:
     texts = read_texts(args.texts)
     target = RESULTS / file_name(args.layers, avx2=args.avx2)
     for part in args.only.split(","):
-        results = bench.mix(texts, args.tokens) if part == "mix" else getattr(bench, part)()
+        results = run_part(bench, part, texts, args.tokens)
         print(part, shown(results), flush=True)
         outcome = {"command": command(), "date": date.today().isoformat(), "seen": results}
         save(target, bench, {part: outcome}, avx2=args.avx2)
     print(f"{target}; python -m bench.plot draws it")
 
 
+def run_part(bench: Bench, part: str, texts: Sequence[str], tokens: int) -> Any:
+    match part:
+        case "mix":
+            return bench.mix(texts, tokens)
+        case "peers":
+            return bench.peers_beside(texts)
+    return getattr(bench, part)()
+
+
 def file_name(layers: int, *, avx2: bool) -> str:
     processor = re.sub(r"[^a-z0-9]+", "-", machine()["processor"].lower()).strip("-")
-    return f"speed-{processor}{'-as-avx2' if avx2 else ''}-{layers}-layers.json"
+    kind = "-as-avx2" if avx2 else "" if "AVX-512" in instruction_sets() else "-avx2"
+    return f"speed-{processor}{kind}-{layers}-layers.json"
 
 
 def command() -> str:
