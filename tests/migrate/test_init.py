@@ -17,11 +17,14 @@ import faiss
 import lancedb
 import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from qdrant_client import QdrantClient, models
 
 from tests.postgres import connection, database_url, postgres_url
 from tests.stores.backends import import_or_skip
+from tests.stores.backends_chroma import emptied_server, http_client
 from tests.test_cli import Done, inside
 from vecferry.encode.encoder import Encoder
 from vecferry.migrate.config import read_config
@@ -431,13 +434,23 @@ def in_lancedb(folder: Path, vectors: list[list[float]]) -> None:
     lancedb.connect(folder).create_table("docs", rows)
 
 
-def in_faiss(folder: Path, vectors: list[list[float]]) -> None:
+def write_index(folder: Path, vectors: list[list[float]]) -> None:
     folder.mkdir()
     index = faiss.IndexFlatIP(len(vectors[0]))
     index.add(np.asarray(vectors, np.float32))
     faiss.write_index(index, str(folder / "docs.faiss"))
+
+
+def in_faiss(folder: Path, vectors: list[list[float]]) -> None:
+    write_index(folder, vectors)
     lines = [json.dumps({"key": n, "body": text, "lang": "de"}) for n, text in enumerate(TEXTS)]
     (folder / "docs.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def in_faiss_with_parquet(folder: Path, vectors: list[list[float]]) -> None:
+    write_index(folder, vectors)
+    columns = {"key": list(range(len(TEXTS))), "lang": ["de"] * len(TEXTS), "body": TEXTS}
+    parquet.write_table(pa.table(columns), folder / "docs.parquet")
 
 
 def in_sqlite(file: Path, vectors: list[list[float]]) -> None:
@@ -489,6 +502,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         pytest.param("chroma:data/store", in_chroma, ("", "document"), marks=pytest.mark.slow),
         ("lancedb:data/store", in_lancedb, ("AnythingLLM", "text")),
         ("faiss:data/store", in_faiss, ("", "body")),
+        pytest.param("faiss:data/store", in_faiss_with_parquet, ("", "body"), marks=pytest.mark.slow),
         ("sqlite:data/store", in_sqlite, ("LangChain SQLiteVec", "text")),
         pytest.param("qdrant:data/store", in_qdrant, ("LangChain", "page_content"), marks=pytest.mark.slow),
         pytest.param("milvus:data/store.db", in_milvus, ("", "body"), marks=pytest.mark.slow),
@@ -566,6 +580,22 @@ def test_the_collections_of_open_webui_are_groups(encoder: Encoder, here: Path) 
     facts = found("chroma:data", "--collection", "file-*")
     assert contents(here / "data") == before
     assert (facts["framework"], facts["text"], facts["confirmed"]) == ("Open WebUI", "document", True)
+    planned = plan()
+    assert planned["table"]["rows"] == 30
+    assert planned["problems"] == []
+
+
+@pytest.mark.slow
+def test_collections_of_a_server_of_chroma_are_one_group(encoder: Encoder, here: Path) -> None:
+    url, vectors = emptied_server(), encoder.encode(TEXTS[:10]).dense.tolist()
+    names = [f"file-{uuid_of(number)}" for number in range(3)] + [f"user-memory-{uuid_of(0)}"]
+    with http_client(url) as application:
+        for name in names:
+            collection = application.create_collection(name, embedding_function=None)
+            collection.add([str(number) for number in range(10)], embeddings=vectors, documents=TEXTS[:10])
+    assert f"one of file-*, user-memory-{uuid_of(0)}, or a pattern" in init(url, code=2).stderr
+    facts = found(url, "--collection", "file-*")
+    assert (facts["collection"], facts["text"], facts["confirmed"]) == ("file-*", "document", True)
     planned = plan()
     assert planned["table"]["rows"] == 30
     assert planned["problems"] == []
