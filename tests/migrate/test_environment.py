@@ -283,9 +283,11 @@ def followed(url: str, encoder: TruthEncoder, options: MigrationOptions) -> Iter
         def check() -> None:
             assert thread.is_alive(), outcome
 
-        yield check
-        ending.set()
-        thread.join(30)
+        try:
+            yield check
+        finally:  # or it would go on after a test that fails, and stage where the process is then
+            ending.set()
+            thread.join(30)
     assert not isinstance(outcome[0], BaseException), outcome
 
 
@@ -560,9 +562,11 @@ def running(store: Store) -> Iterator[None]:
     with store.another() as beside:  # type: ignore[attr-defined]
         run = Migration(beside, new=encoder, old=OLD, options=OPTIONS)
         thread, outcome = in_background(lambda: run.start(follow=ending.is_set))
-        yield
-        ending.set()
-        thread.join(30)
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join(30)
     assert not isinstance(outcome[0], BaseException), outcome
 
 
