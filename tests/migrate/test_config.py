@@ -10,9 +10,9 @@ import pytest
 from pydantic import SecretStr
 
 from vecferry.embeddings import DENSE, Outputs
-from vecferry.errors import SettingsError, StoreUnreachable, UnknownSetting
+from vecferry.errors import MissingOption, SettingsError, StoreUnreachable, UnknownSetting
 from vecferry.migrate.config import MigrationConfig, StoreConfig, merged, read_config
-from vecferry.migrate.opening import open_configured_store
+from vecferry.migrate.opening import old_encoder, open_configured_store
 from vecferry.stores.group import Member
 from vecferry.stores.opening import ChromaOptions, PostgresOptions, QdrantOptions, open_store
 from vecferry.stores.protocol import Store, StoreGroup
@@ -284,6 +284,13 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
         merged(before, {"limits.rows_per_s": -1})
     with pytest.raises(SettingsError, match=r"\[limits\] rows"):
         merged(before, {"limits.rows": 1})
+
+
+def test_what_was_done_to_the_texts_of_an_old_model_is_refused_without_that_model(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, f'{SHORT}\n[old]\nprefix = "passage: "\n'))
+    with pytest.raises(MissingOption, match=r"\[models\] old is missing"):
+        old_encoder(config)
+    assert old_encoder(read_config(written(tmp_path, SHORT))) is None
 
 
 def test_names_of_thresholds_are_the_applications_own(tmp_path: Path) -> None:

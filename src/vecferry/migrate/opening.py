@@ -78,8 +78,10 @@ def new_encoder(config: MigrationConfig) -> LazyEncoder:
 
 
 def old_encoder(config: MigrationConfig) -> TextEncoder | None:
-    """Return the old model as it was used, if there is one."""
-    return None if config.models.old is None else adapted(_encoder(config.models.old), config.old)
+    """Return the old model as it was used, if there is one. Raises MissingOption where [old] adapts none."""
+    if config.models.old is None and not config.old:
+        return None
+    return adapted(_encoder(old_model(config)), config.old)
 
 
 def old_model(config: MigrationConfig) -> Path:
