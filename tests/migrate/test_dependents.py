@@ -200,6 +200,9 @@ def test_rights_storage_statistics_and_comment_go_with_the_name(
     table.execute("ALTER TABLE docs ALTER embedding SET STORAGE PLAIN, ALTER embedding SET STATISTICS 7")
     table.execute("ALTER TABLE docs ALTER embedding SET (n_distinct = -0.5)")
     table.execute("COMMENT ON COLUMN docs.embedding IS 'of\nthe application'")
+    table.execute("CREATE INDEX by_cosine ON docs USING hnsw (embedding vector_cosine_ops)")
+    table.execute("CREATE INDEX embedded ON docs (id) WHERE embedding IS NOT NULL")
+    table.execute("COMMENT ON INDEX by_cosine IS 'for the search'")
     migration = Migration(each_store, new=NEW, old=OLD, options=options)
     query = (
         "SELECT ARRAY(SELECT unnest(attacl)::text ORDER BY 1), attstattarget, attoptions::text,"
@@ -207,9 +210,12 @@ def test_rights_storage_statistics_and_comment_go_with_the_name(
         " WHERE attrelid = 'docs'::regclass AND attname = 'embedding'"
     )
     before = table.execute(query).fetchone()
+    comments = "SELECT obj_description('by_cosine'::regclass), obj_description('embedded'::regclass)"
     assert before is not None
     try:
         switched(migration)
+        assert table.execute(comments).fetchone() == ("for the search", None)
+        table.execute("COMMENT ON INDEX by_cosine IS NULL; COMMENT ON INDEX embedded IS 'of those with vectors'")
         *facts, comment = table.execute(query).fetchone() or ()
         assert (*facts, comment) == (*before[:3], f"of\nthe application\nvecferry:space:{NEW.fingerprint}")
         table.execute("SET ROLE reader; SELECT id, embedding FROM docs")
@@ -219,8 +225,10 @@ def test_rights_storage_statistics_and_comment_go_with_the_name(
             table.execute("SET ROLE reader; SELECT embedding FROM docs")
         table.execute("RESET ROLE; GRANT SELECT (embedding) ON docs TO reader WITH GRANT OPTION")
         assert table.execute(query).fetchone() == before
+        assert table.execute(comments).fetchone() == (None, "of those with vectors")
         migration.cutover()
         migration.finalize(confirmed=True)
+        assert table.execute(comments).fetchone() == (None, "of those with vectors")
         assert (table.execute(query).fetchone() or ())[:3] == before[:3]
         assert each_store.describe().fingerprint == NEW.fingerprint
     finally:

@@ -325,7 +325,6 @@ def test_an_abort_leaves_a_partitioned_table_as_it_was(
 def test_the_vectors_may_take_the_place_of_the_old_ones_in_all_partitions(
     partitioned: psycopg.Connection, database_url: str, tmp_path: Path
 ) -> None:
-    partitioned.execute("COMMENT ON INDEX by_cosine IS NULL")
     before = dumped(database_url)
     with opened(database_url) as store:
         migration = migration_of(store, tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from psycopg import sql
@@ -256,6 +257,7 @@ class PgSwitch:
             self._allow_nulls(columns)  # so that no row needs an old vector
         self._rename_columns(self._sql.name, (vector, suffixed(vector, goes)), (incoming, vector))
         self._rename_indexes(renames)
+        self._carry_comments(renames)
         run(self._db, handover.after)
 
     def _allow_nulls(self, columns: Columns) -> None:
@@ -572,3 +574,11 @@ class PgSwitch:
     def _rename_indexes(self, renames: Sequence[tuple[VectorIndex, str]]) -> None:
         for index, name in renames:
             self._db.execute(sql.SQL("ALTER INDEX {} RENAME TO {}").format(index.identifier, identifier(name)))
+
+    def _carry_comments(self, renames: Sequence[tuple[VectorIndex, str]]) -> None:
+        """Give each index the comment of the one whose name it has now."""
+        comments = {(index.relation, index.name): index.comment for index, _ in renames}
+        for index, name in renames:
+            comment = comments.get((index.relation, name), index.comment)
+            if comment != index.comment:
+                self._db.execute(replace(index, name=name, comment=comment).comment_statement())
