@@ -53,6 +53,15 @@ def embedded(connection: psycopg.Connection, store: PgVectorStore, encoder: Trut
             connection.execute("UPDATE docs SET embedding = %s::real[] WHERE id = %s", [vector, int(row.key[0])])
 
 
+def test_a_text_that_ends_its_statement_is_refused_and_nothing_of_it_is_run(
+    tables: psycopg.Connection, database_url: str
+) -> None:
+    text = "NULL)); COMMIT; DROP TABLE public.pages; SELECT (SELECT (title"
+    with pytest.raises(StoreSchemaError, match="cannot insert multiple commands"):
+        PgVectorStore.connect(database_url, "docs", text, "embedding")
+    assert tables.execute("SELECT count(*) FROM pages").fetchone() == (3,)
+
+
 def assert_vectors(connection: psycopg.Connection, column: str, encoder: TruthEncoder, texts: dict[int, Any]) -> None:
     rows: dict[int, Any] = dict(connection.execute(f"SELECT id, {column}::real[] FROM docs").fetchall())
     for key, text in texts.items():

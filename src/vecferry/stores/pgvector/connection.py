@@ -186,9 +186,13 @@ class Database:
         return row
 
     def execute(self, query: Fragment | str, params: Params = ()) -> int:
-        """Return the number of rows that were written."""
+        """Return the number of rows that were written.
+
+        One statement alone: what is called binary goes by the protocol in which the server refuses several, and SQL of
+        an operator's, a condition or a text, may have a semicolon.
+        """
         with self._translated():
-            return self._connection.execute(as_query(query), params).rowcount
+            return self._connection.execute(as_query(query), params, binary=True).rowcount
 
     def script(self, statements: str) -> None:
         """Run several statements without parameters, in one transaction."""
