@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from tests.migrate.doubles import TruthEncoder
+from tests.stores.processes import Child
 from tests.waiting import wait_until
-from vecferry.errors import StoreSchemaError
+from vecferry.errors import SettingsError, StoreSchemaError
 from vecferry.migrate import Migration, MigrationOptions
 from vecferry.migrate.router import Document, Router
 from vecferry.stores.pgvector import PgVectorStore
@@ -146,6 +147,19 @@ def test_plan_is_about_the_rows_of_the_part_alone(migration: Migration) -> None:
         ("true", "reads no column"),
         ("embedding IS NOT NULL AND tenant = 'north'", "reads embedding"),
         ("count(*) > 1", "aggregate functions are not allowed"),
+        ("tenant = 'north'); COMMIT; DROP TABLE public.docs; SELECT (1", "cannot insert multiple commands"),
+        ("", "syntax error"),
+        ("tenant = 'north' /*", "unterminated /* comment"),
+        ("tenant = %s", "syntax error"),
+        ("tenant = $1", "there is no parameter $1"),
+        ("tenant = '\udcff'", "lone surrogate"),
+        ("ctid = '(0,1)' AND tenant = 'north'", "system columns"),
+        ("docs IS NOT NULL AND tenant = 'north'", 'table "docs"'),
+        ("row(docs.*) IS NOT NULL AND tenant = 'north'", "reads embedding"),
+        ("EXISTS (SELECT) AND tenant = 'north'", "cannot use subquery"),
+        ("row_number() OVER () > 1", "window functions are not allowed"),
+        ("generate_series(1, id) > 1", "set-returning functions are not allowed"),
+        ("tenant IN ('" + "', '".join(f"{number:036}" for number in range(40)) + "')", "1,500 is the most"),
     ],
 )
 def test_what_is_no_condition_on_a_row_is_refused_with_what_the_server_says(
@@ -157,6 +171,17 @@ def test_what_is_no_condition_on_a_row_is_refused_with_what_the_server_says(
     with pytest.raises(StoreSchemaError, match="no condition on public") as refused:
         opened(where)
     assert reason in refused.value.what
+    assert len(refused.value.what) < 400
+
+
+def test_the_longest_condition_that_is_taken_goes_the_whole_path(
+    opened: Callable[[str | None], PgVectorStore], table: psycopg.Connection, tmp_path: Path
+) -> None:
+    names = ", ".join(f"'{number:036}'" for number in range(28))
+    migration = migrated(opened(f"tenant IN ('north', {names})"), tmp_path)
+    verified(migration)
+    migration.cutover()
+    assert_true(table, NEW)
 
 
 def test_two_ways_of_writing_a_condition_are_one_part(opened: Callable[[str | None], PgVectorStore]) -> None:
@@ -196,6 +221,43 @@ def test_a_row_that_leaves_while_the_new_vectors_serve_is_named_and_left_as_it_i
     assert others(table) == left
     assert_true(table, OLD)
     assert len(part(table)) == ROWS - 1
+
+
+def test_a_row_that_is_in_both_parts_later_stops_a_switch_and_no_rollback(
+    opened: Callable[[str | None], PgVectorStore], table: psycopg.Connection, tmp_path: Path
+) -> None:
+    table.execute("ALTER TABLE docs ADD kind text")
+    table.execute("UPDATE docs SET kind = 'note' WHERE tenant = 'south'")
+    north, notes = (migrated(opened(where), tmp_path) for where in ("tenant = 'north'", "kind = 'note'"))
+    for each in (north, notes):
+        verified(each)
+    north.cutover()
+    table.execute("UPDATE docs SET kind = 'note' WHERE id = 0")
+    for each in (north, notes):
+        each.start()
+    with pytest.raises(StoreSchemaError, match="which has not ended"):
+        notes.cutover()
+    north.rollback()
+    assert_true(table, OLD)
+    table.execute("UPDATE docs SET kind = NULL WHERE id = 0")
+    notes.cutover()
+    assert_true(table, OLD)
+
+
+def test_a_row_that_goes_from_one_part_to_the_other_has_the_vectors_of_where_it_is(
+    opened: Callable[[str | None], PgVectorStore], table: psycopg.Connection, tmp_path: Path
+) -> None:
+    north, south = (migrated(opened(f"tenant = '{name}'"), tmp_path) for name in ("north", "south"))
+    for each in (north, south):
+        verified(each)
+    south.cutover()
+    table.execute("UPDATE docs SET tenant = 'north' WHERE id = 1; UPDATE docs SET tenant = 'south' WHERE id = 0")
+    for each in (north, south):
+        each.start()
+    north.cutover()
+    assert_true(table, NEW)
+    (row,) = table.execute("SELECT embedding::real[] FROM docs WHERE id = 0").fetchone() or ([],)
+    assert row == pytest.approx(NEW.truth("text 0").tolist())
 
 
 def test_writes_of_others_are_not_noted(migration: Migration, table: psycopg.Connection) -> None:
@@ -257,6 +319,51 @@ def test_a_whole_table_and_a_part_of_it_are_not_migrated_at_once(
     whole.start()
     with pytest.raises(StoreSchemaError, match=f"in the migration of {whole.store.target}, which has not ended"):
         migration.start()
+
+
+BEGINNER = """
+import sys
+from pathlib import Path
+
+from tests.migrate.doubles import TruthEncoder
+from vecferry.errors import StoreSchemaError
+from vecferry.migrate import Migration, MigrationOptions
+from vecferry.stores.pgvector import PgVectorStore
+
+url, where, folder = sys.argv[1:]
+
+
+def wait(store):
+    print("looked", flush=True)
+    sys.stdin.readline()
+    return ()
+
+
+with PgVectorStore.connect(url, "docs", "body", "embedding", where=where or None, embed_missing=True) as store:
+    options = MigrationOptions(staging=Path(folder), min_free_gb=0, accept_unconfirmed="a test")
+    try:
+        Migration(store, new=TruthEncoder("new", 16), options=options).start(gate_check=wait)
+        print("begun", flush=True)
+    except StoreSchemaError as exc:
+        print("refused" if "which has not ended" in exc.what else exc, flush=True)
+"""
+
+
+@pytest.mark.parametrize("other", ["id % 2 = 0", ""])
+def test_of_two_processes_that_begin_with_the_same_rows_at_the_same_moment_one_does(
+    table: psycopg.Connection, database_url: str, tmp_path: Path, other: str
+) -> None:
+    table.execute("UPDATE docs SET embedding = NULL")  # nothing to be confirmed
+    with (
+        Child(BEGINNER, database_url, "tenant = 'north'", tmp_path) as north,
+        Child(BEGINNER, database_url, other, tmp_path) as beside,
+    ):
+        assert [north.hear(), beside.hear()] == ["looked", "looked"]  # and neither saw the other
+        north.tell()
+        beside.tell()
+        assert sorted([north.hear(), beside.hear()]) == ["begun", "refused"]
+    open_now = table.execute("SELECT count(*) FROM vecferry.migrations").fetchone()
+    assert open_now == (1,)
 
 
 def test_a_column_of_one_length_is_refused_with_what_makes_it_take_any(
@@ -438,10 +545,55 @@ def test_a_renamed_column_of_the_condition_is_named(migration: Migration, table:
         migration.cutover()
 
 
-def test_a_part_of_a_partitioned_table_is_refused(connection: psycopg.Connection, database_url: str) -> None:
+OBJECTS = "SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%')"
+
+
+def test_a_part_of_a_partitioned_table_is_refused_and_nothing_is_made(
+    connection: psycopg.Connection, database_url: str
+) -> None:
     connection.execute("CREATE TABLE docs (id int PRIMARY KEY, body text, embedding vector) PARTITION BY HASH (id)")
+    before = connection.execute(OBJECTS).fetchone()
     with pytest.raises(StoreSchemaError, match="docs has partitions"):
         PgVectorStore.connect(database_url, "docs", "body", "embedding", where="id > 7")
+    assert connection.execute(OBJECTS).fetchone() == before
+
+
+def test_the_layout_columns_is_refused_beside_a_condition(database_url: str) -> None:
+    with pytest.raises(SettingsError, match="expected side-table, or none, beside") as refused:
+        PgVectorStore.connect(database_url, "docs", "body", "embedding", where="id > 7", layout=Layout.COLUMNS)
+    assert refused.value.name == "[store] layout"
+
+
+@pytest.mark.parametrize("relation", ["VIEW", "MATERIALIZED VIEW"])
+def test_a_view_of_a_part_is_refused(table: psycopg.Connection, database_url: str, relation: str) -> None:
+    table.execute(f"CREATE {relation} shown AS SELECT * FROM docs WHERE tenant = 'north'")
+    with pytest.raises(StoreSchemaError, match="shown is not an ordinary table"):
+        PgVectorStore.connect(database_url, "shown", "body", "embedding", where="tenant = 'north'")
+
+
+@pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
+def test_a_condition_may_read_what_the_server_generates(
+    connection: psycopg.Connection, database_url: str, tmp_path: Path, kind: str
+) -> None:
+    if kind == "VIRTUAL" and connection.info.server_version < 180000:
+        pytest.skip("from PostgreSQL 18 on")
+    connection.execute(
+        "CREATE TABLE docs (id integer PRIMARY KEY, data jsonb, embedding vector, body text,"
+        f" tenant text GENERATED ALWAYS AS (data ->> 'tenant') {kind})"
+    )
+    for number in range(6):
+        text, tenant = f"text {number}", TENANTS[number % 2]
+        row = [number, f'{{"tenant": "{tenant}"}}', str(OLD.truth(text).tolist()), text]
+        connection.execute(INSERT, row)
+    with PgVectorStore.connect(database_url, "docs", "body", "embedding", where="tenant = 'north'") as store:
+        migration = migrated(store, tmp_path)
+        verified(migration)
+        connection.execute("""UPDATE docs SET data = '{"tenant": "north"}' WHERE id = 1""")
+        migration.start()
+        for verb, encoder in ((migration.cutover, NEW), (migration.rollback, OLD)):
+            verb()
+            assert len(part(connection)) == 4
+            assert_true(connection, encoder)
 
 
 def test_conditions_and_names_of_all_kinds_go_the_whole_path(

@@ -99,10 +99,12 @@ class StoreConfig(Checked):
         Help("condition of SQL on the rows that are meant, where others share a table of PostgreSQL"),
     ] = None
     layout: Annotated[
-        Layout,
-        Field(description="columns or side-table"),
-        Help("where PostgreSQL keeps the vectors that do not serve: in columns of the table, or in a side-table"),
-    ] = Layout.COLUMNS
+        Annotated[Layout, Field(description="columns or side-table")] | None,
+        Help(
+            "where PostgreSQL keeps the vectors that do not serve: in columns of the table, the default, or in a"
+            " side-table, as always beside `where`"
+        ),
+    ] = None
     vector: Annotated[
         str,
         Field(description="the name of the column or field with the vectors"),

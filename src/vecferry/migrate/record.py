@@ -128,6 +128,7 @@ def _create(store: Store, new: TextEncoder, options: MigrationOptions, beginning
         embed_missing=store.traits.embed_missing,
     )
     with store.transaction():
+        store.check_new_side(new.dimension, options.outputs)  # another may have begun since that was looked at
         ledger.serve(target, serving)
         record = ledger.create(spec, State.PLANNED, beginning.provenance)
         ledger.set_control(record, Control(options.rows_per_s))

@@ -28,12 +28,13 @@ MadeFunction = Callable[[], Any]
 class PostgresOptions:
     """What a table of PostgreSQL is opened with. source: a view or query that has the key, and the text as a column.
 
-    layout: where a migration that is yet to begin keeps the other vectors. where: a condition of SQL on the rows that
-    are meant, where the table has others too.
+    layout: where a migration that is yet to begin keeps the other vectors; None is in columns, and beside `where` in a
+    side table, the only place for them there. where: a condition of SQL on the rows that are meant, where the table has
+    others too.
     """
 
     source: str | None = None
-    layout: Layout = Layout.COLUMNS
+    layout: Layout | None = None
     where: str | None = None
 
 
@@ -96,7 +97,7 @@ def open_store(
         own = options if isinstance(options, PostgresOptions) else PostgresOptions()
         if not isinstance(collection, str):
             _refuse_of_one_table(own)
-            group = GroupOptions(tuple(collection), text, vector, key, embed_missing, own.layout)
+            group = GroupOptions(tuple(collection), text, vector, key, embed_missing, own.layout or Layout.COLUMNS)
             return PgGroupStore.connect(url, group)
         return PgVectorStore.connect(
             url,

@@ -204,7 +204,10 @@ class Store(Protocol):
     # --- what a migration changes: what each leaves behind, and whether it may be repeated ----------
 
     def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:
-        """Raise StoreSchemaError if no new side with such vectors could be made and switched to. Writes nothing."""
+        """Raise StoreSchemaError if no new side with such vectors could be made and switched to. Writes nothing.
+
+        In a transaction that begins a migration, no other one of the same rows is begun until its end.
+        """
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:
         """Make an empty new side in the space `fingerprint`. Only inside `exclusively`. Repeating is safe."""

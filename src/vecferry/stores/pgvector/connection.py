@@ -153,6 +153,9 @@ class Database:
             raise StoreSchemaError(f"{self._reason(exc)} ({detail})", expected) from exc
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
             raise StoreSchemaError(self._reason(exc), "The table was changed meanwhile; put it back.") from exc
+        except UnicodeEncodeError as exc:
+            what = f"a statement or value has a lone surrogate, U+{ord(exc.object[exc.start]):04X}, which no text has"
+            raise StoreFailed("pgvector", what) from exc
         except psycopg.Error as exc:
             if "unsupported startup parameter" in str(exc):
                 raise StoreUnreachable("pgvector", BEHIND_A_POOL) from exc

@@ -26,6 +26,7 @@ WHERE r.rolname <> current_user AND NOT r.rolsuper ORDER BY kind, name LIMIT 1
 
 INSTALL = (
     "SELECT pg_advisory_xact_lock(7521364290180)",  # two runners, of two tables, may come here at once
+    "SELECT FROM pg_namespace LIMIT 0",  # only a relation's lock makes the server look what others have created since
     "CREATE SCHEMA IF NOT EXISTS vecferry",
     *TABLES,
     """

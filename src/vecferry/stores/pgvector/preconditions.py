@@ -46,7 +46,7 @@ def refuse_new_side(session: TableSession, dimension: int, outputs: Outputs) -> 
     _refuse_heads(session, outputs)
     if session.catalogue.columns().layout is Layout.SIDE_TABLE:
         _refuse_beside(session, outputs)
-    _refuse_overlap(session)
+    refuse_overlap(session)
     if session.table.where is not None:
         _refuse_sized(session, dimension)
     _refuse_unindexable(session, dimension)
@@ -107,7 +107,7 @@ def _refuse_sized(session: TableSession, dimension: int) -> None:
     part_indexes.refuse_foreign_indexes(session.db, table, indexes, list(columns.by_name), dimension)
 
 
-def _refuse_overlap(session: TableSession) -> None:
+def refuse_overlap(session: TableSession) -> None:
     """Refuse rows that an open migration of the same vectors has, under another condition or none."""
     table = session.table
     if not session.ledger.is_installed():

@@ -28,7 +28,13 @@ SELECT pg_get_expr(x.indpred, x.indrelid), (SELECT coalesce(jsonb_object_agg(a.a
     AND d.refobjid = x.indrelid AND d.refobjsubid > 0)
 FROM pg_index x WHERE x.indexrelid = 'pg_temp.vecferry_where'::regclass
 """
+MAX_BYTES = 1_500
+"""Of a condition: it is part of the keys of the ledger, of which the server takes 2,704 bytes with those of a row."""
+SHOWN = 200
+"""Of a condition, in an error: its first characters."""
 REMEDY = "Write an immutable condition over columns of the table, such as --where \"tenant = 'north'\"."
+
+LONG = "Mark these rows in a column of the table, and write a condition on that."
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,10 @@ def row_condition(database: Database, schema: str, table: str, where: str) -> Ro
         with database.as_the_role_names():
             return _read(database, schema, table, where)
     except (StoreSchemaError, StoreFailed) as exc:
-        reason = exc.what if isinstance(exc, StoreSchemaError) else exc.reason
-        raise StoreSchemaError(
-            f"[store] where {where!r} is no condition on {schema}.{table}: {reason}", REMEDY
-        ) from exc
+        reason, remedy = (exc.what, exc.expected) if isinstance(exc, StoreSchemaError) else (exc.reason, REMEDY)
+        shown = repr(where if len(where) <= SHOWN else where[:SHOWN] + "…")
+        what = f"[store] where {shown} is no condition on {schema}.{table}: {reason}"
+        raise StoreSchemaError(what, remedy) from exc
 
 
 def _read(database: Database, schema: str, table: str, where: str) -> RowCondition:
@@ -71,6 +77,9 @@ def _read(database: Database, schema: str, table: str, where: str) -> RowConditi
     text, columns = database.row(CONDITION)
     if not columns:
         raise StoreSchemaError("it reads no column", REMEDY)
+    if (length := len(text.encode())) > MAX_BYTES:
+        what = f"it has {length:,} bytes as the server writes it, and {MAX_BYTES:,} is the most"
+        raise StoreSchemaError(what, LONG)
     if vectors := sorted(name for name, kind in columns.items() if is_vector_type(kind)):
         raise StoreSchemaError(f"it reads {', '.join(vectors)}, which a migration changes", REMEDY)
     view = sql.SQL("CREATE TEMPORARY VIEW vecferry_part AS SELECT FROM {} AS {}, (SELECT) AS beside WHERE {}")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, Self, TypeVar
 
 from vecferry.embeddings import DENSE, Float32, Outputs
-from vecferry.errors import StoreSchemaError
+from vecferry.errors import SettingsError, StoreSchemaError
 from vecferry.stores.filters import EVERY_ROW, Selection
 from vecferry.stores.pgvector.application import PgApplicationWriter
 from vecferry.stores.pgvector.capture import PgCapture
@@ -46,6 +46,7 @@ from vecferry.stores.values import (
 )
 
 T = TypeVar("T")
+BESIDE_WHERE = "side-table, or none, beside [store] where: the columns of a shared table are everybody's"
 
 
 class Shape(NamedTuple):
@@ -92,7 +93,7 @@ class PgVectorStore(Store):
         *,
         where: str | None = None,
         embed_missing: bool = False,
-        layout: Layout = Layout.COLUMNS,
+        layout: Layout | None = None,
         key: str | None = None,
     ) -> Self:
         r"""Open a store with a connection of its own; close it, or use it in `with`. Writes nothing.
@@ -100,16 +101,20 @@ class PgVectorStore(Store):
         table: NAME or SCHEMA.NAME, as it is spelled in the database; quote a part that has a dot. text: a column, a
         template over several such as `{title}\n{body}`, "llama-index" (`text_source.py`), or an expression of SQL.
         source: a view or query with the table's key, which has `text` as a column. embed_missing: as in `StoreTraits`.
-        layout: of a migration that is yet to begin; one that has begun goes on in its own. key: the columns of a unique
-        key, or its index; by default the primary key, else the one that `keys.chosen` says. where: a condition of SQL
-        on the rows that are migrated; they are kept in the layout `side-table`, and the table has others too.
-        Raises StoreUnreachable, and StoreSchemaError for a table that cannot be migrated.
+        layout: of a migration that is yet to begin, by default `columns`; one that has begun goes on in its own. key:
+        the columns of a unique key, or its index; by default the primary key, else the one that `keys.chosen` says.
+        where: a condition of SQL on the rows that are migrated, where the table has others too; they are always in the
+        layout `side-table`.
+        Raises StoreUnreachable, StoreSchemaError for a table that cannot be migrated, SettingsError for the layout
+        `columns` beside `where`.
         """
+        if where is not None and layout is Layout.COLUMNS:
+            raise SettingsError("[store] layout", layout, BESIDE_WHERE)
         database = Database(database_url)
         try:
             found = find_table(database, table, text, vector_column, source, key_name=key, where=where)
-            beside = layout if where is None else Layout.SIDE_TABLE
-            return cls(database, found, embed_missing=embed_missing, layout=beside)
+            own = Layout.SIDE_TABLE if where is not None else layout or Layout.COLUMNS
+            return cls(database, found, embed_missing=embed_missing, layout=own)
         except BaseException:
             database.close()
             raise
@@ -256,6 +261,8 @@ class PgVectorStore(Store):
     # --- what a migration changes -----------------------------------------------------------------
 
     def check_new_side(self, dimension: int, outputs: Outputs = DENSE) -> None:
+        # until the end of the transaction nobody else begins: what is seen of other migrations stays true
+        self._session.db.rows("SELECT pg_advisory_xact_lock(%s)", [self._session.table.beginning_lock])
         refuse_new_side(self._session, dimension, outputs)
 
     def prepare(self, dimension: int, fingerprint: str, outputs: Outputs = DENSE) -> None:

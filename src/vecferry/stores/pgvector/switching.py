@@ -35,7 +35,7 @@ from vecferry.stores.pgvector.indexes import (
     attach_statements,
     with_parts,
 )
-from vecferry.stores.pgvector.preconditions import refuse_new_side
+from vecferry.stores.pgvector.preconditions import refuse_new_side, refuse_overlap
 from vecferry.stores.pgvector.session import TableSession
 from vecferry.stores.pgvector.side_resolver import UNMARKED
 from vecferry.stores.pgvector.table import COLBERT, NEW, OLD, REQUIRED, SCHEMA, SPARSE, suffixed
@@ -317,6 +317,8 @@ class PgSwitch:
         is dropped, and noted: a transaction cannot build it, which still sees the rows that it has replaced.
         """
         vector = self._table.vector
+        if to is Side.NEW:
+            refuse_overlap(self._session)  # of rows that have come since the beginning
         self._locks.lock_side_table()
         lengths = self._lengths(columns, vector, comes)
         own, pending = self._catalogue.own_indexes(), self._catalogue.pending_indexes()

@@ -99,7 +99,12 @@ class Table:
     @property
     def part_lock(self) -> int:
         """The number of the advisory lock that stands for the part."""
-        return int.from_bytes(hashlib.sha256(self.target.encode()).digest()[:8], "big", signed=True)
+        return _lock_number(self.target)
+
+    @property
+    def beginning_lock(self) -> int:
+        """The number of the advisory lock under which a migration of these vectors is begun, of all rows or a part."""
+        return _lock_number(whole_target(self.schema, self.name, self.vector))
 
 
 def find_table(
@@ -231,6 +236,10 @@ def split_name(table: str) -> tuple[str | None, str]:
 def whole_target(schema: str, table: str, vector: str) -> str:
     """Return what a migration of all rows is kept under."""
     return f"{schema}.{table}.{vector}"
+
+
+def _lock_number(target: str) -> int:
+    return int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big", signed=True)
 
 
 def target_digest(target: str) -> str:
