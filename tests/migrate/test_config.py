@@ -462,7 +462,6 @@ def test_a_group_is_opened_under_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "member", "text", "name", "expected"),
     [
-        ("postgresql://localhost/app", Member("docs"), "text", "[store] collections", "one table"),
         ("chroma+http://localhost:1", Member("docs", "body"), "text", "[[collections]] text", "none; Chroma"),
         ("lancedb:{folder}", Member("docs", "{a}{b}"), "text", "[[collections]] text", "the name of a field"),
         ("lancedb:{folder}", Member("docs", "body"), "{a}{b}", "[[collections]] text", "the name of a field"),
