@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -18,9 +19,10 @@ from vecferry.errors import MissingExtra, OutputWriteFailed
 from vecferry.evaluate.values import ALL, GUESS, Evaluation, Interval
 from vecferry.report import render, slices_picture, write_report
 from vecferry.report.binning import BINS, MAX_POINTS, cells, differences
-from vecferry.report.charts import SHAPES, by_difference
+from vecferry.report.charts import SHAPES, by_difference, quality
+from vecferry.report.charts import differences as differences_chart
 from vecferry.report.page import SHAPE_MARKS
-from vecferry.report.text import interval, language_tag, number, ratio, shorten, signed, size, summary
+from vecferry.report.text import headline, interval, language_tag, number, ratio, shorten, signed, size, summary
 
 
 class Read(HTMLParser):
@@ -120,9 +122,11 @@ def test_the_verdict_comes_first_with_the_numbers_of_the_evaluation(evaluation: 
     overall, message = evaluation.slices[0], evaluation.gate.message
     assert read.count("h1") == 1
     assert "Gate passed" in read.text[: read.text.index(message)]
+    assert "The new model is better." in read.text[: read.text.index(message)]
     assert read.text.index(message) < read.text.index("Compared on ") < read.text.index("Provenance")
     assert f"{overall.old.mean:.3f} → {overall.new.mean:.3f}" in read.text
-    assert f"a difference of {signed(overall.difference.mean)}" in read.text
+    assert f"Difference {signed(overall.difference.mean)} {interval(overall.difference, signed)}" in read.text
+    assert "nDCG@10 is 1 where the relevant passages lead the first 10 answers" in read.text
     assert f"{overall.wins} of {overall.queries} queries get better answers" in read.text
 
 
@@ -138,9 +142,9 @@ def test_the_summary_says_how_strong_the_evidence_is(evaluation: Evaluation, evi
 def test_the_summary_names_who_gains_and_who_loses(evaluation: Evaluation) -> None:
     everything, english = evaluation.slices[:2]
     lost = replace(english, difference=Interval(-0.25, -0.3, -0.2))
-    assert "Largest losses: language en (−0.250)." in summary(replace(evaluation, slices=(everything, lost)))[2]
+    assert "Largest losses: language en (−0.250)." in summary(replace(evaluation, slices=(everything, lost)))[1]
     gained = replace(english, difference=Interval(0.25, 0.2, 0.3))
-    assert summary(replace(evaluation, slices=(everything, gained)))[2] == (
+    assert summary(replace(evaluation, slices=(everything, gained)))[1] == (
         "Largest gains: language en (+0.250). No slice has a lower mean than before."
     )
 
@@ -203,11 +207,52 @@ def test_relevant_hits_are_marked_in_words(read: Read) -> None:
 
 
 def test_every_figure_has_words_and_every_table_its_caption(read: Read) -> None:
-    assert read.count("figure") == read.count("figcaption") == 7
+    assert read.count("figure") == read.count("figcaption") == 6
     assert read.count("table") == read.count("caption")
     assert {attributes.get("role") for tag, attributes in read.elements if tag == "svg"} == {"img"}
     assert all(attributes.get("aria-label") for tag, attributes in read.elements if tag == "svg")
     assert all("scope" in attributes for tag, attributes in read.elements if tag == "th")
+
+
+def test_the_slices_have_one_caption_and_their_numbers_are_a_tap_away(evaluation: Evaluation) -> None:
+    page = render(evaluation)
+    quality = page[page.index('id="quality"') : page.index('id="queries"')]
+    assert (quality.count("<figcaption>"), quality.count("<details>"), quality.count("<details open>")) == (1, 2, 0)
+    everything, english, *rest = evaluation.slices
+    lost = replace(english, difference=Interval(-0.25, -0.3, -0.2))
+    assert "<details open><summary>Numbers" in render(replace(evaluation, slices=(everything, lost, *rest)))
+
+
+def test_the_headline_is_a_few_words_for_each_verdict(evaluation: Evaluation) -> None:
+    gate, lost = evaluation.gate, Interval(-0.2, -0.3, -0.1)
+    named = ("language ar", "language de", "language en", "language fr")
+    assert [
+        headline(replace(gate, **changed))
+        for changed in (
+            {"difference": Interval(0.0, -0.01, 0.01)}, {"verdict": "inconclusive"},
+            {"verdict": "failed", "difference": lost}, {"verdict": "failed", "worse_slices": named[:1]},
+            {"verdict": "failed", "worse_slices": named},
+        )
+    ] == [
+        "The new model is not worse.", "These queries do not decide it.", "The new model is worse.",
+        "The new model is worse for language ar.",
+        "The new model is worse for language ar, language de, language en and 1 more.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["en", "a name of twenty-some characters", "日本語の名前がここにあります"])
+def test_numbers_on_an_axis_do_not_run_into_each_other(evaluation: Evaluation, name: str) -> None:
+    narrow = Interval(0.0004, -0.0411, 0.0407)
+    slices = [replace(each, value=name, difference=narrow) for each in evaluation.slices]
+    for drawn in (quality(slices, "nDCG@10"), differences_chart(slices, 0.02)):
+        axes = [group for group in ET.fromstring(drawn).iter("g") if group.get("class") == "mark-text role-axis-label"]
+        across = [
+            sorted((float(re.findall(r"[-\d.]+", text.get("transform") or "")[0]), text.text or "") for text in axis)
+            for axis in axes
+            if len({(text.get("transform") or "").split(",")[-1] for text in axis}) == 1
+        ]
+        assert across
+        assert all(right - left > 4 * (len(a) + len(b)) for axis in across for (left, a), (right, b) in pairwise(axis))
 
 
 def test_colours_are_defined_for_light_and_for_dark(page: str) -> None:

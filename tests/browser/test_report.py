@@ -25,6 +25,7 @@ def test_the_report_is_accessible(report: Path, open_page: Callable[..., Page], 
     page = open_page(color_scheme=scheme)
     page.goto(report.as_uri())
     shoot(page, f"report-{scheme}")
+    assert page.evaluate("document.documentElement.scrollHeight") < 12_000  # px, with every part that there is
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert axe(page) == []
 

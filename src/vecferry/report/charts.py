@@ -40,10 +40,14 @@ except RuntimeError as exc:  # of pathlib, which altair asks for the user's home
     raise SettingsError("HOME", "", "a folder, as /tmp: this user has none, and the charts' library wants one") from exc
 
 Side = Literal["old", "new"]
+Align = Literal["left", "center", "right"]
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart
 
-WIDTH, ROW, AXIS = 440, 36, 52
-"""Of a panel: its width, the height of a row of a slice, and what the lower axis takes."""
+WIDTH, ROW, AXIS = 440, 36, 68
+"""Of a panel: its width, the height of a row of a slice, and what the lower axis and the names of lines take."""
+TICK_ROOM = 64
+"""What a number on a horizontal axis takes, with the gap to the next one."""
+FONT_SIZE = 12
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 """By which slices are told apart on the map, beside their colour; what comes after the last looks like it."""
 MANY_DIGITS = re.compile(r"-?\d+\.\d{3,}")
@@ -109,6 +113,7 @@ def _quality(slices: Sequence[SliceScore], metric: str, palette: Palette) -> alt
             "row": row,
             "side": side,
             **_ends(score),
+            "end": score.high if math.isfinite(score.high) else score.mean,
             "hover": f"{_label(s)}, {side}: {number(score.mean)} ({interval(score)})",
         }
         for row, s in enumerate(slices)
@@ -120,11 +125,16 @@ def _quality(slices: Sequence[SliceScore], metric: str, palette: Palette) -> alt
         yOffset=alt.YOffset("side:N", sort=["old", "new"], scale=alt.Scale(paddingOuter=0.6)),
         color=_coloured("side", {"old": palette.old, "new": palette.new}),
     )
-    x = alt.X("mean:Q", title=metric, scale=alt.Scale(zero=False, nice=True))
+    x = alt.X("mean:Q", title=metric, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=_ticks(slices)))
     dots = base.mark_point(size=64, opacity=1, strokeWidth=2).encode(
         x=x, description="hover:N", fill=_coloured("side", {"old": palette.page, "new": palette.new})
     )
-    return alt.LayerChart(layer=[_whiskers(base, alt.X("low:Q")), dots])
+    names = base.transform_filter("datum.row == 0").mark_text(align="left", dx=8, fontSize=11, aria=False)
+    ends = alt.X("end:Q")
+    title = _words(
+        "mean, and its interval", palette.muted, "left", x=alt.value(0), y=alt.value(0), baseline="bottom", dy=-3
+    )
+    return alt.LayerChart(layer=[_whiskers(base, alt.X("low:Q")), dots, names.encode(x=ends, text="side:N"), title])
 
 
 def _differences(slices: Sequence[SliceScore], margin: float, palette: Palette, axis: alt.Y) -> alt.LayerChart:
@@ -139,13 +149,22 @@ def _differences(slices: Sequence[SliceScore], margin: float, palette: Palette, 
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         y=axis, color=_coloured("sure", {sign: palette.of(sign) for sign in (-1, 0, 1)})
     )
-    x = alt.X("mean:Q", title="difference, new − old", axis=_signed_axis(".2~f"))
+    x = alt.X("mean:Q", title="difference, new − old", axis=_signed_axis(".3~f", _ticks(slices)))
     hollow_if_unsure = {-1: palette.old, 0: palette.page, 1: palette.new}
     dots = base.mark_point(size=64, opacity=1, strokeWidth=2).encode(
         x=x, description="hover:N", fill=_coloured("sure", hollow_if_unsure)
     )
-    lines = [_vertical(0.0, palette.muted), _vertical(-margin, palette.caution, [5, 3])]
+    lines = [
+        _vertical(0.0, palette.muted, name="no change", align="left"),
+        _vertical(-margin, palette.caution, [5, 3], f"margin {signed(-margin, 2)}", align="right"),
+    ]
     return alt.LayerChart(layer=[*lines, _whiskers(base, alt.X("low:Q")), dots])
+
+
+def _ticks(slices: Sequence[SliceScore]) -> int:
+    """Return about how many numbers fit under the rows of a panel, beside their names."""
+    room = WIDTH - max((_room(_label(s)) for s in slices), default=0)
+    return max(2, int(room / TICK_ROOM))
 
 
 def _whiskers(base: alt.Chart, x: alt.X) -> alt.Chart:
@@ -217,7 +236,11 @@ def scatter(cells: Sequence[Bin], metric: str) -> str:
         marks = squares.encode(x2="old_end:Q", y2="new_end:Q", fillOpacity=depth)
     ends = alt.InlineData(values=[{"old": 0, "new": 0}, {"old": 1, "new": 1}])
     diagonal = alt.Chart(ends).mark_line(color=PAGE.muted, strokeWidth=1.5, strokeDash=[5, 3], aria=False)
-    panel = alt.LayerChart(layer=[diagonal.encode(x="old:Q", y="new:Q"), marks])
+    corners = [
+        _words("new ahead", PAGE.new, "left", x=alt.datum(0.04), y=alt.datum(0.93)),
+        _words("old ahead", PAGE.old, "right", x=alt.datum(0.96), y=alt.datum(0.07)),
+    ]
+    panel = alt.LayerChart(layer=[diagonal.encode(x="old:Q", y="new:Q"), marks, *corners])
     return _svg(_fit(panel, WIDTH), PAGE, f"{metric} of each query, old against new")
 
 
@@ -231,7 +254,7 @@ def _hover(cell: Bin) -> str:
 
 def histogram(bins: Histogram, metric: str) -> str:
     """Draw how many queries lose (left) and gain (right), and how much."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"low": low, "high": high, "queries": count, "side": "old" if high <= 0 else "new",
          "hover": f"{signed(low, 1)} to {signed(high, 1)}: {count:,} queries"}
         for (low, high), count in zip(pairwise(bins.edges), bins.counts, strict=True)
@@ -243,7 +266,12 @@ def histogram(bins: Histogram, metric: str) -> str:
         x2="high:Q", y=alt.Y("queries:Q", title="queries", axis=alt.Axis(tickMinStep=1)), y2=alt.datum(0),
         fill=_coloured("side", {"old": PAGE.old, "new": PAGE.new}), description="hover:N",
     )  # fmt: skip
-    panel = alt.LayerChart(layer=[bars, _vertical(0.0, PAGE.muted)])
+    totals = {side: sum(row["queries"] for row in rows if row["side"] == side) for side in ("old", "new")}
+    names = [
+        _words(f"{totals['old']:,} worse", PAGE.old, "left", x=alt.datum(-1), y=alt.value(8)),
+        _words(f"{totals['new']:,} better", PAGE.new, "right", x=alt.datum(1), y=alt.value(8)),
+    ]
+    panel = alt.LayerChart(layer=[bars, _vertical(0.0, PAGE.muted), *names])
     return _svg(_fit(panel, WIDTH), PAGE, "How many queries lose and gain, and how much")
 
 
@@ -259,6 +287,9 @@ def distribution(scores: ScoreDistribution, thresholds: Sequence[Threshold]) -> 
         _steps(scores.first, alt.MarkDef("line", stroke=colour, strokeWidth=2.5)),
         _steps(scores.tenth, alt.MarkDef("line", stroke=colour, strokeWidth=1.5, strokeDash=[4, 3])),
         *(_vertical(at, PAGE.caution, [2, 2], name) for name, at in cuts if math.isfinite(at)),
+        _peak(scores.relevant, "relevant pairs", "center", 0.4),
+        _peak(scores.first, "first hits", "left"),
+        _peak(scores.tenth, "tenth hits", "right"),
     ]
     panel = alt.LayerChart(layer=[layer for layer in layers if layer is not None])
     return _svg(_fit(panel, 260), PAGE, f"Cosines of the {scores.side} model")
@@ -275,6 +306,16 @@ def _steps(bins: Histogram | None, mark: alt.MarkDef) -> alt.Chart | None:
         x=alt.X("at:Q", title="cosine", scale=alt.Scale(zero=False, nice=False)),
         y=alt.Y("share:Q", title="share", axis=alt.Axis(format=".0%", tickCount=4)),
     )
+
+
+def _peak(bins: Histogram | None, name: str, align: Align, height: float = 1.0) -> alt.Chart | None:
+    """Write the name at this share of the highest step; None where nothing is counted."""
+    if bins is None or not (total := sum(bins.counts)):
+        return None
+    at = max(range(len(bins.counts)), key=bins.counts.__getitem__)
+    middle = (bins.edges[at] + bins.edges[at + 1]) / 2
+    share = height * bins.counts[at] / total
+    return _words(name, PAGE.text, align, x=alt.datum(middle), y=alt.datum(share))
 
 
 # --- the map --------------------------------------------------------------------------------------
@@ -297,7 +338,25 @@ def space(points: Sequence[MapPoint], slices: Sequence[str], side: Side) -> str:
         fill=_coloured("slice", dict(zip(places, PAGE.series, strict=True))),
         stroke=alt.value(PAGE.page), description="hover:N",
     )  # fmt: skip
-    return _svg(_fit(panel, WIDTH), PAGE, f"Passages in the {side} space")
+    return _svg(
+        _fit(alt.LayerChart(layer=[panel, *_names(rows, slices)]), WIDTH), PAGE, f"Passages in the {side} space"
+    )
+
+
+def _names(rows: Sequence[Mapping[str, Any]], slices: Sequence[str]) -> Iterable[alt.Chart]:
+    """Write each slice's name in its middle, the largest slice first, where no other name is already."""
+    boxes: list[tuple[float, float, float]] = []
+    spans = [max(row[axis] for row in rows) - min(row[axis] for row in rows) or 1.0 for axis in "xy"] if rows else []
+    for place, name in enumerate(slices[: len(SHAPES) - 1]):
+        members = [row for row in rows if row["slice"] == place]
+        if not members:
+            continue
+        x, y = (sum(row[axis] for row in members) / len(members) for axis in "xy")
+        label = _plain(shorten(name, 18))
+        box = (WIDTH * x / spans[0], WIDTH * y / spans[1], _room(label) / 2)
+        if all(abs(box[0] - u) > box[2] + half or abs(box[1] - v) > 1.5 * FONT_SIZE for u, v, half in boxes):
+            boxes.append(box)
+            yield _words(label, PAGE.text, "center", x=alt.datum(x), y=alt.datum(y))
 
 
 # --- a picture of its own -------------------------------------------------------------------------
@@ -312,7 +371,7 @@ def slices_picture(evaluation: Evaluation, path: Path) -> None:
     right = _differences(slices, gate.margin, PICTURE, unlabelled).properties(width=215, height=height - AXIS)
     title = alt.TitleParams(
         f"{gate.metric} by language", anchor="start", offset=14, fontSize=16, color=PICTURE.text, subtitlePadding=6,
-        subtitle=_plain(f"○ {shorten(evaluation.old.name, 40)}   ● {shorten(evaluation.new.name, 40)}   ┆ margin"),
+        subtitle=_plain(f"○ {shorten(evaluation.old.name, 40)}   ● {shorten(evaluation.new.name, 40)}"),
         subtitleFontSize=13, subtitleColor=PICTURE.muted,
     )  # fmt: skip
     both = (
@@ -336,15 +395,32 @@ def _coloured(name: str, colours: Mapping[Any, str]) -> Any:
     return {"field": name, "type": "nominal", "scale": scale.to_dict(), "legend": None}
 
 
-def _signed_axis(digits: str) -> alt.Axis:
-    return alt.Axis(labelExpr=f"datum.value == 0 ? '0' : format(datum.value, '+{digits}')")
+def _signed_axis(digits: str, num_ticks: int = 5) -> alt.Axis:
+    return alt.Axis(tickCount=num_ticks, labelExpr=f"datum.value == 0 ? '0' : format(datum.value, '+{digits}')")
 
 
-def _vertical(at: float, colour: str, dash: Sequence[int] = (1, 0), name: str = "") -> alt.LayerChart:
+def _words(
+    text: str,
+    colour: str,
+    align: Align,
+    *,
+    x: Any,
+    y: Any,
+    baseline: Literal["middle", "bottom"] = "middle",
+    dy: int = 0,
+) -> alt.Chart:
+    """Write a name inside a chart."""
+    mark = alt.MarkDef("text", align=align, baseline=baseline, dy=dy, color=colour, fontSize=FONT_SIZE, aria=False)
+    return alt.Chart(alt.InlineData(values=[{"name": text}]), mark=mark).encode(text="name:N", x=x, y=y)
+
+
+def _vertical(
+    at: float, colour: str, dash: Sequence[int] = (1, 0), name: str = "", *, align: Align = "center"
+) -> alt.LayerChart:
     """Draw a line at `at` from bottom to top, with its name above it."""
     base = alt.Chart(alt.InlineData(values=[{"at": at, "name": name}])).encode(x="at:Q")
     line = base.mark_rule(color=colour, strokeWidth=1.5, strokeDash=list(dash), aria=False)
-    label = base.mark_text(color=colour, baseline="bottom", dy=-3, fontSize=12, aria=False)
+    label = base.mark_text(color=colour, baseline="bottom", dy=-3, align=align, fontSize=FONT_SIZE, aria=False)
     return alt.LayerChart(layer=[line, label.encode(text="name:N", y=alt.value(0))] if name else [line])
 
 
@@ -362,8 +438,8 @@ def _svg(chart: Chart, palette: Palette, label: str, width: int | None = None) -
     """Render for a page, or with a width as a file of its own: namespace, card and size are in it then."""
     axis = {
         "labelColor": palette.muted, "titleColor": palette.muted, "gridColor": palette.line, "tickColor": palette.line,
-        "domainColor": palette.line, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-        "labelFlush": False, "titlePadding": 9,
+        "domainColor": palette.line, "labelFontSize": FONT_SIZE, "titleFontSize": FONT_SIZE,
+        "titleFontWeight": "normal", "labelFlush": False, "labelOverlap": True, "titlePadding": 9,
     }  # fmt: skip
     spec = chart.configure(font=palette.font, background="transparent", padding=4 if width is None else 18)
     spec = spec.configure_axis(**axis).configure_view(stroke=None)

@@ -67,6 +67,8 @@ def render(evaluation: Evaluation) -> str:
         evaluation=evaluation,
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704  # ours
         verdict_mark=VERDICTS[evaluation.gate.verdict],
+        headline=text.headline(evaluation.gate),
+        metric_meaning=text.explained(evaluation.gate.metric),
         summary=text.summary(evaluation),
         overall=text.overall(evaluation),
         sections=[section for build in SECTIONS if (section := build(evaluation)) is not None],
@@ -165,6 +167,7 @@ def _group(evaluation: Evaluation, title: str, slices: list[SliceScore]) -> Mapp
         "differences": _drawn(charts.differences(slices, gate.margin)),
         "lost": sum(score.difference.high < 0 for score in slices),
         "gained": sum(score.difference.low > 0 for score in slices),
+        "is_marked": any(slice_mark(score, gate) for score in slices),
     }  # fmt: skip
 
 

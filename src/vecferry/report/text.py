@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from vecferry.evaluate.values import ALL, GUESS, Evaluation, Evidence, Interval, SliceScore, Threshold
+from vecferry.evaluate.values import ALL, GUESS, Evaluation, Evidence, GateResult, Interval, SliceScore, Threshold
 
 UNKNOWN = "–"
 EVIDENCE: dict[Evidence, str] = {
@@ -14,6 +14,12 @@ EVIDENCE: dict[Evidence, str] = {
     "query log": "This is evidence of change only: a log shows which answers differ, not which are better.",
     "pairs from the corpus": "This is weak evidence: the pairs were made from the corpus itself and ask for what is "
     "easy to find, so read the difference between the models and not the height of the figures.",
+}
+METRIC_MEANINGS = {
+    "nDCG": "{metric} is 1 where the relevant passages lead the first {k} answers, lower the further down they stand, "
+    "and 0 where none is among them.",
+    "R": "{metric} is the share of the relevant passages that are among the first {k} answers.",
+    "RR": "{metric} is 1 divided by the rank of the first relevant answer, and 0 where none is among the first {k}.",
 }
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 MANY = 3
@@ -63,14 +69,34 @@ def language_tag(value: str | None) -> str | None:
     return value if value and LANGUAGE.fullmatch(value) else None
 
 
+def headline(gate: GateResult) -> str:
+    """Return the verdict in a few words; `gate.message` has its figures."""
+    if gate.verdict == "passed":
+        is_better = gate.difference is not None and gate.difference.low > 0
+        return f"The new model is {'better' if is_better else 'not worse'}."
+    if gate.verdict == "inconclusive":
+        return "These queries do not decide it."
+    if (gate.difference is not None and gate.difference.high < -gate.margin) or not gate.worse_slices:
+        return "The new model is worse."
+    named = ", ".join(shorten(name, 40) for name in gate.worse_slices[:MANY])
+    more = len(gate.worse_slices) - MANY
+    return f"The new model is worse for {named}{f' and {more} more' if more > 0 else ''}."
+
+
+def explained(metric: str) -> str:
+    """Return what a metric measures, in one line; empty for one that is not known here."""
+    name, _, k = metric.partition("@")
+    return METRIC_MEANINGS[name].format(metric=metric, k=k) if name in METRIC_MEANINGS else ""
+
+
 def overall(evaluation: Evaluation) -> SliceScore | None:
     """Return the score of all queries, under the two systems that are compared."""
     return next((score for score in evaluation.slices if score.by == ALL), None)
 
 
 def summary(evaluation: Evaluation) -> list[str]:
-    """Return three to five sentences: the evidence, the figures, who gains and loses, what users will see."""
-    parts = (_evidence(evaluation), _figures(evaluation), _extremes(evaluation), _for_users(evaluation))
+    """Return sentences: the evidence, who gains and loses, what users will see. The figures stand with the verdict."""
+    parts = (_evidence(evaluation), _extremes(evaluation), _for_users(evaluation))
     return [part for part in parts if part]
 
 
@@ -79,17 +105,6 @@ def _evidence(evaluation: Evaluation) -> str:
     judged = f", with {evaluation.judgements:,} judgements" if evaluation.judgements else ""
     compared = f"{evaluation.queries_asked:,} {queries} over {evaluation.passages:,} passages{judged}"
     return f"Compared on {compared}. {EVIDENCE[evaluation.evidence]}"
-
-
-def _figures(evaluation: Evaluation) -> str:
-    score, gate = overall(evaluation), evaluation.gate
-    if score is None:
-        return ""
-    return (
-        f"Over all queries {gate.metric} goes from {number(score.old.mean)} to {number(score.new.mean)}, "
-        f"a difference of {signed(score.difference.mean)} ({percent(gate.confidence)} interval "
-        f"{interval(score.difference, signed)})."
-    )
 
 
 def _extremes(evaluation: Evaluation) -> str:
