@@ -56,7 +56,7 @@ class Story:
         expect(self.page.locator("#state-title")).to_have_text(state, timeout=self.patience_ms)
 
     def await_words(self, message: str) -> None:
-        expect(self.page.locator("#part-outcome")).to_contain_text(message, timeout=self.patience_ms)
+        expect(self.page.locator(".outcome")).to_contain_text(message, timeout=self.patience_ms)
 
     def start(self) -> None:
         self.press("Start and follow")
@@ -123,6 +123,8 @@ def tell(story: Story, folder: Path) -> None:
     page = story.page
     story.log_in()
     story.await_state("not begun")
+    expect(page.locator("#part-plan")).to_contain_text("disk that must be free", timeout=story.patience_ms)
+    story.stop("before")
     story.start()
     story.await_progress()
     page.wait_for_timeout(6000)
@@ -147,6 +149,7 @@ def tell(story: Story, folder: Path) -> None:
     story.await_words("The new vectors serve")
     story.stop("switched-dark")
     page.emulate_media(color_scheme="light")
+    story.stop("serving-new")
     page.set_viewport_size({"width": 390, "height": 844})
     page.evaluate("scrollTo(0, 0)")
     story.stop("phone")

@@ -77,6 +77,7 @@ def test_a_switch_works_from_the_login_to_the_way_back(opened: Console, page: Pa
     story.stop("login")
     story.log_in()
     story.await_state("not begun")
+    expect(page.locator("#part-plan")).to_contain_text("disk that must be free")
     story.stop("before")
     story.start()
     done = story.await_progress()
@@ -91,6 +92,12 @@ def test_a_switch_works_from_the_login_to_the_way_back(opened: Console, page: Pa
     expect(page.locator("#old-1 .text")).to_have_text(text(7))
     assert page.title() == "Search both · vecferry console"
     story.stop("search")
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.locator(".side.new")).to_be_visible()
+    expect(page.locator(".side.old")).to_be_hidden()
+    page.get_by_label("show").check()
+    expect(page.locator(".side.old")).to_be_visible()
+    page.set_viewport_size({"width": 1280, "height": 800})
 
     story.back()
     story.verify("5 queries are too few to judge by")
@@ -106,7 +113,7 @@ def test_a_switch_works_from_the_login_to_the_way_back(opened: Console, page: Pa
     story.stop("gate-green")
 
     story.switch("Switch to the new vectors", key="not-the-key-of-it", accepted="1")
-    expect(page.get_by_role("alert")).to_contain_text("That is not a key of this console.")
+    expect(page.locator("#switch").get_by_role("alert")).to_contain_text("That is not a key of this console.")
     story.await_state("ready")
     story.switch("Switch to the new vectors", accepted="1")
     story.await_state("serving new")

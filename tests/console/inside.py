@@ -20,7 +20,7 @@ from vecferry.console.app import create_app
 from vecferry.console.operator import Operator, Task
 from vecferry.console.sessions import Sessions
 from vecferry.migrate import MigrationOptions
-from vecferry.migrate.values import GateVerdict
+from vecferry.migrate.values import Check, GateVerdict
 from vecferry.server import process
 from vecferry.server.keys import ApiKeys
 from vecferry.stores.protocol import Store
@@ -60,7 +60,8 @@ def task(
     def gate(store: Store) -> GateVerdict:
         hold()
         passed = verdicts.pop(0) if len(verdicts) > 1 else verdicts[0]
-        return GateVerdict(passed, "The new model is better." if passed else message, "judged queries")
+        slices = (Check("language en", passed, "+0.010"),)
+        return GateVerdict(passed, "The new model is better." if passed else message, "judged queries", slices)
 
     old = TruthEncoder("old", OLD_DIMENSION)
     return Task(store, options(folder), new or TruthEncoder("new", 16), old, lambda: gate)
@@ -72,6 +73,7 @@ class Console:
     operator: Operator
     http: httpx2.Client
     csrf: str = ""
+    place: str = ""
 
     def log_in(self, key: str = KEY) -> httpx2.Response:
         answer = self.post("/login", key=key)
@@ -91,9 +93,10 @@ class Console:
         return self.http.post(path, data=fields, headers={"origin": self.url} | (headers or {}))
 
     def do(self, verb: str, **fields: str) -> str:
-        """Send the form of a verb; return the page to which it leads."""
+        """Send the form of a verb; return the page to which it leads. `place` is where on it, after a refusal."""
         answer = self.post(f"/do/{verb}", headers=None, csrf=self.csrf, **fields)
-        assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
+        path, _, self.place = answer.headers["location"].partition("#")
+        assert (answer.status_code, path) == (303, "/"), answer.text
         return self.page()
 
     def wait_for(self, message: str) -> str:

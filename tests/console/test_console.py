@@ -1,6 +1,7 @@
 """The pages and forms over a collection in memory."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -44,6 +45,9 @@ def test_the_whole_way_by_forms(ready: Console) -> None:
     page = ready.page()
     assert "30 <span" in page
     assert "The new model is better." in page
+    table = page.partition('id="checks"')[2].partition("</details>")[0]
+    assert f"{table.count('<tr class=')} checks, {table.count('✓ yes')} passed" in table
+    assert "Slices judged by the gate: 1, 1 passed" in page
     ready.do("cutover", **confirmed(ready))
     ready.wait_for("serving new</h1>")
     assert "The <strong>new</strong> vectors answer." in ready.wait_for("epoch 2, generation 2")
@@ -73,6 +77,36 @@ def test_commands_are_for_the_own_file_and_possible_now(collection: MirrorCollec
         page = opened.wait_for("serving new</h1>")
         assert commands(page) == abort.replace("abort", "finalize")
         assert "Run by process" in page
+
+
+def test_the_plan_is_there_before_the_start_and_not_after(collection: MirrorCollection, tmp_path: Path) -> None:
+    work = task(collection.store, tmp_path)
+    work = replace(work, options=replace(work.options, old_name="MiniLM", new_name="BGE-M3"))
+    with console(work) as opened:
+        opened.log_in()
+        page = opened.wait_for("disk that must be free")
+        for fact in ("8 → 16", "The recipe is confirmed.", "It makes <code", "MiniLM</strong>", "BGE-M3</strong>"):
+            assert fact in page
+        opened.do("start")
+        page = opened.wait_for("catching up</h1>")
+        assert "disk that must be free" not in page
+        assert re.search(r"<time datetime=[^>]+>[\d-]+ [\d:]+ UTC</time> <span>catching up", page)
+
+
+def test_a_plan_that_cannot_be_made_says_why_and_is_made_again(collection: MirrorCollection, tmp_path: Path) -> None:
+    work = task(collection.store, tmp_path)
+    refusals = [InvalidText(0, "it is not read yet")]
+
+    def gate_check(_: Store) -> Sequence[str]:
+        if refusals:
+            raise refusals.pop()
+        return ()
+
+    with console(replace(work, gate_check=gate_check)) as opened:
+        opened.log_in()
+        assert "/do/start" in opened.wait_for("it is not read yet")
+        opened.do("plan")
+        opened.wait_for("disk that must be free")
 
 
 def test_what_is_written_meanwhile_is_followed(inside: Console, collection: MirrorCollection) -> None:
@@ -111,6 +145,7 @@ def test_a_pause_and_a_limit_are_the_ledgers(inside: Console) -> None:
     assert "At most 12.5 rows a second are written." in inside.do("throttle", rows_per_s="12.5")
     for wrong in ("many", "0", "-5", "inf", "nan", "1e400"):
         assert "a number above 0" in inside.do("throttle", rows_per_s=wrong)
+        assert inside.place == "run"
     assert "Limit: 12.5 rows a second" in inside.page()
     assert "The limit was removed." in inside.do("throttle", rows_per_s="")
     page = inside.do("pause")
@@ -173,7 +208,8 @@ def test_a_switch_wants_name_and_key_typed(ready: Console) -> None:
         ({"key": ""}, "That is not a key of this console."),
     ):
         page = ready.do("cutover", **confirmed(ready) | wrong)
-        assert message in page
+        assert message in page.partition('id="switch"')[2].partition("</section>")[0]
+        assert ready.place == "switch"
         assert "ready</h1>" in page
         assert "epoch 1, generation 1" in page
 
@@ -213,6 +249,7 @@ def test_both_sides_are_asked_and_what_moved_is_said(inside: Console) -> None:
     assert 'id="old-1"' in page
     assert 'id="new-1"' not in page
     assert "There are no new vectors before start." in page
+    assert "gone" not in page
     inside.do("start")
     inside.wait_for("catching up</h1>")
     page = inside.page("/search?q=text+number+7")
@@ -264,7 +301,7 @@ def test_the_stream_has_all_parts_at_first_and_then_those_that_changed(inside: C
         messages = _messages(stream.iter_lines())
         first = next(messages)
         assert "not begun" in first["state"]
-        assert len(first) == 13
+        assert len(first) == 17
         inside.do("start")
         later = next(messages)
         assert "not begun" not in later.get("state", "")

@@ -40,6 +40,11 @@ async def _start(operator: Operator, _: Form) -> str:
     return ""
 
 
+async def _plan(operator: Operator, _: Form) -> str:
+    operator.plan()
+    return ""
+
+
 async def _stop(operator: Operator, _: Form) -> str:
     operator.stop()
     return ""
@@ -146,6 +151,7 @@ def _switched(verb: str, side: str, report: CutoverReport | RollbackReport) -> O
 
 ACTIONS: Mapping[str, Action] = {
     "start": Action(_start),
+    "plan": Action(_plan),
     "stop": Action(_stop),
     "throttle": Action(_throttle),
     "pause": Action(_pause),

@@ -20,7 +20,7 @@ from vecferry.console.guard import MAX_FORM_BYTES, ConsoleGuard, form_of
 from vecferry.console.operator import Operator, Outcome
 from vecferry.console.pages import STATIC, Pages, static
 from vecferry.console.sessions import COOKIE, LoginSession, Sessions
-from vecferry.console.view import Look, look_at
+from vecferry.console.view import Look, look_at, place_of
 from vecferry.errors import VecferryError
 
 LIVE_S = 1.0
@@ -192,9 +192,11 @@ async def do(request: Request, session: OfSession, verb: str, form: OwnForm) -> 
         raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such verb.")
     operator = _operator(request)
     message = _unconfirmed(request, form) if ACTIONS[verb].is_guarded else ""
-    session.notice = Outcome(verb, message, failed=True) if message else await act(verb, operator, form)
+    notice = Outcome(verb, message, failed=True) if message else await act(verb, operator, form)
     await operator.look(anew=True)
-    return RedirectResponse("/", HTTPStatus.SEE_OTHER)
+    session.notice = notice
+    at = f"#{place_of(verb)}" if notice is not None and notice.failed else ""
+    return RedirectResponse(f"/{at}", HTTPStatus.SEE_OTHER)
 
 
 def _unconfirmed(request: Request, form: dict[str, str]) -> str:
@@ -208,7 +210,12 @@ def _unconfirmed(request: Request, form: dict[str, str]) -> str:
 
 async def _look(request: Request) -> Look:
     operator = _operator(request)
-    return look_at(await operator.look(), operator.task.config, is_stopping=operator.is_stopping)
+    snapshot = await operator.look()
+    if snapshot.is_unplanned:
+        operator.plan()
+        snapshot = await operator.look()
+    names = operator.task.options.old_name, operator.task.options.new_name
+    return look_at(snapshot, operator.task.config, is_stopping=operator.is_stopping, names=names)
 
 
 @router.get("/static/{name}")

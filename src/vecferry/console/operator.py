@@ -1,6 +1,7 @@
-"""Who acts: the run in a thread of its own, and one verb by hand at a time in another, each with a store of its own.
+"""Who acts: the run, one verb by hand at a time, and the plan, each in a thread and with a store of its own.
 
-Nothing is remembered here that the ledger does not know, but what this process does just now and what came of it.
+Nothing is remembered here that the ledger does not know, but what this process does just now, what came of it, and how
+far the migration was while somebody looked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TypeVar
 
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import Locked, MigrationNotFound, StoreError, StoreUnreachable, VecferryError
-from vecferry.migrate import EngineFor, Migration, MigrationOptions, State, Status
+from vecferry.migrate import EngineFor, Migration, MigrationOptions, Plan, State, Status
 from vecferry.migrate.preflight import GateCheck, nothing_asked
 from vecferry.migrate.verification import Gate
 from vecferry.model.tokens import Piece
@@ -28,6 +29,10 @@ T = TypeVar("T")
 FAULT = "The console failed; the log in its terminal says why."
 AT_MOST_EVERY_S = 0.9
 """A status is that old at most, however many look."""
+MAX_READINGS = 240
+"""Of the progress; beyond that every second one is forgotten."""
+READING_S = 5.0
+"""A change after a longer quiet is preceded by a reading of that quiet."""
 PATIENCE_S = 10.0
 """How long the end of the process waits for what is under way; a killed verb is safe."""
 
@@ -84,10 +89,20 @@ class Doing:
 
 
 class TaskThread(StrEnum):
-    """The threads of work: the run, and verbs by hand."""
+    """The threads of work: the run, verbs by hand, and the plan before the first start."""
 
     RUN = "run"
     HAND = "hand"
+    PLAN = "plan"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far the migration was. at: seconds since 1970. rows: with a new vector or encoded. writes: to be followed."""
+
+    at: float
+    rows: int
+    writes: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,8 @@ class Snapshot:
     """A migration at a moment. status: None before `start`. problem: why it is unknown.
 
     before: the state to which a pause goes back. is_held: whether that pause is an operator's.
-    at, now: of the monotonic clock. run, hand: what this process does, or did last.
+    at, now: of the monotonic clock. run, hand, planning: what this process does, or did last. plan: what `start` would
+    do, once that is known. readings: of the progress, the oldest first.
     """
 
     target: str
@@ -107,6 +123,14 @@ class Snapshot:
     problem: Outcome | None = None
     run: Doing | None = None
     hand: Doing | None = None
+    planning: Doing | None = None
+    plan: Plan | None = None
+    readings: tuple[Reading, ...] = ()
+
+    @property
+    def is_unplanned(self) -> bool:
+        """Whether no migration has begun and nobody has looked at what one would do."""
+        return self.status is None and self.problem is None and self.planning is None
 
     @property
     def is_running(self) -> bool:
@@ -126,6 +150,8 @@ class Operator:
         self._looking = _Desk(self.task.store)
         self._asking = _Desk(self.task.store)
         self._look: asyncio.Task[Snapshot] | None = None
+        self._plan: Plan | None = None
+        self._readings: tuple[Reading, ...] = ()
         self._last: Snapshot | None = None
 
     # --- looking ----------------------------------------------------------------------------------
@@ -137,11 +163,22 @@ class Operator:
                 self._look = asyncio.create_task(self._look_anew())
             self._last = await asyncio.shield(self._look)
         doing = {place.value: self._doing.get(place) for place in TaskThread}
-        return replace(self._last, now=time.monotonic(), run=doing["run"], hand=doing["hand"])
+        return replace(
+            self._last,
+            now=time.monotonic(),
+            run=doing["run"],
+            hand=doing["hand"],
+            planning=doing["plan"],
+            plan=self._plan,
+            readings=self._readings,
+        )
 
     async def _look_anew(self) -> Snapshot:
         try:
-            return await self._looking.do(self._snapshot)
+            snapshot = await self._looking.do(self._snapshot)
+            if snapshot.status is not None:
+                self._readings = with_reading(self._readings, _reading(snapshot.status))
+            return snapshot
         except StoreError as exc:
             return Snapshot(self.task.store.target, time.monotonic(), problem=Outcome.of("status", exc))
 
@@ -181,6 +218,16 @@ class Operator:
             return Outcome("start", f"The migration has ended: {ended.state}.")
 
         self._begin(TaskThread.RUN, "start", follow)
+
+    def plan(self) -> None:
+        """Look at what `start` would do; the next snapshots have it. Raises Locked while that goes on."""
+
+        def look(migration: Migration) -> Outcome:
+            self._plan = migration.plan(gate_check=self.task.gate_check)
+            return Outcome("plan", "")
+
+        self._plan = None
+        self._begin(TaskThread.PLAN, "plan", look)
 
     def stop(self) -> None:
         """End the run at the next row; `start` goes on from there."""
@@ -224,6 +271,23 @@ class Operator:
         self._looking.close()
         self._asking.close()
         self.task.store.close()
+
+
+def _reading(status: Status) -> Reading:
+    encoded = status.running.rows_encoded if status.running is not None else 0
+    return Reading(time.time(), status.rows_done + encoded, status.backlog)
+
+
+def with_reading(readings: tuple[Reading, ...], reading: Reading) -> tuple[Reading, ...]:
+    """Return the readings with this one, where something has changed; a long quiet before it is kept as such."""
+    if not readings:
+        return (reading,)
+    last = readings[-1]
+    if (last.rows, last.writes) == (reading.rows, reading.writes):
+        return readings
+    quiet = (replace(last, at=reading.at - 1.0),) if reading.at - last.at > READING_S else ()
+    longer = (*readings, *quiet, reading)
+    return longer if len(longer) <= MAX_READINGS else (*longer[:-1:2], reading)
 
 
 class _Desk:

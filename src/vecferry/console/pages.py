@@ -7,20 +7,25 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from rich.filesize import decimal
 
-from vecferry.console.view import Look
+from vecferry.console.view import Look, duration, place_of
 
 PARTS = (
     "state",
     "progress",
-    "outcome",
+    "chart",
+    "plan",
     "run",
     "pace",
     "verify",
+    "verify_outcome",
     "override",
     "switch",
+    "switch_outcome",
     "gate",
     "dead_letters",
+    "dead_letters_outcome",
     "serving",
     "events",
     "terminal",
@@ -60,6 +65,7 @@ class Pages:
             auto_reload=False,
         )
         self._templates.filters |= {"count": "{:,}".format, "figure": _figure, "moment": _moment}
+        self._templates.filters |= {"size": decimal, "duration": duration, "place": place_of}
 
     def render(self, name: str, values: Mapping[str, Any]) -> str:
         return self._templates.get_template(f"{name}.html.j2").render(values)
@@ -75,5 +81,5 @@ def _figure(value: float) -> str:
 
 
 def _moment(at: str) -> str:
-    """Format ISO 8601 as the date and the time to the second."""
-    return at[:19].replace("T", " ")
+    """Format ISO 8601 of UTC as the date and the time to the second, with the zone."""
+    return f"{at[:19].replace('T', ' ')} UTC"

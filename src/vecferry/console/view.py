@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vecferry.console.operator import Outcome, Snapshot
-from vecferry.migrate import State, Status
+from vecferry.console.operator import Outcome, Reading, Snapshot
+from vecferry.migrate import Plan, State, Status
 from vecferry.migrate.states import CAUGHT_UP, allowed, next_verbs
 from vecferry.stores.values import shown
 
@@ -38,6 +39,13 @@ PATH = (
     State.VERIFIED, State.READY, State.SERVING_NEW, State.FINALIZED,
 )  # fmt: skip
 PATH_BACK = (*PATH[:-1], State.SERVING_OLD, PATH[-1])
+PLACES = {
+    "verify": "verify", "override": "verify", "cutover": "switch", "rollback": "switch", "postpone": "switch",
+    "retry": "dead-letters", "plan": "plan",
+}  # fmt: skip
+"""Cards, by the verbs whose forms are in them; the others are in the one of the run."""
+CHART = (600, 90)
+"""Width and height of the chart's plane."""
 LEFT = ("finalize", "abort")
 """Verbs without a form."""
 MOVING = {State.CUTTING_OVER: State.READY, State.ROLLING_BACK: State.SERVING_NEW}
@@ -52,12 +60,24 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """Progress over time. rows, writes: points of lines in a plane of `CHART`. began_at, ended_at: ISO 8601, UTC."""
+
+    rows: str
+    writes: str
+    most_writes: int
+    began_at: str
+    ended_at: str
+
+
+@dataclass(frozen=True)
 class Look:
     """All that the page shows.
 
     verbs: those that the state allows. terminal: commands, of the verbs without a form. next: the verb that goes on.
     rows_per_s: of the backfill. eta: how long that takes at the present rate; empty where it cannot be said.
-    verification, with gate and override: ready for JSON.
+    verification, with gate and override: ready for JSON. old_model, new_model: names, empty where nobody has said them.
+    plan: what `start` would do, before the first one; unplanned: why that is not known, while that is so.
     """
 
     target: str
@@ -86,10 +106,15 @@ class Look:
     override: Mapping[str, Any] | None
     failed: tuple[str, ...]
     thresholds: Mapping[str, float]
+    old_model: str
+    new_model: str
+    plan: Plan | None
+    unplanned: Outcome | None
+    chart: Chart | None
 
 
-def look_at(snapshot: Snapshot, config: Path, *, is_stopping: bool = False) -> Look:
-    """Return what the page shows of a snapshot. config: the file that commands name."""
+def look_at(snapshot: Snapshot, config: Path, *, is_stopping: bool = False, names: tuple[str, str] = ("", "")) -> Look:
+    """Return what the page shows of a snapshot. config: the file that commands name. names: of both models, by it."""
     status = snapshot.status
     state = None if status is None else status.state
     verification = None if status is None else status.verification
@@ -122,7 +147,42 @@ def look_at(snapshot: Snapshot, config: Path, *, is_stopping: bool = False) -> L
         override=verification.get("override") if verification else None,
         failed=tuple(check["name"] for check in verification["checks"] if not check["passed"]) if verification else (),
         thresholds=serving.thresholds if serving else {},
+        old_model=status.old_model if status is not None else names[0],
+        new_model=status.new_model if status is not None else names[1],
+        plan=snapshot.plan if status is None else None,
+        unplanned=snapshot.planning.outcome if snapshot.planning is not None and snapshot.plan is None else None,
+        chart=chart_of(snapshot.readings, status.rows - status.unembedded) if status is not None else None,
     )
+
+
+def place_of(verb: str) -> str:
+    """Return the card in which the verb's form is."""
+    return PLACES.get(verb, "run")
+
+
+def chart_of(readings: Sequence[Reading], rows: int) -> Chart | None:
+    """Return the lines of rows and of writes to be followed; None before there are two readings.
+
+    rows: that are to have a new vector, the height of the first line; that of the second is the most there was.
+    """
+    if len(readings) < 2:
+        return None
+    first, last = readings[0].at, readings[-1].at
+    most_writes = max(reading.writes for reading in readings)
+
+    def line(values: Iterable[int], most: int) -> str:
+        width, height = CHART
+        return " ".join(
+            f"{width * (reading.at - first) / ((last - first) or 1):.1f},{height - height * value / max(most, 1):.1f}"
+            for reading, value in zip(readings, values, strict=True)
+        )
+
+    began_at, ended_at = (datetime.fromtimestamp(at, UTC).isoformat() for at in (first, last))
+    return Chart(
+        line((min(reading.rows, rows) for reading in readings), rows),
+        line((reading.writes for reading in readings), most_writes),
+        most_writes, began_at, ended_at,
+    )  # fmt: skip
 
 
 def path_of(state: State | None, before: State | None) -> tuple[Step, ...]:
@@ -191,10 +251,15 @@ def _next(snapshot: Snapshot) -> str:
 def _eta(status: Status) -> str:
     if status.seconds_left is None or status.paused is not None:
         return ""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if status.seconds_left > 1.5 * size:
-            return f"about {status.seconds_left / size:.0f} {unit} left"
-    return f"about {status.seconds_left:.0f} s left"
+    return f"about {duration(status.seconds_left)}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time in the unit that fits it."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds > 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _rate(status: Status) -> float | None:
