@@ -15,6 +15,7 @@ from vecferry.encode.loading import EncoderOptions, load_runtime
 from vecferry.encode.stored_vectors import pack_colbert, pack_sparse
 from vecferry.errors import SettingsError
 from vecferry.model.artifact import Artifact
+from vecferry.precisions import Form, Mark
 
 TEXTS = ["", "a ferry", "向量迁移", "the same", "the same", "مرحبا بالعالم", "a longer text " * 40]
 SPACE, OTHER = "a" * 64, "b" * 64
@@ -48,7 +49,7 @@ def assert_equal(a: Embeddings, b: Embeddings) -> None:
 
 
 def all_of(cache: Cache, texts: list[str], outputs: Outputs = Outputs.ALL) -> Embeddings:
-    return Embeddings.concat([one for one in cache.find(SPACE, texts, outputs, 8) if one is not None])
+    return Embeddings.concat([one for one in cache.find(Mark(SPACE), texts, outputs, 8) if one is not None])
 
 
 class Unused:
@@ -67,9 +68,10 @@ def test_what_was_kept_is_found_to_the_last_bit_by_another_process_too(tmp_path:
 def test_another_space_another_text_and_another_output_are_not_found(tmp_path: Path) -> None:
     cache, kept = Cache(tmp_path), made_up(2)
     cache.keep(["a", "b"], Embeddings(SPACE, kept.num_tokens, kept.truncated, kept.dense))
-    assert [one is None for one in cache.find(SPACE, ["a", "c", "b"], DENSE, 8)] == [False, True, False]
-    assert cache.find(SPACE, ["a"], Outputs.ALL, 8) == [None]
-    assert cache.find(OTHER, ["a", "b"], DENSE, 8) == [None, None]
+    assert [one is None for one in cache.find(Mark(SPACE), ["a", "c", "b"], DENSE, 8)] == [False, True, False]
+    assert cache.find(Mark(SPACE, Form("fp16")), ["a"], DENSE, 8) == [None]
+    assert cache.find(Mark(SPACE), ["a"], Outputs.ALL, 8) == [None]
+    assert cache.find(Mark(OTHER), ["a", "b"], DENSE, 8) == [None, None]
 
 
 def test_a_second_encoder_computes_nothing_and_gives_equal_bits(tiny_artifact: Artifact, tmp_path: Path) -> None:
@@ -100,9 +102,9 @@ def test_what_was_used_longest_ago_goes_first_and_the_file_stays_in_its_limit(tm
     cache.keep(["often"], made_up(1))
     for n in range(30):
         cache.keep([f"{n} {i}" for i in range(20)], made_up(20, dimension=1024, seed=n))
-        assert cache.find(SPACE, ["often"], DENSE, 8) != [None]
-    assert cache.find(SPACE, ["0 0"], DENSE, 1024) == [None]
-    assert cache.find(SPACE, ["29 19"], DENSE, 1024) != [None]
+        assert cache.find(Mark(SPACE), ["often"], DENSE, 8) != [None]
+    assert cache.find(Mark(SPACE), ["0 0"], DENSE, 1024) == [None]
+    assert cache.find(Mark(SPACE), ["29 19"], DENSE, 1024) != [None]
     assert (tmp_path / FILE).stat().st_size < 1.6e6  # the last batch of 0.4 MB came before its predecessors went
 
 
@@ -121,7 +123,7 @@ def test_a_damaged_file_is_set_aside_with_a_warning_and_begun_anew(
         (tmp_path / FILE).write_bytes(b"not a database" * 1000)
         cache = Cache(tmp_path) if damage == "begun" else overwritten(tmp_path)
     with caplog.at_level(logging.WARNING, "vecferry"):
-        assert cache.find(SPACE, ["a", "b", "c"], Outputs.ALL, 8) == [None] * 3
+        assert cache.find(Mark(SPACE), ["a", "b", "c"], Outputs.ALL, 8) == [None] * 3
     assert len(list(tmp_path.glob(f"{FILE}.damaged-*"))) == 1
     cache.keep(["a", "b", "c"], kept)
     assert_equal(all_of(cache, ["a", "b", "c"]), kept)
@@ -147,7 +149,7 @@ def test_a_cache_that_cannot_be_written_to_is_said_once_and_not_used(
     cache._connection.execute("PRAGMA query_only = ON")
     cache.keep(["a"], made_up(1))
     cache.keep(["b"], made_up(1))
-    assert cache.find(SPACE, ["a"], DENSE, 8) == [None]
+    assert cache.find(Mark(SPACE), ["a"], DENSE, 8) == [None]
     assert len([record for record in caplog.records if "not used any more" in record.message]) == 1
 
 
@@ -171,7 +173,7 @@ def test_four_processes_fill_one_cache(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    found = Cache(tmp_path).find(SPACE, [f"{seed} {n}" for seed in range(4) for n in range(20)], Outputs.ALL, 8)
+    found = Cache(tmp_path).find(Mark(SPACE), [f"{seed} {n}" for seed in range(4) for n in range(20)], Outputs.ALL, 8)
     assert None not in found
     assert not list(tmp_path.glob("*.damaged-*"))
 
@@ -184,9 +186,10 @@ def test_an_entry_that_is_no_vector_is_computed_again(tiny_artifact: Artifact, t
     wrong = load_runtime(EncoderOptions(artifact=tiny_artifact.path), "onnx").encode(["a ferry"])
     wrong.dense[0, 0] = np.nan
     Cache(folder).keep(["a ferry"], wrong)
-    assert Cache(folder).find(encoder.fingerprint, ["a ferry"], DENSE, encoder.dimension) == [None]
+    mark = Mark(encoder.fingerprint, encoder.space.form())
+    assert Cache(folder).find(mark, ["a ferry"], DENSE, encoder.dimension) == [None]
     np.testing.assert_array_equal(encoder.encode(["a ferry"]).dense, right.dense)
-    assert Cache(folder).find(encoder.fingerprint, ["a ferry"], DENSE, encoder.dimension) != [None]
+    assert Cache(folder).find(mark, ["a ferry"], DENSE, encoder.dimension) != [None]
 
 
 @pytest.mark.parametrize(
@@ -208,13 +211,13 @@ def test_an_entry_that_no_model_gives_is_damage_though_its_checksum_is_right(
 ) -> None:
     cache = Cache(tmp_path)
     cache.keep(["a"], made_up(1))
-    key = key_of(SPACE, "a")
+    key = key_of(Mark(SPACE), "a")
     row = (key, output, 3, 0, numbers)
     with sqlite3.connect(tmp_path / FILE) as connection:
         values = "tokens = 3, truncated = 0, numbers = ?, checksum = ?"
         connection.execute(f"UPDATE entries SET {values} WHERE output = ?", (numbers, checksum_of(row), output))
     connection.close()
-    assert cache.find(SPACE, ["a"], Outputs.ALL, 8) == [None]
+    assert cache.find(Mark(SPACE), ["a"], Outputs.ALL, 8) == [None]
     assert "is damaged" in caplog.text
     cache.keep(["a"], made_up(1))
     assert_equal(all_of(cache, ["a"]), made_up(1))

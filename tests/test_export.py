@@ -198,7 +198,7 @@ def test_npz_gives_back_the_same_bits_and_only_the_keys_asked_for(tmp_path: Path
         "colbert": {"colbert_indptr", "colbert"},
     }
     with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
-        always = {"ids", "num_tokens", "truncated", "fingerprint"}
+        always = {"ids", "num_tokens", "truncated", "fingerprint", "mark"}
         assert set(file) == always.union(*(keys[name] for name in outputs.names))
 
 
@@ -211,7 +211,7 @@ def test_jsonl_gives_back_the_same_float32(tmp_path: Path, outputs: Outputs) -> 
     records = [json.loads(line) for line in lines]
     assert [r["id"] for r in records] == IDS
     for row, record in enumerate(records):
-        assert set(record) == {"id", "num_tokens", "truncated", "fingerprint", *outputs.names}
+        assert set(record) == {"id", "num_tokens", "truncated", "fingerprint", "form", *outputs.names}
         assert record["num_tokens"] == whole.num_tokens[row]
         assert record["truncated"] is bool(whole.truncated[row])
         assert record["fingerprint"] == whole.fingerprint

@@ -1,10 +1,13 @@
 """int8 and fp16: the passes by themselves, what they keep, and what happens where they keep too little."""
 
+import json
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,14 +28,15 @@ from vecferry.conversion.onnx_file import Graph, Initializer, write_graph
 from vecferry.conversion.precision import calibrated
 from vecferry.conversion.verify import differences
 from vecferry.embeddings import Embeddings, Outputs, TokenBatch
-from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.encode.runtime.torch import TorchRuntime
-from vecferry.errors import PrecisionRefused, RuntimeUnavailable
-from vecferry.model.artifact import DATA, HIDDEN, MODEL, Artifact
+from vecferry.errors import ArtifactDamaged, PrecisionRefused, RuntimeUnavailable
+from vecferry.evaluate.values import Interval
+from vecferry.model.artifact import DATA, HIDDEN, MANIFEST, MODEL, Artifact, Override
 from vecferry.model.checkpoint import read_model
 from vecferry.model.sources import open_source
+from vecferry.precisions import Form, Pairing
 
 BATCH = TokenBatch.from_lists([[0, *range(10, 60), 2], [0, 40, 2], [0, *range(900, 1030), 2], [0, 2]])
 
@@ -60,6 +64,23 @@ def ranges(baseline: Artifact) -> quantize.Ranges:
 def int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("int8") / "tiny"
     return convert_checkpoint(open_source(str(tiny_checkpoint)), folder, precision="int8").artifact
+
+
+class Judged:
+    """One question on two passages, whose nDCG@10 is 0.6 for the scores that came first, those of fp32."""
+
+    passage_texts = ("a ferry to the islands", "a bridge over the river")
+    question_texts = ("how do I reach the islands?",)
+
+    def __init__(self, loss: float) -> None:
+        self._loss, self._first = loss, np.empty(0)
+
+    def ndcg_at_10(self, scores: np.ndarray) -> np.ndarray:
+        self._first = self._first if self._first.size else scores
+        return np.array([0.6 if np.array_equal(scores, self._first) else 0.6 - self._loss])
+
+    def interval(self, values: np.ndarray) -> Interval:
+        return Interval(float(values.mean()), float(values.min()), float(values.max()))
 
 
 def run(graph: Graph, of: Artifact, folder: Path) -> Embeddings:
@@ -213,7 +234,8 @@ def test_int8_is_near_fp32_and_a_quarter_of_it(int8: Artifact, baseline: Artifac
     assert sizes[0] < 0.4 * sizes[1]
     assert int8.manifest.space.precision == "int8"
     assert int8.manifest.space.recipe == quantize.RECIPE
-    assert int8.fingerprint != baseline.fingerprint
+    assert int8.fingerprint == baseline.fingerprint
+    assert int8.manifest.space.key != baseline.manifest.space.key
 
 
 def test_an_int8_text_is_the_same_alone_and_in_a_batch(int8: Artifact) -> None:
@@ -230,6 +252,61 @@ def test_its_report_holds_both_forms_and_its_manifest_the_losses(int8: Artifact)
     report = verify_artifact(int8)
     assert report.failed == []
     assert any(check.name.startswith("sparse: 1 - cosine") and check.value for check in report.checks)
+
+
+def test_the_manifest_has_the_pairings_of_each_head_and_the_verdict_that_follows(int8: Artifact) -> None:
+    manifest = int8.manifest
+    assert manifest.evidence is not None
+    measured = [Pairing(**each) for each in manifest.evidence["pairings"]]
+    names = ("fp32", quantize.RECIPE)
+    assert [(each.head, each.queries, each.passages) for each in measured] == [
+        (head, *pair) for head in ("dense", "sparse", "colbert") for pair in product(names, names)
+    ]
+    assert {each.smallest_cosine == 1 for each in measured if each.queries == each.passages == "fp32"} == {True}
+    assert all(0.5 < each.smallest_cosine < each.mean_cosine < 1 for each in measured if each.queries != each.passages)
+    assert {each.ndcg for each in measured} == {None}
+    assert manifest.space.verdicts == dict.fromkeys(manifest.space.heads, "apart")
+    assert str(manifest.space.mark()) == f"{int8.fingerprint}:int8-1:apart"
+
+
+def test_a_labelled_set_that_loses_nothing_allows_queries_and_an_override_is_kept(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = open_source(str(tiny_checkpoint))
+    done = convert_checkpoint(source, tmp_path / "int8", precision="int8", labelled=Judged(loss=0))
+    assert done.artifact.manifest.space.form() == Form("int8-1", "queries only")
+    assert done.artifact.manifest.space.form().verdict == "queries only"
+    override = Override(verdict="interchangeable", reason="measured on our own logs")
+    whole = convert_checkpoint(source, tmp_path / "own", precision="fp16", override=override, verified=False).artifact
+    assert Artifact.open(whole.path).manifest.override == override
+    assert whole.manifest.space.form().verdict == "interchangeable"
+
+
+FORGED: dict[str, tuple[dict[str, Any], str]] = {
+    "the space's verdict": ({"space": {"verdicts": {"dense": "interchangeable"}}}, "neither measured nor overridden"),
+    "the evidence's verdict too": (
+        {"space": {"verdicts": {"dense": "queries only"}}, "evidence": {"verdicts": {"dense": "queries only"}}},
+        "neither measured nor overridden",
+    ),
+    "pairings of another recipe": ({"evidence": {"measured_key": f"{'f' * 64}-int8-0"}}, "another model, recipe or"),
+    "pairings of other heads": ({"space": {"head_weights": "e" * 64}}, "another model, recipe or heads"),
+    "a recipe that reads as a verdict": ({"space": {"recipe": "int8-1:interchangeable"}}, "recipe"),
+    "a recipe of another precision": ({"space": {"precision": "fp16"}}, "recipe"),
+    "pairings that are none": ({"evidence": {"pairings": [{"head": "dense"}]}}, "validation error"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_verdict_that_nothing_stands_for_is_damage(int8: Artifact, tmp_path: Path, case: str) -> None:
+    changes, message = FORGED[case]
+    shutil.copytree(int8.path, tmp_path / "forged")
+    forged = json.loads((tmp_path / "forged" / MANIFEST).read_text())
+    for part, fields in changes.items():
+        for name, value in fields.items():
+            forged[part][name] = {**forged[part][name], **value} if isinstance(value, dict) else value
+    (tmp_path / "forged" / MANIFEST).write_text(json.dumps(forged))
+    with pytest.raises(ArtifactDamaged, match=message):
+        Artifact.open(tmp_path / "forged")
 
 
 def test_converting_again_gives_the_same_model(int8: Artifact, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -267,11 +344,9 @@ def test_int8_that_loses_too_much_is_refused_with_the_figures(
 
 
 def test_int8_that_finds_less_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    def quality_of(encoder: Encoder) -> float:
-        return {"fp32": 0.6, "int8": 0.594}[encoder.space.precision]
-
+    labelled = Judged(loss=0.006)
     with pytest.raises(PrecisionRefused, match=r"nDCG@10 lost to fp32 0.006 \(at most 0.005\): 0.6000 → 0.5940"):
-        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", quality=quality_of)
+        convert_checkpoint(open_source(str(tiny_checkpoint)), tmp_path / "out", precision="int8", labelled=labelled)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [pytest.param(2.0, "int8", marks=pytest.mark.slow), (1.05, "fp32")])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.errors import EmptyInput, HeadUnavailable, NotEncoded, SettingsError, SpaceMismatch
+from vecferry.precisions import FP32, Form, Mark
 
 T = TypeVar("T", bound=np.generic)
 Float32 = NDArray[np.float32]
@@ -217,7 +218,8 @@ class Embeddings:
 
     dense: float32 [N, D]. sparse: `Sparse`. colbert: `MultiVector`. Reading one that was not asked
     for raises NotEncoded. num_tokens: int64 [N] tokens that the model saw, special tokens included.
-    truncated: bool [N]. fingerprint: the vector space; values of two spaces never mix.
+    truncated: bool [N]. fingerprint: the function that made them; values of two functions never mix. form: how exactly
+    it was computed; two forms are compared where they were found to agree (`Mark.refusal`), and never joined.
     """
 
     fingerprint: str
@@ -226,6 +228,7 @@ class Embeddings:
     dense_or_none: Float32 | None = None
     sparse_or_none: Sparse | None = None
     colbert_or_none: MultiVector | None = None
+    form: Form = FP32
 
     def __len__(self) -> int:
         return len(self.num_tokens)
@@ -235,6 +238,10 @@ class Embeddings:
         sparse = None if self.sparse_or_none is None else self.sparse_or_none[i]
         colbert = None if self.colbert_or_none is None else self.colbert_or_none[i]
         return TextVectors(self.dense[i], sparse, colbert)
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self.fingerprint, self.form)
 
     @property
     def num_truncated(self) -> int:
@@ -273,6 +280,11 @@ class Embeddings:
             reasons |= _defects(self.dense_or_none, np.arange(len(self) + 1), "its vector")
         return reasons
 
+    def require_key(self, key: str, where: str) -> None:
+        """Raise SpaceMismatch unless these are of that function, form and heads: the bytes that were asked for."""
+        if self.mark.key != key:
+            raise SpaceMismatch(expected=key, found=self.mark.key, where=where)
+
     def take(self, rows: NDArray[np.intp]) -> Embeddings:
         """Return the given rows, in the given order."""
         return Embeddings(
@@ -282,17 +294,17 @@ class Embeddings:
             None if self.dense_or_none is None else self.dense_or_none[rows],
             None if self.sparse_or_none is None else self.sparse_or_none.take(rows),
             None if self.colbert_or_none is None else self.colbert_or_none.take(rows),
+            self.form,
         )
 
     @classmethod
     def concat(cls, parts: Sequence[Embeddings]) -> Embeddings:
-        """Join parts of one space, with the same outputs, one after the other. Raises SpaceMismatch, EmptyInput."""
+        """Join parts of one function and form, with the same outputs, in order. Raises SpaceMismatch, EmptyInput."""
         if not parts:
             raise EmptyInput
         first = parts[0]
         for part in parts[1:]:
-            if part.fingerprint != first.fingerprint:
-                raise SpaceMismatch(expected=first.fingerprint, found=part.fingerprint, where="a part to be joined")
+            part.require_key(first.mark.key, "a part to be joined")
         return cls(
             first.fingerprint,
             np.concatenate([p.num_tokens for p in parts]),
@@ -300,6 +312,7 @@ class Embeddings:
             None if first.dense_or_none is None else np.concatenate([p.dense for p in parts]),
             None if first.sparse_or_none is None else Sparse.concat([p.sparse for p in parts]),
             None if first.colbert_or_none is None else MultiVector.concat([p.colbert for p in parts]),
+            first.form,
         )
 
 
@@ -317,14 +330,13 @@ def _defects(vectors: Float32, indptr: Int64, what: str) -> dict[int, str]:
 
 
 def same_space(queries: Embeddings, passages: Embeddings) -> None:
-    """Raise SpaceMismatch unless the two can be compared."""
-    if queries.fingerprint != passages.fingerprint:
-        raise SpaceMismatch(expected=passages.fingerprint, found=queries.fingerprint, where="the queries")
+    """Raise SpaceMismatch unless the two can be compared, by any output."""
+    queries.mark.require(passages.mark, "query", "the queries")
 
 
 def dense_scores(queries: Embeddings, passages: Embeddings) -> Float32:
     """Return float32 [len(queries), len(passages)]; the cosine, since vectors have unit length."""
-    same_space(queries, passages)
+    queries.mark.without_heads.require(passages.mark.without_heads, "query", "the queries")
     scores: Float32 = queries.dense @ passages.dense.T
     return scores
 

@@ -47,6 +47,7 @@ VecferryError                      exit  what happened
 │       └── OverMemoryBudget             foreseen, and not run
 ├── VerificationFailed             4     a check of the converted model failed
 ├── SpaceMismatch                  4     two vector spaces would have met
+│   └── PrecisionMismatch                two precisions of one, which nobody has found to agree
 ├── ServingError                   3     a request to a server; `vecferry.server.answers` has their HTTP statuses
 │   ├── BadRequest                       a request that is not as the interface says
 │   ├── RequestTooLarge                  over one of the server's limits
@@ -75,6 +76,7 @@ VecferryError                      exit  what happened
     ├── IllegalTransition
     │   └── GateNotPassed                no pass of the gate, and no override of it
     ├── MigrationConflict                the same name, another plan
+    ├── SameFunction                     the vectors are of the new model already, in another precision
     ├── MigrationsOpen                   what all of them share cannot go yet
     ├── DependentsInTheWay               what stands on the vectors and would be left on the old ones
     ├── VectorsUnconfirmed               what they were made from is not known, or not as the file says
@@ -646,7 +648,7 @@ class PrecisionRefused(VecferryError):
 
 @dataclass(eq=False)
 class SpaceMismatch(VecferryError):
-    """Vectors of two spaces would have met. Both are fingerprints."""
+    """Vectors of two spaces would have met. Both are marks, which begin with the fingerprint."""
 
     exit_code = 4
     template = "{where}: vector space {found:.12}, expected {expected:.12}; their vectors cannot be compared."
@@ -654,6 +656,19 @@ class SpaceMismatch(VecferryError):
     expected: str
     found: str
     where: str
+
+
+@dataclass(eq=False)
+class PrecisionMismatch(SpaceMismatch):
+    """Two precisions of one function would have met in a role in which nobody has measured that they may."""
+
+    template = "{where}: not to be used for a {role}: {reason}."
+    advice = (
+        "Use the model in the precision of the stored vectors, or measure it: vecferry convert SOURCE OUTPUT"
+        " --precision int8 --labelled FOLDER"
+    )
+    role: str
+    reason: str
 
 
 # --- serving --------------------------------------------------------------------------------------
@@ -943,6 +958,20 @@ class MigrationConflict(MigrationError):
     field: str
     stored: object
     value: object
+
+
+@dataclass(eq=False)
+class SameFunction(MigrationError):
+    """The vectors are of the new model already, in another precision: nothing need be encoded again."""
+
+    template = "the vectors of {target} are of the new model already, in {present}: none need be encoded in {wanted}."
+    advice = (
+        "Serve them with it as they are, if its verdict allows: [models] serve. To encode all of them again:"
+        " reencode = true in [models]."
+    )
+    target: str
+    present: str
+    wanted: str
 
 
 @dataclass(eq=False)

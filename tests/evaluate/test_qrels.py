@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vecferry.embeddings import Embeddings
+from vecferry.embeddings import Embeddings, dense_scores
 from vecferry.errors import SettingsError
 from vecferry.evaluate import Judgement, Passage, Question, read_beir, read_queries
 from vecferry.evaluate.qrels import MAX_VALUE, read_passages, slices_of
@@ -71,7 +71,9 @@ def test_ndcg_of_a_planted_order_is_the_formulas(folder: Path) -> None:
     planted = Planted({"A one": [0.9], "two": [0.5], "three": [0.1], "who?": [1.0]})
     gained = 1 / math.log2(2) + 1 / math.log2(4)  # found: a, b, 3
     best = 1 / math.log2(2) + 1 / math.log2(3)
-    assert read_beir(folder).ndcg_at_10(planted) == pytest.approx(gained / best)  # type: ignore[arg-type]
+    labelled = read_beir(folder)
+    asked, stored = planted.encode(labelled.question_texts, "query"), planted.encode(labelled.passage_texts, "passage")
+    assert labelled.ndcg_at_10(dense_scores(asked, stored)) == pytest.approx([gained / best])
 
 
 def test_a_line_separator_inside_a_text_does_not_end_its_record(folder: Path) -> None:

@@ -7,6 +7,8 @@ that was encoded is counted.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from vecferry.encode.encoder import Progress, Role
 from vecferry.errors import InvalidText, OutOfMemory
 from vecferry.migrate import Gate, GateVerdict, MappedThreshold
 from vecferry.model.artifact import VectorSpace
+from vecferry.precisions import Precision, Verdict
 
 
 def truth(model: str, text: str, dimension: int) -> Float32:
@@ -56,6 +59,13 @@ class TruthEncoder:
         self.calls = 0
         self.encoded: Counter[str] = Counter()
 
+    def in_precision(self, precision: Precision, verdict: Verdict) -> Self:
+        """Return the same model in another precision, with what was found of it."""
+        narrower = copy(self)
+        changes = {"precision": precision, "verdicts": {"dense": verdict}}
+        narrower.space = self.space.model_copy(update=changes)
+        return narrower
+
     @property
     def fingerprint(self) -> str:
         return self.space.fingerprint
@@ -86,7 +96,8 @@ class TruthEncoder:
             if text.startswith("HUGE"):
                 raise OutOfMemory("double", len(texts), 9999)
         ones = np.ones(len(texts), np.int64)
-        return Embeddings(self.fingerprint, ones, np.zeros(len(texts), bool), self._dense(texts))
+        truncated = np.zeros(len(texts), bool)
+        return Embeddings(self.fingerprint, ones, truncated, self._dense(texts), form=self.space.form())
 
     def _dense(self, texts: Sequence[str]) -> Float32:
         dense = np.stack([self.truth(text) for text in texts])

@@ -64,6 +64,8 @@ def test_the_file_of_the_documentation_written_out_is_read_as_it_says(tmp_path: 
             "new": tmp_path / "models/bge-m3-onnx",
             "old": tmp_path / "models/all-MiniLM-L6-v2-onnx",
             "outputs": DENSE,
+            "serve": tmp_path / "models/bge-m3-fp32",
+            "reencode": False,
         },
         "limits": {
             "rows_per_range": 256,

@@ -63,7 +63,7 @@ def ray_here() -> Iterator[None]:
 
 def on_ray(store: MirrorStore, folder: Path, settings: RaySettings = TWO, **model: object) -> RayEngine:
     encoder = TruthEncoder()
-    staging = Staging(folder / "staging", encoder.fingerprint)
+    staging = Staging(folder / "staging", encoder.space.key)
     return RayEngine(store, encoder, staging, "uid", 4, made_by_us(folder, **model), settings)
 
 
@@ -107,7 +107,7 @@ def test_a_task_travels_whole() -> None:
 
 def test_a_file_that_was_damaged_on_its_way_is_not_kept(tmp_path: Path) -> None:
     encoder = TruthEncoder()
-    staging = Staging(tmp_path, encoder.fingerprint)
+    staging = Staging(tmp_path, encoder.space.key)
     file = RangeTask([Row(("1",), "one")], set(), {}).done(encoder, Outputs.DENSE)
     with pytest.raises(NotReadable):
         staging.keep_file("a", file[:-9])
@@ -325,7 +325,7 @@ def test_an_artifact_that_is_not_there_is_received_whole_once_and_verified(
     for thread in threads:
         thread.join()
     assert receiver.missing() == ""
-    received = tmp_path / "cache" / tiny_artifact.fingerprint
+    received = tmp_path / "cache" / tiny_artifact.manifest.space.key
     assert {path.name for path in received.iterdir()} == {"manifest.json", *tiny_artifact.manifest.files}
     assert receiver.load(1).fingerprint == tiny_artifact.fingerprint
     damage(received / "model.onnx.data")

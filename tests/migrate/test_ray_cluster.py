@@ -115,13 +115,13 @@ def test_an_artifact_that_the_machines_do_not_see_comes_to_them_through_ray(
     options = EncoderOptions(artifact=tiny_artifact.path, threads=1)
     encoder = load_encoder(options).encoder
     made = ShippedArtifact.of(options, tmp_path / "cache")
-    model = NotShared(made.options, made.fingerprint, made.manifest, made.cache, os.getpid())
+    model = NotShared(made.options, made.key, made.manifest, made.cache, os.getpid())
     texts = [f"text {i}" for i in range(100)]
     with two_machines() as cluster:
         settings = replace(SETTINGS, address=cluster.address)
         (embeddings,) = encode_on_workers(settings, model, encoder, texts, outputs=Outputs.DENSE, role="passage")
     np.testing.assert_allclose(embeddings.dense, encoder.encode(texts).dense, atol=1e-6)  # another number of threads
-    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [made.fingerprint]
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [made.key]
 
 
 @contextmanager

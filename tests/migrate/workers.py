@@ -57,8 +57,8 @@ class TruthModel:
     device: Device = "cpu"
 
     @property
-    def fingerprint(self) -> str:
-        return TruthEncoder(self.model, self.dimension).fingerprint
+    def key(self) -> str:
+        return TruthEncoder(self.model, self.dimension).space.key
 
     def kind(self) -> str:
         return "of one kind" if os.getpid() == self.driver else self.kind_of_workers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,19 @@ from vecferry.embeddings import TextVectors
 from vecferry.encode.client import RemoteEncoder
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.loading import EncoderOptions, Loaded, load_encoder
+from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import SettingsError, StoreUnreachable
 from vecferry.migrate import Migration
 from vecferry.migrate.config import read_config
 from vecferry.migrate.router import Router
 from vecferry.model.artifact import Artifact
+from vecferry.model.tokens import open_tokenizer
 from vecferry.server.app import create_app
 from vecferry.server.models import Served, ServedModels
 from vecferry.server.options import ServerLimits, ServerOptions
 from vecferry.server.service import Service
 from vecferry.stores.backend import Point
+from vecferry.stores.ledger import Serving
 from vecferry.stores.memory import MemoryBackend
 from vecferry.stores.mirror import MirrorStore
 from vecferry.stores.sqlite import SqliteLedger
@@ -236,6 +239,32 @@ def test_nothing_can_be_read_or_searched_by_unless_it_was_named(library: Encoder
                 numbers = [str(2**80), "/w==", "?", None]
                 assert read == ({"n.a": numbers} if fields == ("n.a",) else {"n": {"a": numbers, "7": None}})
     store.close()
+
+
+def test_a_precision_for_queries_alone_is_asked_and_its_passages_are_refused(
+    library: Encoder, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    changes = {"precision": "int8", "recipe": "int8-1", "verdicts": {"dense": "queries only"}}
+    manifest = tiny_artifact.manifest
+    manifest = manifest.model_copy(update={"space": manifest.space.model_copy(update=changes)})
+    asking = Encoder(open_tokenizer(tiny_artifact), OnnxRuntime(replace(tiny_artifact, manifest=manifest)))
+    backend = MemoryBackend({"docs": [Point("1", "one", TextVectors(library.encode(["one"]).dense[0]))]})
+    ledger = SqliteLedger.open(tmp_path / "control.db")
+    ledger.serve("docs", Serving(1, 1, "docs", library.fingerprint))
+
+    def router(_: Service) -> Router:
+        return Router(MirrorStore(backend, "docs", ledger), old=asking, new=asking)
+
+    with inside(asking, router=router) as server, server.client() as http:
+        found = http.post("/search", json={"query": "one"}).json()
+        assert (found["fingerprint"], found["hits"][0]["key"]) == (library.fingerprint, ["1"])
+        for path, field, role in (("/v1/embeddings", "input", "prompt_name"), ("/embed", "inputs", "prompt_name"),
+                                  ("/v1/m3", "inputs", "role")):  # fmt: skip
+            body = {"model": "serving", field: "a"}
+            assert http.post(path, json=body | {role: "query"}).status_code == 200
+            refused = http.post(path, json=body | {role: "passage"})
+            assert refused.status_code == 409
+            assert "int8-1 may be used for queries alone" in refused.text
 
 
 class StoreAway:

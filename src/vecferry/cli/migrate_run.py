@@ -30,6 +30,7 @@ from vecferry.migrate import CutoverReport, Migration, Override, Plan, Resources
 from vecferry.migrate.operator_lock import state_but_for_pause
 from vecferry.migrate.record import dependents_in_the_way
 from vecferry.migrate.states import ENDED, possible_verbs
+from vecferry.precisions import Mark
 
 AFTER_RUN = (
     ("to go back", "vecferry migrate rollback"),
@@ -133,8 +134,10 @@ class OfflineRun:
 
     def _is_over(self) -> bool:
         """Say whether a migration to this model was finalized, and nothing is left to be done."""
-        is_finalized = self.migration.ended() is State.FINALIZED
-        return is_finalized and self.migration.serving().fingerprint == self.target.new.fingerprint
+        if self.migration.ended() is not State.FINALIZED:
+            return False
+        serving, new = self.migration.serving().fingerprint, self.target.new.space.mark()
+        return serving is not None and not new.refusal(Mark.parse(serving), "passage")
 
     def _plan(self) -> None:
         """Show the plan and ask. What `start` refuses is left to it, without a question."""

@@ -21,7 +21,7 @@ from vecferry.migrate import EngineFor, Migration
 from vecferry.migrate.config import DEFAULT_FILE, MigrationConfig, ModelsConfig, StoreConfig, merged, read_config
 from vecferry.migrate.engines import Engine
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
-from vecferry.migrate.opening import model_options, new_encoder, old_encoder, open_configured_store
+from vecferry.migrate.opening import follower_encoder, model_options, new_encoder, old_encoder, open_configured_store
 from vecferry.migrate.staging import Staging
 from vecferry.model.artifact import Artifact
 from vecferry.settings import read_settings
@@ -63,7 +63,7 @@ class Target:
         """Open the store and yield its migration; close it at the end. said: options over those of the file."""
         with closing(self.open_store()) as store:
             options = replace(self.config.options, **said)
-            yield Migration(store, new=self.new, old=self.old, options=options)
+            yield Migration(store, new=self.new, old=self.old, serve=self.serve, options=options)
 
     def open_store(self) -> Store:
         """Open the store of the file, or of the environment; to be closed."""
@@ -74,10 +74,10 @@ class Target:
         from vecferry.integrations.chroma import VecferryEmbeddingFunction
         from vecferry.integrations.connecting import Connection
 
-        folder = self.config.models.new.absolute()
+        folder = (self.config.models.serve or self.config.models.new).absolute()
         manifest = Artifact.peek(folder)
-        fingerprint = manifest.fingerprint if manifest else self.new.fingerprint
-        return VecferryEmbeddingFunction(Connection(str(folder), fingerprint=fingerprint))
+        space = manifest.space if manifest else (self.serve or self.new).space
+        return VecferryEmbeddingFunction(Connection(str(folder), fingerprint=str(space.mark())))
 
     def engine(self) -> EngineFor | None:
         """Return what makes the engine; None for the one in this process. Raises MissingExtra, ArtifactError."""
@@ -104,6 +104,11 @@ class Target:
     def new(self) -> LazyEncoder:
         """The new model."""
         return new_encoder(self.config)
+
+    @cached_property
+    def serve(self) -> LazyEncoder | None:
+        """The new model in the precision for queries and followed writes, if that is another one."""
+        return follower_encoder(self.config)
 
     @cached_property
     def old(self) -> TextEncoder | None:

@@ -123,7 +123,13 @@ def _models(status: Status) -> Rows:
     """Return both models by name, where their names are known, with the beginnings of their fingerprints."""
     old = f"{status.old_model or 'not named'} ({short(status.old_fingerprint) or 'not known'})"
     new = f"{status.new_model or 'not named'} ({short(status.new_fingerprint)})"
-    return [("models", f"{old} → {new}")]
+    return [("models", f"{old} → {new}"), *precision_rows(status.precisions)]
+
+
+def precision_rows(precisions: Mapping[str, int]) -> Rows:
+    """Return how many rows are in each precision, where there is more than one."""
+    counted = {name: rows for name, rows in precisions.items() if rows}
+    return [("precisions", ", ".join(f"{rows:,} rows in {name}" for name, rows in counted.items()))][: len(counted) > 1]
 
 
 def _run(status: Status) -> Rows:
@@ -174,7 +180,7 @@ def verdict_rows(report: VerifyReport) -> Rows:
 
 def verdict_facts(report: VerifyReport) -> Rows:
     """Return what the gate said, and the state that it leaves."""
-    return [*_gate(report.to_dict()), ("state", report.state)]
+    return [*precision_rows(report.precisions), *_gate(report.to_dict()), ("state", report.state)]
 
 
 def _after_verify(report: VerifyReport) -> Rows:

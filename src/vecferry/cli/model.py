@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,12 +22,14 @@ from vecferry.encode.encoder import Encoder, Role
 from vecferry.encode.loading import EncoderOptions, load_encoder
 from vecferry.encode.runtime.host import machine
 from vecferry.errors import ArtifactWriteFailed, SettingsError, VecferryError, VerificationFailed
-from vecferry.evaluate import read_beir
+from vecferry.evaluate import LabelledSet, read_beir
 from vecferry.migrate.config import EngineConfig
 from vecferry.migrate.engines import RaySettings
 from vecferry.migrate.engines.model_distribution import ShippedArtifact
+from vecferry.model.artifact import Override
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides
+from vecferry.precisions import VERDICTS
 from vecferry.settings import Settings, read_settings
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder that `vecferry convert` wrote.")]
@@ -61,13 +63,18 @@ def convert(
     labelled: Annotated[
         Path | None, typer.Option(help="A folder in BEIR layout, whose nDCG@10 int8 or fp16 must keep.")
     ] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="interchangeable, 'queries only' or apart, in the place of what is measured.")
+    ] = None,
+    because: Annotated[str | None, typer.Option(help="Why that verdict holds; it is kept in the manifest.")] = None,
     skip_verification: Annotated[bool, typer.Option("--skip-verification", help="Not advised.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint to ONNX and verify the result. No PyTorch is needed.
 
     Verification compares with PyTorch too if it is installed (pip install 'vecferry[torch]').
-    int8 and fp16 are held against the fp32 form, and refused with the figures if they lose too much (exit code 4).
+    int8 and fp16 are held against the fp32 form, and refused with the figures if they lose too much (exit code 4). What
+    is measured also says whether they may meet fp32 in one index: for queries, for passages too, or not at all.
 
     Example: vecferry convert BAAI/bge-m3 models/bge-m3-onnx --precision auto
     """
@@ -78,7 +85,8 @@ def convert(
         raise SettingsError("--pooling", pooling, "cls or mean")
     if precision not in get_args(Wanted):
         raise SettingsError("--precision", precision, ", ".join(get_args(Wanted)))
-    quality = None if labelled is None else _quality(labelled, precision, skipped=skip_verification)
+    judged = None if labelled is None else _labelled(labelled, precision, skipped=skip_verification)
+    override = _override(verdict, because, precision)
     overrides = Overrides(pooling, normalize, max_tokens, query_prefix, passage_prefix)  # type: ignore[arg-type]
     with stages() as stage:
         stage(f"opening {source}")
@@ -88,7 +96,8 @@ def convert(
             out,
             overrides=overrides,
             precision=precision,  # type: ignore[arg-type]
-            quality=quality,
+            labelled=judged,
+            override=override,
             verified=not skip_verification,
             progress=stage,
         )
@@ -219,12 +228,24 @@ def doctor(as_json: Json = False) -> None:
 # --- details --------------------------------------------------------------------------------------
 
 
-def _quality(folder: Path, precision: str, *, skipped: bool) -> Callable[[Encoder], float]:
-    """Return what measures nDCG@10 of an encoder on the labelled set."""
+def _labelled(folder: Path, precision: str, *, skipped: bool) -> LabelledSet:
+    """Read the labelled set. Raises SettingsError."""
     if precision == "fp32" or skipped:
         raise SettingsError("--labelled", folder, "a narrower --precision that is verified")
-    labelled = read_beir(folder)
-    return lambda encoder: labelled.ndcg_at_10(encoder)
+    return read_beir(folder)
+
+
+def _override(verdict: str | None, reason: str | None, precision: str) -> Override | None:
+    """Return the verdict of the options with its reason. Raises SettingsError where one is without the other."""
+    if verdict is None and reason is None:
+        return None
+    if verdict not in VERDICTS:
+        raise SettingsError("--verdict", verdict or "", ", ".join(VERDICTS))
+    if not (reason or "").strip():
+        raise SettingsError("--because", reason or "", "the reason for the verdict, which is kept")
+    if precision not in ("fp16", "int8"):
+        raise SettingsError("--verdict", verdict, "one of --precision fp16 or int8; fp32 needs none")
+    return Override(verdict=verdict, reason=str(reason))
 
 
 def _on_workers(
@@ -265,6 +286,8 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "max_tokens": space["max_tokens"],
         "pooling": space["pooling"],
         "precision": space["precision"],
+        "verdicts": space["verdicts"],
+        "override": manifest["override"],
         "query_prefix": space["query_prefix"],
         "passage_prefix": space["passage_prefix"],
         "speed_over_fp32": (manifest["evidence"] or {}).get("speed_over_fp32"),

@@ -69,7 +69,10 @@ def short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2g}"
     text = plain(value)
-    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
+    fingerprint, _, form = text.partition(":")
+    if len(fingerprint) != 64 or " " in fingerprint:
+        return text
+    return f"{fingerprint[:12]}…" + (f" in {form.partition(':')[0]}" if form else "")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from vecferry.cli.options import parameters_of, taking
 from vecferry.cli.output import errors, stages
 from vecferry.errors import MissingExtra
 from vecferry.migrate.config import read_config
-from vecferry.migrate.opening import old_model
+from vecferry.migrate.opening import old_model, serving_model
 from vecferry.server.keys import ApiKeys
 from vecferry.server.options import ServerLimits, ServerOptions
 from vecferry.settings import Settings, read_settings
@@ -125,7 +125,7 @@ def _choices(names: list[str], target: Target | None, settings: Settings) -> lis
     choices = [ModelChoice.parse(name) for name in names]
     if target is not None:
         old = old_model(target.config)
-        choices += [ModelChoice(target.config.models.new), ModelChoice(old)]
+        choices += [ModelChoice(serving_model(target.config)), ModelChoice(old)]
     return choices or [ModelChoice(settings.options().artifact)]
 
 

@@ -10,6 +10,7 @@ from vecferry.console.operator import Task
 from vecferry.embeddings import DENSE
 from vecferry.encode.encoder import TextEncoder
 from vecferry.errors import SpaceMismatch
+from vecferry.stores.marks import side_asked
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Hit, Key, shown
 
@@ -77,9 +78,8 @@ def compare(store: Store, task: Task, query: str) -> Comparison:
     """Search both sides for their first K. Raises InvalidText, ModelRuntimeError, ArtifactError, StoreError."""
     serving = store.ledger.serving(store.target)
     cuts = _cuts(store, task)
-    is_new_there = store.new_space() == task.new.fingerprint or (
-        serving is not None and serving.fingerprint == task.new.fingerprint
-    )
+    sides = {store.new_space(), serving.fingerprint if serving is not None else None} - {None}
+    is_new_there = side_asked(store, task.new.space.mark()) in sides
     old = _search(store, task.old, query, "The migration's file does not name the old model.")
     new = _search(store, task.new if is_new_there else None, query, "There are no new vectors before start.")
     texts = _texts(store, [*old.hits, *new.hits])
@@ -102,7 +102,7 @@ def _search(store: Store, model: TextEncoder | None, query: str, otherwise: str)
         return _SideAnswer((), otherwise)
     vector = model.encode([query], role="query").dense[0]
     try:
-        return _SideAnswer(store.search(vector, K, fingerprint=model.fingerprint))
+        return _SideAnswer(store.search(vector, K, fingerprint=side_asked(store, model.space.mark())))
     except SpaceMismatch:
         return _SideAnswer((), "This side's vectors are not in its model's space.")
 

@@ -15,10 +15,10 @@ import onnx
 
 from vecferry.conversion.graph import build_graph
 from vecferry.conversion.onnx_file import OPSET, Graph, write_graph
+from vecferry.conversion.pairings import Labelled
 from vecferry.conversion.precision import (
     WORTH,
     Narrowed,
-    Quality,
     Wanted,
     evidence,
     quantized,
@@ -28,7 +28,17 @@ from vecferry.conversion.precision import (
 from vecferry.conversion.verify import Progress, Reference, Report, verify
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import MissingExtra, PrecisionRefused, RuntimeUnavailable, SourceError, SourceNotFound, reason_of
-from vecferry.model.artifact import FORMAT, MODEL, TOKENIZER, Artifact, Manifest, SourceRecord, file_record, writing
+from vecferry.model.artifact import (
+    FORMAT,
+    MODEL,
+    TOKENIZER,
+    Artifact,
+    Manifest,
+    Override,
+    SourceRecord,
+    file_record,
+    writing,
+)
 from vecferry.model.checkpoint import Model, read_model
 from vecferry.model.sources import Checkpoint, reopen
 from vecferry.model.spec import Overrides
@@ -48,7 +58,8 @@ def convert_checkpoint(
     *,
     overrides: Overrides | None = None,
     precision: Wanted = "fp32",
-    quality: Quality | None = None,
+    labelled: Labelled | None = None,
+    override: Override | None = None,
     verified: bool = True,
     progress: Progress = lambda _: None,
 ) -> Conversion:
@@ -56,7 +67,9 @@ def convert_checkpoint(
 
     precision: fp16 and int8 are made of the fp32 form, which is verified first, and held against it. auto: int8 if it
     keeps what it must and is `precision.WORTH` times as fast as fp32 on this processor, else fp32.
-    quality: nDCG@10 on a labelled set, of which the narrower form must lose little; it needs `verified`.
+    labelled: judged questions, of whose nDCG@10 the narrower form must lose little; it needs `verified`, and decides
+    with the shipped texts with what the form may meet (docs/decisions/0042). override: another verdict, and
+    why.
     Leaves `output` whole and new, or as it was. Repeating it is safe and gives the same model. Raises SourceError
     (what is wrong with the checkpoint), ArtifactWriteFailed, Locked, VerificationFailed, PrecisionRefused.
     """
@@ -73,7 +86,7 @@ def convert_checkpoint(
             report.gate(output)
         if precision != "fp32":
             with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as beside:
-                steps = _Narrowing(artifact, graph, Path(beside), quality, verified=verified, progress=progress)
+                steps = _Narrowing(artifact, graph, Path(beside), labelled, override, verified, progress)
                 artifact, report = steps.chosen(report) if precision == "auto" else steps.only(precision, report)
         if report is not None:
             artifact.write_verification(report.to_dict())
@@ -87,7 +100,8 @@ class _Narrowing:
     baseline: Artifact
     graph: Graph
     beside: Path
-    quality: Quality | None
+    labelled: Labelled | None
+    override: Override | None
     verified: bool
     progress: Progress
 
@@ -105,7 +119,7 @@ class _Narrowing:
         refused = narrowed.report is not None and narrowed.report.failed
         if not refused and min(speed.values()) >= WORTH:
             return self._taken(narrowed, report, speed)
-        measured = evidence("fp32", narrowed.report, speed)
+        measured = evidence("fp32", narrowed, speed)
         artifact = replace(self.baseline, manifest=self.baseline.manifest.model_copy(update={"evidence": measured}))
         save_manifest(artifact)
         return artifact, report
@@ -116,7 +130,7 @@ class _Narrowing:
             self.graph,
             precision,
             self.beside,
-            quality=self.quality,
+            labelled=self.labelled,
             verified=self.verified,
             progress=self.progress,
         )
@@ -126,8 +140,11 @@ class _Narrowing:
     ) -> tuple[Artifact, Report | None]:
         """Move the narrower form to where its baseline was; the baseline's checks stay in the report."""
         space = narrowed.artifact.manifest.space
-        measured = evidence(space.precision, narrowed.report, speed)
-        manifest = narrowed.artifact.manifest.model_copy(update={"evidence": measured})
+        measured = evidence(space.precision, narrowed, speed)
+        overridden = None if self.override is None else dict.fromkeys(space.heads, self.override.verdict)
+        space = space.model_copy(update={"verdicts": overridden or measured["verdicts"]})
+        changes = {"space": space, "evidence": measured, "override": self.override}
+        manifest = narrowed.artifact.manifest.model_copy(update=changes)
         for file in self.baseline.path.iterdir():
             file.unlink()
         for file in self.beside.iterdir():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -17,18 +18,18 @@ from vecferry.conversion.calibration import calibration_texts
 from vecferry.conversion.fp16 import halve
 from vecferry.conversion.int8 import RECIPE, Ranges, probed, quantize, range_of
 from vecferry.conversion.onnx_file import Graph, write_graph
+from vecferry.conversion.pairings import Labelled, pairings
 from vecferry.conversion.verify import LOSSES, ConversionCheck, Progress, Reference, Report, at_most, verify
 from vecferry.embeddings import DENSE, TokenBatch
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.runtime.host import machine
 from vecferry.encode.runtime.onnx import OnnxRuntime, run_each
-from vecferry.model.artifact import HIDDEN, MANIFEST, MODEL, TOKENIZER, Artifact, Precision
+from vecferry.model.artifact import HIDDEN, MANIFEST, MODEL, TOKENIZER, Artifact
 from vecferry.model.files import write_json
 from vecferry.model.tokens import open_tokenizer
+from vecferry.precisions import Pairing, Precision, verdicts_of
 
 Wanted = Literal["fp32", "fp16", "int8", "auto"]
-Quality = Callable[[Encoder], float]
-"""nDCG@10 of an encoder on a labelled set."""
 
 PROBE, SPEED_SHAPES, REPEATS = "probe.onnx", ((1, 16), (4, 128)), 7
 WORTH = 1.1
@@ -37,10 +38,11 @@ WORTH = 1.1
 
 @dataclass(frozen=True)
 class Narrowed:
-    """A narrower artifact beside its fp32 baseline. report: None where it was not to be compared."""
+    """A narrower artifact beside its fp32 baseline. report: None where it was not to be compared; then no pairings."""
 
     artifact: Artifact
     report: Report | None
+    pairings: tuple[Pairing, ...] = ()
 
 
 def quantized(
@@ -49,7 +51,7 @@ def quantized(
     precision: Literal["fp16", "int8"],
     folder: Path,
     *,
-    quality: Quality | None,
+    labelled: Labelled | None,
     verified: bool,
     progress: Progress,
 ) -> Narrowed:
@@ -59,10 +61,10 @@ def quantized(
         return Narrowed(artifact, None)
     reference = Reference(lambda: OnnxRuntime(baseline))
     report = verify(artifact, lambda: OnnxRuntime(artifact), reference, progress)
-    if quality is not None:
-        progress("nDCG@10 on the labelled set")
-        report = report.with_checks(_quality_lost(baseline, artifact, quality))
-    return Narrowed(artifact, report)
+    progress("queries and passages in either form")
+    measured = pairings(partial(_encoder, baseline), partial(_encoder, artifact), labelled)
+    report = report.with_checks(*_quality_lost(measured, precision))
+    return Narrowed(artifact, report, measured)
 
 
 def _write(
@@ -110,10 +112,12 @@ def calibrated(baseline: Artifact) -> Ranges:
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def _quality_lost(baseline: Artifact, artifact: Artifact, quality: Quality) -> ConversionCheck:
-    before, after = (quality(_encoder(form)) for form in (baseline, artifact))
-    limit = LOSSES[artifact.manifest.space.precision]["ndcg"]
-    return at_most("nDCG@10 lost to fp32", before - after, limit, note=f"{before:.4f} → {after:.4f}")
+def _quality_lost(measured: Sequence[Pairing], precision: Precision) -> Iterator[ConversionCheck]:
+    """Yield how much worse dense vectors in the narrower form find than in fp32; nothing without a labelled set."""
+    for pairing in measured:
+        if pairing.head == "dense" and pairing.queries == pairing.passages != "fp32" and pairing.loss is not None:
+            note = f"{pairing.ndcg + pairing.loss:.4f} → {pairing.ndcg:.4f}" if pairing.ndcg is not None else ""
+            yield at_most("nDCG@10 lost to fp32", pairing.loss, LOSSES[precision]["ndcg"], note=note)
 
 
 def _encoder(artifact: Artifact) -> Encoder:
@@ -149,7 +153,14 @@ def _ratio(runtimes: tuple[OnnxRuntime, OnnxRuntime], batch: TokenBatch) -> floa
     return median(ours / theirs for ours, theirs in repeats)
 
 
-def evidence(precision: Precision, report: Report | None, speed: dict[str, float] | None) -> dict[str, Any]:
-    """Return what was measured, and on which machine, for the manifest."""
-    losses = {} if report is None else {check.name: check.value for check in report.checks if check.value is not None}
-    return {"chosen": precision, "losses": losses, "speed_over_fp32": speed, "machine": machine()}
+def evidence(precision: Precision, narrowed: Narrowed, speed: dict[str, float] | None) -> dict[str, Any]:
+    """Return what was measured, and on which machine, for the manifest.
+
+    measured_key: of the form whose pairings these are. verdicts: of the form that was chosen.
+    """
+    checks = () if narrowed.report is None else narrowed.report.checks
+    losses = {check.name: check.value for check in checks if check.value is not None}
+    measured = {"chosen": precision, "losses": losses, "speed_over_fp32": speed, "machine": machine()}
+    verdicts = {} if precision == "fp32" else verdicts_of(narrowed.pairings)
+    pairings_of = {"measured_key": narrowed.artifact.manifest.space.key, "verdicts": verdicts}
+    return measured | pairings_of | {"pairings": [each.to_dict() for each in narrowed.pairings]}

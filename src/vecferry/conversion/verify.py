@@ -22,8 +22,9 @@ from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch, colber
 from vecferry.encode.runtime import Runtime
 from vecferry.encode.runtime.host import machine
 from vecferry.errors import VerificationFailed, cut_repr
-from vecferry.model.artifact import Artifact, Precision
+from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import open_tokenizer
+from vecferry.precisions import Precision
 
 # What is allowed at most, and why.
 TOLERANCES = {  # largest absolute differences
@@ -52,6 +53,7 @@ TEXTS = (
     "  spaces before and after  ",
     "¿Dónde está la biblioteca? " * 12,
 )
+AS_FP32: dict[str, Any] = {"precision": "fp32", "recipe": None, "verdicts": {}}
 READ_BY_OTHERS = "the reference was read by others"
 PUBLISHED_WEIGHTS = "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6aad38"
 """SHA-256 of pytorch_model.bin of BAAI/bge-m3, the checkpoint that the published values belong to."""
@@ -261,8 +263,8 @@ def _agrees_with_reference(
         yield ConversionCheck("agrees with PyTorch", "skipped", note=reference.missing)
         return
     runtime = reference.open()
-    fingerprints = {runtime.space.fingerprint, *(embeddings.fingerprint for embeddings in results.values())}
-    if len(fingerprints) > 1:
+    keys = {runtime.space.key, *(embeddings.mark.key for embeddings in results.values())}
+    if len(keys) > 1:
         yield ConversionCheck("agrees with PyTorch", "failed", note="the checkpoint is not the one that was converted")
         return
     yield _read_by_others(runtime)
@@ -298,7 +300,7 @@ def _keeps_fp32(
         return
     progress("encoding them in fp32")
     runtime = reference.open()
-    if runtime.space.weights != artifact.manifest.space.weights:
+    if runtime.space.key != artifact.manifest.space.model_copy(update=AS_FP32).key:
         yield ConversionCheck("keeps what fp32 has", "failed", note="the checkpoint is not the one that was converted")
         return
     expected = Embeddings.concat([runtime.run(batch, runtime.space.outputs) for batch in batches])
@@ -307,14 +309,14 @@ def _keeps_fp32(
 
 def _losses(kept: Embeddings, expected: Embeddings, limits: dict[str, float]) -> Iterator[ConversionCheck]:
     """Return 1 - cosine with fp32, of each text's dense and lexical vector and of each token's ColBERT vector."""
-    lost = float((1 - _cosines(kept.dense, expected.dense)).max())
+    lost = float((1 - cosines_of(kept.dense, expected.dense)).max())
     yield at_most("dense: 1 - cosine with fp32 at worst", lost, limits["dense"])
     if expected.sparse_or_none is not None:
         pairs = [(kept.sparse.row(i), expected.sparse.row(i)) for i in range(len(kept))]
-        lost = float(np.mean([1 - _lexical_cosine(*pair) for pair in pairs]))
+        lost = float(np.mean([1 - lexical_cosine(*pair) for pair in pairs]))
         yield at_most("sparse: 1 - cosine with fp32 on average", lost, limits["sparse"])
     if expected.colbert_or_none is not None:
-        lost = float((1 - _cosines(kept.colbert.vectors, expected.colbert.vectors)).mean())
+        lost = float((1 - cosines_of(kept.colbert.vectors, expected.colbert.vectors)).mean())
         yield at_most("colbert: 1 - cosine with fp32 by token on average", lost, limits["colbert"])
 
 
@@ -380,13 +382,13 @@ def _lexical_difference(a: dict[int, float], b: dict[int, float]) -> float:
     return max((abs(a.get(i, 0.0) - b.get(i, 0.0)) for i in a.keys() | b.keys()), default=0.0)
 
 
-def _cosines(a: Float32, b: Float32) -> Float32:
+def cosines_of(a: Float32, b: Float32) -> Float32:
     """Return the cosines of rows: [N, D] twice -> [N]."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray(np.einsum("nd,nd->n", a, b) / norms, np.float32)
 
 
-def _lexical_cosine(a: dict[int, float], b: dict[int, float]) -> float:
+def lexical_cosine(a: dict[int, float], b: dict[int, float]) -> float:
     """Return the cosine of two sparse vectors; 1 for two that are empty."""
     norms = float(np.linalg.norm(list(a.values())) * np.linalg.norm(list(b.values())))
     return sum(a[i] * b[i] for i in a.keys() & b.keys()) / norms if norms else float(a == b)

@@ -132,7 +132,7 @@ class Journey:
         from vecferry.stores.pgvector import PgVectorStore
 
         options = MigrationOptions(
-            old_fingerprint=old.fingerprint, staging=self.folder / "staging", thresholds=THRESHOLDS
+            old_fingerprint=str(old.space.mark()), staging=self.folder / "staging", thresholds=THRESHOLDS
         )
         models = self._models(old, new)
         with PgVectorStore.connect(url, TABLE, TEXT, VECTOR) as store, Router(store, old=old, new=new) as router:

@@ -99,7 +99,7 @@ class AdaptedEncoder(SharedCopy, TextEncoder):
         embeddings = self._encoders[role].encode(adapted_texts, role=role)
         padding = self.dimension - embeddings.dense.shape[1]
         dense = np.pad(embeddings.dense, ((0, 0), (0, padding)))  # [N, dimension]
-        return replace(embeddings, fingerprint=self.fingerprint, dense_or_none=dense)
+        return replace(embeddings, fingerprint=self.fingerprint, dense_or_none=dense, form=self.space.form())
 
 
 class _AdaptedTokenizer:
@@ -121,4 +121,11 @@ def _adapted_space(space: VectorSpace, adaptation: Adaptation) -> VectorSpace:
         return space
     dimension = adaptation.dimension or space.dimension
     description = canonical_json(asdict(adaptation)).decode()
-    return space.model_copy(update={"dimension": dimension, "heads": ("dense",), "adapted": description})
+    changes = {
+        "dimension": dimension,
+        "heads": ("dense",),
+        "head_weights": None,
+        "adapted": description,
+        "verdicts": {},
+    }
+    return space.model_copy(update=changes)

@@ -2,8 +2,9 @@
 
     FOLDER/embeddings.db    SQLite, write-ahead log; any number of processes at a time
 
-A key is the SHA-256 of the vector space's fingerprint and of the text as the model sees it, with its role's prefix;
-an entry is one output of one text. So spaces never mix, and what is asked for is found whatever runtime made it.
+A key is the SHA-256 of the vector space's fingerprint and precision and of the text as the model sees it, with its
+role's prefix; an entry is one output of one text. So no two spaces or precisions mix, and what is asked for is found
+whatever runtime made it.
 Each entry carries a checksum. A file that is damaged is set aside and a new one begun.
 
 A cache may lose what it holds and never what it was asked to help with: where the disk is full, or another process
@@ -34,6 +35,7 @@ from vecferry.encode.stored_vectors import (
     unpack_sparse,
 )
 from vecferry.errors import SettingsError, reason_of
+from vecferry.precisions import Mark
 from vecferry.stores.sqlite.connection import code_of, make_private, write_ahead
 from vecferry.stores.values import text_digest
 
@@ -76,19 +78,17 @@ class Cache:
             reason = reason_of(exc) if isinstance(exc, OSError) else str(exc)
             raise SettingsError("VECFERRY_CACHE", folder, f"a folder that can be written to ({reason})") from exc
 
-    def find(self, fingerprint: str, texts: Sequence[str], outputs: Outputs, dimension: int) -> list[Embeddings | None]:
+    def find(self, mark: Mark, texts: Sequence[str], outputs: Outputs, dimension: int) -> list[Embeddings | None]:
         """For each text its embeddings, of one row, or None where one of the outputs is not there.
 
         texts: with their prefix. dimension: of the model; an entry of another, or with what is not a number, is damage.
         """
-        keys = [key_of(fingerprint, text) for text in texts]
-        return self._tried(lambda: self._found(fingerprint, keys, outputs.names, dimension), [None] * len(keys))
+        keys = [key_of(mark, text) for text in texts]
+        return self._tried(lambda: self._found(mark, keys, outputs.names, dimension), [None] * len(keys))
 
     def keep(self, texts: Sequence[str], embeddings: Embeddings) -> None:
         """texts: with their prefix, one for each row."""
-        entries = [
-            row for i, text in enumerate(texts) for row in _rows(key_of(embeddings.fingerprint, text), embeddings, i)
-        ]
+        entries = [row for i, text in enumerate(texts) for row in _rows(key_of(embeddings.mark, text), embeddings, i)]
         self._tried(lambda: self._kept(entries), None)
 
     def close(self) -> None:
@@ -98,17 +98,15 @@ class Cache:
 
     # --- reading and writing ----------------------------------------------------------------------
 
-    def _found(
-        self, fingerprint: str, keys: list[bytes], names: tuple[str, ...], dimension: int
-    ) -> list[Embeddings | None]:
-        found = [self._entry(fingerprint, key, names, dimension) for key in keys]
+    def _found(self, mark: Mark, keys: list[bytes], names: tuple[str, ...], dimension: int) -> list[Embeddings | None]:
+        found = [self._entry(mark, key, names, dimension) for key in keys]
         now = time.time()
         used = [(now, key, name) for key, entry in zip(keys, found, strict=True) if entry is not None for name in names]
         with self._connection:
             self._connection.executemany("UPDATE entries SET used = ? WHERE key = ? AND output = ?", used)
         return found
 
-    def _entry(self, fingerprint: str, key: bytes, names: tuple[str, ...], dimension: int) -> Embeddings | None:
+    def _entry(self, mark: Mark, key: bytes, names: tuple[str, ...], dimension: int) -> Embeddings | None:
         query = "SELECT key, output, tokens, truncated, numbers, checksum FROM entries WHERE key = ?"
         rows: dict[str, Row] = {}
         for *entry, crc in self._connection.execute(query, (key,)):
@@ -118,7 +116,7 @@ class Cache:
             rows[row[1]] = row
         if not rows.keys() >= set(names):
             return None
-        found = _embeddings(fingerprint, rows, names, dimension)
+        found = _embeddings(mark, rows, names, dimension)
         return None if found.defects() else found
 
     def _kept(self, entries: Iterable[Row]) -> None:
@@ -217,9 +215,9 @@ def _is_damage(exc: Exception) -> bool:
     return isinstance(exc, _Damaged) or code_of(exc) in DAMAGED
 
 
-def key_of(fingerprint: str, text: str) -> bytes:
-    """text: with its prefix. A fingerprint has always 64 characters, so no two pairs give the same input."""
-    return text_digest(fingerprint + text)
+def key_of(mark: Mark, text: str) -> bytes:
+    """text: with its prefix. The bytes of another form are other bytes, and so kept under another key."""
+    return text_digest(f"{mark.key}\n{text}")
 
 
 def checksum_of(row: Row) -> int:
@@ -241,7 +239,7 @@ def _rows(key: bytes, embeddings: Embeddings, i: int) -> Iterable[Row]:
         yield key, "colbert", *facts, pack_colbert(embeddings.colbert[i])
 
 
-def _embeddings(fingerprint: str, rows: dict[str, Row], names: tuple[str, ...], dimension: int) -> Embeddings:
+def _embeddings(mark: Mark, rows: dict[str, Row], names: tuple[str, ...], dimension: int) -> Embeddings:
     """Return one text's embeddings. Raises _Damaged for numbers that no model of that dimension gives."""
     _, _, tokens, truncated, _ = rows[names[0]]
     numbers = {name: rows[name][-1] for name in names}
@@ -257,4 +255,5 @@ def _embeddings(fingerprint: str, rows: dict[str, Row], names: tuple[str, ...], 
     weights = [sparse.weights] if sparse else []
     if not all(np.isfinite(array).all() for array in (*vectors, *weights)):
         raise _Damaged("an entry has a value that is not a number")
-    return Embeddings(fingerprint, np.array([tokens], np.int64), np.array([truncated], bool), dense, sparse, colbert)
+    counts = np.array([tokens], np.int64), np.array([truncated], bool)
+    return Embeddings(mark.fingerprint, *counts, dense, sparse, colbert, mark.form)

@@ -31,7 +31,6 @@ from vecferry.errors import (
     SecretNotPickled,
     ServerFailed,
     SettingsError,
-    SpaceMismatch,
     VectorUnusable,
     without_secrets,
 )
@@ -187,9 +186,7 @@ class RemoteEncoder(TextEncoder):
         content = self._request("POST", "/v1/m3", most, json=body, headers={"accept": "application/x-npz"})
         try:
             _, embeddings = load_npz(BytesIO(content))
-            if embeddings.fingerprint != space.fingerprint:
-                where = f"the server at {self._shown_url}"
-                raise SpaceMismatch(expected=space.fingerprint, found=embeddings.fingerprint, where=where)
+            embeddings.require_key(space.key, f"the server at {self._shown_url}")
             _check(embeddings, space, len(texts), outputs)
         except ValueError as exc:
             raise ServerFailed(self._shown_url, httpx2.codes.OK, f"what came is not what was asked for: {exc}") from exc

@@ -28,6 +28,7 @@ from vecferry.model.artifact import VectorSpace
 from vecferry.model.prompts import Role as Role
 from vecferry.model.spec import EncoderSpec
 from vecferry.model.texts import iterate_texts, require_texts
+from vecferry.precisions import Mark
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -88,12 +89,14 @@ class Encoder(SharedCopy, TextEncoder):
         spec: EncoderSpec | None = None,
         cache: Cache | None = None,
         reopen: Callable[[], Encoder] | None = None,
+        index: Mark | None = None,
     ) -> None:
         """Combine the parts. spec: predicts a run's memory; without it there is no budget. cache: looked up first.
 
         limits: `Limits()` by default, or what was measured of a device. Where a run of several texts is out of memory,
         its batch is halved, and `limits` with it.
-        reopen: opens the same encoder in another process, for pickles, in which it is.
+        reopen: opens the same encoder in another process, for pickles, in which it is. index: of an index that the
+        vectors are for; in a role in which they may not be used with it nothing is encoded.
         """
         self.tokenizer = tokenizer
         self.device_limits = limits if isinstance(limits, DeviceLimits) else None
@@ -101,13 +104,14 @@ class Encoder(SharedCopy, TextEncoder):
         self._spec = spec
         self._cache = cache
         self._reopen = reopen
+        self.index = index
         self.runtime = runtime
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is None:
             remedy = "Encoder.open and load_encoder give one that can be."
             raise NotPicklable("this Encoder", "it was combined of parts that have no address", remedy)
-        return _ReopenedEncoder, (self._reopen, self.fingerprint)
+        return _ReopenedEncoder, (self._reopen, self.space.key)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Encoder:
@@ -299,9 +303,12 @@ class Encoder(SharedCopy, TextEncoder):
         places: NDArray[np.intp] | None = None,
     ) -> Work:
         """Look distinct and valid texts up in the cache, and tokenise the others."""
+        if self.index is not None:
+            self.space.mark(outputs).require(self.index, role, "the model")
         prefix = self.space.prefix(role)
         full = [prefix + text for text in texts]
-        hits = self._cache.find(self.fingerprint, full, outputs, self.dimension) if self._cache else [None] * len(texts)
+        mark = Mark(self.fingerprint, self.space.form(outputs))
+        hits = self._cache.find(mark, full, outputs, self.dimension) if self._cache else [None] * len(texts)
         missing = np.array([i for i, hit in enumerate(hits) if hit is None], np.intp)
         tokens = self.tokenizer([texts[i] for i in missing], prefix) if len(missing) else None
         places = np.arange(len(texts)) if places is None else places
@@ -330,8 +337,8 @@ class Encoder(SharedCopy, TextEncoder):
 class _ReopenedEncoder(Encoder):
     """An encoder out of a pickle, which is opened when one of its parts is first needed."""
 
-    def __init__(self, reopen: Callable[[], Encoder], fingerprint: str) -> None:
-        self._reopen, self._expected, self._opening = reopen, fingerprint, threading.Lock()
+    def __init__(self, reopen: Callable[[], Encoder], key: str) -> None:
+        self._reopen, self._expected, self._opening = reopen, key, threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ReopenedEncoder, (self._reopen, self._expected)
@@ -348,12 +355,12 @@ class _ReopenedEncoder(Encoder):
     def _opened_parts(self) -> dict[str, Any]:
         assert self._reopen is not None
         encoder = self._reopen()
-        if encoder.fingerprint != self._expected:
-            raise SpaceMismatch(expected=self._expected, found=encoder.fingerprint, where="the model of a pickle")
+        if encoder.space.key != self._expected:
+            raise SpaceMismatch(expected=self._expected, found=encoder.space.key, where="the model of a pickle")
         return {part: getattr(encoder, part) for part in PARTS}
 
 
-PARTS = ("tokenizer", "runtime", "limits", "device_limits", "_spec", "_cache")
+PARTS = ("tokenizer", "runtime", "limits", "device_limits", "_spec", "_cache", "index")
 """Of an `Encoder`: what it is combined of."""
 
 

@@ -10,13 +10,14 @@ Out: .npz, .jsonl or .parquet, by the name. Each holds the ids, `num_tokens`, `t
 that were asked for, and the fingerprint of their vector space:
 
     .npz      ids [N], dense [N, D], sparse_indptr [N + 1] / sparse_indices / sparse_weights (CSR),
-              colbert_indptr [N + 1] / colbert [sum of tokens, D], num_tokens [N], truncated [N], fingerprint [].
-              No pickles. Held in memory until the end, since its arrays have one piece each.
+              colbert_indptr [N + 1] / colbert [sum of tokens, D], num_tokens [N], truncated [N], fingerprint [],
+              mark [] (fingerprint and precision). No pickles. Held in memory until the end, since its arrays have one
+              piece each.
     .jsonl    one object per text: id, dense [D], sparse {token id: weight}, colbert [tokens][D], num_tokens,
-              truncated, fingerprint. ASCII; nine digits per number, so that each reads back as the same
-              float32. Streamed.
+              truncated, fingerprint, form (the precision). ASCII; nine digits per number, so that each reads back
+              as the same float32. Streamed.
     .parquet  one row per text: id, dense, sparse_indices, sparse_weights, colbert, num_tokens, truncated;
-              the fingerprint is in the file's metadata. Streamed. Needs the `parquet` extra.
+              fingerprint and form are in the file's metadata. Streamed. Needs the `parquet` extra.
 
 A file appears whole or not at all: it is written under a temporary name beside its place and renamed.
 """
@@ -46,10 +47,10 @@ from vecferry.errors import (
     MissingExtra,
     OutputWriteFailed,
     SettingsError,
-    SpaceMismatch,
     reason_of,
 )
 from vecferry.model.files import replacing
+from vecferry.precisions import Mark
 
 Chunks = Iterable[tuple[list[str], Embeddings]]
 """Ids (without NUL, which NumPy drops at a string's end) and their embeddings, of one space, with the same outputs."""
@@ -184,15 +185,14 @@ class Written:
     tokens: int = 0
     truncated: int = 0
     fingerprint: str = ""
+    key: str = ""
 
     def counting(self, chunks: Chunks) -> Iterator[tuple[list[str], Embeddings]]:
         """Yield the same chunks, counted. Raises SpaceMismatch, and EmptyInput at the end if there were none."""
         for ids, embeddings in chunks:
             assert len(ids) == len(embeddings), f"{len(ids)} ids for {len(embeddings)} texts"
-            self.fingerprint = self.fingerprint or embeddings.fingerprint
-            if embeddings.fingerprint != self.fingerprint:
-                where = "a part to be written"
-                raise SpaceMismatch(expected=self.fingerprint, found=embeddings.fingerprint, where=where)
+            self.fingerprint, self.key = embeddings.fingerprint, self.key or embeddings.mark.key
+            embeddings.require_key(self.key, "a part to be written")
             self.texts += len(embeddings)
             self.tokens += int(embeddings.num_tokens.sum())
             self.truncated += embeddings.num_truncated
@@ -256,7 +256,8 @@ def _save_npz(file: IO[bytes], ids: list[str], whole: Embeddings) -> None:
         arrays |= {"sparse_indptr": sparse.indptr, "sparse_indices": sparse.indices, "sparse_weights": sparse.weights}
     if whole.colbert_or_none is not None:
         arrays |= {"colbert_indptr": whole.colbert.indptr, "colbert": whole.colbert.vectors}
-    np.savez(file, allow_pickle=False, fingerprint=np.array(whole.fingerprint), **arrays)
+    arrays |= {"fingerprint": np.array(whole.fingerprint), "mark": np.array(str(whole.mark))}
+    np.savez(file, allow_pickle=False, **arrays)
 
 
 def as_npz(ids: list[str], embeddings: Embeddings) -> bytes:
@@ -304,13 +305,15 @@ NOT_NPZ = (
 def _loaded(file: Any) -> tuple[list[str], Embeddings]:
     sparse = [file[f"sparse_{part}"] for part in ("indptr", "indices", "weights") if "sparse_indptr" in file]
     colbert = [file[name] for name in ("colbert_indptr", "colbert") if "colbert" in file]
+    mark = Mark.parse(str(file["mark"]))
     return file["ids"].tolist(), Embeddings(
-        str(file["fingerprint"]),
+        mark.fingerprint,
         file["num_tokens"],
         file["truncated"],
         file.get("dense"),
         Sparse(*sparse) if sparse else None,
         MultiVector(*colbert) if colbert else None,
+        mark.form,
     )
 
 
@@ -356,6 +359,7 @@ def _json_lines(chunks: Chunks) -> Iterator[str]:
             fields["num_tokens"] = str(embeddings.num_tokens[row])
             fields["truncated"] = "true" if embeddings.truncated[row] else "false"
             fields["fingerprint"] = json.dumps(embeddings.fingerprint)
+            fields["form"] = json.dumps(embeddings.form.name)
             yield "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}\n"
 
 
@@ -400,7 +404,9 @@ def _table(ids: list[str], embeddings: Embeddings) -> Any:
         columns["colbert"] = pa.ListArray.from_arrays(offsets, _vectors(embeddings.colbert.vectors))
     columns["num_tokens"] = pa.array(embeddings.num_tokens, pa.int64())
     columns["truncated"] = pa.array(embeddings.truncated, pa.bool_())
-    return pa.table(columns).replace_schema_metadata({"fingerprint": embeddings.fingerprint})
+    return pa.table(columns).replace_schema_metadata(
+        {"fingerprint": embeddings.fingerprint, "form": embeddings.form.name}
+    )
 
 
 def _vectors(matrix: Float32) -> Any:

@@ -43,8 +43,15 @@ from vecferry.model.sources import BGE_M3, open_source, reopen
 from vecferry.model.spec import EncoderSpec, Overrides
 from vecferry.model.tokens import Tokenizer, open_tokenizer
 from vecferry.options import Checked, Count, CountFrom0
+from vecferry.precisions import Mark, Precision
 
-Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
+Fingerprint = Annotated[
+    str,
+    Field(
+        pattern="^[0-9a-f]{64}(:[a-z0-9-]+:(interchangeable|queries only|apart)(:[0-9a-f]+)?)?$",
+        description="64 hexadecimal digits, of an index that is not fp32 with :fp16:interchangeable or the like",
+    ),
+]
 RuntimeName = Literal["onnx", "torch", "lightweight"]
 log = logging.getLogger("vecferry")
 
@@ -55,7 +62,8 @@ class EncoderOptions(Checked):
 
     use_onnx: False goes to PyTorch at once. lightweight: hashed features, another vector space.
     source: the checkpoint for PyTorch; by default the one that the artifact was made from, else BGE-M3.
-    fingerprint: the only vector space that is accepted, if given.
+    fingerprint: the mark of the index that the vectors are for, if given; only its vector space is accepted, and
+    another precision of it in the roles in which it was found to agree.
     limits: by default `Limits()` on a processor, and on a GPU what is measured there as the model is loaded.
     cache: a folder that keeps what was encoded, up to `cache_mb` millions of bytes.
     low_memory: as `OnnxRuntime` takes it; the other runtimes do not regard it. device_id: which of several GPUs.
@@ -97,9 +105,9 @@ def load_encoder(options: EncoderOptions) -> Loaded:
     loaded = _choose(options)
     space = loaded.encoder.fingerprint
     log.info("encoding with %s (%s) in vector space %s", loaded.encoder.runtime.name, loaded.reason, space)
-    if options.fingerprint and space != options.fingerprint:
+    if options.fingerprint:
         where = f"the {loaded.encoder.runtime.name} runtime"
-        raise SpaceMismatch(expected=options.fingerprint, found=space, where=where)
+        loaded.encoder.space.mark().require(Mark.parse(options.fingerprint), "query", where)
     return loaded
 
 
@@ -135,23 +143,30 @@ def _fall_back(options: EncoderOptions, cause: VecferryError) -> Loaded:
         encoder = _torch(offline, _checkpoint(offline))
     except (SourceError, MissingExtra, ModelRuntimeError):
         raise cause from None
-    if expected is not None and encoder.fingerprint != expected:
-        raise SpaceMismatch(expected=expected, found=encoder.fingerprint, where="the PyTorch fallback") from cause
+    if expected is not None:
+        try:
+            encoder.space.mark(encoder.space.outputs).require(expected, "passage", "the PyTorch fallback")
+        except SpaceMismatch as mismatch:
+            raise mismatch from cause
     log.warning("ONNX cannot be used, so PyTorch serves, in vector space %s: %s", encoder.fingerprint, cause)
     return Loaded(encoder, f"fallback: {cause.message}", is_fallback=True)
 
 
-def _expected_space(options: EncoderOptions, cause: VecferryError) -> str | None:
-    """Return the artifact's space. A folder that exists but does not say its space allows no fallback.
+def _expected_space(options: EncoderOptions, cause: VecferryError) -> Mark | None:
+    """Return the artifact's mark. A folder that exists but does not say its space allows no fallback.
 
-    Nor does a precision that PyTorch has not there: it runs the checkpoint in fp32, on a GPU in fp16 too.
+    Nor does a precision that PyTorch has not there, unless it was found to be interchangeable with fp32: it runs the
+    checkpoint in fp32, on a GPU in fp16 too.
     """
     if isinstance(cause, ArtifactNotFound):
         return None
     manifest = Artifact.peek(options.artifact)
-    if manifest is None or manifest.space.precision not in ("fp32", _torch_precision(options)):
+    if manifest is None:
         raise cause
-    return manifest.fingerprint
+    mark = manifest.space.mark(manifest.space.outputs)
+    if not mark.form.is_as_fp32 and manifest.space.precision != _torch_precision(options):
+        raise cause
+    return mark
 
 
 def _onnx(options: EncoderOptions) -> Encoder:
@@ -178,7 +193,15 @@ def _onnx(options: EncoderOptions) -> Encoder:
         tokenizer = open_tokenizer(artifact)
         runtime = loading.result()
     spec, cache, reopen = artifact.manifest.encoder, _cache(options), partial(_onnx, _from_anywhere(options))
-    return Encoder(tokenizer, runtime, _limits(options, runtime, spec), spec=spec, cache=cache, reopen=reopen)
+    return Encoder(
+        tokenizer,
+        runtime,
+        _limits(options, runtime, spec),
+        spec=spec,
+        cache=cache,
+        reopen=reopen,
+        index=_index(options),
+    )
 
 
 def _torch(options: EncoderOptions, model: Model) -> Encoder:
@@ -193,11 +216,22 @@ def _torch(options: EncoderOptions, model: Model) -> Encoder:
         from vecferry.encode.runtime.torch_packed import PackedTorchRuntime
 
         precision = _torch_precision(options)
+        model = replace(model, space=_measured(model.space, precision, options))
         runtime = PackedTorchRuntime(model, device=options.device, device_id=options.device_id, precision=precision)
     tokenizer = Tokenizer(model.tokenizer, model.space.max_tokens)
     reopen = partial(load_runtime, _from_anywhere(options), "torch")
     limits = _limits(options, runtime, model.spec)
-    return Encoder(tokenizer, runtime, limits, spec=model.spec, cache=_cache(options), reopen=reopen)
+    return Encoder(
+        tokenizer, runtime, limits, spec=model.spec, cache=_cache(options), reopen=reopen, index=_index(options)
+    )
+
+
+def _measured(space: VectorSpace, precision: Precision, options: EncoderOptions) -> VectorSpace:
+    """Return the checkpoint's space with the verdicts of the artifact, if that is the same model in that precision."""
+    manifest = Artifact.peek(options.artifact)
+    if manifest is None or manifest.space.key != space.model_copy(update={"precision": precision}).key:
+        return space
+    return space.model_copy(update={"verdicts": manifest.space.verdicts})
 
 
 def _on_device(options: EncoderOptions, name: RuntimeName, number: int) -> Opened:
@@ -231,6 +265,10 @@ def _from_anywhere(options: EncoderOptions) -> EncoderOptions:
     """Return the same options with absolute folders, for a process that works in another one."""
     cache = None if options.cache is None else options.cache.absolute()
     return replace(options, artifact=options.artifact.absolute(), cache=cache)
+
+
+def _index(options: EncoderOptions) -> Mark | None:
+    return None if options.fingerprint is None else Mark.parse(options.fingerprint)
 
 
 def _cache(options: EncoderOptions) -> Cache | None:

@@ -16,6 +16,7 @@ from vecferry.encode.loading import LazyEncoder
 from vecferry.encode.progress import ProgressLines
 from vecferry.evaluate.ranking import NONE, Ranked, lexically_nearest, nearest
 from vecferry.evaluate.values import Passage
+from vecferry.stores.marks import side_asked
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Hit, Key
 
@@ -194,7 +195,7 @@ class StoreCorpus:
 
     def search(self, side: Side, queries: Embeddings, k: int) -> Ranked:
         model = self.old if side == "old" else self.new
-        fingerprint = model.encoder.fingerprint
+        fingerprint = side_asked(self._store, model.encoder.space.mark())
         return self._ranked([self._store.search(vector, k, fingerprint=fingerprint) for vector in queries.dense], k)
 
     def _ranked(self, answers: Sequence[Sequence[Hit]], k: int) -> Ranked:

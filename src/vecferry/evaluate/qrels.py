@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vecferry.embeddings import dense_scores
-from vecferry.encode.encoder import TextEncoder
+from vecferry.embeddings import Float32
 from vecferry.errors import SettingsError
-from vecferry.evaluate.metrics import per_query, require_metrics
+from vecferry.evaluate.metrics import Float64, per_query, require_metrics
 from vecferry.evaluate.ranking import ranked
-from vecferry.evaluate.values import JudgedQueries, Judgement, Passage, Question
+from vecferry.evaluate.statistics import Resampling, mean_with_interval
+from vecferry.evaluate.values import Interval, JudgedQueries, Judgement, Passage, Question
 
 NDCG = "nDCG@10"
 NAMES_OF_SLICES = {"lang": "language"}
@@ -31,13 +31,22 @@ class LabelledSet:
     passages: tuple[Passage, ...]
     queries: JudgedQueries
 
-    def ndcg_at_10(self, encoder: TextEncoder) -> float:
-        """Measure exact search with dense vectors; the mean of all judged questions. Raises MissingExtra."""
-        passages = encoder.encode([passage.full for passage in self.passages], role="passage")
-        questions = encoder.encode([question.text for question in self.queries.questions], role="query")
-        hits = ranked(dense_scores(questions, passages), 10)
-        values = per_query(self.queries, [passage.id for passage in self.passages], hits, (NDCG,))[NDCG]
-        return float(values.mean())
+    @property
+    def passage_texts(self) -> list[str]:
+        return [passage.full for passage in self.passages]
+
+    @property
+    def question_texts(self) -> list[str]:
+        return [question.text for question in self.queries.questions]
+
+    def ndcg_at_10(self, scores: Float32) -> Float64:
+        """Return nDCG@10 of each judged question, [Q], for scores [Q, P]. Raises MissingExtra."""
+        ids = [passage.id for passage in self.passages]
+        return per_query(self.queries, ids, ranked(scores, 10), (NDCG,))[NDCG]
+
+    def interval(self, values: Float64) -> Interval:
+        """Return the mean of values [Q] with the bootstrap's 95% interval."""
+        return mean_with_interval(values, Resampling(), bounds=(-1.0, 1.0))
 
 
 def read_beir(folder: Path) -> LabelledSet:

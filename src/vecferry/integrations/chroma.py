@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from vecferry.encode.encoder import Role
-from vecferry.errors import MissingExtra, SpaceMismatch
+from vecferry.errors import MissingExtra
 from vecferry.integrations.connecting import Connection, EncoderLike, connection_to, opened
+from vecferry.precisions import Mark
 
 try:
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
@@ -63,5 +64,4 @@ class VecferryEmbeddingFunction(EmbeddingFunction[Documents]):
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
         """Accept another address, but not another space. Raises SpaceMismatch."""
         expected, fingerprint = old_config["fingerprint"], new_config["fingerprint"]
-        if expected != fingerprint:
-            raise SpaceMismatch(expected=expected, found=fingerprint, where="the new embedding function")
+        Mark.parse(fingerprint).require(Mark.parse(expected), "query", "the new embedding function")

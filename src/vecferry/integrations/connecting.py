@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vecferry.encode.encoder import SharedCopy, TextEncoder
+from vecferry.embeddings import DENSE, Embeddings, Outputs
+from vecferry.encode.encoder import Role, SharedCopy, TextEncoder
 from vecferry.encode.loading import LazyEncoder, load_encoder
-from vecferry.errors import SecretNotPickled, SettingsError, SpaceMismatch, without_secrets
-from vecferry.model.artifact import Artifact
+from vecferry.errors import SecretNotPickled, SettingsError, without_secrets
+from vecferry.model.artifact import Artifact, VectorSpace
+from vecferry.precisions import Mark
 from vecferry.settings import read_settings
 
 _OPENING = threading.Lock()
@@ -25,8 +28,9 @@ class Connection(SharedCopy):
 
     artifact: a converted model's folder, for an encoder in this process; threads, device, cache and the like are as
     the settings say. url: a server, and model: which of its models; api_key_env: the name of the environment variable
-    that holds its key, never the key; of several the first is sent. fingerprint: the only vector space that is
-    accepted, if given.
+    that holds its key, never the key; of several the first is sent. fingerprint: the mark of the index that the vectors
+    are for; a model of another space is refused, and one in another precision for each role in which it was not found
+    to agree.
     With neither artifact nor url it says only which space is meant, and cannot be opened.
     """
 
@@ -53,18 +57,39 @@ class Connection(SharedCopy):
         folder = None if self.artifact is None else Path(self.artifact).absolute()
         with _OPENING:
             encoder = _encoder_at(folder, self.url, self.model, self.api_key_env)
-        if self.fingerprint is not None and encoder.fingerprint != self.fingerprint:
-            where = f"the model at {self.artifact or self.url}"
-            raise SpaceMismatch(expected=self.fingerprint, found=encoder.fingerprint, where=where)
-        return encoder
+        if self.fingerprint is None:
+            return encoder
+        where, index = f"the model at {self.artifact or self.url}", Mark.parse(self.fingerprint)
+        mark = encoder.space.mark()
+        mark.require(index, "query", where)
+        return QueriesAlone(encoder, self, where) if mark.refusal(index, "passage") else encoder
 
     def pinned(self) -> Connection:
         """Return the same address, for its present vector space alone. Opens it if it is not yet pinned."""
-        return self if self.fingerprint else replace(self, fingerprint=self.open().fingerprint)
+        return self if self.fingerprint else replace(self, fingerprint=str(self.open().space.mark()))
 
     def to_dict(self) -> dict[str, str]:
         """Return the fields that are set: Connection(**connection.to_dict()) == connection."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class QueriesAlone(SharedCopy, TextEncoder):
+    """An encoder in a precision that may ask an index, and not add to it."""
+
+    def __init__(self, encoder: TextEncoder, connection: Connection, where: str) -> None:
+        self._encoder, self._connection, self._where = encoder, connection, where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._connection.open, ()
+
+    @property
+    def space(self) -> VectorSpace:
+        return self._encoder.space
+
+    def encode(self, texts: Sequence[str], *, outputs: Outputs = DENSE, role: Role = "passage") -> Embeddings:
+        """Encode queries as `Encoder.encode` does. Raises PrecisionMismatch for passages."""
+        self.space.mark(outputs).require(Mark.parse(str(self._connection.fingerprint)), role, self._where)
+        return self._encoder.encode(texts, outputs=outputs, role=role)
 
 
 EncoderLike = TextEncoder | Connection
@@ -95,7 +120,7 @@ def _converted(name: str) -> str:
 
 def connection_to(encoder: EncoderLike) -> Connection:
     """Return what can be written down of an encoder: its address, or without one its vector space."""
-    return encoder if isinstance(encoder, Connection) else Connection(fingerprint=encoder.fingerprint)
+    return encoder if isinstance(encoder, Connection) else Connection(fingerprint=str(encoder.space.mark()))
 
 
 @cache

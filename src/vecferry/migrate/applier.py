@@ -13,6 +13,7 @@ from vecferry.errors import MigrationConflict
 from vecferry.migrate.embed import Embedded
 from vecferry.migrate.engines.task import embed_unknown
 from vecferry.migrate.throttle import Throttle
+from vecferry.precisions import Mark
 from vecferry.stores.ledger import MigrationRecord, was_switched
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import BOTH_SIDES, EVERYTHING, Change, Key, KeyRange, NewVector, Row, Side
@@ -34,10 +35,14 @@ MAX_LAST_ROWS = 64
 
 @dataclass(frozen=True)
 class SideModels:
-    """None where a model is not given: then its side is not followed."""
+    """None where a model is not given: then its side is not followed.
+
+    backfill: what fills the ranges of the new side, where that is another precision than `new`, which follows writes.
+    """
 
     new: TextEncoder | None = None
     old: TextEncoder | None = None
+    backfill: TextEncoder | None = None
 
     def of(self, side: Side) -> TextEncoder | None:
         return self.new if side is Side.NEW else self.old
@@ -48,18 +53,28 @@ class SideModels:
 
 
 def refuse_conflicts(record: MigrationRecord, store: Store, models: SideModels) -> None:
-    """Raise MigrationConflict if the migration was begun with something else."""
+    """Raise MigrationConflict if the migration was begun with something else, PrecisionMismatch for another form of it.
+
+    A form that was found to agree with the one that it was begun with may go on.
+    """
     begun = record.spec
     traits = store.traits
     present: dict[str, object] = {"text_source": traits.text_source, "embed_missing": traits.embed_missing}
+    marks: list[tuple[str, Mark, str]] = []
     if models.new is not None:
-        present |= {"fingerprint": models.new.fingerprint, "dimension": models.new.dimension}
-    if models.old is not None:
-        present["old_fingerprint"] = models.old.fingerprint if begun.old_fingerprint else None
+        present["dimension"] = models.new.dimension
+        marks.append(("fingerprint", models.new.space.mark(Outputs.of(begun.outputs)), begun.fingerprint))
+    if models.old is not None and begun.old_fingerprint:
+        marks.append(("old_fingerprint", models.old.space.mark(), begun.old_fingerprint))
+    for name, mark, index in marks:
+        if mark.fingerprint != Mark.parse(index).fingerprint:
+            raise MigrationConflict(begun.target, name, index, str(mark))
     for name, value in present.items():
         stored = getattr(begun, name)
         if value != stored:
             raise MigrationConflict(begun.target, name, stored, value)
+    for _, mark, index in marks:
+        mark.require(Mark.parse(index), "passage", f"the vectors of {begun.target}")
 
 
 @dataclass
@@ -83,6 +98,7 @@ class Applier:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecferry-last-rows")
         self._embedding: Future[Embedded] | None = None
         self._checked = set[Side]()
+        self._is_mixed: bool | None = None
         self.write_few()
 
     @property
@@ -206,6 +222,7 @@ class Applier:
         if gone := sorted(self.store.apply_deletes(keys)):
             for side in Side:
                 self._ledger.remove_dead_letters(self._record, side, gone)
+            self._ledger.forget_forms(self._record, gone)
         return keys
 
     def follow(self, until: Callable[[], bool]) -> None:
@@ -293,7 +310,7 @@ class Applier:
         written, left, is_first = set[Key](), list(embedded.vectors), True
         while left or is_first:
             part, is_first = self._part_of(left), False
-            written |= self._keep_part(side, part, embedded, None if left else closes)
+            written |= self._keep_part(side, part, embedded, None if left else closes, is_backfill=closes is not None)
         self._forget_written(side, embedded, written)
         return written
 
@@ -309,13 +326,31 @@ class Applier:
         """Let few rows be written next, until it is known again how long that takes; called where an index came."""
         self._rows_now = min(FIRST_ROWS, self.rows_per_write)
 
-    def _keep_part(self, side: Side, vectors: Sequence[NewVector], embedded: Embedded, closes: int | None) -> set[Key]:
+    def _note_forms(self, filled: Collection[Key], emptied: Collection[Key], *, is_backfill: bool) -> None:
+        """Keep in which precision these rows are, where it is not their index's."""
+        model = (self.models.backfill if is_backfill else None) or self.models.new
+        index = Mark.parse(self._record.spec.fingerprint).form.name
+        form = index if model is None else model.space.form().name
+        if self._is_mixed is None:
+            self._is_mixed = bool(self._ledger.count_forms(self._record))
+        self._is_mixed = self._is_mixed or form != index
+        if form != index:
+            self._ledger.note_forms(self._record, form, sorted(filled))
+        if self._is_mixed:
+            self._ledger.forget_forms(self._record, sorted(emptied if form != index else {*filled, *emptied}))
+
+    def _keep_part(
+        self, side: Side, vectors: Sequence[NewVector], embedded: Embedded, closes: int | None, *, is_backfill: bool
+    ) -> set[Key]:
         def note(written: set[Key]) -> None:
             dead_letters = [
                 replace(dead_letter, side=side) for dead_letter in embedded.dead_letters if dead_letter.key in written
             ]
             self._ledger.remove_dead_letters(self._record, side, sorted(written))
             self._ledger.add_dead_letters(self._record, dead_letters)
+            if side is Side.NEW:
+                filled = {new.key for new in vectors if new.vectors is not None} & written
+                self._note_forms(filled, written - filled, is_backfill=is_backfill)
             if closes is not None:
                 self._ledger.close_range(self._record, closes)
 

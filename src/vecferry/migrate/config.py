@@ -167,7 +167,7 @@ class MemberConfig(Checked):
 
 @dataclass(frozen=True)
 class ModelsConfig(Checked):
-    """[models]. new and old: folders of converted models."""
+    """[models]. new, serve and old: folders of converted models."""
 
     new: Annotated[FolderPath, Field(description="the folder of the new model"), Help("folder of the new model")]
     old: Annotated[
@@ -175,6 +175,15 @@ class ModelsConfig(Checked):
         Help("folder of the old model, which keeps the old vectors current after the switch"),
     ] = None
     outputs: Heads = MigrationOptions.outputs
+    serve: Annotated[
+        Annotated[FolderPath, Field(description="the folder of the new model in another precision")] | None,
+        Help("folder of the new model in the precision for queries and followed writes, if not the backfill's"),
+    ] = None
+    reencode: Annotated[
+        bool,
+        Field(strict=True, description="true or false"),
+        Help("encode all again though the vectors are of the new model already, in another precision"),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -263,6 +272,7 @@ class MigrationConfig(BaseModel):
             patience=Patience(self.limits.max_pause_s),
             min_recall=self.verify.min_recall,
             thresholds=self.thresholds,
+            reencode=self.models.reencode,
             new_name=self.models.new.name,
             old_name=self.models.old.name if self.models.old else "",
         )

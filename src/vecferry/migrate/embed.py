@@ -15,7 +15,6 @@ from vecferry.errors import (
     ModelRuntimeError,
     RuntimeUnavailable,
     ServerFailed,
-    SpaceMismatch,
     VecferryError,
     VectorUnusable,
 )
@@ -75,8 +74,7 @@ def _outcomes(encoder: TextEncoder, texts: list[str], outputs: Outputs) -> list[
             return [exc]
         middle = len(texts) // 2
         return [*_outcomes(encoder, texts[:middle], outputs), *_outcomes(encoder, texts[middle:], outputs)]
-    if embeddings.fingerprint != encoder.fingerprint:
-        raise SpaceMismatch(expected=encoder.fingerprint, found=embeddings.fingerprint, where="the encoder's answer")
+    embeddings.require_key(encoder.space.key, "the encoder's answer")
     defects = embeddings.defects()
     if (numbers := embeddings.dense.shape[1]) != encoder.dimension:
         defects = dict.fromkeys(range(len(texts)), f"its vector has {numbers} numbers, not {encoder.dimension}")

@@ -23,6 +23,7 @@ from vecferry.evaluate.pairs import MAX_CHARS, MIN_CHARS, Pair, sentence_pairs
 from vecferry.evaluate.questions import chosen, read_query_set
 from vecferry.evaluate.values import Question
 from vecferry.migrate.states import CAUGHT_UP, State
+from vecferry.stores.marks import side_asked
 from vecferry.stores.protocol import Store
 from vecferry.stores.text_source import TextSource, scalar_paths
 from vecferry.stores.values import Row, StoredRow
@@ -122,8 +123,9 @@ def are_both_sides_there(store: Store, old: EvaluatedModel, new: EvaluatedModel)
     if record is None:
         return False
     state = State(record.paused.before if record.paused else record.state)
-    spaces = (record.spec.old_fingerprint, record.spec.fingerprint)
-    return state in CAUGHT_UP and spaces == (old.encoder.fingerprint, new.encoder.fingerprint)
+    sides = ((old, record.spec.old_fingerprint), (new, record.spec.fingerprint))
+    are_asked = [mark is not None and side_asked(store, model.encoder.space.mark()) == mark for model, mark in sides]
+    return state in CAUGHT_UP and all(are_asked)
 
 
 def rows_of_ids(store: Store, ids: Collection[str]) -> Iterator[Row]:

@@ -27,7 +27,7 @@ from vecferry.migrate.following import SwitchFollower
 from vecferry.migrate.operator_lock import AT_ONCE, operator_lock, require_possible, unpause, without_pause
 from vecferry.migrate.outage import Outage
 from vecferry.migrate.pace import Pace
-from vecferry.migrate.planning import SAMPLE_S, make_plan
+from vecferry.migrate.planning import SAMPLE_S, cheapest_pair, make_plan
 from vecferry.migrate.preflight import GateCheck, NewSide, Preflight, nothing_asked, preflight, vector_bytes_each
 from vecferry.migrate.provenance import provenance_of
 from vecferry.migrate.record import (
@@ -56,7 +56,8 @@ from vecferry.migrate.values import (
     Status,
     VerifyReport,
 )
-from vecferry.migrate.verification import Gate, Verification, override_gate, refuse_not_verified
+from vecferry.migrate.verification import Gate, Verification, override_gate, precisions_of, refuse_not_verified
+from vecferry.precisions import Mark
 from vecferry.stores.ledger import Control, MigrationRecord, Paused, RunningProcess, Serving
 from vecferry.stores.protocol import Store, members_of
 from vecferry.stores.sql_ledger import Ledger
@@ -78,6 +79,10 @@ class Migration:
     MissingModel without the new one. The old one keeps the old vectors current after a switch, and so is needed for
     a rollback that loses nothing.
 
+    serve: the new model in the precision that queries are answered in, where that is another one; what is written is
+    followed and verified with it, if the evidence allows passages of it too, so that `new` is needed for a backfill
+    alone.
+
     Any verb may be called from any process. One process at a time holds the lease and writes vectors
     (`start`); one at a time changes the state by hand (the others); a second raises Locked. All raise
     StoreError where the store fails. A verb that is not possible in the present state raises
@@ -88,6 +93,7 @@ class Migration:
     _: KW_ONLY
     new: TextEncoder | None = None
     old: TextEncoder | None = None
+    serve: TextEncoder | None = None
     options: MigrationOptions = field(default_factory=MigrationOptions)
 
     @property
@@ -96,7 +102,28 @@ class Migration:
 
     @property
     def _models(self) -> SideModels:
-        return SideModels(self.new, self.old)
+        return SideModels(self._follower_model, self.old, backfill=self.new)
+
+    @property
+    def _follower_model(self) -> TextEncoder | None:
+        """The model that follows writes on the new side: `serve` where its vectors may stand among those of `new`.
+
+        Raises SpaceMismatch if it may not even ask them.
+        """
+        if self.serve is None:
+            return self.new
+        mark, index = self.serve.space.mark(self.options.outputs), self._new_mark()
+        mark.require(index, "query", "the model that serves")
+        return self.new if mark.refusal(index, "passage") else self.serve
+
+    def _new_mark(self) -> Mark:
+        """Return the mark of the new side: as it was begun, or else as `new` would begin it."""
+        record = None if has_ended(self.store) else self._ledger.find(self.store.target)
+        if record is not None:
+            return Mark.parse(record.spec.fingerprint)
+        model = self.new or self.serve
+        assert model is not None, "only asked for where there is one"
+        return model.space.mark(self.options.outputs)
 
     def _new_for(self, verb: str) -> TextEncoder:
         if self.new is None:
@@ -135,7 +162,10 @@ class Migration:
         if isinstance(new, LazyEncoder):
             stage("loading the new model")
             new.get()
-        return make_plan(self.store, new, outputs, old, provenance, sample, sample_s, resources, look, stage)
+        plan = make_plan(self.store, new, outputs, old, provenance, sample, sample_s, resources, look, stage)
+        if self.serve is None:
+            return plan
+        return replace(plan, warnings=(*plan.warnings, cheapest_pair(self.store, new, self.serve, plan.sample_rows)))
 
     def _preflight(self, table: TableInfo, side: NewSide, gate_check: GateCheck) -> Preflight:
         return preflight(self.store, self.old, self.options, table, side, gate_check)
@@ -192,7 +222,7 @@ class Migration:
         rows = table.rows_to_embed(embed_missing=self.store.traits.embed_missing)
         side = NewSide(new.dimension, rows * vector_bytes_each(new.dimension))
         self._preflight(table, side, gate_check).require()
-        return beginning_of(self.store, self.old, self.options, table, stage)
+        return beginning_of(self.store, new, self.old, self.options, table, stage)
 
     def _run(
         self,
@@ -209,7 +239,7 @@ class Migration:
         throttle = Throttle(self._ledger, record, guards_of(self.store, record, options), stop)
         counter = Counter(progress)
         applier = self._applier(throttle, models, counter)
-        staging = Staging(options.staging, record.spec.fingerprint, Outputs.of(record.spec.outputs))
+        staging = Staging(options.staging, self._new_for("start").space.key, Outputs.of(record.spec.outputs))
         pace = Pace(lambda rows_per_s: self._ledger.note_rate(self.store.target, rows_per_s))
         runner = Runner(
             self.store, throttle, applier, counter, pace, options.patience, options.wait_for_writers_s, stage
@@ -288,6 +318,7 @@ class Migration:
             new_model=record.spec.model,
             old_model=record.spec.old_model,
             collections=members_of(self.store),
+            precisions=precisions_of(self.store, record, counts.done),
         )
 
     def ended(self) -> State | None:
@@ -355,7 +386,7 @@ class Migration:
         for a pass. Repeating is safe. Raises SettingsError, before anything else, for a blank `override`.
         """
         overriding = None if override is None else Override.for_reason(override)
-        new = self._new_for("verify")
+        new = self._follower_model or self._new_for("verify")
         with self._operator_lock("verify") as record:
             refuse_conflicts(record, self.store, self._models)
             verification = Verification(self.store, record, new, self.options.min_recall)
@@ -376,7 +407,8 @@ class Migration:
 
     def retry(self) -> Status:
         """Encode dead letters again, those of a side whose model is given. What fails again stays a dead letter."""
-        self._new_for("retry")
+        if self.serve is None:
+            self._new_for("retry")
         with self._operator_lock("retry") as record, self.store.runner(self.options.lease_s):
             refuse_conflicts(record, self.store, self._models)
             applier = self._applier(Throttle(self._ledger, record), self._models)
@@ -403,7 +435,7 @@ class Migration:
             if self._ledger.control(record).postponed:
                 raise CutoverRefused("it is postponed", "vecferry migrate postpone --undo")
             refuse_not_verified(record)
-            with self._switch(record, SideModels(new=self.new), patience) as switch:
+            with self._switch(record, SideModels(new=self._follower_model), patience) as switch:
                 return switch.cutover(accept_dead_letters)
 
     def rollback(self, *, accept_outdated: bool = False, patience: Patience | None = None) -> RollbackReport:
@@ -449,7 +481,7 @@ class Migration:
                 raise NotConfirmed("finalize", effect, "finalize(confirmed=True)")
             with (
                 without_pause(self.store, paused) as record,
-                self._switch(record, SideModels(new=self.new), patience) as switch,
+                self._switch(record, SideModels(new=self._follower_model), patience) as switch,
             ):
                 switch.finalize(accept_dead_letters, in_place=in_place)
         return self.status()

@@ -92,9 +92,19 @@ def old_model(config: MigrationConfig) -> Path:
     return config.models.old
 
 
+def serving_model(config: MigrationConfig) -> Path:
+    """Return the folder of the new model in the precision for queries and followed writes."""
+    return config.models.serve or config.models.new
+
+
+def follower_encoder(config: MigrationConfig) -> LazyEncoder | None:
+    """Return the new model in the precision for queries and followed writes, if that is another than the backfill's."""
+    return None if config.models.serve is None else _encoder(config.models.serve)
+
+
 def serving_encoders(config: MigrationConfig) -> tuple[TextEncoder, TextEncoder]:
     """Return the old and the new model, each loaded once something is encoded with it. Raises MissingOption."""
-    folders = (old_model(config), config.models.new)
+    folders = (old_model(config), serving_model(config))
     old, new = (_encoder(folder, peek_space(model_options(folder))) for folder in folders)
     return adapted(old, config.old), new
 

@@ -65,7 +65,7 @@ def make_plan(
         new_dimension=encoder.dimension,
         outputs=outputs.names,
         old_fingerprint=old_fingerprint,
-        new_fingerprint=encoder.fingerprint,
+        new_fingerprint=str(encoder.space.mark(outputs)),
         vector_bytes_after=vector_bytes,
         head_bytes_after=head_bytes,
         disk_bytes=disk_bytes(table, num_rows, encoder.dimension, chosen_layout(layouts)) + head_bytes,
@@ -103,6 +103,28 @@ def _encoded_sample(
         done += len(part)
     vectors = tuple(vector for part in parts for vector in part.vectors)
     return rows[:done], Embedded(vectors, tuple(each for part in parts for each in part.dead_letters)), seconds
+
+
+def cheapest_pair(store: Store, new: TextEncoder, serve: TextEncoder, sample: int) -> str:
+    """Say which of two precisions takes least here for the rows, and which for queries that may ask these."""
+    texts = [row.text for row in store.sample(sample) if row.text]
+    if not texts:
+        return "there is no text to compare two precisions with"
+    seconds = {model: _seconds_each(model, texts) for model in (new, serve)}
+    marks = {model: model.space.mark() for model in seconds}
+    pairs = [(rows, asks) for rows in marks for asks in marks if not marks[asks].refusal(marks[rows], "query")]
+    rows, asks = min(pairs, key=lambda pair: (seconds[pair[0]], seconds[pair[1]]))
+    measured = ", ".join(f"{1000 * each:.3g} ms in {marks[model].form.name}" for model, each in seconds.items())
+    return (
+        f"cheapest here: rows in {marks[rows].form.name}, queries in {marks[asks].form.name} (a text takes {measured})"
+    )
+
+
+def _seconds_each(model: TextEncoder, texts: Sequence[str]) -> float:
+    model.encode(texts[:1])  # loads it
+    began = time.perf_counter()
+    model.encode(texts)
+    return (time.perf_counter() - began) / len(texts)
 
 
 def chosen_layout(layouts: Sequence[LayoutCost]) -> Layout:

@@ -13,6 +13,7 @@ from vecferry.errors import (
     DependentsInTheWay,
     MigrationConflict,
     MigrationNotFound,
+    SameFunction,
     SpaceMismatch,
     VectorsUnconfirmed,
 )
@@ -21,6 +22,7 @@ from vecferry.migrate.provenance import Provenance, provenance_of
 from vecferry.migrate.staging import remove_staged
 from vecferry.migrate.states import ENDED, State, require
 from vecferry.migrate.values import MigrationOptions
+from vecferry.precisions import Mark
 from vecferry.stores.ledger import FIRST_EPOCH, Control, MigrationRecord, MigrationSpec, Serving
 from vecferry.stores.protocol import Store
 from vecferry.stores.values import Dependent, Side, TableInfo, tell_nobody
@@ -54,7 +56,7 @@ def sweep_ended(store: Store, options: MigrationOptions) -> None:
 
 def sweep_staging(record: MigrationRecord, options: MigrationOptions) -> None:
     """Leave nothing staged on this disk of that migration."""
-    remove_staged(options.staging, record.spec.fingerprint, record.spec.uid)
+    remove_staged(options.staging, Mark.parse(record.spec.fingerprint).fingerprint, record.spec.uid)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Beginning:
 
 def beginning_of(
     store: Store,
+    new: TextEncoder,
     old: TextEncoder | None,
     options: MigrationOptions,
     table: TableInfo,
@@ -75,9 +78,10 @@ def beginning_of(
 ) -> Beginning:
     """Return what a migration would begin from, once nothing stands in its way. Writes nothing.
 
-    stage: told what is being done. Raises SpaceMismatch, DependentsInTheWay, VectorsUnconfirmed.
+    stage: told what is being done. Raises SpaceMismatch, SameFunction, DependentsInTheWay, VectorsUnconfirmed.
     """
     old_fingerprint = known_old_fingerprint(store, options, recorded_fingerprint(store, table), old)
+    _refuse_same_function(store, new, options, old_fingerprint)
     _refuse_dependents(table, options.accept_dependents)
     provenance = _confirmed_provenance(provenance_of(store, old, stage=stage), store.target, options.accept_unconfirmed)
     return Beginning(table, old_fingerprint, provenance)
@@ -93,7 +97,7 @@ def begin(
     """
     record = store.ledger.find(store.target)
     if record is None or State(record.state) in ENDED:
-        return _create(store, new, options, beginning or beginning_of(store, old, options, store.describe()))
+        return _create(store, new, options, beginning or beginning_of(store, new, old, options, store.describe()))
     if record.paused is None or record.paused.by_operator:
         require("start", State(record.state))
     refuse_conflicts(record, store, SideModels(new, old))
@@ -114,7 +118,7 @@ def _create(store: Store, new: TextEncoder, options: MigrationOptions, beginning
         target=target,
         text_source=store.traits.text_source,
         dimension=new.dimension,
-        fingerprint=new.fingerprint,
+        fingerprint=str(new.space.mark(options.outputs)),
         old_fingerprint=beginning.old_fingerprint,
         old_not_null=table.vector_not_null,
         generation=serving.generation + 1,
@@ -138,6 +142,17 @@ def _create(store: Store, new: TextEncoder, options: MigrationOptions, beginning
 def dependents_in_the_way(table: TableInfo, accepted: Collection[str]) -> list[Dependent]:
     """Return what would be left on the wrong vectors, but for what somebody has accepted by its name."""
     return [each for each in table.dependents if not each.is_carried and each.name not in accepted]
+
+
+def _refuse_same_function(store: Store, new: TextEncoder, options: MigrationOptions, present: str | None) -> None:
+    """Raise SameFunction if the vectors are of the new model in another precision, and nobody asks for them anew.
+
+    Heads that they have not yet are asked for by naming them.
+    """
+    mark, index = new.space.mark(options.outputs), Mark.parse(present or "")
+    is_same = mark.fingerprint == index.fingerprint and mark.form != index.form
+    if is_same and mark.form.heads in ("", index.form.heads) and not options.reencode:
+        raise SameFunction(store.target, index.form.name, mark.form.name)
 
 
 def _refuse_dependents(table: TableInfo, accepted: Collection[str]) -> None:
@@ -164,9 +179,14 @@ def recorded_fingerprint(store: Store, table: TableInfo) -> str | None:
 def known_old_fingerprint(
     store: Store, options: MigrationOptions, recorded: str | None, old: TextEncoder | None = None
 ) -> str | None:
-    """Return the space of the vectors there are, as far as anybody says it. Raises SpaceMismatch if two differ."""
-    stated = options.old_fingerprint or (old.fingerprint if old else None)
-    for other in (recorded, old.fingerprint if old else None):
-        if stated and other and stated != other:
-            raise SpaceMismatch(expected=stated, found=other, where=f"the vectors of {store.target}")
-    return stated or recorded
+    """Return the mark of the vectors there are, as far as anybody says it. Raises SpaceMismatch if two differ.
+
+    The old model may be another form of what they are marked with, if it may make more of them.
+    """
+    where, stated = f"the vectors of {store.target}", options.old_fingerprint
+    if stated and recorded and stated != recorded:
+        raise SpaceMismatch(expected=stated, found=recorded, where=where)
+    index, own = stated or recorded, None if old is None else old.space.mark()
+    if index and own is not None:
+        own.require(Mark.parse(index), "passage", where)
+    return index or (None if own is None else str(own))

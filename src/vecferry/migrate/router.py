@@ -21,8 +21,9 @@ from vecferry.encode.encoder import Role, TextEncoder
 from vecferry.errors import InvalidText, SpaceMismatch, StoreSchemaError, StoreUnreachable
 from vecferry.migrate.config import read_config
 from vecferry.migrate.opening import open_configured_store, serving_encoders
+from vecferry.precisions import FP32, Mark
 from vecferry.stores.filters import Filter, Selection
-from vecferry.stores.ledger import Serving
+from vecferry.stores.ledger import MigrationRecord, Serving
 from vecferry.stores.protocol import Store, StoreGroup
 from vecferry.stores.text_source import TextSource
 from vecferry.stores.values import Hit, Key, Record, Row, Side
@@ -46,7 +47,7 @@ class Document:
 class Query:
     """A query for one epoch. vector: float32 [D]. locator: the index to ask, a column or a collection.
 
-    thresholds: of that epoch, as in `Serving`.
+    thresholds: of that epoch, as in `Serving`. fingerprint: of the index, as `Store.search` takes it.
     """
 
     epoch: int
@@ -166,9 +167,10 @@ class Router:
         """
 
         def encode(_: Store, serving: Serving) -> Passages:
-            encoder = self._encoder(serving)
+            encoder = self._encoder(serving, "passage")
             vectors = _encode(encoder, texts, "passage").dense
-            return Passages(serving.epoch, serving.generation, encoder.fingerprint, serving.locator, vectors)
+            index = _index_of(serving, encoder)
+            return Passages(serving.epoch, serving.generation, index, serving.locator, vectors)
 
         return self._following(encode)
 
@@ -176,9 +178,9 @@ class Router:
         """Return the present epoch. Raises StoreUnreachable, StoreFailed."""
         return self._following(lambda _, serving: serving)
 
-    def serving_encoder(self) -> tuple[Serving, TextEncoder]:
-        """Return the present epoch and its model."""
-        return self._following(lambda _, serving: (serving, self._encoder(serving)))
+    def serving_encoder(self, role: Role = "query") -> tuple[Serving, TextEncoder]:
+        """Return the present epoch and its model, for texts in that role."""
+        return self._following(lambda _, serving: (serving, self._encoder(serving, role)))
 
     def put(self, documents: Sequence[Document]) -> Serving:
         """Leave these rows in the index that serves, new or replaced; return its epoch. Repeating is safe.
@@ -187,9 +189,15 @@ class Router:
         """
 
         def write(store: Store, serving: Serving) -> Serving:
-            encoder = self._encoder(serving)
-            records = _records(encoder, documents, _outputs(store, encoder), _sources(store, documents))
-            store.put(records, fingerprint=encoder.fingerprint)
+            encoder, record = self._encoder(serving, "passage"), _record_of(store, serving)
+            outputs = DENSE if record is None else Outputs.of(record.spec.outputs)
+            if serving.fingerprint is not None:
+                where = f"a write to {store.target}"
+                encoder.space.mark(outputs).require(Mark.parse(serving.fingerprint), "passage", where)
+            records = _records(encoder, documents, outputs, _sources(store, documents))
+            store.put(records, fingerprint=_index_of(serving, encoder))
+            if record is not None:
+                _note_form(store, record, encoder, records)
             return serving
 
         return self._following(write)
@@ -269,21 +277,29 @@ class Router:
                 self._read_at = max(self._read_at, asked_at)
             return self._serving
 
-    def _encoder(self, serving: Serving) -> TextEncoder:
-        """Return the model that serves; vectors whose space nobody has recorded are those from before the migration."""
+    def _encoder(self, serving: Serving, role: Role) -> TextEncoder:
+        """Return the model that serves; vectors whose space nobody has recorded are those from before the migration.
+
+        Raises PrecisionMismatch for a precision that may not be used in that role.
+        """
         if serving.fingerprint is None:
             return self._old
+        index, refused = Mark.parse(serving.fingerprint), list[Mark]()
         for encoder in (self._new, self._old):  # once the new one serves, the old one may be gone
-            if serving.fingerprint == encoder.fingerprint:
+            mark = encoder.space.mark()
+            if not mark.refusal(index, role):
                 return encoder
+            refused += [mark] if mark.fingerprint == index.fingerprint else []
+        for mark in refused:
+            mark.require(index, role, f"the vectors of {self._store.target} that serve")
         where = f"neither of the router's models made the vectors of {self._store.target} that serve; its new model"
-        raise SpaceMismatch(expected=str(serving.fingerprint), found=self._new.fingerprint, where=where)
+        raise SpaceMismatch(expected=str(index), found=str(self._new.space.mark()), where=where)
 
     def _encoded(self, serving: Serving, text: str) -> Query:
-        encoder = self._encoder(serving)
+        encoder = self._encoder(serving, "query")
         vector = _encode(encoder, [text], "query").dense[0]
-        space = encoder.fingerprint
-        return Query(serving.epoch, serving.generation, space, serving.locator, vector, serving.thresholds)
+        index = _index_of(serving, encoder)
+        return Query(serving.epoch, serving.generation, index, serving.locator, vector, serving.thresholds)
 
     def _answered(self, text: str, search: Callable[[Store, Query], Sequence[Hit]]) -> Answer:
         def answer(store: Store, serving: Serving) -> Answer:
@@ -379,18 +395,33 @@ def _as_group(store: Store) -> StoreGroup:
     )
 
 
-def _outputs(store: Store, encoder: TextEncoder) -> Outputs:
-    """Return the heads that the index of this model has."""
+def _index_of(serving: Serving, encoder: TextEncoder) -> str:
+    """Return the mark of the index that serves; of one that nobody has recorded, the model's own."""
+    return serving.fingerprint or str(encoder.space.mark())
+
+
+def _record_of(store: Store, serving: Serving) -> MigrationRecord | None:
+    """Return the migration whose new side serves, if one does."""
     record = store.ledger.find(store.target)
-    if record is None or record.spec.fingerprint != encoder.fingerprint:
-        return DENSE
-    return Outputs.of(record.spec.outputs)
+    return None if record is None or record.spec.fingerprint != serving.fingerprint else record
+
+
+def _note_form(store: Store, migration: MigrationRecord, encoder: TextEncoder, records: Sequence[Record]) -> None:
+    """Keep in which precision these rows are, where it is not their index's; an index of fp32 alone costs nothing."""
+    form, index = encoder.space.form().name, Mark.parse(migration.spec.fingerprint).form.name
+    if form == index == FP32.name:
+        return
+    keys = [each.key for each in records if each.vectors is not None]
+    with store.transaction():
+        if form == index:
+            store.ledger.forget_forms(migration, keys)
+        else:
+            store.ledger.note_forms(migration, form, keys)
 
 
 def _encode(encoder: TextEncoder, texts: Sequence[str], role: Role, outputs: Outputs = DENSE) -> Embeddings:
     embeddings = encoder.encode(texts, outputs=outputs, role=role)
-    if embeddings.fingerprint != encoder.fingerprint:
-        raise SpaceMismatch(expected=encoder.fingerprint, found=embeddings.fingerprint, where="the encoder's answer")
+    embeddings.require_key(encoder.space.key, "the encoder's answer")
     return embeddings
 
 

@@ -1,6 +1,6 @@
 """Staged embeddings: what a model has made lies on disk until it is applied, and after.
 
-    FOLDER/<fingerprint>/<heads>/<name>.parquet     heads: dense, dense-sparse, dense-sparse-colbert
+    FOLDER/<space>/<heads>/<name>.parquet     space: fingerprint and precision; heads: dense, dense-sparse and so on
 
 One file is one range. It is there whole or not at all, and one that is damaged is removed: its range
 is done again. What was staged once is found again by the digest of its text, so that equal texts are
@@ -39,18 +39,21 @@ PARTIAL = ".partial"
 
 
 class Staging:
-    """The staged embeddings of one vector space with the same heads. Threads may share it, and processes the folder.
+    """The staged embeddings of one vector space in one precision, with the same heads.
+
+    Threads may share it, and processes the folder.
 
     Opening reads the digests of all that is staged, about 50 bytes a text, and removes what killed
     processes left half-written. Raises MissingExtra, StagingUnusable; every method raises StoreFailed
     if the system refuses to read a file.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, outputs: Outputs = DENSE) -> None:
-        assert _is_plain(fingerprint), f"not a folder's name: {fingerprint!r}"
+    def __init__(self, folder: Path, space: str, outputs: Outputs = DENSE) -> None:
+        """Open the folder. space: `VectorSpace.key`, under which bytes are kept."""
+        assert _is_plain(space), f"not a folder's name: {space!r}"
         require_pyarrow()
         self.outputs = outputs
-        self._folder = folder.absolute() / fingerprint / "-".join(outputs.names)
+        self._folder = folder.absolute() / space / "-".join(outputs.names)
         self._index = StagedIndex()
         with _writing(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -166,17 +169,18 @@ class Staging:
 
 
 def remove_staged(folder: Path, fingerprint: str, uid: str) -> None:
-    """Leave nothing staged of the migration `uid`, under whatever heads. Repeating is safe.
+    """Leave nothing staged of the migration `uid`, in whatever precision and under whatever heads. Repeating is safe.
 
     What others have staged in the same folder stays; where they counted on vectors that are gone, they encode anew.
     """
-    space = folder / fingerprint
-    for path in space.glob(f"*/{uid}-*.parquet"):
-        with _writing(path):
-            path.unlink(missing_ok=True)
-    for empty in (*space.glob("*/"), space):
-        with suppress(OSError):  # something else is there, or nothing
-            empty.rmdir()
+    names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    for space in [folder / name for name in names if name == fingerprint or name.startswith(f"{fingerprint}-")]:
+        for path in space.glob(f"*/{uid}-*.parquet"):
+            with _writing(path):
+                path.unlink(missing_ok=True)
+        for empty in (*space.glob("*/"), space):
+            with suppress(OSError):  # something else is there, or nothing
+                empty.rmdir()
 
 
 def _is_plain(name: str) -> bool:

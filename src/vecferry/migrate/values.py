@@ -83,7 +83,7 @@ class MigrationOptions(RunLimits):
     name; they stand in the serving epoch that `start` records. accept_unconfirmed: why a migration may begin though a
     sample does not show what the vectors were made from; it is kept in the ledger. accept_dependents: names of what
     stands on the vectors and may be left on the old ones. new_name, old_name: of the models, for people; `start` keeps
-    them too.
+    them too. reencode: make vectors anew though they are of the new model in another precision.
     Raises SettingsError for a value out of bounds.
     """
 
@@ -100,6 +100,7 @@ class MigrationOptions(RunLimits):
     thresholds: CutOffs = field(default_factory=dict)
     new_name: str = ""
     old_name: str = ""
+    reencode: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ class Status(Value):
     old_model: str = ""
     unembedded: int = 0
     collections: tuple[str, ...] = ()
+    precisions: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"first_dead_letters": [each.to_dict() for each in self.first_dead_letters]}
@@ -293,6 +295,7 @@ class VerifyReport(Value):
     """passed: whether every check passed, and the gate too, or it was overridden; then the state is `ready`, or still
     `serving_new`. epoch: the serving epoch in which it was made.
 
+    precisions: rows with a new vector by the form that it was made in, fp32, fp16 or a recipe such as int8-1.
     dead_letters: rows without a vector, which `cutover` must be told of. gate: None if none was asked;
     it is asked when all checks have passed. override: None if none was needed.
     """
@@ -309,6 +312,7 @@ class VerifyReport(Value):
     epoch: int | None = None
     gate: GateVerdict | None = None
     override: Override | None = None
+    precisions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ from vecferry.migrate.following import SwitchFollower
 from vecferry.migrate.record import find_record
 from vecferry.migrate.states import State, can_move
 from vecferry.migrate.values import Check, GateVerdict, Override, VerifyReport
+from vecferry.precisions import INTERCHANGEABLE_COSINE, Mark
 from vecferry.stores.ledger import MigrationRecord
 from vecferry.stores.protocol import Store, StoreGroup
 from vecferry.stores.values import NOTHING, Examination, Finding, Hit, Key, Row, Side, has_direction, shown
 
 MIN_COSINE = 0.999
+"""Of a stored vector to the same text encoded again in its own precision; across precisions the evidence's holds."""
 RECALL_QUERIES = 20
 RECALL_K = 10
 MAX_SUSPECTS = 1000
@@ -73,10 +75,15 @@ class Verification:
         dead_letters = self.store.ledger.count_dead_letters(self.record, Side.NEW)
         cosines = recomputed_cosines(self.store, self.new, sample)
         recall = index_recall(self.store, spec.fingerprint)
+        with_vector = compared.rows - compared.unembedded - compared.without_vector.count
         comparable = compared.rows - compared.unembedded - compared.without_vector.count - compared.outdated.count
         checks = (
             *structural_checks(compared, dead_letters, spec.dimension, unit=self.new.space.normalize),
-            recomputation_check(cosines, expected=-(-min(sample, comparable) // 2)),  # rows may be written meanwhile
+            recomputation_check(
+                cosines,
+                expected=-(-min(sample, comparable) // 2),  # rows may be written meanwhile
+                limit=self._limit(),
+            ),
             recall_check(recall, self.min_recall),
         )
         return VerifyReport(
@@ -89,8 +96,15 @@ class Verification:
             recall=recall,
             checks=checks,
             state=self._state(State.VERIFIED if all(check.passed for check in checks) else State.CATCHING_UP),
+            precisions=precisions_of(self.store, self.record, with_vector),
             epoch=serving.epoch if (serving := self.store.ledger.serving(self.store.target)) else None,
         )
+
+    def _limit(self) -> float:
+        """Return the least cosine of a stored vector to its text encoded again; across precisions the evidence's."""
+        forms = {Mark.parse(self.record.spec.fingerprint).form.name, self.new.space.form().name}
+        forms |= self.store.ledger.count_forms(self.record).keys()
+        return INTERCHANGEABLE_COSINE if len(forms) > 1 else MIN_COSINE
 
     def _state(self, state: State) -> State:
         """Return the state that a result leads to; none leads out of the one in which the new vectors serve."""
@@ -124,6 +138,13 @@ class Verification:
             if state != record.state and can_move(State(record.state), state):
                 record = self.store.ledger.move(record, state, detail)
         return record
+
+
+def precisions_of(store: Store, record: MigrationRecord, rows: int) -> dict[str, int]:
+    """Return how many of the rows with a new vector are in each precision, the index's own first."""
+    others = store.ledger.count_forms(record)
+    own = Mark.parse(record.spec.fingerprint).form.name
+    return {own: max(rows - sum(others.values()), 0), **others}
 
 
 def refuse_not_verified(record: MigrationRecord) -> None:
@@ -222,11 +243,11 @@ def recomputed_cosines(store: Store, encoder: TextEncoder, sample: int) -> dict[
     }
 
 
-def recomputation_check(cosines: dict[Key, float], expected: int) -> Check:
-    """Require that `expected` rows were encoded again, each at a cosine of at least 0.999 to its stored vector."""
-    low = [key for key, value in cosines.items() if not value >= MIN_COSINE]
+def recomputation_check(cosines: dict[Key, float], expected: int, limit: float = MIN_COSINE) -> Check:
+    """Require that `expected` rows were encoded again, each at a cosine of at least `limit` to its stored vector."""
+    low = [key for key, value in cosines.items() if not value >= limit]
     lowest = f"{min(cosines.values()):.6f}" if cosines else "none"
-    counts = f"{len(cosines)} rows encoded again, {len(low)} below {MIN_COSINE}, lowest cosine {lowest}"
+    counts = f"{len(cosines)} rows encoded again, {len(low)} below {limit}, lowest cosine {lowest}"
     return Check("recomputed sample", not low and len(cosines) >= expected, counts, shown(low[:10]))
 
 

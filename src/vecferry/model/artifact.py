@@ -20,14 +20,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from vecferry.embeddings import Outputs
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked, cut_repr, reason_of
@@ -35,6 +35,7 @@ from vecferry.model.files import read_whole, sync_folder, write_json
 from vecferry.model.json_files import Text
 from vecferry.model.prompts import Role
 from vecferry.model.spec import EncoderSpec, Pooling, Size
+from vecferry.precisions import FP32, Form, Head, Mark, Pairing, Precision, Verdict, verdicts_of, worst
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 HIDDEN = "hidden"
@@ -43,16 +44,17 @@ MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 RECORDED = {MODEL, DATA, TOKENIZER}
 """The files of which a manifest has the digests."""
 IN_FOLDER = {*RECORDED, MANIFEST, VERIFICATION}
-FORMAT = 1
+FORMAT = 2
+NOT_OF_THE_FUNCTION = {"precision", "recipe", "verdicts", "heads", "head_weights"}
+"""What of a space its fingerprint leaves out: how exactly it is computed, and what else is computed beside."""
 OTHERS_SHOWN = 5
+HEADS_SHOWN = 12
+"""Hexadecimal digits of a digest that tell two sets of heads apart in a mark."""
 MAX_MANIFEST_BYTES = 1_000_000
 IN_BOTH = ("pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix")
 """What a manifest says of its space and of its encoder."""
 REPLACING_S = 10.0
 """How long an opening waits for a writer that has set the previous folder aside and not yet put the new one there."""
-
-Precision = Literal["fp32", "fp16", "int8"]
-Head = Literal["dense", "sparse", "colbert"]
 
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -63,10 +65,10 @@ class _Value(BaseModel):
 
 
 class VectorSpace(_Value):
-    """All that decides whether two vectors may be compared."""
+    """All that decides whether two vectors may be compared: the function, and beside it how exactly it is computed."""
 
     weights: str
-    """SHA-256 over the architecture and every tensor that the model uses, as fp32 (graph.weights_digest)."""
+    """SHA-256 over the architecture and every tensor that dense vectors depend on, as fp32 (checkpoint.py)."""
     tokenizer: str
     """SHA-256 of tokenizer.json as written in the artifact."""
     special_ids: Annotated[tuple[TokenId, ...], Field(max_length=100)]
@@ -79,15 +81,44 @@ class VectorSpace(_Value):
     passage_prefix: Text
     precision: Precision
     heads: tuple[Head, ...]
-    recipe: str | None = None
-    """How the numbers were quantized (quantize.RECIPE), where they were."""
+    head_weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 over the tensors of the sparse and the ColBERT head, where there are any."""
+    recipe: Annotated[str, Field(pattern="^int8-[0-9a-z]{1,20}$")] | None = None
+    """How the numbers were quantized (int8.RECIPE), where they were; it is a part of marks and of folders' names."""
+    verdicts: dict[Head, Verdict] = {}
+    """Of a narrower precision how each head compares to fp32; one that was not measured stays apart."""
     adapted: str | None = None
     """What an application does beside the model, where it does (encode.adapted.Adaptation, as JSON)."""
 
+    @model_validator(mode="after")
+    def _quantized_is_int8(self) -> Self:
+        if self.recipe is not None and self.precision != "int8":
+            raise ValueError(f"recipe: {self.recipe} is none of {self.precision}")
+        return self
+
     @property
     def fingerprint(self) -> str:
-        """The space's id: SHA-256 of the fields above, but those that are None, as canonical JSON."""
-        return hashlib.sha256(canonical_json(self.model_dump(exclude_none=True))).hexdigest()
+        """The function's id: SHA-256 of the fields above, but those beside the function and those that are None."""
+        function = self.model_dump(exclude_none=True, exclude=NOT_OF_THE_FUNCTION)
+        return hashlib.sha256(canonical_json(function)).hexdigest()
+
+    def form(self, outputs: Outputs = Outputs.DENSE) -> Form:
+        """Return how exactly these outputs are computed; of several, the verdict that allows least."""
+        heads = "" if self.head_weights is None else self.head_weights[:HEADS_SHOWN]
+        if self.precision == "fp32":
+            return replace(FP32, heads=heads)
+        verdicts = [self.verdicts.get(head, "apart") for head in self.heads if head in outputs.names]
+        return Form(self.recipe or self.precision, worst(verdicts), heads)
+
+    def mark(self, outputs: Outputs = Outputs.DENSE) -> Mark:
+        """Return what an index of these outputs is marked with; one of dense vectors alone regards no other heads."""
+        form = self.form(outputs)
+        return Mark(self.fingerprint, replace(form, heads="") if outputs == Outputs.DENSE else form)
+
+    @property
+    def key(self) -> str:
+        """What its bytes are kept under: one for each function, form and heads."""
+        return Mark(self.fingerprint, self.form()).key
 
     def prefix(self, role: Role) -> str:
         """Return what goes before each text in that role."""
@@ -114,6 +145,13 @@ class FileRecord(_Value):
     bytes: Annotated[int, Field(ge=0)]
 
 
+class Override(_Value):
+    """A verdict that somebody has put in the place of the measured one, and why."""
+
+    verdict: Verdict
+    reason: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 class Manifest(_Value):
     """manifest.json: everything about an artifact that is not a weight."""
 
@@ -127,6 +165,27 @@ class Manifest(_Value):
     files: dict[str, FileRecord]
     evidence: dict[str, Any] | None = None
     """What decided for this precision: figures of `vecferry.conversion.convert`."""
+    override: Override | None = None
+
+    def require_covered(self) -> None:
+        """Raise ValueError if the space claims verdicts that neither an override nor the pairings stand for."""
+        if self.space.verdicts != self._covered():
+            raise ValueError("the verdicts of the space are neither measured nor overridden")
+
+    def _covered(self) -> Mapping[Head, Verdict]:
+        """Return the verdicts that follow from what was measured of these very bytes, or from the override."""
+        evidence = self.evidence or {}
+        if self.space.precision == "fp32":
+            return {}
+        if self.override is not None:
+            return dict.fromkeys(self.space.heads, self.override.verdict)
+        measured = _PAIRINGS.validate_python(evidence.get("pairings", ()))
+        if measured and evidence.get("measured_key") != self.space.key:
+            raise ValueError("its pairings were measured of another model, recipe or heads")
+        return {head: verdict for head, verdict in verdicts_of(measured).items() if head in self.space.heads}
+
+
+_PAIRINGS = TypeAdapter(tuple[Pairing, ...])
 
 
 @dataclass(frozen=True)
@@ -219,6 +278,10 @@ def _read_manifest(path: Path) -> Manifest:
         raise ArtifactDamaged(path, f"{MANIFEST} is of format {manifest.format}, this release reads {FORMAT}")
     if manifest.space.fingerprint != manifest.fingerprint:
         raise ArtifactDamaged(path, f"{MANIFEST}: the fingerprint does not belong to the space beside it")
+    try:
+        manifest.require_covered()
+    except ValueError as exc:
+        raise ArtifactDamaged(path, f"{MANIFEST}: {exc}") from exc
     if manifest.files.keys() != RECORDED:
         reason = f"{MANIFEST} names the files {cut_repr(sorted(manifest.files))}, not {', '.join(sorted(RECORDED))}"
         raise ArtifactDamaged(path, reason)

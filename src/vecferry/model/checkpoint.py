@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vecferry.errors import AdapterNotMerged, CheckpointDamaged
-from vecferry.model.artifact import TOKENIZER, Head, VectorSpace, canonical_json
+from vecferry.model.artifact import TOKENIZER, VectorSpace, canonical_json
 from vecferry.model.completeness import files_in, without_tokenizer, without_weights
 from vecferry.model.files import check_not_pointer, read_whole
 from vecferry.model.layout import read_layout
@@ -19,6 +19,7 @@ from vecferry.model.spec import MAX_TOKENIZER_BYTES, EncoderSpec, Overrides, rea
 from vecferry.model.tokenizer_files import read_tokenizer_config, reconciled
 from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
 from vecferry.model.weights import Array, Weights, adapter_file, open_heads, open_weights, weight_files
+from vecferry.precisions import Head
 
 MAY_BE_ZERO = "token_type_embeddings.weight"
 """The only weight that says nothing where a model has one kind of token; biases may be zero too."""
@@ -51,7 +52,8 @@ def read_model(folder: Path, overrides: Overrides | None = None) -> Model:
     canonical, tokenizer = _read_tokenizer(inside / TOKENIZER, spec)
     names: tuple[Head, ...] = ("dense",) if heads is None else ("dense", "sparse", "colbert")
     space = VectorSpace(
-        weights=weights_digest(spec, weights, heads),
+        weights=weights_digest(spec, weights),
+        head_weights=None if heads is None else heads_digest(heads),
         tokenizer=hashlib.sha256(canonical).hexdigest(),
         special_ids=tokenizer.special_ids,
         dimension=spec.hidden,
@@ -91,22 +93,31 @@ def _read_tokenizer(path: Path, spec: EncoderSpec) -> tuple[bytes, Tokenizer]:
     return canonical, tokenizer
 
 
-def weights_digest(spec: EncoderSpec, weights: Weights, heads: Weights | None) -> str:
-    """Return the SHA-256 over the architecture and every tensor that the model uses, as fp32.
+def weights_digest(spec: EncoderSpec, weights: Weights) -> str:
+    """Return the SHA-256 over the architecture and every tensor that dense vectors depend on, as fp32.
 
     It is the same for every file format that holds the same numbers, and for every runtime. Raises CheckpointDamaged
     for a number that is not finite and a weight of zeros alone, UnsupportedModel for numbers that are no floats.
     """
     not_weights = {"tokenizer_class", "pooling", "normalize", "max_tokens", "query_prefix", "passage_prefix"}
     digest = hashlib.sha256(canonical_json(spec.model_dump(exclude=not_weights)))
-    used = ("embeddings.", "encoder.", "sparse_linear.", "colbert_linear.")
-    for source in [weights] if heads is None else [weights, heads]:
-        for name in sorted(source):
-            if name.startswith(used) and not name.endswith("position_ids"):
-                digest.update(f"{name}{source[name].shape}".encode())
-                for piece in _sound_pieces(source, name):
-                    digest.update(piece)
+    _add_tensors(digest, weights, ("embeddings.", "encoder."))
     return digest.hexdigest()
+
+
+def heads_digest(heads: Weights) -> str:
+    """Return the SHA-256 over the tensors of the sparse and the ColBERT head. Raises as `weights_digest`."""
+    digest = hashlib.sha256()
+    _add_tensors(digest, heads, ("sparse_linear.", "colbert_linear."))
+    return digest.hexdigest()
+
+
+def _add_tensors(digest: hashlib._Hash, source: Weights, used: tuple[str, ...]) -> None:
+    for name in sorted(source):
+        if name.startswith(used) and not name.endswith("position_ids"):
+            digest.update(f"{name}{source[name].shape}".encode())
+            for piece in _sound_pieces(source, name):
+                digest.update(piece)
 
 
 def _sound_pieces(source: Weights, name: str) -> Iterator[memoryview]:

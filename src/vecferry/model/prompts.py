@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from vecferry.errors import CheckpointDamaged, ConfigMissing, cut_repr
 from vecferry.model.json_files import JsonFile, Text, read_fields
 from vecferry.model.layout import PROMPTS_FILE
+from vecferry.precisions import Role as Role
 
-Role = Literal["passage", "query"]
 PROMPT_ROLES: dict[str, Role] = {
     "passage": "passage", "document": "passage", "query": "query", "corpus": "passage",
     "search_document": "passage", "search_query": "query",

@@ -36,6 +36,7 @@ STATUS: Mapping[type[Exception], int] = {
     e.DeadlineExceeded: 504,
     e.NotReady: 503,
     e.StoreError: 503,
+    e.PrecisionMismatch: 409,
     e.VecferryError: 500,
     Exception: 500,
 }

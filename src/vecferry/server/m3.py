@@ -13,6 +13,7 @@ from vecferry.embeddings import Embeddings, Outputs
 from vecferry.encode.batching import MB
 from vecferry.encode.encoder import Role
 from vecferry.errors import MAX_PLACE, BadRequest, RequestTooLarge
+from vecferry.precisions import Mark
 from vecferry.server.answers import JSON, as_base64, binary, in_pieces, json, readable, wanted_form
 from vecferry.server.openapi_schema import OPENAI_ERRORS, TEI_ERRORS, binary_forms
 from vecferry.server.requests import (
@@ -108,7 +109,7 @@ class SearchAnswer(BaseModel):
 @router.post("/v1/m3", response_class=Response, responses=OPENAI_ERRORS | binary_forms(M3Answer))
 async def m3(request: Request, body: M3Request) -> Response:
     """Return any of the three vectors, from one pass."""
-    named, form = await model_named(request, body.model), wanted_form(request)
+    named, form = await model_named(request, body.model, body.role), wanted_form(request)
     model = named.served
     outputs = Outputs.of(body.outputs)
     answer = await embed(request, model, body.inputs, outputs=outputs, role=body.role, truncate=body.truncate)
@@ -148,7 +149,7 @@ async def search(request: Request, body: SearchRequest, service: ServiceHere) ->
         with_payload=body.with_payload,
     )
     answer = await while_connected(request, anyio.to_thread.run_sync(find))
-    model = service.models.of_space(answer.fingerprint)
+    model = service.models.of_space(Mark.parse(answer.fingerprint))
     response = json({
         "epoch": answer.epoch,
         "generation": answer.generation,
@@ -189,7 +190,8 @@ async def _serving(request: Request) -> dict[str, Any] | None:
     if follower is None:
         return None
     serving = await anyio.to_thread.run_sync(follower.serving)
-    served = service_of(request).models.of_space(serving.fingerprint) if serving.fingerprint else None
+    models = service_of(request).models
+    served = models.of_space(Mark.parse(serving.fingerprint)) if serving.fingerprint else None
     return {
         "epoch": serving.epoch,
         "generation": serving.generation,

@@ -14,6 +14,7 @@ from vecferry.encode.loading import EncoderOptions, Loaded, load_encoder
 from vecferry.errors import BadRequest, ModelNotServed, ModelRuntimeError, NotReady, SettingsError
 from vecferry.model.artifact import Artifact
 from vecferry.model.tokens import Tokenizer
+from vecferry.precisions import Mark, Role
 
 PROBE = "a probe"
 log = logging.getLogger("vecferry.server")
@@ -26,7 +27,7 @@ class Served:
         self.name = name
         self.aliases = tuple(aliases)
         self.encoder: Encoder = loaded.encoder
-        self.fingerprint = loaded.encoder.fingerprint  # which is computed each time
+        self.mark = loaded.encoder.space.mark()  # which is computed each time
         self.reason, self.is_fallback = loaded.reason, loaded.is_fallback
         self._problem: str | None = "no run has succeeded yet"
 
@@ -100,8 +101,10 @@ class ServedModels:
     def has(self, name: str) -> bool:
         return name in self._by_name
 
-    def of_space(self, fingerprint: str) -> Served | None:
-        return next((model for model in self.all if model.fingerprint == fingerprint), None)
+    def of_space(self, mark: Mark, role: Role = "query") -> Served | None:
+        """Return the model for an index of that mark, the same form first; None if none may be used in that role."""
+        possible = [model for model in self.all if not model.mark.refusal(mark, role)]
+        return min(possible, key=lambda model: model.mark.form != mark.form, default=None)
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,12 @@ class ModelsAnswer(BaseModel):
 @router.post("/v1/embeddings", response_class=Response, responses=binary_forms(EmbeddingsAnswer))
 async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
     """Return dense vectors of texts."""
-    named = await model_named(request, body.model)
+    role = role_of(body.prompt_name)
+    named = await model_named(request, body.model, role)
     model = named.served
     require_dimension(model, body.dimensions)
     form = wanted_form(request)
-    answer = await embed(request, model, body.input, role=role_of(body.prompt_name), truncate=body.truncate)
+    answer = await embed(request, model, body.input, role=role, truncate=body.truncate)
     result, headers = answer.embeddings, named.headers(answer)
     if form != JSON:
         return binary(result, form, headers)

@@ -192,27 +192,31 @@ class NamedModel:
         """Return headers that say what runs, in which vector space and epoch, and whether it read everything."""
         epoch = {} if self.epoch is None else {EPOCH_HEADER: str(self.epoch)}
         return epoch | {
-            "x-vecferry-fingerprint": self.served.fingerprint,
+            "x-vecferry-fingerprint": self.served.mark.fingerprint,
+            "x-vecferry-precision": self.served.encoder.space.precision,
             "x-vecferry-runtime": self.served.encoder.runtime.name,
             "x-vecferry-num-truncated": str(answer.embeddings.num_truncated),
         }
 
 
-async def model_named(request: Request, name: str | None) -> NamedModel:
+async def model_named(request: Request, name: str | None, role: Role = "query") -> NamedModel:
     """Return the model of that name or alias; of `ServerOptions.serving_name`, the one that serves in the migration.
 
-    Raises ModelNotServed, and what the migration's store raises.
+    role: of the texts. Raises ModelNotServed, PrecisionMismatch, and what the migration's store raises.
     """
     models, router = service_of(request).models, router_of(request)
     if router is None or name != request.app.state.serving_name:
         return NamedModel(models.get(name))
-    return await serving_model(models, router)
+    return await serving_model(models, router, role)
 
 
-async def serving_model(models: ServedModels, router: Router) -> NamedModel:
-    """Return the model of the epoch that serves. Raises SpaceMismatch if that is neither, and as the store does."""
-    serving, encoder = await anyio.to_thread.run_sync(router.serving_encoder)
-    served = models.of_space(encoder.fingerprint)
+async def serving_model(models: ServedModels, router: Router, role: Role = "query") -> NamedModel:
+    """Return the model of the epoch that serves, for texts in that role.
+
+    Raises SpaceMismatch if that is neither, PrecisionMismatch if it may not be used for them, and as the store does.
+    """
+    serving, encoder = await anyio.to_thread.run_sync(router.serving_encoder, role)
+    served = models.of_space(encoder.space.mark())
     assert served is not None, "the router's models are served"
     return NamedModel(served, serving.epoch)
 

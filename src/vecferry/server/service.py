@@ -211,7 +211,7 @@ class QueuedEncoder:
 
     @property
     def fingerprint(self) -> str:
-        return self._model.fingerprint
+        return self._model.mark.fingerprint
 
     @property
     def dimension(self) -> int:

@@ -106,7 +106,7 @@ async def embed_dense(request: Request, body: EmbedRequest) -> Response:
 
 
 async def _dense(request: Request, body: EmbedRequest) -> tuple[Embeddings, dict[str, str]]:
-    named = await model_named(request, body.model)
+    named = await model_named(request, body.model, role_of(body.prompt_name))
     require_dimension(named.served, body.dimensions)
     embeddings, headers = await _embedded(request, named, body.inputs, body)
     if body.normalize and not named.served.encoder.space.normalize:
@@ -123,7 +123,7 @@ def _unit(vectors: Float32) -> Float32:
 @router.post("/embed_sparse", response_model=list[list[SparseValue]])
 async def embed_sparse(request: Request, body: TeiRequest) -> Response:
     """Return lexical weights: per text the largest weight of each token id."""
-    named = await model_named(request, body.model)
+    named = await model_named(request, body.model, role_of(body.prompt_name))
     embeddings, headers = await _embedded(request, named, body.inputs, body, Outputs.SPARSE)
     return json(sparse_rows(embeddings), headers)
 
@@ -131,7 +131,7 @@ async def embed_sparse(request: Request, body: TeiRequest) -> Response:
 @router.post("/embed_all", response_model=list[list[list[float]]])
 async def embed_all(request: Request, body: TeiRequest) -> Response:
     """Return ColBERT vectors: one for each token but the first."""
-    named = await model_named(request, body.model)
+    named = await model_named(request, body.model, role_of(body.prompt_name))
     embeddings, headers = await _embedded(request, named, body.inputs, body, Outputs.COLBERT)
     return json(await in_pieces(embeddings.colbert[row] for row in range(len(embeddings))), headers)
 

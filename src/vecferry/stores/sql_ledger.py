@@ -70,6 +70,14 @@ TABLES = (
     )
     """,
     """
+    CREATE TABLE IF NOT EXISTS vecferry.row_forms (  -- of new vectors that are not in the form of their index
+        migration_id bigint NOT NULL REFERENCES vecferry.migrations,
+        key text NOT NULL,
+        form text NOT NULL,
+        PRIMARY KEY (migration_id, key)
+    )
+    """,
+    """
     CREATE TABLE IF NOT EXISTS vecferry.events (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         migration_id bigint NOT NULL REFERENCES vecferry.migrations,
@@ -340,6 +348,32 @@ class Ledger(ABC):
             [record.id, side.value, [key_text(key) for key in keys]],
         )
         return {as_key(key): digest for key, digest in rows}
+
+    # --- precisions -------------------------------------------------------------------------------
+
+    def note_forms(self, record: MigrationRecord, form: str, keys: Sequence[Key]) -> None:
+        """Keep that the new vectors of these rows are in that form, which is not their index's."""
+        self._db.execute_many(
+            "INSERT INTO vecferry.row_forms (migration_id, key, form) VALUES (%s, %s, %s)"
+            " ON CONFLICT (migration_id, key) DO UPDATE SET form = excluded.form",
+            [(record.id, key_text(key), form) for key in keys],
+        )
+
+    def forget_forms(self, record: MigrationRecord, keys: Sequence[Key]) -> None:
+        """Keep that these rows are gone, without a vector, or in the form of their index."""
+        if keys:
+            self._db.execute(
+                "DELETE FROM vecferry.row_forms WHERE migration_id = %s AND key = ANY(%s)",
+                [record.id, [key_text(key) for key in keys]],
+            )
+
+    def count_forms(self, record: MigrationRecord) -> dict[str, int]:
+        """Return how many rows have a new vector in each form but the index's."""
+        rows = self._db.rows(
+            "SELECT form, count(*) FROM vecferry.row_forms WHERE migration_id = %s GROUP BY form ORDER BY form",
+            [record.id],
+        )
+        return {form: int(count) for form, count in rows}
 
     # --- who serves -------------------------------------------------------------------------------
 

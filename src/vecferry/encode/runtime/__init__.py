@@ -81,6 +81,7 @@ def finish(raw: RawOutputs, batch: TokenBatch, outputs: Outputs, space: VectorSp
         raw.dense if Outputs.DENSE in outputs else None,
         None if raw.token_weights is None else lexical_weights(raw.token_weights, batch, space.special_ids),
         None if raw.colbert is None else without_padding(raw.colbert, batch),
+        space.form(outputs),
     )
 
 

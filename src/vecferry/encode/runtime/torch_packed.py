@@ -228,7 +228,11 @@ class PackedTorchRuntime:
         if packed.colbert is not None:
             colbert = MultiVector(indptr_of(np.maximum(batch.lengths - 1, 0)), widened(packed.colbert))
         dense = widened(packed.dense)
-        return Embeddings(self.space.fingerprint, batch.lengths, batch.truncated, dense, sparse, colbert)
+        outputs = Outputs.DENSE
+        outputs |= Outputs(0) if sparse is None else Outputs.SPARSE
+        outputs |= Outputs(0) if colbert is None else Outputs.COLBERT
+        form = self.space.form(outputs)
+        return Embeddings(self.space.fingerprint, batch.lengths, batch.truncated, dense, sparse, colbert, form)
 
 
 # --- attention ------------------------------------------------------------------------------------

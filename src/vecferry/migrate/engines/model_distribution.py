@@ -25,7 +25,9 @@ class ArtifactRef(Protocol):
     """Small and to be pickled. `pieces` is for the driver's machine, the other methods for a worker's."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def key(self) -> str:
+        """The model's `VectorSpace.key`."""
+
     @property
     def device(self) -> Device: ...
     def kind(self) -> str:
@@ -46,10 +48,13 @@ class ArtifactRef(Protocol):
 
 @dataclass(frozen=True)
 class ShippedArtifact:
-    """options: as on the driver's machine. manifest: the SHA-256 of manifest.json, which has those of all files."""
+    """options: as on the driver's machine. key: the model's `VectorSpace.key`.
+
+    manifest: the SHA-256 of manifest.json, which has those of all files.
+    """
 
     options: EncoderOptions
-    fingerprint: str
+    key: str
     manifest: str
     cache: Path = CACHE
 
@@ -59,9 +64,9 @@ class ShippedArtifact:
         artifact = Artifact.open(options.artifact)
         shipped = replace(
             options, artifact=artifact.path.absolute(), use_onnx=True, lightweight=False, cache=None,
-            fingerprint=artifact.fingerprint,
+            fingerprint=str(artifact.manifest.space.mark()),
         )  # fmt: skip
-        return cls(shipped, artifact.fingerprint, sha256_of(artifact.path / MANIFEST), cache)
+        return cls(shipped, artifact.manifest.space.key, sha256_of(artifact.path / MANIFEST), cache)
 
     @property
     def device(self) -> Device:
@@ -109,7 +114,7 @@ class ShippedArtifact:
     @property
     def _received(self) -> Path:
         try:
-            return self.cache.expanduser() / self.fingerprint
+            return self.cache.expanduser() / self.key
         except RuntimeError as exc:  # of pathlib
             wanted = f"a folder for the models that are received ({self.cache}), as /tmp: this user has none"
             raise SettingsError("HOME", "", wanted) from exc

@@ -48,7 +48,9 @@ INSTALL = (
     "CREATE INDEX IF NOT EXISTS changes_of_a_side ON vecferry.changes (target, side, number) WHERE side IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS changes_of_a_key ON vecferry.changes (target, side, key) WHERE side IS NOT NULL",
 )
-OWN_TABLES = ("migrations", "ranges", "dead_letters", "events", "serving", "control", "leases", "changes", "members")
+OWN_TABLES = (
+    "migrations", "ranges", "dead_letters", "row_forms", "events", "serving", "control", "leases", "changes", "members",
+)  # fmt: skip
 
 
 class PgLedger(Ledger):

@@ -88,9 +88,9 @@ class RayWorker:
         self._last: int | None = None
         try:
             self._encoder = model.load(threads)
-            if self._encoder.fingerprint != model.fingerprint:
+            if self._encoder.space.key != model.key:
                 where = f"the model on {socket.gethostname()}"
-                raise SpaceMismatch(expected=model.fingerprint, found=self._encoder.fingerprint, where=where)
+                raise SpaceMismatch(expected=model.key, found=self._encoder.space.key, where=where)
         except VecferryError as exc:
             self._failure = _described(exc)
 

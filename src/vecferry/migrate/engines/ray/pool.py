@@ -40,10 +40,8 @@ class Pool:
         encoder: of the driver, whose vectors those of other machines are held against.
         raise_if_cancelled: called while workers are waited for; what it raises ends that.
         """
-        if encoder.fingerprint != model.fingerprint:
-            raise SpaceMismatch(
-                expected=encoder.fingerprint, found=model.fingerprint, where="the model for the workers"
-            )
+        if encoder.space.key != model.key:
+            raise SpaceMismatch(expected=encoder.space.key, found=model.key, where="the model for the workers")
         if model.device == "cuda" and not settings.gpus_per_worker:
             raise SettingsError("gpus_per_worker", "0", "1.0, or a fraction, with VECFERRY_DEVICE=cuda")
         self._settings, self._model, self._do, self._raise_if_cancelled = settings, model, do, raise_if_cancelled
