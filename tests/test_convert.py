@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -496,3 +498,19 @@ def test_wrong_numbers_fail_verification(
     report = verify(tiny_artifact, lambda: OnnxRuntime(tiny_artifact), Reference(lambda: reference))
     assert len(report.failed) == 8
     assert all("dense agrees with PyTorch" in failure for failure in report.failed)
+
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from vecferry.cli import main; main(sys.argv[1:])"
+
+
+def test_without_pytorch_a_model_is_converted_and_verified_and_told_what_was_not_checked(
+    short_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    for arguments in (["convert", short_checkpoint, model], ["verify", model]):
+        command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    report = json.loads((model / "verification.json").read_text())
+    assert report["passed"]
+    assert "PyTorch is not installed" in json.dumps(report)

@@ -62,7 +62,8 @@ class FileBackend:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         (made / ".dimension").write_text(str(dimension))
-        (made / ".created_as").write_text(collection)
+        if like is not None:
+            (made / ".created_as").write_text(collection)
         made.rename(self._folder / collection)
 
     def drop(self, collection: str) -> None:
@@ -76,7 +77,8 @@ class FileBackend:
         self._there(collection).rename(self._folder / name)
 
     def created_as(self, collection: str) -> str | None:
-        return (self._there(collection) / ".created_as").read_text()
+        noted = self._there(collection) / ".created_as"
+        return noted.read_text() if noted.exists() else None
 
     def ids(self, collection: str) -> Iterator[str]:
         names = [path.name for path in self._there(collection).iterdir()]

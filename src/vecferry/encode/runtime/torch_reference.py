@@ -15,15 +15,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from vecferry.encode.runtime.torch import CLASSES, TorchRuntime
-from vecferry.errors import ConfigMissing
+from vecferry.errors import ConfigMissing, MissingExtra
 from vecferry.model.checkpoint import Model
 from vecferry.model.layout import ADAPTER_CONFIG, read_layout
 from vecferry.model.spec import Overrides, read_spec
 from vecferry.model.weights import head_files
+
+try:
+    import torch
+    import transformers
+except ModuleNotFoundError as exc:
+    raise MissingExtra("torch", exc.name or "torch") from exc
 
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
