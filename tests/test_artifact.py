@@ -19,10 +19,10 @@ from tests.values import OF_EACH_KIND
 from vecferry.conversion.convert import convert_checkpoint
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import ArtifactDamaged, ArtifactNotFound, ArtifactWriteFailed, Locked
-from vecferry.model.artifact import Artifact, _read_manifest, _sole_writer, file_record, writing
+from vecferry.model.artifact import PIECES, Artifact, _read_manifest, _sole_writer, file_record, writing
 from vecferry.model.files import write_json
 from vecferry.model.sources import open_source
-from vecferry.model.tokens import open_tokenizer
+from vecferry.model.tokens import MappedTokenizer, Tokenizer, open_tokenizer
 
 
 @pytest.fixture
@@ -178,6 +178,41 @@ def test_a_tokenizer_that_is_changed_after_the_opening_is_refused_before_it_is_p
     (copied / "tokenizer.json").write_bytes(b"not a tokenizer")
     with pytest.raises(ArtifactDamaged, match=r"tokenizer\.json has SHA-256"):
         open_tokenizer(artifact)
+
+
+def test_low_memory_maps_the_vocabulary_and_gives_the_same_ids(copied: Path) -> None:
+    artifact, texts = Artifact.open(copied), ["Hello world", "你好 <mask>", ""]
+    tokenizer = open_tokenizer(artifact, mapped=True)
+    assert isinstance(tokenizer, MappedTokenizer)
+    assert tokenizer(texts).ids.tolist() == open_tokenizer(artifact)(texts).ids.tolist()
+
+
+def test_an_artifact_without_a_mapped_vocabulary_is_read_from_tokenizer_json(copied: Path) -> None:
+    """Those of earlier releases have none."""
+    manifest = Artifact.open(copied).manifest
+    files = {name: record for name, record in manifest.files.items() if name != PIECES}
+    (copied / "manifest.json").write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+    (copied / PIECES).unlink()
+    assert type(open_tokenizer(Artifact.open(copied), mapped=True)) is Tokenizer
+
+
+def test_a_mapped_vocabulary_that_is_not_the_manifests_is_refused(copied: Path) -> None:
+    artifact = Artifact.open(copied)
+    content = bytearray((copied / PIECES).read_bytes())
+    content[-1] ^= 1
+    (copied / PIECES).write_bytes(content)
+    with pytest.raises(ArtifactDamaged, match=r"tokenizer\.pieces.*SHA-256"):
+        open_tokenizer(artifact, mapped=True)
+    with pytest.raises(ArtifactDamaged, match=r"tokenizer\.pieces has SHA-256"):
+        Artifact.open(copied)
+
+
+def test_a_mapped_vocabulary_of_another_tokenizer_is_refused(copied: Path) -> None:
+    tokenizer = json.loads((copied / "tokenizer.json").read_bytes())
+    tokenizer["model"]["vocab"][9][1] -= 1.0
+    artifact = Artifact.open(with_tokenizer(copied, json.dumps(tokenizer).encode()))
+    with pytest.raises(ArtifactDamaged, match="made of another tokenizer"):
+        open_tokenizer(artifact, mapped=True)
 
 
 def test_a_model_that_does_not_load_is_damaged_not_a_traceback(copied: Path) -> None:

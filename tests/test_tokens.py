@@ -30,12 +30,14 @@ from vecferry.errors import (
     UnsupportedModel,
     WrongInputType,
 )
+from vecferry.model.artifact import sha256_of
 from vecferry.model.checkpoint import read_model
+from vecferry.model.pieces import MappedPieces, write_pieces
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides, read_spec
 from vecferry.model.text_parts import WHITE_SPACE, part_end, parts_of
 from vecferry.model.tokenizer_files import read_tokenizer_config, reconciled
-from vecferry.model.tokens import Tokenizer, canonical_tokenizer, try_tokenizer
+from vecferry.model.tokens import MappedTokenizer, Tokenizer, canonical_tokenizer, try_tokenizer
 
 UNLIMITED = 1 << 30
 SHIPPED_FILE = Path(__file__).parent / "data/tokens/texts.jsonl"
@@ -636,3 +638,86 @@ def test_eight_threads_get_what_one_gets(tokenizer: Tokenizer) -> None:
     with ThreadPoolExecutor(8) as pool:
         for ids in pool.map(lambda _: rows_of(tokenizer, TEXTS), range(16)):
             assert ids == expected
+
+
+# --- mapped ---------------------------------------------------------------------------------------
+
+
+def mapped_form(canonical: bytes, folder: Path, max_tokens: int = UNLIMITED) -> MappedTokenizer:
+    whole, path = Tokenizer(canonical, max_tokens), folder / "tokenizer.pieces"
+    assert write_pieces(path, canonical, whole.around)
+    return MappedTokenizer(MappedPieces(path, sha256_of(path)), lambda: canonical, max_tokens)
+
+
+@pytest.fixture(scope="session")
+def xlm_r() -> bytes:
+    return canonical_tokenizer(tokenizer_json(20_000), "XLMRobertaTokenizer")
+
+
+@pytest.fixture(scope="session")
+def mapped(xlm_r: bytes, tmp_path_factory: pytest.TempPathFactory) -> MappedTokenizer:
+    return mapped_form(xlm_r, tmp_path_factory.mktemp("mapped"))
+
+
+@pytest.fixture(scope="session")
+def whole(xlm_r: bytes) -> Tokenizer:
+    return Tokenizer(xlm_r, UNLIMITED)
+
+
+def test_a_mapped_vocabulary_gives_the_librarys_ids(mapped: MappedTokenizer, whole: Tokenizer) -> None:
+    texts = [*TEXTS, *HARD.values()]
+    assert differing(rows_of(mapped, texts), rows_of(whole, texts), texts) == []
+
+
+CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.lists(EDGES | CHARACTERS | st.sampled_from(["<mask>", " ", "\u2581", *TEXTS[:40]]), max_size=4).map("".join)
+)
+def test_a_mapped_vocabulary_gives_the_librarys_ids_for_any_text(
+    text: str, mapped: MappedTokenizer, whole: Tokenizer
+) -> None:
+    assert rows_of(mapped, [text]) == rows_of(whole, [text])
+
+
+def test_a_mapped_vocabulary_cuts_and_names_as_the_library_does(mapped: MappedTokenizer, whole: Tokenizer) -> None:
+    texts = TEXTS[::9]
+    ours, theirs = mapped.with_max_tokens(7)(texts), whole.with_max_tokens(7)(texts)
+    assert ours.ids.tolist() == theirs.ids.tolist()
+    assert ours.truncated.tolist() == theirs.truncated.tolist()
+    ids = [*range(0, whole.vocabulary, 997), whole.vocabulary - 1, whole.vocabulary]
+    assert [mapped.text_of(i) for i in ids] == [whole.text_of(i) for i in ids]
+    assert (mapped.special_ids, mapped.vocabulary, mapped.ends) == (whole.special_ids, whole.vocabulary, whole.ends)
+
+
+def test_pieces_with_places_and_decoding_come_from_the_whole_vocabulary(
+    mapped: MappedTokenizer, whole: Tokenizer
+) -> None:
+    assert list(mapped.pieces("Grüße <mask> 世界")) == list(whole.pieces("Grüße <mask> 世界"))
+    assert mapped.decode([0, 6, 15378, 2]) == whole.decode([0, 6, 15378, 2])
+
+
+@pytest.mark.parametrize("size", params((4000, Shape.vocabulary), slow={Shape.vocabulary}))
+def test_a_vocabulary_of_any_size_gives_the_librarys_ids(tmp_path: Path, size: int) -> None:
+    """A small one has many unknown characters."""
+    canonical = canonical_tokenizer(tokenizer_json(size), "XLMRobertaTokenizer")
+    texts = [*TEXTS, *HARD.values()]
+    ours, theirs = rows_of(mapped_form(canonical, tmp_path), texts), rows_of(Tokenizer(canonical, UNLIMITED), texts)
+    assert differing(ours, theirs, texts) == []
+
+
+@pytest.mark.parametrize("change", ["byte_fallback", "a piece twice", "no unknown piece", "WordPiece"])
+def test_another_vocabulary_is_left_to_the_library(tmp_path: Path, change: str) -> None:
+    described = json.loads(canonical_tokenizer(tokenizer_json(4000), "XLMRobertaTokenizer"))
+    model = described["model"]
+    changes: dict[str, dict[str, Any]] = {
+        "byte_fallback": {"byte_fallback": True},
+        "a piece twice": {"vocab": [*model["vocab"], model["vocab"][9]]},
+        "no unknown piece": {"unk_id": None},
+        "WordPiece": {"type": "WordPiece", "vocab": {"a": 0}},
+    }
+    described["model"] = model | changes[change]
+    assert not write_pieces(tmp_path / "pieces", json.dumps(described).encode(), ([0], [2]))
+    assert list(tmp_path.iterdir()) == []

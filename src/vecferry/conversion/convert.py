@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import numpy as np
 import onnx
 
+from vecferry.conversion.calibration import calibration_texts, comparison_texts
 from vecferry.conversion.graph import build_graph
 from vecferry.conversion.onnx_file import OPSET, Graph, write_graph
 from vecferry.conversion.pairings import Labelled
@@ -25,23 +27,27 @@ from vecferry.conversion.precision import (
     save_manifest,
     speed_over,
 )
-from vecferry.conversion.verify import Progress, Reference, Report, verify
+from vecferry.conversion.verify import TEXTS, Progress, Reference, Report, verify
 from vecferry.encode.runtime.onnx import OnnxRuntime
 from vecferry.errors import MissingExtra, PrecisionRefused, RuntimeUnavailable, SourceError, SourceNotFound, reason_of
 from vecferry.model.artifact import (
     FORMAT,
     MODEL,
+    PIECES,
     TOKENIZER,
     Artifact,
     Manifest,
     Override,
     SourceRecord,
     file_record,
+    sha256_of,
     writing,
 )
 from vecferry.model.checkpoint import Model, read_model
+from vecferry.model.pieces import MappedPieces, write_pieces
 from vecferry.model.sources import Checkpoint, reopen
 from vecferry.model.spec import Overrides
+from vecferry.model.tokens import MappedTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,8 @@ def _write(folder: Path, model: Model, graph: Graph, source: SourceRecord) -> Ar
     onnx.checker.check_model(str(folder / MODEL))
     (folder / TOKENIZER).write_bytes(model.tokenizer)
     files[TOKENIZER] = file_record(folder / TOKENIZER)
+    if _write_pieces(folder / PIECES, model):
+        files[PIECES] = file_record(folder / PIECES)
     manifest = Manifest(
         format=FORMAT,
         source=source,
@@ -203,6 +211,19 @@ def _write(folder: Path, model: Model, graph: Graph, source: SourceRecord) -> Ar
     artifact = Artifact(folder, manifest)
     save_manifest(artifact)
     return artifact
+
+
+def _write_pieces(path: Path, model: Model) -> bool:
+    """Write the mapped form of the tokenizer's vocabulary if there is one, and it has the same ids for every text."""
+    tokenizer = Tokenizer(model.tokenizer, model.space.max_tokens)
+    if not write_pieces(path, model.tokenizer, tokenizer.around):
+        return False
+    mapped = MappedTokenizer(MappedPieces(path, sha256_of(path)), lambda: model.tokenizer, model.space.max_tokens)
+    texts = [*TEXTS, *comparison_texts(), *calibration_texts()]
+    is_same = np.array_equal(mapped(texts).ids, tokenizer(texts).ids) and mapped.special_ids == tokenizer.special_ids
+    if not is_same:
+        path.unlink()
+    return is_same
 
 
 def _fp32_reference(checkpoint: Callable[[], Model], folder: Path) -> Reference:

@@ -24,7 +24,7 @@ from vecferry.embeddings import DENSE, TokenBatch
 from vecferry.encode.encoder import Encoder
 from vecferry.encode.runtime.host import machine
 from vecferry.encode.runtime.onnx import OnnxRuntime, run_each
-from vecferry.model.artifact import HIDDEN, MANIFEST, MODEL, TOKENIZER, Artifact
+from vecferry.model.artifact import HIDDEN, MANIFEST, MODEL, PIECES, TOKENIZER, Artifact
 from vecferry.model.files import write_json
 from vecferry.model.tokens import open_tokenizer
 from vecferry.precisions import Pairing, Precision, verdicts_of
@@ -77,8 +77,9 @@ def _write(
         graph = halve(graph, HIDDEN)
     progress(f"writing the {precision} form")
     files = write_graph(graph, folder)
-    shutil.copyfile(baseline.path / TOKENIZER, folder / TOKENIZER)
-    files[TOKENIZER] = baseline.manifest.files[TOKENIZER]
+    for name in baseline.manifest.files.keys() & {TOKENIZER, PIECES}:
+        shutil.copyfile(baseline.path / name, folder / name)
+        files[name] = baseline.manifest.files[name]
     recipe = RECIPE if precision == "int8" else None
     space = baseline.manifest.space.model_copy(update={"precision": precision, "recipe": recipe})
     changes = {"space": space, "fingerprint": space.fingerprint, "files": files}

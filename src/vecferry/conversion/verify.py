@@ -22,7 +22,7 @@ from vecferry.embeddings import Embeddings, Float32, Outputs, TokenBatch, colber
 from vecferry.encode.runtime import Runtime
 from vecferry.encode.runtime.host import machine
 from vecferry.errors import VerificationFailed, cut_repr
-from vecferry.model.artifact import Artifact
+from vecferry.model.artifact import PIECES, Artifact
 from vecferry.model.tokens import open_tokenizer
 from vecferry.precisions import Precision
 
@@ -137,7 +137,7 @@ def verify(
     """
     probes = _probes(artifact)
     progress("digests")
-    checks = [_digests(artifact), _weights_are_finite(artifact)]
+    checks = [_digests(artifact), _weights_are_finite(artifact), *_mapped_tokenizer(artifact)]
     runtime = open_runtime()
     results = {}
     for name, batch in probes.items():
@@ -191,6 +191,15 @@ def _digests(artifact: Artifact) -> ConversionCheck:
     return ConversionCheck(
         "files have the manifest's SHA-256", "failed" if damaged else "passed", note="; ".join(damaged)
     )
+
+
+def _mapped_tokenizer(artifact: Artifact) -> Iterator[ConversionCheck]:
+    """Compare the mapped form of the vocabulary, where the artifact has one, with tokenizer.json."""
+    if PIECES in artifact.manifest.files:
+        texts = [*TEXTS, *comparison_texts()]
+        ours, theirs = (open_tokenizer(artifact, mapped=mapped)(texts) for mapped in (True, False))
+        is_same = np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.indptr, theirs.indptr)
+        yield ConversionCheck("the mapped tokenizer has tokenizer.json's token ids", "passed" if is_same else "failed")
 
 
 def _weights_are_finite(artifact: Artifact) -> ConversionCheck:

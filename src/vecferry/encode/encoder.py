@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs, TokenBatch, require_heads
 from vecferry.encode.batching import MB, Limits, plan, plan_packed
-from vecferry.encode.cache import Cache
 from vecferry.encode.device_limits import DeviceLimits
 from vecferry.encode.memory import predicted_bytes
 from vecferry.encode.runtime import Runtime, begin, depth_of, is_packed
@@ -29,6 +28,9 @@ from vecferry.model.prompts import Role as Role
 from vecferry.model.spec import EncoderSpec
 from vecferry.model.texts import iterate_texts, require_texts
 from vecferry.precisions import Mark
+
+if TYPE_CHECKING:
+    from vecferry.encode.cache import Cache
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -15,13 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from vecferry.embeddings import DENSE, Embeddings, Outputs
 from vecferry.encode.batching import Limits
-from vecferry.encode.cache import Cache
 from vecferry.encode.device_limits import DeviceLimits, measured_limits
 from vecferry.encode.encoder import Encoder, Role, SharedCopy, TextEncoder
 from vecferry.encode.runtime import Device, Runtime
@@ -44,6 +43,9 @@ from vecferry.model.spec import EncoderSpec, Overrides
 from vecferry.model.tokens import Tokenizer, open_tokenizer
 from vecferry.options import Checked, Count, CountFrom0
 from vecferry.precisions import Mark, Precision
+
+if TYPE_CHECKING:
+    from vecferry.encode.cache import Cache
 
 Fingerprint = Annotated[
     str,
@@ -190,7 +192,7 @@ def _onnx(options: EncoderOptions) -> Encoder:
     several = partial(ProcessesRuntime, partial(_on_device, _from_anywhere(options), "onnx"), options.processes)
     with ThreadPoolExecutor(1, thread_name_prefix="vecferry-load") as pool:  # a session loads without the interpreter
         loading = pool.submit(load, artifact) if options.processes == 1 else pool.submit(several)
-        tokenizer = open_tokenizer(artifact)
+        tokenizer = open_tokenizer(artifact, mapped=options.low_memory)
         runtime = loading.result()
     spec, cache, reopen = artifact.manifest.encoder, _cache(options), partial(_onnx, _from_anywhere(options))
     return Encoder(
@@ -272,7 +274,11 @@ def _index(options: EncoderOptions) -> Mark | None:
 
 
 def _cache(options: EncoderOptions) -> Cache | None:
-    return None if options.cache is None else Cache(options.cache, options.cache_mb)
+    if options.cache is None:
+        return None
+    from vecferry.encode.cache import Cache  # with the journal of stores.sqlite, a sixth of all that is imported
+
+    return Cache(options.cache, options.cache_mb)
 
 
 def _checkpoint(options: EncoderOptions) -> Model:

@@ -4,6 +4,7 @@
     ├── model.onnx           the graph
     ├── model.onnx.data      its weights
     ├── tokenizer.json       as the reference tokenises, see tokens.py
+    ├── tokenizer.pieces     its vocabulary as a file that is mapped, see pieces.py; of some tokenizers alone
     ├── manifest.json        this module's `Manifest`
     └── verification.json    the last report of verify.py (not among the digests: it is made anew)
 
@@ -38,12 +39,14 @@ from vecferry.model.spec import EncoderSpec, Pooling, Size
 from vecferry.precisions import FP32, Form, Head, Mark, Pairing, Precision, Verdict, verdicts_of, worst
 
 MODEL, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
+PIECES = "tokenizer.pieces"
+"""Beside the tokenizer, where its vocabulary can be mapped and was proven to give the same ids."""
 HIDDEN = "hidden"
 """The last hidden states, a value inside of the graph."""
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 RECORDED = {MODEL, DATA, TOKENIZER}
-"""The files of which a manifest has the digests."""
-IN_FOLDER = {*RECORDED, MANIFEST, VERIFICATION}
+"""The files of which a manifest has the digests; of `PIECES` too, where there are some."""
+IN_FOLDER = {*RECORDED, PIECES, MANIFEST, VERIFICATION}
 FORMAT = 2
 NOT_OF_THE_FUNCTION = {"precision", "recipe", "verdicts", "heads", "head_weights"}
 """What of a space its fingerprint leaves out: how exactly it is computed, and what else is computed beside."""
@@ -282,7 +285,7 @@ def _read_manifest(path: Path) -> Manifest:
         manifest.require_covered()
     except ValueError as exc:
         raise ArtifactDamaged(path, f"{MANIFEST}: {exc}") from exc
-    if manifest.files.keys() != RECORDED:
+    if manifest.files.keys() - {PIECES} != RECORDED:
         reason = f"{MANIFEST} names the files {cut_repr(sorted(manifest.files))}, not {', '.join(sorted(RECORDED))}"
         raise ArtifactDamaged(path, reason)
     if manifest.files[TOKENIZER].sha256 != manifest.space.tokenizer:
