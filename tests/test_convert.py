@@ -30,7 +30,7 @@ from vecferry.errors import (
     UnsupportedModel,
     VerificationFailed,
 )
-from vecferry.model.artifact import Artifact
+from vecferry.model.artifact import IN_FOLDER, Artifact
 from vecferry.model.checkpoint import Model, heads_digest, read_model, weights_digest
 from vecferry.model.sources import open_source
 from vecferry.model.spec import Overrides, read_spec
@@ -129,7 +129,7 @@ def test_converting_again_gives_the_same_bytes(short_checkpoint: Path, tmp_path:
     for _ in range(2):
         convert_checkpoint(open_source(str(short_checkpoint)), tmp_path / "out")
         written.append({file.name: file.read_bytes() for file in sorted((tmp_path / "out").iterdir())})
-    assert set(written[0]) == {"model.onnx", "model.onnx.data", "tokenizer.json", "manifest.json", "verification.json"}
+    assert set(written[0]) == IN_FOLDER
     for name, content in written[0].items():
         assert written[1][name] == content, name
 

@@ -145,7 +145,19 @@ def test_sql_of_the_migration_page_runs(connection: psycopg.Connection) -> None:
 
 
 OFF_BY_DEFAULT = {
-    *("source", "where", "layout", "new_vector", "key", "tenant", "database", "rows_per_s", "max_query_ms", "address"),
+    *(
+        "source",
+        "where",
+        "layout",
+        "serve",
+        "new_vector",
+        "key",
+        "tenant",
+        "database",
+        "rows_per_s",
+        "max_query_ms",
+        "address",
+    ),
     *("cpus_per_worker", "prefix", "query_prefix", "max_characters", "max_tokens", "dimension"),
 }
 

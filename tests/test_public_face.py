@@ -26,7 +26,8 @@ NAMES = {
     "Router": "class (store, *, old, new, max_age_s)",
     "VecferryError": "class",
     "colbert_scores": "function (queries, passages)",
-    "convert_checkpoint": "function (checkpoint, output, *, overrides, precision, labelled, override, verified, progress)",
+    "convert_checkpoint": "function "
+    "(checkpoint, output, *, overrides, precision, labelled, override, verified, progress)",
     "dense_scores": "function (queries, passages)",
     "hybrid_scores": "function (queries, passages, weights)",
     "lexical_scores": "function (queries, passages)",

@@ -392,7 +392,7 @@ def test_a_collection_that_shares_its_table_is_migrated_alone(
 ) -> None:
     langchain_collections(connection, encoder)
     done = init(database_url, code=2)
-    assert "one of langchain_pg_embedding, docs, o'faq." in done.stderr
+    assert "one of langchain_pg_embedding, docs, o'faq, or a pattern" in done.stderr
     facts = found(database_url, "--collection", "o'faq")
     assert (facts["framework"], facts["text"], facts["confirmed"]) == ("LangChain PGVector", "document", True)
     store = read_config(here / "migration.toml").store

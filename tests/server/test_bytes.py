@@ -160,7 +160,7 @@ def test_numpys_and_arrows_forms_are_the_librarys(
     assert ids == [str(row) for row in range(len(texts))]
     assert_same(embeddings, expected)
     table = pa.ipc.open_stream(http.post("/v1/m3", json=body, headers={"accept": ARROW}).content).read_all()
-    assert table.schema.metadata == {b"fingerprint": expected.fingerprint.encode()}
+    assert table.schema.metadata == {b"fingerprint": expected.fingerprint.encode(), b"form": b"fp32"}
     assert table["id"].to_pylist() == ids
     np.testing.assert_array_equal(flat(table, "dense").reshape(-1, 64), expected.dense)
     np.testing.assert_array_equal(table["num_tokens"].to_numpy(), expected.num_tokens)
